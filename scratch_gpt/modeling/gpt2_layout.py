@@ -1,0 +1,54 @@
+"""GPT-2's tensor names and layouts <-> ours: one declared table that transformers' loader runs both ways.
+
+    GPT-2                      ours
+    wte.weight                 embed_tokens.weight
+    wpe.weight                 embed_positions.weight
+    h.N                        layers.N
+    attn.c_attn (D, 3D)        attn.q_proj, attn.k_proj, attn.v_proj, each (D, D) transposed
+    attn.c_proj (in, out)      attn.o_proj (out, in)
+    mlp.c_fc, mlp.c_proj       mlp.up_proj, mlp.down_proj, transposed
+    ln_f                       norm
+
+GPT-2 keeps its matrices as Conv1D, (in, out); nn.Linear keeps (out, in). This file travels inside every checkpoint.
+"""
+
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Split, Transpose, WeightConverter, WeightRenaming
+
+
+def _renamed(theirs: str, ours: str) -> WeightRenaming:
+    # Anchored on both sides: on the way back `norm.` must not match inside another module's name.
+    return WeightRenaming(rf"(^|\.){theirs}\.", rf"\1{ours}\.")
+
+
+def _projection(theirs: str, ours: str) -> list:
+    return [
+        WeightConverter(rf"\.{theirs}\.weight", rf"\.{ours}\.weight", [Transpose(0, 1)]),
+        WeightRenaming(rf"\.{theirs}\.bias", rf"\.{ours}\.bias"),
+    ]
+
+
+_QKV = [f".attn.{name}_proj." for name in "qkv"]
+
+GPT2_LAYOUT = [
+    _renamed("wte", "embed_tokens"),
+    _renamed("wpe", "embed_positions"),
+    _renamed("h", "layers"),
+    _renamed("ln_f", "norm"),
+    WeightConverter(r"\.attn\.c_attn\.weight", [name + "weight" for name in _QKV], [Transpose(0, 1), Split(dim=0)]),
+    WeightConverter(r"\.attn\.c_attn\.bias", [name + "bias" for name in _QKV], [Split(dim=0)]),
+    *_projection(r"attn\.c_proj", r"attn\.o_proj"),
+    *_projection(r"mlp\.c_fc", r"mlp\.up_proj"),
+    *_projection(r"mlp\.c_proj", r"mlp\.down_proj"),
+]
+
+# Causal-mask buffers that old GPT-2 checkpoints carry. Ours are made in forward.
+GPT2_BUFFERS = [r"attn\.(masked_)?bias$"]
+
+
+def register_gpt2_layout(model_type: str) -> None:
+    """Let `from_pretrained` of `model_type` read GPT-2 checkpoints. Safe to call again (remote code does)."""
+    register_checkpoint_conversion_mapping(model_type, GPT2_LAYOUT, overwrite=True)
+
+
+__all__ = ["GPT2_BUFFERS", "GPT2_LAYOUT", "register_gpt2_layout"]

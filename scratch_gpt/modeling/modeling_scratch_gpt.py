@@ -1,0 +1,404 @@
+"""Token ids -> hidden states -> logits: the whole GPT in one sitting, in the order a token meets it.
+
+B batch, T queries (this call's tokens), S keys (cached and new), H heads, K head size, D width, V vocabulary.
+
+GPT-2's architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+This file travels inside every checkpoint, so it imports only torch and transformers.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_scratch_gpt import ScratchGPTConfig
+from .gpt2_layout import GPT2_BUFFERS, register_gpt2_layout
+
+
+register_gpt2_layout(ScratchGPTConfig.model_type)
+
+
+# --- Attention ---------------------------------------------------------------------------------------------------
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,  # (B, H, T, K)
+    key: torch.Tensor,  # (B, H, S, K)
+    value: torch.Tensor,  # (B, H, S, K)
+    attention_mask: torch.Tensor | None,  # (B or 1, 1, T, S), added to the scores: 0 to see, very negative to hide
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention in plain steps (Vaswani et al. 2017, equation 1).
+
+    Returns:
+        The context vectors (B, T, H, K), and the attention weights (B, H, T, S), whose rows sum to 1 before dropout.
+    """
+    scores = query @ key.transpose(-2, -1) * scaling  # (B, H, T, S)
+    if attention_mask is None:  # the future is hidden: query t is the key S - T + t
+        T, S = scores.shape[-2:]
+        seen = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    context = weights @ value  # (B, H, T, K)
+    return context.transpose(1, 2).contiguous(), weights
+
+
+class ScratchGPTAttention(nn.Module):
+    """Multi-head causal self-attention, (B, T, D) -> (B, T, D)."""
+
+    is_causal = True
+
+    def __init__(self, config: ScratchGPTConfig, layer_idx: int):
+        super().__init__()
+        D = config.hidden_size
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = D // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(D, D, bias=config.attention_bias)
+        self.k_proj = nn.Linear(D, D, bias=config.attention_bias)
+        self.v_proj = nn.Linear(D, D, bias=config.attention_bias)
+        self.o_proj = nn.Linear(D, D)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        B, T, _ = x.shape
+
+        def split_heads(y: torch.Tensor) -> torch.Tensor:
+            return y.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)
+
+        q, k, v = split_heads(self.q_proj(x)), split_heads(self.k_proj(x)), split_heads(self.v_proj(x))
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)  # (B, H, S, K): what was seen before comes first
+
+        # The config's `_attn_implementation` names the backend; "eager" is the function above.
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        context, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+        context = context.reshape(B, T, -1)  # heads merged: (B, T, H, K) -> (B, T, H * K)
+        return self.o_proj(context), weights
+
+
+# --- The block ---------------------------------------------------------------------------------------------------
+
+
+class ScratchGPTMLP(nn.Module):
+    """Each position on its own, (B, T, D) -> (B, T, D) through a wider layer and GELU (tanh form)."""
+
+    def __init__(self, config: ScratchGPTConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.up_proj(x)))
+
+
+class ScratchGPTBlock(GradientCheckpointingLayer):
+    """Pre-norm transformer block: what attention and MLP find is added to the residual stream."""
+
+    def __init__(self, config: ScratchGPTConfig, layer_idx: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = ScratchGPTAttention(config, layer_idx)
+        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ScratchGPTMLP(config)
+        self.dropout = nn.Dropout(config.resid_dropout)
+
+    def forward(self, x: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x), **kwargs)[0])
+        x = x + self.dropout(self.mlp(self.ln_2(x)))
+        return x
+
+
+# --- The base model ----------------------------------------------------------------------------------------------
+
+
+class ScratchGPTPreTrainedModel(PreTrainedModel):
+    """What every ScratchGPT class shares: initialisation, loading and saving, and what transformers may do with it."""
+
+    config: ScratchGPTConfig
+    base_model_prefix = "transformer"  # GPT-2's own prefix: no rename between the two layouts is needed for it
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ScratchGPTBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ScratchGPTBlock, "attentions": ScratchGPTAttention}
+    _keys_to_ignore_on_load_unexpected = GPT2_BUFFERS
+
+    def __init__(self, config: ScratchGPTConfig, *args, **kwargs):
+        config.validate_architecture()  # the config may have been changed since it was made
+        super().__init__(config, *args, **kwargs)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # GPT-2: normal with std 0.02, biases 0, norms 1. The two projections that write into the residual stream are
+        # scaled by 1 / sqrt(2 * layers), so that the stream's variance does not grow with depth.
+        super()._init_weights(module)
+        std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+        if isinstance(module, ScratchGPTAttention):
+            init.normal_(module.o_proj.weight, std=std)
+        elif isinstance(module, ScratchGPTMLP):
+            init.normal_(module.down_proj.weight, std=std)
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """transformers' `save_pretrained`, with our own tensor names whatever layout the weights were read from."""
+        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+
+class ScratchGPTModel(ScratchGPTPreTrainedModel):
+    """Token ids (B, T) -> hidden states (B, T, D): embeddings, the blocks, the final norm."""
+
+    def __init__(self, config: ScratchGPTConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.embed_dropout)
+        self.layers = nn.ModuleList([ScratchGPTBlock(config, n) for n in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """The last hidden states, and on request the cache, every layer's hidden states and attention weights.
+
+        Args:
+            input_ids: (B, T) token ids. Give these or `inputs_embeds` (B, T, D).
+            attention_mask: (B, S), 1 for a token and 0 for padding on either side. Positions are counted from it.
+            position_ids: (B, T). Restarting at 0 inside a row marks packed documents, which then do not see each
+                other (give no attention_mask, and `use_cache=False`: a cache makes one document of the row).
+            past_key_values: what earlier calls have seen.
+
+        Raises:
+            ValueError: positions beyond `max_position_embeddings`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)  # (B, T, D)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        T = inputs_embeds.shape[1]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,  # as given: only a caller who packs documents restarts them
+        )
+        if position_ids is None:
+            if attention_mask is not None and attention_mask.dim() == 2:  # padding takes no position
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
+            else:
+                position_ids = torch.arange(T, device=inputs_embeds.device).unsqueeze(0) + past
+        limit = self.config.max_position_embeddings
+        if not torch.compiler.is_compiling() and past + T > limit and int(position_ids.max()) >= limit:
+            raise ValueError(
+                f"The input reaches {int(position_ids.max()) + 1} tokens, but this model has max_position_embeddings="
+                f"{limit}. Shorten the prompt, ask for fewer new tokens, or use a model with a longer context."
+            )
+
+        x = self.dropout(inputs_embeds + self.embed_positions(position_ids))
+        for block in self.layers[: self.config.num_hidden_layers]:
+            x = block(x, attention_mask=causal_mask, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+
+
+# --- The heads ---------------------------------------------------------------------------------------------------
+
+
+class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
+    """The base model with a language modelling head, by default the token embedding used a second time."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: ScratchGPTConfig):
+        super().__init__(config)
+        self.transformer = ScratchGPTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V), and the cross-entropy in nats where a label asks for it.
+
+        Args:
+            labels: (B, T), Hugging Face's convention: the row's own ids, shifted here; -100 is not asked.
+            shift_labels: (B, T), instead of `labels`: the token that comes next at each position, taken as it is.
+            num_items_in_batch: divide the summed loss by this number instead of by this call's labels.
+            logits_to_keep: how many last positions to score, 0 for all; or the positions themselves.
+        """
+        asked = labels is not None or kwargs.get("shift_labels") is not None
+        if asked and use_cache is None:
+            use_cache = False  # a loss needs no cache, and a cache would join packed documents
+        outputs = self.transformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if asked:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def classification_loss(
+    logits: torch.Tensor,  # (B, C)
+    labels: torch.Tensor,  # (B,) class numbers or values, (B, C) several labels or values
+    problem_type: str | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy, binary cross-entropy or squared error, as `problem_type` or the labels' type and shape say.
+
+    Summed, then divided once: by the labels of this call, or by `num_items_in_batch` where a batch is spread over
+    several calls, so that the gradient does not depend on how it was spread.
+    """
+    if problem_type is None:
+        whole = labels.dtype in (torch.int64, torch.int32)
+        problem_type = "single_label_classification" if whole else "multi_label_classification"
+        if logits.shape[-1] == 1:
+            problem_type = "regression"
+    if problem_type == "single_label_classification":
+        labels = labels.view(-1)
+        total, count = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"), (labels != -100).sum()
+    elif problem_type == "multi_label_classification":
+        total = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+        count = labels.numel()
+    else:
+        total = F.mse_loss(logits.view(-1), labels.view(-1).to(logits.dtype), reduction="sum")
+        count = labels.numel()
+    if torch.is_tensor(num_items_in_batch):
+        num_items_in_batch = num_items_in_batch.to(logits.device)
+    return total / (count if num_items_in_batch is None else num_items_in_batch)
+
+
+class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
+    """The base model with a linear head on the last token of each text."""
+
+    def __init__(self, config: ScratchGPTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = ScratchGPTModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """Logits (B, C), read at the last token that `attention_mask` attends to; without a mask, at the last one."""
+        outputs = self.transformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        x = outputs.last_hidden_state  # (B, T, D)
+        B, T, _ = x.shape
+        last = torch.full((B,), T - 1, device=x.device)
+        if attention_mask is not None and attention_mask.dim() == 2:
+            last = T - 1 - attention_mask[:, -T:].long().flip(-1).argmax(-1)  # the first 1 from the right
+        logits = self.score(x[torch.arange(B, device=x.device), last])
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config.problem_type, num_items_in_batch)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "ScratchGPTForCausalLM",
+    "ScratchGPTForSequenceClassification",
+    "ScratchGPTModel",
+    "ScratchGPTPreTrainedModel",
+]
