@@ -1,0 +1,235 @@
+"""A name -> documents: the embedded default, local files or a Hub dataset, as `datasets` rows of {"text": str}.
+
+The only file that imports `datasets`.
+"""
+
+import ast
+import glob
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+
+
+EMBEDDED = "python-docs"
+LOADERS = {  # file ending -> the `datasets` loader that reads it
+    ".txt": ("text", {"sample_by": "document"}),
+    ".md": ("text", {"sample_by": "document"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".csv": ("csv", {}),
+    ".parquet": ("parquet", {}),
+}
+NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
+
+
+def open_documents(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+) -> datasets.Dataset:
+    """Documents as rows of {"text": str}; empty ones are left out.
+
+    Args:
+        dataset: `python-docs` (the documentation of the running Python, needs no download), a local file, folder or
+            glob of .txt, .md, .json, .jsonl, .csv or .parquet, or a dataset id on the Hugging Face Hub.
+        config, split, revision: of a Hub dataset.
+
+    Raises:
+        ValueError: nothing there, nothing readable, no such column, no text.
+    """
+    if dataset == EMBEDDED:
+        rows = _python_documentation()
+    elif _looks_local(dataset):
+        rows = _open_files(dataset, _local_files(dataset))
+    else:
+        try:
+            rows = datasets.load_dataset(dataset, config, split=split, revision=revision)
+        except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
+            raise ValueError(
+                f"--dataset {dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
+                f"({_one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
+            ) from error
+    if text_column not in rows.column_names:
+        raise ValueError(
+            f"{dataset} has no column {text_column!r}; it has {', '.join(rows.column_names)}. Choose with --text-column."
+        )
+    kind = rows.features[text_column]
+    if getattr(kind, "dtype", None) not in ("string", "large_string"):
+        raise ValueError(f"Column {text_column!r} of {dataset} holds {kind}, not text. Choose with --text-column.")
+    rows = rows.select_columns(text_column)
+    if text_column != "text":
+        rows = rows.rename_column(text_column, "text")
+    rows = rows.filter(_has_text, batched=True, desc="Reading documents")
+    if len(rows) == 0:
+        raise ValueError(f"{dataset} holds no text: every document of column {text_column!r} is empty.")
+    return rows
+
+
+def split_documents(
+    documents: datasets.Dataset, validation_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0
+) -> dict[str, datasets.Dataset]:
+    """Documents -> {"train", "validation", "test"}, whole documents each; a corpus of one is cut by position.
+
+    Which documents go where is a function of the seed and their number. A fraction of 0 leaves that split out.
+
+    Raises:
+        ValueError: fractions outside [0, 1) or together 1 or more, or fewer documents than splits.
+    """
+    fractions = {"validation": validation_fraction, "test": test_fraction}
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{name}_fraction is {fraction}; it has to be at least 0 and less than 1.")
+    if sum(fractions.values()) >= 1:
+        raise ValueError(
+            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to train on."
+        )
+    asked = {name: fraction for name, fraction in fractions.items() if fraction > 0}
+    n = len(documents)
+    if n == 1:
+        return _cut_by_position(documents[0]["text"], asked)
+    if n < 1 + len(asked):
+        raise ValueError(f"{n} documents cannot be split into train, {' and '.join(asked)}. Set a fraction to 0.")
+    order = np.random.default_rng(seed).permutation(n)
+    splits = {}
+    for name, fraction in asked.items():
+        take = min(max(1, round(fraction * n)), len(order) - 1)
+        splits[name], order = documents.select(np.sort(order[:take])), order[take:]
+    return {"train": documents.select(np.sort(order)), **splits}
+
+
+class TokenStream(NamedTuple):
+    """All documents of a split as one row of token ids, each ended by EOS."""
+
+    ids: np.ndarray  # (N,) uint16 or uint32
+    documents: int
+    bytes: int  # of UTF-8 text
+
+
+def token_stream(
+    documents: datasets.Dataset, encode_batch: Callable[[list[str]], list[list[int]]], eos_token_id: int, desc: str
+) -> TokenStream:
+    """Tokenise each document, end it with EOS and join them in order.
+
+    Args:
+        encode_batch: texts -> ids, adding nothing.
+        desc: what the progress bar says.
+    """
+
+    def tokenize(batch: dict) -> dict:
+        return {
+            "input_ids": [[*ids, eos_token_id] for ids in encode_batch(batch["text"])],
+            "bytes": [len(text.encode()) for text in batch["text"]],
+        }
+
+    rows = documents.map(tokenize, batched=True, batch_size=100, remove_columns="text", desc=desc)
+    rows = rows.with_format("numpy")
+    chunks = [ids for batch in rows.iter(1000) for ids in batch["input_ids"]]
+    largest = max(int(ids.max()) for ids in chunks)
+    ids = np.concatenate(chunks).astype(np.uint16 if largest < 2**16 else np.uint32)
+    return TokenStream(ids, len(rows), int(np.sum(rows["bytes"][:])))
+
+
+# --- Where documents come from -----------------------------------------------------------------------------------
+
+
+def _python_documentation() -> datasets.Dataset:
+    stdlib = sysconfig.get_path("stdlib")
+    rows = datasets.Dataset.from_generator(
+        _documentation, gen_kwargs={"stdlib": stdlib, "version": sysconfig.get_config_var("py_version") or ""}
+    )
+    if len(rows) < 100:
+        raise ValueError(
+            f"This Python was installed without its sources (only {len(rows)} documented modules found), so there is "
+            "no embedded text. Give your own with --dataset FILE."
+        )
+    return rows
+
+
+def _documentation(stdlib: str, version: str) -> Iterator[dict]:
+    # One document a module: its docstrings in source order; then pydoc's topics. Read as text, nothing is imported,
+    # so it works under -OO too. `version` is here for the cache: another Python is another text.
+    seen = set()
+    for path in sorted(Path(stdlib).rglob("*.py")):
+        if NOT_PROSE & set(path.relative_to(stdlib).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            continue
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
+        new = [text for text in dict.fromkeys(found) if text and text not in seen]
+        seen.update(new)
+        if new:
+            yield {"text": "\n\n".join(new)}
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return
+    for text in dict.fromkeys(topics.values()):
+        yield {"text": text}
+
+
+def _looks_local(dataset: str) -> bool:
+    path = Path(dataset).expanduser()
+    return path.exists() or glob.has_magic(dataset) or path.is_absolute() or path.suffix.lower() in LOADERS
+
+
+def _local_files(dataset: str) -> list[Path]:
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in LOADERS and file.is_file())
+    if path.exists():
+        return [path]
+    return sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
+
+
+def _open_files(dataset: str, paths: list[Path]) -> datasets.Dataset:
+    if not paths:
+        raise ValueError(f"--dataset {dataset!r}: no such file, or none that ends in {', '.join(LOADERS)}.")
+    unknown = [path.name for path in paths if path.suffix.lower() not in LOADERS]
+    if unknown:
+        raise ValueError(
+            f"{dataset} holds {unknown[0]}, whose ending is none of {', '.join(LOADERS)}. Convert or rename it."
+        )
+    parts = []
+    for loader, options in dict.fromkeys((name, tuple(options.items())) for name, options in LOADERS.values()):
+        files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()][0] == loader]
+        if not files:
+            continue
+        try:
+            parts.append(datasets.load_dataset(loader, data_files=files, split="train", **dict(options)))
+        except Exception as error:  # a loader wraps whatever went wrong in its own kinds
+            cause = error.__cause__ or error
+            names = ", ".join(Path(file).name for file in files[:3])
+            raise ValueError(f"{names} cannot be read as {loader}: {_one_line(cause)}") from error
+    if len(parts) > 1 and len({tuple(sorted(part.column_names)) for part in parts}) > 1:
+        shared = set.intersection(*(set(part.column_names) for part in parts))
+        parts = [part.select_columns(sorted(shared)) for part in parts]
+    return datasets.concatenate_datasets(parts)
+
+
+def _cut_by_position(text: str, fractions: dict[str, float]) -> dict[str, datasets.Dataset]:
+    start = round(len(text) * (1 - sum(fractions.values())))
+    cuts = {"train": text[:start]}
+    for name, fraction in fractions.items():
+        end = start + round(len(text) * fraction)
+        cuts[name], start = text[start:end], end
+    return {name: datasets.Dataset.from_dict({"text": [cut]}) for name, cut in cuts.items()}
+
+
+def _has_text(batch: dict) -> list[bool]:
+    return [bool(text) and not text.isspace() for text in batch["text"]]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+__all__ = ["EMBEDDED", "TokenStream", "open_documents", "split_documents", "token_stream"]

@@ -1,0 +1,80 @@
+"""A token stream -> overlapping windows of `max_length`, each with the token that comes next at every position.
+
+    stream             I  HAD always thought Jack Gis burn rather ...
+    window 0 asks      input_ids [I, HAD, always, thought] -> shift_labels [HAD, always, thought, Jack]
+    window 1, stride 4 input_ids [Jack, Gis, burn, rather] -> shift_labels [Gis, burn, rather, ...]
+
+At stride = max_length every token but the stream's first is asked exactly once, at a window's edge too.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+
+IGNORED = -100  # the label of a position that asks nothing
+
+
+class Windows:
+    """The windows of one stream, made when asked for: `windows[k]` is {"input_ids": (T,), "shift_labels": (T,)}.
+
+    Args:
+        ids: (N,) the stream.
+        max_length: positions in a window.
+        stride: from one window's start to the next. Smaller than max_length repeats tokens, larger leaves gaps.
+        overlap: what tokens that an earlier window has asked do: "ask" again (the book's way, the default), or stand
+            as "context" only, so that each token is still asked once.
+        drop_tail: leave out the last window where it is shorter than max_length.
+
+    Raises:
+        ValueError: a length or stride below 1, or a stream too short for one window.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        max_length: int,
+        stride: int | None = None,
+        overlap: Literal["ask", "context"] = "ask",
+        drop_tail: bool = False,
+    ):
+        stride = max_length if stride is None else stride
+        if max_length < 1 or stride < 1:
+            raise ValueError(f"max_length {max_length} and stride {stride} have to be at least 1.")
+        if overlap not in ("ask", "context"):
+            raise ValueError(f"overlap is {overlap!r}; it is 'ask' or 'context'.")
+        asked = len(ids) - 1  # every token but the first can be asked
+        needed = max_length if drop_tail else 1
+        if asked < needed:
+            raise ValueError(f"{len(ids)} tokens are fewer than one window takes ({needed + 1}).")
+        self.ids, self.max_length, self.stride, self.overlap = ids, max_length, stride, overlap
+        whole = max(0, (asked - max_length) // stride + 1)
+        # a shorter window at the end, where the whole ones leave tokens unasked and it starts before the last token
+        reached = (whole - 1) * stride + max_length if whole else 0
+        tail = not drop_tail and reached < asked and whole * stride < asked
+        self.count = whole + tail
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        if not 0 <= k < self.count:
+            raise IndexError(k)
+        start = k * self.stride
+        row = self.ids[start : start + self.max_length + 1].astype(np.int64)
+        inputs, targets = row[:-1], row[1:].copy()
+        if self.overlap == "context" and k > 0:
+            targets[: max(0, self.max_length - self.stride)] = IGNORED
+        return {"input_ids": inputs, "shift_labels": targets}
+
+
+def require_full_window(ids: np.ndarray, max_length: int, split: str) -> None:
+    """Raise a ValueError where a split does not fill a single window."""
+    if len(ids) < max_length + 1:
+        raise ValueError(
+            f"The {split} split has {len(ids)} tokens, but one window of max_length {max_length} takes "
+            f"{max_length + 1}. Give more text, a larger {split} share, or a smaller --max-length."
+        )
+
+
+__all__ = ["IGNORED", "Windows", "require_full_window"]

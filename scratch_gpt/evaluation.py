@@ -1,0 +1,51 @@
+"""A model and held-out batches -> loss, perplexity and bits per byte, the same at every batch size."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from .objectives import Batch, Objective
+
+
+@torch.no_grad()
+def mean_losses(
+    model: nn.Module,
+    batches: Iterable[tuple[Batch, bool]],
+    objective: Objective,
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+) -> dict[str, float]:
+    """Each term's sum over all batches divided once by its count; NaN where nothing was asked.
+
+    Args:
+        batches: (batch, counted) pairs; a batch that is not counted only keeps processes in step.
+        reduce: sums a tensor over processes.
+    """
+    was_training = model.training
+    model.eval()
+    totals: dict[str, torch.Tensor] = {}  # term -> [sum, count]
+    for batch, counted in batches:
+        counts, sums = objective.counts(batch), objective.sums(model, batch)
+        for name in sums:
+            pair = torch.stack([sums[name].double(), counts[name].to(sums[name].device).double()]) * counted
+            totals[name] = totals[name] + pair if name in totals else pair
+    model.train(was_training)
+    reduced = {name: reduce(pair).tolist() for name, pair in totals.items()}
+    return {name: total / count if count else math.nan for name, (total, count) in reduced.items()}
+
+
+def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
+    """Loss in nats per token -> {"loss", "perplexity", "bits_per_byte"}.
+
+    Bits per byte = loss / ln 2 * tokens / bytes, with the tokens (EOS counted) and UTF-8 bytes of the whole split. It
+    does not depend on the tokenizer, so models with different ones can be compared by it.
+    """
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": loss / math.log(2) * tokens_per_byte,
+    }
+
+
+__all__ = ["language_metrics", "mean_losses"]

@@ -1,0 +1,472 @@
+"""Rows, a model and an objective -> a trained model: the only training loop, on Accelerate.
+
+One step is one optimizer update over a global batch of batch_size x accumulation_steps x processes rows. Which rows
+those are is a function of (seed, step) alone, not of how the global batch is cut. Neither is the gradient: every sum
+is divided once, by the count over all micro-batches and processes.
+"""
+
+import gc
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .checkpoints import load_checkpoint, save_checkpoint
+
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run goes, whatever its task. Of the limits, the first that is reached ends it; None is no limit."""
+
+    batch_size: int  # rows per process and micro-batch
+    accumulation_steps: int = 1
+    max_steps: int | None = None
+    epochs: float | None = None
+    max_tokens: int | None = None  # targets
+    max_seconds: float | None = None
+    max_grad_norm: float | None = 1.0
+    eval_every: int | None = None  # steps; the first and the last are evaluated in any case
+    patience: int | None = None  # evaluations without a new best before the run ends
+    best_of: str = "eval_loss"
+    checkpoint_every: int | None = None  # steps; the last is kept in any case
+    keep: int = 2
+    log_every: int = 10
+    workers: int = 0
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what a resumed run needs besides weights and optimizer."""
+
+    step: int = 0
+    position: int = 0  # rows taken from the endless sequence of shuffled epochs
+    tokens: int = 0  # targets learned from
+    best_metric: float | None = None
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+    last_evaluation: dict[str, float] = field(default_factory=dict)
+    stopped_early: bool = False
+
+
+# --- Starting ----------------------------------------------------------------------------------------------------
+
+
+def best_precision(device: str) -> str:
+    """What the device does well: "bf16" where it is native, else "no", which is fp32."""
+    if device == "cpu":
+        able = torch.cpu.get_capabilities()
+        return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "no"
+
+
+def make_accelerator(
+    device: str = "auto",
+    mixed_precision: str = "auto",
+    expect_processes: int | None = None,
+    report_to: str | None = None,
+    output_dir: Path | None = None,
+) -> Accelerator:
+    """The Accelerator of this launch.
+
+    Raises:
+        ValueError: a device that is not there, or another number of processes than was asked for.
+    """
+    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = found if device == "auto" else device
+    if device not in ("cpu", found):
+        raise ValueError(f"device {device} was asked for, but this machine has {found}. Give --device {found}.")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if expect_processes is not None and launched != expect_processes:
+        raise ValueError(
+            f"expect_processes is {expect_processes}, but {launched} started. (`accelerate launch --cpu "
+            "--num_processes N` always starts one.) Launch as the README shows for several processes."
+        )
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=best_precision(device) if mixed_precision == "auto" else mixed_precision,
+        log_with=report_to,
+        project_dir=str(output_dir) if report_to else None,
+    )
+    if accelerator.num_processes != launched:
+        raise ValueError(f"{launched} processes were launched, but they do not form one group of {launched}.")
+    return accelerator
+
+
+# --- Which rows come when ----------------------------------------------------------------------------------------
+
+
+def derive_seed(*parts: int) -> int:
+    """A 63-bit seed that is a function of its parts, well mixed."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+@lru_cache(maxsize=2)
+def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
+    """A permutation of range(rows), a function of its arguments alone."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    return torch.randperm(rows, generator=generator).tolist()
+
+
+class Steps:
+    """`steps[n]` -> the micro-batches of step n for one process, as (batch, counted) pairs.
+
+    The rows of an endless sequence of shuffled epochs, `end` of them at most, `global_batch` a step. A step's rows are
+    cut into chunks of batch_size; micro-batch m of process r is chunk m * processes + r. Where the last step leaves a
+    process without rows it repeats one, not counted, so that all processes take part in each exchange of gradients.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence,
+        collate: Callable[[list], Batch],
+        settings: Settings,
+        processes: int = 1,
+        rank: int = 0,
+        end: int | None = None,
+        start: tuple[int, int] = (0, 0),  # (step, position) that the sequence is entered at
+    ):
+        self.rows, self.collate, self.seed = rows, collate, settings.seed
+        self.batch_size, self.processes, self.rank = settings.batch_size, processes, rank
+        self.global_batch = settings.batch_size * settings.accumulation_steps * processes
+        self.end, self.start = end, start
+
+    def positions(self, step: int) -> range:
+        """The places in the endless sequence that step n takes its rows from."""
+        first = self.start[1] + (step - self.start[0]) * self.global_batch
+        last = first + self.global_batch
+        return range(first, last if self.end is None else min(last, self.end))
+
+    def __getitem__(self, step: int) -> list[tuple[Batch, bool]]:
+        n = len(self.rows)
+        indices = [epoch_order(n, self.seed, place // n)[place % n] for place in self.positions(step)]
+        return [(self.collate([self.rows[i] for i in chunk]), counted) for chunk, counted in self._cut(indices)]
+
+    def _cut(self, indices: list[int]) -> list[tuple[list[int], bool]]:
+        chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        mine = chunks[self.rank :: self.processes]
+        missing = -(-len(chunks) // self.processes) - len(mine)
+        return [(chunk, True) for chunk in mine] + [(indices[:1], False)] * missing
+
+
+def evaluation_batches(
+    accelerator: Accelerator,
+    rows: Sequence,
+    collate: Callable[[list], Batch],
+    batch_size: int,
+    batches: int | None = None,
+    workers: int = 0,
+) -> Iterator[tuple[Batch, bool]]:
+    """(batch, counted) over all rows in order, shared out over the processes; `batches` a process at most."""
+    n = len(rows) if batches is None else min(len(rows), batches * batch_size * accelerator.num_processes)
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    chunks = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+    mine = chunks[rank::processes]
+    mine += [range(1)] * (-(-len(chunks) // processes) - len(mine))  # keep in step with the others
+    source = DataLoader(rows, batch_sampler=mine, collate_fn=collate, num_workers=workers, generator=torch.Generator())
+    for c, batch in enumerate(source):
+        yield to_device(batch, accelerator.device), rank + c * processes < len(chunks)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def planned_steps(settings: Settings, rows: int, processes: int, tokens_per_row: float) -> int:
+    """The number of optimizer steps until the first limit (other than time) is reached; ValueError without one."""
+    global_batch = settings.batch_size * settings.accumulation_steps * processes
+    limits = []
+    if settings.max_steps is not None:
+        limits.append(settings.max_steps)
+    if settings.epochs is not None:
+        limits.append(math.ceil(round(settings.epochs * rows) / global_batch))
+    if settings.max_tokens is not None:
+        limits.append(math.ceil(settings.max_tokens / (tokens_per_row * global_batch)))
+    if not limits:
+        raise ValueError("Nothing says how long to train: give --max-steps, --epochs or --max-tokens.")
+    return min(limits)
+
+
+# --- The loop ----------------------------------------------------------------------------------------------------
+
+
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    learning_rate: Callable[[int], float],
+    rows: Sequence,
+    collate: Callable[[list], Batch],
+    objective: Any,
+    settings: Settings,
+    steps: int,
+    output_dir: Path,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    on_evaluation: Callable[[nn.Module, Progress, bool], str] = lambda model, progress, is_best: "",
+    resume_from: Path | None = None,
+) -> tuple[nn.Module, Progress]:
+    """Train for `steps` steps; returns the prepared model and where it stands.
+
+    Args:
+        learning_rate: step, counted from 0 -> its rate.
+        rows: indexable and sized; `collate` makes a batch of a list of them, `objective` (objectives.py) scores it.
+        evaluate: model -> {"eval_loss": ..., ...}, before the first step, every `eval_every` steps and after the last.
+        on_evaluation: called after each on every process, with whether it is the best so far; returns what to show.
+
+    Writes `metrics.jsonl` and `checkpoints/` into output_dir.
+    """
+    model, optimizer = accelerator.prepare(model, optimizer)
+    progress = Progress()
+    fingerprint = {"seed": settings.seed, "rows": len(rows), "steps": steps}
+    if resume_from is not None:
+        progress = _resume(resume_from, accelerator.unwrap_model(model), optimizer, fingerprint)
+    metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress.step)
+    bar = tqdm(initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True)
+    watch = Watch(accelerator, evaluate, on_evaluation, settings, metrics, bar)
+    if progress.step == 0:
+        watch(model, progress)
+    if progress.step < steps:
+        settings = _fit_memory(accelerator, model, optimizer, rows, collate, objective, settings)
+
+    end = None if settings.epochs is None else round(settings.epochs * len(rows))
+    source = Steps(
+        *(rows, collate, settings, accelerator.num_processes, accelerator.process_index, end),
+        start=(progress.step, progress.position),
+    )
+    ahead = DataLoader(
+        source,
+        batch_size=None,
+        sampler=range(progress.step, steps),
+        num_workers=settings.workers,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # its own: opening a loader leaves the global random state alone
+    )
+    model.train()
+    metrics.start_clock()
+    for micro_batches in ahead:
+        counts, stop = _totals(accelerator, objective, micro_batches, metrics.seconds > (settings.max_seconds or math.inf))
+        rate = learning_rate(progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        torch.manual_seed(derive_seed(settings.seed, progress.step, accelerator.process_index))  # dropout
+        for n, (batch, counted) in enumerate(micro_batches, start=1):
+            with nullcontext() if n == len(micro_batches) else accelerator.no_sync(model):
+                sums = objective.sums(model, to_device(batch, accelerator.device))
+                loss = sum(sums[name] * counted / counts[name] for name in sums)
+                accelerator.backward(loss * accelerator.num_processes)  # DDP takes the mean over processes
+            metrics.add_loss(loss)
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        progress.position = source.positions(progress.step).stop
+        progress.step += 1
+        progress.tokens += counts["loss"]
+        stop = stop or progress.tokens >= (settings.max_tokens or math.inf)
+        bar.update()
+        if progress.step % settings.log_every == 0 or progress.step == steps or stop:
+            metrics.log(progress, bar, learning_rate=rate, grad_norm=grad_norm, epoch=progress.position / len(rows))
+        if progress.step == steps or stop or _is_due(settings.eval_every, progress.step):
+            stop = watch(model, progress) or stop
+        progress.stopped_early = stop and progress.step < steps
+        if progress.step == steps or stop or _is_due(settings.checkpoint_every, progress.step):
+            _checkpoint(accelerator, model, optimizer, progress, fingerprint, output_dir, settings.keep)
+        if stop:
+            break
+    bar.close()
+    return model, progress
+
+
+def _is_due(every: int | None, step: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _totals(accelerator: Accelerator, objective, micro_batches: list, late: bool) -> tuple[dict[str, int], bool]:
+    """What a step asks over all micro-batches and processes (1 where nothing), and whether any process is late."""
+    counts: dict[str, int] = {}
+    for batch, counted in micro_batches:
+        for name, count in objective.counts(batch).items():
+            counts[name] = counts.get(name, 0) + int(count) * counted
+    if accelerator.num_processes > 1:
+        totals = torch.tensor([*counts.values(), int(late)], dtype=torch.float64 if accelerator.device.type != "mps" else None)
+        totals = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
+        counts, late = {name: int(total) for name, total in zip(counts, totals[:-1], strict=True)}, totals[-1] > 0
+    return {name: max(count, 1) for name, count in counts.items()}, late
+
+
+def _fit_memory(accelerator, model, optimizer, rows, collate, objective, settings: Settings) -> Settings:
+    """Rehearse one micro-batch; while it does not fit, halve it and accumulate twice as often (the same gradient).
+
+    Before the first step, so that all processes decide together. The optimizer's state is set aside meanwhile.
+    """
+    while True:
+        full = [rows[i % len(rows)] for i in range(settings.batch_size)]
+        fits = 1
+        try:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+            with accelerator.no_sync(model):
+                sums = objective.sums(model, to_device(collate(full), accelerator.device))
+                accelerator.backward(sum(sums.values()) * 0.0)
+            del state, sums
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            fits = 0
+        optimizer.zero_grad()
+        if int(accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum")) == accelerator.num_processes:
+            return settings
+        gc.collect()
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if settings.batch_size == 1:
+            raise MemoryError(
+                "Out of memory with a single row. What helps: --gradient-checkpointing true, a smaller --max-length, "
+                "--mixed-precision bf16, a smaller model."
+            )
+        cut = next(n for n in range(2, settings.batch_size + 1) if settings.batch_size % n == 0)
+        changed = {"batch_size": settings.batch_size // cut, "accumulation_steps": settings.accumulation_steps * cut}
+        accelerator.print(
+            f"Out of memory at batch_size {settings.batch_size}: going on with batch_size {changed['batch_size']} and "
+            f"accumulation_steps {changed['accumulation_steps']}, which gives the same gradient."
+        )
+        settings = Settings(**{**asdict(settings), **changed})
+
+
+# --- What a run leaves behind ------------------------------------------------------------------------------------
+
+
+class Metrics:
+    """Losses and clocks between two lines of `metrics.jsonl`, one JSON object a line; only the main process writes."""
+
+    def __init__(self, accelerator: Accelerator, path: Path, step: int):
+        self.accelerator, self.path = accelerator, path
+        self.loss: torch.Tensor | float = 0.0
+        self.last_step, self.last_tokens = step, None
+        self.started = self.lap = time.perf_counter()
+        if accelerator.is_main_process:  # lines behind the step that a run resumes from are lived through again
+            kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    @property
+    def seconds(self) -> float:
+        """Since training started."""
+        return time.perf_counter() - self.started
+
+    def start_clock(self) -> None:
+        """Leave what came before (an evaluation) out of the tokens per second."""
+        self.lap = time.perf_counter()
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """This process' share of a step's mean loss; read only when a line is due, since reading waits for it."""
+        self.loss = self.loss + loss.detach()
+
+    def log(self, progress: Progress, bar, **values: Any) -> None:
+        """Write the line of the steps since the last one."""
+        loss = float(self.accelerator.reduce(torch.as_tensor(self.loss), "sum")) / (progress.step - self.last_step)
+        tokens = progress.tokens - (self.last_tokens or 0)
+        speed = tokens / (time.perf_counter() - self.lap)
+        line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}
+        self.write(progress, line)
+        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+        self.loss, self.last_step, self.last_tokens, self.lap = 0.0, progress.step, progress.tokens, time.perf_counter()
+
+    def write(self, progress: Progress, values: dict[str, Any]) -> None:
+        """One line, and the same to the trackers."""
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": progress.step, "tokens": progress.tokens, **values}) + "\n")
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        self.accelerator.log(numbers, step=progress.step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last one that was cut off is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+class Watch:
+    """Evaluate, record, remember the best; `watch(model, progress)` is True where patience has run out."""
+
+    def __init__(self, accelerator, evaluate, on_evaluation, settings: Settings, metrics: Metrics, bar):
+        self.accelerator, self.evaluate, self.on_evaluation = accelerator, evaluate, on_evaluation
+        self.settings, self.metrics, self.bar = settings, metrics, bar
+
+    def __call__(self, model: nn.Module, progress: Progress) -> bool:
+        if self.evaluate is None:
+            return False
+        values = self.evaluate(model)
+        self.metrics.write(progress, values)
+        progress.last_evaluation = values
+        best = values[self.settings.best_of]
+        is_best = progress.best_metric is None or best < progress.best_metric
+        if is_best:
+            progress.best_metric, progress.best_step, progress.evaluations_since_best = best, progress.step, 0
+        else:
+            progress.evaluations_since_best += 1
+        text = self.on_evaluation(model, progress, is_best)
+        if text and self.accelerator.is_main_process:
+            self.bar.write(text)
+        self.metrics.start_clock()
+        patience = self.settings.patience
+        return patience is not None and progress.evaluations_since_best >= patience
+
+
+def _checkpoint(accelerator, model, optimizer, progress: Progress, fingerprint: dict, output_dir: Path, keep: int):
+    if accelerator.is_main_process:
+        state = {"progress": asdict(progress), "fingerprint": fingerprint}
+        unwrapped = accelerator.unwrap_model(model)
+        save_checkpoint(output_dir / "checkpoints", progress.step, unwrapped, optimizer.optimizer, state, keep)
+    accelerator.wait_for_everyone()
+
+
+def _resume(path: Path, model: nn.Module, optimizer, fingerprint: dict) -> Progress:
+    state = load_checkpoint(path, model, optimizer.optimizer)
+    for name in ("seed", "rows"):  # what decides which rows come when
+        if state["fingerprint"][name] != fingerprint[name]:
+            raise ValueError(
+                f"{path.name} was trained with {name} {state['fingerprint'][name]}, this run has {fingerprint[name]}: "
+                "the order of the data would not go on where it stopped."
+            )
+    return Progress(**state["progress"])
+
+
+__all__ = [
+    "Metrics",
+    "Progress",
+    "Settings",
+    "Steps",
+    "best_precision",
+    "evaluation_batches",
+    "make_accelerator",
+    "planned_steps",
+    "read_metrics",
+    "train",
+]

@@ -1,0 +1,216 @@
+"""Our three classes, and two stock models as controls -> Hugging Face's own common model tests, run on each.
+
+    python tests/conformance/fetch.py && python -m pytest tests/conformance -q
+
+What fails or skips for the controls too says something about this machine or the suite, not about our model.
+"""
+
+import json
+import os
+import string
+import unittest
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import transformers
+from fetch import unpacked_version
+from scratch_gpt import (
+    ScratchGPTConfig,
+    ScratchGPTForCausalLM,
+    ScratchGPTForSequenceClassification,
+    ScratchGPTModel,
+    ScratchGPTPreTrainedModel,
+)
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+
+if unpacked_version() != version("transformers"):
+    pytest.skip(
+        f"Hugging Face's tests of transformers {version('transformers')} are not here (found: {unpacked_version()}); "
+        "run `python tests/conformance/fetch.py` once, with a network.",
+        allow_module_level=True,
+    )
+
+# The mixins decide by a class's name in these tables which labels it takes.
+for names, model_class in (
+    (modeling_auto.MODEL_MAPPING_NAMES, ScratchGPTModel),
+    (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, ScratchGPTForCausalLM),
+    (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, ScratchGPTForSequenceClassification),
+):
+    names[ScratchGPTConfig.model_type] = model_class.__name__
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model's classes, and what its config calls dropout."""
+
+    config: type
+    base: type
+    causal_lm: type
+    classifier: type
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[type, ...]:
+        return self.base, self.causal_lm, self.classifier
+
+
+OURS = Family(
+    ScratchGPTConfig,
+    ScratchGPTModel,
+    ScratchGPTForCausalLM,
+    ScratchGPTForSequenceClassification,
+    {"embed_dropout": 0.0, "attention_dropout": 0.0, "resid_dropout": 0.0, "intermediate_size": 37},
+)
+GPT2 = Family(
+    transformers.GPT2Config,
+    transformers.GPT2Model,
+    transformers.GPT2LMHeadModel,
+    transformers.GPT2ForSequenceClassification,
+    {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "n_inner": 37},
+)
+LLAMA = Family(
+    transformers.LlamaConfig,
+    transformers.LlamaModel,
+    transformers.LlamaForCausalLM,
+    transformers.LlamaForSequenceClassification,
+    {"intermediate_size": 37},
+)
+
+
+class Tiny:
+    """A family -> the tiny config and the random batch that the mixins ask for, under the names they use."""
+
+    batch_size, seq_length = 13, 7
+    vocab_size, hidden_size, num_hidden_layers, num_attention_heads = 99, 32, 2, 4
+    is_training = True
+    pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
+
+    def __init__(self, family: Family):
+        self.family = family
+        self.base_model_class = family.base
+        self.causal_lm_class = family.causal_lm
+        self.sequence_classification_class = family.classifier
+        self.all_model_classes = family.classes
+
+    def get_config(self) -> PreTrainedConfig:
+        names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        tokens = ("pad_token_id", "bos_token_id", "eos_token_id")
+        sizes = {name: getattr(self, name) for name in (*names, *tokens)}
+        return self.family.config(**sizes, max_position_embeddings=512, **self.family.extra)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+        input_ids = torch.randint(self.eos_token_id + 1, self.vocab_size, (self.batch_size, self.seq_length))
+        return self.get_config(), {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).tril()}
+
+
+# --- Models on disk, for the pipeline tests ------------------------------------------------------------------------
+
+TINY_MODELS = Path(os.environ["TRANSFORMERS_TINY_MODEL_PATH"])
+(TINY_MODELS / "reports").mkdir()
+(TINY_MODELS / "reports" / "tiny_model_summary.json").write_text(  # read when the pipeline mixin is imported
+    json.dumps(
+        {
+            model_class.__name__: {"tokenizer_classes": ["PreTrainedTokenizerFast"], "processor_classes": []}
+            for family in (OURS, GPT2, LLAMA)
+            for model_class in family.classes
+        }
+    )
+)
+
+
+def character_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """One id per printable ASCII character: fits the testers' vocabulary of 99."""
+    letters = ["<pad>", "<bos>", "<eos>", "<unk>", *(c for c in string.printable if c.isprintable())]
+    vocab = {letter: i for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def save_tiny_models(family: Family) -> None:
+    for model_class in family.classes:
+        folder = TINY_MODELS / family.config.model_type / model_class.__name__
+        torch.manual_seed(0)
+        model_class(Tiny(family).get_config()).save_pretrained(folder)
+        character_tokenizer().save_pretrained(folder)
+
+
+from tests import test_fsdp_mixin, test_pipeline_mixin, test_tensor_parallel_mixin  # noqa: E402
+from tests.test_configuration_common import ConfigTester  # noqa: E402
+from tests.test_modeling_common import ModelTesterMixin  # noqa: E402
+from tests.test_training_mixin import TrainingTesterMixin  # noqa: E402
+
+
+# The source distribution leaves these four out: ours take their place.
+for task, name in (
+    ("feature-extraction", "FeatureExtraction"),
+    ("text-classification", "TextClassification"),
+    ("text-generation", "TextGeneration"),
+    ("zero-shot", "ZeroShotClassification"),
+):
+    test_pipeline_mixin.pipeline_test_mapping[task]["test"] = f"stand_ins.{name}PipelineTests"
+# Hugging Face runs the tests with several processes on a few models only; here they run on all three.
+test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
+test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
+
+
+class Common(
+    ModelTesterMixin,
+    test_pipeline_mixin.PipelineTesterMixin,
+    TrainingTesterMixin,
+    test_tensor_parallel_mixin.TensorParallelTesterMixin,
+    test_fsdp_mixin.FSDPTesterMixin,
+):
+    """Every mixin, on the classes of one family."""
+
+    family: Family
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        save_tiny_models(cls.family)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.model_tester = Tiny(self.family)
+        self.all_model_classes = self.family.classes
+        base, causal_lm, classifier = self.family.classes
+        self.pipeline_model_mapping = {
+            "feature-extraction": base,
+            "text-generation": causal_lm,
+            "text-classification": classifier,
+            "zero-shot": classifier,
+        }
+
+    def test_generation_tester_mixin_inheritance(self) -> None:
+        self.skipTest("Hugging Face's generation tests are not in the source distribution.")
+
+    def test_config(self) -> None:
+        ConfigTester(self, config_class=self.family.config, hidden_size=48, num_attention_heads=4).run_common_tests()
+
+
+class ScratchGPTTest(Common, unittest.TestCase):
+    family = OURS
+    test_can_init_all_missing_weights_before_2023 = True  # our files carry no year; the test is asked for by name
+
+    def test_reverse_loading_mapping(self) -> None:
+        """Ours saves its own names unless asked; the test is about GPT-2's, which transformers writes by default."""
+        with mock.patch.object(ScratchGPTPreTrainedModel, "save_pretrained", PreTrainedModel.save_pretrained):
+            super().test_reverse_loading_mapping()
+
+
+class GPT2Test(Common, unittest.TestCase):
+    family = GPT2
+
+
+class LlamaTest(Common, unittest.TestCase):
+    family = LLAMA

@@ -1,0 +1,19 @@
+"""What every test needs before anything is imported: no network, no tokenizer threads, the recipes in reach."""
+
+import os
+import sys
+from pathlib import Path
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked data workers would warn, or hang
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))  # recipes: `import pretrain`
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Each test draws the same random numbers, alone or in any order."""
+    torch.manual_seed(0)
