@@ -1,7 +1,7 @@
 """A training state <-> a folder `checkpoints/step-N/`: weights, optimizer and a JSON that a person can read.
 
-Tensors are safetensors and the rest is JSON, so reading a checkpoint cannot run code. A folder is written under another
-name, its manifest last, and renamed when it is whole.
+Tensors are safetensors and the rest is JSON, so reading a checkpoint cannot run code. A folder is written under
+another name, its manifest last, and renamed when it is whole.
 """
 
 import hashlib

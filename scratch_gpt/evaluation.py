@@ -14,13 +14,13 @@ def mean_losses(
     model: nn.Module,
     batches: Iterable[tuple[Batch, bool]],
     objective: Objective,
-    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """Each term's sum over all batches divided once by its count; NaN where nothing was asked.
 
     Args:
         batches: (batch, counted) pairs; a batch that is not counted only keeps processes in step.
-        reduce: sums a tensor over processes.
+        reduce: sums a tensor over processes, where there are several.
     """
     was_training = model.training
     model.eval()
@@ -28,10 +28,10 @@ def mean_losses(
     for batch, counted in batches:
         counts, sums = objective.counts(batch), objective.sums(model, batch)
         for name in sums:
-            pair = torch.stack([sums[name].double(), counts[name].to(sums[name].device).double()]) * counted
+            pair = torch.tensor([float(sums[name]), float(counts[name])], dtype=torch.float64) * counted
             totals[name] = totals[name] + pair if name in totals else pair
     model.train(was_training)
-    reduced = {name: reduce(pair).tolist() for name, pair in totals.items()}
+    reduced = {name: (pair if reduce is None else reduce(pair)).tolist() for name, pair in totals.items()}
     return {name: total / count if count else math.nan for name, (total, count) in reduced.items()}
 
 

@@ -239,7 +239,7 @@ def train(
     fingerprint = {"seed": settings.seed, "rows": len(rows), "steps": steps}
     if resume_from is not None:
         progress = _resume(resume_from, accelerator.unwrap_model(model), optimizer, fingerprint)
-    metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress.step)
+    metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress)
     bar = tqdm(initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True)
     watch = Watch(accelerator, evaluate, on_evaluation, settings, metrics, bar)
     if progress.step == 0:
@@ -263,7 +263,8 @@ def train(
     model.train()
     metrics.start_clock()
     for micro_batches in ahead:
-        counts, stop = _totals(accelerator, objective, micro_batches, metrics.seconds > (settings.max_seconds or math.inf))
+        late = metrics.seconds > (settings.max_seconds or math.inf)
+        counts, stop = _totals(accelerator, objective, micro_batches, late)
         rate = learning_rate(progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -308,10 +309,10 @@ def _totals(accelerator: Accelerator, objective, micro_batches: list, late: bool
         for name, count in objective.counts(batch).items():
             counts[name] = counts.get(name, 0) + int(count) * counted
     if accelerator.num_processes > 1:
-        totals = torch.tensor([*counts.values(), int(late)], dtype=torch.float64 if accelerator.device.type != "mps" else None)
-        totals = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
-        counts, late = {name: int(total) for name, total in zip(counts, totals[:-1], strict=True)}, totals[-1] > 0
-    return {name: max(count, 1) for name, count in counts.items()}, late
+        totals = torch.tensor([*counts.values(), int(late)], device=accelerator.device)
+        *sums, late = accelerator.reduce(totals, "sum").tolist()
+        counts = dict(zip(counts, sums, strict=True))
+    return {name: max(count, 1) for name, count in counts.items()}, bool(late)
 
 
 def _fit_memory(accelerator, model, optimizer, rows, collate, objective, settings: Settings) -> Settings:
@@ -359,13 +360,13 @@ def _fit_memory(accelerator, model, optimizer, rows, collate, objective, setting
 class Metrics:
     """Losses and clocks between two lines of `metrics.jsonl`, one JSON object a line; only the main process writes."""
 
-    def __init__(self, accelerator: Accelerator, path: Path, step: int):
+    def __init__(self, accelerator: Accelerator, path: Path, progress: Progress):
         self.accelerator, self.path = accelerator, path
         self.loss: torch.Tensor | float = 0.0
-        self.last_step, self.last_tokens = step, None
+        self.last_step, self.last_tokens = progress.step, progress.tokens
         self.started = self.lap = time.perf_counter()
         if accelerator.is_main_process:  # lines behind the step that a run resumes from are lived through again
-            kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+            kept = [line for line in read_metrics(path) if progress.step and line["step"] <= progress.step]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
@@ -385,12 +386,13 @@ class Metrics:
     def log(self, progress: Progress, bar, **values: Any) -> None:
         """Write the line of the steps since the last one."""
         loss = float(self.accelerator.reduce(torch.as_tensor(self.loss), "sum")) / (progress.step - self.last_step)
-        tokens = progress.tokens - (self.last_tokens or 0)
+        tokens = progress.tokens - self.last_tokens
         speed = tokens / (time.perf_counter() - self.lap)
         line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}
         self.write(progress, line)
         bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
-        self.loss, self.last_step, self.last_tokens, self.lap = 0.0, progress.step, progress.tokens, time.perf_counter()
+        self.loss, self.last_step, self.last_tokens = 0.0, progress.step, progress.tokens
+        self.start_clock()
 
     def write(self, progress: Progress, values: dict[str, Any]) -> None:
         """One line, and the same to the trackers."""

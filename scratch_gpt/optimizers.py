@@ -9,7 +9,7 @@ from torch import nn
 def adamw(
     model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) that decays matrices only; biases and norms are left where the data puts them."""
+    """AdamW (Loshchilov & Hutter 2019) that decays matrices only, not biases and norms."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},

@@ -1,7 +1,7 @@
 """Texts -> a byte-level BPE tokenizer; text -> ids and ids -> text with any tokenizer.
 
-The rule of this room: a special token's spelling inside a text is text. `<|endoftext|>` in a web page or in what a user
-types is encoded as thirteen ordinary characters, unless the caller allows that token by name.
+The rule of this room: a special token's spelling inside a text is text. `<|endoftext|>` in a web page or in what a
+user types is encoded as thirteen ordinary characters, unless the caller allows that token by name.
 """
 
 import re

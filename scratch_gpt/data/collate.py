@@ -1,6 +1,6 @@
-"""Rows -> the one batch contract: int64 tensors (B, T), short rows filled on the right with positions that ask nothing.
+"""Rows -> the one batch contract: int64 tensors (B, T), short rows filled on the right.
 
-Without an attention_mask: under a causal mask no token sees the filling behind it, and the filling asks nothing.
+The filling asks nothing (-100). Without an attention_mask: under a causal mask no token sees the filling behind it,
 """
 
 import numpy as np

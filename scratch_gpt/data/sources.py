@@ -57,7 +57,7 @@ def open_documents(
             ) from error
     if text_column not in rows.column_names:
         raise ValueError(
-            f"{dataset} has no column {text_column!r}; it has {', '.join(rows.column_names)}. Choose with --text-column."
+            f"{dataset} has no column {text_column!r}, only {', '.join(rows.column_names)}. Choose with --text-column."
         )
     kind = rows.features[text_column]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):

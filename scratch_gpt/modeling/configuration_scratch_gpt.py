@@ -20,18 +20,25 @@ AUTO_MAP = {
 
 # The four sizes of Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2, and two that
 # train on a laptop's CPU in minutes.
+_NO_DROPOUT = {"embed_dropout": 0.0, "attention_dropout": 0.0, "resid_dropout": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "gpt2-medium": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
     "gpt2-large": {"hidden_size": 1280, "num_hidden_layers": 36, "num_attention_heads": 20},
     "gpt2-xl": {"hidden_size": 1600, "num_hidden_layers": 48, "num_attention_heads": 25},
     "small": {
-        **{"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "max_position_embeddings": 256},
-        **{"embed_dropout": 0.0, "attention_dropout": 0.0, "resid_dropout": 0.0},
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "max_position_embeddings": 256,
+        **_NO_DROPOUT,
     },
     "tiny": {
-        **{"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 128},
-        **{"embed_dropout": 0.0, "attention_dropout": 0.0, "resid_dropout": 0.0},
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        **_NO_DROPOUT,
     },
 }
 

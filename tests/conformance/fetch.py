@@ -2,9 +2,9 @@
 
     python tests/conformance/fetch.py
 
-transformers' wheel has no tests; its source distribution has the common ones. pip downloads it (pip reads its metadata,
-nothing is compiled or installed), and only its `tests/` folder is kept. The folder is ignored by git: Hugging Face's
-code is run here, never copied into this repository.
+transformers' wheel has no tests; its source distribution has the common ones. pip downloads that (it reads the
+metadata, and compiles and installs nothing), and only the folder `tests/` is kept. Git ignores it: Hugging Face's code
+is run here, never copied into this repository.
 """
 
 import shutil
@@ -41,7 +41,7 @@ def unpacked_version() -> str | None:
 def fetch(wanted: str) -> None:
     """Replace `.conformance/` by the tests of transformers `wanted`; RuntimeError where pip finds no sources of it."""
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--no-deps", "--no-binary", "transformers", "--no-build-isolation", "--quiet", "--dest", folder]
+        options = ["--no-deps", "--no-binary", "transformers", "--quiet", "--dest", folder]
         pip = [sys.executable, "-m", "pip", "download", *options, f"transformers=={wanted}"]
         if subprocess.run(pip).returncode:
             raise RuntimeError(

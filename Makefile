@@ -1,0 +1,54 @@
+# make train | test | quality | style | conformance | bench. Each sets up what it needs, once.
+# Without make, or on Windows: the same lines stand in README.md.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: train test quality style conformance bench clean
+.DEFAULT_GOAL := train
+
+# torch first and alone: asked for together with others, a resolver may choose another build of it.
+$(VENV)/.package: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is too old; this needs Python 3.11 or newer. Set it with: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Setting up $(VENV) (torch and Hugging Face libraries, some minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) torch
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	@$(INSTALL) -e ".[dev]"
+	@touch $@
+
+train: $(VENV)/.package
+	@$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
+		training/pretrain.py --overwrite true
+	@echo "Loading runs/pretrain/model in a fresh process and going on from \"The\":"
+	@$(BIN)/python training/generate.py --model runs/pretrain/model --prompt "The" --max-new-tokens 60
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest
+
+quality: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+style: $(VENV)/.dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+# Hugging Face's own model tests on our classes.
+conformance: $(VENV)/.dev
+	@$(INSTALL) -e ".[conformance]"
+	@$(BIN)/python tests/conformance/fetch.py
+	@$(BIN)/python -m pytest tests/conformance -q
+
+bench: $(VENV)/.dev
+	@$(BIN)/python tests/benchmarks/bench_loading.py --out tests/benchmarks/loading.json
+
+clean:
+	@rm -rf $(VENV) .conformance runs build *.egg-info

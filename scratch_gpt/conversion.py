@@ -1,0 +1,285 @@
+"""Other projects' GPT-2 shaped checkpoints <-> ours: stock GPT-2 folders out, nanoGPT's and the book's files in.
+
+(Stock GPT-2 comes in through `from_pretrained` itself, by the table in modeling/gpt2_layout.py.)
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from .modeling.configuration_scratch_gpt import ScratchGPTConfig
+from .modeling.gpt2_layout import GPT2_LAYOUT
+from .modeling.modeling_scratch_gpt import (
+    ScratchGPTForCausalLM,
+    ScratchGPTForSequenceClassification,
+    ScratchGPTModel,
+    ScratchGPTPreTrainedModel,
+)
+from .tokenizer import load_tokenizer
+
+
+STOCK_CLASSES = {
+    ScratchGPTModel: GPT2Model,
+    ScratchGPTForCausalLM: GPT2LMHeadModel,
+    ScratchGPTForSequenceClassification: GPT2ForSequenceClassification,
+}
+# our field -> GPT-2's
+CONFIG_NAMES = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "embed_dropout": "embd_pdrop",
+    "attention_dropout": "attn_pdrop",
+    "resid_dropout": "resid_pdrop",
+    "layer_norm_eps": "layer_norm_epsilon",
+    **{name: name for name in ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")},
+    **{name: name for name in ("tie_word_embeddings", "id2label", "label2id", "problem_type", "dtype")},
+}
+
+
+# --- Out ---------------------------------------------------------------------------------------------------------
+
+
+def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path, tokenizer=None) -> Path:
+    """Write a folder that is stock GPT-2: loaded by transformers alone, without our package or remote code.
+
+    Absent query, key and value biases are written as zeros, an untied head as `tie_word_embeddings: false`. Of a
+    folder, its tokenizer comes along; with a model, give it.
+
+    Raises:
+        ValueError: what GPT-2 cannot express, by name; or out_dir holds something. Nothing is written then.
+    """
+    out_dir = Path(out_dir)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(f"{out_dir} exists and is not an empty folder. Give another.")
+    model = model_or_dir
+    if isinstance(model_or_dir, (str, Path)):
+        model = _load_any_head(Path(model_or_dir))
+        if tokenizer is None and (Path(model_or_dir) / "tokenizer_config.json").exists():
+            tokenizer = load_tokenizer(model_or_dir)
+    _refuse_what_gpt2_cannot_say(model)
+
+    stock_class = next(stock for ours, stock in STOCK_CLASSES.items() if isinstance(model, ours))
+    config = GPT2Config(
+        **{theirs: getattr(model.config, ours) for ours, theirs in CONFIG_NAMES.items()},
+        activation_function="gelu_new",
+        architectures=[stock_class.__name__],
+    )
+    with torch.device("meta"):
+        stock = stock_class(config)
+    weights = _to_gpt2(model)
+    stock.load_state_dict(weights, assign=True)
+    stock.tie_weights()
+    stock.generation_config = getattr(model, "generation_config", None)
+
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    try:  # whole or not at all
+        stock.save_pretrained(draft)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+        draft.chmod(0o755)
+        os.replace(draft, out_dir)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return out_dir
+
+
+def _load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
+    architectures = ScratchGPTConfig.from_pretrained(folder).architectures or []
+    heads = {cls.__name__: cls for cls in STOCK_CLASSES}
+    known = [heads[name] for name in architectures if name in heads]
+    return (known[0] if known else ScratchGPTForCausalLM).from_pretrained(folder)
+
+
+def _refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
+    if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in model.modules()):
+        raise ValueError("The model carries an unmerged adapter, which GPT-2 cannot express. Merge it first.")
+    if not isinstance(model, tuple(STOCK_CLASSES)):
+        raise ValueError(f"A {type(model).__name__} is none of {', '.join(cls.__name__ for cls in STOCK_CLASSES)}.")
+    config = model.config
+    if config.hidden_act != "gelu_pytorch_tanh":
+        raise ValueError(f"hidden_act {config.hidden_act!r} is not GPT-2's GELU (tanh form): it cannot be exported.")
+    # A field that says something about the architecture and that GPT-2's config has no name for.
+    ours = {*CONFIG_NAMES, "hidden_act", "attention_bias", "architectures", "auto_map", "transformers_version"}
+    extra = set(config.to_diff_dict()) - ours - set(GPT2Config().to_dict()) - {"model_type"}
+    if extra:
+        raise ValueError(
+            f"The config fields {', '.join(sorted(extra))} are unknown to GPT-2: they cannot be exported."
+        )
+
+
+def _to_gpt2(model: ScratchGPTPreTrainedModel) -> dict[str, torch.Tensor]:
+    # Our names and layout -> GPT-2's, by the same table that loading runs forwards.
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for name in [name for name in weights if re.search(r"attn\.[qkv]_proj\.weight$", name)]:
+        bias = name.removesuffix("weight") + "bias"
+        weights.setdefault(bias, torch.zeros(weights[name].shape[0], dtype=weights[name].dtype))
+    # The loader undoes what a model object remembers of its loading: here, the whole table, whatever its history.
+    remembered = SimpleNamespace(config=model.config, _weight_conversions=deepcopy(GPT2_LAYOUT))
+    return revert_weight_conversion(remembered, weights)
+
+
+# --- In ----------------------------------------------------------------------------------------------------------
+# What nanoGPT and the book call our modules. Both use nn.Linear, so nothing is transposed.
+NANOGPT_NAMES = {
+    r"transformer\.wte\.weight": r"transformer.embed_tokens.weight",
+    r"transformer\.wpe\.weight": r"transformer.embed_positions.weight",
+    r"transformer\.h\.(\d+)\.(ln_[12])\.(weight|bias)": r"transformer.layers.\1.\2.\3",
+    r"transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias)": r"transformer.layers.\1.attn.qkv.\2",  # cut in three below
+    r"transformer\.h\.(\d+)\.attn\.c_proj\.(weight|bias)": r"transformer.layers.\1.attn.o_proj.\2",
+    r"transformer\.h\.(\d+)\.mlp\.c_fc\.(weight|bias)": r"transformer.layers.\1.mlp.up_proj.\2",
+    r"transformer\.h\.(\d+)\.mlp\.c_proj\.(weight|bias)": r"transformer.layers.\1.mlp.down_proj.\2",
+    r"transformer\.ln_f\.(weight|bias)": r"transformer.norm.\1",
+    r"lm_head\.weight": r"lm_head.weight",
+    r"transformer\.h\.\d+\.attn\.bias": None,  # the causal mask, kept as a buffer by old versions
+}
+BOOK_NAMES = {
+    r"tok_emb\.weight": r"transformer.embed_tokens.weight",
+    r"pos_emb\.weight": r"transformer.embed_positions.weight",
+    r"trf_blocks\.(\d+)\.norm([12])\.scale": r"transformer.layers.\1.ln_\2.weight",
+    r"trf_blocks\.(\d+)\.norm([12])\.shift": r"transformer.layers.\1.ln_\2.bias",
+    r"trf_blocks\.(\d+)\.att\.W_query\.(weight|bias)": r"transformer.layers.\1.attn.q_proj.\2",
+    r"trf_blocks\.(\d+)\.att\.W_key\.(weight|bias)": r"transformer.layers.\1.attn.k_proj.\2",
+    r"trf_blocks\.(\d+)\.att\.W_value\.(weight|bias)": r"transformer.layers.\1.attn.v_proj.\2",
+    r"trf_blocks\.(\d+)\.att\.out_proj\.(weight|bias)": r"transformer.layers.\1.attn.o_proj.\2",
+    r"trf_blocks\.(\d+)\.ff\.layers\.0\.(weight|bias)": r"transformer.layers.\1.mlp.up_proj.\2",
+    r"trf_blocks\.(\d+)\.ff\.layers\.2\.(weight|bias)": r"transformer.layers.\1.mlp.down_proj.\2",
+    r"final_norm\.scale": r"transformer.norm.weight",
+    r"final_norm\.shift": r"transformer.norm.bias",
+    r"out_head\.weight": r"lm_head.weight",
+    r"trf_blocks\.\d+\.att\.mask": None,  # the causal mask
+}
+
+
+def import_checkpoint(
+    file: str | Path, config: ScratchGPTConfig | Mapping[str, Any] | None = None, **changes
+) -> ScratchGPTForCausalLM:
+    """Read nanoGPT's `ckpt.pt`, or a state dict of the book's GPTModel, as our model (in eval mode).
+
+    The file is opened with `weights_only=True`: a pickle that would run code is refused. Biases that nanoGPT left out
+    (`bias=False`) become zeros, which compute the same. nanoGPT's GELU is the exact one, the book's the tanh form.
+
+    Args:
+        config: for the book's file its config dict, since the number of heads is in no tensor; nanoGPT's file brings
+            its own. Everything else is read off the tensors.
+        changes: single fields, for instance `num_attention_heads=12`.
+
+    Raises:
+        ValueError: another kind of file, tensors of other names or shapes, or an unknown number of heads.
+    """
+    file = Path(file)
+    weights, arguments = _open_checkpoint(file)
+    is_book = any(name.startswith("trf_blocks.") for name in weights)
+    known = {} if is_book else _read_nanogpt_arguments(file, arguments)
+    given = config.to_diff_dict() if isinstance(config, ScratchGPTConfig) else dict(config or {})
+    ours = _renamed(file, weights, BOOK_NAMES if is_book else NANOGPT_NAMES)
+    ours.setdefault("lm_head.weight", ours["transformer.embed_tokens.weight"])
+    fields = {**known, **given, **changes, **_read_shapes(ours)}
+    heads = [fields[name] for name in ("num_attention_heads", "n_head", "n_heads") if name in fields]
+    if not heads:
+        raise ValueError(
+            f"{file.name} does not say how many attention heads it has, and no tensor shows it. Give "
+            "import_checkpoint(..., num_attention_heads=N), or config= with the dict the model was made with."
+        )
+    names = set(ScratchGPTConfig().to_dict()) | set(ScratchGPTConfig.attribute_map) | {"drop_rate"}
+    model = ScratchGPTForCausalLM(ScratchGPTConfig(**{name: fields[name] for name in fields if name in names}))
+    for name, tensor in model.state_dict().items():
+        if name.endswith(".bias"):
+            ours.setdefault(name, torch.zeros_like(tensor))
+    if not model.config.attention_bias:
+        ours = {name: tensor for name, tensor in ours.items() if not re.search(r"attn\.[qkv]_proj\.bias$", name)}
+    try:
+        model.load_state_dict(ours)
+    except RuntimeError as error:
+        raise ValueError(f"{file.name} does not hold a whole GPT: {' '.join(str(error).split())[:400]}") from error
+    return model.eval()
+
+
+def _open_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    # -> the state dict without torch.compile's prefix, and nanoGPT's arguments of the model
+    if not file.is_file():
+        raise ValueError(f"There is no file {file}.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each have their own kinds
+        raise ValueError(
+            f"{file.name} cannot be opened as tensors alone ({' '.join(str(error).split())[:200]}). Only files of "
+            "tensors and plain values are read."
+        ) from error
+    content = content if isinstance(content, dict) else {}
+    arguments = dict(content.get("model_args") or {})
+    for key in ("model", "model_state_dict", "state_dict"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    weights = {
+        str(name).removeprefix("_orig_mod."): value for name, value in content.items() if torch.is_tensor(value)
+    }
+    return weights, arguments
+
+
+def _read_nanogpt_arguments(file: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    if unknown := set(arguments) - {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}:
+        raise ValueError(f"{file.name} was made by another GPT than nanoGPT's: it has {', '.join(sorted(unknown))}.")
+    known = {"hidden_act": "gelu", "drop_rate": arguments.get("dropout", 0.0)}
+    return {**known, **{name: arguments[name] for name in ("n_head",) if name in arguments}}
+
+
+def _renamed(file: Path, weights: dict[str, torch.Tensor], table: dict[str, str | None]) -> dict[str, torch.Tensor]:
+    ours: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        matched = [(pattern, target) for pattern, target in table.items() if re.fullmatch(pattern, name)]
+        if not matched:
+            raise ValueError(
+                f"{file.name} has a tensor {name!r}, which neither nanoGPT's GPT nor the book's GPTModel has. For a "
+                "Hugging Face folder use from_pretrained."
+            )
+        pattern, target = matched[0]
+        if target is None:
+            continue
+        target = re.sub(pattern, target, name)
+        if ".attn.qkv." in target:  # (3D, D): query, key, value below each other
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                ours[target.replace(".qkv.", f".{part}_proj.")] = rows
+        else:
+            ours[target] = tensor
+    if "transformer.embed_tokens.weight" not in ours or "transformer.embed_positions.weight" not in ours:
+        raise ValueError(
+            f"{file.name} holds no GPT of nanoGPT or of the book: it has no token and position embeddings."
+        )
+    return ours
+
+
+def _read_shapes(ours: dict[str, torch.Tensor]) -> dict[str, Any]:
+    tokens, head = ours["transformer.embed_tokens.weight"], ours["lm_head.weight"]
+    layers = [int(name.split(".")[2]) for name in ours if name.startswith("transformer.layers.")]
+    shape = {
+        "vocab_size": tokens.shape[0],
+        "hidden_size": tokens.shape[1],
+        "max_position_embeddings": ours["transformer.embed_positions.weight"].shape[0],
+        "num_hidden_layers": max(layers, default=-1) + 1,
+        "attention_bias": "transformer.layers.0.attn.q_proj.bias" in ours,
+        "tie_word_embeddings": torch.equal(tokens, head),
+    }
+    up = ours.get("transformer.layers.0.mlp.up_proj.weight")
+    return shape if up is None else {**shape, "intermediate_size": up.shape[0]}
+
+
+__all__ = ["export_gpt2", "import_checkpoint"]

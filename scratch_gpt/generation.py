@@ -1,0 +1,131 @@
+"""Prompts -> continuations: decoding written out, with a KV cache.
+
+For each new token, in this order: the logits of the last position; temperature; top-k; top-p; softmax; one draw. At
+temperature 0 there is no draw: the largest logit wins, token for token what `model.generate(do_sample=False)` gives.
+
+When the context is full it slides: each further token is predicted from the last `max_position_embeddings` tokens.
+With learned positions every token in the window then stands at a new place, so nothing cached holds and the window
+is computed anew for each token, which is correct and slow.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from .tokenizer import decode, encode
+
+
+def filter_logits(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
+    """Logits (B, V) -> logits with what may not be drawn at -inf.
+
+    Args:
+        temperature: divides the logits; below 1 sharpens.
+        top_k: keep the k largest (Fan et al. 2018).
+        top_p: of those, keep the fewest whose probabilities reach p (Holtzman et al. 2020, nucleus sampling).
+    """
+    logits = logits.float() / temperature
+    if top_k is not None:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if top_p is not None:
+        ordered, order = logits.sort(descending=True)
+        p = ordered.softmax(-1)
+        beyond = p.cumsum(-1) - p >= top_p  # what stands before it reaches p already; the first always stays
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
+    return logits
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    max_new_tokens: int = 50,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Prompts (B, T), padded on the left -> (B, T + new) token ids.
+
+    A row that has drawn `eos_token_id` goes on as `pad_token_id` (by default EOS again) while others are unfinished.
+    Leaves the model's mode and the global random state as they were.
+
+    Raises:
+        ValueError: an empty prompt, or a temperature, top_k or top_p out of range.
+    """
+    _check(input_ids, temperature, top_k, top_p, max_new_tokens)
+    was_training = model.training
+    model.eval()
+    limit = model.config.max_position_embeddings
+    generator = torch.Generator(input_ids.device).manual_seed(seed)
+    pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
+    ids = input_ids
+    mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+    finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    cache = None
+    for _ in range(max_new_tokens):
+        if ids.shape[1] <= limit:
+            new = ids if cache is None else ids[:, -1:]
+            output = model(new, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+        else:
+            window, seen = ids[:, -limit:], mask[:, -limit:]
+            output = model(window, attention_mask=seen, use_cache=False, logits_to_keep=1)
+        logits = output.logits[:, -1]  # (B, V)
+        if temperature == 0:
+            token = logits.argmax(-1)
+        else:
+            probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
+            token = probabilities.multinomial(1, generator=generator)[:, 0]
+        if eos_token_id is not None:
+            token = torch.where(finished, pad_token_id, token)
+            finished |= token == eos_token_id
+        ids = torch.cat([ids, token[:, None]], 1)
+        mask = torch.cat([mask, torch.ones_like(token)[:, None]], 1)
+        if finished.all():
+            break
+    model.train(was_training)
+    return ids
+
+
+def generate_text(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: str | list[str], **options
+) -> str | list[str]:
+    """Prompt(s) -> the continuation(s) alone, EOS and what follows left out. `options` are those of `generate`.
+
+    A special token's spelling in a prompt is plain text. An empty prompt begins a document: it starts from EOS.
+    """
+    if isinstance(prompts, str):
+        return generate_text(model, tokenizer, [prompts], **options)[0]
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    rows = [encode(tokenizer, prompt) or [begin] for prompt in prompts]
+    T = max(map(len, rows))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else begin
+    ids = torch.tensor([[pad] * (T - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
+    device = next(model.parameters()).device
+    options.setdefault("eos_token_id", tokenizer.eos_token_id)
+    output = generate(model, ids.to(device), mask.to(device), **options)[:, T:].tolist()
+    eos = options["eos_token_id"]
+    return [decode(tokenizer, row[: row.index(eos)] if eos in row else row) for row in output]
+
+
+def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
+    if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}; give (rows, at least 1 token).")
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; it is 0 (greedy) or more.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it is at least 1, or None for all tokens.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it lies above 0 and up to 1, or is None.")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
+
+
+__all__ = ["filter_logits", "generate", "generate_text"]

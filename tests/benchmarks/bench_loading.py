@@ -1,0 +1,118 @@
+"""How long and how much memory loading GPT-2 (124M) takes: our class against stock transformers, on the same files.
+
+    python tests/benchmarks/bench_loading.py [--rounds 7] [--out FILE.json]
+
+Each load runs in a fresh process, the two classes taking turns, imports done before. "load" is `from_pretrained` alone;
+stock transformers only maps the file there and reads it when it is used, so "logits" goes on to the first logits, of
+eight tokens. Memory is the highest resident set up to that point. The weights are random: only their sizes matter.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+CLASSES = ("stock", "ours")
+FIGURES = {
+    "load_seconds": "load, s",
+    "load_mib": "load, MiB",
+    "logits_seconds": "logits, s",
+    "logits_mib": "logits, MiB",
+}
+
+
+def in_child(*arguments: str) -> str:
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def make(folder: str) -> None:
+    """In a child of its own: a process starts with its parent's peak memory, so the parent stays small."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+
+
+def load(name: str, folder: str) -> None:
+    """In a fresh child: load, then use; print the figures."""
+    import torch
+    import transformers
+
+    import scratch_gpt  # for both, so that both start from the same memory
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    model_class = transformers.GPT2LMHeadModel if name == "stock" else scratch_gpt.ScratchGPTForCausalLM
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes there, KiB elsewhere
+    figures, start = {}, time.perf_counter()
+
+    def note(stage: str) -> None:
+        figures[f"{stage}_seconds"] = time.perf_counter() - start
+        figures[f"{stage}_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+    model = model_class.from_pretrained(folder)
+    note("load")
+    with torch.no_grad():
+        model(torch.arange(8)[None])
+    note("logits")
+    print(json.dumps(figures))
+
+
+def measure(rounds: int) -> dict[str, list[dict]]:
+    """`rounds` loads of each class, interleaved, after one of each that is not counted (it fills the file cache)."""
+    runs = {name: [] for name in CLASSES}
+    with tempfile.TemporaryDirectory() as folder:
+        in_child("--make", folder)
+        for number in range(rounds + 1):
+            for name in CLASSES if number % 2 else CLASSES[::-1]:
+                figures = json.loads(in_child("--load", name, folder).splitlines()[-1])
+                if number:
+                    runs[name].append(figures)
+    return runs
+
+
+def summary(runs: dict[str, list[dict]]) -> dict:
+    """Median, lowest and highest of each figure, and ours / stock."""
+    result = {}
+    for figure in FIGURES:
+        values = {name: [run[figure] for run in runs[name]] for name in CLASSES}
+        spreads = {n: {"median": statistics.median(v), "min": min(v), "max": max(v)} for n, v in values.items()}
+        result[figure] = {**spreads, "ratio": spreads["ours"]["median"] / spreads["stock"]["median"]}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="counted loads of each class")
+    parser.add_argument("--out", type=Path, help="write every run and the summary to this JSON file")
+    parser.add_argument("--make", help=argparse.SUPPRESS)  # --make and --load: what the children are called with
+    parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if options.make:
+        return make(options.make)
+    if options.load:
+        return load(*options.load)
+
+    runs = measure(options.rounds)
+    figures = summary(runs)
+    print(f"{options.rounds} rounds: median (lowest - highest)")
+    print(f"{'':12} {'stock':>24} {'ours':>24} {'ratio':>7}")
+    for figure, label in FIGURES.items():
+        digits = 3 if figure.endswith("seconds") else 0
+        spreads = [figures[figure][name] for name in CLASSES]
+        cells = [f"{s['median']:.{digits}f} ({s['min']:.{digits}f} - {s['max']:.{digits}f})" for s in spreads]
+        print(f"{label:12} {cells[0]:>24} {cells[1]:>24} {figures[figure]['ratio']:>7.3f}")
+    if options.out:
+        options.out.write_text(json.dumps({"rounds": options.rounds, "figures": figures, "runs": runs}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""GPT-2's files load as they are, whatever their layout; what we save is our own layout, whatever was loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import VOCAB, some_ids, tiny_gpt2, tiny_model
+from torch.testing import assert_close
+from transformers import GPT2LMHeadModel
+
+from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel
+
+
+CLASSES = [ScratchGPTModel, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification]
+
+
+def hub_layout(stock: GPT2LMHeadModel, folder: Path) -> None:
+    """As openai-community/gpt2 lies on the Hub: no prefix, no head, and the causal masks of old."""
+    stock.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if "lm_head" not in name}
+    for layer in range(stock.config.n_layer):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
+        tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+LAYOUTS = {
+    "prefix": lambda stock, folder: stock.save_pretrained(folder),
+    "hub": hub_layout,
+    "shards": lambda stock, folder: stock.save_pretrained(folder, max_shard_size="20KB"),
+    "untied": lambda stock, folder: tiny_gpt2(tie_word_embeddings=False).save_pretrained(folder),
+}
+
+
+@pytest.fixture(scope="module")
+def stock() -> GPT2LMHeadModel:
+    return tiny_gpt2()
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def gpt2_folder(request, stock, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    LAYOUTS[request.param](stock, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_folder(stock, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("gpt2")
+    stock.save_pretrained(folder)
+    return folder
+
+
+def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+# --- GPT-2 in -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_logits_equal_stock_gpt2(gpt2_folder, attention):
+    stock = GPT2LMHeadModel.from_pretrained(gpt2_folder, attn_implementation=attention)
+    ours = ScratchGPTForCausalLM.from_pretrained(gpt2_folder, attn_implementation=attention)
+    assert_close(ours(some_ids()).logits, stock(some_ids()).logits, atol=1e-5, rtol=0)
+    assert len(list(gpt2_folder.glob("*.safetensors"))) > 1 or "shards" not in gpt2_folder.name
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("initializer_range", [0.02, 0.2])
+@torch.no_grad()
+def test_logits_equal_stock_gpt2_in_bfloat16(attention, initializer_range, tmp_path):
+    """To 1e-2 of their size (bfloat16 has 8 bits: above 2 one step is 0.016), and no further from the true ones."""
+    tiny_gpt2(initializer_range=initializer_range).save_pretrained(tmp_path)
+
+    def logits(model_class, dtype):
+        return model_class.from_pretrained(tmp_path, attn_implementation=attention, dtype=dtype)(some_ids()).logits
+
+    true = logits(GPT2LMHeadModel, torch.float32)
+    stock, ours = (logits(c, torch.bfloat16).float() for c in (GPT2LMHeadModel, ScratchGPTForCausalLM))
+    assert (ours - stock).norm() < 1e-2 * true.norm()
+    assert (ours - true).norm() < 1.1 * (stock - true).norm()
+    if initializer_range == 0.02:  # GPT-2's own: the logits of this width lie below 1
+        assert_close(ours, stock, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_every_class_loads_every_layout_with_no_key_left_over(gpt2_folder, model_class):
+    model, report = model_class.from_pretrained(gpt2_folder, output_loading_info=True)
+    new = {"score.weight"} if model_class is ScratchGPTForSequenceClassification else set()
+    head = {"lm_head.weight"} if "untied" in gpt2_folder.name and model_class is not ScratchGPTForCausalLM else set()
+    assert set(report["missing_keys"]) == new  # a classifier's head is its own, and random
+    assert set(report["unexpected_keys"]) == head  # only a head of GPT-2's own has no place in the other classes
+    assert not report["mismatched_keys"] and not report["error_msgs"]
+    hidden = GPT2LMHeadModel.from_pretrained(gpt2_folder).transformer(some_ids()).last_hidden_state
+    base = model if model_class is ScratchGPTModel else model.transformer
+    assert_close(base(some_ids()).last_hidden_state, hidden, atol=1e-5, rtol=0)
+
+
+def test_query_key_and_value_are_the_thirds_of_c_attn_bit_for_bit(stock, plain_folder):
+    theirs = stock.transformer.h[1].attn.c_attn
+    ours = ScratchGPTForCausalLM.from_pretrained(plain_folder).transformer.layers[1].attn
+    for n, projection in enumerate((ours.q_proj, ours.k_proj, ours.v_proj)):
+        part = slice(32 * n, 32 * (n + 1))
+        assert torch.equal(projection.weight, theirs.weight[:, part].T)
+        assert torch.equal(projection.bias, theirs.bias[part])
+
+
+# --- Ours out -------------------------------------------------------------------------------------------------------
+
+LINEARS = ["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
+BASE_KEYS = {"embed_tokens.weight", "embed_positions.weight", "norm.weight", "norm.bias"} | {
+    f"layers.{n}.{module}.{kind}"
+    for n in (0, 1)
+    for module in ("ln_1", "ln_2", *LINEARS)
+    for kind in ("weight", "bias")
+}
+NATIVE_KEYS = {"transformer." + key for key in BASE_KEYS}
+
+
+def from_config(tmp_path, plain_folder):
+    return tiny_model()
+
+
+def from_gpt2(tmp_path, plain_folder):
+    return ScratchGPTForCausalLM.from_pretrained(plain_folder)
+
+
+def from_native(tmp_path, plain_folder):
+    tiny_model().save_pretrained(tmp_path / "native")
+    return ScratchGPTForCausalLM.from_pretrained(tmp_path / "native")
+
+
+def from_merged_lora(tmp_path, plain_folder):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(from_gpt2(tmp_path, plain_folder), config).eval()
+    expected = adapted(some_ids()).logits
+    merged = adapted.merge_and_unload()
+    assert_close(merged(some_ids()).logits, expected, atol=1e-5, rtol=0)
+    assert (expected - from_gpt2(tmp_path, plain_folder)(some_ids()).logits).abs().max() > 0.1
+    return merged
+
+
+@pytest.mark.parametrize("history", [from_config, from_gpt2, from_native, from_merged_lora])
+@pytest.mark.parametrize("shard_size", ["50GB", "20KB"])
+def test_the_saved_names_are_our_own_whatever_the_history(history, shard_size, tmp_path, plain_folder):
+    model = history(tmp_path, plain_folder)
+    model.save_pretrained(tmp_path / "out", max_shard_size=shard_size)
+    tensors = saved_tensors(tmp_path / "out")
+    assert set(tensors) == NATIVE_KEYS  # the tied head is not stored twice
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in tensors.items())
+    assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shard_size == "20KB")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("scratch_gpt", ["ScratchGPTForCausalLM"])
+    assert not {"n_embd", "n_ctx", "summary_type", "activation_function"} & set(config)
+    options = {"attn_implementation": model.config._attn_implementation, "output_loading_info": True}
+    again, report = ScratchGPTForCausalLM.from_pretrained(tmp_path / "out", **options)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert torch.equal(again(some_ids()).logits, model.eval()(some_ids()).logits)
+    assert again.lm_head.weight is again.transformer.embed_tokens.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_saved_and_loaded_is_bit_equal(model_class, bias, tied, tmp_path):
+    model = tiny_model(model_class, attention_bias=bias, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    again, report = model_class.from_pretrained(tmp_path, attn_implementation="eager", output_loading_info=True)
+    assert not any(report.values())
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
+    assert torch.equal(again(some_ids())[0], model(some_ids())[0])
+    keys = BASE_KEYS if model_class is ScratchGPTModel else NATIVE_KEYS
+    extra = {"score.weight"} if model_class is ScratchGPTForSequenceClassification else set()
+    if model_class is ScratchGPTForCausalLM and not tied:
+        extra = {"lm_head.weight"}
+    biases = {key for key in keys if key.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias"))}
+    assert set(saved_tensors(tmp_path)) == (keys | extra) - (set() if bias else biases)
+
+
+@pytest.mark.parametrize("saved", CLASSES)
+@pytest.mark.parametrize("loaded", CLASSES)
+def test_a_body_moves_between_heads(saved, loaded, tmp_path):
+    model = tiny_model(saved)
+    model.save_pretrained(tmp_path)
+    again, report = loaded.from_pretrained(tmp_path, output_loading_info=True)
+    new = {"score.weight"} if loaded is ScratchGPTForSequenceClassification and saved is not loaded else set()
+    assert set(report["missing_keys"]) == new
+    body, body_again = (m if isinstance(m, ScratchGPTModel) else m.transformer for m in (model, again))
+    assert all(torch.equal(tensor, body.state_dict()[name]) for name, tensor in body_again.state_dict().items())
+
+
+def test_a_stored_dtype_is_kept(plain_folder, tmp_path):
+    ScratchGPTForCausalLM.from_pretrained(plain_folder, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert {tensor.dtype for tensor in saved_tensors(tmp_path).values()} == {torch.bfloat16}
+    assert ScratchGPTForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
+    assert ScratchGPTForCausalLM.from_pretrained(tmp_path)(some_ids()).logits.shape == (2, 12, VOCAB)

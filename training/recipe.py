@@ -1,0 +1,238 @@
+"""Command line and YAML -> one frozen dataclass; the fields, checks and endings that all recipes share.
+
+Not a recipe itself. Imports nothing heavy: `python training/X.py --help` has to answer at once.
+"""
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from transformers import HfArgumentParser
+
+
+RunT = TypeVar("RunT")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with the sentence that `--help` prints."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every recipe can be told."""
+
+    output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
+    overwrite: bool = option(False, "Write into output_dir although it holds something; the old run is removed.")
+    resume: str | None = option(None, "`latest` goes on from output_dir's newest checkpoint, a path from that one.")
+
+    model: str | None = option(None, "Folder or Hub id to start from; without it a new model of --preset is made.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a Hub model and its tokenizer.")
+    preset: str | None = option(None, "Size of a new model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny.")
+    config_overrides: str | None = option(None, "Changes to the preset's config: `name=value,name=value`.")
+    dropout: float | None = option(None, "All three dropouts; without it, what the model's config says.")
+
+    dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
+    dataset_config: str | None = option(None, "Config name of a Hub dataset.")
+    dataset_split: str = option("train", "Split of a Hub dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
+    text_column: str = option("text", "The column that holds the text.")
+    validation_fraction: float = option(0.1, "Share of the documents that is held out to evaluate on.")
+    test_fraction: float = option(0.0, "Share that is scored once, at the end.")
+    tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
+    vocab_size: int = option(4096, "Size of a tokenizer that is trained here; a new model takes it from there.")
+
+    max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
+    batch_size: int = option(8, "Rows per process and micro-batch.")
+    accumulation_steps: int = option(1, "Micro-batches per optimizer step.")
+    max_steps: int | None = option(None, "End after so many optimizer steps; 0 evaluates only.")
+    epochs: float | None = option(None, "End after so many passes over the data; 3 where no limit is given.")
+    max_tokens: int | None = option(None, "End after so many learned tokens.")
+    max_time: float | None = option(None, "End after so many minutes of training.")
+    learning_rate: float = option(1e-3, "Peak of the schedule.")
+    min_learning_rate: float | None = option(None, "Floor of the cosine; by default a tenth of the peak.")
+    warmup_steps: int = option(0, "Steps of linear warm-up.")
+    weight_decay: float = option(0.1, "On matrices only.")
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.")
+    seed: int = option(0, "Decides initial weights, splits, order of rows and dropout.")
+
+    eval_every: int | None = option(None, "Steps between evaluations; by default ten of them in a run.")
+    eval_batches: int | None = option(None, "Batches per process in an evaluation; by default the whole split.")
+    patience: int | None = option(None, "End after so many evaluations without a new best, and keep the best.")
+    keep_best: bool = option(False, "model/ is the best by validation loss, and last/ the last, where they differ.")
+    checkpoint_every: int | None = option(None, "Steps between checkpoints; one is always written at the end.")
+    keep: int = option(2, "Checkpoints that stay on disk.")
+    log_every: int = option(10, "Steps per line of metrics.jsonl.")
+    report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
+    sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "By default what the device does well.")
+    compile: bool = option(False, "torch.compile the model: 10 to 50 s at the start, then faster steps.")
+    gradient_checkpointing: bool = option(False, "Less memory, a third more time: activations are computed twice.")
+    workers: int = option(0, "Processes that prepare batches.")
+    expect_processes: int | None = option(None, "Refuse to run on another number of processes.")
+
+
+AT_LEAST = {  # field -> the least it may be
+    **dict.fromkeys(
+        ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
+    ),
+    **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every", "expect_processes"), 1),
+    **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout"), 0),
+}
+
+
+def check(run: Run) -> None:
+    """Raise a ValueError for the first field whose value cannot be meant."""
+    for name, least in AT_LEAST.items():
+        value = getattr(run, name)
+        if value is not None and not least <= value < float("inf"):
+            raise ValueError(f"{name} is {value}; it has to be at least {least}.")
+    for item in fields(run):
+        choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
+        if choices and getattr(run, item.name) not in choices:
+            raise ValueError(f"{item.name} is {getattr(run, item.name)!r}; it is one of {', '.join(choices)}.")
+    if run.dropout is not None and run.dropout > 1:
+        raise ValueError(f"dropout is {run.dropout}; it lies between 0 and 1.")
+    if run.model is not None and (run.preset is not None or run.config_overrides is not None):
+        raise ValueError("--model brings its own shape: leave out --preset and --config-overrides.")
+    if run.overwrite and run.resume:
+        raise ValueError("--overwrite removes what --resume would go on from: give one of them.")
+    trackers = ("tensorboard", "trackio", "wandb")
+    if run.report_to not in (None, "none", *trackers):
+        raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
+
+
+# --- Command line and YAML -> a run ------------------------------------------------------------------------------
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def parse(kind: type[RunT], argv: Sequence[str] | None = None) -> RunT:
+    """`--config FILE.yaml` and `--field value` (dashes or underscores), the command line over the file -> a `kind`.
+
+    Raises:
+        ValueError: an unknown field, with the nearest there is; a value of the wrong type.
+    """
+    parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
+    parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
+    names = [item.name for item in fields(kind)]
+    argv = list(sys.argv[1:] if argv is None else argv)
+    path = _config_path(argv)
+    if path is not None:
+        # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
+        values = {name: None if value is None else str(value) for name, value in _read_yaml(path, names).items()}
+        parser.set_defaults(**values)
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        given = unknown[0].split("=")[0]
+        raise ValueError(f"There is no field {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
+    return kind(**{name: getattr(found, name) for name in names})
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for n, word in enumerate(argv):
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+        if word == "--config" and n + 1 < len(argv):
+            return argv[n + 1]
+    return None
+
+
+def _read_yaml(path: str, names: list[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} has to hold `field: value` lines.")
+    content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    for name, value in content.items():
+        if name not in names:
+            raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
+        if isinstance(value, (dict, list)):
+            raise ValueError(f"{path}: {name} is {value}; it has to be a single value.")
+    return content
+
+
+def _nearest(name: str, names: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" Did you mean {prefix}{near[0]}?" if near else " See --help for those there are."
+
+
+def parse_overrides(text: str | None) -> dict[str, Any]:
+    """`a=1,b=false` -> {"a": 1, "b": False}, values read as YAML."""
+    import yaml
+
+    changes = {}
+    for pair in filter(None, (text or "").split(",")):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"config_overrides holds {pair!r}; it is written name=value,name=value.")
+        changes[name.strip()] = yaml.safe_load(value)
+    return changes
+
+
+# --- The run folder ----------------------------------------------------------------------------------------------
+
+
+def check_output_dir(run: Run) -> Path:
+    """The folder, or a ValueError where it holds something that neither `resume` nor `overwrite` speaks for."""
+    folder = Path(run.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir {run.output_dir} is a file. Give a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if run.overwrite and not (folder / "run.yaml").exists():
+            raise ValueError(f"output_dir {run.output_dir} holds files of something else than a run: not overwritten.")
+        if not run.overwrite and not run.resume:
+            raise ValueError(
+                f"output_dir {run.output_dir} holds a run already. --resume latest goes on with it, --overwrite "
+                "replaces it, another --output-dir leaves it alone."
+            )
+    return folder
+
+
+def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
+    """The resolved fields, which `--config` reads again, and below them, as comments, what else decided the run."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(asdict(run), sort_keys=False)
+    notes = yaml.safe_dump(facts, sort_keys=False)
+    text += "\n" + "".join(f"# {line}\n" for line in notes.splitlines())
+    (folder / "run.yaml").write_text(text)
+
+
+# --- Endings -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def one_clear_line() -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and exit code 2; all else keeps its traceback.
+
+    Under a launcher every process finds the same fault; the first says it, and the others give it the time to.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (ValueError, OSError, MemoryError, ImportError, StrictDataclassError) as error:
+        if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+            error = error.__cause__
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(10)  # the launcher ends this process once the first one has spoken
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error

@@ -1,0 +1,257 @@
+"""A built task -> a run folder: what happens around loop.train in every recipe. Not a recipe itself.
+
+prepare(run)      before anything heavy: the folder, and what to resume from
+carry_out(...)    train, keep the best or the last, score the test split once, write pictures and records
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from recipe import Run, check_output_dir, write_run_yaml
+from scratch_gpt.checkpoints import find_checkpoint
+from scratch_gpt.evaluation import mean_losses
+from scratch_gpt.loop import (
+    Progress,
+    Settings,
+    evaluation_batches,
+    make_accelerator,
+    planned_steps,
+    read_metrics,
+    train,
+)
+from scratch_gpt.objectives import Objective
+from scratch_gpt.optimizers import adamw, learning_rate_at
+from scratch_gpt.plots import plot_loss
+
+
+DEFAULT_EPOCHS = 3  # where no limit is given
+
+
+class Task(NamedTuple):
+    """What a recipe builds."""
+
+    model: Any  # a PreTrainedModel
+    tokenizer: Any
+    rows: dict[str, Sequence]  # "train", and where they are asked for "validation" and "test"
+    collate: Callable[[list], dict[str, torch.Tensor]]
+    objective: Objective
+    metrics: Callable[[dict[str, float], str], dict[str, float]]  # mean losses, split -> named metrics
+    sample: Callable[[Any], str]  # model -> a text to look at after each evaluation
+    tokens_per_row: float
+    facts: dict[str, Any]  # about the data, for run.yaml
+
+
+class Start(NamedTuple):
+    """Where a run is written and what it goes on from."""
+
+    folder: Path
+    resume_from: Path | None
+    notices: list[str]
+
+
+def prepare(run: Run) -> Start:
+    """Settle folder and checkpoint; ValueError where either cannot be used."""
+    folder = check_output_dir(run)
+    if run.resume is None:
+        return Start(folder, None, [])
+    if run.resume != "latest":
+        if not Path(run.resume).is_dir():
+            raise ValueError(f"--resume {run.resume}: there is no such folder. Give one, or `latest`.")
+        return Start(folder, Path(run.resume), [])
+    path, skipped = find_checkpoint(folder / "checkpoints")
+    if path is None:
+        return Start(folder, None, [f"No checkpoint in {run.output_dir} yet: starting from the beginning."])
+    return Start(folder, path, [*skipped, f"Going on from {path.name}."])
+
+
+def start_accelerator(run: Run, folder: Path):
+    """The launch this run is on, checked against what it asks for."""
+    report_to = None if run.report_to == "none" else run.report_to
+    return make_accelerator(run.device, run.mixed_precision, run.expect_processes, report_to, folder)
+
+
+def settle(run: Run, task: Task, processes: int) -> tuple[Settings, int]:
+    """The loop's settings and number of steps; ValueError where nothing says how long to train."""
+    settings = Settings(
+        batch_size=run.batch_size,
+        accumulation_steps=run.accumulation_steps,
+        max_steps=run.max_steps,
+        epochs=DEFAULT_EPOCHS if run.epochs is run.max_steps is run.max_tokens is None else run.epochs,
+        max_tokens=run.max_tokens,
+        max_seconds=None if run.max_time is None else 60 * run.max_time,
+        max_grad_norm=run.max_grad_norm or None,
+        eval_every=run.eval_every,
+        patience=run.patience,
+        checkpoint_every=run.checkpoint_every,
+        keep=run.keep,
+        log_every=run.log_every,
+        workers=run.workers,
+        seed=run.seed,
+    )
+    steps = planned_steps(settings, len(task.rows["train"]), processes, task.tokens_per_row)
+    if settings.eval_every is None:
+        settings = Settings(**{**vars(settings), "eval_every": max(1, math.ceil(steps / 10))})
+    return settings, steps
+
+
+def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Settings, steps: int) -> None:
+    """Train and leave a whole run folder behind."""
+    folder, say = start.folder, accelerator.print
+    for notice in start.notices:
+        say(notice)
+    if accelerator.is_main_process:
+        _clear(run, start)
+        write_run_yaml(run, folder, _facts(task, accelerator, steps))
+    accelerator.wait_for_everyone()
+    if run.report_to not in (None, "none"):
+        accelerator.init_trackers("scratch_gpt")
+    keep_best = run.keep_best or run.patience is not None
+
+    def evaluate(model, split: str = "validation") -> dict[str, float]:
+        batches = evaluation_batches(
+            *(accelerator, task.rows[split], task.collate, settings.batch_size, run.eval_batches, run.workers)
+        )
+        sum_over_processes = None
+        if accelerator.num_processes > 1:
+            sum_over_processes = lambda pair: accelerator.reduce(pair.to(accelerator.device), "sum")  # noqa: E731
+        return task.metrics(mean_losses(model, batches, task.objective, sum_over_processes), split)
+
+    def on_evaluation(model, progress: Progress, is_best: bool) -> str:
+        if keep_best and is_best:
+            _save_model(accelerator, model, task.tokenizer, folder / "model")
+        if not accelerator.is_main_process:
+            return ""
+        _draw(folder, run)
+        values = "  ".join(f"{name} {value:.4f}" for name, value in progress.last_evaluation.items())
+        sample = " ".join(task.sample(accelerator.unwrap_model(model)).split())
+        return f"step {progress.step}: {values}{'  (best)' if is_best else ''}\n    {sample}"
+
+    has_validation = "validation" in task.rows
+    model, progress = train(
+        *(accelerator, task.model, adamw(task.model, run.learning_rate, run.weight_decay)),
+        learning_rate=lambda step: learning_rate_at(step, steps, run.learning_rate, run.warmup_steps, _floor(run)),
+        rows=task.rows["train"],
+        collate=task.collate,
+        objective=task.objective,
+        settings=settings,
+        steps=steps,
+        output_dir=folder,
+        evaluate=(lambda model: _prefixed(evaluate(model))) if has_validation else None,
+        on_evaluation=on_evaluation,
+        resume_from=start.resume_from,
+    )
+    last_is_best = not keep_best or progress.best_step in (None, progress.step)
+    _save_model(accelerator, model, task.tokenizer, folder / ("model" if last_is_best else "last"))
+    if "test" in task.rows and not last_is_best:
+        task.model.load_state_dict(type(task.model).from_pretrained(folder / "model").state_dict())
+    test = evaluate(model, "test") if "test" in task.rows else None
+    if accelerator.is_main_process:
+        _write_evaluation(run, task, folder, progress, test, last_is_best)
+        _draw(folder, run)
+    accelerator.end_training()
+    say(_farewell(run, progress, steps))
+
+
+def _clear(run: Run, start: Start) -> None:
+    if run.overwrite and start.folder.exists():
+        shutil.rmtree(start.folder)
+
+
+def _floor(run: Run) -> float:
+    return run.learning_rate / 10 if run.min_learning_rate is None else run.min_learning_rate
+
+
+def _prefixed(values: dict[str, float]) -> dict[str, float]:
+    return {f"eval_{name}": value for name, value in values.items()}
+
+
+def _unprefixed(line: dict[str, Any]) -> dict[str, float]:
+    return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
+
+
+def _facts(task: Task, accelerator, steps: int) -> dict[str, Any]:
+    packages = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors")
+    return {
+        "steps": steps,
+        "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+        "processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "data": task.facts,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def _save_model(accelerator, model, tokenizer, folder: Path) -> None:
+    # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        draft, old = folder.with_name(f".writing-{folder.name}"), folder.with_name(f".old-{folder.name}")
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        accelerator.unwrap_model(model).save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(draft, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def _draw(folder: Path, run: Run) -> None:
+    metrics = read_metrics(folder / "metrics.jsonl")
+    if metrics:
+        plot_loss(metrics, folder / "loss.png", title=f"{run.model or run.preset or 'model'} on {run.dataset}")
+
+
+def _write_evaluation(run: Run, task: Task, folder: Path, progress: Progress, test, last_is_best: bool) -> None:
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "eval_loss" in line]
+    chosen = progress.step if last_is_best else progress.best_step
+
+    def at(step: int) -> dict[str, float] | None:
+        found = [line for line in lines if line["step"] == step]
+        return (
+            {name.removeprefix("eval_"): found[-1][name] for name in found[-1] if name.startswith("eval_")}
+            if found
+            else None
+        )
+
+    results = {"before/validation": at(0), "validation": at(chosen), "test": test}
+    content = {
+        "format_version": 1,
+        "protocol": {
+            "model": "model/",
+            "step": chosen,
+            "chosen_by": "last step" if last_is_best else "lowest validation loss",
+            "eval_batches": run.eval_batches,
+            **task.facts,
+        },
+        "results": {name: values for name, values in results.items() if values is not None},
+        "tables": {},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _farewell(run: Run, progress: Progress, steps: int) -> str:
+    folder = run.output_dir
+    end = f"{progress.step} steps, {progress.tokens:,} tokens"
+    if progress.stopped_early:
+        end += f" (stopped before step {steps})"
+    return f"""
+{end}. Written:
+  {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it
+  {folder}/loss.png         the picture of this run
+  {folder}/metrics.jsonl    every number of it; evaluation.json has the last ones, run.yaml how it was made
+Next:
+  python training/generate.py --model {folder}/model --prompt "The"
+  python training/pretrain.py --dataset YOUR.txt --output-dir runs/mine"""
