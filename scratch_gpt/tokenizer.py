@@ -67,10 +67,13 @@ def train_tokenizer(
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub id; ValueError in one line where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(str(name_or_path), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision)
+        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what a bare config.json leads to
+            raise ValueError("there are no tokenizer files.")
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"No tokenizer could be loaded from {str(name_or_path)!r}: {reason[:300]}") from error
+    return tokenizer
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, allowed_special: Collection[str] = ()) -> list[int]:

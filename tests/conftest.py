@@ -17,3 +17,12 @@ import torch
 def _seeded():
     """Each test draws the same random numbers, alone or in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real test data (SCRATCH_GPT_DATA, or shared/data beside this repository)."""
+    folder = Path(os.environ.get("SCRATCH_GPT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no test data: set SCRATCH_GPT_DATA to a folder that has it (README, Tests)")
+    return folder

@@ -1,0 +1,107 @@
+"""Laws of the tokenizer room: nothing is lost, and a special token's spelling is only text."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scratch_gpt.tokenizer import (
+    END_OF_TEXT,
+    PAD,
+    check_vocabulary,
+    decode,
+    encode,
+    encode_batch,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+
+CORPUS = ["the shiny sun shines on the sea " * 20, "a sea of shiny stones, a sun of stone " * 20, "naïve 世界 \U0001f31e"]
+SPECIALS = [END_OF_TEXT, PAD, "<|user|>"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(CORPUS, vocab_size=320, special_tokens=["<|user|>"])
+
+
+any_text = st.text(st.characters(exclude_categories=["Cs"]))  # all of Unicode but lone surrogates, which are no text
+with_specials = st.lists(st.one_of(any_text, st.sampled_from(SPECIALS))).map("".join)
+
+
+@given(text=with_specials)
+@settings(max_examples=200, deadline=None)
+def test_any_text_comes_back(tokenizer, text):
+    assert decode(tokenizer, encode(tokenizer, text)) == text
+
+
+@given(text=with_specials)
+@settings(max_examples=100, deadline=None)
+def test_special_spellings_are_plain_text_unless_allowed(tokenizer, text):
+    special_ids = set(tokenizer.all_special_ids)
+    assert not special_ids & set(encode(tokenizer, text))
+    allowed = encode(tokenizer, text, allowed_special=[END_OF_TEXT])
+    assert allowed.count(tokenizer.eos_token_id) == text.count(END_OF_TEXT)
+    assert not (special_ids - {tokenizer.eos_token_id}) & set(allowed)
+    assert decode(tokenizer, allowed) == text
+
+
+def test_allowing_an_unknown_token_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="nope"):
+        encode(tokenizer, "a", allowed_special=["<|nope|>"])
+
+
+def test_batches_equal_single_texts(tokenizer):
+    assert encode_batch(tokenizer, CORPUS) == [encode(tokenizer, text) for text in CORPUS]
+    assert encode_batch(tokenizer, []) == []
+
+
+def test_training_is_deterministic_and_compresses(tokenizer):
+    again = train_tokenizer(CORPUS, vocab_size=320, special_tokens=["<|user|>"])
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert len(encode(tokenizer, CORPUS[0])) < len(CORPUS[0].encode()) / 2
+    assert tokenizer.eos_token_id == 0 and tokenizer.pad_token_id == 1
+
+
+def test_saved_and_reloaded_is_identical(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert again.special_tokens_map == tokenizer.special_tokens_map
+    text = "sun <|user|> sea" + END_OF_TEXT
+    assert encode(again, text, [END_OF_TEXT]) == encode(tokenizer, text, [END_OF_TEXT])
+
+
+def test_gpt2_tokenizer_gives_its_known_ids(data):
+    gpt2 = load_tokenizer(data / "gpt2-tokenizer")
+    known = [40, 367, 2885, 1464, 1807, 3619, 402, 271, 10899, 2138, 257, 7026, 15632]
+    assert encode(gpt2, "I HAD always thought Jack Gisburn rather a cheap genius") == known
+    assert encode(gpt2, END_OF_TEXT, [END_OF_TEXT]) == [50256]
+    assert 50256 not in encode(gpt2, END_OF_TEXT)
+
+
+def test_every_language_comes_back(data, tokenizer):
+    for file in sorted((data / "multilingual").glob("*.txt")):
+        text = file.read_text(encoding="utf-8")
+        assert decode(tokenizer, encode(tokenizer, text)) == text, file.name
+
+
+def test_too_small_a_vocabulary_is_an_error():
+    with pytest.raises(ValueError, match="100 is too small.*258"):
+        train_tokenizer(CORPUS, vocab_size=100)
+
+
+def test_a_vocabulary_larger_than_the_models_is_an_error(tokenizer):
+    check_vocabulary(tokenizer, len(tokenizer))
+    with pytest.raises(ValueError, match=f"ids up to {len(tokenizer) - 1}.*vocab_size is 100"):
+        check_vocabulary(tokenizer, 100)
+
+
+def test_no_tokenizer_is_one_clear_line(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    for name in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match="No tokenizer could be loaded") as caught:
+            load_tokenizer(name)
+        assert "\n" not in str(caught.value)
