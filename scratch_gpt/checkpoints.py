@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -27,7 +27,7 @@ def save_checkpoint(
     target, draft = folder / f"step-{step}", folder / f".writing-step-{step}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_model(model, str(draft / WEIGHTS))
+    save_file(_distinct_weights(model), str(draft / WEIGHTS))
     tensors, scalars = _flatten(optimizer.state_dict())
     save_file(tensors, str(draft / OPTIMIZER))
     (draft / STATE).write_text(json.dumps({**state, "step": step, "optimizer": scalars}, indent=1))
@@ -55,13 +55,20 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """
     if problem := find_damage(path):
         raise ValueError(f"{path} cannot be resumed from: {problem}.")
-    state = json.loads((path / STATE).read_text())
+    state = read_state(path)
     try:
-        load_model(model, str(path / WEIGHTS))
+        missing, unexpected = model.load_state_dict(load_file(str(path / WEIGHTS)), strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} belongs to another model: {' '.join(str(error).split())[:300]}") from error
+    if lost := sorted({*missing, *unexpected} & {*_distinct_weights(model), *unexpected}):
+        raise ValueError(f"{path} belongs to another model: they differ in {lost[0]}.")
     optimizer.load_state_dict(_unflatten(load_file(str(path / OPTIMIZER)), state.pop("optimizer")))
     return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
+    return json.loads((path / STATE).read_text())
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -103,6 +110,14 @@ def _describe(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
+def _distinct_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    # Every tensor once: tied ones under the first of their names.
+    found: dict[tuple, tuple[str, torch.Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        found.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor))
+    return {name: tensor.contiguous() for name, tensor in found.values()}
+
+
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     # {"state": {0: {"step": t, "exp_avg": t}}, "param_groups": [...]} -> {"0.step": t, ...}, the rest
     tensors = {f"{n}.{key}": value for n, slot in state["state"].items() for key, value in slot.items()}
@@ -118,4 +133,4 @@ def _unflatten(tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> dict[s
     return {"state": state, **rest}
 
 
-__all__ = ["find_checkpoint", "find_damage", "list_checkpoints", "load_checkpoint", "save_checkpoint"]
+__all__ = ["find_checkpoint", "find_damage", "list_checkpoints", "load_checkpoint", "read_state", "save_checkpoint"]

@@ -18,7 +18,11 @@ from scratch_gpt.tokenizer import (
 )
 
 
-CORPUS = ["the shiny sun shines on the sea " * 20, "a sea of shiny stones, a sun of stone " * 20, "naïve 世界 \U0001f31e"]
+CORPUS = [
+    "the shiny sun shines on the sea " * 20,
+    "a sea of shiny stones, a sun of stone " * 20,
+    "naïve 世界 \U0001f31e",
+]
 SPECIALS = [END_OF_TEXT, PAD, "<|user|>"]
 
 

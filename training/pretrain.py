@@ -62,7 +62,7 @@ def build(run: PretrainRun):
         stream = token_stream(part, partial(encode_batch, tokenizer), eos, f"Tokenizing {name}")
         require_full_window(stream.ids, max_length, name)
         # The training windows may overlap; held-out tokens are asked once.
-        stride = (run.stride or max_length) if name == "train" else max_length
+        stride = run.stride if name == "train" else None
         rows[name] = Windows(stream.ids, max_length, stride, run.overlap, run.drop_tail)
         streams[name] = stream
         facts[name] = {
@@ -104,8 +104,8 @@ def build_model(run: PretrainRun, tokenizer):
             # A position that no row reaches would stay random: the context of a new model is its rows' length.
             **({} if run.max_length is None else {"max_position_embeddings": run.max_length}),
         }
-        preset = run.preset or "tiny"
-        config = ScratchGPTConfig.from_preset(preset, **{**fields, **changes, **parse_overrides(run.config_overrides)})
+        overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
+        config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
         model = ScratchGPTForCausalLM(config)
     else:
         model, report = ScratchGPTForCausalLM.from_pretrained(
@@ -148,12 +148,17 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(PretrainRun, argv)
         check(run)
 
-        from runner import carry_out, prepare, settle, start_accelerator
+        from runner import carry_out, is_finished, prepare, settle, start_accelerator
 
         start = prepare(run)
         task = build(run)
         accelerator = start_accelerator(run, start.folder)
         settings, steps = settle(run, task, accelerator.num_processes)
+        if is_finished(run, start, steps):
+            accelerator.print(
+                f"{run.output_dir} is already finished; a larger --max-steps or --epochs goes on with it."
+            )
+            return
         accelerator.print(describe(run, task, settings, steps, accelerator))
         carry_out(run, start, task, accelerator, settings, steps)
 

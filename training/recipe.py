@@ -84,7 +84,7 @@ AT_LEAST = {  # field -> the least it may be
     **dict.fromkeys(
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
-    **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every", "expect_processes"), 1),
+    **dict.fromkeys(("stride", "eval_every", "eval_batches", "checkpoint_every", "expect_processes"), 1),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout"), 0),
 }
@@ -93,7 +93,7 @@ AT_LEAST = {  # field -> the least it may be
 def check(run: Run) -> None:
     """Raise a ValueError for the first field whose value cannot be meant."""
     for name, least in AT_LEAST.items():
-        value = getattr(run, name)
+        value = getattr(run, name, None)
         if value is not None and not least <= value < float("inf"):
             raise ValueError(f"{name} is {value}; it has to be at least {least}.")
     for item in fields(run):
@@ -173,16 +173,19 @@ def _nearest(name: str, names: list[str], prefix: str = "") -> str:
     return f" Did you mean {prefix}{near[0]}?" if near else " See --help for those there are."
 
 
-def parse_overrides(text: str | None) -> dict[str, Any]:
-    """`a=1,b=false` -> {"a": 1, "b": False}, values read as YAML."""
+def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
+    """`a=1,b=false` -> {"a": 1, "b": False}, values read as YAML; ValueError for what config_class does not have."""
     import yaml
 
+    names = sorted({*(item.name for item in fields(config_class)), *config_class.attribute_map})
     changes = {}
     for pair in filter(None, (text or "").split(",")):
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"config_overrides holds {pair!r}; it is written name=value,name=value.")
-        changes[name.strip()] = yaml.safe_load(value)
+        if name not in names:
+            raise ValueError(f"config_overrides: there is no config field {name!r}.{_nearest(name, names)}")
+        changes[name] = yaml.safe_load(value)
     return changes
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from recipe import Run, check_output_dir, write_run_yaml
-from scratch_gpt.checkpoints import find_checkpoint
+from scratch_gpt.checkpoints import find_checkpoint, find_damage, read_state
 from scratch_gpt.evaluation import mean_losses
 from scratch_gpt.loop import (
     Progress,
@@ -66,6 +66,8 @@ def prepare(run: Run) -> Start:
     if run.resume != "latest":
         if not Path(run.resume).is_dir():
             raise ValueError(f"--resume {run.resume}: there is no such folder. Give one, or `latest`.")
+        if problem := find_damage(Path(run.resume)):
+            raise ValueError(f"--resume {run.resume} is no whole checkpoint: {problem}.")
         return Start(folder, Path(run.resume), [])
     path, skipped = find_checkpoint(folder / "checkpoints")
     if path is None:
@@ -101,6 +103,14 @@ def settle(run: Run, task: Task, processes: int) -> tuple[Settings, int]:
     if settings.eval_every is None:
         settings = Settings(**{**vars(settings), "eval_every": max(1, math.ceil(steps / 10))})
     return settings, steps
+
+
+def is_finished(run: Run, start: Start, steps: int) -> bool:
+    """Whether the run that `start` resumes has nothing left to do."""
+    if start.resume_from is None or not (start.folder / "evaluation.json").exists():
+        return False
+    progress = Progress(**read_state(start.resume_from)["progress"])
+    return progress.step >= steps or progress.evaluations_since_best >= (run.patience or math.inf)
 
 
 def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Settings, steps: int) -> None:

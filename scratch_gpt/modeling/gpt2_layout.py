@@ -9,7 +9,9 @@
     mlp.c_fc, mlp.c_proj       mlp.up_proj, mlp.down_proj, transposed
     ln_f                       norm
 
-GPT-2 keeps its matrices as Conv1D, (in, out); nn.Linear keeps (out, in). This file travels inside every checkpoint.
+GPT-2 keeps its matrices as Conv1D, (in, out); nn.Linear keeps (out, in). The loader shards before it converts, so a
+GPT-2 folder cannot be read straight into tensor-parallel or FSDP shards: load it whole and save it as ours first.
+This file travels inside every checkpoint.
 """
 
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping

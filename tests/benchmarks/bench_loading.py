@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_loading.py [--rounds 7] [--out FILE.json]
 
-Each load runs in a fresh process, the two classes taking turns, imports done before. "load" is `from_pretrained` alone;
-stock transformers only maps the file there and reads it when it is used, so "logits" goes on to the first logits, of
-eight tokens. Memory is the highest resident set up to that point. The weights are random: only their sizes matter.
+Each load runs in a fresh process, the two classes taking turns, imports done before. "load" is `from_pretrained`
+alone; stock transformers only maps the file there and reads it when it is used, so "logits" goes on to the first
+logits, of eight tokens. Memory is the highest resident set up to that point. The weights are random: only their sizes
+matter.
 """
 
 import argparse

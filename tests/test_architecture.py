@@ -1,0 +1,127 @@
+"""The house as the README draws it: who may import whom, and what importing costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+REPO = Path(__file__).resolve().parent.parent
+STDLIB = set(sys.stdlib_module_names)
+# room -> what it may import beside the standard library; "modeling", "data", ... are our own rooms
+ARROWS = {
+    "modeling/configuration_scratch_gpt": {"transformers", "huggingface_hub"},
+    "modeling/gpt2_layout": {"transformers"},
+    "modeling/modeling_scratch_gpt": {"torch", "transformers", "modeling"},
+    "tokenizer": {"tokenizers", "transformers"},
+    "conversion": {"torch", "transformers", "modeling", "tokenizer"},
+    "data/sources": {"datasets", "numpy"},
+    "data/windows": {"numpy"},
+    "data/collate": {"numpy", "torch", "data"},
+    "objectives": {"torch"},
+    "optimizers": {"torch"},
+    "checkpoints": {"torch", "safetensors"},
+    "loop": {"torch", "accelerate", "checkpoints"},
+    "generation": {"torch", "transformers", "tokenizer"},
+    "evaluation": {"torch", "objectives"},
+    "plots": {"matplotlib", "numpy"},
+    "__init__": {"transformers", "modeling"},
+    "data/__init__": set(),
+    "modeling/__init__": set(),
+}
+NOT_SCRIPTS = {"recipe", "runner"}  # what the scripts in training/ share
+
+
+def imports(file: Path) -> list[tuple[str, bool]]:
+    """(room or package, inside a function) for every import of a file."""
+    tree = ast.parse(file.read_text())
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module.split(".")[0]]
+        elif isinstance(node, ast.ImportFrom):
+            base = file.parent if node.level == 1 else file.parent.parent
+            path = base.joinpath(*(node.module or "").split(".")).relative_to(REPO / "scratch_gpt")
+            names = [path.parts[0]] if path.parts else [alias.name for alias in node.names]
+        else:
+            continue
+        found += [(name, id(node) in inside) for name in names if name not in STDLIB]
+    return found
+
+
+def rooms() -> list[str]:
+    library = REPO / "scratch_gpt"
+    return sorted(str(file.relative_to(library).with_suffix("")) for file in library.rglob("*.py"))
+
+
+def test_every_file_has_its_arrows_and_every_arrow_its_file():
+    assert rooms() == sorted(ARROWS)
+
+
+@pytest.mark.parametrize("room", sorted(ARROWS))
+def test_rooms_import_only_what_they_may(room):
+    found = imports(REPO / "scratch_gpt" / f"{room}.py")
+    assert {name for name, _ in found} <= ARROWS[room]
+    heavy_extras = {"matplotlib", "peft"}
+    assert all(inside for name, inside in found if name in heavy_extras)
+
+
+def test_portable_files_import_flat_siblings_only():
+    for file in (REPO / "scratch_gpt" / "modeling").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module and "." not in node.module, file.name
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not any(name.startswith("scratch_gpt") for name in names), file.name
+
+
+def test_scripts_import_no_other_script_and_nothing_heavy_at_the_top():
+    files = {file.stem: file for file in (REPO / "training").glob("*.py")}
+    scripts = set(files) - NOT_SCRIPTS
+    for name in scripts:
+        found = imports(files[name])
+        assert not {other for other, _ in found} & scripts, name
+        assert {other for other, inside in found if not inside} <= {"recipe"}, name
+    assert {other for other, inside in imports(files["recipe"]) if not inside} == {"transformers"}
+
+
+def test_the_library_has_no_command_line_and_asks_for_rank_in_the_loop_only():
+    for file in (REPO / "scratch_gpt").rglob("*.py"):
+        text = file.read_text()
+        assert "argparse" not in text, file.name
+        assert file.name == "loop.py" or "is_main_process" not in text, file.name
+
+
+def test_importing_the_package_costs_no_more_than_transformers_own_model():
+    code = """if True:
+        import sys, torch
+        import transformers.models.gpt2.modeling_gpt2
+        from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+        before = set(sys.modules)
+        state = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
+        import scratch_gpt
+        new = {name.split(".")[0] for name in set(sys.modules) - before}
+        assert not new & {"datasets", "peft", "accelerate", "matplotlib", "numpy"}, new
+        assert torch.equal(state[0], torch.get_rng_state())
+        assert state[1:] == (torch.get_num_threads(), torch.get_default_dtype())
+        assert callable(scratch_gpt.export_gpt2) and callable(scratch_gpt.generate)
+        try:
+            scratch_gpt.nonsense
+        except AttributeError:
+            print("well")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "well", done.stderr
+
+
+def test_the_readme_shows_every_room():
+    text = (REPO / "README.md").read_text()
+    for room in rooms():
+        if not room.endswith("__init__"):
+            assert f"{Path(room).name}.py" in text, room

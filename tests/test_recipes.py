@@ -1,0 +1,327 @@
+"""The recipes as their users run them: the main job on real text, and one clear line for what cannot be meant."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import generate as generate_recipe
+import pretrain
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
+from tiny import tiny_gpt2, tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import recipe
+from scratch_gpt.loop import read_metrics
+from scratch_gpt.tokenizer import train_tokenizer
+
+
+REPO = Path(__file__).resolve().parent.parent
+STORY = "".join(
+    f"On day {n} the old sailor {('walked', 'ran', 'swam')[n % 3]} to the shiny sea, and the sun {'rose' * (n % 2)}"
+    f"{'set' * (1 - n % 2)} over {n * 7 % 90} quiet boats.\n"
+    for n in range(400)
+)
+SMALL = ["--preset", "tiny", "--vocab-size", "300", "--max-length", "32", "--device", "cpu", "--config-overrides"]
+SMALL += ["hidden_size=32,num_hidden_layers=2"]
+
+
+def run(*arguments) -> None:
+    """The pretrain recipe as a new process would run it: Accelerate remembers a process' first settings."""
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    pretrain.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    file = tmp_path_factory.mktemp("story") / "story.txt"
+    file.write_text(STORY)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def trained(story, tmp_path_factory):
+    """One small run with everything on, for the tests that look at what it leaves behind."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run(
+        *("--dataset", story, "--output-dir", folder, *SMALL, "--max-steps", 30, "--eval-every", 10, "--log-every", 5),
+        *("--keep-best", "true", "--test-fraction", 0.1, "--checkpoint-every", 10, "--sample-prompt", "On day"),
+        *("--learning-rate", 3e-3, "--report-to", "tensorboard"),
+    )
+    return folder
+
+
+# --- The main job ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_its_folder_is_laid_out_as_promised(trained):
+    assert {"model", "checkpoints", "metrics.jsonl", "loss.png", "run.yaml", "evaluation.json"} <= set(
+        os.listdir(trained)
+    )
+    assert [path.name for path in sorted((trained / "checkpoints").iterdir())] == ["step-20", "step-30"]
+    lines = read_metrics(trained / "metrics.jsonl")
+    learning = [line for line in lines if "loss" in line]
+    evaluated = [line for line in lines if "eval_loss" in line]
+    assert {"step", "tokens", "loss", "learning_rate", "tokens_per_second", "grad_norm"} <= set(learning[0])
+    assert {"eval_loss", "eval_perplexity", "eval_bits_per_byte"} <= set(evaluated[0])
+    assert [line["step"] for line in evaluated] == [0, 10, 20, 30]
+    vocabulary = json.loads((trained / "model" / "config.json").read_text())["vocab_size"]
+    assert evaluated[0]["eval_loss"] == pytest.approx(torch.tensor(vocabulary).log().item(), abs=0.3)
+    assert evaluated[-1]["eval_loss"] < evaluated[0]["eval_loss"] - 1
+    assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_json_agrees_with_metrics_and_counts_what_it_measured(trained):
+    content = json.loads((trained / "evaluation.json").read_text())
+    last = [line for line in read_metrics(trained / "metrics.jsonl") if "eval_loss" in line][-1]
+    assert content["format_version"] == 1 and set(content["results"]) == {"before/validation", "validation", "test"}
+    best = content["results"]["validation"]
+    assert best["loss"] <= last["eval_loss"]
+    facts = content["protocol"]["validation"]
+    bits = best["loss"] / torch.log(torch.tensor(2.0)).item() * facts["tokens"] / facts["bytes"]
+    assert best["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_the_model_folder_loads_with_the_auto_classes_and_generates(trained, capsys):
+    model = AutoModelForCausalLM.from_pretrained(trained / "model")
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    ids = tokenizer("On day", return_tensors="pt")
+    stock = model.generate(**ids, max_new_tokens=12, do_sample=False)[0]
+    generate_recipe.main(
+        ["--model", str(trained / "model"), "--prompt", "On day", "--max-new-tokens", "12", "--temperature", "0"]
+    )
+    assert tokenizer.decode(stock) in capsys.readouterr().out
+    names = load_file(trained / "model" / "model.safetensors")
+    assert "transformer.layers.0.attn.q_proj.weight" in names
+    assert {file.name for file in (trained / "model").glob("*.py")} == {
+        "configuration_scratch_gpt.py",
+        "gpt2_layout.py",
+        "modeling_scratch_gpt.py",
+    }
+
+
+def test_run_yaml_is_the_run_again_and_names_no_absolute_path_of_ours(trained, story):
+    text = (trained / "run.yaml").read_text()
+    fields = yaml.safe_load(text)
+    assert fields["max_steps"] == 30 and fields["learning_rate"] == 3e-3 and fields["dataset"] == story
+    assert recipe.parse(pretrain.PretrainRun, ["--config", str(trained / "run.yaml")]) == pretrain.PretrainRun(
+        **fields
+    )
+    assert re.search(r"# precision: (no|bf16)", text) and "# versions:" in text and str(REPO) not in text
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(trained, story, capsys):
+    before = (trained / "metrics.jsonl").read_text()
+    fails(["--output-dir", str(trained), "--dataset", story], "--resume latest goes on", capsys)
+    assert (trained / "metrics.jsonl").read_text() == before
+
+
+def test_resuming_a_finished_run_says_so_and_changes_no_number(story, tmp_path, capsys):
+    arguments = ["--dataset", story, "--output-dir", str(tmp_path / "run"), *SMALL, "--max-steps", "2"]
+    run(*arguments, "--resume", "latest")
+    assert "starting from the beginning" in capsys.readouterr().out
+    before = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    run(*arguments, "--resume", "latest")
+    assert "already finished" in capsys.readouterr().out
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(story, tmp_path):
+    arguments = ["--dataset", story, *SMALL, "--max-steps", "8", "--checkpoint-every", "4", "--keep", "9"]
+    run(*arguments, "--output-dir", str(tmp_path / "a"))
+    run(*arguments, "--output-dir", str(tmp_path / "b"))
+    middle = tmp_path / "a" / "checkpoints" / "step-4"
+    run(*arguments, "--output-dir", str(tmp_path / "b"), "--resume", str(middle))
+    straight, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_gpt2_goes_on_learning_with_its_own_tokenizer_and_can_be_evaluated_only(story, tmp_path):
+    tokenizer = train_tokenizer([STORY], vocab_size=280)
+    stock = tiny_gpt2(vocab_size=len(tokenizer))
+    stock.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    arguments = ["--model", str(tmp_path / "gpt2"), "--dataset", story, "--device", "cpu", "--mixed-precision", "no"]
+    run(*arguments, "--max-steps", "0", "--output-dir", str(tmp_path / "only"))
+    weights = AutoModelForCausalLM.from_pretrained(tmp_path / "only" / "model")
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.allclose(weights(ids).logits, stock(ids).logits, atol=1e-5)
+    assert [line["step"] for line in read_metrics(tmp_path / "only" / "metrics.jsonl")] == [0]
+    run(*arguments, "--max-steps", "5", "--learning-rate", "1e-2", "--output-dir", str(tmp_path / "on"))
+    evaluated = [line["eval_loss"] for line in read_metrics(tmp_path / "on" / "metrics.jsonl") if "eval_loss" in line]
+    assert evaluated[-1] < evaluated[0]
+
+
+@pytest.mark.parametrize("option", ["--gradient-checkpointing", "--workers", "--mixed-precision", "--max-time"])
+def test_options_change_how_and_not_what_is_learned(option, story, tmp_path):
+    value = {"--workers": "1", "--mixed-precision": "bf16", "--max-time": "9"}.get(option, "true")
+    arguments = ["--dataset", story, *SMALL, "--max-steps", "3", "--log-every", "1", "--validation-fraction", "0"]
+    plain = [*arguments, "--mixed-precision", "no", "--output-dir", str(tmp_path / "a")]
+    run(*plain)
+    run(*arguments, "--mixed-precision", "no", option, value, "--output-dir", str(tmp_path / "b"))
+    one, other = ([line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in "ab")
+    assert one == pytest.approx(other, rel=2e-2 if option == "--mixed-precision" else 1e-5)
+
+
+def test_the_books_run_in_small_overfits_its_story(data, tmp_path):
+    config = REPO / "training" / "configs" / "the_verdict_small.yaml"
+    story = ["--dataset", str(data / "the-verdict.txt"), "--output-dir", str(tmp_path / "run")]
+    run("--config", str(config), *story, "--epochs", "3", "--config-overrides", "num_hidden_layers=2")
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert content["results"]["validation"]["loss"] < content["results"]["before/validation"]["loss"] - 1
+
+
+def test_the_books_config_is_the_books_run(data):
+    parsed = recipe.parse(pretrain.PretrainRun, ["--config", str(REPO / "training" / "configs" / "the_verdict.yaml")])
+    recipe.check(parsed)
+    fields = ("batch_size", "epochs", "learning_rate", "weight_decay", "max_length")
+    assert tuple(getattr(parsed, name) for name in fields) == (2, 10, 4e-4, 0.1, 256)
+    with torch.device("meta"):
+        tokenizer = AutoTokenizer.from_pretrained(data / "gpt2-tokenizer")
+        model = pretrain.build_model(parsed, tokenizer)
+    assert sum(p.numel() for p in model.parameters()) == 162_419_712  # 163,009,536 less 768 positions of 768
+    assert model.config.attention_dropout == 0.1
+
+
+def test_two_processes_learn_what_one_learns(story, tmp_path):
+    """The launch that really starts two (gloo): the same losses, and from inside, that there are two."""
+    arguments = ["--dataset", story, *SMALL, "--max-steps", "3", "--log-every", "1", "--mixed-precision", "no"]
+    run(*arguments, "--batch-size", "8", "--output-dir", str(tmp_path / "one"))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [
+        str(REPO / "training" / "configs" / "accelerate" / "cpu_2.yaml"),
+        str(REPO / "training" / "pretrain.py"),
+    ]
+    command += [*arguments, "--batch-size", "4", "--expect-processes", "2", "--output-dir", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 process(es)" in done.stdout and "# processes: 2" in (tmp_path / "two" / "run.yaml").read_text()
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        for name in {"loss", "eval_loss", "grad_norm"} & set(a):
+            assert a[name] == pytest.approx(b[name], abs=2e-4), name
+    assert done.stdout.count("Written:") == 1  # only the main process speaks
+
+
+# --- What cannot be meant ----------------------------------------------------------------------------------------
+
+
+def fails(arguments, message, capsys, main=pretrain.main):
+    """main(arguments) ends with code 2 and one line that matches."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        main([str(argument) for argument in arguments])
+    assert ending.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
+
+
+BAD = {
+    "--nonsense 3": r"There is no field --nonsense\.",
+    "--learning-rat 3": r"no field --learning-rat\. Did you mean --learning_rate\?",
+    "--learning-rate fast": "learning[-_]rate.*fast",
+    "--batch-size 0": "batch_size is 0; it has to be at least 1",
+    "--max-steps -1": "max_steps is -1; it has to be at least 0",
+    "--learning-rate nan": "learning_rate is nan",
+    "--dropout 1.5": "dropout is 1.5",
+    "--preset huge": "no preset 'huge'; the presets are gpt2,",
+    "--config-overrides hidden_size=30": "hidden_size 30 is not a multiple of num_attention_heads 4",
+    "--config-overrides nonsense": "config_overrides holds 'nonsense'",
+    "--config-overrides hiden_size=32": "no config field 'hiden_size'. Did you mean hidden_size",
+    "--stride 0": "stride",
+    "--validation-fraction 1.5": "validation_fraction is 1.5",
+    "--vocab-size 20": "vocab_size 20 is too small",
+    "--max-length 100000": "train split has .* tokens, but one window of max_length 100000 takes 100001",
+    "--tokenizer /no/where": "No tokenizer could be loaded from '/no/where'",
+    "--model /no/where": "/no/where",
+    "--model m --preset tiny": "leave out --preset",
+    "--dataset /no/where.txt": "no such file",
+    "--dataset nobody/nothing": "as a Hub dataset it could not be opened",
+    "--text-column body": "no column 'body', only text",
+    "--resume /no/where": "there is no such folder",
+    "--resume latest --overwrite true": "give one of them",
+    "--expect-processes 2": "expect_processes is 2, but 1 started",
+    "--report-to excel": "report_to is 'excel'",
+    "--config /no/where.yaml": "/no/where.yaml cannot be read",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_one_clear_line(line, story, tmp_path, capsys):
+    arguments = line.split()
+    defaults = {"--dataset": story, "--output-dir": tmp_path / "run", "--preset": "tiny", "--vocab-size": 300}
+    if "--model" in arguments:
+        del defaults["--preset"]
+    for name, value in defaults.items():
+        if name not in arguments:
+            arguments += [name, value]
+    fails(arguments, BAD[line], capsys)
+    assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rat: 3", r"no field 'learning_rat'\. Did you mean learning_rate\?"),
+        ("batch_size: [1, 2]", "has to be a single value"),
+        ("- 3", "has to hold `field: value` lines"),
+        ("a: b: c", "cannot be read"),
+        ("batch_size: many", "many"),
+        ("overlap: forget", "forget"),
+    ],
+)
+def test_bad_yaml_is_one_clear_line(content, message, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(content)
+    fails(["--config", tmp_path / "run.yaml", "--output-dir", tmp_path / "run"], message, capsys)
+
+
+def test_a_model_of_another_family_and_a_too_large_vocabulary_are_refused(story, tmp_path, capsys):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**shape, vocab_size=300)).save_pretrained(tmp_path / "llama")
+    tokenizer = train_tokenizer([STORY], vocab_size=300)
+    tokenizer.save_pretrained(tmp_path / "llama")
+    arguments = ["--dataset", story, "--output-dir", tmp_path / "run"]
+    fails([*arguments, "--model", tmp_path / "llama"], "no GPT-2 shaped model", capsys)
+    tiny_model(vocab_size=99).save_pretrained(tmp_path / "small")
+    fails([*arguments, "--model", tmp_path / "small", "--tokenizer", tmp_path / "llama"], "vocab_size is 99", capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_no_run_are_not_overwritten(story, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    fails(["--dataset", story, "--output-dir", tmp_path, "--overwrite", "true"], "not overwritten", capsys)
+    fails(["--dataset", story, "--output-dir", tmp_path / "thesis.txt"], "is a file", capsys)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_generate_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    fails(["--model", tmp_path], "No tokenizer could be loaded", capsys, generate_recipe.main)
+    fails(["--samples", "0"], "samples is 0", capsys, generate_recipe.main)
+
+
+def test_dashes_underscores_and_yaml_mean_the_same(tmp_path):
+    (tmp_path / "a.yaml").write_text("batch-size: 4\nlearning_rate: 4e-4\nkeep_best: true\nmodel: null\n")
+    parse = lambda *words: recipe.parse(pretrain.PretrainRun, words)  # noqa: E731
+    parsed = parse("--config", str(tmp_path / "a.yaml"))
+    assert (parsed.batch_size, parsed.learning_rate, parsed.keep_best, parsed.model) == (4, 4e-4, True, None)
+    assert parsed == parse("--batch-size", "4", "--learning-rate=4e-4", "--keep-best", "true")
+    assert parsed == parse("--batch_size", "4", "--learning_rate", "4e-4", "--keep_best")
+    assert parse("--config", str(tmp_path / "a.yaml"), "--batch-size", "9").batch_size == 9
+
+
+def test_help_answers_without_torch():
+    code = "import sys, pretrain; assert 'torch' not in sys.modules and 'datasets' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "training")}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=100).returncode == 0
