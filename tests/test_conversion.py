@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def plain_gpt(ids, tokens, positions, blocks, norm, head, heads, gelu):
-    """Logits of a GPT-2 shaped network; a block is (ln_1, q, k, v, out, ln_2, up, down), each (weight, bias or None)."""
+    """Logits of a GPT-2 shaped network; a block is (ln_1, q, k, v, out, ln_2, up, down), pairs of weight and bias."""
     x = F.embedding(ids, tokens) + positions[: ids.shape[1]]
     for ln_1, q, k, v, out, ln_2, up, down in blocks:
         h = F.layer_norm(x, x.shape[-1:], *ln_1)

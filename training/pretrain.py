@@ -155,9 +155,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = start_accelerator(run, start.folder)
         settings, steps = settle(run, task, accelerator.num_processes)
         if is_finished(run, start, steps):
-            accelerator.print(
-                f"{run.output_dir} is already finished; a larger --max-steps or --epochs goes on with it."
-            )
+            accelerator.print(f"{run.output_dir} is already finished. A larger --max-steps or --epochs goes on.")
             return
         accelerator.print(describe(run, task, settings, steps, accelerator))
         carry_out(run, start, task, accelerator, settings, steps)
