@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 # Where the Auto classes find the code in a saved folder. Written whole into every config.json, because saving one
@@ -185,10 +186,20 @@ class ScratchGPTConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value!r}; it has to lie between 0 and 1.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; it has to be one of {', '.join(ACT2FN)}.")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}; it has to be a number of at least 0.")
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """transformers' reader; a GPT-2 config.json is ours to read, so it is not warned about."""
+        values, rest = super().get_config_dict(*args, **kwargs)
+        if values.get("model_type") == "gpt2":
+            values["model_type"] = cls.model_type
+        return values, rest
 
     @classmethod
     def from_preset(cls, name: str, **changes) -> "ScratchGPTConfig":

@@ -14,8 +14,32 @@ GPT-2 folder cannot be read straight into tensor-parallel or FSDP shards: load i
 This file travels inside every checkpoint.
 """
 
+import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, Transpose, WeightConverter, WeightRenaming
+
+
+# transformers' own two operations copy. On views, loading costs no more time and memory than stock GPT-2's does.
+
+
+class _TransposedView(Transpose):
+    """Transpose that moves no memory: nn.Linear then reads GPT-2's (in, out) matrix as it lies in the file."""
+
+    @torch.no_grad
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+        target = self.get_target_pattern(input_dict, source_patterns, target_patterns)
+        tensors = next(iter(input_dict.values()))
+        return {target: (tensors[0] if isinstance(tensors, list) else tensors).transpose(self.dim0, self.dim1)}
+
+
+class _SplitView(Split):
+    """Split into views of the one tensor."""
+
+    @torch.no_grad
+    def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
+        tensors = next(iter(input_dict.values()))
+        tensor = tensors[0] if isinstance(tensors, list) else tensors
+        return dict(zip(target_patterns, tensor.chunk(len(target_patterns), dim=self.dim), strict=True))
 
 
 def _renamed(theirs: str, ours: str) -> WeightRenaming:
@@ -25,11 +49,12 @@ def _renamed(theirs: str, ours: str) -> WeightRenaming:
 
 def _projection(theirs: str, ours: str) -> list:
     return [
-        WeightConverter(rf"\.{theirs}\.weight", rf"\.{ours}\.weight", [Transpose(0, 1)]),
+        WeightConverter(rf"\.{theirs}\.weight", rf"\.{ours}\.weight", [_TransposedView(0, 1)]),
         WeightRenaming(rf"\.{theirs}\.bias", rf"\.{ours}\.bias"),
     ]
 
 
+_SPLIT = [_TransposedView(0, 1), _SplitView(dim=0)]
 _QKV = [f".attn.{name}_proj." for name in "qkv"]
 
 GPT2_LAYOUT = [
@@ -37,8 +62,8 @@ GPT2_LAYOUT = [
     _renamed("wpe", "embed_positions"),
     _renamed("h", "layers"),
     _renamed("ln_f", "norm"),
-    WeightConverter(r"\.attn\.c_attn\.weight", [name + "weight" for name in _QKV], [Transpose(0, 1), Split(dim=0)]),
-    WeightConverter(r"\.attn\.c_attn\.bias", [name + "bias" for name in _QKV], [Split(dim=0)]),
+    WeightConverter(r"\.attn\.c_attn\.weight", [name + "weight" for name in _QKV], _SPLIT),
+    WeightConverter(r"\.attn\.c_attn\.bias", [name + "bias" for name in _QKV], [_SplitView(dim=0)]),
     *_projection(r"attn\.c_proj", r"attn\.o_proj"),
     *_projection(r"mlp\.c_fc", r"mlp\.up_proj"),
     *_projection(r"mlp\.c_proj", r"mlp\.down_proj"),

@@ -83,6 +83,7 @@ class ScratchGPTAttention(nn.Module):
         self.k_proj = nn.Linear(D, D, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, D, bias=config.attention_bias)
         self.o_proj = nn.Linear(D, D)
+        self.o_proj.writes_residual = True  # see _init_weights
 
     def forward(
         self,
@@ -121,6 +122,7 @@ class ScratchGPTMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.act_fn = ACT2FN[config.hidden_act]
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj.writes_residual = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.up_proj(x)))
@@ -168,17 +170,31 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # GPT-2: normal with std 0.02, biases 0, norms 1. The two projections that write into the residual stream are
-        # scaled by 1 / sqrt(2 * layers), so that the stream's variance does not grow with depth.
+        # scaled by 1 / sqrt(2 * layers), so that the stream's variance does not grow with depth. (They are marked,
+        # since transformers calls this for custom code only with modules that hold parameters themselves.)
         super()._init_weights(module)
-        std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-        if isinstance(module, ScratchGPTAttention):
-            init.normal_(module.o_proj.weight, std=std)
-        elif isinstance(module, ScratchGPTMLP):
-            init.normal_(module.down_proj.weight, std=std)
+        if getattr(module, "writes_residual", False):
+            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, std=std)
 
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+    def train(self, mode: bool = True):
+        """torch's `train`. Weights that are views of a GPT-2 file (gpt2_layout.py) get memory of their own first."""
+        if mode:
+            for parameter in self.parameters():
+                if not parameter.is_contiguous():  # which FSDP, for one, does not take
+                    parameter.data = parameter.data.contiguous()
+        return super().train(mode)
+
+    def save_pretrained(
+        self, save_directory, is_main_process=True, state_dict=None, *args, save_original_format=False, **kwargs
+    ):
         """transformers' `save_pretrained`, with our own tensor names whatever layout the weights were read from."""
-        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        # Views of a GPT-2 file again: on disk each tensor lies alone.
+        state_dict = {name: t.contiguous() if torch.is_tensor(t) else t for name, t in state_dict.items()}
+        return super().save_pretrained(
+            save_directory, is_main_process, state_dict, *args, save_original_format=save_original_format, **kwargs
+        )
 
 
 class ScratchGPTModel(ScratchGPTPreTrainedModel):
