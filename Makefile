@@ -26,7 +26,7 @@ $(VENV)/.dev: $(VENV)/.package
 
 train: $(VENV)/.package
 	@$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
-		training/pretrain.py --overwrite true
+		training/pretrain.py --config training/configs/python_docs.yaml --overwrite true
 	@echo "Loading runs/pretrain/model in a fresh process and going on from \"The\":"
 	@$(BIN)/python training/generate.py --model runs/pretrain/model --prompt "The" --max-new-tokens 60
 
@@ -49,6 +49,7 @@ conformance: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_loading.py --out tests/benchmarks/loading.json
+	@$(BIN)/python tests/benchmarks/bench_main_job.py --out tests/benchmarks/main_job.json
 
 clean:
 	@rm -rf $(VENV) .conformance runs build *.egg-info

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import tqdm
+from accelerate.utils import parse_flag_from_env, tqdm
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.utils.data import DataLoader
@@ -92,6 +93,8 @@ def make_accelerator(
         ValueError: a device that is not there, or another number of processes than was asked for.
     """
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):  # what `use_cpu: true` in a launch file becomes
+        found = "cpu"
     device = found if device == "auto" else device
     if device not in ("cpu", found):
         raise ValueError(f"device {device} was asked for, but this machine has {found}. Give --device {found}.")
@@ -240,7 +243,10 @@ def train(
     if resume_from is not None:
         progress = _resume(resume_from, accelerator.unwrap_model(model), optimizer, fingerprint)
     metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress)
-    bar = tqdm(initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True)
+    seldom = 0.5 if sys.stderr.isatty() else 20  # seconds between updates: a log file keeps every one
+    bar = tqdm(
+        initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True, mininterval=seldom
+    )
     watch = Watch(accelerator, evaluate, on_evaluation, settings, metrics, bar)
     if progress.step == 0:
         watch(model, progress)
@@ -390,7 +396,7 @@ class Metrics:
         speed = tokens / (time.perf_counter() - self.lap)
         line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}
         self.write(progress, line)
-        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         self.loss, self.last_step, self.last_tokens = 0.0, progress.step, progress.tokens
         self.start_clock()
 

@@ -252,6 +252,7 @@ BAD = {
     "--resume latest --overwrite true": "give one of them",
     "--expect-processes 2": "expect_processes is 2, but 1 started",
     "--report-to excel": "report_to is 'excel'",
+    "--report-to wandb": r"wandb is not installed; it is an extra: pip install -e .*\[wandb\]",
     "--config /no/where.yaml": "/no/where.yaml cannot be read",
 }
 

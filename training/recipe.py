@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -55,9 +56,9 @@ class Run:
     epochs: float | None = option(None, "End after so many passes over the data; 3 where no limit is given.")
     max_tokens: int | None = option(None, "End after so many learned tokens.")
     max_time: float | None = option(None, "End after so many minutes of training.")
-    learning_rate: float = option(1e-3, "Peak of the schedule.")
+    learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5.")
     min_learning_rate: float | None = option(None, "Floor of the cosine; by default a tenth of the peak.")
-    warmup_steps: int = option(0, "Steps of linear warm-up.")
+    warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
     weight_decay: float = option(0.1, "On matrices only.")
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.")
     seed: int = option(0, "Decides initial weights, splits, order of rows and dropout.")
@@ -109,6 +110,8 @@ def check(run: Run) -> None:
     trackers = ("tensorboard", "trackio", "wandb")
     if run.report_to not in (None, "none", *trackers):
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
+    if run.report_to in trackers and find_spec(run.report_to) is None:
+        raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
 
 
 # --- Command line and YAML -> a run ------------------------------------------------------------------------------
@@ -213,10 +216,19 @@ def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(asdict(run), sort_keys=False)
+    values = {name: _relative(value) for name, value in asdict(run).items()}
+    text = yaml.safe_dump(values, sort_keys=False)
     notes = yaml.safe_dump(facts, sort_keys=False)
     text += "\n" + "".join(f"# {line}\n" for line in notes.splitlines())
     (folder / "run.yaml").write_text(text)
+
+
+def _relative(value: Any) -> Any:
+    # A path below the working folder is recorded from there: the record says nothing about this machine.
+    path = Path(value) if isinstance(value, str) else None
+    return (
+        str(path.relative_to(Path.cwd())) if path and path.is_absolute() and path.is_relative_to(Path.cwd()) else value
+    )
 
 
 # --- Endings -----------------------------------------------------------------------------------------------------

@@ -118,9 +118,10 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
     folder, say = start.folder, accelerator.print
     for notice in start.notices:
         say(notice)
+    rates = _rates(run, steps)
     if accelerator.is_main_process:
         _clear(run, start)
-        write_run_yaml(run, folder, _facts(task, accelerator, steps))
+        write_run_yaml(run, folder, _facts(task, accelerator, steps, rates))
     accelerator.wait_for_everyone()
     if run.report_to not in (None, "none"):
         accelerator.init_trackers("scratch_gpt")
@@ -147,8 +148,8 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
 
     has_validation = "validation" in task.rows
     model, progress = train(
-        *(accelerator, task.model, adamw(task.model, run.learning_rate, run.weight_decay)),
-        learning_rate=lambda step: learning_rate_at(step, steps, run.learning_rate, run.warmup_steps, _floor(run)),
+        *(accelerator, task.model, adamw(task.model, rates["peak"], run.weight_decay)),
+        learning_rate=lambda step: learning_rate_at(step, steps, **rates),
         rows=task.rows["train"],
         collate=task.collate,
         objective=task.objective,
@@ -176,8 +177,13 @@ def _clear(run: Run, start: Start) -> None:
         shutil.rmtree(start.folder)
 
 
-def _floor(run: Run) -> float:
-    return run.learning_rate / 10 if run.min_learning_rate is None else run.min_learning_rate
+def _rates(run: Run, steps: int) -> dict[str, float]:
+    peak = (1e-3 if run.model is None else 5e-5) if run.learning_rate is None else run.learning_rate
+    return {
+        "peak": peak,
+        "floor": peak / 10 if run.min_learning_rate is None else run.min_learning_rate,
+        "warmup_steps": min(100, steps // 20) if run.warmup_steps is None else run.warmup_steps,
+    }
 
 
 def _prefixed(values: dict[str, float]) -> dict[str, float]:
@@ -188,10 +194,11 @@ def _unprefixed(line: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
 
 
-def _facts(task: Task, accelerator, steps: int) -> dict[str, Any]:
+def _facts(task: Task, accelerator, steps: int, rates: dict[str, float]) -> dict[str, Any]:
     packages = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors")
     return {
         "steps": steps,
+        "schedule": rates,
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
@@ -221,7 +228,8 @@ def _save_model(accelerator, model, tokenizer, folder: Path) -> None:
 def _draw(folder: Path, run: Run) -> None:
     metrics = read_metrics(folder / "metrics.jsonl")
     if metrics:
-        plot_loss(metrics, folder / "loss.png", title=f"{run.model or run.preset or 'model'} on {run.dataset}")
+        model, dataset = (Path(name).name for name in (run.model or run.preset or "tiny", run.dataset))
+        plot_loss(metrics, folder / "loss.png", title=f"{model} on {dataset}")
 
 
 def _write_evaluation(run: Run, task: Task, folder: Path, progress: Progress, test, last_is_best: bool) -> None:

@@ -1,0 +1,120 @@
+"""The README keeps its word: every code block runs, and every figure is the one in the file it names."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import generate
+import pretrain
+import pytest
+from accelerate.state import AcceleratorState, PartialState
+from tiny import tiny_gpt2
+from transformers import AutoModelForCausalLM
+
+from scratch_gpt.tokenizer import train_tokenizer
+
+
+REPO = Path(__file__).resolve().parent.parent
+README = (REPO / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+SHELL = [
+    line
+    for language, text in BLOCKS
+    if language == "bash"
+    for line in text.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+# What makes a documented run small: its own arguments stand first, these win.
+SMALLER = ["--max-steps", "1", "--epochs", "1", "--batch-size", "2", "--eval-batches", "1", "--max-length", "16"]
+SMALLER += ["--device", "cpu", "--log-every", "1"]
+NEW_MODEL = ["--preset", "tiny", "--tokenizer", "train", "--vocab-size", "300"]
+TEXT = "The sun shines on the sea, and every effort moves you on. " * 60
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder in which the README's commands find what they name: texts, GPT-2, and a run of `make train`."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("my.txt", "the-verdict.txt", "notes/a.md", "notes/b.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(TEXT + name)
+    shutil.copytree(REPO / "training" / "configs", folder / "training" / "configs")
+    tokenizer = train_tokenizer([TEXT], vocab_size=300)
+    tiny_gpt2(vocab_size=len(tokenizer)).save_pretrained(folder / "gpt2")
+    tokenizer.save_pretrained(folder / "gpt2")
+    run_recipe(
+        pretrain, ["--dataset", folder / "my.txt", "--output-dir", folder / "runs/pretrain", *SMALLER, *NEW_MODEL]
+    )
+    return folder
+
+
+def run_recipe(module, arguments) -> None:
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    module.main([str(argument) for argument in arguments])
+
+
+def test_the_first_screen_has_the_two_commands():
+    first = README[: README.index("## ")]
+    assert "make train" in first and "make test" in first
+    targets = re.findall(r"^(\w+):", (REPO / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"`make (\w+)`", README)) <= set(targets)
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_python_blocks_run(number, home, monkeypatch):
+    monkeypatch.chdir(home)
+    names = {}
+    exec(PYTHON[number].replace("openai-community/gpt2", str(home / "gpt2")), names)
+    assert any(type(value).__name__.endswith("LMHeadModel") or hasattr(value, "generate") for value in names.values())
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_shell_lines_run(line, home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    words = shlex.split(line.replace("openai-community/gpt2", str(home / "gpt2")))
+    if words[0] in ("python", "accelerate") and any(word.startswith("training/") for word in words):
+        script = next(n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py"))
+        if "--config_file" in words[:script]:
+            assert Path(words[words.index("--config_file") + 1]).exists()
+        module, arguments = (
+            {"training/pretrain.py": pretrain, "training/generate.py": generate}[words[script]],
+            words[script + 1 :],
+        )
+        if module is generate:
+            run_recipe(module, [*arguments, "--max-new-tokens", "3"])
+            assert capsys.readouterr().out.startswith("The")
+            return
+        if "--expect-processes" in arguments:  # tests/test_recipes.py starts the two
+            arguments = arguments[: arguments.index("--expect-processes")]
+        new = [] if "--model" in arguments else NEW_MODEL
+        smaller = SMALLER if "--resume" not in arguments else [*SMALLER, "--max-steps", "2"]
+        fresh = [] if "--resume" in arguments else ["--overwrite", "true"]
+        if arguments[-2:] == ["--max-steps", "0"] or "0" in arguments[-4:]:
+            smaller = [*smaller, "--max-steps", "0"]
+        run_recipe(module, [*arguments, *smaller, *new, *fresh])
+        assert "Written:" in capsys.readouterr().out
+    else:  # set-up, which CI does by the same lines: what it names has to be there
+        assert words[0] in ("python", "source", "pip", "make"), line
+        for word in words:
+            if word.startswith(".ci/"):
+                assert (REPO / word).exists(), word
+
+
+def figures(name: str):
+    return json.loads((REPO / "tests" / "benchmarks" / name).read_text())
+
+
+def test_figures_are_those_of_the_files_they_name():
+    main_job, loading = figures("main_job.json"), figures("loading.json")
+    assert f"{main_job['validation']['bits_per_byte']:.2f} bits per byte" in README
+    assert f"{main_job['seconds']:.0f} seconds" in README
+    for name in ("load_seconds", "load_mib"):
+        assert f"{loading['figures'][name]['ratio']:.2f} times" in README
+
+
+def test_the_exported_folder_of_the_readme_is_stock(home):
+    assert "gpt2" in type(AutoModelForCausalLM.from_pretrained(home / "runs" / "stock-gpt2")).__module__
