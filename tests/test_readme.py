@@ -28,7 +28,7 @@ SHELL = [
     if line.strip() and not line.startswith("#")
 ]
 # What makes a documented run small: its own arguments stand first, these win.
-SMALLER = ["--max-steps", "1", "--epochs", "1", "--batch-size", "2", "--eval-batches", "1", "--max-length", "16"]
+SMALLER = ["--max-steps", "1", "--epochs", "1", "--batch-size", "2", "--eval-batches", "1", "--max-length", "32"]
 SMALLER += ["--device", "cpu", "--log-every", "1"]
 NEW_MODEL = ["--preset", "tiny", "--tokenizer", "train", "--vocab-size", "300"]
 TEXT = "The sun shines on the sea, and every effort moves you on. " * 60
@@ -112,6 +112,11 @@ def test_figures_are_those_of_the_files_they_name():
     main_job, loading = figures("main_job.json"), figures("loading.json")
     assert f"{main_job['validation']['bits_per_byte']:.2f} bits per byte" in README
     assert f"{main_job['seconds']:.0f} seconds" in README
+    for name, value in main_job["validation"].items():
+        assert f"eval_{name} {value:.4f}" in README
+    for name, value in main_job["before"].items():
+        assert f"eval_{name} {value:.4f}" in README
+    assert f"{main_job['parameters']:,} parameters" in README
     for name in ("load_seconds", "load_mib"):
         assert f"{loading['figures'][name]['ratio']:.2f} times" in README
 
