@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be gone on from; the message says why."""
 
 
 def save_checkpoint(
@@ -51,19 +56,36 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """Put weights and optimizer state back and return the JSON state.
 
     Raises:
-        ValueError: a damaged folder, or one of another model.
+        CheckpointError: a damaged folder. (Whose it is, `check_fits` says.)
     """
     if problem := find_damage(path):
-        raise ValueError(f"{path} cannot be resumed from: {problem}.")
+        raise CheckpointError(f"{path} cannot be resumed from: {problem}.")
     state = read_state(path)
-    try:
-        missing, unexpected = model.load_state_dict(load_file(str(path / WEIGHTS)), strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{path} belongs to another model: {' '.join(str(error).split())[:300]}") from error
-    if lost := sorted({*missing, *unexpected} & {*_distinct_weights(model), *unexpected}):
-        raise ValueError(f"{path} belongs to another model: they differ in {lost[0]}.")
+    model.load_state_dict(load_file(str(path / WEIGHTS)), strict=False)  # a tied weight is there under one name
     optimizer.load_state_dict(_unflatten(load_file(str(path / OPTIMIZER)), state.pop("optimizer")))
     return state
+
+
+def check_fits(path: Path, model: nn.Module, fingerprint: dict[str, Any]) -> None:
+    """Raise a CheckpointError where a checkpoint is another model's or another run's. Reads no tensor.
+
+    `fingerprint` is what decides which rows come when; it has to be what the checkpoint was saved with.
+    """
+    saved = read_state(path)["fingerprint"]
+    for name, value in fingerprint.items():
+        if saved[name] != value:
+            raise CheckpointError(
+                f"{path.name} was trained with {name} {saved[name]}, this run has {value}: the data would not go on "
+                "where it stopped."
+            )
+    with safe_open(str(path / WEIGHTS), "pt") as file:
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    here = {name: tuple(tensor.shape) for name, tensor in _distinct_weights(model).items()}
+    if differing := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
+        name = differing[0]
+        raise CheckpointError(
+            f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here."
+        )
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -81,7 +103,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and a line for each newer one that is damaged.
 
     Raises:
-        ValueError: there are checkpoints, and none of them is whole.
+        CheckpointError: there are checkpoints, and none of them is whole.
     """
     skipped = []
     for path in reversed(list_checkpoints(folder)):
@@ -89,7 +111,9 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
             return path, skipped
         skipped.append(f"{path.name} is damaged: {problem}")
     if skipped:
-        raise ValueError(f"No checkpoint in {folder} is whole ({'; '.join(skipped)}). Start anew with --overwrite.")
+        raise CheckpointError(
+            f"No checkpoint in {folder} is whole ({'; '.join(skipped)}). Start anew with --overwrite."
+        )
     return None, []
 
 
@@ -133,4 +157,13 @@ def _unflatten(tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> dict[s
     return {"state": state, **rest}
 
 
-__all__ = ["find_checkpoint", "find_damage", "list_checkpoints", "load_checkpoint", "read_state", "save_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "check_fits",
+    "find_checkpoint",
+    "find_damage",
+    "list_checkpoints",
+    "load_checkpoint",
+    "read_state",
+    "save_checkpoint",
+]

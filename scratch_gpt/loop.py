@@ -26,7 +26,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import check_fits, load_checkpoint, save_checkpoint
 
 
 Batch = dict[str, torch.Tensor]
@@ -171,6 +171,11 @@ class Steps:
         return [(chunk, True) for chunk in mine] + [(indices[:1], False)] * missing
 
 
+def data_fingerprint(settings: Settings, rows: Sequence) -> dict[str, int]:
+    """What decides which rows come when: a run can only go on with the same."""
+    return {"seed": settings.seed, "rows": len(rows)}
+
+
 def evaluation_batches(
     accelerator: Accelerator,
     rows: Sequence,
@@ -239,7 +244,7 @@ def train(
     """
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = Progress()
-    fingerprint = {"seed": settings.seed, "rows": len(rows), "steps": steps}
+    fingerprint = data_fingerprint(settings, rows)
     if resume_from is not None:
         progress = _resume(resume_from, accelerator.unwrap_model(model), optimizer, fingerprint)
     metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress)
@@ -456,13 +461,8 @@ def _checkpoint(accelerator, model, optimizer, progress: Progress, fingerprint: 
 
 
 def _resume(path: Path, model: nn.Module, optimizer, fingerprint: dict) -> Progress:
+    check_fits(path, model, fingerprint)
     state = load_checkpoint(path, model, optimizer.optimizer)
-    for name in ("seed", "rows"):  # what decides which rows come when
-        if state["fingerprint"][name] != fingerprint[name]:
-            raise ValueError(
-                f"{path.name} was trained with {name} {state['fingerprint'][name]}, this run has {fingerprint[name]}: "
-                "the order of the data would not go on where it stopped."
-            )
     return Progress(**state["progress"])
 
 
@@ -472,6 +472,7 @@ __all__ = [
     "Settings",
     "Steps",
     "best_precision",
+    "data_fingerprint",
     "evaluation_batches",
     "make_accelerator",
     "planned_steps",

@@ -251,6 +251,7 @@ BAD = {
     "--resume /no/where": "there is no such folder",
     "--resume latest --overwrite true": "give one of them",
     "--expect-processes 2": "expect_processes is 2, but 1 started",
+    "--patience 2 --validation-fraction 0": "choose by validation loss",
     "--report-to excel": "report_to is 'excel'",
     "--report-to wandb": r"wandb is not installed; it is an extra: pip install -e .*\[wandb\]",
     "--config /no/where.yaml": "/no/where.yaml cannot be read",
@@ -298,6 +299,17 @@ def test_a_model_of_another_family_and_a_too_large_vocabulary_are_refused(story,
     tiny_model(vocab_size=99).save_pretrained(tmp_path / "small")
     fails([*arguments, "--model", tmp_path / "small", "--tokenizer", tmp_path / "llama"], "vocab_size is 99", capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_going_on_with_another_seed_or_model_is_refused(trained, story, capsys):
+    arguments = ["--dataset", story, "--output-dir", trained, *SMALL, "--max-steps", 40, "--resume", "latest"]
+    arguments += ["--test-fraction", 0.1]
+    before = (trained / "metrics.jsonl").read_text()
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    fails([*arguments, "--seed", 1], "step-30 was trained with seed 0, this run has 1", capsys)
+    fails([*arguments, "--config-overrides", "hidden_size=16"], "belongs to another model", capsys)
+    assert (trained / "metrics.jsonl").read_text() == before
 
 
 def test_files_that_are_no_run_are_not_overwritten(story, tmp_path, capsys):

@@ -158,6 +158,10 @@ def main(argv: list[str] | None = None) -> None:
             accelerator.print(f"{run.output_dir} is already finished. A larger --max-steps or --epochs goes on.")
             return
         accelerator.print(describe(run, task, settings, steps, accelerator))
+
+    from scratch_gpt.checkpoints import CheckpointError
+
+    with one_clear_line(MemoryError, CheckpointError):
         carry_out(run, start, task, accelerator, settings, steps)
 
 

@@ -107,6 +107,8 @@ def check(run: Run) -> None:
         raise ValueError("--model brings its own shape: leave out --preset and --config-overrides.")
     if run.overwrite and run.resume:
         raise ValueError("--overwrite removes what --resume would go on from: give one of them.")
+    if (run.keep_best or run.patience is not None) and run.validation_fraction == 0:
+        raise ValueError("keep_best and patience choose by validation loss: give --validation-fraction a share.")
     trackers = ("tensorboard", "trackio", "wandb")
     if run.report_to not in (None, "none", *trackers):
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
@@ -225,26 +227,27 @@ def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
 
 def _relative(value: Any) -> Any:
     # A path below the working folder is recorded from there: the record says nothing about this machine.
-    path = Path(value) if isinstance(value, str) else None
-    return (
-        str(path.relative_to(Path.cwd())) if path and path.is_absolute() and path.is_relative_to(Path.cwd()) else value
-    )
+    here = Path.cwd()
+    is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here)
+    return str(Path(value).relative_to(here)) if is_below else value
 
 
 # --- Endings -----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def one_clear_line() -> Iterator[None]:
+def one_clear_line(*kinds: type[Exception]) -> Iterator[None]:
     """Turn what a user can mend into one line on stderr and exit code 2; all else keeps its traceback.
 
-    Under a launcher every process finds the same fault; the first says it, and the others give it the time to.
+    `kinds` are by default what a wrong field, file or model raises, which is right until training begins. Under a
+    launcher every process finds the same fault; the first says it, and the others give it the time to.
     """
     from huggingface_hub.errors import StrictDataclassError
 
+    kinds = kinds or (ValueError, OSError, ImportError, StrictDataclassError)
     try:
         yield
-    except (ValueError, OSError, MemoryError, ImportError, StrictDataclassError) as error:
+    except kinds as error:
         if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
             error = error.__cause__
         if int(os.environ.get("RANK", "0")) > 0:

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 
 from recipe import Run, check_output_dir, write_run_yaml
-from scratch_gpt.checkpoints import find_checkpoint, find_damage, read_state
+from scratch_gpt.checkpoints import check_fits, find_checkpoint, find_damage, read_state
 from scratch_gpt.evaluation import mean_losses
 from scratch_gpt.loop import (
     Progress,
     Settings,
+    data_fingerprint,
     evaluation_batches,
     make_accelerator,
     planned_steps,
@@ -118,9 +119,12 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
     folder, say = start.folder, accelerator.print
     for notice in start.notices:
         say(notice)
+    if start.resume_from is not None:  # before anything is written
+        check_fits(start.resume_from, task.model, data_fingerprint(settings, task.rows["train"]))
     rates = _rates(run, steps)
     if accelerator.is_main_process:
-        _clear(run, start)
+        if run.overwrite and folder.exists():
+            shutil.rmtree(folder)
         write_run_yaml(run, folder, _facts(task, accelerator, steps, rates))
     accelerator.wait_for_everyone()
     if run.report_to not in (None, "none"):
@@ -162,6 +166,8 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
     )
     last_is_best = not keep_best or progress.best_step in (None, progress.step)
     _save_model(accelerator, model, task.tokenizer, folder / ("model" if last_is_best else "last"))
+    if last_is_best and accelerator.is_main_process:
+        shutil.rmtree(folder / "last", ignore_errors=True)  # of a run that was stopped before it became the best
     if "test" in task.rows and not last_is_best:
         task.model.load_state_dict(type(task.model).from_pretrained(folder / "model").state_dict())
     test = evaluate(model, "test") if "test" in task.rows else None
@@ -170,11 +176,6 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
         _draw(folder, run)
     accelerator.end_training()
     say(_farewell(run, progress, steps))
-
-
-def _clear(run: Run, start: Start) -> None:
-    if run.overwrite and start.folder.exists():
-        shutil.rmtree(start.folder)
 
 
 def _rates(run: Run, steps: int) -> dict[str, float]:
@@ -236,15 +237,8 @@ def _write_evaluation(run: Run, task: Task, folder: Path, progress: Progress, te
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "eval_loss" in line]
     chosen = progress.step if last_is_best else progress.best_step
 
-    def at(step: int) -> dict[str, float] | None:
-        found = [line for line in lines if line["step"] == step]
-        return (
-            {name.removeprefix("eval_"): found[-1][name] for name in found[-1] if name.startswith("eval_")}
-            if found
-            else None
-        )
-
-    results = {"before/validation": at(0), "validation": at(chosen), "test": test}
+    by_step = {line["step"]: _unprefixed(line) for line in lines}
+    results = {"before/validation": by_step.get(0), "validation": by_step.get(chosen), "test": test}
     content = {
         "format_version": 1,
         "protocol": {
