@@ -202,3 +202,17 @@ def test_a_stored_dtype_is_kept(plain_folder, tmp_path):
     assert {tensor.dtype for tensor in saved_tensors(tmp_path).values()} == {torch.bfloat16}
     assert ScratchGPTForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
     assert ScratchGPTForCausalLM.from_pretrained(tmp_path)(some_ids()).logits.shape == (2, 12, VOCAB)
+
+
+def test_training_gives_weights_read_from_gpt2_memory_of_their_own(tmp_path):
+    """Loading makes views of the file; FSDP, safetensors and in-place tools want tensors that share nothing."""
+    tiny_gpt2().save_pretrained(tmp_path)
+    model = ScratchGPTForCausalLM.from_pretrained(tmp_path)
+    ids = some_ids()
+    before = model(ids).logits
+    model.train()
+    parameters = dict(model.named_parameters())
+    assert all(p.is_contiguous() for p in parameters.values())
+    assert len({p.untyped_storage().data_ptr() for p in parameters.values()}) == len(parameters)
+    assert model.lm_head.weight is model.transformer.embed_tokens.weight
+    assert torch.equal(model.eval()(ids).logits, before)

@@ -7,6 +7,7 @@ million parameters. Writes output_dir/model (weights, config, code, tokenizer), 
 evaluation.json, run.yaml and checkpoints/.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,7 @@ def build(run: PretrainRun):
     from functools import partial
 
     from runner import Task
+    from tqdm.auto import tqdm
 
     from scratch_gpt.data.collate import collate_windows
     from scratch_gpt.data.sources import open_documents, split_documents, token_stream
@@ -45,7 +47,8 @@ def build(run: PretrainRun):
     source = run.tokenizer or run.model or "train"
     if source == "train":
         texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
-        tokenizer = train_tokenizer(texts, run.vocab_size)
+        shown = tqdm(texts, "Training a tokenizer", len(splits["train"]), disable=int(os.environ.get("RANK", "0")) > 0)
+        tokenizer = train_tokenizer(shown, run.vocab_size)
     else:
         tokenizer = load_tokenizer(source, run.model_revision if source == run.model else None)
     eos = end_of_text_id(tokenizer)

@@ -33,13 +33,17 @@ class _TransposedView(Transpose):
 
 
 class _SplitView(Split):
-    """Split into views of the one tensor."""
+    """Split into equal views of the one tensor; vectors are copied, so that no two biases share memory for good.
+
+    (Matrices part when they are first trained: `ScratchGPTPreTrainedModel.train`.)
+    """
 
     @torch.no_grad
     def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
         tensors = next(iter(input_dict.values()))
         tensor = tensors[0] if isinstance(tensors, list) else tensors
-        return dict(zip(target_patterns, tensor.chunk(len(target_patterns), dim=self.dim), strict=True))
+        parts = tensor.chunk(len(target_patterns), dim=self.dim)
+        return dict(zip(target_patterns, (part.clone() if part.dim() == 1 else part for part in parts), strict=True))
 
 
 def _renamed(theirs: str, ours: str) -> WeightRenaming:
