@@ -114,7 +114,7 @@ def _refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
     if not isinstance(model, tuple(STOCK_CLASSES)):
         raise ValueError(f"A {type(model).__name__} is none of {', '.join(cls.__name__ for cls in STOCK_CLASSES)}.")
     config = model.config
-    if config.hidden_act != "gelu_pytorch_tanh":
+    if config.hidden_act not in ("gelu_pytorch_tanh", "gelu_new"):  # two names of one function
         raise ValueError(f"hidden_act {config.hidden_act!r} is not GPT-2's GELU (tanh form): it cannot be exported.")
     # A field that says something about the architecture and that GPT-2's config has no name for.
     ours = {*CONFIG_NAMES, "hidden_act", "attention_bias", "architectures", "auto_map", "transformers_version"}

@@ -182,7 +182,7 @@ def test_gpt2s_config_json_is_read_as_our_own(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**GPT2_CONFIG_JSON, "scale_attn_weights": True}))
     config = ScratchGPTConfig.from_pretrained(tmp_path)
     assert config.model_type == "scratch_gpt"  # else the loader does not find the weight table
-    assert (config.eos_token_id, config.intermediate_size, config.hidden_act) == (50256, 3072, "gelu_pytorch_tanh")
+    assert (config.eos_token_id, config.intermediate_size, config.hidden_act) == (50256, 3072, "gelu_new")
     assert config.tie_word_embeddings
     assert parameter_count(config) == 124_439_808
     left = {"model_type", "architectures", "initializer_range", "vocab_size", "bos_token_id", "eos_token_id"}

@@ -111,6 +111,8 @@ def build_model(run: PretrainRun, tokenizer):
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
         model = ScratchGPTForCausalLM(config)
     else:
+        if ScratchGPTConfig.from_pretrained(run.model, revision=run.model_revision).hidden_act == "gelu_new":
+            changes["hidden_act"] = "gelu_pytorch_tanh"  # the same function as one fused operation
         model, report = ScratchGPTForCausalLM.from_pretrained(
             run.model, revision=run.model_revision, dtype=torch.float32, output_loading_info=True, **changes
         )

@@ -82,7 +82,8 @@ class ScratchGPTConfig(PreTrainedConfig):
         intermediate_size (`int`, *optional*): width inside the MLP; four times `hidden_size` by default.
         num_hidden_layers (`int`), num_attention_heads (`int`): depth, and heads per block.
         max_position_embeddings (`int`): the longest context, in tokens.
-        hidden_act (`str`): any name in transformers' `ACT2FN`; GPT-2's `gelu_new` is the default under its other name.
+        hidden_act (`str`): any name in transformers' `ACT2FN`. The default is GPT-2's GELU (tanh form) as one fused
+            operation; GPT-2's own `gelu_new` is the same function in plain steps, which round differently in bf16.
         embed_dropout, attention_dropout, resid_dropout (`float`): dropout on the embeddings, on the attention weights
             and on each block's two outputs; all in [0, 1].
         attention_bias (`bool`): whether query, key and value projections have a bias.
@@ -161,8 +162,6 @@ class ScratchGPTConfig(PreTrainedConfig):
             self.embed_dropout = self.attention_dropout = self.resid_dropout = rate
         for alias in [name for name in kwargs if name in ALIASES]:
             setattr(self, ALIASES[alias], kwargs.pop(alias))  # under the real name, so that the type is checked
-        if self.hidden_act == "gelu_new":  # the same function, written as one fused operation
-            self.hidden_act = "gelu_pytorch_tanh"
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
         if self.intermediate_size is None:
