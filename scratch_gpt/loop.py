@@ -7,11 +7,9 @@ is divided once, by the count over all micro-batches and processes.
 
 import gc
 import hashlib
-import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -27,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .checkpoints import check_fits, load_checkpoint, save_checkpoint
+from .metrics import Metrics
 
 
 Batch = dict[str, torch.Tensor]
@@ -365,64 +364,7 @@ def _fit_memory(accelerator, model, optimizer, rows, collate, objective, setting
         settings = Settings(**{**asdict(settings), **changed})
 
 
-# --- What a run leaves behind ------------------------------------------------------------------------------------
-
-
-class Metrics:
-    """Losses and clocks between two lines of `metrics.jsonl`, one JSON object a line; only the main process writes."""
-
-    def __init__(self, accelerator: Accelerator, path: Path, progress: Progress):
-        self.accelerator, self.path = accelerator, path
-        self.loss: torch.Tensor | float = 0.0
-        self.last_step, self.last_tokens = progress.step, progress.tokens
-        self.started = self.lap = time.perf_counter()
-        if accelerator.is_main_process:  # lines behind the step that a run resumes from are lived through again
-            kept = [line for line in read_metrics(path) if progress.step and line["step"] <= progress.step]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    @property
-    def seconds(self) -> float:
-        """Since training started."""
-        return time.perf_counter() - self.started
-
-    def start_clock(self) -> None:
-        """Leave what came before (an evaluation) out of the tokens per second."""
-        self.lap = time.perf_counter()
-
-    def add_loss(self, loss: torch.Tensor) -> None:
-        """This process' share of a step's mean loss; read only when a line is due, since reading waits for it."""
-        self.loss = self.loss + loss.detach()
-
-    def log(self, progress: Progress, bar, **values: Any) -> None:
-        """Write the line of the steps since the last one."""
-        loss = float(self.accelerator.reduce(torch.as_tensor(self.loss), "sum")) / (progress.step - self.last_step)
-        tokens = progress.tokens - self.last_tokens
-        speed = tokens / (time.perf_counter() - self.lap)
-        line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}
-        self.write(progress, line)
-        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        self.loss, self.last_step, self.last_tokens = 0.0, progress.step, progress.tokens
-        self.start_clock()
-
-    def write(self, progress: Progress, values: dict[str, Any]) -> None:
-        """One line, and the same to the trackers."""
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": progress.step, "tokens": progress.tokens, **values}) + "\n")
-        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        self.accelerator.log(numbers, step=progress.step)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last one that was cut off is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+# --- Watching and keeping ------------------------------------------------------------------------------------
 
 
 class Watch:
@@ -467,7 +409,6 @@ def _resume(path: Path, model: nn.Module, optimizer, fingerprint: dict) -> Progr
 
 
 __all__ = [
-    "Metrics",
     "Progress",
     "Settings",
     "Steps",
@@ -476,6 +417,5 @@ __all__ = [
     "evaluation_batches",
     "make_accelerator",
     "planned_steps",
-    "read_metrics",
     "train",
 ]

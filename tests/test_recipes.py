@@ -18,7 +18,7 @@ from tiny import tiny_gpt2, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recipe
-from scratch_gpt.loop import read_metrics
+from scratch_gpt.metrics import read_metrics
 from scratch_gpt.tokenizer import train_tokenizer
 
 

@@ -26,9 +26,9 @@ from scratch_gpt.loop import (
     evaluation_batches,
     make_accelerator,
     planned_steps,
-    read_metrics,
     train,
 )
+from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
 from scratch_gpt.optimizers import adamw, learning_rate_at
 from scratch_gpt.plots import plot_loss
