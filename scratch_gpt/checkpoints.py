@@ -28,7 +28,10 @@ class CheckpointError(ValueError):
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2
 ) -> Path:
-    """Write `folder/step-N` and keep the newest `keep`; returns its path. `state` is JSON and gets the step."""
+    """Write `folder/step-N` and keep the newest `keep`; returns its path. `state` is JSON and gets the step.
+
+    Later ones are of a course that this run has left by going on from an earlier step: they are removed.
+    """
     target, draft = folder / f"step-{step}", folder / f".writing-step-{step}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -47,7 +50,9 @@ def save_checkpoint(
             os.fsync(handle.fileno())
     shutil.rmtree(target, ignore_errors=True)
     os.replace(draft, target)
-    for old in list_checkpoints(folder)[:-keep]:
+    others = list_checkpoints(folder)
+    here = others.index(target)
+    for old in (*others[: max(0, here + 1 - keep)], *others[here + 1 :]):
         shutil.rmtree(old)
     return target
 

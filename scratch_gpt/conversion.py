@@ -50,6 +50,9 @@ CONFIG_NAMES = {
 }
 
 
+CONFIG_WORDS = {*ScratchGPTConfig().to_dict(), *ScratchGPTConfig.attribute_map, "drop_rate"}
+
+
 # --- Out ---------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +182,7 @@ def import_checkpoint(
     Args:
         config: for the book's file its config dict, since the number of heads is in no tensor; nanoGPT's file brings
             its own. Everything else is read off the tensors.
-        changes: single fields, for instance `num_attention_heads=12`.
+        changes: single fields, for instance `num_attention_heads=12`. What the tensors show wins over both.
 
     Raises:
         ValueError: another kind of file, tensors of other names or shapes, or an unknown number of heads.
@@ -189,17 +192,22 @@ def import_checkpoint(
     is_book = any(name.startswith("trf_blocks.") for name in weights)
     known = {} if is_book else _read_nanogpt_arguments(file, arguments)
     given = config.to_diff_dict() if isinstance(config, ScratchGPTConfig) else dict(config or {})
+    if unknown := sorted(set(changes) - CONFIG_WORDS):
+        raise ValueError(f"There is no config field {', '.join(unknown)}.")
     ours = _renamed(file, weights, BOOK_NAMES if is_book else NANOGPT_NAMES)
     ours.setdefault("lm_head.weight", ours["transformer.embed_tokens.weight"])
-    fields = {**known, **given, **changes, **_read_shapes(ours)}
-    heads = [fields[name] for name in ("num_attention_heads", "n_head", "n_heads") if name in fields]
-    if not heads:
+    told = {
+        ScratchGPTConfig.attribute_map.get(name, name): value for name, value in {**known, **given, **changes}.items()
+    }
+    fields = {**told, **_read_shapes(ours)}  # what the tensors show wins over what was told
+    if "num_attention_heads" not in fields:
         raise ValueError(
             f"{file.name} does not say how many attention heads it has, and no tensor shows it. Give "
             "import_checkpoint(..., num_attention_heads=N), or config= with the dict the model was made with."
         )
-    names = set(ScratchGPTConfig().to_dict()) | set(ScratchGPTConfig.attribute_map) | {"drop_rate"}
-    model = ScratchGPTForCausalLM(ScratchGPTConfig(**{name: fields[name] for name in fields if name in names}))
+    model = ScratchGPTForCausalLM(
+        ScratchGPTConfig(**{name: value for name, value in fields.items() if name in CONFIG_WORDS})
+    )
     for name, tensor in model.state_dict().items():
         if name.endswith(".bias"):
             ours.setdefault(name, torch.zeros_like(tensor))

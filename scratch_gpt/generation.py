@@ -81,6 +81,8 @@ def generate(
             token = logits.argmax(-1)
         else:
             probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
+            if not probabilities.isfinite().all():
+                raise ValueError("The logits are not finite: the model has diverged, or temperature is too small.")
             token = probabilities.multinomial(1, generator=generator)[:, 0]
         if eos_token_id is not None:
             token = torch.where(finished, pad_token_id, token)
@@ -102,6 +104,8 @@ def generate_text(
     """
     if isinstance(prompts, str):
         return generate_text(model, tokenizer, [prompts], **options)[0]
+    if not prompts:
+        return []
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     rows = [encode(tokenizer, prompt) or [begin] for prompt in prompts]
     T = max(map(len, rows))
@@ -118,7 +122,7 @@ def generate_text(
 def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}; give (rows, at least 1 token).")
-    if temperature < 0:
+    if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}; it is 0 (greedy) or more.")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; it is at least 1, or None for all tokens.")

@@ -103,6 +103,8 @@ def make_accelerator(
             f"expect_processes is {expect_processes}, but {launched} started. (`accelerate launch --cpu "
             "--num_processes N` always starts one.) Launch as the README shows for several processes."
         )
+    if mixed_precision == "fp16" and device == "cpu":
+        raise ValueError("mixed_precision fp16 needs a GPU; on a CPU give bf16 or no.")
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=best_precision(device) if mixed_precision == "auto" else mixed_precision,
@@ -205,7 +207,7 @@ def planned_steps(settings: Settings, rows: int, processes: int, tokens_per_row:
     if settings.max_steps is not None:
         limits.append(settings.max_steps)
     if settings.epochs is not None:
-        limits.append(math.ceil(round(settings.epochs * rows) / global_batch))
+        limits.append(math.ceil(settings.epochs * rows / global_batch))
     if settings.max_tokens is not None:
         limits.append(math.ceil(settings.max_tokens / (tokens_per_row * global_batch)))
     if not limits:
@@ -257,7 +259,7 @@ def train(
     if progress.step < steps:
         settings = _fit_memory(accelerator, model, optimizer, rows, collate, objective, settings)
 
-    end = None if settings.epochs is None else round(settings.epochs * len(rows))
+    end = None if settings.epochs is None else math.ceil(settings.epochs * len(rows))
     source = Steps(
         *(rows, collate, settings, accelerator.num_processes, accelerator.process_index, end),
         start=(progress.step, progress.position),
@@ -273,7 +275,7 @@ def train(
     model.train()
     metrics.start_clock()
     for micro_batches in ahead:
-        late = metrics.seconds > (settings.max_seconds or math.inf)
+        late = settings.max_seconds is not None and metrics.seconds > settings.max_seconds
         counts, stop = _totals(accelerator, objective, micro_batches, late)
         rate = learning_rate(progress.step)
         for group in optimizer.param_groups:
@@ -293,7 +295,7 @@ def train(
         progress.position = source.positions(progress.step).stop
         progress.step += 1
         progress.tokens += counts["loss"]
-        stop = stop or progress.tokens >= (settings.max_tokens or math.inf)
+        stop = stop or (settings.max_tokens is not None and progress.tokens >= settings.max_tokens)
         bar.update()
         if progress.step % settings.log_every == 0 or progress.step == steps or stop:
             metrics.log(progress, bar, learning_rate=rate, grad_norm=grad_norm, epoch=progress.position / len(rows))

@@ -40,7 +40,7 @@ def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Pat
             color=VALIDATION,
         )
     loss.set_ylabel("loss (nats per token)")
-    loss.set_title(title)
+    loss.set_title(title, parse_math=False)
     loss.grid(alpha=0.3)
     loss.legend(frameon=False)
     perplexity = loss.secondary_yaxis("right", functions=(_exp, _log))

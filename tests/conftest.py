@@ -19,6 +19,15 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """Accelerate remembers a process' first device and precision: each test starts like a new process."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real test data (SCRATCH_GPT_DATA, or shared/data beside this repository)."""

@@ -213,6 +213,12 @@ def test_the_books_checkpoints_come_in(qkv_bias, wrapped, tmp_path):
     model = import_checkpoint(tmp_path / "m.pth", config={**config, "drop_rate": 0.1, "qkv_bias": qkv_bias})
     assert (logits_of(model, ids) - book_logits(weights, ids)).abs().max() < 1e-4
     assert not model.config.tie_word_embeddings and model.config.attention_bias == qkv_bias
+    told_wrongly = {**config, "context_length": 1024, "qkv_bias": not qkv_bias}  # the tensors know better
+    assert torch.equal(
+        logits_of(import_checkpoint(tmp_path / "m.pth", config=told_wrongly), ids), logits_of(model, ids)
+    )
+    with pytest.raises(ValueError, match="no config field head_count"):
+        import_checkpoint(tmp_path / "m.pth", head_count=4)
     short = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4)
     assert torch.equal(logits_of(short, ids), logits_of(model, ids))
 

@@ -267,6 +267,13 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path):
     assert find_checkpoint(tmp_path / "none") == (None, [])
 
 
+def test_going_back_to_an_earlier_step_leaves_the_later_ones_behind(tmp_path):
+    run(tmp_path, steps=6, checkpoint_every=2, keep=9)
+    folder = tmp_path / "checkpoints"
+    run(tmp_path, steps=3, checkpoint_every=1, keep=2, resume_from=folder / "step-2")
+    assert [path.name for path in list_checkpoints(folder)] == ["step-2", "step-3"]
+
+
 def test_resuming_another_order_of_data_is_refused(tmp_path):
     run(tmp_path, steps=2)
     path, _ = find_checkpoint(tmp_path / "checkpoints")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +255,11 @@ BAD = {
     "--patience 2 --validation-fraction 0": "choose by validation loss",
     "--report-to excel": "report_to is 'excel'",
     "--report-to wandb": r"wandb is not installed; it is an extra: pip install -e .*\[wandb\]",
+    "--seed 99999999999999999999": "less than 2 to the power of 63",
+    "--model m --tokenizer train": "does not fit the embeddings",
+    "--mixed-precision fp16 --device cpu": "fp16 needs a GPU",
+    "--tokenizer=": "tokenizer is empty",
+    "--config-overrides hidden_act=[": r"hidden_act is '\['; it has to be one of",
     "--config /no/where.yaml": "/no/where.yaml cannot be read",
 }
 
@@ -280,6 +286,7 @@ def test_bad_input_is_one_clear_line(line, story, tmp_path, capsys):
         ("a: b: c", "cannot be read"),
         ("batch_size: many", "many"),
         ("overlap: forget", "forget"),
+        ("batch_size: null", "batch_size is empty"),
     ],
 )
 def test_bad_yaml_is_one_clear_line(content, message, tmp_path, capsys):
@@ -295,7 +302,7 @@ def test_a_model_of_another_family_and_a_too_large_vocabulary_are_refused(story,
     tokenizer = train_tokenizer([STORY], vocab_size=300)
     tokenizer.save_pretrained(tmp_path / "llama")
     arguments = ["--dataset", story, "--output-dir", tmp_path / "run"]
-    fails([*arguments, "--model", tmp_path / "llama"], "no GPT-2 shaped model", capsys)
+    fails([*arguments, "--model", tmp_path / "llama"], "it is a llama, and only GPT-2 shaped", capsys)
     tiny_model(vocab_size=99).save_pretrained(tmp_path / "small")
     fails([*arguments, "--model", tmp_path / "small", "--tokenizer", tmp_path / "llama"], "vocab_size is 99", capsys)
     assert not (tmp_path / "run").exists()
@@ -312,15 +319,44 @@ def test_going_on_with_another_seed_or_model_is_refused(trained, story, capsys):
     assert (trained / "metrics.jsonl").read_text() == before
 
 
-def test_files_that_are_no_run_are_not_overwritten(story, tmp_path, capsys):
+def test_files_that_are_no_run_are_left_alone(story, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
-    fails(["--dataset", story, "--output-dir", tmp_path, "--overwrite", "true"], "not overwritten", capsys)
+    for words in (["--overwrite", "true"], ["--resume", "latest"], []):
+        fails(["--dataset", story, "--output-dir", tmp_path, *words], "not those of a run", capsys)
     fails(["--dataset", story, "--output-dir", tmp_path / "thesis.txt"], "is a file", capsys)
+    fails(["--dataset", story, "--output-dir", tmp_path / "thesis.txt" / "run"], "is a file", capsys)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_finished_model_and_a_runs_own_inputs_are_never_removed(story, tmp_path, capsys):
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    (folder / "run.yaml").write_text("seed: 0")
+    (folder / "my.txt").write_text(STORY)
+    fails(["--dataset", story, "--output-dir", folder, "--resume", "latest"], "no checkpoint to go on from", capsys)
+    own = ["--dataset", folder / "my.txt", "--output-dir", folder, "--overwrite", "true"]
+    fails(own, "--overwrite would remove the dataset", capsys)
+    run("--dataset", story, "--output-dir", folder, "--overwrite", "true", *SMALL, "--max-steps", 1)
+    assert (folder / "my.txt").read_text() == STORY  # only what a run writes is replaced
+
+
+def test_a_model_that_diverges_says_so_and_still_ends(story, tmp_path, capsys):
+    wild = ["--learning-rate", "1e30", "--max-grad-norm", 0, "--eval-every", 1, "--max-steps", 3, "--warmup-steps", 0]
+    run("--dataset", story, "--output-dir", tmp_path / "run", *SMALL, *wild)
+    assert "no sample: The logits are not finite" in capsys.readouterr().out
+
+
+def test_damaged_and_misnamed_models_are_one_clear_line(story, trained, tmp_path, capsys):
+    arguments = ["--dataset", story, "--output-dir", tmp_path / "run", "--model"]
+    fails([*arguments, trained], "Did you mean .*model", capsys)
+    shutil.copytree(trained / "model", tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut off")
+    fails([*arguments, tmp_path / "cut"], "cut cannot be loaded", capsys)
+
+
 def test_generate_says_what_is_wrong_in_one_line(tmp_path, capsys):
-    fails(["--model", tmp_path], "No tokenizer could be loaded", capsys, generate_recipe.main)
+    fails(["--model", tmp_path], "no config.json", capsys, generate_recipe.main)
+    fails(["--model", tmp_path / "absent"], "No tokenizer could be loaded", capsys, generate_recipe.main)
     fails(["--samples", "0"], "samples is 0", capsys, generate_recipe.main)
 
 
@@ -332,6 +368,11 @@ def test_dashes_underscores_and_yaml_mean_the_same(tmp_path):
     assert parsed == parse("--batch-size", "4", "--learning-rate=4e-4", "--keep-best", "true")
     assert parsed == parse("--batch_size", "4", "--learning_rate", "4e-4", "--keep_best")
     assert parse("--config", str(tmp_path / "a.yaml"), "--batch-size", "9").batch_size == 9
+
+
+def test_yaml_no_is_the_word_no(tmp_path):
+    (tmp_path / "a.yaml").write_text("mixed_precision: no\n")
+    assert recipe.parse(pretrain.PretrainRun, ["--config", str(tmp_path / "a.yaml")]).mixed_precision == "no"
 
 
 def test_help_answers_without_torch():

@@ -7,7 +7,7 @@ Loads through AutoModelForCausalLM, as any Hugging Face client would.
 
 from dataclasses import dataclass
 
-from recipe import one_clear_line, option, parse
+from recipe import check_model_folder, one_clear_line, option, parse
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class GenerateRun:
     samples: int = option(1, "How many continuations.")
     max_new_tokens: int = option(100, "Tokens to add at most.")
     temperature: float = option(0.8, "0 takes the likeliest token; below 1 is careful, above 1 daring.")
-    top_k: int | None = option(50, "Draw among the k likeliest tokens.")
+    top_k: int | None = option(50, "Draw among the k likeliest tokens; 0 for all.")
     top_p: float | None = option(None, "Draw among the likeliest tokens that together reach this probability.")
     seed: int = option(0, "Decides the draws.")
 
@@ -28,6 +28,7 @@ class GenerateRun:
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
         run = parse(GenerateRun, argv)
+        check_model_folder(run.model)
         if run.samples < 1:
             raise ValueError(f"samples is {run.samples}; it has to be at least 1.")
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
             [run.prompt] * run.samples,
             max_new_tokens=run.max_new_tokens,
             temperature=run.temperature,
-            top_k=run.top_k,
+            top_k=run.top_k or None,
             top_p=run.top_p,
             seed=run.seed,
         )

@@ -47,7 +47,9 @@ def build(run: PretrainRun):
     source = run.tokenizer or run.model or "train"
     if source == "train":
         texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
-        shown = tqdm(texts, "Training a tokenizer", len(splits["train"]), disable=int(os.environ.get("RANK", "0")) > 0)
+        shown = tqdm(
+            texts, "Training a tokenizer", len(splits["train"]), delay=1, disable=os.environ.get("RANK", "0") != "0"
+        )
         tokenizer = train_tokenizer(shown, run.vocab_size)
     else:
         tokenizer = load_tokenizer(source, run.model_revision if source == run.model else None)
@@ -86,7 +88,7 @@ def build(run: PretrainRun):
             run.sample_prompt
             + generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
         ),
-        tokens_per_row=max_length,
+        tokens_per_row=rows["train"].asked_per_row,
         facts=facts,
     )
 
@@ -111,17 +113,33 @@ def build_model(run: PretrainRun, tokenizer):
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
         model = ScratchGPTForCausalLM(config)
     else:
-        if ScratchGPTConfig.from_pretrained(run.model, revision=run.model_revision).hidden_act == "gelu_new":
-            changes["hidden_act"] = "gelu_pytorch_tanh"  # the same function as one fused operation
-        model, report = ScratchGPTForCausalLM.from_pretrained(
-            run.model, revision=run.model_revision, dtype=torch.float32, output_loading_info=True, **changes
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"{run.model} is no GPT-2 shaped model: it lacks {min(report['missing_keys'])}.")
+        model = load_model(run.model, run.model_revision, changes)
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if run.compile:
         model.compile()
+    return model
+
+
+def load_model(name: str, revision: str | None, changes: dict):
+    """A GPT-2 shaped model of a folder or the Hub in fp32; ValueError in one line for anything else."""
+    import torch
+
+    from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+
+    try:
+        found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
+        if found.get("model_type") != ScratchGPTConfig.model_type:
+            raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
+        if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
+            changes = {**changes, "hidden_act": "gelu_pytorch_tanh"}  # the same function as one fused operation
+        model, report = ScratchGPTForCausalLM.from_pretrained(
+            name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"it lacks {min(report['missing_keys'])}.")
+    except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
+        raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return model
 
 
@@ -141,7 +159,7 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
             f"{facts['rows']:,} rows of {T}"
         )
     batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
-    lines.append(f"Training: {steps:,} steps of {batch} rows, {steps * batch * T:,} tokens")
+    lines.append(f"Training: {steps:,} steps of {batch} rows, {steps * batch * task.tokens_per_row:,} tokens at most")
     if run.stride is not None and run.stride < T:
         again = "asked again, which invites memorisation" if run.overlap == "ask" else "context only"
         lines.append(f"stride {run.stride} < max_length {T}: {T - run.stride} tokens of each window are {again}.")
@@ -160,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = start_accelerator(run, start.folder)
         settings, steps = settle(run, task, accelerator.num_processes)
         if is_finished(run, start, steps):
-            accelerator.print(f"{run.output_dir} is already finished. A larger --max-steps or --epochs goes on.")
+            accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
             return
         accelerator.print(describe(run, task, settings, steps, accelerator))
 

@@ -53,9 +53,11 @@ class Run:
     batch_size: int = option(8, "Rows per process and micro-batch.")
     accumulation_steps: int = option(1, "Micro-batches per optimizer step.")
     max_steps: int | None = option(None, "End after so many optimizer steps; 0 evaluates only.")
-    epochs: float | None = option(None, "End after so many passes over the data; 3 where no limit is given.")
+    epochs: float | None = option(
+        None, "End after so many passes over the data; 3 where neither this, max_steps nor max_tokens is given."
+    )
     max_tokens: int | None = option(None, "End after so many learned tokens.")
-    max_time: float | None = option(None, "End after so many minutes of training.")
+    max_time: float | None = option(None, "End after so many minutes of training, if not before.")
     learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5.")
     min_learning_rate: float | None = option(None, "Floor of the cosine; by default a tenth of the peak.")
     warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
@@ -67,7 +69,7 @@ class Run:
     eval_batches: int | None = option(None, "Batches per process in an evaluation; by default the whole split.")
     patience: int | None = option(None, "End after so many evaluations without a new best, and keep the best.")
     keep_best: bool = option(False, "model/ is the best by validation loss, and last/ the last, where they differ.")
-    checkpoint_every: int | None = option(None, "Steps between checkpoints; one is always written at the end.")
+    checkpoint_every: int | None = option(None, "Steps between checkpoints; by default one at each evaluation.")
     keep: int = option(2, "Checkpoints that stay on disk.")
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
     report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
@@ -101,6 +103,14 @@ def check(run: Run) -> None:
         choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(run, item.name) not in choices:
             raise ValueError(f"{item.name} is {getattr(run, item.name)!r}; it is one of {', '.join(choices)}.")
+    for name in ("output_dir", "dataset", "model", "tokenizer", "resume"):
+        if getattr(run, name) == "":
+            raise ValueError(f"{name} is empty.")
+    if run.seed >= 2**63:
+        raise ValueError(f"seed is {run.seed}; it has to be less than 2 to the power of 63.")
+    check_model_folder(run.model)
+    if run.model is not None and run.tokenizer == "train":
+        raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")
     if run.dropout is not None and run.dropout > 1:
         raise ValueError(f"dropout is {run.dropout}; it lies between 0 and 1.")
     if run.model is not None and (run.preset is not None or run.config_overrides is not None):
@@ -114,6 +124,13 @@ def check(run: Run) -> None:
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
     if run.report_to in trackers and find_spec(run.report_to) is None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+
+
+def check_model_folder(name: str | None) -> None:
+    """Raise a ValueError for a folder that holds no model; a name that is no folder may be one on the Hub."""
+    if name is not None and Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
+        raise ValueError(f"--model {name} is no model folder: it has no config.json.{hint}")
 
 
 # --- Command line and YAML -> a run ------------------------------------------------------------------------------
@@ -136,9 +153,15 @@ def parse(kind: type[RunT], argv: Sequence[str] | None = None) -> RunT:
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
     if path is not None:
+        defaults = {item.name: item for item in fields(kind)}
+        values = _read_yaml(path, names)
+        for name, value in values.items():
+            if value is None and defaults[name].default is not None:
+                raise ValueError(f"{path}: {name} is empty; leave the line out for the default.")
+            if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
+                values[name] = "no"
         # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
-        values = {name: None if value is None else str(value) for name, value in _read_yaml(path, names).items()}
-        parser.set_defaults(**values)
+        parser.set_defaults(**{name: None if value is None else str(value) for name, value in values.items()})
     found, unknown = parser.parse_known_args(argv)
     if unknown:
         given = unknown[0].split("=")[0]
@@ -190,8 +213,16 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
             raise ValueError(f"config_overrides holds {pair!r}; it is written name=value,name=value.")
         if name not in names:
             raise ValueError(f"config_overrides: there is no config field {name!r}.{_nearest(name, names)}")
-        changes[name] = yaml.safe_load(value)
+        try:
+            changes[name] = yaml.safe_load(value)
+            if isinstance(changes[name], str):
+                changes[name] = float(value)  # 1e-5, which YAML takes for a word
+        except (yaml.YAMLError, ValueError):
+            changes[name] = value
     return changes
+
+
+RUN_FILES = ("run.yaml", "metrics.jsonl", "loss.png", "evaluation.json", "model", "last", "checkpoints", "tracking")
 
 
 # --- The run folder ----------------------------------------------------------------------------------------------
@@ -200,11 +231,23 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
 def check_output_dir(run: Run) -> Path:
     """The folder, or a ValueError where it holds something that neither `resume` nor `overwrite` speaks for."""
     folder = Path(run.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir {run.output_dir} is a file. Give a folder.")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output_dir {run.output_dir}: {path} is a file. Give a folder.")
     if folder.is_dir() and any(folder.iterdir()):
-        if run.overwrite and not (folder / "run.yaml").exists():
-            raise ValueError(f"output_dir {run.output_dir} holds files of something else than a run: not overwritten.")
+        if not (folder / "run.yaml").exists():
+            raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a run. Give another.")
+        for name in ("model", "dataset", "tokenizer"):
+            value = getattr(run, name)
+            if (
+                run.overwrite
+                and value
+                and Path(value).exists()
+                and Path(value).resolve().is_relative_to(folder.resolve())
+            ):
+                raise ValueError(
+                    f"--overwrite would remove the {name} {value}, which lies in output_dir. Give another."
+                )
         if not run.overwrite and not run.resume:
             raise ValueError(
                 f"output_dir {run.output_dir} holds a run already. --resume latest goes on with it, --overwrite "
@@ -219,6 +262,7 @@ def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     values = {name: _relative(value) for name, value in asdict(run).items()}
+    values.update(resume=None, overwrite=False)  # how this launch began is no part of the run
     text = yaml.safe_dump(values, sort_keys=False)
     notes = yaml.safe_dump(facts, sort_keys=False)
     text += "\n" + "".join(f"# {line}\n" for line in notes.splitlines())
@@ -247,6 +291,9 @@ def one_clear_line(*kinds: type[Exception]) -> Iterator[None]:
     kinds = kinds or (ValueError, OSError, ImportError, StrictDataclassError)
     try:
         yield
+    except KeyboardInterrupt:
+        print("\nstopped. --resume latest goes on from the last checkpoint, if one was written.", file=sys.stderr)
+        raise SystemExit(130) from None
     except kinds as error:
         if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
             error = error.__cause__

@@ -10,13 +10,14 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from recipe import Run, check_output_dir, write_run_yaml
+from recipe import RUN_FILES, Run, check_output_dir, write_run_yaml
 from scratch_gpt.checkpoints import check_fits, find_checkpoint, find_damage, read_state
 from scratch_gpt.evaluation import mean_losses
 from scratch_gpt.loop import (
@@ -71,6 +72,8 @@ def prepare(run: Run) -> Start:
             raise ValueError(f"--resume {run.resume} is no whole checkpoint: {problem}.")
         return Start(folder, Path(run.resume), [])
     path, skipped = find_checkpoint(folder / "checkpoints")
+    if path is None and any((folder / name).exists() for name in ("model", "last", "evaluation.json")):
+        raise ValueError(f"{run.output_dir} holds a model but no checkpoint to go on from. Give another --output-dir.")
     if path is None:
         return Start(folder, None, [f"No checkpoint in {run.output_dir} yet: starting from the beginning."])
     return Start(folder, path, [*skipped, f"Going on from {path.name}."])
@@ -102,7 +105,9 @@ def settle(run: Run, task: Task, processes: int) -> tuple[Settings, int]:
     )
     steps = planned_steps(settings, len(task.rows["train"]), processes, task.tokens_per_row)
     if settings.eval_every is None:
-        settings = Settings(**{**vars(settings), "eval_every": max(1, math.ceil(steps / 10))})
+        settings = replace(settings, eval_every=max(1, math.ceil(steps / 10)))
+    if settings.checkpoint_every is None:
+        settings = replace(settings, checkpoint_every=settings.eval_every)
     return settings, steps
 
 
@@ -123,12 +128,12 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
         check_fits(start.resume_from, task.model, data_fingerprint(settings, task.rows["train"]))
     rates = _rates(run, steps)
     if accelerator.is_main_process:
-        if run.overwrite and folder.exists():
-            shutil.rmtree(folder)
+        for name in RUN_FILES if run.overwrite else ():
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
         write_run_yaml(run, folder, _facts(task, accelerator, steps, rates))
     accelerator.wait_for_everyone()
     if run.report_to not in (None, "none"):
-        accelerator.init_trackers("scratch_gpt")
+        accelerator.init_trackers("tracking")
     keep_best = run.keep_best or run.patience is not None
 
     def evaluate(model, split: str = "validation") -> dict[str, float]:
@@ -147,7 +152,7 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
             return ""
         _draw(folder, run)
         values = "  ".join(f"{name} {value:.4f}" for name, value in progress.last_evaluation.items())
-        sample = " ".join(task.sample(accelerator.unwrap_model(model)).split())
+        sample = " ".join(_sample(task, accelerator.unwrap_model(model)).split())
         return f"step {progress.step}: {values}{'  (best)' if is_best else ''}\n    {sample}"
 
     has_validation = "validation" in task.rows
@@ -176,6 +181,17 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
         _draw(folder, run)
     accelerator.end_training()
     say(_farewell(run, progress, steps))
+
+
+def _sample(task: Task, model) -> str:
+    # Without torch.compile, which would compile again for each length; and a model that has diverged writes nothing.
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        return task.sample(model)
+    except ValueError as error:
+        return f"(no sample: {error})"
+    finally:
+        model._compiled_call_impl = compiled
 
 
 def _rates(run: Run, steps: int) -> dict[str, float]:

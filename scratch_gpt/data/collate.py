@@ -1,6 +1,6 @@
 """Rows -> the one batch contract: int64 tensors (B, T), short rows filled on the right.
 
-The filling asks nothing (-100). Without an attention_mask: under a causal mask no token sees the filling behind it,
+The filling asks nothing (-100), and no attention_mask is needed: under a causal mask no token sees what is behind it.
 """
 
 import numpy as np

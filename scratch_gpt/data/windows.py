@@ -54,6 +54,11 @@ class Windows:
         tail = not drop_tail and reached < asked and whole * stride < asked
         self.count = whole + tail
 
+    @property
+    def asked_per_row(self) -> int:
+        """The targets of a whole window (of the first one, under overlap "context", all)."""
+        return min(self.stride, self.max_length) if self.overlap == "context" else self.max_length
+
     def __len__(self) -> int:
         return self.count
 
@@ -73,7 +78,7 @@ def require_full_window(ids: np.ndarray, max_length: int, split: str) -> None:
     if len(ids) < max_length + 1:
         raise ValueError(
             f"The {split} split has {len(ids)} tokens, but one window of max_length {max_length} takes "
-            f"{max_length + 1}. Give more text, a larger {split} share, or a smaller --max-length."
+            f"{max_length + 1}. Give more text, a smaller --max-length, or another --validation-fraction."
         )
 
 
