@@ -300,10 +300,12 @@ def train(
         if progress.step % settings.log_every == 0 or progress.step == steps or stop:
             metrics.log(progress, bar, learning_rate=rate, grad_norm=grad_norm, epoch=progress.position / len(rows))
         if progress.step == steps or stop or _is_due(settings.eval_every, progress.step):
-            stop = watch(model, progress) or stop
+            with metrics.pause():
+                stop = watch(model, progress) or stop
         progress.stopped_early = stop and progress.step < steps
         if progress.step == steps or stop or _is_due(settings.checkpoint_every, progress.step):
-            _checkpoint(accelerator, model, optimizer, progress, fingerprint, output_dir, settings.keep)
+            with metrics.pause():
+                _checkpoint(accelerator, model, optimizer, progress, fingerprint, output_dir, settings.keep)
         if stop:
             break
     bar.close()
@@ -391,7 +393,6 @@ class Watch:
         text = self.on_evaluation(model, progress, is_best)
         if text and self.accelerator.is_main_process:
             self.bar.write(text)
-        self.metrics.start_clock()
         patience = self.settings.patience
         return patience is not None and progress.evaluations_since_best >= patience
 

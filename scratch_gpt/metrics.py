@@ -5,6 +5,8 @@ Knows neither model nor data. Only the main process writes.
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,15 @@ class Metrics:
         return time.perf_counter() - self.started
 
     def start_clock(self) -> None:
-        """Leave what came before (an evaluation) out of the tokens per second."""
+        """Begin to measure tokens per second."""
         self.lap = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what happens inside (an evaluation, a checkpoint) out of the tokens per second."""
+        began = time.perf_counter()
+        yield
+        self.lap += time.perf_counter() - began
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """This process' share of a step's mean loss; read only when a line is due, since reading waits for it."""

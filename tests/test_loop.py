@@ -61,6 +61,8 @@ def run(
     model = model or tiny_model().train()
 
     def evaluate(prepared):
+        if callable(every):
+            every()
         batches = evaluation_batches(accelerator, rows, COLLATE, settings.batch_size)
         return {"eval_loss": mean_losses(prepared, batches, causal_lm)["loss"]}
 
@@ -229,6 +231,25 @@ def test_only_matrices_decay_and_each_parameter_is_in_one_group():
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert all(p.dim() >= 2 for p in groups[0]["params"]) and all(p.dim() < 2 for p in groups[1]["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_tokens_per_second_leave_evaluations_out_and_count_every_step(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("scratch_gpt.metrics.time.perf_counter", lambda: now[0])
+
+    def pass_seconds(seconds):
+        now[0] += seconds
+
+    def sums(model, batch):
+        pass_seconds(model.training)  # one second a step
+        return causal_lm.sums(model, batch)
+
+    options = {"every": lambda: pass_seconds(50), "eval_every": 2, "checkpoint_every": 1, "log_every": 3}
+    metrics = run(tmp_path, steps=6, objective=Objective(causal_lm.counts, sums), **options)[2]
+    lines = [line for line in metrics if "loss" in line]
+    assert [line["tokens_per_second"] for line in lines] == pytest.approx(
+        [lines[0]["tokens"] / 3, (lines[1]["tokens"] - lines[0]["tokens"]) / 3]
+    )
 
 
 # --- Going on ----------------------------------------------------------------------------------------------------
