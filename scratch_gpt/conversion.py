@@ -211,8 +211,6 @@ def import_checkpoint(
     for name, tensor in model.state_dict().items():
         if name.endswith(".bias"):
             ours.setdefault(name, torch.zeros_like(tensor))
-    if not model.config.attention_bias:
-        ours = {name: tensor for name, tensor in ours.items() if not re.search(r"attn\.[qkv]_proj\.bias$", name)}
     try:
         model.load_state_dict(ours)
     except RuntimeError as error:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -131,12 +131,22 @@ def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(rows, generator=generator).tolist()
 
 
+def deal(indices: Sequence[int], batch_size: int, processes: int, rank: int) -> list[tuple[Sequence[int], bool]]:
+    """Cut indices into chunks of batch_size; chunk m * processes + r is the m-th of process r, as (chunk, counted).
+
+    All processes get the same number, so that they stay in step: who has none left repeats one row, not counted.
+    """
+    chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    mine = chunks[rank::processes]
+    missing = -(-len(chunks) // processes) - len(mine)
+    return [(chunk, True) for chunk in mine] + [(indices[:1], False)] * missing
+
+
 class Steps:
     """`steps[n]` -> the micro-batches of step n for one process, as (batch, counted) pairs.
 
-    The rows of an endless sequence of shuffled epochs, `end` of them at most, `global_batch` a step. A step's rows are
-    cut into chunks of batch_size; micro-batch m of process r is chunk m * processes + r. Where the last step leaves a
-    process without rows it repeats one, not counted, so that all processes take part in each exchange of gradients.
+    The rows of an endless sequence of shuffled epochs, `end` of them at most, `global_batch` a step, dealt out to the
+    processes by `deal`.
     """
 
     def __init__(
@@ -163,13 +173,8 @@ class Steps:
     def __getitem__(self, step: int) -> list[tuple[Batch, bool]]:
         n = len(self.rows)
         indices = [epoch_order(n, self.seed, place // n)[place % n] for place in self.positions(step)]
-        return [(self.collate([self.rows[i] for i in chunk]), counted) for chunk, counted in self._cut(indices)]
-
-    def _cut(self, indices: list[int]) -> list[tuple[list[int], bool]]:
-        chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
-        mine = chunks[self.rank :: self.processes]
-        missing = -(-len(chunks) // self.processes) - len(mine)
-        return [(chunk, True) for chunk in mine] + [(indices[:1], False)] * missing
+        dealt = deal(indices, self.batch_size, self.processes, self.rank)
+        return [(self.collate([self.rows[i] for i in chunk]), counted) for chunk, counted in dealt]
 
 
 def data_fingerprint(settings: Settings, rows: Sequence) -> dict[str, int]:
@@ -187,13 +192,11 @@ def evaluation_batches(
 ) -> Iterator[tuple[Batch, bool]]:
     """(batch, counted) over all rows in order, shared out over the processes; `batches` a process at most."""
     n = len(rows) if batches is None else min(len(rows), batches * batch_size * accelerator.num_processes)
-    processes, rank = accelerator.num_processes, accelerator.process_index
-    chunks = [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
-    mine = chunks[rank::processes]
-    mine += [range(1)] * (-(-len(chunks) // processes) - len(mine))  # keep in step with the others
+    dealt = deal(range(n), batch_size, accelerator.num_processes, accelerator.process_index)
+    mine = [chunk for chunk, _ in dealt]
     source = DataLoader(rows, batch_sampler=mine, collate_fn=collate, num_workers=workers, generator=torch.Generator())
-    for c, batch in enumerate(source):
-        yield to_device(batch, accelerator.device), rank + c * processes < len(chunks)
+    for batch, (_, counted) in zip(source, dealt, strict=True):
+        yield to_device(batch, accelerator.device), counted
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -276,7 +279,7 @@ def train(
     metrics.start_clock()
     for micro_batches in ahead:
         late = settings.max_seconds is not None and metrics.seconds > settings.max_seconds
-        counts, stop = _totals(accelerator, objective, micro_batches, late)
+        counts, too_late = _totals(accelerator, objective, micro_batches, late)
         rate = learning_rate(progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -295,18 +298,19 @@ def train(
         progress.position = source.positions(progress.step).stop
         progress.step += 1
         progress.tokens += counts["loss"]
-        stop = stop or (settings.max_tokens is not None and progress.tokens >= settings.max_tokens)
+        ends = too_late or progress.step == steps
+        ends = ends or (settings.max_tokens is not None and progress.tokens >= settings.max_tokens)
         bar.update()
-        if progress.step % settings.log_every == 0 or progress.step == steps or stop:
+        if ends or _is_due(settings.log_every, progress.step):
             metrics.log(progress, bar, learning_rate=rate, grad_norm=grad_norm, epoch=progress.position / len(rows))
-        if progress.step == steps or stop or _is_due(settings.eval_every, progress.step):
+        if ends or _is_due(settings.eval_every, progress.step):
             with metrics.pause():
-                stop = watch(model, progress) or stop
-        progress.stopped_early = stop and progress.step < steps
-        if progress.step == steps or stop or _is_due(settings.checkpoint_every, progress.step):
+                ends = watch(model, progress) or ends
+        progress.stopped_early = ends and progress.step < steps
+        if ends or _is_due(settings.checkpoint_every, progress.step):
             with metrics.pause():
                 _checkpoint(accelerator, model, optimizer, progress, fingerprint, output_dir, settings.keep)
-        if stop:
+        if ends:
             break
     bar.close()
     return model, progress
@@ -335,19 +339,8 @@ def _fit_memory(accelerator, model, optimizer, rows, collate, objective, setting
     Before the first step, so that all processes decide together. The optimizer's state is set aside meanwhile.
     """
     while True:
-        full = [rows[i % len(rows)] for i in range(settings.batch_size)]
-        fits = 1
-        try:
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
-            with accelerator.no_sync(model):
-                sums = objective.sums(model, to_device(collate(full), accelerator.device))
-                accelerator.backward(sum(sums.values()) * 0.0)
-            del state, sums
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-            fits = 0
+        full = collate([rows[i % len(rows)] for i in range(settings.batch_size)])
+        fits = _rehearse(accelerator, model, objective, full)
         optimizer.zero_grad()
         if int(accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum")) == accelerator.num_processes:
             return settings
@@ -365,7 +358,22 @@ def _fit_memory(accelerator, model, optimizer, rows, collate, objective, setting
             f"Out of memory at batch_size {settings.batch_size}: going on with batch_size {changed['batch_size']} and "
             f"accumulation_steps {changed['accumulation_steps']}, which gives the same gradient."
         )
-        settings = Settings(**{**asdict(settings), **changed})
+        settings = replace(settings, **changed)
+
+
+def _rehearse(accelerator, model, objective, batch: Batch) -> bool:
+    """Whether forward, backward and the optimizer's state have room; what was taken is free again on return."""
+    try:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        _state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+        with accelerator.no_sync(model):
+            sums = objective.sums(model, to_device(batch, accelerator.device))
+            accelerator.backward(sum(sums.values()) * 0.0)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return False
+    return True
 
 
 # --- Watching and keeping ------------------------------------------------------------------------------------
