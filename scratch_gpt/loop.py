@@ -340,7 +340,7 @@ def _fit_memory(accelerator, model, optimizer, rows, collate, objective, setting
     """
     while True:
         full = collate([rows[i % len(rows)] for i in range(settings.batch_size)])
-        fits = _rehearse(accelerator, model, objective, full)
+        fits = int(_rehearse(accelerator, model, objective, full))
         optimizer.zero_grad()
         if int(accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum")) == accelerator.num_processes:
             return settings
