@@ -1,101 +1,229 @@
-"""A training state <-> a folder `checkpoints/step-N/`: weights, optimizer and a JSON that a person can read.
+"""A training state <-> a folder `checkpoints/step-N/`: weights, optimizer, metrics and a JSON that a person can read.
 
 Tensors are safetensors and the rest is JSON, so reading a checkpoint cannot run code. A folder is written under
-another name, its manifest last, and renamed when it is whole.
+another name, its manifest last, flushed to the disk and renamed when it is whole: whenever the process dies, what is
+called step-N is a whole checkpoint.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 
-WEIGHTS, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-FORMAT_VERSION = 1
+WEIGHTS, OPTIMIZER, STATE, METRICS = "model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
+FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
+FORMAT_VERSION = 2
+DRAFT, OLD = ".writing-", ".old-"
+WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a folder that is gone or may not be written
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be gone on from; the message says why."""
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2
-) -> Path:
-    """Write `folder/step-N` and keep the newest `keep`; returns its path. `state` is JSON and gets the step.
+class Snapshot(NamedTuple):
+    """What a checkpoint holds, in memory."""
 
-    Later ones are of a course that this run has left by going on from an earlier step: they are removed.
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict[str, Any]  # JSON; has "progress" with step, tokens and position, and the "record" of the run
+    metrics: str  # the text of metrics.jsonl so far
+
+
+# --- Memory <-> a snapshot ---------------------------------------------------------------------------------------
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)  # a tied weight has one name
+
+
+def take_snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], metrics: str, copy: bool = False
+) -> Snapshot:
+    """The whole tensors of a model and its optimizer, sharded or not. To be called on every process.
+
+    `copy` takes a copy that training does not change, else what is on the CPU is shared.
     """
-    target, draft = folder / f"step-{step}", folder / f".writing-step-{step}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_file(_distinct_weights(model), str(draft / WEIGHTS))
-    tensors, scalars = _flatten(optimizer.state_dict())
-    save_file(tensors, str(draft / OPTIMIZER))
-    (draft / STATE).write_text(json.dumps({**state, "step": step, "optimizer": scalars}, indent=1))
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "files": {name: _describe(draft / name) for name in (WEIGHTS, OPTIMIZER, STATE)},
+    weights = _distinct(model, get_model_state_dict(model, options=_WHOLE))
+    content = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    tensors = {
+        f"{name}.{key}": value for name, slot in content.get("state", {}).items() for key, value in slot.items()
     }
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in draft.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(draft, target)
-    others = list_checkpoints(folder)
-    here = others.index(target)
-    for old in (*others[: max(0, here + 1 - keep)], *others[here + 1 :]):
-        shutil.rmtree(old)
-    return target
+    assert all(isinstance(value, torch.Tensor) for value in tensors.values()), "optimizer state that is not a tensor"
+    if copy:
+        weights, tensors = ({name: value.clone() for name, value in part.items()} for part in (weights, tensors))
+    return Snapshot(weights, tensors, {**state, "optimizer": content.get("param_groups", [])}, metrics)
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put weights and optimizer state back and return the JSON state.
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], str]:
+    """Put weights and optimizer state back; returns the JSON state and the text of the metrics.
 
     Raises:
-        CheckpointError: a damaged folder. (Whose it is, `check_fits` says.)
+        CheckpointError: a damaged folder, or another model's.
     """
     if problem := find_damage(path):
-        raise CheckpointError(f"{path} cannot be resumed from: {problem}.")
+        raise CheckpointError(f"{path.name} cannot be resumed from: {problem}.")
+    check_shapes(path, model)
     state = read_state(path)
-    model.load_state_dict(load_file(str(path / WEIGHTS)), strict=False)  # a tied weight is there under one name
-    optimizer.load_state_dict(_unflatten(load_file(str(path / OPTIMIZER)), state.pop("optimizer")))
-    return state
+    set_model_state_dict(model, load_file(str(path / WEIGHTS)), options=_WHOLE)
+    slots: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in load_file(str(path / OPTIMIZER)).items():
+        parameter, key = name.rsplit(".", 1)
+        slots.setdefault(parameter, {})[key] = value
+    content = {"state": slots, "param_groups": state.pop("optimizer")}
+    set_optimizer_state_dict(model, optimizer, content, options=_WHOLE)
+    return state, (path / METRICS).read_text()
 
 
-def check_fits(path: Path, model: nn.Module, fingerprint: dict[str, Any]) -> None:
-    """Raise a CheckpointError where a checkpoint is another model's or another run's. Reads no tensor.
-
-    `fingerprint` is what decides which rows come when; it has to be what the checkpoint was saved with.
-    """
-    saved = read_state(path)["fingerprint"]
-    for name, value in fingerprint.items():
-        if saved[name] != value:
-            raise CheckpointError(
-                f"{path.name} was trained with {name} {saved[name]}, this run has {value}: the data would not go on "
-                "where it stopped."
-            )
+def check_shapes(path: Path, model: nn.Module) -> None:
+    """Raise a CheckpointError where a checkpoint's weights are another model's. Reads no tensor."""
     with safe_open(str(path / WEIGHTS), "pt") as file:
         there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    here = {name: tuple(tensor.shape) for name, tensor in _distinct_weights(model).items()}
+    here = {name: tuple(tensor.shape) for name, tensor in _distinct(model, model.state_dict()).items()}
     if differing := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
         name = differing[0]
         raise CheckpointError(
-            f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here."
+            f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here. No "
+            "flag can help: start another run in another --output-dir."
         )
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
-    return json.loads((path / STATE).read_text())
+def _distinct(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Every tensor once, tied ones under the first of their names; DDP's prefix is none of the model's.
+    names = {name for kind in (model.named_parameters(), model.named_buffers()) for name, _ in kind}
+    names = {name.removeprefix("module.") for name in names}
+    bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in bare.items() if name in names}
+
+
+# --- A snapshot -> a folder --------------------------------------------------------------------------------------
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
+    """Write `folder/step-N`, then prune to the newest `keep` and the best; returns its path.
+
+    Later steps are of a course that this run has left by going on from an earlier one: they are removed.
+
+    Raises:
+        OSError, SafetensorError: it could not be written; what was there before is as it was.
+    """
+    progress = snapshot.state["progress"]
+    name = f"step-{progress['step']}"
+    target, draft, old = folder / name, folder / (DRAFT + name), folder / (OLD + name)
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_drafts(folder)
+    try:
+        draft.mkdir()
+        save_file({key: value.contiguous() for key, value in snapshot.weights.items()}, str(draft / WEIGHTS))
+        save_file({key: value.contiguous() for key, value in snapshot.optimizer.items()}, str(draft / OPTIMIZER))
+        (draft / STATE).write_text(json.dumps(snapshot.state, indent=1))
+        (draft / METRICS).write_text(snapshot.metrics)
+        for file in FILES:
+            _flush(draft / file)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            **{key: progress[key] for key in ("step", "tokens", "position")},
+            "config_fingerprint": _digest(snapshot.state["record"]),
+            "files": {file: _describe(draft / file) for file in FILES},
+        }
+        manifest["manifest_sha256"] = _digest(manifest)
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _flush(draft / MANIFEST)
+        _flush(draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if target.exists():
+        os.replace(target, old)
+    os.replace(draft, target)
+    _flush(folder)
+    _prune(folder, target, keep, progress.get("best_step"))
+    return target
+
+
+def _prune(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    others = list_checkpoints(folder)
+    here = others.index(newest)
+    old = [path for path in others[: max(0, here + 1 - keep)] if path.name != f"step-{best_step}"]
+    for path in (*old, *others[here + 1 :]):
+        os.replace(path, path.with_name(OLD + path.name))  # a half-removed folder is not called a checkpoint
+    _remove_drafts(folder)
+
+
+def _remove_drafts(folder: Path) -> None:
+    for prefix in (DRAFT, OLD):
+        for path in folder.glob(f"{prefix}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a file's text in one step: a reader finds the old or the new, never a part."""
+    draft = file.with_name(DRAFT + file.name)
+    try:
+        draft.write_text(text)
+        _flush(draft)
+        os.replace(draft, file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows flushes a folder by itself
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class BackgroundWriter:
+    """Runs one write at a time in a thread; what went wrong in it is raised by the next `finish`."""
+
+    def __init__(self):
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def start(self, write: Callable[[], Any]) -> None:
+        """Begin; the one before has to be finished."""
+        assert self.thread is None
+
+        def run() -> None:
+            try:
+                write()
+            except BaseException as error:
+                self.error = error
+
+        self.thread = threading.Thread(target=run, name="checkpoint")
+        self.thread.start()
+
+    def finish(self) -> None:
+        """Wait for what was begun."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+# --- Folders -----------------------------------------------------------------------------------------------------
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -114,24 +242,41 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     for path in reversed(list_checkpoints(folder)):
         if not (problem := find_damage(path)):
             return path, skipped
-        skipped.append(f"{path.name} is damaged: {problem}")
+        skipped.append(f"{path.name} is damaged and skipped: {problem}")
     if skipped:
         raise CheckpointError(
-            f"No checkpoint in {folder} is whole ({'; '.join(skipped)}). Start anew with --overwrite."
+            f"No checkpoint in {folder} is whole ({'; '.join(skipped)}). Start anew with --overwrite true."
         )
     return None, []
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder in a few words, or None."""
+    """What is wrong with a checkpoint folder in a few words, or None. Reads every byte of it."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        for name in (WEIGHTS, OPTIMIZER, STATE):
+        if manifest["format_version"] != FORMAT_VERSION:
+            return f"its format version is {manifest['format_version']}, this package reads {FORMAT_VERSION}"
+        if manifest.pop("manifest_sha256") != _digest(manifest):
+            return f"{MANIFEST} is not what was written"
+        for name in FILES:
+            if not (path / name).is_file():
+                return f"{name} is absent"
             if _describe(path / name) != manifest["files"][name]:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return " ".join(f"{type(error).__name__} {error}".split())
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is absent"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
     return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint."""
+    return json.loads((path / STATE).read_text())
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(file: Path) -> dict[str, Any]:
@@ -139,36 +284,18 @@ def _describe(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
-def _distinct_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    # Every tensor once: tied ones under the first of their names.
-    found: dict[tuple, tuple[str, torch.Tensor]] = {}
-    for name, tensor in model.state_dict().items():
-        found.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor))
-    return {name: tensor.contiguous() for name, tensor in found.values()}
-
-
-def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    # {"state": {0: {"step": t, "exp_avg": t}}, "param_groups": [...]} -> {"0.step": t, ...}, the rest
-    tensors = {f"{n}.{key}": value for n, slot in state["state"].items() for key, value in slot.items()}
-    assert all(isinstance(value, torch.Tensor) for value in tensors.values()), "optimizer state that is not a tensor"
-    return {name: value.contiguous() for name, value in tensors.items()}, {"param_groups": state["param_groups"]}
-
-
-def _unflatten(tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        n, key = name.split(".", 1)
-        state.setdefault(int(n), {})[key] = value
-    return {"state": state, **rest}
-
-
 __all__ = [
+    "WRITE_ERRORS",
+    "BackgroundWriter",
     "CheckpointError",
-    "check_fits",
+    "Snapshot",
+    "check_shapes",
     "find_checkpoint",
     "find_damage",
     "list_checkpoints",
     "load_checkpoint",
     "read_state",
-    "save_checkpoint",
+    "take_snapshot",
+    "write_checkpoint",
+    "write_text",
 ]

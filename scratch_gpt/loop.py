@@ -1,34 +1,31 @@
 """Rows, a model and an objective -> a trained model: the only training loop, on Accelerate.
 
 One step is one optimizer update over a global batch of batch_size x accumulation_steps x processes rows. Which rows
-those are is a function of (seed, step) alone, not of how the global batch is cut. Neither is the gradient: every sum
-is divided once, by the count over all micro-batches and processes.
+those are is a function of (seed, step) alone (order.py), not of how the global batch is cut. Neither is the gradient:
+every sum is divided once, by the count over all micro-batches and processes. Whatever else a step depends on is in
+`Progress`, in the checkpoint, or a function of (seed, step, process): a run that was killed goes on as if it had not.
 """
 
-import gc
-import hashlib
 import math
-import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env, tqdm
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils import tqdm
 from torch import nn
-from torch.utils.data import DataLoader
 
-from .checkpoints import check_fits, load_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint
+from .launch import StopSignals
+from .memory import fit_memory
 from .metrics import Metrics
-
-
-Batch = dict[str, torch.Tensor]
+from .order import Batch, Share, Steps, StreamedSteps, derive_seed, to_device
+from .saving import Keeper, RunStopped, agree, guard_saves, last_good
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,15 @@ class Settings:
     max_steps: int | None = None
     epochs: float | None = None
     max_tokens: int | None = None  # targets
-    max_seconds: float | None = None
+    max_seconds: float | None = None  # of this launch
     max_grad_norm: float | None = 1.0
+    max_bad_steps: int = 5  # skipped ones in a row before the run stops
     eval_every: int | None = None  # steps; the first and the last are evaluated in any case
     patience: int | None = None  # evaluations without a new best before the run ends
     best_of: str = "eval_loss"
     checkpoint_every: int | None = None  # steps; the last is kept in any case
     keep: int = 2
+    async_save: bool = False
     log_every: int = 10
     workers: int = 0
     seed: int = 0
@@ -59,162 +58,32 @@ class Progress:
     step: int = 0
     position: int = 0  # rows taken from the endless sequence of shuffled epochs
     tokens: int = 0  # targets learned from
+    skipped_steps: int = 0  # whose loss or gradient was not finite
+    skipped_in_a_row: int = 0
+    evaluated_at: int | None = None  # the step of the last evaluation
     best_metric: float | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
-    last_evaluation: dict[str, float] = field(default_factory=dict)
+    last_evaluation: dict[str, Any] = field(default_factory=dict)
     stopped_early: bool = False
 
 
-# --- Starting ----------------------------------------------------------------------------------------------------
+def planned_steps(settings: Settings, rows: int | None, processes: int, tokens_per_row: float) -> int:
+    """The number of optimizer steps until the first limit (other than time) is reached; ValueError without one.
 
-
-def best_precision(device: str) -> str:
-    """What the device does well: "bf16" where it is native, else "no", which is fp32."""
-    if device == "cpu":
-        able = torch.cpu.get_capabilities()
-        return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "no"
-
-
-def make_accelerator(
-    device: str = "auto",
-    mixed_precision: str = "auto",
-    expect_processes: int | None = None,
-    report_to: str | None = None,
-    output_dir: Path | None = None,
-) -> Accelerator:
-    """The Accelerator of this launch.
-
-    Raises:
-        ValueError: a device that is not there, or another number of processes than was asked for.
+    `rows` is None for a stream, whose epochs nobody has counted.
     """
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if parse_flag_from_env("ACCELERATE_USE_CPU"):  # what `use_cpu: true` in a launch file becomes
-        found = "cpu"
-    device = found if device == "auto" else device
-    if device not in ("cpu", found):
-        raise ValueError(f"device {device} was asked for, but this machine has {found}. Give --device {found}.")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if expect_processes is not None and launched != expect_processes:
-        raise ValueError(
-            f"expect_processes is {expect_processes}, but {launched} started. (`accelerate launch --cpu "
-            "--num_processes N` always starts one.) Launch as the README shows for several processes."
-        )
-    if mixed_precision == "fp16" and device == "cpu":
-        raise ValueError("mixed_precision fp16 needs a GPU; on a CPU give bf16 or no.")
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision=best_precision(device) if mixed_precision == "auto" else mixed_precision,
-        log_with=report_to,
-        project_dir=str(output_dir) if report_to else None,
-    )
-    if accelerator.num_processes != launched:
-        raise ValueError(f"{launched} processes were launched, but they do not form one group of {launched}.")
-    return accelerator
-
-
-# --- Which rows come when ----------------------------------------------------------------------------------------
-
-
-def derive_seed(*parts: int) -> int:
-    """A 63-bit seed that is a function of its parts, well mixed."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-@lru_cache(maxsize=2)
-def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of range(rows), a function of its arguments alone."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-    return torch.randperm(rows, generator=generator).tolist()
-
-
-def deal(indices: Sequence[int], batch_size: int, processes: int, rank: int) -> list[tuple[Sequence[int], bool]]:
-    """Cut indices into chunks of batch_size; chunk m * processes + r is the m-th of process r, as (chunk, counted).
-
-    All processes get the same number, so that they stay in step: who has none left repeats one row, not counted.
-    """
-    chunks = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    mine = chunks[rank::processes]
-    missing = -(-len(chunks) // processes) - len(mine)
-    return [(chunk, True) for chunk in mine] + [(indices[:1], False)] * missing
-
-
-class Steps:
-    """`steps[n]` -> the micro-batches of step n for one process, as (batch, counted) pairs.
-
-    The rows of an endless sequence of shuffled epochs, `end` of them at most, `global_batch` a step, dealt out to the
-    processes by `deal`.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence,
-        collate: Callable[[list], Batch],
-        settings: Settings,
-        processes: int = 1,
-        rank: int = 0,
-        end: int | None = None,
-        start: tuple[int, int] = (0, 0),  # (step, position) that the sequence is entered at
-    ):
-        self.rows, self.collate, self.seed = rows, collate, settings.seed
-        self.batch_size, self.processes, self.rank = settings.batch_size, processes, rank
-        self.global_batch = settings.batch_size * settings.accumulation_steps * processes
-        self.end, self.start = end, start
-
-    def positions(self, step: int) -> range:
-        """The places in the endless sequence that step n takes its rows from."""
-        first = self.start[1] + (step - self.start[0]) * self.global_batch
-        last = first + self.global_batch
-        return range(first, last if self.end is None else min(last, self.end))
-
-    def __getitem__(self, step: int) -> list[tuple[Batch, bool]]:
-        n = len(self.rows)
-        indices = [epoch_order(n, self.seed, place // n)[place % n] for place in self.positions(step)]
-        dealt = deal(indices, self.batch_size, self.processes, self.rank)
-        return [(self.collate([self.rows[i] for i in chunk]), counted) for chunk, counted in dealt]
-
-
-def data_fingerprint(settings: Settings, rows: Sequence) -> dict[str, int]:
-    """What decides which rows come when: a run can only go on with the same."""
-    return {"seed": settings.seed, "rows": len(rows)}
-
-
-def evaluation_batches(
-    accelerator: Accelerator,
-    rows: Sequence,
-    collate: Callable[[list], Batch],
-    batch_size: int,
-    batches: int | None = None,
-    workers: int = 0,
-) -> Iterator[tuple[Batch, bool]]:
-    """(batch, counted) over all rows in order, shared out over the processes; `batches` a process at most."""
-    n = len(rows) if batches is None else min(len(rows), batches * batch_size * accelerator.num_processes)
-    dealt = deal(range(n), batch_size, accelerator.num_processes, accelerator.process_index)
-    mine = [chunk for chunk, _ in dealt]
-    source = DataLoader(rows, batch_sampler=mine, collate_fn=collate, num_workers=workers, generator=torch.Generator())
-    for batch, (_, counted) in zip(source, dealt, strict=True):
-        yield to_device(batch, accelerator.device), counted
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def planned_steps(settings: Settings, rows: int, processes: int, tokens_per_row: float) -> int:
-    """The number of optimizer steps until the first limit (other than time) is reached; ValueError without one."""
     global_batch = settings.batch_size * settings.accumulation_steps * processes
     limits = []
     if settings.max_steps is not None:
         limits.append(settings.max_steps)
-    if settings.epochs is not None:
+    if settings.epochs is not None and rows is not None:
         limits.append(math.ceil(settings.epochs * rows / global_batch))
     if settings.max_tokens is not None:
         limits.append(math.ceil(settings.max_tokens / (tokens_per_row * global_batch)))
     if not limits:
-        raise ValueError("Nothing says how long to train: give --max-steps, --epochs or --max-tokens.")
+        epochs = "--max-steps, --epochs" if rows is not None else "with --streaming --max-steps"
+        raise ValueError(f"Nothing says how long to train: give {epochs} or --max-tokens.")
     return min(limits)
 
 
@@ -226,157 +95,179 @@ def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     learning_rate: Callable[[int], float],
-    rows: Sequence,
+    rows: Any,
     collate: Callable[[list], Batch],
     objective: Any,
     settings: Settings,
     steps: int,
     output_dir: Path,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
     on_evaluation: Callable[[nn.Module, Progress, bool], str] = lambda model, progress, is_best: "",
     resume_from: Path | None = None,
+    record: dict[str, Any] | None = None,
+    save: Callable[[str, Callable[[], Any]], bool] | None = None,
 ) -> tuple[nn.Module, Progress]:
     """Train for `steps` steps; returns the prepared model and where it stands.
 
     Args:
         learning_rate: step, counted from 0 -> its rate.
-        rows: indexable and sized; `collate` makes a batch of a list of them, `objective` (objectives.py) scores it.
+        rows: indexable and sized, or a stream with lanes (data/streams.py); `collate` makes a batch of a list of
+            them, `objective` (objectives.py) scores it.
         evaluate: model -> {"eval_loss": ..., ...}, before the first step, every `eval_every` steps and after the last.
         on_evaluation: called after each on every process, with whether it is the best so far; returns what to show.
+        record: what made this run, as JSON; kept in its checkpoints.
+        save: see `guard_saves`.
 
     Writes `metrics.jsonl` and `checkpoints/` into output_dir.
+
+    Raises:
+        RunStopped: a signal came (after the step under way was finished and saved), too many steps in a row could not
+            be learned from, or nothing could be saved.
     """
     model, optimizer = accelerator.prepare(model, optimizer)
-    progress = Progress()
-    fingerprint = data_fingerprint(settings, rows)
+    progress, state, text = Progress(), {}, ""
     if resume_from is not None:
-        progress = _resume(resume_from, accelerator.unwrap_model(model), optimizer, fingerprint)
-    metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress)
+        state, text = load_checkpoint(resume_from, accelerator.unwrap_model(model), optimizer.optimizer)
+        progress = Progress(**state["progress"])
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    save = save or guard_saves(accelerator, output_dir)
+    metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress, text, state.get("metrics"), save)
     seldom = 0.5 if sys.stderr.isatty() else 20  # seconds between updates: a log file keeps every one
     bar = tqdm(
         initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True, mininterval=seldom
     )
     watch = Watch(accelerator, evaluate, on_evaluation, settings, metrics, bar)
-    if progress.step == 0:
-        watch(model, progress)
-    if progress.step < steps:
-        settings = _fit_memory(accelerator, model, optimizer, rows, collate, objective, settings)
+    keep = Keeper(accelerator, model, optimizer, metrics, output_dir / "checkpoints", settings, record or {}, save)
+    with StopSignals() as stop:
+        ends = watch.is_due(progress, steps) and watch(model, progress)  # also one that a signal came before
+        cut = settings.batch_size, settings.accumulation_steps
+        if progress.step < steps:
+            cut = fit_memory(accelerator, model, optimizer, rows, collate, objective, *cut)
+        share = Share(*cut, accelerator.num_processes, accelerator.process_index)
+        source, cursors = _source(rows, collate, share, settings, progress, state.get("cursors", {}))
+        if resume_from is not None and (ends or progress.step >= steps):
+            keep(progress, share, cursors)
+        ahead = source.loader(progress.step if ends else steps, settings.workers, accelerator.device.type == "cuda")
 
-    end = None if settings.epochs is None else math.ceil(settings.epochs * len(rows))
-    source = Steps(
-        *(rows, collate, settings, accelerator.num_processes, accelerator.process_index, end),
-        start=(progress.step, progress.position),
-    )
-    ahead = DataLoader(
-        source,
-        batch_size=None,
-        sampler=range(progress.step, steps),
-        num_workers=settings.workers,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator(),  # its own: opening a loader leaves the global random state alone
-    )
-    model.train()
-    metrics.start_clock()
-    for micro_batches in ahead:
-        late = settings.max_seconds is not None and metrics.seconds > settings.max_seconds
-        counts, too_late = _totals(accelerator, objective, micro_batches, late)
-        rate = learning_rate(progress.step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        model.train()
+        metrics.start_clock()
+        for micro_batches, position, cursors in ahead:
+            rate = learning_rate(progress.step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(derive_seed(settings.seed, progress.step, accelerator.process_index))  # dropout
+            loss, tokens = _backward(accelerator, model, objective, micro_batches)
+            grad_norm = _whole(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
+            late = settings.max_seconds is not None and metrics.seconds > settings.max_seconds
+            loss, too_late, stops = agree(accelerator, loss, late, stop.received is not None)
+            # Under fp16 the scaler meets gradients that are not finite by itself.
+            is_good = math.isfinite(loss) and (math.isfinite(grad_norm) or accelerator.scaler is not None)
+            if is_good:
+                optimizer.step()
+            optimizer.zero_grad()
 
-        torch.manual_seed(derive_seed(settings.seed, progress.step, accelerator.process_index))  # dropout
-        for n, (batch, counted) in enumerate(micro_batches, start=1):
-            with nullcontext() if n == len(micro_batches) else accelerator.no_sync(model):
-                sums = objective.sums(model, to_device(batch, accelerator.device))
-                loss = sum(sums[name] * counted / counts[name] for name in sums)
-                accelerator.backward(loss * accelerator.num_processes)  # DDP takes the mean over processes
-            metrics.add_loss(loss)
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf)
-        optimizer.step()
-        optimizer.zero_grad()
+            which = source.describe(progress.step)
+            progress.position = position
+            progress.step += 1
+            bar.update()
+            if is_good:
+                progress.tokens += tokens
+                progress.skipped_in_a_row = 0
+                if metrics.add_loss(loss):
+                    metrics.write(progress, {"loss_spike": loss, "loss_mean": metrics.mean, **which})
+            else:
+                progress.skipped_steps += 1
+                progress.skipped_in_a_row += 1
+                metrics.write(progress, {"skipped_steps": progress.skipped_steps, "grad_norm": grad_norm, **which})
+                bar.write(f"step {progress.step}: the loss or its gradient is not finite; the step is skipped.")
+            if progress.skipped_in_a_row >= settings.max_bad_steps:
+                keep.finish()
+                raise RunStopped(_diverged(progress, output_dir))
 
-        progress.position = source.positions(progress.step).stop
-        progress.step += 1
-        progress.tokens += counts["loss"]
-        ends = too_late or progress.step == steps
-        ends = ends or (settings.max_tokens is not None and progress.tokens >= settings.max_tokens)
-        bar.update()
-        if ends or _is_due(settings.log_every, progress.step):
-            metrics.log(progress, bar, learning_rate=rate, grad_norm=grad_norm, epoch=progress.position / len(rows))
-        if ends or _is_due(settings.eval_every, progress.step):
-            with metrics.pause():
-                ends = watch(model, progress) or ends
-        progress.stopped_early = ends and progress.step < steps
-        if ends or _is_due(settings.checkpoint_every, progress.step):
-            with metrics.pause():
-                _checkpoint(accelerator, model, optimizer, progress, fingerprint, output_dir, settings.keep)
-        if ends:
-            break
+            ends = too_late or progress.step == steps
+            ends = ends or (settings.max_tokens is not None and progress.tokens >= settings.max_tokens)
+            if ends or _is_due(settings.log_every, progress.step):
+                epoch = {} if hasattr(rows, "lanes") else {"epoch": progress.position / len(rows)}
+                metrics.log(progress, bar, learning_rate=rate, grad_norm=grad_norm, **epoch)
+            if not stops and watch.is_due(progress, progress.step if ends else steps):
+                with metrics.pause():
+                    ends = watch(model, progress) or ends
+            progress.stopped_early = ends and progress.step < steps
+            if ends or stops or _is_due(settings.checkpoint_every, progress.step):
+                with metrics.checkpoint():
+                    keep(progress, share, cursors)
+            if stops:
+                keep.finish()
+                raise RunStopped(*_stopped(stop.received, progress, output_dir))
+            if ends:
+                break
+        keep.finish()
     bar.close()
     return model, progress
+
+
+def _source(rows, collate, share: Share, settings: Settings, progress: Progress, cursors: dict[str, Any]):
+    """The steps of this process from where the run stands, and where its lanes of a stream stand."""
+    start = (progress.step, progress.position)
+    if hasattr(rows, "lanes"):
+        source = StreamedSteps(rows, collate, share, start, cursors)
+        return source, source.cursors
+    end = None if settings.epochs is None else math.ceil(settings.epochs * len(rows))
+    return Steps(rows, collate, share, settings.seed, end, start), {}
+
+
+def _backward(accelerator: Accelerator, model, objective, micro_batches: list) -> tuple[torch.Tensor, int]:
+    """A step's gradient, and this process' share of its mean loss; and the targets asked, over all processes."""
+    counts = _count(accelerator, objective, micro_batches)
+    loss = torch.zeros((), device=accelerator.device)
+    for n, (batch, counted) in enumerate(micro_batches, start=1):
+        with nullcontext() if n == len(micro_batches) else accelerator.no_sync(model):
+            sums = objective.sums(model, to_device(batch, accelerator.device))
+            part = sum(sums[name] * counted / counts[name] for name in sums)
+            accelerator.backward(part * accelerator.num_processes)  # DDP takes the mean over processes
+        loss += part.detach()
+    return loss, counts["loss"]
 
 
 def _is_due(every: int | None, step: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _totals(accelerator: Accelerator, objective, micro_batches: list, late: bool) -> tuple[dict[str, int], bool]:
-    """What a step asks over all micro-batches and processes (1 where nothing), and whether any process is late."""
+def _whole(norm: Any) -> float:
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is spread over processes
+
+
+def _count(accelerator: Accelerator, objective, micro_batches: list) -> dict[str, int]:
+    """What a step asks over all micro-batches and processes (1 where nothing)."""
     counts: dict[str, int] = {}
     for batch, counted in micro_batches:
         for name, count in objective.counts(batch).items():
             counts[name] = counts.get(name, 0) + int(count) * counted
     if accelerator.num_processes > 1:
-        totals = torch.tensor([*counts.values(), int(late)], device=accelerator.device)
-        *sums, late = accelerator.reduce(totals, "sum").tolist()
-        counts = dict(zip(counts, sums, strict=True))
-    return {name: max(count, 1) for name, count in counts.items()}, bool(late)
+        totals = torch.tensor([*counts.values()], device=accelerator.device)
+        counts = dict(zip(counts, accelerator.reduce(totals, "sum").tolist(), strict=True))
+    return {name: max(count, 1) for name, count in counts.items()}
 
 
-def _fit_memory(accelerator, model, optimizer, rows, collate, objective, settings: Settings) -> Settings:
-    """Rehearse one micro-batch; while it does not fit, halve it and accumulate twice as often (the same gradient).
-
-    Before the first step, so that all processes decide together. The optimizer's state is set aside meanwhile.
-    """
-    while True:
-        full = collate([rows[i % len(rows)] for i in range(settings.batch_size)])
-        fits = int(_rehearse(accelerator, model, objective, full))
-        optimizer.zero_grad()
-        if int(accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum")) == accelerator.num_processes:
-            return settings
-        gc.collect()
-        if accelerator.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if settings.batch_size == 1:
-            raise MemoryError(
-                "Out of memory with a single row. What helps: --gradient-checkpointing true, a smaller --max-length, "
-                "--mixed-precision bf16, a smaller model."
-            )
-        cut = next(n for n in range(2, settings.batch_size + 1) if settings.batch_size % n == 0)
-        changed = {"batch_size": settings.batch_size // cut, "accumulation_steps": settings.accumulation_steps * cut}
-        accelerator.print(
-            f"Out of memory at batch_size {settings.batch_size}: going on with batch_size {changed['batch_size']} and "
-            f"accumulation_steps {changed['accumulation_steps']}, which gives the same gradient."
-        )
-        settings = replace(settings, **changed)
+def _stopped(received: signal.Signals | None, progress: Progress, output_dir: Path) -> tuple[str, int]:
+    number = received or signal.SIGTERM  # it came to another process
+    return (
+        f"stopped by {number.name} after step {progress.step}, which is saved. To go on: --config "
+        f"{output_dir}/run.yaml --resume latest",
+        128 + number,
+    )
 
 
-def _rehearse(accelerator, model, objective, batch: Batch) -> bool:
-    """Whether forward, backward and the optimizer's state have room; what was taken is free again on return."""
-    try:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        _state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
-        with accelerator.no_sync(model):
-            sums = objective.sums(model, to_device(batch, accelerator.device))
-            accelerator.backward(sum(sums.values()) * 0.0)
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        return False
-    return True
+def _diverged(progress: Progress, output_dir: Path) -> str:
+    return (
+        f"{progress.skipped_in_a_row} steps in a row (to step {progress.step}) had a loss or gradient that is not "
+        f"finite; metrics.jsonl has their rows. {last_good(output_dir)} Go on from there with a lower "
+        "--learning-rate and --allow-changed true, or look at those rows."
+    )
 
 
-# --- Watching and keeping ------------------------------------------------------------------------------------
+# --- Watching and keeping ----------------------------------------------------------------------------------------
 
 
 class Watch:
@@ -386,16 +277,19 @@ class Watch:
         self.accelerator, self.evaluate, self.on_evaluation = accelerator, evaluate, on_evaluation
         self.settings, self.metrics, self.bar = settings, metrics, bar
 
+    def is_due(self, progress: Progress, last_step: int) -> bool:
+        """Whether this step is to be evaluated and has not been."""
+        due = progress.step in (0, last_step) or _is_due(self.settings.eval_every, progress.step)
+        return self.evaluate is not None and due and progress.evaluated_at != progress.step
+
     def __call__(self, model: nn.Module, progress: Progress) -> bool:
-        if self.evaluate is None:
-            return False
         values = self.evaluate(model)
         self.metrics.write(progress, values)
-        progress.last_evaluation = values
-        best = values[self.settings.best_of]
-        is_best = progress.best_metric is None or best < progress.best_metric
+        progress.evaluated_at, progress.last_evaluation = progress.step, values
+        value = values[self.settings.best_of]
+        is_best = math.isfinite(value) and (progress.best_metric is None or value < progress.best_metric)
         if is_best:
-            progress.best_metric, progress.best_step, progress.evaluations_since_best = best, progress.step, 0
+            progress.best_metric, progress.best_step, progress.evaluations_since_best = value, progress.step, 0
         else:
             progress.evaluations_since_best += 1
         text = self.on_evaluation(model, progress, is_best)
@@ -405,28 +299,11 @@ class Watch:
         return patience is not None and progress.evaluations_since_best >= patience
 
 
-def _checkpoint(accelerator, model, optimizer, progress: Progress, fingerprint: dict, output_dir: Path, keep: int):
-    if accelerator.is_main_process:
-        state = {"progress": asdict(progress), "fingerprint": fingerprint}
-        unwrapped = accelerator.unwrap_model(model)
-        save_checkpoint(output_dir / "checkpoints", progress.step, unwrapped, optimizer.optimizer, state, keep)
-    accelerator.wait_for_everyone()
-
-
-def _resume(path: Path, model: nn.Module, optimizer, fingerprint: dict) -> Progress:
-    check_fits(path, model, fingerprint)
-    state = load_checkpoint(path, model, optimizer.optimizer)
-    return Progress(**state["progress"])
-
-
 __all__ = [
     "Progress",
+    "RunStopped",
     "Settings",
-    "Steps",
-    "best_precision",
-    "data_fingerprint",
-    "evaluation_batches",
-    "make_accelerator",
+    "guard_saves",
     "planned_steps",
     "train",
 ]

@@ -1,31 +1,62 @@
 """Losses and clocks of a run -> `metrics.jsonl`, one JSON object a line, and the trackers.
 
-Knows neither model nor data. Only the main process writes.
+Knows neither model nor data. Only the main process writes. What a line of the future depends on (the losses since the
+last one, the losses that a spike is told by) is `state()`, which a checkpoint keeps.
 """
 
 import json
+import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
+
+from .checkpoints import write_text
 
 
 class Metrics:
-    """What happened since the last line. `progress` has the `step` and the `tokens` that each line begins with."""
+    """What happened since the last line. `progress` has the `step` and the `tokens` that each line begins with.
 
-    def __init__(self, accelerator: Accelerator, path: Path, progress):
-        self.accelerator, self.path = accelerator, path
-        self.loss: torch.Tensor | float = 0.0
-        self.last_step, self.last_tokens = progress.step, progress.tokens
+    Args:
+        text: what the file is to hold at the start; a resumed run gives its checkpoint's.
+        save: `save(what, write)` calls `write()` and deals with its errors; a line that could not be written is
+            written with the next.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        progress,
+        text: str = "",
+        state: dict[str, Any] | None = None,
+        save: Callable[[str, Callable[[], Any]], Any] = lambda what, write: write(),
+    ):
+        self.accelerator, self.path, self.save = accelerator, path, save
+        self.losses = 0.0  # sum since the last line
+        self.steps, self.last_tokens = 0, progress.tokens
+        self.seen, self.mean, self.variance = 0, 0.0, 0.0  # of the losses of late
+        self.__dict__.update(state or {})
+        self.unwritten = ""
+        self.checkpoint_seconds = 0.0
         self.started = self.lap = time.perf_counter()
-        if accelerator.is_main_process:  # lines behind the step that a run resumes from are lived through again
-            kept = [line for line in read_metrics(path) if progress.step and line["step"] <= progress.step]
+        if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            write_text(path, text)
+
+    def state(self) -> dict[str, Any]:
+        """What the next lines depend on, as JSON."""
+        return {name: getattr(self, name) for name in ("losses", "steps", "last_tokens", "seen", "mean", "variance")}
+
+    def text(self) -> str:
+        """All lines so far."""
+        return (self.path.read_text() if self.path.exists() else "") + self.unwritten
+
+    # --- Clocks ---
 
     @property
     def seconds(self) -> float:
@@ -43,32 +74,77 @@ class Metrics:
         yield
         self.lap += time.perf_counter() - began
 
-    def add_loss(self, loss: torch.Tensor) -> None:
-        """This process' share of a step's mean loss; read only when a line is due, since reading waits for it."""
-        self.loss = self.loss + loss.detach()
+    @contextmanager
+    def checkpoint(self) -> Iterator[None]:
+        """`pause`, and remember how long training stood still for the next line."""
+        began = time.perf_counter()
+        with self.pause():
+            yield
+        self.checkpoint_seconds += time.perf_counter() - began
+
+    # --- Losses ---
+
+    def add_loss(self, loss: float) -> bool:
+        """Take in a step's mean loss; True where it is a spike.
+
+        A spike lies six standard deviations above the running mean (both forget with a factor of 0.98 a step), once
+        fifty steps were seen.
+        """
+        self.losses, self.steps = self.losses + loss, self.steps + 1
+        deviation = loss - self.mean
+        spread = max(math.sqrt(self.variance), 1e-3 * abs(self.mean))
+        is_spike = self.seen >= 50 and deviation > 6 * spread
+        self.seen += 1
+        weight = max(0.02, 1 / self.seen)
+        self.mean += weight * deviation
+        self.variance = (1 - weight) * (self.variance + weight * deviation**2)
+        return is_spike
 
     def log(self, progress, bar, **values: Any) -> None:
-        """Write the line of the steps since the last one."""
-        loss = float(self.accelerator.reduce(torch.as_tensor(self.loss), "sum")) / (progress.step - self.last_step)
-        tokens = progress.tokens - self.last_tokens
-        speed = tokens / (time.perf_counter() - self.lap)
+        """Write the line of the steps since the last one; its loss is the mean over those that were not skipped."""
+        loss = self.losses / self.steps if self.steps else math.nan
+        speed = (progress.tokens - self.last_tokens) / (time.perf_counter() - self.lap)
         line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}
+        if self.checkpoint_seconds:
+            line["checkpoint_seconds"], self.checkpoint_seconds = self.checkpoint_seconds, 0.0
         self.write(progress, line)
         bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        self.loss, self.last_step, self.last_tokens = 0.0, progress.step, progress.tokens
+        self.losses, self.steps, self.last_tokens = 0.0, 0, progress.tokens
         self.start_clock()
 
     def write(self, progress, values: dict[str, Any]) -> None:
-        """One line, and the same to the trackers."""
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": progress.step, "tokens": progress.tokens, **values}) + "\n")
+        """One line, and its numbers to the trackers. JSON has no NaN: what is not finite is written as null."""
+        values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
+        self.unwritten += json.dumps({"step": progress.step, "tokens": progress.tokens, **values}) + "\n"
+        self.save("metrics.jsonl", self._flush)
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=progress.step)
 
+    def _flush(self) -> None:
+        # Whole lines in one write, so that a kill cannot cut one; what a full disk has cut is taken back.
+        if not self.accelerator.is_main_process:
+            self.unwritten = ""
+            return
+        content = self.unwritten.encode()
+        with self.path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            written = 0
+            try:
+                written = file.write(content)
+            finally:
+                if written != len(content):
+                    file.truncate(end)
+        if written != len(content):
+            raise OSError("the disk is full")
+        self.unwritten = ""
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last one that was cut off is left out."""
+    """The lines of a metrics file; one that was cut off is left out."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -8,7 +8,7 @@ import glob
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -43,25 +43,8 @@ def open_documents(
     Raises:
         ValueError: nothing there, nothing readable, no such column, no text.
     """
-    if dataset == EMBEDDED:
-        rows = _python_documentation()
-    elif _looks_local(dataset):
-        rows = _open_files(dataset, _local_files(dataset))
-    else:
-        try:
-            rows = datasets.load_dataset(dataset, config, split=split, revision=revision)
-        except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
-            raise ValueError(
-                f"--dataset {dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
-                f"({_one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
-            ) from error
-    if text_column not in rows.column_names:
-        raise ValueError(
-            f"{dataset} has no column {text_column!r}, only {', '.join(rows.column_names)}. Choose with --text-column."
-        )
-    kind = rows.features[text_column]
-    if getattr(kind, "dtype", None) not in ("string", "large_string"):
-        raise ValueError(f"Column {text_column!r} of {dataset} holds {kind}, not text. Choose with --text-column.")
+    rows = _open(dataset, config, split, revision)
+    _check_text_column(dataset, rows.column_names, rows.features, text_column)
     rows = rows.select_columns(text_column)
     if text_column != "text":
         rows = rows.rename_column(text_column, "text")
@@ -69,6 +52,69 @@ def open_documents(
     if len(rows) == 0:
         raise ValueError(f"{dataset} holds no text: every document of column {text_column!r} is empty.")
     return rows
+
+
+class DocumentStream(NamedTuple):
+    """A corpus that is read as it is needed."""
+
+    read: Callable[[int, int], Iterator[str]]  # (shard, start) -> the documents of a shard from number `start` on
+    shards: int
+    splits: dict[str, datasets.Dataset]  # "validation" and "test", and as "train" a sample of what is streamed
+
+
+def open_stream(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    head: int = 10_000,
+) -> DocumentStream:
+    """The same documents, streamed. What is held out are the first ones: fractions of the first `head`.
+
+    Raises:
+        ValueError: as `open_documents` and `split_documents`; or files of several kinds.
+    """
+    fractions = _check_fractions(validation_fraction, test_fraction)
+    rows = _open(dataset, config, split, revision, streaming=True)
+    shards = rows.num_shards
+
+    def shard(number: int) -> datasets.IterableDataset:
+        return rows.shard(num_shards=shards, index=number) if shards > 1 else rows
+
+    try:
+        sample = list(shard(0).take(head))
+    except Exception as error:
+        raise ValueError(f"{dataset} cannot be read: {_one_line(error.__cause__ or error)}") from error
+    if not sample:
+        raise ValueError(f"{dataset} holds no text: its first file is empty.")
+    _check_text_column(dataset, list(sample[0]), rows.features, text_column)
+    texts = [row[text_column] for row in sample]
+    held_out, start = {}, 0
+    for name, fraction in fractions.items():
+        end = start + max(1, round(fraction * len(texts)))
+        held_out[name], start = texts[start:end], end
+    held_out["train"] = texts[start:]
+    for name, part in held_out.items():
+        if not any(_has_text({"text": part})):
+            raise ValueError(
+                f"The first {len(texts)} documents of {dataset} leave nothing for {name}. Without --streaming a small "
+                "corpus is split as a whole."
+            )
+
+    def read(number: int, first: int) -> Iterator[str]:
+        rows_of_shard = shard(number)
+        skipped = first + (start if number == 0 else 0)
+        for row in rows_of_shard.skip(skipped) if skipped else rows_of_shard:
+            yield row[text_column] or ""
+
+    splits = {
+        name: datasets.Dataset.from_dict({"text": [text for text in part if text and not text.isspace()]})
+        for name, part in held_out.items()
+    }
+    return DocumentStream(read, shards, splits)
 
 
 def split_documents(
@@ -81,15 +127,7 @@ def split_documents(
     Raises:
         ValueError: fractions outside [0, 1) or together 1 or more, or fewer documents than splits.
     """
-    fractions = {"validation": validation_fraction, "test": test_fraction}
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise ValueError(f"{name}_fraction is {fraction}; it has to be at least 0 and less than 1.")
-    if sum(fractions.values()) >= 1:
-        raise ValueError(
-            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to train on."
-        )
-    asked = {name: fraction for name, fraction in fractions.items() if fraction > 0}
+    asked = _check_fractions(validation_fraction, test_fraction)
     n = len(documents)
     if n == 1:
         return _cut_by_position(documents[0]["text"], asked)
@@ -135,7 +173,44 @@ def token_stream(
     return TokenStream(ids, len(rows), int(np.sum(rows["bytes"][:])))
 
 
+def _check_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
+    fractions = {"validation": validation_fraction, "test": test_fraction}
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{name}_fraction is {fraction}; it has to be at least 0 and less than 1.")
+    if sum(fractions.values()) >= 1:
+        raise ValueError(
+            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to train on."
+        )
+    return {name: fraction for name, fraction in fractions.items() if fraction > 0}
+
+
+def _check_text_column(dataset: str, columns: list[str], features: Any, text_column: str) -> None:
+    if text_column not in columns:
+        raise ValueError(
+            f"{dataset} has no column {text_column!r}, only {', '.join(columns)}. Choose with --text-column."
+        )
+    kind = (features or {}).get(text_column)
+    if kind is not None and getattr(kind, "dtype", None) not in ("string", "large_string"):
+        raise ValueError(f"Column {text_column!r} of {dataset} holds {kind}, not text. Choose with --text-column.")
+
+
 # --- Where documents come from -----------------------------------------------------------------------------------
+
+
+def _open(dataset: str, config: str | None, split: str, revision: str | None, streaming: bool = False):
+    if dataset == EMBEDDED:
+        rows = _python_documentation()
+        return rows.to_iterable_dataset() if streaming else rows
+    if _looks_local(dataset):
+        return _open_files(dataset, _local_files(dataset), streaming)
+    try:
+        return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=streaming)
+    except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
+        raise ValueError(
+            f"--dataset {dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
+            f"({_one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
+        ) from error
 
 
 def _python_documentation() -> datasets.Dataset:
@@ -190,7 +265,7 @@ def _local_files(dataset: str) -> list[Path]:
     return sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
 
 
-def _open_files(dataset: str, paths: list[Path]) -> datasets.Dataset:
+def _open_files(dataset: str, paths: list[Path], streaming: bool = False):
     if not paths:
         raise ValueError(f"--dataset {dataset!r}: no such file, or none that ends in {', '.join(LOADERS)}.")
     unknown = [path.name for path in paths if path.suffix.lower() not in LOADERS]
@@ -204,11 +279,14 @@ def _open_files(dataset: str, paths: list[Path]) -> datasets.Dataset:
         if not files:
             continue
         try:
-            parts.append(datasets.load_dataset(loader, data_files=files, split="train", **dict(options)))
+            options = {**dict(options), "data_files": files, "split": "train", "streaming": streaming}
+            parts.append(datasets.load_dataset(loader, **options))
         except Exception as error:  # a loader wraps whatever went wrong in its own kinds
             cause = error.__cause__ or error
             names = ", ".join(Path(file).name for file in files[:3])
             raise ValueError(f"{names} cannot be read as {loader}: {_one_line(cause)}") from error
+    if len(parts) > 1 and streaming:
+        raise ValueError(f"{dataset} holds files of several kinds; with --streaming give one kind at a time.")
     if len(parts) > 1 and len({tuple(sorted(part.column_names)) for part in parts}) > 1:
         shared = set.intersection(*(set(part.column_names) for part in parts))
         parts = [part.select_columns(sorted(shared)) for part in parts]
@@ -232,4 +310,12 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-__all__ = ["EMBEDDED", "TokenStream", "open_documents", "split_documents", "token_stream"]
+__all__ = [
+    "EMBEDDED",
+    "DocumentStream",
+    "TokenStream",
+    "open_documents",
+    "open_stream",
+    "split_documents",
+    "token_stream",
+]

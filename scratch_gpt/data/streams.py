@@ -1,0 +1,94 @@
+"""A corpus too large to hold -> endless lanes of windows that can be entered again anywhere.
+
+    shards   files of the corpus, each a sequence of documents           (shuffled by seed, lane and epoch)
+    blocks   BLOCK consecutive documents of a shard                      (shuffled by seed, lane, epoch, shard, block)
+    lane     its own shards, or every m-th block of a shard that m lanes share; documents joined, EOS between them,
+             cut into windows whose end is carried over to the next block
+
+Place p of the run's sequence of rows is the next window of lane p % lanes (order.py), so the order does not depend on
+the number of processes. A cursor is a small dict from which the same windows follow, always; a shuffle buffer has
+none.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+
+BLOCK = 32  # documents
+
+
+class TokenLanes:
+    """`rows(lane, cursor)` -> the windows of one lane from a cursor on, without end.
+
+    Args:
+        read: (shard, start) -> the documents of a shard from number `start` on.
+        encode_batch: texts -> ids, adding nothing.
+
+    Raises:
+        ValueError: on reading, a lane without documents.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Iterator[str]],
+        shards: int,
+        encode_batch: Callable[[list[str]], list[list[int]]],
+        eos_token_id: int,
+        max_length: int,
+        lanes: int = 8,
+        seed: int = 0,
+    ):
+        self.read, self.shards, self.encode_batch, self.eos_token_id = read, shards, encode_batch, eos_token_id
+        self.max_length, self.lanes, self.seed = max_length, lanes, seed
+
+    def rows(self, lane: int, cursor: dict[str, Any] | None = None) -> Iterator[tuple[dict, dict[str, Any]]]:
+        """({"input_ids": (T,), "shift_labels": (T,)}, the cursor behind it) for each window."""
+        T = self.max_length
+        at = cursor or {"epoch": 0, "turn": 0, "block": None, "given": 0, "carry": []}
+        given, carry = at["given"], at["carry"]  # windows of the first block that are behind us; ids before that block
+        for epoch, turn, block, ids in self._blocks(lane, at["epoch"], at["turn"], at["block"]):
+            ids = np.array([*carry, *ids])
+            windows = max(0, len(ids) - 1) // T
+            for k in range(given, windows):
+                window = ids[k * T : (k + 1) * T + 1]
+                behind = {"epoch": epoch, "turn": turn, "block": block, "given": k + 1, "carry": carry}
+                yield {"input_ids": window[:-1], "shift_labels": window[1:]}, behind
+            given, carry = 0, ids[windows * T :].tolist()
+
+    def _blocks(
+        self, lane: int, epoch: int, turn: int, block: int | None
+    ) -> Iterator[tuple[int, int, int, list[int]]]:
+        # (epoch, turn, block, its ids) without end; a turn is a place in the epoch's order of the lane's shards
+        own = list(range(lane, self.shards, self.lanes)) or [lane % self.shards]
+        sharers = max(1, len(range(lane % self.shards, self.lanes, self.shards)))
+        first = lane // self.shards if sharers > 1 else 0
+        while True:
+            order = np.random.default_rng([self.seed, lane, epoch]).permutation(own)
+            found = block is not None
+            for place in range(turn, len(order)):
+                number = first if block is None else block
+                documents = self.read(int(order[place]), number * BLOCK)
+                while texts := list(islice(documents, BLOCK)):
+                    found = True
+                    yield epoch, place, number, self._encode(texts, lane, epoch, int(order[place]), number)
+                    number += sharers
+                    deque(islice(documents, (sharers - 1) * BLOCK), maxlen=0)  # the other lanes' blocks
+                block = None
+            if not found:
+                raise ValueError(
+                    f"Lane {lane} of {self.lanes} has no documents ({BLOCK} at a time are dealt out). Give fewer "
+                    "--stream-lanes, or leave --streaming out: so small a corpus fits into memory."
+                )
+            epoch, turn = epoch + 1, 0
+
+    def _encode(self, texts: list[str], lane: int, *where: int) -> list[int]:
+        order = np.random.default_rng([self.seed, lane, *where]).permutation(len(texts))
+        texts = [texts[i] for i in order if texts[i] and not texts[i].isspace()]
+        return [token for ids in self.encode_batch(texts) for token in (*ids, self.eos_token_id)] if texts else []
+
+
+__all__ = ["BLOCK", "TokenLanes"]

@@ -1,0 +1,116 @@
+"""One run on several processes -> checkpoints written once, in the background where asked, and full disks met."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from .checkpoints import WRITE_ERRORS, BackgroundWriter, list_checkpoints, take_snapshot, write_checkpoint
+from .metrics import Metrics
+from .order import Share
+
+
+class RunStopped(Exception):
+    """A run that ends before its end; the message says why and what to do, `exit_code` is the process'."""
+
+    def __init__(self, message: str, exit_code: int = 2):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -> Callable[[str, Callable], bool]:
+    """`save(what, write)`: call `write()` and deal with a full disk or a folder that is gone, on all processes alike.
+
+    It returns whether that went well. Otherwise it says what could not be written and goes on, or with `stop` raises
+    RunStopped. To be called on every process.
+    """
+
+    def save(what: str, write: Callable[[], Any]) -> bool:
+        problem = ""
+        try:
+            write()
+        except WRITE_ERRORS as error:
+            problem = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if not agree(accelerator, 0.0, bool(problem))[1]:
+            return True
+        message = f"{what} could not be written ({problem or 'on another process'}). {last_good(output_dir)}"
+        if stop:
+            raise RunStopped(
+                f"{message} Make room, then go on with --resume latest (--on-save-error continue goes on)."
+            )
+        accelerator.print(f"{message} Training goes on.")
+        return False
+
+    return save
+
+
+def agree(accelerator: Accelerator, loss, *flags: bool) -> tuple[float, bool, ...]:
+    """The loss summed over processes, and of each flag whether any process raised it."""
+    if accelerator.num_processes == 1:
+        return float(loss), *flags
+    values = torch.tensor([float(loss), *map(float, flags)], device=accelerator.device)
+    total, *raised = accelerator.reduce(values, "sum").tolist()
+    return total, *(value > 0 for value in raised)
+
+
+def last_good(output_dir: Path) -> str:
+    """A sentence that names the newest checkpoint."""
+    found = list_checkpoints(output_dir / "checkpoints")
+    return f"The last good checkpoint is {found[-1].name}." if found else "There is no checkpoint yet."
+
+
+class Keeper:
+    """`keeper(progress)` writes a checkpoint, with `async_save` in the background while training goes on."""
+
+    def __init__(self, accelerator, model, optimizer, metrics: Metrics, folder: Path, settings, record, save):
+        self.accelerator, self.model, self.optimizer, self.metrics = accelerator, model, optimizer, metrics
+        self.folder, self.settings, self.record, self.save = folder, settings, record, save
+        self.writer = BackgroundWriter()
+
+    def __call__(self, progress: Any, share: Share, cursors: dict[str, Any]) -> None:
+        """Keep `progress` (a dataclass), how rows are shared out, and where this process' lanes of a stream stand."""
+        self.finish()
+        everyone = gather_object([cursors]) if cursors else []
+        scaler = self.accelerator.scaler
+        state = {
+            "progress": asdict(progress),
+            "metrics": self.metrics.state(),
+            "share": {name: getattr(share, name) for name in ("batch_size", "accumulation_steps", "processes")},
+            "cursors": {lane: cursor for part in everyone for lane, cursor in part.items()},
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random_state": "torch.manual_seed(derive_seed(seed, step, process)) before each step: nothing to keep",
+            "record": self.record,
+        }
+        is_main = self.accelerator.is_main_process
+        in_background = self.settings.async_save and self._has_room()
+        model = self.accelerator.unwrap_model(self.model)
+        text = self.metrics.text() if is_main else ""
+        snapshot = take_snapshot(model, self.optimizer.optimizer, state, text, copy=in_background)
+
+        def write() -> None:
+            if is_main:
+                write_checkpoint(self.folder, snapshot, self.settings.keep)
+
+        if in_background:
+            self.writer.start(write)
+        else:
+            self.save(f"Checkpoint step-{progress.step}", write)
+
+    def finish(self) -> None:
+        """Wait for what is being written, and deal with what went wrong in it."""
+        if self.settings.async_save:
+            self.save("The last checkpoint", self.writer.finish)
+
+    def _has_room(self) -> bool:
+        # Weights and two moments, once more; on the main process' word, so that all do the same.
+        size = 3 * sum(value.numel() * value.element_size() for value in self.model.parameters())
+        lacks = torch.tensor(float(psutil.virtual_memory().available < 1.2 * size), device=self.accelerator.device)
+        return float(self.accelerator.reduce(lacks, "sum")) == 0
+
+
+__all__ = ["Keeper", "RunStopped", "agree", "guard_saves", "last_good"]
