@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -80,9 +80,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         raise CheckpointError(f"{path.name} cannot be resumed from: {problem}.")
     check_shapes(path, model)
     state = read_state(path)
-    set_model_state_dict(model, load_file(str(path / WEIGHTS)), options=_WHOLE)
+    set_model_state_dict(model, _read_tensors(path / WEIGHTS), options=_WHOLE)
     slots: dict[str, dict[str, torch.Tensor]] = {}
-    for name, value in load_file(str(path / OPTIMIZER)).items():
+    for name, value in _read_tensors(path / OPTIMIZER).items():
         parameter, key = name.rsplit(".", 1)
         slots.setdefault(parameter, {})[key] = value
     content = {"state": slots, "param_groups": state.pop("optimizer")}
@@ -91,9 +91,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def check_shapes(path: Path, model: nn.Module) -> None:
-    """Raise a CheckpointError where a checkpoint's weights are another model's. Reads no tensor."""
-    with safe_open(str(path / WEIGHTS), "pt") as file:
-        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    """Raise a CheckpointError where a checkpoint's weights are another model's."""
+    there = {name: tuple(tensor.shape) for name, tensor in _read_tensors(path / WEIGHTS).items()}
     here = {name: tuple(tensor.shape) for name, tensor in _distinct(model, model.state_dict()).items()}
     if differing := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
         name = differing[0]
@@ -101,6 +100,13 @@ def check_shapes(path: Path, model: nn.Module) -> None:
             f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here. No "
             "flag can help: start another run in another --output-dir."
         )
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(str(file))
+    except SafetensorError as error:
+        raise CheckpointError(f"{file.parent.name}/{file.name} is no safetensors file: {error}") from error
 
 
 def _distinct(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -124,7 +130,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
     """
     progress = snapshot.state["progress"]
     name = f"step-{progress['step']}"
-    target, draft, old = folder / name, folder / (DRAFT + name), folder / (OLD + name)
+    target, draft = folder / name, folder / (DRAFT + name)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_drafts(folder)
     try:
@@ -133,8 +139,6 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
         save_file({key: value.contiguous() for key, value in snapshot.optimizer.items()}, str(draft / OPTIMIZER))
         (draft / STATE).write_text(json.dumps(snapshot.state, indent=1))
         (draft / METRICS).write_text(snapshot.metrics)
-        for file in FILES:
-            _flush(draft / file)
         manifest = {
             "format_version": FORMAT_VERSION,
             **{key: progress[key] for key in ("step", "tokens", "position")},
@@ -143,15 +147,10 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
         }
         manifest["manifest_sha256"] = _digest(manifest)
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _flush(draft / MANIFEST)
-        _flush(draft)
+        replace_folder(draft, target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    if target.exists():
-        os.replace(target, old)
-    os.replace(draft, target)
-    _flush(folder)
     _prune(folder, target, keep, progress.get("best_step"))
     return target
 
@@ -169,6 +168,19 @@ def _remove_drafts(folder: Path) -> None:
     for prefix in (DRAFT, OLD):
         for path in folder.glob(f"{prefix}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def replace_folder(draft: Path, folder: Path) -> None:
+    """Flush a finished draft to the disk and give it its name; what had the name before is removed."""
+    for path in (*draft.iterdir(), draft):
+        _flush(path)
+    old = folder.with_name(OLD + folder.name)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(draft, folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -285,6 +297,7 @@ def _describe(file: Path) -> dict[str, Any]:
 
 
 __all__ = [
+    "DRAFT",
     "WRITE_ERRORS",
     "BackgroundWriter",
     "CheckpointError",
@@ -295,6 +308,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "read_state",
+    "replace_folder",
     "take_snapshot",
     "write_checkpoint",
     "write_text",

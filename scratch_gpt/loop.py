@@ -183,7 +183,8 @@ def train(
                 bar.write(f"step {progress.step}: the loss or its gradient is not finite; the step is skipped.")
             if progress.skipped_in_a_row >= settings.max_bad_steps:
                 keep.finish()
-                raise RunStopped(_diverged(progress, output_dir))
+                what = f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is"
+                raise RunStopped(_diverged(what, progress, output_dir))
 
             ends = too_late or progress.step == steps
             ends = ends or (settings.max_tokens is not None and progress.tokens >= settings.max_tokens)
@@ -196,7 +197,9 @@ def train(
             progress.stopped_early = ends and progress.step < steps
             if ends or stops or _is_due(settings.checkpoint_every, progress.step):
                 with metrics.checkpoint():
-                    keep(progress, share, cursors)
+                    kept = keep(progress, share, cursors)
+                if ends and not kept:
+                    raise RunStopped(_diverged("The weights are", progress, output_dir))
             if stops:
                 keep.finish()
                 raise RunStopped(*_stopped(stop.received, progress, output_dir))
@@ -253,17 +256,17 @@ def _count(accelerator: Accelerator, objective, micro_batches: list) -> dict[str
 def _stopped(received: signal.Signals | None, progress: Progress, output_dir: Path) -> tuple[str, int]:
     number = received or signal.SIGTERM  # it came to another process
     return (
-        f"stopped by {number.name} after step {progress.step}, which is saved. To go on: --config "
-        f"{output_dir}/run.yaml --resume latest",
+        f"stopped by {number.name} after step {progress.step}. {last_good(output_dir)} To go on: the same launch with "
+        f"--config {output_dir}/run.yaml --resume latest",
         128 + number,
     )
 
 
-def _diverged(progress: Progress, output_dir: Path) -> str:
+def _diverged(what: str, progress: Progress, output_dir: Path) -> str:
     return (
-        f"{progress.skipped_in_a_row} steps in a row (to step {progress.step}) had a loss or gradient that is not "
-        f"finite; metrics.jsonl has their rows. {last_good(output_dir)} Go on from there with a lower "
-        "--learning-rate and --allow-changed true, or look at those rows."
+        f"{what} not finite after step {progress.step}; metrics.jsonl names the rows of skipped steps. "
+        f"{last_good(output_dir)} Go on from there with a lower --learning-rate and --allow-changed true, or look at "
+        "those rows."
     )
 
 

@@ -15,8 +15,8 @@ def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Pat
     """
     from matplotlib.figure import Figure
 
-    train = [line for line in metrics if "loss" in line]
-    held_out = [line for line in metrics if "eval_loss" in line]
+    train = [line for line in metrics if line.get("loss") is not None]  # null where it was not finite
+    held_out = [line for line in metrics if line.get("eval_loss") is not None]
     figure = Figure(figsize=(8, 5.5), layout="constrained", facecolor="white")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
 

@@ -34,7 +34,9 @@ def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -
         problem = ""
         try:
             write()
-        except WRITE_ERRORS as error:
+        except Exception as error:
+            if not isinstance(error, WRITE_ERRORS) and type(error) is not Exception:  # tokenizers raises the bare kind
+                raise
             problem = getattr(error, "strerror", None) or " ".join(str(error).split())
         if not agree(accelerator, 0.0, bool(problem))[1]:
             return True
@@ -72,9 +74,15 @@ class Keeper:
         self.folder, self.settings, self.record, self.save = folder, settings, record, save
         self.writer = BackgroundWriter()
 
-    def __call__(self, progress: Any, share: Share, cursors: dict[str, Any]) -> None:
-        """Keep `progress` (a dataclass), how rows are shared out, and where this process' lanes of a stream stand."""
+    def __call__(self, progress: Any, share: Share, cursors: dict[str, Any]) -> bool:
+        """Keep `progress` (a dataclass), how rows are shared out, and where this process' lanes of a stream stand.
+
+        False where weights are not finite any more: such a checkpoint would push out the good ones.
+        """
         self.finish()
+        is_finite = all(bool(_local(value).isfinite().all()) for value in self.model.parameters())
+        if agree(self.accelerator, 0.0, not is_finite)[1]:
+            return False
         everyone = gather_object([cursors]) if cursors else []
         scaler = self.accelerator.scaler
         state = {
@@ -100,6 +108,7 @@ class Keeper:
             self.writer.start(write)
         else:
             self.save(f"Checkpoint step-{progress.step}", write)
+        return True
 
     def finish(self) -> None:
         """Wait for what is being written, and deal with what went wrong in it."""
@@ -111,6 +120,10 @@ class Keeper:
         size = 3 * sum(value.numel() * value.element_size() for value in self.model.parameters())
         lacks = torch.tensor(float(psutil.virtual_memory().available < 1.2 * size), device=self.accelerator.device)
         return float(self.accelerator.reduce(lacks, "sum")) == 0
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().to_local() if hasattr(value, "to_local") else value.detach()  # FSDP: this process' part
 
 
 __all__ = ["Keeper", "RunStopped", "agree", "guard_saves", "last_good"]

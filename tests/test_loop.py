@@ -1,85 +1,20 @@
 """Laws of the loop: the same gradient however a batch is cut, the same rows, a run that goes on where it stopped."""
 
-import json
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from tiny import tiny_model
+from tiny_run import COLLATE, UnevenRows, run
 
-from scratch_gpt.checkpoints import find_checkpoint, list_checkpoints
 from scratch_gpt.data.collate import collate_windows
-from scratch_gpt.data.windows import Windows
 from scratch_gpt.evaluation import language_metrics, mean_losses
-from scratch_gpt.loop import (
-    Settings,
-    Steps,
-    epoch_order,
-    evaluation_batches,
-    make_accelerator,
-    planned_steps,
-    train,
-)
-from scratch_gpt.metrics import read_metrics
+from scratch_gpt.launch import make_accelerator
+from scratch_gpt.loop import Settings, planned_steps
 from scratch_gpt.objectives import Objective, causal_lm
 from scratch_gpt.optimizers import adamw, learning_rate_at
-
-
-class UnevenRows:
-    """Rows that ask different numbers of tokens, one of them none at all."""
-
-    def __init__(self, count: int = 24):
-        windows = Windows(np.random.default_rng(0).integers(0, 99, count * 8 + 1), 8)
-        self.rows = [windows[k] for k in range(count)]
-        for k, row in enumerate(self.rows):
-            row["shift_labels"][: (0, 3, 6, 8)[k % 4]] = -100
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, k):
-        return self.rows[k]
-
-
-COLLATE = partial(collate_windows, length=8)
-
-
-def run(
-    folder, *, steps=3, rows=None, objective=causal_lm, model=None, sgd=False, every=None, resume_from=None, **settings
-):
-    """Train the tiny model in fp32; returns its weights, the progress and the metrics.
-
-    With `sgd` weights move by the gradient itself. (AdamW divides by it, so that a gradient which is 0 in truth, as a
-    key bias has, becomes a whole step in the direction of its rounding error.)
-    """
-    settings = Settings(**{"batch_size": 8, "log_every": 1, **settings})
-    accelerator = Accelerator(cpu=True)
-    rows = rows or UnevenRows()
-    model = model or tiny_model().train()
-
-    def evaluate(prepared):
-        if callable(every):
-            every()
-        batches = evaluation_batches(accelerator, rows, COLLATE, settings.batch_size)
-        return {"eval_loss": mean_losses(prepared, batches, causal_lm)["loss"]}
-
-    optimizer = torch.optim.SGD(model.parameters()) if sgd else adamw(model, 1e-2, 0.1)
-    model, progress = train(
-        *(accelerator, model, optimizer, lambda step: learning_rate_at(step, 10, 1e-2, 2)),
-        rows=rows,
-        collate=COLLATE,
-        objective=objective,
-        settings=settings,
-        steps=steps,
-        output_dir=folder,
-        evaluate=evaluate if every else None,
-        resume_from=resume_from,
-    )
-    weights = {name: tensor.clone() for name, tensor in accelerator.unwrap_model(model).state_dict().items()}
-    return weights, progress, read_metrics(folder / "metrics.jsonl")
+from scratch_gpt.order import Share, Steps, epoch_order, evaluation_batches
 
 
 def assert_close(a, b, tolerance):
@@ -95,11 +30,11 @@ def assert_close(a, b, tolerance):
 def test_each_row_comes_once_an_epoch_and_steps_do_not_depend_on_the_cut(cut, epochs):
     batch_size, accumulation, processes = cut
     rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)]  # 21 is no multiple of 8
-    settings = Settings(batch_size=batch_size, accumulation_steps=accumulation, seed=5)
     per_step = []
     for step in range(math.ceil(21 * epochs / 8)):
         parts = [
-            Steps(rows, collate_windows, settings, processes, rank, end=21 * epochs)[step] for rank in range(processes)
+            Steps(rows, collate_windows, Share(batch_size, accumulation, processes, rank), 5, 21 * epochs)[step][0]
+            for rank in range(processes)
         ]
         assert len({len(part) for part in parts}) == 1  # all processes take part in each exchange of gradients
         seen = [int(i) for part in parts for batch, counted in part if counted for i in batch["input_ids"]]
@@ -176,8 +111,7 @@ def test_other_errors_are_not_taken_for_memory(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 24])
 def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
     model, rows = tiny_model().train(), UnevenRows()
-    accelerator = Accelerator(cpu=True)
-    loss = mean_losses(model, evaluation_batches(accelerator, rows, COLLATE, batch_size), causal_lm)["loss"]
+    loss = mean_losses(model, evaluation_batches(rows, COLLATE, Share(batch_size)), causal_lm)["loss"]
     batch = COLLATE(rows.rows)
     with torch.no_grad():
         logits = model(batch["input_ids"]).logits
@@ -250,64 +184,6 @@ def test_tokens_per_second_leave_evaluations_out_and_count_every_step(tmp_path, 
     assert [line["tokens_per_second"] for line in lines] == pytest.approx(
         [lines[0]["tokens"] / 3, (lines[1]["tokens"] - lines[0]["tokens"]) / 3]
     )
-
-
-# --- Going on ----------------------------------------------------------------------------------------------------
-
-
-def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
-    options = {"steps": 6, "every": 1, "eval_every": 2, "checkpoint_every": 2, "keep": 9}
-    dropout = {"resid_dropout": 0.1}
-    straight = run(tmp_path / "a", model=tiny_model(**dropout).train(), **options)
-    run(tmp_path / "b", model=tiny_model(**dropout).train(), **options)
-    for path in list_checkpoints(tmp_path / "b" / "checkpoints")[1:]:  # as if it had been killed after step 3
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
-    path, skipped = find_checkpoint(tmp_path / "b" / "checkpoints")
-    assert (path.name, skipped) == ("step-2", [])
-    resumed = run(tmp_path / "b", model=tiny_model(seed=7, **dropout).train(), resume_from=path, **options)
-    assert all(torch.equal(straight[0][name], resumed[0][name]) for name in straight[0])
-    assert straight[1] == resumed[1]
-    exact = [{k: v for k, v in line.items() if not k.endswith("_per_second")} for line in straight[2]]
-    assert exact == [{k: v for k, v in line.items() if not k.endswith("_per_second")} for line in resumed[2]]
-
-
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path):
-    run(tmp_path, steps=3, checkpoint_every=1, keep=2)
-    folder = tmp_path / "checkpoints"
-    assert [path.name for path in list_checkpoints(folder)] == ["step-2", "step-3"]  # keep=2
-    weights = folder / "step-3" / "model.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit
-    path, skipped = find_checkpoint(folder)
-    assert path.name == "step-2" and skipped == ["step-3 is damaged: model.safetensors is not what was written"]
-    (folder / "step-2" / "optimizer.safetensors").unlink()
-    with pytest.raises(ValueError, match="No checkpoint in .* is whole"):
-        find_checkpoint(folder)
-    assert find_checkpoint(tmp_path / "none") == (None, [])
-
-
-def test_going_back_to_an_earlier_step_leaves_the_later_ones_behind(tmp_path):
-    run(tmp_path, steps=6, checkpoint_every=2, keep=9)
-    folder = tmp_path / "checkpoints"
-    run(tmp_path, steps=3, checkpoint_every=1, keep=2, resume_from=folder / "step-2")
-    assert [path.name for path in list_checkpoints(folder)] == ["step-2", "step-3"]
-
-
-def test_resuming_another_order_of_data_is_refused(tmp_path):
-    run(tmp_path, steps=2)
-    path, _ = find_checkpoint(tmp_path / "checkpoints")
-    with pytest.raises(ValueError, match="seed 0, this run has 1"):
-        run(tmp_path, steps=4, seed=1, resume_from=path)
-    with pytest.raises(ValueError, match="belongs to another model"):
-        run(tmp_path, steps=4, model=tiny_model(num_hidden_layers=1).train(), resume_from=path)
-
-
-def test_metrics_survive_a_broken_last_line(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
-    assert read_metrics(file) == [{"step": 1}]
 
 
 # --- The launch --------------------------------------------------------------------------------------------------

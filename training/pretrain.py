@@ -26,24 +26,26 @@ class PretrainRun(Run):
 
 def build(run: PretrainRun):
     """Documents -> splits -> tokenizer -> windows, and the model that fits them."""
-    import hashlib
     from functools import partial
 
-    from runner import Task
     from tqdm.auto import tqdm
 
+    from runner import Task
     from scratch_gpt.data.collate import collate_windows
-    from scratch_gpt.data.sources import open_documents, split_documents, token_stream
+    from scratch_gpt.data.sources import open_documents, open_stream, split_documents, token_stream
+    from scratch_gpt.data.streams import TokenLanes
     from scratch_gpt.data.windows import Windows, require_full_window
     from scratch_gpt.evaluation import language_metrics
     from scratch_gpt.generation import generate_text
     from scratch_gpt.objectives import causal_lm
     from scratch_gpt.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer, train_tokenizer
 
-    documents = open_documents(
-        run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column
-    )
-    splits = split_documents(documents, run.validation_fraction, run.test_fraction, run.seed)
+    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column)
+    if run.streaming:
+        stream = open_stream(*where, run.validation_fraction, run.test_fraction)
+        splits = stream.splits
+    else:
+        splits = split_documents(open_documents(*where), run.validation_fraction, run.test_fraction, run.seed)
     source = run.tokenizer or run.model or "train"
     if source == "train":
         texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
@@ -62,21 +64,25 @@ def build(run: PretrainRun):
             f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
         )
 
+    encode = partial(encode_batch, tokenizer)
     streams, rows, facts = {}, {}, {}
     for name, part in splits.items():
-        stream = token_stream(part, partial(encode_batch, tokenizer), eos, f"Tokenizing {name}")
-        require_full_window(stream.ids, max_length, name)
+        ids = token_stream(part, encode, eos, f"Tokenizing {name}")
+        streams[name] = ids
+        facts[name] = {"documents": ids.documents, "bytes": ids.bytes, "tokens": len(ids.ids), "sha256": ids.sha256}
+        if name == "train" and run.streaming:
+            rows[name] = TokenLanes(
+                stream.read, stream.shards, encode, eos, max_length, lanes=run.stream_lanes, seed=run.seed
+            )
+            for lane in range(run.stream_lanes):
+                next(rows[name].rows(lane))  # a lane without documents is said now
+            facts[name] = {"streamed": True, "shards": stream.shards, "beginning": facts[name]}
+            continue
+        require_full_window(ids.ids, max_length, name)
         # The training windows may overlap; held-out tokens are asked once.
         stride = run.stride if name == "train" else None
-        rows[name] = Windows(stream.ids, max_length, stride, run.overlap, run.drop_tail)
-        streams[name] = stream
-        facts[name] = {
-            "documents": stream.documents,
-            "bytes": stream.bytes,
-            "tokens": len(stream.ids),
-            "rows": len(rows[name]),
-            "sha256": hashlib.sha256(stream.ids.tobytes()).hexdigest(),
-        }
+        rows[name] = Windows(ids.ids, max_length, stride, run.overlap, run.drop_tail)
+        facts[name]["rows"] = len(rows[name])
     return Task(
         model=model,
         tokenizer=tokenizer,
@@ -88,7 +94,7 @@ def build(run: PretrainRun):
             run.sample_prompt
             + generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
         ),
-        tokens_per_row=rows["train"].asked_per_row,
+        tokens_per_row=max_length if run.streaming else rows["train"].asked_per_row,
         facts=facts,
     )
 
@@ -154,6 +160,9 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     ]
     T = task.collate.keywords["length"]
     for name, facts in task.facts.items():
+        if "streamed" in facts:
+            lines.append(f"{name:>10}: streamed, {facts['shards']} file(s) in {run.stream_lanes} lanes, rows of {T}")
+            continue
         lines.append(
             f"{name:>10}: {facts['documents']:,} documents, {facts['bytes']:,} bytes, {facts['tokens']:,} tokens, "
             f"{facts['rows']:,} rows of {T}"
@@ -166,26 +175,37 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     return "\n".join(lines)
 
 
+def check_stream(run: PretrainRun) -> None:
+    """Raise a ValueError for what a stream cannot do."""
+    if run.streaming and (run.stride is not None or run.drop_tail):
+        raise ValueError("A stream is cut into windows end to end: leave --stride and --drop-tail out.")
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
         run = parse(PretrainRun, argv)
         check(run)
+        check_stream(run)
 
-        from runner import carry_out, is_finished, prepare, settle, start_accelerator
+        from runner import carry_out, compare, is_finished, prepare, settle, start_accelerator
 
         start = prepare(run)
         task = build(run)
-        accelerator = start_accelerator(run, start.folder)
-        settings, steps = settle(run, task, accelerator.num_processes)
+        accelerator = start_accelerator(run, start)
+        settings, steps = settle(run, start, task, accelerator.num_processes)
+        record, changes = compare(run, start, task, accelerator, settings)
+        for notice in (*start.notices, *changes):
+            accelerator.print(notice)
         if is_finished(run, start, steps):
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
             return
         accelerator.print(describe(run, task, settings, steps, accelerator))
 
     from scratch_gpt.checkpoints import CheckpointError
+    from scratch_gpt.saving import RunStopped
 
-    with one_clear_line(MemoryError, CheckpointError):
-        carry_out(run, start, task, accelerator, settings, steps)
+    with one_clear_line(MemoryError, CheckpointError, RunStopped):
+        carry_out(run, start, task, accelerator, settings, steps, record)
 
 
 if __name__ == "__main__":

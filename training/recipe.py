@@ -33,6 +33,10 @@ class Run:
     overwrite: bool = option(False, "Write into output_dir although it holds something; the old run is removed.")
     resume: str | None = option(None, "`latest` goes on from output_dir's newest checkpoint, a path from that one.")
 
+    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
+    on_save_error: Literal["stop", "continue"] = option("stop", "What to do when the disk is full or gone.")
+    async_save: bool = option(False, "Write checkpoints in the background: more memory, less waiting.")
+
     model: str | None = option(None, "Folder or Hub id to start from; without it a new model of --preset is made.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model and its tokenizer.")
     preset: str | None = option(None, "Size of a new model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny.")
@@ -44,6 +48,10 @@ class Run:
     dataset_split: str = option("train", "Split of a Hub dataset.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
     text_column: str = option("text", "The column that holds the text.")
+    streaming: bool = option(
+        False, "Read the data as it is needed, never all of it; held out are the first documents."
+    )
+    stream_lanes: int = option(8, "Readers that share a stream, in fixed turns; a multiple of the processes.")
     validation_fraction: float = option(0.1, "Share of the documents that is held out to evaluate on.")
     test_fraction: float = option(0.0, "Share that is scored once, at the end.")
     tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
@@ -63,6 +71,7 @@ class Run:
     warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
     weight_decay: float = option(0.1, "On matrices only.")
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.")
+    max_bad_steps: int = option(5, "Stop after so many steps in a row whose loss or gradient is not finite.")
     seed: int = option(0, "Decides initial weights, splits, order of rows and dropout.")
 
     eval_every: int | None = option(None, "Steps between evaluations; by default ten of them in a run.")
@@ -88,6 +97,7 @@ AT_LEAST = {  # field -> the least it may be
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
     **dict.fromkeys(("stride", "eval_every", "eval_batches", "checkpoint_every", "expect_processes"), 1),
+    **dict.fromkeys(("max_bad_steps", "stream_lanes"), 1),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout"), 0),
 }
@@ -119,6 +129,8 @@ def check(run: Run) -> None:
         raise ValueError("--overwrite removes what --resume would go on from: give one of them.")
     if (run.keep_best or run.patience is not None) and run.validation_fraction == 0:
         raise ValueError("keep_best and patience choose by validation loss: give --validation-fraction a share.")
+    if run.streaming and run.epochs is not None:
+        raise ValueError("A stream is read without end, nobody counts its epochs: give --max-steps or --max-tokens.")
     trackers = ("tensorboard", "trackio", "wandb")
     if run.report_to not in (None, "none", *trackers):
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
@@ -234,7 +246,8 @@ def check_output_dir(run: Run) -> Path:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_dir {run.output_dir}: {path} is a file. Give a folder.")
-    if folder.is_dir() and any(folder.iterdir()):
+    drafts = (".writing-", ".old-")  # what a killed run was about to write
+    if folder.is_dir() and any(not path.name.startswith(drafts) for path in folder.iterdir()):
         if not (folder / "run.yaml").exists():
             raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a run. Give another.")
         for name in ("model", "dataset", "tokenizer"):
@@ -260,17 +273,19 @@ def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
     """The resolved fields, which `--config` reads again, and below them, as comments, what else decided the run."""
     import yaml
 
+    from scratch_gpt.checkpoints import write_text
+
     folder.mkdir(parents=True, exist_ok=True)
-    values = {name: _relative(value) for name, value in asdict(run).items()}
-    values.update(resume=None, overwrite=False)  # how this launch began is no part of the run
+    values = {name: relative(value) for name, value in asdict(run).items()}
+    values.update(resume=None, overwrite=False, allow_changed=False)  # how this launch began is no part of the run
     text = yaml.safe_dump(values, sort_keys=False)
     notes = yaml.safe_dump(facts, sort_keys=False)
     text += "\n" + "".join(f"# {line}\n" for line in notes.splitlines())
-    (folder / "run.yaml").write_text(text)
+    write_text(folder / "run.yaml", text)
 
 
-def _relative(value: Any) -> Any:
-    # A path below the working folder is recorded from there: the record says nothing about this machine.
+def relative(value: Any) -> Any:
+    """A path below the working folder as seen from there: a record says nothing about this machine."""
     here = Path.cwd()
     is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here)
     return str(Path(value).relative_to(here)) if is_below else value
@@ -283,8 +298,9 @@ def _relative(value: Any) -> Any:
 def one_clear_line(*kinds: type[Exception]) -> Iterator[None]:
     """Turn what a user can mend into one line on stderr and exit code 2; all else keeps its traceback.
 
-    `kinds` are by default what a wrong field, file or model raises, which is right until training begins. Under a
-    launcher every process finds the same fault; the first says it, and the others give it the time to.
+    `kinds` are by default what a wrong field, file or model raises, which is right until training begins. An error
+    with an `exit_code` (a run that was stopped) ends with that one. Under a launcher every process finds the same
+    fault; the first says it, and the others give it the time to.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -299,5 +315,6 @@ def one_clear_line(*kinds: type[Exception]) -> Iterator[None]:
             error = error.__cause__
         if int(os.environ.get("RANK", "0")) > 0:
             time.sleep(10)  # the launcher ends this process once the first one has spoken
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+        code = getattr(error, "exit_code", 2)
+        print(f"{'error: ' if code == 2 else ''}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(code) from error

@@ -6,33 +6,35 @@ carry_out(...)    train, keep the best or the last, score the test split once, w
 
 import json
 import math
-import os
-import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedType
 
 from recipe import RUN_FILES, Run, check_output_dir, write_run_yaml
-from scratch_gpt.checkpoints import check_fits, find_checkpoint, find_damage, read_state
-from scratch_gpt.evaluation import mean_losses
-from scratch_gpt.loop import (
-    Progress,
-    Settings,
-    data_fingerprint,
-    evaluation_batches,
-    make_accelerator,
-    planned_steps,
-    train,
+from resuming import check_record, make_record, settle_share
+from scratch_gpt.checkpoints import (
+    DRAFT,
+    check_shapes,
+    find_checkpoint,
+    find_damage,
+    read_state,
+    replace_folder,
+    write_text,
 )
+from scratch_gpt.evaluation import mean_losses
+from scratch_gpt.launch import make_accelerator
+from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
 from scratch_gpt.optimizers import adamw, learning_rate_at
+from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.plots import plot_loss
+from scratch_gpt.saving import guard_saves
 
 
 DEFAULT_EPOCHS = 3  # where no limit is given
@@ -43,7 +45,7 @@ class Task(NamedTuple):
 
     model: Any  # a PreTrainedModel
     tokenizer: Any
-    rows: dict[str, Sequence]  # "train", and where they are asked for "validation" and "test"
+    rows: dict[str, Any]  # "train" (a sequence, or a stream), and where they are asked for "validation" and "test"
     collate: Callable[[list], dict[str, torch.Tensor]]
     objective: Objective
     metrics: Callable[[dict[str, float], str], dict[str, float]]  # mean losses, split -> named metrics
@@ -58,6 +60,7 @@ class Start(NamedTuple):
     folder: Path
     resume_from: Path | None
     notices: list[str]
+    saved: dict[str, Any] | None = None  # the state of the checkpoint
 
 
 def prepare(run: Run) -> Start:
@@ -66,44 +69,55 @@ def prepare(run: Run) -> Start:
     if run.resume is None:
         return Start(folder, None, [])
     if run.resume != "latest":
-        if not Path(run.resume).is_dir():
+        path = Path(run.resume)
+        if not path.is_dir():
             raise ValueError(f"--resume {run.resume}: there is no such folder. Give one, or `latest`.")
-        if problem := find_damage(Path(run.resume)):
+        if problem := find_damage(path):
             raise ValueError(f"--resume {run.resume} is no whole checkpoint: {problem}.")
-        return Start(folder, Path(run.resume), [])
+        return Start(folder, path, [], read_state(path))
     path, skipped = find_checkpoint(folder / "checkpoints")
-    if path is None and any((folder / name).exists() for name in ("model", "last", "evaluation.json")):
-        raise ValueError(f"{run.output_dir} holds a model but no checkpoint to go on from. Give another --output-dir.")
+    if path is None and (folder / "evaluation.json").exists():
+        raise ValueError(
+            f"{run.output_dir} holds a finished run and no checkpoint to go on from. Give another --output-dir."
+        )
     if path is None:
         return Start(folder, None, [f"No checkpoint in {run.output_dir} yet: starting from the beginning."])
-    return Start(folder, path, [*skipped, f"Going on from {path.name}."])
+    return Start(folder, path, [*skipped, f"Going on from {path.name}."], read_state(path))
 
 
-def start_accelerator(run: Run, folder: Path):
-    """The launch this run is on, checked against what it asks for."""
+def start_accelerator(run: Run, start: Start):
+    """The launch this run is on, checked against what it asks for; a resumed run keeps its precision."""
     report_to = None if run.report_to == "none" else run.report_to
-    return make_accelerator(run.device, run.mixed_precision, run.expect_processes, report_to, folder)
+    precision = run.mixed_precision
+    if precision == "auto" and start.saved is not None:
+        precision = start.saved["record"]["environment"]["precision"]
+    return make_accelerator(run.device, precision, run.expect_processes, report_to, start.folder)
 
 
-def settle(run: Run, task: Task, processes: int) -> tuple[Settings, int]:
+def settle(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings, int]:
     """The loop's settings and number of steps; ValueError where nothing says how long to train."""
+    batch_size, accumulation_steps = settle_share(run, start.saved, processes)
+    no_limit = run.epochs is run.max_steps is run.max_tokens is None
     settings = Settings(
-        batch_size=run.batch_size,
-        accumulation_steps=run.accumulation_steps,
+        batch_size=batch_size,
+        accumulation_steps=accumulation_steps,
         max_steps=run.max_steps,
-        epochs=DEFAULT_EPOCHS if run.epochs is run.max_steps is run.max_tokens is None else run.epochs,
+        epochs=DEFAULT_EPOCHS if no_limit and not run.streaming else run.epochs,
         max_tokens=run.max_tokens,
         max_seconds=None if run.max_time is None else 60 * run.max_time,
         max_grad_norm=run.max_grad_norm or None,
+        max_bad_steps=run.max_bad_steps,
         eval_every=run.eval_every,
         patience=run.patience,
         checkpoint_every=run.checkpoint_every,
         keep=run.keep,
+        async_save=run.async_save,
         log_every=run.log_every,
         workers=run.workers,
         seed=run.seed,
     )
-    steps = planned_steps(settings, len(task.rows["train"]), processes, task.tokens_per_row)
+    rows = None if run.streaming else len(task.rows["train"])
+    steps = planned_steps(settings, rows, processes, task.tokens_per_row)
     if settings.eval_every is None:
         settings = replace(settings, eval_every=max(1, math.ceil(steps / 10)))
     if settings.checkpoint_every is None:
@@ -111,48 +125,68 @@ def settle(run: Run, task: Task, processes: int) -> tuple[Settings, int]:
     return settings, steps
 
 
+def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings) -> tuple[dict[str, Any], list[str]]:
+    """The record of this run, and what has changed since the checkpoint; ValueError for what may not change."""
+    record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)
+    record = json.loads(json.dumps(record))  # as it is read back
+    if start.saved is None:
+        return record, []
+    check_shapes(start.resume_from, task.model)
+    then = start.saved["share"]
+    rows = then["batch_size"] * then["accumulation_steps"] * then["processes"]
+    same_batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes == rows
+    keeps_batch = same_batch and accelerator.num_processes != then["processes"]
+    return record, check_record(start.saved["record"], record, run.allow_changed, keeps_batch)
+
+
 def is_finished(run: Run, start: Start, steps: int) -> bool:
     """Whether the run that `start` resumes has nothing left to do."""
-    if start.resume_from is None or not (start.folder / "evaluation.json").exists():
+    if start.saved is None or not (start.folder / "evaluation.json").exists():
         return False
-    progress = Progress(**read_state(start.resume_from)["progress"])
+    progress = Progress(**start.saved["progress"])
     return progress.step >= steps or progress.evaluations_since_best >= (run.patience or math.inf)
 
 
-def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Settings, steps: int) -> None:
+def carry_out(
+    run: Run, start: Start, task: Task, accelerator, settings: Settings, steps: int, record: dict[str, Any]
+) -> None:
     """Train and leave a whole run folder behind."""
     folder, say = start.folder, accelerator.print
-    for notice in start.notices:
-        say(notice)
-    if start.resume_from is not None:  # before anything is written
-        check_fits(start.resume_from, task.model, data_fingerprint(settings, task.rows["train"]))
     rates = _rates(run, steps)
     if accelerator.is_main_process:
         for name in RUN_FILES if run.overwrite else ():
             shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
-        write_run_yaml(run, folder, _facts(task, accelerator, steps, rates))
+        parameters = sum(parameter.numel() for parameter in task.model.parameters())
+        facts = {"steps": steps, "schedule": rates, "parameters": parameters, **record["environment"]}
+        write_run_yaml(run, folder, {**facts, "data": task.facts})
     accelerator.wait_for_everyone()
     if run.report_to not in (None, "none"):
         accelerator.init_trackers("tracking")
     keep_best = run.keep_best or run.patience is not None
+    save = guard_saves(accelerator, folder, stop=run.on_save_error == "stop")
 
     def evaluate(model, split: str = "validation") -> dict[str, float]:
+        share = Share(settings.batch_size, 1, accelerator.num_processes, accelerator.process_index)
         batches = evaluation_batches(
-            *(accelerator, task.rows[split], task.collate, settings.batch_size, run.eval_batches, run.workers)
+            *(task.rows[split], task.collate, share, accelerator.device, run.eval_batches, run.workers)
         )
         sum_over_processes = None
         if accelerator.num_processes > 1:
             sum_over_processes = lambda pair: accelerator.reduce(pair.to(accelerator.device), "sum")  # noqa: E731
         return task.metrics(mean_losses(model, batches, task.objective, sum_over_processes), split)
 
+    def evaluate_and_sample(model) -> dict[str, Any]:
+        values = {f"eval_{name}": value for name, value in evaluate(model).items()}
+        sample = _sample(task, accelerator.unwrap_model(model)) if accelerator.is_main_process else ""
+        return {**values, "sample": sample}
+
     def on_evaluation(model, progress: Progress, is_best: bool) -> str:
         if keep_best and is_best:
-            _save_model(accelerator, model, task.tokenizer, folder / "model")
-        if not accelerator.is_main_process:
-            return ""
-        _draw(folder, run)
-        values = "  ".join(f"{name} {value:.4f}" for name, value in progress.last_evaluation.items())
-        sample = " ".join(_sample(task, accelerator.unwrap_model(model)).split())
+            _save_model(accelerator, model, task.tokenizer, folder / "model", save)
+        save("loss.png", lambda: _draw(accelerator, folder, run))
+        numbers = {name: value for name, value in progress.last_evaluation.items() if name != "sample"}
+        values = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        sample = " ".join(progress.last_evaluation["sample"].split())
         return f"step {progress.step}: {values}{'  (best)' if is_best else ''}\n    {sample}"
 
     has_validation = "validation" in task.rows
@@ -165,20 +199,23 @@ def carry_out(run: Run, start: Start, task: Task, accelerator, settings: Setting
         settings=settings,
         steps=steps,
         output_dir=folder,
-        evaluate=(lambda model: _prefixed(evaluate(model))) if has_validation else None,
+        evaluate=evaluate_and_sample if has_validation else None,
         on_evaluation=on_evaluation,
         resume_from=start.resume_from,
+        record=record,
+        save=save,
     )
+    save = guard_saves(accelerator, folder)  # without its model a run has not ended
     last_is_best = not keep_best or progress.best_step in (None, progress.step)
-    _save_model(accelerator, model, task.tokenizer, folder / ("model" if last_is_best else "last"))
+    _save_model(accelerator, model, task.tokenizer, folder / ("model" if last_is_best else "last"), save)
     if last_is_best and accelerator.is_main_process:
         shutil.rmtree(folder / "last", ignore_errors=True)  # of a run that was stopped before it became the best
     if "test" in task.rows and not last_is_best:
         task.model.load_state_dict(type(task.model).from_pretrained(folder / "model").state_dict())
     test = evaluate(model, "test") if "test" in task.rows else None
+    save("loss.png", lambda: _draw(accelerator, folder, run))
     if accelerator.is_main_process:
         _write_evaluation(run, task, folder, progress, test, last_is_best)
-        _draw(folder, run)
     accelerator.end_training()
     say(_farewell(run, progress, steps))
 
@@ -203,47 +240,28 @@ def _rates(run: Run, steps: int) -> dict[str, float]:
     }
 
 
-def _prefixed(values: dict[str, float]) -> dict[str, float]:
-    return {f"eval_{name}": value for name, value in values.items()}
-
-
 def _unprefixed(line: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
 
 
-def _facts(task: Task, accelerator, steps: int, rates: dict[str, float]) -> dict[str, Any]:
-    packages = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors")
-    return {
-        "steps": steps,
-        "schedule": rates,
-        "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
-        "processes": accelerator.num_processes,
-        "device": accelerator.device.type,
-        "precision": accelerator.mixed_precision,
-        "threads": torch.get_num_threads(),
-        "data": task.facts,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
-
-
-def _save_model(accelerator, model, tokenizer, folder: Path) -> None:
+def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> None:
     # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all.
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        draft, old = folder.with_name(f".writing-{folder.name}"), folder.with_name(f".old-{folder.name}")
-        for leftover in (draft, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        accelerator.unwrap_model(model).save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(draft, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    tensors = {"state_dict": accelerator.get_state_dict(model)} if sharded else {}  # on every process
+
+    def write() -> None:
+        if accelerator.is_main_process:
+            draft = folder.with_name(DRAFT + folder.name)
+            shutil.rmtree(draft, ignore_errors=True)
+            accelerator.unwrap_model(model).save_pretrained(draft, **tensors)
+            tokenizer.save_pretrained(draft)
+            replace_folder(draft, folder)
+
+    save(f"{folder.name}/", write)
 
 
-def _draw(folder: Path, run: Run) -> None:
-    metrics = read_metrics(folder / "metrics.jsonl")
+def _draw(accelerator, folder: Path, run: Run) -> None:
+    metrics = read_metrics(folder / "metrics.jsonl") if accelerator.is_main_process else []
     if metrics:
         model, dataset = (Path(name).name for name in (run.model or run.preset or "tiny", run.dataset))
         plot_loss(metrics, folder / "loss.png", title=f"{model} on {dataset}")
@@ -267,7 +285,7 @@ def _write_evaluation(run: Run, task: Task, folder: Path, progress: Progress, te
         "results": {name: values for name, values in results.items() if values is not None},
         "tables": {},
     }
-    (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_text(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
 
 
 def _farewell(run: Run, progress: Progress, steps: int) -> str:

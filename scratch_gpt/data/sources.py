@@ -5,6 +5,7 @@ The only file that imports `datasets`.
 
 import ast
 import glob
+import hashlib
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,6 +148,11 @@ class TokenStream(NamedTuple):
     ids: np.ndarray  # (N,) uint16 or uint32
     documents: int
     bytes: int  # of UTF-8 text
+
+    @property
+    def sha256(self) -> str:
+        """Of the ids, whatever type they are held in."""
+        return hashlib.sha256(self.ids.astype("<u4").tobytes()).hexdigest()
 
 
 def token_stream(

@@ -1,0 +1,10 @@
+"""Imported once by the process that crash.py's runs are forked from."""
+
+import datasets  # noqa: F401
+import matplotlib.figure  # noqa: F401
+import pretrain  # noqa: F401
+
+import runner  # noqa: F401
+import scratch_gpt.data.streams
+import scratch_gpt.generation
+import scratch_gpt.tokenizer  # noqa: F401

@@ -1,0 +1,83 @@
+"""A training run of the tiny model on rows that ask different numbers of tokens."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tiny import tiny_model
+
+from scratch_gpt.data.collate import collate_windows
+from scratch_gpt.data.windows import Windows
+from scratch_gpt.evaluation import mean_losses
+from scratch_gpt.loop import Settings, train
+from scratch_gpt.metrics import read_metrics
+from scratch_gpt.objectives import causal_lm
+from scratch_gpt.optimizers import adamw, learning_rate_at
+from scratch_gpt.order import Share, evaluation_batches
+from scratch_gpt.saving import guard_saves
+
+
+class UnevenRows:
+    """Rows that ask different numbers of tokens, one of them none at all."""
+
+    def __init__(self, count: int = 24):
+        windows = Windows(np.random.default_rng(0).integers(0, 99, count * 8 + 1), 8)
+        self.rows = [windows[k] for k in range(count)]
+        for k, row in enumerate(self.rows):
+            row["shift_labels"][: (0, 3, 6, 8)[k % 4]] = -100
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, k):
+        return self.rows[k]
+
+
+COLLATE = partial(collate_windows, length=8)
+
+
+def run(
+    folder,
+    *,
+    steps=3,
+    rows=None,
+    objective=causal_lm,
+    model=None,
+    sgd=False,
+    every=None,
+    resume_from=None,
+    stop_on_save_error=True,
+    **settings,
+):
+    """Train the tiny model in fp32; returns its weights, the progress and the metrics.
+
+    With `sgd` weights move by the gradient itself. (AdamW divides by it, so that a gradient which is 0 in truth, as a
+    key bias has, becomes a whole step in the direction of its rounding error.)
+    """
+    settings = Settings(**{"batch_size": 8, "log_every": 1, **settings})
+    accelerator = Accelerator(cpu=True)
+    rows = rows or UnevenRows()
+    model = model or tiny_model().train()
+
+    def evaluate(prepared):
+        if callable(every):
+            every()
+        batches = evaluation_batches(rows, COLLATE, Share(settings.batch_size))
+        return {"eval_loss": mean_losses(prepared, batches, causal_lm)["loss"]}
+
+    optimizer = torch.optim.SGD(model.parameters()) if sgd else adamw(model, 1e-2, 0.1)
+    model, progress = train(
+        *(accelerator, model, optimizer, lambda step: learning_rate_at(step, 10, 1e-2, 2)),
+        rows=rows,
+        collate=COLLATE,
+        objective=objective,
+        settings=settings,
+        steps=steps,
+        output_dir=folder,
+        evaluate=evaluate if every else None,
+        resume_from=resume_from,
+        save=guard_saves(accelerator, folder, stop_on_save_error),
+    )
+    weights = {name: tensor.clone() for name, tensor in accelerator.unwrap_model(model).state_dict().items()}
+    return weights, progress, read_metrics(folder / "metrics.jsonl")

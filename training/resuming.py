@@ -1,0 +1,124 @@
+"""What a checkpoint was made with against what is asked now -> refused, said, or nothing. Not a recipe itself."""
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from recipe import Run, relative
+
+
+# Fields that decide what is learned. (Those that name data or a model decide by what they name: its hash, its config.)
+PROMISED = {
+    *("seed", "batch_size", "accumulation_steps", "learning_rate", "min_learning_rate", "warmup_steps"),
+    *("weight_decay", "max_grad_norm", "max_length", "stride", "overlap", "drop_tail", "streaming", "stream_lanes"),
+}
+THIS_LAUNCH = {"resume", "overwrite", "allow_changed", "output_dir", "expect_processes"}  # no part of the run
+NOT_SHAPE = {"transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype"}
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy")
+
+
+def make_record(run: Run, model_config: dict[str, Any], data: dict[str, Any], accelerator) -> dict[str, Any]:
+    """All that decides a run, as JSON: what its checkpoints keep, and what a resumed run is compared with."""
+    return {
+        "config": {name: relative(value) for name, value in asdict(run).items() if name not in THIS_LAUNCH},
+        "model": {name: value for name, value in model_config.items() if name not in NOT_SHAPE},
+        "data": data,
+        "environment": {
+            "device": accelerator.device.type,
+            "precision": accelerator.mixed_precision,
+            "threads": torch.get_num_threads(),
+            "processes": accelerator.num_processes,
+            "compile": run.compile,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        },
+    }
+
+
+def check_record(saved: dict[str, Any], now: dict[str, Any], allow_changed: bool, keeps_batch: bool) -> list[str]:
+    """What to say of what has changed.
+
+    Args:
+        keeps_batch: another number of processes shares the same global batch, so its cut is no change.
+
+    Raises:
+        ValueError: something has changed that the rest of the run would not be the same with.
+    """
+    changed = _differences(saved, now)
+    if keeps_batch:
+        changed = {name: pair for name, pair in changed.items() if name.removeprefix("config.") not in _CUT}
+    breaking = {name: pair for name, pair in changed.items() if _breaks(name)}
+    lines = []
+    if breaking and not allow_changed:
+        raise ValueError(
+            f"The checkpoint was made with another {_list(breaking)}: resumed, the run would not be the one that was "
+            "begun. Give what it was made with (--config OUTPUT_DIR/run.yaml), or --allow-changed true."
+        )
+    if breaking:
+        lines.append(f"Changed, and allowed: {_list(breaking)}.")
+    surroundings = {name: pair for name, pair in changed.items() if name.startswith("environment.")}
+    if surroundings:
+        lines.append(f"Changed: {_list(surroundings)}. The run goes on, equal up to rounding, not bit for bit.")
+    harmless = {name: pair for name, pair in changed.items() if name not in breaking and name not in surroundings}
+    if harmless:
+        lines.append(f"Changed: {_list(harmless)}.")
+    return lines
+
+
+_CUT = {"batch_size", "accumulation_steps"}
+
+
+def _breaks(name: str) -> bool:
+    room, _, field = name.partition(".")
+    return room in ("model", "data") or name == "environment.precision" or (room == "config" and field in PROMISED)
+
+
+def _differences(saved: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    # {"config.seed": (0, 1), ...}: the leaves that differ
+    if not (isinstance(saved, dict) and isinstance(now, dict)):
+        return {} if saved == now else {name: (saved, now)}
+    found = {}
+    for key in {**saved, **now}:
+        found.update(_differences(saved.get(key), now.get(key), f"{name}.{key}" if name else str(key)))
+    return found
+
+
+def _list(changed: dict[str, tuple[Any, Any]]) -> str:
+    def short(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= 40 else f"{text[:12]}..."
+
+    named = [(name.removeprefix("config."), before, after) for name, (before, after) in changed.items()]
+    named.sort(key=lambda item: "." in item[0])  # what was told before what follows from it
+    shown = [f"{name} ({short(before)} -> {short(after)})" for name, before, after in named[:6]]
+    return ", ".join(shown) + (f" and {len(named) - 6} more" if len(named) > 6 else "")
+
+
+def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tuple[int, int]:
+    """batch_size and accumulation_steps: the run's own, or what keeps a resumed run's global batch.
+
+    Args:
+        saved: the state of the checkpoint that is resumed from.
+
+    Raises:
+        ValueError: the global batch cannot be shared by so many processes.
+    """
+    asked = run.batch_size, run.accumulation_steps
+    if saved is None or asked != tuple(
+        saved["record"]["config"][name] for name in ("batch_size", "accumulation_steps")
+    ):
+        return asked
+    share = saved["share"]
+    batch_size, rows = share["batch_size"], share["batch_size"] * share["accumulation_steps"] * share["processes"]
+    if rows % (batch_size * processes):
+        raise ValueError(
+            f"The run has a global batch of {rows} rows; {processes} processes with batch_size {batch_size} cannot "
+            f"share it. Use a number of processes that divides {rows // batch_size}, or another --batch-size with "
+            "--allow-changed true."
+        )
+    return batch_size, rows // (batch_size * processes)
+
+
+__all__ = ["check_record", "make_record", "settle_share"]
