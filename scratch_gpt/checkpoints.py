@@ -10,12 +10,13 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -80,9 +81,13 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         raise CheckpointError(f"{path.name} cannot be resumed from: {problem}.")
     check_shapes(path, model)
     state = read_state(path)
-    set_model_state_dict(model, _read_tensors(path / WEIGHTS), options=_WHOLE)
+    with _no_pickle(path / WEIGHTS):
+        weights = load_file(str(path / WEIGHTS))
+    with _no_pickle(path / OPTIMIZER):
+        moments = load_file(str(path / OPTIMIZER))
+    set_model_state_dict(model, weights, options=_WHOLE)
     slots: dict[str, dict[str, torch.Tensor]] = {}
-    for name, value in _read_tensors(path / OPTIMIZER).items():
+    for name, value in moments.items():
         parameter, key = name.rsplit(".", 1)
         slots.setdefault(parameter, {})[key] = value
     content = {"state": slots, "param_groups": state.pop("optimizer")}
@@ -91,8 +96,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def check_shapes(path: Path, model: nn.Module) -> None:
-    """Raise a CheckpointError where a checkpoint's weights are another model's."""
-    there = {name: tuple(tensor.shape) for name, tensor in _read_tensors(path / WEIGHTS).items()}
+    """Raise a CheckpointError where a checkpoint's weights are another model's. Reads no tensor."""
+    with _no_pickle(path / WEIGHTS), safe_open(str(path / WEIGHTS), "pt") as file:
+        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     here = {name: tuple(tensor.shape) for name, tensor in _distinct(model, model.state_dict()).items()}
     if differing := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
         name = differing[0]
@@ -102,9 +108,10 @@ def check_shapes(path: Path, model: nn.Module) -> None:
         )
 
 
-def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+@contextmanager
+def _no_pickle(file: Path) -> Iterator[None]:
     try:
-        return load_file(str(file))
+        yield
     except SafetensorError as error:
         raise CheckpointError(f"{file.parent.name}/{file.name} is no safetensors file: {error}") from error
 
