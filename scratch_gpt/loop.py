@@ -139,7 +139,7 @@ def train(
     )
     watch = Watch(accelerator, evaluate, on_evaluation, settings, metrics, bar)
     keep = Keeper(accelerator, model, optimizer, metrics, output_dir / "checkpoints", settings, record or {}, save)
-    with StopSignals() as stop:
+    with StopSignals() as stop, bar:
         ends = watch.is_due(progress, steps) and watch(model, progress)  # also one that a signal came before
         cut = settings.batch_size, settings.accumulation_steps
         if progress.step < steps:
@@ -197,16 +197,15 @@ def train(
             progress.stopped_early = ends and progress.step < steps
             if ends or stops or _is_due(settings.checkpoint_every, progress.step):
                 with metrics.checkpoint():
-                    kept = keep(progress, share, cursors)
+                    kept = watch.is_finite(progress) and keep(progress, share, cursors)
                 if ends and not kept:
-                    raise RunStopped(_diverged("The weights are", progress, output_dir))
+                    raise RunStopped(_diverged("The weights or their evaluation are", progress, output_dir))
             if stops:
                 keep.finish()
                 raise RunStopped(*_stopped(stop.received, progress, output_dir))
             if ends:
                 break
         keep.finish()
-    bar.close()
     return model, progress
 
 
@@ -284,6 +283,11 @@ class Watch:
         """Whether this step is to be evaluated and has not been."""
         due = progress.step in (0, last_step) or _is_due(self.settings.eval_every, progress.step)
         return self.evaluate is not None and due and progress.evaluated_at != progress.step
+
+    def is_finite(self, progress: Progress) -> bool:
+        """Whether the evaluation of this step, if there was one, says that the model still works."""
+        evaluated = progress.evaluated_at == progress.step
+        return not evaluated or math.isfinite(progress.last_evaluation[self.settings.best_of])
 
     def __call__(self, model: nn.Module, progress: Progress) -> bool:
         values = self.evaluate(model)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import crash
 import generate as generate_recipe
 import pretrain
 import pytest
@@ -192,28 +193,6 @@ def test_the_books_config_is_the_books_run(data):
     assert model.config.attention_dropout == 0.1
 
 
-def test_two_processes_learn_what_one_learns(story, tmp_path):
-    """The launch that really starts two (gloo): the same losses, and from inside, that there are two."""
-    arguments = ["--dataset", story, *SMALL, "--max-steps", "3", "--log-every", "1", "--mixed-precision", "no"]
-    run(*arguments, "--batch-size", "8", "--output-dir", str(tmp_path / "one"))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [
-        str(REPO / "training" / "configs" / "accelerate" / "cpu_2.yaml"),
-        str(REPO / "training" / "pretrain.py"),
-    ]
-    command += [*arguments, "--batch-size", "4", "--expect-processes", "2", "--output-dir", str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 process(es)" in done.stdout and "# processes: 2" in (tmp_path / "two" / "run.yaml").read_text()
-    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for a, b in zip(one, two, strict=True):
-        for name in {"loss", "eval_loss", "grad_norm"} & set(a):
-            assert a[name] == pytest.approx(b[name], abs=2e-4), name
-    assert done.stdout.count("Written:") == 1  # only the main process speaks
-
-
 # --- What cannot be meant ----------------------------------------------------------------------------------------
 
 
@@ -252,6 +231,11 @@ BAD = {
     "--resume /no/where": "there is no such folder",
     "--resume latest --overwrite true": "give one of them",
     "--expect-processes 2": "expect_processes is 2, but 1 started",
+    "--streaming true --epochs 2": "give --max-steps or --max-tokens",
+    "--streaming true --stride 4 --max-steps 3": "leave --stride and --drop-tail out",
+    "--streaming true --max-steps 3": "The first 1 documents of .* leave nothing for",
+    "--max-bad-steps 0": "max_bad_steps is 0",
+    "--on-save-error panic": "on.save.error.*panic",
     "--patience 2 --validation-fraction 0": "choose by validation loss",
     "--report-to excel": "report_to is 'excel'",
     "--report-to wandb": r"wandb is not installed; it is an extra: pip install -e .*\[wandb\]",
@@ -308,15 +292,30 @@ def test_a_model_of_another_family_and_a_too_large_vocabulary_are_refused(story,
     assert not (tmp_path / "run").exists()
 
 
-def test_going_on_with_another_seed_or_model_is_refused(trained, story, capsys):
-    arguments = ["--dataset", story, "--output-dir", trained, *SMALL, "--max-steps", 40, "--resume", "latest"]
-    arguments += ["--test-fraction", 0.1]
+def test_going_on_with_what_was_changed_is_refused_by_name_or_allowed(trained, story, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    config = ["--config", tmp_path / "run" / "run.yaml", "--output-dir", tmp_path / "run", "--resume", "latest"]
+    arguments = [*config, "--max-steps", 32]
     before = (trained / "metrics.jsonl").read_text()
     AcceleratorState._reset_state()
     PartialState._reset_state()
-    fails([*arguments, "--seed", 1], "step-30 was trained with seed 0, this run has 1", capsys)
-    fails([*arguments, "--config-overrides", "hidden_size=16"], "belongs to another model", capsys)
-    assert (trained / "metrics.jsonl").read_text() == before
+    fails([*arguments, "--seed", 1], r"another seed \(0 -> 1\).*--allow-changed true", capsys)
+    fails([*arguments, "--batch-size", 4, "--dropout", 0.5], r"batch_size \(8 -> 4\), model.*_dropout \(0", capsys)
+    fails([*arguments, "--validation-fraction", 0.2], r"another data\.train\.", capsys)
+    fails(
+        [*arguments, "--mixed-precision", "bf16" if "precision: 'no'" in (trained / "run.yaml").read_text() else "no"],
+        r"another environment\.precision",
+        capsys,
+    )
+    shape = ["--config-overrides", "hidden_size=16", "--allow-changed", "true"]
+    fails([*arguments, *shape], "step-30 belongs to another model.*No flag can help", capsys)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    run(*arguments, "--seed", 1, "--allow-changed", "true", "--log-every", 1)
+    said = capsys.readouterr().out
+    assert "Changed, and allowed: seed (0 -> 1)" in said and "max_steps (30 -> 32)" in said
+    assert "log_every (5 -> 1)" in said and "Going on from step-30" in said
+    steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert steps == [5, 10, 15, 20, 25, 30, 31, 32]
 
 
 def test_files_that_are_no_run_are_left_alone(story, tmp_path, capsys):
@@ -333,6 +332,7 @@ def test_a_finished_model_and_a_runs_own_inputs_are_never_removed(story, tmp_pat
     (folder / "model").mkdir(parents=True)
     (folder / "run.yaml").write_text("seed: 0")
     (folder / "my.txt").write_text(STORY)
+    (folder / "evaluation.json").write_text("{}")
     fails(["--dataset", story, "--output-dir", folder, "--resume", "latest"], "no checkpoint to go on from", capsys)
     own = ["--dataset", folder / "my.txt", "--output-dir", folder, "--overwrite", "true"]
     fails(own, "--overwrite would remove the dataset", capsys)
@@ -340,10 +340,27 @@ def test_a_finished_model_and_a_runs_own_inputs_are_never_removed(story, tmp_pat
     assert (folder / "my.txt").read_text() == STORY  # only what a run writes is replaced
 
 
-def test_a_model_that_diverges_says_so_and_still_ends(story, tmp_path, capsys):
+def test_a_model_that_diverges_ends_in_one_line_and_leaves_no_broken_model(story, tmp_path, capsys):
     wild = ["--learning-rate", "1e30", "--max-grad-norm", 0, "--eval-every", 1, "--max-steps", 3, "--warmup-steps", 0]
-    run("--dataset", story, "--output-dir", tmp_path / "run", *SMALL, *wild)
-    assert "no sample: The logits are not finite" in capsys.readouterr().out
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    arguments = ["--dataset", story, "--output-dir", tmp_path / "run", *SMALL, *wild]
+    fails(arguments, "The weights are not finite after step 3; .* There is no checkpoint yet", capsys)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_stream_is_trained_on_and_goes_on_bit_for_bit(story, tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in STORY.splitlines()))
+    arguments = ["--dataset", str(lines), "--streaming", "true", "--stream-lanes", "2", *SMALL, "--max-steps", "8"]
+    arguments += ["--checkpoint-every", "3", "--keep", "9", "--dropout", "0.1"]
+    run(*arguments, "--output-dir", tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "evaluation.json").unlink()
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "b" / "checkpoints" / f"step-{step}")
+    run(*arguments, "--output-dir", tmp_path / "b", "--resume", "latest", "--workers", "1")
+    assert crash.differences(crash.outcome(tmp_path / "a"), crash.outcome(tmp_path / "b")) == []
 
 
 def test_damaged_and_misnamed_models_are_one_clear_line(story, trained, tmp_path, capsys):
