@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train test quality style conformance bench clean
+.PHONY: train test quality style conformance bench chaos clean
 .DEFAULT_GOAL := train
 
 # torch first and alone: asked for together with others, a resolver may choose another build of it.
@@ -50,6 +50,10 @@ conformance: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_loading.py --out tests/benchmarks/loading.json
 	@$(BIN)/python tests/benchmarks/bench_main_job.py --out tests/benchmarks/main_job.json
+
+# Kills, damages, full disks and bad input, many of each: some minutes.
+chaos: $(VENV)/.dev
+	@$(BIN)/python tests/chaos.py
 
 clean:
 	@rm -rf $(VENV) .conformance runs build *.egg-info

@@ -48,24 +48,22 @@ def undisturbed(story, log, tmp_path_factory):
     return crash.outcome(folder), words
 
 
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    found = list_checkpoints(folder / "checkpoints")
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
 def test_killed_at_three_random_moments_a_run_ends_bit_for_bit_the_same(undisturbed, log, tmp_path):
     expected, words = undisturbed
     words = [*words, "--output-dir", tmp_path / "run"]
     draw = random.Random(os.environ.get("CRASH_SEED"))
     died = []
+    reached_step = 0
     for _ in range(3):  # one after another, each a little further
-        steps = (
-            len(list_checkpoints(tmp_path / "run" / "checkpoints"))
-            and list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name
-        )
-        target = draw.randrange(2, 12)
-        begun = int(steps.removeprefix("step-")) if steps else 0
-
-        def reached(target=target, begun=begun):
-            found = list_checkpoints(tmp_path / "run" / "checkpoints")
-            return bool(found) and int(found[-1].name.removeprefix("step-")) >= begun + target
-
-        died.append(crash.kill_when(words, log, reached))
+        reached_step += draw.randrange(2, 12)
+        goal = reached_step
+        died.append(crash.kill_when(words, log, lambda goal=goal: newest(tmp_path / "run") >= goal))
     assert died == [-signal.SIGKILL] * 3
     assert crash.finish(words, log) == 0, log.read_text()[-2000:]
     assert crash.differences(expected, crash.outcome(tmp_path / "run")) == []
@@ -149,7 +147,7 @@ def test_two_processes_learn_what_one_learns(two, story, tmp_path):
 
 def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bit_the_same(two, tmp_path):
     folder, words = two
-    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "1", "--"]
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "3", "--"]
     command += [REPO / "tests" / "crash_worker.py", *words, "--resume", "latest", "--output-dir", tmp_path / "run"]
     done = launch(command, CRASH_AT=str(tmp_path / "run" / "checkpoints" / "step-8"))
     assert done.returncode == 0, done.stderr[-3000:]

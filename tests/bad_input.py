@@ -1,0 +1,79 @@
+"""Command lines and files that cannot be meant, generated: for tests/test_bad_input.py and `make chaos`."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal, get_args
+
+import pretrain
+from hypothesis import strategies as st
+
+import recipe
+
+
+FIELDS = {item.name: item for item in fields(pretrain.PretrainRun)}
+WORDS = st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", min_size=3, max_size=12)
+LEAST = recipe.AT_LEAST
+
+
+def _is(kind, item) -> bool:
+    return item.type is kind or kind in get_args(item.type)
+
+
+NUMBERS = [name for name, item in FIELDS.items() if _is(int, item) or (_is(float, item) and item.type is not bool)]
+INTEGERS = [name for name, item in FIELDS.items() if _is(int, item)]
+TRUTHS = [name for name, item in FIELDS.items() if item.type is bool]
+CHOICES = [name for name, item in FIELDS.items() if getattr(item.type, "__origin__", None) is Literal]
+
+command_lines = st.one_of(
+    WORDS.filter(lambda word: word not in FIELDS).map(lambda word: [f"--{word}", "1"]),
+    st.tuples(st.sampled_from(NUMBERS), WORDS.filter(lambda w: w not in ("nan", "inf", "infinity"))).map(
+        lambda pair: [f"--{pair[0]}", pair[1]]
+    ),
+    st.tuples(st.sampled_from(INTEGERS), st.floats(0.1, 0.9)).map(lambda pair: [f"--{pair[0]}", str(pair[1])]),
+    st.tuples(st.sampled_from(sorted(set(NUMBERS) & set(LEAST))), st.integers(1, 10**9)).map(
+        lambda pair: [f"--{pair[0]}", str(LEAST[pair[0]] - pair[1])]
+    ),
+    st.tuples(st.sampled_from(TRUTHS), WORDS.filter(lambda w: w not in ("yes", "true", "t", "y", "no", "false"))).map(
+        lambda pair: [f"--{pair[0]}", pair[1]]
+    ),
+    st.tuples(st.sampled_from(CHOICES), WORDS.filter(lambda w: w not in ("auto", "ask", "stop"))).map(
+        lambda pair: [f"--{pair[0]}", f"{pair[1]}_x"]
+    ),
+    st.sampled_from(NUMBERS).map(lambda name: [f"--{name}"]),  # without its value
+    WORDS.map(lambda word: ["--preset", f"{word}_x"]),
+    WORDS.map(lambda word: ["--config-overrides", f"{word}_x=1"]),
+    WORDS.map(lambda word: ["--dataset", f"/no/where/{word}.txt"]),
+    WORDS.map(lambda word: ["--resume", f"/no/where/{word}"]),
+)
+
+
+@st.composite
+def configs(draw):
+    """The text of a YAML file that is none, or no run's."""
+    return draw(
+        st.one_of(
+            WORDS.filter(lambda word: word not in FIELDS).map(lambda word: f"{word}: 1"),
+            st.sampled_from(NUMBERS).map(lambda name: f"{name}: [1, 2]"),
+            st.sampled_from(NUMBERS).map(lambda name: f"{name}: {{a: 1}}"),
+            st.tuples(st.sampled_from(NUMBERS), WORDS).map(lambda pair: f"{pair[0]}: {pair[1]}_x"),
+            st.text(alphabet="{}[]:,&*!|>%@`", min_size=2, max_size=9).map(lambda text: f"seed: 1\n{text} - : ]["),
+            WORDS.map(lambda word: f"- {word}"),
+        )
+    )
+
+
+@st.composite
+def data_files(draw):
+    """(ending, bytes) of a file that holds no text, whatever its ending says."""
+    nothing = st.sampled_from([b"", b"\n", b"   \n\n"])
+    noise = st.binary(min_size=1, max_size=200).map(lambda content: b"\xff\xfe\x00" + content)
+    other = WORDS.map(lambda word: json.dumps({f"{word}_x": 1}).encode())
+    kind = draw(st.sampled_from([".txt", ".jsonl", ".json", ".csv", ".parquet"]))
+    choices = {".txt": [nothing], ".md": [nothing], ".csv": [nothing], ".parquet": [nothing, noise]}
+    return kind, draw(st.one_of(*choices.get(kind, [nothing, noise, other])))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
