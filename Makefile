@@ -49,6 +49,7 @@ conformance: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_loading.py --out tests/benchmarks/loading.json
+	@$(BIN)/python tests/benchmarks/bench_checkpoints.py --out tests/benchmarks/checkpoints.json
 	@$(BIN)/python tests/benchmarks/bench_main_job.py --out tests/benchmarks/main_job.json
 
 # Kills, damages, full disks and bad input, many of each: some minutes.
