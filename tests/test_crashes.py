@@ -171,7 +171,7 @@ def test_a_run_of_two_processes_goes_on_with_one_and_keeps_its_global_batch(two,
 
 
 def test_a_sharded_model_is_saved_whole_and_goes_on_sharded_or_whole(tmp_path):
-    """FSDP2's own sharding over two processes (Accelerate engages it on GPUs only): equal in the worker, bit for bit."""
+    """FSDP2's own sharding over two processes (Accelerate engages it on GPUs only), compared bit for bit."""
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "3", "--"]
     done = launch([*command, REPO / "tests" / "sharded_worker.py", tmp_path])
     assert done.returncode == 0, done.stderr[-3000:]

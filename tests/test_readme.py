@@ -121,5 +121,17 @@ def test_figures_are_those_of_the_files_they_name():
         assert f"{loading['figures'][name]['ratio']:.2f} times" in README
 
 
+def test_what_was_tried_and_lost_is_what_the_files_say():
+    chaos, cost = figures("chaos.json"), figures("checkpoints.json")
+    section = README[README.index("## What happens when it crashes") : README.index("## The path of a token")]
+    for row in chaos.values():
+        assert row["lost"] == 0
+        assert f"| {row['tried']} | {row['recovered']} | {row['refused']} | 0 |" in section
+    share = cost["share_at_one_a_minute"]
+    assert f"{cost['bytes'] / 1e9:.2f} GB" in section
+    assert f"{100 * share['at once']:.1f} % of the run" in section
+    assert f"{100 * share['in the background']:.1f} % with `--async-save true`" in section
+
+
 def test_the_exported_folder_of_the_readme_is_stock(home):
     assert "gpt2" in type(AutoModelForCausalLM.from_pretrained(home / "runs" / "stock-gpt2")).__module__

@@ -216,6 +216,7 @@ def carry_out(
     save("loss.png", lambda: _draw(accelerator, folder, run))
     if accelerator.is_main_process:
         _write_evaluation(run, task, folder, progress, test, last_is_best)
+    accelerator.wait_for_everyone()  # a process group is left together
     accelerator.end_training()
     say(_farewell(run, progress, steps))
 
