@@ -73,7 +73,7 @@ def planned_steps(settings: Settings, rows: int | None, processes: int, tokens_p
 
     `rows` is None for a stream, whose epochs nobody has counted.
     """
-    global_batch = settings.batch_size * settings.accumulation_steps * processes
+    global_batch = Share(settings.batch_size, settings.accumulation_steps, processes).global_batch
     limits = []
     if settings.max_steps is not None:
         limits.append(settings.max_steps)
@@ -167,7 +167,6 @@ def train(
                 optimizer.step()
             optimizer.zero_grad()
 
-            which = source.describe(progress.step)
             progress.position = position
             progress.step += 1
             bar.update()
@@ -175,10 +174,12 @@ def train(
                 progress.tokens += tokens
                 progress.skipped_in_a_row = 0
                 if metrics.add_loss(loss):
+                    which = source.describe(progress.step - 1)
                     metrics.write(progress, {"loss_spike": loss, "loss_mean": metrics.mean, **which})
             else:
                 progress.skipped_steps += 1
                 progress.skipped_in_a_row += 1
+                which = source.describe(progress.step - 1)
                 metrics.write(progress, {"skipped_steps": progress.skipped_steps, "grad_norm": grad_norm, **which})
                 bar.write(f"step {progress.step}: the loss or its gradient is not finite; the step is skipped.")
             if progress.skipped_in_a_row >= settings.max_bad_steps:

@@ -55,6 +55,11 @@ class Share(NamedTuple):
         """Rows of a step, over all micro-batches and processes."""
         return self.batch_size * self.accumulation_steps * self.processes
 
+    def places(self, start: tuple[int, int], step: int) -> range:
+        """What a step takes of a sequence that is entered at the (step, position) `start`."""
+        first = start[1] + (step - start[0]) * self.global_batch
+        return range(first, first + self.global_batch)
+
 
 class Step(NamedTuple):
     """What one process does in one step, and where the sequence stands after it."""
@@ -85,9 +90,8 @@ class Steps:
 
     def places(self, step: int) -> range:
         """The places in the endless sequence that step n takes."""
-        first = self.start[1] + (step - self.start[0]) * self.share.global_batch
-        last = first + self.share.global_batch
-        return range(first, last if self.end is None else min(last, self.end))
+        places = self.share.places(self.start, step)
+        return places if self.end is None else range(places.start, min(places.stop, self.end))
 
     def indices(self, step: int) -> list[int]:
         """The row numbers of step n, over all processes."""
@@ -132,8 +136,8 @@ class StreamedSteps(IterableDataset):
         self.stream, self.collate, self.share, self.start, self.steps = stream, collate, share, start, 0
 
     def places(self, step: int) -> range:
-        first = self.start[1] + (step - self.start[0]) * self.share.global_batch
-        return range(first, first + self.share.global_batch)
+        """The places in the run's sequence that step n takes."""
+        return self.share.places(self.start, step)
 
     def __iter__(self) -> Iterator[Step]:
         cursors = dict(self.cursors)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recipe import Run, relative
+from scratch_gpt.order import Share
 
 
 # Fields that decide what is learned. (Those that name data or a model decide by what they name: its hash, its config.)
@@ -110,8 +111,8 @@ def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tupl
         saved["record"]["config"][name] for name in ("batch_size", "accumulation_steps")
     ):
         return asked
-    share = saved["share"]
-    batch_size, rows = share["batch_size"], share["batch_size"] * share["accumulation_steps"] * share["processes"]
+    share = Share(**saved["share"])
+    batch_size, rows = share.batch_size, share.global_batch
     if rows % (batch_size * processes):
         raise ValueError(
             f"The run has a global batch of {rows} rows; {processes} processes with batch_size {batch_size} cannot "

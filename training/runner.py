@@ -132,10 +132,9 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
     if start.saved is None:
         return record, []
     check_shapes(start.resume_from, task.model)
-    then = start.saved["share"]
-    rows = then["batch_size"] * then["accumulation_steps"] * then["processes"]
-    same_batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes == rows
-    keeps_batch = same_batch and accelerator.num_processes != then["processes"]
+    then = Share(**start.saved["share"])
+    now = Share(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
+    keeps_batch = now.global_batch == then.global_batch and now.processes != then.processes
     return record, check_record(start.saved["record"], record, run.allow_changed, keeps_batch)
 
 
