@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_gpt.data.collate import collate_windows
+from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.sources import open_documents, split_documents, token_stream
 from scratch_gpt.data.windows import IGNORED, Windows, require_full_window
 from scratch_gpt.tokenizer import encode_batch, load_tokenizer
@@ -108,7 +108,7 @@ def test_a_split_without_one_full_window_says_how_many_tokens_it_takes():
 
 def test_short_rows_are_filled_with_positions_that_ask_nothing():
     windows = Windows(np.arange(10, 17), 4)
-    batch = collate_windows([windows[0], windows[1]], pad_token_id=1, length=4)
+    batch = collate_rows([windows[0], windows[1]], pad_token_id=1, length=4)
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13], [14, 15, 1, 1]]
     assert batch["shift_labels"].tolist() == [[11, 12, 13, 14], [15, 16, -100, -100]]
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())

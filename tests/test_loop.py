@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_model
 from tiny_run import COLLATE, UnevenRows, run
 
-from scratch_gpt.data.collate import collate_windows
+from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.evaluation import language_metrics, mean_losses
 from scratch_gpt.launch import make_accelerator
 from scratch_gpt.loop import Settings, planned_steps
@@ -33,7 +33,7 @@ def test_each_row_comes_once_an_epoch_and_steps_do_not_depend_on_the_cut(cut, ep
     per_step = []
     for step in range(math.ceil(21 * epochs / 8)):
         parts = [
-            Steps(rows, collate_windows, Share(batch_size, accumulation, processes, rank), 5, 21 * epochs)[step][0]
+            Steps(rows, collate_rows, Share(batch_size, accumulation, processes, rank), 5, 21 * epochs)[step][0]
             for rank in range(processes)
         ]
         assert len({len(part) for part in parts}) == 1  # all processes take part in each exchange of gradients

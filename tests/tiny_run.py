@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from tiny import tiny_model
 
-from scratch_gpt.data.collate import collate_windows
+from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.windows import Windows
 from scratch_gpt.evaluation import mean_losses
 from scratch_gpt.loop import Settings, train
@@ -34,7 +34,7 @@ class UnevenRows:
         return self.rows[k]
 
 
-COLLATE = partial(collate_windows, length=8)
+COLLATE = partial(collate_rows, length=8)
 
 
 def run(

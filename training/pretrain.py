@@ -31,7 +31,7 @@ def build(run: PretrainRun):
     from tqdm.auto import tqdm
 
     from runner import Task
-    from scratch_gpt.data.collate import collate_windows
+    from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.sources import open_documents, open_stream, split_documents, token_stream
     from scratch_gpt.data.streams import TokenLanes
     from scratch_gpt.data.windows import Windows, require_full_window
@@ -87,7 +87,7 @@ def build(run: PretrainRun):
         model=model,
         tokenizer=tokenizer,
         rows=rows,
-        collate=partial(collate_windows, pad_token_id=eos, length=max_length),
+        collate=partial(collate_rows, pad_token_id=eos, length=max_length),
         objective=causal_lm,
         metrics=lambda losses, split: language_metrics(losses["loss"], len(streams[split].ids) / streams[split].bytes),
         sample=lambda model: (

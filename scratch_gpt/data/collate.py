@@ -1,6 +1,7 @@
 """Rows -> the one batch contract: int64 tensors (B, T), short rows filled on the right.
 
 The filling asks nothing (-100), and no attention_mask is needed: under a causal mask no token sees what is behind it.
+In packed rows the filling's positions start again at 0, like those of one more document.
 """
 
 import numpy as np
@@ -9,19 +10,23 @@ import torch
 from .windows import IGNORED
 
 
-def collate_windows(
+def collate_rows(
     rows: list[dict[str, np.ndarray]], pad_token_id: int = 0, length: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Rows of `windows` -> {"input_ids", "shift_labels"}, each (B, T) int64, T = `length` or the longest row."""
+    """Rows of windows.py or packing.py -> {"input_ids", "shift_labels"} and the "position_ids" of packed ones.
+
+    Each is (B, T) int64, T = `length` or the longest row.
+    """
     T = length or max(len(row["input_ids"]) for row in rows)
-    fill = {"input_ids": pad_token_id, "shift_labels": IGNORED}
     batch = {}
-    for key, value in fill.items():
-        filled = np.full((len(rows), T), value, dtype=np.int64)
+    for key in rows[0]:
+        filled = np.empty((len(rows), T), dtype=np.int64)
         for b, row in enumerate(rows):
-            filled[b, : len(row[key])] = row[key]
+            n = len(row[key])
+            filled[b, :n] = row[key]
+            filled[b, n:] = {"input_ids": pad_token_id, "shift_labels": IGNORED, "position_ids": np.arange(T - n)}[key]
         batch[key] = torch.from_numpy(filled)
     return batch
 
 
-__all__ = ["collate_windows"]
+__all__ = ["collate_rows"]
