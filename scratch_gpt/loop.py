@@ -24,7 +24,7 @@ from .checkpoints import load_checkpoint
 from .launch import StopSignals
 from .memory import fit_memory
 from .metrics import Metrics
-from .order import Batch, Share, Steps, StreamedSteps, derive_seed, to_device
+from .order import Alter, Batch, Share, Steps, StreamedSteps, derive_seed, to_device
 from .saving import Keeper, RunStopped, agree, guard_saves, last_good
 
 
@@ -47,6 +47,7 @@ class Settings:
     keep: int = 2
     async_save: bool = False
     log_every: int = 10
+    group_by_length: bool = False  # a step takes rows of like length (rows.lengths)
     workers: int = 0
     seed: int = 0
 
@@ -106,6 +107,7 @@ def train(
     resume_from: Path | None = None,
     record: dict[str, Any] | None = None,
     save: Callable[[str, Callable[[], Any]], bool] | None = None,
+    alter: Alter | None = None,
 ) -> tuple[nn.Module, Progress]:
     """Train for `steps` steps; returns the prepared model and where it stands.
 
@@ -117,6 +119,7 @@ def train(
         on_evaluation: called after each on every process, with whether it is the best so far; returns what to show.
         record: what made this run, as JSON; kept in its checkpoints.
         save: see `guard_saves`.
+        alter: (row, place in the run's sequence) -> the row as it is learned from there.
 
     Writes `metrics.jsonl` and `checkpoints/` into output_dir.
 
@@ -145,7 +148,7 @@ def train(
         if progress.step < steps:
             cut = fit_memory(accelerator, model, optimizer, rows, collate, objective, *cut)
         share = Share(*cut, accelerator.num_processes, accelerator.process_index)
-        source, cursors = _source(rows, collate, share, settings, progress, state.get("cursors", {}))
+        source, cursors = _source(rows, collate, share, settings, progress, state.get("cursors", {}), alter)
         if resume_from is not None and (ends or progress.step >= steps):
             keep(progress, share, cursors)
         ahead = source.loader(progress.step if ends else steps, settings.workers, accelerator.device.type == "cuda")
@@ -210,14 +213,15 @@ def train(
     return model, progress
 
 
-def _source(rows, collate, share: Share, settings: Settings, progress: Progress, cursors: dict[str, Any]):
+def _source(rows, collate, share: Share, settings: Settings, progress: Progress, cursors: dict[str, Any], alter):
     """The steps of this process from where the run stands, and where its lanes of a stream stand."""
     start = (progress.step, progress.position)
     if hasattr(rows, "lanes"):
-        source = StreamedSteps(rows, collate, share, start, cursors)
+        source = StreamedSteps(rows, collate, share, start, cursors, alter)
         return source, source.cursors
     end = None if settings.epochs is None else math.ceil(settings.epochs * len(rows))
-    return Steps(rows, collate, share, settings.seed, end, start), {}
+    lengths = rows.lengths if settings.group_by_length else None
+    return Steps(rows, collate, share, settings.seed, end, start, lengths, alter), {}
 
 
 def _backward(accelerator: Accelerator, model, objective, micro_batches: list) -> tuple[torch.Tensor, int]:

@@ -8,7 +8,6 @@ micro-batches; so a global batch holds the same rows however many processes shar
 import hashlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 
 Batch = dict[str, torch.Tensor]
+Alter = Callable[[Any, int], Any]
+WITHIN = 50  # batches whose rows are sorted together by length
 
 
 def derive_seed(*parts: int) -> int:
@@ -23,11 +24,23 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-@lru_cache(maxsize=2)
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
     """A permutation of range(rows), a function of its arguments alone."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     return torch.randperm(rows, generator=generator).tolist()
+
+
+def like_lengths(order: list[int], lengths: Sequence[int], batch: int, seed: int) -> list[int]:
+    """The order with rows of like length brought together, a batch at a time; the batches stay shuffled.
+
+    Sorted is only within WITHIN batches' worth of rows, so that a batch is not the same in every epoch.
+    """
+    batches = []
+    for start in range(0, len(order), WITHIN * batch):
+        near = sorted(order[start : start + WITHIN * batch], key=lambda i: -lengths[i])
+        batches += [near[i : i + batch] for i in range(0, len(near), batch)]
+    generator = torch.Generator().manual_seed(seed)
+    return [i for b in torch.randperm(len(batches), generator=generator).tolist() for i in batches[b]]
 
 
 def deal(items: Sequence, batch_size: int, processes: int, rank: int) -> list[tuple[Sequence, bool]]:
@@ -75,6 +88,8 @@ class Steps:
     Args:
         end: places of the endless sequence that there are at most; None is no limit.
         start: the (step, position) that the sequence is entered at.
+        lengths: of the rows, where a step is to take rows of like length.
+        alter: (row, place) -> the row as it is learned from there, a pure function.
     """
 
     def __init__(
@@ -85,22 +100,40 @@ class Steps:
         seed: int,
         end: int | None = None,
         start: tuple[int, int] = (0, 0),
+        lengths: Sequence[int] | None = None,
+        alter: Alter | None = None,
     ):
         self.rows, self.collate, self.share, self.seed, self.end, self.start = rows, collate, share, seed, end, start
+        self.lengths, self.alter = lengths, alter
+        self._orders: dict[int, list[int]] = {}  # of the epochs at hand
 
     def places(self, step: int) -> range:
         """The places in the endless sequence that step n takes."""
         places = self.share.places(self.start, step)
         return places if self.end is None else range(places.start, min(places.stop, self.end))
 
+    def index(self, place: int) -> int:
+        """The number of the row at a place."""
+        epoch, number = divmod(place, len(self.rows))
+        if epoch not in self._orders:
+            order = epoch_order(len(self.rows), self.seed, epoch)
+            if self.lengths is not None:
+                order = like_lengths(order, self.lengths, self.share.global_batch, derive_seed(self.seed, epoch, 1))
+            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}  # a step may span two epochs
+        return self._orders[epoch][number]
+
     def indices(self, step: int) -> list[int]:
         """The row numbers of step n, over all processes."""
-        n = len(self.rows)
-        return [epoch_order(n, self.seed, place // n)[place % n] for place in self.places(step)]
+        return [self.index(place) for place in self.places(step)]
+
+    def row(self, place: int) -> Any:
+        """What is learned from at a place."""
+        row = self.rows[self.index(place)]
+        return row if self.alter is None else self.alter(row, place)
 
     def __getitem__(self, step: int) -> Step:
-        dealt = deal(self.indices(step), self.share.batch_size, self.share.processes, self.share.rank)
-        batches = [(self.collate([self.rows[i] for i in chunk]), counted) for chunk, counted in dealt]
+        dealt = deal(self.places(step), self.share.batch_size, self.share.processes, self.share.rank)
+        batches = [(self.collate([self.row(place) for place in chunk]), counted) for chunk, counted in dealt]
         return Step(batches, self.places(step).stop, {})
 
     def loader(self, steps: int, workers: int, pin_memory: bool) -> Iterable[Step]:
@@ -125,6 +158,7 @@ class StreamedSteps(IterableDataset):
         share: Share,
         start: tuple[int, int] = (0, 0),
         cursors: dict[str, Any] | None = None,
+        alter: Alter | None = None,
     ):
         if stream.lanes % share.processes:
             raise ValueError(
@@ -134,6 +168,7 @@ class StreamedSteps(IterableDataset):
         mine = map(str, range(share.rank, stream.lanes, share.processes))
         self.cursors = {lane: (cursors or {}).get(lane) for lane in mine}  # None is a lane's beginning
         self.stream, self.collate, self.share, self.start, self.steps = stream, collate, share, start, 0
+        self.alter = alter
 
     def places(self, step: int) -> range:
         """The places in the run's sequence that step n takes."""
@@ -148,7 +183,7 @@ class StreamedSteps(IterableDataset):
                 name = str(place % self.stream.lanes)
                 if name in lanes:
                     row, cursors[name] = next(lanes[name])
-                    rows.append(row)
+                    rows.append(row if self.alter is None else self.alter(row, place))
             batches = [(self.collate(chunk), counted) for chunk, counted in deal(rows, self.share.batch_size, 1, 0)]
             yield Step(batches, self.places(step).stop, dict(cursors))
 
@@ -218,6 +253,7 @@ __all__ = [
     "derive_seed",
     "epoch_order",
     "evaluation_batches",
+    "like_lengths",
     "some_rows",
     "to_device",
 ]

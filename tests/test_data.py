@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.sources import open_documents, split_documents, token_stream
-from scratch_gpt.data.windows import IGNORED, Windows, require_full_window
+from scratch_gpt.data.windows import IGNORED, Windows, mask_inputs, require_full_window
 from scratch_gpt.tokenizer import encode_batch, load_tokenizer
 
 
@@ -235,3 +235,22 @@ def test_documents_end_in_eos_and_bytes_are_counted(tmp_path):
     stream = token_stream(documents, lambda texts: [list(text.encode()) for text in texts], 0, "bytes")
     assert stream.ids.tolist() == [97, 98, 0, 0xC3, 0xA9, 0] and stream.ids.dtype == np.uint16
     assert (stream.documents, stream.bytes) == (2, 4)
+
+
+@given(n=st.integers(1, 40), place=st.integers(0, 1000), most=st.integers(1, 3))
+@settings(deadline=None)
+def test_masked_inputs_change_one_to_three_tokens_and_nothing_that_is_asked(n, place, most):
+    row = {"input_ids": np.arange(5, 5 + n), "shift_labels": np.arange(6, 6 + n)}
+    masked = mask_inputs(row, place, mask_token_id=0, most=most, seed=7)
+    changed = np.flatnonzero(masked["input_ids"] != row["input_ids"])
+    assert min(n, 1) <= len(changed) <= most and (masked["input_ids"][changed] == 0).all()
+    assert masked["shift_labels"].tolist() == row["shift_labels"].tolist()
+    again = mask_inputs(row, place, mask_token_id=0, most=most, seed=7)
+    assert again["input_ids"].tolist() == masked["input_ids"].tolist()
+    assert row["input_ids"].tolist() == list(range(5, 5 + n))  # the row itself is left as it is
+
+
+def test_a_row_is_masked_anew_at_each_place():
+    row = {"input_ids": np.arange(5, 45), "shift_labels": np.arange(6, 46)}
+    found = {tuple(mask_inputs(row, place, mask_token_id=0)["input_ids"]) for place in range(20)}
+    assert len(found) > 15

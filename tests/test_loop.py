@@ -14,7 +14,7 @@ from scratch_gpt.launch import make_accelerator
 from scratch_gpt.loop import Settings, planned_steps
 from scratch_gpt.objectives import Objective, causal_lm
 from scratch_gpt.optimizers import adamw, learning_rate_at
-from scratch_gpt.order import Share, Steps, epoch_order, evaluation_batches
+from scratch_gpt.order import Share, Steps, epoch_order, evaluation_batches, like_lengths
 
 
 def assert_close(a, b, tolerance):
@@ -45,8 +45,42 @@ def test_each_row_comes_once_an_epoch_and_steps_do_not_depend_on_the_cut(cut, ep
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    assert epoch_order(50, 1, 0) == epoch_order.__wrapped__(50, 1, 0)
+    assert epoch_order(50, 1, 0) == epoch_order(50, 1, 0)
     assert len({tuple(epoch_order(50, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+def test_batches_of_like_length_hold_each_row_once_and_little_filling():
+    lengths = [int(n) for n in np.random.default_rng(0).integers(1, 100, 203)]
+    order = like_lengths(epoch_order(203, 1, 0), lengths, batch=8, seed=3)
+    assert sorted(order) == list(range(203))
+    assert order == like_lengths(epoch_order(203, 1, 0), lengths, batch=8, seed=3)
+    assert order != like_lengths(epoch_order(203, 1, 0), lengths, batch=8, seed=4)
+
+    def filling(order):
+        batches = [[lengths[i] for i in order[k : k + 8]] for k in range(0, len(order), 8)]
+        return sum(len(batch) * max(batch) - sum(batch) for batch in batches)
+
+    assert filling(order) < filling(epoch_order(203, 1, 0)) / 5
+
+
+def test_rows_of_like_length_are_the_same_however_the_batch_is_cut():
+    rows = [{"input_ids": np.arange(n + 1), "shift_labels": np.arange(n + 1)} for n in range(21)]
+    lengths = [n + 1 for n in range(21)]
+    whole = Steps(rows, collate_rows, Share(8), 5, lengths=lengths)
+    cut = Steps(rows, collate_rows, Share(2, 2, 2), 5, lengths=lengths)
+    assert [whole.indices(step) for step in range(6)] == [cut.indices(step) for step in range(6)]
+
+
+def test_a_row_is_altered_by_its_place_however_the_batch_is_cut():
+    rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)]
+    alter = lambda row, place: {**row, "input_ids": row["input_ids"] + 100 * place}  # noqa: E731
+    for step in range(6):
+        seen = set()
+        for rank in range(2):
+            source = Steps(rows, collate_rows, Share(2, 2, 2, rank), 5, alter=alter)
+            seen |= {int(i) for batch, _ in source[step].micro_batches for i in batch["input_ids"]}
+        expected = zip(source.places(step), source.indices(step), strict=True)
+        assert seen == {row + 100 * place for place, row in expected}
 
 
 # --- The gradient ------------------------------------------------------------------------------------------------

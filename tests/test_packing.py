@@ -1,4 +1,4 @@
-"""Laws of packing: tokens are conserved, each asked once but a document's first, and documents do not see each other."""
+"""Laws of packing: tokens are conserved, each is asked once but a first one, and documents see only themselves."""
 
 import numpy as np
 import pytest

@@ -73,6 +73,20 @@ class Windows:
         return {"input_ids": inputs, "shift_labels": targets}
 
 
+def mask_inputs(
+    row: dict[str, np.ndarray], place: int, *, mask_token_id: int, most: int = 3, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """The row with 1 to `most` of its input tokens, drawn by (seed, place), replaced; what is asked stays.
+
+    A row is masked anew in each epoch, since it then stands at another place. It makes learning by heart harder.
+    """
+    generator = np.random.default_rng([seed, place])
+    ids = row["input_ids"].copy()
+    count = min(int(generator.integers(1, most + 1)), len(ids))
+    ids[generator.choice(len(ids), count, replace=False)] = mask_token_id
+    return {**row, "input_ids": ids}
+
+
 def require_full_window(ids: np.ndarray, max_length: int, split: str) -> None:
     """Raise a ValueError where a split does not fill a single window."""
     if len(ids) < max_length + 1:
@@ -82,4 +96,4 @@ def require_full_window(ids: np.ndarray, max_length: int, split: str) -> None:
         )
 
 
-__all__ = ["IGNORED", "Windows", "require_full_window"]
+__all__ = ["IGNORED", "Windows", "mask_inputs", "require_full_window"]
