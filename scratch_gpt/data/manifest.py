@@ -1,0 +1,130 @@
+"""What data a run used -> JSON: sources, counts, hashes; and whether data are still what a manifest says.
+
+format_version, task, tokenizer (fingerprint, vocab_size), max_length, stride, pack
+sources    [{dataset, config, split, revision, rows, files: [{name, bytes, sha256}]}]
+filters    {name: {in, removed}}                  in the order in which they ran
+mixture    {asked, actual, alpha, ...} or null    shares of tokens
+splits     {train: {documents, bytes, rows, tokens, asked, sha256}, ...}
+rows, tokens, bytes, sha256                       over all splits; sha256 is of the exact rows
+files      [{name, bytes, sha256}]                of a prepared folder
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+
+
+def file_record(path: Path, name: str) -> dict[str, Any]:
+    """{"name", "bytes", "sha256"} of a file."""
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"name": name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def make_manifest(
+    task: str,
+    sources: list[dict[str, Any]],
+    splits: dict[str, dict[str, Any]],
+    filters: dict[str, dict[str, int]] | None = None,
+    mixture: dict[str, Any] | None = None,
+    files: list[dict[str, Any]] | None = None,
+    **rest: Any,
+) -> dict[str, Any]:
+    """The manifest of these splits, with their sums and one hash over theirs."""
+    totals = {name: sum(split.get(name, 0) for split in splits.values()) for name in ("rows", "tokens", "bytes")}
+    hashes = json.dumps({name: split["sha256"] for name, split in splits.items()}, sort_keys=True)
+    return {
+        "format_version": FORMAT_VERSION,
+        "task": task,
+        **rest,
+        "sources": sources,
+        "filters": filters or {},
+        "mixture": mixture,
+        "splits": splits,
+        **totals,
+        "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        **({} if files is None else {"files": files}),
+    }
+
+
+def is_prepared(dataset: str) -> bool:
+    """Whether a dataset is a folder that training/prepare.py has written."""
+    return (Path(dataset).expanduser() / NAME).is_file()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder or of a run, or the file itself.
+
+    Raises:
+        ValueError: it is not there, is no manifest, or of another format.
+    """
+    path = Path(path).expanduser()
+    path = path / NAME if path.is_dir() else path
+    try:
+        manifest = json.loads(path.read_text())
+        version, _, _ = manifest["format_version"], manifest["splits"], manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a data manifest ({type(error).__name__}: {error}).") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}.")
+    return manifest
+
+
+def verify_files(folder: Path, manifest: dict[str, Any], contents: bool = True) -> None:
+    """Raise a ValueError that names the first file of a prepared folder that is not what its manifest says.
+
+    Args:
+        contents: hash each file; without it only sizes are compared, which costs nothing.
+    """
+    for record in manifest.get("files", []):
+        path = Path(folder).expanduser() / record["name"]
+        if not path.is_file():
+            raise ValueError(f"{folder}: {record['name']} is missing. Prepare the data again.")
+        if path.stat().st_size != record["bytes"] or (
+            contents and file_record(path, path.name) != {**record, "name": path.name}
+        ):
+            raise ValueError(f"{folder}: {record['name']} is not the file that was prepared. Prepare the data again.")
+
+
+def verify_same(recorded: dict[str, Any], now: dict[str, Any], name: str) -> None:
+    """Raise a ValueError where these data are not those that the manifest `name` records; files come first.
+
+    Sources' names and places may differ, their contents may not.
+    """
+    before = {file["name"]: file for source in recorded["sources"] for file in source.get("files", [])}
+    after = {file["name"]: file for source in now["sources"] for file in source.get("files", [])}
+    for file in sorted({*before, *after}):
+        if file not in after:
+            raise ValueError(f"The data are not those of {name}: {file} is missing.")
+        if file not in before:
+            raise ValueError(f"The data are not those of {name}: {file} is new.")
+        if before[file] != after[file]:
+            raise ValueError(f"The data are not those of {name}: {file} has changed.")
+    for key in ("tokenizer", "max_length", "stride", "pack", "splits", "sha256"):
+        if recorded.get(key) != now.get(key):
+            raise ValueError(
+                f"The data are not those of {name}: {key} differs ({_short(recorded.get(key))} there, "
+                f"{_short(now.get(key))} here)."
+            )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "NAME",
+    "file_record",
+    "is_prepared",
+    "make_manifest",
+    "read_manifest",
+    "verify_files",
+    "verify_same",
+]

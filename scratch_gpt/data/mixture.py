@@ -1,0 +1,116 @@
+"""Corpora with shares -> one order of their documents, in which every stretch has about those shares.
+
+Each corpus is shuffled by seed and epoch. Document j of corpus i is due when the corpus, at its share, has given half
+of it: time(i, j) = (tokens of i before j + half of j) / share_i. Sorted by time, a corpus is never more than about a
+document ahead of or behind its share, and neighbours come from different sources wherever the shares allow it. Shares
+count tokens, not documents. The order is a function of lengths, shares and seed: there is no state to lose.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+
+# As in `datasets.interleave_datasets`, said of epochs: until the first corpus has been given once; until each has been
+# given at least once, small ones again and again; each exactly once, the shares then holding as long as all last.
+Stopping = Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"]
+
+
+class Mixture(NamedTuple):
+    """`names[source[n]]`'s document number `document[n]` is the n-th of the mixture."""
+
+    names: list[str]
+    source: np.ndarray  # (N,) int16
+    document: np.ndarray  # (N,) int32
+    tokens: dict[str, int]  # that came out, of each corpus
+    epochs: dict[str, float]  # how often each corpus is given
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the tokens that came out."""
+        total = sum(self.tokens.values())
+        return {name: count / total for name, count in self.tokens.items()}
+
+
+def target_shares(
+    tokens: Mapping[str, int], weights: Mapping[str, float] | None = None, alpha: float = 0.7
+) -> dict[str, float]:
+    """Shares of the mixture: explicit `weights`, made to sum to 1, or p_i proportional to w_i^alpha.
+
+    w_i is a corpus' share of all tokens; alpha < 1 gives small corpora more than that (Conneau & Lample 2019,
+    "Cross-lingual Language Model Pretraining", section 3.1).
+
+    Raises:
+        ValueError: alpha outside (0, 1], a weight that is not a positive number, weights of other corpora.
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; it has to be more than 0 and at most 1.")
+    if weights is None:
+        weights = {name: count**alpha for name, count in tokens.items()}
+    if set(weights) != set(tokens):
+        raise ValueError(f"Weights are given for {', '.join(weights)}, but the corpora are {', '.join(tokens)}.")
+    for name, weight in weights.items():
+        if not 0 < weight < math.inf:
+            raise ValueError(f"The weight of {name} is {weight}; it has to be a positive number.")
+    total = sum(weights.values())
+    return {name: weights[name] / total for name in tokens}
+
+
+def mix(
+    lengths: Mapping[str, np.ndarray],
+    shares: Mapping[str, float],
+    seed: int = 0,
+    stopping_strategy: Stopping = "all_exhausted",
+    epochs: Mapping[str, float] | None = None,
+) -> Mixture:
+    """The order of the mixture.
+
+    Args:
+        lengths: corpus -> (documents,) tokens of each.
+        epochs: corpus -> how often it is given; this decides the shares and the end itself.
+
+    Raises:
+        ValueError: a corpus without documents, an unknown strategy, epochs that are not positive.
+    """
+    if stopping_strategy not in get_args(Stopping):
+        raise ValueError(f"stopping_strategy is {stopping_strategy!r}; it is one of {', '.join(get_args(Stopping))}.")
+    for name, of_documents in lengths.items():
+        if len(of_documents) == 0:
+            raise ValueError(f"The corpus {name} has no documents left.")
+    tokens = {name: int(np.sum(of_documents)) for name, of_documents in lengths.items()}
+    if epochs is not None:
+        if set(epochs) != set(lengths):
+            raise ValueError(f"Epochs are given for {', '.join(epochs)}, but the corpora are {', '.join(lengths)}.")
+        for name, count in epochs.items():
+            if not 0 < count < math.inf:
+                raise ValueError(f"The epochs of {name} are {count}; they have to be a positive number.")
+        total = sum(tokens[name] * epochs[name] for name in lengths)
+        shares = {name: tokens[name] * epochs[name] / total for name in lengths}
+        end = float(total)
+    else:
+        due = [tokens[name] / shares[name] for name in lengths]  # when each corpus has been given once
+        end = min(due) if stopping_strategy == "first_exhausted" else max(due)
+    once = epochs is None and stopping_strategy == "all_exhausted_without_replacement"
+
+    times, sources, documents = [], [], []
+    for i, (name, of_documents) in enumerate(lengths.items()):
+        passes = 1 if once else math.ceil(end * shares[name] / tokens[name] - 1e-9)
+        order = np.concatenate(
+            [np.random.default_rng([seed, i, epoch]).permutation(len(of_documents)) for epoch in range(passes)]
+        )
+        given = np.asarray(of_documents, dtype=np.float64)[order]
+        time = (np.cumsum(given) - given / 2) / shares[name]
+        inside = slice(None) if once else slice(max(1, int(np.searchsorted(time, end * (1 + 1e-12)))))
+        times.append(time[inside])
+        documents.append(order[inside])
+        sources.append(np.full(len(order[inside]), i))
+    sequence = np.argsort(np.concatenate(times), kind="stable")
+    source = np.concatenate(sources)[sequence].astype(np.int16)
+    document = np.concatenate(documents)[sequence].astype(np.int32)
+    counts = {name: int(np.sum(np.asarray(lengths[name])[document[source == i]])) for i, name in enumerate(lengths)}
+    return Mixture([*lengths], source, document, counts, {name: counts[name] / tokens[name] for name in lengths})
+
+
+__all__ = ["Mixture", "Stopping", "mix", "target_shares"]

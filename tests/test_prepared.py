@@ -1,0 +1,115 @@
+"""Laws of the prepared folder: rows come back as they were written, whatever made them."""
+
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scratch_gpt.data.packing import PackedRows
+from scratch_gpt.data.prepared import PreparedRows, write_part
+from scratch_gpt.data.windows import IGNORED, Windows
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(one[key].tolist() == other[key].tolist() for key in one)
+
+
+def written(rows: list[dict], folder, vocab_size: int = 50_000, parts: int = 1) -> PreparedRows:
+    for file in folder.glob("part-*.arrow"):
+        file.unlink()
+    share = -(-len(rows) // parts)
+    made = [
+        write_part(rows[n * share : (n + 1) * share], folder / f"part-{n:05d}.arrow", vocab_size)
+        for n in range(-(-len(rows) // share))
+    ]
+    assert sum(part.rows for part in made) == len(rows)
+    assert sum(part.tokens for part in made) == sum(len(row["input_ids"]) for row in rows)
+    asked = sum(int((row["shift_labels"] != IGNORED).sum()) for row in rows)
+    assert sum(part.asked for part in made) == asked
+    return PreparedRows(folder, asked)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("rows")
+
+
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    max_length=st.integers(1, 16),
+    pack=st.booleans(),
+    parts=st.integers(1, 3),
+)
+@settings(deadline=None, max_examples=50)
+def test_packed_rows_come_back_as_they_were(folder, lengths, max_length, pack, parts):
+    ids = np.arange(sum(lengths), dtype=np.uint16)
+    rows = PackedRows(ids, np.cumsum(lengths), max_length, pack=pack)
+    every = [rows[k] for k in range(len(rows))]
+    back = written(every, folder, parts=parts)
+    assert len(back) == len(every) and all(same(back[k], every[k]) for k in range(len(every)))
+    assert back.lengths.tolist() == rows.lengths.tolist()
+    assert back.asked_per_row == pytest.approx(rows.asked_per_row)
+
+
+@given(
+    n=st.integers(2, 60),
+    max_length=st.integers(1, 16),
+    stride=st.integers(1, 20),
+    overlap=st.sampled_from(["ask", "context"]),
+)
+@settings(deadline=None, max_examples=50)
+def test_windows_come_back_as_they_were(folder, n, max_length, stride, overlap):
+    windows = Windows(np.arange(n), max_length, stride, overlap)
+    every = [windows[k] for k in range(len(windows))]
+    back = written(every, folder)
+    assert all(same(back[k], every[k]) for k in range(len(every)))
+
+
+@given(asked=st.lists(st.lists(st.booleans(), min_size=1, max_size=20), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=50)
+def test_any_choice_of_asked_positions_comes_back(folder, asked):
+    rows = []
+    for choice in asked:
+        ids = np.arange(len(choice) + 1)
+        rows.append({"input_ids": ids[:-1], "shift_labels": np.where(choice, ids[1:], IGNORED)})
+    back = written(rows, folder)
+    assert all(same(back[k], rows[k]) for k in range(len(rows)))
+
+
+@pytest.mark.parametrize(("vocab_size", "kind"), [(65536, "uint16"), (65537, "uint32")])
+def test_ids_take_the_smallest_type_and_any_arrow_reader_opens_them(tmp_path, vocab_size, kind):
+    windows = Windows(np.arange(vocab_size - 20, vocab_size), 8)
+    written([windows[k] for k in range(len(windows))], tmp_path, vocab_size)
+    opened = datasets.load_dataset("arrow", data_files=str(tmp_path / "part-*.arrow"), split="train", streaming=True)
+    rows = list(opened)
+    assert rows[0]["input_ids"] == list(range(vocab_size - 20, vocab_size - 12))
+    assert opened.features["input_ids"].feature.dtype == kind
+
+
+def test_the_hash_is_of_the_rows_and_changes_with_any_of_them(tmp_path):
+    windows = Windows(np.arange(20), 8)
+    rows = [windows[k] for k in range(len(windows))]
+    file = tmp_path / "part-00000.arrow"
+    first = write_part(rows, file, 100).sha256
+    assert write_part(rows, file, 10**6).sha256 == first  # held in another type
+    assert write_part(rows[::-1], file, 100).sha256 != first
+    rows[0]["shift_labels"][2] = IGNORED
+    assert write_part(rows, file, 100).sha256 != first
+
+
+def test_rows_travel_to_a_data_worker_as_their_folder(tmp_path):
+    windows = Windows(np.arange(20), 8)
+    rows = written([windows[k] for k in range(len(windows))], tmp_path)
+    assert len(pickle.dumps(rows)) < 1000
+    assert same(pickle.loads(pickle.dumps(rows))[1], rows[1])
+
+
+def test_a_folder_without_rows_or_with_a_damaged_file_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no prepared rows"):
+        PreparedRows(tmp_path)
+    (tmp_path / "part-00000.arrow").write_bytes(b"not arrow at all")
+    with pytest.raises(ValueError, match="cannot be read"):
+        PreparedRows(tmp_path)
