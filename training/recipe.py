@@ -103,8 +103,8 @@ AT_LEAST = {  # field -> the least it may be
 }
 
 
-def check(run: Run) -> None:
-    """Raise a ValueError for the first field whose value cannot be meant."""
+def check_fields(run: Any) -> None:
+    """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
     for name, least in AT_LEAST.items():
         value = getattr(run, name, None)
         if value is not None and not least <= value < float("inf"):
@@ -113,11 +113,16 @@ def check(run: Run) -> None:
         choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(run, item.name) not in choices:
             raise ValueError(f"{item.name} is {getattr(run, item.name)!r}; it is one of {', '.join(choices)}.")
-    for name in ("output_dir", "dataset", "model", "tokenizer", "resume"):
-        if getattr(run, name) == "":
+    for name in ("output_dir", "dataset", "model", "tokenizer", "resume", "mixture"):
+        if getattr(run, name, None) == "":
             raise ValueError(f"{name} is empty.")
     if run.seed >= 2**63:
         raise ValueError(f"seed is {run.seed}; it has to be less than 2 to the power of 63.")
+
+
+def check(run: Run) -> None:
+    """Raise a ValueError for the first field of a training run whose value cannot be meant."""
+    check_fields(run)
     check_model_folder(run.model)
     if run.model is not None and run.tokenizer == "train":
         raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")

@@ -3,7 +3,6 @@
 The only file that imports `datasets`.
 """
 
-import ast
 import glob
 import hashlib
 import sysconfig
@@ -14,6 +13,9 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
+from .embedded import python_documentation
+from .manifest import file_record, is_prepared, read_manifest, verify_files
+
 
 EMBEDDED = "python-docs"
 LOADERS = {  # file ending -> the `datasets` loader that reads it
@@ -22,9 +24,9 @@ LOADERS = {  # file ending -> the `datasets` loader that reads it
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
     ".parquet": ("parquet", {}),
 }
-NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
 
 
 def open_documents(
@@ -53,6 +55,60 @@ def open_documents(
     if len(rows) == 0:
         raise ValueError(f"{dataset} holds no text: every document of column {text_column!r} is empty.")
     return rows
+
+
+def open_rows(
+    dataset: str = EMBEDDED, config: str | None = None, split: str = "train", revision: str | None = None
+) -> datasets.Dataset:
+    """A dataset with all its columns, nothing left out. Arguments and errors as for `open_documents`."""
+    rows = _open(dataset, config, split, revision)
+    if len(rows) == 0:
+        raise ValueError(f"{dataset} holds no rows.")
+    return rows
+
+
+def describe_source(
+    dataset: str, config: str | None, split: str, revision: str | None, rows: datasets.Dataset
+) -> dict[str, Any]:
+    """Where rows came from, for the manifest: each file with its SHA-256, a Hub dataset with its commit."""
+    record = {
+        "dataset": dataset,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "rows": len(rows),
+        "files": [],
+    }
+    if dataset == EMBEDDED:
+        return {**record, "revision": f"Python {sysconfig.get_config_var('py_version')}"}
+    if _looks_local(dataset):
+        root = Path(dataset).expanduser()
+        names = [(path, str(path.relative_to(root)) if root.is_dir() else path.name) for path in _local_files(dataset)]
+        return {**record, "dataset": root.name, "files": [file_record(path, name) for path, name in names]}
+    for url, found in (rows.info.download_checksums or {}).items():  # hf://datasets/NAME@COMMIT/FILE
+        repository, _, name = url.partition("@")
+        commit, _, name = name.partition("/")
+        if repository.startswith("hf://"):
+            record["revision"] = commit
+            record["files"].append({"name": name, "bytes": found.get("num_bytes"), "sha256": found.get("checksum")})
+    return record
+
+
+def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
+    """The splits of a folder of cleaned rows that training/prepare.py --task text has written, mapped.
+
+    Raises:
+        ValueError: it holds token rows, or a file is not what the manifest says.
+    """
+    manifest = read_manifest(Path(folder))
+    if manifest["task"] != "text":
+        raise ValueError(f"{folder} holds rows of token ids, and text is needed. Prepare it with --task text.")
+    verify_files(Path(folder), manifest, contents=False)
+    parts = {name: sorted(Path(folder).expanduser().glob(f"{name}/part-*.arrow")) for name in manifest["splits"]}
+    return {
+        name: datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])
+        for name, paths in parts.items()
+    }
 
 
 class DocumentStream(NamedTuple):
@@ -129,17 +185,25 @@ def split_documents(
         ValueError: fractions outside [0, 1) or together 1 or more, or fewer documents than splits.
     """
     asked = _check_fractions(validation_fraction, test_fraction)
-    n = len(documents)
-    if n == 1:
+    if len(documents) == 1:
         return _cut_by_position(documents[0]["text"], asked)
+    numbers = split_numbers(len(documents), validation_fraction, test_fraction, seed)
+    return {name: documents.select(chosen) for name, chosen in numbers.items()}
+
+
+def split_numbers(
+    n: int, validation_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Which of n documents go where, in order: {"train", "validation", "test"}. Errors as for `split_documents`."""
+    asked = _check_fractions(validation_fraction, test_fraction)
     if n < 1 + len(asked):
         raise ValueError(f"{n} documents cannot be split into train, {' and '.join(asked)}. Set a fraction to 0.")
     order = np.random.default_rng(seed).permutation(n)
     splits = {}
     for name, fraction in asked.items():
         take = min(max(1, round(fraction * n)), len(order) - 1)
-        splits[name], order = documents.select(np.sort(order[:take])), order[take:]
-    return {"train": documents.select(np.sort(order)), **splits}
+        splits[name], order = np.sort(order[:take]), order[take:]
+    return {"train": np.sort(order), **splits}
 
 
 class TokenStream(NamedTuple):
@@ -208,6 +272,9 @@ def _open(dataset: str, config: str | None, split: str, revision: str | None, st
     if dataset == EMBEDDED:
         rows = _python_documentation()
         return rows.to_iterable_dataset() if streaming else rows
+    if is_prepared(dataset):
+        rows = datasets.concatenate_datasets([*open_prepared_text(dataset).values()])
+        return rows.to_iterable_dataset() if streaming else rows
     if _looks_local(dataset):
         return _open_files(dataset, _local_files(dataset), streaming)
     try:
@@ -222,7 +289,7 @@ def _open(dataset: str, config: str | None, split: str, revision: str | None, st
 def _python_documentation() -> datasets.Dataset:
     stdlib = sysconfig.get_path("stdlib")
     rows = datasets.Dataset.from_generator(
-        _documentation, gen_kwargs={"stdlib": stdlib, "version": sysconfig.get_config_var("py_version") or ""}
+        python_documentation, gen_kwargs={"stdlib": stdlib, "version": sysconfig.get_config_var("py_version") or ""}
     )
     if len(rows) < 100:
         raise ValueError(
@@ -230,31 +297,6 @@ def _python_documentation() -> datasets.Dataset:
             "no embedded text. Give your own with --dataset FILE."
         )
     return rows
-
-
-def _documentation(stdlib: str, version: str) -> Iterator[dict]:
-    # One document a module: its docstrings in source order; then pydoc's topics. Read as text, nothing is imported,
-    # so it works under -OO too. `version` is here for the cache: another Python is another text.
-    seen = set()
-    for path in sorted(Path(stdlib).rglob("*.py")):
-        if NOT_PROSE & set(path.relative_to(stdlib).parts):
-            continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError, OSError):
-            continue
-        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
-        new = [text for text in dict.fromkeys(found) if text and text not in seen]
-        seen.update(new)
-        if new:
-            yield {"text": "\n\n".join(new)}
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        return
-    for text in dict.fromkeys(topics.values()):
-        yield {"text": text}
 
 
 def _looks_local(dataset: str) -> bool:
@@ -281,7 +323,7 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False):
         )
     parts = []
     for loader, options in dict.fromkeys((name, tuple(options.items())) for name, options in LOADERS.values()):
-        files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()][0] == loader]
+        files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()] == (loader, dict(options))]
         if not files:
             continue
         try:
@@ -320,8 +362,12 @@ __all__ = [
     "EMBEDDED",
     "DocumentStream",
     "TokenStream",
+    "describe_source",
     "open_documents",
+    "open_prepared_text",
+    "open_rows",
     "open_stream",
     "split_documents",
+    "split_numbers",
     "token_stream",
 ]

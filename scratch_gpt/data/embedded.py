@@ -1,0 +1,39 @@
+"""The Python that runs this -> documents of its own documentation: text that every user has, without a download."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+
+NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
+
+
+def python_documentation(stdlib: str, version: str) -> Iterator[dict]:
+    """One document {"text"} a module, its docstrings in source order; then pydoc's topics.
+
+    Read as text: nothing is imported, so it works under -OO too. `version` is a name for the cache: another Python is
+    another text.
+    """
+    seen = set()
+    for path in sorted(Path(stdlib).rglob("*.py")):
+        if NOT_PROSE & set(path.relative_to(stdlib).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            continue
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
+        new = [text for text in dict.fromkeys(found) if text and text not in seen]
+        seen.update(new)
+        if new:
+            yield {"text": "\n\n".join(new)}
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return
+    for text in dict.fromkeys(topics.values()):
+        yield {"text": text}
+
+
+__all__ = ["python_documentation"]
