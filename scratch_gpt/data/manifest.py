@@ -26,6 +26,11 @@ def file_record(path: Path, name: str) -> dict[str, Any]:
     return {"name": name, "bytes": path.stat().st_size, "sha256": digest}
 
 
+def hash_of(hashes: list[str]) -> str:
+    """One SHA-256 over several, in their order."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
 def make_manifest(
     task: str,
     sources: list[dict[str, Any]],
@@ -37,7 +42,6 @@ def make_manifest(
 ) -> dict[str, Any]:
     """The manifest of these splits, with their sums and one hash over theirs."""
     totals = {name: sum(split.get(name, 0) for split in splits.values()) for name in ("rows", "tokens", "bytes")}
-    hashes = json.dumps({name: split["sha256"] for name, split in splits.items()}, sort_keys=True)
     return {
         "format_version": FORMAT_VERSION,
         "task": task,
@@ -47,7 +51,7 @@ def make_manifest(
         "mixture": mixture,
         "splits": splits,
         **totals,
-        "sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        "sha256": hash_of([split["sha256"] for split in splits.values()]),
         **({} if files is None else {"files": files}),
     }
 
@@ -122,6 +126,7 @@ __all__ = [
     "FORMAT_VERSION",
     "NAME",
     "file_record",
+    "hash_of",
     "is_prepared",
     "make_manifest",
     "read_manifest",

@@ -10,6 +10,8 @@ A part is a file that is whole or not there, and a function of its stage's input
 stays in memory is a few numbers a document; texts, tokens and rows are mapped from disk.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,15 @@ from .windows import Windows
 PART_BYTES = 8 * 2**20  # of text
 PART_ROWS = 2000
 CALL_BYTES = 2**20  # of text in one call of the tokenizer
-MARKS = ("_removed", "_why", "_key", "_signature")  # columns of ours beside a row's own
+MARKS = (
+    "_removed",
+    "_why",
+    "_changed",
+    "_key",
+    "_signature",
+    "_emptied",
+    "_shortened",
+)  # columns of ours beside a row's own
 
 
 class Filter(NamedTuple):
@@ -97,18 +107,16 @@ def in_parts(folder: Path, count: int, make: Callable[[int], pa.Table], progress
 def clean_part(
     rows: pa.Table,
     filters: Sequence[Filter],
-    key: Callable[[str], bytes],
+    key: Callable[[str], bytes] | None = None,
     signatures: Callable[[list[str]], np.ndarray] | None = None,
 ) -> pa.Table:
-    """The rows with each filter applied in turn, and four columns of ours (MARKS).
+    """The rows with each filter applied in turn, and columns of ours beside their own (MARKS).
 
     A removed row stays in the table as it was found, so that it can be counted, shown and written out.
     """
-    own = rows.column_names
-    cleaned, removed, why, keys, texts = [], [], [], [], []
-    for row in rows.to_pylist():
-        found, name, reason = row, None, None
-        text = "\n".join(texts_of(row))
+    cleaned, removed, why, changed, texts = [], [], [], [], []
+    for found in rows.to_pylist():
+        row, text, name, reason, changes = found, "\n".join(texts_of(found)), None, None, []
         for item in filters:
             reason = item.problem(text) if item.problem is not None else None
             if reason is not None:
@@ -116,26 +124,27 @@ def clean_part(
                 break
             if item.change is not None:
                 row = with_texts(row, item.change)
-                text = "\n".join(texts_of(row))
+                before, text = text, "\n".join(texts_of(row))
+                changes += [item.name] if text != before else []
         cleaned.append(found if name else row)
         removed.append(name)
         why.append(reason)
-        keys.append(key(text))
+        changed.append(changes)
         texts.append("" if name else text)
-    table = pa.table(
-        {column: pa.array([row[column] for row in cleaned], rows.schema.field(column).type) for column in own}
-    )
-    marks = {"_removed": pa.array(removed, pa.string()), "_why": pa.array(why, pa.string())}
-    marks["_key"] = pa.array(keys, pa.binary(16))
+    columns = {
+        column: pa.array([row[column] for row in cleaned], rows.schema.field(column).type)
+        for column in rows.column_names
+    }
+    columns["_removed"] = pa.array(removed, pa.string())
+    columns["_why"] = pa.array(why, pa.string())
+    columns["_changed"] = pa.array(changed, pa.list_(pa.string()))
+    if key is not None:
+        columns["_key"] = pa.array([key(text) for text in texts], pa.binary(16))
     if signatures is not None:
         made = np.ascontiguousarray(signatures(texts))
-        width = made.shape[1] * made.itemsize
-        marks["_signature"] = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(width), len(made), [None, pa.py_buffer(made)]
-        )
-    for column, values in marks.items():
-        table = table.append_column(column, values)
-    return table
+        kind = pa.binary(made.shape[1] * made.itemsize)
+        columns["_signature"] = pa.FixedSizeBinaryArray.from_buffers(kind, len(made), [None, pa.py_buffer(made)])
+    return pa.table(columns)
 
 
 def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
@@ -160,6 +169,75 @@ def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator
         yield bytes_.view(kind).reshape(len(column), -1)
 
 
+def texts_of_table(table: pa.Table, alive: np.ndarray | None = None) -> list[str]:
+    """The column "text" of a table; "" for what is not alive."""
+    texts = table.column("text").to_pylist()
+    return texts if alive is None else [text if here else "" for text, here in zip(texts, alive.tolist(), strict=True)]
+
+
+def texts_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[str]:
+    """The texts of the rows with these numbers, counted through the tables, a table at a time."""
+    start = 0
+    for table in tables:
+        inside = numbers[(numbers >= start) & (numbers < start + len(table))] - start
+        yield from table.column("text").take(pa.array(inside)).to_pylist()
+        start += len(table)
+
+
+def change_part(table: pa.Table, alive: np.ndarray, change: Callable[[str], str]) -> pa.Table:
+    """Rows with each text changed; "_emptied" and "_shortened" say of which ones nothing or less is left."""
+    rows, shortened, emptied = table.to_pylist(), [], []
+    for n, row in enumerate(rows):
+        own = {name: value for name, value in row.items() if name not in MARKS}
+        changed = with_texts(own, change) if alive[n] else own
+        shortened.append(changed != own)
+        emptied.append(shortened[-1] and not any(text.strip() for text in texts_of(changed)))
+        row.update(changed)
+    changed = pa.Table.from_pylist(rows, table.schema)
+    return changed.append_column("_emptied", pa.array(emptied)).append_column("_shortened", pa.array(shortened))
+
+
+class Selection:
+    """Which rows of all corpora are left, and what each filter has taken: {name: {"in", "removed"}}.
+
+    Rows are numbered through all tables of all corpora, in order.
+    """
+
+    def __init__(self, tables: Sequence[pa.Table], filters: Sequence[Filter]):
+        removed = [table.column("_removed").combine_chunks().dictionary_encode() for table in tables]
+        names = [item.name for item in filters]
+        self.by = np.concatenate([np.full(0, -1, np.int8), *(_numbers(column, names) for column in removed)])
+        self.names, self.counts = names, {}
+        left = len(self.by)
+        for number, item in enumerate(filters):
+            taken = int((self.by == number).sum())
+            self.counts[item.name] = {"in": left, "removed": taken}
+            left -= taken
+            if item.change is not None:
+                changed = [table.column("_changed").combine_chunks().flatten() for table in tables]
+                self.counts[item.name]["changed"] = sum(
+                    pc.sum(pc.equal(names, item.name)).as_py() or 0 for names in changed
+                )
+
+    @property
+    def alive(self) -> np.ndarray:
+        """(rows,) bool."""
+        return self.by < 0
+
+    def remove(self, name: str, rows: np.ndarray) -> None:
+        """Take out these rows (bool) of those that are left, in the name of a filter."""
+        alive = self.alive
+        self.counts[name] = {"in": int(alive.sum()), "removed": int((alive & rows).sum())}
+        self.names.append(name)
+        self.by[alive & rows] = len(self.names) - 1
+
+
+def _numbers(column: pa.DictionaryArray, names: list[str]) -> np.ndarray:
+    own = np.array([names.index(name) for name in column.dictionary.to_pylist()], dtype=np.int8)
+    indices = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
+    return np.where(indices < 0, -1, own[indices] if len(own) else -1).astype(np.int8)
+
+
 # --- Encode ------------------------------------------------------------------------------------------------------
 
 
@@ -169,13 +247,13 @@ def encode_part(
     """Texts -> {"input_ids", "bytes"}: their ids, each ended by EOS, and the length of the text in UTF-8."""
     kind = np.uint16 if vocab_size <= 2**16 else np.uint32
     sizes = [len(text.encode()) for text in texts]
-    ids, lengths = [], []
+    ids, lengths = [np.empty(0, dtype=kind)], []
     for some in _calls(texts, sizes):
         for of_text in encode_batch(some):
             ids.append(np.array([*of_text, eos_token_id], dtype=kind))
             lengths.append(len(of_text) + 1)
-    values = np.concatenate(ids) if ids else np.empty(0, dtype=kind)
-    tokens = pa.LargeListArray.from_arrays(np.cumsum([0, *lengths], dtype=np.int64), values)
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    tokens = pa.LargeListArray.from_arrays(offsets, np.concatenate(ids))
     return pa.table({"input_ids": tokens, "bytes": pa.array(sizes, pa.int64())})
 
 
@@ -271,6 +349,25 @@ def write_documents(
     return parts, 1 - filled / (sum(part.rows for part in parts) * max_length), cut / filled
 
 
+def write_texts(
+    corpora: Sequence[Sequence[pa.Table]], source: np.ndarray, document: np.ndarray, folder: Path, progress: Callable
+) -> list[tuple[int, str]]:
+    """Rows as they are after cleaning, in an order, with the columns that all corpora have; (rows, SHA-256) a file."""
+    wholes = [pa.concat_tables(tables) for tables in corpora]
+    names = [name for name in wholes[0].column_names if name not in MARKS]
+    names = [name for name in names if all(name in whole.column_names for whole in wholes)]
+    parts = []
+    for n, start in enumerate(progress(range(0, len(source), PART_ROWS))):
+        of, which = source[start : start + PART_ROWS], document[start : start + PART_ROWS]
+        found = [wholes[i].select(names).take(pa.array(which[of == i])) for i in np.unique(of)]
+        back = np.argsort(np.concatenate([np.flatnonzero(of == i) for i in np.unique(of)]))
+        table = pa.concat_tables(found, promote_options="permissive").take(pa.array(back))
+        write_table(table, folder / f"part-{n:05d}.arrow")
+        content = json.dumps(table.to_pylist(), sort_keys=True, ensure_ascii=False, default=str)
+        parts.append((len(table), hashlib.sha256(content.encode()).hexdigest()))
+    return parts
+
+
 def _write(rows: Iterable[dict[str, np.ndarray]], folder: Path, n: int, vocab_size: int) -> Part:
     path = folder / f"part-{n:05d}.arrow"
     return write_part(rows, path, vocab_size)
@@ -280,15 +377,21 @@ __all__ = [
     "MARKS",
     "Filter",
     "Joined",
+    "Selection",
     "Tokens",
     "binary_column",
+    "change_part",
     "clean_part",
     "encode_part",
     "first_of_its_kind",
     "in_parts",
     "part_bounds",
+    "sizes_of_texts",
+    "texts_at",
     "texts_of",
+    "texts_of_table",
     "with_texts",
     "write_documents",
+    "write_texts",
     "write_windows",
 ]

@@ -46,11 +46,7 @@ def open_documents(
     Raises:
         ValueError: nothing there, nothing readable, no such column, no text.
     """
-    rows = _open(dataset, config, split, revision)
-    _check_text_column(dataset, rows.column_names, rows.features, text_column)
-    rows = rows.select_columns(text_column)
-    if text_column != "text":
-        rows = rows.rename_column(text_column, "text")
+    rows = open_column(dataset, config, split, revision, text_column)
     rows = rows.filter(_has_text, batched=True, desc="Reading documents")
     if len(rows) == 0:
         raise ValueError(f"{dataset} holds no text: every document of column {text_column!r} is empty.")
@@ -65,6 +61,20 @@ def open_rows(
     if len(rows) == 0:
         raise ValueError(f"{dataset} holds no rows.")
     return rows
+
+
+def open_column(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+) -> datasets.Dataset:
+    """All rows as {"text": str or None}, empty ones too. Arguments and errors as for `open_documents`."""
+    rows = open_rows(dataset, config, split, revision)
+    _check_text_column(dataset, rows.column_names, rows.features, text_column)
+    rows = rows.select_columns(text_column)
+    return rows if text_column == "text" else rows.rename_column(text_column, "text")
 
 
 def describe_source(
@@ -189,6 +199,16 @@ def split_documents(
         return _cut_by_position(documents[0]["text"], asked)
     numbers = split_numbers(len(documents), validation_fraction, test_fraction, seed)
     return {name: documents.select(chosen) for name, chosen in numbers.items()}
+
+
+def cut_single(
+    rows: datasets.Dataset, validation_fraction: float = 0.1, test_fraction: float = 0.0
+) -> tuple[datasets.Dataset, dict[str, np.ndarray] | None]:
+    """A corpus of one text -> a row for each split, cut by position, and which is which; others as they are, None."""
+    if len(rows) != 1 or not rows[0]["text"]:
+        return rows, None
+    cuts = split_documents(rows, validation_fraction, test_fraction)
+    return datasets.concatenate_datasets([*cuts.values()]), {name: np.array([n]) for n, name in enumerate(cuts)}
 
 
 def split_numbers(
@@ -362,7 +382,9 @@ __all__ = [
     "EMBEDDED",
     "DocumentStream",
     "TokenStream",
+    "cut_single",
     "describe_source",
+    "open_column",
     "open_documents",
     "open_prepared_text",
     "open_rows",
