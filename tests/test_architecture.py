@@ -37,7 +37,7 @@ ARROWS = {
     "data/__init__": set(),
     "modeling/__init__": set(),
 }
-NOT_SCRIPTS = {"recipe", "resuming", "runner"}  # what the scripts in training/ share
+NOT_SCRIPTS = {"preparing", "recipe", "resuming", "runner"}  # what the scripts in training/ share
 
 
 def imports(file: Path) -> list[tuple[str, bool]]:

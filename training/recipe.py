@@ -239,6 +239,25 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
     return changes
 
 
+def parse_numbers(text: str, field: str) -> dict[str, float | None]:
+    """`name=number,name` -> {name: number or None}; ValueError for what is no positive number, or a name twice."""
+    found: dict[str, float | None] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, number = item.rpartition("=") if "=" in item else (item, "", "")
+        try:
+            value = float(number) if equals else None
+        except ValueError:
+            raise ValueError(f"{field}: {item!r} is not name=number.") from None
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{field}: {name} has {number}; it has to be a positive number.")
+        if name in found:
+            raise ValueError(f"{field} names {name} twice.")
+        found[name] = value
+    if not found:
+        raise ValueError(f"{field} is {text!r}; it is written name=number,name=number.")
+    return found
+
+
 RUN_FILES = ("run.yaml", "metrics.jsonl", "loss.png", "evaluation.json", "model", "last", "checkpoints", "tracking")
 
 
