@@ -1,4 +1,4 @@
-"""Texts -> which of them are copies: whole texts (exactly, nearly), passages of 128 words, and text of an evaluation set.
+"""Texts -> which of them are copies: of whole texts (exactly, nearly), of passages, of an evaluation set.
 
     exact_key      16 bytes a text; equal keys are equal texts
     signatures     512 bytes a text; near_duplicates groups them
@@ -10,19 +10,17 @@ from chunks, stored, and rebuilt by replaying the texts.
 """
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .words import document_ngrams, slices, words
-from .words import ngram_hashes as _ngrams
+from .words import document_ngrams, mix, run_hashes, slices, words
 
 
 BATCH = 64  # texts whose n-grams are in memory at a time
 FOUND = 0.99  # of the pairs at the threshold, the share that has to share a band
-SPACE = re.compile(r"\s")
+FULL = 0.75  # of a table of hashes, before it grows by half
 
 
 # --- Whole texts -------------------------------------------------------------------------------------------------
@@ -30,12 +28,15 @@ SPACE = re.compile(r"\s")
 
 def exact_key(text: str) -> bytes:
     """16 bytes that two texts share where they differ at most in Unicode form (NFC) and in runs of white space."""
-    digest, gap = hashlib.blake2b(digest_size=16), ""
+    digest, begun, spaced = hashlib.blake2b(digest_size=16), False, False
     for _, piece in slices(unicodedata.normalize("NFC", text)):
         parts = piece.split()
         if parts:
-            gap = " " if gap and piece[0].isspace() else gap
+            gap = " " if begun and (spaced or piece[0].isspace()) else ""
             digest.update(f"{gap}{' '.join(parts)}".encode(errors="surrogatepass"))
+            begun, spaced = True, piece[-1].isspace()
+        else:
+            spaced = True
     return digest.digest()
 
 
@@ -107,18 +108,15 @@ def _band_width(permutations: int, threshold: float) -> int:
 
 
 def _band_keys(band: np.ndarray) -> np.ndarray:
-    # (n, width) uint32 -> (n,) uint64
-    return _ngrams_of_rows(band.astype(np.uint64))
-
-
-def _ngrams_of_rows(rows: np.ndarray) -> np.ndarray:
-    keys = np.zeros(len(rows), dtype=np.uint64)
-    for column in rows.T:
+    keys = np.zeros(len(band), dtype=np.uint64)
+    for column in band.T:
         keys = mix(keys ^ column)
     return keys
 
 
-def _connect(parent: np.ndarray, signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, threshold: float):
+def _connect(
+    parent: np.ndarray, signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, threshold: float
+) -> None:
     for start in range(0, len(rows), 4096):
         pairs = rows[start : start + 4096], others[start : start + 4096]
         alike = (signatures[pairs[0]] == signatures[pairs[1]]).mean(axis=1) >= threshold
@@ -148,7 +146,7 @@ class SeenPassages:
     reads them, without case and punctuation. The same texts in the same order give the same state.
     """
 
-    def __init__(self, length: int = 128):
+    def __init__(self, *, length: int = 128):
         if length < 1:
             raise ValueError(f"length is {length}; it has to be at least 1 word.")
         self.length = length
@@ -156,6 +154,111 @@ class SeenPassages:
 
     def remove(self, text: str) -> tuple[str, int]:
         """A text -> what of it is new, and how many words were taken out. What is left is remembered."""
-        if len(text) < 2 * self.length - 1 and not text.isascii():
-            pass
-        raise NotImplementedError
+        found = words(text)
+        runs = run_hashes(found.hashes, self.length)  # one for each place where a passage can start
+        if not len(runs):
+            return text, 0
+        seen = self.blocks.has(runs)
+        candidates = np.flatnonzero(seen | _comes_again(runs))
+        cuts, own = [], set()  # places in words; hashes of this text's blocks
+        block = 0  # where the next block of what is kept starts
+        k = 0
+        while k < len(candidates):
+            place = int(candidates[k])
+            while block + self.length <= place:
+                own.add(int(runs[block]))
+                block += self.length
+            if seen[place] or int(runs[place]) in own:
+                cuts.append(place)
+                block = place + self.length
+                k = int(np.searchsorted(candidates, block))
+            else:
+                k += 1
+        own.update(runs[block :: self.length].tolist())
+        self.blocks.add(np.array([*own], dtype=np.uint64))
+
+        kept, start = [], 0
+        word_starts = np.append(found.starts, len(text))
+        for place in cuts:
+            kept.append(text[start : word_starts[place]])
+            start = word_starts[place + self.length]
+        return "".join([*kept, text[start:]]), len(cuts) * self.length
+
+
+class HashSet:
+    """A set of uint64 in one numpy array (open addressing, linear probing): 10.7 to 16 bytes a member."""
+
+    def __init__(self):
+        self.table = np.zeros(64, dtype=np.uint64)  # 0 is an empty slot; the hash 0 is kept as 1
+        self.count = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def has(self, hashes: np.ndarray) -> np.ndarray:
+        """(N,) uint64 -> (N,) bool."""
+        hashes = np.maximum(hashes, np.uint64(1))
+        return self.table[self._slots(hashes)] == hashes
+
+    def add(self, hashes: np.ndarray) -> None:
+        hashes = np.unique(np.maximum(hashes, np.uint64(1)))
+        hashes = hashes[~self.has(hashes)]
+        self.count += len(hashes)
+        if self.count > FULL * len(self.table):
+            hashes = np.concatenate([self.table[self.table != 0], hashes])
+            self.table = np.zeros(max(len(self.table) * 3 // 2, 2 * self.count), dtype=np.uint64)
+        while len(hashes):  # two may want the same slot: the one that did not get it looks on
+            slots = self._slots(hashes)
+            self.table[slots] = hashes
+            hashes = hashes[self.table[slots] != hashes]
+
+    def _slots(self, hashes: np.ndarray) -> np.ndarray:
+        # where each is, or would go
+        size = len(self.table)
+        slots = (hashes % np.uint64(size)).astype(np.int64)
+        left = np.arange(len(hashes))
+        while len(left):
+            there = self.table[slots[left]]
+            left = left[(there != 0) & (there != hashes[left])]
+            slots[left] = (slots[left] + 1) % size
+        return slots
+
+
+def _comes_again(runs: np.ndarray) -> np.ndarray:
+    # (N,) -> whether the same value stands further left
+    order = np.argsort(runs, kind="stable")
+    again = np.zeros(len(runs), dtype=bool)
+    again[order[1:]] = runs[order[1:]] == runs[order[:-1]]
+    return again
+
+
+# --- Contamination -----------------------------------------------------------------------------------------------
+
+
+def ngram_hashes(texts: Sequence[str], *, n: int = 13) -> np.ndarray:
+    """Texts of an evaluation set -> the distinct hashes of their n-grams of words, sorted, uint64.
+
+    Words as in GPT-3's appendix C (Brown et al. 2020): lower-cased, without punctuation. A text of fewer than n words
+    counts as one n-gram, which only a text of the same words matches.
+    """
+    return np.unique(document_ngrams(texts, n)[0]) if len(texts) else np.empty(0, np.uint64)
+
+
+def contaminated_share(text: str, hashes: np.ndarray, *, n: int = 13) -> float:
+    """The share, 0 to 1, of a text's n-grams that are among `hashes` (of `ngram_hashes` with the same n)."""
+    if not len(hashes):
+        return 0.0
+    grams = document_ngrams([text], n)[0]
+    places = np.minimum(np.searchsorted(hashes, grams), len(hashes) - 1)
+    return float((hashes[places] == grams).mean())
+
+
+__all__ = [
+    "HashSet",
+    "SeenPassages",
+    "contaminated_share",
+    "exact_key",
+    "near_duplicates",
+    "ngram_hashes",
+    "signatures",
+]

@@ -49,7 +49,7 @@ def slices(text: str) -> Iterator[tuple[int, str]]:
             return
 
 
-def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
+def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
     """(N,) word hashes -> (N - n + 1,), one for each run of n words; log n passes, by doubling (none: empty)."""
     if len(hashes) < n:
         return hashes[:0]
@@ -76,12 +76,12 @@ def document_ngrams(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarra
     A text of fewer than n words has one, of all its words; one without words has the hash of its characters.
     """
     parts = [words(unicodedata.normalize("NFC", text)).hashes for text in texts]
-    grams = [ngram_hashes(part, min(n, max(1, len(part)))) for part in parts]
+    grams = [run_hashes(part, min(n, max(1, len(part)))) for part in parts]
     for number, gram in enumerate(grams):
         if not len(gram):
             points = np.frombuffer("".join(texts[number].split()).encode("utf-32-le", "surrogatepass"), np.uint32)
             points = np.append(points, 0).astype(np.uint64)
-            grams[number] = ngram_hashes(mix(points), len(points))
+            grams[number] = run_hashes(mix(points), len(points))
     return np.concatenate(grams), np.cumsum([0, *map(len, grams)])
 
 
@@ -140,4 +140,4 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     return kinds, values
 
 
-__all__ = ["Words", "document_ngrams", "mix", "ngram_hashes", "slices", "words"]
+__all__ = ["Words", "document_ngrams", "mix", "run_hashes", "slices", "words"]
