@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .words import document_ngrams, mix, run_hashes, slices, words
+from .words import comes_again, document_ngrams, mix, run_hashes, slices, words
 
 
 BATCH = 64  # texts whose n-grams are in memory at a time
@@ -159,7 +159,7 @@ class SeenPassages:
         if not len(runs):
             return text, 0
         seen = self.blocks.has(runs)
-        candidates = np.flatnonzero(seen | _comes_again(runs))
+        candidates = np.flatnonzero(seen | comes_again(runs))
         cuts, own = [], set()  # places in words; hashes of this text's blocks
         block = 0  # where the next block of what is kept starts
         k = 0
@@ -222,14 +222,6 @@ class HashSet:
             left = left[(there != 0) & (there != hashes[left])]
             slots[left] = (slots[left] + 1) % size
         return slots
-
-
-def _comes_again(runs: np.ndarray) -> np.ndarray:
-    # (N,) -> whether the same value stands further left
-    order = np.argsort(runs, kind="stable")
-    again = np.zeros(len(runs), dtype=bool)
-    again[order[1:]] = runs[order[1:]] == runs[order[:-1]]
-    return again
 
 
 # --- Contamination -----------------------------------------------------------------------------------------------

@@ -85,6 +85,14 @@ def document_ngrams(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(grams), np.cumsum([0, *map(len, grams)])
 
 
+def comes_again(hashes: np.ndarray) -> np.ndarray:
+    """(N,) -> (N,) bool, whether the same hash stands further left."""
+    order = np.argsort(hashes, kind="stable")
+    again = np.zeros(len(hashes), dtype=bool)
+    again[order[1:]] = hashes[order[1:]] == hashes[order[:-1]]
+    return again
+
+
 def mix(values: np.ndarray) -> np.ndarray:
     """Spread uint64 over all 64 bits (the finaliser of splitmix64: Steele et al. 2014)."""
     with np.errstate(over="ignore"):
@@ -140,4 +148,4 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     return kinds, values
 
 
-__all__ = ["Words", "document_ngrams", "mix", "run_hashes", "slices", "words"]
+__all__ = ["Words", "comes_again", "document_ngrams", "mix", "run_hashes", "slices", "words"]
