@@ -133,7 +133,7 @@ KEY = re.compile(
 )
 ASSIGNED_KEY = re.compile(  # api_key = "..."; the value has to hold a letter and a digit
     r"""
-    (?<![A-Za-z0-9])
+    (?=[acpstACPST])(?<![A-Za-z0-9])
     (?P<kept>(?i:(?:api|secret|access|auth|private|client)[_-]?(?:access[_-]?)?(?:key|token|secret)|token)
     ["']?\s{0,3}(?::|=>?)\s{0,3}["']?)
     (?=[^0-9\s]{0,200}[0-9])(?=[^A-Za-z\s]{0,200}[A-Za-z])
@@ -142,7 +142,8 @@ ASSIGNED_KEY = re.compile(  # api_key = "..."; the value has to hold a letter an
     re.VERBOSE,
 )
 EMAIL = re.compile(
-    r"(?<![A-Za-z0-9._%+-])(?!git@)[A-Za-z0-9._%+-]{1,64}+@(?:[A-Za-z0-9-]{1,63}+\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
+    r"(?<![A-Za-z0-9._%+-])(?!git@)[A-Za-z0-9._%+-]{1,64}+"
+    r"@(?:[A-Za-z0-9-]{1,63}+\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
 )
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 IPV4 = re.compile(rf"(?=\d)(?<![\w.])(?<![A-Za-z0-9]/){OCTET}(?:\.{OCTET}){{3}}(?!\w|\.\d|-[A-Za-z])")
@@ -196,11 +197,12 @@ def _is_no_phone(match: re.Match) -> bool:
     return not SAYS_PHONE.search(_before(match))
 
 
-MASKS: dict[str, list[tuple[re.Pattern, Callable[[re.Match], bool] | None]]] = {  # kind -> patterns, and what stays
-    "key": [(KEY, None), (ASSIGNED_KEY, None)],
-    "email": [(EMAIL, None)],
-    "ip": [(IPV4, _is_version), (IPV6, _is_no_address)],
-    "phone": [(PHONE, None), (DIGITS, _is_no_phone)],
+# kind -> patterns, each with what a text without which has none, and which of its matches stay
+MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]] = {
+    "key": [(KEY, "", None), (ASSIGNED_KEY, "", None)],
+    "email": [(EMAIL, "@", None)],
+    "ip": [(IPV4, ".", _is_version), (IPV6, ":", _is_no_address)],
+    "phone": [(PHONE, "", None), (DIGITS, "", _is_no_phone)],
 }
 KINDS = tuple(MASKS)
 
@@ -238,15 +240,13 @@ def mask_private(
         text, counts["name"] = "".join([*pieces, text[end:]]), len(pieces) // 2
 
     for kind in (kind for kind in KINDS if kind in kinds):
-        for pattern, stays in MASKS[kind]:
-
-            def mask(match: re.Match, kind: str = kind, stays: Callable | None = stays) -> str:
-                if stays is not None and stays(match):
-                    return match[0]
-                counts[kind] += 1
-                return f"{match.groupdict().get('kept') or ''}[{kind.upper()}]"
-
-            text = pattern.sub(mask, text)
+        for pattern, needle, stays in MASKS[kind]:
+            kept, end = [], 0
+            for match in pattern.finditer(text) if needle in text else ():
+                if stays is None or not stays(match):
+                    kept += [text[end : match.start()], match.groupdict().get("kept", ""), f"[{kind.upper()}]"]
+                    end = match.end()
+            text, counts[kind] = "".join([*kept, text[end:]]), counts[kind] + len(kept) // 3
     return text, counts
 
 
