@@ -4,6 +4,8 @@ The rule of this room: a special token's spelling inside a text is text. `<|endo
 user types is encoded as thirteen ordinary characters, unless the caller allows that token by name.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -126,6 +128,25 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of what decides text -> ids: the backend, the special tokens' ids and the chat template.
+
+    The same after saving and loading, in any folder and on any machine; how a call pads or truncates is no part of it.
+
+    Raises:
+        ValueError: a tokenizer without a backend of the `tokenizers` library.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer, so it has no fingerprint. Use a fast one.")
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    for state in ("version", "truncation", "padding"):
+        del backend[state]
+    roles = {role: tokenizer.convert_tokens_to_ids(token) for role, token in tokenizer.special_tokens_map.items()}
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    content = {"backend": backend, "roles": roles, "special": special, "chat_template": tokenizer.chat_template}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 __all__ = [
     "END_OF_TEXT",
     "PAD",
@@ -134,6 +155,7 @@ __all__ = [
     "encode",
     "encode_batch",
     "end_of_text_id",
+    "fingerprint",
     "load_tokenizer",
     "train_tokenizer",
 ]
