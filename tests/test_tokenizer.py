@@ -16,8 +16,8 @@ from scratch_gpt.tokenizer import (
     encode_batch,
     fingerprint,
     load_tokenizer,
-    train_tokenizer,
 )
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
 CORPUS = [
