@@ -196,8 +196,8 @@ def tokenizer_report(
         "texts": documents,
         "bytes": size,
         "tokens": counted[None],
-        "bytes_per_token": size / counted[None],
-        "peers": {name: size / counted[name] for name in peers},
+        "bytes_per_token": size / max(counted[None], 1),
+        "peers": {name: size / max(counted[name], 1) for name in peers},
         "round_trip_failures": failures,
         "unknown": unknown,
     }

@@ -12,6 +12,7 @@ writes a space as U+2581. Where words are joined by a space, none stands before 
 """
 
 import heapq
+import json
 import random
 import re
 from collections import Counter
@@ -19,10 +20,11 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .tokenizer import END_OF_TEXT, PAD
 
@@ -30,9 +32,10 @@ from .tokenizer import END_OF_TEXT, PAD
 KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 BYTES = 256  # a byte-level vocabulary starts with one token for each byte
 UNKNOWN = "[UNK]"
-NAMES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # of all but bpe
+ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # of all but bpe
+NEVER = -1e6  # the logarithm of a piece's probability
 WORD = r"[\p{L}\p{M}\p{N}_]+"
-BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: no kind makes one token of letters and punctuation
+BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: in no other kind do letters and punctuation share a token
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 # What is trained on: the answers with the token that ends them. Trimmed, so that no token reaches across the border.
 CHATML = """{%- for message in messages -%}
@@ -153,48 +156,72 @@ def train_tokenizer(
         ValueError: no such kind, no text, no room in the vocabulary, a special token that a text could contain, a
             chat template that cannot be read.
     """
+    plan = plan_tokenizer(vocab_size, special_tokens, min_frequency, kind, chat_template)
+    sample = texts if isinstance(texts, Sample) else sample_texts(texts, sample_bytes, seed)
+    if not sample.bytes_used:
+        raise ValueError("There is no text to train a tokenizer on.")
+    train = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word, "char": _char}[kind]
+    options = {"vocab_size": vocab_size, "special_tokens": plan.specials, "show_progress": show_progress}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=train(sample, min_frequency, options),
+        **plan.roles,
+        extra_special_tokens=[token for token in plan.specials if token not in plan.roles.values()],
+        clean_up_tokenization_spaces=False,
+        chat_template=plan.chat_template,
+        **({} if model_max_length is None else {"model_max_length": model_max_length}),
+    )
+
+
+class Plan(NamedTuple):
+    """What is settled before any text is read."""
+
+    roles: dict[str, str]  # bos_token, ... -> its spelling
+    specials: list[str]  # all special tokens, in the order of their ids
+    chat_template: str | None
+
+
+def plan_tokenizer(
+    vocab_size: int = 8192,
+    special_tokens: Collection[str] = (),
+    min_frequency: int = 2,
+    kind: str = "bpe",
+    chat_template: str | None = None,
+) -> Plan:
+    """What `train_tokenizer` makes of its arguments; its errors, but for those that take the text to find."""
     if kind not in KINDS:
         raise ValueError(f"There is no kind {kind!r} of tokenizer; it is one of {', '.join(KINDS)}.")
     if min_frequency < 1:
         raise ValueError(f"min_frequency is {min_frequency}; it has to be at least 1.")
     if bad := [token for token in special_tokens if not re.fullmatch(BRACKETED, token)]:
         raise ValueError(f"A text could contain the special token {bad[0]!r}. Write it in brackets: <|user|>, [SEP].")
-    roles = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT) | {"pad_token": PAD} if kind == "bpe" else NAMES
-    template = None if chat_template is None else load_chat_template(chat_template)
+    roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD} if kind == "bpe" else ROLES
+    template = None if chat_template is None else _read_chat_template(chat_template)
     chat_tokens = CHATML_TOKENS if template == CHATML else ()
     specials = list(dict.fromkeys([*roles.values(), *special_tokens, *chat_tokens]))
-    least = len(specials) + (BYTES if kind == "bpe" else 2)
-    if vocab_size < least:
-        what = f"{BYTES} bytes" if kind == "bpe" else "2 others"
+    others = BYTES if kind == "bpe" else 2
+    if vocab_size < len(specials) + others:
         raise ValueError(
-            f"vocab_size {vocab_size} is too small: {what} and {len(specials)} special tokens need {least}."
+            f"vocab_size {vocab_size} is too small: {others} {'bytes' if kind == 'bpe' else 'letters'} and "
+            f"{len(specials)} special tokens need {len(specials) + others}."
         )
-    sample = texts if isinstance(texts, Sample) else sample_texts(texts, sample_bytes, seed)
-    if not sample.bytes_used:
-        raise ValueError("There is no text to train a tokenizer on.")
-    options = {"vocab_size": vocab_size, "special_tokens": specials, "show_progress": show_progress}
-    backend = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word, "char": _char}[kind](
-        sample, min_frequency, options
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **roles,
-        extra_special_tokens=[token for token in specials if token not in roles.values()],
-        clean_up_tokenization_spaces=False,
-        chat_template=template,
-        **({} if model_max_length is None else {"model_max_length": model_max_length}),
-    )
+    return Plan(roles, specials, template)
 
 
-def load_chat_template(name: str | Path) -> str:
-    """`chatml` or a Jinja file -> the template; ValueError where it cannot be read."""
+def _read_chat_template(name: str) -> str:
     if name == "chatml":
         return CHATML
     try:
-        return Path(name).read_text(encoding="utf-8")
+        template = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"chat_template {name} cannot be read ({reason}). Give `chatml` or a .jinja file.") from error
+        raise ValueError(f"chat_template {name} cannot be read: {reason}. Give chatml or a .jinja file.") from error
+    trial = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]
+    try:
+        render_jinja_template([trial], chat_template=template)
+    except Exception as error:  # whatever a template does
+        reason = " ".join(str(error).split())
+        raise ValueError(f"chat_template {name} does not render a question and its answer: {reason}") from error
+    return template
 
 
 def _bpe(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
@@ -229,21 +256,23 @@ def _wordpiece(sample: Sample, min_frequency: int, options: dict[str, Any]) -> T
 
 
 def _unigram(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
-    alphabet = _alphabet(sample, min_frequency, (options["vocab_size"] - len(options["special_tokens"])) // 2)
+    specials = options["special_tokens"]
+    alphabet = _alphabet(sample, min_frequency, (options["vocab_size"] - len(specials)) // 2)
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(prepend_scheme="never"),
-            # No piece holds letters and punctuation, or anything and a line's end.
-            pre_tokenizers.Split(Regex(r"\n+|[^\p{L}\p{M}\p{N}_\u2581\n]+"), "isolated"),
-        ]
+        [pre_tokenizers.Split("\n", "merged_with_previous"), pre_tokenizers.Metaspace(prepend_scheme="never")]
     )
     backend.decoder = decoders.Metaspace(prepend_scheme="never")
-    trainer = trainers.UnigramTrainer(unk_token=UNKNOWN, **options)
+    letters = sorted(set("".join(specials)))  # with which each special token's spelling is text
+    trainer = trainers.UnigramTrainer(unk_token=UNKNOWN, initial_alphabet=letters, **options)
     try:
         backend.train_from_iterator(_keep_only(alphabet, sample), trainer)
     except Exception as error:  # the library raises the bare kind
         raise ValueError(f"No unigram tokenizer of {options['vocab_size']} tokens here: {error}") from error
+    # The trainer gives special tokens the score 0, the best: a text would be full of them.
+    pieces = json.loads(backend.to_str())["model"]["vocab"]
+    pieces = [(piece, NEVER if piece in specials else score) for piece, score in pieces]
+    backend.model = models.Unigram(pieces, unk_id=specials.index(UNKNOWN))
     return backend
 
 
@@ -292,7 +321,7 @@ __all__ = [
     "KINDS",
     "SAMPLE_BYTES",
     "Sample",
-    "load_chat_template",
+    "plan_tokenizer",
     "sample_texts",
     "train_tokenizer",
 ]
