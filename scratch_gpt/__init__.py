@@ -36,7 +36,7 @@ _LAZY = {
     "generate": "generation",
     "generate_text": "generation",
     "load_tokenizer": "tokenizer",
-    "train_tokenizer": "tokenizer",
+    "train_tokenizer": "tokenizer_training",
 }
 
 __all__ = [

@@ -1,67 +1,23 @@
-"""Texts -> a byte-level BPE tokenizer; text -> ids and ids -> text with any tokenizer.
+"""Text -> ids and ids -> text with any tokenizer; its fingerprint, what it is worth, and more tokens for it.
 
 The rule of this room: a special token's spelling inside a text is text. `<|endoftext|>` in a web page or in what a
 user types is encoded as thirteen ordinary characters, unless the caller allows that token by name.
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
-BYTES = 256  # a byte-level vocabulary starts with one token for each byte
-
-
-def train_tokenizer(
-    texts: Iterable[str],
-    vocab_size: int = 8192,
-    special_tokens: Collection[str] = (),
-    min_frequency: int = 2,
-    model_max_length: int | None = None,
-) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on `texts` and wrap it as a Hugging Face fast tokenizer.
-
-    Ids 0 and 1 are `<|endoftext|>` (begin and end of a document) and `<|pad|>`, then your `special_tokens`, then the
-    256 bytes, then the merges. Training is deterministic.
-
-    Args:
-        vocab_size: the most tokens it may have, special ones counted; a small corpus can yield fewer.
-        model_max_length: stored with the tokenizer: the longest input, in tokens, of the model it is made for.
-
-    Raises:
-        ValueError: no room for the bytes and the special tokens.
-    """
-    specials = [END_OF_TEXT, PAD, *special_tokens]
-    if vocab_size < len(specials) + BYTES:
-        raise ValueError(
-            f"vocab_size {vocab_size} is too small: {BYTES} bytes and {len(specials)} special tokens need "
-            f"{BYTES + len(specials)}."
-        )
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=specials,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
-        additional_special_tokens=list(special_tokens) or None,
-        clean_up_tokenization_spaces=False,
-        **({} if model_max_length is None else {"model_max_length": model_max_length}),
-    )
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -126,6 +82,145 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of what decides text -> ids: the backend, the special tokens' ids and the chat template.
+
+    The same after saving and loading, in any folder and on any machine; how a call pads or truncates is no part of it.
+
+    Raises:
+        ValueError: a tokenizer without a backend of the `tokenizers` library.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer, so it has no fingerprint. Use a fast one.")
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    for state in ("version", "truncation", "padding"):
+        del backend[state]
+    roles = {role: tokenizer.convert_tokens_to_ids(token) for role, token in tokenizer.special_tokens_map.items()}
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    content = {"backend": backend, "roles": roles, "special": special, "chat_template": tokenizer.chat_template}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+    tokens: Collection[str],
+    model: PreTrainedModel | None = None,
+    special: bool = False,
+) -> int:
+    """Give a tokenizer more tokens, and `model` the rows for them; returns how many were new.
+
+    A new row, of the embeddings and of an untied head, is the mean of the old ones (Hewitt 2021, "Initializing New
+    Word Embeddings for Pretrained Language Models"); the old ones stay as they are to the bit. The model's parameters
+    are new objects where it grows: make its optimizer afterwards.
+
+    Args:
+        tokens: spellings; those that are there already are left alone.
+        special: a text cannot spell them, as `encode` has it. Otherwise they are words, found in every text.
+
+    Raises:
+        ValueError: an empty token, a word of the vocabulary that is to become special, or a model with too few rows.
+    """
+    vocabulary = tokenizer.get_vocab()
+    old = max(vocabulary.values()) + 1
+    new = [token for token in dict.fromkeys(tokens) if token not in vocabulary]
+    if "" in new:
+        raise ValueError("An empty token cannot be added. Leave it out.")
+    if special and (words := sorted(set(tokens) - set(new) - set(tokenizer.all_special_tokens))):
+        raise ValueError(
+            f"{words[0]!r} is a word of this vocabulary already, so it cannot be special. Spell it <|so|>."
+        )
+    if model is not None:
+        check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
+    if not new:
+        return 0
+    if special:
+        tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
+    else:
+        tokenizer.add_tokens(new)
+    if model is not None:
+        _add_rows(model, old, max(tokenizer.get_vocab().values()) + 1)
+    return len(new)
+
+
+def _add_rows(model: PreTrainedModel, old: int, new: int) -> None:
+    # A model can have more rows than the tokenizer has ids (a padded vocabulary): those are taken first.
+    def tables() -> list:
+        return [part.weight.data for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part]
+
+    means = [table[:old].mean(dim=0) for table in tables()]
+    if new > len(tables()[0]):
+        model.resize_token_embeddings(new, mean_resizing=False)
+    for table, mean in zip(tables(), means, strict=True):
+        table[old:new] = mean
+
+
+def tokenizer_report(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    peers: Mapping[str, PreTrainedTokenizerBase] | None = None,
+    sample: Iterable[str] = (),
+    rare: int = 10,
+) -> dict[str, Any]:
+    """How well a tokenizer shortens held-out `texts`, beside its `peers`, and which of its tokens are never learned.
+
+    Args:
+        sample: what it was trained on. A token that this never yields is unused, one that it yields fewer than `rare`
+            times is under-trained: a model learns little about it. Special tokens are not counted.
+
+    Returns:
+        `bytes_per_token` of the texts, of `tokenizer` and as `peers` of each of those; `round_trip_failures`, the
+        number of texts that do not come back; `unknown`, the tokens that stand for something unknown; `unused` and
+        `under_trained` {"count", "tokens" (the first hundred)}; and what these are out of.
+    """
+    peers = dict(peers or {})
+    counted = dict.fromkeys([None, *peers], 0)
+    documents = size = failures = unknown = 0
+    for batch in _batches(texts):
+        documents += len(batch)
+        size += sum(len(text.encode()) for text in batch)
+        for name, other in {None: tokenizer, **peers}.items():
+            rows = encode_batch(other, batch)
+            counted[name] += sum(map(len, rows))
+            if name is None:
+                failures += sum(decode(tokenizer, ids) != text for ids, text in zip(rows, batch, strict=True))
+                unknown += sum(ids.count(tokenizer.unk_token_id) for ids in rows)
+    if not size:
+        raise ValueError("There is no held-out text to measure a tokenizer on.")
+    learned = Counter()
+    for batch in _batches(sample):
+        learned.update(chain.from_iterable(encode_batch(tokenizer, batch)))
+    ordinary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    report = {
+        "vocab_size": len(tokenizer),
+        "fingerprint": fingerprint(tokenizer),
+        "texts": documents,
+        "bytes": size,
+        "tokens": counted[None],
+        "bytes_per_token": size / max(counted[None], 1),
+        "peers": {name: size / max(counted[name], 1) for name in peers},
+        "round_trip_failures": failures,
+        "unknown": unknown,
+    }
+    if learned:
+        unused = [id for id in ordinary if not learned[id]]
+        few = [id for id in ordinary if 0 < learned[id] < rare]
+        report["rare"] = rare
+        for name, ids in (("unused", unused), ("under_trained", few)):
+            report[name] = {"count": len(ids), "tokens": tokenizer.convert_ids_to_tokens(ids[:100])}
+    return report
+
+
+def _batches(texts: Iterable[str], size: int = 100) -> Iterator[list[str]]:
+    batch = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 __all__ = [
     "END_OF_TEXT",
     "PAD",
@@ -134,6 +229,8 @@ __all__ = [
     "encode",
     "encode_batch",
     "end_of_text_id",
+    "extend_tokenizer",
+    "fingerprint",
     "load_tokenizer",
-    "train_tokenizer",
+    "tokenizer_report",
 ]

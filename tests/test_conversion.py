@@ -17,7 +17,7 @@ from scratch_gpt import (
     export_gpt2,
     import_checkpoint,
 )
-from scratch_gpt.tokenizer import train_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
 def logits_of(model, ids):

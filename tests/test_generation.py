@@ -5,7 +5,8 @@ import torch
 from tiny import VOCAB, padded, some_ids, tiny_model
 
 from scratch_gpt.generation import filter_logits, generate, generate_text
-from scratch_gpt.tokenizer import END_OF_TEXT, train_tokenizer
+from scratch_gpt.tokenizer import END_OF_TEXT
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
 def plain_greedy(model, ids, new):

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, PartialState
 from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
-from scratch_gpt.tokenizer import train_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
 REPO = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recipe
 from scratch_gpt.metrics import read_metrics
-from scratch_gpt.tokenizer import train_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
 REPO = Path(__file__).resolve().parent.parent

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from scratch_gpt.tokenizer import (
     END_OF_TEXT,
@@ -13,9 +14,10 @@ from scratch_gpt.tokenizer import (
     decode,
     encode,
     encode_batch,
+    fingerprint,
     load_tokenizer,
-    train_tokenizer,
 )
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
 CORPUS = [
@@ -76,6 +78,22 @@ def test_saved_and_reloaded_is_identical(tokenizer, tmp_path):
     assert again.special_tokens_map == tokenizer.special_tokens_map
     text = "sun <|user|> sea" + END_OF_TEXT
     assert encode(again, text, [END_OF_TEXT]) == encode(tokenizer, text, [END_OF_TEXT])
+
+
+def test_a_fingerprint_is_of_what_decides_text_to_ids(tokenizer, tmp_path):
+    first = fingerprint(tokenizer)
+    tokenizer(["sun", "the shiny sea"], padding=True, truncation=True, max_length=2)  # a call pads, no more
+    tokenizer.save_pretrained(tmp_path)
+    assert fingerprint(tokenizer) == fingerprint(load_tokenizer(tmp_path)) == first
+    assert fingerprint(train_tokenizer(CORPUS, vocab_size=280, special_tokens=["<|user|>"])) != first
+    for change in ({"eos_token": PAD}, {"chat_template": "{{ messages }}"}, {"extra_special_tokens": ["<|more|>"]}):
+        assert fingerprint(AutoTokenizer.from_pretrained(tmp_path, **change)) != first
+
+
+def test_gpt2s_fingerprint_outlives_saving(data, tmp_path):
+    gpt2 = load_tokenizer(data / "gpt2-tokenizer")
+    gpt2.save_pretrained(tmp_path)
+    assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(gpt2)
 
 
 def test_gpt2_tokenizer_gives_its_known_ids(data):

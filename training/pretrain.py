@@ -38,7 +38,8 @@ def build(run: PretrainRun):
     from scratch_gpt.evaluation import language_metrics
     from scratch_gpt.generation import generate_text
     from scratch_gpt.objectives import causal_lm
-    from scratch_gpt.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer, train_tokenizer
+    from scratch_gpt.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer
+    from scratch_gpt.tokenizer_training import train_tokenizer
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column)
     if run.streaming:

@@ -1,0 +1,187 @@
+"""Text -> a tokenizer that Hugging Face clients load, and a report of what it is worth.
+
+    python training/train_tokenizer.py [--kind bpe] [--vocab-size 8192] [--dataset FILE] [--output-dir runs/tokenizer]
+
+Without arguments: a byte-level BPE on the documentation of the Python that runs this. Writes the tokenizer's files and
+report.json to output_dir, which the pretrain recipe takes as --tokenizer. Memory is bounded by --sample-megabytes,
+however long the text.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from recipe import one_clear_line, option, parse, relative
+
+
+FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
+HELD_OUT_MEGABYTES = 8  # more of the held-out text would only take longer to measure
+
+
+@dataclass(frozen=True)
+class TokenizerRun:
+    """What to train on, and which tokenizer."""
+
+    output_dir: str = option("runs/tokenizer", "Folder to write; one that holds files is refused without --overwrite.")
+    overwrite: bool = option(False, "Replace the tokenizer that output_dir holds.")
+
+    dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
+    dataset_config: str | None = option(None, "Config name of a Hub dataset.")
+    dataset_split: str = option("train", "Split of a Hub dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
+    text_column: str = option("text", "The column that holds the text.")
+    streaming: bool = option(
+        False, "Read the data as it is needed, never all of it; held out are the first documents."
+    )
+    held_out_fraction: float = option(0.1, "Share of the documents that the report is measured on.")
+    sample_megabytes: float = option(32.0, "Train on a uniform sample of at most so many million bytes of the text.")
+
+    kind: Literal["bpe", "wordpiece", "unigram", "word", "char"] = option(
+        "bpe", "Byte-level BPE, WordPiece, Unigram, whole words or characters."
+    )
+    vocab_size: int = option(8192, "The most tokens it may have, special ones counted.")
+    min_frequency: int = option(2, "What the sample shows less often is not merged, or not known.")
+    special_tokens: str | None = option(None, "More special tokens, in brackets and with commas: `<|user|>,[SEP]`.")
+    chat_template: str | None = option(None, "`chatml` or a .jinja file, stored with the tokenizer.")
+    model_max_length: int | None = option(None, "Stored with it: the longest input of its model, in tokens.")
+    compare: str = option("openai-community/gpt2", "Folder or Hub id to measure beside it; `none` for no other.")
+    rare: int = option(10, "A token that the sample yields fewer times than this is reported as under-trained.")
+    seed: int = option(0, "Decides what is held out and what is sampled.")
+
+
+def check(run: TokenizerRun) -> None:
+    """Raise a ValueError for the first field whose value cannot be meant."""
+    for name, least in {
+        "sample_megabytes": 0.001,
+        "min_frequency": 1,
+        "model_max_length": 1,
+        "rare": 1,
+        "seed": 0,
+    }.items():
+        value = getattr(run, name)
+        if value is not None and not least <= value < float("inf"):
+            raise ValueError(f"{name} is {value}; it has to be at least {least}.")
+    if not 0 < run.held_out_fraction < 1:
+        raise ValueError(f"held_out_fraction is {run.held_out_fraction}; it lies between 0 and 1.")
+    kinds = get_args(TokenizerRun.__dataclass_fields__["kind"].type)
+    if run.kind not in kinds:
+        raise ValueError(f"kind is {run.kind!r}; it is one of {', '.join(kinds)}.")
+    for name in ("output_dir", "dataset"):
+        if not getattr(run, name):
+            raise ValueError(f"{name} is empty.")
+
+
+def check_folder(run: TokenizerRun) -> Path:
+    """The folder to write, or a ValueError where it holds something that `overwrite` does not speak for."""
+    folder = Path(run.output_dir).resolve()
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output_dir {run.output_dir}: {path} is a file. Give a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not FILES <= {path.name for path in folder.iterdir()}:
+            raise ValueError(f"output_dir {run.output_dir} holds files, and not those of this recipe. Give another.")
+        if not run.overwrite:
+            raise ValueError(f"output_dir {run.output_dir} holds a tokenizer already. --overwrite true replaces it.")
+        for name in ("dataset", "chat_template", "compare"):
+            value = getattr(run, name)
+            if value and Path(value).exists() and Path(value).resolve().is_relative_to(folder):
+                raise ValueError(f"--overwrite would remove the {name} {value}, which lies in output_dir.")
+    return folder
+
+
+def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
+    """The texts to train on, with a progress bar, and those that are held out."""
+    from tqdm.auto import tqdm
+
+    from scratch_gpt.data.sources import open_documents, open_stream, split_documents
+
+    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column)
+    if run.streaming:
+        stream = open_stream(*where, run.held_out_fraction)
+        texts: Iterator[str] = (text for shard in range(stream.shards) for text in stream.read(shard, 0))
+        held_out, total = stream.splits["validation"], None
+    else:
+        splits = split_documents(open_documents(*where), run.held_out_fraction, seed=run.seed)
+        texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
+        held_out, total = splits["validation"], len(splits["train"])
+    return tqdm(texts, "Reading", total, unit=" documents", delay=1), (row["text"] for row in held_out)
+
+
+def load_peer(name: str):
+    """{name: tokenizer} to compare with, empty where it cannot be had, which is said."""
+    from scratch_gpt import load_tokenizer
+
+    if name == "none":
+        return {}
+    try:
+        return {name: load_tokenizer(name)}
+    except ValueError:
+        print(f"Nothing to compare with: {name} could not be loaded. Another: --compare FOLDER.")
+        return {}
+
+
+def describe(run: TokenizerRun, report: dict) -> str:
+    """The report in a few lines, and what to do next."""
+    used, seen = report["bytes_used"], report["bytes_seen"]
+    lines = [
+        f"Tokenizer: {run.kind}, {report['vocab_size']:,} tokens, fingerprint {report['fingerprint'][:12]}",
+        f"  trained on: {used:,} bytes" + (f", a sample of {seen:,}" if used < seen else ", all there are"),
+        f"  held out:   {report['bytes']:,} bytes, {report['bytes_per_token']:.2f} bytes per token"
+        + "".join(f", {name} {value:.2f}" for name, value in report["peers"].items()),
+        f"  not restored by decoding: {report['round_trip_failures']:,} of {report['texts']:,} texts; unknown: "
+        f"{report['unknown']:,} of {report['tokens']:,} tokens",
+        f"  never seen in training: {report['unused']['count']:,} tokens; fewer than {report['rare']} times: "
+        f"{report['under_trained']['count']:,} (report.json names them)",
+        f"Next: python training/pretrain.py --tokenizer {run.output_dir}",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_clear_line():
+        run = parse(TokenizerRun, argv)
+        check(run)
+        folder = check_folder(run)
+
+        import json
+        import shutil
+
+        from scratch_gpt.checkpoints import DRAFT, replace_folder
+        from scratch_gpt.tokenizer import tokenizer_report
+        from scratch_gpt.tokenizer_training import plan_tokenizer, sample_texts, train_tokenizer
+
+        asked = {
+            "vocab_size": run.vocab_size,
+            "special_tokens": [token.strip() for token in (run.special_tokens or "").split(",") if token.strip()],
+            "min_frequency": run.min_frequency,
+            "kind": run.kind,
+            "chat_template": run.chat_template,
+        }
+        plan_tokenizer(**asked)  # what can be wrong without reading a word
+        texts, held_out = open_texts(run)
+        sample = sample_texts(texts, int(run.sample_megabytes * 1e6), run.seed)
+        tokenizer = train_tokenizer(sample, **asked, model_max_length=run.model_max_length, show_progress=True)
+        held_out = sample_texts(held_out, HELD_OUT_MEGABYTES * 1_000_000, run.seed)
+        report = tokenizer_report(tokenizer, held_out, load_peer(run.compare), sample, run.rare)
+        report.update(
+            {
+                "bytes_seen": sample.bytes_seen,
+                "bytes_used": sample.bytes_used,
+                "run": {name: relative(value) for name, value in asdict(run).items()},
+            }
+        )
+        draft = folder.with_name(DRAFT + folder.name)
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.mkdir(parents=True)
+            tokenizer.save_pretrained(draft)
+            (draft / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+            replace_folder(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    print(describe(run, report))
+
+
+if __name__ == "__main__":
+    main()
