@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +119,7 @@ def open_corpora(run: Any) -> list[Corpus]:
         dataset = str(inside) if run.mixture and not Path(name).exists() and inside.exists() else name
         where = (dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
         rows = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
-        record, splits = {"name": relative(name), **describe_source(*where, rows)}, None
+        record, splits = {"name": relative(name), **describe_source(*where), "rows": len(rows)}, None
         if run.task == "pretrain" and run.mixture is None:
             rows, splits = cut_single(rows, run.validation_fraction, run.test_fraction)
         corpora.append(Corpus(name, rows, record, weight, splits))
@@ -131,7 +131,8 @@ def make_filters(run: Any) -> list:
     filters = [Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text")]
     if run.quality or run.languages:
         languages = tuple(run.languages.split(",")) if run.languages else ()
-        rules = QualityRules(languages=languages) if run.quality else QualityRules.languages_only(languages)
+        no_rules = dict.fromkeys((item.name for item in fields(QualityRules)), None)
+        rules = QualityRules(**{**({} if run.quality else no_rules), "languages": languages})
         filters.append(Filter("quality", problem=lambda text: quality_problem(text, rules=rules)))
     if run.block_list:
         patterns = load_block_list(run.block_list)
@@ -197,9 +198,11 @@ def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
         return tables
     seen = SeenPassages(length=run.deduplicate_passages)
     starts = np.cumsum([0, *map(len, tables)])
-    make = lambda k: change_part(
-        tables[k], selection.alive[starts[k] : starts[k + 1]], lambda text: seen.remove(text)[0]
-    )
+
+    def make(k: int):
+        alive = selection.alive[starts[k] : starts[k + 1]]
+        return change_part(tables[k], alive, lambda text: seen.remove(text)[0])
+
     shutil.rmtree(work / "passages", ignore_errors=True)  # what was seen is in no file: all parts are made again
     cut = in_parts(work / "passages", len(tables), make, shown("Cutting passages"))
     emptied = np.concatenate([table.column("_emptied").to_numpy() for table in cut])

@@ -2,9 +2,9 @@
 
     accelerate launch training/pretrain.py [--config FILE.yaml] [--field value ...]
 
-Without arguments: the documentation of the Python that runs this, a tokenizer trained on it and a model of a few
-million parameters. Writes output_dir/model (weights, config, code, tokenizer), loss.png, metrics.jsonl,
-evaluation.json, run.yaml and checkpoints/.
+The data are text, or a folder that training/prepare.py has written. Without arguments: the documentation of the Python
+that runs this, a tokenizer trained on it and a model of a few million parameters. Writes output_dir/model (weights,
+config, code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/.
 """
 
 import os
@@ -22,86 +22,151 @@ class PretrainRun(Run):
     stride: int | None = option(None, "From one window's start to the next; by default max_length: nothing repeats.")
     overlap: Literal["ask", "context"] = option("ask", "At a smaller stride, what windows share: asked again, or not.")
     drop_tail: bool = option(False, "Leave out a split's last window where it is not full.")
+    pack: bool = option(False, "Rows of several whole documents that see nothing of each other, instead of windows.")
+    pad: bool = option(False, "One document a row, batches of like length, instead of windows.")
+    mask_inputs: int = option(0, "Replace 1 to so many (at most 3) input tokens of a row: less is learned by heart.")
+    manifest: str | None = option(None, "manifest.json of a run or of prepared data: refuse to train on other data.")
 
 
 def build(run: PretrainRun):
-    """Documents -> splits -> tokenizer -> windows, and the model that fits them."""
+    """Rows of tokens, made here or prepared before, and the model that fits them."""
+    from functools import partial
+
+    from runner import Task
+    from scratch_gpt.data.collate import collate_rows
+    from scratch_gpt.data.manifest import is_prepared, read_manifest, verify_same
+    from scratch_gpt.data.windows import mask_inputs
+    from scratch_gpt.evaluation import language_metrics
+    from scratch_gpt.generation import generate_text
+    from scratch_gpt.objectives import causal_lm
+    from scratch_gpt.tokenizer import check_vocabulary
+
+    given = read_manifest(run.dataset) if is_prepared(run.dataset) else None
+    made = use_prepared(run, given) if given and given["task"] == "pretrain" else make_rows(run)
+    tokenizer, model, rows, manifest = made
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    if run.manifest is not None:
+        verify_same(read_manifest(run.manifest), manifest, run.manifest)
+    splits = manifest["splits"]
+    length = None if manifest["pad"] else manifest["max_length"]
+    masks = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    mask = next(id for id in masks if id is not None)
+    alter = partial(mask_inputs, mask_token_id=mask, most=run.mask_inputs, seed=run.seed)
+    return Task(
+        model=model,
+        tokenizer=tokenizer,
+        rows=rows,
+        collate=partial(collate_rows, pad_token_id=tokenizer.eos_token_id, length=length),
+        objective=causal_lm,
+        metrics=lambda losses, split: language_metrics(
+            losses["loss"], splits[split]["tokens"] / splits[split]["bytes"]
+        ),
+        sample=lambda model: (
+            run.sample_prompt
+            + generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
+        ),
+        tokens_per_row=manifest["max_length"] if run.streaming else rows["train"].asked_per_row,
+        manifest=manifest,
+        group_by_length=manifest["pad"],
+        alter=alter if run.mask_inputs else None,
+    )
+
+
+def make_rows(run: PretrainRun):
+    """Documents -> splits -> tokenizer -> rows: (tokenizer, model, rows, manifest)."""
     from functools import partial
 
     from tqdm.auto import tqdm
 
-    from runner import Task
-    from scratch_gpt.data.collate import collate_rows
-    from scratch_gpt.data.sources import open_documents, open_stream, split_documents, token_stream
+    from scratch_gpt.data.manifest import make_manifest
+    from scratch_gpt.data.packing import PackedRows
+    from scratch_gpt.data.sources import describe_source, open_splits, open_stream, token_stream
     from scratch_gpt.data.streams import TokenLanes
     from scratch_gpt.data.windows import Windows, require_full_window
-    from scratch_gpt.evaluation import language_metrics
-    from scratch_gpt.generation import generate_text
-    from scratch_gpt.objectives import causal_lm
-    from scratch_gpt.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer
+    from scratch_gpt.tokenizer import encode_batch, end_of_text_id, fingerprint, load_tokenizer
     from scratch_gpt.tokenizer_training import train_tokenizer
 
-    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column)
+    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    fractions = (run.validation_fraction, run.test_fraction)
     if run.streaming:
-        stream = open_stream(*where, run.validation_fraction, run.test_fraction)
-        splits = stream.splits
+        stream = open_stream(*where, run.text_column, *fractions)
+        splits, source = stream.splits, describe_source(*where)
     else:
-        splits = split_documents(open_documents(*where), run.validation_fraction, run.test_fraction, run.seed)
-    source = run.tokenizer or run.model or "train"
-    if source == "train":
+        splits, source = open_splits(*where, run.text_column, *fractions, run.seed)
+    name = run.tokenizer or run.model or "train"
+    if name == "train":
         texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
-        shown = tqdm(
-            texts, "Training a tokenizer", len(splits["train"]), delay=1, disable=os.environ.get("RANK", "0") != "0"
-        )
+        quiet = os.environ.get("RANK", "0") != "0"
+        shown = tqdm(texts, "Training a tokenizer", len(splits["train"]), delay=1, disable=quiet)
         tokenizer = train_tokenizer(shown, run.vocab_size)
     else:
-        tokenizer = load_tokenizer(source, run.model_revision if source == run.model else None)
+        tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
     eos = end_of_text_id(tokenizer)
-    model = build_model(run, tokenizer)
-    check_vocabulary(tokenizer, model.config.vocab_size)
+    model = build_model(run, tokenizer, run.max_length)
     max_length = run.max_length or model.config.max_position_embeddings
-    if max_length > model.config.max_position_embeddings:
-        raise ValueError(
-            f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
-        )
 
     encode = partial(encode_batch, tokenizer)
-    streams, rows, facts = {}, {}, {}
+    rows, records = {}, {}
     for name, part in splits.items():
-        ids = token_stream(part, encode, eos, f"Tokenizing {name}")
-        streams[name] = ids
-        facts[name] = {"documents": ids.documents, "bytes": ids.bytes, "tokens": len(ids.ids), "sha256": ids.sha256}
+        stream_of = token_stream(part, encode, eos, f"Tokenizing {name}")
+        ids = stream_of.ids
+        facts = {"documents": len(stream_of.ends), "bytes": stream_of.bytes, "tokens": len(ids)}
         if name == "train" and run.streaming:
             rows[name] = TokenLanes(
                 stream.read, stream.shards, encode, eos, max_length, lanes=run.stream_lanes, seed=run.seed
             )
             for lane in range(run.stream_lanes):
                 next(rows[name].rows(lane))  # a lane without documents is said now
-            facts[name] = {"streamed": True, "shards": stream.shards, "beginning": facts[name]}
+            records[name] = {"streamed": True, "shards": stream.shards, "beginning": facts, "sha256": stream_of.sha256}
             continue
-        require_full_window(ids.ids, max_length, name)
-        # The training windows may overlap; held-out tokens are asked once.
-        stride = run.stride if name == "train" else None
-        rows[name] = Windows(ids.ids, max_length, stride, run.overlap, run.drop_tail)
-        facts[name]["rows"] = len(rows[name])
-    return Task(
-        model=model,
-        tokenizer=tokenizer,
-        rows=rows,
-        collate=partial(collate_rows, pad_token_id=eos, length=max_length),
-        objective=causal_lm,
-        metrics=lambda losses, split: language_metrics(losses["loss"], len(streams[split].ids) / streams[split].bytes),
-        sample=lambda model: (
-            run.sample_prompt
-            + generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
-        ),
-        tokens_per_row=max_length if run.streaming else rows["train"].asked_per_row,
-        facts=facts,
-    )
+        if run.pack or run.pad:
+            rows[name] = PackedRows(ids, stream_of.ends, max_length, pack=run.pack)
+            facts |= {"padding_share": rows[name].padding_share} if run.pack else {}
+            facts |= {"cut_share": rows[name].cut_share}
+        else:
+            require_full_window(ids, max_length, name)
+            # The training windows may overlap; held-out tokens are asked once.
+            stride = run.stride if name == "train" else None
+            rows[name] = Windows(ids, max_length, stride, run.overlap, run.drop_tail)
+        records[name] = {**facts, "rows": len(rows[name]), "sha256": stream_of.sha256}
+    how = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
+    known = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+    return tokenizer, model, rows, make_manifest("pretrain", [source], records, tokenizer=known, **how)
 
 
-def build_model(run: PretrainRun, tokenizer):
-    """A new model of `preset` for this tokenizer, or the one that `model` names, in fp32."""
+def use_prepared(run: PretrainRun, manifest: dict):
+    """A prepared folder -> (tokenizer, model, rows, manifest); ValueError where the run asks for something else."""
+    from pathlib import Path
+
+    from scratch_gpt.data.manifest import verify_files
+    from scratch_gpt.data.prepared import PreparedRows
+    from scratch_gpt.tokenizer import fingerprint, load_tokenizer
+
+    folder = Path(run.dataset).expanduser()
+    verify_files(folder, manifest, contents=False)
+    for name in ("max_length", "stride", "pack", "pad"):
+        asked = getattr(run, name)
+        if asked not in (None, False) and asked != manifest[name]:
+            raise ValueError(
+                f"{run.dataset} was prepared with {name} {manifest[name]}, and {asked} is asked. Leave "
+                f"--{name.replace('_', '-')} out, or prepare the data again."
+            )
+    name = run.tokenizer or run.model
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if name is not None:
+        other = load_tokenizer(name, run.model_revision if name == run.model else None)
+        if fingerprint(other) != manifest["tokenizer"]["fingerprint"]:
+            raise ValueError(
+                f"{run.dataset} was prepared with another tokenizer than that of {name}. Prepare it with --tokenizer "
+                f"{name}."
+            )
+    model = build_model(run, tokenizer, manifest["max_length"])
+    rows = {name: PreparedRows(folder / name, facts["asked"]) for name, facts in manifest["splits"].items()}
+    return tokenizer, model, rows, manifest
+
+
+def build_model(run: PretrainRun, tokenizer, max_length: int | None):
+    """A new model of `preset` for this tokenizer and rows, or the one that `model` names, in fp32."""
     import torch
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
@@ -114,13 +179,17 @@ def build_model(run: PretrainRun, tokenizer):
             "vocab_size": max(tokenizer.get_vocab().values()) + 1,
             **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
             # A position that no row reaches would stay random: the context of a new model is its rows' length.
-            **({} if run.max_length is None else {"max_position_embeddings": run.max_length}),
+            **({} if max_length is None else {"max_position_embeddings": max_length}),
         }
         overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
         model = ScratchGPTForCausalLM(config)
     else:
         model = load_model(run.model, run.model_revision, changes)
+    if max_length is not None and max_length > model.config.max_position_embeddings:
+        raise ValueError(
+            f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
+        )
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if run.compile:
@@ -159,34 +228,45 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
         f"{config.vocab_size:,}), {accelerator.device.type}, {accelerator.num_processes} process(es), "
         f"precision {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
     ]
-    T = task.collate.keywords["length"]
-    for name, facts in task.facts.items():
+    T = task.manifest["max_length"]
+    for name, facts in task.manifest["splits"].items():
         if "streamed" in facts:
             lines.append(f"{name:>10}: streamed, {facts['shards']} file(s) in {run.stream_lanes} lanes, rows of {T}")
             continue
+        filled = f", {facts['padding_share']:.1%} filling" if "padding_share" in facts else ""
         lines.append(
             f"{name:>10}: {facts['documents']:,} documents, {facts['bytes']:,} bytes, {facts['tokens']:,} tokens, "
-            f"{facts['rows']:,} rows of {T}"
+            f"{facts['rows']:,} rows of {T}{filled}"
         )
     batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
-    lines.append(f"Training: {steps:,} steps of {batch} rows, {steps * batch * task.tokens_per_row:,} tokens at most")
+    lines.append(
+        f"Training: {steps:,} steps of {batch} rows, {steps * batch * task.tokens_per_row:,.0f} tokens at most"
+    )
+    if run.stride is not None and run.stride > T:
+        lines.append(f"stride {run.stride} > max_length {T}: {run.stride - T} tokens between windows are never asked.")
     if run.stride is not None and run.stride < T:
         again = "asked again, which invites memorisation" if run.overlap == "ask" else "context only"
         lines.append(f"stride {run.stride} < max_length {T}: {T - run.stride} tokens of each window are {again}.")
     return "\n".join(lines)
 
 
-def check_stream(run: PretrainRun) -> None:
-    """Raise a ValueError for what a stream cannot do."""
-    if run.streaming and (run.stride is not None or run.drop_tail):
-        raise ValueError("A stream is cut into windows end to end: leave --stride and --drop-tail out.")
+def check_rows(run: PretrainRun) -> None:
+    """Raise a ValueError for ways of making rows that do not go together."""
+    if run.streaming and (run.stride is not None or run.drop_tail or run.pack or run.pad):
+        raise ValueError("A stream is cut into windows end to end: leave --stride, --drop-tail, --pack and --pad out.")
+    if run.pack and run.pad:
+        raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
+    if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
+        raise ValueError("--stride and --drop-tail are of windows: leave them out with --pack and --pad.")
+    if run.mask_inputs > 3:
+        raise ValueError(f"mask_inputs is {run.mask_inputs}; it is at most 3, and 0 for none.")
 
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
         run = parse(PretrainRun, argv)
         check(run)
-        check_stream(run)
+        check_rows(run)
 
         from runner import carry_out, compare, is_finished, prepare, settle, start_accelerator
 

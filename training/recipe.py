@@ -97,9 +97,11 @@ AT_LEAST = {  # field -> the least it may be
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
     **dict.fromkeys(("stride", "eval_every", "eval_batches", "checkpoint_every", "expect_processes"), 1),
-    **dict.fromkeys(("max_bad_steps", "stream_lanes"), 1),
+    **dict.fromkeys(
+        ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
+    ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
-    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout"), 0),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
 }
 
 
@@ -258,7 +260,17 @@ def parse_numbers(text: str, field: str) -> dict[str, float | None]:
     return found
 
 
-RUN_FILES = ("run.yaml", "metrics.jsonl", "loss.png", "evaluation.json", "model", "last", "checkpoints", "tracking")
+RUN_FILES = (
+    "run.yaml",
+    "manifest.json",
+    "metrics.jsonl",
+    "loss.png",
+    "evaluation.json",
+    "model",
+    "last",
+    "checkpoints",
+    "tracking",
+)
 
 
 # --- The run folder ----------------------------------------------------------------------------------------------

@@ -14,9 +14,28 @@ from scratch_gpt.order import Share
 # Fields that decide what is learned. (Those that name data or a model decide by what they name: its hash, its config.)
 PROMISED = {
     *("seed", "batch_size", "accumulation_steps", "learning_rate", "min_learning_rate", "warmup_steps"),
-    *("weight_decay", "max_grad_norm", "max_length", "stride", "overlap", "drop_tail", "streaming", "stream_lanes"),
+    *(
+        "weight_decay",
+        "max_grad_norm",
+        "max_length",
+        "stride",
+        "overlap",
+        "drop_tail",
+        "pack",
+        "pad",
+        "mask_inputs",
+        "streaming",
+        "stream_lanes",
+    ),
 }
-THIS_LAUNCH = {"resume", "overwrite", "allow_changed", "output_dir", "expect_processes"}  # no part of the run
+THIS_LAUNCH = {
+    "resume",
+    "manifest",
+    "overwrite",
+    "allow_changed",
+    "output_dir",
+    "expect_processes",
+}  # no part of the run
 NOT_SHAPE = {"transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype"}
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy")
 

@@ -26,6 +26,7 @@ from scratch_gpt.checkpoints import (
     replace_folder,
     write_text,
 )
+from scratch_gpt.data.manifest import NAME as MANIFEST
 from scratch_gpt.evaluation import mean_losses
 from scratch_gpt.launch import make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
@@ -51,7 +52,14 @@ class Task(NamedTuple):
     metrics: Callable[[dict[str, float], str], dict[str, float]]  # mean losses, split -> named metrics
     sample: Callable[[Any], str]  # model -> a text to look at after each evaluation
     tokens_per_row: float
-    facts: dict[str, Any]  # about the data, for run.yaml
+    manifest: dict[str, Any]  # of the data (data/manifest.py)
+    group_by_length: bool = False
+    alter: Callable[[Any, int], Any] | None = None  # (row, place) -> the row as it is learned from there
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What of the data decides a run."""
+        return {**self.manifest["splits"], "tokenizer": self.manifest["tokenizer"]["fingerprint"]}
 
 
 class Start(NamedTuple):
@@ -113,6 +121,7 @@ def settle(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings
         keep=run.keep,
         async_save=run.async_save,
         log_every=run.log_every,
+        group_by_length=task.group_by_length,
         workers=run.workers,
         seed=run.seed,
     )
@@ -158,6 +167,7 @@ def carry_out(
         parameters = sum(parameter.numel() for parameter in task.model.parameters())
         facts = {"steps": steps, "schedule": rates, "parameters": parameters, **record["environment"]}
         write_run_yaml(run, folder, {**facts, "data": task.facts})
+        write_text(folder / MANIFEST, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()
     if run.report_to not in (None, "none"):
         accelerator.init_trackers("tracking")
@@ -203,6 +213,7 @@ def carry_out(
         resume_from=start.resume_from,
         record=record,
         save=save,
+        alter=task.alter,
     )
     save = guard_saves(accelerator, folder)  # without its model a run has not ended
     last_is_best = not keep_best or progress.best_step in (None, progress.step)

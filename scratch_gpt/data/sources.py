@@ -78,29 +78,23 @@ def open_column(
 
 
 def describe_source(
-    dataset: str, config: str | None, split: str, revision: str | None, rows: datasets.Dataset
+    dataset: str, config: str | None = None, split: str = "train", revision: str | None = None
 ) -> dict[str, Any]:
-    """Where rows came from, for the manifest: each file with its SHA-256, a Hub dataset with its commit."""
-    record = {
-        "dataset": dataset,
-        "config": config,
-        "split": split,
-        "revision": revision,
-        "rows": len(rows),
-        "files": [],
-    }
+    """Where rows come from, for the manifest: each file with its SHA-256, a Hub dataset with its commit."""
+    record = {"dataset": dataset, "config": config, "split": split, "revision": revision, "files": []}
     if dataset == EMBEDDED:
         return {**record, "revision": f"Python {sysconfig.get_config_var('py_version')}"}
+    if is_prepared(dataset):
+        return {**record, "dataset": Path(dataset).name, "prepared": read_manifest(Path(dataset))["sha256"]}
     if _looks_local(dataset):
         root = Path(dataset).expanduser()
         names = [(path, str(path.relative_to(root)) if root.is_dir() else path.name) for path in _local_files(dataset)]
         return {**record, "dataset": root.name, "files": [file_record(path, name) for path, name in names]}
-    for url, found in (rows.info.download_checksums or {}).items():  # hf://datasets/NAME@COMMIT/FILE
-        repository, _, name = url.partition("@")
-        commit, _, name = name.partition("/")
-        if repository.startswith("hf://"):
-            record["revision"] = commit
-            record["files"].append({"name": name, "bytes": found.get("num_bytes"), "sha256": found.get("checksum")})
+    builder = datasets.load_dataset_builder(dataset, config, revision=revision)
+    for url in (builder.config.data_files or {}).get(split, []):  # hf://datasets/NAME@COMMIT/FILE
+        commit, _, name = url.partition("@")[2].partition("/")
+        record["revision"] = commit or revision
+        record["files"].append({"name": name or url})  # its commit says what is in it
     return record
 
 
@@ -151,14 +145,20 @@ def open_stream(
     def shard(number: int) -> datasets.IterableDataset:
         return rows.shard(num_shards=shards, index=number) if shards > 1 else rows
 
+    texts, of = [], []  # the first documents, whichever files they lie in, and the shard of each
     try:
-        sample = list(shard(0).take(head))
-    except Exception as error:
+        for number in range(shards):
+            for row in shard(number).take(head - len(texts)):
+                if not texts:
+                    _check_text_column(dataset, list(row), rows.features, text_column)
+                texts.append(row[text_column])
+                of.append(number)
+            if len(texts) >= head:
+                break
+    except (datasets.exceptions.DatasetsError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{dataset} cannot be read: {_one_line(error.__cause__ or error)}") from error
-    if not sample:
-        raise ValueError(f"{dataset} holds no text: its first file is empty.")
-    _check_text_column(dataset, list(sample[0]), rows.features, text_column)
-    texts = [row[text_column] for row in sample]
+    if not texts:
+        raise ValueError(f"{dataset} holds no text.")
     held_out, start = {}, 0
     for name, fraction in fractions.items():
         end = start + max(1, round(fraction * len(texts)))
@@ -168,12 +168,12 @@ def open_stream(
         if not any(_has_text({"text": part})):
             raise ValueError(
                 f"The first {len(texts)} documents of {dataset} leave nothing for {name}. Without --streaming a small "
-                "corpus is split as a whole."
+                "corpus is split as a whole; --validation-fraction 0 holds nothing out."
             )
 
     def read(number: int, first: int) -> Iterator[str]:
         rows_of_shard = shard(number)
-        skipped = first + (start if number == 0 else 0)
+        skipped = first + of[:start].count(number)
         for row in rows_of_shard.skip(skipped) if skipped else rows_of_shard:
             yield row[text_column] or ""
 
@@ -182,6 +182,28 @@ def open_stream(
         for name, part in held_out.items()
     }
     return DocumentStream(read, shards, splits)
+
+
+def open_splits(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+) -> tuple[dict[str, datasets.Dataset], dict[str, Any]]:
+    """The documents of each split, and where they are from; prepared text keeps the splits it was given.
+
+    Raises:
+        ValueError: as `open_documents` and `split_documents`.
+    """
+    if is_prepared(dataset):
+        return open_prepared_text(dataset), describe_source(dataset)
+    documents = open_documents(dataset, config, split, revision, text_column)
+    splits = split_documents(documents, validation_fraction, test_fraction, seed)
+    return splits, describe_source(dataset, config, split, revision)
 
 
 def split_documents(
@@ -230,7 +252,7 @@ class TokenStream(NamedTuple):
     """All documents of a split as one row of token ids, each ended by EOS."""
 
     ids: np.ndarray  # (N,) uint16 or uint32
-    documents: int
+    ends: np.ndarray  # (documents,) where each one ends
     bytes: int  # of UTF-8 text
 
     @property
@@ -260,7 +282,7 @@ def token_stream(
     chunks = [ids for batch in rows.iter(1000) for ids in batch["input_ids"]]
     largest = max(int(ids.max()) for ids in chunks)
     ids = np.concatenate(chunks).astype(np.uint16 if largest < 2**16 else np.uint32)
-    return TokenStream(ids, len(rows), int(np.sum(rows["bytes"][:])))
+    return TokenStream(ids, np.cumsum([len(chunk) for chunk in chunks]), int(np.sum(rows["bytes"][:])))
 
 
 def _check_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
