@@ -138,7 +138,7 @@ def test_what_stands_around_private_data_stays(text, masked):
         "Pages 123-456, vol. 12(3), (1999) 123-130, Isaiah 40:31, a score of 21-19, the years 1914-18.",
         "std::vector, a::b, x :: Int, ::1, 00:1A:2B:3C:4D:5E, {a: 1, b: 2}, card 4111-1111-1111-1111.",
         "git@github.com:user/repository.git, @property, user@localhost, a @ b, foo@1.2.3, sk-learn-with-a-long-name.",
-        "api_key = os.environ['API_KEY'], token: see_the_documentation, secret = getpass(), api_key=YOUR_KEY_GOES_HERE.",
+        "api_key = os.environ['API_KEY'], token: see_the_documentation, secret = getpass(), api_key=YOUR_KEY_HERE.",
         "The phone rang 3 times in 1999, and the token 42 was lost; -----BEGIN PRIVATE KEY----- is how a key begins.",
     ],
 )
