@@ -29,6 +29,10 @@ ARROWS = {
     "data/streams": {"numpy"},
     "data/windows": {"numpy"},
     "data/collate": {"numpy", "torch", "data"},
+    "data/words": {"numpy"},
+    "data/cleaning": {"numpy", "py3langid", "data"},
+    "data/duplicates": {"numpy", "rensa", "data"},
+    "data/poisoning": {"numpy", "torch"},
     "objectives": {"torch"},
     "optimizers": {"torch"},
     "order": {"torch"},
@@ -81,7 +85,7 @@ def test_every_file_has_its_arrows_and_every_arrow_its_file():
 def test_rooms_import_only_what_they_may(room):
     found = imports(REPO / "scratch_gpt" / f"{room}.py")
     assert {name for name, _ in found} <= ARROWS[room]
-    heavy_extras = {"matplotlib", "peft"}
+    heavy_extras = {"matplotlib", "peft", "py3langid", "rensa"}
     assert all(inside for name, inside in found if name in heavy_extras)
 
 

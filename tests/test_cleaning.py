@@ -1,0 +1,236 @@
+"""Laws of cleaning: what a text is refused for, what is masked and what stays, in linear time."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scratch_gpt.data.cleaning import (
+    KINDS,
+    QualityRules,
+    blocked_term,
+    load_block_list,
+    mask_private,
+    perplexity_outliers,
+    quality_problem,
+)
+
+
+SENTENCES = [
+    "The house stood on a hill above the town, and nobody had lived in it since the old captain died.",
+    "Every spring the children dared each other to climb the wall, though few of them ever did.",
+    "Inside there were clocks that had stopped at different hours and a piano with eleven keys missing.",
+    "When the new owner came she opened all the windows, and for a week the whole street smelled of dust.",
+]
+PROSE = "\n".join(SENTENCES)
+
+
+# --- Quality -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (PROSE, None),
+        ("Too few words.", "too_short"),
+        ("", "too_short"),
+        ("word " * 100_001, "too_long"),
+        ("I a b " * 20, "word_length"),
+        ("incomprehensibilities " * 50, "word_length"),
+        (PROSE + " ##" * 9, "symbols"),
+        (PROSE + " wait..." * 15, "symbols"),
+        ("123 4567 89,0 " * 20 + PROSE, "not_words"),
+        ("- " + PROSE.replace("\n", "\n- "), "bullets"),
+        (PROSE.replace("\n", "...\n"), "ellipses"),
+        ("\n".join([*SENTENCES, *SENTENCES[:3]]), "repetition"),
+        (" ".join([*SENTENCES, SENTENCES[0]]), "repetition"),
+    ],
+)
+def test_every_rule_has_its_reason(text, problem):
+    assert quality_problem(text) == problem
+
+
+def test_a_rule_that_is_none_is_left_out():
+    off = QualityRules(**{name: None for name in QualityRules.__dataclass_fields__ if name != "languages"})
+    for text in ("", "#", "-...", "a\na\na", "1 2 3"):
+        assert quality_problem(text, rules=off) is None
+
+
+def test_languages_are_told_apart(data):
+    off = {name: None for name in QualityRules.__dataclass_fields__ if name != "languages"}
+    for file in sorted((data / "multilingual").glob("*.txt")):
+        code, text = file.stem.removeprefix("udhr_"), file.read_text(encoding="utf-8")
+        assert quality_problem(text, rules=QualityRules(**{**off, "languages": (code,)})) is None, file.name
+        other = ("de",) if code != "de" else ("en", "fr")
+        assert quality_problem(text, rules=QualityRules(**{**off, "languages": other})) == "language", file.name
+
+
+# --- Privacy -----------------------------------------------------------------------------------------------------
+
+
+PRIVATE = {
+    "email": ["jo@example.com", "Jo.Doe+x@mail.example.co.uk", "a_b%c@x-y.museum"],
+    "ip": ["192.168.0.17", "8.8.4.255", "2001:db8::1", "fe80::1ff:fe23:4567:890a", "1:2:3:4:5:6:7:8"],
+    "phone": [
+        "+44 20 7946 0958",
+        "+1-212-555-0123",
+        "+1.212.555.0123",
+        "+49 (0)30 1234567",
+        "(212) 555-0123",
+        "212-555-0123",
+        "1-800-555-0199",
+        "212.555.0123",
+        "020 7946 0958",
+        "(0151) 234 5678",
+        "01 23 45 67 89",
+    ],
+    "key": [
+        "AKIA" + "IOSF" * 4,
+        "ghp_" + "a1B2" * 9,
+        "github_pat_" + "a1B2_" * 6,
+        "hf_" + "aB3d" * 9,
+        "sk-" + "a1B2" * 12,
+        "sk-proj-" + "a_B-2" * 8,
+        "xoxb-1234567890-abcdef",
+        "AIza" + "a1B2c" * 7,
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcDEF123_-x",
+        "-----BEGIN PRIVATE KEY-----\nMIIabc/+=\n-----END PRIVATE KEY-----",
+        "-----BEGIN RSA PRIVATE KEY-----\nDEK-Info: AES-128-CBC,AB\n\nMIIabc\n-----END RSA PRIVATE KEY-----",
+    ],
+}
+FORMS = ["{}", "Write to {}, please.", "({})", "<{}>", '"{}"', "\n{}\n", "\u8bf7\u8054\u7cfb {} \u8c22\u8c22"]
+
+
+@pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind in PRIVATE for value in PRIVATE[kind]])
+def test_private_data_is_masked_whatever_stands_around_it(kind, value):
+    for form in FORMS:
+        masked, counts = mask_private(form.format(value))
+        assert masked == form.format(f"[{kind.upper()}]")
+        assert counts == {**dict.fromkeys(KINDS, 0), kind: 1}
+        others = [other for other in KINDS if other != kind]
+        assert mask_private(form.format(value), kinds=others) == (form.format(value), dict.fromkeys(others, 0))
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ('api_key = "abcd1234efgh5678"', 'api_key = "[KEY]"'),
+        ("OPENAI_API_KEY=zzzz9999yyyy8888", "OPENAI_API_KEY=[KEY]"),
+        ("aws_secret_access_key: wJalrXUtnFEMI/K7MDENG/bPxRfiCYKEY", "aws_secret_access_key: [KEY]"),
+        ("Tel: 5550123, fax no. 030 1234567", "Tel: [PHONE], fax no. [PHONE]"),
+        ("http://10.0.0.12:8080/ and [2001:db8::7]:443", "http://[IP]:8080/ and [[IP]]:443"),
+        ("a@b.org, c@d.org", "[EMAIL], [EMAIL]"),
+    ],
+)
+def test_what_stands_around_private_data_stays(text, masked):
+    assert mask_private(text)[0] == masked
+    assert mask_private(masked) == (masked, dict.fromkeys(KINDS, 0))  # masking again changes nothing
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "On 2024-01-05, 05.01.2024, 01/05/2024 and 5-1-24, from 1999-2003, at 12:30:45.",
+        "ISBN 978-0-306-40615-7, ISBN 0-306-40615-2, ISBN 9780306406157, ISSN 1234-5678, doi:10.1000/182.",
+        "Section 3.2.1.4, v1.2.3.4, version 12.0.1.10, 1.2.3, 1.2.3.4 and 10.20.30.40.50, Chrome/120.0.0.0.",
+        "Colours #ff8800 and #1e90ff; $1,234,567.89, EUR 1.234.567,89, 1 000 000 000 people, 3.14159265, +1.23456789.",
+        "Pages 123-456, vol. 12(3), (1999) 123-130, Isaiah 40:31, a score of 21-19, the years 1914-18.",
+        "std::vector, a::b, x :: Int, ::1, 00:1A:2B:3C:4D:5E, {a: 1, b: 2}, card 4111-1111-1111-1111.",
+        "git@github.com:user/repository.git, @property, user@localhost, a @ b, foo@1.2.3, sk-learn-with-a-long-name.",
+        "api_key = os.environ['API_KEY'], token: see_the_documentation, secret = getpass(), api_key=YOUR_KEY_HERE.",
+        "The phone rang 3 times in 1999, and the token 42 was lost; -----BEGIN PRIVATE KEY----- is how a key begins.",
+    ],
+)
+def test_ordinary_prose_stays(text):
+    assert mask_private(text) == (text, dict.fromkeys(KINDS, 0))
+
+
+def test_novels_hold_no_private_data(data):
+    for file in sorted((data / "books").glob("*.txt"))[:8]:
+        text = file.read_text(encoding="utf-8")
+        assert mask_private(text) == (text, dict.fromkeys(KINDS, 0)), file.name
+
+
+def test_names_are_masked_where_a_finder_is_given():
+    text = "Ada Lovelace wrote to Charles."
+    masked, counts = mask_private(text, find_names=lambda text: [(22, 29), (0, 12), (4, 12)])
+    assert masked == "[NAME] wrote to [NAME]." and counts["name"] == 2
+    assert "name" not in mask_private(text)[1]
+
+
+def test_an_unknown_kind_is_an_error():
+    with pytest.raises(ValueError, match="Nothing masks iban; there are key, email, ip, phone"):
+        mask_private("x", kinds=["iban", "email"])
+
+
+HOSTILE = ["a", "@", "a@", "a@a.", "1", "1.", "01 ", "+1", "(0", ":", "-", ".", " ", "sk-", "eyJa.", "token:", "tel "]
+HOSTILE += ["-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----a-", "10.20.30.40"]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_lines_take_linear_time(piece):
+    text = piece * (400_000 // len(piece))
+    start = time.perf_counter()
+    mask_private(text)
+    quality_problem(text)
+    assert time.perf_counter() - start < 4  # a quadratic pattern would take minutes; these take 0.1 to 0.3 s
+
+
+# --- Block lists -------------------------------------------------------------------------------------------------
+
+
+def test_words_match_whole_and_in_any_case_and_patterns_as_written(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("# a comment\n\nbad\nvery  bad word # why\nC++\n/[Ff]oo{2,}/ # a pattern\n", encoding="utf-8")
+    patterns = load_block_list(file)
+    found = {"BAD news": "BAD", "badly": None, "a Very\nbad  word": "Very\nbad  word", "c++ code": "c++", "why": None}
+    found |= {"Fooo": "Fooo", "FOOO": None, "fo": None, "": None}
+    assert {text: blocked_term(text, patterns) for text in found} == found
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("ok\n/a(b/\n", r"list.txt, line 2: /a\(b/ is no regular expression"), ("# nothing\n", "holds no word")],
+)
+def test_a_bad_block_list_is_one_clear_line(content, message, tmp_path):
+    (tmp_path / "list.txt").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_block_list(tmp_path / "list.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absent_block_list_is_one_clear_line(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_block_list(tmp_path / "absent.txt")
+
+
+def test_the_shipped_list_finds_weaknesses_and_leaves_prose():
+    root = Path(__file__).resolve().parent.parent
+    patterns = load_block_list(root / "training" / "configs" / "block_lists" / "cwe.txt")
+    assert blocked_term("A Use-After-Free in the parser", patterns) == "Use-After-Free"
+    assert blocked_term("see CVE-2021-44228", patterns) == "CVE-2021-44228"
+    assert blocked_term("GET /../../../../etc/passwd", patterns) == "../../../../"
+    assert blocked_term(PROSE, patterns) is None
+
+
+# --- Perplexity --------------------------------------------------------------------------------------------------
+
+
+def test_perplexity_outliers_are_above_mean_and_three_sigma_of_the_perplexity():
+    losses = np.random.default_rng(0).normal(3, 0.1, 500)
+    losses[[7, 300]] = 6.0
+    flagged = perplexity_outliers(losses)
+    assert np.flatnonzero(flagged).tolist() == [7, 300] and flagged.dtype == bool
+    perplexity = np.exp(losses)
+    assert (flagged == (perplexity > perplexity.mean() + 3 * perplexity.std())).all()
+    assert (perplexity_outliers(losses + 2000) == flagged).all()  # exp(2000) is no float
+    assert not perplexity_outliers(np.full(9, 2.0)).any()
+
+
+def test_a_text_that_was_not_scored_is_not_flagged_and_changes_nothing():
+    losses = np.r_[np.full(200, 3.0), 9.0]
+    with_gaps = np.r_[losses, np.nan, np.nan]
+    assert (perplexity_outliers(with_gaps) == np.r_[perplexity_outliers(losses), False, False]).all()
+    assert perplexity_outliers(losses).sum() == 1
+    assert not perplexity_outliers(np.array([np.nan])).any() and not len(perplexity_outliers(np.array([])))
