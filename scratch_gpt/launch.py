@@ -10,6 +10,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 
+# Process groups stay until the interpreter ends. Freed earlier, by a DDP model that holds the last reference, a gloo
+# group waits for its threads with Python's lock held, and one of them may be waiting for that lock: a hang at the very
+# end of a run (seen once with torch 2.13, on a machine under load).
+_groups: list = []
+
+
 def best_precision(device: str) -> str:
     """What the device does well: "bf16" where it is native, else "no", which is fp32."""
     if device == "cpu":
@@ -53,6 +59,8 @@ def make_accelerator(
         log_with=report_to,
         project_dir=str(output_dir) if report_to else None,
     )
+    if accelerator.num_processes > 1:
+        _groups.append(torch.distributed.group.WORLD)
     if accelerator.num_processes != launched:
         raise ValueError(f"{launched} processes were launched, but they do not form one group of {launched}.")
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.distributed_type != DistributedType.FSDP:

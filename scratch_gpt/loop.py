@@ -7,6 +7,7 @@ every sum is divided once, by the count over all micro-batches and processes. Wh
 """
 
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -261,7 +262,7 @@ def _stopped(received: signal.Signals | None, progress: Progress, output_dir: Pa
     number = received or signal.SIGTERM  # it came to another process
     return (
         f"stopped by {number.name} after step {progress.step}. {last_good(output_dir)} To go on: the same launch with "
-        f"--config {output_dir}/run.yaml --resume latest",
+        f"--config {shlex.quote(f'{output_dir}/run.yaml')} --resume latest",
         128 + number,
     )
 

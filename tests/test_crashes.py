@@ -106,7 +106,7 @@ ALONE = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str
 def launch(command: list, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", *map(str, command)]
     environment = {**os.environ, **ALONE, **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
 
 @pytest.fixture(scope="module")

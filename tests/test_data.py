@@ -77,7 +77,7 @@ def test_the_standard_example(data):
     gpt2 = load_tokenizer(data / "gpt2-tokenizer")
     story = open_documents(str(data / "the-verdict.txt"))
     stream = token_stream(story, lambda texts: encode_batch(gpt2, texts), 50256, "the-verdict")
-    assert (len(stream.ids), stream.bytes, stream.documents) == (5146, 20479, 1)  # 5,145 tokens and EOS
+    assert (len(stream.ids), stream.bytes, len(stream.ends)) == (5146, 20479, 1)  # 5,145 tokens and EOS
     four, one = Windows(stream.ids, 4, 4), Windows(stream.ids, 4, 1)
     assert four[0]["input_ids"].tolist() == [40, 367, 2885, 1464]
     assert four[0]["shift_labels"].tolist() == [367, 2885, 1464, 1807]
@@ -234,7 +234,7 @@ def test_documents_end_in_eos_and_bytes_are_counted(tmp_path):
     documents = open_documents(write(tmp_path, "a.jsonl", '{"text": "ab"}\n{"text": "\u00e9"}\n'))
     stream = token_stream(documents, lambda texts: [list(text.encode()) for text in texts], 0, "bytes")
     assert stream.ids.tolist() == [97, 98, 0, 0xC3, 0xA9, 0] and stream.ids.dtype == np.uint16
-    assert (stream.documents, stream.bytes) == (2, 4)
+    assert (len(stream.ends), stream.bytes) == (2, 4)
 
 
 @given(n=st.integers(1, 40), place=st.integers(0, 1000), most=st.integers(1, 3))

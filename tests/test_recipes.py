@@ -188,7 +188,7 @@ def test_the_books_config_is_the_books_run(data):
     assert tuple(getattr(parsed, name) for name in fields) == (2, 10, 4e-4, 0.1, 256)
     with torch.device("meta"):
         tokenizer = AutoTokenizer.from_pretrained(data / "gpt2-tokenizer")
-        model = pretrain.build_model(parsed, tokenizer)
+        model = pretrain.build_model(parsed, tokenizer, parsed.max_length)
     assert sum(p.numel() for p in model.parameters()) == 162_419_712  # 163,009,536 less 768 positions of 768
     assert model.config.attention_dropout == 0.1
 
@@ -232,7 +232,7 @@ BAD = {
     "--resume latest --overwrite true": "give one of them",
     "--expect-processes 2": "expect_processes is 2, but 1 started",
     "--streaming true --epochs 2": "give --max-steps or --max-tokens",
-    "--streaming true --stride 4 --max-steps 3": "leave --stride and --drop-tail out",
+    "--streaming true --stride 4 --max-steps 3": "leave --stride, --drop-tail",
     "--streaming true --max-steps 3": "The first 1 documents of .* leave nothing for",
     "--max-bad-steps 0": "max_bad_steps is 0",
     "--on-save-error panic": "on.save.error.*panic",

@@ -6,6 +6,7 @@ Not a recipe itself. Imports nothing heavy: `python training/X.py --help` has to
 import difflib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,6 +104,11 @@ AT_LEAST = {  # field -> the least it may be
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
 }
+
+
+def peak_rate(run: Run) -> float:
+    """The learning rate that is asked for, or what fits a new model or one that goes on."""
+    return (1e-3 if run.model is None else 5e-5) if run.learning_rate is None else run.learning_rate
 
 
 def check_fields(run: Any) -> None:
@@ -204,7 +210,7 @@ def _read_yaml(path: str, names: list[str]) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise ValueError(f"--config {path} has to hold `field: value` lines.")
     content = {str(name).replace("-", "_"): value for name, value in content.items()}
     for name, value in content.items():
@@ -282,9 +288,10 @@ def check_output_dir(run: Run) -> Path:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_dir {run.output_dir}: {path} is a file. Give a folder.")
+    check_writable(folder)
     drafts = (".writing-", ".old-")  # what a killed run was about to write
     if folder.is_dir() and any(not path.name.startswith(drafts) for path in folder.iterdir()):
-        if not (folder / "run.yaml").exists():
+        if not (folder / "run.yaml").exists() and not (folder / "checkpoints").is_dir():
             raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a run. Give another.")
         for name in ("model", "dataset", "tokenizer"):
             value = getattr(run, name)
@@ -303,6 +310,16 @@ def check_output_dir(run: Run) -> Path:
                 "replaces it, another --output-dir leaves it alone."
             )
     return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a ValueError where nothing can be written into a folder, or it cannot be made; it is left as it is."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir {folder} cannot be written to ({error.strerror}). Give another.") from error
 
 
 def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:

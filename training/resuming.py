@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from recipe import Run, relative
+from recipe import Run, peak_rate, relative
 from scratch_gpt.order import Share
 
 
@@ -42,8 +42,9 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "sa
 
 def make_record(run: Run, model_config: dict[str, Any], data: dict[str, Any], accelerator) -> dict[str, Any]:
     """All that decides a run, as JSON: what its checkpoints keep, and what a resumed run is compared with."""
+    config = {name: relative(value) for name, value in asdict(run).items() if name not in THIS_LAUNCH}
     return {
-        "config": {name: relative(value) for name, value in asdict(run).items() if name not in THIS_LAUNCH},
+        "config": {**config, "learning_rate": peak_rate(run)},
         "model": {name: value for name, value in model_config.items() if name not in NOT_SHAPE},
         "data": data,
         "environment": {

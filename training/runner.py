@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError, safe_open
 
-from recipe import RUN_FILES, Run, check_output_dir, write_run_yaml
+from recipe import RUN_FILES, Run, check_output_dir, peak_rate, write_run_yaml
 from resuming import check_record, make_record, settle_share
 from scratch_gpt.checkpoints import (
     DRAFT,
@@ -149,10 +150,22 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
 
 def is_finished(run: Run, start: Start, steps: int) -> bool:
     """Whether the run that `start` resumes has nothing left to do."""
-    if start.saved is None or not (start.folder / "evaluation.json").exists():
+    if start.saved is None or not (start.folder / "evaluation.json").exists() or not is_whole(start.folder / "model"):
         return False
     progress = Progress(**start.saved["progress"])
     return progress.step >= steps or progress.evaluations_since_best >= (run.patience or math.inf)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a model folder's weights are there and none is cut off."""
+    files = sorted(folder.glob("*.safetensors"))
+    try:
+        for file in files:
+            with safe_open(file, framework="pt"):
+                pass
+    except (OSError, SafetensorError):
+        return False
+    return bool(files)
 
 
 def carry_out(
@@ -243,7 +256,7 @@ def _sample(task: Task, model) -> str:
 
 
 def _rates(run: Run, steps: int) -> dict[str, float]:
-    peak = (1e-3 if run.model is None else 5e-5) if run.learning_rate is None else run.learning_rate
+    peak = peak_rate(run)
     return {
         "peak": peak,
         "floor": peak / 10 if run.min_learning_rate is None else run.min_learning_rate,

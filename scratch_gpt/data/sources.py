@@ -145,20 +145,19 @@ def open_stream(
     def shard(number: int) -> datasets.IterableDataset:
         return rows.shard(num_shards=shards, index=number) if shards > 1 else rows
 
-    texts, of = [], []  # the first documents, whichever files they lie in, and the shard of each
+    sample, of = [], []  # the first documents, whichever files they lie in, and the shard of each
     try:
         for number in range(shards):
-            for row in shard(number).take(head - len(texts)):
-                if not texts:
-                    _check_text_column(dataset, list(row), rows.features, text_column)
-                texts.append(row[text_column])
-                of.append(number)
-            if len(texts) >= head:
+            found = list(shard(number).take(head - len(sample)))
+            sample, of = sample + found, of + [number] * len(found)
+            if len(sample) >= head:
                 break
-    except (datasets.exceptions.DatasetsError, OSError, UnicodeDecodeError) as error:
+    except Exception as error:
         raise ValueError(f"{dataset} cannot be read: {_one_line(error.__cause__ or error)}") from error
-    if not texts:
+    if not sample:
         raise ValueError(f"{dataset} holds no text.")
+    _check_text_column(dataset, list(sample[0]), rows.features, text_column)
+    texts = [row[text_column] for row in sample]
     held_out, start = {}, 0
     for name, fraction in fractions.items():
         end = start + max(1, round(fraction * len(texts)))
