@@ -113,7 +113,7 @@ def count_distinct(megabytes: tuple[float, ...]) -> list[int]:
 
 
 def compression() -> dict:
-    """Bytes per token on held-out text, by corpus and tokenizer."""
+    """Bytes per token on the held-out tenth, and tokens that training rarely shows, by corpus and tokenizer."""
     from scratch_gpt.data.sources import open_documents, split_documents
     from scratch_gpt.tokenizer import load_tokenizer, tokenizer_report
     from scratch_gpt.tokenizer_training import train_tokenizer
@@ -126,13 +126,18 @@ def compression() -> dict:
             figures[name] = None
             continue
         splits = split_documents(open_documents(source))
-        found = {size: train_tokenizer(splits["train"]["text"], size) for size in SIZES}
-        for size, tokenizer in found.items():
-            report = tokenizer_report(tokenizer, splits["validation"]["text"], gpt2, splits["train"]["text"])
-            figures.setdefault(name, {"bytes": report["bytes"], **report["peers"]})
-            figures[name][f"ours, {size}"] = report["bytes_per_token"]
-            figures[name][f"unused of {size}"] = report["unused"]["count"]
-            figures[name][f"under-trained of {size}"] = report["under_trained"]["count"]
+        ours = {f"ours, {size}": train_tokenizer(splits["train"]["text"], size) for size in SIZES}
+        reports = {
+            made: tokenizer_report(tokenizer, splits["validation"]["text"], gpt2, splits["train"]["text"])
+            for made, tokenizer in ours.items()
+        }
+        first = next(iter(reports.values()))
+        figures[name] = {
+            "bytes": first["bytes"],
+            "bytes_per_token": first["peers"] | {made: report["bytes_per_token"] for made, report in reports.items()},
+            "unused": {made: report["unused"]["count"] for made, report in reports.items()},
+            "under_trained": {made: report["under_trained"]["count"] for made, report in reports.items()},
+        }
     return figures
 
 
