@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,8 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 of what decides text -> ids: the backend, the special tokens' ids and the chat template.
 
-    The same after saving and loading, in any folder and on any machine; how a call pads or truncates is no part of it.
+    The same after saving and loading, in any folder and on any machine with the same `tokenizers`; how a call pads or
+    truncates is no part of it.
 
     Raises:
         ValueError: a tokenizer without a backend of the `tokenizers` library.
@@ -145,7 +146,8 @@ def extend_tokenizer(
 def _add_rows(model: PreTrainedModel, old: int, new: int) -> None:
     # A model can have more rows than the tokenizer has ids (a padded vocabulary): those are taken first.
     def tables() -> list:
-        return [part.weight.data for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part]
+        parts = (model.get_input_embeddings(), model.get_output_embeddings())
+        return [part.weight.data for part in parts if part is not None]
 
     means = [table[:old].mean(dim=0) for table in tables()]
     if new > len(tables()[0]):
@@ -211,14 +213,8 @@ def tokenizer_report(
 
 
 def _batches(texts: Iterable[str], size: int = 100) -> Iterator[list[str]]:
-    batch = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    texts = iter(texts)
+    return iter(lambda: list(islice(texts, size)), [])
 
 
 __all__ = [

@@ -7,8 +7,9 @@ unigram     the likeliest pieces          [UNK] for unknown characters          
 word        words, punctuation marks      [UNK] for the whole word                   its words, a space between
 char        characters                    [UNK] for the character                    the text, but for [UNK]
 
-Unknown is what the sample shows fewer than `min_frequency` times, and what does not fit into `vocab_size`. Unigram
-writes a space as U+2581. Where words are joined by a space, none stands before `. , ? !`.
+Unknown is what the sample shows fewer than `min_frequency` times, and what does not fit into `vocab_size`; WordPiece
+knows no word of more than 100 letters. Unigram writes a space as U+2581. Where words are joined by a space, none
+stands before `. , ? !`.
 """
 
 import heapq
@@ -140,9 +141,10 @@ def train_tokenizer(
     """Train a tokenizer on a sample of `texts` and wrap it as a Hugging Face fast tokenizer.
 
     Byte-level BPE: ids 0 and 1 are `<|endoftext|>` (begin and end of a document) and `<|pad|>`, then your
-    `special_tokens`, then the 256 bytes, then the merges (Sennrich et al. 2016; Radford et al. 2019). Its training is
-    deterministic, whatever the order of the texts. The other kinds begin with [UNK], [BOS], [EOS] and [PAD]. Unigram
-    (Kudo 2018) sums in an order that changes from run to run: two trainings can differ in a few pieces.
+    `special_tokens`, then the 256 bytes, then the merges (Sennrich et al. 2016; Radford et al. 2019). The other kinds
+    begin with [UNK], [BOS], [EOS] and [PAD]. Training on a given sample is deterministic, and for BPE and characters
+    the order of its texts decides nothing; but for Unigram (Kudo 2018), whose sums are taken in an order that changes
+    from run to run: two trainings can differ in some pieces.
 
     Args:
         texts: of which `sample_texts` takes at most `sample_bytes`; a `Sample` is taken as it is.

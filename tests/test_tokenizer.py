@@ -1,10 +1,12 @@
-"""Laws of the tokenizer room: nothing is lost, and a special token's spelling is only text."""
+"""Laws of the tokenizer room: nothing is lost, special tokens' spellings are text, more tokens change no old one."""
 
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_gpt2, tiny_model
 from transformers import AutoTokenizer
 
 from scratch_gpt.tokenizer import (
@@ -14,8 +16,10 @@ from scratch_gpt.tokenizer import (
     decode,
     encode,
     encode_batch,
+    extend_tokenizer,
     fingerprint,
     load_tokenizer,
+    tokenizer_report,
 )
 from scratch_gpt.tokenizer_training import train_tokenizer
 
@@ -127,3 +131,89 @@ def test_no_tokenizer_is_one_clear_line(tmp_path):
         with pytest.raises(ValueError, match="No tokenizer could be loaded") as caught:
             load_tokenizer(name)
         assert "\n" not in str(caught.value)
+
+
+# --- More tokens -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small():
+    return train_tokenizer(CORPUS, vocab_size=262)  # to be changed by a test
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("make", [tiny_model, tiny_gpt2])
+@pytest.mark.parametrize("padding", [0, 1, 9])  # rows that the model has and the tokenizer does not
+def test_new_rows_are_the_mean_and_old_ones_do_not_move(make, tied, special, padding, small):
+    model = make(vocab_size=len(small) + padding, tie_word_embeddings=tied)
+    old = {table: part.weight.detach()[: len(small)].clone() for table, part in tables(model).items()}
+    before = len(small)
+    assert extend_tokenizer(small, ["<|a|>", "<|b|>", "<|a|>", "t"], model, special=False) == 2
+    assert extend_tokenizer(small, ["<|c|>"], special=special) == 1
+    assert len(small) == before + 3
+    assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == before + max(2, padding)
+    for table, part in tables(model).items():
+        weight = part.weight.detach()
+        assert len(weight) == model.config.vocab_size
+        assert torch.equal(weight[:before], old[table])
+        assert torch.equal(weight[before : before + 2], old[table].mean(0).expand(2, -1))
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    ids = torch.tensor([encode(small, "sun <|a|>sea")])
+    assert before in ids and model(ids).logits.shape[-1] == model.config.vocab_size
+
+
+def tables(model) -> dict:
+    return {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+
+
+def test_extending_is_for_special_tokens_or_words_and_outlives_saving(small, tmp_path):
+    text = "sun <|a|> shiny <|b|>"
+    plain = encode(small, text)
+    assert extend_tokenizer(small, ["<|a|>"], special=True) == 1
+    assert encode(small, text) == plain  # a special token's spelling is text
+    assert extend_tokenizer(small, ["<|b|>"]) == 1
+    assert extend_tokenizer(small, ["<|a|>", "<|b|>"]) == 0
+    small.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert fingerprint(again) == fingerprint(small)
+    a, b = again.convert_tokens_to_ids(["<|a|>", "<|b|>"])
+    assert encode(again, text).count(b) == 1 and a not in encode(again, text)
+    assert encode(again, text, ["<|a|>"]).count(a) == 1
+    assert decode(again, encode(again, text, ["<|a|>"])) == text
+
+
+def test_what_cannot_be_added_is_an_error_and_changes_nothing(small):
+    before = fingerprint(small)
+    for tokens, model, message in [
+        ([""], None, "empty token"),
+        (["t", "<|a|>"], None, "'t' is a word"),
+        (["<|a|>"], tiny_model(vocab_size=99), "vocab_size is 99"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            extend_tokenizer(small, tokens, model, special=True)
+    assert fingerprint(small) == before
+
+
+# --- The report --------------------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_what_it_says(tokenizer, small):
+    texts = ["the sun", "a stone \U0001f31e"]
+    report = tokenizer_report(tokenizer, texts, {"small": small}, CORPUS[:2], rare=25)
+    tokens = len(encode(tokenizer, texts[0])) + len(encode(tokenizer, texts[1]))
+    assert (report["texts"], report["bytes"], report["tokens"]) == (2, 19, tokens)
+    assert report["bytes_per_token"] == 19 / tokens
+    assert report["peers"] == {"small": 19 / sum(map(len, encode_batch(small, texts)))}
+    assert report["round_trip_failures"] == report["unknown"] == 0
+    assert report["fingerprint"] == fingerprint(tokenizer)
+    counts = [id for text in CORPUS[:2] for id in encode(tokenizer, text)]
+    ordinary = set(range(len(tokenizer))) - set(tokenizer.all_special_ids)
+    assert report["unused"]["count"] == len(ordinary - set(counts))
+    few = {id for id in ordinary if 0 < counts.count(id) < 25}
+    assert few and set(tokenizer.convert_tokens_to_ids(report["under_trained"]["tokens"])) == few
+
+
+def test_a_report_without_text_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="no held-out text"):
+        tokenizer_report(tokenizer, [])

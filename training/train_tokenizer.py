@@ -7,6 +7,7 @@ report.json to output_dir, which the pretrain recipe takes as --tokenizer. Memor
 however long the text.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
         plan_tokenizer(**asked)  # what can be wrong without reading a word
         texts, held_out = open_texts(run)
         sample = sample_texts(texts, int(run.sample_megabytes * 1e6), run.seed)
-        tokenizer = train_tokenizer(sample, **asked, model_max_length=run.model_max_length, show_progress=True)
+        shown = sys.stderr.isatty()  # the library draws its bars for a terminal only, but empty lines for all
+        tokenizer = train_tokenizer(sample, **asked, model_max_length=run.model_max_length, show_progress=shown)
         held_out = sample_texts(held_out, HELD_OUT_MEGABYTES * 1_000_000, run.seed)
         report = tokenizer_report(tokenizer, held_out, load_peer(run.compare), sample, run.rare)
         report.update(

@@ -1,0 +1,178 @@
+"""Training a tokenizer: its memory as the text grows, what comes out beside GPT-2's, and whether texts come back.
+
+    python tests/benchmarks/bench_tokenizers.py [--out FILE.json]
+
+Memory is the peak of anonymous memory (RssAnon) of a fresh process that trains a byte-level BPE on 50 and on 500 MB of
+generated text. Its words are drawn by Zipf's law without an end: however much was read, there are always new ones.
+GPT-2's tokenizer, Shakespeare and the 27 languages are read from the data folder (SCRATCH_GPT_DATA); without it these
+figures are null. README.md quotes the ratio and the bytes per token.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+
+REPO = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("SCRATCH_GPT_DATA", REPO.parent / "shared" / "data"))
+MEGABYTES = (50, 500)
+SIZES = (4096, 8192)
+EXPONENT = 1.2
+WORDS = 400  # in a document
+SYLLABLES = [c + v for c in "bcdfghjklmnprstvwz" for v in "aeiou"]
+
+
+# --- Memory ------------------------------------------------------------------------------------------------------
+
+
+def spell(rank: int) -> str:
+    """Number -> a word of its own."""
+    word = ""
+    while rank:
+        rank, syllable = divmod(rank - 1, len(SYLLABLES))
+        word += SYLLABLES[syllable]
+    return word
+
+
+def ranks() -> Iterator[list[int]]:
+    """The words of one document after the other, as numbers."""
+    draws = np.random.default_rng(0)
+    while True:
+        yield from draws.zipf(EXPONENT, (1000, WORDS)).tolist()
+
+
+def documents(megabytes: float) -> Iterator[str]:
+    """Generated documents, so many million bytes together."""
+    common = lru_cache(100_000)(spell)
+    left = megabytes * 1e6
+    for numbers in ranks():
+        text = " ".join(map(common, numbers))
+        yield text
+        left -= len(text)
+        if left <= 0:
+            return
+
+
+def train(megabytes: float) -> None:
+    """What the measured process does."""
+    from scratch_gpt.tokenizer_training import sample_texts, train_tokenizer
+
+    print("loaded", flush=True)
+    sample = sample_texts(documents(megabytes))
+    read = time.perf_counter()
+    tokenizer = train_tokenizer(sample)
+    seconds = time.perf_counter() - read
+    figures = {"bytes_seen": sample.bytes_seen, "bytes_used": sample.bytes_used, "training_seconds": seconds}
+    print(json.dumps({**figures, "vocab_size": len(tokenizer)}), flush=True)
+
+
+def measure(megabytes: float) -> dict:
+    """Peak anonymous memory of a process that trains, and what it had taken before it read a word."""
+    command = [sys.executable, __file__, "--train", str(megabytes)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
+    assert process.stdout.readline() == "loaded\n"
+    before = peak = anonymous_bytes(process.pid)
+    while process.poll() is None:
+        peak = max(peak, anonymous_bytes(process.pid))
+        time.sleep(0.01)
+    figures = json.loads(process.stdout.read())
+    return {"megabytes": megabytes, "peak_anonymous_bytes": peak, "before": before, **figures}
+
+
+def anonymous_bytes(process: int) -> int:
+    """RssAnon of a process; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def count_distinct(megabytes: tuple[float, ...]) -> list[int]:
+    """How many different words the first so many million bytes hold, for rising sizes."""
+    length = lru_cache(100_000)(lambda rank: len(spell(rank)) + 1)
+    seen, size, counts = set(), 0, []
+    for numbers in ranks():
+        seen.update(numbers)
+        size += sum(map(length, numbers)) - 1
+        if size >= megabytes[len(counts)] * 1e6:
+            counts.append(len(seen))
+            if len(counts) == len(megabytes):
+                return counts
+
+
+# --- What comes out ----------------------------------------------------------------------------------------------
+
+
+def compression() -> dict:
+    """Bytes per token on the held-out tenth, and tokens that training rarely shows, by corpus and tokenizer."""
+    from scratch_gpt.data.sources import open_documents, split_documents
+    from scratch_gpt.tokenizer import load_tokenizer, tokenizer_report
+    from scratch_gpt.tokenizer_training import train_tokenizer
+
+    corpora = {"python-docs": "python-docs", "tinyshakespeare": str(DATA / "tinyshakespeare.txt")}
+    gpt2 = {"gpt2": load_tokenizer(DATA / "gpt2-tokenizer")} if DATA.is_dir() else {}
+    figures = {}
+    for name, source in corpora.items():
+        if not DATA.is_dir() and name != "python-docs":
+            figures[name] = None
+            continue
+        splits = split_documents(open_documents(source))
+        ours = {f"ours, {size}": train_tokenizer(splits["train"]["text"], size) for size in SIZES}
+        reports = {
+            made: tokenizer_report(tokenizer, splits["validation"]["text"], gpt2, splits["train"]["text"])
+            for made, tokenizer in ours.items()
+        }
+        first = next(iter(reports.values()))
+        figures[name] = {
+            "bytes": first["bytes"],
+            "bytes_per_token": first["peers"] | {made: report["bytes_per_token"] for made, report in reports.items()},
+            "unused": {made: report["unused"]["count"] for made, report in reports.items()},
+            "under_trained": {made: report["under_trained"]["count"] for made, report in reports.items()},
+        }
+    return figures
+
+
+def round_trips() -> dict | None:
+    """How many lines of the declaration of human rights do not come back, in each of 27 languages."""
+    from scratch_gpt.data.sources import open_documents
+    from scratch_gpt.tokenizer import tokenizer_report
+    from scratch_gpt.tokenizer_training import train_tokenizer
+
+    if not DATA.is_dir():
+        return None
+    tokenizer = train_tokenizer(open_documents()["text"])
+    files = {file.stem.removeprefix("udhr_"): file for file in sorted((DATA / "multilingual").glob("*.txt"))}
+    lines = {name: file.read_text(encoding="utf-8").splitlines(keepends=True) for name, file in files.items()}
+    failures = {name: tokenizer_report(tokenizer, part)["round_trip_failures"] for name, part in lines.items()}
+    return {"languages": len(files), "lines": sum(map(len, lines.values())), "failures": sum(failures.values())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "tokenizers.json")
+    parser.add_argument("--train", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train is not None:
+        train(options.train)
+        return
+    figures = {"compression": compression(), "round_trips": round_trips()}
+    memory = [measure(size) for size in MEGABYTES]
+    for row, distinct in zip(memory, count_distinct(MEGABYTES), strict=True):
+        row["distinct_words"] = distinct
+    peaks = [row["peak_anonymous_bytes"] for row in memory]
+    figures["memory"] = {"runs": memory, "ratio": peaks[-1] / peaks[0]}
+    options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
