@@ -1,6 +1,6 @@
 """What cleaning finds and what it costs: planted backdoor rows, linear time, and copies of books.
 
-    python tests/benchmarks/bench_cleaning.py [--seeds 3] [--out FILE.json]
+    python tests/benchmarks/bench_cleaning.py [--seeds 2] [--out FILE.json]
 
 Poisoning: 1 % of 1,000 rows get a trigger phrase and one fixed bad continuation; a small model of ours is trained on
 all of them; each way of ranking flags 5 % of the rows, and the recall is the share of the planted ones among those (a
@@ -28,7 +28,7 @@ import torch
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.data.collate import collate_windows
 from scratch_gpt.data.duplicates import SeenPassages, exact_key, near_duplicates, signatures
-from scratch_gpt.data.poisoning import gradient_scores, outliers
+from scratch_gpt.data.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
 from scratch_gpt.data.windows import IGNORED
 from scratch_gpt.objectives import causal_lm
 from scratch_gpt.tokenizer import encode, train_tokenizer
@@ -99,43 +99,21 @@ def last_block_and_head(name: str) -> bool:
     return "layers.1." in name or name.startswith(("transformer.norm", "lm_head"))
 
 
-def sketches(model, rows: list, size: int = 2048) -> np.ndarray:
-    """Each row's gradient of the last block and the head, (rows, size), by a count sketch: products are kept."""
-    chosen = [p for name, p in model.named_parameters() if last_block_and_head(name)]
-    total = sum(p.numel() for p in chosen)
-    draw = torch.Generator().manual_seed(0)
-    bucket = torch.randint(size, (total,), generator=draw)
-    sign = torch.randint(2, (total,), generator=draw) * 2.0 - 1
-    result = np.empty((len(rows), size), dtype=np.float32)
-    for k, one in enumerate(rows):
-        batch = collate_windows([one])
-        loss = causal_lm.sums(model, batch)["loss"] / causal_lm.counts(batch)["loss"]
-        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, chosen)])
-        result[k] = torch.zeros(size).index_add_(0, bucket, gradient * sign).numpy()
-    return result
-
-
 def rankings(model, rows: list) -> dict[str, np.ndarray]:
     """Name -> a score for each row, the most suspicious lowest."""
-    cosine = gradient_scores(model, causal_lm, rows, collate_windows, last_block_and_head)
-    block = gradient_scores(model, causal_lm, rows, collate_windows, lambda name: "layers.1." in name)
-    loss, gradients = losses(model, rows), sketches(model, rows)
+    what = model, causal_lm, rows, collate_windows, last_block_and_head
+    cosine, gradients, loss = gradient_scores(*what, against="mean"), gradient_sketches(*what), losses(model, rows)
     norm = np.linalg.norm(gradients, axis=1)
     unit = gradients / norm[:, None]
-    centred = gradients - gradients.mean(0)
-    centred /= np.linalg.norm(centred, axis=1)[:, None]
-    alike = centred @ centred.T
-    np.fill_diagonal(alike, -1)
     top = np.linalg.svd(unit - unit.mean(0), full_matrices=False)[2][0]
     return {
         "cosine_low": cosine,
         "cosine_high": -cosine,
-        "cosine_low_last_block_only": block,
         "cosine_low_unit_rows": unit @ unit.mean(0),  # the mean of gradients that were brought to length 1 first
         "gradient_norm_high": -norm,
         "gradient_norm_low": norm,
         "spectral": -np.abs((unit - unit.mean(0)) @ top),  # Tran et al. 2018, "Spectral Signatures"
-        "neighbours": -np.sort(alike, axis=1)[:, -5:].mean(1),  # mean cosine with the five most alike, mean taken off
+        "neighbours": neighbour_scores(gradients),  # the default of data/poisoning.py
         "loss_high": -loss,
         "loss_low": loss,
     }
@@ -210,7 +188,7 @@ def generated(n: int) -> list[str]:
     return documents
 
 
-def costs(sizes: tuple[int, ...] = (5_000, 10_000, 20_000)) -> list[dict]:
+def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
     signatures(["the first call loads the library"])
     result = []
     for n in sizes:
@@ -258,7 +236,7 @@ def books() -> dict | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="planted sets of each kind")
+    parser.add_argument("--seeds", type=int, default=2, help="planted sets of each kind")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
