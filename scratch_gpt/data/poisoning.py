@@ -90,7 +90,7 @@ def gradient_sketches(
 
 
 def neighbour_scores(sketches: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
-    """(n, size) -> (n,), minus the mean cosine of each row with the `neighbours` most alike, the mean row taken off."""
+    """(n, size) -> (n,), minus the mean cosine of a row with the `neighbours` most alike, the mean row taken off."""
     centred = sketches - sketches.mean(axis=0)
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     k = min(neighbours, len(centred) - 1)
