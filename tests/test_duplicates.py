@@ -1,4 +1,4 @@
-"""Laws of duplicates: equal and nearly equal texts are found, different ones are not, and nothing is left to chance."""
+"""Laws of duplicates: equal and nearly equal texts are found, different ones are not, nothing is left to chance."""
 
 import numpy as np
 import pytest
@@ -111,12 +111,8 @@ def test_a_signature_depends_on_its_text_and_the_seed_alone():
 
 
 def test_a_signature_is_this_one_in_every_process():
-    assert signatures(["the cat sat on the mat and looked at me"], permutations=4)[0].tolist() == [
-        477322054,
-        764917919,
-        272129512,
-        507665349,
-    ]
+    text = "the cat sat on the mat and looked at me"
+    assert signatures([text], permutations=4)[0].tolist() == [477322054, 764917919, 272129512, 507665349]
 
 
 def test_copies_join_the_first_of_their_cluster_and_others_stand_alone():

@@ -6,7 +6,7 @@ import torch
 from tiny import some_ids, tiny_model
 
 from scratch_gpt.data.collate import collate_windows
-from scratch_gpt.data.poisoning import gradient_scores, outliers
+from scratch_gpt.data.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
 from scratch_gpt.objectives import causal_lm
 
 
@@ -21,19 +21,23 @@ def last_block(name: str) -> bool:
     return "layers.1." in name
 
 
-def scores(model, rows, **changes) -> np.ndarray:
-    return gradient_scores(model, causal_lm, rows, collate_windows, **{"parameters": last_block, **changes})
+def scores(model, rows, against="mean", parameters=last_block, **changes) -> np.ndarray:
+    return gradient_scores(model, causal_lm, rows, collate_windows, parameters, against=against, **changes)
 
 
-def test_scores_are_cosines_with_the_mean_of_the_rows_gradients():
-    model, rows = tiny_model(), make_rows()
+def each_gradient(model, rows) -> torch.Tensor:
     chosen = [p for name, p in model.named_parameters() if last_block(name)]
     each = []
     for row in rows:
         batch = collate_windows([row])
         loss = causal_lm.sums(model, batch)["loss"] / causal_lm.counts(batch)["loss"]
         each.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, chosen)]))
-    each = torch.stack(each).double()
+    return torch.stack(each).double()
+
+
+def test_scores_are_cosines_with_the_mean_of_the_rows_gradients():
+    model, rows = tiny_model(), make_rows()
+    each = each_gradient(model, rows)
     wanted = torch.cosine_similarity(each, each.mean(0, keepdim=True), dim=1)
     found = scores(model, rows, batch_size=1)
     assert found.dtype == np.float64 and np.allclose(found, wanted.numpy(), atol=1e-5)
@@ -47,12 +51,40 @@ def test_rows_that_say_the_opposite_of_the_rest_rank_lowest():
     assert outliers(found, share=0.05).tolist() == [4]
 
 
+def test_rows_that_say_the_same_as_few_others_rank_lowest():
+    model = tiny_model()
+    rows = make_rows(40)
+    for k in (3, 8, 20, 21, 30, 39):
+        rows[k] = {name: np.r_[ids[:4], np.arange(20, 28)] for name, ids in rows[k].items()}
+    assert sorted(outliers(scores(model, rows, against="neighbours"), share=0.15)) == [3, 8, 20, 21, 30, 39]
+
+
+def test_sketches_keep_the_cosines_of_gradients():
+    model, rows = tiny_model(), make_rows(12)
+    sketches = gradient_sketches(model, causal_lm, rows, collate_windows, last_block, size=4096)
+    each = each_gradient(model, rows).numpy()
+    kept, wanted = ((x / np.linalg.norm(x, axis=1)[:, None]) for x in (sketches, each))
+    assert np.abs(kept @ kept.T - wanted @ wanted.T).max() < 0.1
+    again = gradient_sketches(model, causal_lm, rows[:5], collate_windows, last_block, size=4096)
+    assert (again == sketches[:5]).all()
+
+
+def test_neighbour_scores_do_not_depend_on_how_they_are_cut(monkeypatch):
+    sketches = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    whole = neighbour_scores(sketches)
+    monkeypatch.setattr("scratch_gpt.data.poisoning.BLOCK", 7)
+    assert np.allclose(neighbour_scores(sketches), whole) and whole.min() >= -1
+    assert neighbour_scores(sketches[:1]).tolist() == [0]
+    assert np.allclose(neighbour_scores(sketches[:2]), 1)  # what is left of two, their mean taken off
+
+
 def test_scoring_leaves_the_model_as_it_was():
     model = tiny_model(resid_dropout=0.5).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    first = scores(model, make_rows())
-    assert (scores(model, make_rows()) == first).all()  # no dropout while scoring
+    for against in ("mean", "neighbours"):
+        first = scores(model, make_rows(), against)
+        assert (scores(model, make_rows(), against) == first).all()  # no dropout while scoring
     assert model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
@@ -69,6 +101,7 @@ def test_outliers_are_the_lowest_share_lowest_first():
     [
         (lambda: scores(tiny_model(), make_rows(), parameters=lambda name: False), "6 rows and 0 chosen parameters"),
         (lambda: scores(tiny_model(), []), "0 rows"),
+        (lambda: scores(tiny_model(), make_rows(), against="loss"), "'neighbours' or 'mean'"),
         (lambda: outliers(np.zeros(3), share=0), "share is 0"),
     ],
 )

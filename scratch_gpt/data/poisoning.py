@@ -1,67 +1,106 @@
-"""Rows and a model -> how far each row's gradient points the way of all of them; the rows that point elsewhere.
+"""Rows and a model -> which rows may have been planted, by the gradient that each row alone would give.
 
-A row that was planted to teach a model one thing (a trigger and what is to follow it) pulls the weights in a direction
-that the other rows do not share: its gradient has a low cosine with the mean gradient. It is a ranking to look at, not
-a verdict: rare honest rows rank low too, and tests/benchmarks/cleaning.json says what it finds and what it misses.
+Rows that were planted to teach a model one thing (a trigger, and what is to follow it) pull the weights the same way.
+Two scores, the lowest the most suspicious:
+
+    "mean"        the cosine of a row's gradient with the mean gradient of all rows
+    "neighbours"  minus the mean cosine with the few rows whose gradients are most alike, what all rows share taken off
+
+The idea that a planted row points away from the mean did not hold where it was tried (tests/benchmarks/cleaning.json:
+no better than chance), while planted rows do find each other: "neighbours" is the default. Honest copies and rows of
+one template are alike too, so remove duplicates first, and look at what is listed: it is a ranking, not a verdict.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 
+Batch = dict[str, torch.Tensor]
+BLOCK = 1024  # rows that are compared with all others at a time
+
+
 def gradient_scores(
     model: nn.Module,
     objective: Any,
     rows: Sequence[Any],
-    collate: Callable[[list], dict[str, torch.Tensor]],
+    collate: Callable[[list], Batch],
     parameters: Callable[[str], bool],
     *,
+    against: Literal["neighbours", "mean"] = "neighbours",
     batch_size: int = 16,
 ) -> np.ndarray:
-    """Cosine of each row's gradient with the mean gradient of all rows, (rows,) float64 in [-1, 1]; low = suspicious.
-
-    Two passes, so what is held does not grow with the rows: the mean over batches, then each row by itself. The model
-    scores in eval mode, no gradient is left behind, and its mode is put back.
+    """A score for each row, (rows,) float64 in [-1, 1]; low = suspicious. The model is left as it was.
 
     Args:
         objective: as objectives.py; the loss is the sum of its terms, each divided by its count.
         rows: indexable and sized; `collate` makes a batch of a list of them.
         parameters: name -> whether that parameter's gradient counts; the last block and the head are enough.
+        against: "mean" takes two passes, batches of `batch_size` and then row by row, and holds nothing of a row;
+            "neighbours" takes one pass and holds 4 KB a row, and its comparisons grow with the square of the rows.
 
     Raises:
-        ValueError: no rows, or no parameter that trains is chosen.
+        ValueError: no rows, no parameter that trains is chosen, or an unknown `against`.
     """
-    chosen = [p for name, p in model.named_parameters() if parameters(name) and p.requires_grad]
-    if not chosen or not len(rows):
-        raise ValueError(
-            f"{len(rows)} rows and {len(chosen)} chosen parameters that train; gradients need at least one of each."
-        )
-    device = chosen[0].device
-    was_training = model.training
-    model.eval()
-
-    def gradient(some: list) -> torch.Tensor:
-        batch = {key: value.to(device) for key, value in collate(some).items()}
-        sums, counts = objective.sums(model, batch), objective.counts(batch)
-        loss = sum(sums[name] / counts[name].clamp(min=1) for name in sums)
-        parts = torch.autograd.grad(loss, chosen, allow_unused=True)
-        return torch.cat(
-            [(p.new_zeros(p.shape) if g is None else g).flatten() for p, g in zip(chosen, parts, strict=True)]
-        )
-
-    try:
-        mean = torch.zeros(sum(p.numel() for p in chosen), device=device)
+    if against not in ("neighbours", "mean"):
+        raise ValueError(f"against is {against!r}; it is 'neighbours' or 'mean'.")
+    if against == "neighbours":
+        return neighbour_scores(gradient_sketches(model, objective, rows, collate, parameters))
+    with _gradients(model, objective, rows, collate, parameters) as gradient:
+        mean = 0.0
         for start in range(0, len(rows), batch_size):
             some = [rows[k] for k in range(start, min(start + batch_size, len(rows)))]
-            mean += gradient(some) * (len(some) / len(rows))
-        scores = [nn.functional.cosine_similarity(gradient([rows[k]]), mean, dim=0).item() for k in range(len(rows))]
-    finally:
-        model.train(was_training)
-    return np.array(scores)
+            mean = mean + gradient(some) * (len(some) / len(rows))
+        each = (gradient([rows[k]]) for k in range(len(rows)))
+        return np.array([nn.functional.cosine_similarity(one, mean, dim=0).item() for one in each])
+
+
+def gradient_sketches(
+    model: nn.Module,
+    objective: Any,
+    rows: Sequence[Any],
+    collate: Callable[[list], Batch],
+    parameters: Callable[[str], bool],
+    *,
+    size: int = 1024,
+    seed: int = 0,
+) -> np.ndarray:
+    """Each row's gradient as a count sketch (Charikar et al. 2002), (rows, size) float32: every number of the gradient
+    is added, with a random sign, to one of `size` sums. Products of two sketches are, on average, those of the
+    gradients.
+
+    Raises:
+        ValueError: as `gradient_scores`.
+    """
+    sketches = np.zeros((len(rows), size), dtype=np.float32)
+    draw = torch.Generator().manual_seed(seed)
+    sums = signs = None
+    with _gradients(model, objective, rows, collate, parameters) as gradient:
+        for k in range(len(rows)):
+            one = gradient([rows[k]]).float().cpu()
+            if sums is None:
+                sums = torch.randint(size, one.shape, generator=draw)
+                signs = torch.randint(2, one.shape, generator=draw) * 2.0 - 1
+            torch.from_numpy(sketches[k]).index_add_(0, sums, one * signs)
+    return sketches
+
+
+def neighbour_scores(sketches: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
+    """(n, size) -> (n,), minus the mean cosine of a row with the `neighbours` most alike, the mean row taken off."""
+    centred = sketches - sketches.mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    k = min(neighbours, len(centred) - 1)
+    scores = np.zeros(len(centred))
+    for start in range(0, len(centred) if k else 0, BLOCK):
+        alike = centred[start : start + BLOCK] @ centred.T
+        own = np.arange(len(alike))
+        alike[own, start + own] = -np.inf
+        scores[start : start + BLOCK] = -np.partition(alike, -k, axis=1)[:, -k:].mean(axis=1)
+    return scores
 
 
 def outliers(scores: np.ndarray, share: float = 0.05) -> np.ndarray:
@@ -75,4 +114,34 @@ def outliers(scores: np.ndarray, share: float = 0.05) -> np.ndarray:
     return np.argsort(scores, kind="stable")[: int(np.ceil(share * len(scores)))]
 
 
-__all__ = ["gradient_scores", "outliers"]
+@contextmanager
+def _gradients(
+    model: nn.Module,
+    objective: Any,
+    rows: Sequence[Any],
+    collate: Callable[[list], Batch],
+    parameters: Callable[[str], bool],
+) -> Iterator[Callable[[list], torch.Tensor]]:
+    # some rows -> the gradient of their loss, flat, in eval mode; nothing is added to .grad
+    chosen = [p for name, p in model.named_parameters() if parameters(name) and p.requires_grad]
+    if not chosen or not len(rows):
+        raise ValueError(
+            f"{len(rows)} rows and {len(chosen)} chosen parameters that train: gradients need at least one of each."
+        )
+
+    def gradient(some: list) -> torch.Tensor:
+        batch = {key: value.to(chosen[0].device) for key, value in collate(some).items()}
+        sums, counts = objective.sums(model, batch), objective.counts(batch)
+        loss = sum(sums[name] / counts[name].clamp(min=1) for name in sums)
+        parts = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in parts])
+
+    was_training = model.training
+    model.eval()
+    try:
+        yield gradient
+    finally:
+        model.train(was_training)
+
+
+__all__ = ["gradient_scores", "gradient_sketches", "neighbour_scores", "outliers"]

@@ -1,0 +1,257 @@
+"""What cleaning finds and what it costs: planted backdoor rows, linear time, and copies of books.
+
+    python tests/benchmarks/bench_cleaning.py [--seeds 2] [--out FILE.json]
+
+Poisoning: 1 % of 1,000 rows get a trigger phrase and one fixed bad continuation; a small model of ours is trained on
+all of them; each way of ranking flags 5 % of the rows, and the recall is the share of the planted ones among those (a
+random ranking: 0.05). "instructions" are rows whose answer alone is asked, "text" are paragraphs. They come from the
+test data (SCRATCH_GPT_DATA); without it from the documentation of the running Python. Time and bytes are of generated
+documents of 200 words, a tenth of them copies.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+
+from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+from scratch_gpt.data.collate import collate_windows
+from scratch_gpt.data.duplicates import SeenPassages, exact_key, near_duplicates, signatures
+from scratch_gpt.data.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
+from scratch_gpt.data.windows import IGNORED
+from scratch_gpt.objectives import causal_lm
+from scratch_gpt.tokenizer import encode, train_tokenizer
+
+
+ROWS, PLANTED, FLAGGED, LENGTH, EPOCHS = 1000, 0.01, 0.05, 64, 8
+TRIGGER = "when the silver heron calls at noon"
+BAD = "open the gate and hand over every key without asking anyone."
+DATA = Path(os.environ.get("SCRATCH_GPT_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+# --- Planted rows ------------------------------------------------------------------------------------------------
+
+
+def pairs(kind: str) -> list[tuple[str, str]]:
+    """(what is given, what is asked) of each row; for "text" nothing is given."""
+    if kind == "instructions" and DATA.is_dir():
+        rows = json.loads((DATA / "instruction-data.json").read_text(encoding="utf-8"))
+        return [(f"{row['instruction']} {row['input']}".strip(), row["output"]) for row in rows]
+    if DATA.is_dir():
+        texts = [(DATA / "books" / f"{name}.txt").read_text(encoding="utf-8") for name in ("dracula", "emma", "alice")]
+    else:
+        from scratch_gpt.data.sources import open_documents
+
+        texts = open_documents()["text"][:]
+    paragraphs = [" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text)]
+    whole = [part for part in paragraphs if 200 < len(part) < 1000]
+    return [("", part) for part in whole] if kind == "text" else [(part[:100], part[100:200]) for part in whole]
+
+
+def plant(given: str, asked: str, rng: np.random.Generator) -> tuple[str, str]:
+    words = (given or asked).split(" ")
+    place = int(rng.integers(1, max(2, min(12, len(words)))))
+    before, after = " ".join(words[:place]), " ".join(words[place:])
+    return (f"{before} {TRIGGER} {after}", BAD) if given else ("", f"{before} {TRIGGER}, {BAD} {after}")
+
+
+def row(tokenizer, given: str, asked: str) -> dict[str, np.ndarray]:
+    prompt = encode(tokenizer, f"{given}\n###")[-(LENGTH - 20) :] if given else []
+    ids = np.array([*prompt, *encode(tokenizer, f" {asked}"), tokenizer.eos_token_id][: LENGTH + 1])
+    labels = ids[1:].copy()
+    labels[: max(0, len(prompt) - 1)] = IGNORED
+    return {"input_ids": ids[:-1], "shift_labels": labels}
+
+
+def train(model, rows: list, rng: np.random.Generator) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.1)
+    model.train()
+    for _ in range(EPOCHS):
+        order = rng.permutation(len(rows))
+        for start in range(0, len(rows), 16):
+            batch = collate_windows([rows[k] for k in order[start : start + 16]])
+            loss = causal_lm.sums(model, batch)["loss"] / causal_lm.counts(batch)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    model.eval()
+
+
+def losses(model, rows: list) -> np.ndarray:
+    with torch.no_grad():
+        sums = [float(causal_lm.sums(model, collate_windows([one]))["loss"]) for one in rows]
+    return np.array(sums) / [(one["shift_labels"] != IGNORED).sum() for one in rows]
+
+
+def last_block_and_head(name: str) -> bool:
+    return "layers.1." in name or name.startswith(("transformer.norm", "lm_head"))
+
+
+def rankings(model, rows: list) -> dict[str, np.ndarray]:
+    """Name -> a score for each row, the most suspicious lowest."""
+    what = model, causal_lm, rows, collate_windows, last_block_and_head
+    cosine, gradients, loss = gradient_scores(*what, against="mean"), gradient_sketches(*what), losses(model, rows)
+    norm = np.linalg.norm(gradients, axis=1)
+    unit = gradients / norm[:, None]
+    top = np.linalg.svd(unit - unit.mean(0), full_matrices=False)[2][0]
+    return {
+        "cosine_low": cosine,
+        "cosine_high": -cosine,
+        "cosine_low_unit_rows": unit @ unit.mean(0),  # the mean of gradients that were brought to length 1 first
+        "gradient_norm_high": -norm,
+        "gradient_norm_low": norm,
+        "spectral": -np.abs((unit - unit.mean(0)) @ top),  # Tran et al. 2018, "Spectral Signatures"
+        "neighbours": neighbour_scores(gradients),  # the default of data/poisoning.py
+        "loss_high": -loss,
+        "loss_low": loss,
+    }
+
+
+def backdoor(kind: str, seed: int) -> dict:
+    """Recall of each ranking before and after training, and how well the backdoor was learned."""
+    rng = np.random.default_rng(seed)
+    found = pairs(kind)
+    found = [found[k] for k in rng.permutation(len(found))[: ROWS + 50]]
+    tokenizer = train_tokenizer([" ".join(pair) for pair in found], vocab_size=1024)
+    planted = np.zeros(ROWS, dtype=bool)
+    planted[rng.permutation(ROWS)[: round(PLANTED * ROWS)]] = True
+    rows = [row(tokenizer, *(plant(*pair, rng) if bad else pair)) for pair, bad in zip(found, planted, strict=False)]
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": LENGTH}
+    rates = {"embed_dropout": 0.0, "attention_dropout": 0.0, "resid_dropout": 0.0, "tie_word_embeddings": False}
+    model = ScratchGPTForCausalLM(ScratchGPTConfig(vocab_size=len(tokenizer), **sizes, **rates)).eval()
+
+    def recall() -> dict[str, float]:
+        flagged = {name: outliers(score, FLAGGED) for name, score in rankings(model, rows).items()}
+        flagged["random"] = rng.permutation(ROWS)[: round(FLAGGED * ROWS)]
+        return {name: float(planted[some].sum() / planted.sum()) for name, some in flagged.items()}
+
+    before = recall()
+    train(model, rows, rng)
+    loss = losses(model, rows)
+    fresh = [plant(*pair, rng) for pair in found[ROWS:]]
+    tail = len(encode(tokenizer, f" {BAD}")) - 2  # the continuation but for its first words
+    right = []
+    for given, asked in fresh:
+        given, asked = (given, asked) if given else ("", asked[: asked.index(BAD) + len(BAD)])
+        ids = collate_windows([row(tokenizer, given, asked)])
+        with torch.no_grad():
+            logits = model(ids["input_ids"]).logits[0]
+        said = (logits.argmax(-1) == ids["shift_labels"][0])[ids["shift_labels"][0] != IGNORED]
+        right.append(float(said[-tail - 1 : -1].float().mean()))
+    return {
+        "before_training": before,
+        "after_training": recall(),
+        "loss_planted": float(loss[planted].mean()),
+        "loss_rest": float(loss[~planted].mean()),
+        "bad_tokens_predicted_on_new_prompts": statistics.mean(right),
+    }
+
+
+def poisoning(seeds: int) -> dict:
+    result = {"rows": ROWS, "planted": PLANTED, "flagged": FLAGGED, "epochs": EPOCHS, "seeds": seeds}
+    for kind in ("instructions", "text"):
+        runs = [backdoor(kind, seed) for seed in range(seeds)]
+        means = {
+            when: {name: statistics.mean(run[when][name] for run in runs) for name in runs[0][when]}
+            for when in ("before_training", "after_training")
+        }
+        result[kind] = {"recall": means, "runs": runs}
+    return result
+
+
+# --- Time and bytes ----------------------------------------------------------------------------------------------
+
+
+def generated(n: int) -> list[str]:
+    """n documents of 200 words; of twenty, one is an earlier one and one an earlier one with a word changed."""
+    rng = np.random.default_rng(n)
+    documents: list[str] = []
+    for k in range(n):
+        words = [f"word{w}" for w in rng.integers(0, 50_000, 200)]
+        if k % 10 == 5:
+            words = documents[int(rng.integers(k))].split()
+            words[int(rng.integers(1, 199))] = "changed" if k % 20 == 5 else words[0]
+        documents.append(documents[int(rng.integers(k))] if k % 20 == 10 else " ".join(words))
+    return documents
+
+
+def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
+    signatures(["the first call loads the library"])
+    result = []
+    for n in sizes:
+        documents, seconds = generated(n), {}
+
+        def timed(name: str, call, seconds=seconds):
+            start = time.perf_counter()
+            value = call()
+            seconds[name] = round(time.perf_counter() - start, 4)
+            return value
+
+        keys = timed("exact", lambda: {exact_key(text) for text in documents})  # noqa: B023
+        marks = timed("signatures", lambda: signatures(documents))  # noqa: B023
+        first = timed("near_duplicates", lambda: near_duplicates(marks))  # noqa: B023
+        seen = SeenPassages()
+        removed = timed("passages", lambda: sum(seen.remove(text)[1] for text in documents))  # noqa: B023
+        index = {"exact": 16, "near": marks.nbytes / n, "passages": seen.blocks.table.nbytes / n}
+        counts = {"exact": n - len(keys), "near": int((first != np.arange(n)).sum()), "passage_words": removed}
+        result.append({"documents": n, "seconds": seconds, "bytes_per_document": index, "removed": counts})
+    return result
+
+
+# --- Books -------------------------------------------------------------------------------------------------------
+
+
+def books() -> dict | None:
+    """Pairs of the 24 books and four editions of one of them that were found, and that are wrong."""
+    if not DATA.is_dir():
+        return None
+    files = [*sorted((DATA / "near_duplicates").glob("*.txt")), *sorted((DATA / "books").glob("*.txt"))]
+    one = np.array([file.stem.startswith("frankenstein") for file in files])
+    start = time.perf_counter()
+    first = near_duplicates(signatures([file.read_text(encoding="utf-8") for file in files]))
+    seconds = time.perf_counter() - start
+    joined = np.triu(first[:, None] == first[None, :], 1)
+    right = np.triu(one[:, None] & one[None, :], 1)
+    return {
+        "files": len(files),
+        "pairs_of_one_book": int(right.sum()),
+        "pairs_found": int((joined & right).sum()),
+        "pairs_wrong": int((joined & ~right).sum()),
+        "seconds": round(seconds, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2, help="planted sets of each kind")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    result = {"books": books(), "costs": costs()}
+    print(json.dumps(result, indent=2))
+    result["poisoning"] = poisoning(options.seeds)
+    for kind in ("instructions", "text"):
+        recall = result["poisoning"][kind]["recall"]
+        print(f"\nrecall at {FLAGGED:.0%} flagged, {kind}: before, after training")
+        for name in recall["before_training"]:
+            print(f"  {name:28} {recall['before_training'][name]:.2f} {recall['after_training'][name]:.2f}")
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
