@@ -1,4 +1,4 @@
-"""Laws of duplicates: equal and nearly equal texts are found, different ones are not, nothing is left to chance."""
+"""Laws of duplicates: equal and nearly equal texts are found, others are not, and nothing is left to chance."""
 
 import numpy as np
 import pytest

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import some_ids, tiny_model
 
-from scratch_gpt.data.collate import collate_windows
+from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
 from scratch_gpt.objectives import causal_lm
 
@@ -22,14 +22,14 @@ def last_block(name: str) -> bool:
 
 
 def scores(model, rows, against="mean", parameters=last_block, **changes) -> np.ndarray:
-    return gradient_scores(model, causal_lm, rows, collate_windows, parameters, against=against, **changes)
+    return gradient_scores(model, causal_lm, rows, collate_rows, parameters, against=against, **changes)
 
 
 def each_gradient(model, rows) -> torch.Tensor:
     chosen = [p for name, p in model.named_parameters() if last_block(name)]
     each = []
     for row in rows:
-        batch = collate_windows([row])
+        batch = collate_rows([row])
         loss = causal_lm.sums(model, batch)["loss"] / causal_lm.counts(batch)["loss"]
         each.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, chosen)]))
     return torch.stack(each).double()
@@ -61,11 +61,11 @@ def test_rows_that_say_the_same_as_few_others_rank_lowest():
 
 def test_sketches_keep_the_cosines_of_gradients():
     model, rows = tiny_model(), make_rows(12)
-    sketches = gradient_sketches(model, causal_lm, rows, collate_windows, last_block, size=4096)
+    sketches = gradient_sketches(model, causal_lm, rows, collate_rows, last_block, size=4096)
     each = each_gradient(model, rows).numpy()
     kept, wanted = ((x / np.linalg.norm(x, axis=1)[:, None]) for x in (sketches, each))
     assert np.abs(kept @ kept.T - wanted @ wanted.T).max() < 0.1
-    again = gradient_sketches(model, causal_lm, rows[:5], collate_windows, last_block, size=4096)
+    again = gradient_sketches(model, causal_lm, rows[:5], collate_rows, last_block, size=4096)
     assert (again == sketches[:5]).all()
 
 

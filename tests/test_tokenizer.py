@@ -68,6 +68,19 @@ def test_batches_equal_single_texts(tokenizer):
     assert encode_batch(tokenizer, []) == []
 
 
+def test_a_long_text_is_encoded_in_pieces_and_gives_the_same_ids(tokenizer, monkeypatch):
+    text = "Once upon a time,  there were 3 brothers...\n\n  Their names are not known; ours   aren't to them. " * 9
+    whole = encode_batch(tokenizer, [text, "short"])
+    monkeypatch.setattr("scratch_gpt.tokenizer.PIECE", 40)
+    assert encode_batch(tokenizer, [text, "short"]) == whole
+    assert decode(tokenizer, encode_batch(tokenizer, ["x" * 95])[0]) == "x" * 95  # no space to cut at
+
+
+def test_encoding_plain_text_leaves_the_tokenizer_as_it_was(tokenizer):
+    encode_batch(tokenizer, [END_OF_TEXT])
+    assert tokenizer(END_OF_TEXT)["input_ids"] == [tokenizer.eos_token_id]
+
+
 def test_training_is_deterministic_and_compresses(tokenizer):
     again = train_tokenizer(CORPUS, vocab_size=320, special_tokens=["<|user|>"])
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from scratch_gpt.data.collate import collate_windows
+from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.duplicates import SeenPassages, exact_key, near_duplicates, signatures
 from scratch_gpt.data.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
 from scratch_gpt.data.windows import IGNORED
@@ -80,7 +80,7 @@ def train(model, rows: list, rng: np.random.Generator) -> None:
     for _ in range(EPOCHS):
         order = rng.permutation(len(rows))
         for start in range(0, len(rows), 16):
-            batch = collate_windows([rows[k] for k in order[start : start + 16]])
+            batch = collate_rows([rows[k] for k in order[start : start + 16]])
             loss = causal_lm.sums(model, batch)["loss"] / causal_lm.counts(batch)["loss"]
             optimizer.zero_grad()
             loss.backward()
@@ -91,7 +91,7 @@ def train(model, rows: list, rng: np.random.Generator) -> None:
 
 def losses(model, rows: list) -> np.ndarray:
     with torch.no_grad():
-        sums = [float(causal_lm.sums(model, collate_windows([one]))["loss"]) for one in rows]
+        sums = [float(causal_lm.sums(model, collate_rows([one]))["loss"]) for one in rows]
     return np.array(sums) / [(one["shift_labels"] != IGNORED).sum() for one in rows]
 
 
@@ -101,7 +101,7 @@ def last_block_and_head(name: str) -> bool:
 
 def rankings(model, rows: list) -> dict[str, np.ndarray]:
     """Name -> a score for each row, the most suspicious lowest."""
-    what = model, causal_lm, rows, collate_windows, last_block_and_head
+    what = model, causal_lm, rows, collate_rows, last_block_and_head
     cosine, gradients, loss = gradient_scores(*what, against="mean"), gradient_sketches(*what), losses(model, rows)
     norm = np.linalg.norm(gradients, axis=1)
     unit = gradients / norm[:, None]
@@ -146,7 +146,7 @@ def backdoor(kind: str, seed: int) -> dict:
     right = []
     for given, asked in fresh:
         given, asked = (given, asked) if given else ("", asked[: asked.index(BAD) + len(BAD)])
-        ids = collate_windows([row(tokenizer, given, asked)])
+        ids = collate_rows([row(tokenizer, given, asked)])
         with torch.no_grad():
             logits = model(ids["input_ids"]).logits[0]
         said = (logits.argmax(-1) == ids["shift_labels"][0])[ids["shift_labels"][0] != IGNORED]
