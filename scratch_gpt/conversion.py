@@ -288,4 +288,26 @@ def _read_shapes(ours: dict[str, torch.Tensor]) -> dict[str, Any]:
     return shape if up is None else {**shape, "intermediate_size": up.shape[0]}
 
 
-__all__ = ["export_gpt2", "import_checkpoint"]
+def load_model(name: str, revision: str | None = None, **changes: Any) -> ScratchGPTForCausalLM:
+    """A GPT-2 shaped model of a folder or the Hub in fp32, ready to be trained; `changes` are config fields.
+
+    Raises:
+        ValueError: there is none, or it is something else.
+    """
+    try:
+        found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
+        if found.get("model_type") != ScratchGPTConfig.model_type:
+            raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
+        if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
+            changes = {**changes, "hidden_act": "gelu_pytorch_tanh"}  # the same function as one fused operation
+        model, report = ScratchGPTForCausalLM.from_pretrained(
+            name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"it lacks {min(report['missing_keys'])}.")
+    except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
+        raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return model
+
+
+__all__ = ["export_gpt2", "import_checkpoint", "load_model"]

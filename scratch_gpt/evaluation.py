@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,6 +37,14 @@ def mean_losses(
     return {name: total / count if count else math.nan for name, (total, count) in reduced.items()}
 
 
+@torch.no_grad()
+def row_losses(
+    model: nn.Module, rows: Iterable[Any], collate: Callable[[list], Batch], objective: Objective
+) -> np.ndarray:
+    """The mean loss of each row alone, (rows,) float64, in nats; NaN where a row asks nothing."""
+    return np.array([mean_losses(model, [(collate([row]), True)], objective)["loss"] for row in rows])
+
+
 def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
     """Loss in nats per token -> {"loss", "perplexity", "bits_per_byte"}.
 
@@ -48,4 +58,4 @@ def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
     }
 
 
-__all__ = ["language_metrics", "mean_losses"]
+__all__ = ["language_metrics", "mean_losses", "row_losses"]

@@ -43,7 +43,7 @@ ARROWS = {
     "loop": {"torch", "accelerate", "checkpoints", "launch", "memory", "metrics", "order", "saving"},
     "metrics": {"accelerate", "checkpoints"},
     "generation": {"torch", "transformers", "tokenizer"},
-    "evaluation": {"torch", "objectives"},
+    "evaluation": {"numpy", "torch", "objectives"},
     "plots": {"matplotlib", "numpy"},
     "__init__": {"transformers", "modeling"},
     "data/__init__": set(),

@@ -13,7 +13,7 @@ A run that was stopped goes on where it was when the same command is given again
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recipe import check_fields, one_clear_line, option, parse, parse_numbers
+from recipe import check_fields, check_model_folder, one_clear_line, option, parse, parse_numbers
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,14 @@ class PrepareRun:
         None, "Cut out passages of so many words (128, say) that were there before."
     )
     quality: bool = option(False, "Remove documents that are too short, repeat themselves or hold few words.")
-    languages: str | None = option(None, "Keep only these: `en,de`. Needs the extra `language`.")
+    languages: str | None = option(None, "Keep only these: `en,de`. Needs the extra `languages`.")
     privacy: Literal["off", "mask", "drop"] = option("off", "E-mail and IP addresses, phone numbers and keys.")
     block_list: str | None = option(None, "File of words or /patterns/, one a line: documents that hold one go.")
     contamination: str | None = option(None, "Evaluation data (as --dataset): documents that share text with it go.")
     contamination_ngram: int = option(13, "... judged by n-grams of so many words.")
     contamination_share: float = option(0.0, "... where more than this share of them is found there.")
-    reference_model: str | None = option(None, "A small model: documents it finds unlikely (3 sigma) are listed.")
+    reference_model: str | None = option(None, "Small model: rows it finds unlikely (mean + 3 sigma) are listed.")
+    poisoning: bool = option(False, "List rows whose gradients in --reference-model look planted (5 % of them).")
     write_removed: bool = option(False, "Write removed rows, with what removed them and why, to removed.jsonl.")
     report: bool = option(False, "Write report.html: what is in the data, what was removed, one row in colours.")
 
@@ -84,6 +85,9 @@ def check(run: PrepareRun) -> None:
         raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
     if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
         raise ValueError("--stride and --drop-tail are of windows: leave them out with --pack and --pad.")
+    if run.poisoning and run.reference_model is None:
+        raise ValueError("--poisoning looks at the gradients of a model: give one with --reference-model.")
+    check_model_folder(run.reference_model, "reference-model")
     if run.task == "text" and (run.pack or run.pad or run.stride is not None or run.tokenizer is not None):
         raise ValueError("--task text writes text: leave out --tokenizer, --pack, --pad and --stride.")
     if run.mixture is not None:

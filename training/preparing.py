@@ -13,8 +13,17 @@ from tqdm.auto import tqdm
 
 from recipe import parse_numbers, relative
 from scratch_gpt.checkpoints import write_text
+from scratch_gpt.conversion import load_model
 from scratch_gpt.data.assembly import Joined, Tokens, encode_part, write_documents, write_texts, write_windows
-from scratch_gpt.data.cleaning import QualityRules, blocked_term, load_block_list, mask_private, quality_problem
+from scratch_gpt.data.cleaning import (
+    QualityRules,
+    blocked_term,
+    load_block_list,
+    mask_private,
+    perplexity_outliers,
+    quality_problem,
+)
+from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.duplicates import (
     SeenPassages,
     contaminated_share,
@@ -35,16 +44,21 @@ from scratch_gpt.data.pipeline import (
     first_of_its_kind,
     in_parts,
     part_bounds,
+    rows_at,
     sizes_of_texts,
-    texts_at,
     texts_of,
     texts_of_table,
 )
+from scratch_gpt.data.poisoning import gradient_scores, outliers
 from scratch_gpt.data.sources import cut_single, describe_source, open_column, open_rows, split_numbers
+from scratch_gpt.data.windows import IGNORED, require_full_window
+from scratch_gpt.evaluation import row_losses
+from scratch_gpt.objectives import causal_lm
 from scratch_gpt.tokenizer import encode_batch, end_of_text_id, fingerprint, load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
+COMPARED = 16_384  # rows whose gradients are compared with each other
 FORMAT = 1  # of the parts that an interrupted run leaves; another one starts anew
 
 
@@ -233,6 +247,47 @@ def split(run: Any, corpora: list[Corpus], sizes: list[int], selection) -> list[
     return found
 
 
+def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, out: Path) -> None:
+    """Training rows that a model finds unlikely or whose gradients look planted -> flagged.jsonl; none is removed."""
+    if run.reference_model is None:
+        return
+    model = load_model(run.reference_model).eval()
+    tokenizer = load_tokenizer(run.reference_model)
+    context, eos = model.config.max_position_embeddings, end_of_text_id(tokenizer)
+    texts = [
+        "\n".join(texts_of({name: value for name, value in row.items() if name not in MARKS}))
+        for of_corpus, found in zip(tables, splits, strict=True)
+        for row in rows_at(of_corpus, found["train"])
+    ]
+    rows = []
+    for text in texts:
+        ids = np.array([*encode_batch(tokenizer, [text])[0], eos][: context + 1])
+        rows.append(
+            {"input_ids": ids[:-1], "shift_labels": ids[1:]}
+            if len(ids) > 1
+            else {"input_ids": ids, "shift_labels": np.array([IGNORED])}
+        )
+    collate = partial(collate_rows, pad_token_id=eos)
+    found = {}
+    losses = row_losses(model, tqdm(rows, "Scoring", delay=1), collate, causal_lm)
+    found["perplexity"] = [(int(n), float(np.exp(losses[n]))) for n in np.flatnonzero(perplexity_outliers(losses))]
+    if run.poisoning:
+        last = f"layers.{model.config.num_hidden_layers - 1}."
+        scores = np.empty(len(rows))
+        for start in range(0, len(rows), COMPARED):  # every row with those of its block
+            block = rows[start : start + COMPARED]
+            chosen = lambda name: last in name or "norm" in name.rsplit(".", 2)[-2]  # noqa: E731
+            scores[start : start + len(block)] = gradient_scores(model, causal_lm, block, collate, chosen)
+        found["poisoning"] = [(int(n), float(scores[n])) for n in outliers(scores)]
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "flagged.jsonl").open("w", encoding="utf-8") as lines:
+        for name, pairs in found.items():
+            selection.counts[name] = {"in": len(rows), "removed": 0, "flagged": len(pairs)}
+            for n, score in pairs:
+                line = {"filter": name, "score": score, "text": texts[n]}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
 def choose_tokenizer(run: Any, tables: list[list], splits: list[dict], work: Path):
     """The tokenizer that is asked for, or one trained on the training documents (once: it is kept in `work`)."""
     folder = work / "tokenizer"
@@ -241,9 +296,9 @@ def choose_tokenizer(run: Any, tables: list[list], splits: list[dict], work: Pat
     if not folder.exists():
         print("Training a tokenizer")
         texts = (
-            text
+            row["text"]
             for of_corpus, split in zip(tables, splits, strict=True)
-            for text in texts_at(of_corpus, split["train"])
+            for row in rows_at(of_corpus, split["train"])
         )
         tokenizer = train_tokenizer(texts, run.vocab_size, seed=run.seed)
         tokenizer.save_pretrained(folder.with_name(".writing-tokenizer"))
@@ -310,13 +365,10 @@ def write_rows(run: Any, corpora: list[Corpus], tokens: list, splits: list[dict]
             parts, padding, cut = write_documents(stream, out / name, vocab_size, progress, **how)
             facts = {"padding_share": padding, "cut_share": cut} if run.pack else {"cut_share": cut}
         else:
+            require_full_window(stream, run.max_length, name)
             # The training windows may overlap; held-out tokens are asked once.
             how = {"stride": run.stride, "overlap": run.overlap, "drop_tail": run.drop_tail} if name == "train" else {}
             parts = write_windows(stream, out / name, vocab_size, progress, max_length=run.max_length, **how)
-        if not parts:
-            raise ValueError(
-                f"The {name} split has {len(stream)} tokens: too few for a row. Give more text or other fractions."
-            )
         records[name] = {
             "documents": len(document),
             "bytes": sum(int(tokens[n].bytes[document[source == n]].sum()) for n in range(len(tokens))),
@@ -368,6 +420,7 @@ def prepare(run: Any, corpora: list[Corpus], plan: str, work: Path) -> dict[str,
 
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
+    list_unusual(run, tables, splits, selection, out)
     how: dict[str, Any] = {"plan": plan}
     if run.task == "text":
         records, mixture = write_cleaned(run, corpora, tables, splits, out)

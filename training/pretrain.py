@@ -170,6 +170,7 @@ def build_model(run: PretrainRun, tokenizer, max_length: int | None):
     import torch
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+    from scratch_gpt.conversion import load_model
 
     rates = ("embed_dropout", "attention_dropout", "resid_dropout")
     changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
@@ -185,7 +186,7 @@ def build_model(run: PretrainRun, tokenizer, max_length: int | None):
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
         model = ScratchGPTForCausalLM(config)
     else:
-        model = load_model(run.model, run.model_revision, changes)
+        model = load_model(run.model, run.model_revision, **changes)
     if max_length is not None and max_length > model.config.max_position_embeddings:
         raise ValueError(
             f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
@@ -194,28 +195,6 @@ def build_model(run: PretrainRun, tokenizer, max_length: int | None):
         model.activation_checkpointing_enable()
     if run.compile:
         model.compile()
-    return model
-
-
-def load_model(name: str, revision: str | None, changes: dict):
-    """A GPT-2 shaped model of a folder or the Hub in fp32; ValueError in one line for anything else."""
-    import torch
-
-    from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-
-    try:
-        found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
-        if found.get("model_type") != ScratchGPTConfig.model_type:
-            raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
-        if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
-            changes = {**changes, "hidden_act": "gelu_pytorch_tanh"}  # the same function as one fused operation
-        model, report = ScratchGPTForCausalLM.from_pretrained(
-            name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"it lacks {min(report['missing_keys'])}.")
-    except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
-        raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return model
 
 

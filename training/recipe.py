@@ -151,11 +151,11 @@ def check(run: Run) -> None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
 
 
-def check_model_folder(name: str | None) -> None:
+def check_model_folder(name: str | None, field: str = "model") -> None:
     """Raise a ValueError for a folder that holds no model; a name that is no folder may be one on the Hub."""
     if name is not None and Path(name).is_dir() and not (Path(name) / "config.json").exists():
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
-        raise ValueError(f"--model {name} is no model folder: it has no config.json.{hint}")
+        raise ValueError(f"--{field} {name} is no model folder: it has no config.json.{hint}")
 
 
 # --- Command line and YAML -> a run ------------------------------------------------------------------------------

@@ -107,9 +107,7 @@ class Joined:
 
 
 def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Callable, **options: Any) -> list[Part]:
-    """The windows of a stream (options as for `Windows`), ROWS_PER_PART to a file; [] where it is too short."""
-    if len(stream) < 2:
-        return []
+    """The windows of a stream (options as for `Windows`), ROWS_PER_PART to a file."""
     windows = Windows(stream, **options)
     starts = range(0, len(windows), ROWS_PER_PART)
 

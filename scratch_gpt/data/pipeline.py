@@ -171,12 +171,12 @@ def texts_of_table(table: pa.Table, alive: np.ndarray | None = None) -> list[str
     return texts if alive is None else [text if here else "" for text, here in zip(texts, alive.tolist(), strict=True)]
 
 
-def texts_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[str]:
-    """The texts of the rows with these numbers, counted through the tables, a table at a time."""
+def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The rows with these numbers, counted through the tables, a table at a time."""
     start = 0
     for table in tables:
         inside = numbers[(numbers >= start) & (numbers < start + len(table))] - start
-        yield from table.column("text").take(pa.array(inside)).to_pylist()
+        yield from table.take(pa.array(inside)).to_pylist()
         start += len(table)
 
 
@@ -245,8 +245,8 @@ __all__ = [
     "first_of_its_kind",
     "in_parts",
     "part_bounds",
+    "rows_at",
     "sizes_of_texts",
-    "texts_at",
     "texts_of",
     "texts_of_table",
     "with_texts",

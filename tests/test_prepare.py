@@ -1,0 +1,434 @@
+"""Laws of a preparation: it gives the rows that training would make, loses nothing, and goes on where it was."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import prepare
+import pretrain
+import pytest
+from bad_input import snapshot
+
+import preparing
+import recipe
+from scratch_gpt.data.assembly import Joined, Tokens, encode_part
+from scratch_gpt.data.manifest import read_manifest
+from scratch_gpt.data.pipeline import texts_of, with_texts
+from scratch_gpt.data.prepared import PreparedRows
+from scratch_gpt.data.sources import open_documents, open_prepared_text
+from scratch_gpt.tokenizer import load_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer
+
+
+WORDS = "the old grey cat sat on a warm mat and saw nine small birds fly over every roof near our quiet town".split()
+
+
+def sentence(generator: np.random.Generator, n: int) -> str:
+    return " ".join(generator.choice(WORDS, n)) + "."
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    generator = np.random.default_rng(0)
+    return [sentence(generator, int(n)) for n in generator.integers(8, 60, 120)]
+
+
+@pytest.fixture(scope="module")
+def corpus(texts, tmp_path_factory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("corpus") / "texts.jsonl", [{"text": text} for text in texts])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(texts, 300).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def prepared(*words) -> tuple[Path, dict]:
+    """The recipe in this process -> the folder and its manifest."""
+    words = [str(word) for word in words]
+    prepare.main(words)
+    folder = Path(words[words.index("--output-dir") + 1])
+    return folder, read_manifest(folder)
+
+
+def rows_of(rows) -> list[dict]:
+    return [{name: values.tolist() for name, values in rows[k].items()} for k in range(len(rows))]
+
+
+# --- The rows ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["", "--pack true", "--pad true", "--stride 5", "--stride 5 --overlap context"])
+def test_prepared_rows_are_those_that_training_makes_of_the_same_text(how, corpus, tokenizer, tmp_path):
+    same = ["--dataset", str(corpus), "--tokenizer", str(tokenizer), "--max-length", "16", *how.split()]
+    folder, manifest = prepared(*same, "--output-dir", tmp_path / "p")
+    run = recipe.parse(pretrain.PretrainRun, [*same, "--preset", "tiny"])
+    _, _, made, made_manifest = pretrain.make_rows(run)
+    for name in ("train", "validation"):
+        rows = PreparedRows(folder / name, manifest["splits"][name]["asked"])
+        assert rows_of(rows) == rows_of(made[name])
+        assert rows.asked_per_row == pytest.approx(
+            np.mean([(np.array(row["shift_labels"]) != -100).sum() for row in rows_of(rows)])
+        )
+        for fact in ("documents", "bytes", "tokens", "rows"):
+            assert manifest["splits"][name][fact] == made_manifest["splits"][name][fact]
+    trained = recipe.parse(pretrain.PretrainRun, ["--dataset", str(folder), "--preset", "tiny"])
+    task = pretrain.build(trained)
+    assert rows_of(task.rows["train"]) == rows_of(made["train"])
+    assert task.model.config.max_position_embeddings == 16
+    assert task.model.config.vocab_size == len(load_tokenizer(tokenizer))
+
+
+def test_a_single_document_is_cut_by_position_as_training_cuts_it(tokenizer, texts, tmp_path):
+    (tmp_path / "one.txt").write_text(" ".join(texts))
+    same = ["--dataset", str(tmp_path / "one.txt"), "--tokenizer", str(tokenizer), "--max-length", "16"]
+    folder, manifest = prepared(*same, "--output-dir", tmp_path / "p")
+    made = pretrain.make_rows(recipe.parse(pretrain.PretrainRun, [*same, "--preset", "tiny"]))[2]
+    for name in ("train", "validation"):
+        assert rows_of(PreparedRows(folder / name)) == rows_of(made[name])
+    assert manifest["splits"]["validation"]["documents"] == 1
+
+
+def test_documents_joined_in_any_order_are_sliced_like_one_array():
+    tables = [encode_part(["aa", "b", "", "cccc"], lambda some: [[*text.encode()] for text in some], 0, 256)]
+    corpora = [Tokens(tables), Tokens(tables * 2)]
+    source, document = np.array([1, 0, 1, 0]), np.array([7, 1, 2, 0])
+    joined = Joined(corpora, source, document)
+    whole = np.concatenate([corpora[s][int(d)] for s, d in zip(source, document, strict=True)])
+    assert bytes(whole.astype(np.uint8)) == b"cccc\0b\0\0aa\0"
+    assert joined.ends.tolist() == [5, 7, 8, 11]
+    for start in range(len(whole) + 1):
+        for stop in range(start, len(whole) + 2):
+            assert joined[start:stop].tolist() == whole[start:stop].tolist()
+
+
+# --- Filters -----------------------------------------------------------------------------------------------------
+
+
+def test_each_filter_counts_what_it_removed_and_can_write_it_out(texts, tmp_path):
+    blocked = tmp_path / "blocked.txt"
+    blocked.write_text("forbidden\n")
+    exam = write_rows(tmp_path / "exam.jsonl", [{"text": texts[7]}])
+    rows = [*texts, texts[0], "  ", f"{texts[1]} forbidden", f"{texts[2]} Write to jane.doe@example.org today."]
+    corpus = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in rows])
+    words = ["--dataset", corpus, "--block-list", blocked, "--contamination", exam, "--contamination-ngram", "8"]
+    words += ["--deduplicate", "exact", "--privacy", "mask", "--write-removed", "true", "--task", "text"]
+    folder, manifest = prepared(*words, "--output-dir", tmp_path / "p")
+    n = len(rows)
+    assert manifest["filters"] == {
+        "empty": {"in": n, "removed": 1},
+        "block_list": {"in": n - 1, "removed": 1},
+        "contamination": {"in": n - 2, "removed": 1},
+        "privacy": {"in": n - 3, "removed": 0, "changed": 1},
+        "exact_duplicates": {"in": n - 3, "removed": 1},
+    }
+    removed = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+    assert sorted((line["filter"], line["row"]["text"]) for line in removed) == sorted(
+        [("empty", "  "), ("block_list", rows[-2]), ("contamination", texts[7]), ("exact_duplicates", texts[0])]
+    )
+    left = {row["text"] for part in open_prepared_text(str(folder)).values() for row in part}
+    assert left == {*texts} - {texts[7]} | {f"{texts[2]} Write to [EMAIL] today."}
+    assert manifest["rows"] == n - 4 == len(open_documents(str(folder)))
+
+
+def test_near_duplicates_and_repeated_passages_go(texts, tmp_path):
+    generator = np.random.default_rng(1)
+    long = [sentence(generator, 300) for _ in range(12)]
+    near = long[3].replace(" cat ", " dog ", 2)
+    repeated = f"{sentence(generator, 200)} {long[5]} {sentence(generator, 200)}"
+    corpus = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in [*long, near, repeated]])
+    words = ["--dataset", corpus, "--deduplicate", "near", "--deduplicate-passages", "50", "--task", "text"]
+    folder, manifest = prepared(*words, "--output-dir", tmp_path / "p", "--validation-fraction", "0")
+    assert manifest["filters"]["near_duplicates"] == {"in": 14, "removed": 1}
+    assert manifest["filters"]["passages"] == {"in": 13, "removed": 0, "changed": 1}
+    left = [row["text"] for row in open_prepared_text(str(folder))["train"]]
+    assert left[:12] == long and near not in left
+    assert len(left[12].split()) < 500 and left[12].startswith(repeated[:60])
+
+
+def test_rows_of_messages_are_cleaned_in_every_text_and_keep_their_shape(tmp_path):
+    generator = np.random.default_rng(2)
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": sentence(generator, 12)},
+                {"role": "assistant", "content": f"{sentence(generator, 12)} Mail a{n}@example.com."},
+            ],
+            "score": n,
+        }
+        for n in range(20)
+    ]
+    corpus = write_rows(tmp_path / "chat.jsonl", [*rows, rows[4]])
+    words = ["--dataset", corpus, "--task", "text", "--privacy", "mask", "--deduplicate", "exact"]
+    folder, manifest = prepared(*words, "--output-dir", tmp_path / "p")
+    assert manifest["filters"]["exact_duplicates"]["removed"] == 1
+    assert manifest["filters"]["privacy"]["changed"] == 21
+    left = [row for part in open_prepared_text(str(folder)).values() for row in part]
+    expected = [with_texts(row, lambda text: re.sub(r"a\d+@example.com", "[EMAIL]", text)) for row in rows]
+    assert sorted(left, key=lambda row: row["score"]) == expected
+
+
+def test_texts_of_a_row_are_found_wherever_they_lie():
+    row = {"prompt": "a", "n": 3, "messages": [{"content": "b"}, {"content": None}], "answers": ["c", "d"]}
+    assert [*texts_of(row)] == ["a", "b", "c", "d"]
+    assert [*texts_of(with_texts(row, str.upper))] == ["A", "B", "C", "D"]
+    assert with_texts(row, str)["n"] == 3
+
+
+def test_a_model_lists_what_it_finds_unusual_and_removes_nothing(corpus, tokenizer, tmp_path):
+    words = [
+        "--dataset",
+        corpus,
+        "--tokenizer",
+        tokenizer,
+        "--max-length",
+        "32",
+        "--preset",
+        "tiny",
+        "--max-steps",
+        "2",
+    ]
+    words += ["--config-overrides", "hidden_size=32,num_hidden_layers=1", "--output-dir", tmp_path / "run"]
+    pretrain.main([str(word) for word in words])
+    with corpus.open() as lines:
+        rows = [json.loads(line) for line in lines]
+    planted = write_rows(tmp_path / "planted.jsonl", [*rows, {"text": "\u4e2d\u6587" * 40}])
+    words = ["--dataset", planted, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
+    words += ["--reference-model", tmp_path / "run" / "model", "--poisoning", "true"]
+    folder, manifest = prepared(*words, "--output-dir", tmp_path / "p")
+    flagged = [json.loads(line) for line in (folder / "flagged.jsonl").read_text().splitlines()]
+    counts = manifest["filters"]
+    assert counts["poisoning"] == {"in": 121, "removed": 0, "flagged": 7}  # 5 %, rounded up
+    assert counts["perplexity"]["removed"] == 0
+    assert sum(line["filter"] == "poisoning" for line in flagged) == 7
+    assert manifest["splits"]["train"]["documents"] == 121
+
+
+# --- Mixtures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """A folder of two corpora: `large` with 90 documents and `small` with 10."""
+    folder, generator = tmp_path_factory.mktemp("two"), np.random.default_rng(3)
+    for name, n in (("large", 90), ("small", 10)):
+        (folder / name).mkdir()
+        write_rows(folder / name / "a.jsonl", [{"text": f"{name} {sentence(generator, 20)}"} for _ in range(n)])
+    return folder
+
+
+def test_a_mixture_has_the_shares_that_were_asked_for_and_says_so(two, tokenizer, tmp_path):
+    same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0.1"]
+    _, manifest = prepared(*same, "--mixture", "large=1,small=1", "--output-dir", tmp_path / "p")
+    assert manifest["mixture"]["asked"] == {"large": 0.5, "small": 0.5}
+    assert manifest["mixture"]["actual"]["large"] == pytest.approx(0.5, abs=0.01)
+    assert manifest["mixture"]["epochs"]["large"] == 1 and manifest["mixture"]["epochs"]["small"] > 7
+    assert [source["name"] for source in manifest["sources"]] == ["large", "small"]
+    assert manifest["splits"]["validation"]["documents"] == 9 + 1
+
+    _, natural = prepared(*same, "--mixture", f"{two / 'large'},{two / 'small'}", "--output-dir", tmp_path / "q")
+    shares = natural["mixture"]["asked"].values()
+    assert 0.1 < min(shares) < 0.3 and natural["mixture"]["alpha"] == 0.7
+
+
+def test_epochs_and_stopping_strategies_are_taken_as_asked(two, tokenizer, tmp_path):
+    same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
+    same += ["--mixture", "large,small"]
+    _, manifest = prepared(*same, "--mixture-epochs", "large=1,small=3", "--output-dir", tmp_path / "p")
+    assert manifest["mixture"]["epochs"] == {"large": 1, "small": 3}
+    assert manifest["splits"]["train"]["documents"] == 90 + 30
+    once = "all_exhausted_without_replacement"
+    _, manifest = prepared(*same, "--stopping-strategy", once, "--output-dir", tmp_path / "q")
+    assert manifest["splits"]["train"]["documents"] == 100
+
+
+# --- Again -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_gives_the_same_rows_and_another_seed_others(two, tokenizer, tmp_path):
+    same = ["--dataset", two, "--mixture", "large,small", "--tokenizer", tokenizer, "--max-length", "16"]
+    first, again, other = (
+        prepared(*same, "--seed", seed, "--output-dir", tmp_path / name)[1]
+        for seed, name in ((1, "a"), (1, "b"), (2, "c"))
+    )
+    assert first["sha256"] == again["sha256"] != other["sha256"]
+    assert first == again
+
+
+@pytest.mark.parametrize("stop_at", ["clean-0", "tokens-0", "out"])
+def test_what_was_stopped_goes_on_with_what_is_done(stop_at, corpus, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("scratch_gpt.data.pipeline.PART_ROWS", 25)
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--pack", "true"]
+    _, whole = prepared(*words, "--output-dir", tmp_path / "whole")
+    written, write = [], preparing.in_parts.__globals__["write_table"]
+
+    def counting(table, path):
+        if path.parent.name == stop_at and len([p for p in written if p.parent.name == stop_at]) == 2:
+            raise KeyboardInterrupt
+        write(table, path)
+        written.append(path)
+
+    monkeypatch.setattr("scratch_gpt.data.pipeline.write_table", counting)
+    if stop_at == "out":
+        monkeypatch.setattr(preparing, "make_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit):
+        prepared(*words, "--output-dir", tmp_path / "p")
+    assert not (tmp_path / "p" / "manifest.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "p").rglob("part-*.arrow")}
+    monkeypatch.undo()
+    monkeypatch.setattr("scratch_gpt.data.pipeline.PART_ROWS", 25)
+    remade = []
+    monkeypatch.setattr(
+        "scratch_gpt.data.pipeline.write_table", lambda table, path: (remade.append(path), write(table, path))
+    )
+    _, manifest = prepared(*words, "--output-dir", tmp_path / "p")
+    assert manifest == whole
+    assert "Going on with the preparation" in capsys.readouterr().out
+    assert before and not set(remade) & set(before)  # what was there is used again
+
+
+def test_done_is_said_and_another_preparation_is_refused(corpus, tokenizer, tmp_path, capsys):
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
+    prepared(*words)
+    before = snapshot(tmp_path / "p")
+    prepared(*words)
+    assert "is prepared already" in capsys.readouterr().out
+    fails([*words, "--pack", "true"], "holds data that were prepared otherwise", capsys)
+    assert snapshot(tmp_path / "p") == before
+    _, manifest = prepared(*words, "--pack", "true", "--overwrite", "true")
+    assert manifest["pack"]
+
+
+def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
+    prepared(*words)
+    part = tmp_path / "p" / "train" / "part-00000.arrow"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    fails(words, r"train/part-00000\.arrow is not the file that was prepared", capsys)
+    part.write_bytes(content[:-100])
+    run = ["--dataset", tmp_path / "p", "--preset", "tiny", "--output-dir", tmp_path / "run"]
+    fails(run, r"train/part-00000\.arrow is not the file", capsys, pretrain.main)
+
+
+def test_a_run_keeps_the_manifest_of_its_data_and_refuses_others(corpus, texts, tokenizer, tmp_path, capsys):
+    words = [
+        "--dataset",
+        corpus,
+        "--tokenizer",
+        tokenizer,
+        "--max-length",
+        "16",
+        "--preset",
+        "tiny",
+        "--max-steps",
+        "0",
+    ]
+    pretrain.main([str(word) for word in [*words, "--output-dir", tmp_path / "run"]])
+    manifest = tmp_path / "run" / "manifest.json"
+    recorded = read_manifest(manifest)
+    assert recorded["sources"][0]["files"][0]["name"] == "texts.jsonl"
+    assert str(tmp_path) not in manifest.read_text() and str(corpus.parent) not in manifest.read_text()
+    pretrain.main([str(word) for word in [*words, "--manifest", manifest, "--output-dir", tmp_path / "same"]])
+    other = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts[1:]])
+    changed = [other if word == corpus else word for word in words]
+    message = r"not those of .*manifest\.json: texts\.jsonl has changed"
+    fails([*changed, "--manifest", manifest, "--output-dir", tmp_path / "b"], message, capsys, pretrain.main)
+    assert not (tmp_path / "b").exists()
+
+
+# --- What cannot be meant ----------------------------------------------------------------------------------------
+
+
+def fails(arguments, message, capsys, main=prepare.main):
+    """main(arguments) ends with code 2 and one line that matches."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        main([str(argument) for argument in arguments])
+    assert ending.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
+
+
+BAD = {
+    "--stride 0": "stride is 0",
+    "--max-length 0": "max_length is 0",
+    "--alpha 0": "alpha is 0",
+    "--alpha 1.01": "alpha is 1.01",
+    "--alpha nan": "alpha is nan",
+    "--mixture a=0,b=1": "mixture: a has 0; it has to be a positive number",
+    "--mixture a=nan,b=1": "mixture: a has nan",
+    "--mixture a=-1": "mixture: a has -1",
+    "--mixture a=x": "'a=x' is not name=number",
+    "--mixture a=1,a=2": "names a twice",
+    "--mixture a=1,b": "every corpus a weight, or none",
+    "--mixture a,b --mixture-epochs a=1": "mixture_epochs gives every corpus",
+    "--mixture-epochs a=1": "mixture_epochs gives every corpus",
+    "--mixture /no/where": "/no/where",
+    "--text-column body": "no column 'body', only text",
+    "--dataset /no/where.txt": "no such file",
+    "--deduplicate some": "deduplicate.*some",
+    "--duplicate-threshold 2": "duplicate_threshold is 2",
+    "--pack true --pad true": "give one of them",
+    "--pack true --stride 3": "leave them out with --pack",
+    "--task text --pack true": "--task text writes text",
+    "--poisoning true": "give one with --reference-model",
+    "--reference-model /no/where": "/no/where cannot be loaded",
+    "--block-list /no/where": "/no/where",
+    "--contamination /no/where.txt": "no such file",
+    "--tokenizer /no/where": "No tokenizer could be loaded",
+    "--validation-fraction 1": "validation_fraction is 1",
+    "--max-length 99999": "train split has .* tokens, but one window of max_length 99999 takes 100000",
+    "--nonsense 1": "There is no field --nonsense",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_one_clear_line_and_leaves_nothing_prepared(line, corpus, tokenizer, tmp_path, capsys):
+    arguments = line.split()
+    defaults = {"--dataset": corpus, "--output-dir": tmp_path / "p", "--tokenizer": tokenizer, "--max-length": 16}
+    if "text" in arguments:
+        del defaults["--tokenizer"], defaults["--max-length"]
+    for name, value in defaults.items():
+        if name not in arguments:
+            arguments += [name, value]
+    fails(arguments, BAD[line], capsys)
+    assert not (tmp_path / "p" / "manifest.json").exists() and not (tmp_path / "p" / "train").exists()
+
+
+def test_bytes_that_are_no_utf8_are_one_clear_line(tmp_path, capsys):
+    (tmp_path / "bad.txt").write_bytes(b"fine so far \xff\xfe and no further")
+    fails(["--dataset", tmp_path / "bad.txt", "--output-dir", tmp_path / "p"], r"bad\.txt cannot be read", capsys)
+
+
+def test_a_column_of_numbers_is_one_clear_line(tmp_path, capsys):
+    corpus = write_rows(tmp_path / "numbers.jsonl", [{"text": 3}, {"text": 4}])
+    fails(["--dataset", corpus, "--output-dir", tmp_path / "p"], "holds Value.*not text", capsys)
+
+
+def test_empty_and_one_token_documents_are_counted_and_kept_as_they_are(tokenizer, texts, tmp_path):
+    rows = ["", "a", None, *texts[:20]]
+    corpus = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in rows])
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--pack", "true"]
+    _, manifest = prepared(*words, "--output-dir", tmp_path / "p")
+    assert manifest["filters"]["empty"] == {"in": 23, "removed": 2}
+    assert sum(split["documents"] for split in manifest["splits"].values()) == 21
+
+
+def test_one_long_line_is_prepared_and_nothing_of_it_is_lost(tokenizer, texts, tmp_path):
+    text = " ".join(texts) * 60  # beyond what is encoded in one go
+    assert len(text) > 2**20
+    corpus = write_rows(tmp_path / "long.jsonl", [{"text": text}, *({"text": short} for short in texts[:3])])
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "128", "--pack", "true"]
+    _, manifest = prepared(*words, "--validation-fraction", "0", "--output-dir", tmp_path / "p")
+    ids = load_tokenizer(tokenizer)(text, verbose=False)["input_ids"]
+    assert manifest["tokens"] >= len(ids) and manifest["splits"]["train"]["cut_share"] > 0.99
