@@ -1,5 +1,7 @@
 """Laws of training a tokenizer: bounded samples, what each kind keeps of a text, and chats whose answers are asked."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +55,16 @@ def test_a_sample_stays_below_its_cap_and_is_part_of_the_text(texts, seed):
     whole = "\0".join(texts)
     assert all(text in whole for text in sample)
     assert sample == sample_texts(texts, 1000, seed)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_those_with_the_smallest_draws_stay_whatever_their_size(seed):
+    # Blocks of 20 characters: of 20 to 38 bytes.
+    texts = [f"{n:010d}" + ("\u4e16" * (n * 7 % 10)).ljust(10, "x") for n in range(3000)]
+    kept = {int(text[:10]) for text in sample_texts(texts, 2000, seed)}
+    draw = random.Random(seed).random
+    draws = [draw() for _ in texts]
+    assert max(draws[n] for n in kept) < min(draws[n] for n in range(3000) if n not in kept)
 
 
 def test_one_long_line_is_sampled_from_all_of_it_without_cutting_words():

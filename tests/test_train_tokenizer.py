@@ -17,6 +17,7 @@ LINES = [f"On day {n} the old sailor saw {n * 7 % 90} quiet boats and the shiny 
 def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("story")
     (folder / "story.txt").write_text("".join(LINES))
+    (folder / "bad.yaml").write_text("kind: syllables")
     (folder / "story.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES))
     return folder
 
@@ -27,10 +28,12 @@ def run(*words) -> None:
 
 @pytest.fixture
 def folder(tmp_path, story):
-    run(
-        "--dataset", story / "story.txt", "--output-dir", tmp_path / "tokenizer", "--special-tokens", "<|user|>, [SEP]"
-    )
+    run(*asked(story, tmp_path / "tokenizer"))
     return tmp_path / "tokenizer"
+
+
+def asked(story, folder) -> tuple:
+    return "--dataset", story / "story.txt", "--output-dir", folder, "--special-tokens", "<|user|>, [SEP]"
 
 
 def test_a_folder_that_stock_transformers_and_the_pretrain_recipe_take(folder, story, tmp_path, capsys):
@@ -40,9 +43,7 @@ def test_a_folder_that_stock_transformers_and_the_pretrain_recipe_take(folder, s
     report = json.loads((folder / "report.json").read_text())
     assert report["fingerprint"] == fingerprint(tokenizer)
     assert report["round_trip_failures"] == 0 and report["peers"] == {} and report["bytes_per_token"] > 2
-    assert report["bytes_seen"] == report["bytes_used"] and report["bytes_seen"] + report["bytes"] == len(
-        "".join(LINES)
-    )
+    assert report["bytes_seen"] == report["bytes_used"] == len("".join(LINES)) - report["bytes"]
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
 
     words = ["--dataset", story / "story.txt", "--tokenizer", folder, "--output-dir", tmp_path / "run"]
@@ -71,15 +72,11 @@ def test_a_stream_is_sampled_and_a_peer_stands_beside(folder, story, tmp_path):
 
 def test_the_same_run_twice_is_the_same_to_the_byte(folder, story):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    words = ("--dataset", story / "story.txt", "--output-dir", folder, "--special-tokens", "<|user|>, [SEP]")
-    with pytest.raises(SystemExit):
-        run(*words)
-    run(*words, "--overwrite", "true")
-    report = json.loads((folder / "report.json").read_text())
-    assert report.pop("run") | {"overwrite": False} == json.loads(before["report.json"])["run"]
-    assert {
-        file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".json" or "tok" in file.name
-    } == {name: content for name, content in before.items() if name != "report.json"}
+    run(*asked(story, folder), "--overwrite", "true")
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
+    first, second = (json.loads(files.pop("report.json")) for files in (before, after))
+    assert after == before
+    assert second["run"].pop("overwrite") and not first["run"].pop("overwrite") and first == second
 
 
 @pytest.mark.parametrize(
@@ -98,6 +95,7 @@ def test_the_same_run_twice_is_the_same_to_the_byte(folder, story):
         (["--text-column", "body"], "no column 'body'"),
         (["--dataset", "absent.txt"], "no such file"),
         (["--output-dir", ""], "output_dir is empty"),
+        (["--config", "{story}/bad.yaml"], "There is no kind 'syllables'"),
         (["--output-dir", "{story}"], "not those of this recipe"),
         (["--output-dir", "{story}/story.txt/tokenizer"], "is a file"),
         (["--output-dir", "{folder}"], "holds a tokenizer already"),

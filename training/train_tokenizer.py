@@ -8,10 +8,10 @@ however long the text.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from recipe import one_clear_line, option, parse, relative
 
@@ -51,23 +51,17 @@ class TokenizerRun:
     seed: int = option(0, "Decides what is held out and what is sampled.")
 
 
+LEAST = {"sample_megabytes": 0.001, "model_max_length": 1, "rare": 1, "seed": 0}
+
+
 def check(run: TokenizerRun) -> None:
-    """Raise a ValueError for the first field whose value cannot be meant."""
-    for name, least in {
-        "sample_megabytes": 0.001,
-        "min_frequency": 1,
-        "model_max_length": 1,
-        "rare": 1,
-        "seed": 0,
-    }.items():
+    """Raise a ValueError for the first field whose value cannot be meant; `plan_tokenizer` sees to the others."""
+    for name, least in LEAST.items():
         value = getattr(run, name)
         if value is not None and not least <= value < float("inf"):
             raise ValueError(f"{name} is {value}; it has to be at least {least}.")
     if not 0 < run.held_out_fraction < 1:
         raise ValueError(f"held_out_fraction is {run.held_out_fraction}; it lies between 0 and 1.")
-    kinds = get_args(TokenizerRun.__dataclass_fields__["kind"].type)
-    if run.kind not in kinds:
-        raise ValueError(f"kind is {run.kind!r}; it is one of {', '.join(kinds)}.")
     for name in ("output_dir", "dataset"):
         if not getattr(run, name):
             raise ValueError(f"{name} is empty.")
@@ -100,7 +94,7 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column)
     if run.streaming:
         stream = open_stream(*where, run.held_out_fraction)
-        texts: Iterator[str] = (text for shard in range(stream.shards) for text in stream.read(shard, 0))
+        texts = (text for shard in range(stream.shards) for text in stream.read(shard, 0))
         held_out, total = stream.splits["validation"], None
     else:
         splits = split_documents(open_documents(*where), run.held_out_fraction, seed=run.seed)
