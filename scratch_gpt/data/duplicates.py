@@ -72,7 +72,7 @@ def near_duplicates(signatures: np.ndarray | Iterable[np.ndarray], *, threshold:
     result does not depend on chance, and a row can be less alike to its cluster's first than the threshold.
 
     Args:
-        signatures: an array (a memory map does: then 40 bytes a row are held) or chunks of one, which are joined.
+        signatures: an array (a memory map does: then 52 bytes a row are held) or chunks of one, which are joined.
 
     Raises:
         ValueError: a threshold outside (0, 1].
