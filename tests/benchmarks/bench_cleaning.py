@@ -169,6 +169,15 @@ def poisoning(seeds: int) -> dict:
             for when in ("before_training", "after_training")
         }
         result[kind] = {"recall": means, "runs": runs}
+    result["no_better_than_random"] = {  # whose recall, the mean of both kinds, is not above the flagged share
+        when: [
+            name
+            for name in result["text"]["recall"][when]
+            if sum(result[kind]["recall"][when][name] for kind in ("instructions", "text")) / 2 <= FLAGGED
+            and name != "random"
+        ]
+        for when in ("before_training", "after_training")
+    }
     return result
 
 
@@ -253,6 +262,7 @@ def main() -> None:
         print(f"\nrecall at {FLAGGED:.0%} flagged, {kind}: before, after training")
         for name in recall["before_training"]:
             print(f"  {name:28} {recall['before_training'][name]:.2f} {recall['after_training'][name]:.2f}")
+    print("\nno better than random:", result["poisoning"]["no_better_than_random"])
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 
