@@ -118,6 +118,7 @@ def test_private_data_is_masked_whatever_stands_around_it(kind, value):
         ('api_key = "abcd1234efgh5678"', 'api_key = "[KEY]"'),
         ("OPENAI_API_KEY=zzzz9999yyyy8888", "OPENAI_API_KEY=[KEY]"),
         ("aws_secret_access_key: wJalrXUtnFEMI/K7MDENG/bPxRfiCYKEY", "aws_secret_access_key: [KEY]"),
+        ("token=" + "a1" * 500 + " next", "token=[KEY] next"),
         ("Tel: 5550123, fax no. 030 1234567", "Tel: [PHONE], fax no. [PHONE]"),
         ("http://10.0.0.12:8080/ and [2001:db8::7]:443", "http://[IP]:8080/ and [[IP]]:443"),
         ("a@b.org, c@d.org", "[EMAIL], [EMAIL]"),
@@ -165,7 +166,16 @@ def test_an_unknown_kind_is_an_error():
 
 
 HOSTILE = ["a", "@", "a@", "a@a.", "1", "1.", "01 ", "+1", "(0", ":", "-", ".", " ", "sk-", "eyJa.", "token:", "tel "]
-HOSTILE += ["-----BEGIN PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----a-", "10.20.30.40"]
+HOSTILE += [
+    "-eyJa1",
+    "eyJaaaaaaaaa.",
+    "sk-1",
+    "api_key=",
+    "api_key=a1",
+    "-----BEGIN PRIVATE KEY-----",
+    "-----BEGIN PRIVATE KEY-----a-",
+    "10.20.30.40",
+]
 
 
 @pytest.mark.parametrize("piece", HOSTILE)

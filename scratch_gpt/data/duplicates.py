@@ -2,7 +2,7 @@
 
     exact_key      16 bytes a text; equal keys are equal texts
     signatures     512 bytes a text; near_duplicates groups them
-    SeenPassages   10 to 16 bytes for every 128 words; remove() takes a text and leaves out what was there before
+    SeenPassages   about 13 bytes for every 128 words; remove() takes a text and leaves out what was there before
     ngram_hashes   8 bytes an n-gram of an evaluation set; contaminated_share() of a text
 
 Everything is linear in the text (grouping sorts 8-byte keys) and the same in every process, so an index can be built
@@ -20,7 +20,7 @@ from .words import comes_again, document_ngrams, mix, run_hashes, slices, words
 
 BATCH = 64  # texts whose n-grams are in memory at a time
 FOUND = 0.99  # of the pairs at the threshold, the share that has to share a band
-FULL = 0.75  # of a table of hashes, before it grows by half
+PENDING = 16  # a set of hashes is merged into the sorted ones once it is this share of them
 
 
 # --- Whole texts -------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def near_duplicates(signatures: np.ndarray | Iterable[np.ndarray], *, threshold:
     result does not depend on chance, and a row can be less alike to its cluster's first than the threshold.
 
     Args:
-        signatures: an array (a memory map does: then 40 bytes a row are held) or chunks of one, which are joined.
+        signatures: an array (a memory map does: then 52 bytes a row are held) or chunks of one, which are joined.
 
     Raises:
         ValueError: a threshold outside (0, 1].
@@ -186,42 +186,30 @@ class SeenPassages:
 
 
 class HashSet:
-    """A set of uint64 in one numpy array (open addressing, linear probing): 10.7 to 16 bytes a member."""
+    """A growing set of uint64: 8 bytes a member in a sorted array, and the newest, at most a PENDING-th, in a set."""
 
     def __init__(self):
-        self.table = np.zeros(64, dtype=np.uint64)  # 0 is an empty slot; the hash 0 is kept as 1
-        self.count = 0
+        self.sorted, self.new = np.empty(0, dtype=np.uint64), set()
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.sorted) + len(self.new)
 
     def has(self, hashes: np.ndarray) -> np.ndarray:
         """(N,) uint64 -> (N,) bool."""
-        hashes = np.maximum(hashes, np.uint64(1))
-        return self.table[self._slots(hashes)] == hashes
+        return in_sorted(self.sorted, hashes) | np.fromiter(map(self.new.__contains__, hashes.tolist()), dtype=bool)
 
     def add(self, hashes: np.ndarray) -> None:
-        hashes = np.unique(np.maximum(hashes, np.uint64(1)))
-        hashes = hashes[~self.has(hashes)]
-        self.count += len(hashes)
-        if self.count > FULL * len(self.table):
-            hashes = np.concatenate([self.table[self.table != 0], hashes])
-            self.table = np.zeros(max(len(self.table) * 3 // 2, 2 * self.count), dtype=np.uint64)
-        while len(hashes):  # two may want the same slot: the one that did not get it looks on
-            slots = self._slots(hashes)
-            self.table[slots] = hashes
-            hashes = hashes[self.table[slots] != hashes]
+        self.new.update(hashes[~in_sorted(self.sorted, hashes)].tolist())
+        if len(self.new) > max(1024, len(self.sorted) / PENDING):
+            self.sorted = np.sort(np.concatenate([self.sorted, np.array([*self.new], dtype=np.uint64)]), kind="stable")
+            self.new = set()
 
-    def _slots(self, hashes: np.ndarray) -> np.ndarray:
-        # where each is, or would go
-        size = len(self.table)
-        slots = (hashes % np.uint64(size)).astype(np.int64)
-        left = np.arange(len(hashes))
-        while len(left):
-            there = self.table[slots[left]]
-            left = left[(there != 0) & (there != hashes[left])]
-            slots[left] = (slots[left] + 1) % size
-        return slots
+
+def in_sorted(members: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Which of some hashes are in a sorted array: (N,) bool."""
+    if not len(members):
+        return np.zeros(len(hashes), dtype=bool)
+    return members[np.minimum(np.searchsorted(members, hashes), len(members) - 1)] == hashes
 
 
 # --- Contamination -----------------------------------------------------------------------------------------------
@@ -238,11 +226,7 @@ def ngram_hashes(texts: Sequence[str], *, n: int = 13) -> np.ndarray:
 
 def contaminated_share(text: str, hashes: np.ndarray, *, n: int = 13) -> float:
     """The share, 0 to 1, of a text's n-grams that are among `hashes` (of `ngram_hashes` with the same n)."""
-    if not len(hashes):
-        return 0.0
-    grams = document_ngrams([text], n)[0]
-    places = np.minimum(np.searchsorted(hashes, grams), len(hashes) - 1)
-    return float((hashes[places] == grams).mean())
+    return float(in_sorted(hashes, document_ngrams([text], n)[0]).mean())
 
 
 __all__ = [

@@ -6,9 +6,9 @@ Two scores, the lowest the most suspicious:
     "mean"        the cosine of a row's gradient with the mean gradient of all rows
     "neighbours"  minus the mean cosine with the few rows whose gradients are most alike, what all rows share taken off
 
-The idea that a planted row points away from the mean did not hold where it was tried (tests/benchmarks/cleaning.json:
-no better than chance), while planted rows do find each other: "neighbours" is the default. Honest copies and rows of
-one template are alike too, so remove duplicates first, and look at what is listed: it is a ranking, not a verdict.
+That a planted row points away from the mean did not hold where it was tried (tests/benchmarks/cleaning.json: no better
+than chance), while rows with one planted continuation do find each other: "neighbours" is the default. Honest copies
+and rows of one template are alike too, so remove duplicates first, and look at what is listed: it is no verdict.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -27,7 +27,7 @@ import torch
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.data.collate import collate_rows
-from scratch_gpt.data.duplicates import SeenPassages, exact_key, near_duplicates, signatures
+from scratch_gpt.data.duplicates import HashSet, SeenPassages, exact_key, near_duplicates, signatures
 from scratch_gpt.data.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
 from scratch_gpt.data.windows import IGNORED
 from scratch_gpt.objectives import causal_lm
@@ -169,6 +169,15 @@ def poisoning(seeds: int) -> dict:
             for when in ("before_training", "after_training")
         }
         result[kind] = {"recall": means, "runs": runs}
+    result["no_better_than_random"] = {  # whose recall, the mean of both kinds, is not above the flagged share
+        when: [
+            name
+            for name in result["text"]["recall"][when]
+            if sum(result[kind]["recall"][when][name] for kind in ("instructions", "text")) / 2 <= FLAGGED
+            and name != "random"
+        ]
+        for when in ("before_training", "after_training")
+    }
     return result
 
 
@@ -188,6 +197,10 @@ def generated(n: int) -> list[str]:
     return documents
 
 
+def held(blocks: HashSet) -> int:
+    return blocks.sorted.nbytes + sys.getsizeof(blocks.new) + 32 * len(blocks.new)  # 32: an int's own size
+
+
 def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
     signatures(["the first call loads the library"])
     result = []
@@ -205,7 +218,7 @@ def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
         first = timed("near_duplicates", lambda: near_duplicates(marks))  # noqa: B023
         seen = SeenPassages()
         removed = timed("passages", lambda: sum(seen.remove(text)[1] for text in documents))  # noqa: B023
-        index = {"exact": 16, "near": marks.nbytes / n, "passages": seen.blocks.table.nbytes / n}
+        index = {"exact": 16, "near": marks.nbytes / n, "passages": held(seen.blocks) / n}
         counts = {"exact": n - len(keys), "near": int((first != np.arange(n)).sum()), "passage_words": removed}
         result.append({"documents": n, "seconds": seconds, "bytes_per_document": index, "removed": counts})
     return result
@@ -249,6 +262,7 @@ def main() -> None:
         print(f"\nrecall at {FLAGGED:.0%} flagged, {kind}: before, after training")
         for name in recall["before_training"]:
             print(f"  {name:28} {recall['before_training'][name]:.2f} {recall['after_training'][name]:.2f}")
+    print("\nno better than random:", result["poisoning"]["no_better_than_random"])
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 
