@@ -50,6 +50,9 @@ conformance: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_loading.py --out tests/benchmarks/loading.json
 	@$(BIN)/python tests/benchmarks/bench_checkpoints.py --out tests/benchmarks/checkpoints.json
+	@$(BIN)/python tests/benchmarks/bench_tokenizers.py --out tests/benchmarks/tokenizers.json
+	@$(BIN)/python tests/benchmarks/bench_cleaning.py --out tests/benchmarks/cleaning.json
+	@$(BIN)/python tests/benchmarks/bench_prepare.py --out tests/benchmarks/prepare.json
 	@$(BIN)/python tests/benchmarks/bench_main_job.py --out tests/benchmarks/main_job.json
 
 # Kills, damages, full disks and bad input, many of each: some minutes.

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import generate
+import prepare
 import pretrain
 import pytest
+import train_tokenizer
 from accelerate.state import AcceleratorState, PartialState
 from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
-from scratch_gpt.tokenizer_training import train_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer as make_tokenizer
 
 
 REPO = Path(__file__).resolve().parent.parent
@@ -42,7 +44,7 @@ def home(tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(TEXT + name)
     shutil.copytree(REPO / "training" / "configs", folder / "training" / "configs")
-    tokenizer = train_tokenizer([TEXT], vocab_size=300)
+    tokenizer = make_tokenizer([TEXT], vocab_size=300)
     tiny_gpt2(vocab_size=len(tokenizer)).save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
     run_recipe(
@@ -80,21 +82,31 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
         script = next(n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py"))
         if "--config_file" in words[:script]:
             assert Path(words[words.index("--config_file") + 1]).exists()
-        module, arguments = (
-            {"training/pretrain.py": pretrain, "training/generate.py": generate}[words[script]],
-            words[script + 1 :],
-        )
+        scripts = {"pretrain": pretrain, "generate": generate, "prepare": prepare, "train_tokenizer": train_tokenizer}
+        module, arguments = scripts[Path(words[script]).stem], words[script + 1 :]
         if module is generate:
             run_recipe(module, [*arguments, "--max-new-tokens", "3"])
             assert capsys.readouterr().out.startswith("The")
             return
+        if module is prepare:
+            run_recipe(module, [*arguments, "--vocab-size", "300", "--max-length", "16"])
+            assert "Written:" in capsys.readouterr().out
+            return
+        if module is train_tokenizer:
+            run_recipe(module, [*arguments, "--dataset", "my.txt", "--vocab-size", "300", "--compare", "none"])
+            assert "Next:" in capsys.readouterr().out
+            return
         if "--expect-processes" in arguments:  # tests/test_recipes.py starts the two
             arguments = arguments[: arguments.index("--expect-processes")]
         new = [] if "--model" in arguments else NEW_MODEL
+        if "--tokenizer" in arguments or "data/notes" in arguments:  # which bring what a new model needs
+            new = ["--preset", "tiny"]
         smaller = SMALLER if "--resume" not in arguments else [*SMALLER, "--max-steps", "2"]
         fresh = [] if "--resume" in arguments else ["--overwrite", "true"]
         if arguments[-2:] == ["--max-steps", "0"] or "0" in arguments[-4:]:
             smaller = [*smaller, "--max-steps", "0"]
+        if "data/notes" in arguments:  # prepared with another max_length
+            smaller = [word for word in smaller if word not in ("--max-length", "32")]
         run_recipe(module, [*arguments, *smaller, *new, *fresh])
         assert "Written:" in capsys.readouterr().out
     else:  # set-up, which CI does by the same lines: what it names has to be there

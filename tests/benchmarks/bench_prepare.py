@@ -1,0 +1,198 @@
+"""Preparing data: throughput beside run_clm's route, memory as the corpus grows, the first batch, packed and padded.
+
+    python tests/benchmarks/bench_prepare.py [--out FILE.json] [--rounds 5]
+
+Throughput is MB of text a second from an opened dataset to rows on disk, each run in a fresh process, in turns: ours
+(training/prepare.py with GPT-2's tokenizer) and the route of transformers' run_clm.py (`map` with the tokenizer, then
+`map` with group_texts), on the same text, tokenizer, row length and one process each. Text and tokenizer are the books
+of the data folder (SCRATCH_GPT_DATA); without it the embedded documentation and a tokenizer trained on it.
+Memory is the peak of anonymous memory of a process that prepares generated text whose vocabulary keeps growing.
+Packed and padded are two trainings on the same ragged corpus: tokens a second that ask something, median over steps.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import chain
+from pathlib import Path
+
+from bench_tokenizers import DATA, REPO, anonymous_bytes, documents
+
+
+sys.path.insert(0, str(REPO / "training"))
+MEGABYTES = (50, 500)
+LENGTH = 1024
+TINY = ["--preset", "tiny", "--max-length", "256", "--vocab-size", "2048", "--batch-size", "16", "--seed", "0"]
+
+
+# --- What a measured process does ----------------------------------------------------------------------------------
+
+
+def ours(corpus: str, tokenizer: str, folder: str, *more: str) -> dict:
+    import prepare
+
+    import preparing
+    import recipe
+
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", str(LENGTH), "--output-dir", folder]
+    run = recipe.parse(prepare.PrepareRun, [*words, "--validation-fraction", "0", *more])
+    corpora = preparing.open_corpora(run)
+    start = time.perf_counter()
+    plan = preparing.make_plan(run, [found.record for found in corpora])
+    work, _ = preparing.settle_folder(run, plan)
+    manifest = preparing.prepare(run, corpora, plan, work)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "bytes": manifest["bytes"], "tokens": manifest["tokens"], "rows": manifest["rows"]}
+
+
+def run_clm(corpus: str, tokenizer: str, folder: str) -> dict:
+    import datasets
+    from transformers import AutoTokenizer
+
+    datasets.disable_caching()
+    rows = datasets.load_dataset("json", data_files=corpus, split="train")
+    size = sum(len(text.encode()) for text in rows["text"])
+    start = time.perf_counter()
+    encode = AutoTokenizer.from_pretrained(tokenizer)
+    tokens = rows.map(lambda batch: encode(batch["text"]), batched=True, remove_columns=rows.column_names)
+
+    def group_texts(batch: dict) -> dict:
+        joined = {name: list(chain.from_iterable(values)) for name, values in batch.items()}
+        end = len(joined["input_ids"]) // LENGTH * LENGTH
+        cut = {name: [ids[n : n + LENGTH] for n in range(0, end, LENGTH)] for name, ids in joined.items()}
+        return {**cut, "labels": list(cut["input_ids"])}
+
+    grouped = tokens.map(group_texts, batched=True)
+    return {"seconds": time.perf_counter() - start, "bytes": size, "rows": len(grouped)}
+
+
+def first_batch(folder: str) -> dict:
+    from scratch_gpt.data.collate import collate_rows
+    from scratch_gpt.data.manifest import read_manifest, verify_files
+    from scratch_gpt.data.prepared import PreparedRows
+
+    start = time.perf_counter()
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest, contents=False)
+    rows = PreparedRows(Path(folder) / "train")
+    batch = collate_rows([rows[k] for k in range(len(rows) - 8, len(rows))])
+    return {"seconds": time.perf_counter() - start, "shape": list(batch["input_ids"].shape), "rows": len(rows)}
+
+
+# --- The bench -----------------------------------------------------------------------------------------------------
+
+
+def call(name: str, *words: str) -> tuple[dict, int]:
+    """A function of this file in a fresh process -> what it returns, and its peak of anonymous memory."""
+    command = [sys.executable, __file__, "--call", name, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, anonymous_bytes(process.pid))
+        time.sleep(0.02)
+    return json.loads(process.stdout.read().splitlines()[-1]), peak
+
+
+def write_corpus(home: Path) -> tuple[Path, str, str]:
+    """(file, tokenizer, what it is): books in documents of 3,000 characters, or the embedded documentation."""
+    from scratch_gpt.data.sources import open_documents
+    from scratch_gpt.tokenizer_training import train_tokenizer
+
+    path = home / "corpus.jsonl"
+    if DATA.is_dir():
+        books = [file.read_text(encoding="utf-8") for file in sorted((DATA / "books").glob("*.txt"))]
+        texts = [book[n : n + 3000] for book in books for n in range(0, len(book), 3000)]
+        tokenizer, what = DATA / "gpt2-tokenizer", "24 books, GPT-2's tokenizer"
+    else:
+        texts, tokenizer, what = open_documents()["text"], home / "tokenizer", "python-docs, a tokenizer of its own"
+        train_tokenizer(texts, 8192).save_pretrained(tokenizer)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path, str(tokenizer), what
+
+
+def throughput(home: Path, rounds: int) -> dict:
+    corpus, tokenizer, what = write_corpus(home)
+    found = {"ours": [], "run_clm": []}
+    for n in range(rounds):
+        for name in found:
+            figures, _ = call(name, str(corpus), tokenizer, str(home / f"{name}-{n}"))
+            found[name].append(figures["bytes"] / 1e6 / figures["seconds"])
+            print(f"round {n + 1} {name}: {found[name][-1]:.2f} MB/s", flush=True)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    ratio = medians["ours"] / medians["run_clm"]
+    return {"corpus": what, "bytes": figures["bytes"], "mb_per_second": found, "medians": medians, "ratio": ratio}
+
+
+def memory(home: Path) -> dict:
+    runs = []
+    for megabytes in MEGABYTES:
+        corpus = home / f"generated-{megabytes}.jsonl"
+        with corpus.open("w") as lines:
+            for text in documents(megabytes):
+                lines.write(json.dumps({"text": text}) + "\n")
+        folder = home / f"prepared-{megabytes}"
+        figures, peak = call("ours", str(corpus), "train", str(folder), "--pack", "true", "--deduplicate", "exact")
+        first, _ = call("first_batch", str(folder))
+        run = {
+            "megabytes": megabytes,
+            **figures,
+            "peak_anonymous_bytes": peak,
+            "first_batch_seconds": first["seconds"],
+        }
+        runs.append(run)
+        print(json.dumps(run), flush=True)
+        corpus.unlink()
+    return {"runs": runs, "ratio": runs[-1]["peak_anonymous_bytes"] / runs[0]["peak_anonymous_bytes"]}
+
+
+def packed_and_padded(home: Path) -> dict:
+    """The embedded documentation, whose documents are ragged, in rows of 256: both ways, in turns."""
+    figures = {}
+    for name, how in (("packed", "--pack"), ("padded", "--pad")) * 3:
+        folder = home / f"run-{name}-{len(figures.get(name, []))}"
+        words = [*TINY, how, "true", "--max-steps", "120", "--eval-batches", "1", "--output-dir", str(folder)]
+        command = [sys.executable, str(REPO / "training" / "pretrain.py"), *words]
+        subprocess.run(command, check=True, capture_output=True)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line][2:]
+        figures.setdefault(name, []).append(statistics.median(speeds))
+        print(f"{name}: {figures[name][-1]:.0f} tokens/s", flush=True)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    medians = {name: statistics.median(values) for name, values in figures.items()}
+    return {
+        "tokens_per_second": figures,
+        "medians": medians,
+        "ratio": medians["packed"] / medians["padded"],
+        "documents": manifest["splits"]["train"]["documents"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "prepare.json")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--call", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.call:
+        name, *words = options.call
+        print(json.dumps({"ours": ours, "run_clm": run_clm, "first_batch": first_batch}[name](*words)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
+        home = Path(folder)
+        figures = {
+            "throughput": throughput(home, options.rounds),
+            "memory": memory(home),
+            "packing": packed_and_padded(home),
+        }
+    options.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
