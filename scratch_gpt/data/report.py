@@ -28,14 +28,15 @@ body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: 
   font: 16px/1.45 system-ui, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2.6rem 0 0; }
 h3 { font-size: 1rem; margin: 0; } p { margin: .2rem 0 .9rem; color: var(--soft); max-width: 46rem; }
-.facts, .charts { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
+.facts, .charts { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(6.8rem, 1fr)); }
 .charts { gap: 1.2rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .facts div { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .7rem; color: var(--soft); }
-.facts b { display: block; font-size: 1.3rem; color: var(--ink); }
+.facts b { display: block; white-space: nowrap; font-size: 1.2rem; color: var(--ink); }
 figure { margin: 0; max-width: 36rem; } svg { display: block; width: 100%; height: auto; font-size: 13px; }
-svg text { fill: var(--soft); } svg line, svg path { stroke: var(--line); fill: none; } svg rect { fill: var(--blue); }
-svg .median, .charts .median { stroke: var(--ink); fill: var(--ink); } svg .p95 { stroke: var(--gold); fill: var(--gold); }
-svg .limit { stroke: var(--red); fill: var(--red); } svg text[class] { stroke: none; font-weight: 600; }
+svg text { fill: var(--soft); stroke: var(--paper); stroke-width: 3px; paint-order: stroke; }
+svg line { stroke: var(--line); } svg rect { fill: var(--blue); }
+svg .median { stroke: var(--ink); fill: var(--ink); } svg .p95 { stroke: var(--gold); fill: var(--gold); }
+svg .limit { stroke: var(--red); fill: var(--red); } svg text[class] { stroke: var(--paper); font-weight: 600; }
 .bar { padding: .3rem 0; } .bar > span { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem; }
 .bar b { overflow-wrap: anywhere; } .bar span span { color: var(--soft); }
 .track { display: flex; height: 1.05rem; background: var(--track); border-radius: .2rem; overflow: hidden; }
@@ -45,21 +46,22 @@ svg .limit { stroke: var(--red); fill: var(--red); } svg text[class] { stroke: n
   font-size: .8rem; } .key { font-size: .85rem; color: var(--soft); }
 .key i { display: inline-block; width: .9rem; height: .9rem; margin: 0 .3rem 0 .9rem; vertical-align: -.1rem; }
 summary { cursor: pointer; color: var(--soft); font-size: .85rem; } summary::marker { color: var(--blue); }
-blockquote { margin: .5rem 0; padding: .1rem .8rem; border-left: 3px solid var(--red); max-height: 11rem; overflow: auto;
-  white-space: pre-wrap; overflow-wrap: anywhere; font: .8rem/1.4 ui-monospace, "DejaVu Sans Mono", monospace; }
-blockquote b { color: var(--red); } .scroll { overflow-x: auto; }
+blockquote { margin: .5rem 0; padding: .1rem .8rem; border-left: 3px solid var(--red); max-height: 11rem;
+  overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: .8rem/1.4 ui-monospace, "DejaVu Sans Mono", monospace; }
+blockquote b { color: var(--red); } .scroll { overflow-x: auto; margin-top: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 500; }
 td, th { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; padding-left: 0; }
-.row { line-height: 1.1; font: .85rem/1.1 ui-monospace, "DejaVu Sans Mono", monospace; }
-.row small { display: inline-block; padding: .2rem .4rem; margin: .5rem .2rem .2rem 0; border-radius: .2rem;
+.row > div { padding-bottom: .4rem; } .row { font: .85rem/1.1 ui-monospace, "DejaVu Sans Mono", monospace; }
+.row small { display: inline-block; padding: .2rem .4rem; margin: 0 .2rem 3px 0; border-radius: .2rem;
   background: hsl(var(--hue) 55% var(--shade)); color: #000; }
 .row i { display: inline-block; vertical-align: top; margin: 0 1px 3px 0; padding: 2px 1px 0; min-width: 1.05em;
   font-style: normal; white-space: pre; text-align: center; border: 1px solid transparent; border-radius: 3px;
   background: hsl(var(--hue) 65% var(--tint)); max-width: 100%; overflow-x: hidden; }
-.row i::after { content: attr(data-position); display: block; font-size: .6rem; color: var(--soft); }
+.row i::after { content: attr(data-position); display: block; font-size: .6rem; opacity: .7; }
 .row .unasked { background: none; border: 1px dashed hsl(var(--hue) 55% var(--shade)); }
-.row .unasked s { text-decoration: line-through 2px var(--red); } .row .fill { --hue: 0; opacity: .55; }
+.row .unasked s { text-decoration: line-through 2px var(--red); }
 """
 
 
@@ -85,7 +87,7 @@ def report_page(
         _lengths(lengths, "bytes" if manifest["task"] == "text" else "tokens", manifest.get("max_length")),
         _splits(manifest["splits"]),
         _mixture(manifest["mixture"]) if manifest["mixture"] else "",
-        _row(row, pieces) if row is not None and pieces is not None else "",
+        _row(row, pieces, manifest["max_length"]) if row is not None and pieces is not None else "",
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -126,7 +128,8 @@ def _filters(filters: Mapping[str, Mapping[str, int]], examples: Mapping[str, Se
     bars = []
     for name, counts in filters.items():
         left = counts["in"] - counts["removed"]
-        said = [f"{counts['removed']:,} removed ({counts['removed'] / max(1, counts['in']):.1%})", f"{left:,} left"]
+        share = counts["removed"] / max(1, counts["in"])
+        said = [f"{counts['removed']:,} removed ({share:.1%})" if share else "none removed", f"{left:,} left"]
         said += [f"{counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts]
         bars.append(_bar(name, ", ".join(said), [[("blue", left / total), ("red", counts["removed"] / total)]]))
         bars.append(_examples(examples.get(name, ()), counts["removed"]))
@@ -147,7 +150,8 @@ def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | Non
     if not lengths:
         return ""
     shown = [*(found.min() for found in lengths.values()), *(found.max() + 1 for found in lengths.values())]
-    low, high = float(min(shown + [max_length or math.inf])), float(max(shown + [max_length or 0]))
+    shown += [] if max_length is None else [max_length]
+    low, high = float(min(shown)), float(max(shown))
     charts = "".join(
         f"<figure><h3>{_text(name)}: {_things(len(found), 'document')}</h3>"
         f"{_histogram(found, low, high, unit, max_length)}</figure>"
@@ -185,17 +189,13 @@ def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_leng
             )
     for tick in _log_ticks(low, high):
         drawn.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_count(tick)}</text>')
-    marks = {"median": float(np.median(lengths)), "p95": float(np.quantile(lengths, 0.95)), "limit": max_length}
-    names = {"median": "median", "p95": "95 % are at most", "limit": "max_length"}
-    for line, (name, value) in enumerate(marks.items()):
-        if value:
-            at, height = x(value), 14 + 16 * line
-            anchor, aside = ("end", -5) if at > WIDTH / 2 else ("start", 5)
-            drawn.append(f'<line class="{name}" x1="{at:.1f}" x2="{at:.1f}" y1="{height - 10}" y2="{y(0):.1f}"/>')
-            said = f"{names[name]} {value:,.0f}"
-            drawn.append(
-                f'<text class="{name}" x="{at + aside:.1f}" y="{height}" text-anchor="{anchor}">{said}</text>'
-            )
+    marks = [("median", "median", float(np.median(lengths))), ("p95", "95 % up to", float(np.quantile(lengths, 0.95)))]
+    marks += [] if max_length is None else [("limit", "max_length", float(max_length))]
+    for line, (kind, name, value) in enumerate(sorted(marks, key=lambda mark: mark[2])):
+        at, height, said = x(value), 14 + 16 * line, f"{name} {value:,.0f}"
+        anchor, aside = ("end", -5) if at + 9 * len(said) > WIDTH else ("start", 5)
+        drawn.append(f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{height - 10}" y2="{y(0):.1f}"/>')
+        drawn.append(f'<text class="{kind}" x="{at + aside:.1f}" y="{height}" text-anchor="{anchor}">{said}</text>')
     middle = (LEFT + WIDTH) / 2
     drawn.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{unit} in a document</text>')
     drawn.append(f'<text x="0" y="{TOP - 12}">documents</text>')
@@ -203,21 +203,13 @@ def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_leng
 
 
 def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
-    columns = {
-        "documents": "{:,}",
-        "bytes": "{:,}",
-        "rows": "{:,}",
-        "tokens": "{:,}",
-        "asked": "{:,}",
-        "padding_share": "{:.1%}",
-        "cut_share": "{:.1%}",
-    }
-    columns = {key: form for key, form in columns.items() if any(key in facts for facts in splits.values())}
-    heads = {"padding_share": "padding", "cut_share": "in cut documents"}
-    lines = ["<tr><th>split</th>" + "".join(f"<th>{heads.get(key, key)}</th>" for key in columns) + "</tr>"]
+    shares = {"padding_share": "padding", "cut_share": "in cut documents"}
+    columns = {key: key for key in ("documents", "bytes", "rows", "tokens", "asked")} | shares
+    columns = {key: head for key, head in columns.items() if any(key in facts for facts in splits.values())}
+    lines = ["<tr><th>split</th>" + "".join(f"<th>{head}</th>" for head in columns.values()) + "</tr>"]
     for name, facts in splits.items():
-        cells = "".join(f"<td>{form.format(facts[key]) if key in facts else ''}</td>" for key, form in columns.items())
-        lines.append(f"<tr><td>{_text(name)}</td>{cells}</tr>")
+        cells = [format(facts[key], ".1%" if key in shares else ",") if key in facts else "" for key in columns]
+        lines.append(f"<tr><td>{_text(name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = f'<div class="scroll"><table>{"".join(lines)}</table></div>\n'
     ratios = {name: facts["bytes"] / facts["tokens"] for name, facts in splits.items() if facts.get("tokens")}
     if not ratios:
@@ -243,26 +235,22 @@ def _mixture(mixture: Mapping[str, Any]) -> str:
     return _section("Mixture", note, key + "".join(bars) + _axis("0", f"{end:.0%} of the training split"))
 
 
-def _row(row: Mapping[str, np.ndarray], pieces: Sequence[str]) -> str:
-    ids, labels = np.asarray(row["input_ids"]), np.asarray(row["shift_labels"])
+def _row(row: Mapping[str, np.ndarray], pieces: Sequence[str], max_length: int) -> str:
+    ids, labels = row["input_ids"], row["shift_labels"]
     packed = "position_ids" in row
-    positions = np.asarray(row["position_ids"]) if packed else np.arange(len(ids))
+    positions = row["position_ids"] if packed else np.arange(len(ids))
     bounds = [*np.flatnonzero(positions == 0).tolist(), len(ids)]
     drawn = []
     for number, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        # Golden angle: neighbours are far apart, and no two documents of a row have the same hue.
-        hue = f"{(number * 137.508 + 205) % 360:.1f}"
-        fill = packed and end == len(ids) and end - start > 1 and (labels[start:end] == IGNORED).all()
-        said = f"{_things(end - start, 'position')} unfilled" if fill else f"{_things(end - start, 'token')}"
+        hue = f"{(number * 137.508 + 205) % 360:.1f}"  # golden angle: neighbours are far apart, and none comes twice
+        goes_on = ", goes on in another row" if labels[end - 1] != IGNORED else ""
+        title = f"<small>document {number + 1}: {_things(end - start, 'token')}{goes_on}</small>" if packed else ""
         tokens = "".join(_token(k, ids, labels, positions, pieces) for k in range(start, end))
-        title = said if fill else f"document {number + 1}, {said}" if packed else said
-        drawn.append(f'<span class="{"fill" if fill else "document"}" style="--hue: {hue}"><small>{title}</small>')
-        drawn.append(f"{tokens}</span>\n")
-    unasked = int((labels == IGNORED).sum())
+        drawn.append(f'<div style="--hue: {hue}">{title}{tokens}</div>\n')
     note = (
-        f"{_things(len(ids), 'token')}, the position of each below it. Each filled one is asked for the token after it; "
-        f"{unasked:,} struck out in dashes ask{'s' if unasked == 1 else ''} nothing. "
-        + ("Each tint is a document of its own, which sees nothing of the others." if packed else "")
+        f"{len(ids):,} of {max_length:,} positions are filled, each with its number below. A tinted one asks for the "
+        f"token after it; {int((labels == IGNORED).sum()):,} struck out in dashes ask nothing. "
+        + ("A tint is a document, or a piece of a long one, and sees nothing of the others." if packed else "")
     )
     return _section("One row", note, f'<div class="row">{"".join(drawn)}</div>')
 
@@ -321,14 +309,14 @@ def _things(count: int, name: str) -> str:
 
 
 def _count(number: float) -> str:
-    for size, letter in ((10**9, " G"), (10**6, " M"), (10**3, "k")):
+    for size, letter in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"
     return f"{number:g}"
 
 
 def _size(count: int) -> str:
-    return f"{_count(count)}B" if count >= 10**6 else f"{count:,} bytes"
+    return f"{_count(count)}B" if count >= 10**3 else f"{count} B"
 
 
 def _round_up(number: int) -> int:
@@ -340,7 +328,7 @@ def _round_up(number: int) -> int:
 def _log_ticks(low: float, high: float) -> list[int]:
     ticks = [(m, 10**k) for k in range(math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
     few = [m * power for m, power in ticks if low <= m * power <= high]
-    return few if len(few) <= 6 else [n for n in few if str(n).startswith("1")]
+    return few if len(few) <= 8 else [n for n in few if str(n).startswith("1")]
 
 
 __all__ = ["report_page"]
