@@ -35,6 +35,7 @@ h3 { font-size: 1rem; margin: 0; } p { margin: .2rem 0 .9rem; color: var(--soft)
 figure { margin: 0; max-width: 36rem; } svg { display: block; width: 100%; height: auto; font-size: 13px; }
 svg text { fill: var(--soft); stroke: var(--paper); stroke-width: 3px; paint-order: stroke; }
 svg line { stroke: var(--line); } svg rect { fill: var(--blue); }
+@media (max-width: 30rem) { svg { font-size: 16px; } }
 svg .median { stroke: var(--ink); fill: var(--ink); } svg .p95 { stroke: var(--gold); fill: var(--gold); }
 svg .limit { stroke: var(--red); fill: var(--red); } svg text[class] { stroke: var(--paper); font-weight: 600; }
 .bar { padding: .3rem 0; } .bar > span { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem; }
@@ -157,7 +158,7 @@ def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | Non
         f"{_histogram(found, low, high, unit, max_length)}</figure>"
         for name, found in lengths.items()
     )
-    note = f"How many documents have how many {unit}. The axis is logarithmic: each step to a tick is the same factor."
+    note = f"How many documents have how many {unit}. The axis is logarithmic: equal distances are equal factors."
     return _section("Lengths", note, f'<div class="charts">{charts}</div>')
 
 
