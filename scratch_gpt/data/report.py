@@ -50,7 +50,7 @@ summary { cursor: pointer; color: var(--soft); font-size: .85rem; } summary::mar
 blockquote { margin: .5rem 0; padding: .1rem .8rem; border-left: 3px solid var(--red); max-height: 11rem;
   overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: .8rem/1.4 ui-monospace, "DejaVu Sans Mono", monospace; }
-blockquote b { color: var(--red); } .scroll { overflow-x: auto; margin-top: 1rem; }
+blockquote b { display: block; color: var(--red); } .scroll { overflow-x: auto; margin-top: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 500; }
 td, th { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; padding-left: 0; }
@@ -79,7 +79,7 @@ def report_page(
     Args:
         manifest: of the folder, see manifest.py.
         lengths: split -> (documents,) tokens of each, for rows of text bytes.
-        examples: filter -> (why, text) of some rows that it removed, the text shortened.
+        examples: filter -> (why, text) of some rows that it removed, the text shortened; why may be empty.
         row: one row as `PreparedRows` gives it, with `pieces`, the text of each of its tokens.
     """
     name = ", ".join(_place(source["name"]) for source in manifest["sources"])
@@ -142,7 +142,9 @@ def _filters(filters: Mapping[str, Mapping[str, int]], examples: Mapping[str, Se
 def _examples(examples: Sequence[tuple[str, str]], removed: int) -> str:
     if not examples:
         return ""
-    quotes = "".join(f"<blockquote><b>{_text(why)}</b>\n{_text(text)}</blockquote>" for why, text in examples)
+    quotes = ""
+    for why, text in examples:
+        quotes += f"<blockquote>{f'<b>{_text(why)}</b>' if why else ''}{_text(text)}</blockquote>"
     return f"<details><summary>{len(examples):,} of the {removed:,} removed</summary>{quotes}</details>\n"
 
 
