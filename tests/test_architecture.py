@@ -33,6 +33,7 @@ ARROWS = {
     "data/cleaning": {"numpy", "py3langid", "data"},
     "data/duplicates": {"numpy", "rensa", "data"},
     "data/poisoning": {"numpy", "torch"},
+    "data/report": {"numpy", "data"},
     "objectives": {"torch"},
     "optimizers": {"torch"},
     "order": {"torch"},

@@ -1,0 +1,36 @@
+"""The README's datatrove pipeline: what it writes is what prepare.py would leave, and the recipes can open it."""
+
+import random
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scratch_gpt.data.cleaning import quality_problem
+from scratch_gpt.data.sources import open_documents
+
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+BLOCKS = [block for block in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "from datatrove" in block]
+WORDS = (
+    "the sailors of that harbour have seen a calm sea with grey birds above and to be home before night they row past "
+    "rocks under old lamps while children wait near boats for news about distant islands"
+).split()
+DOCUMENTS = [" ".join(random.Random(n).choices(WORDS, k=80)) for n in range(8)]
+
+
+@pytest.mark.skipif(not BLOCKS, reason="README.md has no datatrove pipeline")
+def test_the_pipeline_leaves_every_good_document_once(tmp_path, monkeypatch):
+    pytest.importorskip("datatrove", reason='datatrove is an extra: pip install -e ".[datatrove]"')
+    assert all(quality_problem(text) is None for text in DOCUMENTS)
+    again = [text.replace(" ", "  ") + "\n" for text in DOCUMENTS[:5]]  # the same but for white space
+    files = [DOCUMENTS[:4], [*again[:2], "too short", ""], [*DOCUMENTS[4:], DOCUMENTS[4]], again[2:]]
+    (tmp_path / "corpus").mkdir()
+    for n, texts in enumerate(files):
+        pq.write_table(pa.table({"text": texts, "number": [*range(len(texts))]}), tmp_path / "corpus" / f"{n}.parquet")
+    monkeypatch.chdir(tmp_path)
+    exec(BLOCKS[0], {"__name__": "__main__"})
+    found = open_documents("out/*.parquet")["text"]
+    assert sorted(" ".join(text.split()) for text in found) == sorted(" ".join(text.split()) for text in DOCUMENTS)
