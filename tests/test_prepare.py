@@ -212,6 +212,16 @@ def test_a_model_lists_what_it_finds_unusual_and_removes_nothing(corpus, tokeniz
     assert manifest["splits"]["train"]["documents"] == 121
 
 
+def test_the_report_shows_what_went_and_one_row(texts, tokenizer, tmp_path):
+    corpus = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in [*texts, "<b>" + texts[0], texts[3]]])
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "32", "--pack", "true", "--report", "true"]
+    folder, manifest = prepared(*words, "--deduplicate", "exact", "--output-dir", tmp_path / "p")
+    page = (folder / "report.html").read_text()
+    assert "exact_duplicates" in page and texts[3][:30] in page and "<b>" + texts[0][:10] not in page
+    assert str(tmp_path) not in page
+    assert not any(file["name"] == "report.html" for file in manifest["files"])  # a page may be thrown away
+
+
 # --- Mixtures ----------------------------------------------------------------------------------------------------
 
 

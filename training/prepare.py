@@ -122,8 +122,10 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
         )
     for name, share in (manifest["mixture"] or {}).get("actual", {}).items():
         lines.append(f"{name:>18}: {share:.1%} of the training mixture")
-    next_ = "python training/pretrain.py --dataset " + run.output_dir
-    return "\n".join(lines) + f"\nWritten: {run.output_dir}, manifest.json says what is in it. Next:\n  {next_}"
+    report = f"; {run.output_dir}/report.html is a page to look at" if run.report else ""
+    lines.append(f"Written: {run.output_dir}, manifest.json says what is in it{report}. Next:")
+    lines.append(f"  python training/pretrain.py --dataset {run.output_dir}")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:

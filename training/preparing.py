@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -50,14 +51,17 @@ from scratch_gpt.data.pipeline import (
     texts_of_table,
 )
 from scratch_gpt.data.poisoning import gradient_scores, outliers
+from scratch_gpt.data.prepared import PreparedRows
+from scratch_gpt.data.report import report_page
 from scratch_gpt.data.sources import cut_single, describe_source, open_column, open_rows, split_numbers
 from scratch_gpt.data.windows import IGNORED, require_full_window
 from scratch_gpt.evaluation import row_losses
 from scratch_gpt.objectives import causal_lm
-from scratch_gpt.tokenizer import encode_batch, end_of_text_id, fingerprint, load_tokenizer
+from scratch_gpt.tokenizer import decode, encode_batch, end_of_text_id, fingerprint, load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
+EXAMPLES = 5  # of what each filter has removed, in the report
 COMPARED = 16_384  # rows whose gradients are compared with each other
 FORMAT = 1  # of the parts that an interrupted run leaves; another one starts anew
 
@@ -353,12 +357,13 @@ def order(run: Any, corpora: list[Corpus], lengths: list, splits: list[dict], sp
 
 
 def write_rows(run: Any, corpora: list[Corpus], tokens: list, splits: list[dict], vocab_size: int, out: Path):
-    """Each split's rows as files; returns what the manifest says of the splits, and of the mixture."""
-    records, mixture = {}, None
+    """Each split's rows as files; returns what the manifest says of them, and the tokens of each document."""
+    records, lengths, mixture = {}, {}, None
     for name in split_names(splits):
         source, document, made = order(run, corpora, [of_corpus.lengths for of_corpus in tokens], splits, name)
         mixture = made or mixture
         stream = Joined(tokens, source, document)
+        lengths[name] = np.diff(stream.ends, prepend=0)
         progress, facts = shown(f"Writing {name}"), {}
         if run.pack or run.pad:
             how = {"max_length": run.max_length, "pack": run.pack}
@@ -378,24 +383,25 @@ def write_rows(run: Any, corpora: list[Corpus], tokens: list, splits: list[dict]
             **facts,
             "sha256": hash_of([part.sha256 for part in parts]),
         }
-    return records, mixture
+    return records, mixture, lengths
 
 
 def write_cleaned(run: Any, corpora: list[Corpus], tables: list[list], splits: list[dict], out: Path):
-    """Each split's cleaned rows as files; returns what the manifest says of the splits, and of the mixture."""
-    records, mixture = {}, None
+    """Each split's cleaned rows as files; returns what the manifest says, and the bytes of each row."""
+    records, lengths, mixture = {}, {}, None
     sizes = [np.concatenate([sizes_of_texts(table) for table in of_corpus]) for of_corpus in tables]
     for name in split_names(splits):
         source, document, made = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
         mixture = made or mixture
         parts = write_texts(tables, source, document, out / name, shown(f"Writing {name}"))
+        lengths[name] = np.concatenate([sizes[n][document[source == n]] for n in range(len(tables))])
         records[name] = {
             "documents": len(document),
             "bytes": sum(int(sizes[n][document[source == n]].sum()) for n in range(len(tables))),
             "rows": sum(rows for rows, _ in parts),
             "sha256": hash_of([content for _, content in parts]),
         }
-    return records, mixture
+    return records, mixture, lengths
 
 
 def split_names(splits: list[dict]) -> list[str]:
@@ -423,11 +429,11 @@ def prepare(run: Any, corpora: list[Corpus], plan: str, work: Path) -> dict[str,
     list_unusual(run, tables, splits, selection, out)
     how: dict[str, Any] = {"plan": plan}
     if run.task == "text":
-        records, mixture = write_cleaned(run, corpora, tables, splits, out)
+        records, mixture, lengths = write_cleaned(run, corpora, tables, splits, out)
     else:
         tokenizer = choose_tokenizer(run, tables, splits, work)
         tokens = encode(corpora, tables, selection, tokenizer, work)
-        records, mixture = write_rows(run, corpora, tokens, splits, len(tokenizer), out)
+        records, mixture, lengths = write_rows(run, corpora, tokens, splits, len(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
         how["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
         how |= {"max_length": run.max_length, "stride": run.stride or run.max_length, "pack": run.pack, "pad": run.pad}
@@ -436,6 +442,8 @@ def prepare(run: Any, corpora: list[Corpus], plan: str, work: Path) -> dict[str,
     files = [file_record(path, path.relative_to(out).as_posix()) for path in sorted(out.rglob("*")) if path.is_file()]
     sources = [corpus.record for corpus in corpora]
     manifest = make_manifest(run.task, sources, records, selection.counts, mixture, files, **how)
+    if run.report:
+        write_report(manifest, flat, selection, lengths, out)
 
     folder = Path(run.output_dir)
     (folder / NAME).unlink(missing_ok=True)  # from here until it is written again nothing is prepared
@@ -448,15 +456,36 @@ def prepare(run: Any, corpora: list[Corpus], plan: str, work: Path) -> dict[str,
     return manifest
 
 
+def removed_rows(tables: list, selection) -> Iterator[dict[str, Any]]:
+    """Every removed row with what removed it and why."""
+    start = 0
+    for table in tables:
+        for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
+            row = table.slice(n, 1).to_pylist()[0]
+            own = {name: value for name, value in row.items() if name not in MARKS}
+            yield {"filter": selection.names[selection.by[start + n]], "why": row["_why"], "row": own}
+        start += len(table)
+
+
 def write_removed(tables: list, selection, path: Path) -> None:
-    """Every removed row with what removed it and why, a line each."""
+    """removed.jsonl: a line for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as lines:
-        start = 0
-        for table in tables:
-            for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
-                row = table.slice(n, 1).to_pylist()[0]
-                own = {name: value for name, value in row.items() if name not in MARKS}
-                line = {"filter": selection.names[selection.by[start + n]], "why": row["_why"], "row": own}
-                lines.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-            start += len(table)
+        for line in removed_rows(tables, selection):
+            lines.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+
+
+def write_report(manifest: dict[str, Any], tables: list, selection, lengths: dict, out: Path) -> None:
+    """report.html: the page of these data, with the first removed rows, and the fullest packed row in colours."""
+    examples: dict[str, list[tuple[str, str]]] = {name: [] for name in selection.names}
+    for line in removed_rows(tables, selection):
+        if len(examples[line["filter"]]) < EXAMPLES:
+            examples[line["filter"]].append((line["why"] or "", "\n".join(texts_of(line["row"]))[:500]))
+    row = pieces = None
+    if manifest["task"] == "pretrain":
+        rows = PreparedRows(out / "train")
+        some = [rows[k] for k in range(min(len(rows), 200))]
+        row = max(some, key=lambda row: (row["position_ids"] == 0).sum()) if "position_ids" in some[0] else some[0]
+        tokenizer = load_tokenizer(out / "tokenizer")
+        pieces = [decode(tokenizer, [id]) for id in row["input_ids"].tolist()]
+    write_text(out / "report.html", report_page(manifest, lengths=lengths, examples=examples, row=row, pieces=pieces))
