@@ -87,9 +87,14 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_toke
     return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
 
+def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The rows that a model's embeddings need for it: its largest id and one."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Raise a ValueError where the tokenizer can produce an id that a model of `vocab_size` rows does not have."""
-    largest = max(tokenizer.get_vocab().values())
+    largest = count_ids(tokenizer) - 1
     if largest >= vocab_size:
         raise ValueError(
             f"The tokenizer has ids up to {largest}, but the model's vocab_size is {vocab_size}. Use the model's own "
@@ -161,7 +166,7 @@ def extend_tokenizer(
     else:
         tokenizer.add_tokens(new)
     if model is not None:
-        _add_rows(model, old, max(tokenizer.get_vocab().values()) + 1)
+        _add_rows(model, old, count_ids(tokenizer))
     return len(new)
 
 
@@ -243,6 +248,7 @@ __all__ = [
     "END_OF_TEXT",
     "PAD",
     "check_vocabulary",
+    "count_ids",
     "decode",
     "encode",
     "encode_batch",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from recipe import parse_numbers, relative
+from recipe import check_writable, parse_numbers, relative
 from scratch_gpt.checkpoints import write_text
 from scratch_gpt.conversion import load_model
 from scratch_gpt.data.assembly import Joined, Tokens, encode_part, write_documents, write_texts, write_windows
@@ -57,7 +57,7 @@ from scratch_gpt.data.sources import cut_single, describe_source, open_column, o
 from scratch_gpt.data.windows import IGNORED, require_full_window
 from scratch_gpt.evaluation import row_losses
 from scratch_gpt.objectives import causal_lm
-from scratch_gpt.tokenizer import decode, encode_batch, end_of_text_id, fingerprint, load_tokenizer
+from scratch_gpt.tokenizer import count_ids, decode, encode_batch, end_of_text_id, fingerprint, load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -86,6 +86,7 @@ def settle_folder(run: Any, plan: str) -> tuple[Path, bool]:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_dir {run.output_dir}: {path} is a file. Give a folder.")
+    check_writable(folder)
     if (folder / NAME).exists() and not run.overwrite:
         manifest = read_manifest(folder)
         if manifest.get("plan") != plan:
@@ -316,7 +317,7 @@ def encode(corpora: list[Corpus], tables: list[list], selection, tokenizer, work
         encode_part,
         encode_batch=partial(encode_batch, tokenizer),
         eos_token_id=end_of_text_id(tokenizer),
-        vocab_size=len(tokenizer),
+        vocab_size=count_ids(tokenizer),
     )
     found, alive = [], selection.alive
     for n, (corpus, of_corpus) in enumerate(zip(corpora, tables, strict=True)):
@@ -433,9 +434,9 @@ def prepare(run: Any, corpora: list[Corpus], plan: str, work: Path) -> dict[str,
     else:
         tokenizer = choose_tokenizer(run, tables, splits, work)
         tokens = encode(corpora, tables, selection, tokenizer, work)
-        records, mixture, lengths = write_rows(run, corpora, tokens, splits, len(tokenizer), out)
+        records, mixture, lengths = write_rows(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
-        how["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+        how["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
         how |= {"max_length": run.max_length, "stride": run.stride or run.max_length, "pack": run.pack, "pad": run.pad}
     if run.write_removed:
         write_removed(flat, selection, out / "removed.jsonl")

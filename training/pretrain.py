@@ -83,7 +83,7 @@ def make_rows(run: PretrainRun):
     from scratch_gpt.data.sources import describe_source, open_splits, open_stream, token_stream
     from scratch_gpt.data.streams import TokenLanes
     from scratch_gpt.data.windows import Windows, require_full_window
-    from scratch_gpt.tokenizer import encode_batch, end_of_text_id, fingerprint, load_tokenizer
+    from scratch_gpt.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint, load_tokenizer
     from scratch_gpt.tokenizer_training import train_tokenizer
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
@@ -130,7 +130,7 @@ def make_rows(run: PretrainRun):
             rows[name] = Windows(ids, max_length, stride, run.overlap, run.drop_tail)
         records[name] = {**facts, "rows": len(rows[name]), "sha256": stream_of.sha256}
     how = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
-    known = {"fingerprint": fingerprint(tokenizer), "vocab_size": len(tokenizer)}
+    known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
     return tokenizer, model, rows, make_manifest("pretrain", [source], records, tokenizer=known, **how)
 
 
@@ -171,13 +171,14 @@ def build_model(run: PretrainRun, tokenizer, max_length: int | None):
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
     from scratch_gpt.conversion import load_model
+    from scratch_gpt.tokenizer import count_ids
 
     rates = ("embed_dropout", "attention_dropout", "resid_dropout")
     changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
     torch.manual_seed(run.seed)
     if run.model is None:
         fields = {
-            "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+            "vocab_size": count_ids(tokenizer),
             **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
             # A position that no row reaches would stay random: the context of a new model is its rows' length.
             **({} if max_length is None else {"max_position_embeddings": max_length}),

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from .packing import GROUP, PackedRows
 from .pipeline import MARKS, PART_ROWS
-from .prepared import ROWS_PER_PART, Part, write_part, write_table
+from .prepared import ROWS_PER_PART, Part, column_of, write_part, write_table
 from .windows import Windows
 
 
@@ -58,7 +58,7 @@ class Tokens:
     """The token ids of a corpus' documents, mapped from the parts that `encode_part` made."""
 
     def __init__(self, tables: Sequence[pa.Table]):
-        columns = [table.column("input_ids").combine_chunks() for table in tables]
+        columns = [column_of(table, "input_ids") for table in tables]
         self._ids = [column.values.to_numpy() for column in columns]
         self._offsets = [column.offsets.to_numpy() for column in columns]
         self._ends = np.cumsum([len(column) for column in columns])

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .prepared import read_table, write_table
+from .prepared import column_of, read_table, write_table
 
 
 PART_BYTES = 8 * 2**20  # of text
@@ -159,7 +159,7 @@ def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
 def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator[np.ndarray]:
     """A fixed-size binary column, a (rows, width) array for each table, as it lies in the mapped file."""
     for table in tables:
-        column = table.column(name).combine_chunks()
+        column = column_of(table, name)
         width = column.type.byte_width
         bytes_ = np.frombuffer(column.buffers()[1], dtype=np.uint8)[column.offset * width :][: len(column) * width]
         yield bytes_.view(kind).reshape(len(column), -1)
@@ -200,7 +200,7 @@ class Selection:
     """
 
     def __init__(self, tables: Sequence[pa.Table], filters: Sequence[Filter]):
-        removed = [table.column("_removed").combine_chunks().dictionary_encode() for table in tables]
+        removed = [column_of(table, "_removed").dictionary_encode() for table in tables]
         names = [item.name for item in filters]
         self.by = np.concatenate([np.full(0, -1, np.int8), *(_numbers(column, names) for column in removed)])
         self.names, self.counts = names, {}
@@ -210,7 +210,7 @@ class Selection:
             self.counts[item.name] = {"in": left, "removed": taken}
             left -= taken
             if item.change is not None:
-                changed = [table.column("_changed").combine_chunks().flatten() for table in tables]
+                changed = [column_of(table, "_changed").flatten() for table in tables]
                 self.counts[item.name]["changed"] = sum(
                     pc.sum(pc.equal(names, item.name)).as_py() or 0 for names in changed
                 )

@@ -80,6 +80,12 @@ def read_table(path: Path) -> pa.Table:
         return pa.ipc.open_stream(source).read_all()
 
 
+def column_of(table: pa.Table, name: str) -> pa.Array:
+    """A column of a mapped file as one array, where it lies (`combine_chunks` would copy it into memory)."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 class PreparedRows(Sequence):
     """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", as `write_part` was given them.
 
@@ -127,15 +133,15 @@ class PreparedRows(Sequence):
 class _Columns:
     # One file's columns as numpy views into the mapped memory.
     def __init__(self, table: pa.Table):
-        ids = table.column("input_ids").combine_chunks()
+        ids = column_of(table, "input_ids")
         self.ids, self.offsets = ids.values.to_numpy(), ids.offsets.to_numpy()
         self.lengths = np.diff(self.offsets)
-        self.following = table.column("next_token").combine_chunks().fill_null(IGNORED).to_numpy()
-        masks = table.column("asked").combine_chunks()
+        self.following = column_of(table, "next_token").fill_null(IGNORED).to_numpy()
+        masks = column_of(table, "asked")
         self.masks = None if masks.null_count == len(masks) else masks
         self.starts = None
         if "document_starts" in table.column_names:
-            starts = table.column("document_starts").combine_chunks()
+            starts = column_of(table, "document_starts")
             self.starts, self.starts_offsets = starts.values.to_numpy(), starts.offsets.to_numpy()
 
     def row(self, k: int) -> dict[str, np.ndarray]:
@@ -164,4 +170,4 @@ def _labels(ids: np.ndarray, following: int | None, starts: np.ndarray) -> np.nd
     return labels
 
 
-__all__ = ["ROWS_PER_PART", "Part", "PreparedRows", "read_table", "write_part", "write_table"]
+__all__ = ["ROWS_PER_PART", "Part", "PreparedRows", "column_of", "read_table", "write_part", "write_table"]
