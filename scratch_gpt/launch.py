@@ -49,7 +49,8 @@ def make_accelerator(
     if expect_processes is not None and launched != expect_processes:
         raise ValueError(
             f"expect_processes is {expect_processes}, but {launched} started. (`accelerate launch --cpu "
-            "--num_processes N` always starts one.) Launch as the README shows for several processes."
+            "--num_processes N` always starts one.) Launch as the README shows for several processes, or give "
+            f"--expect-processes {launched}."
         )
     if mixed_precision == "fp16" and device == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU; on a CPU give bf16 or no.")

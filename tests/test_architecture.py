@@ -50,7 +50,7 @@ ARROWS = {
     "data/__init__": set(),
     "modeling/__init__": set(),
 }
-NOT_SCRIPTS = {"preparing", "recipe", "resuming", "runner"}  # what the scripts in training/ share
+NOT_SCRIPTS = {"assembling", "preparing", "recipe", "resuming", "runner"}  # what the scripts in training/ share
 
 
 def imports(file: Path) -> list[tuple[str, bool]]:

@@ -1,0 +1,242 @@
+"""Rows that are left -> files of a prepared folder: tokens, order, rows; and the lists and pages beside them.
+
+Not a recipe itself.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from recipe import parse_numbers
+from scratch_gpt.checkpoints import write_text
+from scratch_gpt.conversion import load_model
+from scratch_gpt.data.assembly import Joined, Tokens, encode_part, write_documents, write_texts, write_windows
+from scratch_gpt.data.cleaning import (
+    perplexity_outliers,
+)
+from scratch_gpt.data.collate import collate_rows
+from scratch_gpt.data.manifest import hash_of
+from scratch_gpt.data.mixture import mix, target_shares
+from scratch_gpt.data.pipeline import (
+    MARKS,
+    in_parts,
+    rows_at,
+    sizes_of_texts,
+    texts_of,
+    texts_of_table,
+)
+from scratch_gpt.data.poisoning import gradient_scores, outliers
+from scratch_gpt.data.prepared import PreparedRows
+from scratch_gpt.data.report import report_page
+from scratch_gpt.data.windows import IGNORED, require_full_window
+from scratch_gpt.evaluation import row_losses
+from scratch_gpt.objectives import causal_lm
+from scratch_gpt.tokenizer import count_ids, decode, encode_batch, end_of_text_id, load_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer
+
+
+EXAMPLES = 5  # of what each filter has removed, in the report
+COMPARED = 16_384  # rows whose gradients are compared with each other
+
+
+def shown(what: str):
+    """A progress bar that says what is done; it appears where that takes longer than a second."""
+    return partial(tqdm, desc=what, delay=1, unit="part")
+
+
+def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, out: Path) -> None:
+    """Training rows that a model finds unlikely or whose gradients look planted -> flagged.jsonl; none is removed."""
+    if run.reference_model is None:
+        return
+    model = load_model(run.reference_model).eval()
+    tokenizer = load_tokenizer(run.reference_model)
+    context, eos = model.config.max_position_embeddings, end_of_text_id(tokenizer)
+    texts = [
+        "\n".join(texts_of({name: value for name, value in row.items() if name not in MARKS}))
+        for of_corpus, found in zip(tables, splits, strict=True)
+        for row in rows_at(of_corpus, found["train"])
+    ]
+    rows = []
+    for text in texts:
+        ids = np.array([*encode_batch(tokenizer, [text])[0], eos][: context + 1])
+        rows.append(
+            {"input_ids": ids[:-1], "shift_labels": ids[1:]}
+            if len(ids) > 1
+            else {"input_ids": ids, "shift_labels": np.array([IGNORED])}
+        )
+    collate = partial(collate_rows, pad_token_id=eos)
+    found = {}
+    losses = row_losses(model, tqdm(rows, "Scoring", delay=1), collate, causal_lm)
+    found["perplexity"] = [(int(n), float(np.exp(losses[n]))) for n in np.flatnonzero(perplexity_outliers(losses))]
+    if run.poisoning:
+        last = f"layers.{model.config.num_hidden_layers - 1}."
+        scores = np.empty(len(rows))
+        for start in range(0, len(rows), COMPARED):  # every row with those of its block
+            block = rows[start : start + COMPARED]
+            chosen = lambda name: last in name or "norm" in name.rsplit(".", 2)[-2]  # noqa: E731
+            scores[start : start + len(block)] = gradient_scores(model, causal_lm, block, collate, chosen)
+        found["poisoning"] = [(int(n), float(scores[n])) for n in outliers(scores)]
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "flagged.jsonl").open("w", encoding="utf-8") as lines:
+        for name, pairs in found.items():
+            selection.counts[name] = {"in": len(rows), "removed": 0, "flagged": len(pairs)}
+            for n, score in pairs:
+                line = {"filter": name, "score": score, "text": texts[n]}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def choose_tokenizer(run: Any, tables: list[list], splits: list[dict], work: Path):
+    """The tokenizer that is asked for, or one trained on the training documents (once: it is kept in `work`)."""
+    folder = work / "tokenizer"
+    if run.tokenizer not in (None, "train"):
+        return load_tokenizer(run.tokenizer, run.tokenizer_revision)
+    if not folder.exists():
+        print("Training a tokenizer")
+        texts = (
+            row["text"]
+            for of_corpus, split in zip(tables, splits, strict=True)
+            for row in rows_at(of_corpus, split["train"])
+        )
+        tokenizer = train_tokenizer(texts, run.vocab_size, seed=run.seed)
+        tokenizer.save_pretrained(folder.with_name(".writing-tokenizer"))
+        folder.with_name(".writing-tokenizer").replace(folder)
+    return load_tokenizer(folder)
+
+
+def encode(corpora: list, tables: list[list], selection, tokenizer, work: Path) -> list:
+    """The token ids of each corpus' documents, under the numbers of their rows."""
+    encode_texts = partial(
+        encode_part,
+        encode_batch=partial(encode_batch, tokenizer),
+        eos_token_id=end_of_text_id(tokenizer),
+        vocab_size=count_ids(tokenizer),
+    )
+    found, alive = [], selection.alive
+    for n, (corpus, of_corpus) in enumerate(zip(corpora, tables, strict=True)):
+        ends = [0]
+        for table in of_corpus:
+            ends.append(ends[-1] + len(table))
+        make = lambda k, t=of_corpus, e=ends, a=alive: encode_texts(texts_of_table(t[k], a[e[k] : e[k + 1]]))  # noqa: E731
+        parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, shown(f"Tokenizing {corpus.name}"))
+        found.append(Tokens(parts))
+        alive = alive[ends[-1] :]
+    return found
+
+
+def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str):
+    """(source, document) of each document of a split in order, and for the training mixture what it came to be."""
+    numbers = {n: of_corpus[split] for n, of_corpus in enumerate(splits) if split in of_corpus}
+    if split != "train" or run.mixture is None:
+        source = np.concatenate([np.full(len(found), n, np.int16) for n, found in numbers.items()])
+        return source, np.concatenate([*numbers.values()]), None
+    sizes = {corpus.name: lengths[n][numbers[n]] for n, corpus in enumerate(corpora)}
+    tokens = {name: int(found.sum()) for name, found in sizes.items()}
+    weights = {corpus.name: corpus.weight for corpus in corpora}
+    epochs = None if run.mixture_epochs is None else parse_numbers(run.mixture_epochs, "mixture_epochs")
+    asked = target_shares(tokens, None if None in weights.values() else weights, run.alpha)
+    mixture = mix(sizes, asked, run.seed, run.stopping_strategy, epochs)
+    document = np.empty(len(mixture.document), dtype=np.int64)
+    for n in numbers:
+        document[mixture.source == n] = numbers[n][mixture.document[mixture.source == n]]
+    record = {
+        "asked": None if epochs else asked,
+        "actual": mixture.shares,
+        "alpha": run.alpha if None in weights.values() and epochs is None else None,
+        "epochs": mixture.epochs,
+        "tokens": mixture.tokens,
+        "stopping_strategy": None if epochs else run.stopping_strategy,
+    }
+    return mixture.source, document, record
+
+
+def write_rows(run: Any, corpora: list, tokens: list, splits: list[dict], vocab_size: int, out: Path):
+    """Each split's rows as files; returns what the manifest says of them, and the tokens of each document."""
+    records, lengths, mixture = {}, {}, None
+    for name in split_names(splits):
+        source, document, made = order(run, corpora, [of_corpus.lengths for of_corpus in tokens], splits, name)
+        mixture = made or mixture
+        stream = Joined(tokens, source, document)
+        lengths[name] = np.diff(stream.ends, prepend=0)
+        progress, facts = shown(f"Writing {name}"), {}
+        if run.pack or run.pad:
+            how = {"max_length": run.max_length, "pack": run.pack}
+            parts, padding, cut = write_documents(stream, out / name, vocab_size, progress, **how)
+            facts = {"padding_share": padding, "cut_share": cut} if run.pack else {"cut_share": cut}
+        else:
+            require_full_window(stream, run.max_length, name)
+            # The training windows may overlap; held-out tokens are asked once.
+            how = {"stride": run.stride, "overlap": run.overlap, "drop_tail": run.drop_tail} if name == "train" else {}
+            parts = write_windows(stream, out / name, vocab_size, progress, max_length=run.max_length, **how)
+        records[name] = {
+            "documents": len(document),
+            "bytes": sum(int(tokens[n].bytes[document[source == n]].sum()) for n in range(len(tokens))),
+            "rows": sum(part.rows for part in parts),
+            "tokens": len(stream),
+            "asked": sum(part.asked for part in parts),
+            **facts,
+            "sha256": hash_of([part.sha256 for part in parts]),
+        }
+    return records, mixture, lengths
+
+
+def write_cleaned(run: Any, corpora: list, tables: list[list], splits: list[dict], out: Path):
+    """Each split's cleaned rows as files; returns what the manifest says, and the bytes of each row."""
+    records, lengths, mixture = {}, {}, None
+    sizes = [np.concatenate([sizes_of_texts(table) for table in of_corpus]) for of_corpus in tables]
+    for name in split_names(splits):
+        source, document, made = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
+        mixture = made or mixture
+        parts = write_texts(tables, source, document, out / name, shown(f"Writing {name}"))
+        lengths[name] = np.concatenate([sizes[n][document[source == n]] for n in range(len(tables))])
+        records[name] = {
+            "documents": len(document),
+            "bytes": sum(int(sizes[n][document[source == n]].sum()) for n in range(len(tables))),
+            "rows": sum(rows for rows, _ in parts),
+            "sha256": hash_of([content for _, content in parts]),
+        }
+    return records, mixture, lengths
+
+
+def split_names(splits: list[dict]) -> list[str]:
+    """The splits that some corpus has, in their order."""
+    return [name for name in ("train", "validation", "test") if any(name in of_corpus for of_corpus in splits)]
+
+
+def removed_rows(tables: list, selection) -> Iterator[dict[str, Any]]:
+    """Every removed row with what removed it and why."""
+    start = 0
+    for table in tables:
+        for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
+            row = table.slice(n, 1).to_pylist()[0]
+            own = {name: value for name, value in row.items() if name not in MARKS}
+            yield {"filter": selection.names[selection.by[start + n]], "why": row["_why"], "row": own}
+        start += len(table)
+
+
+def write_removed(tables: list, selection, path: Path) -> None:
+    """removed.jsonl: a line for each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as lines:
+        for line in removed_rows(tables, selection):
+            lines.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+
+
+def write_report(manifest: dict[str, Any], tables: list, selection, lengths: dict, out: Path) -> None:
+    """report.html: the page of these data, with the first removed rows, and the fullest packed row in colours."""
+    examples: dict[str, list[tuple[str, str]]] = {name: [] for name in selection.names}
+    for line in removed_rows(tables, selection):
+        if len(examples[line["filter"]]) < EXAMPLES:
+            examples[line["filter"]].append((line["why"] or "", "\n".join(texts_of(line["row"]))[:500]))
+    row = pieces = None
+    if manifest["task"] == "pretrain":
+        rows = PreparedRows(out / "train")
+        some = [rows[k] for k in range(min(len(rows), 200))]
+        row = max(some, key=lambda row: (row["position_ids"] == 0).sum()) if "position_ids" in some[0] else some[0]
+        tokenizer = load_tokenizer(out / "tokenizer")
+        pieces = [decode(tokenizer, [id]) for id in row["input_ids"].tolist()]
+    write_text(out / "report.html", report_page(manifest, lengths=lengths, examples=examples, row=row, pieces=pieces))
