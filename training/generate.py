@@ -26,7 +26,7 @@ class GenerateRun:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line():
+    with one_clear_line(stopped=""):
         run = parse(GenerateRun, argv)
         check_model_folder(run.model)
         if run.samples < 1:

@@ -129,7 +129,7 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line():
+    with one_clear_line(stopped="The same command goes on with the parts that are done."):
         run = parse(PrepareRun, argv)
         check(run)
 

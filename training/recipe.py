@@ -348,12 +348,14 @@ def relative(value: Any) -> Any:
 
 
 @contextmanager
-def one_clear_line(*kinds: type[Exception]) -> Iterator[None]:
+def one_clear_line(
+    *kinds: type[Exception], stopped: str = "--resume latest goes on from the last checkpoint, if one was written."
+) -> Iterator[None]:
     """Turn what a user can mend into one line on stderr and exit code 2; all else keeps its traceback.
 
     `kinds` are by default what a wrong field, file or model raises, which is right until training begins. An error
     with an `exit_code` (a run that was stopped) ends with that one. Under a launcher every process finds the same
-    fault; the first says it, and the others give it the time to.
+    fault; the first says it, and the others give it the time to. `stopped` is what is said at Ctrl-C.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -361,7 +363,7 @@ def one_clear_line(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\nstopped. --resume latest goes on from the last checkpoint, if one was written.", file=sys.stderr)
+        print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr)
         raise SystemExit(130) from None
     except kinds as error:
         if isinstance(error, StrictDataclassError) and error.__cause__ is not None:

@@ -134,7 +134,7 @@ def describe(run: TokenizerRun, report: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line():
+    with one_clear_line(stopped=""):
         run = parse(TokenizerRun, argv)
         check(run)
         folder = check_folder(run)
