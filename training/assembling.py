@@ -235,7 +235,7 @@ def write_report(manifest: dict[str, Any], tables: list, selection, lengths: dic
     row = pieces = None
     if manifest["task"] == "pretrain":
         rows = PreparedRows(out / "train")
-        some = [rows[k] for k in range(min(len(rows), 200))]
+        some = [rows[k] for k in range(0, len(rows), max(1, len(rows) // 200))]
         row = max(some, key=lambda row: (row["position_ids"] == 0).sum()) if "position_ids" in some[0] else some[0]
         tokenizer = load_tokenizer(out / "tokenizer")
         pieces = [decode(tokenizer, [id]) for id in row["input_ids"].tolist()]
