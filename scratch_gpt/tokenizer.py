@@ -61,7 +61,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
     if not texts:
         return []
     if max(map(len, texts)) > PIECE:
-        return [[id for ids in encode_batch(tokenizer, [*_pieces(text)]) for id in ids] for text in texts]
+        return [[id for piece in _pieces(text) for id in encode_batch(tokenizer, [piece])[0]] for text in texts]
     if not tokenizer.is_fast:
         options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
         return tokenizer(texts, **options, verbose=False)["input_ids"]
