@@ -1,11 +1,13 @@
 """Command lines and files that cannot be meant, generated: for tests/test_bad_input.py and `make chaos`."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal, get_args
 
 import pretrain
+import pytest
 from hypothesis import strategies as st
 
 import recipe
@@ -72,6 +74,16 @@ def data_files(draw):
     kind = draw(st.sampled_from([".txt", ".jsonl", ".json", ".csv", ".parquet"]))
     choices = {".txt": [nothing], ".md": [nothing], ".csv": [nothing], ".parquet": [nothing, noise]}
     return kind, draw(st.one_of(*choices.get(kind, [nothing, noise, other])))
+
+
+def fails(arguments, message, capsys, main=pretrain.main):
+    """main(arguments) ends with code 2 and one line that matches."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        main([str(argument) for argument in arguments])
+    assert ending.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

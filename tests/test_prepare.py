@@ -8,6 +8,7 @@ import numpy as np
 import prepare
 import pretrain
 import pytest
+from bad_input import fails as fails_in
 from bad_input import snapshot
 
 import preparing
@@ -360,13 +361,7 @@ def test_a_run_keeps_the_manifest_of_its_data_and_refuses_others(corpus, texts, 
 
 
 def fails(arguments, message, capsys, main=prepare.main):
-    """main(arguments) ends with code 2 and one line that matches."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ending:
-        main([str(argument) for argument in arguments])
-    assert ending.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and re.search(message, lines[0]), lines
+    fails_in(arguments, message, capsys, main)
 
 
 BAD = {

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from bad_input import fails
 from safetensors.torch import load_file
 from tiny import tiny_gpt2, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -194,16 +195,6 @@ def test_the_books_config_is_the_books_run(data):
 
 
 # --- What cannot be meant ----------------------------------------------------------------------------------------
-
-
-def fails(arguments, message, capsys, main=pretrain.main):
-    """main(arguments) ends with code 2 and one line that matches."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ending:
-        main([str(argument) for argument in arguments])
-    assert ending.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and re.search(message, lines[0]), lines
 
 
 BAD = {
