@@ -133,6 +133,27 @@ def test_figures_are_those_of_the_files_they_name():
         assert f"{loading['figures'][name]['ratio']:.2f} times" in README
 
 
+def test_figures_of_preparing_data_are_those_of_the_files_they_name():
+    made, tokenizers, cleaning = figures("prepare.json"), figures("tokenizers.json"), figures("cleaning.json")
+    speed, packing = made["throughput"], made["packing"]
+    assert f"{speed['medians']['ours']:.2f} MB/s, {speed['ratio']:.2f} times run_clm's" in README
+    small, large = made["memory"]["runs"]
+    for name, unit, scale, digits in (("peak_anonymous_bytes", "GB", 1e9, 2), ("first_batch_seconds", "s", 1, 2)):
+        before, after = (f"{run[name] / scale:.{digits}f} {unit}" for run in (small, large))
+        assert f"{before} for 50 MB, {after} for 500 MB" in README
+    assert made["memory"]["ratio"] <= 1.1 and large["first_batch_seconds"] < 2
+    assert f"{packing['ratio']:.2f} times the asked tokens a second" in README
+    assert f"{tokenizers['memory']['ratio']:.2f} times the memory of 50 MB" in README
+    for name, corpus in tokenizers["compression"].items():
+        values = " | ".join(f"{value:.2f}" for value in corpus["bytes_per_token"].values())
+        assert f"| {name} | {values} |" in README
+    assert tokenizers["round_trips"]["failures"] == 0
+    assert (cleaning["books"]["pairs_found"], cleaning["books"]["pairs_wrong"]) == (10, 0)
+    for kind in ("instructions", "text"):
+        for recall in cleaning["poisoning"][kind]["recall"].values():
+            assert recall["neighbours"] == 1 and recall["cosine_low"] <= 0.15 and recall["loss_high"] == 0
+
+
 def test_what_was_tried_and_lost_is_what_the_files_say():
     chaos, cost = figures("chaos.json"), figures("checkpoints.json")
     section = README[README.index("## What happens when it crashes") : README.index("## The path of a token")]
