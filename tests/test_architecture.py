@@ -35,6 +35,7 @@ ARROWS = {
     "data/poisoning": {"numpy", "torch"},
     "data/report": {"numpy", "data"},
     "objectives": {"torch"},
+    "adapters": {"torch", "safetensors", "peft", "transformers"},
     "optimizers": {"torch"},
     "order": {"torch"},
     "launch": {"torch", "accelerate"},
