@@ -1,4 +1,4 @@
-"""A base model -> one of which little is trained: LoRA through peft, or a few of its own parts; and back to one folder.
+"""A base model -> one of which little is trained: LoRA (peft), or some parts of its own; and back to one folder.
 
 LoRA (Hu et al. 2021) leaves a matrix W as it is and learns W + scale * B A, with A (r, in) and B (out, r). Here the
 layers are put into the model itself, so that it stays what it is to the loop; a saved adapter is peft's own format.
@@ -233,6 +233,7 @@ def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None
     with torch.no_grad():
         for key in state.keys() - learned.keys() & own.keys():
             own[key].copy_(state[key])
+    model.config._commit_hash = revision  # what it was loaded from is the adapter
     return model.requires_grad_(True)
 
 

@@ -17,7 +17,7 @@ ARROWS = {
     "modeling/modeling_scratch_gpt": {"torch", "transformers", "modeling"},
     "tokenizer": {"transformers"},
     "tokenizer_training": {"tokenizers", "transformers", "tokenizer"},
-    "conversion": {"torch", "transformers", "modeling", "tokenizer"},
+    "conversion": {"torch", "transformers", "adapters", "modeling", "tokenizer"},
     "data/sources": {"datasets", "numpy", "data"},
     "data/embedded": set(),
     "data/manifest": set(),
