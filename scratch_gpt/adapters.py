@@ -106,7 +106,7 @@ def add_lora(
     names = [*TARGETS[targets][stock], *([head] if head and targets == "all-linear" else [])]
     record = {"format_version": FORMAT_VERSION, **_describe_base(model)}
     if head:
-        record["labels"] = {"id2label": model.config.id2label, "label2id": model.config.label2id}
+        record["labels"] = list(model.config.id2label.values())
     config = peft.LoraConfig(
         task_type="SEQ_CLS" if head else "CAUSAL_LM",
         base_model_name_or_path=_without_root(base),
@@ -214,9 +214,7 @@ def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None
     if config.peft_type != "LORA":
         raise ValueError(f"The adapter {name} is a {config.peft_type.value} adapter; only LoRA is known here.")
     record = json.loads((folder / BASE).read_text()) if (folder / BASE).exists() else {}
-    labels = record.get("labels", {})
-    if labels:
-        labels = {**labels, "id2label": {int(number): name for number, name in labels["id2label"].items()}}
+    labels = _as_config(record.get("labels"))
     base = _find_base(name, folder, config.base_model_name_or_path)
     model = load_adapted(base, lambda *where, **more: load(*where, **{**labels, **more}), config.revision)
     _check_base(name, base, model, record)
@@ -271,6 +269,11 @@ def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) 
             f"The adapter {name} was made on other weights than those of {base} now: its base has another "
             f"fingerprint. Put back the base that {CONFIG} names, or train the adapter anew."
         )
+
+
+def _as_config(labels: list[str] | None) -> dict[str, Any]:
+    known = dict(enumerate(labels or []))
+    return {"id2label": known, "label2id": {label: n for n, label in known.items()}} if known else {}
 
 
 def _find_base(name: str, folder: Path, base: str | None) -> str:
