@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from .adapter_layout import from_gpt2, to_gpt2
+
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 FORMAT_VERSION = 1
@@ -101,10 +103,13 @@ def add_lora(
     if init not in INITS:
         raise ValueError(f"lora_init is {init!r}; it is one of {', '.join(INITS)}.")
     peft = _import_peft()
+    layout = _find_layout(base, revision)
+    if layout == "gpt2" and init in ("pissa", "olora"):
+        raise ValueError(f"lora_init {init} takes {base}'s c_attn apart, which we have in three: give another.")
     stock = hasattr(model.base_model, "h")
     head = _classifier(model)
     names = [*TARGETS[targets][stock], *([head] if head and targets == "all-linear" else [])]
-    record = {"format_version": FORMAT_VERSION, **_describe_base(model)}
+    record = {"format_version": FORMAT_VERSION, "layout": layout, **_describe_base(model)}
     if head:
         record["labels"] = list(model.config.id2label.values())
     config = peft.LoraConfig(
@@ -163,7 +168,10 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Write what LoRA has learned, with a classifier's whole head, as peft reads it: a few MB beside its base."""
+    """Write what LoRA has learned, with a classifier's whole head, as peft reads it: a few MB beside its base.
+
+    On a base that is stock GPT-2 the adapter is one too.
+    """
     peft = _import_peft()
     config = copy.copy(model.peft_config["default"])
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -175,6 +183,9 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
         config.modules_to_save = [head]
     config.target_modules = sorted(set(config.target_modules) - {head})
     config.inference_mode = True
+    if model.adapter_base["layout"] == "gpt2":
+        tensors, changes = to_gpt2(tensors, config.to_dict())
+        vars(config).update(changes)
     folder.mkdir(parents=True, exist_ok=True)
     content = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
     save_file(content, str(folder / WEIGHTS), metadata={"format": "pt"})
@@ -187,12 +198,7 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
 
 def find_adapter(name: str, revision: str | None = None) -> Path | None:
     """The adapter_config.json of a folder or Hub id, or None where that is a model of its own."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    if Path(name).is_dir():
-        return Path(name) / CONFIG if (Path(name) / CONFIG).exists() else None
-    found = find_adapter_config_file(name, revision=revision)
-    return None if found is None else Path(found)
+    return _fetch(name, CONFIG, revision)
 
 
 def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None = None) -> nn.Module:
@@ -209,16 +215,21 @@ def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None
     if file is None:
         return load(name, revision)
     peft = _import_peft()
-    folder = file.parent
-    config = peft.PeftConfig.from_pretrained(str(folder))
+    config = peft.PeftConfig.from_pretrained(str(file.parent))
     if config.peft_type != "LORA":
         raise ValueError(f"The adapter {name} is a {config.peft_type.value} adapter; only LoRA is known here.")
-    record = json.loads((folder / BASE).read_text()) if (folder / BASE).exists() else {}
+    noted = _fetch(name, BASE, revision)
+    record = json.loads(noted.read_text()) if noted else {}  # of another trainer's there is none
     labels = _as_config(record.get("labels"))
-    base = _find_base(name, folder, config.base_model_name_or_path)
+    base = _find_base(name, file.parent, config.base_model_name_or_path)
     model = load_adapted(base, lambda *where, **more: load(*where, **{**labels, **more}), config.revision)
     _check_base(name, base, model, record)
-    state = {key.removeprefix("base_model.model."): value for key, value in load_file(str(folder / WEIGHTS)).items()}
+    weights = _fetch(name, WEIGHTS, revision)
+    if weights is None:
+        raise ValueError(f"The adapter {name} has no {WEIGHTS}; only safetensors are read.")
+    state = {key.removeprefix("base_model.model."): value for key, value in load_file(str(weights)).items()}
+    state, changes = from_gpt2(state, config.to_dict())
+    vars(config).update(changes)
     learned = {key: value for key, value in state.items() if ".lora_" in key}
     config.modules_to_save = None  # a head is put in its place here
     try:
@@ -282,6 +293,21 @@ def _find_base(name: str, folder: Path, base: str | None) -> str:
         raise ValueError(f"The adapter {name} names no base: write base_model_name_or_path into its {CONFIG}.")
     found = next((place for place in (Path(base), folder / base) if place.is_dir()), None)
     return base if found is None else str(found)
+
+
+def _fetch(name: str, file: str, revision: str | None) -> Path | None:
+    from transformers.utils import cached_file
+
+    flags = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_gated_repo")
+    flags += ("_raise_exceptions_for_connection_errors",)
+    found = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
+    return None if found is None else Path(found)
+
+
+def _find_layout(base: str | None, revision: str | None) -> str | None:
+    # "gpt2" where the base's own files are stock GPT-2, whatever they are loaded as
+    file = None if base is None else _fetch(base, "config.json", revision)
+    return json.loads(file.read_text()).get("model_type") if file else None
 
 
 def _without_root(base: str | None) -> str | None:

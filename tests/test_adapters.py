@@ -10,7 +10,13 @@ import pretrain
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from test_recipes import STORY, fails
 from tiny import some_ids, tiny_gpt2, tiny_model
@@ -48,8 +54,8 @@ def moved(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def logits(model: torch.nn.Module, **more) -> torch.Tensor:
-    return model(IDS, **more).logits
+def logits(model: torch.nn.Module, ids: torch.Tensor = IDS, **more) -> torch.Tensor:
+    return model(input_ids=ids, **more).logits
 
 
 def assert_close(one: torch.Tensor, other: torch.Tensor, atol: float = 1e-5) -> None:
@@ -198,6 +204,35 @@ def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model
     ours = load_model("adapter", model_class=model_class)
     assert_close(logits(ours.eval()), learned)
     assert type(ours) is model_class and count_parameters(ours)[0] == count_parameters(ours)[1]
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True}])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_on_stock_gpt2_an_adapter_is_stock_too(model_class, changes, targets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_gpt2(pad_token_id=0).save_pretrained("gpt2")
+    model = load_model("gpt2", model_class=model_class)
+    add_lora(model, base="gpt2", targets=targets, rank=4, alpha=12, **changes)
+    learned = logits(moved(model))
+    save_adapter(model, Path("adapter"))
+    stock = CLASSES[model_class].from_pretrained("adapter")
+    assert type(stock.get_base_model()).__name__.startswith("GPT2")
+    unpadded = IDS.clamp(min=1)  # GPT-2's classifier takes any pad id for padding
+    assert_close(logits(stock, unpadded), logits(model, unpadded), 2e-5)
+    assert_close(logits(load_model("adapter", model_class=model_class).eval()), learned, 2e-5)
+
+
+def test_anybodys_adapter_on_stock_gpt2_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_gpt2().save_pretrained("gpt2")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn", "c_proj", "c_fc"], use_dora=True)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained("gpt2"), config)
+    moved(theirs).save_pretrained("theirs")
+    assert_close(logits(load_model("theirs").eval()), logits(theirs), 2e-5)
+    model = load_model("gpt2")
+    with pytest.raises(ValueError, match="lora_init pissa takes gpt2's c_attn apart"):
+        add_lora(model, base="gpt2", init="pissa")
 
 
 def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(base):
