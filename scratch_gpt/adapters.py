@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .adapter_layout import from_gpt2, to_gpt2
+from .quantization import QuantizedLinear, quantize_linears
 
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
@@ -81,6 +82,7 @@ def add_lora(
     init: str = "default",
     use_rslora: bool = False,
     use_dora: bool = False,
+    quantize: str | None = None,
 ) -> None:
     """Put LoRA into a model of ours or stock GPT-2, in place; nothing else stays trainable but a classifier's head.
 
@@ -93,6 +95,7 @@ def add_lora(
         targets: a key of TARGETS.
         init: one of INITS; but for the last two, nothing changes before the first step.
         use_dora: learn each row's length apart from its direction (Liu et al. 2024).
+        quantize: keep the blocks' matrices, which stay as they are, in "nf4" or "int8" (quantization.py).
 
     Raises:
         ValueError: one of these is none that there is.
@@ -106,7 +109,11 @@ def add_lora(
     layout = _find_layout(base, revision)
     if layout == "gpt2" and init in ("pissa", "olora"):
         raise ValueError(f"lora_init {init} takes {base}'s c_attn apart, which we have in three: give another.")
+    if quantize and (use_dora or init in ("pissa", "olora")):
+        raise ValueError(f"{'use_dora' if use_dora else f'lora_init {init}'} needs the base's weights as they are.")
     stock = hasattr(model.base_model, "h")
+    if quantize and stock:
+        raise ValueError("Stock GPT-2's Conv1D is not quantised here: load it as ours (load_model).")
     head = _classifier(model)
     names = [*TARGETS[targets][stock], *([head] if head and targets == "all-linear" else [])]
     record = {"format_version": FORMAT_VERSION, "layout": layout, **_describe_base(model)}
@@ -125,6 +132,8 @@ def add_lora(
         use_dora=use_dora,
         fan_in_fan_out=stock,
     )
+    if quantize:
+        quantize_linears(model.base_model.layers, quantize)
     peft.inject_adapter_in_model(config, model)
     if head and head not in names:
         model.get_submodule(head).requires_grad_(True)
@@ -139,7 +148,9 @@ def has_lora(model: nn.Module) -> bool:
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """How many numbers are trained, and how many there are; tied ones count once."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    quantized = (layer for layer in model.modules() if isinstance(layer, QuantizedLinear))
+    inside = sum(layer.in_features * layer.out_features for layer in quantized)
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters) + inside
 
 
 def trainable_line(model: nn.Module) -> str:
@@ -154,16 +165,16 @@ def trainable_line(model: nn.Module) -> str:
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of the standalone model, W + scale * B A in place of each W; the model stays as it is."""
-    layers = dict(_lora_layers(model))
+    changed = {name: layer for name, layer in model.named_modules() if _is_changed(layer)}
     state = {}
     for name, tensor in model.state_dict().items():
-        owner = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
-        if owner is None:
+        if not any(name.startswith(f"{layer}.") for layer in changed):
             state[name] = tensor
-        elif ".base_layer." in name:
+        elif name.endswith("bias"):
             state[name.replace(".base_layer.", ".")] = tensor
-    for name, layer in layers.items():
-        state[f"{name}.weight"] = _merged_weight(layer)
+    for name, layer in changed.items():
+        if not name.endswith(".base_layer"):
+            state[f"{name}.weight"] = _merged_weight(layer)
     return state
 
 
@@ -322,13 +333,15 @@ def _classifier(model: nn.Module) -> str:
     return "score" if hasattr(model, "score") else ""
 
 
-def _lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_A"))
+def _is_changed(layer: nn.Module) -> bool:
+    return hasattr(layer, "lora_A") or isinstance(layer, QuantizedLinear)
 
 
 def _merged_weight(layer: nn.Module) -> torch.Tensor:
     if not hasattr(layer, "lora_A"):
         return layer.weight
+    if isinstance(layer.get_base_layer(), QuantizedLinear):
+        return layer.get_base_layer().weight + layer.get_delta_weight("default")
     merged = copy.deepcopy(layer)
     merged.merge()
     return merged.get_base_layer().weight.detach()

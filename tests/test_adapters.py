@@ -34,6 +34,7 @@ from scratch_gpt.adapters import (
     trainable_line,
 )
 from scratch_gpt.conversion import load_model
+from scratch_gpt.quantization import QuantizedLinear
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -390,6 +391,46 @@ def test_lora_trains_however_a_run_does(how, home, capsys):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])
+def test_a_quantised_matrix_is_near_its_own_and_gradients_pass_through_it(kind, error):
+    linear, x = torch.nn.Linear(64, 48), torch.randn(5, 64, requires_grad=True)
+    layer = QuantizedLinear(linear, kind)
+    assert ((layer.weight - linear.weight).norm() / linear.weight.norm()) < error
+    layer(x).square().sum().backward()
+    got, x.grad = x.grad, None
+    torch.nn.functional.linear(x, layer.weight, linear.bias).square().sum().backward()
+    assert_close(got, x.grad)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (layer.codes, layer.scales))
+    assert size <= {"int8": 64 * 48 + 4 * 48, "nf4": 64 * 48 // 2 + 4 * 48}[kind]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_lora_on_a_quantised_base_is_merged_and_goes_on_bit_for_bit(kind, home):
+    words = [
+        "--model",
+        "base",
+        "--tune",
+        "lora",
+        "--quantize-base",
+        kind,
+        "--lora-rank",
+        "4",
+        "--mixed-precision",
+        "bf16",
+    ]
+    run(*words, "--output-dir", kind)
+    model = load_model("base")
+    add_lora(model, quantize=kind, rank=4)
+    model.load_state_dict(load_file(f"{kind}/checkpoints/step-6/model.safetensors"), strict=False)
+    merged = AutoModelForCausalLM.from_pretrained(f"{kind}/model")
+    assert_close(logits(merged), logits(model.eval()))
+    assert count_parameters(merged)[1] == count_parameters(model)[1] - count_parameters(model)[0]
+    shutil.copytree(kind, f"{kind}-again")
+    shutil.rmtree(f"{kind}-again/checkpoints/step-6")
+    run(*words, "--output-dir", f"{kind}-again", "--resume", "latest")
+    assert crash.differences(crash.outcome(Path(kind)), crash.outcome(Path(f"{kind}-again"))) == []
+
+
 def test_a_compiled_adapter_learns_the_same():
     gradients = []
     for compiled in (False, True):
@@ -413,6 +454,7 @@ BAD = {
     "--lora-rank 4": "lora_rank is of LoRA: give --tune lora",
     "--tune lora --lora-rank 0": "lora_rank is 0; it has to be at least 1",
     "--tune lora --lora-dropout 1": "lora_dropout is 1.0; it is less than 1",
+    "--tune lora --quantize-base nf4 --use-dora true": "use_dora needs the base's weights as they are",
     "--tune lora --lora-targets most": "lora.targets.*most",
 }
 

@@ -35,8 +35,9 @@ ARROWS = {
     "data/poisoning": {"numpy", "torch"},
     "data/report": {"numpy", "data"},
     "objectives": {"torch"},
-    "adapters": {"torch", "safetensors", "peft", "transformers", "adapter_layout"},
+    "adapters": {"torch", "safetensors", "peft", "transformers", "adapter_layout", "quantization"},
     "adapter_layout": {"torch"},
+    "quantization": {"torch", "bitsandbytes"},
     "optimizers": {"torch"},
     "order": {"torch"},
     "launch": {"torch", "accelerate"},
@@ -88,7 +89,7 @@ def test_every_file_has_its_arrows_and_every_arrow_its_file():
 def test_rooms_import_only_what_they_may(room):
     found = imports(REPO / "scratch_gpt" / f"{room}.py")
     assert {name for name, _ in found} <= ARROWS[room]
-    heavy_extras = {"matplotlib", "peft", "py3langid", "rensa"}
+    heavy_extras = {"bitsandbytes", "matplotlib", "peft", "py3langid", "rensa"}
     assert all(inside for name, inside in found if name in heavy_extras)
 
 
