@@ -2,29 +2,22 @@
 
 LoRA (Hu et al. 2021) leaves a matrix W as it is and learns W + scale * B A, with A (r, in) and B (out, r). Here the
 layers are put into the model itself, so that it stays what it is to the loop; a saved adapter is peft's own format.
-An adapter remembers its base: name and revision in adapter_config.json, shape and fingerprint in base.json.
 """
 
 import copy
-import hashlib
 import json
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from .adapter_layout import from_gpt2, to_gpt2
+from .adapter_layout import to_gpt2
+from .adapter_loading import BASE, WEIGHTS, describe_base, import_peft, without_root
 from .quantization import QuantizedLinear, quantize_linears
 
 
-CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
-FORMAT_VERSION = 1
-SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 # Where LoRA goes, in our names and in stock GPT-2's (one c_attn is our q, k and v).
 TARGETS = {
     "default": (("q_proj", "k_proj", "v_proj"), ("c_attn",)),
@@ -105,9 +98,9 @@ def add_lora(
         raise ValueError(f"lora_targets is {targets!r}; it is one of {', '.join(TARGETS)}.")
     if init not in INITS:
         raise ValueError(f"lora_init is {init!r}; it is one of {', '.join(INITS)}.")
-    peft = _import_peft()
-    layout = _find_layout(base, revision)
-    if layout == "gpt2" and init in ("pissa", "olora"):
+    peft = import_peft()
+    record = describe_base(model, base, revision)
+    if record["layout"] == "gpt2" and init in ("pissa", "olora"):
         raise ValueError(f"lora_init {init} takes {base}'s c_attn apart, which we have in three: give another.")
     if quantize and (use_dora or init in ("pissa", "olora")):
         raise ValueError(f"{'use_dora' if use_dora else f'lora_init {init}'} needs the base's weights as they are.")
@@ -116,12 +109,11 @@ def add_lora(
         raise ValueError("Stock GPT-2's Conv1D is not quantised here: load it as ours (load_model).")
     head = _classifier(model)
     names = [*TARGETS[targets][stock], *([head] if head and targets == "all-linear" else [])]
-    record = {"format_version": FORMAT_VERSION, "layout": layout, **_describe_base(model)}
     if head:
         record["labels"] = list(model.config.id2label.values())
     config = peft.LoraConfig(
         task_type="SEQ_CLS" if head else "CAUSAL_LM",
-        base_model_name_or_path=_without_root(base),
+        base_model_name_or_path=without_root(base),
         revision=revision,
         r=rank,
         lora_alpha=alpha,
@@ -154,7 +146,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def trainable_line(model: nn.Module) -> str:
-    """`Trained: 2,666,528 of 127,106,336 parameters (2.10 %)`."""
+    """`Trained: 2,666,528 of 127,107,872 parameters (2.10 %)`."""
     trained, total = count_parameters(model)
     return f"Trained: {trained:,} of {total:,} parameters ({trained / total:.2%})".replace("%", " %")
 
@@ -183,7 +175,7 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
 
     On a base that is stock GPT-2 the adapter is one too.
     """
-    peft = _import_peft()
+    peft = import_peft()
     config = copy.copy(model.peft_config["default"])
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     head = _classifier(model)
@@ -204,125 +196,7 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
     (folder / BASE).write_text(json.dumps(model.adapter_base, indent=2) + "\n")
 
 
-# --- In ----------------------------------------------------------------------------------------------------------
-
-
-def find_adapter(name: str, revision: str | None = None) -> Path | None:
-    """The adapter_config.json of a folder or Hub id, or None where that is a model of its own."""
-    return _fetch(name, CONFIG, revision)
-
-
-def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None = None) -> nn.Module:
-    """The model of a folder or Hub id; of an adapter, its base with the adapter merged into it, ready to be trained.
-
-    Args:
-        load: (name, revision, id2label=..., label2id=...) -> a model; labels are given where a classifier's adapter
-            knows them.
-
-    Raises:
-        ValueError: the base is not there, or is not the one that the adapter was made on.
-    """
-    file = find_adapter(name, revision)
-    if file is None:
-        return load(name, revision)
-    peft = _import_peft()
-    config = peft.PeftConfig.from_pretrained(str(file.parent))
-    if config.peft_type != "LORA":
-        raise ValueError(f"The adapter {name} is a {config.peft_type.value} adapter; only LoRA is known here.")
-    noted = _fetch(name, BASE, revision)
-    record = json.loads(noted.read_text()) if noted else {}  # of another trainer's there is none
-    labels = _as_config(record.get("labels"))
-    base = _find_base(name, file.parent, config.base_model_name_or_path)
-    model = load_adapted(base, lambda *where, **more: load(*where, **{**labels, **more}), config.revision)
-    _check_base(name, base, model, record)
-    weights = _fetch(name, WEIGHTS, revision)
-    if weights is None:
-        raise ValueError(f"The adapter {name} has no {WEIGHTS}; only safetensors are read.")
-    state = {key.removeprefix("base_model.model."): value for key, value in load_file(str(weights)).items()}
-    state, changes = from_gpt2(state, config.to_dict())
-    vars(config).update(changes)
-    learned = {key: value for key, value in state.items() if ".lora_" in key}
-    config.modules_to_save = None  # a head is put in its place here
-    try:
-        tuner = peft.LoraModel(model, config, "default")
-        peft.set_peft_model_state_dict(tuner.model, learned)
-        model = tuner.merge_and_unload()
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"The adapter {name} does not fit {base}: {' '.join(str(error).split())[:200]}") from error
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for key in state.keys() - learned.keys() & own.keys():
-            own[key].copy_(state[key])
-    model.config._commit_hash = revision  # what it was loaded from is the adapter
-    return model.requires_grad_(True)
-
-
 # --- Parts -------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of up to 1,024 values of every weight below the head: another training, another fingerprint."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.base_model.named_parameters()):
-        values = tensor.detach().reshape(-1)
-        values = values[:: max(1, len(values) // 1024)][:1024].float().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _describe_base(model: nn.Module) -> dict[str, Any]:
-    on_meta = next(model.parameters()).is_meta
-    return {
-        "shape": {name: getattr(model.config, name) for name in SHAPE},
-        "fingerprint": None if on_meta else fingerprint(model),
-    }
-
-
-def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) -> None:
-    for field, there in record.get("shape", {}).items():
-        here = getattr(model.config, field)
-        if here != there:
-            raise ValueError(
-                f"The adapter {name} was made on a base of {field} {there}, but {base} has {here}. Give the adapter "
-                f"with its own base, named in {CONFIG}."
-            )
-    if record.get("fingerprint") not in (None, fingerprint(model)):
-        raise ValueError(
-            f"The adapter {name} was made on other weights than those of {base} now: its base has another "
-            f"fingerprint. Put back the base that {CONFIG} names, or train the adapter anew."
-        )
-
-
-def _as_config(labels: list[str] | None) -> dict[str, Any]:
-    known = dict(enumerate(labels or []))
-    return {"id2label": known, "label2id": {label: n for n, label in known.items()}} if known else {}
-
-
-def _find_base(name: str, folder: Path, base: str | None) -> str:
-    # A relative path is seen from the working folder, as peft does, or else from the adapter's own.
-    if base is None:
-        raise ValueError(f"The adapter {name} names no base: write base_model_name_or_path into its {CONFIG}.")
-    found = next((place for place in (Path(base), folder / base) if place.is_dir()), None)
-    return base if found is None else str(found)
-
-
-def _fetch(name: str, file: str, revision: str | None) -> Path | None:
-    from transformers.utils import cached_file
-
-    flags = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_gated_repo")
-    flags += ("_raise_exceptions_for_connection_errors",)
-    found = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
-    return None if found is None else Path(found)
-
-
-def _find_layout(base: str | None, revision: str | None) -> str | None:
-    # "gpt2" where the base's own files are stock GPT-2, whatever they are loaded as
-    file = None if base is None else _fetch(base, "config.json", revision)
-    return json.loads(file.read_text()).get("model_type") if file else None
-
-
-def _without_root(base: str | None) -> str | None:
-    return os.path.relpath(base) if base is not None and Path(base).is_absolute() else base
 
 
 def _head_name(model: nn.Module) -> str | None:
@@ -347,24 +221,13 @@ def _merged_weight(layer: nn.Module) -> torch.Tensor:
     return merged.get_base_layer().weight.detach()
 
 
-def _import_peft():
-    try:
-        import peft
-    except ImportError as error:
-        raise ImportError('LoRA needs peft, which is an extra: pip install -e ".[lora]"') from error
-    return peft
-
-
 __all__ = [
     "INITS",
     "TARGETS",
     "add_lora",
     "count_parameters",
-    "find_adapter",
-    "fingerprint",
     "freeze",
     "has_lora",
-    "load_adapted",
     "merged_state",
     "save_adapter",
     "trainable_line",

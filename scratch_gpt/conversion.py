@@ -17,7 +17,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from .adapters import load_adapted
+from .adapter_loading import load_adapted
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
 from .modeling.gpt2_layout import GPT2_LAYOUT
 from .modeling.modeling_scratch_gpt import (

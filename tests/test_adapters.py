@@ -290,6 +290,10 @@ def test_an_adapter_for_another_base_is_one_clear_line(base):
     tiny_model(hidden_size=16).save_pretrained(base)
     with pytest.raises(ValueError, match="The adapter adapter does not fit base"):
         load_model("adapter")
+    Path("adapter/adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="The adapter adapter cannot be read"):
+        load_model("adapter")
+    save_adapter(model, Path("adapter"))
     shutil.rmtree(base)
     with pytest.raises(ValueError, match="base cannot be loaded"):
         load_model("adapter")
@@ -363,6 +367,16 @@ def test_a_lora_run_goes_on_bit_for_bit(home, tuned):
     assert crash.differences(crash.outcome(tuned), crash.outcome(Path("again"))) == []
     for name in ("adapter_model.safetensors", "adapter_config.json", "base.json"):
         assert (tuned / "adapter" / name).read_bytes() == Path("again/adapter", name).read_bytes()
+
+
+def test_the_adapter_is_that_of_the_best_model_and_the_test_split_is_scored_with_it(home):
+    words = ["--model", "base", "--tune", "lora", "--eval-every", 1, "--keep-best", "true", "--test-fraction", 0.1]
+    run(*words, "--output-dir", "wild", "--learning-rate", 30, "--warmup-steps", 0, "--max-grad-norm", 0)
+    best, last = (AutoModelForCausalLM.from_pretrained(f"wild/{name}") for name in ("model", "last"))
+    assert_close(logits(best), logits(AutoPeftModelForCausalLM.from_pretrained("wild/adapter")))
+    assert (logits(best) - logits(last)).abs().max() > 0.1
+    content = json.loads(Path("wild/evaluation.json").read_text())["results"]
+    assert content["test"]["loss"] == pytest.approx(content["validation"]["loss"], abs=0.3)
 
 
 def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tuned, capsys):

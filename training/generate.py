@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
         from scratch_gpt import generate_text, load_tokenizer
-        from scratch_gpt.adapters import find_adapter
+        from scratch_gpt.adapter_loading import find_adapter
         from scratch_gpt.conversion import load_model
 
         tokenizer = load_tokenizer(run.model, run.model_revision)
