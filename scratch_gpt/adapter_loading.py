@@ -44,7 +44,10 @@ def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None
     config, state, record = _read(name, file, revision)
     labels = _as_config(record.get("labels"))
     base = _find_base(name, file.parent, config.base_model_name_or_path)
-    model = load_adapted(base, lambda *where, **more: load(*where, **{**more, **labels}), config.revision)
+    try:
+        model = load_adapted(base, lambda *where, **more: load(*where, **{**more, **labels}), config.revision)
+    except ValueError as error:
+        raise ValueError(f"The adapter {name} needs its base, {base}: {error}") from error
     _check_base(name, base, model, record)
     try:
         model = _merge(model, config, state)
