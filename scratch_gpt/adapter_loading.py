@@ -108,7 +108,7 @@ def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, t
         config = peft.PeftConfig.from_pretrained(str(file.parent))
         state = load_file(str(weights))
         record = json.loads(noted.read_text()) if noted else {}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"The adapter {name} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if config.peft_type != "LORA":
         raise ValueError(f"The adapter {name} is a {config.peft_type.value} adapter; only LoRA is known here.")

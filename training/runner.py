@@ -361,11 +361,8 @@ def _farewell(run: Run, progress: Progress, steps: int) -> str:
     end = f"{progress.step} steps, {progress.tokens:,} tokens"
     if progress.stopped_early:
         end += f" (stopped before step {steps})"
-    adapter = (
-        f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
-        if run.tune == "lora"
-        else ""
-    )
+    alone = f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
+    adapter = alone if run.tune == "lora" else ""
     return f"""
 {end}. Written:
   {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it{adapter}
