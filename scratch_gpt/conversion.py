@@ -17,6 +17,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from .adapter_loading import load_adapted
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
 from .modeling.gpt2_layout import GPT2_LAYOUT
 from .modeling.modeling_scratch_gpt import (
@@ -288,23 +289,41 @@ def _read_shapes(ours: dict[str, torch.Tensor]) -> dict[str, Any]:
     return shape if up is None else {**shape, "intermediate_size": up.shape[0]}
 
 
-def load_model(name: str, revision: str | None = None, **changes: Any) -> ScratchGPTForCausalLM:
+def load_model(
+    name: str,
+    revision: str | None = None,
+    model_class: type[ScratchGPTPreTrainedModel] = ScratchGPTForCausalLM,
+    **changes: Any,
+) -> ScratchGPTPreTrainedModel:
     """A GPT-2 shaped model of a folder or the Hub in fp32, ready to be trained; `changes` are config fields.
+
+    An adapter is merged into its base. A classifier's head is new where there is none yet.
 
     Raises:
         ValueError: there is none, or it is something else.
     """
+
+    def load(name: str, revision: str | None, **labels: Any) -> ScratchGPTPreTrainedModel:
+        known = labels if model_class is ScratchGPTForSequenceClassification else {}
+        return _load_whole(name, revision, model_class, {**known, **changes})
+
+    return load_adapted(name, load, revision)
+
+
+def _load_whole(
+    name: str, revision: str | None, model_class: type[ScratchGPTPreTrainedModel], changes: dict[str, Any]
+) -> ScratchGPTPreTrainedModel:
     try:
         found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
         if found.get("model_type") != ScratchGPTConfig.model_type:
             raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
         if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
             changes = {**changes, "hidden_act": "gelu_pytorch_tanh"}  # the same function as one fused operation
-        model, report = ScratchGPTForCausalLM.from_pretrained(
+        model, report = model_class.from_pretrained(
             name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
         )
-        if report["missing_keys"]:
-            raise ValueError(f"it lacks {min(report['missing_keys'])}.")
+        if missing := set(report["missing_keys"]) - {"score.weight"}:
+            raise ValueError(f"it lacks {min(missing)}.")
     except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
         raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return model
