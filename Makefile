@@ -53,6 +53,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_tokenizers.py --out tests/benchmarks/tokenizers.json
 	@$(BIN)/python tests/benchmarks/bench_cleaning.py --out tests/benchmarks/cleaning.json
 	@$(BIN)/python tests/benchmarks/bench_prepare.py --out tests/benchmarks/prepare.json
+	@$(BIN)/python tests/benchmarks/bench_lora.py --out tests/benchmarks/lora.json
 	@$(BIN)/python tests/benchmarks/bench_main_job.py --out tests/benchmarks/main_job.json
 
 # Kills, damages, full disks and bad input, many of each: some minutes.
