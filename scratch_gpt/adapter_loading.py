@@ -167,11 +167,15 @@ def _find_base(name: str, folder: Path, base: str | None) -> str:
 
 
 def _fetch(name: str, file: str, revision: str | None) -> Path | None:
+    from huggingface_hub.errors import HFValidationError
     from transformers.utils import cached_file
 
     flags = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_gated_repo")
     flags += ("_raise_exceptions_for_connection_errors",)
-    found = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
+    try:
+        found = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
+    except HFValidationError:  # a path that is not there, and cannot be an id
+        return None
     return None if found is None else Path(found)
 
 

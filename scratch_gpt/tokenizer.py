@@ -148,6 +148,8 @@ def extend_tokenizer(
     Raises:
         ValueError: an empty token, a word of the vocabulary that is to become special, or a model with too few rows.
     """
+    if isinstance(tokens, str):
+        raise ValueError(f"tokens is one text, {tokens!r}; give a list of them: [{tokens!r}].")
     vocabulary = tokenizer.get_vocab()
     old = max(vocabulary.values()) + 1
     new = [token for token in dict.fromkeys(tokens) if token not in vocabulary]

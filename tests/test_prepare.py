@@ -357,6 +357,24 @@ def test_a_run_keeps_the_manifest_of_its_data_and_refuses_others(corpus, texts, 
     assert not (tmp_path / "b").exists()
 
 
+def test_rows_that_were_altered_are_not_trained_on_under_a_manifest(corpus, tokenizer, tmp_path, capsys):
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
+    prepared(*words)
+    part = tmp_path / "p" / "train" / "part-00000.arrow"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    run = ["--dataset", tmp_path / "p", "--manifest", tmp_path / "p", "--preset", "tiny"]
+    fails([*run, "--output-dir", tmp_path / "run"], "is not the file that was prepared", capsys, pretrain.main)
+
+
+def test_settings_that_lead_to_nothing_say_why_and_leave_nothing_behind(tmp_path, capsys):
+    corpus = write_rows(tmp_path / "short.jsonl", [{"text": f"Number {n} is short."} for n in range(40)])
+    words = ["--dataset", corpus, "--task", "text", "--output-dir", tmp_path / "p"]
+    fails([*words, "--quality", "true"], r"quality took 40 \(mostly too_short 40\)", capsys)
+    prepared(*words)  # the corrected command is not refused
+
+
 # --- What cannot be meant ----------------------------------------------------------------------------------------
 
 
@@ -408,6 +426,22 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_prepared(line, corpus, t
             arguments += [name, value]
     fails(arguments, BAD[line], capsys)
     assert not (tmp_path / "p" / "manifest.json").exists() and not (tmp_path / "p" / "train").exists()
+
+
+@pytest.mark.parametrize("recipe_main", [prepare.main, pretrain.main])
+def test_help_prints_every_field(recipe_main, capsys):
+    with pytest.raises(SystemExit) as ending:
+        recipe_main(["--help"])
+    assert ending.value.code == 0 and "--output_dir" in capsys.readouterr().out
+
+
+def test_cleaned_rows_without_text_are_refused_by_pretraining_in_one_line(tmp_path, capsys):
+    rows = [{"instruction": f"Say {n}.", "output": f"{n}!"} for n in range(20)]
+    corpus = write_rows(tmp_path / "rows.jsonl", rows)
+    folder, manifest = prepared("--dataset", corpus, "--task", "text", "--output-dir", tmp_path / "p")
+    assert manifest["bytes"] == sum(len(f"Say {n}.\n{n}!") for n in range(20))
+    run = ["--dataset", folder, "--preset", "tiny", "--output-dir", tmp_path / "run"]
+    fails(run, "no column 'text', only instruction, output", capsys, pretrain.main)
 
 
 def test_bytes_that_are_no_utf8_are_one_clear_line(tmp_path, capsys):

@@ -26,7 +26,6 @@ from scratch_gpt.data.pipeline import (
     MARKS,
     in_parts,
     rows_at,
-    sizes_of_texts,
     texts_of,
     texts_of_table,
 )
@@ -40,6 +39,7 @@ from scratch_gpt.tokenizer import count_ids, decode, encode_batch, end_of_text_i
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
+MANY = 4  # epochs; more add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
 EXAMPLES = 5  # of what each filter has removed, in the report
 COMPARED = 16_384  # rows whose gradients are compared with each other
 
@@ -90,11 +90,9 @@ def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, ou
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def choose_tokenizer(run: Any, tables: list[list], splits: list[dict], work: Path):
-    """The tokenizer that is asked for, or one trained on the training documents (once: it is kept in `work`)."""
+def train_on_splits(run: Any, tables: list[list], splits: list[dict], work: Path):
+    """A tokenizer trained on the training documents, once: it is kept in `work`."""
     folder = work / "tokenizer"
-    if run.tokenizer not in (None, "train"):
-        return load_tokenizer(run.tokenizer, run.tokenizer_revision)
     if not folder.exists():
         print("Training a tokenizer")
         texts = (
@@ -143,6 +141,9 @@ def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str
     document = np.empty(len(mixture.document), dtype=np.int64)
     for n in numbers:
         document[mixture.source == n] = numbers[n][mixture.document[mixture.source == n]]
+    for name, count in mixture.epochs.items():
+        if count > MANY:
+            print(f"{name} is given {count:.1f} times; {mixture.tokens[name]:,} tokens come of {tokens[name]:,}.")
     record = {
         "asked": None if epochs else asked,
         "actual": mixture.shares,
@@ -187,7 +188,7 @@ def write_rows(run: Any, corpora: list, tokens: list, splits: list[dict], vocab_
 def write_cleaned(run: Any, corpora: list, tables: list[list], splits: list[dict], out: Path):
     """Each split's cleaned rows as files; returns what the manifest says, and the bytes of each row."""
     records, lengths, mixture = {}, {}, None
-    sizes = [np.concatenate([sizes_of_texts(table) for table in of_corpus]) for of_corpus in tables]
+    sizes = [np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus]) for of_corpus in tables]
     for name in split_names(splits):
         source, document, made = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
         mixture = made or mixture

@@ -68,7 +68,7 @@ class PrepareRun:
     contamination_ngram: int = option(13, "... judged by n-grams of so many words.")
     contamination_share: float = option(0.0, "... where more than this share of them is found there.")
     reference_model: str | None = option(None, "Small model: rows it finds unlikely (mean + 3 sigma) are listed.")
-    poisoning: bool = option(False, "List rows whose gradients in --reference-model look planted (5 % of them).")
+    poisoning: bool = option(False, "List rows whose gradients in --reference-model look planted, a twentieth.")
     write_removed: bool = option(False, "Write removed rows, with what removed them and why, to removed.jsonl.")
     report: bool = option(False, "Write report.html: what is in the data, what was removed, one row in colours.")
 
@@ -106,11 +106,14 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
     """What was prepared, in a few lines, and what to do next."""
     lines = []
     for name, counts in manifest["filters"].items():
-        changed = f", {counts['changed']:,} changed" if "changed" in counts else ""
-        lines.append(f"{name:>18}: {counts['in']:,} rows in, {counts['removed']:,} removed{changed}")
+        more = "".join(f", {counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts)
+        lines.append(f"{name:>18}: {counts['in']:,} rows in, {counts['removed']:,} removed{more}")
     for name, facts in manifest["splits"].items():
         tokens = f", {facts['tokens']:,} tokens in {facts['rows']:,} rows" if "tokens" in facts else ""
-        shares = [f"{key.split('_')[0]} {facts[key]:.1%}" for key in ("padding_share", "cut_share") if key in facts]
+        shares = [f"{facts['padding_share']:.1%} filling"] if "padding_share" in facts else []
+        shares += (
+            [f"{facts['cut_share']:.1%} of the tokens in documents longer than a row"] if "cut_share" in facts else []
+        )
         lines.append(
             f"{name:>18}: {facts['documents']:,} documents, {facts['bytes']:,} bytes{tokens}"
             f"{' (' + ', '.join(shares) + ')' if shares else ''}"
@@ -120,11 +123,12 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
             f"stride {run.stride} > max_length {run.max_length}: {run.stride - run.max_length} tokens between "
             "windows are never asked."
         )
-    for name, share in (manifest["mixture"] or {}).get("actual", {}).items():
-        lines.append(f"{name:>18}: {share:.1%} of the training mixture")
+    mixture = manifest["mixture"] or {"actual": {}}
+    for name, share in mixture["actual"].items():
+        lines.append(f"{name:>18}: {share:.1%} of the training mixture, given {mixture['epochs'][name]:.2f} times")
     report = f"; {run.output_dir}/report.html is a page to look at" if run.report else ""
     lines.append(f"Written: {run.output_dir}, manifest.json says what is in it{report}. Next:")
-    lines.append(f"  python training/pretrain.py --dataset {run.output_dir}")
+    lines.append(f"  any recipe with --dataset {run.output_dir}, python training/pretrain.py for one")
     return "\n".join(lines)
 
 
@@ -133,15 +137,16 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(PrepareRun, argv)
         check(run)
 
-        from preparing import make_plan, open_corpora, prepare, settle_folder
+        from preparing import make_filters, make_plan, open_corpora, open_tokenizer, prepare, settle_folder
 
-        corpora = open_corpora(run)
-        plan = make_plan(run, [corpus.record for corpus in corpora])
-        work, done = settle_folder(run, plan)
+        corpora, filters, tokenizer = open_corpora(run), make_filters(run), open_tokenizer(run)
+        sources = [corpus.record for corpus in corpora]
+        plan = make_plan(run, sources)
+        work, done = settle_folder(run, plan, sources)
         if done:
             print(f"{run.output_dir} is prepared already, from these sources with these settings.")
             return
-        manifest = prepare(run, corpora, plan, work)
+        manifest = prepare(run, corpora, filters, tokenizer, plan, work)
     print(describe(run, manifest))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from assembling import (
-    choose_tokenizer,
     encode,
     list_unusual,
     shown,
+    train_on_splits,
     write_cleaned,
     write_removed,
     write_report,
@@ -37,7 +38,7 @@ from scratch_gpt.data.duplicates import (
     ngram_hashes,
     signatures,
 )
-from scratch_gpt.data.manifest import NAME, file_record, make_manifest, read_manifest, verify_files
+from scratch_gpt.data.manifest import NAME, changed_file, file_record, make_manifest, read_manifest, verify_files
 from scratch_gpt.data.pipeline import (
     Filter,
     Selection,
@@ -50,7 +51,7 @@ from scratch_gpt.data.pipeline import (
     texts_of,
 )
 from scratch_gpt.data.sources import cut_single, describe_source, open_column, open_rows, split_numbers
-from scratch_gpt.tokenizer import count_ids, fingerprint
+from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
 
 
 FORMAT = 1  # of the parts that an interrupted run leaves; another one starts anew
@@ -69,7 +70,7 @@ class Corpus(NamedTuple):
 # --- The folder --------------------------------------------------------------------------------------------------
 
 
-def settle_folder(run: Any, plan: str) -> tuple[Path, bool]:
+def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[Path, bool]:
     """The folder to work in, and whether this very preparation is done; ValueError where it may not be used."""
     folder = Path(run.output_dir)
     work = folder / ".work"
@@ -80,9 +81,10 @@ def settle_folder(run: Any, plan: str) -> tuple[Path, bool]:
     if (folder / NAME).exists() and not run.overwrite:
         manifest = read_manifest(folder)
         if manifest.get("plan") != plan:
+            changed = changed_file(manifest["sources"], sources) or "the settings are others"
             raise ValueError(
-                f"output_dir {run.output_dir} holds data that were prepared otherwise. --overwrite true replaces "
-                "them, another --output-dir leaves them alone."
+                f"output_dir {run.output_dir} holds data that were prepared otherwise: {changed}. --overwrite true "
+                "replaces them, another --output-dir leaves them alone."
             )
         verify_files(folder, manifest)
         return work, True
@@ -135,6 +137,13 @@ def open_corpora(run: Any) -> list[Corpus]:
     return corpora
 
 
+def open_tokenizer(run: Any):
+    """The tokenizer that is asked for; None where one is to be trained on the text."""
+    if run.task == "text" or run.tokenizer in (None, "train"):
+        return None
+    return load_tokenizer(run.tokenizer, run.tokenizer_revision)
+
+
 def make_filters(run: Any) -> list:
     """What each row is looked at for, in order."""
     filters = [Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text")]
@@ -142,7 +151,8 @@ def make_filters(run: Any) -> list:
         languages = tuple(run.languages.split(",")) if run.languages else ()
         no_rules = dict.fromkeys((item.name for item in fields(QualityRules)), None)
         rules = QualityRules(**{**({} if run.quality else no_rules), "languages": languages})
-        filters.append(Filter("quality", problem=lambda text: quality_problem(text, rules=rules)))
+        name = "quality" if run.quality else "languages"
+        filters.append(Filter(name, problem=lambda text: quality_problem(text, rules=rules)))
     if run.block_list:
         patterns = load_block_list(run.block_list)
         filters.append(Filter("block_list", problem=lambda text: blocked_term(text, patterns)))
@@ -216,17 +226,26 @@ def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
     return cut
 
 
-def split(run: Any, corpora: list[Corpus], sizes: list[int], selection) -> list[dict]:
+def _reasons(tables: list) -> str:
+    # "quality 200 (too_short 198, symbols 2), empty 3"
+    removed = Counter(name for table in tables for name in table.column("_removed").to_pylist() if name)
+    why = Counter(reason for table in tables for reason in table.column("_why").to_pylist() if reason)
+    reasons = ", ".join(f"{reason[:40]} {count}" for reason, count in why.most_common(3))
+    return ", ".join(f"{name} took {count}" for name, count in removed.most_common()) + f" (mostly {reasons})"
+
+
+def split(run: Any, corpora: list[Corpus], tables: list[list], selection) -> list[dict]:
     """For each corpus {"train", "validation", "test"} -> numbers of its rows."""
     found, start = [], 0
-    for corpus, size in zip(corpora, sizes, strict=True):
+    for corpus, of_corpus in zip(corpora, tables, strict=True):
+        size = sum(map(len, of_corpus))
         left = np.flatnonzero(selection.alive[start : start + size])
         start += size
         if corpus.splits is not None:
             found.append({name: chosen[np.isin(chosen, left)] for name, chosen in corpus.splits.items()})
             continue
         if len(left) == 0:
-            raise ValueError(f"Nothing of {corpus.name} is left after the filters: {selection.counts}.")
+            raise ValueError(f"Nothing of {corpus.name} is left after the filters: {_reasons(of_corpus)}.")
         fractions = (run.validation_fraction, run.test_fraction)
         few = len(left) < 1 + sum(fraction > 0 for fraction in fractions)
         if few and len(corpora) > 1:
@@ -240,9 +259,20 @@ def split(run: Any, corpora: list[Corpus], sizes: list[int], selection) -> list[
 # --- All of it ---------------------------------------------------------------------------------------------------
 
 
-def prepare(run: Any, corpora: list[Corpus], plan: str, work: Path) -> dict[str, Any]:
-    """Go through the stages and leave a whole folder; returns its manifest."""
-    filters = make_filters(run)
+def prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path) -> dict[str, Any]:
+    """Go through the stages and leave a whole folder; returns its manifest.
+
+    Raises:
+        ValueError: these data with these settings lead to nothing; what was begun is removed.
+    """
+    try:
+        return _prepare(run, corpora, filters, tokenizer, plan, work)
+    except ValueError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path) -> dict[str, Any]:
     tables = clean(run, corpora, filters, work)
     flat = [table for of_corpus in tables for table in of_corpus]
     selection = Selection(flat, filters)
@@ -250,7 +280,7 @@ def prepare(run: Any, corpora: list[Corpus], plan: str, work: Path) -> dict[str,
     flat = cut_passages(run, flat, selection, work)
     rest = iter(flat)
     tables = [[next(rest) for _ in of_corpus] for of_corpus in tables]
-    splits = split(run, corpora, [sum(map(len, of_corpus)) for of_corpus in tables], selection)
+    splits = split(run, corpora, tables, selection)
 
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -259,7 +289,7 @@ def prepare(run: Any, corpora: list[Corpus], plan: str, work: Path) -> dict[str,
     if run.task == "text":
         records, mixture, lengths = write_cleaned(run, corpora, tables, splits, out)
     else:
-        tokenizer = choose_tokenizer(run, tables, splits, work)
+        tokenizer = tokenizer or train_on_splits(run, tables, splits, work)
         tokens = encode(corpora, tables, selection, tokenizer, work)
         records, mixture, lengths = write_rows(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")

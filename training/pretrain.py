@@ -145,7 +145,7 @@ def use_prepared(run: PretrainRun, manifest: dict):
     from scratch_gpt.tokenizer import fingerprint, load_tokenizer
 
     folder = Path(run.dataset).expanduser()
-    verify_files(folder, manifest, contents=False)
+    verify_files(folder, manifest, contents=run.manifest is not None)
     for name in ("max_length", "stride", "pack", "pad"):
         asked = getattr(run, name)
         if asked not in (None, False) and asked != manifest[name]:

@@ -95,20 +95,24 @@ def verify_files(folder: Path, manifest: dict[str, Any], contents: bool = True) 
             raise ValueError(f"{folder}: {record['name']} is not the file that was prepared. Prepare the data again.")
 
 
+def changed_file(recorded: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
+    """What the first file is, and what happened to it, that differs between two lists of sources; None where none."""
+    before = {file["name"]: file for source in recorded for file in source.get("files", [])}
+    after = {file["name"]: file for source in now for file in source.get("files", [])}
+    for file in sorted({*before, *after}):
+        if before.get(file) != after.get(file):
+            what = "is missing" if file not in after else "has changed" if file in before else "is new"
+            return f"{file} {what}"
+    return None
+
+
 def verify_same(recorded: dict[str, Any], now: dict[str, Any], name: str) -> None:
     """Raise a ValueError where these data are not those that the manifest `name` records; files come first.
 
     Sources' names and places may differ, their contents may not.
     """
-    before = {file["name"]: file for source in recorded["sources"] for file in source.get("files", [])}
-    after = {file["name"]: file for source in now["sources"] for file in source.get("files", [])}
-    for file in sorted({*before, *after}):
-        if file not in after:
-            raise ValueError(f"The data are not those of {name}: {file} is missing.")
-        if file not in before:
-            raise ValueError(f"The data are not those of {name}: {file} is new.")
-        if before[file] != after[file]:
-            raise ValueError(f"The data are not those of {name}: {file} has changed.")
+    if changed := changed_file(recorded["sources"], now["sources"]):
+        raise ValueError(f"The data are not those of {name}: {changed}.")
     for key in ("tokenizer", "max_length", "stride", "pack", "splits", "sha256"):
         if recorded.get(key) != now.get(key):
             raise ValueError(
@@ -125,6 +129,7 @@ def _short(value: Any) -> str:
 __all__ = [
     "FORMAT_VERSION",
     "NAME",
+    "changed_file",
     "file_record",
     "hash_of",
     "is_prepared",

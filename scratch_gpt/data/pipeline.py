@@ -25,6 +25,7 @@ MARKS = (
     "_removed",
     "_why",
     "_changed",
+    "_bytes",
     "_key",
     "_signature",
     "_emptied",
@@ -133,6 +134,7 @@ def clean_part(
     }
     columns["_removed"] = pa.array(removed, pa.string())
     columns["_why"] = pa.array(why, pa.string())
+    columns["_bytes"] = pa.array([len(text.encode()) for text in texts], pa.int64())
     columns["_changed"] = pa.array(changed, pa.list_(pa.string()))
     if key is not None:
         columns["_key"] = pa.array([key(text) for text in texts], pa.binary(16))
@@ -188,7 +190,7 @@ def change_part(table: pa.Table, alive: np.ndarray, change: Callable[[str], str]
         changed = with_texts(own, change) if alive[n] else own
         shortened.append(changed != own)
         emptied.append(shortened[-1] and not any(text.strip() for text in texts_of(changed)))
-        row.update(changed)
+        row.update(changed, _bytes=sum(len(text.encode()) for text in texts_of(changed)))
     changed = pa.Table.from_pylist(rows, table.schema)
     return changed.append_column("_emptied", pa.array(emptied)).append_column("_shortened", pa.array(shortened))
 

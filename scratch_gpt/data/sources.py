@@ -71,7 +71,10 @@ def open_column(
     text_column: str = "text",
 ) -> datasets.Dataset:
     """All rows as {"text": str or None}, empty ones too. Arguments and errors as for `open_documents`."""
-    rows = open_rows(dataset, config, split, revision)
+    return _text_only(dataset, open_rows(dataset, config, split, revision), text_column)
+
+
+def _text_only(dataset: str, rows: datasets.Dataset, text_column: str) -> datasets.Dataset:
     _check_text_column(dataset, rows.column_names, rows.features, text_column)
     rows = rows.select_columns(text_column)
     return rows if text_column == "text" else rows.rename_column(text_column, "text")
@@ -199,7 +202,9 @@ def open_splits(
         ValueError: as `open_documents` and `split_documents`.
     """
     if is_prepared(dataset):
-        return open_prepared_text(dataset), describe_source(dataset)
+        splits = open_prepared_text(dataset)
+        splits = {name: _text_only(dataset, rows, text_column) for name, rows in splits.items()}
+        return splits, describe_source(dataset)
     documents = open_documents(dataset, config, split, revision, text_column)
     splits = split_documents(documents, validation_fraction, test_fraction, seed)
     return splits, describe_source(dataset, config, split, revision)
@@ -322,7 +327,7 @@ def _open(dataset: str, config: str | None, split: str, revision: str | None, st
         return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=streaming)
     except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
         raise ValueError(
-            f"--dataset {dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
+            f"{dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
             f"({_one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
         ) from error
 
@@ -356,12 +361,14 @@ def _local_files(dataset: str) -> list[Path]:
 
 def _open_files(dataset: str, paths: list[Path], streaming: bool = False):
     if not paths:
-        raise ValueError(f"--dataset {dataset!r}: no such file, or none that ends in {', '.join(LOADERS)}.")
+        raise ValueError(f"{dataset!r}: no such file, or none that ends in {', '.join(LOADERS)}.")
     unknown = [path.name for path in paths if path.suffix.lower() not in LOADERS]
     if unknown:
         raise ValueError(
             f"{dataset} holds {unknown[0]}, whose ending is none of {', '.join(LOADERS)}. Convert or rename it."
         )
+    if not any(path.stat().st_size for path in paths):
+        raise ValueError(f"{dataset} holds no text: {paths[0].name} is empty.")
     parts = []
     for loader, options in dict.fromkeys((name, tuple(options.items())) for name, options in LOADERS.values()):
         files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()] == (loader, dict(options))]

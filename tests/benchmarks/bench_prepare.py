@@ -44,9 +44,10 @@ def ours(corpus: str, tokenizer: str, folder: str, *more: str) -> dict:
     run = recipe.parse(prepare.PrepareRun, [*words, "--validation-fraction", "0", *more])
     corpora = preparing.open_corpora(run)
     start = time.perf_counter()
+    filters, encoder = preparing.make_filters(run), preparing.open_tokenizer(run)
     plan = preparing.make_plan(run, [found.record for found in corpora])
-    work, _ = preparing.settle_folder(run, plan)
-    manifest = preparing.prepare(run, corpora, plan, work)
+    work, _ = preparing.settle_folder(run, plan, [found.record for found in corpora])
+    manifest = preparing.prepare(run, corpora, filters, encoder, plan, work)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "bytes": manifest["bytes"], "tokens": manifest["tokens"], "rows": manifest["rows"]}
 
