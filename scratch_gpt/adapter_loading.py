@@ -167,14 +167,13 @@ def _find_base(name: str, folder: Path, base: str | None) -> str:
 
 
 def _fetch(name: str, file: str, revision: str | None) -> Path | None:
-    from huggingface_hub.errors import HFValidationError
     from transformers.utils import cached_file
 
     flags = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_gated_repo")
     flags += ("_raise_exceptions_for_connection_errors",)
     try:
         found = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
-    except HFValidationError:  # a path that is not there, and cannot be an id
+    except OSError:  # no folder and no id: whoever opens the model says so
         return None
     return None if found is None else Path(found)
 

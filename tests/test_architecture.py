@@ -36,7 +36,7 @@ ARROWS = {
     "data/report": {"numpy", "data"},
     "objectives": {"torch"},
     "adapters": {"torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
-    "adapter_loading": {"huggingface_hub", "torch", "safetensors", "peft", "transformers", "adapter_layout"},
+    "adapter_loading": {"torch", "safetensors", "peft", "transformers", "adapter_layout"},
     "adapter_layout": {"torch"},
     "quantization": {"torch", "bitsandbytes"},
     "optimizers": {"torch"},
