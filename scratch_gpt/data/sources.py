@@ -3,6 +3,7 @@
 The only file that imports `datasets`.
 """
 
+import csv
 import glob
 import hashlib
 import sysconfig
@@ -54,10 +55,22 @@ def open_documents(
 
 
 def open_rows(
-    dataset: str = EMBEDDED, config: str | None = None, split: str = "train", revision: str | None = None
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    column_names: list[str] | None = None,
 ) -> datasets.Dataset:
-    """A dataset with all its columns, nothing left out. Arguments and errors as for `open_documents`."""
-    rows = _open(dataset, config, split, revision)
+    """A dataset with all its columns, nothing left out. Arguments and errors as for `open_documents`.
+
+    Args:
+        column_names: of .csv or .tsv files without a header. No word in them means an absent value, and in .tsv a
+            quotation mark is one like any other character.
+    """
+    if column_names is None:
+        rows = _open(dataset, config, split, revision)
+    else:
+        rows = _open_files(dataset, _local_files(dataset), column_names=column_names)
     if len(rows) == 0:
         raise ValueError(f"{dataset} holds no rows.")
     return rows
@@ -354,7 +367,7 @@ def _local_files(dataset: str) -> list[Path]:
     return sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
 
 
-def _open_files(dataset: str, paths: list[Path], streaming: bool = False):
+def _open_files(dataset: str, paths: list[Path], streaming: bool = False, column_names: list[str] | None = None):
     if not paths:
         raise ValueError(f"--dataset {dataset!r}: no such file, or none that ends in {', '.join(LOADERS)}.")
     unknown = [path.name for path in paths if path.suffix.lower() not in LOADERS]
@@ -362,13 +375,18 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False):
         raise ValueError(
             f"{dataset} holds {unknown[0]}, whose ending is none of {', '.join(LOADERS)}. Convert or rename it."
         )
+    if column_names is not None and (other := [path.name for path in paths if LOADERS[path.suffix.lower()][0] != "csv"]):
+        raise ValueError(f"column_names are for .csv and .tsv files without a header, and {other[0]} is none.")
     parts = []
     for loader, options in dict.fromkeys((name, tuple(options.items())) for name, options in LOADERS.values()):
         files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()] == (loader, dict(options))]
         if not files:
             continue
+        headless = {} if column_names is None else {"column_names": column_names, "keep_default_na": False}
+        if headless and dict(options).get("sep") == "\t":
+            headless["quoting"] = csv.QUOTE_NONE
         try:
-            options = {**dict(options), "data_files": files, "split": "train", "streaming": streaming}
+            options = {**dict(options), **headless, "data_files": files, "split": "train", "streaming": streaming}
             parts.append(datasets.load_dataset(loader, **options))
         except Exception as error:  # a loader wraps whatever went wrong in its own kinds
             cause = error.__cause__ or error
