@@ -3,8 +3,9 @@
 B batch, C classes. With several labels a row, each class is a question of its own: yes or no.
 """
 
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,12 +135,28 @@ def classification_tables(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def prediction_lines(
+    texts: Sequence[str],
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    has_many: bool,
+    labels: Sequence[Any] | None = None,
+) -> Iterator[str]:
+    """One JSON object a text: {"text", "label" where it is known, "predicted", "probabilities": {name: p}}."""
+    for n, (text, row) in enumerate(zip(texts, probabilities, strict=True)):
+        called = [names[i] for i in np.flatnonzero(row > 0.5)] if has_many else names[int(row.argmax())]
+        known = {} if labels is None else {"label": sorted(labels[n]) if has_many else labels[n]}
+        chances = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
+        yield json.dumps({"text": text, **known, "predicted": called, "probabilities": chances}) + "\n"
+
+
 __all__ = [
     "class_scores",
     "classification_metrics",
     "classification_sums",
     "classification_tables",
     "classify_batches",
+    "prediction_lines",
     "probabilities_of",
     "sum_batches",
 ]

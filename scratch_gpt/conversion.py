@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -28,6 +29,7 @@ from .modeling.modeling_scratch_gpt import (
 from .tokenizer import load_tokenizer
 
 
+ModelT = TypeVar("ModelT", bound=ScratchGPTPreTrainedModel)
 STOCK_CLASSES = {
     ScratchGPTModel: GPT2Model,
     ScratchGPTForCausalLM: GPT2LMHeadModel,
@@ -288,8 +290,17 @@ def _read_shapes(ours: dict[str, torch.Tensor]) -> dict[str, Any]:
     return shape if up is None else {**shape, "intermediate_size": up.shape[0]}
 
 
-def load_model(name: str, revision: str | None = None, **changes: Any) -> ScratchGPTForCausalLM:
+def load_model(
+    name: str,
+    revision: str | None = None,
+    model_class: type[ModelT] = ScratchGPTForCausalLM,
+    fresh: tuple[str, ...] = (),
+    **changes: Any,
+) -> ModelT:
     """A GPT-2 shaped model of a folder or the Hub in fp32, ready to be trained; `changes` are config fields.
+
+    Args:
+        fresh: weights that need not be there; they are drawn anew.
 
     Raises:
         ValueError: there is none, or it is something else.
@@ -300,14 +311,27 @@ def load_model(name: str, revision: str | None = None, **changes: Any) -> Scratc
             raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
         if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
             changes = {**changes, "hidden_act": "gelu_pytorch_tanh"}  # the same function as one fused operation
-        model, report = ScratchGPTForCausalLM.from_pretrained(
+        model, report = model_class.from_pretrained(
             name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
         )
-        if report["missing_keys"]:
-            raise ValueError(f"it lacks {min(report['missing_keys'])}.")
+        if missing := set(report["missing_keys"]) - set(fresh):
+            raise ValueError(f"it lacks {min(missing)}.")
     except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
         raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return model
 
 
-__all__ = ["export_gpt2", "import_checkpoint", "load_model"]
+def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str], has_many: bool, seed: int) -> None:
+    """Give a classifier a new head for the classes `names`, drawn by the seed, and their names to its config.
+
+    With `has_many` each class is a question of its own.
+    """
+    config = model.config
+    config.id2label, config.label2id = dict(enumerate(names)), {name: id for id, name in enumerate(names)}
+    config.problem_type = "multi_label_classification" if has_many else "single_label_classification"
+    model.num_labels = len(names)
+    model.score = nn.Linear(config.hidden_size, len(names), bias=False)
+    nn.init.normal_(model.score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
+
+
+__all__ = ["export_gpt2", "fresh_head", "import_checkpoint", "load_model"]

@@ -59,7 +59,7 @@ def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
 
 
 def spread(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """{split: {metric: number}} of several runs -> {split: {metric: {"mean", "std", "n"}}}; std of a sample (n - 1)."""
+    """{split: {metric: number}} of several runs -> {split: {metric: {"mean", "std", "n"}}}; std with n - 1."""
     return {
         split: {name: _spread([result[split][name] for result in results]) for name in values}
         for split, values in results[0].items()

@@ -247,7 +247,7 @@ def _whole(norm: Any) -> float:
 
 
 def _count(accelerator: Accelerator, objective, micro_batches: list) -> dict[str, float]:
-    """What a step asks over all micro-batches and processes (1 where nothing); weighted counts are no whole numbers."""
+    """What a step asks over all micro-batches and processes (1 where nothing), a weighted count as a fraction."""
     counts: dict[str, float] = {}
     for batch, counted in micro_batches:
         for name, count in objective.counts(batch).items():

@@ -97,7 +97,7 @@ AT_LEAST = {  # field -> the least it may be
     **dict.fromkeys(
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
-    **dict.fromkeys(("stride", "eval_every", "eval_batches", "checkpoint_every", "expect_processes"), 1),
+    **dict.fromkeys(("seeds", "stride", "eval_every", "eval_batches", "checkpoint_every", "expect_processes"), 1),
     **dict.fromkeys(
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
     ),
@@ -271,6 +271,8 @@ RUN_FILES = (
     "manifest.json",
     "metrics.jsonl",
     "loss.png",
+    "confusion.png",
+    "predictions.jsonl",
     "evaluation.json",
     "model",
     "last",

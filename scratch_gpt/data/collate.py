@@ -31,15 +31,15 @@ def collate_rows(
 
 
 def collate_labelled(rows: list[dict[str, np.ndarray]], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of labels.py -> {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}."""
+    """Rows of labels.py -> {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}.
+
+    Rows that are to be labelled have no labels yet, nor has their batch.
+    """
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     ids = collate_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id)["input_ids"]
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": torch.from_numpy(np.stack([row["labels"] for row in rows])),
-    }
+    known = {"labels": torch.from_numpy(np.stack([row["labels"] for row in rows]))} if "labels" in rows[0] else {}
+    return {"input_ids": ids, "attention_mask": mask, **known}
 
 
 __all__ = ["collate_labelled", "collate_rows"]

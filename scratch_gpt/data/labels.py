@@ -3,6 +3,7 @@
 A label is one name, or with several labels a row a set of names. Nothing here knows where rows come from.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ def read_examples(
     names: Sequence[str] | None = None,
     separator: str | None = None,
 ) -> Examples:
-    """Two columns -> examples. A line's end is no part of a text.
+    """Two columns -> examples.
 
     Args:
         values: a name or number each, or a list of them where a text may have several labels.
@@ -51,22 +52,28 @@ def read_examples(
         ValueError: an empty text, an absent label (None, NaN, empty, -1 among named ones), a number without a name,
             or fewer than two classes; it names the row, counted from 1.
     """
-    names = None if names is None else list(names)
+    names, texts = None if names is None else list(names), read_texts(texts)
     has_many = separator is not None or any(isinstance(value, (list, tuple, np.ndarray)) for value in values)
     labels = []
-    for row, (text, value) in enumerate(zip(texts, values, strict=True), start=1):
-        if text is None or not str(text).strip():
-            raise ValueError(f"Row {row} has an empty text. Leave such rows out of the file.")
+    for row, value in enumerate(values, start=1):
         if has_many:
             parts = value.split(separator) if separator and isinstance(value, str) else value
             parts = parts if isinstance(parts, (list, tuple, np.ndarray)) else [parts]
             labels.append(frozenset(_name(part, names, row) for part in parts))
         else:
             labels.append(_name(value, names, row))
-    found = Examples([str(text).rstrip("\r\n") for text in texts], labels)
     if len(classes := count_classes(labels)) < 2:
         raise ValueError(f"There is one class only ({', '.join(classes) or 'none at all'}): two or more are needed.")
-    return found
+    return Examples(texts, labels)
+
+
+def read_texts(values: Sequence[Any]) -> list[str]:
+    """A column -> texts without their lines' ends; ValueError for an empty one, counted from 1."""
+    texts = ["" if value is None else str(value).rstrip("\r\n") for value in values]
+    for row, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise ValueError(f"Row {row} has an empty text. Leave such rows out of the file.")
+    return texts
 
 
 def _name(value: Any, names: list[str] | None, row: int) -> str:
@@ -190,7 +197,7 @@ class LabelledRows(Sequence):
         max_length: what is longer is cut at its end.
 
     Raises:
-        ValueError: a label that `label2id` does not have, or a text without a token.
+        ValueError: a label that `label2id` does not have.
     """
 
     def __init__(
@@ -204,8 +211,6 @@ class LabelledRows(Sequence):
         if unseen := set(count_classes(examples.labels)) - set(label2id):
             raise ValueError(f"Label {min(unseen)!r} was not seen in training; known are {', '.join(label2id)}.")
         ids = encode(examples.texts)
-        if [] in ids:
-            raise ValueError(f"The tokenizer makes no token of {examples.texts[ids.index([])]!r}.")
         self.cut = sum(len(row) > max_length for row in ids)  # texts whose end is not read
         self.ids = [np.array(row[:max_length], dtype=np.int64) for row in ids]
         self.lengths = [len(row) for row in self.ids]
@@ -215,6 +220,21 @@ class LabelledRows(Sequence):
                 row[[label2id[name] for name in names]] = 1
         else:
             self.labels = np.array([label2id[name] for name in examples.labels], dtype=np.int64)
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of them; the hash is of ids and labels."""
+        digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
+        for ids in self.ids:
+            digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())
+        return {
+            "rows": len(self),
+            "duplicates": len(self) - len(set(self.examples.texts)),
+            "classes": count_classes(self.examples.labels),
+            "bytes": sum(len(text.encode()) for text in self.examples.texts),
+            "tokens": sum(self.lengths),
+            "cut": self.cut,
+            "sha256": digest.hexdigest(),
+        }
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -230,6 +250,7 @@ __all__ = [
     "count_classes",
     "distinct_rows",
     "read_examples",
+    "read_texts",
     "split_examples",
     "undersample",
 ]

@@ -375,8 +375,9 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False, column
         raise ValueError(
             f"{dataset} holds {unknown[0]}, whose ending is none of {', '.join(LOADERS)}. Convert or rename it."
         )
-    if column_names is not None and (other := [path.name for path in paths if LOADERS[path.suffix.lower()][0] != "csv"]):
-        raise ValueError(f"column_names are for .csv and .tsv files without a header, and {other[0]} is none.")
+    others = [path.name for path in paths if LOADERS[path.suffix.lower()][0] != "csv"]
+    if column_names is not None and others:
+        raise ValueError(f"column_names are for .csv and .tsv files without a header, and {others[0]} is none.")
     parts = []
     for loader, options in dict.fromkeys((name, tuple(options.items())) for name, options in LOADERS.values()):
         files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()] == (loader, dict(options))]
