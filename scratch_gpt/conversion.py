@@ -18,6 +18,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from .adapters import load_adapted
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
 from .modeling.gpt2_layout import GPT2_LAYOUT
 from .modeling.modeling_scratch_gpt import (
@@ -294,17 +295,28 @@ def load_model(
     name: str,
     revision: str | None = None,
     model_class: type[ModelT] = ScratchGPTForCausalLM,
-    fresh: tuple[str, ...] = (),
+    needs_head: bool = False,
     **changes: Any,
 ) -> ModelT:
     """A GPT-2 shaped model of a folder or the Hub in fp32, ready to be trained; `changes` are config fields.
 
-    Args:
-        fresh: weights that need not be there; they are drawn anew.
+    An adapter is merged into its base. A classifier's head is new where there is none yet, with `needs_head` an error.
 
     Raises:
         ValueError: there is none, or it is something else.
     """
+
+    def load(name: str, revision: str | None, **labels: Any) -> ModelT:
+        known = labels if model_class is ScratchGPTForSequenceClassification else {}
+        fresh = {"score.weight"} if known or not needs_head else set()  # labels are an adapter's that has the head
+        return _load_whole(name, revision, model_class, fresh, {**known, **changes})
+
+    return load_adapted(name, load, revision)
+
+
+def _load_whole(
+    name: str, revision: str | None, model_class: type[ModelT], fresh: set[str], changes: dict[str, Any]
+) -> ModelT:
     try:
         found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
         if found.get("model_type") != ScratchGPTConfig.model_type:
@@ -314,7 +326,7 @@ def load_model(
         model, report = model_class.from_pretrained(
             name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
         )
-        if missing := set(report["missing_keys"]) - set(fresh):
+        if missing := set(report["missing_keys"]) - fresh:
             raise ValueError(f"it lacks {min(missing)}.")
     except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
         raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error

@@ -17,7 +17,7 @@ ARROWS = {
     "modeling/modeling_scratch_gpt": {"torch", "transformers", "modeling"},
     "tokenizer": {"transformers"},
     "tokenizer_training": {"tokenizers", "transformers", "tokenizer"},
-    "conversion": {"torch", "transformers", "modeling", "tokenizer"},
+    "conversion": {"torch", "transformers", "adapters", "modeling", "tokenizer"},
     "data/sources": {"datasets", "numpy", "data"},
     "data/embedded": set(),
     "data/manifest": set(),
@@ -29,12 +29,14 @@ ARROWS = {
     "data/streams": {"numpy"},
     "data/windows": {"numpy"},
     "data/collate": {"numpy", "torch", "data"},
+    "data/labels": {"numpy"},
     "data/words": {"numpy"},
     "data/cleaning": {"numpy", "py3langid", "data"},
     "data/duplicates": {"numpy", "rensa", "data"},
     "data/poisoning": {"numpy", "torch"},
     "data/report": {"numpy", "data"},
     "objectives": {"torch"},
+    "adapters": {"torch", "safetensors", "peft", "transformers"},
     "optimizers": {"torch"},
     "order": {"torch"},
     "launch": {"torch", "accelerate"},
@@ -45,12 +47,20 @@ ARROWS = {
     "metrics": {"accelerate", "checkpoints"},
     "generation": {"torch", "transformers", "tokenizer"},
     "evaluation": {"numpy", "torch", "objectives"},
+    "classification_metrics": {"numpy", "torch", "objectives"},
     "plots": {"matplotlib", "numpy"},
     "__init__": {"transformers", "modeling"},
     "data/__init__": set(),
     "modeling/__init__": set(),
 }
-NOT_SCRIPTS = {"assembling", "preparing", "recipe", "resuming", "runner"}  # what the scripts in training/ share
+NOT_SCRIPTS = {
+    "assembling",
+    "preparing",
+    "recipe",
+    "resuming",
+    "runner",
+    "seeds",
+}  # what the scripts in training/ share
 
 
 def imports(file: Path) -> list[tuple[str, bool]]:

@@ -43,7 +43,7 @@ def build(run: ClassifyRun):
     """Labelled rows in splits that share no text, and a model with a fresh head for their classes."""
     from functools import partial
 
-    from runner import Task
+    from runner import Task, apply_tune
     from scratch_gpt.checkpoints import write_text
     from scratch_gpt.classification_metrics import (
         classification_metrics,
@@ -63,6 +63,7 @@ def build(run: ClassifyRun):
     splits, source = read_splits(run)
     names = [*count_classes(splits["train"].labels)]
     tokenizer, model = build_model(run, names, splits["train"])
+    notices = apply_tune(run, model)
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
@@ -101,6 +102,7 @@ def build(run: ClassifyRun):
         manifest=manifest,
         next_steps=("python training/classify.py --model {folder}/model --predict YOUR.txt",),
         group_by_length=True,
+        notices=notices,
         draw=plot_classification,
         leave=leave if "test" in rows else None,
     )
@@ -135,8 +137,6 @@ def read_splits(run: ClassifyRun):
 
 def build_model(run: ClassifyRun, names: list[str], train):
     """(tokenizer, model): of `model`, or new ones; the head is new in any case, and drawn by the seed."""
-    from functools import partial
-
     import torch
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForSequenceClassification
@@ -163,8 +163,7 @@ def build_model(run: ClassifyRun, names: list[str], train):
         )
         model = ScratchGPTForSequenceClassification(config)
     else:
-        load = partial(load_model, model_class=ScratchGPTForSequenceClassification, fresh=("score.weight",))
-        model = load(run.model, run.model_revision, **changes)
+        model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, **changes)
     limit = model.config.max_position_embeddings
     if run.max_length is not None and run.max_length > limit:
         raise ValueError(f"max_length {run.max_length} is more than the model's context, {limit} tokens.")
@@ -181,6 +180,8 @@ def build_model(run: ClassifyRun, names: list[str], train):
 
 def describe(run: ClassifyRun, task, settings, steps: int, accelerator) -> str:
     """What is about to happen, in a few lines."""
+    from scratch_gpt.adapters import trainable_line
+
     config = task.model.config
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     lines = [
@@ -194,6 +195,8 @@ def describe(run: ClassifyRun, task, settings, steps: int, accelerator) -> str:
             f"{name:>10}: {facts['rows']:,} texts ({classes}), {facts['duplicates']:,} of them duplicates, "
             f"{facts['tokens']:,} tokens, {facts['cut']:,} cut at {task.manifest['max_length']} tokens"
         )
+    if run.tune != "full":
+        lines.append(trainable_line(task.model))
     batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
     lines.append(f"Training: {steps:,} steps of {batch} texts, seed {run.seed}. No text is in two splits.")
     return "\n".join(lines)
@@ -222,7 +225,7 @@ def predict(run: ClassifyRun) -> None:
         values = [line for value in values for line in value.splitlines()]
     texts = read_texts(values)
     device = make_accelerator(run.device, "no").device
-    model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification).to(device)
+    model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
     tokenizer = load_tokenizer(run.model, run.model_revision)
     length = min(run.max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
     rows = [{"input_ids": row[:length]} for row in encode_batch(tokenizer, texts)]
@@ -230,6 +233,7 @@ def predict(run: ClassifyRun) -> None:
         to_device(collate_labelled(rows[n : n + run.batch_size], tokenizer.pad_token_id), device)
         for n in range(0, len(rows), run.batch_size)
     )
+    model.to(device)
     has_many = model.config.problem_type == "multi_label_classification"
     names = [model.config.id2label[id] for id in range(model.config.num_labels)]
     for line in prediction_lines(texts, classify_batches(model, batches, has_many), names, has_many):
@@ -269,7 +273,7 @@ def train_once(run: ClassifyRun, start, begin):
         accelerator = start_accelerator(run, start)
         settings, steps = settle(run, start, task, accelerator.num_processes)
         record, changes = compare(run, start, task, accelerator, settings)
-        for notice in (*start.notices, *changes):
+        for notice in (*start.notices, *task.notices, *changes):
             accelerator.print(notice)
         if is_finished(run, start, steps):
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
@@ -294,9 +298,8 @@ def main(argv: list[str] | None = None) -> None:
             predict(run)
             return
 
-        from seeds import begin_seeds, runs_of, summarise
-
         from runner import prepare
+        from seeds import begin_seeds, runs_of, summarise
 
         runs = runs_of(run)
         starts = [prepare(each) for each in runs]

@@ -35,9 +35,13 @@ def main(argv: list[str] | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
         from scratch_gpt import generate_text, load_tokenizer
+        from scratch_gpt.adapters import load_adapted
+
+        def load(name: str, revision: str | None, **labels):
+            return AutoModelForCausalLM.from_pretrained(name, revision=revision)
 
         tokenizer = load_tokenizer(run.model, run.model_revision)
-        model = AutoModelForCausalLM.from_pretrained(run.model, revision=run.model_revision)
+        model = load_adapted(run.model, load, run.model_revision)
         texts = generate_text(
             model,
             tokenizer,

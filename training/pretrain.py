@@ -32,7 +32,7 @@ def build(run: PretrainRun):
     """Rows of tokens, made here or prepared before, and the model that fits them."""
     from functools import partial
 
-    from runner import Task
+    from runner import Task, apply_tune
     from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.manifest import is_prepared, read_manifest, verify_same
     from scratch_gpt.data.windows import mask_inputs
@@ -45,6 +45,7 @@ def build(run: PretrainRun):
     made = use_prepared(run, given) if given and given["task"] == "pretrain" else make_rows(run)
     tokenizer, model, rows, manifest = made
     check_vocabulary(tokenizer, model.config.vocab_size)
+    notices = apply_tune(run, model)
     if run.manifest is not None:
         verify_same(read_manifest(run.manifest), manifest, run.manifest)
     splits = manifest["splits"]
@@ -76,6 +77,7 @@ def build(run: PretrainRun):
         ),
         group_by_length=manifest["pad"],
         alter=alter if run.mask_inputs else None,
+        notices=notices,
     )
 
 
@@ -208,6 +210,8 @@ def build_model(run: PretrainRun, tokenizer, max_length: int | None):
 
 def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     """What is about to happen, in a few lines."""
+    from scratch_gpt.adapters import trainable_line
+
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     config = task.model.config
     lines = [
@@ -215,6 +219,8 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
         f"{config.vocab_size:,}), {accelerator.device.type}, {accelerator.num_processes} process(es), "
         f"precision {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
     ]
+    if run.tune != "full":
+        lines.append(trainable_line(task.model))
     T = task.manifest["max_length"]
     for name, facts in task.manifest["splits"].items():
         if "streamed" in facts:
@@ -262,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = start_accelerator(run, start)
         settings, steps = settle(run, start, task, accelerator.num_processes)
         record, changes = compare(run, start, task, accelerator, settings)
-        for notice in (*start.notices, *changes):
+        for notice in (*start.notices, *task.notices, *changes):
             accelerator.print(notice)
         if is_finished(run, start, steps):
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")

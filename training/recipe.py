@@ -5,6 +5,7 @@ Not a recipe itself. Imports nothing heavy: `python training/X.py --help` has to
 
 import difflib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -43,6 +44,18 @@ class Run:
     preset: str | None = option(None, "Size of a new model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny.")
     config_overrides: str | None = option(None, "Changes to the preset's config: `name=value,name=value`.")
     dropout: float | None = option(None, "All three dropouts; without it, what the model's config says.")
+    tune: str = option("full", "What is trained: full, last-block, last-N-blocks, head, or lora (beside the model).")
+    lora_rank: int = option(16, "Rows of LoRA's A, columns of its B.")
+    lora_alpha: float = option(16.0, "What LoRA learns is scaled by this over the rank.")
+    lora_dropout: float = option(0.0, "Dropout on what goes into LoRA.")
+    lora_targets: Literal["default", "attention", "all-linear"] = option(
+        "default", "Where LoRA goes: query, key and value; attention's output as well; the MLP and the head as well."
+    )
+    lora_init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = option(
+        "default", "How LoRA begins: peft's initialisations that need neither data nor quantisation."
+    )
+    use_rslora: bool = option(False, "Scale by lora_alpha over the root of the rank instead.")
+    use_dora: bool = option(False, "DoRA: learn the length of each row apart from its direction.")
 
     dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
     dataset_config: str | None = option(None, "Config name of a Hub dataset.")
@@ -67,7 +80,7 @@ class Run:
     )
     max_tokens: int | None = option(None, "End after so many learned tokens.")
     max_time: float | None = option(None, "End after so many minutes of training, if not before.")
-    learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5.")
+    learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5, LoRA 5e-4.")
     min_learning_rate: float | None = option(None, "Floor of the cosine; by default a tenth of the peak.")
     warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
     weight_decay: float = option(0.1, "On matrices only.")
@@ -97,18 +110,34 @@ AT_LEAST = {  # field -> the least it may be
     **dict.fromkeys(
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
-    **dict.fromkeys(("seeds", "stride", "eval_every", "eval_batches", "checkpoint_every", "expect_processes"), 1),
+    **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes"), 1),
+    **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 1),
     **dict.fromkeys(
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
     ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
-    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
+    **dict.fromkeys(
+        (
+            "lora_alpha",
+            "lora_dropout",
+            "warmup_steps",
+            "weight_decay",
+            "max_grad_norm",
+            "workers",
+            "seed",
+            "dropout",
+            "mask_inputs",
+        ),
+        0,
+    ),
 }
 
 
 def peak_rate(run: Run) -> float:
-    """The learning rate that is asked for, or what fits a new model or one that goes on."""
-    return (1e-3 if run.model is None else 5e-5) if run.learning_rate is None else run.learning_rate
+    """The learning rate that is asked for, or what fits a new model, one that goes on, or LoRA on one."""
+    if run.learning_rate is not None:
+        return run.learning_rate
+    return 1e-3 if run.model is None else 5e-4 if run.tune == "lora" else 5e-5
 
 
 def check_fields(run: Any) -> None:
@@ -136,6 +165,7 @@ def check(run: Run) -> None:
         raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")
     if run.dropout is not None and run.dropout > 1:
         raise ValueError(f"dropout is {run.dropout}; it lies between 0 and 1.")
+    check_tune(run)
     if run.model is not None and (run.preset is not None or run.config_overrides is not None):
         raise ValueError("--model brings its own shape: leave out --preset and --config-overrides.")
     if run.overwrite and run.resume:
@@ -151,9 +181,26 @@ def check(run: Run) -> None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
 
 
+def check_tune(run: Run) -> None:
+    """Raise a ValueError where what is to be trained cannot be meant."""
+    if re.fullmatch(r"full|head|lora|last-(block|[1-9]\d*-blocks)", run.tune) is None:
+        raise ValueError(f"tune is {run.tune!r}; it is full, last-block, last-N-blocks, head or lora.")
+    if run.lora_dropout >= 1:
+        raise ValueError(f"lora_dropout is {run.lora_dropout}; it is less than 1.")
+    if run.tune == "lora" and run.model is None:
+        raise ValueError("--tune lora adapts a model that is there: give --model.")
+    of_lora = (item for item in fields(Run) if item.name.startswith(("lora_", "use_")))
+    given = next((item.name for item in of_lora if getattr(run, item.name) != item.default), None)
+    if given and run.tune != "lora":
+        raise ValueError(f"{given} is of LoRA: give --tune lora, or leave it out.")
+    if run.tune == "lora" and find_spec("peft") is None:
+        raise ValueError('peft is not installed; it is an extra: pip install -e ".[lora]"')
+
+
 def check_model_folder(name: str | None, field: str = "model") -> None:
-    """Raise a ValueError for a folder that holds no model; a name that is no folder may be one on the Hub."""
-    if name is not None and Path(name).is_dir() and not (Path(name) / "config.json").exists():
+    """Raise a ValueError for a folder without model or adapter; a name that is no folder may be one on the Hub."""
+    kinds = ("config.json", "adapter_config.json")
+    if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
         raise ValueError(f"--{field} {name} is no model folder: it has no config.json.{hint}")
 
@@ -274,6 +321,7 @@ RUN_FILES = (
     "confusion.png",
     "predictions.jsonl",
     "evaluation.json",
+    "adapter",
     "model",
     "last",
     "checkpoints",

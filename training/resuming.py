@@ -28,6 +28,7 @@ PROMISED = {
         "streaming",
         "stream_lanes",
     ),
+    *("tune", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_init", "use_rslora", "use_dora"),
 }
 THIS_LAUNCH = {
     "resume",

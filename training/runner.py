@@ -7,8 +7,9 @@ carry_out(...)    train, keep the best or the last, score the test split once, w
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from recipe import RUN_FILES, Run, check_output_dir, peak_rate, write_run_yaml
 from resuming import check_record, make_record, settle_share
+from scratch_gpt.adapters import add_lora, count_parameters, freeze, has_lora, merged_state, save_adapter
 from scratch_gpt.checkpoints import (
     DRAFT,
     check_shapes,
@@ -64,6 +66,7 @@ class Task(NamedTuple):
     draw: Callable[..., Any] = plot_loss  # metrics.jsonl's lines, file, title -> loss.png
     # model, tables of the test split -> what else is left, {file name: what writes it}; called on every process
     leave: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
+    notices: Sequence[str] = ()  # what to say before training
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -102,13 +105,35 @@ def prepare(run: Run) -> Start:
     return Start(folder, path, [*skipped, f"Going on from {path.name}."], read_state(path))
 
 
+def apply_tune(run: Run, model) -> list[str]:
+    """Leave trainable what the run tunes, in place; what to say of it."""
+    if run.tune != "lora":
+        return freeze(model, run.tune)
+    add_lora(
+        model,
+        base=run.model,
+        revision=getattr(model.config, "_commit_hash", None) or run.model_revision,
+        rank=run.lora_rank,
+        alpha=run.lora_alpha,
+        dropout=run.lora_dropout,
+        targets=run.lora_targets,
+        init=run.lora_init,
+        use_rslora=run.use_rslora,
+        use_dora=run.use_dora,
+    )
+    return []
+
+
 def start_accelerator(run: Run, start: Start):
     """The launch this run is on, checked against what it asks for; a resumed run keeps its precision."""
     report_to = None if run.report_to == "none" else run.report_to
     precision = run.mixed_precision
     if precision == "auto" and start.saved is not None:
         precision = start.saved["record"]["environment"]["precision"]
-    return make_accelerator(run.device, precision, run.expect_processes, report_to, start.folder)
+    accelerator = make_accelerator(run.device, precision, run.expect_processes, report_to, start.folder)
+    if run.tune == "lora" and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("--tune lora is merged from whole weights, which FSDP shards: launch it with DDP instead.")
+    return accelerator
 
 
 def settle(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings, int]:
@@ -185,8 +210,9 @@ def carry_out(
     if accelerator.is_main_process:
         if run.overwrite:
             clear(folder)
-        parameters = sum(parameter.numel() for parameter in task.model.parameters())
-        facts = {"steps": steps, "schedule": rates, "parameters": parameters, **record["environment"]}
+        trained, parameters = count_parameters(task.model)
+        counts = {"parameters": parameters, "trained_parameters": trained}
+        facts = {"steps": steps, "schedule": rates, **counts, **record["environment"]}
         write_run_yaml(run, folder, {**facts, "data": task.facts})
         write_text(folder / MANIFEST, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()
@@ -250,7 +276,7 @@ def carry_out(
     if last_is_best and accelerator.is_main_process:
         shutil.rmtree(folder / "last", ignore_errors=True)  # of a run that was stopped before it became the best
     if "test" in task.rows and not last_is_best:
-        task.model.load_state_dict(type(task.model).from_pretrained(folder / "model").state_dict())
+        model = _load_best(accelerator, task.model, model, folder / "model")
     test, tables = evaluate(model, "test") if "test" in task.rows else (None, {})
     save("loss.png", lambda: _draw(accelerator, folder, run, task))
     for name, write in (task.leave(model, tables) if task.leave else {}).items():
@@ -297,19 +323,36 @@ def _unprefixed(line: dict[str, Any] | None, prefix: str = "eval_") -> dict[str,
 
 
 def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> None:
-    # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all.
+    # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all. With LoRA, the
+    # merged model; and what was learned alone in adapter/, that of model/.
     sharded = accelerator.distributed_type == DistributedType.FSDP
     tensors = {"state_dict": accelerator.get_state_dict(model)} if sharded else {}  # on every process
+    whole = accelerator.unwrap_model(model)
 
-    def write() -> None:
+    def write(target: Path, save_weights: Callable[[Path], Any]) -> None:
         if accelerator.is_main_process:
-            draft = folder.with_name(DRAFT + folder.name)
+            draft = target.with_name(DRAFT + target.name)
             shutil.rmtree(draft, ignore_errors=True)
-            accelerator.unwrap_model(model).save_pretrained(draft, **tensors)
+            save_weights(draft)
             tokenizer.save_pretrained(draft)
-            replace_folder(draft, folder)
+            replace_folder(draft, target)
 
-    save(f"{folder.name}/", write)
+    def save_weights(draft: Path) -> None:
+        merged = {"state_dict": merged_state(whole)} if has_lora(whole) else tensors
+        whole.save_pretrained(draft, **merged)
+
+    if has_lora(whole) and folder.name == "model":
+        save("adapter/", lambda: write(folder.with_name("adapter"), partial(save_adapter, whole)))
+    save(f"{folder.name}/", lambda: write(folder, save_weights))
+
+
+def _load_best(accelerator, model, prepared, folder: Path):
+    # The prepared model with the weights of model/; LoRA's are merged there, so that they need a model of their own.
+    best = type(model).from_pretrained(folder)
+    if has_lora(model):
+        return accelerator.prepare_model(best, evaluation_mode=True)
+    model.load_state_dict(best.state_dict())
+    return prepared
 
 
 def _draw(accelerator, folder: Path, run: Run, task: Task) -> None:
@@ -360,9 +403,14 @@ def _farewell(run: Run, task: Task, progress: Progress, steps: int, results: dic
         )
         end += f". On the test split: {', '.join(shown)}"
     then = "".join(f"\n  {command.format(folder=folder)}" for command in task.next_steps)
+    adapter = (
+        f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
+        if run.tune == "lora"
+        else ""
+    )
     return f"""
 {end}. Written:
-  {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it
+  {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it{adapter}
   {folder}/loss.png         the picture of this run
   {folder}/metrics.jsonl    every number of it; evaluation.json has the last ones, run.yaml how it was made
 Next:{then}"""

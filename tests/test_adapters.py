@@ -1,0 +1,395 @@
+"""Adapters and freezing: nothing changes at the start, nothing by merging, and what is saved is what was learned."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import crash
+import pretrain
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
+from safetensors.torch import load_file
+from test_recipes import STORY, fails
+from tiny import some_ids, tiny_gpt2, tiny_model
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification
+
+from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
+from scratch_gpt.adapters import (
+    INITS,
+    TARGETS,
+    add_lora,
+    count_parameters,
+    freeze,
+    merged_state,
+    save_adapter,
+    trainable_line,
+)
+from scratch_gpt.conversion import load_model
+from scratch_gpt.tokenizer_training import train_tokenizer
+
+
+CLASSES = {
+    ScratchGPTForCausalLM: AutoPeftModelForCausalLM,
+    ScratchGPTForSequenceClassification: AutoPeftModelForSequenceClassification,
+}
+IDS = some_ids()
+
+
+def moved(model: torch.nn.Module) -> torch.nn.Module:
+    """What is trainable, a little elsewhere: as after some steps."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, **more) -> torch.Tensor:
+    return model(IDS, **more).logits
+
+
+def assert_close(one: torch.Tensor, other: torch.Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(one, other, atol=atol, rtol=0)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> str:
+    """A saved tiny model, named as seen from the working folder."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("base")
+    return "base"
+
+
+# --- What is trained ---------------------------------------------------------------------------------------------
+
+
+def trained_parts(model: torch.nn.Module) -> set[str]:
+    """The parts whose parameters are all trained; none may be trained in part."""
+    found: dict[str, set[bool]] = {}
+    for name, parameter in model.named_parameters():
+        part = re.match(r"transformer\.(?:layers|h)\.\d+|transformer\.\w+|\w+", name)[0].rsplit(".", 1)
+        part = ".".join(part) if part[-1].isdigit() else part[-1]
+        found.setdefault(part.removeprefix("transformer."), set()).add(parameter.requires_grad)
+    assert all(len(kinds) == 1 for kinds in found.values())
+    return {part for part, kinds in found.items() if kinds == {True}}
+
+
+@pytest.mark.parametrize(
+    ("tune", "parts"),
+    [
+        ("full", {"embed_tokens", "embed_positions", "layers.0", "layers.1", "layers.2", "norm", "score"}),
+        ("last-block", {"layers.2", "norm", "score"}),
+        ("last-1-blocks", {"layers.2", "norm", "score"}),
+        ("last-2-blocks", {"layers.1", "layers.2", "norm", "score"}),
+        ("head", {"score"}),
+    ],
+)
+def test_freezing_leaves_exactly_what_its_name_says(tune, parts):
+    model = tiny_model(ScratchGPTForSequenceClassification, num_hidden_layers=3)
+    freeze(model, "head")  # what was frozen before does not matter
+    assert freeze(model, tune) == [] and trained_parts(model) == parts
+    untied = tiny_model(num_hidden_layers=3, tie_word_embeddings=False)
+    assert freeze(untied, tune) == []
+    assert trained_parts(untied) == {"lm_head" if part == "score" else part for part in parts}
+
+
+def test_a_tied_head_is_the_embedding_and_stays_which_is_said():
+    for model, block, norm in ((tiny_model(), "layers.1", "norm"), (tiny_gpt2(), "h.1", "ln_f")):
+        (notice,) = freeze(model, "last-block")
+        assert "token embedding" in notice and trained_parts(model) == {block, norm}
+        with pytest.raises(ValueError, match="this model's head is its token embedding"):
+            freeze(model, "head")
+        with pytest.raises(ValueError, match="the model has 2 blocks"):
+            freeze(model, "last-3-blocks")
+        with pytest.raises(ValueError, match="last-0-blocks.*it is full, last-block"):
+            freeze(model, "last-0-blocks")
+
+
+def test_the_counted_parameters_of_gpt2():
+    with torch.device("meta"):
+        model = ScratchGPTForSequenceClassification(ScratchGPTConfig.from_preset("gpt2", num_labels=2))
+    whole = count_parameters(model)[0]
+    add_lora(model, rank=16, targets="all-linear")
+    assert count_parameters(model) == (2_666_528, whole + 2_666_528)
+    assert trainable_line(model) == "Trained: 2,666,528 of 127,107,872 parameters (2.10 %)"
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_lora_trains_its_targets_and_a_head_and_nothing_else(targets):
+    ours = tiny_model(ScratchGPTForSequenceClassification)
+    stock = GPT2ForSequenceClassification(GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    for model, names in ((ours, TARGETS[targets][0]), (stock, TARGETS[targets][1])):
+        add_lora(model, targets=targets, rank=2)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        inside = {name for name in trained if any(f"{target}.lora_" in name for target in names)}
+        head = {"score.lora_A.default.weight", "score.lora_B.default.weight"}
+        assert trained - inside == (head if targets == "all-linear" else {"score.weight"})
+        adapted = {name.split(".lora_")[0] for name in inside}
+        assert len(adapted) == 2 * (4 if model is stock and targets == "all-linear" else len(names))
+
+
+# --- LoRA itself -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_at_step_0_an_adapter_changes_no_logit(model_class, use_dora, init):
+    model = tiny_model(model_class)
+    before = logits(model)
+    add_lora(model, targets="all-linear", init=init, use_dora=use_dora, rank=4)
+    if init in ("default", "gaussian") and not use_dora:
+        assert torch.equal(logits(model), before)
+    else:
+        assert_close(logits(model), before, 2e-5)  # W is taken apart and put together again
+
+
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, 12 / 4), (True, 12 / 2)])
+def test_what_is_learned_is_scaled_by_alpha_over_rank_or_over_its_root(use_rslora, scale):
+    model = tiny_model()
+    plain = model.transformer.layers[0].attn.q_proj.weight.clone()
+    add_lora(model, rank=4, alpha=12, use_rslora=use_rslora)
+    layer = moved(model).transformer.layers[0].attn.q_proj
+    learned = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert_close(merged_state(model)["transformer.layers.0.attn.q_proj.weight"], plain + scale * learned)
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True}, {"init": "pissa"}])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_merged_equals_unmerged_and_itself_after_saving_bit_for_bit(model_class, changes, base, tmp_path):
+    model = model_class.from_pretrained(base)
+    add_lora(model, targets="all-linear", rank=4, **changes)
+    unmerged = logits(moved(model))
+    state = merged_state(model)
+    assert torch.equal(logits(model), unmerged)  # merging looked, and touched nothing
+    model.save_pretrained("merged", state_dict=state)
+    merged = model_class.from_pretrained("merged")
+    assert_close(logits(merged), unmerged)
+    loaded = merged.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+    assert str(tmp_path) not in (tmp_path / "merged" / "config.json").read_text()
+
+
+# --- Saved and loaded --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model_class, targets, base, tmp_path):
+    model = model_class.from_pretrained(base)
+    add_lora(model, base=str(tmp_path / base), targets=targets, rank=4)
+    learned = logits(moved(model))
+    save_adapter(model, Path("adapter"))
+    assert {file.name for file in Path("adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "base.json",
+    }
+    said = "".join(file.read_text() for file in Path("adapter").glob("*.json"))
+    assert str(tmp_path) not in said and json.loads(Path("adapter/adapter_config.json").read_text())[
+        "target_modules"
+    ] == sorted(TARGETS[targets][0])
+    assert_close(logits(PeftModel.from_pretrained(model_class.from_pretrained(base), "adapter")), learned)
+    assert_close(logits(CLASSES[model_class].from_pretrained("adapter")), learned)
+    ours = load_model("adapter", model_class=model_class)
+    assert_close(logits(ours.eval()), learned)
+    assert type(ours) is model_class and count_parameters(ours)[0] == count_parameters(ours)[1]
+
+
+def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(base):
+    alone = []
+    for name in ("one", "two"):
+        model = ScratchGPTForCausalLM.from_pretrained(base)
+        add_lora(model, base=base, rank=4, use_dora=False)
+        alone.append(logits(moved(model)))
+        save_adapter(model, Path(name))
+    both = PeftModel.from_pretrained(ScratchGPTForCausalLM.from_pretrained(base), "one", adapter_name="one")
+    both.load_adapter("two", adapter_name="two")
+    plain = logits(ScratchGPTForCausalLM.from_pretrained(base))
+    with both.disable_adapter():
+        assert torch.equal(logits(both), plain)
+    mixed = logits(both.eval(), adapter_names=["one", "two"])
+    assert_close(mixed[0], alone[0][0])
+    assert_close(mixed[1], alone[1][1])
+    assert (mixed[0] - alone[1][0]).abs().max() > 0.01
+
+
+def test_a_classifiers_labels_come_along_to_our_recipes(base):
+    names = {0: "ham", 1: "spam", 2: "eggs"}
+    model = ScratchGPTForSequenceClassification.from_pretrained(base, id2label=names)
+    add_lora(model, base=base)
+    save_adapter(moved(model), Path("adapter"))
+    again = load_model("adapter", model_class=ScratchGPTForSequenceClassification)
+    assert again.config.id2label == names and again.config.label2id == {"ham": 0, "spam": 1, "eggs": 2}
+    assert_close(logits(again.eval()), logits(model))
+    trunk = load_model("adapter").transformer  # as a language model: what was learned below the head
+    assert_close(trunk.eval()(IDS).last_hidden_state, again.transformer(IDS).last_hidden_state)
+
+
+def test_an_adapter_on_an_adapter_finds_its_way_to_the_base(base):
+    first = ScratchGPTForCausalLM.from_pretrained(base)
+    add_lora(first, base=base)
+    save_adapter(moved(first), Path("first"))
+    second = load_model("first")
+    add_lora(second, base="first")
+    save_adapter(moved(second), Path("second"))
+    assert_close(logits(load_model("second").eval()), logits(second))
+
+
+def test_an_adapter_for_another_base_is_one_clear_line(base):
+    model = ScratchGPTForCausalLM.from_pretrained(base)
+    add_lora(model, base=base)
+    save_adapter(model, Path("adapter"))
+    tiny_model(seed=1).save_pretrained(base)
+    with pytest.raises(ValueError, match="The adapter adapter was made on other weights than those of base now"):
+        load_model("adapter")
+    tiny_model(num_hidden_layers=3).save_pretrained(base)
+    with pytest.raises(ValueError, match="made on a base of num_hidden_layers 2, but base has 3"):
+        load_model("adapter")
+    Path("adapter/base.json").unlink()  # as another trainer leaves it
+    tiny_model(hidden_size=16).save_pretrained(base)
+    with pytest.raises(ValueError, match="The adapter adapter does not fit base"):
+        load_model("adapter")
+    shutil.rmtree(base)
+    with pytest.raises(ValueError, match="base cannot be loaded"):
+        load_model("adapter")
+
+
+@pytest.mark.parametrize("changes", [{"targets": "most"}, {"init": "magic"}])
+def test_a_word_that_is_none_is_one_clear_line(changes):
+    with pytest.raises(ValueError, match="it is one of "):
+        add_lora(tiny_model(), **changes)
+
+
+# --- In a run ----------------------------------------------------------------------------------------------------
+
+RUN = ["--device", "cpu", "--mixed-precision", "no", "--max-length", "32", "--max-steps", "6", "--batch-size", "4"]
+RUN += ["--checkpoint-every", "3", "--keep", "9", "--eval-batches", "4", "--dropout", "0.1", "--learning-rate", "1e-2"]
+LORA = ["--tune", "lora", "--lora-rank", "4", "--lora-dropout", "0.1", "--lora-targets", "all-linear"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a text and a base model of its vocabulary."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "story.txt").write_text(STORY)
+    tokenizer = train_tokenizer([STORY], vocab_size=300)
+    tiny_model(vocab_size=len(tokenizer), initializer_range=0.02).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_home(request, monkeypatch):
+    if "home" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("home"))
+
+
+def run(*words) -> None:
+    for state in (AcceleratorState, PartialState):
+        state._reset_state()
+    pretrain.main(["--dataset", "story.txt", *RUN, *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def tuned(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        run("--model", "base", "--output-dir", "lora", *LORA, "--keep-best", "true", "--test-fraction", 0.1)
+    return home / "lora"
+
+
+def test_a_run_leaves_the_merged_model_and_the_adapter_alone(home, tuned):
+    merged = AutoModelForCausalLM.from_pretrained(tuned / "model")
+    adapted = AutoPeftModelForCausalLM.from_pretrained("lora/adapter")
+    assert_close(logits(merged), logits(adapted))
+    before, after = load_file("base/model.safetensors"), load_file(tuned / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if re.search(r"(proj)\.weight$", name)}
+    content = json.loads((tuned / "evaluation.json").read_text())["results"]
+    assert content["validation"]["loss"] < content["before/validation"]["loss"]
+    assert content["test"]["loss"] == pytest.approx(content["validation"]["loss"], abs=0.3)
+    files = [file for file in (tuned / "adapter").iterdir() if file.suffix != ".safetensors"]
+    assert all(file.suffix == ".json" and str(home) not in file.read_text() for file in files)
+
+
+def test_a_lora_run_goes_on_bit_for_bit(home, tuned):
+    shutil.copytree(tuned, "again")
+    Path("again/evaluation.json").unlink()
+    shutil.rmtree("again/checkpoints/step-6")
+    words = ["--model", "base", *LORA, "--keep-best", "true", "--test-fraction", 0.1]
+    run(*words, "--output-dir", "again", "--resume", "latest")
+    assert crash.differences(crash.outcome(tuned), crash.outcome(Path("again"))) == []
+    for name in ("adapter_model.safetensors", "adapter_config.json", "base.json"):
+        assert (tuned / "adapter" / name).read_bytes() == Path("again/adapter", name).read_bytes()
+
+
+def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tuned, capsys):
+    run("--model", "lora/adapter", "--output-dir", "on", "--tune", "last-block")
+    said = capsys.readouterr().out
+    assert "last-block: this model's head is its token embedding" in said and "Trained: 12,768 of " in said
+    before = load_model("lora/adapter").state_dict()
+    after = load_file("on/model/model.safetensors")
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in after if name.startswith(("transformer.layers.1.", "transformer.norm."))}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--gradient-checkpointing", "true"],
+        ["--mixed-precision", "bf16"],
+        ["--use-dora", "true", "--use-rslora", "true"],
+    ],
+)
+def test_lora_trains_however_a_run_does(how, home, capsys):
+    folder = how[0].strip("-")
+    run("--model", "base", "--output-dir", folder, *LORA, "--max-steps", 3, *how)
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_compiled_adapter_learns_the_same():
+    gradients = []
+    for compiled in (False, True):
+        model = tiny_model()
+        torch.manual_seed(1)
+        add_lora(model, rank=4)
+        moved(model)
+        if compiled:
+            model.compile(backend="aot_eager", fullgraph=True)
+        model(IDS, labels=IDS).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other)
+
+
+BAD = {
+    "--tune most": "tune is 'most'; it is full, last-block, last-N-blocks, head or lora",
+    "--tune last-0-blocks": "tune is 'last-0-blocks'",
+    "--tune last-3-blocks": "the model has 2 blocks",
+    "--tune head": "this model's head is its token embedding",
+    "--lora-rank 4": "lora_rank is of LoRA: give --tune lora",
+    "--tune lora --lora-rank 0": "lora_rank is 0; it has to be at least 1",
+    "--tune lora --lora-dropout 1": "lora_dropout is 1.0; it is less than 1",
+    "--tune lora --lora-targets most": "lora.targets.*most",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_one_clear_line(line, home, capsys):
+    words = ["--dataset", "story.txt", "--output-dir", "bad", "--model", "base", *RUN, *line.split()]
+    fails(words, BAD[line], capsys)
+    assert not Path("bad").exists()
+
+
+def test_lora_needs_a_base_and_a_resumed_run_its_own_rank(home, tuned, capsys):
+    fails(["--tune", "lora", "--output-dir", "bad"], "adapts a model that is there: give --model", capsys)
+    words = ["--config", "lora/run.yaml", "--resume", "latest", "--output-dir", "lora", "--max-steps", 9]
+    fails([*words, "--lora-alpha", 3], r"another lora_alpha \(16.0 -> 3.0\)", capsys)
