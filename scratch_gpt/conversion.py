@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging
 
 from .adapters import load_adapted
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
@@ -323,14 +325,25 @@ def _load_whole(
             raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
         if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
             changes = {**changes, "hidden_act": "gelu_pytorch_tanh"}  # the same function as one fused operation
-        model, report = model_class.from_pretrained(
-            name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
-        )
+        with _quiet():  # a causal model's head is none of a classifier, which has none yet: no need to warn of it
+            model, report = model_class.from_pretrained(
+                name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
+            )
         if missing := set(report["missing_keys"]) - fresh:
             raise ValueError(f"it lacks {min(missing)}.")
     except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
         raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str], has_many: bool, seed: int) -> None:

@@ -291,9 +291,10 @@ def train_once(run: ClassifyRun, start, begin):
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
-        run = settle_model(parse(ClassifyRun, argv))
-        check(run)
+        run = parse(ClassifyRun, argv)
         check_classes(run)
+        run = settle_model(run)
+        check(run)
         if run.predict is not None:
             predict(run)
             return

@@ -199,6 +199,8 @@ def check_tune(run: Run) -> None:
 
 def check_model_folder(name: str | None, field: str = "model") -> None:
     """Raise a ValueError for a folder without model or adapter; a name that is no folder may be one on the Hub."""
+    if name is not None and not Path(name).exists() and (Path(name).is_absolute() or name.count("/") > 1):
+        raise ValueError(f"--{field} {name}: there is no such folder, and on the Hub a name has one slash.")
     kinds = ("config.json", "adapter_config.json")
     if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
