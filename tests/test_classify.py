@@ -331,7 +331,7 @@ def test_several_labels_a_text(tmp_path):
     ]
     file = write_rows(tmp_path / "a.jsonl", rows)
     columns = ["--text-column", "body", "--label-column", "tags", "--label-separator", "|"]
-    run("--dataset", file, *columns, "--output-dir", tmp_path / "run", *SMALL, "--max-steps", 20)
+    run("--dataset", file, *columns, "--output-dir", tmp_path / "run", *SMALL, "--max-steps", 20, "--eval-every", 10)
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["results"]["test"]["loss"] < content["results"]["before/test"]["loss"]
     scored = json.loads((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()[0])
@@ -341,7 +341,19 @@ def test_several_labels_a_text(tmp_path):
 
 
 def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(places, tmp_path, capsys):
-    arguments = ["--dataset", places, "--output-dir", tmp_path / "run", *SMALL, "--max-steps", 4, "--seeds", 2]
+    arguments = [
+        "--dataset",
+        places,
+        "--output-dir",
+        tmp_path / "run",
+        *SMALL,
+        "--max-steps",
+        4,
+        "--eval-every",
+        4,
+        "--seeds",
+        2,
+    ]
     run(*arguments)
     folders = [tmp_path / "run" / f"seed-{n}" for n in (0, 1)]
     found = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
@@ -353,7 +365,8 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(places, tmp_path
     assert found[0]["protocol"]["test"]["sha256"] != found[1]["protocol"]["test"]["sha256"]
     model = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     assert model == (folders[0] / "model" / "model.safetensors").read_bytes()
-    run("--dataset", places, "--output-dir", tmp_path / "alone", *SMALL, "--max-steps", 4, "--seed", 1)
+    alone = [*arguments[:3], tmp_path / "alone", *arguments[4:-2], "--seed", 1]
+    run(*alone)
     assert crash.differences(crash.outcome(folders[1]), crash.outcome(tmp_path / "alone")) == []
     shutil.rmtree(folders[1])
     capsys.readouterr()
