@@ -4,7 +4,7 @@
 
 The base is pretrained first, half an hour on two cores. Each way's learning rate is the one with the lowest validation
 loss on a split of its own (seed 100); then come five seeds whose splits nobody has looked at, balanced to 747 + 747
-messages (duplicates stay in one split) and to 653 + 653 distinct ones. All ways, and naive Bayes, have the same splits.
+messages (duplicates stay in one split) and to 653 + 653 distinct ones. All ways have the same splits, naive Bayes too.
 A bench that was stopped goes on where it was.
 """
 
