@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
-from .adapters import load_adapted
+from .adapter_loading import load_adapted
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
 from .modeling.gpt2_layout import GPT2_LAYOUT
 from .modeling.modeling_scratch_gpt import (

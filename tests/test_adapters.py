@@ -10,7 +10,13 @@ import pretrain
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from test_recipes import STORY, fails
 from tiny import some_ids, tiny_gpt2, tiny_model
@@ -28,6 +34,7 @@ from scratch_gpt.adapters import (
     trainable_line,
 )
 from scratch_gpt.conversion import load_model
+from scratch_gpt.quantization import QuantizedLinear
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -48,8 +55,8 @@ def moved(model: torch.nn.Module) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def logits(model: torch.nn.Module, **more) -> torch.Tensor:
-    return model(IDS, **more).logits
+def logits(model: torch.nn.Module, ids: torch.Tensor = IDS, **more) -> torch.Tensor:
+    return model(input_ids=ids, **more).logits
 
 
 def assert_close(one: torch.Tensor, other: torch.Tensor, atol: float = 1e-5) -> None:
@@ -200,6 +207,35 @@ def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model
     assert type(ours) is model_class and count_parameters(ours)[0] == count_parameters(ours)[1]
 
 
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True}])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_on_stock_gpt2_an_adapter_is_stock_too(model_class, changes, targets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_gpt2(pad_token_id=0).save_pretrained("gpt2")
+    model = load_model("gpt2", model_class=model_class)
+    add_lora(model, base="gpt2", targets=targets, rank=4, alpha=12, **changes)
+    learned = logits(moved(model))
+    save_adapter(model, Path("adapter"))
+    stock = CLASSES[model_class].from_pretrained("adapter")
+    assert type(stock.get_base_model()).__name__.startswith("GPT2")
+    unpadded = IDS.clamp(min=1)  # GPT-2's classifier takes any pad id for padding
+    assert_close(logits(stock, unpadded), logits(model, unpadded), 2e-5)
+    assert_close(logits(load_model("adapter", model_class=model_class).eval()), learned, 2e-5)
+
+
+def test_anybodys_adapter_on_stock_gpt2_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_gpt2().save_pretrained("gpt2")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn", "c_proj", "c_fc"], use_dora=True)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained("gpt2"), config)
+    moved(theirs).save_pretrained("theirs")
+    assert_close(logits(load_model("theirs").eval()), logits(theirs), 2e-5)
+    model = load_model("gpt2")
+    with pytest.raises(ValueError, match="lora_init pissa takes gpt2's c_attn apart"):
+        add_lora(model, base="gpt2", init="pissa")
+
+
 def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(base):
     alone = []
     for name in ("one", "two"):
@@ -254,6 +290,10 @@ def test_an_adapter_for_another_base_is_one_clear_line(base):
     tiny_model(hidden_size=16).save_pretrained(base)
     with pytest.raises(ValueError, match="The adapter adapter does not fit base"):
         load_model("adapter")
+    Path("adapter/adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="The adapter adapter cannot be read"):
+        load_model("adapter")
+    save_adapter(model, Path("adapter"))
     shutil.rmtree(base)
     with pytest.raises(ValueError, match="base cannot be loaded"):
         load_model("adapter")
@@ -329,6 +369,16 @@ def test_a_lora_run_goes_on_bit_for_bit(home, tuned):
         assert (tuned / "adapter" / name).read_bytes() == Path("again/adapter", name).read_bytes()
 
 
+def test_the_adapter_is_that_of_the_best_model_and_the_test_split_is_scored_with_it(home):
+    words = ["--model", "base", "--tune", "lora", "--eval-every", 1, "--keep-best", "true", "--test-fraction", 0.1]
+    run(*words, "--output-dir", "wild", "--learning-rate", 30, "--warmup-steps", 0, "--max-grad-norm", 0)
+    best, last = (AutoModelForCausalLM.from_pretrained(f"wild/{name}") for name in ("model", "last"))
+    assert_close(logits(best), logits(AutoPeftModelForCausalLM.from_pretrained("wild/adapter")))
+    assert (logits(best) - logits(last)).abs().max() > 0.1
+    content = json.loads(Path("wild/evaluation.json").read_text())["results"]
+    assert content["test"]["loss"] == pytest.approx(content["validation"]["loss"], abs=0.3)
+
+
 def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tuned, capsys):
     run("--model", "lora/adapter", "--output-dir", "on", "--tune", "last-block")
     said = capsys.readouterr().out
@@ -355,6 +405,42 @@ def test_lora_trains_however_a_run_does(how, home, capsys):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])
+def test_a_quantised_matrix_is_near_its_own_and_gradients_pass_through_it(kind, error):
+    linear, x = torch.nn.Linear(64, 48), torch.randn(5, 64, requires_grad=True)
+    layer = QuantizedLinear(linear, kind)
+    assert ((layer.weight - linear.weight).norm() / linear.weight.norm()) < error
+    layer(x).square().sum().backward()
+    got, x.grad = x.grad, None
+    torch.nn.functional.linear(x, layer.weight, linear.bias).square().sum().backward()
+    assert_close(got, x.grad)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (layer.codes, layer.scales))
+    assert size <= {"int8": 64 * 48 + 4 * 48, "nf4": 64 * 48 // 2 + 4 * 48}[kind]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_lora_on_a_quantised_base_is_merged_like_any_other(kind):
+    model = tiny_model()
+    total = count_parameters(model)[1]
+    add_lora(model, quantize=kind, rank=4, targets="attention")
+    trained, all_of_it = count_parameters(model)
+    assert all_of_it - trained == total
+    merged = tiny_model(seed=1)
+    merged.load_state_dict(merged_state(moved(model)))
+    assert_close(logits(merged), logits(model))
+
+
+def test_a_run_on_a_quantised_base_goes_on_bit_for_bit(home):
+    words = ["--model", "base", "--tune", "lora", "--quantize-base", "nf4", "--mixed-precision", "bf16"]
+    words += ["--gradient-checkpointing", "true", "--validation-fraction", 0]
+    run(*words, "--output-dir", "nf4")
+    shutil.copytree("nf4", "nf4-again")
+    shutil.rmtree("nf4-again/checkpoints/step-6")
+    Path("nf4-again/evaluation.json").unlink()
+    run(*words, "--output-dir", "nf4-again", "--resume", "latest")
+    assert crash.differences(crash.outcome(Path("nf4")), crash.outcome(Path("nf4-again"))) == []
+
+
 def test_a_compiled_adapter_learns_the_same():
     gradients = []
     for compiled in (False, True):
@@ -378,6 +464,7 @@ BAD = {
     "--lora-rank 4": "lora_rank is of LoRA: give --tune lora",
     "--tune lora --lora-rank 0": "lora_rank is 0; it has to be at least 1",
     "--tune lora --lora-dropout 1": "lora_dropout is 1.0; it is less than 1",
+    "--tune lora --quantize-base nf4 --use-dora true": "use_dora needs the base's weights as they are",
     "--tune lora --lora-targets most": "lora.targets.*most",
 }
 

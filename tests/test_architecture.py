@@ -17,7 +17,7 @@ ARROWS = {
     "modeling/modeling_scratch_gpt": {"torch", "transformers", "modeling"},
     "tokenizer": {"transformers"},
     "tokenizer_training": {"tokenizers", "transformers", "tokenizer"},
-    "conversion": {"torch", "transformers", "adapters", "modeling", "tokenizer"},
+    "conversion": {"torch", "transformers", "adapter_loading", "modeling", "tokenizer"},
     "data/sources": {"datasets", "numpy", "data"},
     "data/embedded": set(),
     "data/manifest": set(),
@@ -36,7 +36,10 @@ ARROWS = {
     "data/poisoning": {"numpy", "torch"},
     "data/report": {"numpy", "data"},
     "objectives": {"torch"},
-    "adapters": {"torch", "safetensors", "peft", "transformers"},
+    "adapters": {"torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
+    "adapter_loading": {"torch", "safetensors", "peft", "transformers", "adapter_layout"},
+    "adapter_layout": {"torch"},
+    "quantization": {"torch", "bitsandbytes"},
     "optimizers": {"torch"},
     "order": {"torch"},
     "launch": {"torch", "accelerate"},
@@ -96,7 +99,7 @@ def test_every_file_has_its_arrows_and_every_arrow_its_file():
 def test_rooms_import_only_what_they_may(room):
     found = imports(REPO / "scratch_gpt" / f"{room}.py")
     assert {name for name, _ in found} <= ARROWS[room]
-    heavy_extras = {"matplotlib", "peft", "py3langid", "rensa"}
+    heavy_extras = {"bitsandbytes", "matplotlib", "peft", "py3langid", "rensa"}
     assert all(inside for name, inside in found if name in heavy_extras)
 
 

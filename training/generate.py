@@ -35,13 +35,12 @@ def main(argv: list[str] | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
         from scratch_gpt import generate_text, load_tokenizer
-        from scratch_gpt.adapters import load_adapted
-
-        def load(name: str, revision: str | None, **labels):
-            return AutoModelForCausalLM.from_pretrained(name, revision=revision)
+        from scratch_gpt.adapter_loading import find_adapter
+        from scratch_gpt.conversion import load_model
 
         tokenizer = load_tokenizer(run.model, run.model_revision)
-        model = load_adapted(run.model, load, run.model_revision)
+        load = load_model if find_adapter(run.model, run.model_revision) else AutoModelForCausalLM.from_pretrained
+        model = load(run.model, revision=run.model_revision)
         texts = generate_text(
             model,
             tokenizer,

@@ -56,6 +56,9 @@ class Run:
     )
     use_rslora: bool = option(False, "Scale by lora_alpha over the root of the rank instead.")
     use_dora: bool = option(False, "DoRA: learn the length of each row apart from its direction.")
+    quantize_base: Literal["no", "nf4", "int8"] = option(
+        "no", "Keep the matrices under LoRA in 4 or 8 bits: less memory, slower steps."
+    )
 
     dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
     dataset_config: str | None = option(None, "Config name of a Hub dataset.")
@@ -189,7 +192,7 @@ def check_tune(run: Run) -> None:
         raise ValueError(f"lora_dropout is {run.lora_dropout}; it is less than 1.")
     if run.tune == "lora" and run.model is None:
         raise ValueError("--tune lora adapts a model that is there: give --model.")
-    of_lora = (item for item in fields(Run) if item.name.startswith(("lora_", "use_")))
+    of_lora = (item for item in fields(Run) if item.name.startswith(("lora_", "use_", "quantize_")))
     given = next((item.name for item in of_lora if getattr(run, item.name) != item.default), None)
     if given and run.tune != "lora":
         raise ValueError(f"{given} is of LoRA: give --tune lora, or leave it out.")

@@ -29,6 +29,7 @@ PROMISED = {
         "stream_lanes",
     ),
     *("tune", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_init", "use_rslora", "use_dora"),
+    "quantize_base",
 }
 THIS_LAUNCH = {
     "resume",

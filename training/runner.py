@@ -120,6 +120,7 @@ def apply_tune(run: Run, model) -> list[str]:
         init=run.lora_init,
         use_rslora=run.use_rslora,
         use_dora=run.use_dora,
+        quantize=None if run.quantize_base == "no" else run.quantize_base,
     )
     return []
 

@@ -1,0 +1,83 @@
+"""A linear layer -> the same layer, frozen, its matrix in 8 or 4 bits: what LoRA is trained on top of (QLoRA).
+
+nf4 (Dettmers et al. 2023, "QLoRA"): each block of 64 values is scaled by its largest, each value becomes the nearest
+of 16 quantiles of a normal distribution, two of them a byte. int8: each row is scaled by its largest value.
+The matrix is made whole again where it is used, once forwards and once backwards, and never kept.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+KINDS = ("nf4", "int8")
+BLOCK = 64
+
+
+class QuantizedLinear(nn.Linear):
+    """x (..., in) -> x W^T + b (..., out); W is `weight`, made anew at each call. Gradients only pass through."""
+
+    def __init__(self, linear: nn.Linear, kind: str):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.kind = linear.in_features, linear.out_features, kind
+        self.bias = linear.bias
+        codes, scales = _quantize(linear.weight.detach().float().contiguous(), kind)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """W (out, in) in fp32."""
+        if self.kind == "int8":
+            return self.codes * self.scales
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        shape = torch.Size((self.out_features, self.in_features))
+        known = {"shape": shape, "blocksize": BLOCK, "quant_type": "nf4", "dtype": torch.float32}
+        return dequantize_4bit(self.codes, QuantState(self.scales, **known))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Multiply.apply(x, self)
+
+
+class _Multiply(torch.autograd.Function):
+    # F.linear would keep the whole matrix from forward to backward.
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
+        ctx.layer, ctx.dtype = layer, x.dtype
+        return F.linear(x, layer.weight.to(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        return (gradient @ ctx.layer.weight.to(gradient.dtype)).to(ctx.dtype), None
+
+
+def quantize_linears(model: nn.Module, kind: str) -> None:
+    """Replace every nn.Linear below `model`, in place.
+
+    Raises:
+        ValueError: a kind that is none.
+        ImportError: nf4 needs bitsandbytes.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"quantize_base is {kind!r}; it is one of {', '.join(KINDS)}.")
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, QuantizedLinear(child, kind))
+
+
+def _quantize(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if kind == "int8":
+        scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        return (weight / scales).round().to(torch.int8), scales
+    try:
+        from bitsandbytes.functional import quantize_4bit
+    except ImportError as error:
+        raise ImportError('nf4 needs bitsandbytes, which is an extra: pip install -e ".[quantize]"') from error
+    codes, state = quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+    return codes, state.absmax
+
+
+__all__ = ["KINDS", "QuantizedLinear", "quantize_linears"]
