@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -400,12 +401,17 @@ def test_patience_ends_a_run_and_the_best_is_kept(places, tmp_path):
     assert content["results"]["validation"]["loss"] == best["eval_loss"]
 
 
-def test_the_head_is_drawn_by_the_seed(places, tmp_path):
+def test_the_head_is_drawn_by_the_seed_and_the_datasets_names_are_kept(tmp_path):
+    columns = Features({"sms": Value("string"), "label": ClassLabel(names=["wood", "sea"])})
+    rows = {"sms": [text for text, _ in texts(2)], "label": [label for _, label in texts(2)]}
+    Dataset.from_dict(rows, columns).to_parquet(tmp_path / "a.parquet")
+    arguments = ["--dataset", tmp_path / "a.parquet", "--text-column", "sms", *SMALL, "--max-steps", 0]
     heads = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run("--dataset", places, "--output-dir", tmp_path / name, *SMALL, "--max-steps", 0, "--seed", seed)
+        run(*arguments, "--output-dir", tmp_path / name, "--seed", seed)
         heads.append(load_file(tmp_path / name / "model" / "model.safetensors")["score.weight"])
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    assert json.loads((tmp_path / "a" / "model" / "config.json").read_text())["label2id"] == {"sea": 0, "wood": 1}
 
 
 BAD = {

@@ -229,8 +229,9 @@ def predict(run: ClassifyRun) -> None:
     tokenizer = load_tokenizer(run.model, run.model_revision)
     length = min(run.max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
     rows = [{"input_ids": row[:length]} for row in encode_batch(tokenizer, texts)]
+    pad_token_id = tokenizer.pad_token_id or 0  # any will do: the mask tells
     batches = (
-        to_device(collate_labelled(rows[n : n + run.batch_size], tokenizer.pad_token_id), device)
+        to_device(collate_labelled(rows[n : n + run.batch_size], pad_token_id), device)
         for n in range(0, len(rows), run.batch_size)
     )
     model.to(device)
