@@ -158,6 +158,8 @@ def test_a_file_without_header_is_read_as_it_stands(tmp_path):
     assert [f"{row['label']}\t{row['text'] or ''}" for row in rows] == lines
     (tmp_path / "a.csv").write_text('ham,"one, two"\nspam,three\n')
     assert open_rows(str(tmp_path / "a.csv"), column_names=["label", "text"])["text"][:] == ["one, two", "three"]
+    with pytest.raises(ValueError, match=r"a\.csv has 2 column\(s\), and column_names names 1: text"):
+        open_rows(str(tmp_path / "a.csv"), column_names=["text"])
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
     with pytest.raises(ValueError, match=r"without a header, and a\.jsonl is none"):
         open_rows(str(tmp_path / "a.jsonl"), column_names=["text"])

@@ -383,9 +383,7 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False, column
         files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()] == (loader, dict(options))]
         if not files:
             continue
-        headless = {} if column_names is None else {"column_names": column_names, "keep_default_na": False}
-        if headless and dict(options).get("sep") == "\t":
-            headless["quoting"] = csv.QUOTE_NONE
+        headless = {} if column_names is None else _without_header(files, column_names, **dict(options))
         try:
             options = {**dict(options), **headless, "data_files": files, "split": "train", "streaming": streaming}
             parts.append(datasets.load_dataset(loader, **options))
@@ -399,6 +397,20 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False, column
         shared = set.intersection(*(set(part.column_names) for part in parts))
         parts = [part.select_columns(sorted(shared)) for part in parts]
     return datasets.concatenate_datasets(parts)
+
+
+def _without_header(files: list[str], column_names: list[str], sep: str = ",") -> dict[str, Any]:
+    # How the csv loader reads files that have no header. It drops columns that it has no names for, without a word.
+    quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
+    for name in files:
+        with open(name, newline="", encoding="utf-8", errors="replace") as file:
+            found = len(next(csv.reader(file, delimiter=sep, quoting=quoting), []))
+        if found != len(column_names):
+            raise ValueError(
+                f"{Path(name).name} has {found} column(s), and column_names names {len(column_names)}: "
+                f"{','.join(column_names)}. Name every column."
+            )
+    return {"column_names": column_names, "keep_default_na": False, "quoting": quoting}
 
 
 def _cut_by_position(text: str, fractions: dict[str, float]) -> dict[str, datasets.Dataset]:
