@@ -375,7 +375,7 @@ def test_damaged_and_misnamed_models_are_one_clear_line(story, trained, tmp_path
 
 def test_generate_says_what_is_wrong_in_one_line(tmp_path, capsys):
     fails(["--model", tmp_path], "no config.json", capsys, generate_recipe.main)
-    fails(["--model", tmp_path / "absent"], "No tokenizer could be loaded", capsys, generate_recipe.main)
+    fails(["--model", tmp_path / "absent"], "there is no such folder", capsys, generate_recipe.main)
     fails(["--samples", "0"], "samples is 0", capsys, generate_recipe.main)
 
 
