@@ -374,7 +374,9 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(places, tmp_path
     run(*arguments, "--resume", "latest")
     assert "seed-0 is already finished" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == content
-    fails([*map(str, arguments)], "holds a run already", capsys, classify.main)
+    fails(arguments, "holds a run already", capsys, classify.main)
+    one_seed = [*arguments[:3], folders[0], *arguments[4:], "--resume", "latest"]
+    fails(one_seed, "holds a run of one seed", capsys, classify.main)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(places, tmp_path):

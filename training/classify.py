@@ -287,6 +287,7 @@ def train_once(run: ClassifyRun, start, begin):
     with one_clear_line(MemoryError, CheckpointError, RunStopped):
         begin(accelerator)
         carry_out(run, start, task, accelerator, settings, steps, record)
+    accelerator.free_memory()  # the next seed has a model of its own
     return accelerator
 
 
