@@ -44,7 +44,10 @@ def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None
     config, state, record = _read(name, file, revision)
     labels = _as_config(record.get("labels"))
     base = _find_base(name, file.parent, config.base_model_name_or_path)
-    model = load_adapted(base, lambda *where, **more: load(*where, **{**more, **labels}), config.revision)
+    try:
+        model = load_adapted(base, lambda *where, **more: load(*where, **{**more, **labels}), config.revision)
+    except ValueError as error:
+        raise ValueError(f"The adapter {name} needs its base, {base}: {error}") from error
     _check_base(name, base, model, record)
     try:
         model = _merge(model, config, state)
@@ -105,7 +108,7 @@ def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, t
         config = peft.PeftConfig.from_pretrained(str(file.parent))
         state = load_file(str(weights))
         record = json.loads(noted.read_text()) if noted else {}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"The adapter {name} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if config.peft_type != "LORA":
         raise ValueError(f"The adapter {name} is a {config.peft_type.value} adapter; only LoRA is known here.")

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import crash
 import pretrain
@@ -22,6 +24,7 @@ from test_recipes import STORY, fails
 from tiny import some_ids, tiny_gpt2, tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification
 
+import recipe
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
 from scratch_gpt.adapters import (
     INITS,
@@ -34,7 +37,7 @@ from scratch_gpt.adapters import (
     trainable_line,
 )
 from scratch_gpt.conversion import load_model
-from scratch_gpt.quantization import QuantizedLinear
+from scratch_gpt.quantization import KINDS, QuantizedLinear
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -236,6 +239,16 @@ def test_anybodys_adapter_on_stock_gpt2_is_read(tmp_path, monkeypatch):
         add_lora(model, base="gpt2", init="pissa")
 
 
+@pytest.mark.parametrize("changes", [{"init": "pissa"}, {"init": "olora"}, {"use_dora": True}, {"use_rslora": True}])
+def test_every_kind_of_lora_is_saved_whole(changes, base):
+    model = ScratchGPTForCausalLM.from_pretrained(base)
+    add_lora(model, base=base, rank=4, **changes)
+    learned = logits(moved(model))
+    save_adapter(model, Path("adapter"))
+    assert_close(logits(AutoPeftModelForCausalLM.from_pretrained("adapter")), learned)
+    assert_close(logits(load_model("adapter").eval()), learned)
+
+
 def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(base):
     alone = []
     for name in ("one", "two"):
@@ -295,7 +308,7 @@ def test_an_adapter_for_another_base_is_one_clear_line(base):
         load_model("adapter")
     save_adapter(model, Path("adapter"))
     shutil.rmtree(base)
-    with pytest.raises(ValueError, match="base cannot be loaded"):
+    with pytest.raises(ValueError, match="The adapter adapter needs its base, base: --model base cannot be loaded"):
         load_model("adapter")
 
 
@@ -454,6 +467,12 @@ def test_a_compiled_adapter_learns_the_same():
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
     for one, other in zip(*gradients, strict=True):
         assert_close(one, other)
+
+
+def test_a_recipes_choices_are_the_rooms():
+    choices = {item.name: get_args(item.type) for item in fields(recipe.Run)}
+    assert choices["lora_targets"] == tuple(TARGETS) and choices["lora_init"] == INITS
+    assert choices["quantize_base"] == ("no", *KINDS)
 
 
 BAD = {

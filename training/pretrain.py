@@ -210,9 +210,9 @@ def build_model(run: PretrainRun, tokenizer, max_length: int | None):
 
 def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     """What is about to happen, in a few lines."""
-    from scratch_gpt.adapters import trainable_line
+    from scratch_gpt.adapters import count_parameters, trainable_line
 
-    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    parameters = count_parameters(task.model)[1]
     config = task.model.config
     lines = [
         f"Model: {parameters:,} parameters ({config.num_hidden_layers} layers, {config.hidden_size} wide, vocabulary "

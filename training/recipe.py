@@ -119,20 +119,8 @@ AT_LEAST = {  # field -> the least it may be
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
     ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
-    **dict.fromkeys(
-        (
-            "lora_alpha",
-            "lora_dropout",
-            "warmup_steps",
-            "weight_decay",
-            "max_grad_norm",
-            "workers",
-            "seed",
-            "dropout",
-            "mask_inputs",
-        ),
-        0,
-    ),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
+    **dict.fromkeys(("lora_alpha", "lora_dropout"), 0),
 }
 
 

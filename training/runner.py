@@ -404,11 +404,8 @@ def _farewell(run: Run, task: Task, progress: Progress, steps: int, results: dic
         )
         end += f". On the test split: {', '.join(shown)}"
     then = "".join(f"\n  {command.format(folder=folder)}" for command in task.next_steps)
-    adapter = (
-        f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
-        if run.tune == "lora"
-        else ""
-    )
+    alone = f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
+    adapter = alone if run.tune == "lora" else ""
     return f"""
 {end}. Written:
   {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it{adapter}
