@@ -103,8 +103,8 @@ def test_of_equal_texts_the_first_stays():
 
 
 def test_the_order_of_classes_does_not_depend_on_the_order_of_rows():
-    labels = ["10", "9", "word", "Zoo", "-1", "9"]
-    assert [*count_classes(labels)] == [*count_classes(labels[::-1])] == ["-1", "9", "10", "Zoo", "word"]
+    labels = ["10", "9", "word", "Zoo", "-1", "9", "--5"]
+    assert [*count_classes(labels)] == [*count_classes(labels[::-1])] == ["-1", "9", "10", "--5", "Zoo", "word"]
 
 
 def test_labels_by_name_by_number_and_by_the_datasets_names_are_the_same():

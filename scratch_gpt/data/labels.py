@@ -5,6 +5,7 @@ A label is one name, or with several labels a row a set of names. Nothing here k
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ def count_classes(labels: Sequence[Label]) -> dict[str, int]:
 
 
 def _order(name: str) -> tuple:
-    return (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name)
+    return (0, int(name), name) if re.fullmatch(r"-?[0-9]+", name) else (1, 0, name)
 
 
 # --- Choosing ----------------------------------------------------------------------------------------------------
