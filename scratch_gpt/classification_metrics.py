@@ -45,13 +45,13 @@ def classification_sums(logits: torch.Tensor, labels: torch.Tensor, weights: tor
         class i called j; or with several labels (C, 2, 2), for each class. "bins" (BINS, 3): decisions of each
         confidence, the sum of their confidences, how many were right.
     """
+    logits, labels, C = logits.float().cpu(), labels.cpu(), logits.shape[-1]
     has_many = labels.dim() == 2
     probabilities = probabilities_of(logits, has_many).double()
-    C = logits.shape[-1]
     if has_many:
         truth, called = labels.long(), (probabilities > 0.5).long()  # (B, C)
         confidence, right = torch.where(called == 1, probabilities, 1 - probabilities), called == truth
-        cells = (4 * torch.arange(C, device=logits.device) + 2 * truth + called).flatten()
+        cells = (4 * torch.arange(C) + 2 * truth + called).flatten()
         confusion = torch.bincount(cells, minlength=4 * C).view(C, 2, 2)
         row_right = right.all(-1)
     else:
@@ -62,10 +62,10 @@ def classification_sums(logits: torch.Tensor, labels: torch.Tensor, weights: tor
     parts = (torch.ones_like(confidence), confidence, right.double())
     table = [torch.bincount(bins, part.flatten(), minlength=BINS) for part in parts]
     return {
-        "loss": torch.stack([part.double().cpu() for part in classification_loss(logits, labels, weights)]),
+        "loss": torch.stack([part.double() for part in classification_loss(logits, labels, weights)]),
         "right": torch.tensor([float(row_right.sum()), len(labels)], dtype=torch.float64),
-        "confusion": confusion.double().cpu(),
-        "bins": torch.stack(table, -1).double().cpu(),
+        "confusion": confusion.double(),
+        "bins": torch.stack(table, -1).double(),
     }
 
 

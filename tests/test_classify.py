@@ -300,19 +300,8 @@ def test_three_classes_by_number_from_gpt2_with_weights_and_lora(tmp_path, capsy
     stock.save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     data = ["--dataset", tmp_path / "a.tsv", "--column-names", "label,text", "--model", tmp_path / "gpt2"]
-    options = [
-        "--device",
-        "cpu",
-        "--max-steps",
-        20,
-        "--learning-rate",
-        "1e-2",
-        "--balance",
-        "weights",
-        "--tune",
-        "lora",
-    ]
-    options += ["--output-dir", tmp_path / "run"]
+    options = "--device cpu --max-steps 20 --learning-rate 1e-2 --balance weights --tune lora --output-dir".split()
+    options.append(tmp_path / "run")
     too_long = [*data, *options, "--max-length", 65]
     fails(too_long, "max_length 65 is more than the model's context, 64", capsys, classify.main)
     run(*data, *options)
@@ -342,19 +331,8 @@ def test_several_labels_a_text(tmp_path):
 
 
 def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(places, tmp_path, capsys):
-    arguments = [
-        "--dataset",
-        places,
-        "--output-dir",
-        tmp_path / "run",
-        *SMALL,
-        "--max-steps",
-        4,
-        "--eval-every",
-        4,
-        "--seeds",
-        2,
-    ]
+    arguments = ["--dataset", places, "--output-dir", tmp_path / "run", *SMALL]
+    arguments += ["--max-steps", 4, "--eval-every", 4, "--seeds", 2]
     run(*arguments)
     folders = [tmp_path / "run" / f"seed-{n}" for n in (0, 1)]
     found = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
