@@ -124,6 +124,8 @@ def add_lora(
         use_dora=use_dora,
         fan_in_fan_out=stock,
     )
+    if not use_dora:
+        config._register_custom_module({nn.Linear: _lean_layer()})
     if quantize:
         quantize_linears(model.base_model.layers, quantize)
     peft.inject_adapter_in_model(config, model)
@@ -205,6 +207,21 @@ def _head_name(model: nn.Module) -> str | None:
 
 def _classifier(model: nn.Module) -> str:
     return "score" if hasattr(model, "score") else ""
+
+
+def _lean_layer() -> type[nn.Module]:
+    from peft.tuners.lora import Linear
+
+    class LeanLinear(Linear):
+        """peft's layer, which adds in place: its three passing tensors per layer leave holes in memory."""
+
+        def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+            if self.disable_adapters or self.merged or self.active_adapters != ["default"] or args or kwargs:
+                return super().forward(x, *args, **kwargs)
+            learned = self.lora_B["default"](self.lora_A["default"](self.lora_dropout["default"](x)))
+            return self.base_layer(x).add_(learned, alpha=self.scaling["default"])
+
+    return LeanLinear
 
 
 def _is_changed(layer: nn.Module) -> bool:
