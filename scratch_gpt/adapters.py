@@ -124,7 +124,7 @@ def add_lora(
         use_dora=use_dora,
         fan_in_fan_out=stock,
     )
-    if not use_dora:
+    if not use_dora and not quantize:  # what a custom autograd function returns may not be added to in place
         config._register_custom_module({nn.Linear: _lean_layer()})
     if quantize:
         quantize_linears(model.base_model.layers, quantize)
