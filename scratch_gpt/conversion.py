@@ -7,15 +7,18 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging
 
 from .adapter_loading import load_adapted
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
@@ -29,6 +32,7 @@ from .modeling.modeling_scratch_gpt import (
 from .tokenizer import load_tokenizer
 
 
+ModelT = TypeVar("ModelT", bound=ScratchGPTPreTrainedModel)
 STOCK_CLASSES = {
     ScratchGPTModel: GPT2Model,
     ScratchGPTForCausalLM: GPT2LMHeadModel,
@@ -292,41 +296,67 @@ def _read_shapes(ours: dict[str, torch.Tensor]) -> dict[str, Any]:
 def load_model(
     name: str,
     revision: str | None = None,
-    model_class: type[ScratchGPTPreTrainedModel] = ScratchGPTForCausalLM,
+    model_class: type[ModelT] = ScratchGPTForCausalLM,
+    needs_head: bool = False,
     **changes: Any,
-) -> ScratchGPTPreTrainedModel:
+) -> ModelT:
     """A GPT-2 shaped model of a folder or the Hub in fp32, ready to be trained; `changes` are config fields.
 
-    An adapter is merged into its base. A classifier's head is new where there is none yet.
+    An adapter is merged into its base. A classifier's head is new where there is none yet, with `needs_head` an error.
 
     Raises:
         ValueError: there is none, or it is something else.
     """
 
-    def load(name: str, revision: str | None, **labels: Any) -> ScratchGPTPreTrainedModel:
+    def load(name: str, revision: str | None, **labels: Any) -> ModelT:
         known = labels if model_class is ScratchGPTForSequenceClassification else {}
-        return _load_whole(name, revision, model_class, {**known, **changes})
+        fresh = {"score.weight"} if known or not needs_head else set()  # labels are an adapter's that has the head
+        return _load_whole(name, revision, model_class, fresh, {**known, **changes})
 
     return load_adapted(name, load, revision)
 
 
 def _load_whole(
-    name: str, revision: str | None, model_class: type[ScratchGPTPreTrainedModel], changes: dict[str, Any]
-) -> ScratchGPTPreTrainedModel:
+    name: str, revision: str | None, model_class: type[ModelT], fresh: set[str], changes: dict[str, Any]
+) -> ModelT:
     try:
         found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
         if found.get("model_type") != ScratchGPTConfig.model_type:
             raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
         if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
             changes = {**changes, "hidden_act": "gelu_pytorch_tanh"}  # the same function as one fused operation
-        model, report = model_class.from_pretrained(
-            name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
-        )
-        if missing := set(report["missing_keys"]) - {"score.weight"}:
+        with _quiet():  # a causal model's head is none of a classifier, which has none yet: no need to warn of it
+            model, report = model_class.from_pretrained(
+                name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
+            )
+        if missing := set(report["missing_keys"]) - fresh:
             raise ValueError(f"it lacks {min(missing)}.")
     except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
         raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return model
 
 
-__all__ = ["export_gpt2", "import_checkpoint", "load_model"]
+@contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str], has_many: bool, seed: int) -> None:
+    """Give a classifier a new head for the classes `names`, drawn by the seed, and their names to its config.
+
+    With `has_many` each class is a question of its own.
+    """
+    config = model.config
+    config.id2label, config.label2id = dict(enumerate(names)), {name: id for id, name in enumerate(names)}
+    config.problem_type = "multi_label_classification" if has_many else "single_label_classification"
+    model.num_labels = len(names)
+    model.score = nn.Linear(config.hidden_size, len(names), bias=False)
+    nn.init.normal_(model.score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
+
+
+__all__ = ["export_gpt2", "fresh_head", "import_checkpoint", "load_model"]

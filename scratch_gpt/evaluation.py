@@ -1,7 +1,7 @@
 """A model and held-out batches -> loss, perplexity and bits per byte, the same at every batch size."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,4 +58,16 @@ def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
     }
 
 
-__all__ = ["language_metrics", "mean_losses", "row_losses"]
+def spread(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{split: {metric: number}} of several runs -> {split: {metric: {"mean", "std", "n"}}}; std with n - 1."""
+    return {
+        split: {name: _spread([result[split][name] for result in results]) for name in values}
+        for split, values in results[0].items()
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)), "n": len(values)}
+
+
+__all__ = ["language_metrics", "mean_losses", "row_losses", "spread"]

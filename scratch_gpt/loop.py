@@ -37,7 +37,7 @@ class Settings:
     accumulation_steps: int = 1
     max_steps: int | None = None
     epochs: float | None = None
-    max_tokens: int | None = None  # targets
+    max_tokens: int | None = None  # targets, or what the objective counts as tokens
     max_seconds: float | None = None  # of this launch
     max_grad_norm: float | None = 1.0
     max_bad_steps: int = 5  # skipped ones in a row before the run stops
@@ -59,7 +59,7 @@ class Progress:
 
     step: int = 0
     position: int = 0  # rows taken from the endless sequence of shuffled epochs
-    tokens: int = 0  # targets learned from
+    tokens: int = 0  # targets learned from, or what the objective counts as tokens
     skipped_steps: int = 0  # whose loss or gradient was not finite
     skipped_in_a_row: int = 0
     evaluated_at: int | None = None  # the step of the last evaluation
@@ -226,7 +226,7 @@ def _source(rows, collate, share: Share, settings: Settings, progress: Progress,
 
 
 def _backward(accelerator: Accelerator, model, objective, micro_batches: list) -> tuple[torch.Tensor, int]:
-    """A step's gradient, and this process' share of its mean loss; and the targets asked, over all processes."""
+    """A step's gradient, and this process' share of its mean loss; and what it learned from, over all processes."""
     counts = _count(accelerator, objective, micro_batches)
     loss = torch.zeros((), device=accelerator.device)
     for n, (batch, counted) in enumerate(micro_batches, start=1):
@@ -235,7 +235,7 @@ def _backward(accelerator: Accelerator, model, objective, micro_batches: list) -
             part = sum(sums[name] * counted / counts[name] for name in sums)
             accelerator.backward(part * accelerator.num_processes)  # DDP takes the mean over processes
         loss += part.detach()
-    return loss, counts["loss"]
+    return loss, int(counts.get("tokens", counts["loss"]))
 
 
 def _is_due(every: int | None, step: int) -> bool:
@@ -246,16 +246,16 @@ def _whole(norm: Any) -> float:
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is spread over processes
 
 
-def _count(accelerator: Accelerator, objective, micro_batches: list) -> dict[str, int]:
-    """What a step asks over all micro-batches and processes (1 where nothing)."""
-    counts: dict[str, int] = {}
+def _count(accelerator: Accelerator, objective, micro_batches: list) -> dict[str, float]:
+    """What a step asks over all micro-batches and processes (1 where nothing), a weighted count as a fraction."""
+    counts: dict[str, float] = {}
     for batch, counted in micro_batches:
         for name, count in objective.counts(batch).items():
-            counts[name] = counts.get(name, 0) + int(count) * counted
+            counts[name] = counts.get(name, 0) + count.item() * counted
     if accelerator.num_processes > 1:
         totals = torch.tensor([*counts.values()], device=accelerator.device)
         counts = dict(zip(counts, accelerator.reduce(totals, "sum").tolist(), strict=True))
-    return {name: max(count, 1) for name, count in counts.items()}
+    return {name: count or 1 for name, count in counts.items()}
 
 
 def _stopped(received: signal.Signals | None, progress: Progress, output_dir: Path) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 """A run's record -> pictures. Matplotlib is imported inside the functions, and draws without a screen."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,63 @@ def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Pat
     return file
 
 
+def plot_classification(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Path:
+    """Losses (above) and accuracies (below) over epochs, of what is learned and of what is held out.
+
+    `metrics` are the lines of metrics.jsonl; the dashed line is the accuracy on the test split before the first step.
+    """
+    from matplotlib.figure import Figure
+
+    steps = [line for line in metrics if line.get("loss") is not None]
+    held_out = [line for line in metrics if line.get("eval_loss") is not None]
+    per_step = steps[-1]["epoch"] / steps[-1]["step"] if steps else 0.0
+    epochs = [line["step"] * per_step for line in held_out]
+    figure = Figure(figsize=(8, 5.5), layout="constrained", facecolor="white")
+    loss, accuracy = figure.subplots(2, 1, sharex=True)
+
+    loss.plot([m["epoch"] for m in steps], [m["loss"] for m in steps], color=TRAIN, linewidth=1, label="training")
+    loss.plot(epochs, [m["eval_loss"] for m in held_out], "o-", color=VALIDATION, markersize=3, label="validation")
+    loss.set_ylabel("loss (nats)")
+    loss.set_title(title, parse_math=False)
+    for name, color, label in (("train_", TRAIN, "training"), ("eval_", VALIDATION, "validation")):
+        points = [(x, m[f"{name}accuracy"]) for x, m in zip(epochs, held_out, strict=True) if f"{name}accuracy" in m]
+        if points:
+            accuracy.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, label=label)
+    if held_out and "test_accuracy" in held_out[0]:
+        accuracy.axhline(held_out[0]["test_accuracy"], color=RATE, linestyle="--", linewidth=1, label="test, before")
+    accuracy.set_ylabel("accuracy")
+    accuracy.set_ylim(0, 1.02)
+    accuracy.set_xlabel("epochs")
+    for panel in (loss, accuracy):
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+    figure.savefig(file, dpi=120)
+    return file
+
+
+def plot_confusion(confusion: list[list[int]], labels: Sequence[str], file: Path, title: str = "") -> Path:
+    """A confusion matrix (C, C): a row is what is true, a column what it was called; shaded by the row's share."""
+    from matplotlib.figure import Figure
+
+    size = min(10.0, 2.5 + 0.7 * len(labels))
+    figure = Figure(figsize=(size + 1, size), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(labels) <= 20:
+        for i, row in enumerate(confusion):
+            for j, count in enumerate(row):
+                color = "white" if shares[i][j] > 0.5 else "black"
+                axes.text(j, i, f"{count:,}", ha="center", va="center", color=color)
+    axes.set_xticks(range(len(labels)), labels, rotation=45 if len(labels) > 4 else 0, parse_math=False)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.set_xlabel("called")
+    axes.set_ylabel("true")
+    axes.set_title(title, parse_math=False)
+    figure.savefig(file, dpi=120)
+    return file
+
+
 def _exp(values):
     import numpy as np
 
@@ -78,4 +136,4 @@ def _log(values):
     return np.log(np.maximum(values, 1e-300))
 
 
-__all__ = ["plot_loss"]
+__all__ = ["plot_classification", "plot_confusion", "plot_loss"]

@@ -84,7 +84,8 @@ def test_a_run_learns_and_its_folder_is_laid_out_as_promised(trained):
 def test_evaluation_json_agrees_with_metrics_and_counts_what_it_measured(trained):
     content = json.loads((trained / "evaluation.json").read_text())
     last = [line for line in read_metrics(trained / "metrics.jsonl") if "eval_loss" in line][-1]
-    assert content["format_version"] == 1 and set(content["results"]) == {"before/validation", "validation", "test"}
+    splits = {"before/validation", "before/test", "validation", "test"}
+    assert content["format_version"] == 1 and set(content["results"]) == splits
     best = content["results"]["validation"]
     assert best["loss"] <= last["eval_loss"]
     facts = content["protocol"]["validation"]
@@ -365,7 +366,7 @@ def test_damaged_and_misnamed_models_are_one_clear_line(story, trained, tmp_path
 
 def test_generate_says_what_is_wrong_in_one_line(tmp_path, capsys):
     fails(["--model", tmp_path], "no config.json", capsys, generate_recipe.main)
-    fails(["--model", tmp_path / "absent"], "No tokenizer could be loaded", capsys, generate_recipe.main)
+    fails(["--model", tmp_path / "absent"], "there is no such folder", capsys, generate_recipe.main)
     fails(["--samples", "0"], "samples is 0", capsys, generate_recipe.main)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from tiny import some_ids, tiny_gpt2, tiny_model
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, pipeline
 
 import scratch_gpt
 from scratch_gpt import (
@@ -21,6 +21,8 @@ from scratch_gpt import (
     ScratchGPTForSequenceClassification,
     ScratchGPTModel,
 )
+from scratch_gpt.conversion import fresh_head
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
 CODE = ["configuration_scratch_gpt.py", "gpt2_layout.py", "modeling_scratch_gpt.py"]
@@ -76,6 +78,9 @@ seen["generated"] = causal.generate(ids, max_new_tokens=8, do_sample=False, pad_
 gpt2 = type(causal).from_pretrained(root / "gpt2", attn_implementation="eager")
 seen["gpt2"] = gpt2(ids).logits.tolist()
 
+classify = transformers.pipeline("text-classification", model=str(root / "classifier"), trust_remote_code=True)
+seen["classified"] = classify(["a boat at sea", "sea"], batch_size=2, top_k=None)
+
 seen["planted"] = []
 for folder in sorted((root / "planted").iterdir()):
     try:
@@ -89,12 +94,23 @@ print(json.dumps(seen))
 '''
 
 
+def classifier(root: Path):
+    """A classifier with names for its labels; its tokenizer is written beside it, and pads with EOS."""
+    tokenizer = train_tokenizer(["a boat at sea"], vocab_size=270)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(root / "classifier")
+    model = tiny_model(ScratchGPTForSequenceClassification, vocab_size=270, pad_token_id=tokenizer.pad_token_id)
+    fresh_head(model, ["ham", "spam"], has_many=False, seed=0)
+    return model
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("stranger")
     for name, model_class in CLASSES.items():
         tiny_model(model_class, num_labels=3).save_pretrained(root / name)
     tiny_gpt2().save_pretrained(root / "gpt2")
+    classifier(root).save_pretrained(root / "classifier")
     for number, plant in enumerate(PLANTS):
         folder = root / "planted" / str(number)
         tiny_model().save_pretrained(folder)
@@ -136,6 +152,13 @@ def test_every_auto_class_loads_and_says_the_same(seen, name):
 def test_the_stranger_generates(seen):
     expected = tiny_model().generate(some_ids(), max_new_tokens=8, do_sample=False, pad_token_id=0)
     assert seen["generated"] == expected.tolist()
+
+
+def test_the_strangers_pipeline_names_the_labels(seen, root):
+    at_home = pipeline("text-classification", model=str(root / "classifier"))(["a boat at sea", "sea"], top_k=None)
+    for there, here in zip(seen["classified"], at_home, strict=True):
+        assert {label["label"] for label in there} == {"ham", "spam"}
+        assert [label["score"] for label in there] == pytest.approx([label["score"] for label in here], abs=1e-5)
 
 
 def test_the_stranger_reads_gpt2(seen):

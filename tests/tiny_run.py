@@ -47,6 +47,7 @@ def run(
     sgd=False,
     every=None,
     resume_from=None,
+    collate=COLLATE,
     stop_on_save_error=True,
     **settings,
 ):
@@ -70,7 +71,7 @@ def run(
     model, progress = train(
         *(accelerator, model, optimizer, lambda step: learning_rate_at(step, 10, 1e-2, 2)),
         rows=rows,
-        collate=COLLATE,
+        collate=collate,
         objective=objective,
         settings=settings,
         steps=steps,

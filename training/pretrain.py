@@ -36,7 +36,7 @@ def build(run: PretrainRun):
     from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.manifest import is_prepared, read_manifest, verify_same
     from scratch_gpt.data.windows import mask_inputs
-    from scratch_gpt.evaluation import language_metrics
+    from scratch_gpt.evaluation import language_metrics, mean_losses
     from scratch_gpt.generation import generate_text
     from scratch_gpt.objectives import causal_lm
     from scratch_gpt.tokenizer import check_vocabulary
@@ -53,21 +53,28 @@ def build(run: PretrainRun):
     masks = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     mask = next(id for id in masks if id is not None)
     alter = partial(mask_inputs, mask_token_id=mask, most=run.mask_inputs, seed=run.seed)
+
+    def measure(model, batches, reduce, split):
+        loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
+        return language_metrics(loss, splits[split]["tokens"] / splits[split]["bytes"]), {}
+
     return Task(
         model=model,
         tokenizer=tokenizer,
         rows=rows,
         collate=partial(collate_rows, pad_token_id=tokenizer.eos_token_id, length=length),
         objective=causal_lm,
-        metrics=lambda losses, split: language_metrics(
-            losses["loss"], splits[split]["tokens"] / splits[split]["bytes"]
-        ),
+        measure=measure,
         sample=lambda model: (
             run.sample_prompt
             + generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
         ),
         tokens_per_row=manifest["max_length"] if run.streaming else rows["train"].asked_per_row,
         manifest=manifest,
+        next_steps=(
+            'python training/generate.py --model {folder}/model --prompt "The"',
+            "python training/pretrain.py --dataset YOUR.txt --output-dir runs/mine",
+        ),
         group_by_length=manifest["pad"],
         alter=alter if run.mask_inputs else None,
         notices=notices,
@@ -273,6 +280,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with one_clear_line(MemoryError, CheckpointError, RunStopped):
         carry_out(run, start, task, accelerator, settings, steps, record)
+    accelerator.end_training()  # leaves the process group
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ AT_LEAST = {  # field -> the least it may be
     **dict.fromkeys(
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
-    **dict.fromkeys(("stride", "eval_every", "eval_batches", "checkpoint_every", "expect_processes", "lora_rank"), 1),
+    **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes"), 1),
+    **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 1),
     **dict.fromkeys(
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
     ),
@@ -189,6 +190,8 @@ def check_tune(run: Run) -> None:
 
 def check_model_folder(name: str | None, field: str = "model") -> None:
     """Raise a ValueError for a folder without model or adapter; a name that is no folder may be one on the Hub."""
+    if name is not None and not Path(name).exists() and (Path(name).is_absolute() or name.count("/") > 1):
+        raise ValueError(f"--{field} {name}: there is no such folder, and on the Hub a name has one slash.")
     kinds = ("config.json", "adapter_config.json")
     if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
@@ -308,6 +311,8 @@ RUN_FILES = (
     "manifest.json",
     "metrics.jsonl",
     "loss.png",
+    "confusion.png",
+    "predictions.jsonl",
     "evaluation.json",
     "adapter",
     "model",

@@ -24,6 +24,7 @@ PROMISED = {
         "pack",
         "pad",
         "mask_inputs",
+        "balance",
         "streaming",
         "stream_lanes",
     ),

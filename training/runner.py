@@ -30,7 +30,6 @@ from scratch_gpt.checkpoints import (
     write_text,
 )
 from scratch_gpt.data.manifest import NAME as MANIFEST
-from scratch_gpt.evaluation import mean_losses
 from scratch_gpt.launch import make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
@@ -42,22 +41,31 @@ from scratch_gpt.saving import guard_saves
 
 
 DEFAULT_EPOCHS = 3  # where no limit is given
+PREFIXES = {"validation": "eval_", "seen": "train_", "test": "test_"}  # of a split's names in metrics.jsonl
 
 
 class Task(NamedTuple):
-    """What a recipe builds."""
+    """What a recipe builds.
+
+    Of `rows`, "train" (a sequence, or a stream) is learned. "validation" is evaluated on the way, and with it "seen",
+    a part of what is learned; "test" is scored once before the first step and once at the end. Each may be missing.
+    """
 
     model: Any  # a PreTrainedModel
     tokenizer: Any
-    rows: dict[str, Any]  # "train" (a sequence, or a stream), and where they are asked for "validation" and "test"
+    rows: dict[str, Any]
     collate: Callable[[list], dict[str, torch.Tensor]]
     objective: Objective
-    metrics: Callable[[dict[str, float], str], dict[str, float]]  # mean losses, split -> named metrics
-    sample: Callable[[Any], str]  # model -> a text to look at after each evaluation
+    measure: Callable[..., tuple[dict[str, float], dict[str, Any]]]  # model, batches, reduce, split -> metrics, tables
     tokens_per_row: float
     manifest: dict[str, Any]  # of the data (data/manifest.py)
+    next_steps: tuple[str, ...]  # commands, {folder} is the run's
+    sample: Callable[[Any], str] | None = None  # model -> a text to look at after each evaluation
     group_by_length: bool = False
     alter: Callable[[Any, int], Any] | None = None  # (row, place) -> the row as it is learned from there
+    draw: Callable[..., Any] = plot_loss  # metrics.jsonl's lines, file, title -> loss.png
+    # model, tables of the test split -> what else is left, {file name: what writes it}; called on every process
+    leave: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
     notices: Sequence[str] = ()  # what to say before training
 
     @property
@@ -201,8 +209,8 @@ def carry_out(
     folder, say = start.folder, accelerator.print
     rates = _rates(run, steps)
     if accelerator.is_main_process:
-        for name in RUN_FILES if run.overwrite else ():
-            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+        if run.overwrite:
+            clear(folder)
         trained, parameters = count_parameters(task.model)
         counts = {"parameters": parameters, "trained_parameters": trained}
         facts = {"steps": steps, "schedule": rates, **counts, **record["environment"]}
@@ -214,7 +222,7 @@ def carry_out(
     keep_best = run.keep_best or run.patience is not None
     save = guard_saves(accelerator, folder, stop=run.on_save_error == "stop")
 
-    def evaluate(model, split: str = "validation") -> dict[str, float]:
+    def evaluate(model, split: str) -> tuple[dict[str, float], dict[str, Any]]:
         share = Share(settings.batch_size, 1, accelerator.num_processes, accelerator.process_index)
         batches = evaluation_batches(
             *(task.rows[split], task.collate, share, accelerator.device, run.eval_batches, run.workers)
@@ -222,21 +230,29 @@ def carry_out(
         sum_over_processes = None
         if accelerator.num_processes > 1:
             sum_over_processes = lambda pair: accelerator.reduce(pair.to(accelerator.device), "sum")  # noqa: E731
-        return task.metrics(mean_losses(model, batches, task.objective, sum_over_processes), split)
+        return task.measure(model, batches, sum_over_processes, split)
+
+    due = {"validation", "seen"} | ({"test"} if start.resume_from is None else set())
 
     def evaluate_and_sample(model) -> dict[str, Any]:
-        values = {f"eval_{name}": value for name, value in evaluate(model).items()}
-        sample = _sample(task, accelerator.unwrap_model(model)) if accelerator.is_main_process else ""
-        return {**values, "sample": sample}
+        values = {}
+        for split, prefix in PREFIXES.items():
+            if split in due and split in task.rows:
+                values |= {f"{prefix}{name}": value for name, value in evaluate(model, split)[0].items()}
+        due.discard("test")
+        if task.sample is not None:
+            unwrapped = accelerator.unwrap_model(model)
+            values["sample"] = _sample(task, unwrapped) if accelerator.is_main_process else ""
+        return values
 
     def on_evaluation(model, progress: Progress, is_best: bool) -> str:
         if keep_best and is_best:
             _save_model(accelerator, model, task.tokenizer, folder / "model", save)
-        save("loss.png", lambda: _draw(accelerator, folder, run))
-        numbers = {name: value for name, value in progress.last_evaluation.items() if name != "sample"}
+        save("loss.png", lambda: _draw(accelerator, folder, run, task))
+        numbers = {name: value for name, value in progress.last_evaluation.items() if name.startswith("eval_")}
         values = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        sample = " ".join(progress.last_evaluation["sample"].split())
-        return f"step {progress.step}: {values}{'  (best)' if is_best else ''}\n    {sample}"
+        sample = " ".join(progress.last_evaluation.get("sample", "").split())
+        return f"step {progress.step}: {values}{'  (best)' if is_best else ''}" + (f"\n    {sample}" if sample else "")
 
     has_validation = "validation" in task.rows
     model, progress = train(
@@ -262,13 +278,24 @@ def carry_out(
         shutil.rmtree(folder / "last", ignore_errors=True)  # of a run that was stopped before it became the best
     if "test" in task.rows and not last_is_best:
         model = _load_best(accelerator, task.model, model, folder / "model")
-    test = evaluate(model, "test") if "test" in task.rows else None
-    save("loss.png", lambda: _draw(accelerator, folder, run))
+    test, tables = evaluate(model, "test") if "test" in task.rows else (None, {})
+    save("loss.png", lambda: _draw(accelerator, folder, run, task))
+    for name, write in (task.leave(model, tables) if task.leave else {}).items():
+        save(name, lambda write=write, name=name: write(folder / name) if accelerator.is_main_process else None)
+    results: dict[str, Any] = {}
     if accelerator.is_main_process:
-        _write_evaluation(run, task, folder, progress, test, last_is_best)
-    accelerator.wait_for_everyone()  # a process group is left together
-    accelerator.end_training()
-    say(_farewell(run, progress, steps))
+        results = _write_evaluation(run, task, folder, progress, test, tables, last_is_best)
+    accelerator.wait_for_everyone()
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers = []
+    say(_farewell(run, task, progress, steps, results))
+
+
+def clear(folder: Path) -> None:
+    """Remove a run, or several of other seeds; what else lies in the folder stays."""
+    for path in (*(folder / name for name in RUN_FILES), *folder.glob("seed-*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _sample(task: Task, model) -> str:
@@ -291,8 +318,9 @@ def _rates(run: Run, steps: int) -> dict[str, float]:
     }
 
 
-def _unprefixed(line: dict[str, Any]) -> dict[str, float]:
-    return {name.removeprefix("eval_"): value for name, value in line.items() if name.startswith("eval_")}
+def _unprefixed(line: dict[str, Any] | None, prefix: str = "eval_") -> dict[str, float] | None:
+    found = {name.removeprefix(prefix): value for name, value in (line or {}).items() if name.startswith(prefix)}
+    return found or None
 
 
 def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> None:
@@ -328,19 +356,25 @@ def _load_best(accelerator, model, prepared, folder: Path):
     return prepared
 
 
-def _draw(accelerator, folder: Path, run: Run) -> None:
+def _draw(accelerator, folder: Path, run: Run, task: Task) -> None:
     metrics = read_metrics(folder / "metrics.jsonl") if accelerator.is_main_process else []
     if metrics:
         model, dataset = (Path(name).name for name in (run.model or run.preset or "tiny", run.dataset))
-        plot_loss(metrics, folder / "loss.png", title=f"{model} on {dataset}")
+        task.draw(metrics, folder / "loss.png", title=f"{model} on {dataset}")
 
 
-def _write_evaluation(run: Run, task: Task, folder: Path, progress: Progress, test, last_is_best: bool) -> None:
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "eval_loss" in line]
+def _write_evaluation(
+    run: Run, task: Task, folder: Path, progress: Progress, test, tables: dict[str, Any], last_is_best: bool
+) -> dict[str, dict[str, float]]:
+    by_step = {line["step"]: line for line in read_metrics(folder / "metrics.jsonl") if "eval_loss" in line}
     chosen = progress.step if last_is_best else progress.best_step
-
-    by_step = {line["step"]: _unprefixed(line) for line in lines}
-    results = {"before/validation": by_step.get(0), "validation": by_step.get(chosen), "test": test}
+    results = {
+        **{f"before/{split}": _unprefixed(by_step.get(0), PREFIXES[split]) for split in ("validation", "test")},
+        "train": _unprefixed(by_step.get(chosen), PREFIXES["seen"]),
+        "validation": _unprefixed(by_step.get(chosen)),
+        "test": test,
+    }
+    results = {name: values for name, values in results.items() if values is not None}
     content = {
         "format_version": 1,
         "protocol": {
@@ -350,17 +384,26 @@ def _write_evaluation(run: Run, task: Task, folder: Path, progress: Progress, te
             "eval_batches": run.eval_batches,
             **task.facts,
         },
-        "results": {name: values for name, values in results.items() if values is not None},
-        "tables": {},
+        "results": results,
+        "tables": {"test": tables} if tables else {},
     }
     write_text(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
+    return results
 
 
-def _farewell(run: Run, progress: Progress, steps: int) -> str:
+def _farewell(run: Run, task: Task, progress: Progress, steps: int, results: dict[str, dict[str, float]]) -> str:
     folder = run.output_dir
     end = f"{progress.step} steps, {progress.tokens:,} tokens"
     if progress.stopped_early:
         end += f" (stopped before step {steps})"
+    if "test" in results:
+        before = results.get("before/test", {})
+        shown = (
+            f"{name} {value:.4f}{f' (before {before[name]:.4f})' if name in before else ''}"
+            for name, value in results["test"].items()
+        )
+        end += f". On the test split: {', '.join(shown)}"
+    then = "".join(f"\n  {command.format(folder=folder)}" for command in task.next_steps)
     alone = f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
     adapter = alone if run.tune == "lora" else ""
     return f"""
@@ -368,6 +411,4 @@ def _farewell(run: Run, progress: Progress, steps: int) -> str:
   {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it{adapter}
   {folder}/loss.png         the picture of this run
   {folder}/metrics.jsonl    every number of it; evaluation.json has the last ones, run.yaml how it was made
-Next:
-  python training/generate.py --model {folder}/model --prompt "The"
-  python training/pretrain.py --dataset YOUR.txt --output-dir runs/mine"""
+Next:{then}"""

@@ -1,7 +1,8 @@
 """Rows -> the one batch contract: int64 tensors (B, T), short rows filled on the right.
 
 The filling asks nothing (-100), and no attention_mask is needed: under a causal mask no token sees what is behind it.
-In packed rows the filling's positions start again at 0, like those of one more document.
+In packed rows the filling's positions start again at 0, like those of one more document. A row with a label of its own
+(labels.py) is asked at its last token, so its batch says by an attention_mask where that is.
 """
 
 import numpy as np
@@ -29,4 +30,16 @@ def collate_rows(
     return batch
 
 
-__all__ = ["collate_rows"]
+def collate_labelled(rows: list[dict[str, np.ndarray]], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
+    """Rows of labels.py -> {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}.
+
+    Rows that are to be labelled have no labels yet, nor has their batch.
+    """
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    ids = collate_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id)["input_ids"]
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    known = {"labels": torch.from_numpy(np.stack([row["labels"] for row in rows]))} if "labels" in rows[0] else {}
+    return {"input_ids": ids, "attention_mask": mask, **known}
+
+
+__all__ = ["collate_labelled", "collate_rows"]

@@ -3,6 +3,7 @@
 The only file that imports `datasets`.
 """
 
+import csv
 import glob
 import hashlib
 import sysconfig
@@ -54,10 +55,22 @@ def open_documents(
 
 
 def open_rows(
-    dataset: str = EMBEDDED, config: str | None = None, split: str = "train", revision: str | None = None
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    column_names: list[str] | None = None,
 ) -> datasets.Dataset:
-    """A dataset with all its columns, nothing left out. Arguments and errors as for `open_documents`."""
-    rows = _open(dataset, config, split, revision)
+    """A dataset with all its columns, nothing left out. Arguments and errors as for `open_documents`.
+
+    Args:
+        column_names: of .csv or .tsv files without a header. No word in them means an absent value, and in .tsv a
+            quotation mark is one like any other character.
+    """
+    if column_names is None:
+        rows = _open(dataset, config, split, revision)
+    else:
+        rows = _open_files(dataset, _local_files(dataset), column_names=column_names)
     if len(rows) == 0:
         raise ValueError(f"{dataset} holds no rows.")
     return rows
@@ -359,7 +372,7 @@ def _local_files(dataset: str) -> list[Path]:
     return sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
 
 
-def _open_files(dataset: str, paths: list[Path], streaming: bool = False):
+def _open_files(dataset: str, paths: list[Path], streaming: bool = False, column_names: list[str] | None = None):
     if not paths:
         raise ValueError(f"{dataset!r}: no such file, or none that ends in {', '.join(LOADERS)}.")
     unknown = [path.name for path in paths if path.suffix.lower() not in LOADERS]
@@ -369,13 +382,17 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False):
         )
     if not any(path.stat().st_size for path in paths):
         raise ValueError(f"{dataset} holds no text: {paths[0].name} is empty.")
+    others = [path.name for path in paths if LOADERS[path.suffix.lower()][0] != "csv"]
+    if column_names is not None and others:
+        raise ValueError(f"column_names are for .csv and .tsv files without a header, and {others[0]} is none.")
     parts = []
     for loader, options in dict.fromkeys((name, tuple(options.items())) for name, options in LOADERS.values()):
         files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()] == (loader, dict(options))]
         if not files:
             continue
+        headless = {} if column_names is None else _without_header(files, column_names, **dict(options))
         try:
-            options = {**dict(options), "data_files": files, "split": "train", "streaming": streaming}
+            options = {**dict(options), **headless, "data_files": files, "split": "train", "streaming": streaming}
             parts.append(datasets.load_dataset(loader, **options))
         except Exception as error:  # a loader wraps whatever went wrong in its own kinds
             cause = error.__cause__ or error
@@ -387,6 +404,20 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False):
         shared = set.intersection(*(set(part.column_names) for part in parts))
         parts = [part.select_columns(sorted(shared)) for part in parts]
     return datasets.concatenate_datasets(parts)
+
+
+def _without_header(files: list[str], column_names: list[str], sep: str = ",") -> dict[str, Any]:
+    # How the csv loader reads files that have no header. It drops columns that it has no names for, without a word.
+    quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
+    for name in files:
+        with open(name, newline="", encoding="utf-8", errors="replace") as file:
+            found = len(next(csv.reader(file, delimiter=sep, quoting=quoting), []))
+        if found != len(column_names):
+            raise ValueError(
+                f"{Path(name).name} has {found} column(s), and column_names names {len(column_names)}: "
+                f"{','.join(column_names)}. Name every column."
+            )
+    return {"column_names": column_names, "keep_default_na": False, "quoting": quoting}
 
 
 def _cut_by_position(text: str, fractions: dict[str, float]) -> dict[str, datasets.Dataset]:

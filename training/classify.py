@@ -1,0 +1,317 @@
+"""Labelled texts and a base model -> a classifier that Hugging Face clients load.
+
+    accelerate launch training/classify.py [--config FILE.yaml] [--field value ...]
+    python training/classify.py --model DIR --predict FILE > scored.jsonl
+
+Without arguments: GPT-2 learns which of the SMS Spam Collection's messages are spam. Writes output_dir/model (weights,
+config with the labels' names, code, tokenizer), predictions.jsonl of the test split, loss.png, confusion.png,
+metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a folder seed-0/ ... each.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from recipe import Run, check, one_clear_line, option, parse, parse_overrides
+
+
+DEFAULT_DATASET, DEFAULT_MODEL = "ucirvine/sms_spam", "openai-community/gpt2"
+
+
+@dataclass(frozen=True)
+class ClassifyRun(Run):
+    """The shared fields and this recipe's own."""
+
+    output_dir: str = option("runs/classify", "Folder to write; one that holds a run is refused without --overwrite.")
+    model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
+    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
+    text_column: str | None = option(None, "The column that holds the text; by default `text`, `sms` of the default.")
+    label_column: str = option("label", "The column that holds names, numbers, or a list of them.")
+    label_separator: str | None = option(None, "Several labels in one value are joined by this.")
+    column_names: str | None = option(None, "Names for .csv and .tsv files without a header: `label,text`.")
+    test_fraction: float = option(0.2, "Share that is scored once before the first step and once at the end.")
+    balance: Literal["none", "undersample", "weights"] = option(
+        "none", "As many rows of each class as the smallest has, or a loss that counts each class alike."
+    )
+    drop_duplicates: bool = option(False, "Keep one row of each distinct text.")
+    keep_best: bool = option(True, "model/ is the best by validation loss, and last/ the last, where they differ.")
+    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
+    predict: str | None = option(None, "Score the texts of this file with a finished --model, and train nothing.")
+
+
+def build(run: ClassifyRun):
+    """Labelled rows in splits that share no text, and a model with a fresh head for their classes."""
+    from functools import partial
+
+    from runner import Task, apply_tune
+    from scratch_gpt.checkpoints import write_text
+    from scratch_gpt.classification_metrics import (
+        classification_metrics,
+        classification_tables,
+        classify_batches,
+        prediction_lines,
+        sum_batches,
+    )
+    from scratch_gpt.data.collate import collate_labelled
+    from scratch_gpt.data.labels import LabelledRows, class_weights, count_classes
+    from scratch_gpt.data.manifest import make_manifest
+    from scratch_gpt.objectives import classification
+    from scratch_gpt.order import Share, epoch_order, evaluation_batches
+    from scratch_gpt.plots import plot_classification, plot_confusion
+    from scratch_gpt.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
+
+    splits, source = read_splits(run)
+    names = [*count_classes(splits["train"].labels)]
+    tokenizer, model = build_model(run, names, splits["train"])
+    notices = apply_tune(run, model)
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    max_length = run.max_length or model.config.max_position_embeddings
+    encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
+    rows = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
+    records = {name: part.facts() for name, part in rows.items()}
+    known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+    manifest = make_manifest("classify", [source], records, tokenizer=known, max_length=max_length)
+    if "validation" in rows:
+        some = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
+        rows["seen"] = [rows["train"][k] for k in some]
+    weights = class_weights(splits["train"].labels) if run.balance == "weights" else None
+    has_many = splits["train"].has_many
+    collate = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id)
+
+    def measure(model, batches, reduce, split):
+        sums = sum_batches(model, batches, weights, reduce)
+        return classification_metrics(sums), classification_tables(sums, names)
+
+    def leave(model, tables):
+        device = next(model.parameters()).device
+        batches = (batch for batch, _ in evaluation_batches(rows["test"], collate, Share(run.batch_size), device))
+        found = classify_batches(model, batches, has_many)
+        lines = prediction_lines(splits["test"].texts, found, names, has_many, splits["test"].labels)
+        matrix = tables["confusion_matrix"]
+        draw = {} if has_many else {"confusion.png": lambda file: plot_confusion(matrix, names, file, "test split")}
+        return {"predictions.jsonl": lambda file: write_text(file, "".join(lines)), **draw}
+
+    return Task(
+        model=model,
+        tokenizer=tokenizer,
+        rows=rows,
+        collate=collate,
+        objective=classification(weights),
+        measure=measure,
+        tokens_per_row=records["train"]["tokens"] / len(rows["train"]),
+        manifest=manifest,
+        next_steps=("python training/classify.py --model {folder}/model --predict YOUR.txt",),
+        group_by_length=True,
+        notices=notices,
+        draw=plot_classification,
+        leave=leave if "test" in rows else None,
+    )
+
+
+def read_splits(run: ClassifyRun):
+    """The examples of each split, and where they are from."""
+    from scratch_gpt.data.labels import distinct_rows, read_examples, split_examples, undersample
+    from scratch_gpt.data.sources import describe_source, open_rows
+
+    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    rows = open_rows(*where, split_names(run.column_names))
+    text_column = run.text_column or ("sms" if run.dataset == DEFAULT_DATASET else "text")
+    for name, flag in ((text_column, "--text-column"), (run.label_column, "--label-column")):
+        if name not in rows.column_names:
+            raise ValueError(
+                f"{run.dataset} has no column {name!r}, only {', '.join(rows.column_names)}. Choose with {flag}; a "
+                "file without a header needs --column-names."
+            )
+    feature = rows.features[run.label_column]
+    names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel's, or those of a list of them
+    examples = read_examples(
+        rows[text_column][:], rows[run.label_column][:], names=names, separator=run.label_separator
+    )
+    if run.drop_duplicates:
+        examples = examples.take(distinct_rows(examples.texts))
+    if run.balance == "undersample":
+        examples = examples.take(undersample(examples.labels, run.seed))
+    parts = split_examples(examples, run.validation_fraction, run.test_fraction, run.seed)
+    return {name: examples.take(numbers) for name, numbers in parts.items()}, describe_source(*where)
+
+
+def build_model(run: ClassifyRun, names: list[str], train):
+    """(tokenizer, model): of `model`, or new ones; the head is new in any case, and drawn by the seed."""
+    import torch
+
+    from scratch_gpt import ScratchGPTConfig, ScratchGPTForSequenceClassification
+    from scratch_gpt.conversion import fresh_head, load_model
+    from scratch_gpt.tokenizer import count_ids, end_of_text_id, load_tokenizer
+    from scratch_gpt.tokenizer_training import train_tokenizer
+
+    name = run.tokenizer or run.model or "train"
+    if name == "train":
+        tokenizer = train_tokenizer(train.texts, run.vocab_size)
+    else:
+        tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
+    if tokenizer.pad_token_id is None:
+        end_of_text_id(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token  # what is filled is told by the mask: nothing has to be resized
+    rates = ("embed_dropout", "attention_dropout", "resid_dropout")
+    changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
+    torch.manual_seed(run.seed)
+    if run.model is None:
+        length = {} if run.max_length is None else {"max_position_embeddings": run.max_length}
+        overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
+        config = ScratchGPTConfig.from_preset(
+            run.preset, **{"vocab_size": count_ids(tokenizer), **length, **changes, **overrides}
+        )
+        model = ScratchGPTForSequenceClassification(config)
+    else:
+        model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, **changes)
+    limit = model.config.max_position_embeddings
+    if run.max_length is not None and run.max_length > limit:
+        raise ValueError(f"max_length {run.max_length} is more than the model's context, {limit} tokens.")
+    fresh_head(model, names, has_many=train.has_many, seed=run.seed)
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.config, role, getattr(tokenizer, role))
+    tokenizer.model_max_length = run.max_length or limit  # `truncation=True` cuts where training did
+    if run.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if run.compile:
+        model.compile()
+    return tokenizer, model
+
+
+def describe(run: ClassifyRun, task, settings, steps: int, accelerator) -> str:
+    """What is about to happen, in a few lines."""
+    from scratch_gpt.adapters import trainable_line
+
+    config = task.model.config
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    lines = [
+        f"Model: {parameters:,} parameters ({config.num_hidden_layers} layers, {config.hidden_size} wide), classes "
+        f"{', '.join(config.label2id)}, {accelerator.device.type}, {accelerator.num_processes} process(es), precision "
+        f"{'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
+    ]
+    for name, facts in task.manifest["splits"].items():
+        classes = ", ".join(f"{count:,} {label}" for label, count in facts["classes"].items())
+        lines.append(
+            f"{name:>10}: {facts['rows']:,} texts ({classes}), {facts['duplicates']:,} of them duplicates, "
+            f"{facts['tokens']:,} tokens, {facts['cut']:,} cut at {task.manifest['max_length']} tokens"
+        )
+    if run.tune != "full":
+        lines.append(trainable_line(task.model))
+    batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
+    lines.append(f"Training: {steps:,} steps of {batch} texts, seed {run.seed}. No text is in two splits.")
+    return "\n".join(lines)
+
+
+def predict(run: ClassifyRun) -> None:
+    """Write what a finished model says of each text, one JSON object a line, to standard output."""
+    from scratch_gpt import ScratchGPTForSequenceClassification
+    from scratch_gpt.classification_metrics import classify_batches, prediction_lines
+    from scratch_gpt.conversion import load_model
+    from scratch_gpt.data.collate import collate_labelled
+    from scratch_gpt.data.labels import read_texts
+    from scratch_gpt.data.sources import open_rows
+    from scratch_gpt.launch import make_accelerator
+    from scratch_gpt.order import to_device
+    from scratch_gpt.tokenizer import encode_batch, load_tokenizer
+
+    rows = open_rows(run.predict, column_names=split_names(run.column_names))
+    column = run.text_column or "text"
+    if column not in rows.column_names:
+        raise ValueError(
+            f"{run.predict} has no column {column!r}, only {', '.join(rows.column_names)}. Choose with --text-column."
+        )
+    values = rows[column][:]
+    if run.predict.endswith(".txt"):  # a text a line
+        values = [line for value in values for line in value.splitlines()]
+    texts = read_texts(values)
+    device = make_accelerator(run.device, "no").device
+    model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
+    tokenizer = load_tokenizer(run.model, run.model_revision)
+    length = min(run.max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
+    rows = [{"input_ids": row[:length]} for row in encode_batch(tokenizer, texts)]
+    pad_token_id = tokenizer.pad_token_id or 0  # any will do: the mask tells
+    batches = (
+        to_device(collate_labelled(rows[n : n + run.batch_size], pad_token_id), device)
+        for n in range(0, len(rows), run.batch_size)
+    )
+    model.to(device)
+    has_many = model.config.problem_type == "multi_label_classification"
+    names = [model.config.id2label[id] for id in range(model.config.num_labels)]
+    for line in prediction_lines(texts, classify_batches(model, batches, has_many), names, has_many):
+        sys.stdout.write(line)
+
+
+def split_names(column_names: str | None) -> list[str] | None:
+    """`label,text` -> ["label", "text"]."""
+    return None if column_names is None else [name.strip() for name in column_names.split(",")]
+
+
+def settle_model(run: ClassifyRun) -> ClassifyRun:
+    """The run with the model that it starts from, or predicts with, where none is named."""
+    if run.model is not None:
+        return run
+    if run.predict is not None:
+        return replace(run, model=f"{run.output_dir}/model")
+    return run if run.preset is not None else replace(run, model=DEFAULT_MODEL)
+
+
+def check_classes(run: ClassifyRun) -> None:
+    """Raise a ValueError for what this recipe cannot do."""
+    if run.streaming:
+        raise ValueError("The rows of each class have to be counted before they are split: leave --streaming out.")
+    if run.predict == "":
+        raise ValueError("predict is empty.")
+    if run.label_separator == "":
+        raise ValueError("label_separator is empty; give what stands between two labels.")
+
+
+def train_once(run: ClassifyRun, start, begin):
+    """One run, from its rows to its folder; `begin(accelerator)` is called when nothing can be refused any more."""
+    with one_clear_line():
+        from runner import carry_out, compare, is_finished, settle, start_accelerator
+
+        task = build(run)
+        accelerator = start_accelerator(run, start)
+        settings, steps = settle(run, start, task, accelerator.num_processes)
+        record, changes = compare(run, start, task, accelerator, settings)
+        for notice in (*start.notices, *task.notices, *changes):
+            accelerator.print(notice)
+        if is_finished(run, start, steps):
+            accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
+            return accelerator
+        accelerator.print(describe(run, task, settings, steps, accelerator))
+
+    from scratch_gpt.checkpoints import CheckpointError
+    from scratch_gpt.saving import RunStopped
+
+    with one_clear_line(MemoryError, CheckpointError, RunStopped):
+        begin(accelerator)
+        carry_out(run, start, task, accelerator, settings, steps, record)
+    accelerator.free_memory()  # the next seed has a model of its own
+    return accelerator
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_clear_line():
+        run = parse(ClassifyRun, argv)
+        check_classes(run)
+        run = settle_model(run)
+        check(run)
+        if run.predict is not None:
+            predict(run)
+            return
+
+        from runner import prepare
+        from seeds import begin_seeds, runs_of, summarise
+
+        runs = runs_of(run)
+        starts = [prepare(each) for each in runs]
+
+    for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
+        accelerator = train_once(each, start, lambda accelerator, n=n: n or begin_seeds(run, accelerator))
+    summarise(run, runs, accelerator)
+    accelerator.end_training()  # leaves the process group
+
+
+if __name__ == "__main__":
+    main()
