@@ -36,7 +36,7 @@ ARROWS = {
     "data/poisoning": {"numpy", "torch"},
     "data/report": {"numpy", "data"},
     "objectives": {"torch"},
-    "adapters": {"torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
+    "adapters": {"peft", "torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
     "adapter_loading": {"torch", "safetensors", "peft", "transformers", "adapter_layout"},
     "adapter_layout": {"torch"},
     "quantization": {"torch", "bitsandbytes"},

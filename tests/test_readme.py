@@ -6,6 +6,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import classify
 import generate
 import prepare
 import pretrain
@@ -43,13 +44,22 @@ def home(tmp_path_factory):
     for name in ("my.txt", "the-verdict.txt", "notes/a.md", "notes/b.md"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(TEXT + name)
+    kinds = ("good", "bad", "so so")
+    texts = [f"This is number {n} and it is {kinds[n % 3]}." for n in range(60)]
+    table = "".join(f"{text},{kinds[n % 3]}\n" for n, text in enumerate(texts))
+    (folder / "reviews.csv").write_text("review,stars\n" + table)
+    (folder / "mails.tsv").write_text("".join(f"{('ham', 'spam')[n % 2]}\t{text}\n" for n, text in enumerate(texts)))
+    topics = [{"text": text, "topics": ("a", "b", "a;b")[n % 3]} for n, text in enumerate(texts)]
+    (folder / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in topics))
+    (folder / "new.txt").write_text("Is it good?\nIs it bad?\n")
     shutil.copytree(REPO / "training" / "configs", folder / "training" / "configs")
     tokenizer = make_tokenizer([TEXT], vocab_size=300)
     tiny_gpt2(vocab_size=len(tokenizer)).save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
-    run_recipe(
-        pretrain, ["--dataset", folder / "my.txt", "--output-dir", folder / "runs/pretrain", *SMALLER, *NEW_MODEL]
-    )
+    for name in ("pretrain", "mine"):
+        run_recipe(
+            pretrain, ["--dataset", folder / "my.txt", "--output-dir", folder / "runs" / name, *SMALLER, *NEW_MODEL]
+        )
     return folder
 
 
@@ -66,14 +76,6 @@ def test_the_first_screen_has_the_two_commands():
     assert set(re.findall(r"`make (\w+)`", README)) <= set(targets)
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_python_blocks_run(number, home, monkeypatch):
-    monkeypatch.chdir(home)
-    names = {}
-    exec(PYTHON[number].replace("openai-community/gpt2", str(home / "gpt2")), names)
-    assert any(type(value).__name__.endswith("LMHeadModel") or hasattr(value, "generate") for value in names.values())
-
-
 @pytest.mark.parametrize("line", SHELL)
 def test_shell_lines_run(line, home, monkeypatch, capsys):
     monkeypatch.chdir(home)
@@ -83,6 +85,7 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
         if "--config_file" in words[:script]:
             assert Path(words[words.index("--config_file") + 1]).exists()
         scripts = {"pretrain": pretrain, "generate": generate, "prepare": prepare, "train_tokenizer": train_tokenizer}
+        scripts["classify"] = classify
         module, arguments = scripts[Path(words[script]).stem], words[script + 1 :]
         if module is generate:
             run_recipe(module, [*arguments, "--max-new-tokens", "3"])
@@ -90,6 +93,26 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
             return
         if module is prepare:
             run_recipe(module, [*arguments, "--vocab-size", "300", "--max-length", "16"])
+            assert "Written:" in capsys.readouterr().out
+            return
+        if module is classify:
+            if "--predict" in arguments:
+                run_recipe(module, arguments[: arguments.index(">")])
+                assert capsys.readouterr().out.count("probabilities") == 2
+                return
+            if "--dataset" not in arguments:  # the one on the Hub
+                arguments = [
+                    *arguments,
+                    "--dataset",
+                    "reviews.csv",
+                    "--text-column",
+                    "review",
+                    "--label-column",
+                    "stars",
+                ]
+            if "--model" not in arguments:
+                arguments = [*arguments, "--model", "gpt2"]
+            run_recipe(module, [*arguments, *SMALLER, "--seeds", "1", "--overwrite", "true"])
             assert "Written:" in capsys.readouterr().out
             return
         if module is train_tokenizer:
@@ -114,6 +137,17 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
         for word in words:
             if word.startswith(".ci/"):
                 assert (REPO / word).exists(), word
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_python_blocks_run(number, home, monkeypatch):
+    monkeypatch.chdir(home)
+    names = {}
+    exec(PYTHON[number].replace("openai-community/gpt2", str(home / "gpt2")), names)
+    assert any(
+        type(value).__name__.endswith(("LMHeadModel", "Pipeline")) or hasattr(value, "generate")
+        for value in names.values()
+    )
 
 
 def figures(name: str):
