@@ -210,9 +210,7 @@ def _classifier(model: nn.Module) -> str:
 
 
 def _lean_layer() -> type[nn.Module]:
-    from peft.tuners.lora import Linear
-
-    class LeanLinear(Linear):
+    class LeanLinear(import_peft().tuners.lora.Linear):
         """peft's layer, which adds in place: its three passing tensors per layer leave holes in memory."""
 
         def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
