@@ -405,7 +405,7 @@ BAD = {
     "--pack true --stride 3": "leave them out with --pack",
     "--task text --pack true": "--task text writes text",
     "--poisoning true": "give one with --reference-model",
-    "--reference-model /no/where": "/no/where cannot be loaded",
+    "--reference-model /no/where": "/no/where: there is no such folder",
     "--block-list /no/where": "/no/where",
     "--contamination /no/where.txt": "no such file",
     "--tokenizer /no/where": "No tokenizer could be loaded",

@@ -28,9 +28,9 @@ class GenerateRun:
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped=""):
         run = parse(GenerateRun, argv)
-        check_model_folder(run.model)
         if run.samples < 1:
             raise ValueError(f"samples is {run.samples}; it has to be at least 1.")
+        check_model_folder(run.model)
 
         from transformers import AutoModelForCausalLM
 
