@@ -13,11 +13,11 @@ A run that was stopped goes on where it was when the same command is given again
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recipe import check_fields, check_model_folder, one_clear_line, option, parse, parse_numbers
+from recipe import Source, check_fields, check_model_folder, one_clear_line, option, parse, parse_numbers
 
 
 @dataclass(frozen=True)
-class PrepareRun:
+class PrepareRun(Source):
     """What to prepare, and how."""
 
     output_dir: str = option("data/prepared", "Folder to write; one that holds anything else is refused.")
@@ -26,10 +26,6 @@ class PrepareRun:
         "pretrain", "`pretrain` writes rows of tokens, `text` the cleaned rows."
     )
 
-    dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
-    dataset_config: str | None = option(None, "Config name of a Hub dataset.")
-    dataset_split: str = option("train", "Split of a Hub dataset.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
     text_column: str = option("text", "The column that holds the text (with --task text, all columns are kept).")
     validation_fraction: float = option(0.1, "Share of the documents that is held out to evaluate on.")
     test_fraction: float = option(0.0, "Share that is held out for the end.")

@@ -28,8 +28,19 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What every recipe can be told."""
+class Source:
+    """Where rows come from."""
+
+    dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
+    dataset_config: str | None = option(None, "Config name of a Hub dataset.")
+    dataset_split: str = option("train", "Split of a Hub dataset.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
+    text_column: str = option("text", "The column that holds the text.")
+
+
+@dataclass(frozen=True)
+class Run(Source):
+    """What every training recipe can be told."""
 
     output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
     overwrite: bool = option(False, "Write into output_dir although it holds something; the old run is removed.")
@@ -60,11 +71,6 @@ class Run:
         "no", "Keep the matrices under LoRA in 4 or 8 bits: less memory, slower steps."
     )
 
-    dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
-    dataset_config: str | None = option(None, "Config name of a Hub dataset.")
-    dataset_split: str = option("train", "Split of a Hub dataset.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
-    text_column: str = option("text", "The column that holds the text.")
     streaming: bool = option(
         False, "Read the data as it is needed, never all of it; held out are the first documents."
     )

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from recipe import one_clear_line, option, parse, relative
+from recipe import Source, one_clear_line, option, parse, relative
 
 
 FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
@@ -21,17 +21,12 @@ HELD_OUT_MEGABYTES = 8  # more of the held-out text would only take longer to me
 
 
 @dataclass(frozen=True)
-class TokenizerRun:
+class TokenizerRun(Source):
     """What to train on, and which tokenizer."""
 
     output_dir: str = option("runs/tokenizer", "Folder to write; one that holds files is refused without --overwrite.")
     overwrite: bool = option(False, "Replace the tokenizer that output_dir holds.")
 
-    dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
-    dataset_config: str | None = option(None, "Config name of a Hub dataset.")
-    dataset_split: str = option("train", "Split of a Hub dataset.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
-    text_column: str = option("text", "The column that holds the text.")
     streaming: bool = option(
         False, "Read the data as it is needed, never all of it; held out are the first documents."
     )
