@@ -188,6 +188,14 @@ def test_figures_of_preparing_data_are_those_of_the_files_they_name():
             assert recall["neighbours"] == 1 and recall["cosine_low"] <= 0.15 and recall["loss_high"] == 0
 
 
+def test_figures_of_lora_are_those_of_the_file():
+    lora = figures("lora.json")
+    ratios = lora["lora_over_full"]
+    assert f"LoRA trains {100 * lora['trained_share']:.2f} % of the" in README
+    assert f"{ratios['step_seconds']:.2f} times the time of full fine-tuning" in README
+    assert f"{ratios['peak_bytes']:.2f} times its peak memory" in README
+
+
 def test_what_was_tried_and_lost_is_what_the_files_say():
     chaos, cost = figures("chaos.json"), figures("checkpoints.json")
     section = README[README.index("## What happens when it crashes") : README.index("## The path of a token")]
