@@ -265,32 +265,6 @@ def check_classes(run: ClassifyRun) -> None:
         raise ValueError("label_separator is empty; give what stands between two labels.")
 
 
-def train_once(run: ClassifyRun, start, begin):
-    """One run, from its rows to its folder; `begin(accelerator)` is called when nothing can be refused any more."""
-    with one_clear_line():
-        from runner import carry_out, compare, is_finished, settle, start_accelerator
-
-        task = build(run)
-        accelerator = start_accelerator(run, start)
-        settings, steps = settle(run, start, task, accelerator.num_processes)
-        record, changes = compare(run, start, task, accelerator, settings)
-        for notice in (*start.notices, *task.notices, *changes):
-            accelerator.print(notice)
-        if is_finished(run, start, steps):
-            accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
-            return accelerator
-        accelerator.print(describe(run, task, settings, steps, accelerator))
-
-    from scratch_gpt.checkpoints import CheckpointError
-    from scratch_gpt.saving import RunStopped
-
-    with one_clear_line(MemoryError, CheckpointError, RunStopped):
-        begin(accelerator)
-        carry_out(run, start, task, accelerator, settings, steps, record)
-    accelerator.free_memory()  # the next seed has a model of its own
-    return accelerator
-
-
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
         run = parse(ClassifyRun, argv)
@@ -301,14 +275,16 @@ def main(argv: list[str] | None = None) -> None:
             predict(run)
             return
 
-        from runner import prepare
+        from runner import prepare, run_task
         from seeds import begin_seeds, runs_of, summarise
 
         runs = runs_of(run)
         starts = [prepare(each) for each in runs]
 
     for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
-        accelerator = train_once(each, start, lambda accelerator, n=n: n or begin_seeds(run, accelerator))
+        begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
+        accelerator = run_task(each, start, build, describe, begin)
+        accelerator.free_memory()  # the next seed has a model of its own
     summarise(run, runs, accelerator)
     accelerator.end_training()  # leaves the process group
 

@@ -13,7 +13,7 @@ A run that was stopped goes on where it was when the same command is given again
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recipe import Source, check_fields, check_model_folder, one_clear_line, option, parse, parse_numbers
+from recipe import Source, check_fields, check_model_folder, check_rows, one_clear_line, option, parse, parse_numbers
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,7 @@ def check(run: PrepareRun) -> None:
             raise ValueError(f"{name} is {getattr(run, name)}; it lies between 0 and 1.")
     if not 0 < run.alpha <= 1:
         raise ValueError(f"alpha is {run.alpha}; it has to be more than 0 and at most 1.")
-    if run.pack and run.pad:
-        raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
-    if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
-        raise ValueError("--stride and --drop-tail are of windows: leave them out with --pack and --pad.")
+    check_rows(run)
     if run.poisoning and run.reference_model is None:
         raise ValueError("--poisoning looks at the gradients of a model: give one with --reference-model.")
     check_model_folder(run.reference_model, "reference-model")

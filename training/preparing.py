@@ -50,7 +50,8 @@ from scratch_gpt.data.pipeline import (
     part_bounds,
     texts_of,
 )
-from scratch_gpt.data.sources import cut_single, describe_source, open_column, open_rows, split_numbers
+from scratch_gpt.data.sources import cut_single, describe_source, open_column, open_rows
+from scratch_gpt.data.splits import split_numbers
 from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
 
 
@@ -74,9 +75,6 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
     """The folder to work in, and whether this very preparation is done; ValueError where it may not be used."""
     folder = Path(run.output_dir)
     work = folder / ".work"
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output_dir {run.output_dir}: {path} is a file. Give a folder.")
     check_writable(folder)
     if (folder / NAME).exists() and not run.overwrite:
         manifest = read_manifest(folder)

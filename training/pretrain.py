@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse, parse_overrides
+from recipe import Run, check, check_rows, one_clear_line, option, parse, parse_overrides
 
 
 @dataclass(frozen=True)
@@ -243,14 +243,11 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     return "\n".join(lines)
 
 
-def check_rows(run: PretrainRun) -> None:
-    """Raise a ValueError for ways of making rows that do not go together."""
+def check_data(run: PretrainRun) -> None:
+    """Raise a ValueError for what cannot be done with the data."""
     if run.streaming and (run.stride is not None or run.drop_tail or run.pack or run.pad):
         raise ValueError("A stream is cut into windows end to end: leave --stride, --drop-tail, --pack and --pad out.")
-    if run.pack and run.pad:
-        raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
-    if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
-        raise ValueError("--stride and --drop-tail are of windows: leave them out with --pack and --pad.")
+    check_rows(run)
     if run.mask_inputs > 3:
         raise ValueError(f"mask_inputs is {run.mask_inputs}; it is at most 3, and 0 for none.")
 
@@ -259,27 +256,12 @@ def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
         run = parse(PretrainRun, argv)
         check(run)
-        check_rows(run)
+        check_data(run)
 
-        from runner import carry_out, compare, is_finished, prepare, settle, start_accelerator
+        from runner import prepare, run_task
 
         start = prepare(run)
-        task = build(run)
-        accelerator = start_accelerator(run, start)
-        settings, steps = settle(run, start, task, accelerator.num_processes)
-        record, changes = compare(run, start, task, accelerator, settings)
-        for notice in (*start.notices, *task.notices, *changes):
-            accelerator.print(notice)
-        if is_finished(run, start, steps):
-            accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
-            return
-        accelerator.print(describe(run, task, settings, steps, accelerator))
-
-    from scratch_gpt.checkpoints import CheckpointError
-    from scratch_gpt.saving import RunStopped
-
-    with one_clear_line(MemoryError, CheckpointError, RunStopped):
-        carry_out(run, start, task, accelerator, settings, steps, record)
+    accelerator = run_task(run, start, build, describe)
     accelerator.end_training()  # leaves the process group
 
 

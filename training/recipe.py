@@ -178,6 +178,14 @@ def check(run: Run) -> None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
 
 
+def check_rows(run: Any) -> None:
+    """Raise a ValueError for ways of making rows that do not go together."""
+    if run.pack and run.pad:
+        raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
+    if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
+        raise ValueError("--stride and --drop-tail are of windows: leave them out with --pack and --pad.")
+
+
 def check_tune(run: Run) -> None:
     """Raise a ValueError where what is to be trained cannot be meant."""
     if re.fullmatch(r"full|head|lora|last-(block|[1-9]\d*-blocks)", run.tune) is None:
@@ -334,9 +342,6 @@ RUN_FILES = (
 def check_output_dir(run: Run) -> Path:
     """The folder, or a ValueError where it holds something that neither `resume` nor `overwrite` speaks for."""
     folder = Path(run.output_dir)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output_dir {run.output_dir}: {path} is a file. Give a folder.")
     check_writable(folder)
     drafts = (".writing-", ".old-")  # what a killed run was about to write
     if folder.is_dir() and any(not path.name.startswith(drafts) for path in folder.iterdir()):
@@ -363,6 +368,9 @@ def check_output_dir(run: Run) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Raise a ValueError where nothing can be written into a folder, or it cannot be made; it is left as it is."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output_dir {folder}: {path} is a file. Give a folder.")
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=there):

@@ -1,6 +1,7 @@
 """A built task -> a run folder: what happens around loop.train in every recipe. Not a recipe itself.
 
 prepare(run)      before anything heavy: the folder, and what to resume from
+run_task(...)     build what the run asks for, say what is about to happen, and carry it out
 carry_out(...)    train, keep the best or the last, score the test split once, write pictures and records
 """
 
@@ -17,11 +18,12 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
 
-from recipe import RUN_FILES, Run, check_output_dir, peak_rate, write_run_yaml
+from recipe import RUN_FILES, Run, check_output_dir, one_clear_line, peak_rate, write_run_yaml
 from resuming import check_record, make_record, settle_share
 from scratch_gpt.adapters import add_lora, count_parameters, freeze, has_lora, merged_state, save_adapter
 from scratch_gpt.checkpoints import (
     DRAFT,
+    CheckpointError,
     check_shapes,
     find_checkpoint,
     find_damage,
@@ -37,7 +39,7 @@ from scratch_gpt.objectives import Objective
 from scratch_gpt.optimizers import adamw, learning_rate_at
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.plots import plot_loss
-from scratch_gpt.saving import guard_saves
+from scratch_gpt.saving import RunStopped, guard_saves
 
 
 DEFAULT_EPOCHS = 3  # where no limit is given
@@ -123,6 +125,36 @@ def apply_tune(run: Run, model) -> list[str]:
         quantize=None if run.quantize_base == "no" else run.quantize_base,
     )
     return []
+
+
+def run_task(
+    run: Run,
+    start: Start,
+    build: Callable[[Run], Task],
+    describe: Callable[..., str],
+    begin: Callable[[Any], Any] = lambda accelerator: None,
+):
+    """One run, from its rows to its folder; returns its accelerator, whose process group the caller leaves.
+
+    Args:
+        describe: (run, task, settings, steps, accelerator) -> what is about to happen, in a few lines.
+        begin: called with the accelerator when nothing can be refused any more.
+    """
+    with one_clear_line():
+        task = build(run)
+        accelerator = start_accelerator(run, start)
+        settings, steps = settle(run, start, task, accelerator.num_processes)
+        record, changes = compare(run, start, task, accelerator, settings)
+        for notice in (*start.notices, *task.notices, *changes):
+            accelerator.print(notice)
+        if is_finished(run, start, steps):
+            accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
+            return accelerator
+        accelerator.print(describe(run, task, settings, steps, accelerator))
+    with one_clear_line(MemoryError, CheckpointError, RunStopped):
+        begin(accelerator)
+        carry_out(run, start, task, accelerator, settings, steps, record)
+    return accelerator
 
 
 def start_accelerator(run: Run, start: Start):

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from recipe import Source, one_clear_line, option, parse, relative
+from recipe import Source, check_writable, one_clear_line, option, parse, relative
 
 
 FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
@@ -65,9 +65,7 @@ def check(run: TokenizerRun) -> None:
 def check_folder(run: TokenizerRun) -> Path:
     """The folder to write, or a ValueError where it holds something that `overwrite` does not speak for."""
     folder = Path(run.output_dir).resolve()
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output_dir {run.output_dir}: {path} is a file. Give a folder.")
+    check_writable(Path(run.output_dir))
     if folder.is_dir() and any(folder.iterdir()):
         if not FILES <= {path.name for path in folder.iterdir()}:
             raise ValueError(f"output_dir {run.output_dir} holds files, and not those of this recipe. Give another.")

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .splits import check_fractions
+
 
 Label = str | frozenset[str]
 
@@ -150,15 +152,7 @@ def split_examples(
     Raises:
         ValueError: fractions that leave nothing to train on, or a class with fewer distinct texts than splits.
     """
-    fractions = {"validation": validation_fraction, "test": test_fraction}
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise ValueError(f"{name}_fraction is {fraction}; it has to be at least 0 and less than 1.")
-    if sum(fractions.values()) >= 1:
-        raise ValueError(
-            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to train on."
-        )
-    fractions = {name: fraction for name, fraction in fractions.items() if fraction > 0}
+    fractions = check_fractions(validation_fraction, test_fraction)
     groups: dict[str, list[int]] = {}  # text -> its rows
     for number, text in enumerate(examples.texts):
         groups.setdefault(" ".join(text.split()), []).append(number)

@@ -167,10 +167,10 @@ def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator
         yield bytes_.view(kind).reshape(len(column), -1)
 
 
-def texts_of_table(table: pa.Table, alive: np.ndarray | None = None) -> list[str]:
+def texts_of_table(table: pa.Table, alive: np.ndarray) -> list[str]:
     """The column "text" of a table; "" for what is not alive."""
     texts = table.column("text").to_pylist()
-    return texts if alive is None else [text if here else "" for text, here in zip(texts, alive.tolist(), strict=True)]
+    return [text if here else "" for text, here in zip(texts, alive.tolist(), strict=True)]
 
 
 def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[str, Any]]:

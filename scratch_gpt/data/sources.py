@@ -16,6 +16,7 @@ import numpy as np
 
 from .embedded import python_documentation
 from .manifest import file_record, is_prepared, read_manifest, verify_files
+from .splits import check_fractions, split_numbers
 
 
 EMBEDDED = "python-docs"
@@ -154,7 +155,7 @@ def open_stream(
     Raises:
         ValueError: as `open_documents` and `split_documents`; or files of several kinds.
     """
-    fractions = _check_fractions(validation_fraction, test_fraction)
+    fractions = check_fractions(validation_fraction, test_fraction)
     rows = _open(dataset, config, split, revision, streaming=True)
     shards = rows.num_shards
 
@@ -233,7 +234,7 @@ def split_documents(
     Raises:
         ValueError: fractions outside [0, 1) or together 1 or more, or fewer documents than splits.
     """
-    asked = _check_fractions(validation_fraction, test_fraction)
+    asked = check_fractions(validation_fraction, test_fraction)
     if len(documents) == 1:
         return _cut_by_position(documents[0]["text"], asked)
     numbers = split_numbers(len(documents), validation_fraction, test_fraction, seed)
@@ -248,21 +249,6 @@ def cut_single(
         return rows, None
     cuts = split_documents(rows, validation_fraction, test_fraction)
     return datasets.concatenate_datasets([*cuts.values()]), {name: np.array([n]) for n, name in enumerate(cuts)}
-
-
-def split_numbers(
-    n: int, validation_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Which of n documents go where, in order: {"train", "validation", "test"}. Errors as for `split_documents`."""
-    asked = _check_fractions(validation_fraction, test_fraction)
-    if n < 1 + len(asked):
-        raise ValueError(f"{n} documents cannot be split into train, {' and '.join(asked)}. Set a fraction to 0.")
-    order = np.random.default_rng(seed).permutation(n)
-    splits = {}
-    for name, fraction in asked.items():
-        take = min(max(1, round(fraction * n)), len(order) - 1)
-        splits[name], order = np.sort(order[:take]), order[take:]
-    return {"train": np.sort(order), **splits}
 
 
 class TokenStream(NamedTuple):
@@ -300,18 +286,6 @@ def token_stream(
     largest = max(int(ids.max()) for ids in chunks)
     ids = np.concatenate(chunks).astype(np.uint16 if largest < 2**16 else np.uint32)
     return TokenStream(ids, np.cumsum([len(chunk) for chunk in chunks]), int(np.sum(rows["bytes"][:])))
-
-
-def _check_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
-    fractions = {"validation": validation_fraction, "test": test_fraction}
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise ValueError(f"{name}_fraction is {fraction}; it has to be at least 0 and less than 1.")
-    if sum(fractions.values()) >= 1:
-        raise ValueError(
-            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to train on."
-        )
-    return {name: fraction for name, fraction in fractions.items() if fraction > 0}
 
 
 def _check_text_column(dataset: str, columns: list[str], features: Any, text_column: str) -> None:
@@ -449,6 +423,5 @@ __all__ = [
     "open_rows",
     "open_stream",
     "split_documents",
-    "split_numbers",
     "token_stream",
 ]
