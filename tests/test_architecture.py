@@ -21,6 +21,7 @@ ARROWS = {
     "data/sources": {"datasets", "numpy", "data"},
     "data/embedded": set(),
     "data/manifest": set(),
+    "data/names": {"transformers", "data"},
     "data/mixture": {"numpy"},
     "data/packing": {"numpy", "data"},
     "data/prepared": {"numpy", "pyarrow", "data"},

@@ -59,6 +59,7 @@ class PrepareRun(Source):
     quality: bool = option(False, "Remove documents that are too short, repeat themselves or hold few words.")
     languages: str | None = option(None, "Keep only these: `en,de`. Needs the extra `languages`.")
     privacy: Literal["off", "mask", "drop"] = option("off", "E-mail and IP addresses, phone numbers and keys.")
+    names_model: str | None = option(None, "... and people's names, found by this token-classification model.")
     block_list: str | None = option(None, "File of words or /patterns/, one a line: documents that hold one go.")
     contamination: str | None = option(None, "Evaluation data (as --dataset): documents that share text with it go.")
     contamination_ngram: int = option(13, "... judged by n-grams of so many words.")
@@ -81,6 +82,9 @@ def check(run: PrepareRun) -> None:
     if run.poisoning and run.reference_model is None:
         raise ValueError("--poisoning looks at the gradients of a model: give one with --reference-model.")
     check_model_folder(run.reference_model, "reference-model")
+    if run.names_model is not None and run.privacy == "off":
+        raise ValueError("--names-model finds names to mask or drop: add --privacy mask or --privacy drop.")
+    check_model_folder(run.names_model, "names-model")
     if run.task == "text" and (run.pack or run.pad or run.stride is not None or run.tokenizer is not None):
         raise ValueError("--task text writes text: leave out --tokenizer, --pack, --pad and --stride.")
     if run.mixture is not None:

@@ -39,6 +39,7 @@ from scratch_gpt.data.duplicates import (
     signatures,
 )
 from scratch_gpt.data.manifest import NAME, changed_file, file_record, make_manifest, read_manifest, verify_files
+from scratch_gpt.data.names import names_finder
 from scratch_gpt.data.pipeline import (
     Filter,
     Selection,
@@ -107,7 +108,7 @@ def make_plan(run: Any, sources: list[dict[str, Any]]) -> str:
     """A hash of all that decides what comes out: the same plan, the same rows."""
     this_call = ("output_dir", "overwrite", "write_removed", "report")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
-    for name in ("tokenizer", "reference_model", "block_list", "contamination"):
+    for name in ("tokenizer", "reference_model", "names_model", "block_list", "contamination"):
         path = Path(config[name]) if config[name] else None
         if path is not None and path.exists():  # what it holds decides, not where it lies
             files = sorted(file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
@@ -163,14 +164,15 @@ def make_filters(run: Any) -> list:
             return f"{share:.0%} of its n-grams" if share > run.contamination_share else None
 
         filters.append(Filter("contamination", problem=contaminated))
+    mask = partial(mask_private, find_names=None if run.names_model is None else names_finder(run.names_model))
     if run.privacy == "drop":
 
         def found_kinds(text: str) -> str:
-            return ", ".join(kind for kind, count in mask_private(text)[1].items() if count)
+            return ", ".join(kind for kind, count in mask(text)[1].items() if count)
 
         filters.append(Filter("privacy", problem=lambda text: found_kinds(text) or None))
     if run.privacy == "mask":
-        filters.append(Filter("privacy", change=lambda text: mask_private(text)[0]))
+        filters.append(Filter("privacy", change=lambda text: mask(text)[0]))
     return filters
 
 

@@ -221,8 +221,8 @@ def mask_private(
     separators or a word such as "tel" before them.
 
     Args:
-        find_names: text -> the (start, end) of people's names, which become "[NAME]" and are counted as "name". No
-            library that works offline is shipped: pass a named-entity model's findings.
+        find_names: text -> the (start, end) of people's names, which become "[NAME]" and are counted as "name";
+            `names.names_finder` makes one from a named-entity model.
 
     Raises:
         ValueError: an unknown kind.
