@@ -10,8 +10,10 @@ import re
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from .adapter_layout import to_gpt2
 from .adapter_loading import BASE, WEIGHTS, describe_base, import_peft, without_root
@@ -124,7 +126,7 @@ def add_lora(
         use_dora=use_dora,
         fan_in_fan_out=stock,
     )
-    if not use_dora and not quantize:  # what a custom autograd function returns may not be added to in place
+    if not use_dora and not quantize:
         config._register_custom_module({nn.Linear: _lean_layer()})
     if quantize:
         quantize_linears(model.base_model.layers, quantize)
@@ -211,15 +213,51 @@ def _classifier(model: nn.Module) -> str:
 
 def _lean_layer() -> type[nn.Module]:
     class LeanLinear(import_peft().tuners.lora.Linear):
-        """peft's layer, which adds in place: its three passing tensors per layer leave holes in memory."""
+        """peft's layer, its one adapter computed by `LoraLinear`; whatever else peft can do, peft does."""
 
         def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-            if self.disable_adapters or self.merged or self.active_adapters != ["default"] or args or kwargs:
+            drops = self.training and not isinstance(self.lora_dropout["default"], nn.Identity)
+            plain = self.active_adapters == ["default"] and not (self.disable_adapters or self.merged or drops)
+            if not plain or args or kwargs:
                 return super().forward(x, *args, **kwargs)
-            learned = self.lora_B["default"](self.lora_A["default"](self.lora_dropout["default"](x)))
-            return self.base_layer(x).add_(learned, alpha=self.scaling["default"])
+            base, A, B = self.base_layer, self.lora_A["default"].weight, self.lora_B["default"].weight
+            return LoraLinear.apply(x, base.weight, base.bias, A, B, self.scaling["default"])
 
     return LeanLinear
+
+
+class LoraLinear(torch.autograd.Function):
+    """x W^T + b + scale (x A^T) B^T where W and b stay as they are (Hu et al. 2021).
+
+    As one function it keeps x and x A^T for the backward pass and nothing else: autocast would keep a copy of each W,
+    and of x for each layer that reads it. Letters: x (..., I), W (O, I), A (R, I), B (O, R).
+    """
+
+    @staticmethod
+    def forward(ctx, x, W, b, A, B, scale):
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        ctx.scale, ctx.dtype = scale, dtype
+        with torch.autocast(device, enabled=False):
+            rows = x.to(dtype).flatten(0, -2)
+            down = rows @ A.to(dtype).T  # (..., R)
+            y = F.linear(rows, W.to(dtype), None if b is None else b.to(dtype))
+            y.addmm_(down, B.to(dtype).T, alpha=scale)
+        ctx.save_for_backward(x, W, A, B, down)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, W, A, B, down = ctx.saved_tensors
+        g = gradient.to(ctx.dtype).flatten(0, -2)  # (..., O)
+        g_down = (g @ B.to(ctx.dtype)).mul_(ctx.scale)
+        g_A = g_down.T @ x.to(ctx.dtype).flatten(0, -2)
+        g_B = (g.T @ down).mul_(ctx.scale)
+        g_x = None
+        if ctx.needs_input_grad[0]:
+            g_x = (g @ W.to(ctx.dtype)).addmm_(g_down, A.to(ctx.dtype)).view(x.shape).to(x.dtype)
+        return g_x, None, None, g_A.to(A.dtype), g_B.to(B.dtype), None
 
 
 def _is_changed(layer: nn.Module) -> bool:
