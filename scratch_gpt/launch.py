@@ -26,6 +26,15 @@ def best_precision(device: str) -> str:
     return "no"
 
 
+def best_attention(device: str, precision: str, max_length: int) -> str:
+    """The attention backend that is fastest for rows of so many tokens: "sdpa", or "eager" for short rows in bf16.
+
+    On a CPU torch's fused kernel takes 1.1 (256 tokens) to 3 times (64) as long there as plain matrix products, and
+    1.6 times less at 512 (AVX-512 with bf16, torch 2.13). Both give the same numbers but for rounding.
+    """
+    return "eager" if device == "cpu" and precision == "bf16" and max_length <= 256 else "sdpa"
+
+
 def make_accelerator(
     device: str = "auto",
     mixed_precision: str = "auto",
@@ -98,4 +107,4 @@ class StopSignals:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # even in the middle of a long operation
 
 
-__all__ = ["StopSignals", "best_precision", "make_accelerator"]
+__all__ = ["StopSignals", "best_attention", "best_precision", "make_accelerator"]

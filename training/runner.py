@@ -32,7 +32,7 @@ from scratch_gpt.checkpoints import (
     write_text,
 )
 from scratch_gpt.data.manifest import NAME as MANIFEST
-from scratch_gpt.launch import make_accelerator
+from scratch_gpt.launch import best_attention, make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
@@ -143,6 +143,9 @@ def run_task(
     with one_clear_line():
         task = build(run)
         accelerator = start_accelerator(run, start)
+        task.model.set_attn_implementation(
+            best_attention(accelerator.device.type, accelerator.mixed_precision, task.manifest["max_length"])
+        )
         settings, steps = settle(run, start, task, accelerator.num_processes)
         record, changes = compare(run, start, task, accelerator, settings)
         for notice in (*start.notices, *task.notices, *changes):
@@ -381,7 +384,7 @@ def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> 
 
 def _load_best(accelerator, model, prepared, folder: Path):
     # The prepared model with the weights of model/; LoRA's are merged there, so that they need a model of their own.
-    best = type(model).from_pretrained(folder)
+    best = type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation)
     if has_lora(model):
         return accelerator.prepare_model(best, evaluation_mode=True)
     model.load_state_dict(best.state_dict())
