@@ -296,6 +296,8 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,
+        token_losses: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and the cross-entropy in nats where a label asks for it.
@@ -303,10 +305,12 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         Args:
             labels: (B, T), Hugging Face's convention: the row's own ids, shifted here; -100 is not asked.
             shift_labels: (B, T), instead of `labels`: the token that comes next at each position, taken as it is.
+                Then no logits are returned.
+            token_losses: with `shift_labels`, return the loss of each position, (B, T), 0 where none is asked.
             num_items_in_batch: divide the summed loss by this number instead of by this call's labels.
             logits_to_keep: how many last positions to score, 0 for all; or the positions themselves.
         """
-        asked = labels is not None or kwargs.get("shift_labels") is not None
+        asked = labels is not None or shift_labels is not None
         if asked and use_cache is None:
             use_cache = False  # a loss needs no cache, and a cache would join packed documents
         outputs = self.transformer(
@@ -320,7 +324,13 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
-        if asked:
+        if token_losses:
+            losses = F.cross_entropy(logits.flatten(0, 1).float(), shift_labels.flatten(), reduction="none")
+            loss, logits = losses.view_as(shift_labels), None
+        elif shift_labels is not None:
+            sizes = {"vocab_size": self.config.vocab_size, "shift_labels": shift_labels}
+            loss, logits = self.loss_function(logits=logits, labels=None, **sizes, **kwargs), None
+        elif asked:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
