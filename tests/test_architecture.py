@@ -37,6 +37,7 @@ ARROWS = {
     "data/poisoning": {"numpy", "torch"},
     "data/report": {"numpy", "data"},
     "objectives": {"torch"},
+    "preferences": {"torch", "objectives"},
     "adapters": {"peft", "torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
     "adapter_loading": {"torch", "safetensors", "peft", "transformers", "adapter_layout"},
     "adapter_layout": {"torch"},
