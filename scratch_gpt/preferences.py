@@ -1,7 +1,7 @@
 """Log-probabilities of answers -> how much better the preferred ones should be: DPO, IPO, KTO, ORPO and SimPO.
 
-B pairs, or answers with a label; N = 2B rows of a batch, T positions. Rows [0, B) are chosen and [B, 2B) rejected. KTO:
-rows [0, B) have a `preference` each (True is desirable), and row B + b is the prompt of row b with the answer to
+B pairs, or answers with a label; N = 2B rows of a batch, T positions. Rows [0, B) are chosen and [B, 2B) rejected. Of
+KTO, rows [0, B) have a `preference` each (True is desirable), and row B + b is the prompt of row b with the answer to
 another, which only KTO's baseline reads.
 """
 
@@ -129,31 +129,36 @@ class Preference:
         """KTO's "kl", summed: it is the mean over the global batch, and no gradient goes through it."""
         if self.loss_type != "kto":
             return {}
-        others = {name: batch[name].chunk(2)[1] for name in ("input_ids", "shift_labels", "reference_logps")}
+        others = _half(batch, 1)
         return {"kl": (read_answers(model, others).logps - others["reference_logps"]).sum()}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """The terms; KTO's batch has the mean of its `baselines` as "kl"."""
-        if self.loss_type == "kto":
-            names = ("input_ids", "shift_labels", "reference_logps")
-            batch = {**batch, **{name: batch[name].chunk(2)[0] for name in names}}
-        answers = read_answers(model, batch, with_prompts=self.loss_type == "orpo")
-        return self.terms(answers, batch)
+        """The terms; a batch of KTO's has the mean of its `baselines` as "kl"."""
+        batch = _half(batch, 0) if self.loss_type == "kto" else batch
+        return self.terms(read_answers(model, batch, with_prompts=self.loss_type == "orpo"), batch)
 
     def terms(self, answers: Answers, batch: Batch) -> dict[str, torch.Tensor]:
         """What is lost on answers that were read."""
-        scores = self.scores(answers, batch.get("reference_logps"))
-        loss = LOSSES[self.loss_type]
+        scores, loss = self.scores(answers, batch), LOSSES[self.loss_type]
         if self.loss_type == "kto":
             return {"loss": loss(scores, batch["preference"], batch["kl"].clamp(min=0), self.beta).sum()}
         gamma = (self.gamma,) if self.loss_type == "simpo" else ()
         terms = {"loss": loss(*scores.chunk(2), self.beta, *gamma).sum()}
         return terms | ({"nll": answers.whole} if self.loss_type == "orpo" else {})
 
-    def scores(self, answers: Answers, reference_logps: torch.Tensor | None) -> torch.Tensor:
+    def scores(self, answers: Answers, batch: Batch) -> torch.Tensor:
         """(N,) what the losses compare: log-ratios or log-probabilities, of whole answers or per token."""
-        scores = answers.logps - reference_logps if self.needs_reference else answers.logps
+        scores = answers.logps - batch["reference_logps"] if self.needs_reference else answers.logps
         return scores / answers.lengths if self.loss_type in PER_TOKEN else scores
+
+    def rewards(self, answers: Answers, batch: Batch) -> torch.Tensor:
+        """(N,) beta times the log-ratio to the reference, without one beta times the log-probability per token."""
+        values = answers.logps - batch["reference_logps"] if self.needs_reference else answers.logps / answers.lengths
+        return self.beta * values
+
+
+def _half(batch: Batch, n: int) -> Batch:
+    return {**batch, **{key: batch[key].chunk(2)[n] for key in ("input_ids", "shift_labels", "reference_logps")}}
 
 
 __all__ = [

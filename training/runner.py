@@ -68,6 +68,8 @@ class Task(NamedTuple):
     draw: Callable[..., Any] = plot_loss  # metrics.jsonl's lines, file, title -> loss.png
     # model, tables of the test split -> what else is left, {file name: what writes it}; called on every process
     leave: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
+    # accelerator, folder, save: what the rows still need before the first step; called on every process
+    ready: Callable[[Any, Path, Callable], Any] = lambda accelerator, folder, save: None
     notices: Sequence[str] = ()  # what to say before training
 
     @property
@@ -253,6 +255,7 @@ def carry_out(
         accelerator.init_trackers("tracking")
     keep_best = run.keep_best or run.patience is not None
     save = guard_saves(accelerator, folder, stop=run.on_save_error == "stop")
+    task.ready(accelerator, folder, save)
 
     def evaluate(model, split: str) -> tuple[dict[str, float], dict[str, Any]]:
         share = Share(settings.batch_size, 1, accelerator.num_processes, accelerator.process_index)
