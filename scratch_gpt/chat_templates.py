@@ -128,7 +128,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase, prompt_format: str | None = 
 def store_format(
     tokenizer: PreTrainedTokenizerBase, prompt_format: str, model: PreTrainedModel | None = None
 ) -> list[str]:
-    """Make a format the one that the tokenizer keeps, and what ends its answers EOS, of `model` too; what to say of it.
+    """Make a format the one that the tokenizer keeps, what ends its answers EOS, of `model` too; what to say of it.
 
     Tokens that the format needs and the tokenizer does not have are added, to the model as well.
 

@@ -57,6 +57,7 @@ ARROWS = {
     "metrics": {"accelerate", "checkpoints"},
     "generation": {"torch", "transformers", "tokenizer"},
     "evaluation": {"numpy", "torch", "objectives"},
+    "answers": set(),
     "classification_metrics": {"numpy", "torch", "objectives"},
     "plots": {"matplotlib", "numpy"},
     "__init__": {"transformers", "modeling"},

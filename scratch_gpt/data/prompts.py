@@ -266,7 +266,8 @@ class PromptRows(Sequence):
         """What a manifest says of them; the hash is of ids and labels."""
         digest = hashlib.sha256()
         for ids, labels in self.pairs:
-            digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes() + labels.astype("<i8").tobytes())
+            digest.update(len(ids).to_bytes(8, "little"))
+            digest.update(ids.astype("<i8").tobytes() + labels.astype("<i8").tobytes())
         return {
             "conversations": len(self.pairs),
             "rows": len(self),
