@@ -10,6 +10,9 @@ from .objectives import Batch
 from .preferences import Answers, Preference, read_answers
 
 
+TIE = 1e-4  # a lead in reward of no more is rounding: before the first step all there is
+
+
 @torch.no_grad()
 def preference_metrics(
     model: nn.Module,
@@ -21,8 +24,8 @@ def preference_metrics(
 
     An answer's reward is beta times its log-ratio to the reference; of ORPO and SimPO, which have none, beta times its
     log-probability per token (as TRL has it). Margin: the chosen answers' mean reward less the rejected ones'.
-    Accuracy: pairs whose chosen answer has the larger reward, a tie (as before the first step) counts a half; of
-    judged answers, those on their side of KTO's baseline. That baseline, "kl", is taken over all batches.
+    Accuracy: pairs whose chosen answer has the larger reward, or judged answers on their side of KTO's baseline; a tie
+    counts a half. That baseline, "kl", is the mean over all batches of what KTO takes over a global batch.
 
     Args:
         batches, reduce: as for evaluation.mean_losses.
@@ -56,12 +59,11 @@ def _sums(objective: Preference, answers: Answers, batch: Batch) -> Sums:
     rewards = objective.rewards(answers, batch)
     if objective.loss_type == "kto":
         is_chosen = batch["preference"]
-        is_right = ((rewards > objective.beta * batch["kl"].clamp(min=0)) == is_chosen).float()
+        lead = (rewards - objective.beta * batch["kl"].clamp(min=0)) * torch.where(is_chosen, 1, -1)
     else:
         is_chosen = torch.arange(len(rewards), device=rewards.device) < len(rewards) // 2
-        chosen, rejected = rewards.chunk(2)
-        is_right = (chosen > rejected).float() + (chosen == rejected).float() / 2
-    sums["accuracy"] = (is_right.sum(), len(is_right))
+        lead = rewards[is_chosen] - rewards[~is_chosen]
+    sums["accuracy"] = ((lead > TIE).sum() + (lead.abs() <= TIE).sum() / 2, len(lead))
     for name, values in (("logps", answers.logps), ("rewards", rewards)):
         sums[f"chosen_{name}"] = (values[is_chosen].sum(), is_chosen.sum())
         sums[f"rejected_{name}"] = (values[~is_chosen].sum(), (~is_chosen).sum())
