@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import some_ids, tiny_model
+from tiny_run import run
 from torch.testing import assert_close
 
-from scratch_gpt.order import Share, Steps
+from scratch_gpt.order import Share, Steps, evaluation_batches
+from scratch_gpt.preference_metrics import preference_metrics
 from scratch_gpt.preferences import LOSSES, Preference, kto_loss, log_odds, read_answers
 
 
@@ -146,6 +148,32 @@ class Split:
         return {key: tensor.flatten(0, 1) for key, tensor in halves.items()}
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_metrics_do_not_depend_on_batch_size_or_processes(name):
+    split, objective, model = Split(MIXED()), Preference(name, BETA), tiny_model()
+    whole = preference_metrics(model, evaluation_batches(split, split.collate, Share(4)), objective)
+    small = preference_metrics(model, evaluation_batches(split, split.collate, Share(1)), objective)
+    assert small == pytest.approx(whole, abs=1e-4)
+    shares = [evaluation_batches(split, split.collate, Share(3, 1, 2, rank)) for rank in (0, 1)]
+    both = preference_metrics(model, [pair for share in shares for pair in share], objective)
+    assert both == pytest.approx(whole, abs=1e-4)
+
+
+def test_the_loop_takes_ktos_baseline_over_the_whole_global_batch(tmp_path):
+    split = Split(MIXED())
+    options = {"rows": split, "collate": split.collate, "objective": Preference("kto", BETA), "sgd": True, "steps": 2}
+    whole = run(tmp_path / "a", batch_size=4, **options)
+    parts = run(tmp_path / "b", batch_size=1, accumulation_steps=4, **options)
+    for name, weight in whole[0].items():
+        assert_close(parts[0][name], weight, atol=1e-6, rtol=0)
+    losses = [[line["loss"] for line in metrics] for _, _, metrics in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    batch, objective = MIXED(), options["objective"]
+    alone = [split.collate([split[k]]) for k in range(B)]  # each with a baseline of its own
+    assert abs(losses[0][0] - float(sum(loss_and_gradient(objective, one)[0] for one in alone)) / B) > 1e-3
+    assert losses[0][0] == pytest.approx(float(loss_and_gradient(objective, batch)[0]), abs=1e-6)
+
+
 # --- TRL's numbers -----------------------------------------------------------------------------------------------
 
 
@@ -233,12 +261,24 @@ def of_trl(name, batch):
     return trl_without_reference(batch, CPOTrainer, **fields)
 
 
+THEIR_NAMES = {"margin": "rewards/margins", "accuracy": "rewards/accuracies", "kl": "kl"}
+THEIR_NAMES |= {"chosen_logps": "logps/chosen", "rejected_logps": "logps/rejected"}
+
+
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradient_are_those_of_trl(name):
+def test_loss_gradient_and_metrics_are_those_of_trl(name):
     pytest.importorskip("trl", reason="an extra of the tests: pip install trl")
-    batch = MIXED()
-    loss, model, _ = of_trl(name, batch)
+    batch, objective = MIXED(), Preference(name, BETA, gamma=0.7)
+    loss, model, theirs = of_trl(name, batch)
     loss.backward()
-    ours = loss_and_gradient(Preference(name, BETA, gamma=0.7), batch)
+    ours = loss_and_gradient(objective, batch)
     assert_close(ours[0], loss.detach(), atol=1e-5, rtol=0)
     assert_close(ours[1], gradient(model), atol=1e-5, rtol=0)
+    found = preference_metrics(tiny_model(), [(batch, True)], objective)
+    assert found["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
+    # Theirs are per token where nothing is compared with a reference; and of judged answers they count no accuracy.
+    skipped = {"orpo": {"chosen_logps", "rejected_logps"}, "kto": {"accuracy"}}
+    for key, theirs_key in THEIR_NAMES.items():
+        if key in found and key not in skipped.get("orpo" if name == "simpo" else name, ()):
+            value = theirs[theirs_key]
+            assert found[key] == pytest.approx(value[0] if isinstance(value, list) else value, abs=1e-4), key
