@@ -62,6 +62,7 @@ ARROWS = {
 }
 NOT_SCRIPTS = {
     "assembling",
+    "models",
     "preparing",
     "recipe",
     "resuming",
