@@ -58,7 +58,7 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
         question = _text(given["instruction"], "instruction").strip()
         if more := _text(given.get("input", ""), "input").strip():
             question += INPUT + more
-        messages = _as_messages(question, "user") + _as_messages(given["output"], "assistant")
+        messages = _as_messages(question, "user") + _as_messages(_text(given["output"], "output"), "assistant")
     else:
         raise ValueError(f"a row has the keys {', '.join(given) or '(none)'}; needed are {FORMS}.")
     messages = check_messages(messages)
