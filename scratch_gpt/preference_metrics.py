@@ -70,9 +70,7 @@ def _sums(objective: Preference, answers: Answers, batch: Batch) -> Sums:
     return sums
 
 
-def _means(
-    read: list[tuple[Sums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None
-) -> dict[str, float]:
+def _means(read: list[tuple[Sums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None) -> dict[str, float]:
     totals: dict[str, torch.Tensor] = {}
     for sums, counted in read:
         for name, pair in sums.items():

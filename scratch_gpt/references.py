@@ -1,4 +1,4 @@
-"""Rows of preferences and a model before its first step -> what it says of their answers: computed once, kept in a file.
+"""Rows of preferences and a model before its first step -> what it says of them: computed once, kept in a file.
 
 So no second copy of the weights is needed: the reference is the model itself, before it has learned anything.
 """
@@ -68,7 +68,7 @@ def read_references(file: Path, key: str) -> dict[str, np.ndarray] | None:
         with safe_open(file, framework="np") as content:
             if content.metadata() != {"key": key}:
                 return None
-            return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            return {name: content.get_tensor(name) for name in content.keys()}
     except (OSError, SafetensorError):
         return None
 

@@ -66,6 +66,7 @@ ARROWS = {
 }
 NOT_SCRIPTS = {
     "assembling",
+    "models",
     "preparing",
     "recipe",
     "resuming",

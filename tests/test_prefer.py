@@ -14,6 +14,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import scratch_gpt.references
+from scratch_gpt.chat_templates import store_format
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.tokenizer_training import train_tokenizer
 
@@ -43,10 +44,11 @@ def judged() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder with a tiny model of 300 tokens, and files of pairs and of judged answers."""
+    """A folder with a tiny model of 302 tokens that keeps chatml, and files of pairs and of judged answers."""
     folder = tmp_path_factory.mktemp("base")
     tokenizer = train_tokenizer([" ".join(row.values()) for row in pairs()], vocab_size=300)
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=192, initializer_range=0.02)
+    store_format(tokenizer, "chatml", model)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name, rows in (("pairs", pairs()), ("judged", judged())):
@@ -55,7 +57,7 @@ def base(tmp_path_factory):
 
 
 def arguments(base, name="pairs") -> list:
-    return ["--model", base / "model", "--dataset", base / f"{name}.jsonl", "--prompt-format", "chatml", *OPTIONS]
+    return ["--model", base / "model", "--dataset", base / f"{name}.jsonl", *OPTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,10 @@ def test_bad_input_is_one_clear_line_and_harms_nothing(line, base, trained, caps
 
 
 ROWS = {
-    "equal": ([{"prompt": "a", "chosen": "b", "rejected": "b"}], "1 have a chosen answer that equals the rejected one"),
+    "equal": (
+        [{"prompt": "a", "chosen": "b", "rejected": "b"}],
+        "1 have a chosen answer that equals the rejected one",
+    ),
     "judged": (judged(), "only --loss-type kto learns from"),
     "no keys": ([{"text": "a"}], "Row 1: a row has the keys text; needed are prompt, chosen and rejected"),
     "roles": ([{"chosen": [{"role": "assistant", "content": "a"}], "rejected": []}], "Row 1: the role 'assistant'"),

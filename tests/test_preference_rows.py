@@ -156,4 +156,4 @@ def test_a_batch_holds_first_answers_before_second_ones():
         assert batch["input_ids"][n, :size].tolist() == row["input_ids"].tolist()
         assert (batch["input_ids"][n, size:] == 7).all() and (batch["shift_labels"][n, size:] == -100).all()
     assert torch.equal(batch["reference_logps"], torch.tensor([0.0, 2.0, 1.0, 3.0]))
-    assert prompt_of(PAIRS[1]) == "Is the sea calm? The sea is wild. Why?"
+    assert prompt_of(PAIRS[1]) == "Is the sea calm?\n\nThe sea is wild.\n\nWhy?"

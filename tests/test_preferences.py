@@ -20,7 +20,7 @@ BETA = 0.3
 
 
 def batch_of(prompts, ends, *, seed=0, reference_seed=1) -> dict:
-    """Rows [0, B) and [B, 2B) with the same prompts, answers up to `ends`, and what another tiny model says of them."""
+    """Chosen and rejected rows with the same prompts, answers up to `ends`, and what another model says of them."""
     ids = some_ids(2 * B, T, seed=seed)
     ids[B:] = torch.where(torch.arange(T) < torch.tensor(prompts)[:, None], ids[:B], ids[B:])
     places = torch.arange(T)

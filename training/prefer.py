@@ -43,6 +43,7 @@ def build(run: PreferRun):
 
     from torch.utils.data import Subset
 
+    from models import build_chat_lm
     from runner import Task, apply_tune
     from scratch_gpt.data.collate import collate_preferences
     from scratch_gpt.data.manifest import make_manifest
@@ -54,12 +55,13 @@ def build(run: PreferRun):
     from scratch_gpt.plots import plot_classification
     from scratch_gpt.preference_metrics import preference_metrics
     from scratch_gpt.preferences import Preference
-    from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint
+    from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
     items, left_out = read_preferences(open_rows(*where), judged=run.loss_type == "kto")
     parts = split_groups([*map(prompt_of, items)], run.validation_fraction, run.test_fraction, run.seed)
-    tokenizer, model, prompt_format, notices = build_model(run)
+    tokenizer = load_tokenizer(run.model, run.model_revision)
+    model, notices = build_chat_lm(run, tokenizer)
     notices += apply_tune(run, model)
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
@@ -75,11 +77,10 @@ def build(run: PreferRun):
         records,
         tokenizer={"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)},
         max_length=max_length,
-        prompt_format=prompt_format,
         left_out=left_out,
     )
     objective = Preference(run.loss_type, BETAS[run.loss_type] if run.beta is None else run.beta, run.simpo_gamma)
-    collate = partial(collate_preferences, pad_token_id=tokenizer.eos_token_id)
+    collate = partial(collate_preferences, pad_token_id=tokenizer.pad_token_id)
     held = dict(rows)
     if "validation" in rows:
         some = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
@@ -103,31 +104,6 @@ def build(run: PreferRun):
         draw=plot_classification,
         **({"ready": partial(give_references, run, model, held, collate)} if objective.needs_reference else {}),
     )
-
-
-def build_model(run: PreferRun):
-    """(tokenizer, model, prompt format, notices): the model that is to learn, with the format that it keeps."""
-    import torch
-
-    from scratch_gpt.chat_templates import choose_format, store_format
-    from scratch_gpt.conversion import load_model
-    from scratch_gpt.tokenizer import load_tokenizer
-
-    rates = ("embed_dropout", "attention_dropout", "resid_dropout")
-    changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
-    torch.manual_seed(run.seed)
-    tokenizer = load_tokenizer(run.model, run.model_revision)
-    model = load_model(run.model, run.model_revision, **changes)
-    limit = model.config.max_position_embeddings
-    if run.max_length is not None and run.max_length > limit:
-        raise ValueError(f"max_length {run.max_length} is more than the model's context, {limit} tokens.")
-    prompt_format = choose_format(tokenizer, run.prompt_format, replace=True)
-    notices = store_format(tokenizer, prompt_format, model)
-    if run.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if run.compile:
-        model.compile()
-    return tokenizer, model, prompt_format, notices
 
 
 def give_references(run: PreferRun, model, rows, collate, accelerator, folder, save) -> None:
@@ -176,8 +152,8 @@ def describe(run: PreferRun, task, settings, steps: int, accelerator) -> str:
     batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
     objective = task.objective
     lines.append(
-        f"Training: {steps:,} steps of {batch} rows, {run.loss_type} with beta {objective.beta:g}, prompts as "
-        f"{manifest['prompt_format']}, seed {run.seed}. No prompt is in two splits."
+        f"Training: {steps:,} steps of {batch} rows, {run.loss_type} with beta {objective.beta:g}, seed "
+        f"{run.seed}. No prompt is in two splits."
     )
     return "\n".join(lines)
 
@@ -187,7 +163,9 @@ def check_preferences(run: PreferRun) -> None:
     if run.streaming:
         raise ValueError("The reference is computed for all rows before the first step: leave --streaming out.")
     if run.model is None or run.preset is not None or run.tokenizer is not None:
-        raise ValueError("Preferences are between answers of a model that is there: give --model, which brings its own.")
+        raise ValueError(
+            "What is preferred is learned by a model that answers already: give --model, which brings all."
+        )
     if run.beta == 0:
         raise ValueError("beta is 0, which leaves nothing to learn; it is more than 0.")
 

@@ -1,7 +1,7 @@
 """Rows of a data set that say which answer is better -> pairs or judged answers -> token ids, of the answers alone.
 
-    pair      prompt, chosen, rejected; or chosen and rejected conversations; or instruction (input), chosen, rejected
-    judged    prompt, completion, label (is it desirable?); a pair is two of them
+pair      prompt, chosen, rejected; or chosen and rejected conversations; or instruction (input), chosen, rejected
+judged    prompt, completion, label (is it desirable?); a pair is two of them
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .prompts import EmptyAnswer, Messages, question_of, read_messages
+from .prompts import EmptyAnswer, Messages, read_messages, text_of
 from .windows import IGNORED
 
 
@@ -105,7 +105,7 @@ def _begins_with(answer: Sequence[Mapping[str, Any]], prompt: Any) -> bool:
 
 def prompt_of(item: Pair | Judged) -> str:
     """All that stands before the answers, as one text: to keep rows of one prompt together."""
-    return " ".join(question_of(item[0]).split())
+    return text_of(item[0][:-1])
 
 
 # --- Rows of ids -------------------------------------------------------------------------------------------------
