@@ -40,6 +40,7 @@ ARROWS = {
     "data/report": {"numpy", "data"},
     "objectives": {"torch"},
     "preferences": {"torch", "objectives"},
+    "drift": {"numpy", "torch", "data", "generation", "objectives"},
     "preference_metrics": {"torch", "objectives", "preferences"},
     "references": {"numpy", "torch", "safetensors", "checkpoints", "order", "preferences"},
     "data/preference_rows": {"numpy", "data"},

@@ -10,6 +10,7 @@ from tiny import some_ids, tiny_model
 from tiny_run import run
 from torch.testing import assert_close
 
+from scratch_gpt.drift import kl_estimate, kl_from_reference, sample_answers
 from scratch_gpt.order import Share, Steps, evaluation_batches
 from scratch_gpt.preference_metrics import preference_metrics
 from scratch_gpt.preferences import LOSSES, Preference, kto_loss, log_odds, read_answers
@@ -172,6 +173,24 @@ def test_the_loop_takes_ktos_baseline_over_the_whole_global_batch(tmp_path):
     alone = [split.collate([split[k]]) for k in range(B)]  # each with a baseline of its own
     assert abs(losses[0][0] - float(sum(loss_and_gradient(objective, one)[0] for one in alone)) / B) > 1e-3
     assert losses[0][0] == pytest.approx(float(loss_and_gradient(objective, batch)[0]), abs=1e-6)
+
+
+# --- Drift -------------------------------------------------------------------------------------------------------
+
+
+def test_the_kl_estimate_is_never_negative_and_the_divergence_on_average():
+    p, q = torch.randn(2, 50).log_softmax(-1)
+    estimates = kl_estimate(q - p)
+    assert (estimates >= 0).all()
+    assert_close((p.exp() * estimates).sum(), (p.exp() * (p - q)).sum())
+
+
+def test_a_model_has_not_drifted_from_its_own_answers_and_another_has():
+    model = tiny_model()
+    answers = sample_answers(model, [*some_ids(5, 6).tolist(), [3, 4]], eos_token_id=7, max_new_tokens=9)
+    assert ((answers["shift_labels"] == -100) == (answers["reference_losses"] == 0)).all()
+    assert answers["shift_labels"][5, 0] == -100 != answers["shift_labels"][5, 1]
+    assert kl_from_reference(model, answers) == 0.0 < 0.1 < kl_from_reference(tiny_model(seed=1), answers)
 
 
 # --- TRL's numbers -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
     accelerate launch training/prefer.py [--config FILE.yaml] [--field value ...]
 
 Rows are prompt, chosen, rejected (texts or messages; instruction and input for a prompt do as well), or for KTO also
-prompt, completion, label. What the model says before its first step is the reference: it is computed once and kept in
+prompt, completion, label. What the model says before its first step is the reference: it is asked once and kept in
 output_dir/references.safetensors. Writes output_dir/model (weights, config, code, tokenizer), loss.png, metrics.jsonl,
 evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a folder seed-0/ ... each.
 """
@@ -15,6 +15,7 @@ from recipe import Run, check, one_clear_line, option, parse
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "trl-lib/ultrafeedback_binarized", "openai-community/gpt2"
+SAMPLED, SAMPLED_TOKENS = 32, 32  # answers of its own that the model's drift is measured on, and tokens of each
 BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
@@ -28,6 +29,7 @@ class PreferRun(Run):
     dropout: float | None = option(0.0, "All three dropouts; 0, so that the model begins as its own reference.")
     validation_fraction: float = option(0.05, "Share of the rows that is held out to evaluate on.")
     test_fraction: float = option(0.1, "Share that is scored once before the first step and once at the end.")
+    learning_rate: float | None = option(5e-6, "Peak of the schedule; LoRA wants ten times as much.")
     loss_type: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = option("dpo", "What is lost on a preference.")
     beta: float | None = option(None, "How strongly the model is held to its reference: 0.1, and SimPO's scale 2.")
     simpo_gamma: float = option(0.5, "SimPO: by how much the chosen answer is to be better.")
@@ -51,6 +53,7 @@ def build(run: PreferRun):
     from scratch_gpt.data.prompts import encode_conversations
     from scratch_gpt.data.sources import describe_source, open_rows
     from scratch_gpt.data.splits import split_groups
+    from scratch_gpt.drift import kl_from_reference
     from scratch_gpt.order import epoch_order
     from scratch_gpt.plots import plot_classification
     from scratch_gpt.preference_metrics import preference_metrics
@@ -80,20 +83,22 @@ def build(run: PreferRun):
         left_out=left_out,
     )
     objective = Preference(run.loss_type, BETAS[run.loss_type] if run.beta is None else run.beta, run.simpo_gamma)
-    collate = partial(collate_preferences, pad_token_id=tokenizer.pad_token_id)
-    held = dict(rows)
+    samples = {}  # of held-out splits: what the model answers itself before the first step
     if "validation" in rows:
         some = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
         rows["seen"] = Subset(rows["train"], some)
 
     def measure(model, batches, reduce, split):
-        return preference_metrics(model, batches, objective, reduce), {}
+        metrics = preference_metrics(model, batches, objective, reduce)
+        if split in samples:
+            metrics["kl_from_reference"] = kl_from_reference(model, samples[split])
+        return metrics, {}
 
-    return Task(
+    task = Task(
         model=model,
         tokenizer=tokenizer,
         rows=rows,
-        collate=collate,
+        collate=partial(collate_preferences, pad_token_id=tokenizer.pad_token_id),
         objective=objective,
         measure=measure,
         tokens_per_row=records["train"]["asked"] / len(rows["train"]),
@@ -102,24 +107,43 @@ def build(run: PreferRun):
         group_by_length=True,
         notices=notices,
         draw=plot_classification,
-        **({"ready": partial(give_references, run, model, held, collate)} if objective.needs_reference else {}),
     )
+    return task._replace(ready=partial(give_references, run, task, samples))
 
 
-def give_references(run: PreferRun, model, rows, collate, accelerator, folder, save) -> None:
-    """Let the rows know what the model says of them before its first step, computed or as output_dir has it."""
+def give_references(run: PreferRun, task, samples, accelerator, folder, save) -> None:
+    """Let the task know what its model says before the first step, computed now or as output_dir has it.
+
+    The rows get the log-probabilities of their answers, `samples` the model's own answers to held-out prompts.
+    """
+    import torch
+
+    from runner import uncompiled
+    from scratch_gpt.drift import sample_answers
+    from scratch_gpt.order import to_device
     from scratch_gpt.references import NAME, read_references, reference_key, reference_logps, write_references
 
-    key = reference_key(model, {name: part.facts()["sha256"] for name, part in rows.items()})
+    model = task.model
+    splits = {name: part for name, part in task.rows.items() if name != "seen"}
+    key = reference_key(model, {name: facts["sha256"] for name, facts in task.manifest["splits"].items()})
     known = read_references(folder / NAME, key)
     if known is None:
-        accelerator.print("Computing what the model says of the answers before its first step ...")
-        known = {
-            name: reference_logps(accelerator, model, part, collate, run.batch_size) for name, part in rows.items()
-        }
+        accelerator.print("Asking the model for its reference before the first step ...")
+        known = {}
+        for name, part in splits.items():
+            if task.objective.needs_reference:
+                known[name] = reference_logps(accelerator, model, part, task.collate, run.batch_size)
+            prompts = part.prompts(SAMPLED, SAMPLED_TOKENS) if name != "train" else []
+            if prompts:
+                with accelerator.autocast(), uncompiled(model.to(accelerator.device)):
+                    answers = sample_answers(model, prompts, task.tokenizer.eos_token_id, SAMPLED_TOKENS, run.seed)
+                known |= {f"{name}.{field}": tensor.cpu().numpy() for field, tensor in answers.items()}
         save(NAME, lambda: write_references(folder / NAME, known, key) if accelerator.is_main_process else None)
-    for name, part in rows.items():
-        part.reference_logps = known[name]
+    for name, part in splits.items():
+        part.reference_logps = known.get(name)
+        fields = {key.partition(".")[2]: value for key, value in known.items() if key.startswith(f"{name}.")}
+        if fields:
+            samples[name] = to_device({k: torch.from_numpy(v) for k, v in fields.items()}, accelerator.device)
 
 
 def describe(run: PreferRun, task, settings, steps: int, accelerator) -> str:

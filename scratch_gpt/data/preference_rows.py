@@ -150,6 +150,7 @@ class PreferenceRows(Sequence):
         # What a row asks, of all that is learned from: not of the answers to others.
         learned = [pair[:1] if judged else pair for pair in self.pairs]
         self.asked = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
+        self.max_length = max_length
         self.reference_logps: np.ndarray | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -162,6 +163,11 @@ class PreferenceRows(Sequence):
         tokens = sum(len(row["input_ids"]) for pair in self.pairs for row in pair)
         counts = {"tokens": tokens, "asked": self.asked, "cut": self.cut, **self.left_out}
         return {"rows": len(self), **desirable, **counts, "sha256": digest.hexdigest()}
+
+    def prompts(self, count: int, room: int) -> list[list[int]]:
+        """The first `count` prompts that leave `room` for so many tokens of an answer."""
+        found = [row["input_ids"][: 1 + int((row["shift_labels"] != IGNORED).argmax())] for row, _ in self.pairs]
+        return [ids.tolist() for ids in found if len(ids) + room <= self.max_length][:count]
 
     def __len__(self) -> int:
         return len(self.pairs)
