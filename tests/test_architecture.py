@@ -14,6 +14,7 @@ STDLIB = set(sys.stdlib_module_names)
 ARROWS = {
     "modeling/configuration_scratch_gpt": {"transformers", "huggingface_hub"},
     "modeling/gpt2_layout": {"torch", "transformers"},
+    "modeling/linear_cross_entropy": {"torch"},
     "modeling/modeling_scratch_gpt": {"torch", "transformers", "modeling"},
     "tokenizer": {"transformers"},
     "tokenizer_training": {"tokenizers", "transformers", "chat_templates", "tokenizer"},

@@ -31,6 +31,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_scratch_gpt import ScratchGPTConfig
 from .gpt2_layout import GPT2_BUFFERS, register_gpt2_layout
+from .linear_cross_entropy import head_losses
 
 
 register_gpt2_layout(ScratchGPTConfig.model_type)
@@ -310,6 +311,8 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
             num_items_in_batch: divide the summed loss by this number instead of by this call's labels.
             logits_to_keep: how many last positions to score, 0 for all; or the positions themselves.
         """
+        if token_losses and (labels is not None or shift_labels is None):
+            raise ValueError("token_losses is of shift_labels: give them, and no labels.")
         asked = labels is not None or shift_labels is not None
         if asked and use_cache is None:
             use_cache = False  # a loss needs no cache, and a cache would join packed documents
@@ -322,16 +325,18 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if token_losses:
-            losses = F.cross_entropy(logits.flatten(0, 1).float(), shift_labels.flatten(), reduction="none")
-            loss, logits = losses.view_as(shift_labels), None
-        elif shift_labels is not None:
+        x, logits, loss = outputs.last_hidden_state, None, None  # (B, T, D)
+        if labels is None and shift_labels is not None:
+            loss = head_losses(self.lm_head, x, shift_labels, summed=not token_losses)
+            if not token_losses:
+                count = kwargs.get("num_items_in_batch")
+                count = (shift_labels != -100).sum().clamp(min=1) if count is None else count
+                loss = loss / (count.to(loss.device) if torch.is_tensor(count) else count)
+        else:
+            logits = self.lm_head(slice_logits_to_keep(x, logits_to_keep))
+        if labels is not None:
             sizes = {"vocab_size": self.config.vocab_size, "shift_labels": shift_labels}
-            loss, logits = self.loss_function(logits=logits, labels=None, **sizes, **kwargs), None
-        elif asked:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, **sizes, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
