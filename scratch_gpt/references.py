@@ -1,4 +1,4 @@
-"""Rows of preferences and a model before its first step -> what it says of them: computed once, kept in a file.
+"""Rows of preferences and a model before its first step -> what it says of them: asked once, kept in a file.
 
 So no second copy of the weights is needed: the reference is the model itself, before it has learned anything.
 """
@@ -47,7 +47,7 @@ def reference_logps(
 
 
 def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
-    """A hash of the weights and of the rows, {split: SHA-256}."""
+    """A hash of the weights and of what else decides a reference, {name: text}: the rows' hashes."""
     digest = hashlib.sha256(repr(sorted(hashes.items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -56,7 +56,7 @@ def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
 
 
 def write_references(file: Path, found: Mapping[str, np.ndarray], key: str) -> None:
-    """{split: (rows, 2)} -> a file, whole or not at all."""
+    """{name: array} -> a file, whole or not at all."""
     draft = file.with_name(DRAFT + file.name)
     save_file(dict(found), draft, metadata={"key": key})
     draft.replace(file)

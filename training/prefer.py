@@ -61,7 +61,10 @@ def build(run: PreferRun):
     from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
-    items, left_out = read_preferences(open_rows(*where), judged=run.loss_type == "kto")
+    try:
+        items, left_out = read_preferences(open_rows(*where), judged=run.loss_type == "kto")
+    except ValueError as error:
+        raise ValueError(f"{run.dataset}: {error}") from error
     parts = split_groups([*map(prompt_of, items)], run.validation_fraction, run.test_fraction, run.seed)
     tokenizer = load_tokenizer(run.model, run.model_revision)
     model, notices = build_chat_lm(run, tokenizer)
@@ -103,7 +106,7 @@ def build(run: PreferRun):
         measure=measure,
         tokens_per_row=records["train"]["asked"] / len(rows["train"]),
         manifest=manifest,
-        next_steps=('python training/generate.py --model {folder}/model --prompt "..."',),
+        next_steps=("python training/generate.py {folder}/model --chat",),
         group_by_length=True,
         notices=notices,
         draw=plot_classification,
@@ -125,7 +128,8 @@ def give_references(run: PreferRun, task, samples, accelerator, folder, save) ->
 
     model = task.model
     splits = {name: part for name, part in task.rows.items() if name != "seen"}
-    key = reference_key(model, {name: facts["sha256"] for name, facts in task.manifest["splits"].items()})
+    hashes = {name: facts["sha256"] for name, facts in task.manifest["splits"].items()}
+    key = reference_key(model, hashes | {"needs_reference": str(task.objective.needs_reference)})
     known = read_references(folder / NAME, key)
     if known is None:
         accelerator.print("Asking the model for its reference before the first step ...")
