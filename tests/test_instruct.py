@@ -114,7 +114,7 @@ def test_gpt2_follows_with_lora_and_a_format_with_new_tokens_is_refused_there(ro
     tiny_gpt2(vocab_size=len(tokenizer), n_positions=256).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     arguments = ["--dataset", rows, "--model", tmp_path / "gpt2", "--device", "cpu", "--max-steps", 4, "--answers", 2]
-    arguments += ["--max-new-tokens", 4, "--tune", "lora", "--output-dir", tmp_path / "run"]
+    arguments += ["--max-new-tokens", 4, "--eval-every", 4, "--tune", "lora", "--output-dir", tmp_path / "run"]
     fails([*arguments, "--prompt-format", "phi3"], "format phi3 needs.*never learned", capsys, instruct.main)
     run(*arguments)
     assert "Left out for an empty answer: 1 row(s), the first is row 68" in capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_a_contaminated_test_row_is_said_beside_the_score(tmp_path, capsys):
     assert "Contamination: 4 of 4 test rows share a run of 13 words with training rows" in capsys.readouterr().out
     content = json.loads((folder / "evaluation.json").read_text())
     assert content["results"]["test"]["contaminated"] == 1
-    assert content["tables"]["test"]["contamination"] == {"words": 13, "rows": [0, 1, 2, 3], "without_them": {}}
+    assert content["tables"]["test"]["contamination"] == {"words": 13, "rows": [0, 1, 2, 3]}
 
 
 def test_a_preview_shows_rows_and_writes_nothing(rows, tmp_path, capsys):

@@ -218,6 +218,14 @@ def test_answers_do_not_depend_on_the_batch():
     for batch_size in (2, 5):
         options = {"temperature": 0, "max_new_tokens": 9, "batch_size": batch_size}
         assert generate_answers(model, tokenizer, prompts, **options) == alone
+    long = [(prompt * 70)[: 60 + n] for n, prompt in enumerate(prompts)]  # 64 positions: 5, 4, ... 1 tokens of room
+    options = {"temperature": 0, "max_new_tokens": 9, "eos_token_id": None}
+    alone = [generate_answers(model, tokenizer, [prompt], **options)[0] for prompt in long]
+    assert generate_answers(model, tokenizer, long, **options) == alone
+    ids = torch.tensor(long[:1])
+    whole = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)[0]
+    logits = model(whole[None]).logits[0, 59:]
+    assert alone[0] == tokenizer.decode(logits.argmax(-1)) and all(alone)
 
 
 def test_a_preview_shows_what_is_asked():

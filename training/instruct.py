@@ -83,40 +83,45 @@ def build(run: InstructRun):
     manifest = make_manifest("instruct", [source], records, tokenizer=known, **how)
     notices += apply_tune(run, model)
 
-    test = [splits["test"][k] for k in rows["test"].kept[: run.answers]] if "test" in rows else []
-    prompts, references = [encode_prompt(tokenizer, each) for each in test], [each[-1]["content"] for each in test]
+    test = [splits["test"][k] for k in rows["test"].kept] if "test" in rows else []
     shared = contaminated_texts([text_of(each) for each in test], [text_of(each) for each in splits["train"]])
     if test:
         notices.append(
             f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows."
-            + (" evaluation.json has the scores without them as well." if shared else "")
+            + (" evaluation.json has their numbers, and the scores without them." if shared else "")
         )
-    clean = [k for k in range(len(test)) if k not in shared]
+    asked = test[: run.answers]
+    prompts, references = [encode_prompt(tokenizer, each) for each in asked], [each[-1]["content"] for each in asked]
+    clean = [k for k in range(len(asked)) if k not in shared]
     responses = Path(run.output_dir) / "responses.json"
     goes_on = run.resume is not None and responses.exists()
     before = [each["before"] for each in json.loads(responses.read_text())] if goes_on else None
     answered: list[list[str]] = []  # of each scoring of the test split
-    greedily = {"temperature": 0, "max_new_tokens": run.max_new_tokens}
 
     def write_responses(file: Path, *answered: list[str] | None) -> None:
-        columns = [answers or [None] * len(test) for answers in answered]
-        described = [describe_answer(*each) for each in zip(test, *columns, strict=True)]
+        columns = [answers or [None] * len(asked) for answers in answered]
+        described = [describe_answer(*each) for each in zip(asked, *columns, strict=True)]
         write_text(file, json.dumps(described, indent=2) + "\n")
 
     def measure(model, batches, reduce, split):
         loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
         metrics = language_metrics(loss, records[split]["asked"] / records[split]["asked_bytes"])
-        if split != "test" or not test:
+        if split != "test":
             return metrics, {}
-        model = getattr(model, "module", model)  # every process answers all: none waits for another
-        with uncompiled(model):
-            answers = generate_answers(model, tokenizer, prompts, **greedily)
-        answered.append(answers)
-        if len(answered) == 1 and os.environ.get("RANK", "0") == "0":
-            write_responses(responses, before or answers, None)  # for a run that is resumed
-        metrics |= {**answer_metrics(answers, references), "contaminated": len(shared) / len(test)}
-        without = answer_metrics([answers[k] for k in clean], [references[k] for k in clean]) if clean else {}
-        return metrics, {"contamination": {"words": 13, "rows": shared, "without_them": without}} if shared else {}
+        metrics["contaminated"] = len(shared) / len(test)
+        tables = {"contamination": {"words": 13, "rows": shared}} if shared else {}
+        if asked:
+            model = getattr(model, "module", model)  # every process answers all: none waits for another
+            with uncompiled(model):
+                answers = generate_answers(model, tokenizer, prompts, temperature=0, max_new_tokens=run.max_new_tokens)
+            answered.append(answers)
+            if len(answered) == 1 and os.environ.get("RANK", "0") == "0":
+                write_responses(responses, before or answers, None)  # for a run that is resumed
+            metrics |= answer_metrics(answers, references)
+            if shared and clean:
+                without = [answers[k] for k in clean], [references[k] for k in clean]
+                tables["contamination"]["without_them"] = answer_metrics(*without)
+        return metrics, tables
 
     def leave(model, tables):
         first = before or (answered[0] if len(answered) > 1 else None)
@@ -139,7 +144,7 @@ def build(run: InstructRun):
         next_steps=("python training/generate.py {folder}/model --chat",),
         group_by_length=not run.pack,
         notices=notices,
-        leave=leave if test else None,
+        leave=leave if asked else None,
     )
 
 
