@@ -228,10 +228,11 @@ def _source(rows, collate, share: Share, settings: Settings, progress: Progress,
 def _backward(accelerator: Accelerator, model, objective, micro_batches: list) -> tuple[torch.Tensor, int]:
     """A step's gradient, and this process' share of its mean loss; and what it learned from, over all processes."""
     counts = _count(accelerator, objective, micro_batches)
+    means = _baselines(accelerator, model, objective, micro_batches, counts)
     loss = torch.zeros((), device=accelerator.device)
     for n, (batch, counted) in enumerate(micro_batches, start=1):
         with nullcontext() if n == len(micro_batches) else accelerator.no_sync(model):
-            sums = objective.sums(model, to_device(batch, accelerator.device))
+            sums = objective.sums(model, to_device(batch, accelerator.device) | means)
             part = sum(sums[name] * counted / counts[name] for name in sums)
             accelerator.backward(part * accelerator.num_processes)  # DDP takes the mean over processes
         loss += part.detach()
@@ -256,6 +257,16 @@ def _count(accelerator: Accelerator, objective, micro_batches: list) -> dict[str
         totals = torch.tensor([*counts.values()], device=accelerator.device)
         counts = dict(zip(counts, accelerator.reduce(totals, "sum").tolist(), strict=True))
     return {name: count or 1 for name, count in counts.items()}
+
+
+@torch.no_grad()
+def _baselines(accelerator: Accelerator, model, objective, micro_batches: list, counts) -> dict[str, torch.Tensor]:
+    """What the objective measures a step's losses from: means over all micro-batches and processes, 0-d each."""
+    totals: dict[str, torch.Tensor] = {}
+    for batch, counted in micro_batches if objective.baselines else []:
+        for name, total in objective.baselines(model, to_device(batch, accelerator.device)).items():
+            totals[name] = totals.get(name, 0) + total * counted
+    return {name: accelerator.reduce(total, "sum") / counts[name] for name, total in totals.items()}
 
 
 def _stopped(received: signal.Signals | None, progress: Progress, output_dir: Path) -> tuple[str, int]:

@@ -60,7 +60,10 @@ def _rehearse(accelerator, model, objective, batch: Batch) -> bool:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         _state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
         with accelerator.no_sync(model):
-            sums = objective.sums(model, to_device(batch, accelerator.device))
+            batch = to_device(batch, accelerator.device)
+            with torch.no_grad():
+                batch |= objective.baselines(model, batch) if objective.baselines else {}
+            sums = objective.sums(model, batch)
             accelerator.backward(sum(sums.values()) * 0.0)
     except RuntimeError as error:
         if not should_reduce_batch_size(error):

@@ -2,7 +2,8 @@
 
 An objective has two halves, because a sum may be divided only once, by the count over all micro-batches and processes
 of a step: `counts` reads that off the batches before any forward pass, `sums` runs the model. So the gradient does not
-depend on how a global batch was split.
+depend on how a global batch was split. (What has to be known of the whole global batch before any row is scored, as
+KTO's baseline has, is a third part: `baselines`.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ class Objective(NamedTuple):
     # 0-d each, how many targets the batch asks; beside the terms may stand "tokens", what was read for them
     counts: Callable[[Batch], dict[str, torch.Tensor]]
     sums: Callable[[nn.Module, Batch], dict[str, torch.Tensor]]  # 0-d each, differentiable, in nats
+    # 0-d each, without a gradient; `sums` then finds the mean over the global batch in its batch, by the same name
+    baselines: Callable[[nn.Module, Batch], dict[str, torch.Tensor]] | None = None
 
 
 def _count_asked_tokens(batch: Batch) -> dict[str, torch.Tensor]:

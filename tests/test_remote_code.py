@@ -25,7 +25,9 @@ from scratch_gpt.conversion import fresh_head
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
-CODE = ["configuration_scratch_gpt.py", "gpt2_layout.py", "modeling_scratch_gpt.py"]
+CODE = [
+    *("configuration_scratch_gpt.py", "gpt2_layout.py", "linear_cross_entropy.py", "modeling_scratch_gpt.py"),
+]
 CLASSES = {
     "AutoModel": ScratchGPTModel,
     "AutoModelForCausalLM": ScratchGPTForCausalLM,

@@ -126,7 +126,8 @@ AT_LEAST = {  # field -> the least it may be
     ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
-    **dict.fromkeys(("lora_alpha", "lora_dropout"), 0),
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "simpo_gamma"), 0),
+    **dict.fromkeys(("max_new_tokens", "preview"), 1),
 }
 
 
@@ -327,7 +328,9 @@ RUN_FILES = (
     "loss.png",
     "confusion.png",
     "predictions.jsonl",
+    "responses.json",
     "evaluation.json",
+    "references.safetensors",
     "adapter",
     "model",
     "last",

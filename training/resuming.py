@@ -29,7 +29,7 @@ PROMISED = {
         "stream_lanes",
     ),
     *("tune", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_init", "use_rslora", "use_dora"),
-    "quantize_base",
+    *("quantize_base", "loss_type", "beta", "simpo_gamma"),
 }
 THIS_LAUNCH = {
     "resume",

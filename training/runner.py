@@ -8,7 +8,8 @@ carry_out(...)    train, keep the best or the last, score the test split once, w
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,8 @@ class Task(NamedTuple):
     draw: Callable[..., Any] = plot_loss  # metrics.jsonl's lines, file, title -> loss.png
     # model, tables of the test split -> what else is left, {file name: what writes it}; called on every process
     leave: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
+    # accelerator, folder, save: what the rows still need before the first step; called on every process
+    ready: Callable[[Any, Path, Callable], Any] = lambda accelerator, folder, save: None
     notices: Sequence[str] = ()  # what to say before training
 
     @property
@@ -256,6 +259,7 @@ def carry_out(
         accelerator.init_trackers("tracking")
     keep_best = run.keep_best or run.patience is not None
     save = guard_saves(accelerator, folder, stop=run.on_save_error == "stop")
+    task.ready(accelerator, folder, save)
 
     def evaluate(model, split: str) -> tuple[dict[str, float], dict[str, Any]]:
         share = Share(settings.batch_size, 1, accelerator.num_processes, accelerator.process_index)
@@ -334,12 +338,20 @@ def clear(folder: Path) -> None:
 
 
 def _sample(task: Task, model) -> str:
-    # Without torch.compile, which would compile again for each length; and a model that has diverged writes nothing.
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    # A model that has diverged writes nothing.
     try:
-        return task.sample(model)
+        with uncompiled(model):
+            return task.sample(model)
     except ValueError as error:
         return f"(no sample: {error})"
+
+
+@contextmanager
+def uncompiled(model) -> Iterator[None]:
+    """Without torch.compile, which would compile again for each length of what is generated."""
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
     finally:
         model._compiled_call_impl = compiled
 

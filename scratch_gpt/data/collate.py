@@ -5,6 +5,8 @@ In packed rows the filling's positions start again at 0, like those of one more 
 (labels.py) is asked at its last token, so its batch says by an attention_mask where that is.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -42,4 +44,17 @@ def collate_labelled(rows: list[dict[str, np.ndarray]], pad_token_id: int = 0) -
     return {"input_ids": ids, "attention_mask": mask, **known}
 
 
-__all__ = ["collate_labelled", "collate_rows"]
+def collate_preferences(rows: list[dict[str, Any]], pad_token_id: int = 0) -> dict[str, torch.Tensor]:
+    """B rows of preference_rows.py -> {"input_ids", "shift_labels": (2B, T) int64}, first answers before second ones.
+
+    And what the rows have of "reference_logps" (2B,) float32 and "preference" (B,) bool.
+    """
+    batch = collate_rows([row["answers"][n] for n in (0, 1) for row in rows], pad_token_id)
+    if "reference_logps" in rows[0]:
+        batch["reference_logps"] = torch.from_numpy(np.stack([row["reference_logps"] for row in rows], 1).reshape(-1))
+    if "preference" in rows[0]:
+        batch["preference"] = torch.tensor([row["preference"] for row in rows])
+    return batch
+
+
+__all__ = ["collate_labelled", "collate_preferences", "collate_rows"]

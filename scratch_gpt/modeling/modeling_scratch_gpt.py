@@ -31,6 +31,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_scratch_gpt import ScratchGPTConfig
 from .gpt2_layout import GPT2_BUFFERS, register_gpt2_layout
+from .linear_cross_entropy import head_losses
 
 
 register_gpt2_layout(ScratchGPTConfig.model_type)
@@ -296,6 +297,8 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,
+        token_losses: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and the cross-entropy in nats where a label asks for it.
@@ -303,10 +306,14 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         Args:
             labels: (B, T), Hugging Face's convention: the row's own ids, shifted here; -100 is not asked.
             shift_labels: (B, T), instead of `labels`: the token that comes next at each position, taken as it is.
+                Then no logits are returned.
+            token_losses: with `shift_labels`, return the loss of each position, (B, T), 0 where none is asked.
             num_items_in_batch: divide the summed loss by this number instead of by this call's labels.
             logits_to_keep: how many last positions to score, 0 for all; or the positions themselves.
         """
-        asked = labels is not None or kwargs.get("shift_labels") is not None
+        if token_losses and (labels is not None or shift_labels is None):
+            raise ValueError("token_losses is of shift_labels: give them, and no labels.")
+        asked = labels is not None or shift_labels is not None
         if asked and use_cache is None:
             use_cache = False  # a loss needs no cache, and a cache would join packed documents
         outputs = self.transformer(
@@ -318,10 +325,18 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if asked:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        x, logits, loss = outputs.last_hidden_state, None, None  # (B, T, D)
+        if labels is None and shift_labels is not None:
+            loss = head_losses(self.lm_head, x, shift_labels, summed=not token_losses)
+            if not token_losses:
+                count = kwargs.get("num_items_in_batch")
+                count = (shift_labels != -100).sum().clamp(min=1) if count is None else count
+                loss = loss / (count.to(loss.device) if torch.is_tensor(count) else count)
+        else:
+            logits = self.lm_head(slice_logits_to_keep(x, logits_to_keep))
+        if labels is not None:
+            sizes = {"vocab_size": self.config.vocab_size, "shift_labels": shift_labels}
+            loss = self.loss_function(logits=logits, labels=labels, **sizes, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

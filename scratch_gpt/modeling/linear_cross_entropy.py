@@ -1,0 +1,137 @@
+"""Hidden states, the head's matrix and the asked tokens -> their cross-entropy and its gradient, some rows at a time.
+
+N positions, D width, V vocabulary, n asked positions of a chunk.
+
+Written plainly, `F.cross_entropy(F.linear(hidden, weight).float(), targets)` keeps several tables (N, V) at once, at
+GPT-2's vocabulary most of a step's memory. Here only the asked positions are scored, one table (V, n) is used again for
+every chunk of them, and the logits in it become their own gradient while they are at hand.
+
+This file travels inside every checkpoint, so it imports only torch.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+IGNORED = -100
+CHUNK_BYTES = 2**26  # of logits at once: larger is hardly faster (tests/benchmarks/bench_loss.py)
+BLOCK_NUMBERS = 2**19  # of them in fp32 at once: what a core's cache holds
+
+
+def _walk(
+    hidden: torch.Tensor,  # (N, D)
+    weight: torch.Tensor,  # (V, D)
+    targets: torch.Tensor,  # (N,)
+    dtype: torch.dtype,  # of the matrix products; everything else is in fp32, or in fp64 where that is fp64
+    wanted: tuple[bool, bool] = (False, False),
+    upstream: torch.Tensor | None = None,  # (N,)
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The loss of each position, (N,), and as wanted the gradients of their sum weighted by `upstream` (or by 1)."""
+    V, wide = len(weight), torch.promote_types(dtype, torch.float32)
+    losses = hidden.new_zeros(len(hidden), dtype=wide)
+    d_hidden = torch.zeros_like(hidden) if wanted[0] else None
+    d_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+
+    asked = (targets != IGNORED).nonzero().squeeze(1)
+    chunks = math.ceil(len(asked) * V * dtype.itemsize / CHUNK_BYTES)
+    n = max(1, math.ceil(len(asked) / max(1, chunks)))
+    table, weight = torch.empty(V * n, dtype=dtype, device=hidden.device), weight.to(dtype)
+    for rows in asked.split(n):
+        n = len(rows)
+        x, target = hidden[rows].to(dtype), targets[rows].unsqueeze(0)  # (n, D), (1, n)
+        # (V, n) and not (n, V): in fp32 the product is a third faster, and a block of the vocabulary is contiguous.
+        logits = torch.mm(weight, x.T, out=table[: V * n].view(V, n))
+        blocks = logits.split(max(1, BLOCK_NUMBERS // max(1, n)) if hidden.device.type == "cpu" else V)
+        top = logits.amax(0).to(wide)  # (n,)
+        right = logits.gather(0, target).to(wide).squeeze(0)
+        total = torch.zeros_like(top)
+        for block in blocks:
+            exponentials = block.to(wide).sub(top).exp_()
+            total += exponentials.sum(0)
+            block.copy_(exponentials)
+        loss = total.log() - (right - top)
+        losses[rows] = loss
+        if not any(wanted):
+            continue
+        # The gradient by the logits is softmax - onehot, here still times `total`; 1 - p without cancellation.
+        logits.scatter_(0, target, (total * torch.expm1(-loss)).to(dtype).unsqueeze(0))
+        scale = (1 if upstream is None else upstream[rows].to(wide)) / total
+        if d_hidden is not None:
+            d_hidden[rows] = (logits.T @ weight * scale.unsqueeze(1)).to(hidden.dtype)
+        if d_weight is not None:
+            x = (x * scale.unsqueeze(1)).to(dtype)
+            for block, part in zip(blocks, d_weight.split(len(blocks[0])), strict=True):
+                part += (block @ x).to(wide)
+    return losses, d_hidden, d_weight
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Of a sum the gradient is known in the forward, but for a factor. Of single losses it is computed in the backward."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, dtype, summed):
+        wanted = ctx.needs_input_grad[:2] if summed else (False, False)
+        losses, *gradients = _walk(hidden, weight, targets, dtype, wanted)
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.dtype, ctx.gradients = dtype, gradients if summed else None
+        return losses.sum() if summed else losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        hidden, weight, targets = ctx.saved_tensors
+        if ctx.gradients is not None:  # handed on, not kept: what nobody else holds becomes `.grad` without a copy
+            gradients, ctx.gradients = ctx.gradients, None
+            gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
+        else:
+            upstream = upstream.expand(len(targets))
+            _, *gradients = _walk(hidden, weight, targets, ctx.dtype, ctx.needs_input_grad[:2], upstream)
+        d_hidden, d_weight = gradients
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+
+
+@torch.compiler.disable  # which positions are asked changes from batch to batch: a compiled model breaks its graph here
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, summed: bool = True
+) -> torch.Tensor:
+    """Cross-entropy in nats of softmax(hidden @ weight.T), hidden (..., D), weight (V, D), targets (...).
+
+    Equal to the plain form up to rounding; under autocast the matrix products are in its type and the rest in fp32.
+
+    Returns:
+        The sum over asked targets; or where not `summed` each loss, shaped as `targets`. Not asked, -100: 0.
+    """
+    device, dtype = hidden.device.type, hidden.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    flat = (hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1).to(hidden.device), dtype)
+    if torch.is_grad_enabled():
+        losses = _LinearCrossEntropy.apply(*flat, summed)
+    else:
+        losses = _walk(*flat)[0]
+        losses = losses.sum() if summed else losses
+    return losses if summed else losses.view(targets.shape)
+
+
+def head_losses(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, *, summed: bool = True) -> torch.Tensor:
+    """`linear_cross_entropy` of a head, which may be more than its matrix: adapted, quantised, sharded or hooked.
+
+    Such a head is asked for its logits instead, of the asked positions only.
+    """
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    is_plain = type(head) is nn.Linear and head.bias is None and type(head.weight.data) is torch.Tensor
+    if is_plain and "forward" not in vars(head) and not any(getattr(head, name) for name in hooks):
+        return linear_cross_entropy(hidden, head.weight, targets, summed=summed)
+    asked = targets.to(hidden.device) != IGNORED
+    logits = head(hidden[asked])
+    losses = F.cross_entropy(logits.float(), targets.to(logits.device)[asked.to(logits.device)], reduction="none")
+    if summed:
+        return losses.sum()
+    return losses.new_zeros(targets.shape).masked_scatter(asked.to(losses.device), losses)
+
+
+__all__ = ["head_losses", "linear_cross_entropy"]

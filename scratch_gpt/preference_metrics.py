@@ -1,0 +1,83 @@
+"""A model and batches of preferences -> loss, accuracy, margin and log-probabilities, the same at every batch size."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from .objectives import Batch
+from .preferences import Answers, Preference, read_answers
+
+
+TIE = 1e-4  # a lead in reward of no more is rounding: before the first step all there is
+
+
+@torch.no_grad()
+def preference_metrics(
+    model: nn.Module,
+    batches: Iterable[tuple[Batch, bool]],
+    objective: Preference,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> dict[str, float]:
+    """{"loss", "accuracy", "margin", "chosen_logps", "rejected_logps"}, and of KTO "kl". In nats, means over rows.
+
+    An answer's reward is beta times its log-ratio to the reference; of ORPO and SimPO, which have none, beta times its
+    log-probability per token (as TRL has it). Margin: the chosen answers' mean reward less the rejected ones'.
+    Accuracy: pairs whose chosen answer has the larger reward, or judged answers on their side of KTO's baseline; a tie
+    counts a half. That baseline, "kl", is the mean over all batches of what KTO takes over a global batch.
+
+    Args:
+        batches, reduce: as for evaluation.mean_losses.
+    """
+    was_training = model.training
+    model.eval()
+    read = []  # of each batch what its answers' losses are made of: small, so that all of it is held
+    for batch, counted in batches:
+        answers = read_answers(model, batch, with_prompts=objective.loss_type == "orpo")
+        read.append((answers, batch | {"counts": objective.counts(batch)}, counted))
+    model.train(was_training)
+    means = {}
+    if objective.loss_type == "kto":
+        log_ratios = [((of.logps - batch["reference_logps"]).chunk(2)[1], counted) for of, batch, counted in read]
+        means = _means([({"kl": (others.sum(), len(others))}, counted) for others, counted in log_ratios], reduce)
+    kl = {name: torch.tensor(value, device=read[0][0].logps.device) for name, value in means.items()}
+    found = _means([(_sums(objective, answers, batch | kl), counted) for answers, batch, counted in read], reduce)
+    terms = {name: found.pop(name) for name in ("loss", "nll") if name in found}
+    margin = found.pop("chosen_rewards") - found.pop("rejected_rewards")
+    return {"loss": sum(terms.values()), "accuracy": found.pop("accuracy"), "margin": margin, **found, **means}
+
+
+Sums = dict[str, tuple[torch.Tensor, torch.Tensor | int]]  # name -> sum, count
+
+
+def _sums(objective: Preference, answers: Answers, batch: Batch) -> Sums:
+    if objective.loss_type == "kto":  # without the answers to others
+        answers = Answers(*(values.chunk(2)[0] for values in answers[:2]), answers.whole)
+        batch = batch | {"reference_logps": batch["reference_logps"].chunk(2)[0]}
+    sums = {name: (total, batch["counts"][name]) for name, total in objective.terms(answers, batch).items()}
+    rewards = objective.rewards(answers, batch)
+    if objective.loss_type == "kto":
+        is_chosen = batch["preference"]
+        lead = (rewards - objective.beta * batch["kl"].clamp(min=0)) * torch.where(is_chosen, 1, -1)
+    else:
+        is_chosen = torch.arange(len(rewards), device=rewards.device) < len(rewards) // 2
+        lead = rewards[is_chosen] - rewards[~is_chosen]
+    sums["accuracy"] = ((lead > TIE).sum() + (lead.abs() <= TIE).sum() / 2, len(lead))
+    for name, values in (("logps", answers.logps), ("rewards", rewards)):
+        sums[f"chosen_{name}"] = (values[is_chosen].sum(), is_chosen.sum())
+        sums[f"rejected_{name}"] = (values[~is_chosen].sum(), (~is_chosen).sum())
+    return sums
+
+
+def _means(read: list[tuple[Sums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None) -> dict[str, float]:
+    totals: dict[str, torch.Tensor] = {}
+    for sums, counted in read:
+        for name, pair in sums.items():
+            pair = torch.tensor([float(value) for value in pair], dtype=torch.float64) * counted
+            totals[name] = totals[name] + pair if name in totals else pair
+    reduced = {name: (pair if reduce is None else reduce(pair)).tolist() for name, pair in totals.items()}
+    return {name: total / count if count else math.nan for name, (total, count) in reduced.items()}
+
+
+__all__ = ["preference_metrics"]

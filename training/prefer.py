@@ -1,0 +1,222 @@
+"""Answers of which one is better and a model that answers -> a model that prefers the better ones.
+
+    accelerate launch training/prefer.py [--config FILE.yaml] [--field value ...]
+
+Rows are prompt, chosen, rejected (texts or messages; instruction and input for a prompt do as well), or for KTO also
+prompt, completion, label. What the model says before its first step is the reference: it is asked once and kept in
+output_dir/references.safetensors. Writes output_dir/model (weights, config, code, tokenizer), loss.png, metrics.jsonl,
+evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a folder seed-0/ ... each.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recipe import Run, check, one_clear_line, option, parse
+
+
+DEFAULT_DATASET, DEFAULT_MODEL = "trl-lib/ultrafeedback_binarized", "openai-community/gpt2"
+SAMPLED, SAMPLED_TOKENS = 32, 32  # answers of its own that the model's drift is measured on, and tokens of each
+BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
+
+
+@dataclass(frozen=True)
+class PreferRun(Run):
+    """The shared fields and this recipe's own."""
+
+    output_dir: str = option("runs/prefer", "Folder to write; one that holds a run is refused without --overwrite.")
+    model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model that answers: best one that was instructed.")
+    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
+    dropout: float | None = option(0.0, "All three dropouts; 0, so that the model begins as its own reference.")
+    validation_fraction: float = option(0.05, "Share of the rows that is held out to evaluate on.")
+    test_fraction: float = option(0.1, "Share that is scored once before the first step and once at the end.")
+    learning_rate: float | None = option(5e-6, "Peak of the schedule; LoRA wants ten times as much.")
+    loss_type: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = option("dpo", "What is lost on a preference.")
+    beta: float | None = option(None, "How strongly the model is held to its reference: 0.1, and SimPO's scale 2.")
+    simpo_gamma: float = option(0.5, "SimPO: by how much the chosen answer is to be better.")
+    prompt_format: str | None = option(
+        None, "alpaca, chatml, phi3, plain or tokenizer; by default what the model was trained with, else alpaca."
+    )
+    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
+
+
+def build(run: PreferRun):
+    """Pairs, or judged answers, in splits that share no prompt, and the model that learns from them."""
+    from functools import partial
+
+    from torch.utils.data import Subset
+
+    from models import build_chat_lm
+    from runner import Task, apply_tune
+    from scratch_gpt.data.collate import collate_preferences
+    from scratch_gpt.data.manifest import make_manifest
+    from scratch_gpt.data.preference_rows import PreferenceRows, prompt_of, read_preferences
+    from scratch_gpt.data.prompts import encode_conversations
+    from scratch_gpt.data.sources import describe_source, open_rows
+    from scratch_gpt.data.splits import split_groups
+    from scratch_gpt.drift import kl_from_reference
+    from scratch_gpt.order import epoch_order
+    from scratch_gpt.plots import plot_classification
+    from scratch_gpt.preference_metrics import preference_metrics
+    from scratch_gpt.preferences import Preference
+    from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
+
+    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    try:
+        items, left_out = read_preferences(open_rows(*where), judged=run.loss_type == "kto")
+    except ValueError as error:
+        raise ValueError(f"{run.dataset}: {error}") from error
+    parts = split_groups([*map(prompt_of, items)], run.validation_fraction, run.test_fraction, run.seed)
+    tokenizer = load_tokenizer(run.model, run.model_revision)
+    model, notices = build_chat_lm(run, tokenizer)
+    notices += apply_tune(run, model)
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    max_length = run.max_length or model.config.max_position_embeddings
+    encode = partial(encode_conversations, tokenizer)
+    rows = {
+        name: PreferenceRows([items[n] for n in numbers], encode, max_length, run.seed)
+        for name, numbers in parts.items()
+    }
+    records = {name: part.facts() for name, part in rows.items()}
+    manifest = make_manifest(
+        "prefer",
+        [describe_source(*where)],
+        records,
+        tokenizer={"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)},
+        max_length=max_length,
+        left_out=left_out,
+    )
+    objective = Preference(run.loss_type, BETAS[run.loss_type] if run.beta is None else run.beta, run.simpo_gamma)
+    samples = {}  # of held-out splits: what the model answers itself before the first step
+    if "validation" in rows:
+        some = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
+        rows["seen"] = Subset(rows["train"], some)
+
+    def measure(model, batches, reduce, split):
+        metrics = preference_metrics(model, batches, objective, reduce)
+        if split in samples:
+            metrics["kl_from_reference"] = kl_from_reference(model, samples[split])
+        return metrics, {}
+
+    task = Task(
+        model=model,
+        tokenizer=tokenizer,
+        rows=rows,
+        collate=partial(collate_preferences, pad_token_id=tokenizer.pad_token_id),
+        objective=objective,
+        measure=measure,
+        tokens_per_row=records["train"]["asked"] / len(rows["train"]),
+        manifest=manifest,
+        next_steps=("python training/generate.py {folder}/model --chat",),
+        group_by_length=True,
+        notices=notices,
+        draw=plot_classification,
+    )
+    return task._replace(ready=partial(give_references, run, task, samples))
+
+
+def give_references(run: PreferRun, task, samples, accelerator, folder, save) -> None:
+    """Let the task know what its model says before the first step, computed now or as output_dir has it.
+
+    The rows get the log-probabilities of their answers, `samples` the model's own answers to held-out prompts.
+    """
+    import torch
+
+    from runner import uncompiled
+    from scratch_gpt.drift import sample_answers
+    from scratch_gpt.order import to_device
+    from scratch_gpt.references import NAME, read_references, reference_key, reference_logps, write_references
+
+    model = task.model
+    splits = {name: part for name, part in task.rows.items() if name != "seen"}
+    hashes = {name: facts["sha256"] for name, facts in task.manifest["splits"].items()}
+    key = reference_key(model, hashes | {"needs_reference": str(task.objective.needs_reference)})
+    known = read_references(folder / NAME, key)
+    if known is None:
+        accelerator.print("Asking the model for its reference before the first step ...")
+        known = {}
+        for name, part in splits.items():
+            if task.objective.needs_reference:
+                known[name] = reference_logps(accelerator, model, part, task.collate, run.batch_size)
+            prompts = part.prompts(SAMPLED, SAMPLED_TOKENS) if name != "train" else []
+            if prompts:
+                with accelerator.autocast(), uncompiled(model.to(accelerator.device)):
+                    answers = sample_answers(model, prompts, task.tokenizer.eos_token_id, SAMPLED_TOKENS, run.seed)
+                known |= {f"{name}.{field}": tensor.cpu().numpy() for field, tensor in answers.items()}
+        save(NAME, lambda: write_references(folder / NAME, known, key) if accelerator.is_main_process else None)
+    for name, part in splits.items():
+        part.reference_logps = known.get(name)
+        fields = {key.partition(".")[2]: value for key, value in known.items() if key.startswith(f"{name}.")}
+        if fields:
+            samples[name] = to_device({k: torch.from_numpy(v) for k, v in fields.items()}, accelerator.device)
+
+
+def describe(run: PreferRun, task, settings, steps: int, accelerator) -> str:
+    """What is about to happen, in a few lines."""
+    from scratch_gpt.adapters import count_parameters, trainable_line
+
+    config, manifest = task.model.config, task.manifest
+    lines = [
+        f"Model: {count_parameters(task.model)[1]:,} parameters ({config.num_hidden_layers} layers, "
+        f"{config.hidden_size} wide), {accelerator.device.type}, {accelerator.num_processes} process(es), precision "
+        f"{'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
+    ]
+    if run.tune != "full":
+        lines.append(trainable_line(task.model))
+    for name, facts in manifest["splits"].items():
+        kind = f"answers, {facts['desirable']:,} of them desirable" if "desirable" in facts else "pairs"
+        lines.append(
+            f"{name:>10}: {facts['rows']:,} {kind}, {facts['asked']:,} tokens asked, {facts['cut']:,} cut at "
+            f"{manifest['max_length']} tokens"
+        )
+    empty, equal, dropped = (
+        manifest["left_out"].get(why, 0) + sum(facts.get(why, 0) for facts in manifest["splits"].values())
+        for why in ("empty", "equal", "dropped")
+    )
+    if empty + equal + dropped:
+        lines.append(
+            f"Left out: {empty:,} rows with an empty answer, {equal:,} whose chosen answer equals the rejected one, "
+            f"{dropped:,} whose prompt leaves no room for an answer."
+        )
+    batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
+    objective = task.objective
+    lines.append(
+        f"Training: {steps:,} steps of {batch} rows, {run.loss_type} with beta {objective.beta:g}, seed "
+        f"{run.seed}. No prompt is in two splits."
+    )
+    return "\n".join(lines)
+
+
+def check_preferences(run: PreferRun) -> None:
+    """Raise a ValueError for what this recipe cannot do."""
+    if run.streaming:
+        raise ValueError("The reference is computed for all rows before the first step: leave --streaming out.")
+    if run.model is None or run.preset is not None or run.tokenizer is not None:
+        raise ValueError(
+            "What is preferred is learned by a model that answers already: give --model, which brings all."
+        )
+    if run.beta == 0:
+        raise ValueError("beta is 0, which leaves nothing to learn; it is more than 0.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_clear_line():
+        run = parse(PreferRun, argv)
+        check_preferences(run)
+        check(run)
+
+        from runner import prepare, run_task
+        from seeds import begin_seeds, runs_of, summarise
+
+        runs = runs_of(run)
+        starts = [prepare(each) for each in runs]
+
+    for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
+        begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
+        accelerator = run_task(each, start, build, describe, begin)
+        accelerator.free_memory()  # the next seed has a model of its own
+    summarise(run, runs, accelerator)
+    accelerator.end_training()  # leaves the process group
+
+
+if __name__ == "__main__":
+    main()
