@@ -56,6 +56,7 @@ def measure(way: str, precision: str, preset: str) -> dict:
         seconds.append(time.perf_counter() - began)
         busy.append(time.process_time() - began_busy)
         losses.append(loss.item())
+        del loss
     return {
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "peak_bytes_of_imports": 1024 * before,
