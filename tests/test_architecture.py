@@ -50,7 +50,7 @@ ARROWS = {
     "loop": {"torch", "accelerate", "checkpoints", "launch", "memory", "metrics", "order", "saving"},
     "metrics": {"accelerate", "checkpoints"},
     "generation": {"torch", "transformers", "tokenizer"},
-    "evaluation": {"numpy", "torch", "objectives"},
+    "evaluation": {"numpy", "torch", "checkpoints", "objectives"},
     "classification_metrics": {"numpy", "torch", "objectives"},
     "plots": {"matplotlib", "numpy"},
     "__init__": {"transformers", "modeling"},
