@@ -119,24 +119,36 @@ def generate_text(
         return generate_text(model, tokenizer, [prompts], **options)[0]
     if not prompts:
         return []
-    begin = _begin(tokenizer)
-    rows = [encode(tokenizer, prompt) or [begin] for prompt in prompts]
-    return [decode(tokenizer, row) for row in continue_rows(model, tokenizer, rows, **options)]
+    rows = [encode(tokenizer, prompt) or [_begin(tokenizer)] for prompt in prompts]
+    return generate_answers(model, tokenizer, rows, batch_size=len(rows), **options)
 
 
-def continue_rows(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], **options
-) -> list[list[int]]:
-    """Rows of ids -> the ids that follow each, EOS and what follows left out. `options` are those of `generate`."""
-    T = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else _begin(tokenizer)
-    ids = torch.tensor([[pad] * (T - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
+def generate_answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    batch_size: int = 32,
+    **options,
+) -> list[str]:
+    """Prompts of token ids -> the continuation of each, as text, EOS and what follows left out.
+
+    `options` are those of `generate`. Prompts of like length share a batch; greedily, an answer does not depend on
+    who shares it.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    eos = options.setdefault("eos_token_id", tokenizer.eos_token_id)
     device = next(model.parameters()).device
-    options.setdefault("eos_token_id", tokenizer.eos_token_id)
-    output = generate(model, ids.to(device), mask.to(device), **options)[:, T:].tolist()
-    eos = options["eos_token_id"]
-    return [row[: row.index(eos)] if eos in row else row for row in output]
+    order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        some = order[start : start + batch_size]
+        T = len(prompts[some[0]])
+        ids = torch.tensor([[pad] * (T - len(prompts[k])) + prompts[k] for k in some])
+        mask = torch.tensor([[0] * (T - len(prompts[k])) + [1] * len(prompts[k]) for k in some])
+        output = generate(model, ids.to(device), mask.to(device), **options)[:, T:].tolist()
+        for k, row in zip(some, output, strict=True):
+            answers[k] = decode(tokenizer, row[: row.index(eos)] if eos in row else row)
+    return answers
 
 
 def stream(
@@ -186,4 +198,4 @@ def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
 
 
-__all__ = ["continue_rows", "filter_logits", "generate", "generate_text", "stream"]
+__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "stream"]

@@ -27,6 +27,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .chat_templates import CHATML, FORMATS
 from .tokenizer import END_OF_TEXT, PAD
 
 
@@ -37,19 +38,6 @@ ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_
 NEVER = -1e6  # the logarithm of a piece's probability
 WORD = r"[\p{L}\p{M}\p{N}_]+"
 BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: in no other kind do letters and punctuation share a token
-CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-# What is trained on: the answers with the token that ends them. Trimmed, so that no token reaches across the border.
-CHATML = """{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['role'] == 'assistant' -%}
-{%- generation -%}{{- message['content'] | trim + '<|im_end|>' -}}{%- endgeneration -%}
-{%- else -%}
-{{- message['content'] | trim + '<|im_end|>' -}}
-{%- endif -%}
-{{- '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
 
 
 # --- Texts -> a sample of them -----------------------------------------------------------------------------------
@@ -198,7 +186,7 @@ def plan_tokenizer(
         raise ValueError(f"A text could contain the special token {bad[0]!r}. Write it in brackets: <|user|>, [SEP].")
     roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD} if kind == "bpe" else ROLES
     template = None if chat_template is None else _read_chat_template(chat_template)
-    chat_tokens = CHATML_TOKENS if template == CHATML else ()
+    chat_tokens = FORMATS["chatml"].tokens if template == CHATML else ()
     specials = list(dict.fromkeys([*roles.values(), *special_tokens, *chat_tokens]))
     others = BYTES if kind == "bpe" else 2
     if vocab_size < len(specials) + others:

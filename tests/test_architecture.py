@@ -16,7 +16,8 @@ ARROWS = {
     "modeling/gpt2_layout": {"torch", "transformers"},
     "modeling/modeling_scratch_gpt": {"torch", "transformers", "modeling"},
     "tokenizer": {"transformers"},
-    "tokenizer_training": {"tokenizers", "transformers", "tokenizer"},
+    "tokenizer_training": {"tokenizers", "transformers", "chat_templates", "tokenizer"},
+    "chat_templates": {"transformers", "tokenizer"},
     "conversion": {"torch", "transformers", "adapter_loading", "modeling", "tokenizer"},
     "data/sources": {"datasets", "numpy", "data"},
     "data/embedded": set(),
@@ -30,6 +31,7 @@ ARROWS = {
     "data/windows": {"numpy"},
     "data/collate": {"numpy", "torch", "data"},
     "data/labels": {"numpy", "data"},
+    "data/prompts": {"numpy", "transformers", "chat_templates", "tokenizer", "data"},
     "data/splits": {"numpy"},
     "data/words": {"numpy"},
     "data/cleaning": {"numpy", "py3langid", "data"},
@@ -51,6 +53,10 @@ ARROWS = {
     "metrics": {"accelerate", "checkpoints"},
     "generation": {"torch", "transformers", "tokenizer"},
     "evaluation": {"numpy", "torch", "checkpoints", "objectives"},
+    "answers": set(),
+    "constraints": {"langdetect", "lm_eval"},
+    "judging": {"numpy"},
+    "likelihood": {"numpy", "torch", "transformers", "tokenizer"},
     "classification_metrics": {"numpy", "torch", "objectives"},
     "plots": {"matplotlib", "numpy"},
     "__init__": {"transformers", "modeling"},
@@ -100,7 +106,7 @@ def test_every_file_has_its_arrows_and_every_arrow_its_file():
 def test_rooms_import_only_what_they_may(room):
     found = imports(REPO / "scratch_gpt" / f"{room}.py")
     assert {name for name, _ in found} <= ARROWS[room]
-    heavy_extras = {"bitsandbytes", "matplotlib", "peft", "py3langid", "rensa"}
+    heavy_extras = {"bitsandbytes", "langdetect", "lm_eval", "matplotlib", "peft", "py3langid", "rensa"}
     assert all(inside for name, inside in found if name in heavy_extras)
 
 

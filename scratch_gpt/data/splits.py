@@ -1,5 +1,7 @@
 """Shares that are held out -> which documents go where: a function of their number and the seed."""
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 
 
@@ -35,4 +37,34 @@ def split_numbers(
     return {"train": np.sort(order), **splits}
 
 
-__all__ = ["check_fractions", "split_numbers"]
+def split_groups(
+    keys: Sequence[Hashable], validation_fraction: float = 0.05, test_fraction: float = 0.1, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Which rows go where, in order: {"train", "validation", "test"}; rows with the same key stay together.
+
+    Each split has its exact share of the rows, unless the last groups are too large for what is left of it.
+
+    Raises:
+        ValueError: as `check_fractions`, or too few distinct keys to leave something in each split.
+    """
+    asked = check_fractions(validation_fraction, test_fraction)
+    groups: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    room = {name: max(1, round(fraction * len(keys))) for name, fraction in asked.items()}
+    splits: dict[str, list[int]] = {"train": [], **{name: [] for name in asked}}
+    members = list(groups.values())
+    for k in np.random.default_rng(seed).permutation(len(members)).tolist():
+        name = next((name for name, left in room.items() if len(members[k]) <= left), "train")
+        splits[name] += members[k]
+        if name in room:
+            room[name] -= len(members[k])
+    if empty := [name for name, rows in splits.items() if not rows]:
+        raise ValueError(
+            f"{len(groups)} distinct texts in {len(keys)} rows leave nothing for {empty[0]}. Add rows, or set a "
+            "fraction to 0."
+        )
+    return {name: np.array(sorted(rows), dtype=np.int64) for name, rows in splits.items()}
+
+
+__all__ = ["check_fractions", "split_groups", "split_numbers"]

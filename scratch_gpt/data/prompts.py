@@ -1,0 +1,326 @@
+"""Instructions and conversations -> token ids and which of them are asked -> rows.
+
+    messages     user "Well?"                                        assistant "Well."
+    ids          <|im_start|> user \\n We ll ? <|im_end|> \\n <|im_start|> assistant \\n  We ll . <|im_end|>  \\n
+    asked        -            -    -  -  -  -  -          -  -            -         -   *  *  * *           -
+
+What is asked is known from lengths: each answer is encoded apart from what stands before it. A special token's
+spelling inside a message is plain text; only the template writes special tokens.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ..chat_templates import INPUT, choose_format, render, template_of
+from ..tokenizer import encode_batch
+from .packing import best_fit
+from .windows import IGNORED
+
+
+TRAIN_ON = ("completion", "prompt+completion")
+FORMS = "instruction and output (and input), messages, or prompt and completion"
+GUARDS = range(0xE000, 0xF900)  # private characters; one that no message has breaks up spellings of special tokens
+
+Messages = list[dict[str, str]]
+
+
+# --- Rows of a data set -> messages ------------------------------------------------------------------------------
+
+
+class EmptyAnswer(ValueError):
+    """A row whose answer says nothing."""
+
+
+def read_messages(row: Mapping[str, Any]) -> Messages:
+    """One row of a data set -> [{"role": "system", "user" or "assistant", "content": str}, ...], the answer last.
+
+    Alpaca form: `instruction`, `output` and perhaps `input`, which follows the instruction under "### Input:".
+    Messages form: `messages`. Prompt and completion: a string each, or a list of messages each. A key without a value
+    is none.
+
+    Raises:
+        EmptyAnswer: an answer of white space.
+        ValueError: keys of none of these forms, an empty question, roles in another order than a system message (or
+            none), then user and assistant in turn.
+    """
+    given = {name: value for name, value in row.items() if value is not None}
+    if "messages" in given:
+        messages = given["messages"]
+    elif "prompt" in given and "completion" in given:
+        messages = _as_messages(given["prompt"], "user") + _as_messages(given["completion"], "assistant")
+    elif "instruction" in given and "output" in given:
+        question = _text(given["instruction"], "instruction").strip()
+        if more := _text(given.get("input", ""), "input").strip():
+            question += INPUT + more
+        messages = _as_messages(question, "user") + _as_messages(given["output"], "assistant")
+    else:
+        raise ValueError(f"a row has the keys {', '.join(given) or '(none)'}; needed are {FORMS}.")
+    messages = check_messages(messages)
+    if messages[-1]["role"] != "assistant":
+        raise ValueError(f"a row's last message is the {messages[-1]['role']}'s; it has to be the assistant's.")
+    return messages
+
+
+def check_messages(messages: Any) -> Messages:
+    """The messages, role and content alone; errors as in `read_messages`."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"messages are {messages!r}; give a list of at least one.")
+    checked: Messages = []
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ValueError(f"a message is {message!r}; it has to have a role and a content.")
+        role, content = message["role"], _text(message["content"], "a message's content")
+        before = checked[-1]["role"] if checked else None
+        allowed = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
+        if role not in allowed[before]:
+            after = f"after the {before}'s message" if before else "first"
+            raise ValueError(f"the role {role!r} comes {after}; there it has to be {' or '.join(allowed[before])}.")
+        if not content.strip() and role != "system":
+            kind = EmptyAnswer if role == "assistant" else ValueError
+            raise kind(f"the {role}'s message is empty.")
+        checked.append({"role": role, "content": content})
+    return checked
+
+
+def read_conversations(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Messages], list[int]]:
+    """Rows of a data set -> the conversations, and the numbers of the rows (from 1) left out for an empty answer.
+
+    Raises:
+        ValueError: as `read_messages`, with the row's number; or nothing is left.
+    """
+    conversations, empty = [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            conversations.append(read_messages(row))
+        except EmptyAnswer:
+            empty.append(number)
+        except ValueError as error:
+            raise ValueError(f"Row {number}: {error}") from error
+    if not conversations:
+        raise ValueError(f"No row has an answer: {len(empty)} rows, all of them empty.")
+    return conversations, empty
+
+
+def _as_messages(value: Any, role: str) -> Messages:
+    return list(value) if isinstance(value, (list, tuple)) else [{"role": role, "content": value}]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it has to be a text.")
+    return value
+
+
+def question_of(messages: Messages) -> str:
+    """All that stands before the last answer, as one text: to compare rows by."""
+    return "\n\n".join(message["content"].strip() for message in messages[:-1])
+
+
+# --- Messages -> ids ---------------------------------------------------------------------------------------------
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt_format: str | None = None
+) -> list[int]:
+    """The ids of everything up to where the answer begins. A last message of the assistant's is left out.
+
+    `encode_messages` of the same messages with an answer begins with these ids. Arguments and errors as there.
+    """
+    messages = check_messages(messages)
+    messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    (pieces,) = _split(tokenizer, [messages], prompt_format, is_prompt=True)
+    return _encode(tokenizer, [pieces])[0][0]
+
+
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    prompt_format: str | None = None,
+    train_on: str = "completion",
+) -> tuple[list[int], list[bool]]:
+    """Messages -> (ids, asked): whether each token is to be learned; both (n,).
+
+    Args:
+        prompt_format: as `choose_format` has it: None is what the tokenizer keeps, or `alpaca`.
+        train_on: `completion` asks every token of every answer, with the one that closes it; `prompt+completion` all.
+
+    Raises:
+        ValueError: a format that is not the one that the tokenizer keeps, a template without generation markers, or
+            messages that `check_messages` refuses.
+    """
+    return encode_conversations(tokenizer, [check_messages(messages)], prompt_format, train_on)[0]
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Messages],
+    prompt_format: str | None = None,
+    train_on: str = "completion",
+) -> list[tuple[list[int], list[bool]]]:
+    """`encode_messages` for many at once, which is faster."""
+    if train_on not in TRAIN_ON:
+        raise ValueError(f"train_on is {train_on!r}; it is {' or '.join(TRAIN_ON)}.")
+    encoded = _encode(tokenizer, _split(tokenizer, conversations, prompt_format))
+    if any(not any(asked) for _, asked in encoded):
+        raise ValueError("The chat template has no generation markers: nobody knows what the assistant says in it.")
+    return encoded if train_on == "completion" else [(ids, [True] * len(ids)) for ids, _ in encoded]
+
+
+class _Piece(NamedTuple):
+    text: str
+    is_special: bool  # a special token, written by the template
+    is_asked: bool
+
+
+def _split(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Messages],
+    prompt_format: str | None,
+    is_prompt: bool = False,
+) -> list[list[_Piece]]:
+    # Each conversation as the template renders it, cut at its special tokens and at the borders of its answers.
+    template = template_of(tokenizer, prompt_format)
+    longest_first = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+    special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+    found = []
+    for messages in conversations:
+        joined = "".join(message["content"] for message in messages)
+        guard = next(mark for mark in map(chr, GUARDS) if mark not in joined)
+        guarded = [
+            {**message, "content": special.sub(lambda hit: guard.join(hit[0]), message["content"])}  # noqa: B023
+            for message in messages
+        ]
+        text, spans = render(tokenizer, template, guarded, add_generation_prompt=is_prompt)
+        borders = [0, *chain.from_iterable(spans), len(text)]
+        found.append(
+            [
+                _Piece(piece.replace(guard, ""), k % 2 == 1, n % 2 == 1)
+                for n, (start, end) in enumerate(pairwise(borders))
+                for k, piece in enumerate(special.split(text[start:end]))
+                if piece
+            ]
+        )
+    return found
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, conversations: list[list[_Piece]]
+) -> list[tuple[list[int], list[bool]]]:
+    texts = [piece.text for pieces in conversations for piece in pieces if not piece.is_special]
+    plain = iter(encode_batch(tokenizer, texts))
+    encoded = []
+    for pieces in conversations:
+        ids, asked = [], []
+        for piece in pieces:
+            new = [tokenizer.convert_tokens_to_ids(piece.text)] if piece.is_special else next(plain)
+            ids += new
+            asked += [piece.is_asked] * len(new)
+        encoded.append((ids, asked))
+    return encoded
+
+
+# --- Ids -> rows -------------------------------------------------------------------------------------------------
+
+
+class PromptRows(Sequence):
+    """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", each (n,), n <= max_length.
+
+    The last token of a conversation is only asked, so that one of n tokens takes n - 1 positions. A longer one is cut
+    at its end, where the answer's start stays; one that then asks nothing is dropped.
+
+    Args:
+        encoded: (ids, asked) of each conversation, from `encode_conversations`.
+        pack: several conversations a row, best-fit, with positions that begin again, so that none sees another.
+
+    Raises:
+        ValueError: nothing is asked in any row.
+    """
+
+    def __init__(self, encoded: Sequence[tuple[list[int], list[bool]]], max_length: int, pack: bool = False):
+        if max_length < 1:
+            raise ValueError(f"max_length is {max_length}; it has to be at least 1.")
+        pairs = [_row(ids, asked, max_length) for ids, asked in encoded]
+        self.kept = [k for k, (_, labels) in enumerate(pairs) if (labels != IGNORED).any()]  # conversations
+        if not self.kept:
+            raise ValueError(
+                f"None of {len(pairs)} rows asks anything within {max_length} tokens: each prompt fills them. Give a "
+                "larger --max-length."
+            )
+        self.pairs = [pairs[k] for k in self.kept]
+        self.cut = sum(len(encoded[k][0]) > max_length + 1 for k in self.kept)  # answers whose end is not learned
+        self.dropped = len(pairs) - len(self.kept)
+        sizes = [len(ids) for ids, _ in self.pairs]
+        self.pack = pack
+        self.groups = best_fit(sizes, max_length) if pack else [[k] for k in range(len(sizes))]
+        self.lengths = [sum(sizes[k] for k in group) for group in self.groups]
+        self.asked = sum(int((labels != IGNORED).sum()) for _, labels in self.pairs)
+        self.asked_per_row = self.asked / len(self)
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of them; the hash is of ids and labels."""
+        digest = hashlib.sha256()
+        for ids, labels in self.pairs:
+            digest.update(len(ids).to_bytes(8, "little"))
+            digest.update(ids.astype("<i8").tobytes() + labels.astype("<i8").tobytes())
+        return {
+            "conversations": len(self.pairs),
+            "rows": len(self),
+            "tokens": sum(self.lengths),
+            "asked": self.asked,
+            "cut": self.cut,
+            "dropped": self.dropped,
+            "sha256": digest.hexdigest(),
+        }
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        pairs = [self.pairs[n] for n in self.groups[k]]
+        row = {
+            "input_ids": np.concatenate([ids for ids, _ in pairs]),
+            "shift_labels": np.concatenate([labels for _, labels in pairs]),
+        }
+        if self.pack:
+            row["position_ids"] = np.concatenate([np.arange(len(ids)) for ids, _ in pairs])
+        return row
+
+
+def _row(ids: list[int], asked: list[bool], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    taken = np.array(ids[: max_length + 1], dtype=np.int64)
+    labels = np.where(asked[1 : max_length + 1], taken[1:], IGNORED)
+    return taken[:-1], labels
+
+
+def show_asked(tokenizer: PreTrainedTokenizerBase, ids: list[int], asked: list[bool], colour: bool) -> str:
+    """A row as text; what is asked is green, or without `colour` between [[ and ]]."""
+    begin, end = ("\x1b[32m", "\x1b[0m") if colour else ("[[", "]]")
+    borders = [0, *(k for k in range(1, len(ids)) if asked[k] != asked[k - 1]), len(ids)]
+    parts = []
+    for start, stop in pairwise(borders):
+        text = tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
+        parts.append(f"{begin}{text}{end}" if asked[start] else text)
+    return "".join(parts)
+
+
+__all__ = [
+    "TRAIN_ON",
+    "EmptyAnswer",
+    "Messages",
+    "PromptRows",
+    "check_messages",
+    "choose_format",
+    "encode_conversations",
+    "encode_messages",
+    "encode_prompt",
+    "question_of",
+    "read_conversations",
+    "read_messages",
+    "show_asked",
+]
