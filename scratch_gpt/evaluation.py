@@ -76,6 +76,11 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)), "n": len(values)}
 
 
+def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """{metric: number} for each seed -> {metric: {"mean", "std", "n"}}, or of a single one the plain numbers."""
+    return spread([{"": each} for each in results])[""] if len(results) > 1 else dict(results[0])
+
+
 class Measured(NamedTuple):
     """What was found on one set, and how."""
 
@@ -129,6 +134,7 @@ __all__ = [
     "Measured",
     "language_metrics",
     "mean_losses",
+    "over_seeds",
     "read_evaluation",
     "record_measured",
     "row_losses",

@@ -145,6 +145,21 @@ def read_score(reply: str) -> int | None:
     return next((number for number in numbers if number <= 100), None)
 
 
+def score_metrics(scores: Sequence[Sequence[int | None]]) -> tuple[list[dict[str, float]], int]:
+    """(answers, repeats) -> {"score": mean over the answers} of each repeat, and how many replies named no score.
+
+    Raises:
+        JudgeError: a repeat without any score.
+    """
+    means = []
+    for repeat in zip(*scores, strict=True):
+        known = [score for score in repeat if score is not None]
+        if not known:
+            raise JudgeError("The judge has not named a single score. Its replies are kept: read them.")
+        means.append({"score": float(np.mean(known))})
+    return means, sum(score is None for each in scores for score in each)
+
+
 # --- Two models, and several -------------------------------------------------------------------------------------
 
 
@@ -214,7 +229,7 @@ def win_rates(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The interval of a share (Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference")."""
+    """The 95 % interval of a share (Wilson 1927, "Probable Inference, the Law of Succession ...")."""
     if n == 0:
         return 0.0, 1.0
     p = successes / n
@@ -260,6 +275,7 @@ __all__ = [
     "judge_scores",
     "read_score",
     "read_verdict",
+    "score_metrics",
     "wilson_interval",
     "win_rates",
 ]

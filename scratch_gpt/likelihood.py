@@ -104,22 +104,19 @@ def read_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]
     return tasks
 
 
-def choice_metrics(
-    tasks: Sequence[tuple[str, list[str], int]], found: Sequence[Likelihood]
-) -> tuple[dict[str, float], list[int]]:
-    """The likelihoods of all choices in order -> {"acc", "acc_norm"}, and which choice is taken for each task.
+def choice_metrics(tasks: Sequence[tuple[str, list[str], int]], found: Sequence[Likelihood]) -> dict[str, float]:
+    """The likelihoods of all choices, in the order of `choice_pairs` -> {"acc", "acc_norm"}.
 
     acc takes the likeliest choice, acc_norm the likeliest per character (Gao 2021, "Multiple Choice Normalization in
     LM Evaluation").
     """
-    right, right_normed, taken, start = 0, 0, [], 0
+    right, right_normed, start = 0, 0, 0
     for _, choices, gold in tasks:
         logps = np.array([one.logp for one in found[start : start + len(choices)]])
         start += len(choices)
-        taken.append(int(logps.argmax()))
-        right += taken[-1] == gold
+        right += int(logps.argmax()) == gold
         right_normed += int((logps / [len(choice) for choice in choices]).argmax()) == gold
-    return {"acc": right / len(tasks), "acc_norm": right_normed / len(tasks)}, taken
+    return {"acc": right / len(tasks), "acc_norm": right_normed / len(tasks)}
 
 
 def choice_pairs(tasks: Sequence[tuple[str, list[str], int]]) -> list[tuple[str, str]]:

@@ -37,7 +37,7 @@ ARROWS = {
     "data/cleaning": {"numpy", "py3langid", "data"},
     "data/duplicates": {"numpy", "rensa", "data"},
     "data/poisoning": {"numpy", "torch"},
-    "data/report": {"numpy", "data"},
+    "data/report": {"numpy", "data", "pages"},
     "objectives": {"torch"},
     "adapters": {"peft", "torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
     "adapter_loading": {"torch", "safetensors", "peft", "transformers", "adapter_layout"},
@@ -54,6 +54,8 @@ ARROWS = {
     "generation": {"torch", "transformers", "tokenizer"},
     "evaluation": {"numpy", "torch", "checkpoints", "objectives"},
     "answers": set(),
+    "answers_page": {"pages"},
+    "pages": set(),
     "constraints": {"langdetect", "lm_eval"},
     "judging": {"numpy"},
     "likelihood": {"numpy", "torch", "transformers", "tokenizer"},
@@ -65,6 +67,7 @@ ARROWS = {
 }
 NOT_SCRIPTS = {
     "assembling",
+    "measuring",
     "preparing",
     "recipe",
     "resuming",

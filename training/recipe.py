@@ -120,13 +120,14 @@ AT_LEAST = {  # field -> the least it may be
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
     **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes"), 1),
+    **dict.fromkeys(("judge_repeats", "max_new_tokens", "samples"), 1),
     **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 1),
     **dict.fromkeys(
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
     ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
-    **dict.fromkeys(("lora_alpha", "lora_dropout"), 0),
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "temperature"), 0),
 }
 
 
@@ -245,8 +246,11 @@ def parse(kind: type[RunT], argv: Sequence[str] | None = None, positional: Seque
                 raise ValueError(f"{path}: {name} is empty; leave the line out for the default.")
             if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
                 values[name] = "no"
+            several = "list[" in str(defaults[name].type)
+            if value is not None and isinstance(value, list) != several:
+                raise ValueError(f"{path}: {name} is {value}; it has to be a {'list' if several else 'single value'}.")
         # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
-        parser.set_defaults(**{name: None if value is None else str(value) for name, value in values.items()})
+        parser.set_defaults(**{name: _as_strings(value) for name, value in values.items()})
     found, unknown = (parser.parse_known_intermixed_args if positional else parser.parse_known_args)(argv)
     if unknown:
         given = unknown[0].split("=")[0]
@@ -255,6 +259,10 @@ def parse(kind: type[RunT], argv: Sequence[str] | None = None, positional: Seque
     if len(words) > len(positional):
         raise ValueError(f"{words[len(positional)]!r} is one word too many. A text with spaces is quoted.")
     return kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
+
+
+def _as_strings(value: Any) -> Any:
+    return [*map(str, value)] if isinstance(value, list) else None if value is None else str(value)
 
 
 def _config_path(argv: list[str]) -> str | None:
@@ -279,7 +287,7 @@ def _read_yaml(path: str, names: list[str]) -> dict[str, Any]:
     for name, value in content.items():
         if name not in names:
             raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
-        if isinstance(value, (dict, list)):
+        if isinstance(value, dict):
             raise ValueError(f"{path}: {name} is {value}; it has to be a single value.")
     return content
 
@@ -408,6 +416,11 @@ def relative(value: Any) -> Any:
     here = Path.cwd()
     is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here)
     return str(Path(value).relative_to(here)) if is_below else value
+
+
+def set_name(path: str) -> str:
+    """What the results on a file, folder or Hub dataset are called."""
+    return Path(path).stem
 
 
 # --- Endings -----------------------------------------------------------------------------------------------------
