@@ -111,14 +111,11 @@ def test_the_loss_of_a_text_depends_neither_on_the_batch_size_nor_on_the_way_of_
     windows = Windows(stream, 16, 8, overlap="context")
 
     def loss(batch_size):
-        return mean_losses(tiny_model(), evaluation_batches(windows, collate_rows, Share(batch_size)), causal_lm)[
-            "loss"
-        ]
+        batches = evaluation_batches(windows, collate_rows, Share(batch_size))
+        return mean_losses(tiny_model(), batches, causal_lm)["loss"]
 
     assert [loss(3), loss(7), loss(99)] == pytest.approx([loss(1)] * 3, rel=1e-6)
-    assert (
-        sum(int((window["shift_labels"] != -100).sum()) for window in (windows[k] for k in range(len(windows)))) == 202
-    )
+    assert sum(int((windows[k]["shift_labels"] != -100).sum()) for k in range(len(windows))) == 202
 
 
 def test_lm_eval_runs_on_our_folder_and_finds_the_same(tmp_path):
@@ -129,8 +126,8 @@ def test_lm_eval_runs_on_our_folder_and_finds_the_same(tmp_path):
     TOKENIZER.save_pretrained(tmp_path / "model")
     common = "dataset_path: json\ndataset_kwargs: {{data_files: {{test: {file}}}}}\ntest_split: test\ntask: {name}\n"
     tasks = {
-        "choices": 'output_type: multiple_choice\ndoc_to_text: "{{query}}"\ndoc_to_choice: choices\ndoc_to_target: gold\n'
-        "metric_list: [{metric: acc}, {metric: acc_norm}]\n",
+        "choices": 'output_type: multiple_choice\ndoc_to_text: "{{query}}"\ndoc_to_choice: choices\n'
+        "doc_to_target: gold\nmetric_list: [{metric: acc}, {metric: acc_norm}]\n",
         "words": "output_type: loglikelihood\ndoc_to_text: \"{{text.split(' ')[:-1]|join(' ')}}\"\n"
         "doc_to_target: \"{{' '+text.split(' ')[-1]}}\"\nmetric_list: [{metric: acc}, {metric: perplexity}]\n",
     }
