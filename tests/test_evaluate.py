@@ -1,4 +1,4 @@
-"""The evaluation recipe as a user runs it: what it leaves, beside what, and one clear line for what cannot be meant."""
+"""The evaluation recipe as a user runs it: what it leaves, beside what, and a clear line for what cannot be meant."""
 
 import json
 import re
