@@ -68,6 +68,7 @@ ARROWS = {
 NOT_SCRIPTS = {
     "assembling",
     "measuring",
+    "models",
     "preparing",
     "recipe",
     "resuming",
