@@ -96,6 +96,7 @@ def build(run: InstructRun):
     responses = Path(run.output_dir) / "responses.json"
     goes_on = run.resume is not None and responses.exists()
     before = [each["before"] for each in json.loads(responses.read_text())] if goes_on else None
+    before = before if before and len(before) == len(asked) else None
     answered: list[list[str]] = []  # of each scoring of the test split
 
     def write_responses(file: Path, *answered: list[str] | None) -> None:
