@@ -1,14 +1,20 @@
-"""A model and held-out batches -> loss, perplexity and bits per byte, the same at every batch size."""
+"""A model and held-out batches -> loss, perplexity and bits per byte, whatever the batch size; evaluation.json."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from .checkpoints import write_text
 from .objectives import Batch, Objective
+
+
+FORMAT_VERSION = 1
 
 
 @torch.no_grad()
@@ -70,4 +76,67 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)), "n": len(values)}
 
 
-__all__ = ["language_metrics", "mean_losses", "row_losses", "spread"]
+def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """{metric: number} for each seed -> {metric: {"mean", "std", "n"}}, or of a single one the plain numbers."""
+    return spread([{"": each} for each in results])[""] if len(results) > 1 else dict(results[0])
+
+
+class Measured(NamedTuple):
+    """What was found on one set, and how."""
+
+    protocol: dict[str, Any]  # has "kind": what was measured
+    results: dict[str, Any]  # metric -> number or {"mean", "std", "n"}
+    tables: dict[str, Any] = {}
+
+
+def record_measured(file: Path, model: str, name: str, measured: Measured) -> None:
+    """Put what was measured on the set `name` into an evaluation.json, beside what is there.
+
+    Raises:
+        ValueError: the file speaks of another model, or of a split of this name that a training run has scored.
+    """
+    content = read_evaluation(file, model)
+    if name in content["results"] and "kind" not in (content["protocol"].get(name) or {}):
+        raise ValueError(f"{file} has results of a split {name} already, from training. Rename the file of that name.")
+    content["protocol"][name] = measured.protocol
+    content["results"][name] = {key: _json_number(value) for key, value in measured.results.items()}
+    content["tables"].pop(name, None)
+    if measured.tables:
+        content["tables"][name] = measured.tables
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def read_evaluation(file: Path, model: str) -> dict[str, Any]:
+    """What an evaluation.json says of `model`, or nothing where there is no such file.
+
+    Raises:
+        ValueError: it cannot be read, or speaks of another model.
+    """
+    if not file.exists():
+        return {"format_version": FORMAT_VERSION, "protocol": {"model": model}, "results": {}, "tables": {}}
+    try:
+        content = json.loads(file.read_text())
+        other = content["protocol"]["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read as an evaluation. Give another --output-dir.") from error
+    same = other == model or (file.parent / other).resolve() == Path(model).resolve()
+    if not same:
+        raise ValueError(f"{file} is about {other}, not {model}. Give another --output-dir, or remove it.")
+    return content
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+
+
+__all__ = [
+    "Measured",
+    "language_metrics",
+    "mean_losses",
+    "over_seeds",
+    "read_evaluation",
+    "record_measured",
+    "row_losses",
+    "spread",
+]

@@ -1,4 +1,4 @@
-"""Prompts -> continuations: decoding written out, with a KV cache.
+"""Prompts -> continuations, whole or token by token: decoding written out, with a KV cache.
 
 For each new token, in this order: the logits of the last position; temperature; top-k; top-p; softmax; one draw. At
 temperature 0 there is no draw: the largest logit wins, token for token what `model.generate(do_sample=False)` gives.
@@ -7,6 +7,8 @@ When the context is full it slides: each further token is predicted from the las
 With learned positions every token in the window then stands at a new place, so nothing cached holds and the window
 is computed anew for each token, which is correct and slow.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -37,7 +39,6 @@ def filter_logits(
     return logits
 
 
-@torch.inference_mode()
 def generate(
     model: nn.Module,
     input_ids: torch.Tensor,
@@ -59,40 +60,52 @@ def generate(
         ValueError: an empty prompt, or a temperature, top_k or top_p out of range.
     """
     _check(input_ids, temperature, top_k, top_p, max_new_tokens)
+    pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    new = [*_draw(model, input_ids, attention_mask, max_new_tokens, **how, **ends)]
+    return torch.cat([input_ids, *(token[:, None] for token in new)], 1)
+
+
+@torch.inference_mode()
+def _draw(
+    model, ids, mask, max_new_tokens, *, temperature, top_k, top_p, eos_token_id, pad_token_id, seed
+) -> Iterator[torch.Tensor]:
+    # The next token of each row, (B,), again and again until all rows are finished.
     was_training = model.training
     model.eval()
     limit = model.config.max_position_embeddings
-    generator = torch.Generator(input_ids.device).manual_seed(seed)
-    pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
-    ids = input_ids
-    mask = torch.ones_like(ids) if attention_mask is None else attention_mask
+    generator = torch.Generator(ids.device).manual_seed(seed)
+    mask = torch.ones_like(ids) if mask is None else mask
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     cache = None
-    for _ in range(max_new_tokens):
-        if ids.shape[1] <= limit:
-            new = ids if cache is None else ids[:, -1:]
-            output = model(new, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
-        else:
-            window, seen = ids[:, -limit:], mask[:, -limit:]
-            output = model(window, attention_mask=seen, use_cache=False, logits_to_keep=1)
-        logits = output.logits[:, -1]  # (B, V)
-        if temperature == 0:
-            token = logits.argmax(-1)
-        else:
-            probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
-            if not probabilities.isfinite().all():
-                raise ValueError("The logits are not finite: the model has diverged, or temperature is too small.")
-            token = probabilities.multinomial(1, generator=generator)[:, 0]
-        if eos_token_id is not None:
-            token = torch.where(finished, pad_token_id, token)
-            finished |= token == eos_token_id
-        ids = torch.cat([ids, token[:, None]], 1)
-        mask = torch.cat([mask, torch.ones_like(token)[:, None]], 1)
-        if finished.all():
-            break
-    model.train(was_training)
-    return ids
+    try:
+        for _ in range(max_new_tokens):
+            if ids.shape[1] <= limit:
+                new = ids if cache is None else ids[:, -1:]
+                output = model(new, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache = output.past_key_values
+            else:
+                window, seen = ids[:, -limit:], mask[:, -limit:]
+                output = model(window, attention_mask=seen, use_cache=False, logits_to_keep=1)
+            logits = output.logits[:, -1]  # (B, V)
+            if temperature == 0:
+                token = logits.argmax(-1)
+            else:
+                probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
+                if not probabilities.isfinite().all():
+                    raise ValueError("The logits are not finite: the model has diverged, or temperature is too small.")
+                token = probabilities.multinomial(1, generator=generator)[:, 0]
+            if eos_token_id is not None:
+                token = torch.where(finished, pad_token_id, token)
+                finished |= token == eos_token_id
+            yield token
+            if finished.all():
+                break
+            ids = torch.cat([ids, token[:, None]], 1)
+            mask = torch.cat([mask, torch.ones_like(token)[:, None]], 1)
+    finally:
+        model.train(was_training)
 
 
 def generate_text(
@@ -106,8 +119,7 @@ def generate_text(
         return generate_text(model, tokenizer, [prompts], **options)[0]
     if not prompts:
         return []
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    rows = [encode(tokenizer, prompt) or [begin] for prompt in prompts]
+    rows = [encode(tokenizer, prompt) or [_begin(tokenizer)] for prompt in prompts]
     return [decode(tokenizer, row) for row in _continue(model, tokenizer, rows, **options)]
 
 
@@ -137,6 +149,40 @@ def generate_answers(
     return answers
 
 
+def stream(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    max_new_tokens: int = 50,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The ids of a prompt -> its continuation in pieces, each as soon as it is known; EOS ends it and is left out.
+
+    Joined, they are what `generate_text` gives. A character of several tokens comes when it is whole.
+    """
+    prompt = torch.tensor([ids or [_begin(tokenizer)]], device=next(model.parameters()).device)
+    _check(prompt, temperature, top_k, top_p, max_new_tokens)
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    eos, drawn, shown = tokenizer.eos_token_id, [], 0
+    for token in _draw(model, prompt, None, max_new_tokens, **how, eos_token_id=eos, pad_token_id=eos):
+        if token.item() == eos:
+            break
+        drawn.append(token.item())
+        whole = decode(tokenizer, drawn).rstrip("\ufffd")  # what a token has begun and none has ended
+        if whole[shown:]:
+            yield whole[shown:]
+            shown = len(whole)
+    if rest := decode(tokenizer, drawn)[shown:]:
+        yield rest
+
+
+def _begin(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
 def _continue(model, tokenizer, rows: list[list[int]], **options) -> list[list[int]]:
     # The continuation of each row alone, up to EOS.
     T = max(map(len, rows))
@@ -163,4 +209,4 @@ def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
 
 
-__all__ = ["filter_logits", "generate", "generate_answers", "generate_text"]
+__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "stream"]

@@ -39,7 +39,7 @@ ARROWS = {
     "data/cleaning": {"numpy", "py3langid", "data"},
     "data/duplicates": {"numpy", "rensa", "data"},
     "data/poisoning": {"numpy", "torch"},
-    "data/report": {"numpy", "data"},
+    "data/report": {"numpy", "data", "pages"},
     "objectives": {"torch"},
     "preferences": {"torch", "objectives"},
     "drift": {"numpy", "torch", "data", "generation", "objectives"},
@@ -59,8 +59,13 @@ ARROWS = {
     "loop": {"torch", "accelerate", "checkpoints", "launch", "memory", "metrics", "order", "saving"},
     "metrics": {"accelerate", "checkpoints"},
     "generation": {"torch", "transformers", "tokenizer"},
-    "evaluation": {"numpy", "torch", "objectives"},
+    "evaluation": {"numpy", "torch", "checkpoints", "objectives"},
     "answers": set(),
+    "answers_page": {"pages"},
+    "pages": set(),
+    "constraints": {"langdetect", "lm_eval"},
+    "judging": {"numpy"},
+    "likelihood": {"numpy", "torch", "transformers", "tokenizer"},
     "classification_metrics": {"numpy", "torch", "objectives"},
     "plots": {"matplotlib", "numpy"},
     "__init__": {"transformers", "modeling"},
@@ -69,6 +74,7 @@ ARROWS = {
 }
 NOT_SCRIPTS = {
     "assembling",
+    "measuring",
     "models",
     "preparing",
     "recipe",
@@ -111,7 +117,7 @@ def test_every_file_has_its_arrows_and_every_arrow_its_file():
 def test_rooms_import_only_what_they_may(room):
     found = imports(REPO / "scratch_gpt" / f"{room}.py")
     assert {name for name, _ in found} <= ARROWS[room]
-    heavy_extras = {"bitsandbytes", "matplotlib", "peft", "py3langid", "rensa"}
+    heavy_extras = {"bitsandbytes", "langdetect", "lm_eval", "matplotlib", "peft", "py3langid", "rensa"}
     assert all(inside for name, inside in found if name in heavy_extras)
 
 

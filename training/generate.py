@@ -1,22 +1,26 @@
-"""A model folder or Hub id and a prompt -> text, by our own decoding with a KV cache.
+"""A model folder or Hub id and a prompt -> text, or a conversation, by our own decoding with a KV cache.
 
-    python training/generate.py --model runs/pretrain/model --prompt "The" [--max-new-tokens 100] [--temperature 0]
+    python training/generate.py MODEL "Once upon a time" [--max-new-tokens 100] [--temperature 0] [--samples 3]
+    python training/generate.py MODEL FILE:prompt.txt
+    python training/generate.py MODEL --chat
 
-Loads through AutoModelForCausalLM, as any Hugging Face client would.
+One continuation is written as it comes. Loads through AutoModelForCausalLM, as any Hugging Face client would.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from recipe import check_model_folder, one_clear_line, option, parse
+from recipe import check_fields, check_model_folder, one_clear_line, option, parse
 
 
 @dataclass(frozen=True)
 class GenerateRun:
     """What to continue, and how."""
 
-    model: str = option("runs/pretrain/model", "Folder or Hub id.")
+    model: str = option("runs/pretrain/model", "Folder or Hub id; may be given as the first word.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
-    prompt: str = option("The", "Text to continue; empty begins a document.")
+    prompt: str = option("The", "Text to continue, or FILE:path; empty begins a document. May be the second word.")
+    chat: bool = option(False, "Talk with the model, in the chat template that it keeps, until /exit.")
     samples: int = option(1, "How many continuations.")
     max_new_tokens: int = option(100, "Tokens to add at most.")
     temperature: float = option(0.8, "0 takes the likeliest token; below 1 is careful, above 1 daring.")
@@ -25,34 +29,84 @@ class GenerateRun:
     seed: int = option(0, "Decides the draws.")
 
 
+def chat(model, tokenizer, seed: int, **how) -> None:
+    """Read what the user says, write what the model answers, until /exit or the end of the input."""
+    from scratch_gpt.data.prompts import encode_prompt
+    from scratch_gpt.generation import stream
+
+    print("/exit ends, /clear begins a new conversation.")
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            said = input("> ").strip()
+        except EOFError:
+            return
+        if said == "/exit":
+            return
+        if said == "/clear":
+            messages = []
+        if said in ("", "/clear"):
+            continue
+        asked = [*messages, {"role": "user", "content": said}]
+        ids = encode_prompt(tokenizer, asked)
+        if len(ids) > model.config.max_position_embeddings:
+            print("(The conversation is longer than the model's context; its beginning is no longer seen.)")
+        answer = ""
+        for piece in stream(model, tokenizer, ids, seed=seed + len(messages), **how):
+            print(piece, end="", flush=True)
+            answer += piece
+        print()
+        if answer.strip():  # where it says nothing, nothing was asked
+            messages = [*asked, {"role": "assistant", "content": answer}]
+
+
+def read_prompt(prompt: str) -> str:
+    """The text itself, or of FILE:path what the file holds."""
+    if not prompt.startswith("FILE:"):
+        return prompt
+    path = prompt.removeprefix("FILE:")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ValueError(f"The prompt {path} cannot be read: {reason}.") from error
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped=""):
-        run = parse(GenerateRun, argv)
-        if run.samples < 1:
-            raise ValueError(f"samples is {run.samples}; it has to be at least 1.")
+        run = parse(GenerateRun, argv, positional=("model", "prompt"))
+        check_fields(run)
         check_model_folder(run.model)
+        prompt = read_prompt(run.prompt)
 
         from transformers import AutoModelForCausalLM
 
         from scratch_gpt import generate_text, load_tokenizer
         from scratch_gpt.adapter_loading import find_adapter
         from scratch_gpt.conversion import load_model
+        from scratch_gpt.generation import stream
+        from scratch_gpt.tokenizer import encode
 
         tokenizer = load_tokenizer(run.model, run.model_revision)
+        if run.chat and tokenizer.chat_template is None:
+            raise ValueError(
+                f"{run.model} keeps no chat template: it was not tuned to talk. training/instruct.py makes a model "
+                "that does; without --chat this one continues a text."
+            )
         load = load_model if find_adapter(run.model, run.model_revision) else AutoModelForCausalLM.from_pretrained
         model = load(run.model, revision=run.model_revision)
-        texts = generate_text(
-            model,
-            tokenizer,
-            [run.prompt] * run.samples,
-            max_new_tokens=run.max_new_tokens,
-            temperature=run.temperature,
-            top_k=run.top_k or None,
-            top_p=run.top_p,
-            seed=run.seed,
-        )
-    for text in texts:
-        print(f"{run.prompt}{text}\n")
+        how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
+        how["max_new_tokens"] = run.max_new_tokens
+        if run.chat:
+            chat(model, tokenizer, run.seed, **how)
+        elif run.samples == 1:
+            print(prompt, end="", flush=True)
+            for piece in stream(model, tokenizer, encode(tokenizer, prompt), seed=run.seed, **how):
+                print(piece, end="", flush=True)
+            print("\n")
+        else:
+            for text in generate_text(model, tokenizer, [prompt] * run.samples, seed=run.seed, **how):
+                print(f"{prompt}{text}\n")
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ AT_LEAST = {  # field -> the least it may be
     ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
-    **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "simpo_gamma"), 0),
-    **dict.fromkeys(("max_new_tokens", "preview"), 1),
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "simpo_gamma", "temperature"), 0),
+    **dict.fromkeys(("judge_repeats", "max_new_tokens", "preview", "samples"), 1),
 }
 
 
@@ -221,14 +221,20 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def parse(kind: type[RunT], argv: Sequence[str] | None = None) -> RunT:
+def parse(kind: type[RunT], argv: Sequence[str] | None = None, positional: Sequence[str] = ()) -> RunT:
     """`--config FILE.yaml` and `--field value` (dashes or underscores), the command line over the file -> a `kind`.
+
+    Args:
+        positional: fields that may be given as bare words too, in this order.
 
     Raises:
         ValueError: an unknown field, with the nearest there is; a value of the wrong type.
     """
     parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
     parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
+    if positional:
+        words = " ".join(name.upper() for name in positional)
+        parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
     names = [item.name for item in fields(kind)]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
@@ -240,13 +246,23 @@ def parse(kind: type[RunT], argv: Sequence[str] | None = None) -> RunT:
                 raise ValueError(f"{path}: {name} is empty; leave the line out for the default.")
             if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
                 values[name] = "no"
+            several = "list[" in str(defaults[name].type)
+            if value is not None and isinstance(value, list) != several:
+                raise ValueError(f"{path}: {name} is {value}; it has to be a {'list' if several else 'single value'}.")
         # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
-        parser.set_defaults(**{name: None if value is None else str(value) for name, value in values.items()})
-    found, unknown = parser.parse_known_args(argv)
+        parser.set_defaults(**{name: _as_strings(value) for name, value in values.items()})
+    found, unknown = (parser.parse_known_intermixed_args if positional else parser.parse_known_args)(argv)
     if unknown:
         given = unknown[0].split("=")[0]
         raise ValueError(f"There is no field {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
-    return kind(**{name: getattr(found, name) for name in names})
+    words = found.words if positional else []
+    if len(words) > len(positional):
+        raise ValueError(f"{words[len(positional)]!r} is one word too many. A text with spaces is quoted.")
+    return kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
+
+
+def _as_strings(value: Any) -> Any:
+    return [*map(str, value)] if isinstance(value, list) else None if value is None else str(value)
 
 
 def _config_path(argv: list[str]) -> str | None:
@@ -271,7 +287,7 @@ def _read_yaml(path: str, names: list[str]) -> dict[str, Any]:
     for name, value in content.items():
         if name not in names:
             raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
-        if isinstance(value, (dict, list)):
+        if isinstance(value, dict):
             raise ValueError(f"{path}: {name} is {value}; it has to be a single value.")
     return content
 
@@ -402,6 +418,11 @@ def relative(value: Any) -> Any:
     here = Path.cwd()
     is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here)
     return str(Path(value).relative_to(here)) if is_below else value
+
+
+def set_name(path: str) -> str:
+    """What the results on a file, folder or Hub dataset are called."""
+    return Path(path).stem
 
 
 # --- Endings -----------------------------------------------------------------------------------------------------

@@ -5,29 +5,19 @@ are SVG, all other bars are boxes whose width is a share of the room they have.
 """
 
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
+from ..pages import page, page_text
 from .windows import IGNORED
 
 
 BINS_PER_DECADE = 12
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 480, 260, 48, 62, 44  # of a histogram, and where its axes stand
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1d232b; --soft: #5c6773; --line: #d9dee4; --track: #eef1f4;
-  --blue: #3f7fbf; --red: #d1495b; --gold: #a86f00; --tint: 86%; --shade: 62%; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e4e8ec; --soft: #9aa5b1; --line: #343c46;
-  --track: #232a32; --blue: #5d9bd8; --red: #e2667a; --gold: #e0ae4e; --tint: 27%; --shade: 48%; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.45 system-ui, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2.6rem 0 0; }
-h3 { font-size: 1rem; margin: 0; } p { margin: .2rem 0 .9rem; color: var(--soft); max-width: 46rem; }
 .facts, .charts { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(6.8rem, 1fr)); }
 .charts { gap: 1.2rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .facts div { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .7rem; color: var(--soft); }
@@ -90,13 +80,7 @@ def report_page(
         _mixture(manifest["mixture"]) if manifest["mixture"] else "",
         _row(row, pieces, manifest["max_length"]) if row is not None and pieces is not None else "",
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>Prepared data: {_text(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>Prepared data: {_text(name)}</h1>\n{_facts(manifest)}{''.join(sections)}</body>\n</html>\n"
-    )
+    return page(f"Prepared data: {name}", STYLE, f"{_facts(manifest)}{''.join(sections)}")
 
 
 # --- Sections ----------------------------------------------------------------------------------------------------
@@ -117,9 +101,9 @@ def _facts(manifest: Mapping[str, Any]) -> str:
     if "max_length" in manifest:
         kind = "packed" if manifest.get("pack") else "one document each" if manifest.get("pad") else "windows"
         facts[f"tokens a row, {kind}"] = f"{manifest['max_length']:,}"
-    cards = "".join(f"<div><b>{_text(value)}</b>{_text(name)}</div>" for name, value in facts.items())
+    cards = "".join(f"<div><b>{page_text(value)}</b>{page_text(name)}</div>" for name, value in facts.items())
     note = f"The rows have SHA-256 {manifest['sha256'][:16]}...; manifest.json has the whole record."
-    return f'<p>{_text(note)}</p>\n<div class="facts">{cards}</div>\n'
+    return f'<p>{page_text(note)}</p>\n<div class="facts">{cards}</div>\n'
 
 
 def _filters(filters: Mapping[str, Mapping[str, int]], examples: Mapping[str, Sequence[tuple[str, str]]]) -> str:
@@ -144,7 +128,7 @@ def _examples(examples: Sequence[tuple[str, str]], removed: int) -> str:
         return ""
     quotes = ""
     for why, text in examples:
-        quotes += f"<blockquote>{f'<b>{_text(why)}</b>' if why else ''}{_text(text)}</blockquote>"
+        quotes += f"<blockquote>{f'<b>{page_text(why)}</b>' if why else ''}{page_text(text)}</blockquote>"
     return f"<details><summary>{len(examples):,} of the {removed:,} removed</summary>{quotes}</details>\n"
 
 
@@ -156,7 +140,7 @@ def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | Non
     shown += [] if max_length is None else [max_length]
     low, high = float(min(shown)), float(max(shown))
     charts = "".join(
-        f"<figure><h3>{_text(name)}: {_things(len(found), 'document')}</h3>"
+        f"<figure><h3>{page_text(name)}: {_things(len(found), 'document')}</h3>"
         f"{_histogram(found, low, high, unit, max_length)}</figure>"
         for name, found in lengths.items()
     )
@@ -212,7 +196,7 @@ def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["<tr><th>split</th>" + "".join(f"<th>{head}</th>" for head in columns.values()) + "</tr>"]
     for name, facts in splits.items():
         cells = [format(facts[key], ".1%" if key in shares else ",") if key in facts else "" for key in columns]
-        lines.append(f"<tr><td>{_text(name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        lines.append(f"<tr><td>{page_text(name)}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = f'<div class="scroll"><table>{"".join(lines)}</table></div>\n'
     ratios = {name: facts["bytes"] / facts["tokens"] for name, facts in splits.items() if facts.get("tokens")}
     if not ratios:
@@ -260,7 +244,7 @@ def _row(row: Mapping[str, np.ndarray], pieces: Sequence[str], max_length: int) 
 
 def _token(k: int, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, pieces: Sequence[str]) -> str:
     piece, end = pieces[k], "<br>" if "\n" in pieces[k] else ""
-    shown = _text(piece).replace("\n", "&#8629;").replace("\t", "&#8677;") or "&nbsp;"
+    shown = page_text(piece).replace("\n", "&#8629;").replace("\t", "&#8677;") or "&nbsp;"
     title = f"position {positions[k]}, token {ids[k]}"
     if labels[k] == IGNORED:
         return (
@@ -268,14 +252,14 @@ def _token(k: int, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, p
         )
     follows = k + 1 < len(ids) and ids[k + 1] == labels[k]
     asks = f"asks token {labels[k]}" + (f" {pieces[k + 1]!r}" if follows else "")
-    return f'<i data-position="{positions[k]}" title="{_text(f"{title}, {asks}")}">{shown}</i>{end}'
+    return f'<i data-position="{positions[k]}" title="{page_text(f"{title}, {asks}")}">{shown}</i>{end}'
 
 
 # --- Pieces of a page --------------------------------------------------------------------------------------------
 
 
 def _section(title: str, note: str, body: str) -> str:
-    return f"<h2>{title}</h2>\n<p>{_text(note)}</p>\n{body}\n"
+    return f"<h2>{title}</h2>\n<p>{page_text(note)}</p>\n{body}\n"
 
 
 def _bar(name: str, said: str, tracks: Iterable[Sequence[tuple[str, float]]]) -> str:
@@ -284,22 +268,16 @@ def _bar(name: str, said: str, tracks: Iterable[Sequence[tuple[str, float]]]) ->
     for track in tracks:
         parts = "".join(f'<div class="{colour}" style="width: {100 * share:.2f}%"></div>' for colour, share in track)
         drawn += f'<div class="track">{parts}</div>'
-    return f'<div class="bar"><span><b>{_text(name)}</b><span>{_text(said)}</span></span>{drawn}</div>\n'
+    return f'<div class="bar"><span><b>{page_text(name)}</b><span>{page_text(said)}</span></span>{drawn}</div>\n'
 
 
 def _axis(low: str, high: str) -> str:
-    return f'<div class="axis"><span>{_text(low)}</span><span>{_text(high)}</span></div>\n'
+    return f'<div class="axis"><span>{page_text(low)}</span><span>{page_text(high)}</span></div>\n'
 
 
 def _key(**meanings: str) -> str:
-    entries = "".join(f'<i class="{colour}"></i>{_text(meaning)}' for colour, meaning in meanings.items())
+    entries = "".join(f'<i class="{colour}"></i>{page_text(meaning)}' for colour, meaning in meanings.items())
     return f'<div class="key">{entries}</div>\n'
-
-
-def _text(value: Any) -> str:
-    # Whatever comes from data: escaped, and characters that no page may hold are shown as unreadable ones.
-    clean = (c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in str(value))
-    return escape("".join(clean))
 
 
 def _place(name: str) -> str:

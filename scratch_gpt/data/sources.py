@@ -288,6 +288,15 @@ def token_stream(
     return TokenStream(ids, np.cumsum([len(chunk) for chunk in chunks]), int(np.sum(rows["bytes"][:])))
 
 
+def joined_stream(
+    documents: datasets.Dataset, encode_batch: Callable[[list[str]], list[list[int]]], joiner: str
+) -> TokenStream:
+    """All documents as one text, `joiner` between them, tokenised as a whole; no EOS anywhere."""
+    text = joiner.join(documents["text"])
+    ids = np.array(encode_batch([text])[0], dtype=np.uint32)
+    return TokenStream(ids, np.array([len(ids)]), len(text.encode()))
+
+
 def _check_text_column(dataset: str, columns: list[str], features: Any, text_column: str) -> None:
     if text_column not in columns:
         raise ValueError(
@@ -417,6 +426,7 @@ __all__ = [
     "TokenStream",
     "cut_single",
     "describe_source",
+    "joined_stream",
     "open_column",
     "open_documents",
     "open_prepared_text",

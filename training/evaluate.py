@@ -1,0 +1,107 @@
+"""A model and held-out data -> evaluation.json: how likely it finds them, how it answers, what a judge says of it.
+
+    python training/evaluate.py MODEL --dataset my.txt
+    python training/evaluate.py MODEL --multiple-choice hellaswag.jsonl --last-word lambada.jsonl
+    python training/evaluate.py MODEL --questions test.json [--judge-url URL --judge-model NAME [--compare A B ...]]
+    python training/evaluate.py MODEL --ifeval google/IFEval
+
+MODEL is a folder of ours, a stock GPT-2 folder, an adapter, or one of these on the Hub. What is measured is written to
+output_dir/evaluation.json as soon as it is known, beside what stands there of the same model; answers go to
+NAME-answers.jsonl and, to be read by hand, to NAME.html, all that a judge was asked and said to NAME-judge.jsonl.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from recipe import (
+    Source,
+    check_fields,
+    check_model_folder,
+    check_writable,
+    one_clear_line,
+    option,
+    parse,
+    relative,
+    set_name,
+)
+
+
+@dataclass(frozen=True)
+class EvaluateRun(Source):
+    """What to measure, on what, and how."""
+
+    model: str | None = option(None, "Folder or Hub id; may be given as the first word.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
+    output_dir: str = option("runs/evaluate", "Where evaluation.json is; what it says of other sets stays.")
+
+    dataset: str | None = option(None, "Text to measure the loss on: python-docs, files, or a Hub dataset id.")
+    joiner: str | None = option(None, "What stands between documents (\\n: a new line); by default each ends in EOS.")
+    max_length: int | None = option(None, "Tokens that the model sees at most; by default its whole context.")
+    stride: int | None = option(None, "New tokens in a window; by default max_length, less gives each more context.")
+
+    multiple_choice: list[str] | None = option(None, "Files of rows {query, choices, gold}, answered by likelihood.")
+    last_word: list[str] | None = option(None, "Files of rows {text}, whose last word is to be found, by likelihood.")
+    questions: str | None = option(None, "Rows with a reference answer (instruction, messages, prompt): answer them.")
+    ifeval: str | None = option(None, "Rows of IFEval: answer them, and check the constraints (an extra).")
+    prompt_format: str | None = option(None, "alpaca, chatml, phi3, plain; by default the one the tokenizer keeps.")
+    max_new_tokens: int = option(256, "Tokens in an answer at most.")
+    temperature: float = option(0.0, "0 takes the likeliest token; above it answers are drawn, once for each seed.")
+    seeds: int = option(5, "Where answers are drawn: with seed, seed + 1, ...")
+
+    judge_url: str | None = option(None, "OpenAI-compatible endpoint that scores --questions; key in JUDGE_API_KEY.")
+    judge_model: str | None = option(None, "The judge's name there.")
+    judge_repeats: int = option(3, "How often each answer is scored.")
+    compare: list[str] | None = option(None, "Models whose answers the judge holds against MODEL's, and each other's.")
+
+    batch_size: int = option(8, "Rows in a batch.")
+    seed: int = option(0, "Decides all draws.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute, in fp32.")
+
+
+def check(run: EvaluateRun) -> None:
+    """Raise a ValueError for what cannot be meant, before anything is loaded."""
+    from scratch_gpt.judging import check_judge_url
+
+    check_fields(run)
+    if run.model is None:
+        raise ValueError("Which model? Give its folder or Hub id: python training/evaluate.py MODEL ...")
+    for name in (run.model, *(run.compare or ())):
+        check_model_folder(name)
+    check_writable(Path(run.output_dir))
+    sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.questions]
+    names = [set_name(path) for path in sets if path is not None]
+    if not names:
+        raise ValueError(
+            "There is nothing to measure: give --dataset, --multiple-choice, --last-word, --questions or --ifeval."
+        )
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"Two sets would be called {twice!r} in evaluation.json. Rename a file, or measure it apart.")
+    if (run.judge_url is None) != (run.judge_model is None):
+        raise ValueError("A judge has --judge-url, where it is, and --judge-model, its name there: give both.")
+    if run.compare and run.judge_url is None:
+        raise ValueError("--compare asks a judge: give --judge-url and --judge-model.")
+    if run.judge_url is not None:
+        check_judge_url(run.judge_url)
+        if run.questions is None:
+            raise ValueError("A judge judges answers: give --questions.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_clear_line(stopped="What was measured until then is written."):
+        run = parse(EvaluateRun, argv, positional=("model",))
+        check(run)
+
+        from measuring import load, measure_all, show
+        from scratch_gpt.evaluation import read_evaluation, record_measured
+
+        file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
+        read_evaluation(file, model)  # refuses a file about another model before anything is computed
+        for name, measured in measure_all(run, load(run, run.model, run.model_revision)):
+            record_measured(file, model, name, measured)
+            print(f"{name}: {show(measured.results)}", flush=True)
+        print(f"Written: {file}")
+
+
+if __name__ == "__main__":
+    main()

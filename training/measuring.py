@@ -1,0 +1,269 @@
+"""One model and one set -> what evaluation.json says of it, and the answers beside it. Not a recipe itself."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recipe import relative, set_name
+from scratch_gpt.answers import answer_metrics, exact_match, token_f1
+from scratch_gpt.answers_page import Answered, answers_page
+from scratch_gpt.checkpoints import write_text
+from scratch_gpt.constraints import constraint_metrics, keep_constraints, read_constraints
+from scratch_gpt.conversion import load_model
+from scratch_gpt.data.collate import collate_rows
+from scratch_gpt.data.prompts import Messages, choose_format, encode_prompt, read_conversations, text_of
+from scratch_gpt.data.sources import describe_source, joined_stream, open_documents, open_rows, token_stream
+from scratch_gpt.data.windows import Windows
+from scratch_gpt.evaluation import Measured, language_metrics, mean_losses, over_seeds
+from scratch_gpt.generation import generate_answers
+from scratch_gpt.judging import (
+    PAIR,
+    SCORE,
+    Judge,
+    JudgeError,
+    bradley_terry,
+    judge_pairs,
+    judge_scores,
+    score_metrics,
+    win_rates,
+)
+from scratch_gpt.launch import make_accelerator
+from scratch_gpt.likelihood import (
+    choice_metrics,
+    choice_pairs,
+    last_word_metrics,
+    last_word_pairs,
+    read_choices,
+    score_continuations,
+)
+from scratch_gpt.objectives import causal_lm
+from scratch_gpt.order import Share, evaluation_batches
+from scratch_gpt.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer
+
+
+class Subject(NamedTuple):
+    """A model that is looked at."""
+
+    name: str  # as evaluation.json has it
+    model: Any
+    tokenizer: Any
+    max_length: int
+    device: Any
+
+
+def load(run: Any, name: str, revision: str | None = None) -> Subject:
+    """A model and its tokenizer where it is to be run; ValueError where they do not fit."""
+    device = make_accelerator(run.device, "no").device
+    model = load_model(name, revision).to(device).eval()
+    tokenizer = load_tokenizer(name, revision)
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    limit = model.config.max_position_embeddings
+    if run.max_length is not None and run.max_length > limit:
+        raise ValueError(f"max_length {run.max_length} is more than the context of {name}, {limit} tokens.")
+    max_length = run.max_length or limit
+    if run.stride is not None and run.stride > max_length:
+        raise ValueError(f"stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
+    return Subject(relative(name), model, tokenizer, max_length, device)
+
+
+def show(results: dict[str, Any]) -> str:
+    """Metrics as a line: numbers, or mean and spread."""
+    pairs = ((key, value if isinstance(value, dict) else {"mean": value}) for key, value in results.items())
+    return "  ".join(
+        f"{key} {value['mean']:.4f}" + (f" ({value['std']:.4f})" if "std" in value else "") for key, value in pairs
+    )
+
+
+def measure_all(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
+    """All that is asked for, each as soon as it is known: its name in evaluation.json, and what was found."""
+    if run.dataset is not None:
+        yield set_name(run.dataset), measure_text(run, subject)
+    for file in run.multiple_choice or ():
+        yield set_name(file), measure_choices(run, subject, file)
+    for file in run.last_word or ():
+        yield set_name(file), measure_last_words(run, subject, file)
+    if run.ifeval is not None:
+        yield set_name(run.ifeval), measure_constraints(run, subject)
+    if run.questions is not None:
+        made, name = answer_set(run, subject), set_name(run.questions)
+        yield name, measure_answers(run, made)
+        if run.judge_url is not None:
+            yield f"{name}/judge", measure_judged(run, made)
+        if run.compare:
+            yield f"{name}/compare", measure_compared(run, subject, made)
+
+
+# --- By likelihood -----------------------------------------------------------------------------------------------
+
+
+def measure_text(run: Any, subject: Subject) -> Measured:
+    """Loss, perplexity and bits per byte of all documents; each token but the first is asked once."""
+    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    documents = open_documents(*where, run.text_column)
+    encode = partial(encode_batch, subject.tokenizer)
+    if run.joiner is None:
+        stream = token_stream(documents, encode, end_of_text_id(subject.tokenizer), "Tokenizing")
+    else:
+        stream = joined_stream(documents, encode, run.joiner.replace("\\n", "\n"))
+    windows = Windows(stream.ids, subject.max_length, run.stride, overlap="context")
+    batches = evaluation_batches(windows, collate_rows, Share(run.batch_size), subject.device)
+    loss = mean_losses(subject.model, batches, causal_lm)["loss"]
+    protocol = {
+        "kind": "text",
+        "source": describe_source(*where),
+        "documents": len(documents),
+        "bytes": stream.bytes,
+        "tokens": len(stream.ids),
+        "asked": len(stream.ids) - 1,
+        "max_length": subject.max_length,
+        "stride": run.stride or subject.max_length,
+        "joiner": "EOS after each document" if run.joiner is None else run.joiner,
+        "sha256": stream.sha256,
+    }
+    return Measured(protocol, language_metrics(loss, len(stream.ids) / stream.bytes))
+
+
+def measure_choices(run: Any, subject: Subject, file: str) -> Measured:
+    """Accuracies on a file of multiple-choice questions."""
+    tasks = read_choices(open_rows(file))
+    pairs = choice_pairs(tasks)
+    found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
+    protocol = {"kind": "multiple choice", "source": describe_source(file), "rows": len(tasks)}
+    return Measured({**protocol, "max_length": subject.max_length}, choice_metrics(tasks, found))
+
+
+def measure_last_words(run: Any, subject: Subject, file: str) -> Measured:
+    """Accuracy and perplexity of the last words of a file of texts."""
+    pairs = last_word_pairs(open_rows(file))
+    found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
+    protocol = {"kind": "last word", "source": describe_source(file), "rows": len(pairs)}
+    return Measured({**protocol, "max_length": subject.max_length}, last_word_metrics(found))
+
+
+# --- By what it answers ------------------------------------------------------------------------------------------
+
+
+class AnswerSet(NamedTuple):
+    """The rows of --questions, and what a model answers."""
+
+    questions: list[str]
+    references: list[str]
+    answers: list[list[str]]  # for each seed; one, where nothing is drawn
+    protocol: dict[str, Any]
+
+
+def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[list[list[str]], dict[str, Any]]:
+    """The answers to all conversations for each seed, and how they were made."""
+    prompts = [encode_prompt(subject.tokenizer, messages, run.prompt_format) for messages in conversations]
+    seeds = list(range(run.seed, run.seed + run.seeds)) if run.temperature > 0 else [run.seed]
+    how = {"max_new_tokens": run.max_new_tokens, "temperature": run.temperature}
+    make = partial(generate_answers, subject.model, subject.tokenizer, prompts, batch_size=run.batch_size, **how)
+    drawn = {"seeds": seeds, "batch_size": run.batch_size} if run.temperature > 0 else {}
+    too_long = sum(len(prompt) > subject.model.config.max_position_embeddings for prompt in prompts)
+    kept = choose_format(subject.tokenizer, run.prompt_format)
+    protocol = {"prompt_format": kept, "prompts_beyond_the_context": too_long, **how, **drawn}
+    return [make(seed=seed) for seed in seeds], protocol
+
+
+def answer_set(run: Any, subject: Subject) -> AnswerSet:
+    """--questions, answered by a model."""
+    conversations, empty = read_conversations(open_rows(run.questions))
+    answers, how = answer(run, subject, conversations)
+    protocol = {"source": describe_source(run.questions), "rows": len(conversations), "empty_rows": len(empty), **how}
+    references = [messages[-1]["content"] for messages in conversations]
+    return AnswerSet([text_of(messages[:-1]) for messages in conversations], references, answers, protocol)
+
+
+def measure_answers(run: Any, made: AnswerSet) -> Measured:
+    """Exact match and token F1 of answers; leaves them as lines and as a page."""
+    found = over_seeds([answer_metrics(each, made.references) for each in made.answers])
+    rows = []
+    for n, (question, reference) in enumerate(zip(made.questions, made.references, strict=True)):
+        said = {who: each[n] for who, each in by_seed(run, made.answers).items()}
+        scores = {
+            who: f"{'exact, ' * exact_match(text, reference)}F1 {token_f1(text, reference):.2f}"
+            for who, text in said.items()
+        }
+        rows.append(Answered(question, reference, said, scores))
+    leave(run, set_name(run.questions), rows, found)
+    return Measured({"kind": "answers", **made.protocol}, found)
+
+
+def measure_constraints(run: Any, subject: Subject) -> Measured:
+    """IFEval's strict and loose accuracies; leaves the answers as lines and as a page."""
+    prompts = read_constraints(open_rows(run.ifeval))
+    answers, how = answer(run, subject, [[{"role": "user", "content": row["prompt"]}] for row in prompts])
+    kept = [keep_constraints(prompts, each) for each in answers]
+    found = over_seeds([constraint_metrics(each) for each in kept])
+    rows = []
+    for n, row in enumerate(prompts):
+        said = {who: each[n] for who, each in by_seed(run, answers).items()}
+        notes = {}
+        for who, each in by_seed(run, kept).items():
+            pairs = zip(row["instruction_id_list"], each[n].strict, strict=True)
+            notes[who] = ", ".join(f"{name} {'kept' if well else 'broken'}" for name, well in pairs)
+        rows.append(Answered(row["prompt"], None, said, notes))
+    leave(run, set_name(run.ifeval), rows, found)
+    return Measured({"kind": "IFEval", "source": describe_source(run.ifeval), "rows": len(prompts), **how}, found)
+
+
+def by_seed(run: Any, found: list) -> dict[str, Any]:
+    """What there is for each seed, named."""
+    return {f"seed {run.seed + k}": each for k, each in enumerate(found)} if len(found) > 1 else {"answer": found[0]}
+
+
+def leave(run: Any, name: str, rows: list[Answered], found: dict[str, Any]) -> None:
+    """NAME-answers.jsonl and NAME.html."""
+    folder = Path(run.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder / f"{name}-answers.jsonl", "".join(lines))
+    write_text(folder / f"{name}.html", answers_page(f"{relative(run.model)} on {name}", rows, show(found)))
+
+
+# --- By what a judge says ----------------------------------------------------------------------------------------
+
+
+def measure_judged(run: Any, made: AnswerSet) -> Measured:
+    """A judge's scores of the answers (the first seed's), with the spread over its repeats."""
+    with open_judge(run, f"{set_name(run.questions)}-judge.jsonl") as judge:
+        scores = judge_scores(judge, made.questions, made.references, made.answers[0], run.judge_repeats)
+    each, unclear = score_metrics(scores)
+    by = {"judge": run.judge_model, "judge_url": run.judge_url, "repeats": run.judge_repeats, "prompt": SCORE}
+    protocol = {"kind": "judge", **made.protocol, **by, "replies_without_score": unclear}
+    return Measured(protocol, over_seeds(each), {"scores": scores})
+
+
+def measure_compared(run: Any, subject: Subject, made: AnswerSet) -> Measured:
+    """A judge's verdicts between models, in both orders: win rates and a Bradley-Terry table."""
+    answers = {subject.name: made.answers[0]}
+    for name in run.compare:
+        if relative(name) not in answers:
+            answers[relative(name)] = answer_set(run, load(run, name)).answers[0]
+    texts = zip(made.questions, made.references, strict=True)
+    rows = [Answered(*text, {name: each[n] for name, each in answers.items()}) for n, text in enumerate(texts)]
+    leave(run, f"{set_name(run.questions)}-compared", rows, {})
+    with open_judge(run, f"{set_name(run.questions)}-compared-judge.jsonl") as judge:
+        verdicts = judge_pairs(judge, made.questions, answers)
+    strengths = bradley_terry(verdicts)
+    by = {"judge": run.judge_model, "judge_url": run.judge_url, "models": [*answers], "prompt": PAIR}
+    tables = {"pairs": win_rates(verdicts), "bradley_terry": strengths}
+    return Measured({"kind": "comparison", **made.protocol, **by}, {"bradley_terry": strengths[subject.name]}, tables)
+
+
+@contextmanager
+def open_judge(run: Any, name: str) -> Iterator[Judge]:
+    """The judge; each prompt and reply is a line of the file `name` as soon as it is there."""
+    with (Path(run.output_dir) / name).open("w", encoding="utf-8") as lines:
+
+        def keep(line: dict[str, Any]) -> None:
+            print(json.dumps(line, ensure_ascii=False), file=lines, flush=True)
+
+        try:
+            yield Judge(run.judge_url, run.judge_model, keep)
+        except JudgeError as error:
+            kept = f"What was measured until then is in {run.output_dir}/evaluation.json, what it said in {name}."
+            raise JudgeError(f"{error} {kept}") from error
