@@ -65,9 +65,16 @@ def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
 
 
 def spread(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """{split: {metric: number}} of several runs -> {split: {metric: {"mean", "std", "n"}}}; std with n - 1."""
+    """{split: {metric: number}} of several runs -> {split: {metric: {"mean", "std", "n"}}}; std with n - 1.
+
+    A metric that one of the runs could not give is left out.
+    """
     return {
-        split: {name: _spread([result[split][name] for result in results]) for name in values}
+        split: {
+            name: _spread([result[split][name] for result in results])
+            for name in values
+            if all(name in result[split] for result in results)
+        }
         for split, values in results[0].items()
     }
 

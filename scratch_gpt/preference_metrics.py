@@ -25,7 +25,8 @@ def preference_metrics(
     An answer's reward is beta times its log-ratio to the reference; of ORPO and SimPO, which have none, beta times its
     log-probability per token (as TRL has it). Margin: the chosen answers' mean reward less the rejected ones'.
     Accuracy: pairs whose chosen answer has the larger reward, or judged answers on their side of KTO's baseline; a tie
-    counts a half. That baseline, "kl", is the mean over all batches of what KTO takes over a global batch.
+    counts a half. That baseline, "kl", is the mean over all batches of what KTO takes over a global batch. A number
+    that nothing is there for is left out.
 
     Args:
         batches, reduce: as for evaluation.mean_losses.
@@ -45,7 +46,9 @@ def preference_metrics(
     found = _means([(_sums(objective, answers, batch | kl), counted) for answers, batch, counted in read], reduce)
     terms = {name: found.pop(name) for name in ("loss", "nll") if name in found}
     margin = found.pop("chosen_rewards") - found.pop("rejected_rewards")
-    return {"loss": sum(terms.values()), "accuracy": found.pop("accuracy"), "margin": margin, **found, **means}
+    numbers = {"accuracy": found.pop("accuracy"), "margin": margin, **found, **means}
+    asked = {name: value for name, value in numbers.items() if not math.isnan(value)}  # judged answers all of one kind
+    return {"loss": sum(terms.values()), **asked}
 
 
 Sums = dict[str, tuple[torch.Tensor, torch.Tensor | int]]  # name -> sum, count

@@ -1,18 +1,14 @@
 """The README keeps its word: every code block runs, and every figure is the one in the file it names."""
 
+import importlib
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
-import classify
-import generate
-import instruct
-import prepare
 import pretrain
 import pytest
-import train_tokenizer
 from accelerate.state import AcceleratorState, PartialState
 from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM
@@ -54,6 +50,13 @@ def home(tmp_path_factory):
     (folder / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in topics))
     rows = [{"instruction": f"Say {n}", "input": "", "output": f"{n}"} for n in range(60)]
     (folder / "my.json").write_text(json.dumps(rows))
+    (folder / "test.json").write_text(json.dumps(rows[:3]))
+    pairs = [{"prompt": f"Say {n}", "chosen": f"{n}", "rejected": f"not {n}"} for n in range(60)]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    judged = [{"prompt": f"Say {n}", "completion": f"{n}", "label": n % 2 == 0} for n in range(60)]
+    (folder / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    (folder / "hellaswag.jsonl").write_text(json.dumps({"query": "The sun", "choices": ["shines", "sea"], "gold": 0}))
+    (folder / "lambada.jsonl").write_text(json.dumps({"text": "The sun shines on the sea"}))
     (folder / "new.txt").write_text("Is it good?\nIs it bad?\n")
     shutil.copytree(REPO / "training" / "configs", folder / "training" / "configs")
     tokenizer = make_tokenizer([TEXT], vocab_size=300)
@@ -83,69 +86,63 @@ def test_the_first_screen_has_the_two_commands():
 def test_shell_lines_run(line, home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     words = shlex.split(line.replace("openai-community/gpt2", str(home / "gpt2")))
-    if words[0] in ("python", "accelerate") and any(word.startswith("training/") for word in words):
-        script = next(n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py"))
-        if "--config_file" in words[:script]:
-            assert Path(words[words.index("--config_file") + 1]).exists()
-        scripts = {"pretrain": pretrain, "generate": generate, "prepare": prepare, "train_tokenizer": train_tokenizer}
-        scripts |= {"classify": classify, "instruct": instruct}
-        module, arguments = scripts[Path(words[script]).stem], words[script + 1 :]
-        if module is generate:
-            run_recipe(module, [*arguments, "--max-new-tokens", "3"])
-            assert capsys.readouterr().out.startswith("The")
-            return
-        if module is prepare:
-            run_recipe(module, [*arguments, "--vocab-size", "300", "--max-length", "16"])
-            assert "Written:" in capsys.readouterr().out
-            return
-        if module is classify:
-            if "--predict" in arguments:
-                run_recipe(module, arguments[: arguments.index(">")])
-                assert capsys.readouterr().out.count("probabilities") == 2
-                return
-            if "--dataset" not in arguments:  # the one on the Hub
-                arguments = [
-                    *arguments,
-                    "--dataset",
-                    "reviews.csv",
-                    "--text-column",
-                    "review",
-                    "--label-column",
-                    "stars",
-                ]
-            if "--model" not in arguments:
-                arguments = [*arguments, "--model", "gpt2"]
-            run_recipe(module, [*arguments, *SMALLER, "--seeds", "1", "--overwrite", "true"])
-            assert "Written:" in capsys.readouterr().out
-            return
-        if module is instruct:
-            given = [] if "my.json" in arguments else ["--dataset", "my.json", "--model", "gpt2"]
-            small = ["--prompt-format", "plain", "--answers", "2", "--max-new-tokens", "3", "--overwrite", "true"]
-            run_recipe(module, [*arguments, *given, *SMALLER, *small])
-            assert "Written:" in capsys.readouterr().out or "--preview" in arguments
-            return
-        if module is train_tokenizer:
-            run_recipe(module, [*arguments, "--dataset", "my.txt", "--vocab-size", "300", "--compare", "none"])
-            assert "Next:" in capsys.readouterr().out
-            return
-        if "--expect-processes" in arguments:  # tests/test_recipes.py starts the two
-            arguments = arguments[: arguments.index("--expect-processes")]
-        new = [] if "--model" in arguments else NEW_MODEL
-        if "--tokenizer" in arguments or "data/notes" in arguments:  # which bring what a new model needs
-            new = ["--preset", "tiny"]
-        smaller = SMALLER if "--resume" not in arguments else [*SMALLER, "--max-steps", "2"]
-        fresh = [] if "--resume" in arguments else ["--overwrite", "true"]
-        if arguments[-2:] == ["--max-steps", "0"] or "0" in arguments[-4:]:
-            smaller = [*smaller, "--max-steps", "0"]
-        if "data/notes" in arguments:  # prepared with another max_length
-            smaller = [word for word in smaller if word not in ("--max-length", "32")]
-        run_recipe(module, [*arguments, *smaller, *new, *fresh])
-        assert "Written:" in capsys.readouterr().out
-    else:  # set-up, which CI does by the same lines: what it names has to be there
+    script = next((n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py")), None)
+    if script is None:  # set-up, which CI does by the same lines: what it names has to be there
         assert words[0] in ("python", "source", "pip", "make"), line
-        for word in words:
-            if word.startswith(".ci/"):
-                assert (REPO / word).exists(), word
+        assert all((REPO / word).exists() for word in words if word.startswith(".ci/"))
+        return
+    if "--config_file" in words[:script]:
+        assert Path(words[words.index("--config_file") + 1]).exists()
+    name, arguments = Path(words[script]).stem, words[script + 1 :]
+    if ">" in arguments:
+        arguments = arguments[: arguments.index(">")]
+    if "--expect-processes" in arguments:  # tests/test_recipes.py starts the two
+        arguments = arguments[: arguments.index("--expect-processes")]
+    said = iter(["Well?", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(said))
+    run_recipe(importlib.import_module(name), [*arguments, *smaller(name, arguments)])
+    output = capsys.readouterr().out
+    says = {"train_tokenizer": "Next:", "generate": ""}.get(name, "Written:")
+    if "--predict" in arguments:
+        assert output.count("probabilities") == 2
+    elif "--preview" not in arguments:
+        assert output and says in output
+
+
+def smaller(name: str, arguments: list[str]) -> list[str]:
+    """What stands behind a line's own arguments to make it small, and to give it what is on the Hub."""
+    if name == "generate":
+        return ["--max-new-tokens", "3"]
+    if name == "prepare":
+        return ["--vocab-size", "300", "--max-length", "16"]
+    if name == "train_tokenizer":
+        return ["--dataset", "my.txt", "--vocab-size", "300", "--compare", "none"]
+    if name == "evaluate":
+        small = ["--stride", "16"] if "--stride" in arguments else []
+        return ["--device", "cpu", *small, *(["--max-new-tokens", "3"] if "--questions" in arguments else [])]
+    if "--predict" in arguments:
+        return []
+    small = [*SMALLER, *([] if "--resume" in arguments else ["--overwrite", "true"])]
+    if name == "pretrain":
+        if "--resume" in arguments:
+            small += ["--max-steps", "2"]
+        if "0" in arguments[-4:]:
+            small += ["--max-steps", "0"]
+        if "data/notes" in arguments:  # prepared with another max_length, and a tokenizer
+            small = [word for word in small if word not in ("--max-length", "32")]
+        given = {"--model", "--tokenizer", "data/notes"} & {*arguments}
+        return [*small, *([] if "--model" in given else ["--preset", "tiny"] if given else NEW_MODEL)]
+    default = {
+        "classify": ["--dataset", "reviews.csv", "--text-column", "review", "--label-column", "stars"],
+        "instruct": ["--dataset", "my.json"],
+        "prefer": ["--dataset", "pairs.json"],
+    }[name]
+    small += [] if "--dataset" in arguments else default
+    small += [] if "--model" in arguments else ["--model", "gpt2"]
+    if name == "classify":
+        return [*small, "--seeds", "1"]
+    small += ["--prompt-format", "plain"]  # the others' words would fill so short a row
+    return [*small, "--answers", "2", "--max-new-tokens", "3"] if name == "instruct" else small
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
