@@ -1,6 +1,7 @@
 """Shares that are held out -> which documents go where: a function of their number and the seed."""
 
-from collections.abc import Hashable, Sequence
+import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,27 +39,28 @@ def split_numbers(
 
 
 def split_groups(
-    keys: Sequence[Hashable], validation_fraction: float = 0.05, test_fraction: float = 0.1, seed: int = 0
+    keys: Sequence[str], validation_fraction: float = 0.05, test_fraction: float = 0.1, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Which rows go where, in order: {"train", "validation", "test"}; rows with the same key stay together.
 
-    Each split has its exact share of the rows, unless the last groups are too large for what is left of it.
+    Each split has its exact share of the rows, unless the last groups are too large for what is left of it. Who is
+    first is decided by a hash of seed and key: a question that is held out in one file is held out in another one of
+    about the same questions (a few at the border may differ), so that a model can be tuned on both in turn.
 
     Raises:
         ValueError: as `check_fractions`, or too few distinct keys to leave something in each split.
     """
     asked = check_fractions(validation_fraction, test_fraction)
-    groups: dict[Hashable, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for number, key in enumerate(keys):
         groups.setdefault(key, []).append(number)
-    room = {name: max(1, round(fraction * len(keys))) for name, fraction in asked.items()}
+    room = {name: max(1, round(fraction * len(keys))) for name, fraction in reversed(asked.items())}
     splits: dict[str, list[int]] = {"train": [], **{name: [] for name in asked}}
-    members = list(groups.values())
-    for k in np.random.default_rng(seed).permutation(len(members)).tolist():
-        name = next((name for name, left in room.items() if len(members[k]) <= left), "train")
-        splits[name] += members[k]
+    for key in sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest()):
+        name = next((name for name, left in room.items() if len(groups[key]) <= left), "train")
+        splits[name] += groups[key]
         if name in room:
-            room[name] -= len(members[k])
+            room[name] -= len(groups[key])
     if empty := [name for name, rows in splits.items() if not rows]:
         raise ValueError(
             f"{len(groups)} distinct texts in {len(keys)} rows leave nothing for {empty[0]}. Add rows, or set a "

@@ -15,17 +15,15 @@ import math
 import os
 import re
 import statistics
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
+
+from runs import recipe, slug
 
 from scratch_gpt.data.labels import Examples, distinct_rows, read_examples, split_examples, undersample
 from scratch_gpt.data.sources import open_rows
 
 
-REPO = Path(__file__).resolve().parents[2]
 SHAPE = ["--preset", "tiny", "--config-overrides", "hidden_size=192", "--max-length", "128"]
 BASE = [*SHAPE, "--vocab-size", "4096", "--batch-size", "8", "--epochs", "1", "--learning-rate", "2e-3"]
 BALANCES = {
@@ -74,16 +72,6 @@ def splits_of(examples: Examples, distinct: bool, seed: int) -> dict[str, Exampl
 # --- Runs --------------------------------------------------------------------------------------------------------
 
 
-def recipe(name: str, folder: Path, *arguments: str) -> dict:
-    """A recipe in a process of its own; its evaluation.json, and its seconds where it was not stopped in between."""
-    command = [sys.executable, str(REPO / "training" / f"{name}.py"), "--output-dir", str(folder), *arguments]
-    seconds, is_new, start = folder / "seconds.json", not folder.exists(), time.perf_counter()
-    subprocess.run([*command, "--resume", "latest"], check=True)
-    if not seconds.exists():
-        seconds.write_text(json.dumps(time.perf_counter() - start if is_new else math.nan))
-    return {**json.loads((folder / "evaluation.json").read_text()), "seconds": json.loads(seconds.read_text())}
-
-
 def tune(options, way: str, balance: str, folder: str, *more: str) -> dict:
     from_base, fields, _ = WAYS[way]
     base = str(options.work / "base" / "model")
@@ -105,7 +93,6 @@ def run(options) -> dict:
     examples = read_examples(texts, labels)
 
     figures = {"base": {"minutes": base["seconds"] / 60, **base["results"]["validation"]}, "ways": {}}
-    slug = lambda *words: re.sub(r"\W+", "-", " ".join(words))  # noqa: E731
     for way, (_, _, rates) in WAYS.items():
         tried = {}
         for rate in rates:

@@ -1,0 +1,83 @@
+"""Does tuning work? A small base learns to answer, then which answers are preferred: before and after, five seeds.
+
+    python tests/benchmarks/follow.py --model BASE [--data FOLDER] [--out FILE.json]
+
+FOLDER holds instruction-data.json and instruction-data-with-preference.json of "Build a Large Language Model (From
+Scratch)", 1,100 rows each; BASE is what tests/benchmarks/spam.py pretrains on books. Instructions: test loss, exact
+match and token F1 of greedy answers. Preferences (DPO, from each seed's tuned model, with the same seed): accuracy and
+margin on held out pairs, none of which asks what the tuning before has learned (both split by one hash). Learning
+rates are those with the lowest validation loss at seed 100. A bench that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from runs import recipe, slug
+
+
+INSTRUCT = ["--prompt-format", "chatml", "--batch-size", "8", "--max-new-tokens", "48", "--workers", "0"]
+PREFER = ["--loss-type", "dpo", "--beta", "0.1", "--batch-size", "8", "--epochs", "1", "--workers", "0"]
+RATES = {"instruct": ("5e-4", "1e-3", "2e-3"), "prefer": ("2e-5", "1e-4", "5e-4")}
+SHOWN = {"instruct": ("loss", "exact_match", "f1"), "prefer": ("loss", "accuracy", "margin", "kl_from_reference")}
+
+
+def spread(values: list[float]) -> dict:
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values), "n": len(values)}
+
+
+def tune(options, name: str, file: str, fields: list[str], base: Callable[[object], str]) -> dict:
+    """The rate with the lowest validation loss at seed 100, then the seeds: their figures before and after."""
+
+    def run(folder: str, seed: int, rate: str, *more: str) -> dict:
+        data = ["--model", base(seed), "--dataset", str(options.data / file), *fields, *more, *options.quick]
+        return recipe(name, options.work / folder, *data, "--seed", str(seed), "--learning-rate", rate)
+
+    few = ["--answers", "1"] if name == "instruct" else []
+    tried = {rate: run(slug("choose", name, rate), 100, rate, *few) for rate in RATES[name]}
+    losses = {rate: found["results"]["validation"]["loss"] for rate, found in tried.items()}
+    rate = min(losses, key=losses.get)
+    found = [run(f"{name}-{seed}", seed, rate) for seed in range(options.seeds)]
+    return {
+        "learning_rate": rate,
+        "validation_loss_at_seed_100": losses,
+        **{
+            split: {metric: spread([each["results"][split][metric] for each in found]) for metric in SHOWN[name]}
+            for split in ("before/test", "test")
+        },
+        "seconds": sum(each["seconds"] for each in [*tried.values(), *found]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="the base: a folder of a pretrained model")
+    parser.add_argument("--data", type=Path, default=Path("."), help="the folder of the two files")
+    parser.add_argument("--work", type=Path, default=Path("runs/follow"), help="where the runs are kept")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_const", const=["--max-steps", "2"], default=[], help="to try it out")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    instruct = tune(options, "instruct", "instruction-data.json", INSTRUCT, lambda seed: options.model)
+    chosen = slug("choose", "instruct", instruct["learning_rate"])
+    tuned = lambda seed: str(options.work / (chosen if seed == 100 else f"instruct-{seed}") / "model")  # noqa: E731
+    prefer = tune(options, "prefer", "instruction-data-with-preference.json", PREFER, tuned)
+    figures = {"seeds": options.seeds, "instruct": instruct, "prefer": prefer}
+    for name, found in (("instruct", instruct), ("prefer", prefer)):
+        minutes = "" if math.isnan(found["seconds"]) else f", {found['seconds'] / 60:.1f} minutes"
+        print(f"\n{name}, learning rate {found['learning_rate']}{minutes}")
+        for metric in SHOWN[name]:
+            before, after = (found[key][metric] for key in ("before/test", "test"))
+            cells = (f"{cell['mean']:8.4f} ({cell['std']:.4f})" for cell in (before, after))
+            print(f"  {metric:20} {' -> '.join(cells)}")
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
