@@ -37,6 +37,8 @@ def head_loss(way: str, hidden: torch.Tensor, weight: torch.Tensor, targets: tor
         return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
     if way == "torch":
         options = torch.nn.LinearCrossEntropyOptions()
+        if torch.is_autocast_enabled("cpu"):  # which it does not heed
+            hidden, weight = hidden.bfloat16(), weight.bfloat16()
         return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
     return linear_cross_entropy(hidden, weight, targets, summed=way == "ours").sum()
 
@@ -74,13 +76,14 @@ def measure(what: str, way: str, preset: str, batch: int, length: int, precision
         dropouts = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), 0.0)
         config = ScratchGPTConfig.from_preset(preset, **dropouts)
         model = ScratchGPTForCausalLM._from_config(config, attn_implementation="sdpa").train()
-        ids = torch.randint(config.vocab_size, (batch, length + 1))
-        given = {"labels": ids[:, :-1]} if way == "plain" else {"shift_labels": ids[:, 1:]}
+        ids = torch.randint(config.vocab_size, (batch, length))
+        next_ids = F.pad(ids[:, 1:], (0, 1), value=-100)
+        given = {"labels": ids} if way == "plain" else {"shift_labels": next_ids}
         optimizer = adamw(model, 1e-4, 0.1)
 
         def run():
             with autocast:
-                loss = model(ids[:, :-1], **given).loss
+                loss = model(ids, **given).loss
             loss.backward()
             optimizer.step()
             return loss.detach()
