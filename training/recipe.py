@@ -19,6 +19,10 @@ from typing import Any, Literal, TypeVar, get_args
 from transformers import HfArgumentParser
 
 
+# torch reads it once, at its first large buffer: these then come in pages of 2 MB, where Linux allows it (madvise),
+# and not in 4 KB ones that fault one by one. Whoever sets it to 0 keeps that.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 RunT = TypeVar("RunT")
 
 
