@@ -160,14 +160,16 @@ def plot_attention(
     size = max(1.7, 0.14 * len(tokens))  # inches of a map
     figure = Figure(figsize=(2 + size * heads, 1.3 + size * len(maps)), layout="constrained", facecolor="white")
     grid = figure.subplots(len(maps), heads, squeeze=False)
-    blank = [""] * len(tokens)
     for row, (layer, of_layer) in enumerate(maps.items()):
         for head, axes in enumerate(grid[row]):
             shades = axes.imshow(of_layer[head], cmap="Blues", norm=PowerNorm(0.5, 0, 1))
             axes.set_title(f"layer {layer}, head {head + 1}", fontsize=9)
-            below = tokens if row == len(maps) - 1 else blank
-            axes.set_xticks(range(len(tokens)), below, rotation=90, fontsize=7, parse_math=False)
-            axes.set_yticks(range(len(tokens)), tokens if head == 0 else blank, fontsize=7, parse_math=False)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if row == len(maps) - 1:
+                axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7, parse_math=False)
+            if head == 0:
+                axes.set_yticks(range(len(tokens)), tokens, fontsize=7, parse_math=False)
             axes.tick_params(length=0)
     figure.colorbar(shades, ax=grid, label="attention", ticks=[0, 0.05, 0.25, 0.5, 1], shrink=0.6, aspect=30)
     figure.suptitle(title, parse_math=False)

@@ -7,7 +7,6 @@ machine; RUN/published holds it. The same command again changes what has changed
 hand outside its marked regions.
 """
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,7 @@ from recipe import one_clear_line, option, parse
 class PublishRun:
     """What to publish, and where."""
 
-    run: str = option("", "The folder of a finished run; it may stand first, without --run.")
+    run: str = option("", "The folder of a finished run; may be given as the first word.")
     repo: str = option("", "user/name on the Hub; it is made where it is not there.")
     layout: Literal["scratch_gpt", "gpt2", "adapter"] = option(
         "scratch_gpt", "Ours, with its code; stock GPT-2, which needs none; or what LoRA has learned, alone."
@@ -47,10 +46,7 @@ def show(run: PublishRun) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped="Nothing is lost: the same command goes on."):
-        argv = list(sys.argv[1:] if argv is None else argv)
-        if argv and not argv[0].startswith("-"):  # RUN, for --run RUN
-            argv = ["--run", *argv]
-        run = parse(PublishRun, argv)
+        run = parse(PublishRun, argv, positional=("run",))
         if not run.run or not run.repo:
             raise ValueError("Give a run and where it goes: python training/publish.py RUN --repo user/name")
 

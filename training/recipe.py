@@ -106,6 +106,7 @@ class Run(Source):
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
     report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
     sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
+    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
 
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "By default what the device does well.")
@@ -176,6 +177,10 @@ def check(run: Run) -> None:
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
     if run.report_to in trackers and find_spec(run.report_to) is None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+    if run.push_to_hub is not None:
+        from scratch_gpt.hub import check_access
+
+        check_access(run.push_to_hub)  # now, and not after hours
 
 
 def check_rows(run: Any) -> None:
@@ -220,14 +225,20 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def parse(kind: type[RunT], argv: Sequence[str] | None = None) -> RunT:
+def parse(kind: type[RunT], argv: Sequence[str] | None = None, positional: Sequence[str] = ()) -> RunT:
     """`--config FILE.yaml` and `--field value` (dashes or underscores), the command line over the file -> a `kind`.
+
+    Args:
+        positional: fields that may be given as bare words too, in this order.
 
     Raises:
         ValueError: an unknown field, with the nearest there is; a value of the wrong type.
     """
     parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
     parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
+    if positional:
+        words = " ".join(name.upper() for name in positional)
+        parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
     names = [item.name for item in fields(kind)]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
@@ -241,11 +252,14 @@ def parse(kind: type[RunT], argv: Sequence[str] | None = None) -> RunT:
                 values[name] = "no"
         # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
         parser.set_defaults(**{name: None if value is None else str(value) for name, value in values.items()})
-    found, unknown = parser.parse_known_args(argv)
+    found, unknown = (parser.parse_known_intermixed_args if positional else parser.parse_known_args)(argv)
     if unknown:
         given = unknown[0].split("=")[0]
         raise ValueError(f"There is no field {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
-    return kind(**{name: getattr(found, name) for name in names})
+    words = found.words if positional else []
+    if len(words) > len(positional):
+        raise ValueError(f"{words[len(positional)]!r} is one word too many. A text with spaces is quoted.")
+    return kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
 
 
 def _config_path(argv: list[str]) -> str | None:
@@ -333,6 +347,8 @@ RUN_FILES = (
     "last",
     "checkpoints",
     "tracking",
+    "published",
+    "hub.json",
 )
 
 

@@ -3,6 +3,7 @@
 prepare(run)      before anything heavy: the folder, and what to resume from
 run_task(...)     build what the run asks for, say what is about to happen, and carry it out
 carry_out(...)    train, keep the best or the last, score the test split once, write pictures and records
+finish(...)       leave the process group; publish
 """
 
 import json
@@ -155,6 +156,22 @@ def run_task(
         begin(accelerator)
         carry_out(run, start, task, accelerator, settings, steps, record)
     return accelerator
+
+
+def finish(run: Run, accelerator) -> None:
+    """Leave the process group, and publish the run where it is asked to: what training/publish.py does."""
+    accelerator.end_training()
+    if run.push_to_hub is None or not accelerator.is_main_process:
+        return
+    from scratch_gpt.hub import publish
+
+    by_hand = f"The run is whole: python training/publish.py {run.output_dir} --repo {run.push_to_hub} publishes it."
+    with one_clear_line(stopped=by_hand):
+        try:
+            push = publish(run.output_dir, run.push_to_hub)
+        except ValueError as error:
+            raise ValueError(f"{error} {by_hand}") from error
+    print(f"Published: {push.url} (commit {push.commit})")
 
 
 def start_accelerator(run: Run, start: Start):
