@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -128,12 +128,11 @@ def publish_checkpoints(folder: str | Path, repo: str, **how) -> list[Push]:
 
 
 def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:
-    card = out / "README.md"
-    try:
-        there = Path(api.hf_hub_download(repo, "README.md", revision=branch)).read_text(encoding="utf-8")
-    except EntryNotFoundError:
+    card, names = out / "README.md", api.list_repo_files(repo, revision=branch)
+    if card.name not in names:
         return
-    if not is_ours(there) and any(name.endswith((".safetensors", ".bin")) for name in api.list_repo_files(repo)):
+    there = Path(api.hf_hub_download(repo, card.name, revision=branch)).read_text(encoding="utf-8")
+    if not is_ours(there) and any(name.endswith((".safetensors", ".bin")) for name in names):
         raise ValueError(
             f"The name {repo} is taken: it holds a model whose card was not made here. Give another --repo, or delete "
             "that card first if the model is to be replaced."
@@ -161,7 +160,7 @@ def clear_errors(repo: str) -> Iterator[None]:
         raise ValueError(f"{repo} is not there, or this token may not see it. {LOG_IN}") from error
     except HfHubHTTPError as error:
         raise ValueError(_said(repo, error, again)) from error
-    except HTTPError as error:
+    except (HTTPError, LocalEntryNotFoundError) as error:  # the second is said of a file that could not be asked for
         raise ValueError(f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}). {again}") from error
     except RuntimeError as error:  # a file's upload, in a thread
         inside = error.__cause__

@@ -4,7 +4,6 @@ import getpass
 import json
 import re
 import socket
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +55,7 @@ def find_leaks(folder: Path, files: Iterable[str], known: Iterable[str] = ()) ->
         known: names that may stand there, as that of the repository's owner.
     """
     names = _own_names() - set(known)
-    places = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent, Path(tempfile.gettempdir()))}
+    places = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent)}
     places = {place for place in places if len(Path(place).parts) > 1}
     return [leak for file in files for leak in _find(folder / file, file, names, places)]
 
@@ -78,14 +77,15 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
         yield Leak(file, None, f"{path.stat().st_size:,} bytes, and {limit:,} is the most")
         return
     with path.open("rb") as content:
-        start = content.read(8)
-        if path.suffix in PICKLES or PICKLE_START.match(start) or start.startswith(b"PK\x03\x04"):
-            yield Leak(file, None, "a pickle or an archive, which can run code when it is opened")
+        start = content.read(9 if is_weights else 8)
+        size = int.from_bytes(start[:8], "little") if is_weights else 0  # of the header
+        is_right = is_weights and start.endswith(b"{") and size < min(LIMIT, path.stat().st_size)
+        is_pickle = PICKLE_START.match(start) or start.startswith(b"PK\x03\x04")
+        if path.suffix in PICKLES or (not is_right if is_weights else is_pickle):
+            yield Leak(file, None, "no safetensors" if is_weights else "a pickle or an archive, which can run code")
             return
         if is_weights:  # numbers, below a header in JSON
-            size = int.from_bytes(start, "little")
-            raw = content.read(size) if size < LIMIT else b""
-            header = json.loads(raw or b"{}")
+            header = json.loads(start[8:] + content.read(size - 1))
             lines = [json.dumps({"__metadata__": header.get("__metadata__"), "names": [*header]})]
         else:
             raw = start + content.read()
