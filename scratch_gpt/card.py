@@ -119,6 +119,7 @@ def load_code(record: Record, repo: str, layout: str, revision: str | None = Non
             'print(classify(["A text that is to be classified."], truncation=True))'
         )
     task = "SequenceClassification" if record.kind == "classifier" else "CausalLM"
+    most = min(40, record.config["max_position_embeddings"] // 2)  # prompt and answer have to fit
     library, prefix = ("peft", "AutoPeft") if layout == "adapter" else ("transformers", "Auto")
     loader = f"{prefix}ModelFor{task}"
     names = f", id2label={dict(enumerate(record.labels))!r}" if record.kind == "classifier" else ""
@@ -140,14 +141,14 @@ def load_code(record: Record, repo: str, layout: str, revision: str | None = Non
             'messages = [{"role": "user", "content": "What is the opposite of low?"}]',
             'ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
             "return_dict=True)",
-            'answer = model.generate(**ids, max_new_tokens=40)[0, ids["input_ids"].shape[1] :]',
+            f'answer = model.generate(**ids, max_new_tokens={most})[0, ids["input_ids"].shape[1] :]',
             "print(tokenizer.decode(answer, skip_special_tokens=True))",
         ]
     else:
         prompt = record.run.get("sample_prompt") or "The"
         lines += [
             f'ids = tokenizer({json.dumps(prompt)}, return_tensors="pt")',
-            "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=True, top_k=50)[0]))",
+            f"print(tokenizer.decode(model.generate(**ids, max_new_tokens={most}, do_sample=True, top_k=50)[0]))",
         ]
     return "\n".join(lines)
 
@@ -299,9 +300,13 @@ def _energy(record: Record) -> str | None:
     if not row:
         return None
     return (
-        f"{float(row['energy_consumed']):.3g} kWh, {1000 * float(row['emissions']):.3g} g CO2 equivalent with the "
-        f"electricity of {row['country_name']} (codecarbon {row['codecarbon_version']}: an estimate for the whole machine)."
+        f"{float(row['energy_consumed']):.3g} kWh, {_grams(record):g} g CO2 equivalent with the electricity of "
+        f"{row['country_name']} (codecarbon {row['codecarbon_version']}: an estimate)."
     )
+
+
+def _grams(record: Record) -> float:
+    return float(f"{1000 * float(record.emissions['emissions']):.3g}")
 
 
 def _links(record: Record, base: tuple[str, str | None] | None) -> str | None:
@@ -344,8 +349,7 @@ def _metadata(record: Record, repo: str, layout: str, licence: str | None, base)
         for result in found
     ]
     relation = {"base_model_relation": "adapter" if layout == "adapter" else "finetune"} if base else {}
-    row = record.emissions
-    co2 = {"emissions": float(row["emissions"]) * 1000, "source": "codecarbon"} if row else None
+    co2 = {"emissions": _grams(record), "source": "codecarbon"} if record.emissions else None
     card = ModelCardData(
         base_model=base[0] if base else None,
         datasets=hub_datasets(record) or None,

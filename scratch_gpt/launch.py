@@ -1,6 +1,8 @@
 """An environment -> the Accelerator that was asked for, and the signals that end a run in good order."""
 
 import os
+import platform
+import re
 import signal
 import threading
 from pathlib import Path
@@ -24,6 +26,17 @@ def best_precision(device: str) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "no"
+
+
+def describe_device(device: torch.device) -> str:
+    """`NVIDIA H200`; of a CPU its model, where the system tells, and what it computes with."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.exists() else []
+    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def make_accelerator(

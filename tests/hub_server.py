@@ -120,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def may_write(self, name: str) -> bool:
         owner, user = name.split("/")[0], self.user
-        names = [] if user is None or user["role"] == "read" else [user["name"], *(org["name"] for org in user["orgs"])]
+        names = [] if user is None or user["role"] != "write" else [user["name"], *(org["name"] for org in user["orgs"])]
         return owner in names
 
     def open(self, name: str, revision: str | None = None) -> tuple[Repo, str] | None:
@@ -158,7 +158,10 @@ class Handler(BaseHTTPRequestHandler):
     def whoami(self):
         if self.user is None:
             return self.fail(401, "", "Invalid username or password.")
-        token = {"displayName": "test", "role": self.user["role"]}
+        token: dict[str, Any] = {"displayName": "test", "role": self.user["role"]}
+        if token["role"] == "fineGrained":
+            entity = {"type": "user", "name": self.user["name"]}
+            token["fineGrained"] = {"global": [], "scoped": [{"entity": entity, "permissions": ["repo.content.read"]}]}
         self.answer(200, {**self.user, "type": "user", "auth": {"type": "access_token", "accessToken": token}})
 
     def create(self):

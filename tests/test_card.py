@@ -150,6 +150,16 @@ def test_cards_differ_only_where_they_must(runs):
         assert all(("trust_remote_code" in load_code(read_record(run), "a/b", layout)) == trusted for run in runs.values())
 
 
+def test_energy_is_told_where_it_was_measured(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert "## Energy" not in card_of(run)
+    row = {"emissions": "0.00123", "energy_consumed": "0.02", "country_name": "France", "codecarbon_version": "3.0"}
+    (run / "emissions.csv").write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    card = card_of(run)
+    assert "0.02 kWh, 1.23 g CO2 equivalent" in card
+    assert yaml.safe_load(card.split("---\n")[1])["co2_eq_emissions"] == {"emissions": 1.23, "source": "codecarbon"}
+
+
 # --- Hand edits --------------------------------------------------------------------------------------------------
 
 

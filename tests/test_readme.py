@@ -10,6 +10,7 @@ import classify
 import generate
 import prepare
 import pretrain
+import publish
 import pytest
 import train_tokenizer
 from accelerate.state import AcceleratorState, PartialState
@@ -85,11 +86,15 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
         if "--config_file" in words[:script]:
             assert Path(words[words.index("--config_file") + 1]).exists()
         scripts = {"pretrain": pretrain, "generate": generate, "prepare": prepare, "train_tokenizer": train_tokenizer}
-        scripts["classify"] = classify
+        scripts |= {"classify": classify, "publish": publish}
         module, arguments = scripts[Path(words[script]).stem], words[script + 1 :]
         if module is generate:
             run_recipe(module, [*arguments, "--max-new-tokens", "3"])
             assert capsys.readouterr().out.startswith("The")
+            return
+        if module is publish:
+            run_recipe(module, [*arguments, "--dry-run", "true"])
+            assert "# name" in capsys.readouterr().out
             return
         if module is prepare:
             run_recipe(module, [*arguments, "--vocab-size", "300", "--max-length", "16"])
@@ -133,7 +138,7 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
         run_recipe(module, [*arguments, *smaller, *new, *fresh])
         assert "Written:" in capsys.readouterr().out
     else:  # set-up, which CI does by the same lines: what it names has to be there
-        assert words[0] in ("python", "source", "pip", "make"), line
+        assert words[0] in ("python", "source", "pip", "make", "hf"), line
         for word in words:
             if word.startswith(".ci/"):
                 assert (REPO / word).exists(), word

@@ -33,7 +33,7 @@ from scratch_gpt.checkpoints import (
     write_text,
 )
 from scratch_gpt.data.manifest import NAME as MANIFEST
-from scratch_gpt.launch import make_accelerator
+from scratch_gpt.launch import describe_device, make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
@@ -262,7 +262,8 @@ def carry_out(
             clear(folder)
         trained, parameters = count_parameters(task.model)
         counts = {"parameters": parameters, "trained_parameters": trained}
-        facts = {"steps": steps, "schedule": rates, **counts, **record["environment"]}
+        facts = {"steps": steps, "schedule": rates, **counts, "hardware": describe_device(accelerator.device)}
+        facts |= record["environment"]
         write_run_yaml(run, folder, {**facts, "data": task.facts})
         write_text(folder / MANIFEST, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()
