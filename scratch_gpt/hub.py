@@ -1,6 +1,6 @@
-"""A run folder -> a repository on the Hub: may it be written, does it keep what was written there by hand, what changed.
+"""A run folder -> a repository on the Hub, which keeps what was written on its card by hand.
 
-An upload that was interrupted goes on where it stopped when it is asked for again: what has arrived is not sent twice.
+An upload that was interrupted goes on when it is asked for again: what has arrived is not sent twice.
 """
 
 import json
@@ -80,8 +80,8 @@ def publish(
 ) -> Push:
     """Stage a run (published.stage) and push it to `repo`, which is made where it is not there.
 
-    Of a repository that was published before, what stands outside the marked regions of its card stays, and so do files
-    that are none of ours; nothing is committed where nothing has changed. `folder/hub.json` remembers where it went.
+    Where it was published before, what stands outside the marked regions of its card stays, and so do files that are
+    none of ours; nothing is committed where nothing has changed. `folder/hub.json` remembers where it went.
 
     Args:
         private: make the repository so; one that is there and public is refused.
@@ -101,7 +101,9 @@ def publish(
         )
         api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo).private:
-            raise ValueError(f"{repo} is there already, and public. Make it private on its settings page, or leave out --private.")
+            raise ValueError(
+                f"{repo} is there already, and public. Make it private on its settings page, or leave out --private."
+            )
         if branch is not None:
             api.create_branch(repo, branch=branch, exist_ok=True)
         _keep_hand_edits(api, repo, branch, out)

@@ -14,7 +14,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 
 from .adapter_loading import BASE, WEIGHTS
-from .card import LAYOUTS, PICTURES, card_values, fill, template
+from .card import fill, template
+from .card_values import LAYOUTS, PICTURES, card_values
 from .checkpoints import DRAFT, list_checkpoints, replace_folder
 from .conversion import export_gpt2, load_any_head
 from .leaks import PICKLES, WEIGHTS_LIMIT, find_leaks
@@ -98,7 +99,9 @@ def stage(
         draft.chmod(0o755)
         replace_folder(draft, target)
     except OSError as error:
-        raise ValueError(f"{target} cannot be written ({error.strerror or error}). Make room, then try again.") from error
+        raise ValueError(
+            f"{target} cannot be written ({error.strerror or error}). Make room, then try again."
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
@@ -164,7 +167,7 @@ def _at_checkpoint(top: Path, step: int):
 
 
 def _put_adapter(record: Record, top: Path, draft: Path, pin) -> tuple[tuple[str, str | None], bool]:
-    """Copy adapter and tokenizer, its base named as the Hub knows it; returns (id, revision), and whether it has code."""
+    """Copy adapter and tokenizer, naming its base as the Hub does: ((id, revision), whether that brings code)."""
     source = record.folder / "adapter"
     if not (source / ADAPTER_CONFIG).exists():
         raise ValueError(f"{top} has no adapter/: only a run with --tune lora leaves one.")
@@ -178,8 +181,9 @@ def _put_adapter(record: Record, top: Path, draft: Path, pin) -> tuple[tuple[str
         there = published_as(place)
         if there is None:
             raise ValueError(
-                f"The adapter's base is {base}, a folder of this machine. Publish it first (python training/publish.py "
-                f"{Path(base).parent} --repo USER/NAME), or publish the merged model: --layout scratch_gpt."
+                f"The adapter's base is {base}, a folder of this machine. Publish it first (python "
+                f"training/publish.py {Path(base).parent} --repo USER/NAME), or publish the merged model: "
+                "--layout scratch_gpt."
             )
         if there["layout"] != layout:
             raise ValueError(

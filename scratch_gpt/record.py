@@ -124,7 +124,7 @@ def at_step(record: Record, step: int) -> Record:
 
 
 def results(record: Record) -> list[Result]:
-    """The numbers of evaluation.json, rounded to five digits once: the card's text and its metadata are made of these."""
+    """The numbers of evaluation.json, rounded once: the card's text and its metadata are made of these."""
     content = record.evaluation.get("results", {})
     found = []
     for split, values in content.items():
@@ -157,7 +157,7 @@ def speed(record: Record) -> tuple[float, float] | None:
 
 
 def base_model(record: Record) -> tuple[str, str | None] | None:
-    """(Hub id, commit or other revision) of what the run went on from; None for a new model or an unpublished folder."""
+    """(Hub id, revision) of what the run went on from; None for a new model, or a folder that is not published."""
     name = record.run.get("model")
     if name is None:
         return None

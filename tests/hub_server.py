@@ -1,4 +1,4 @@
-"""A Hub on loopback, in memory: what the official client needs to create, push, read and refuse repositories of models.
+"""A Hub on loopback, in memory: what the official client asks to create, push and read repositories of models.
 
     with hub_server.serve() as hub:   # hub.url is an HF_ENDPOINT; the tokens below know two users and three rights
 
@@ -120,7 +120,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def may_write(self, name: str) -> bool:
         owner, user = name.split("/")[0], self.user
-        names = [] if user is None or user["role"] != "write" else [user["name"], *(org["name"] for org in user["orgs"])]
+        names = (
+            [] if user is None or user["role"] != "write" else [user["name"], *(org["name"] for org in user["orgs"])]
+        )
         return owner in names
 
     def open(self, name: str, revision: str | None = None) -> tuple[Repo, str] | None:
@@ -277,9 +279,7 @@ class Handler(BaseHTTPRequestHandler):
         if (found := self.open(name, revision)) is None:
             return
         prefix = f"{unquote(folder)}/" if folder else ""
-        entries = [
-            file.entry(path) for path, file in found[0].commits[found[1]].items() if path.startswith(prefix)
-        ]
+        entries = [file.entry(path) for path, file in found[0].commits[found[1]].items() if path.startswith(prefix)]
         if prefix and not entries:
             return self.fail(404, "EntryNotFound", "no such folder", X_Repo_Commit=found[1])
         self.answer(200, entries)

@@ -1,6 +1,6 @@
 """A published folder -> its card as a picture, light and dark beside each other, drawn by a headless Chromium.
 
-    python tests/render_card.py RUN/published --out card.png [--width 760]
+python tests/render_card.py RUN/published --out card.png [--width 760]
 """
 
 import argparse

@@ -11,13 +11,20 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from scratch_gpt.card import HOLE, LAYOUTS, PICTURES, REGION, card_values, fill, load_code, merge_cards, template
+from scratch_gpt.card import HOLE, REGION, fill, merge_cards, template
+from scratch_gpt.card_values import LAYOUTS, PICTURES, card_values
+from scratch_gpt.load_code import load_code
 from scratch_gpt.record import read_record, results
 
 
 REPO = Path(__file__).resolve().parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FACTS = {"steps": 20, "schedule": {"peak": 1e-3, "floor": 1e-4, "warmup_steps": 2}, "parameters": 1234, "device": "cpu"}
+FACTS = {
+    "steps": 20,
+    "schedule": {"peak": 1e-3, "floor": 1e-4, "warmup_steps": 2},
+    "parameters": 1234,
+    "device": "cpu",
+}
 FACTS |= {"trained_parameters": 1234, "precision": "no", "threads": 2, "processes": 1, "versions": {"torch": "2.13.0"}}
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}
 SPREAD = {"mean": 0.912345678, "std": 0.01234567, "n": 5}
@@ -34,12 +41,18 @@ def write_run(folder: Path, task: str = "pretrain", **changes) -> Path:
     config = {"architectures": [f"ScratchGPTFor{head}"], "vocab_size": 99, **SHAPE}
     if task == "classify":
         config["id2label"] = {"0": "ham", "1": "spam"}
-    metrics = {"loss": 2.123456789, "perplexity": 8.36} if task != "classify" else {"accuracy": SPREAD, "macro_f1": 0.9}
+    metrics = (
+        {"loss": 2.123456789, "perplexity": 8.36} if task != "classify" else {"accuracy": SPREAD, "macro_f1": 0.9}
+    )
     tables = {"labels": ["ham", "spam"], **{name: {"ham": 0.9, "spam": 1.0} for name in ("precision", "recall", "f1")}}
     files = {
         "model/config.json": config,
         "manifest.json": {
-            **{"task": task, "max_length": 64, "sources": [MANIFESTS[task]], "filters": {}, "mixture": None},
+            "task": task,
+            "max_length": 64,
+            "sources": [MANIFESTS[task]],
+            "filters": {},
+            "mixture": None,
             "splits": {"train": {"documents": 9, "rows": 9, "tokens": 900, "bytes": 3000, "sha256": "cd" * 32}},
         },
         "evaluation.json": {
@@ -133,7 +146,11 @@ def test_text_and_metadata_say_the_same(task, runs):
 def test_base_and_datasets_are_links_in_both(runs):
     card = card_of(runs["classify"], licence="mit")
     found = yaml.safe_load(card.split("---\n")[1])
-    assert (found["base_model"], found["datasets"], found["license"]) == ("openai-community/gpt2", ["ada/mails"], "mit")
+    assert (found["base_model"], found["datasets"], found["license"]) == (
+        "openai-community/gpt2",
+        ["ada/mails"],
+        "mit",
+    )
     for link in ("huggingface.co/openai-community/gpt2)", "huggingface.co/datasets/ada/mails)", "Weights: mit."):
         assert link in card
     alone = card_of(runs["pretrain"])
@@ -147,7 +164,9 @@ def test_cards_differ_only_where_they_must(runs):
     code = {task: load_code(read_record(run), "ada/x", "gpt2") for task, run in runs.items()}
     assert "pipeline" in code["classify"] and "chat_template" in code["instruct"] and "generate" in code["pretrain"]
     for layout, trusted in (("scratch_gpt", 1), ("gpt2", 0)):
-        assert all(("trust_remote_code" in load_code(read_record(run), "a/b", layout)) == trusted for run in runs.values())
+        assert all(
+            ("trust_remote_code" in load_code(read_record(run), "a/b", layout)) == trusted for run in runs.values()
+        )
 
 
 def test_energy_is_told_where_it_was_measured(tmp_path):
@@ -166,8 +185,12 @@ def test_energy_is_told_where_it_was_measured(tmp_path):
 def test_merging_keeps_what_stands_outside_and_renews_what_stands_inside(runs):
     old, new = card_of(runs["pretrain"]), card_of(runs["pretrain"], licence="mit")
     assert merge_cards(old, old) == old and merge_cards(new, new) == new
-    by_hand = old.replace("# x\n", "# The sea\n\nWritten at night.\n").replace("library_name:", "language: en\nlibrary_name:")
-    by_hand = by_hand.replace("## Versions\n", "## Versions, and more\n").replace("- scratch-gpt\n", "- scratch-gpt\n- sea\n")
+    by_hand = old.replace("# x\n", "# The sea\n\nWritten at night.\n").replace(
+        "library_name:", "language: en\nlibrary_name:"
+    )
+    by_hand = by_hand.replace("## Versions\n", "## Versions, and more\n").replace(
+        "- scratch-gpt\n", "- scratch-gpt\n- sea\n"
+    )
     limits = next(found[0] for found in REGION.finditer(by_hand) if found[1] == "limits")
     by_hand = by_hand.replace(limits, "My own words on limits.")
     merged = merge_cards(by_hand, new)
@@ -220,7 +243,9 @@ def test_the_template_travels_with_the_package(tmp_path):
     tree.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "scratch_gpt", "hub_card"):
         (tree / name).symlink_to(REPO / name)
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tree, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=tree, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     package = {path.relative_to(REPO).as_posix() for path in (REPO / "scratch_gpt").rglob("*.py")}

@@ -88,7 +88,9 @@ def hub(monkeypatch, tmp_path, quick):
         monkeypatch.setenv("HF_TOKEN", hub_server.WRITER)
         for name, value in (("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True), ("ENDPOINT", server.url)):
             monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr(transformers_hub, "_hf_api", None)  # which remembers an endpoint
@@ -121,9 +123,9 @@ def test_what_is_published_is_an_allow_list(run, hub):
     assert any("/lfs/" in asked and asked.endswith("/1") for asked in hub.requests)  # weights went up in parts
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (run / "model", run / "published"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert published.left_behind(run)[-4:] == [f"model/{name}" for name in sorted(
-        (".env", "notes.txt", "optimizer.safetensors", "training_args.json")
-    )]
+    assert published.left_behind(run)[-4:] == [
+        f"model/{name}" for name in sorted((".env", "notes.txt", "optimizer.safetensors", "training_args.json"))
+    ]
 
 
 def test_published_again_nothing_changes_and_then_only_what_has(run, hub):
@@ -144,7 +146,9 @@ def test_published_again_nothing_changes_and_then_only_what_has(run, hub):
 def test_hand_edits_on_the_hub_are_kept(run, hub):
     publish(run, "ada/base")
     card = hub.files("ada/base")["README.md"].decode()
-    by_hand = card.replace("# base\n", "# base\n\nFor my mother.\n").replace("library_name", "license: mit\nlibrary_name")
+    by_hand = card.replace("# base\n", "# base\n\nFor my mother.\n").replace(
+        "library_name", "license: mit\nlibrary_name"
+    )
     HfApi().upload_file(path_or_fileobj=by_hand.encode(), path_in_repo="README.md", repo_id="ada/base")
     HfApi().upload_file(path_or_fileobj=b"thanks", path_in_repo="THANKS.md", repo_id="ada/base")
     assert not publish(run, "ada/base").has_changed
@@ -276,7 +280,15 @@ def test_without_a_network_or_room_it_says_so(run, hub, capsys, monkeypatch):
 def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monkeypatch):
     refused("has no adapter/", run, "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
     shutil.copytree(home / "lora", run.parent / "lora")
-    refused(r"Publish it first \(python training/publish\.py base ", "lora", "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
+    refused(
+        r"Publish it first \(python training/publish\.py base ",
+        "lora",
+        "--repo",
+        "ada/x",
+        "--layout",
+        "adapter",
+        capsys=capsys,
+    )
     publish(run, "ada/base", layout="gpt2")
     refused("published in the layout gpt2", "lora", "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
     with pytest.raises(ValueError, match="only the end of such a run"):
@@ -400,6 +412,8 @@ def test_a_stranger_loads_it_all_bit_for_bit_by_the_code_of_the_cards(home, hub,
     for repo, run in (("ada/lora", "lora"), ("ada/mails-lora", "mails")):
         saved = digests(home / run / "adapter" / "adapter_model.safetensors")
         assert weights[repo] == {name: digest for name, digest in saved.items() if "lora_" in name}
-    assert seen["tokens"] and seen["code"]["ada/base"].startswith("The") and seen["code"]["ada/stock"].startswith("The")
+    assert (
+        seen["tokens"] and seen["code"]["ada/base"].startswith("The") and seen["code"]["ada/stock"].startswith("The")
+    )
     assert "label" in seen["code"]["ada/mails"] and seen["code"]["ada/mails-lora"].strip() in ("ham", "spam")
     assert "ada/chat" in seen["code"]
