@@ -6,6 +6,7 @@ An upload that was interrupted goes on when it is asked for again: what has arri
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
 
@@ -97,7 +99,7 @@ def publish(
         out = stage(
             *(folder,),
             **{"repo": repo, "layout": layout, "revision": branch, "licence": licence, "step": step},
-            pin=lambda name, at: api.model_info(name, revision=at).sha,
+            pin=partial(_pin, api),
         )
         api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo).private:
@@ -127,6 +129,14 @@ def publish_checkpoints(folder: str | Path, repo: str, **how) -> list[Push]:
     """Each checkpoint of a run on a branch step-N of its own; `how` as in `publish`."""
     steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(Path(folder) / "checkpoints")]
     return [publish(folder, repo, step=step, **how) for step in steps]
+
+
+def _pin(api: HfApi, base: str, revision: str | None) -> str:
+    try:
+        return api.model_info(base, revision=revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at {revision}" if revision else ""
+        raise ValueError(f"The adapter's base {base}{at} is not on the Hub, where it would be looked for.") from error
 
 
 def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:

@@ -26,7 +26,6 @@ USERS = {  # token -> what whoami says
     FINE: {"name": "ada", "orgs": [], "role": "fineGrained"},
 }
 LFS = ("*.safetensors", "*.png", "*tfevents*")
-PART = 64 * 1024  # a larger LFS object goes up in parts
 
 
 class File(NamedTuple):
@@ -78,8 +77,9 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self):
+    def __init__(self, part: int):
         super().__init__(("127.0.0.1", 0), Handler)
+        self.part = part
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by SHA-256
@@ -227,10 +227,13 @@ class Handler(BaseHTTPRequestHandler):
         for asked in json.loads(self.body)["objects"]:
             oid, size = asked["oid"], asked["size"]
             upload: dict[str, Any] = {"href": f"{self.server.url}/lfs/{oid}"}
-            if size > PART:
-                count = -(-size // PART)
+            if size > self.server.part:
+                count = -(-size // self.server.part)
                 parts = {f"{n:05d}": f"{self.server.url}/lfs/{oid}/{n}" for n in range(1, count + 1)}
-                upload = {"href": f"{self.server.url}/lfs/{oid}/done", "header": {"chunk_size": str(PART), **parts}}
+                upload = {
+                    "href": f"{self.server.url}/lfs/{oid}/done",
+                    "header": {"chunk_size": str(self.server.part), **parts},
+                }
             actions = {"upload": upload, "verify": {"href": f"{self.server.url}/lfs/{oid}/verify"}}
             objects.append({**asked, **({} if oid in self.server.objects else {"actions": actions})})
         self.answer(200, {"transfer": "basic", "objects": objects})
@@ -333,9 +336,9 @@ ROUTES = [  # tried in this order
 
 
 @contextmanager
-def serve() -> Iterator[Hub]:
-    """A running server."""
-    hub = Hub()
+def serve(part: int = 2**16) -> Iterator[Hub]:
+    """A running server; an LFS object of more than `part` bytes goes up in parts."""
+    hub = Hub(part)
     thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

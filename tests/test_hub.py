@@ -295,6 +295,22 @@ def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monk
         publish_checkpoints("lora", "ada/x")
 
 
+def test_the_base_of_an_adapter_is_pinned_to_its_commit(home, run, hub, monkeypatch):
+    commit = publish(run, "ada/base").commit
+    shutil.copytree(home / "lora", run.parent / "lora")
+    file = run.parent / "lora" / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for base in ("ada/base", "ada/none"):
+        file.write_text(json.dumps({**config, "base_model_name_or_path": base, "revision": None}))
+        if base == "ada/none":
+            with pytest.raises(ValueError, match="base ada/none is not on the Hub"):
+                publish("lora", "ada/lora", layout="adapter")
+        else:
+            publish("lora", "ada/lora", layout="adapter")
+        there = json.loads(hub.files("ada/lora")["adapter_config.json"])
+        assert (there["base_model_name_or_path"], there["revision"]) == ("ada/base", commit)
+
+
 # --- The command, and every recipe's end ---------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """A finished run -> a repository on the Hub: weights, config, tokenizer, code, a card with results and pictures.
 
-    python training/publish.py RUN --repo user/name [--layout gpt2] [--private true] [--dry-run true]
+    python training/publish.py RUN --repo user/name [--layout gpt2] [--private] [--dry-run]
 
 RUN is the output_dir of a recipe. What is published is an allow-list, looked through for secrets and for traces of
 this machine; RUN/published holds it. The same command again changes what has changed, and keeps what was written on

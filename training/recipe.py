@@ -177,10 +177,10 @@ def check(run: Run) -> None:
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
     if run.report_to in trackers and find_spec(run.report_to) is None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
-    if run.push_to_hub is not None:
+    if run.push_to_hub is not None and os.environ.get("RANK", "0") == "0":
         from scratch_gpt.hub import check_access
 
-        check_access(run.push_to_hub)  # now, and not after hours
+        check_access(run.push_to_hub)  # now, and not after hours; once, since the Hub counts who asks
 
 
 def check_rows(run: Any) -> None:

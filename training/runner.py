@@ -160,8 +160,9 @@ def run_task(
 
 def finish(run: Run, accelerator) -> None:
     """Leave the process group, and publish the run where it is asked to: what training/publish.py does."""
+    is_main = accelerator.is_main_process
     accelerator.end_training()
-    if run.push_to_hub is None or not accelerator.is_main_process:
+    if run.push_to_hub is None or not is_main:
         return
     from scratch_gpt.hub import publish
 
