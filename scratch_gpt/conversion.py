@@ -75,7 +75,7 @@ def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path,
         raise ValueError(f"{out_dir} exists and is not an empty folder. Give another.")
     model = model_or_dir
     if isinstance(model_or_dir, (str, Path)):
-        model = _load_any_head(Path(model_or_dir))
+        model = load_any_head(Path(model_or_dir))
         if tokenizer is None and (Path(model_or_dir) / "tokenizer_config.json").exists():
             tokenizer = load_tokenizer(model_or_dir)
     _refuse_what_gpt2_cannot_say(model)
@@ -107,7 +107,12 @@ def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path,
     return out_dir
 
 
-def _load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
+def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
+    """The model of a folder as the class that it was saved as.
+
+    Raises:
+        ValueError: the folder holds an adapter.
+    """
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
     architectures = ScratchGPTConfig.from_pretrained(folder).architectures or []
@@ -359,4 +364,4 @@ def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str],
     nn.init.normal_(model.score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
 
 
-__all__ = ["export_gpt2", "fresh_head", "import_checkpoint", "load_model"]
+__all__ = ["export_gpt2", "fresh_head", "import_checkpoint", "load_any_head", "load_model"]

@@ -1,6 +1,8 @@
 """An environment -> the Accelerator that was asked for, and the signals that end a run in good order."""
 
 import os
+import platform
+import re
 import signal
 import threading
 from pathlib import Path
@@ -33,6 +35,17 @@ def best_attention(device: str, precision: str, max_length: int) -> str:
     1.6 times less at 512 (AVX-512 with bf16, torch 2.13). Both give the same numbers but for rounding.
     """
     return "eager" if device == "cpu" and precision == "bf16" and max_length <= 256 else "sdpa"
+
+
+def describe_device(device: torch.device) -> str:
+    """`NVIDIA H200`; of a CPU its model, where the system tells, and what it computes with."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.exists() else []
+    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def make_accelerator(

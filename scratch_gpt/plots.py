@@ -1,7 +1,7 @@
 """A run's record -> pictures. Matplotlib is imported inside the functions, and draws without a screen."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Pat
             textcoords="offset points",
             ha="center",
             color=VALIDATION,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )
     loss.set_ylabel("loss (nats per token)")
     loss.set_title(title, parse_math=False)
@@ -124,6 +125,86 @@ def plot_confusion(confusion: list[list[int]], labels: Sequence[str], file: Path
     return file
 
 
+def plot_parameters(counts: Mapping[str, int], file: Path, title: str = "") -> Path:
+    """How many parameters each part of a model has: a bar each, in the order of `counts`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.4 * len(counts)), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    total = sum(counts.values())
+    bars = axes.barh(list(counts), list(counts.values()), color=TRAIN)
+    axes.bar_label(bars, [f"{count:,} ({count / total:.1%})" for count in counts.values()], padding=4)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.set_xlabel("parameters")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_title(title, parse_math=False)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.savefig(file, dpi=120)
+    return file
+
+
+def plot_attention(
+    maps: Mapping[int, Sequence[Any]], tokens: Sequence[str], file: Path, title: str = "", most: int = 6
+) -> Path:
+    """Who attends to whom in one sentence: {layer: (H, T, T)}, a row of heads for each layer, the first `most`.
+
+    In a map a row is the token that looks and a column what it looks at; shades are of the root, so that little shows.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    heads = min(most, len(next(iter(maps.values()))))
+    size = max(1.7, 0.14 * len(tokens))  # inches of a map
+    figure = Figure(figsize=(2 + size * heads, 1.3 + size * len(maps)), layout="constrained", facecolor="white")
+    grid = figure.subplots(len(maps), heads, squeeze=False)
+    for row, (layer, of_layer) in enumerate(maps.items()):
+        for head, axes in enumerate(grid[row]):
+            shades = axes.imshow(of_layer[head], cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+            axes.set_title(f"layer {layer}, head {head + 1}", fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if row == len(maps) - 1:
+                axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7, parse_math=False)
+            if head == 0:
+                axes.set_yticks(range(len(tokens)), tokens, fontsize=7, parse_math=False)
+            axes.tick_params(length=0)
+    figure.colorbar(shades, ax=grid, label="attention", ticks=[0, 0.05, 0.25, 0.5, 1], shrink=0.6, aspect=30)
+    figure.suptitle(title, parse_math=False)
+    figure.supxlabel("what it looks at", fontsize=9)
+    figure.supylabel("the token that looks", fontsize=9)
+    figure.savefig(file, dpi=120)
+    return file
+
+
+def plot_token_lengths(lengths: Sequence[int], file: Path, title: str = "", longest: int = 20) -> Path:
+    """How many tokens of a vocabulary stand for so many bytes; from `longest` on they share the last bar."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    counts = [0] * (longest + 1)
+    for length in lengths:
+        counts[min(length, longest)] += 1
+    last = max(n for n, count in enumerate(counts) if count)
+    numbers = range(1, last + 1)
+    bars = axes.bar(numbers, counts[1 : last + 1], color=TRAIN)
+    axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts[1 : last + 1]], fontsize=7)
+    mean = sum(lengths) / len(lengths)
+    axes.axvline(mean, color=VALIDATION, linestyle="--", linewidth=1, label=f"mean {mean:.1f}")
+    axes.set_xticks(numbers, [f"{n}+" if n == longest else str(n) for n in numbers])
+    axes.set_xlabel("bytes of a token")
+    axes.set_ylabel("tokens of the vocabulary")
+    axes.set_title(title, parse_math=False)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=120)
+    return file
+
+
 def _exp(values):
     import numpy as np
 
@@ -136,4 +217,11 @@ def _log(values):
     return np.log(np.maximum(values, 1e-300))
 
 
-__all__ = ["plot_classification", "plot_confusion", "plot_loss"]
+__all__ = [
+    "plot_attention",
+    "plot_classification",
+    "plot_confusion",
+    "plot_loss",
+    "plot_parameters",
+    "plot_token_lengths",
+]

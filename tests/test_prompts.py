@@ -354,9 +354,7 @@ def test_a_split_has_its_exact_share_and_no_question_is_in_two(data):
     again, other = split_groups(keys, 0.05, 0.1, seed=3), split_groups(keys, 0.05, 0.1, seed=4)
     assert_close(torch.tensor(again["test"]), torch.tensor(splits["test"]))
     assert again["test"].tolist() != other["test"].tolist()
-    fewer = [
-        key for k, key in enumerate(keys) if k % 150
-    ]  # another file of the same, some are missing
+    fewer = [key for k, key in enumerate(keys) if k % 150]  # another file of the same, some are missing
     held_out = {fewer[k] for k in split_groups(fewer, 0.05, 0.1, seed=3)["test"]}
     assert not held_out & {keys[k] for k in splits["train"]}
     with pytest.raises(ValueError, match="2 distinct texts in 9 rows leave nothing for"):

@@ -88,7 +88,7 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
     words = shlex.split(line.replace("openai-community/gpt2", str(home / "gpt2")))
     script = next((n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py")), None)
     if script is None:  # set-up, which CI does by the same lines: what it names has to be there
-        assert words[0] in ("python", "source", "pip", "make"), line
+        assert words[0] in ("python", "source", "pip", "make", "hf"), line
         assert all((REPO / word).exists() for word in words if word.startswith(".ci/"))
         return
     if "--config_file" in words[:script]:
@@ -102,7 +102,7 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda prompt="": next(said))
     run_recipe(importlib.import_module(name), [*arguments, *smaller(name, arguments)])
     output = capsys.readouterr().out
-    says = {"train_tokenizer": "Next:", "generate": ""}.get(name, "Written:")
+    says = {"train_tokenizer": "Next:", "generate": "", "publish": "# name"}.get(name, "Written:")
     if "--predict" in arguments:
         assert output.count("probabilities") == 2
     elif "--preview" not in arguments:
@@ -113,6 +113,8 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
     """What stands behind a line's own arguments to make it small, and to give it what is on the Hub."""
     if name == "generate":
         return ["--max-new-tokens", "3"]
+    if name == "publish":
+        return ["--dry-run", "true"]
     if name == "prepare":
         return ["--vocab-size", "300", "--max-length", "16"]
     if name == "train_tokenizer":

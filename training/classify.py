@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
             predict(run)
             return
 
-        from runner import prepare, run_task
+        from runner import finish, prepare, run_task
         from seeds import begin_seeds, runs_of, summarise
 
         runs = runs_of(run)
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = run_task(each, start, build, describe, begin)
         accelerator.free_memory()  # the next seed has a model of its own
     summarise(run, runs, accelerator)
-    accelerator.end_training()  # leaves the process group
+    finish(run, accelerator)
 
 
 if __name__ == "__main__":

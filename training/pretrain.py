@@ -226,11 +226,11 @@ def main(argv: list[str] | None = None) -> None:
         check(run)
         check_data(run)
 
-        from runner import prepare, run_task
+        from runner import finish, prepare, run_task
 
         start = prepare(run)
     accelerator = run_task(run, start, build, describe)
-    accelerator.end_training()  # leaves the process group
+    finish(run, accelerator)
 
 
 if __name__ == "__main__":

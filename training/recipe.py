@@ -110,6 +110,7 @@ class Run(Source):
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
     report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
     sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
+    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
 
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "By default what the device does well.")
@@ -181,6 +182,10 @@ def check(run: Run) -> None:
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
     if run.report_to in trackers and find_spec(run.report_to) is None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+    if run.push_to_hub is not None and os.environ.get("RANK", "0") == "0":
+        from scratch_gpt.hub import check_access
+
+        check_access(run.push_to_hub)  # now, and not after hours; once, since the Hub counts who asks
 
 
 def check_rows(run: Any) -> None:
@@ -356,6 +361,8 @@ RUN_FILES = (
     "last",
     "checkpoints",
     "tracking",
+    "published",
+    "hub.json",
 )
 
 

@@ -38,6 +38,7 @@ THIS_LAUNCH = {
     "allow_changed",
     "output_dir",
     "expect_processes",
+    "push_to_hub",
 }  # no part of the run
 NOT_SHAPE = {"transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype"}
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy")

@@ -3,6 +3,7 @@
 prepare(run)      before anything heavy: the folder, and what to resume from
 run_task(...)     build what the run asks for, say what is about to happen, and carry it out
 carry_out(...)    train, keep the best or the last, score the test split once, write pictures and records
+finish(...)       leave the process group; publish
 """
 
 import json
@@ -33,7 +34,7 @@ from scratch_gpt.checkpoints import (
     write_text,
 )
 from scratch_gpt.data.manifest import NAME as MANIFEST
-from scratch_gpt.launch import best_attention, make_accelerator
+from scratch_gpt.launch import best_attention, describe_device, make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
@@ -163,6 +164,23 @@ def run_task(
     return accelerator
 
 
+def finish(run: Run, accelerator) -> None:
+    """Leave the process group, and publish the run where it is asked to: what training/publish.py does."""
+    is_main = accelerator.is_main_process
+    accelerator.end_training()
+    if run.push_to_hub is None or not is_main:
+        return
+    from scratch_gpt.hub import publish
+
+    by_hand = f"The run is whole: python training/publish.py {run.output_dir} --repo {run.push_to_hub} publishes it."
+    with one_clear_line(stopped=by_hand):
+        try:
+            push = publish(run.output_dir, run.push_to_hub)
+        except ValueError as error:
+            raise ValueError(f"{error} {by_hand}") from error
+    print(f"Published: {push.url} (commit {push.commit})")
+
+
 def start_accelerator(run: Run, start: Start):
     """The launch this run is on, checked against what it asks for; a resumed run keeps its precision."""
     report_to = None if run.report_to == "none" else run.report_to
@@ -251,7 +269,8 @@ def carry_out(
             clear(folder)
         trained, parameters = count_parameters(task.model)
         counts = {"parameters": parameters, "trained_parameters": trained}
-        facts = {"steps": steps, "schedule": rates, **counts, **record["environment"]}
+        facts = {"steps": steps, "schedule": rates, **counts, "hardware": describe_device(accelerator.device)}
+        facts |= record["environment"]
         write_run_yaml(run, folder, {**facts, "data": task.facts})
         write_text(folder / MANIFEST, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()

@@ -1,0 +1,199 @@
+"""A run folder -> a repository on the Hub, which keeps what was written on its card by hand.
+
+An upload that was interrupted goes on when it is asked for again: what has arrived is not sent twice.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from .card import is_ours, merge_cards
+from .checkpoints import list_checkpoints, write_text
+from .published import ALLOWED, check, stage
+from .record import PUBLISHED
+
+
+class Push(NamedTuple):
+    """What a push came to."""
+
+    url: str
+    commit: str
+    has_changed: bool
+
+
+LOG_IN = "Log in with `hf auth login` (or set HF_TOKEN), with a token that may write: huggingface.co/settings/tokens."
+
+
+def check_repo_name(repo: str) -> None:
+    """Raise a ValueError for what is no user/name."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{error} A repository is called user/name.") from error
+    if repo.count("/") != 1:
+        raise ValueError(f"{repo!r} is no repository: give user/name.")
+
+
+def check_access(repo: str) -> None:
+    """Raise a ValueError in one line where `repo` could not be published with the token that is there."""
+    check_repo_name(repo)
+    if get_token() is None:
+        raise ValueError(f"There is no token for the Hub. {LOG_IN}")
+    with clear_errors(repo):
+        user = HfApi().whoami()
+    owner, token = repo.split("/")[0], user.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise ValueError(f"The token for the Hub may read, not write. {LOG_IN}")
+    names = [user["name"], *(org["name"] for org in user.get("orgs", []))]
+    if owner not in names:
+        raise ValueError(f"{repo}: the token is {user['name']}'s, which may write under {', '.join(names)}.")
+    scopes = token.get("fineGrained", {}).get("scoped")
+    if scopes is not None and not any(
+        "repo.write" in scope["permissions"] and scope["entity"].get("name") in (owner, repo) for scope in scopes
+    ):
+        raise ValueError(f"The token for the Hub has no write scope for {owner}. {LOG_IN}")
+
+
+def publish(
+    folder: str | Path,
+    repo: str,
+    *,
+    layout: str = "scratch_gpt",
+    private: bool = False,
+    revision: str | None = None,
+    licence: str | None = None,
+    step: int | None = None,
+) -> Push:
+    """Stage a run (published.stage) and push it to `repo`, which is made where it is not there.
+
+    Where it was published before, what stands outside the marked regions of its card stays, and so do files that are
+    none of ours; nothing is committed where nothing has changed. `folder/hub.json` remembers where it went.
+
+    Args:
+        private: make the repository so; one that is there and public is refused.
+        revision: a branch, made where it is not there; None is main.
+        step: publish this checkpoint's weights instead, by default on the branch step-N.
+
+    Raises:
+        ValueError: in one line what is wrong and what to do; nothing was committed.
+    """
+    check_access(repo)
+    api, branch = HfApi(), revision or (None if step is None else f"step-{step}")
+    with clear_errors(repo):
+        out = stage(
+            *(folder,),
+            **{"repo": repo, "layout": layout, "revision": branch, "licence": licence, "step": step},
+            pin=partial(_pin, api),
+        )
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise ValueError(
+                f"{repo} is there already, and public. Make it private on its settings page, or leave out --private."
+            )
+        if branch is not None:
+            api.create_branch(repo, branch=branch, exist_ok=True)
+        _keep_hand_edits(api, repo, branch, out)
+        before = api.model_info(repo, revision=branch).sha
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=out,
+            revision=branch,
+            commit_message="Publish with scratch_gpt",
+            delete_patterns=[*ALLOWED],
+        )
+        after = api.model_info(repo, revision=branch).sha
+    if step is None:
+        note = {"repo": repo, "revision": branch, "commit": after, "layout": layout}
+        write_text(Path(folder) / PUBLISHED, json.dumps(note, indent=2) + "\n")
+    place = f"{constants.ENDPOINT}/{repo}" + (f"/tree/{branch}" if branch else "")
+    return Push(place, after, before != after)
+
+
+def publish_checkpoints(folder: str | Path, repo: str, **how) -> list[Push]:
+    """Each checkpoint of a run on a branch step-N of its own; `how` as in `publish`."""
+    steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(Path(folder) / "checkpoints")]
+    return [publish(folder, repo, step=step, **how) for step in steps]
+
+
+def _pin(api: HfApi, base: str, revision: str | None) -> str:
+    try:
+        return api.model_info(base, revision=revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at {revision}" if revision else ""
+        raise ValueError(f"The adapter's base {base}{at} is not on the Hub, where it would be looked for.") from error
+
+
+def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:
+    card, names = out / "README.md", api.list_repo_files(repo, revision=branch)
+    if card.name not in names:
+        return
+    there = Path(api.hf_hub_download(repo, card.name, revision=branch)).read_text(encoding="utf-8")
+    if not is_ours(there) and any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise ValueError(
+            f"The name {repo} is taken: it holds a model whose card was not made here. Give another --repo, or delete "
+            "that card first if the model is to be replaced."
+        )
+    ours = card.read_text(encoding="utf-8")
+    card.write_text(merge_cards(there, ours) if is_ours(there) else ours, encoding="utf-8")
+    check(out, repo)
+
+
+@contextmanager
+def clear_errors(repo: str) -> Iterator[None]:
+    """Turn what the client and the Hub say into a ValueError of one line that says what to do."""
+    again = "Nothing is lost: the same command goes on."
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise ValueError(f"There is no token for the Hub. {LOG_IN}") from error
+    except (HFValidationError, ValueError) as error:
+        if isinstance(error, HfHubHTTPError):  # a bad request
+            raise ValueError(_said(repo, error, again)) from error
+        raise
+    except OfflineModeIsEnabled as error:
+        raise ValueError(f"The Hub is switched off here (HF_HUB_OFFLINE). Unset it to publish. {again}") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"{repo} is not there, or this token may not see it. {LOG_IN}") from error
+    except HfHubHTTPError as error:
+        raise ValueError(_said(repo, error, again)) from error
+    except (HTTPError, LocalEntryNotFoundError) as error:  # the second is said of a file that could not be asked for
+        raise ValueError(f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}). {again}") from error
+    except RuntimeError as error:  # a file's upload, in a thread
+        inside = error.__cause__
+        if not isinstance(inside, (HTTPError, HfHubHTTPError, OSError)):
+            raise
+        raise ValueError(f"{' '.join(str(error).split())} ({_short(inside)}). {again}") from error
+    except OSError as error:
+        raise ValueError(f"{error.strerror or _short(error)}: {error.filename or 'a file'}. {again}") from error
+
+
+def _said(repo: str, error: HfHubHTTPError, again: str) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return f"The Hub does not know this token. {LOG_IN}"
+    if status == 403:
+        return f"This token may not write to {repo}. {LOG_IN}"
+    return f"The Hub has refused {repo} ({_short(error)}). {again}"
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+__all__ = ["Push", "check_access", "check_repo_name", "publish", "publish_checkpoints"]

@@ -1,0 +1,282 @@
+"""A run folder -> the folder that is published: an allow-list of its files, a card, pictures, and no trace of here."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file, save_file
+
+from .adapter_loading import BASE, WEIGHTS
+from .card import fill, template
+from .card_values import LAYOUTS, PICTURES, card_values
+from .checkpoints import DRAFT, list_checkpoints, replace_folder
+from .conversion import export_gpt2, load_any_head
+from .leaks import PICKLES, WEIGHTS_LIMIT, find_leaks
+from .plots import plot_attention, plot_parameters, plot_token_lengths
+from .record import ADAPTER_CONFIG, Record, at_step, published_as, read_record
+from .tokenizer import load_tokenizer
+
+
+FOLDER = "published"
+CODE = ("configuration_scratch_gpt.py", "gpt2_layout.py", "modeling_scratch_gpt.py")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
+MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+ADAPTER = (ADAPTER_CONFIG, WEIGHTS, BASE)
+EVENTS = "tensorboard"
+# What may be published, and what a push therefore takes away where it is not there any more.
+ALLOWED = (*MODEL, *CODE, *TOKENIZER, *ADAPTER, "README.md", "metrics.jsonl", "evaluation.json")
+ALLOWED += (*(f"assets/{name}.png" for name in PICTURES), f"{EVENTS}/events.out.tfevents.*")
+SENTENCE = "The cat sat on the mat because it was tired."
+LAYERS = 4  # whose attention is drawn
+
+
+def stage(
+    folder: str | Path,
+    *,
+    repo: str,
+    layout: str = "scratch_gpt",
+    revision: str | None = None,
+    licence: str | None = None,
+    step: int | None = None,
+    pin: Callable[[str, str | None], str] | None = None,
+) -> Path:
+    """Write `folder/published`, as it would be pushed to `repo`; whole or not at all. Returns its path.
+
+    Args:
+        layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without) or "adapter" (what LoRA has learned).
+        step: of the checkpoint whose weights these are to be, instead of the run's model.
+        pin: (Hub id, revision) -> commit, for the base of an adapter; without it the revision stays as it is.
+
+    Raises:
+        ValueError: no whole run, a layout that it cannot have, or something in it that must not be published.
+    """
+    top = Path(folder)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; it is one of {', '.join(LAYOUTS)}.")
+    record = read_record(top) if step is None else at_step(read_record(top), step)
+    if pickles := [path.name for path in sorted((top / "model").iterdir()) if path.suffix in PICKLES]:
+        raise ValueError(f"{top}/model/{pickles[0]} is a pickle, which can run code when it is opened. Take it away.")
+    target = top / FOLDER
+    draft = target.with_name(DRAFT + target.name)
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir()
+        base, needs_trust = None, False
+        if layout == "adapter":
+            base, needs_trust = _put_adapter(record, top, draft, pin)
+        elif layout == "gpt2":
+            export_gpt2(top / "model" if step is None else _at_checkpoint(top, step), draft, _tokenizer(top, step))
+        elif step is None:
+            _put(top / "model", draft, (*MODEL, *CODE, *TOKENIZER))
+        else:
+            _at_checkpoint(top, step).save_pretrained(draft, save_original_format=False)
+            _put(top / "model", draft, TOKENIZER)
+        _forget_names(draft)
+        _cut_weights(draft)
+        _put(record.folder, draft, ("metrics.jsonl",))
+        _put(top, draft, ("evaluation.json",))
+        if step is not None:
+            _write_lines(draft / "metrics.jsonl", record.metrics)
+            (draft / "evaluation.json").unlink(missing_ok=True)
+        _put_events(record.folder, draft)
+        _draw(record, top, draft / "assets")
+        pictures = {path.name for path in (draft / "assets").iterdir()}
+        values = card_values(
+            *(record,),
+            **{"repo": repo, "layout": layout, "revision": revision, "licence": licence, "pictures": pictures},
+            **{"base": base, "base_needs_trust": needs_trust},
+        )
+        (draft / "README.md").write_text(fill(template(), values), encoding="utf-8")
+        check(draft, repo)
+        draft.chmod(0o755)
+        replace_folder(draft, target)
+    except OSError as error:
+        if isinstance(error, HfHubHTTPError):  # of `pin`
+            raise
+        raise ValueError(
+            f"{target} cannot be written ({error.strerror or error}). Make room, then try again."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def check(folder: Path, repo: str) -> None:
+    """Raise a ValueError that names the file and the line of what must not be published."""
+    leaks = find_leaks(folder, files_of(folder), known=repo.split("/"))
+    if leaks:
+        more = f" (and {len(leaks) - 1} more: {'; '.join(map(str, leaks[1:6]))})" if len(leaks) > 1 else ""
+        raise ValueError(f"Nothing was published. {leaks[0]}{more}. Take it out of the run, then publish again.")
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of all files below a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def left_behind(folder: Path) -> list[str]:
+    """What of a run stays where it is: everything that is not on the list."""
+    out = [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model")]
+    known = {"metrics.jsonl", "evaluation.json", "loss.png", "confusion.png"}
+    odd = (path.name for path in sorted((folder / "model").iterdir()) if not _is_allowed(path.name))
+    return [name for name in out if name not in known] + [f"model/{name}" for name in odd]
+
+
+def _is_allowed(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in ALLOWED)
+
+
+# --- Weights, config, tokenizer, code ----------------------------------------------------------------------------
+
+
+def _put(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    # Weights take no second place on the disk where the file system knows links; the rest is small.
+    for path in sorted(source.iterdir()) if source.is_dir() else ():
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in patterns):
+            if path.suffix == ".safetensors":
+                try:
+                    os.link(path, target / path.name)
+                    continue
+                except OSError:
+                    pass
+            shutil.copyfile(path, target / path.name)
+
+
+def _tokenizer(top: Path, step: int | None):
+    return None if step is None else load_tokenizer(top / "model")
+
+
+def _at_checkpoint(top: Path, step: int):
+    # The run's model with a checkpoint's weights.
+    path = next((path for path in list_checkpoints(top / "checkpoints") if path.name == f"step-{step}"), None)
+    if path is None:
+        raise ValueError(f"{top} has no checkpoint step-{step}.")
+    model = load_any_head(top / "model")
+    weights = load_file(str(path / "model.safetensors"))
+    if any(".lora_" in name for name in weights):
+        raise ValueError(f"{path} holds LoRA beside its base: only the end of such a run can be published.")
+    missing = model.load_state_dict(weights, strict=False).missing_keys  # a tied head is one tensor of two names
+    assert set(missing) <= {"lm_head.weight"}, missing
+    return model
+
+
+def _put_adapter(record: Record, top: Path, draft: Path, pin) -> tuple[tuple[str, str | None], bool]:
+    """Copy adapter and tokenizer, naming its base as the Hub does: ((id, revision), whether that brings code)."""
+    source = record.folder / "adapter"
+    if not (source / ADAPTER_CONFIG).exists():
+        raise ValueError(f"{top} has no adapter/: only a run with --tune lora leaves one.")
+    _put(source, draft, ADAPTER)
+    _put(top / "model", draft, TOKENIZER)
+    config = json.loads((source / ADAPTER_CONFIG).read_text())
+    layout = (json.loads((source / BASE).read_text()) if (source / BASE).exists() else {}).get("layout")
+    base, revision = config["base_model_name_or_path"], config.get("revision")
+    place = next((path for path in (Path(base), source / base) if path.is_dir()), None)
+    if place is not None:
+        there = published_as(place)
+        if there is None:
+            raise ValueError(
+                f"The adapter's base is {base}, a folder of this machine. Publish it first (python "
+                f"training/publish.py {Path(base).parent} --repo USER/NAME), or publish the merged model: "
+                "--layout scratch_gpt."
+            )
+        if there["layout"] != layout:
+            raise ValueError(
+                f"The adapter was made on {base} in the layout {layout}, which is published in the layout "
+                f"{there['layout']}. Publish the base as {layout}, or the merged model: --layout scratch_gpt."
+            )
+        base, revision = there["repo"], there["commit"]
+    elif pin is not None:
+        revision = pin(base, revision)
+    config |= {"base_model_name_or_path": base, "revision": revision}
+    (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return (base, revision), layout != "gpt2"
+
+
+def _forget_names(folder: Path) -> None:
+    # Where a model or tokenizer was loaded from is nobody's business.
+    for file in ("config.json", "tokenizer_config.json"):
+        path = folder / file
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if named := content.keys() & {"_name_or_path", "name_or_path"}:
+            kept = {key: value for key, value in content.items() if key not in named}
+            path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _cut_weights(folder: Path, limit: int = WEIGHTS_LIMIT) -> None:
+    """model.safetensors of more than `limit` bytes -> shards and their index, as transformers reads them."""
+    path = folder / "model.safetensors"
+    if not path.exists() or path.stat().st_size <= limit:
+        return
+    weights = load_file(str(path))
+    split = split_torch_state_dict_into_shards(weights, max_shard_size=limit)
+    for name, keys in split.filename_to_tensors.items():
+        save_file({key: weights[key] for key in keys}, str(folder / name), metadata={"format": "pt"})
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    path.unlink()
+
+
+# --- The rest ----------------------------------------------------------------------------------------------------
+
+
+def _put_events(source: Path, draft: Path) -> None:
+    # events.out.tfevents.SECONDS.HOST.PROCESS.N: only the seconds and a number are kept.
+    for n, path in enumerate(sorted((source / "tracking").rglob("events.out.tfevents.*"))):
+        (draft / EVENTS).mkdir(exist_ok=True)
+        seconds = re.search(r"tfevents\.(\d+)", path.name)
+        shutil.copyfile(path, draft / EVENTS / f"events.out.tfevents.{seconds[1] if seconds else 0}.{n}")
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+@torch.no_grad()
+def _draw(record: Record, top: Path, assets: Path) -> None:
+    assets.mkdir()
+    for name in PICTURES:
+        if (record.folder / f"{name}.png").exists():
+            shutil.copyfile(record.folder / f"{name}.png", assets / f"{name}.png")
+    model, tokenizer = load_any_head(top / "model").eval(), load_tokenizer(top / "model")
+    plot_parameters(_parts(model), assets / "parameters.png", "Where the parameters are")
+    lengths = [*_token_lengths(tokenizer)]
+    if lengths:
+        plot_token_lengths(lengths, assets / "tokens.png", "Lengths of the vocabulary's tokens")
+    ids = tokenizer(SENTENCE, add_special_tokens=False)["input_ids"][: min(16, model.config.max_position_embeddings)]
+    model.set_attn_implementation("eager")
+    found = model.base_model(torch.tensor([ids]), output_attentions=True).attentions
+    count = min(LAYERS, len(found))
+    chosen = sorted({round(n * (len(found) - 1) / max(1, count - 1)) for n in range(count)})
+    maps = {layer + 1: found[layer][0].float().numpy() for layer in chosen}
+    words = [tokenizer.decode([id]) for id in ids]
+    plot_attention(maps, words, assets / "attention.png", "What each head attends to")
+
+
+def _parts(model: torch.nn.Module) -> dict[str, int]:
+    names = {"embed_tokens": "token embeddings", "embed_positions": "positions", ".attn.": "attention"}
+    names |= {".mlp.": "MLP", "norm": "norms", ".ln_": "norms"}
+    counts = dict.fromkeys([*names.values()], 0)
+    for name, parameter in model.named_parameters():  # tied ones once
+        part = next((part for key, part in names.items() if key in name), "head")
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return {part: count for part, count in counts.items() if count}
+
+
+def _token_lengths(tokenizer) -> Iterator[int]:
+    # In bytes. A byte-level token is written with one letter for each byte.
+    is_bytes = "ByteLevel" in type(getattr(tokenizer.backend_tokenizer, "decoder", None)).__name__
+    for token, id in tokenizer.get_vocab().items():
+        if id not in tokenizer.all_special_ids:
+            yield len(token) if is_bytes else len(token.encode())
+
+
+__all__ = ["ALLOWED", "FOLDER", "check", "files_of", "left_behind", "stage"]

@@ -1,0 +1,200 @@
+"""A run folder -> what its files know about the model in it, for the card and for publishing."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import yaml
+
+
+ADAPTER_CONFIG, PUBLISHED = "adapter_config.json", "hub.json"
+
+
+class Record(NamedTuple):
+    """What a run has left behind. Of several seeds: the results of all, the rest of the first, whose model it is."""
+
+    folder: Path  # has model/, and adapter/ with LoRA
+    run: dict[str, Any]  # the fields of run.yaml
+    facts: dict[str, Any]  # its notes: steps, schedule, parameters, device, versions, ...
+    config: dict[str, Any]  # of the model
+    manifest: dict[str, Any]  # of the data
+    evaluation: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    emissions: dict[str, str]  # codecarbon's last row
+    has_chat_template: bool
+
+    @property
+    def kind(self) -> str:
+        """base, classifier or chat."""
+        if any(name.endswith("ForSequenceClassification") for name in self.config.get("architectures") or []):
+            return "classifier"
+        is_taught = self.manifest.get("task", "pretrain") != "pretrain"
+        return "chat" if is_taught and self.has_chat_template else "base"
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes of a classifier."""
+        names = self.config.get("id2label") or {}
+        return [names[id] for id in sorted(names, key=int)] if self.kind == "classifier" else []
+
+
+class Result(NamedTuple):
+    """One number of the evaluation; `std` is over `n` seeds, None where there is one."""
+
+    split: str
+    metric: str
+    value: float
+    std: float | None = None
+    n: int = 1
+    before: float | None = None  # the same, before the first step
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" if self.std is None else f"{self.value:g} \u00b1 {self.std:g}"
+
+
+def read_record(folder: str | Path) -> Record:
+    """What the files of a run folder say; what is not there is empty.
+
+    Raises:
+        ValueError: no run folder, a run without a model, or a file that cannot be read.
+    """
+    top = Path(folder)
+    if not (top / "run.yaml").is_file():
+        inside = " It is the model of a run: give the folder around it." if (top / "config.json").exists() else ""
+        raise ValueError(f"{folder} is no run folder: it has no run.yaml.{inside}")
+    if not (top / "model" / "config.json").is_file():
+        raise ValueError(f"{folder} has no model yet: let the run end first (--resume latest goes on with it).")
+    run, facts = _read_run(top / "run.yaml")
+    seeds = facts.get("runs")
+    own = top / seeds[0] if seeds else top
+    if seeds:
+        run["seeds"], (_, facts) = len(seeds), _read_run(own / "run.yaml")
+    files = {path.name for path in (top / "model").iterdir()}
+    tokenizer = _read_json(top / "model" / "tokenizer_config.json")
+    emissions = own / "emissions.csv"
+    return Record(
+        folder=own,
+        run=run,
+        facts=facts,
+        config=_read_json(top / "model" / "config.json"),
+        manifest=_read_json(own / "manifest.json"),
+        evaluation=_read_json(top / "evaluation.json"),
+        metrics=_read_lines(own / "metrics.jsonl"),
+        emissions=[*csv.DictReader(emissions.open())][-1] if emissions.exists() else {},
+        has_chat_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
+    )
+
+
+def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    # The fields, and below them as comments the notes (training/recipe.py writes both).
+    text = file.read_text(encoding="utf-8")
+    notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+    try:
+        return yaml.safe_load(text) or {}, yaml.safe_load(notes) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+# --- What follows from it ----------------------------------------------------------------------------------------
+
+
+def at_step(record: Record, step: int) -> Record:
+    """The record of a checkpoint: what was evaluated at its step, and nothing that came later."""
+    metrics = [line for line in record.metrics if line["step"] <= step]
+    here = [line for line in metrics if line["step"] == step and "eval_loss" in line]
+    values = {name.removeprefix("eval_"): x for name, x in (here[-1] if here else {}).items() if name[:5] == "eval_"}
+    protocol = {**record.evaluation.get("protocol", {}), "step": step, "chosen_by": "a checkpoint"}
+    evaluation = {"protocol": protocol, "results": {"validation": values}} if values else {}
+    return record._replace(facts={**record.facts, "steps": step}, metrics=metrics, evaluation=evaluation)
+
+
+def results(record: Record) -> list[Result]:
+    """The numbers of evaluation.json, rounded once: the card's text and its metadata are made of these."""
+    content = record.evaluation.get("results", {})
+    found = []
+    for split, values in content.items():
+        if split == "train" or split.startswith("before/"):
+            continue
+        for metric, value in values.items():
+            spread = value if isinstance(value, dict) else {"mean": value, "std": None, "n": 1}
+            if not isinstance(spread.get("mean"), (int, float)) or not math.isfinite(spread["mean"]):
+                continue
+            before = content.get(f"before/{split}", {}).get(metric)
+            before = before["mean"] if isinstance(before, dict) else before
+            found.append(
+                Result(split, metric, _round(spread["mean"]), _round(spread["std"]), spread["n"], _round(before))
+            )
+    return found
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def speed(record: Record) -> tuple[float, float] | None:
+    """(tokens a second, the median over the run; minutes of training, without evaluations and checkpoints)."""
+    steps = [line for line in record.metrics if line.get("tokens_per_second")]
+    if not steps:
+        return None
+    tokens = [0, *(line["tokens"] for line in steps)]
+    seconds = sum((b - a) / line["tokens_per_second"] for a, b, line in zip(tokens, tokens[1:], steps, strict=False))
+    return median(line["tokens_per_second"] for line in steps), seconds / 60
+
+
+def base_model(record: Record) -> tuple[str, str | None] | None:
+    """(Hub id, revision) of what the run went on from; None for a new model, or a folder that is not published."""
+    name = record.run.get("model")
+    if name is None:
+        return None
+    if (found := published_as(name)) is not None:
+        return found["repo"], found["commit"]
+    if Path(name).exists() or Path(name).is_absolute() or name.count("/") > 1:
+        return None
+    return name, record.run.get("model_revision")
+
+
+def published_as(model_folder: str | Path) -> dict[str, Any] | None:
+    """hub.json of the run that a model folder belongs to: {"repo", "revision", "commit", "layout"}."""
+    path = Path(model_folder)
+    return _read_json(path.parent / PUBLISHED) or None if path.is_dir() else None
+
+
+def hub_datasets(record: Record) -> list[str]:
+    """The ids of the datasets of the Hub that were trained on."""
+    sources = record.manifest.get("sources", [])
+    return list(dict.fromkeys(source["dataset"] for source in sources if is_on_hub(source)))
+
+
+def is_on_hub(source: dict[str, Any]) -> bool:
+    """Whether a source of the manifest is a dataset of the Hub: its files are known by its commit, not by hashes."""
+    is_local = any("sha256" in file for file in source.get("files", [])) or "prepared" in source
+    return not is_local and source["dataset"] != "python-docs"
+
+
+__all__ = [
+    "Record",
+    "Result",
+    "at_step",
+    "base_model",
+    "hub_datasets",
+    "is_on_hub",
+    "published_as",
+    "read_record",
+    "results",
+    "speed",
+]

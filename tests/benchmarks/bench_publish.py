@@ -1,0 +1,77 @@
+"""What publishing costs: bytes, and seconds to stage, to push and to push again, against the Hub on loopback.
+
+    python tests/benchmarks/bench_publish.py --out tests/benchmarks/publish.json [--preset gpt2]
+
+A model of the preset's shape with random weights and a run's record beside it. Loopback takes away the network: what
+is left is reading, hashing, drawing and the client.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--preset", default="gpt2")
+    given = parser.parse_args()
+
+    import hub_server
+
+    with hub_server.serve(part=2**26) as hub, tempfile.TemporaryDirectory() as work:
+        # The client reads these when it is imported.
+        os.environ |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_server.WRITER, "HF_HUB_DISABLE_XET": "1"}
+        os.environ |= {"HF_HOME": str(Path(work) / "home"), "HF_HUB_OFFLINE": "0"}
+        given.out.write_text(json.dumps(measure(Path(work) / "run", given.preset), indent=2) + "\n")
+    print(given.out.read_text())
+
+
+def measure(run: Path, preset: str) -> dict:
+    """Stage, push, push again, load."""
+    from test_card import write_run
+    from transformers import AutoModelForCausalLM
+
+    from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+    from scratch_gpt.hub import publish
+    from scratch_gpt.published import files_of, stage
+    from scratch_gpt.tokenizer_training import train_tokenizer
+
+    write_run(run)
+    model = ScratchGPTForCausalLM(ScratchGPTConfig.from_preset(preset))
+    model.save_pretrained(run / "model")
+    train_tokenizer(["The cat sat on the mat because it was tired."] * 9, vocab_size=300).save_pretrained(
+        run / "model"
+    )
+    seconds = {}
+
+    def timed(name: str, work, *arguments, **how):
+        began = time.perf_counter()
+        result = work(*arguments, **how)
+        seconds[name] = round(time.perf_counter() - began, 2)
+        return result
+
+    out = timed("stage", stage, run, repo="ada/x")
+    sizes = {name: (out / name).stat().st_size for name in files_of(out)}
+    assert timed("push", publish, run, "ada/x").has_changed
+    assert not timed("push again", publish, run, "ada/x").has_changed
+    timed("load", AutoModelForCausalLM.from_pretrained, "ada/x")
+    return {
+        "preset": preset,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": sum(sizes.values()),
+        "bytes_without_weights": sum(size for name, size in sizes.items() if not name.endswith(".safetensors")),
+        "files": len(sizes),
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()

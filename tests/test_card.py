@@ -1,0 +1,252 @@
+"""The card: every hole has a source, text and metadata are one, what no file knows is not printed, hand edits stay."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from scratch_gpt.card import HOLE, REGION, fill, merge_cards, template
+from scratch_gpt.card_values import LAYOUTS, PICTURES, card_values
+from scratch_gpt.load_code import load_code
+from scratch_gpt.record import read_record, results
+
+
+REPO = Path(__file__).resolve().parent.parent
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FACTS = {
+    "steps": 20,
+    "schedule": {"peak": 1e-3, "floor": 1e-4, "warmup_steps": 2},
+    "parameters": 1234,
+    "device": "cpu",
+}
+FACTS |= {"trained_parameters": 1234, "precision": "no", "threads": 2, "processes": 1, "versions": {"torch": "2.13.0"}}
+SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}
+SPREAD = {"mean": 0.912345678, "std": 0.01234567, "n": 5}
+MANIFESTS = {
+    "pretrain": {"dataset": "notes", "files": [{"name": "a.md", "bytes": 1200, "sha256": "ab" * 32}]},
+    "classify": {"dataset": "ada/mails", "revision": COMMIT, "files": [{"name": "train.parquet"}]},
+    "instruct": {"dataset": "lab/tasks", "revision": COMMIT, "files": [{"name": "train.json"}]},
+}
+
+
+def write_run(folder: Path, task: str = "pretrain", **changes) -> Path:
+    """The record of a run, by hand: what the recipes write, but the weights."""
+    head = "SequenceClassification" if task == "classify" else "CausalLM"
+    config = {"architectures": [f"ScratchGPTFor{head}"], "vocab_size": 99, **SHAPE}
+    if task == "classify":
+        config["id2label"] = {"0": "ham", "1": "spam"}
+    metrics = (
+        {"loss": 2.123456789, "perplexity": 8.36} if task != "classify" else {"accuracy": SPREAD, "macro_f1": 0.9}
+    )
+    tables = {"labels": ["ham", "spam"], **{name: {"ham": 0.9, "spam": 1.0} for name in ("precision", "recall", "f1")}}
+    files = {
+        "model/config.json": config,
+        "manifest.json": {
+            "task": task,
+            "max_length": 64,
+            "sources": [MANIFESTS[task]],
+            "filters": {},
+            "mixture": None,
+            "splits": {"train": {"documents": 9, "rows": 9, "tokens": 900, "bytes": 3000, "sha256": "cd" * 32}},
+        },
+        "evaluation.json": {
+            "protocol": {"step": 20, "chosen_by": "last step", "eval_batches": None},
+            "results": {"before/test": {"loss": 4.6}, "test": metrics},
+            "tables": {"test": tables} if task == "classify" else {},
+        },
+    }
+    run = {"output_dir": "runs/x", "model": None, "seed": 0, "batch_size": 8, "accumulation_steps": 1, "tune": "full"}
+    run |= {"sample_prompt": "The", **changes}
+    (folder / "model").mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    if task == "instruct":
+        (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    notes = "".join(f"# {line}\n" for line in yaml.safe_dump(FACTS, sort_keys=False).splitlines())
+    (folder / "run.yaml").write_text(yaml.safe_dump(run) + "\n" + notes)
+    lines = [{"step": 10 * n, "tokens": 640 * n, "loss": 3.0, "epoch": 0.1, "tokens_per_second": 1e3} for n in (1, 2)]
+    lines += [{"step": 20, "tokens": 1280, "eval_loss": 2.1, "sample": "The <b>sea</b> [x](y) | {{title}}"}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def card_of(folder: Path, layout: str = "scratch_gpt", **how) -> str:
+    values = card_values(read_record(folder), repo="ada/x", layout=layout, pictures=["loss.png"], **how)
+    return fill(template(), values)
+
+
+@pytest.fixture
+def runs(tmp_path) -> dict[str, Path]:
+    models = {"pretrain": None, "classify": "openai-community/gpt2", "instruct": "openai-community/gpt2"}
+    return {task: write_run(tmp_path / task, task, model=model) for task, model in models.items()}
+
+
+# --- Holes -------------------------------------------------------------------------------------------------------
+
+
+def test_every_hole_has_a_source_and_every_source_its_hole(runs):
+    holes = HOLE.findall(template())
+    listed = re.findall(r"^\| `(\w+)` \|", (REPO / "hub_card" / "fields.md").read_text(), flags=re.MULTILINE)
+    values = card_values(read_record(runs["pretrain"]), repo="ada/x", layout="gpt2")
+    assert len(holes) == len(set(holes)) and len(listed) == len(set(listed))
+    assert set(holes) == set(listed) == set(values)
+    assert {f"{name}_picture" for name in PICTURES} <= set(holes)
+
+
+@pytest.mark.parametrize("task", MANIFESTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_card_has_no_hole_no_placeholder_and_parses(task, layout, runs):
+    card = card_of(runs[task], layout)
+    body = card.replace("\\[x\\](y) \\| {{title}}", "")  # what the model has written
+    assert not HOLE.search(body) and "None" not in body and "More Information" not in body
+    assert not re.search(r"^#+ .*\n+(#|<!-- \S+ -->\n\n<!--)", body, flags=re.MULTILINE)  # a heading without a text
+    parsed = ModelCard(card).data
+    assert parsed.library_name == ("peft" if layout == "adapter" else "transformers")
+    assert parsed.pipeline_tag == ("text-classification" if task == "classify" else "text-generation")
+
+
+def test_a_section_without_facts_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run")
+    for name in ("evaluation.json", "manifest.json", "metrics.jsonl"):
+        (run / name).unlink()
+    card = card_of(run, "gpt2")
+    assert "model-index" not in card
+    headings = re.findall(r"^## (.*)", card, flags=re.MULTILINE)
+    assert headings == ["Load it", "Training", "What it must not be used for", "Versions"]
+    assert len(REGION.findall(card)) == len(REGION.findall(template()))  # their places remain
+
+
+def test_what_a_model_writes_cannot_become_markup(runs):
+    text = card_of(runs["pretrain"])
+    assert "\\<b\\>sea\\</b\\> \\[x\\]" in text and "{{title}}" in text
+
+
+# --- One value ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", MANIFESTS)
+def test_text_and_metadata_say_the_same(task, runs):
+    card, record = card_of(runs[task]), read_record(runs[task])
+    rows = re.findall(r"^\| (test) \| ([\w ]+) \|(?: [\d.]* \|)? ([^|]+) \|$", card, flags=re.MULTILINE)
+    index = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    metrics = [(each["dataset"]["split"], each["metrics"]) for each in index[0]["results"]]
+    told = [(split, metric["name"], str(metric["value"])) for split, of_split in metrics for metric in of_split]
+    assert rows == told and len(told) == len(results(record)) == 2
+    if task == "classify":
+        assert ("test", "accuracy", "0.91235 \u00b1 0.012346") in told
+        assert {metric["type"] for _, of_split in metrics for metric in of_split} == {"accuracy", "f1"}
+
+
+def test_base_and_datasets_are_links_in_both(runs):
+    card = card_of(runs["classify"], licence="mit")
+    found = yaml.safe_load(card.split("---\n")[1])
+    assert (found["base_model"], found["datasets"], found["license"]) == (
+        "openai-community/gpt2",
+        ["ada/mails"],
+        "mit",
+    )
+    for link in ("huggingface.co/openai-community/gpt2)", "huggingface.co/datasets/ada/mails)", "Weights: mit."):
+        assert link in card
+    alone = card_of(runs["pretrain"])
+    assert "base_model" not in alone and "datasets/" not in alone  # a folder of files is no dataset of the Hub
+
+
+def test_cards_differ_only_where_they_must(runs):
+    cards = {task: dict(REGION.findall(card_of(run, "gpt2"))) for task, run in runs.items()}
+    for name in ("training", "hardware", "energy", "licence", "versions", "inside"):
+        assert len({cards[task][name] for task in ("classify", "instruct")}) == 1, name
+    code = {task: load_code(read_record(run), "ada/x", "gpt2") for task, run in runs.items()}
+    assert "pipeline" in code["classify"] and "chat_template" in code["instruct"] and "generate" in code["pretrain"]
+    for layout, trusted in (("scratch_gpt", 1), ("gpt2", 0)):
+        assert all(
+            ("trust_remote_code" in load_code(read_record(run), "a/b", layout)) == trusted for run in runs.values()
+        )
+
+
+def test_energy_is_told_where_it_was_measured(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert "## Energy" not in card_of(run)
+    row = {"emissions": "0.00123", "energy_consumed": "0.02", "country_name": "France", "codecarbon_version": "3.0"}
+    (run / "emissions.csv").write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    card = card_of(run)
+    assert "0.02 kWh, 1.23 g CO2 equivalent" in card
+    assert yaml.safe_load(card.split("---\n")[1])["co2_eq_emissions"] == {"emissions": 1.23, "source": "codecarbon"}
+
+
+# --- Hand edits --------------------------------------------------------------------------------------------------
+
+
+def test_merging_keeps_what_stands_outside_and_renews_what_stands_inside(runs):
+    old, new = card_of(runs["pretrain"]), card_of(runs["pretrain"], licence="mit")
+    assert merge_cards(old, old) == old and merge_cards(new, new) == new
+    by_hand = old.replace("# x\n", "# The sea\n\nWritten at night.\n").replace(
+        "library_name:", "language: en\nlibrary_name:"
+    )
+    by_hand = by_hand.replace("## Versions\n", "## Versions, and more\n").replace(
+        "- scratch-gpt\n", "- scratch-gpt\n- sea\n"
+    )
+    limits = next(found[0] for found in REGION.finditer(by_hand) if found[1] == "limits")
+    by_hand = by_hand.replace(limits, "My own words on limits.")
+    merged = merge_cards(by_hand, new)
+    assert "# The sea\n\nWritten at night.\n" in merged and "My own words on limits." in merged
+    assert "What it must not" not in merged and "Versions, and more" not in merged and "Weights: mit." in merged
+    found = ModelCard(merged).data
+    assert (found.language, found.license, found.tags) == ("en", "mit", ["scratch-gpt", "sea"])
+    assert merge_cards(merged, new) == merged
+
+
+def test_a_card_that_lost_its_metadata_gets_them_again(runs):
+    card = card_of(runs["pretrain"])
+    bare = card.split("---\n", 2)[2]
+    assert ModelCard(merge_cards(bare, card)).data.to_dict() == ModelCard(card).data.to_dict()
+    with pytest.raises(ValueError, match="no YAML"):
+        merge_cards(card.replace("library_name: transformers", "a: b: c"), card)
+
+
+# --- The record --------------------------------------------------------------------------------------------------
+
+
+def test_of_several_seeds_the_results_are_all_ones_and_the_rest_the_firsts(tmp_path):
+    run = write_run(tmp_path / "run", "classify")
+    write_run(run / "seed-0", "classify")
+    (run / "run.yaml").write_text("seed: 0\nseeds: 2\n\n# runs:\n# - seed-0\n# - seed-1\n")
+    for name in ("manifest.json", "metrics.jsonl"):
+        (run / name).unlink()
+    record = read_record(run)
+    assert record.folder == run / "seed-0" and record.facts["steps"] == 20 and record.metrics
+    assert [str(result) for result in results(record)] == ["0.91235 \u00b1 0.012346", "0.9"]
+
+
+def test_no_run_no_card(tmp_path):
+    with pytest.raises(ValueError, match="no run folder"):
+        read_record(tmp_path)
+    run = write_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="give the folder around it"):
+        read_record(run / "model")
+    (run / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):
+        read_record(run)
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(ValueError, match="no model yet"):
+        read_record(run)
+
+
+def test_the_template_travels_with_the_package(tmp_path):
+    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "scratch_gpt", "hub_card"):
+        (tree / name).symlink_to(REPO / name)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=tree, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    package = {path.relative_to(REPO).as_posix() for path in (REPO / "scratch_gpt").rglob("*.py")}
+    assert {*package, "scratch_gpt/hub_card/template.md", "scratch_gpt/hub_card/fields.md"} <= names

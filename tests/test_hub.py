@@ -1,0 +1,435 @@
+"""Publishing, with the official client against a Hub on loopback: what goes up is what a stranger gets."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import classify
+import hub_server
+import pretrain
+import publish as publish_recipe
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from bad_input import fails
+from huggingface_hub import HfApi, constants
+from safetensors.torch import load_file
+from tiny import tiny_model
+from transformers import AutoModelForCausalLM
+from transformers.utils import hub as transformers_hub
+
+from scratch_gpt import published
+from scratch_gpt.hub import publish, publish_checkpoints
+from scratch_gpt.published import files_of, stage
+
+
+STORY = "The old sailor walked to the shiny sea, and the sun shone on ninety quiet boats.\n" * 60
+SMALL = ["--max-length", "128", "--device", "cpu", "--max-steps", "2", "--eval-batches", "1", "--log-every", "1"]
+NEW = ["--preset", "tiny", "--vocab-size", "300", "--config-overrides", "hidden_size=32,num_hidden_layers=2"]
+LORA = ["--tune", "lora", "--lora-rank", "2"]
+
+
+def recipe(module, *words) -> None:
+    for state in (AcceleratorState, PartialState):
+        state._reset_state()
+    module.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Runs of every kind: base, chat (a base with a template, as instruct leaves it), and two with an adapter."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "story.txt").write_text(STORY)
+    mails = "".join(f"{('ham', 'spam')[n % 2]}\tThis is mail number {n}.\n" for n in range(40))
+    (folder / "mails.tsv").write_text(mails)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        story = ["--dataset", "story.txt", *SMALL]
+        recipe(pretrain, *story, *NEW, "--output-dir", "base", "--report-to", "tensorboard", "--eval-every", "1")
+        recipe(pretrain, *story, *LORA, "--model", "base/model", "--output-dir", "lora")
+        mails = ["--dataset", "mails.tsv", "--column-names", "label,text", *SMALL, *LORA]
+        recipe(classify, *mails, "--model", "base/model", "--output-dir", "mails")
+    finally:
+        os.chdir(before)
+    shutil.copytree(folder / "base", folder / "chat")
+    (folder / "chat" / "model" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+    )
+    manifest = json.loads((folder / "chat" / "manifest.json").read_text())
+    (folder / "chat" / "manifest.json").write_text(json.dumps({**manifest, "task": "instruct"}))
+    return folder
+
+
+@pytest.fixture
+def run(home, tmp_path, monkeypatch) -> Path:
+    """A copy of the base run, to be changed; the working folder is around it."""
+    shutil.copytree(home / "base", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Pictures that cost nothing."""
+    for name in ("plot_attention", "plot_parameters", "plot_token_lengths"):
+        monkeypatch.setattr(published, name, lambda _, *rest: next(p for p in rest if isinstance(p, Path)).touch())
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, quick):
+    """A running Hub, which this process' client asks, with a token that may write."""
+    with hub_server.serve() as server:
+        monkeypatch.setenv("HF_TOKEN", hub_server.WRITER)
+        for name, value in (("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True), ("ENDPOINT", server.url)):
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # which remembers an endpoint
+        yield server
+
+
+def uploads(hub, since: int = 0) -> list[str]:
+    return [asked for asked in hub.requests[since:] if asked.startswith("PUT ") or "/commit/" in asked]
+
+
+# --- What goes up ------------------------------------------------------------------------------------------------
+
+OURS = {"README.md", "config.json", "configuration_scratch_gpt.py", "evaluation.json", "generation_config.json"}
+OURS |= {"gpt2_layout.py", "metrics.jsonl", "model.safetensors", "modeling_scratch_gpt.py", "tokenizer.json"}
+OURS |= {"tokenizer_config.json", *(f"assets/{name}.png" for name in ("attention", "loss", "parameters", "tokens"))}
+
+
+def test_what_is_published_is_an_allow_list(run, hub):
+    for name in ("training_args.json", ".env", "notes.txt", "optimizer.safetensors"):
+        (run / "model" / name).write_text("mine")
+    push = publish(run, "ada/base")
+    there = hub.files("ada/base")
+    (events,) = set(there) - OURS
+    assert set(there) - {events} == OURS and events.startswith("tensorboard/events.out.tfevents.")
+    assert events.count(".") == 4 and events.endswith(".0")  # neither the host's name nor the process' number
+    assert there == {name: (run / "published" / name).read_bytes() for name in files_of(run / "published")}
+    assert push.has_changed and push.commit == hub.repos["ada/base"].branches["main"]
+    kinds = {name: file.is_lfs for name, file in hub.repos["ada/base"].commits[push.commit].items()}
+    assert kinds["model.safetensors"] and not kinds["README.md"]
+    assert any("/lfs/" in asked and asked.endswith("/1") for asked in hub.requests)  # weights went up in parts
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (run / "model", run / "published"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert published.left_behind(run)[-4:] == [
+        f"model/{name}" for name in sorted((".env", "notes.txt", "optimizer.safetensors", "training_args.json"))
+    ]
+
+
+def test_published_again_nothing_changes_and_then_only_what_has(run, hub):
+    first = publish(run, "ada/base")
+    asked = len(hub.requests)
+    again = publish(run, "ada/base")
+    assert not again.has_changed and again.commit == first.commit and not uploads(hub, asked)
+    content = json.loads((run / "evaluation.json").read_text())
+    content["results"]["validation"]["loss"] = 1.25
+    (run / "evaluation.json").write_text(json.dumps(content))
+    before = hub.files("ada/base")
+    assert publish(run, "ada/base").has_changed
+    after = hub.files("ada/base")
+    assert {name for name in after if after[name] != before[name]} == {"README.md", "evaluation.json"}
+    assert b"| validation | loss | " in after["README.md"] and b"| 1.25 |" in after["README.md"]
+
+
+def test_hand_edits_on_the_hub_are_kept(run, hub):
+    publish(run, "ada/base")
+    card = hub.files("ada/base")["README.md"].decode()
+    by_hand = card.replace("# base\n", "# base\n\nFor my mother.\n").replace(
+        "library_name", "license: mit\nlibrary_name"
+    )
+    HfApi().upload_file(path_or_fileobj=by_hand.encode(), path_in_repo="README.md", repo_id="ada/base")
+    HfApi().upload_file(path_or_fileobj=b"thanks", path_in_repo="THANKS.md", repo_id="ada/base")
+    assert not publish(run, "ada/base").has_changed
+    publish(run, "ada/base", layout="gpt2")
+    there = hub.files("ada/base")
+    kept = there["README.md"].decode()
+    assert "For my mother." in kept and "license: mit" in kept and "stock GPT-2" in kept
+    assert there["THANKS.md"] == b"thanks" and "modeling_scratch_gpt.py" not in there  # the layout's own files go
+
+
+def test_an_upload_that_was_interrupted_goes_on(run, hub):
+    weights = hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+    hub.refuse = rf"PUT /lfs/{weights}"
+    with pytest.raises(ValueError, match=r"model\.safetensors.*the same command goes on"):
+        publish(run, "ada/base")
+    assert len(hub.repos["ada/base"].log) == 1  # nothing was committed
+    hub.refuse, arrived = "", set(hub.objects)
+    asked = len(hub.requests)
+    assert publish(run, "ada/base").has_changed and arrived
+    assert not any(oid in line for line in uploads(hub, asked) for oid in arrived)
+
+
+def test_branches_and_checkpoints(run, hub):
+    publish(run, "ada/base")
+    main = hub.files("ada/base")
+    publish(run, "ada/base", revision="draft", licence="mit")
+    assert hub.files("ada/base") == main and b"license: mit" in hub.files("ada/base", "draft")["README.md"]
+    assert b'revision="draft"' in hub.files("ada/base", "draft")["README.md"]
+    publish_checkpoints(run, "ada/base")
+    assert set(hub.repos["ada/base"].branches) == {"main", "draft", "step-1", "step-2"}
+    for step in (1, 2):
+        own = load_file(run / "checkpoints" / f"step-{step}" / "model.safetensors")
+        model = AutoModelForCausalLM.from_pretrained("ada/base", revision=f"step-{step}", cache_dir=run / "cache")
+        weights = model.state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in own.items())
+        card = hub.files("ada/base", f"step-{step}")["README.md"].decode()
+        assert f"step {step} (a checkpoint)" in card and "test" not in card.split("model-index")[1].split("---")[0]
+
+
+def test_a_private_repository_is_private(run, hub, monkeypatch):
+    publish(run, "ada/secret", private=True)
+    assert hub.repos["ada/secret"].private
+    publish(run, "ada/open")
+    with pytest.raises(ValueError, match="there already, and public"):
+        publish(run, "ada/open", private=True)
+    monkeypatch.setenv("HF_TOKEN", hub_server.STRANGER)
+    with pytest.raises(OSError, match="ada/secret"):
+        AutoModelForCausalLM.from_pretrained("ada/secret", cache_dir=run / "cache")
+
+
+def test_weights_over_the_limit_are_cut_into_shards_that_load(run, quick, monkeypatch):
+    monkeypatch.setattr(published, "_cut_weights", lambda folder, cut=published._cut_weights: cut(folder, 40_000))
+    out = stage(run, repo="ada/base")
+    assert len(list(out.glob("model-*-of-*.safetensors"))) > 1 and not (out / "model.safetensors").exists()
+    whole, cut = (AutoModelForCausalLM.from_pretrained(folder) for folder in (run / "model", out))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
+
+
+def test_push_to_hub_of_a_model_is_hugging_faces(hub, tmp_path):
+    model = tiny_model()
+    model.push_to_hub("ada/plain")
+    assert "tokenizer.json" not in hub.files("ada/plain")  # which training/publish.py brings, with the card
+    again = AutoModelForCausalLM.from_pretrained("ada/plain", cache_dir=tmp_path / "cache")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+# --- What does not ------------------------------------------------------------------------------------------------
+
+
+def refused(message, *words, capsys):
+    fails([*words], message, capsys, main=publish_recipe.main)
+
+
+def test_a_leak_is_named_and_nothing_is_pushed(run, hub, capsys):
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(lines + json.dumps({"step": 3, "sample": "hf_" + "a1" * 17}) + "\n")
+    number = lines.count("\n") + 1
+    refused(rf"metrics\.jsonl, line {number}: a Hugging Face token", run, "--repo", "ada/base", capsys=capsys)
+    assert not hub.repos and not (run / "published").exists()
+    (run / "metrics.jsonl").write_text(lines)
+    (run / "model" / "old.bin").write_bytes(b"x")
+    refused(r"old\.bin is a pickle", run, "--repo", "ada/base", capsys=capsys)
+
+
+def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
+    go = (run, "--repo", "ada/base")
+    monkeypatch.setenv("HF_TOKEN", hub_server.READER)
+    refused("may read, not write", *go, capsys=capsys)
+    monkeypatch.setenv("HF_TOKEN", hub_server.STRANGER)
+    refused("the token is eve's, which may write under eve", *go, capsys=capsys)
+    monkeypatch.setenv("HF_TOKEN", "hf_nonsense")
+    refused("does not know this token", *go, capsys=capsys)
+    monkeypatch.setenv("HF_TOKEN", hub_server.FINE)
+    refused("no write scope for ada", *go, capsys=capsys)
+    monkeypatch.delenv("HF_TOKEN")
+    refused("There is no token.*hf auth login", *go, capsys=capsys)
+    assert not hub.repos
+
+
+def test_names_that_are_none_or_taken_are_refused(run, hub, capsys):
+    for name in ("base", "a/b/c", "ada/--x", "ada/b c"):
+        refused("user/name", run, "--repo", name, capsys=capsys)
+    refused("Give a run and where it goes", run, capsys=capsys)
+    api = HfApi()
+    api.create_repo("ada/taken")
+    api.upload_file(path_or_fileobj=b"# Another's", path_in_repo="README.md", repo_id="ada/taken")
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="model.safetensors", repo_id="ada/taken")
+    refused("name ada/taken is taken", run, "--repo", "ada/taken", capsys=capsys)
+    assert hub.files("ada/taken") == {"README.md": b"# Another's", "model.safetensors": b"x"}
+
+
+def test_without_a_network_or_room_it_says_so(run, hub, capsys, monkeypatch):
+    go = (run, "--repo", "ada/base")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    refused("switched off here", *go, capsys=capsys)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    refused(r"127\.0\.0\.1:9 cannot be reached", *go, capsys=capsys)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(published.shutil, "copyfile", full)
+    refused("No space left on device.*Make room", *go, capsys=capsys)
+    assert not hub.repos and not (run / "published").exists() and not list(run.glob(".writing-*"))
+
+
+def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monkeypatch):
+    refused("has no adapter/", run, "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
+    shutil.copytree(home / "lora", run.parent / "lora")
+    refused(
+        r"Publish it first \(python training/publish\.py base ",
+        "lora",
+        "--repo",
+        "ada/x",
+        "--layout",
+        "adapter",
+        capsys=capsys,
+    )
+    publish(run, "ada/base", layout="gpt2")
+    refused("published in the layout gpt2", "lora", "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
+    with pytest.raises(ValueError, match="only the end of such a run"):
+        publish_checkpoints("lora", "ada/x")
+
+
+def test_the_base_of_an_adapter_is_pinned_to_its_commit(home, run, hub, monkeypatch):
+    commit = publish(run, "ada/base").commit
+    shutil.copytree(home / "lora", run.parent / "lora")
+    file = run.parent / "lora" / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for base in ("ada/base", "ada/none"):
+        file.write_text(json.dumps({**config, "base_model_name_or_path": base, "revision": None}))
+        if base == "ada/none":
+            with pytest.raises(ValueError, match="base ada/none is not on the Hub"):
+                publish("lora", "ada/lora", layout="adapter")
+        else:
+            publish("lora", "ada/lora", layout="adapter")
+        there = json.loads(hub.files("ada/lora")["adapter_config.json"])
+        assert (there["base_model_name_or_path"], there["revision"]) == ("ada/base", commit)
+
+
+# --- The command, and every recipe's end ---------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_the_tree_and_the_card_and_asks_nothing(run, hub, capsys):
+    publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in OURS) and "stays here: checkpoints/, manifest.json, run.yaml" in said
+    assert (run / "published" / "README.md").read_text() in said
+    assert not hub.requests
+
+
+def test_a_recipe_publishes_at_its_end_and_asks_before_it_begins(home, hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    words = ["--dataset", "story.txt", *SMALL, *NEW, "--output-dir", tmp_path / "run", "--push-to-hub"]
+    fails([*words, "eve/base"], "which may write under ada, lab", capsys, main=pretrain.main)
+    assert not (tmp_path / "run").exists()
+    hub.refuse = "POST .*/commit/"
+    with pytest.raises(SystemExit):
+        recipe(pretrain, *words, "lab/base")
+    said = capsys.readouterr().err
+    assert "The run is whole: python training/publish.py" in said and "--repo lab/base publishes it" in said
+    hub.refuse = ""
+    recipe(pretrain, *words, "lab/base", "--resume", "latest")  # nothing is left to do but this
+    assert "Published: " in capsys.readouterr().out and OURS <= set(hub.files("lab/base"))
+
+
+# --- A stranger ---------------------------------------------------------------------------------------------------
+
+STRANGER = '''
+import hashlib, importlib.util, json, sys
+
+
+class Without:
+    """An import finder that finds everything but our package, however that is installed."""
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, *args, **kwargs):
+        return None if name.partition(".")[0] == "scratch_gpt" else self.finder.find_spec(name, *args, **kwargs)
+
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+assert importlib.util.find_spec("scratch_gpt") is None
+
+import contextlib, io
+import transformers
+from huggingface_hub import ModelCard
+
+
+def digests(tensors):
+    return {name: hashlib.sha256(x.detach().contiguous().numpy().tobytes()).hexdigest() for name, x in tensors}
+
+
+seen = {"weights": {}, "code": {}}
+trust = {"trust_remote_code": True}
+for name, repo, how in json.loads(sys.argv[1]):
+    model = getattr(transformers, name).from_pretrained(repo, **how)
+    seen["weights"][f"{name} {repo}"] = digests(model.state_dict().items())
+seen["tokens"] = transformers.AutoTokenizer.from_pretrained("ada/base", **trust)("The shiny sea")["input_ids"]
+for repo in json.loads(sys.argv[2]):
+    code = ModelCard.load(repo).text.split("```python\\n")[1].split("```")[0]
+    here = {}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(code, here)
+    seen["code"][repo] = said.getvalue()
+    if "peft" in code:
+        learned = ((n.replace(".default", ""), p) for n, p in here["model"].named_parameters() if "lora_" in n)
+        seen["weights"][repo] = digests(learned)
+print(json.dumps(seen))
+'''
+
+
+def digests(file: Path) -> dict[str, str]:
+    tensors = load_file(file)
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+
+
+def test_a_stranger_loads_it_all_bit_for_bit_by_the_code_of_the_cards(home, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(home)
+    publish("base", "ada/stock", layout="gpt2")
+    stock = digests(home / "base" / "published" / "model.safetensors")
+    publish("mails", "ada/mails")
+    publish("chat", "ada/chat")
+    publish("base", "ada/base", private=True)  # the last place is where adapters find their base
+    publish("lora", "ada/lora", layout="adapter")
+    publish("mails", "ada/mails-lora", layout="adapter")
+    adapter = json.loads(hub.files("ada/lora")["adapter_config.json"])
+    commit = hub.repos["ada/base"].branches["main"]
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("ada/base", commit)
+
+    trust = {"trust_remote_code": True}
+    loads = [("AutoModelForCausalLM", "ada/base", trust), ("AutoModel", "ada/base", trust)]
+    loads += [("AutoModelForSequenceClassification", "ada/mails", trust), ("AutoModelForCausalLM", "ada/stock", {})]
+    loads += [("AutoModelForCausalLM", "ada/base", {**trust, "revision": commit})]
+    repos = ["ada/base", "ada/mails", "ada/stock", "ada/chat", "ada/lora", "ada/mails-lora"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", STRANGER, json.dumps(loads), json.dumps(repos)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+
+    base, mails = (digests(home / name / "model" / "model.safetensors") for name in ("base", "mails"))
+    trunk = {name.removeprefix("transformer."): digest for name, digest in base.items() if "lm_head" not in name}
+    weights = seen["weights"]
+    head = {"lm_head.weight": base["transformer.embed_tokens.weight"]}
+    assert weights["AutoModelForCausalLM ada/base"] == {**base, **head}
+    assert weights["AutoModel ada/base"] == trunk
+    assert weights["AutoModelForSequenceClassification ada/mails"] == mails
+    assert weights["AutoModelForCausalLM ada/stock"] == {**stock, **head}
+    for repo, run in (("ada/lora", "lora"), ("ada/mails-lora", "mails")):
+        saved = digests(home / run / "adapter" / "adapter_model.safetensors")
+        assert weights[repo] == {name: digest for name, digest in saved.items() if "lora_" in name}
+    assert (
+        seen["tokens"] and seen["code"]["ada/base"].startswith("The") and seen["code"]["ada/stock"].startswith("The")
+    )
+    assert "label" in seen["code"]["ada/mails"] and seen["code"]["ada/mails-lora"].strip() in ("ham", "spam")
+    assert "ada/chat" in seen["code"]

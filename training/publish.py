@@ -1,0 +1,68 @@
+"""A finished run -> a repository on the Hub: weights, config, tokenizer, code, a card with results and pictures.
+
+    python training/publish.py RUN --repo user/name [--layout gpt2] [--private] [--dry-run]
+
+RUN is the output_dir of a recipe. What is published is an allow-list, looked through for secrets and for traces of
+this machine; RUN/published holds it. The same command again changes what has changed, and keeps what was written on
+the card by hand outside its marked regions.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recipe import one_clear_line, option, parse
+
+
+@dataclass(frozen=True)
+class PublishRun:
+    """What to publish, and where."""
+
+    run: str = option("", "The folder of a finished run; may be given as the first word.")
+    repo: str = option("", "user/name on the Hub; it is made where it is not there.")
+    layout: Literal["scratch_gpt", "gpt2", "adapter"] = option(
+        "scratch_gpt", "Ours, with its code; stock GPT-2, which needs none; or what LoRA has learned, alone."
+    )
+    private: bool = option(False, "Make the repository private.")
+    revision: str | None = option(None, "Branch to push to; by default main.")
+    licence: str | None = option(None, "Licence of the weights, as the Hub names it: apache-2.0, mit, cc-by-4.0.")
+    checkpoints: bool = option(False, "Publish the run's checkpoints too, each on a branch step-N.")
+    dry_run: bool = option(False, "Write RUN/published and show what would be pushed; ask nothing of the Hub.")
+
+
+def show(run: PublishRun) -> None:
+    """Stage, and print the tree with sizes and the card."""
+    from pathlib import Path
+
+    from scratch_gpt.published import files_of, left_behind, stage
+
+    out = stage(run.run, repo=run.repo, layout=run.layout, revision=run.revision, licence=run.licence)
+    sizes = {name: (out / name).stat().st_size for name in files_of(out)}
+    for name, size in sizes.items():
+        print(f"{size:>15,}  {name}")
+    print(f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files, in {out}")
+    print(f"stays here: {', '.join(left_behind(Path(run.run)))}\n")
+    print((out / "README.md").read_text(encoding="utf-8"))
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_clear_line(stopped="Nothing is lost: the same command goes on."):
+        run = parse(PublishRun, argv, positional=("run",))
+        if not run.run or not run.repo:
+            raise ValueError("Give a run and where it goes: python training/publish.py RUN --repo user/name")
+
+        from scratch_gpt.hub import check_repo_name, publish, publish_checkpoints
+
+        check_repo_name(run.repo)
+        if run.dry_run:
+            show(run)
+            return
+        how = {"layout": run.layout, "private": run.private, "licence": run.licence}
+        pushes = [publish(run.run, run.repo, revision=run.revision, **how)]
+        if run.checkpoints:
+            pushes += publish_checkpoints(run.run, run.repo, **how)
+    for push in pushes:
+        print(f"{'Published' if push.has_changed else 'Nothing has changed'}: {push.url} (commit {push.commit})")
+
+
+if __name__ == "__main__":
+    main()
