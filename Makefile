@@ -1,4 +1,4 @@
-# make train | test | quality | style | conformance | bench. Each sets up what it needs, once.
+# make train | test | quality | style | conformance | bench | publish-demo. Each sets up what it needs, once.
 # Without make, or on Windows: the same lines stand in README.md.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train test quality style conformance bench chaos clean
+.PHONY: train test quality style conformance bench chaos publish-demo clean
 .DEFAULT_GOAL := train
 
 # torch first and alone: asked for together with others, a resolver may choose another build of it.
@@ -59,6 +59,13 @@ bench: $(VENV)/.dev
 # Kills, damages, full disks and bad input, many of each: some minutes.
 chaos: $(VENV)/.dev
 	@$(BIN)/python tests/chaos.py
+
+# The folder and the card of the main job's model as they would be pushed; only local files.
+publish-demo: $(VENV)/.dev
+	@$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
+		training/pretrain.py --config training/configs/python_docs.yaml --output-dir runs/python-docs --overwrite true
+	@$(BIN)/python training/publish.py runs/python-docs --repo user/python-docs --licence apache-2.0 --dry-run
+	@$(BIN)/python tests/render_card.py runs/python-docs/published --out tests/benchmarks/publish_demo.png
 
 clean:
 	@rm -rf $(VENV) .conformance runs build *.egg-info

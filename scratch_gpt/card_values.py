@@ -27,7 +27,7 @@ NOT_LEARNING = {
     *("device", "mixed_precision", "compile", "gradient_checkpointing", "workers", "expect_processes", "energy"),
 }
 LAYOUT_TEXT = {
-    "scratch_gpt": "This folder brings its own code, three files that can be read from end to end: loading it needs "
+    "scratch_gpt": "This folder brings its own code, a few files that can be read from end to end: loading it needs "
     '`trust_remote_code=True`. Read them once, then pin what you have read with `revision="COMMIT"`. (The Hub\'s '
     "widget and most servers do not run a model's own code.)",
     "gpt2": "This folder is in the layout of stock GPT-2: transformers loads it as it is, without code from this "

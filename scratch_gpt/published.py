@@ -26,7 +26,7 @@ from .tokenizer import load_tokenizer
 
 
 FOLDER = "published"
-CODE = ("configuration_scratch_gpt.py", "gpt2_layout.py", "modeling_scratch_gpt.py")
+CODE = tuple(file.name for file in sorted((Path(__file__).parent / "modeling").glob("[!_]*.py")))
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
 MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")

@@ -78,7 +78,7 @@ def run_recipe(module, arguments) -> None:
 def test_the_first_screen_has_the_two_commands():
     first = README[: README.index("## ")]
     assert "make train" in first and "make test" in first
-    targets = re.findall(r"^(\w+):", (REPO / "Makefile").read_text(), flags=re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (REPO / "Makefile").read_text(), flags=re.MULTILINE)
     assert set(re.findall(r"`make (\w+)`", README)) <= set(targets)
 
 

@@ -236,18 +236,9 @@ def main(argv: list[str] | None = None) -> None:
             preview(run)
             return
 
-        from runner import prepare, run_task
-        from seeds import begin_seeds, runs_of, summarise
+        from seeds import run_seeds
 
-        runs = runs_of(run)
-        starts = [prepare(each) for each in runs]
-
-    for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
-        begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
-        accelerator = run_task(each, start, build, describe, begin)
-        accelerator.free_memory()  # the next seed has a model of its own
-    summarise(run, runs, accelerator)
-    accelerator.end_training()  # leaves the process group
+    run_seeds(run, build, describe)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,28 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recipe import RunT, check_output_dir, write_run_yaml
-from runner import clear
+from recipe import RunT, check_output_dir, one_clear_line, write_run_yaml
+from runner import clear, finish, prepare, run_task
 from scratch_gpt.checkpoints import DRAFT, replace_folder, write_text
 from scratch_gpt.evaluation import spread
+
+
+def run_seeds(run: Any, build: Callable, describe: Callable) -> None:
+    """Train the run once for each seed that it asks for, from rows to folder; `build`, `describe` as for run_task."""
+    with one_clear_line():
+        runs = runs_of(run)
+        starts = [prepare(each) for each in runs]
+    for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
+        begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
+        accelerator = run_task(each, start, build, describe, begin)
+        accelerator.free_memory()  # the next seed has a model of its own
+    summarise(run, runs, accelerator)
+    finish(run, accelerator)
 
 
 def runs_of(run: RunT) -> list[RunT]:
@@ -67,4 +80,4 @@ def summarise(run: Any, runs: Sequence[Any], accelerator) -> None:
     accelerator.wait_for_everyone()
 
 
-__all__ = ["begin_seeds", "runs_of", "summarise"]
+__all__ = ["run_seeds"]
