@@ -104,7 +104,14 @@ def uploads(hub, since: int = 0) -> list[str]:
 # --- What goes up ------------------------------------------------------------------------------------------------
 
 OURS = {"README.md", "config.json", "configuration_scratch_gpt.py", "evaluation.json", "generation_config.json"}
-OURS |= {"gpt2_layout.py", "metrics.jsonl", "model.safetensors", "modeling_scratch_gpt.py", "tokenizer.json"}
+OURS |= {
+    "gpt2_layout.py",
+    "linear_cross_entropy.py",
+    "metrics.jsonl",
+    "model.safetensors",
+    "modeling_scratch_gpt.py",
+    "tokenizer.json",
+}
 OURS |= {"tokenizer_config.json", *(f"assets/{name}.png" for name in ("attention", "loss", "parameters", "tokens"))}
 
 
