@@ -1,6 +1,7 @@
 """Preparing data: throughput beside run_clm's route, memory as the corpus grows, the first batch, packed and padded.
 
     python tests/benchmarks/bench_prepare.py [--out FILE.json] [--rounds 5]
+    python tests/benchmarks/bench_prepare.py --only large     # 5 GB, for which `make bench` has no time
 
 Throughput is MB of text a second from an opened dataset to rows on disk, each run in a fresh process, in turns: ours
 (training/prepare.py with GPT-2's tokenizer) and the route of transformers' run_clm.py (`map` with the tokenizer, then
@@ -26,7 +27,7 @@ from bench_tokenizers import DATA, REPO, anonymous_bytes, documents
 
 
 sys.path.insert(0, str(REPO / "training"))
-MEGABYTES = (50, 500)
+MEGABYTES, LARGE = (50, 500), 5000
 LENGTH = 1024
 TINY = ["--preset", "tiny", "--max-length", "256", "--vocab-size", "2048", "--batch-size", "16", "--seed", "0"]
 
@@ -130,9 +131,9 @@ def throughput(home: Path, rounds: int) -> dict:
     return {"corpus": what, "bytes": figures["bytes"], "mb_per_second": found, "medians": medians, "ratio": ratio}
 
 
-def memory(home: Path) -> dict:
+def memory(home: Path, sizes: tuple[int, ...] = MEGABYTES) -> dict:
     runs = []
-    for megabytes in MEGABYTES:
+    for megabytes in sizes:
         corpus = home / f"generated-{megabytes}.jsonl"
         with corpus.open("w") as lines:
             for text in documents(megabytes):
@@ -187,14 +188,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "prepare.json")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", choices=["throughput", "memory", "packing"], help="and keep the rest")
+    parser.add_argument(
+        "--only", nargs="+", choices=["throughput", "memory", "packing", "large"], help="and keep the rest"
+    )
     parser.add_argument("--call", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.call:
         name, *words = options.call
         print(json.dumps({"ours": ours, "run_clm": run_clm, "first_batch": first_batch}[name](*words)))
         return
-    figures = json.loads(options.out.read_text()) if options.only and options.out.exists() else {}
+    figures = json.loads(options.out.read_text()) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = f"{folder}/cache"
         home = Path(folder)
@@ -202,8 +205,9 @@ def main() -> None:
             "throughput": lambda: throughput(home, options.rounds),
             "memory": lambda: memory(home),
             "packing": lambda: packed_and_padded(home),
+            "large": lambda: memory(home, (LARGE,))["runs"][0],
         }
-        for name in options.only or parts:
+        for name in options.only or [*parts][:-1]:
             figures[name] = parts[name]()
     options.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
