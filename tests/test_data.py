@@ -145,6 +145,15 @@ def source(kind, folder):
     return {"folder": str(folder / "texts"), "glob": str(folder / "texts" / "*")}[kind]
 
 
+@pytest.mark.parametrize(
+    ("longest", "max_length", "T"), [(3, None, 3), (3, 64, 8), (8, 64, 8), (9, 64, 16), (9, 12, 12)]
+)
+def test_padded_batches_have_few_lengths(longest, max_length, T):
+    rows = [{"input_ids": np.arange(n), "shift_labels": np.arange(n)} for n in (1, longest)]
+    batch = collate_rows(rows, pad_token_id=7, max_length=max_length)
+    assert batch["input_ids"].shape == (2, T) and (batch["shift_labels"][1, longest:] == -100).all()
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "folder", "glob"])
 def test_every_kind_of_source_gives_the_same_documents(kind, tmp_path):
     assert sorted(open_documents(source(kind, tmp_path))["text"]) == sorted(TEXTS)

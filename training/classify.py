@@ -76,7 +76,7 @@ def build(run: ClassifyRun):
         rows["seen"] = [rows["train"][k] for k in some]
     weights = class_weights(splits["train"].labels) if run.balance == "weights" else None
     has_many = splits["train"].has_many
-    collate = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id)
+    collate = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id, max_length=max_length)
 
     def measure(model, batches, reduce, split):
         sums = sum_batches(model, batches, weights, reduce)
@@ -231,7 +231,7 @@ def predict(run: ClassifyRun) -> None:
     rows = [{"input_ids": row[:length]} for row in encode_batch(tokenizer, texts)]
     pad_token_id = tokenizer.pad_token_id or 0  # any will do: the mask tells
     batches = (
-        to_device(collate_labelled(rows[n : n + run.batch_size], pad_token_id), device)
+        to_device(collate_labelled(rows[n : n + run.batch_size], pad_token_id, length), device)
         for n in range(0, len(rows), run.batch_size)
     )
     model.to(device)

@@ -136,7 +136,7 @@ def build(run: InstructRun):
         model=model,
         tokenizer=tokenizer,
         rows=rows,
-        collate=partial(collate_rows, pad_token_id=tokenizer.pad_token_id),
+        collate=partial(collate_rows, pad_token_id=tokenizer.pad_token_id, max_length=max_length),
         objective=causal_lm,
         measure=measure,
         sample=sample,

@@ -101,7 +101,7 @@ def build(run: PreferRun):
         model=model,
         tokenizer=tokenizer,
         rows=rows,
-        collate=partial(collate_preferences, pad_token_id=tokenizer.pad_token_id),
+        collate=partial(collate_preferences, pad_token_id=tokenizer.pad_token_id, max_length=max_length),
         objective=objective,
         measure=measure,
         tokens_per_row=records["train"]["asked"] / len(rows["train"]),

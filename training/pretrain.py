@@ -49,7 +49,8 @@ def build(run: PretrainRun):
     if run.manifest is not None:
         verify_same(read_manifest(run.manifest), manifest, run.manifest)
     splits = manifest["splits"]
-    length = None if manifest["pad"] else manifest["max_length"]
+    max_length = manifest["max_length"]
+    length = None if manifest["pad"] else max_length
     masks = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     mask = next(id for id in masks if id is not None)
     alter = partial(mask_inputs, mask_token_id=mask, most=run.mask_inputs, seed=run.seed)
@@ -62,7 +63,7 @@ def build(run: PretrainRun):
         model=model,
         tokenizer=tokenizer,
         rows=rows,
-        collate=partial(collate_rows, pad_token_id=tokenizer.eos_token_id, length=length),
+        collate=partial(collate_rows, pad_token_id=tokenizer.eos_token_id, length=length, max_length=max_length),
         objective=causal_lm,
         measure=measure,
         sample=lambda model: (

@@ -22,6 +22,9 @@ CHUNK_BYTES = 2**26  # of logits at once; twice as much is 6 % faster in fp32 an
 # Tokens of the vocabulary at once, on a CPU: their fp32 stays in the cache, and sums over blocks are more exact than
 # one over the vocabulary (by a power of ten where up to three positions are asked: such a product adds term by term).
 BLOCK = 1024
+# Chunks are filled up to a multiple of so many positions: for each new shape a bf16 product on a CPU keeps memory
+# (torch 2.13: 0.6 MB), and how many positions are asked differs from batch to batch.
+STEP = 32
 
 
 def _walk(
@@ -41,11 +44,12 @@ def _walk(
     block_size = BLOCK if hidden.device.type == "cpu" else V
     asked = (targets != IGNORED).nonzero().squeeze(1)
     chunks = math.ceil(len(asked) * V * dtype.itemsize / CHUNK_BYTES)
-    n = max(1, math.ceil(len(asked) / max(1, chunks)))
+    n = STEP * max(1, math.ceil(len(asked) / max(1, chunks) / STEP))
     table, weight = torch.empty(V * n, dtype=dtype, device=hidden.device), weight.to(dtype)
     for rows in asked.split(n):
-        n = len(rows)
-        x, target = hidden.index_select(0, rows), targets[rows].unsqueeze(0)  # (n, D), (1, n)
+        there, n = len(rows), STEP * math.ceil(len(rows) / STEP)  # what is filled up is zeros, asked for token 0
+        x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - there))  # (n, D)
+        target = F.pad(targets[rows], (0, n - there)).unsqueeze(0)  # (1, n)
         # (V, n) and not (n, V): in fp32 the product is a third faster, and a block of the vocabulary is contiguous.
         logits = torch.mm(weight, x.to(dtype).T, out=table[: V * n].view(V, n))
         top = logits.amax(0).to(wide)  # (n,)
@@ -56,17 +60,18 @@ def _walk(
             total += exponentials.sum(0)
             block.copy_(exponentials)
         loss = total.log() - (right - top)
-        losses[rows] = loss
+        losses[rows] = loss[:there]
         if not any(wanted):
             continue
         # The gradient by the logits is softmax - onehot, here still times `total`; 1 - p without cancellation.
         logits.scatter_(0, target, (total * torch.expm1(-loss)).to(dtype).unsqueeze(0))
-        scale = (1 if upstream is None else upstream[rows].to(wide)) / total
+        scale = (1 if upstream is None else F.pad(upstream[rows].to(wide), (0, n - there))) / total
         scale = scale.unsqueeze(1)  # (n, 1)
+        scale[there:] = 0
         if d_hidden is not None:
             parts = zip(logits.split(block_size), weight.split(block_size), strict=True)
             d_x = sum((block.T @ part).to(wide) for block, part in parts)
-            d_hidden.index_copy_(0, rows, d_x.mul_(scale).to(hidden.dtype))
+            d_hidden.index_copy_(0, rows, d_x.mul_(scale)[:there].to(hidden.dtype))
         if d_weight is not None:
             x = (x.to(wide) * scale).to(dtype)
             for block, part in zip(logits.split(block_size), d_weight.split(block_size), strict=True):
