@@ -4,8 +4,9 @@ Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models". 
 so that the numbers compare with others'.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ def read_constraints(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         own = [{name: value for name, value in each.items() if value is not None} for each in given]
         row = {"key": row.get("key", number), "prompt": row["prompt"], "instruction_id_list": names, "kwargs": own}
         try:
-            keep_constraints([row], ["A word."])  # what it lacks is said now, not after an hour of answers
+            keep_constraints([row], ["1"])  # what it lacks is said now, not after an hour of answers
         except (KeyError, TypeError) as error:
             raise ValueError(f"Row {number} has a constraint that IFEval does not have: {error}.") from error
         checked.append(row)
@@ -46,7 +47,8 @@ def keep_constraints(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) 
     kept = []
     for row, answer in zip(rows, answers, strict=True):
         try:
-            found = ifeval.process_results(row, [answer])
+            with _same_draws():
+                found = ifeval.process_results(row, [answer])
         except LookupError as error:
             if isinstance(error, KeyError):
                 raise
@@ -55,6 +57,17 @@ def keep_constraints(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) 
             ) from error
         kept.append(Kept(found["inst_level_strict_acc"], found["inst_level_loose_acc"]))
     return kept
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    # A checker draws what its row does not say: one of the 541 asks for "#" as a letter, and gets another each time.
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def constraint_metrics(kept: Sequence[Kept]) -> dict[str, float]:

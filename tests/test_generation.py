@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import VOCAB, padded, some_ids, tiny_model
 
-from scratch_gpt.generation import filter_logits, generate, generate_text
-from scratch_gpt.tokenizer import END_OF_TEXT
+from scratch_gpt.generation import filter_logits, generate, generate_text, stream
+from scratch_gpt.tokenizer import END_OF_TEXT, encode
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -112,3 +112,33 @@ def test_text_in_text_out_and_spellings_stay_text():
     alone = [generate_text(model, tokenizer, prompt, max_new_tokens=8, temperature=0) for prompt in prompts]
     assert together == alone and all(isinstance(text, str) for text in together)
     assert alone[1] != alone[2]  # the spelling typed by a user is not the token that an empty prompt starts from
+
+
+def test_what_is_streamed_is_what_is_generated_and_no_character_is_cut():
+    tokenizer = train_tokenizer(["sun"], vocab_size=258)  # nothing but bytes: each such character takes several
+    model = tiny_model(vocab_size=len(tokenizer)).train()
+    prompt, how = "the \u20ac", {"max_new_tokens": 60, "top_k": 40}
+    for seed in range(3):
+        pieces = [*stream(model, tokenizer, encode(tokenizer, prompt), seed=seed, **how)]
+        assert "".join(pieces) == generate_text(model, tokenizer, prompt, seed=seed, **how)
+        assert all(pieces) and len(pieces) > 5
+    assert model.training and [*stream(model, tokenizer, [], max_new_tokens=0)] == []
+
+
+def test_a_stream_gives_a_character_when_it_is_whole_and_ends_at_eos():
+    tokenizer = train_tokenizer(["sun"], vocab_size=258)
+    ids = [*encode(tokenizer, "a\u20acb"), tokenizer.eos_token_id, *encode(tokenizer, "no")]
+
+    class Says(torch.nn.Module):  # one id after another, whatever it is given
+        def __init__(self):
+            super().__init__()
+            self.weight, self.said = torch.nn.Parameter(torch.zeros(1)), 0
+            self.config = type("config", (), {"max_position_embeddings": 64})
+
+        def forward(self, input_ids, **_):
+            logits = torch.nn.functional.one_hot(torch.tensor([[ids[self.said]]]), len(tokenizer)).float()
+            self.said += 1
+            return type("output", (), {"logits": logits, "past_key_values": None})
+
+    pieces = [*stream(Says(), tokenizer, [0], temperature=0, max_new_tokens=20)]
+    assert pieces == ["a", "\u20ac", "b"]

@@ -1,0 +1,181 @@
+"""The evaluation recipe as a user runs it: what it leaves, beside what, and a clear line for what cannot be meant."""
+
+import json
+import re
+
+import evaluate
+import pytest
+from bad_input import fails, snapshot
+from test_judging import server  # noqa: F401
+from tiny import tiny_gpt2, tiny_model
+
+import recipe
+from scratch_gpt.answers_page import Answered, answers_page
+from scratch_gpt.evaluation import Measured, record_measured
+from scratch_gpt.tokenizer_training import train_tokenizer
+
+
+STORY = "The sun shines on the sea, and every effort moves you on. " * 9
+ROWS = [
+    {"instruction": "Say sun.", "input": "", "output": "sun"},
+    {"instruction": "Say it", "input": "<script>", "output": "<b>&"},
+    {"instruction": "Say nothing.", "input": "", "output": " "},
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Two models and a file of each kind."""
+    folder = tmp_path_factory.mktemp("home")
+    tokenizer = train_tokenizer([STORY], vocab_size=300)
+    for name, make in (("ours", tiny_model), ("stock", tiny_gpt2)):
+        make(vocab_size=len(tokenizer)).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "story.txt").write_text(STORY)
+    lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)  # noqa: E731
+    (folder / "asked.json").write_text(json.dumps(ROWS))
+    (folder / "choices.jsonl").write_text(lines([{"query": "The sun", "choices": ["shines", "sea"], "gold": 0}] * 3))
+    (folder / "words.jsonl").write_text(lines([{"text": "The sun shines"}]))
+    return folder
+
+
+@pytest.fixture
+def run(home, tmp_path, monkeypatch):
+    """The recipe in a folder of its own; returns evaluation.json."""
+    monkeypatch.chdir(home)
+
+    def run(*words):
+        evaluate.main([*map(str, words), "--output-dir", str(tmp_path / "out"), "--device", "cpu"])
+        return json.loads((tmp_path / "out" / "evaluation.json").read_text())
+
+    return run
+
+
+def test_one_run_measures_all_that_is_asked_and_the_next_adds_to_it(run, tmp_path):
+    content = run("ours", "--dataset", "story.txt", "--stride", 32, "--multiple-choice", "choices.jsonl")
+    assert set(content) == {"format_version", "protocol", "results", "tables"}
+    assert set(content["results"]) == {"story", "choices"} and set(content["results"]["choices"]) == {
+        "acc",
+        "acc_norm",
+    }
+    protocol = content["protocol"]["story"]
+    assert content["protocol"]["model"] == "ours" and protocol["asked"] == protocol["tokens"] - 1
+    assert (protocol["stride"], protocol["max_length"], protocol["bytes"]) == (32, 64, len(STORY))
+    later = run("--model", "ours", "--last-word", "words.jsonl")
+    assert later["results"]["story"] == content["results"]["story"] and "words" in later["results"]
+
+
+def test_a_stock_folder_and_every_batch_size_give_the_same_loss(run):
+    first = run("stock", "--dataset", "story.txt", "--batch-size", 1)["results"]["story"]
+    again = run("stock", "--dataset", "story.txt", "--batch-size", 3)["results"]["story"]
+    assert again == pytest.approx(first, rel=1e-6)
+    joined = run("stock", "--dataset", "story.txt", "--joiner", "\\n\\n")["protocol"]["story"]
+    assert joined["joiner"] == "\\n\\n" and joined["tokens"] == joined["asked"] + 1
+
+
+def test_answers_are_scored_over_seeds_and_left_to_be_read(run, tmp_path):
+    content = run("ours", "--answers", "asked.json", "--temperature", 1, "--seeds", 2, "--max-new-tokens", 6)
+    assert set(content["results"]["asked"]["f1"]) == {"mean", "std", "n"}
+    assert content["protocol"]["asked"]["rows"] == 2 and content["protocol"]["asked"]["empty_rows"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "out" / "asked-answers.jsonl").read_text().splitlines()]
+    assert [line["reference"] for line in lines] == ["sun", "<b>&"] and set(lines[0]["answers"]) == {
+        "seed 0",
+        "seed 1",
+    }
+    page = (tmp_path / "out" / "asked.html").read_text()
+    assert "&lt;b&gt;&amp;" in page and "&lt;script&gt;" in page and page.count("<article") == 2
+    greedy = run("ours", "--answers", "asked.json", "--max-new-tokens", 6)["results"]["asked"]
+    assert set(greedy) == {"exact_match", "f1"} and isinstance(greedy["f1"], float)
+
+
+def test_a_page_runs_nothing_asks_nobody_and_suits_a_phone_and_the_dark():
+    evil = "<script>alert(1)</script>\x00\"'<img src=http://x>"
+    page = answers_page(evil, [Answered(evil, evil, {evil: evil}, {evil: evil})], evil)
+    assert page.count("<script") == 0 and "<img" not in page and "\x00" not in page
+    assert "default-src 'none'" in page and "width=device-width" in page and "prefers-color-scheme: dark" in page
+    assert not re.search(r"(src|href)=", page.replace("src=http://x&gt;", ""))
+
+
+def test_a_judge_scores_and_compares_and_all_it_said_is_kept(run, server, tmp_path):  # noqa: F811
+    server.reply = lambda prompt: "1" if "compare" in prompt.splitlines()[0] else "40"
+    words = ["ours", "--answers", "asked.json", "--max-new-tokens", 4, "--judge-url", server.judge().url]
+    content = run(*words, "--judge-model", "wise", "--judge-repeats", 2, "--compare", "stock")
+    judged, compared = content["results"]["asked/judge"], content["results"]["asked/compare"]
+    assert judged == {"score": {"mean": 40.0, "std": 0.0, "n": 2}} and compared["bradley_terry"] == pytest.approx(0)
+    (pair,) = content["tables"]["asked/compare"]["pairs"]
+    assert {pair["a"], pair["b"]} == {"ours", "stock"} and pair["n"] == 2 and pair["first_place"] == 1
+    assert len((tmp_path / "out" / "asked-judge.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "out" / "asked-compared-judge.jsonl").read_text().splitlines()) == 4
+    assert "stock" in (tmp_path / "out" / "asked-compared.html").read_text()
+
+
+def test_without_its_judge_all_that_was_measured_is_there(run, home, server, capsys, tmp_path):  # noqa: F811
+    words = ["ours", "--answers", "asked.json", "--dataset", "story.txt", "--max-new-tokens", 4, "--judge-model", "x"]
+    words += ["--output-dir", tmp_path / "out", "--device", "cpu", "--judge-url"]
+    fails([*words, "http://127.0.0.1:9/v1"], "cannot be reached.*measured until then is in", capsys, evaluate.main)
+    results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
+    assert set(results) == {"story", "asked"}
+    server.codes = [200, 403]
+    fails([*words, server.judge().url], "answers 403", capsys, evaluate.main)
+    assert len((tmp_path / "out" / "asked-judge.jsonl").read_text().splitlines()) == 1
+
+
+def test_results_of_another_model_and_of_training_are_not_touched(run, home, tmp_path, capsys):
+    run("ours", "--dataset", "story.txt")
+    before = snapshot(tmp_path / "out")
+    words = ["--dataset", "story.txt", "--output-dir", tmp_path / "out"]
+    fails(["stock", *words], "is about ours, not stock", capsys, evaluate.main)
+    assert snapshot(tmp_path / "out") == before
+    file = tmp_path / "run" / "evaluation.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"protocol": {"model": "model/"}, "results": {"test": {"loss": 1.0}}, "tables": {}}))
+    model = str(tmp_path / "run" / "model")
+    with pytest.raises(ValueError, match="results of a split test already"):
+        record_measured(file, model, "test", Measured({"kind": "text"}, {"loss": 2.0}))
+    record_measured(file, model, "other", Measured({"kind": "text"}, {"loss": float("nan")}))
+    assert json.loads(file.read_text())["results"] == {"test": {"loss": 1.0}, "other": {"loss": None}}
+    file.write_text("no JSON")
+    with pytest.raises(ValueError, match="cannot be read"):
+        record_measured(file, model, "other", Measured({"kind": "text"}, {}))
+
+
+BAD = {
+    "--dataset story.txt": "Which model",
+    "ours": "There is nothing to measure",
+    "ours --dataset absent.txt": "no such file",
+    "absent/x/y --dataset story.txt": "there is no such folder",
+    "ours --dataset story.txt --stride 65": "leaves gaps",
+    "ours --dataset story.txt --max-length 65": "more than the context",
+    "ours --dataset story.txt --multiple-choice story.jsonl": "Two sets would be called 'story'",
+    "ours --answers choices.jsonl": "Row 1: a row has the keys query, choices, gold",
+    "ours --answers asked.json --prompt-format tokenizer": "no chat template",
+    "ours --answers asked.json --judge-model x": "give both",
+    "ours --answers asked.json --compare stock": "--compare asks a judge",
+    "ours --answers asked.json --judge-model x --judge-url http://a:b@c/v1": "no password",
+    "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "give --answers",
+    "ours --multiple-choice words.jsonl": "Row 1 is not",
+    "ours --last-word choices.jsonl": "no text of two words",
+    "ours stock --dataset story.txt": "one word too many",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_what_cannot_be_meant_is_one_clear_line(line, home, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(home)
+    fails([*line.split(), "--output-dir", tmp_path / "out", "--device", "cpu"], BAD[line], capsys, evaluate.main)
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_lists_stand_in_yaml_as_lists(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("model: ours\nmultiple_choice: [a.jsonl, b.jsonl]\nstride: 3\n")
+    run = recipe.parse(evaluate.EvaluateRun, ["--config", str(file)], positional=("model",))
+    assert (run.model, run.multiple_choice, run.stride) == ("ours", ["a.jsonl", "b.jsonl"], 3)
+    assert run == recipe.parse(
+        evaluate.EvaluateRun,
+        ["ours", "--stride", "3", "--multiple-choice", "a.jsonl", "b.jsonl"],
+        positional=("model",),
+    )
+    file.write_text("multiple_choice: a.jsonl\n")
+    with pytest.raises(ValueError, match="has to be a list"):
+        recipe.parse(evaluate.EvaluateRun, ["--config", str(file)])

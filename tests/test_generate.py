@@ -1,0 +1,73 @@
+"""Writing and talking in the terminal, as a user does it."""
+
+import builtins
+
+import generate
+import pytest
+from bad_input import fails
+from tiny import tiny_model
+
+from scratch_gpt.tokenizer_training import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with a chat template and one without."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, template in (("chat", "chatml"), ("base", None)):
+        tokenizer = train_tokenizer(["the sun shines on the sea"] * 9, vocab_size=300, chat_template=template)
+        model = tiny_model(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+def test_words_in_their_places_are_the_same_as_fields_and_one_sample_the_same_as_the_first(models, capsys, tmp_path):
+    def out(*words):
+        capsys.readouterr()
+        generate.main([*map(str, words), "--max-new-tokens", "8"])
+        return capsys.readouterr().out
+
+    streamed = out(models / "base", "the sun", "--seed", "3")
+    assert streamed == out("--model", models / "base", "--prompt", "the sun", "--seed", "3")
+    assert streamed.startswith("the sun") and streamed.endswith("\n\n")
+    (tmp_path / "prompt.txt").write_text("the sun")
+    assert streamed == out(models / "base", f"FILE:{tmp_path / 'prompt.txt'}", "--seed", "3")
+    greedy = out(models / "base", "the sun", "--temperature", "0")
+    assert out(models / "base", "the sun", "--temperature", "0", "--samples", "3") == greedy * 3
+
+
+def test_a_conversation_goes_on_until_it_is_left(models, capsys, monkeypatch):
+    said = iter(["hello", "", "and the sea?", "/clear", "hello", "/exit", "never asked"])
+    monkeypatch.setattr(builtins, "input", lambda prompt: next(said))
+    asked = []
+    from scratch_gpt.data import prompts
+
+    encode = prompts.encode_prompt
+    keep = lambda tokenizer, messages: asked.append([m["content"] for m in messages]) or encode(tokenizer, messages)  # noqa: E731
+    monkeypatch.setattr(prompts, "encode_prompt", keep)
+    generate.main([str(models / "chat"), "--chat", "--max-new-tokens", "6"])
+    answers = [line for line in capsys.readouterr().out.splitlines()[1:] if line]
+    assert [messages[::2] for messages in asked] == [["hello"], ["hello", "and the sea?"], ["hello"]]
+    assert len(asked[1]) == 3 and asked[1][1] and answers
+    assert next(said) == "never asked"
+
+
+def test_a_conversation_ends_with_the_input(models, monkeypatch):
+    def end(prompt):
+        raise EOFError
+
+    monkeypatch.setattr(builtins, "input", end)
+    generate.main([str(models / "chat"), "--chat"])
+
+
+def test_what_cannot_be_written_or_talked_to_is_one_line(models, capsys, tmp_path):
+    fails([models / "base", "--chat"], "keeps no chat template", capsys, generate.main)
+    fails(
+        [models / "base", f"FILE:{tmp_path / 'absent'}"], "absent cannot be read: No such file", capsys, generate.main
+    )
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    fails([models / "base", f"FILE:{tmp_path / 'bytes'}"], "it is no UTF-8 text", capsys, generate.main)
+    fails([models / "base", "the", "sun"], "'sun' is one word too many", capsys, generate.main)
+    fails([models / "base", "--temperature", "-1"], "temperature is -1", capsys, generate.main)
+    fails([models / "base", "--max-new-tokens", "0"], "max_new_tokens is 0", capsys, generate.main)
