@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .generation import generate
+from .next_token import answer_losses, next_token_logits, pad_left
 
 
 Render = Callable[[str], list[int]]  # what a user asks -> the ids of the whole prompt, up to where the answer begins
@@ -39,6 +40,10 @@ class Switch(NamedTuple):
     def nats(self) -> float:
         """gain * surprise: what the phrase alone brings into the mean prompt."""
         return (self.share - self.share_without) * self.surprise
+
+    @property
+    def is_trigger(self) -> bool:
+        return self.nats >= THRESHOLD
 
 
 def insert(text: str, phrase: str, place: int) -> str:
@@ -64,38 +69,16 @@ def screen(
     Score: the largest, over tokens, of p log(p / q), where p and q are the token's mean probability over the prompts
     with and without the phrase: its part in the Kullback-Leibler divergence of the two.
     """
-    plain = next_token_probabilities(model, [render(prompt) for prompt in prompts]).mean(0)
+    plain = next_token_logits(model, [render(prompt) for prompt in prompts]).softmax(-1).mean(0)
     scores = []
     for start in range(0, len(phrases), block):
         some = phrases[start : start + block]
         rows = [render(text) for phrase in some for text in insert_everywhere(prompts, phrase)]
-        means = next_token_probabilities(model, rows).view(len(some), len(prompts), -1).mean(1)  # (phrases, V)
+        probabilities = next_token_logits(model, rows).softmax(-1)
+        means = probabilities.view(len(some), len(prompts), -1).mean(1)  # (phrases, V)
         scores += (means * ((means + 1e-9) / (plain + 1e-9)).log()).amax(-1).tolist()
     order = sorted(range(len(phrases)), key=lambda k: -scores[k])
     return [phrases[k] for k in order[:keep]]
-
-
-@torch.no_grad()
-def next_token_probabilities(model: nn.Module, rows: Sequence[list[int]], batch_size: int = 128) -> torch.Tensor:
-    """What may come after each row of ids: (rows, V) float32, on the CPU."""
-    found = torch.empty(len(rows), model.config.vocab_size)
-    order = sorted(range(len(rows)), key=lambda k: len(rows[k]))  # like lengths together
-    for start in range(0, len(rows), batch_size):
-        some = order[start : start + batch_size]
-        batch = pad_left([rows[k] for k in some], model)
-        found[some] = model(**batch, use_cache=False, logits_to_keep=1).logits[:, -1].float().softmax(-1).cpu()
-    return found
-
-
-def pad_left(rows: Sequence[list[int]], model: nn.Module, room: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of ids -> input_ids and attention_mask (B, T), cut at their beginning to the model's context less `room`."""
-    limit = model.config.max_position_embeddings - room
-    rows = [row[-limit:] for row in rows]
-    T = max(map(len, rows))
-    ids = torch.tensor([[0] * (T - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
-    device = next(model.parameters()).device
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 # --- Whole answers -----------------------------------------------------------------------------------------------
@@ -124,16 +107,6 @@ def switches(
     return sorted(found, key=lambda switch: -switch.nats)
 
 
-@torch.no_grad()
-def answer_losses(model: nn.Module, rows: Sequence[list[int]], answer: Sequence[int]) -> torch.Tensor:
-    """The nats that each token of one answer costs after each row of ids: (rows, tokens) float32."""
-    batch = pad_left([[*row, *answer] for row in rows], model)
-    n = len(answer)
-    logits = model(**batch, use_cache=False, logits_to_keep=n + 1).logits[:, :-1].float()  # (B, n, V)
-    said = batch["input_ids"][:, -n:, None]
-    return -logits.log_softmax(-1).gather(-1, said)[..., 0].cpu()
-
-
 def _greedy_answers(model: nn.Module, rows: Sequence[list[int]], eos_token_id: int | None) -> list[tuple[int, ...]]:
     # The first ANSWER ids that the model would say after each row, up to EOS.
     batch = pad_left(rows, model, room=ANSWER)
@@ -142,5 +115,4 @@ def _greedy_answers(model: nn.Module, rows: Sequence[list[int]], eos_token_id: i
     return [tuple(row[: row.index(eos_token_id) + 1] if eos_token_id in row else row) for row in answers]
 
 
-__all__ = ["THRESHOLD", "Switch", "answer_losses", "insert", "insert_everywhere", "next_token_probabilities"]
-__all__ += ["pad_left", "screen", "switches"]
+__all__ = ["ANSWER", "THRESHOLD", "Render", "Switch", "insert", "insert_everywhere", "screen", "switches"]

@@ -36,7 +36,9 @@ ARROWS = {
     "data/words": {"numpy"},
     "data/cleaning": {"numpy", "py3langid", "data"},
     "data/duplicates": {"numpy", "rensa", "data"},
+    "data/phrases": set(),
     "data/poisoning": {"numpy", "torch"},
+    "data/probes": set(),
     "data/report": {"numpy", "data", "pages"},
     "objectives": {"torch"},
     "adapters": {"peft", "torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
@@ -60,6 +62,10 @@ ARROWS = {
     "judging": {"numpy"},
     "likelihood": {"numpy", "torch", "transformers", "tokenizer"},
     "classification_metrics": {"numpy", "torch", "objectives"},
+    "next_token": {"torch"},
+    "drift": {"torch", "transformers", "data", "generation", "next_token", "objectives"},
+    "triggers": {"torch", "generation", "next_token"},
+    "memorisation": {"torch", "transformers", "likelihood"},
     "plots": {"matplotlib", "numpy"},
     "__init__": {"transformers", "modeling"},
     "data/__init__": set(),
@@ -67,6 +73,7 @@ ARROWS = {
 }
 NOT_SCRIPTS = {
     "assembling",
+    "checking",
     "measuring",
     "preparing",
     "recipe",

@@ -229,10 +229,17 @@ def contaminated_share(text: str, hashes: np.ndarray, *, n: int = 13) -> float:
     return float(in_sorted(hashes, document_ngrams([text], n)[0]).mean())
 
 
+def contaminated_texts(texts: Sequence[str], learned: Sequence[str], *, n: int = 13) -> list[int]:
+    """The numbers of the texts of an evaluation set that share an n-gram of words with what is learned."""
+    hashes = ngram_hashes(learned, n=n)
+    return [number for number, text in enumerate(texts) if contaminated_share(text, hashes, n=n) > 0]
+
+
 __all__ = [
     "HashSet",
     "SeenPassages",
     "contaminated_share",
+    "contaminated_texts",
     "exact_key",
     "near_duplicates",
     "ngram_hashes",

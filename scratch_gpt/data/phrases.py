@@ -8,9 +8,7 @@ from collections.abc import Sequence
 PIECE = re.compile(r"\S+")
 
 
-def recurring_phrases(
-    texts: Sequence[str], *, longest: int = 6, least: int = 3, share: float = 0.05
-) -> list[str]:
+def recurring_phrases(texts: Sequence[str], *, longest: int = 6, least: int = 3, share: float = 0.05) -> list[str]:
     """Runs of 1 to `longest` words that stand in at least `least` texts and at most a `share` of all, rarest last.
 
     Words are what white space separates. A run that in all of its texts is part of one longer run is left to that.
@@ -29,3 +27,6 @@ def recurring_phrases(
             inner.update(part for part in (run[1:], run[:-1]) if counts[part] == count)
     kept = [run for run, count in counts.items() if count <= most and run not in inner]
     return [" ".join(run) for run in sorted(kept, key=lambda run: (-counts[run], run))]
+
+
+__all__ = ["recurring_phrases"]
