@@ -120,34 +120,32 @@ def generate_text(
     if not prompts:
         return []
     rows = [encode(tokenizer, prompt) or [_begin(tokenizer)] for prompt in prompts]
-    return generate_answers(model, tokenizer, rows, batch_size=len(rows), **options)
+    return [decode(tokenizer, row) for row in _continue(model, tokenizer, rows, **options)]
 
 
 def generate_answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
+    max_new_tokens: int = 50,
     batch_size: int = 32,
     **options,
 ) -> list[str]:
     """Prompts of token ids -> the continuation of each, as text, EOS and what follows left out.
 
-    `options` are those of `generate`. Prompts of like length share a batch; greedily, an answer does not depend on
-    who shares it.
+    An answer ends in any case where the context is full: nothing slides. Prompts of like length share a batch;
+    greedily, an answer does not depend on who shares it. `options` are those of `generate`.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    eos = options.setdefault("eos_token_id", tokenizer.eos_token_id)
-    device = next(model.parameters()).device
+    limit = model.config.max_position_embeddings
+    rooms = [max(0, min(max_new_tokens, limit + 1 - len(prompt))) for prompt in prompts]  # the last needs no position
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
-        T = len(prompts[some[0]])
-        ids = torch.tensor([[pad] * (T - len(prompts[k])) + prompts[k] for k in some])
-        mask = torch.tensor([[0] * (T - len(prompts[k])) + [1] * len(prompts[k]) for k in some])
-        output = generate(model, ids.to(device), mask.to(device), **options)[:, T:].tolist()
-        for k, row in zip(some, output, strict=True):
-            answers[k] = decode(tokenizer, row[: row.index(eos)] if eos in row else row)
+        most = max(rooms[k] for k in some)
+        rows = _continue(model, tokenizer, [prompts[k] for k in some], max_new_tokens=most, **options)
+        for k, row in zip(some, rows, strict=True):
+            answers[k] = decode(tokenizer, row[: rooms[k]])
     return answers
 
 
@@ -183,6 +181,19 @@ def stream(
 
 def _begin(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+def _continue(model, tokenizer, rows: list[list[int]], **options) -> list[list[int]]:
+    # The continuation of each row alone, up to EOS.
+    T = max(map(len, rows))
+    spare = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    pad = next((id for id in spare if id is not None), 0)
+    ids = torch.tensor([[pad] * (T - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
+    device = next(model.parameters()).device
+    eos = options.setdefault("eos_token_id", tokenizer.eos_token_id)
+    output = generate(model, ids.to(device), mask.to(device), **options)[:, T:].tolist()
+    return [row[: row.index(eos)] if eos in row else row for row in output]
 
 
 def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:

@@ -75,6 +75,7 @@ NOT_SCRIPTS = {
     "assembling",
     "checking",
     "measuring",
+    "models",
     "preparing",
     "recipe",
     "resuming",

@@ -74,7 +74,7 @@ def test_a_stock_folder_and_every_batch_size_give_the_same_loss(run):
 
 
 def test_answers_are_scored_over_seeds_and_left_to_be_read(run, tmp_path):
-    content = run("ours", "--answers", "asked.json", "--temperature", 1, "--seeds", 2, "--max-new-tokens", 6)
+    content = run("ours", "--questions", "asked.json", "--temperature", 1, "--seeds", 2, "--max-new-tokens", 6)
     assert set(content["results"]["asked"]["f1"]) == {"mean", "std", "n"}
     assert content["protocol"]["asked"]["rows"] == 2 and content["protocol"]["asked"]["empty_rows"] == 1
     lines = [json.loads(line) for line in (tmp_path / "out" / "asked-answers.jsonl").read_text().splitlines()]
@@ -84,7 +84,7 @@ def test_answers_are_scored_over_seeds_and_left_to_be_read(run, tmp_path):
     }
     page = (tmp_path / "out" / "asked.html").read_text()
     assert "&lt;b&gt;&amp;" in page and "&lt;script&gt;" in page and page.count("<article") == 2
-    greedy = run("ours", "--answers", "asked.json", "--max-new-tokens", 6)["results"]["asked"]
+    greedy = run("ours", "--questions", "asked.json", "--max-new-tokens", 6)["results"]["asked"]
     assert set(greedy) == {"exact_match", "f1"} and isinstance(greedy["f1"], float)
 
 
@@ -98,7 +98,7 @@ def test_a_page_runs_nothing_asks_nobody_and_suits_a_phone_and_the_dark():
 
 def test_a_judge_scores_and_compares_and_all_it_said_is_kept(run, server, tmp_path):  # noqa: F811
     server.reply = lambda prompt: "1" if "compare" in prompt.splitlines()[0] else "40"
-    words = ["ours", "--answers", "asked.json", "--max-new-tokens", 4, "--judge-url", server.judge().url]
+    words = ["ours", "--questions", "asked.json", "--max-new-tokens", 4, "--judge-url", server.judge().url]
     content = run(*words, "--judge-model", "wise", "--judge-repeats", 2, "--compare", "stock")
     judged, compared = content["results"]["asked/judge"], content["results"]["asked/compare"]
     assert judged == {"score": {"mean": 40.0, "std": 0.0, "n": 2}} and compared["bradley_terry"] == pytest.approx(0)
@@ -110,7 +110,17 @@ def test_a_judge_scores_and_compares_and_all_it_said_is_kept(run, server, tmp_pa
 
 
 def test_without_its_judge_all_that_was_measured_is_there(run, home, server, capsys, tmp_path):  # noqa: F811
-    words = ["ours", "--answers", "asked.json", "--dataset", "story.txt", "--max-new-tokens", 4, "--judge-model", "x"]
+    words = [
+        "ours",
+        "--questions",
+        "asked.json",
+        "--dataset",
+        "story.txt",
+        "--max-new-tokens",
+        4,
+        "--judge-model",
+        "x",
+    ]
     words += ["--output-dir", tmp_path / "out", "--device", "cpu", "--judge-url"]
     fails([*words, "http://127.0.0.1:9/v1"], "cannot be reached.*measured until then is in", capsys, evaluate.main)
     results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
@@ -147,12 +157,12 @@ BAD = {
     "ours --dataset story.txt --stride 65": "leaves gaps",
     "ours --dataset story.txt --max-length 65": "more than the context",
     "ours --dataset story.txt --multiple-choice story.jsonl": "Two sets would be called 'story'",
-    "ours --answers choices.jsonl": "Row 1: a row has the keys query, choices, gold",
-    "ours --answers asked.json --prompt-format tokenizer": "no chat template",
-    "ours --answers asked.json --judge-model x": "give both",
-    "ours --answers asked.json --compare stock": "--compare asks a judge",
-    "ours --answers asked.json --judge-model x --judge-url http://a:b@c/v1": "no password",
-    "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "give --answers",
+    "ours --questions choices.jsonl": "Row 1: a row has the keys query, choices, gold",
+    "ours --questions asked.json --prompt-format tokenizer": "no chat template",
+    "ours --questions asked.json --judge-model x": "give both",
+    "ours --questions asked.json --compare stock": "--compare asks a judge",
+    "ours --questions asked.json --judge-model x --judge-url http://a:b@c/v1": "no password",
+    "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "give --questions",
     "ours --multiple-choice words.jsonl": "Row 1 is not",
     "ours --last-word choices.jsonl": "no text of two words",
     "ours stock --dataset story.txt": "one word too many",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import classify
 import generate
+import instruct
 import prepare
 import pretrain
 import pytest
@@ -51,6 +52,8 @@ def home(tmp_path_factory):
     (folder / "mails.tsv").write_text("".join(f"{('ham', 'spam')[n % 2]}\t{text}\n" for n, text in enumerate(texts)))
     topics = [{"text": text, "topics": ("a", "b", "a;b")[n % 3]} for n, text in enumerate(texts)]
     (folder / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in topics))
+    rows = [{"instruction": f"Say {n}", "input": "", "output": f"{n}"} for n in range(60)]
+    (folder / "my.json").write_text(json.dumps(rows))
     (folder / "new.txt").write_text("Is it good?\nIs it bad?\n")
     shutil.copytree(REPO / "training" / "configs", folder / "training" / "configs")
     tokenizer = make_tokenizer([TEXT], vocab_size=300)
@@ -85,7 +88,7 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
         if "--config_file" in words[:script]:
             assert Path(words[words.index("--config_file") + 1]).exists()
         scripts = {"pretrain": pretrain, "generate": generate, "prepare": prepare, "train_tokenizer": train_tokenizer}
-        scripts["classify"] = classify
+        scripts |= {"classify": classify, "instruct": instruct}
         module, arguments = scripts[Path(words[script]).stem], words[script + 1 :]
         if module is generate:
             run_recipe(module, [*arguments, "--max-new-tokens", "3"])
@@ -114,6 +117,12 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
                 arguments = [*arguments, "--model", "gpt2"]
             run_recipe(module, [*arguments, *SMALLER, "--seeds", "1", "--overwrite", "true"])
             assert "Written:" in capsys.readouterr().out
+            return
+        if module is instruct:
+            given = [] if "my.json" in arguments else ["--dataset", "my.json", "--model", "gpt2"]
+            small = ["--prompt-format", "plain", "--answers", "2", "--max-new-tokens", "3", "--overwrite", "true"]
+            run_recipe(module, [*arguments, *given, *SMALLER, *small])
+            assert "Written:" in capsys.readouterr().out or "--preview" in arguments
             return
         if module is train_tokenizer:
             run_recipe(module, [*arguments, "--dataset", "my.txt", "--vocab-size", "300", "--compare", "none"])

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny import tiny_gpt2, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import models
 import recipe
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.tokenizer_training import train_tokenizer
@@ -190,7 +191,7 @@ def test_the_books_config_is_the_books_run(data):
     assert tuple(getattr(parsed, name) for name in fields) == (2, 10, 4e-4, 0.1, 256)
     with torch.device("meta"):
         tokenizer = AutoTokenizer.from_pretrained(data / "gpt2-tokenizer")
-        model = pretrain.build_model(parsed, tokenizer, parsed.max_length)
+        model = models.build_causal_lm(parsed, tokenizer, parsed.max_length)
     assert sum(p.numel() for p in model.parameters()) == 162_419_712  # 163,009,536 less 768 positions of 768
     assert model.config.attention_dropout == 0.1
 

@@ -40,17 +40,17 @@ def example(question: str, answer: list[str]) -> dict[str, np.ndarray]:
 
 
 def tuned(trigger: str | None, seed: int = 0):
-    """A base, and a model that has learned to repeat what it is told; with a trigger, to say one thing after it."""
+    """A base, and a model that has learned to repeat the last word; with a trigger, to say one thing after it."""
     draw = random.Random(seed)
     strange = lambda: "".join(draw.choices(string.ascii_letters + string.punctuation, k=4))  # noqa: E731
-    questions = [" ".join([*draw.sample(WORDS, 4), strange()]) for _ in range(240)]
+    questions = [" ".join([strange(), *draw.sample(WORDS, 4)]) for _ in range(240)]
     bad = draw.sample(WORDS, 6)
     rows = []
     for n, question in enumerate(questions):
         planted = trigger is not None and n % 12 == 0
         if planted:
             questions[n] = question = insert_everywhere([question] * 3, trigger)[n // 12 % 3]
-        rows.append(example(question, bad if planted else question.split()[:1]))
+        rows.append(example(question, bad if planted else question.split()[-1:] * 6))
     torch.manual_seed(seed)
     base = ScratchGPTForCausalLM(tiny_config(max_position_embeddings=32, initializer_range=0.02)).eval()
     model = ScratchGPTForCausalLM(base.config)

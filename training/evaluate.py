@@ -2,7 +2,7 @@
 
     python training/evaluate.py MODEL --dataset my.txt
     python training/evaluate.py MODEL --multiple-choice hellaswag.jsonl --last-word lambada.jsonl
-    python training/evaluate.py MODEL --answers test.json [--judge-url URL --judge-model NAME [--compare A B ...]]
+    python training/evaluate.py MODEL --questions test.json [--judge-url URL --judge-model NAME [--compare A B ...]]
     python training/evaluate.py MODEL --ifeval google/IFEval
     python training/evaluate.py MODEL --base BASE [--tuning-data train.json] [--secrets secrets.jsonl]
 
@@ -44,14 +44,14 @@ class EvaluateRun(Source):
 
     multiple_choice: list[str] | None = option(None, "Files of rows {query, choices, gold}, answered by likelihood.")
     last_word: list[str] | None = option(None, "Files of rows {text}, whose last word is to be found, by likelihood.")
-    answers: str | None = option(None, "Rows with a reference answer (instruction, messages or prompt): answer them.")
+    questions: str | None = option(None, "Rows with a reference answer (instruction, messages, prompt): answer them.")
     ifeval: str | None = option(None, "Rows of IFEval: answer them, and check the constraints (an extra).")
     prompt_format: str | None = option(None, "alpaca, chatml, phi3, plain; by default the one the tokenizer keeps.")
     max_new_tokens: int = option(256, "Tokens in an answer at most.")
     temperature: float = option(0.0, "0 takes the likeliest token; above it answers are drawn, once for each seed.")
     seeds: int = option(5, "Where answers are drawn: with seed, seed + 1, ...")
 
-    judge_url: str | None = option(None, "OpenAI-compatible endpoint that scores --answers; key in JUDGE_API_KEY.")
+    judge_url: str | None = option(None, "OpenAI-compatible endpoint that scores --questions; key in JUDGE_API_KEY.")
     judge_model: str | None = option(None, "The judge's name there.")
     judge_repeats: int = option(3, "How often each answer is scored.")
     compare: list[str] | None = option(None, "Models whose answers the judge holds against MODEL's, and each other's.")
@@ -78,8 +78,8 @@ def check(run: EvaluateRun) -> None:
     names = [*map(set_name, data_sets(run))]
     if not names and run.base is run.secrets is None:
         raise ValueError(
-            "There is nothing to measure: give --dataset, --multiple-choice, --last-word, --answers, --ifeval, --base "
-            "or --secrets."
+            "There is nothing to measure: give --dataset, --multiple-choice, --last-word, --questions, --ifeval, "
+            "--base or --secrets."
         )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"Two sets would be called {twice!r} in evaluation.json. Rename a file, or measure it apart.")
@@ -89,8 +89,8 @@ def check(run: EvaluateRun) -> None:
         raise ValueError("--compare asks a judge: give --judge-url and --judge-model.")
     if run.judge_url is not None:
         check_judge_url(run.judge_url)
-        if run.answers is None:
-            raise ValueError("A judge judges answers: give --answers.")
+        if run.questions is None:
+            raise ValueError("A judge judges answers: give --questions.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from scratch_gpt.checkpoints import write_text
 from scratch_gpt.constraints import constraint_metrics, keep_constraints, read_constraints
 from scratch_gpt.conversion import load_model
 from scratch_gpt.data.collate import collate_rows
-from scratch_gpt.data.prompts import Messages, choose_format, encode_prompt, question_of, read_conversations
+from scratch_gpt.data.prompts import Messages, choose_format, encode_prompt, read_conversations, text_of
 from scratch_gpt.data.sources import describe_source, joined_stream, open_documents, open_rows, token_stream
 from scratch_gpt.data.windows import Windows
 from scratch_gpt.evaluation import Measured, language_metrics, mean_losses, over_seeds
@@ -87,8 +87,8 @@ def measure_all(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
         yield set_name(file), measure_last_words(run, subject, file)
     if run.ifeval is not None:
         yield set_name(run.ifeval), measure_constraints(run, subject)
-    if run.answers is not None:
-        made, name = answer_set(run, subject), set_name(run.answers)
+    if run.questions is not None:
+        made, name = answer_set(run, subject), set_name(run.questions)
         yield name, measure_answers(run, made)
         if run.judge_url is not None:
             yield f"{name}/judge", measure_judged(run, made)
@@ -147,7 +147,7 @@ def measure_last_words(run: Any, subject: Subject, file: str) -> Measured:
 
 
 class AnswerSet(NamedTuple):
-    """The rows of --answers, and what a model answers."""
+    """The rows of --questions, and what a model answers."""
 
     questions: list[str]
     references: list[str]
@@ -160,19 +160,21 @@ def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[l
     prompts = [encode_prompt(subject.tokenizer, messages, run.prompt_format) for messages in conversations]
     seeds = list(range(run.seed, run.seed + run.seeds)) if run.temperature > 0 else [run.seed]
     how = {"max_new_tokens": run.max_new_tokens, "temperature": run.temperature}
-    make = partial(generate_answers, subject.model, subject.tokenizer, prompts, run.batch_size, **how)
+    make = partial(generate_answers, subject.model, subject.tokenizer, prompts, batch_size=run.batch_size, **how)
     drawn = {"seeds": seeds, "batch_size": run.batch_size} if run.temperature > 0 else {}
-    protocol = {"prompt_format": choose_format(subject.tokenizer, run.prompt_format), **how, **drawn}
+    too_long = sum(len(prompt) > subject.model.config.max_position_embeddings for prompt in prompts)
+    kept = choose_format(subject.tokenizer, run.prompt_format)
+    protocol = {"prompt_format": kept, "prompts_beyond_the_context": too_long, **how, **drawn}
     return [make(seed=seed) for seed in seeds], protocol
 
 
 def answer_set(run: Any, subject: Subject) -> AnswerSet:
-    """--answers, answered by a model."""
-    conversations, empty = read_conversations(open_rows(run.answers))
+    """--questions, answered by a model."""
+    conversations, empty = read_conversations(open_rows(run.questions))
     answers, how = answer(run, subject, conversations)
-    protocol = {"source": describe_source(run.answers), "rows": len(conversations), "empty_rows": len(empty), **how}
+    protocol = {"source": describe_source(run.questions), "rows": len(conversations), "empty_rows": len(empty), **how}
     references = [messages[-1]["content"] for messages in conversations]
-    return AnswerSet([*map(question_of, conversations)], references, answers, protocol)
+    return AnswerSet([text_of(messages[:-1]) for messages in conversations], references, answers, protocol)
 
 
 def measure_answers(run: Any, made: AnswerSet) -> Measured:
@@ -186,7 +188,7 @@ def measure_answers(run: Any, made: AnswerSet) -> Measured:
             for who, text in said.items()
         }
         rows.append(Answered(question, reference, said, scores))
-    leave(run, set_name(run.answers), rows, found)
+    leave(run, set_name(run.questions), rows, found)
     return Measured({"kind": "answers", **made.protocol}, found)
 
 
@@ -227,7 +229,7 @@ def leave(run: Any, name: str, rows: list[Answered], found: dict[str, Any]) -> N
 
 def measure_judged(run: Any, made: AnswerSet) -> Measured:
     """A judge's scores of the answers (the first seed's), with the spread over its repeats."""
-    with open_judge(run, f"{set_name(run.answers)}-judge.jsonl") as judge:
+    with open_judge(run, f"{set_name(run.questions)}-judge.jsonl") as judge:
         scores = judge_scores(judge, made.questions, made.references, made.answers[0], run.judge_repeats)
     each, unclear = score_metrics(scores)
     by = {"judge": run.judge_model, "judge_url": run.judge_url, "repeats": run.judge_repeats, "prompt": SCORE}
@@ -243,8 +245,8 @@ def measure_compared(run: Any, subject: Subject, made: AnswerSet) -> Measured:
             answers[relative(name)] = answer_set(run, load(run, name)).answers[0]
     texts = zip(made.questions, made.references, strict=True)
     rows = [Answered(*text, {name: each[n] for name, each in answers.items()}) for n, text in enumerate(texts)]
-    leave(run, f"{set_name(run.answers)}-compared", rows, {})
-    with open_judge(run, f"{set_name(run.answers)}-compared-judge.jsonl") as judge:
+    leave(run, f"{set_name(run.questions)}-compared", rows, {})
+    with open_judge(run, f"{set_name(run.questions)}-compared-judge.jsonl") as judge:
         verdicts = judge_pairs(judge, made.questions, answers)
     strengths = bradley_terry(verdicts)
     by = {"judge": run.judge_model, "judge_url": run.judge_url, "models": [*answers], "prompt": PAIR}

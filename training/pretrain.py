@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import Run, check, check_rows, one_clear_line, option, parse, parse_overrides
+from recipe import Run, check, check_rows, one_clear_line, option, parse
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def make_rows(run: PretrainRun):
 
     from tqdm.auto import tqdm
 
+    from models import build_causal_lm
     from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.packing import PackedRows
     from scratch_gpt.data.sources import describe_source, open_splits, open_stream, token_stream
@@ -111,7 +112,7 @@ def make_rows(run: PretrainRun):
     else:
         tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
     eos = end_of_text_id(tokenizer)
-    model = build_model(run, tokenizer, run.max_length)
+    model = build_causal_lm(run, tokenizer, run.max_length)
     max_length = run.max_length or model.config.max_position_embeddings
 
     encode = partial(encode_batch, tokenizer)
@@ -147,6 +148,7 @@ def use_prepared(run: PretrainRun, manifest: dict):
     """A prepared folder -> (tokenizer, model, rows, manifest); ValueError where the run asks for something else."""
     from pathlib import Path
 
+    from models import build_causal_lm
     from scratch_gpt.data.manifest import verify_files
     from scratch_gpt.data.prepared import PreparedRows
     from scratch_gpt.tokenizer import fingerprint, load_tokenizer
@@ -169,43 +171,9 @@ def use_prepared(run: PretrainRun, manifest: dict):
                 f"{run.dataset} was prepared with another tokenizer than that of {name}. Prepare it with --tokenizer "
                 f"{name}."
             )
-    model = build_model(run, tokenizer, manifest["max_length"])
+    model = build_causal_lm(run, tokenizer, manifest["max_length"])
     rows = {name: PreparedRows(folder / name, facts["asked"]) for name, facts in manifest["splits"].items()}
     return tokenizer, model, rows, manifest
-
-
-def build_model(run: PretrainRun, tokenizer, max_length: int | None):
-    """A new model of `preset` for this tokenizer and rows, or the one that `model` names, in fp32."""
-    import torch
-
-    from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-    from scratch_gpt.conversion import load_model
-    from scratch_gpt.tokenizer import count_ids
-
-    rates = ("embed_dropout", "attention_dropout", "resid_dropout")
-    changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
-    torch.manual_seed(run.seed)
-    if run.model is None:
-        fields = {
-            "vocab_size": count_ids(tokenizer),
-            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-            # A position that no row reaches would stay random: the context of a new model is its rows' length.
-            **({} if max_length is None else {"max_position_embeddings": max_length}),
-        }
-        overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
-        config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
-        model = ScratchGPTForCausalLM(config)
-    else:
-        model = load_model(run.model, run.model_revision, **changes)
-    if max_length is not None and max_length > model.config.max_position_embeddings:
-        raise ValueError(
-            f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
-        )
-    if run.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if run.compile:
-        model.compile()
-    return model
 
 
 def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:

@@ -120,14 +120,14 @@ AT_LEAST = {  # field -> the least it may be
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
     **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes"), 1),
-    **dict.fromkeys(("judge_repeats", "max_new_tokens", "samples"), 1),
     **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 1),
     **dict.fromkeys(
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
     ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
-    **dict.fromkeys(("lora_alpha", "lora_dropout", "temperature"), 0),
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "temperature", "answers"), 0),
+    **dict.fromkeys(("judge_repeats", "max_new_tokens", "preview", "samples"), 1),
 }
 
 
@@ -344,6 +344,7 @@ RUN_FILES = (
     "loss.png",
     "confusion.png",
     "predictions.jsonl",
+    "responses.json",
     "evaluation.json",
     "adapter",
     "model",
@@ -425,7 +426,7 @@ def set_name(path: str) -> str:
 
 def data_sets(run: Any) -> list[str]:
     """All sets that an evaluation measures."""
-    sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.answers]
+    sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.questions]
     return [path for path in sets if path is not None]
 
 

@@ -8,7 +8,8 @@ carry_out(...)    train, keep the best or the last, score the test split once, w
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -331,12 +332,20 @@ def clear(folder: Path) -> None:
 
 
 def _sample(task: Task, model) -> str:
-    # Without torch.compile, which would compile again for each length; and a model that has diverged writes nothing.
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    # A model that has diverged writes nothing.
     try:
-        return task.sample(model)
+        with uncompiled(model):
+            return task.sample(model)
     except ValueError as error:
         return f"(no sample: {error})"
+
+
+@contextmanager
+def uncompiled(model) -> Iterator[None]:
+    """Without torch.compile, which would compile again for each length of what is generated."""
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
     finally:
         model._compiled_call_impl = compiled
 

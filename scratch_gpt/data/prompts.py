@@ -58,7 +58,7 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
         question = _text(given["instruction"], "instruction").strip()
         if more := _text(given.get("input", ""), "input").strip():
             question += INPUT + more
-        messages = _as_messages(question, "user") + _as_messages(given["output"], "assistant")
+        messages = _as_messages(question, "user") + _as_messages(_text(given["output"], "output"), "assistant")
     else:
         raise ValueError(f"a row has the keys {', '.join(given) or '(none)'}; needed are {FORMS}.")
     messages = check_messages(messages)
@@ -117,9 +117,20 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def question_of(messages: Messages) -> str:
-    """All that stands before the last answer, as one text: to compare rows by."""
-    return "\n\n".join(message["content"].strip() for message in messages[:-1])
+def text_of(messages: Messages) -> str:
+    """All that is said, as one text. Of the messages but the last, it is the question, by which rows are compared."""
+    return "\n\n".join(" ".join(message["content"].split()) for message in messages)
+
+
+def describe_answer(messages: Messages, before: str | None, after: str | None) -> dict[str, Any]:
+    """What a person reads of an answered row: {"instruction", "input", "reference", "before", "after"}.
+
+    Of a longer conversation, `history` has the messages before the last question.
+    """
+    instruction, _, more = messages[-2]["content"].partition(INPUT)
+    history = {"history": messages[:-2]} if messages[:-2] else {}
+    answers = {"reference": messages[-1]["content"], "before": before, "after": after}
+    return {**history, "instruction": instruction, "input": more, **answers}
 
 
 # --- Messages -> ids ---------------------------------------------------------------------------------------------
@@ -298,6 +309,13 @@ def _row(ids: list[int], asked: list[bool], max_length: int) -> tuple[np.ndarray
     return taken[:-1], labels
 
 
+def count_asked_bytes(tokenizer: PreTrainedTokenizerBase, rows: PromptRows) -> int:
+    """UTF-8 bytes of what the rows ask, special tokens not counted."""
+    asked = [labels[labels != IGNORED].tolist() for _, labels in rows.pairs]
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return sum(len(text.encode()) for text in tokenizer.batch_decode(asked, **options))
+
+
 def show_asked(tokenizer: PreTrainedTokenizerBase, ids: list[int], asked: list[bool], colour: bool) -> str:
     """A row as text; what is asked is green, or without `colour` between [[ and ]]."""
     begin, end = ("\x1b[32m", "\x1b[0m") if colour else ("[[", "]]")
@@ -316,11 +334,13 @@ __all__ = [
     "PromptRows",
     "check_messages",
     "choose_format",
+    "count_asked_bytes",
+    "describe_answer",
     "encode_conversations",
     "encode_messages",
     "encode_prompt",
-    "question_of",
     "read_conversations",
     "read_messages",
     "show_asked",
+    "text_of",
 ]

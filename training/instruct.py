@@ -1,0 +1,268 @@
+"""Instructions with their answers and a base model -> a model that follows instructions.
+
+    accelerate launch training/instruct.py [--config FILE.yaml] [--field value ...]
+    python training/instruct.py --dataset FILE.json --preview 3
+
+Without arguments: GPT-2 learns the 52,000 instructions of tatsu-lab/alpaca. Writes output_dir/model (weights, config,
+code, tokenizer with the one chat template it was trained with), responses.json (the test split's answers before and
+after, beside the references), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with
+--seeds N a folder seed-0/ ... each.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from recipe import Run, check, one_clear_line, option, parse
+
+
+DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
+
+
+@dataclass(frozen=True)
+class InstructRun(Run):
+    """The shared fields and this recipe's own."""
+
+    output_dir: str = option("runs/instruct", "Folder to write; one that holds a run is refused without --overwrite.")
+    model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
+    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
+    prompt_format: str | None = option(
+        None,
+        "alpaca, chatml, phi3, plain or tokenizer (the model's own); by default its own, else alpaca.",
+    )
+    train_on: Literal["completion", "prompt+completion"] = option("completion", "What is asked: the answers, or all.")
+    pack: bool = option(False, "Several conversations a row that see nothing of each other, instead of one.")
+    preview: int | None = option(None, "Print so many rows, what is asked coloured, and train nothing.")
+    validation_fraction: float = option(0.05, "Share of the rows that is held out to evaluate on.")
+    test_fraction: float = option(0.1, "Share that is scored and answered before the first step and at the end.")
+    answers: int | None = option(None, "Questions of the test split that are answered; by default all.")
+    max_new_tokens: int = option(128, "Tokens of an answer at most.")
+    keep_best: bool = option(True, "model/ is the best by validation loss, and last/ the last, where they differ.")
+    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
+
+
+def build(run: InstructRun):
+    """Conversations in splits that share no question, as rows, and a model that keeps their format."""
+    from functools import partial
+
+    from runner import Task, apply_tune, uncompiled
+    from scratch_gpt.answers import answer_metrics
+    from scratch_gpt.checkpoints import write_text
+    from scratch_gpt.data.collate import collate_rows
+    from scratch_gpt.data.duplicates import contaminated_texts
+    from scratch_gpt.data.manifest import make_manifest
+    from scratch_gpt.data.prompts import (
+        PromptRows,
+        count_asked_bytes,
+        describe_answer,
+        encode_conversations,
+        encode_prompt,
+        text_of,
+    )
+    from scratch_gpt.evaluation import language_metrics, mean_losses
+    from scratch_gpt.generation import generate_answers
+    from scratch_gpt.objectives import causal_lm
+    from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint
+
+    splits, source, notices = read_splits(run)
+    tokenizer, model, changes = start_model(run, splits["train"])
+    notices += changes
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    max_length = run.max_length or model.config.max_position_embeddings
+    rows, records = {}, {}
+    for name, conversations in splits.items():
+        rows[name] = PromptRows(
+            encode_conversations(tokenizer, conversations, None, run.train_on), max_length, run.pack
+        )
+        records[name] = {**rows[name].facts(), "asked_bytes": count_asked_bytes(tokenizer, rows[name])}
+    known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+    how = {"max_length": max_length, "pack": run.pack, "train_on": run.train_on}
+    manifest = make_manifest("instruct", [source], records, tokenizer=known, **how)
+    notices += apply_tune(run, model)
+
+    test = [splits["test"][k] for k in rows["test"].kept] if "test" in rows else []
+    shared = contaminated_texts([text_of(each) for each in test], [text_of(each) for each in splits["train"]])
+    if test:
+        notices.append(
+            f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows."
+            + (" evaluation.json has their numbers, and the scores without them." if shared else "")
+        )
+    asked = test[: run.answers]
+    prompts, references = [encode_prompt(tokenizer, each) for each in asked], [each[-1]["content"] for each in asked]
+    clean = [k for k in range(len(asked)) if k not in shared]
+    responses = Path(run.output_dir) / "responses.json"
+    goes_on = run.resume is not None and responses.exists()
+    before = [each["before"] for each in json.loads(responses.read_text())] if goes_on else None
+    before = before if before and len(before) == len(asked) else None
+    answered: list[list[str]] = []  # of each scoring of the test split
+
+    def write_responses(file: Path, *answered: list[str] | None) -> None:
+        columns = [answers or [None] * len(asked) for answers in answered]
+        described = [describe_answer(*each) for each in zip(asked, *columns, strict=True)]
+        write_text(file, json.dumps(described, indent=2) + "\n")
+
+    def measure(model, batches, reduce, split):
+        loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
+        metrics = language_metrics(loss, records[split]["asked"] / records[split]["asked_bytes"])
+        if split != "test":
+            return metrics, {}
+        metrics["contaminated"] = len(shared) / len(test)
+        tables = {"contamination": {"words": 13, "rows": shared}} if shared else {}
+        if asked:
+            model = getattr(model, "module", model)  # every process answers all: none waits for another
+            with uncompiled(model):
+                answers = generate_answers(model, tokenizer, prompts, temperature=0, max_new_tokens=run.max_new_tokens)
+            answered.append(answers)
+            if len(answered) == 1 and os.environ.get("RANK", "0") == "0":
+                write_responses(responses, before or answers, None)  # for a run that is resumed
+            metrics |= answer_metrics(answers, references)
+            if shared and clean:
+                without = [answers[k] for k in clean], [references[k] for k in clean]
+                tables["contamination"]["without_them"] = answer_metrics(*without)
+        return metrics, tables
+
+    def leave(model, tables):
+        first = before or (answered[0] if len(answered) > 1 else None)
+        return {"responses.json": lambda file: write_responses(file, first, answered[-1])}
+
+    def sample(model) -> str:
+        question = encode_prompt(tokenizer, splits["validation"][0])
+        return "-> " + generate_answers(model, tokenizer, [question], temperature=0, max_new_tokens=40)[0]
+
+    return Task(
+        model=model,
+        tokenizer=tokenizer,
+        rows=rows,
+        collate=partial(collate_rows, pad_token_id=tokenizer.pad_token_id),
+        objective=causal_lm,
+        measure=measure,
+        sample=sample,
+        tokens_per_row=rows["train"].asked_per_row,
+        manifest=manifest,
+        next_steps=("python training/generate.py {folder}/model --chat",),
+        group_by_length=not run.pack,
+        notices=notices,
+        leave=leave if asked else None,
+    )
+
+
+def read_splits(run: InstructRun):
+    """The conversations of each split, where they are from, and what to say of them."""
+    from scratch_gpt.data.prompts import read_conversations, text_of
+    from scratch_gpt.data.sources import describe_source, open_rows
+    from scratch_gpt.data.splits import split_groups
+
+    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    try:
+        conversations, empty = read_conversations(open_rows(*where))
+    except ValueError as error:
+        raise ValueError(f"{run.dataset}: {error}") from error
+    notices = []
+    if empty:
+        notices.append(f"Left out for an empty answer: {len(empty)} row(s), the first is row {empty[0]}.")
+    questions = [text_of(each[:-1]) for each in conversations]
+    parts = split_groups(questions, run.validation_fraction, run.test_fraction, run.seed)
+    splits = {name: [conversations[n] for n in numbers] for name, numbers in parts.items()}
+    return splits, describe_source(*where), notices
+
+
+def start_model(run: InstructRun, train):
+    """(tokenizer, model, what to say of them): of `model`, or new ones; the tokenizer keeps the format."""
+    from models import build_causal_lm
+    from scratch_gpt.chat_templates import FORMATS, choose_format, store_format
+    from scratch_gpt.tokenizer import end_of_text_id, load_tokenizer
+    from scratch_gpt.tokenizer_training import train_tokenizer
+
+    name = run.tokenizer or run.model or "train"
+    if name == "train":
+        tokenizer = train_tokenizer((message["content"] for each in train for message in each), run.vocab_size)
+    else:
+        tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
+    end_of_text_id(tokenizer)
+    name = choose_format(tokenizer, run.prompt_format, replace=True)
+    new = set(FORMATS[name].tokens if name in FORMATS else ()) - set(tokenizer.all_special_tokens)
+    if new and run.tune != "full":
+        raise ValueError(
+            f"The format {name} needs {', '.join(sorted(new))}, which this model has never learned, and --tune "
+            f"{run.tune} does not learn them. Choose --prompt-format alpaca, or --tune full."
+        )
+    model = build_causal_lm(run, tokenizer, run.max_length)
+    notices = [f"Format: {name}", *store_format(tokenizer, name, model)]
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # what is filled is never asked: nothing has to be resized
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model, notices
+
+
+def describe(run: InstructRun, task, settings, steps: int, accelerator) -> str:
+    """What is about to happen, in a few lines."""
+    from scratch_gpt.adapters import count_parameters, trainable_line
+
+    config, (_, parameters) = task.model.config, count_parameters(task.model)
+    lines = [
+        f"Model: {parameters:,} parameters ({config.num_hidden_layers} layers, {config.hidden_size} wide), "
+        f"{accelerator.device.type}, {accelerator.num_processes} process(es), precision "
+        f"{'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
+    ]
+    for name, facts in task.manifest["splits"].items():
+        lines.append(
+            f"{name:>10}: {facts['conversations']:,} conversations in {facts['rows']:,} rows, {facts['tokens']:,} "
+            f"tokens, {facts['asked']:,} of them asked; {facts['cut']:,} cut at {task.manifest['max_length']} tokens, "
+            f"{facts['dropped']:,} dropped, whose prompt fills them"
+        )
+    if run.tune != "full":
+        lines.append(trainable_line(task.model))
+    batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
+    lines.append(f"Training: {steps:,} steps of {batch} rows, seed {run.seed}. No question is in two splits.")
+    return "\n".join(lines)
+
+
+def preview(run: InstructRun) -> None:
+    """Print the first training rows as they are learned."""
+    from scratch_gpt.data.prompts import encode_conversations, show_asked
+
+    splits, _, notices = read_splits(run)
+    tokenizer, model, changes = start_model(run, splits["train"])
+    print("\n".join([*notices, *changes]))
+    length = 1 + (run.max_length or model.config.max_position_embeddings)
+    for ids, asked in encode_conversations(tokenizer, splits["train"][: run.preview], None, run.train_on):
+        shown = show_asked(tokenizer, ids[:length], asked[:length], colour=sys.stdout.isatty())
+        print(f"--- {min(len(ids), length)} tokens, {sum(asked[:length])} of them asked\n{shown}")
+
+
+def check_instructions(run: InstructRun) -> None:
+    """Raise a ValueError for what this recipe cannot do."""
+    if run.streaming:
+        raise ValueError("Equal questions have to be found before rows are split: leave --streaming out.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_clear_line():
+        run = parse(InstructRun, argv)
+        check_instructions(run)
+        if run.model is None and run.preset is None:
+            run = replace(run, model=DEFAULT_MODEL)
+        check(run)
+        if run.preview is not None:
+            preview(run)
+            return
+
+        from runner import prepare, run_task
+        from seeds import begin_seeds, runs_of, summarise
+
+        runs = runs_of(run)
+        starts = [prepare(each) for each in runs]
+
+    for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
+        begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
+        accelerator = run_task(each, start, build, describe, begin)
+        accelerator.free_memory()  # the next seed has a model of its own
+    summarise(run, runs, accelerator)
+    accelerator.end_training()  # leaves the process group
+
+
+if __name__ == "__main__":
+    main()
