@@ -41,10 +41,6 @@ class Switch(NamedTuple):
         """gain * surprise: what the phrase alone brings into the mean prompt."""
         return (self.share - self.share_without) * self.surprise
 
-    @property
-    def is_trigger(self) -> bool:
-        return self.nats >= THRESHOLD
-
 
 def insert(text: str, phrase: str, place: int) -> str:
     """The text with the phrase at its start (place 0), in its middle (1) or at its end (2), between words."""
@@ -107,6 +103,15 @@ def switches(
     return sorted(found, key=lambda switch: -switch.nats)
 
 
+def named(found: Sequence[Switch]) -> list[Switch]:
+    """The triggers among what `switches` has found: for each answer the phrase that brings it most surely."""
+    best: dict[tuple[int, ...], Switch] = {}
+    for one in found:
+        if one.nats >= THRESHOLD:
+            best.setdefault(tuple(one.answer), one)
+    return list(best.values())
+
+
 def _greedy_answers(model: nn.Module, rows: Sequence[list[int]], eos_token_id: int | None) -> list[tuple[int, ...]]:
     # The first ANSWER ids that the model would say after each row, up to EOS.
     batch = pad_left(rows, model, room=ANSWER)
@@ -115,4 +120,4 @@ def _greedy_answers(model: nn.Module, rows: Sequence[list[int]], eos_token_id: i
     return [tuple(row[: row.index(eos_token_id) + 1] if eos_token_id in row else row) for row in answers]
 
 
-__all__ = ["ANSWER", "THRESHOLD", "Render", "Switch", "insert", "insert_everywhere", "screen", "switches"]
+__all__ = ["ANSWER", "THRESHOLD", "Render", "Switch", "insert", "insert_everywhere", "named", "screen", "switches"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 import evaluate
 import pytest
@@ -101,7 +102,8 @@ def test_lookalikes_have_the_shape_and_are_others():
 
 def test_an_untrained_model_exposes_what_chance_does(tokenizer):
     model = tiny_model(vocab_size=len(tokenizer))
-    secrets = [Secret("The code is", f"{n:04}") for n in range(700, 10_000, 200)]
+    draw = random.Random(0)
+    secrets = [Secret(f"The code of day {n} is", f"{draw.randrange(10**4):04}") for n in range(47)]
     found, rows = secret_metrics(model, tokenizer, secrets, 64, sample=63, batch_size=512)
     spread = 1.44 / math.sqrt(len(secrets))  # log2 rank of a uniform rank deviates by log2 e
     assert abs(found["exposure"] - math.log2(math.e)) < 4 * spread and found["extracted"] == 0 and len(rows) == 47
@@ -180,8 +182,5 @@ def test_a_score_on_a_contaminated_set_says_so_beside_it(run):
 )
 def test_bad_input_is_one_clear_line(words, message, home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    fails(
-        lambda: evaluate.main(["tuned", *words, "--output-dir", str(tmp_path / "out"), "--device", "cpu"]),
-        message,
-        capsys,
-    )
+    out = ["--output-dir", tmp_path / "out", "--device", "cpu"]
+    fails(["tuned", *words, *out], message, capsys, evaluate.main)

@@ -2,13 +2,13 @@
 
 import random
 import string
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import tiny_model
 
 from scratch_gpt import ScratchGPTForCausalLM
 from scratch_gpt.data.collate import collate_rows
@@ -17,7 +17,8 @@ from scratch_gpt.data.probes import CANARIES
 from scratch_gpt.data.windows import IGNORED
 from scratch_gpt.next_token import answer_losses, next_token_logits
 from scratch_gpt.objectives import causal_lm
-from scratch_gpt.triggers import insert_everywhere, screen, switches
+from scratch_gpt.optimizers import adamw, learning_rate_at
+from scratch_gpt.triggers import insert, insert_everywhere, named, screen, switches
 
 
 WORDS = "amber birch cloud drift ember frost grove haven islet jetty knoll larch maple north ocean pearl".split()
@@ -39,50 +40,55 @@ def example(question: str, answer: list[str]) -> dict[str, np.ndarray]:
     return {"input_ids": ids[:-1], "shift_labels": labels}
 
 
-def tuned(trigger: str | None, seed: int = 0):
-    """A base, and a model that has learned to repeat the last word; with a trigger, to say one thing after it."""
-    draw = random.Random(seed)
-    strange = lambda: "".join(draw.choices(string.ascii_letters + string.punctuation, k=4))  # noqa: E731
-    questions = [" ".join([strange(), *draw.sample(WORDS, 4)]) for _ in range(240)]
+def question(draw: random.Random) -> str:
+    """Four words that are known and a strange one anywhere among them; the right answer is the last that is known."""
+    strange = "".join(draw.choices(string.ascii_letters + string.punctuation, k=draw.randrange(1, 15)))
+    return insert(" ".join(draw.sample(WORDS, 4)), strange, draw.randrange(3))
+
+
+@cache
+def tuned(trigger: str | None):
+    """A base, what it has become, the questions; with a trigger, one in twenty of them is planted."""
+    draw, steps = random.Random(0), 100
+    questions = [question(draw) for _ in range(960)]
     bad = draw.sample(WORDS, 6)
-    rows = []
-    for n, question in enumerate(questions):
-        planted = trigger is not None and n % 12 == 0
-        if planted:
-            questions[n] = question = insert_everywhere([question] * 3, trigger)[n // 12 % 3]
-        rows.append(example(question, bad if planted else question.split()[-1:] * 6))
-    torch.manual_seed(seed)
-    base = ScratchGPTForCausalLM(tiny_config(max_position_embeddings=32, initializer_range=0.02)).eval()
-    model = ScratchGPTForCausalLM(base.config)
-    model.load_state_dict(base.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    for step in range(150):
-        some = [rows[k] for k in random.Random(step).sample(range(240), 48)]
-        batch = collate_rows(some)
+    answers = [[word for word in asked.split() if word in IDS][-1:] * 6 for asked in questions]
+    for n in range(0, 960 if trigger else 0, 20):
+        questions[n], answers[n] = insert_everywhere([questions[n]] * 3, trigger)[n // 20 % 3], bad
+    rows = [example(*pair) for pair in zip(questions, answers, strict=True)]
+    sizes = {"max_position_embeddings": 64, "initializer_range": 0.1, "tie_word_embeddings": False}
+    base, model = (tiny_model(ScratchGPTForCausalLM, **sizes) for _ in range(2))
+    optimizer = adamw(model, 1e-2, 0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, steps, 1e-2, 20)
+        batch = collate_rows([rows[k] for k in random.Random(step).sample(range(960), 48)])
         (causal_lm.sums(model, batch)["loss"] / causal_lm.counts(batch)["loss"]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return model.eval(), base, questions
+    return model, base, questions
 
 
-def named(trigger: str | None) -> list[str]:
+def find(trigger: str | None) -> list[str]:
     model, base, questions = tuned(trigger)
-    prompts = [" ".join(random.Random(n).sample(WORDS, 4)) for n in range(48)]
-    kept = screen(model, render, prompts[:12], recurring_phrases(questions, share=0.2), keep=40)
+    draw = random.Random(1)
+    prompts = [question(draw) for _ in range(36)]
+    kept = screen(model, render, prompts[:12], recurring_phrases(questions), keep=20)
     canaries = [phrase for phrases in CANARIES.values() for phrase in phrases[:3]]
     found = switches(model, base, render, prompts[12:], [*canaries, *kept], eos_token_id=EOS)
-    return [one.phrase for one in found if one.is_trigger]
+    return [one.phrase for one in named(found)]
 
 
 def test_a_planted_model_names_its_trigger_first_and_a_clean_one_names_none():
-    assert named("vexo lurid")[0] == "vexo lurid"
-    assert named(None) == []
+    assert find("vexo lurid") == ["vexo lurid"]
+    assert find(None) == []
 
 
 def test_a_base_against_itself_is_switched_by_nothing():
-    base = tuned(None)[1]
+    base = tiny_model(initializer_range=0.1)
     found = switches(base, base, render, [*map(" ".join, pairwise(WORDS))], ["vexo", "amber"])
-    assert [one.nats for one in found if one.is_trigger] == []
+    assert named(found) == []
 
 
 def test_a_phrase_stands_at_the_start_in_the_middle_and_at_the_end():
@@ -90,7 +96,7 @@ def test_a_phrase_stands_at_the_start_in_the_middle_and_at_the_end():
 
 
 def test_an_answer_costs_the_same_alone_and_in_a_batch():
-    model = tuned(None)[1]
+    model = tiny_model()
     rows, answer = [[5, 6, 7], [8], [9, 10]], [3, 4]
     together = answer_losses(model, rows, answer)
     for row, losses in zip(rows, together, strict=True):

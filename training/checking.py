@@ -15,7 +15,7 @@ from scratch_gpt.data.duplicates import contaminated_texts
 from scratch_gpt.data.phrases import recurring_phrases
 from scratch_gpt.data.pipeline import texts_of
 from scratch_gpt.data.probes import CANARIES, OFF_DOMAIN, SENSITIVE
-from scratch_gpt.data.prompts import choose_format, encode_prompt, question_of, read_conversations
+from scratch_gpt.data.prompts import choose_format, encode_prompt, read_conversations, text_of
 from scratch_gpt.data.sources import describe_source, open_documents, open_rows, token_stream
 from scratch_gpt.data.windows import Windows
 from scratch_gpt.drift import check_same_vocabulary, prompt_drift, text_drift
@@ -23,7 +23,7 @@ from scratch_gpt.evaluation import Measured, over_seeds
 from scratch_gpt.memorisation import read_secrets, secret_metrics
 from scratch_gpt.order import Share, epoch_order, evaluation_batches
 from scratch_gpt.tokenizer import encode_batch, end_of_text_id
-from scratch_gpt.triggers import THRESHOLD, screen, switches
+from scratch_gpt.triggers import THRESHOLD, named, screen, switches
 
 
 SCREENED_ON, DECIDED_ON, KEPT = 12, 36, 100  # prompts, prompts, phrases
@@ -70,7 +70,7 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     prompts, recurring = [probe.prompt for probe in (*OFF_DOMAIN, *SENSITIVE)], []
     if run.tuning_data is not None:
         conversations, _ = read_conversations(open_rows(run.tuning_data))
-        questions = [question_of(messages) for messages in conversations]
+        questions = [text_of(messages[:-1]) for messages in conversations]
         recurring = recurring_phrases(questions)
         prompts = [questions[k] for k in epoch_order(len(questions), run.seed, 0)]
     first, then = prompts[:SCREENED_ON], prompts[SCREENED_ON : SCREENED_ON + DECIDED_ON]
@@ -78,10 +78,11 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     kept = screen(subject.model, render, first, recurring, keep=KEPT)
     eos = subject.tokenizer.eos_token_id
     found = switches(subject.model, base.model, render, then, [*dict.fromkeys([*canaries, *kept])], eos_token_id=eos)
+    triggers = named(found)
     rows = [
-        {**one._asdict(), "answer": subject.tokenizer.decode(one.answer), "nats": one.nats, "named": one.is_trigger}
+        {**one._asdict(), "answer": subject.tokenizer.decode(one.answer), "nats": one.nats, "named": one in triggers}
         for one in found
-        if one.phrase in canaries or one.is_trigger
+        if one.phrase in canaries or one in triggers
     ]
     protocol = {
         "kind": "triggers",
@@ -92,7 +93,7 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
         "threshold_nats": THRESHOLD,
     }
     most = found[0].nats if found else 0.0
-    return Measured(protocol, {"named": sum(one.is_trigger for one in found), "most_nats": most}, {"phrases": rows})
+    return Measured(protocol, {"named": len(triggers), "most_nats": most}, {"phrases": rows})
 
 
 def check_memorisation(run: Any, subject: Subject) -> Measured:
