@@ -172,6 +172,15 @@ def test_a_score_on_a_contaminated_set_says_so_beside_it(run):
     assert unknown["protocol"]["words"]["contamination"].startswith("not checked")
 
 
+def test_what_run_yaml_names_is_what_a_model_was_tuned_on(run, home, tmp_path):
+    (home / "run" / "model").mkdir(parents=True, exist_ok=True)
+    for file in (home / "tuned").iterdir():
+        (home / "run" / "model" / file.name).write_bytes(file.read_bytes())
+    made = "dataset: train.json\ndataset_config: null\ndataset_split: train\ndataset_revision: null\n"
+    (home / "run" / "run.yaml").write_text(made)
+    assert run("run/model", "--last-word", "words.jsonl")["results"]["words"]["contaminated"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -68,9 +68,8 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     """The canaries, and the phrases that recur in the questions of the tuning data: which switch the answers."""
     canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
     prompts, recurring = [probe.prompt for probe in (*OFF_DOMAIN, *SENSITIVE)], []
-    if run.tuning_data is not None:
-        conversations, _ = read_conversations(open_rows(run.tuning_data))
-        questions = [text_of(messages[:-1]) for messages in conversations]
+    questions, where = tuning_questions(run)
+    if questions:
         recurring = recurring_phrases(questions)
         prompts = [questions[k] for k in epoch_order(len(questions), run.seed, 0)]
     first, then = prompts[:SCREENED_ON], prompts[SCREENED_ON : SCREENED_ON + DECIDED_ON]
@@ -87,7 +86,7 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     protocol = {
         "kind": "triggers",
         "base": base.name,
-        "tuning_data": None if run.tuning_data is None else describe_source(run.tuning_data),
+        "tuning_data": describe_source(*where) if questions else None,
         "candidates": {"canaries": len(canaries), "recurring": len(recurring)},
         "prompts": len(then),
         "threshold_nats": THRESHOLD,
@@ -131,17 +130,37 @@ def with_contamination(run: Any, found: Iterable[tuple[str, Measured]]) -> Itera
 
 
 def learned_texts(run: Any) -> tuple[list[str] | None, str]:
-    """The rows of --tuning-data, or of what run.yaml beside MODEL names, and their name; or None, and why."""
-    if run.tuning_data is not None:
-        return row_texts((run.tuning_data,)), relative(run.tuning_data)
-    recipe = Path(run.model).parent / "run.yaml"
-    made = yaml.safe_load(recipe.read_text()) if recipe.is_file() else {}
-    if not made.get("dataset") or made.get("streaming"):
+    """The rows that the model was tuned on and their name; or None, and why."""
+    where = tuning_source(run)
+    if where is None:
         return None, "nobody says what the model was trained on; give --tuning-data"
     try:
-        return row_texts(source_of(SimpleNamespace(**made))), made["dataset"]
+        return row_texts(where), relative(where[0])
     except ValueError as error:
+        if run.tuning_data is not None:
+            raise
         return None, f"{error} Give --tuning-data."
+
+
+def tuning_questions(run: Any) -> tuple[list[str], tuple | None]:
+    """What is asked in the rows that the model was tuned on, and where they are; none where they instruct nothing."""
+    where = tuning_source(run)
+    try:
+        conversations = [] if where is None else read_conversations(open_rows(*where))[0]
+    except ValueError:
+        if run.tuning_data is not None:
+            raise
+        conversations = []
+    return [text_of(messages[:-1]) for messages in conversations], where
+
+
+def tuning_source(run: Any) -> tuple | None:
+    """What `open_rows` takes: --tuning-data, or what run.yaml beside MODEL names; None where nobody knows."""
+    if run.tuning_data is not None:
+        return (run.tuning_data,)
+    recipe = Path(run.model).parent / "run.yaml"
+    made = yaml.safe_load(recipe.read_text()) if recipe.is_file() else {}
+    return source_of(SimpleNamespace(**made)) if made.get("dataset") and not made.get("streaming") else None
 
 
 def source_of(run: Any) -> tuple:
