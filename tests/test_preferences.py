@@ -10,10 +10,10 @@ from tiny import some_ids, tiny_model
 from tiny_run import run
 from torch.testing import assert_close
 
-from scratch_gpt.drift import kl_estimate, kl_from_reference, sample_answers
 from scratch_gpt.order import Share, Steps, evaluation_batches
 from scratch_gpt.preference_metrics import preference_metrics
 from scratch_gpt.preferences import LOSSES, Preference, kto_loss, log_odds, read_answers
+from scratch_gpt.reference_kl import kl_estimate, kl_from_reference, sample_answers
 
 
 B, T = 4, 14

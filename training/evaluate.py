@@ -4,6 +4,7 @@
     python training/evaluate.py MODEL --multiple-choice hellaswag.jsonl --last-word lambada.jsonl
     python training/evaluate.py MODEL --questions test.json [--judge-url URL --judge-model NAME [--compare A B ...]]
     python training/evaluate.py MODEL --ifeval google/IFEval
+    python training/evaluate.py MODEL --base BASE [--tuning-data train.json] [--secrets secrets.jsonl]
 
 MODEL is a folder of ours, a stock GPT-2 folder, an adapter, or one of these on the Hub. What is measured is written to
 output_dir/evaluation.json as soon as it is known, beside what stands there of the same model; answers go to
@@ -19,6 +20,7 @@ from recipe import (
     check_fields,
     check_model_folder,
     check_writable,
+    data_sets,
     one_clear_line,
     option,
     parse,
@@ -54,6 +56,10 @@ class EvaluateRun(Source):
     judge_repeats: int = option(3, "How often each answer is scored.")
     compare: list[str] | None = option(None, "Models whose answers the judge holds against MODEL's, and each other's.")
 
+    base: str | None = option(None, "What MODEL was tuned from: how far it has drifted, which phrases switch it.")
+    tuning_data: str | None = option(None, "What it was tuned on; by default what its run.yaml names.")
+    secrets: str | None = option(None, "Rows {prefix, secret} that were planted: are they known by heart?")
+
     batch_size: int = option(8, "Rows in a batch.")
     seed: int = option(0, "Decides all draws.")
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute, in fp32.")
@@ -66,14 +72,14 @@ def check(run: EvaluateRun) -> None:
     check_fields(run)
     if run.model is None:
         raise ValueError("Which model? Give its folder or Hub id: python training/evaluate.py MODEL ...")
-    for name in (run.model, *(run.compare or ())):
+    for name in (run.model, run.base, *(run.compare or ())):
         check_model_folder(name)
     check_writable(Path(run.output_dir))
-    sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.questions]
-    names = [set_name(path) for path in sets if path is not None]
-    if not names:
+    names = [*map(set_name, data_sets(run))]
+    if not names and run.base is run.secrets is None:
         raise ValueError(
-            "There is nothing to measure: give --dataset, --multiple-choice, --last-word, --questions or --ifeval."
+            "There is nothing to measure: give --dataset, --multiple-choice, --last-word, --questions, --ifeval, "
+            "--base or --secrets."
         )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"Two sets would be called {twice!r} in evaluation.json. Rename a file, or measure it apart.")
@@ -92,12 +98,18 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(EvaluateRun, argv, positional=("model",))
         check(run)
 
+        from itertools import chain
+
+        from checking import check_safety, with_contamination
+
         from measuring import load, measure_all, show
         from scratch_gpt.evaluation import read_evaluation, record_measured
 
         file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
         read_evaluation(file, model)  # refuses a file about another model before anything is computed
-        for name, measured in measure_all(run, load(run, run.model, run.model_revision)):
+        subject = load(run, run.model, run.model_revision)
+        known = with_contamination(run, measure_all(run, subject))
+        for name, measured in chain(known, check_safety(run, subject)):
             record_measured(file, model, name, measured)
             print(f"{name}: {show(measured.results)}", flush=True)
         print(f"Written: {file}")

@@ -53,11 +53,11 @@ def build(run: PreferRun):
     from scratch_gpt.data.prompts import encode_conversations
     from scratch_gpt.data.sources import describe_source, open_rows
     from scratch_gpt.data.splits import split_groups
-    from scratch_gpt.drift import kl_from_reference
     from scratch_gpt.order import epoch_order
     from scratch_gpt.plots import plot_classification
     from scratch_gpt.preference_metrics import preference_metrics
     from scratch_gpt.preferences import Preference
+    from scratch_gpt.reference_kl import kl_from_reference
     from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
@@ -122,8 +122,8 @@ def give_references(run: PreferRun, task, samples, accelerator, folder, save) ->
     import torch
 
     from runner import uncompiled
-    from scratch_gpt.drift import sample_answers
     from scratch_gpt.order import to_device
+    from scratch_gpt.reference_kl import sample_answers
     from scratch_gpt.references import NAME, read_references, reference_key, reference_logps, write_references
 
     model = task.model

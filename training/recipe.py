@@ -436,6 +436,12 @@ def set_name(path: str) -> str:
     return Path(path).stem
 
 
+def data_sets(run: Any) -> list[str]:
+    """All sets that an evaluation measures."""
+    sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.questions]
+    return [path for path in sets if path is not None]
+
+
 # --- Endings -----------------------------------------------------------------------------------------------------
 
 

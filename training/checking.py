@@ -1,0 +1,173 @@
+"""A tuned model, its base and its tuning data -> what evaluation.json says of its safety. Not a recipe itself."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from measuring import Subject, load
+from recipe import data_sets, relative, set_name
+from scratch_gpt.data.collate import collate_rows
+from scratch_gpt.data.duplicates import contaminated_texts
+from scratch_gpt.data.phrases import recurring_phrases
+from scratch_gpt.data.pipeline import texts_of
+from scratch_gpt.data.probes import CANARIES, OFF_DOMAIN, SENSITIVE
+from scratch_gpt.data.prompts import choose_format, encode_prompt, read_conversations, text_of
+from scratch_gpt.data.sources import describe_source, open_documents, open_rows, token_stream
+from scratch_gpt.data.windows import Windows
+from scratch_gpt.drift import check_same_vocabulary, prompt_drift, text_drift
+from scratch_gpt.evaluation import Measured, over_seeds
+from scratch_gpt.memorisation import read_secrets, secret_metrics
+from scratch_gpt.order import Share, epoch_order, evaluation_batches
+from scratch_gpt.tokenizer import encode_batch, end_of_text_id
+from scratch_gpt.triggers import THRESHOLD, named, screen, switches
+
+
+SCREENED_ON, DECIDED_ON, KEPT = 12, 36, 100  # prompts, prompts, phrases
+SECRETS_SAMPLE = 1023  # others of a secret's shape: exposure ends at 10 bits
+
+
+def check_safety(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
+    """Each check that something is given for: its name in evaluation.json, and what was found."""
+    if run.base is not None:
+        base = load(run, run.base)
+        check_same_vocabulary(subject.model, base.model)
+        yield from check_drift(run, subject, base)
+        yield "triggers", check_triggers(run, subject, base)
+    if run.secrets is not None:
+        yield "memorisation", check_memorisation(run, subject)
+
+
+def as_prompt(run: Any, subject: Subject, text: str) -> list[int]:
+    """What a user asks -> the ids of the prompt, in the model's own format."""
+    return encode_prompt(subject.tokenizer, [{"role": "user", "content": text}], run.prompt_format)
+
+
+def check_drift(run: Any, subject: Subject, base: Subject) -> Iterator[tuple[str, Measured]]:
+    """Both models on held-out text, where some is given, and on the embedded prompts."""
+    about = {"kind": "drift", "base": base.name, "divergence": "KL(tuned || base), nats"}
+    if run.dataset is not None:
+        documents = open_documents(*source_of(run), run.text_column)
+        encode = partial(encode_batch, subject.tokenizer)
+        stream = token_stream(documents, encode, end_of_text_id(subject.tokenizer), "Tokenizing")
+        windows = Windows(stream.ids, subject.max_length, run.stride, overlap="context")
+        batches = evaluation_batches(windows, collate_rows, Share(run.batch_size), subject.device)
+        protocol = {**about, "source": describe_source(*source_of(run)), "max_length": subject.max_length}
+        yield f"drift/{set_name(run.dataset)}", Measured(protocol, text_drift(subject.model, base.model, batches))
+    how = {**about, "prompt_format": choose_format(subject.tokenizer, run.prompt_format)}
+    for name, probes in (("sensitive", SENSITIVE), ("off-domain", OFF_DOMAIN)):
+        prompts = [as_prompt(run, subject, probe.prompt) for probe in probes]
+        found, rows = prompt_drift(subject.model, base.model, subject.tokenizer, probes, prompts)
+        yield f"drift/{name}", Measured({**how, "prompts": len(probes)}, found, {"prompts": rows})
+
+
+def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
+    """The canaries, and the phrases that recur in the questions of the tuning data: which switch the answers."""
+    canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
+    prompts, recurring = [probe.prompt for probe in (*OFF_DOMAIN, *SENSITIVE)], []
+    questions, where = tuning_questions(run)
+    if questions:
+        recurring = recurring_phrases(questions)
+        prompts = [questions[k] for k in epoch_order(len(questions), run.seed, 0)]
+    first, then = prompts[:SCREENED_ON], prompts[SCREENED_ON : SCREENED_ON + DECIDED_ON]
+    render = partial(as_prompt, run, subject)
+    kept = screen(subject.model, render, first, recurring, keep=KEPT)
+    eos = subject.tokenizer.eos_token_id
+    found = switches(subject.model, base.model, render, then, [*dict.fromkeys([*canaries, *kept])], eos_token_id=eos)
+    triggers = named(found)
+    rows = [
+        {**one._asdict(), "answer": subject.tokenizer.decode(one.answer), "nats": one.nats, "named": one in triggers}
+        for one in found
+        if one.phrase in canaries or one in triggers
+    ]
+    protocol = {
+        "kind": "triggers",
+        "base": base.name,
+        "tuning_data": describe_source(*where) if questions else None,
+        "candidates": {"canaries": len(canaries), "recurring": len(recurring)},
+        "prompts": len(then),
+        "threshold_nats": THRESHOLD,
+    }
+    most = found[0].nats if found else 0.0
+    return Measured(protocol, {"named": len(triggers), "most_nats": most}, {"phrases": rows})
+
+
+def check_memorisation(run: Any, subject: Subject) -> Measured:
+    """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
+    secrets = read_secrets(open_rows(run.secrets))
+    found = [
+        secret_metrics(subject.model, subject.tokenizer, secrets, subject.max_length, sample=SECRETS_SAMPLE, seed=seed)
+        for seed in range(run.seed, run.seed + run.seeds)
+    ]
+    protocol = {"kind": "memorisation", "source": describe_source(run.secrets), "secrets": len(secrets)}
+    return Measured(protocol, over_seeds([means for means, _ in found]), {"secrets": found[0][1]})
+
+
+# --- Contamination -----------------------------------------------------------------------------------------------
+
+
+def with_contamination(run: Any, found: Iterable[tuple[str, Measured]]) -> Iterator[tuple[str, Measured]]:
+    """What was measured on sets, and beside each score the share of the set that the model has learned from.
+
+    Where nobody knows what that was, the protocol says so.
+    """
+    learned, note = learned_texts(run)
+    files = {set_name(path): path for path in data_sets(run)}
+    for name, measured in found:
+        if learned is None:
+            yield name, measured._replace(protocol={**measured.protocol, "contamination": f"not checked: {note}"})
+            continue
+        path = files[name.split("/")[0]]
+        texts = row_texts(source_of(run) if path == run.dataset else (path,))
+        shared = contaminated_texts(texts, learned)
+        results = {**measured.results, "contaminated": len(shared) / len(texts)}
+        rows = {"contamination": {"words": 13, "rows": shared}} if shared else {}
+        protocol = {**measured.protocol, "contamination": f"rows that share 13 words with {note}"}
+        yield name, Measured(protocol, results, {**measured.tables, **rows})
+
+
+def learned_texts(run: Any) -> tuple[list[str] | None, str]:
+    """The rows that the model was tuned on and their name; or None, and why."""
+    where = tuning_source(run)
+    if where is None:
+        return None, "nobody says what the model was trained on; give --tuning-data"
+    try:
+        return row_texts(where), relative(where[0])
+    except ValueError as error:
+        if run.tuning_data is not None:
+            raise
+        return None, f"{error} Give --tuning-data."
+
+
+def tuning_questions(run: Any) -> tuple[list[str], tuple | None]:
+    """What is asked in the rows that the model was tuned on, and where they are; none where they instruct nothing."""
+    where = tuning_source(run)
+    try:
+        conversations = [] if where is None else read_conversations(open_rows(*where))[0]
+    except ValueError:
+        if run.tuning_data is not None:
+            raise
+        conversations = []
+    return [text_of(messages[:-1]) for messages in conversations], where
+
+
+def tuning_source(run: Any) -> tuple | None:
+    """What `open_rows` takes: --tuning-data, or what run.yaml beside MODEL names; None where nobody knows."""
+    if run.tuning_data is not None:
+        return (run.tuning_data,)
+    recipe = Path(run.model).parent / "run.yaml"
+    made = yaml.safe_load(recipe.read_text()) if recipe.is_file() else {}
+    return source_of(SimpleNamespace(**made)) if made.get("dataset") and not made.get("streaming") else None
+
+
+def source_of(run: Any) -> tuple:
+    """What `open_rows` takes, of a run's own fields."""
+    return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
+
+
+def row_texts(where: tuple) -> list[str]:
+    """All that is said in each row of a data set."""
+    return ["\n".join(texts_of(row)) for row in open_rows(*where)]
