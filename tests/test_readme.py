@@ -196,12 +196,54 @@ def test_figures_of_preparing_data_are_those_of_the_files_they_name():
             assert recall["neighbours"] == 1 and recall["cosine_low"] <= 0.15 and recall["loss_high"] == 0
 
 
-def test_figures_of_lora_are_those_of_the_file():
-    lora = figures("lora.json")
-    ratios = lora["lora_over_full"]
+def tables() -> dict[str, list[str]]:
+    """The rows of the README's tables, as the files have them."""
+    lora, spam, follow = figures("lora.json"), figures("spam.json"), figures("follow.json")
+    precisions = lora["precisions"].values()
+
+    def cells(show):
+        return " | ".join(show(each["ways"], each["lora_over_full"]) for each in precisions)
+
+    memory = lambda ways, way: f"{ways[way]['peak_bytes'] / 1e9:.2f} GB"  # noqa: E731
+    loss = lambda ways, way: f"loss {ways[way]['losses'][-1]:.3f}"  # noqa: E731
+    rows = [
+        f"| | {' | '.join(lora['precisions'])} |",
+        f"| LoRA, time of a step | {cells(lambda ways, ratio: '{step_seconds:.2f} times'.format(**ratio))} |",
+        f"| LoRA, peak memory | {cells(lambda ways, ratio: '{peak_bytes:.2f} times'.format(**ratio))} |",
+    ]
+    for way in ("full", "lora", "lora on int8", "lora on nf4"):
+        rows.append(f"| {way} | {cells(lambda ways, _, way=way: f'{memory(ways, way)}, {loss(ways, way)}')} |")
+    percent = lambda cell: f"{100 * cell['mean']:.2f} ({100 * cell['std']:.2f})"  # noqa: E731
+    sizes = [size for size in ("747 + 747", "653 + 653")]
+    spread = lambda cell: f"{cell['mean']:.3f} ({cell['std']:.3f})"  # noqa: E731
+    return {
+        "lora": rows,
+        "spam": [
+            f"| {way} | {' | '.join(percent(found[size]['accuracy']) for size in sizes)} |"
+            for way, found in spam["ways"].items()
+        ],
+        "follow": [
+            f"| {name}: {metric} | {spread(found['before/test'][metric])} | {spread(found['test'][metric])} |"
+            for name, found in (("instruct", follow["instruct"]), ("prefer", follow["prefer"]))
+            for metric in found["test"]
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", ["lora", "spam", "follow"])
+def test_tables_are_those_of_the_files(name):
+    for row in tables()[name]:
+        assert row in README, row
+
+
+def test_figures_of_tuning_are_those_of_the_files():
+    lora, classify, instruct = figures("lora.json"), figures("classify.json"), figures("instruct.json")
     assert f"LoRA trains {100 * lora['trained_share']:.2f} % of the" in README
-    assert f"{ratios['step_seconds']:.2f} times the time of full fine-tuning" in README
-    assert f"{ratios['peak_bytes']:.2f} times its peak memory" in README
+    for name in ("theirs", "theirs grouped"):
+        assert f"{classify['ratios'][name]:.2f}" in README
+    over = instruct["over_trl_defaults"]
+    assert f"{over['ours']:.1f} times the tokens a second of TRL's SFTTrainer as it comes" in README
+    assert f"{instruct['over_asking_all']:.2f} times" in README
 
 
 def test_what_was_tried_and_lost_is_what_the_files_say():
