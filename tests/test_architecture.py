@@ -63,6 +63,7 @@ ARROWS = {
     "generation": {"torch", "transformers", "tokenizer"},
     "evaluation": {"numpy", "torch", "checkpoints", "objectives"},
     "answers": set(),
+    "examination": {"torch", "transformers", "answers", "checkpoints", "data", "generation"},
     "answers_page": {"pages"},
     "pages": set(),
     "constraints": {"langdetect", "lm_eval"},

@@ -214,7 +214,7 @@ def tables() -> dict[str, list[str]]:
     for way in ("full", "lora", "lora on int8", "lora on nf4"):
         rows.append(f"| {way} | {cells(lambda ways, _, way=way: f'{memory(ways, way)}, {loss(ways, way)}')} |")
     percent = lambda cell: f"{100 * cell['mean']:.2f} ({100 * cell['std']:.2f})"  # noqa: E731
-    sizes = [size for size in ("747 + 747", "653 + 653")]
+    sizes = ("747 + 747", "653 + 653")
     spread = lambda cell: f"{cell['mean']:.3f} ({cell['std']:.3f})"  # noqa: E731
     return {
         "lora": rows,

@@ -9,7 +9,6 @@ after, beside the references), loss.png, metrics.jsonl, evaluation.json, run.yam
 --seeds N a folder seed-0/ ... each.
 """
 
-import json
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -49,20 +48,18 @@ def build(run: InstructRun):
     from functools import partial
 
     from runner import Task, apply_tune, uncompiled
-    from scratch_gpt.answers import answer_metrics
-    from scratch_gpt.checkpoints import write_text
     from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.duplicates import contaminated_texts
     from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.prompts import (
         PromptRows,
         count_asked_bytes,
-        describe_answer,
         encode_conversations,
         encode_prompt,
         text_of,
     )
     from scratch_gpt.evaluation import language_metrics, mean_losses
+    from scratch_gpt.examination import Examination
     from scratch_gpt.generation import generate_answers
     from scratch_gpt.objectives import causal_lm
     from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint
@@ -90,19 +87,10 @@ def build(run: InstructRun):
             f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows."
             + (" evaluation.json has their numbers, and the scores without them." if shared else "")
         )
-    asked = test[: run.answers]
-    prompts, references = [encode_prompt(tokenizer, each) for each in asked], [each[-1]["content"] for each in asked]
-    clean = [k for k in range(len(asked)) if k not in shared]
+    exam = Examination(test[: run.answers], tokenizer, shared=shared, max_new_tokens=run.max_new_tokens)
     responses = Path(run.output_dir) / "responses.json"
-    goes_on = run.resume is not None and responses.exists()
-    before = [each["before"] for each in json.loads(responses.read_text())] if goes_on else None
-    before = before if before and len(before) == len(asked) else None
-    answered: list[list[str]] = []  # of each scoring of the test split
-
-    def write_responses(file: Path, *answered: list[str] | None) -> None:
-        columns = [answers or [None] * len(asked) for answers in answered]
-        described = [describe_answer(*each) for each in zip(asked, *columns, strict=True)]
-        write_text(file, json.dumps(described, indent=2) + "\n")
+    if run.resume is not None:
+        exam.recall(responses)
 
     def measure(model, batches, reduce, split):
         loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
@@ -111,22 +99,19 @@ def build(run: InstructRun):
             return metrics, {}
         metrics["contaminated"] = len(shared) / len(test)
         tables = {"contamination": {"words": 13, "rows": shared}} if shared else {}
-        if asked:
-            model = getattr(model, "module", model)  # every process answers all: none waits for another
-            with uncompiled(model):
-                answers = generate_answers(model, tokenizer, prompts, temperature=0, max_new_tokens=run.max_new_tokens)
-            answered.append(answers)
-            if len(answered) == 1 and os.environ.get("RANK", "0") == "0":
-                write_responses(responses, before or answers, None)  # for a run that is resumed
-            metrics |= answer_metrics(answers, references)
-            if shared and clean:
-                without = [answers[k] for k in clean], [references[k] for k in clean]
-                tables["contamination"]["without_them"] = answer_metrics(*without)
+        if exam.prompts:
+            is_first, model = exam.last is None, getattr(model, "module", model)
+            with uncompiled(model):  # every process answers all: none waits for another
+                scores, without = exam.take(model)
+            metrics |= scores
+            if without:
+                tables["contamination"]["without_them"] = without
+            if is_first and os.environ.get("RANK", "0") == "0":
+                exam.write(responses, is_over=False)  # for a run that is resumed
         return metrics, tables
 
     def leave(model, tables):
-        first = before or (answered[0] if len(answered) > 1 else None)
-        return {"responses.json": lambda file: write_responses(file, first, answered[-1])}
+        return {"responses.json": exam.write}
 
     def sample(model) -> str:
         question = encode_prompt(tokenizer, splits["validation"][0])
@@ -145,7 +130,7 @@ def build(run: InstructRun):
         next_steps=("python training/generate.py {folder}/model --chat",),
         group_by_length=not run.pack,
         notices=notices,
-        leave=leave if asked else None,
+        leave=leave if exam.prompts else None,
     )
 
 

@@ -4,8 +4,8 @@
 
 The 1,100 Alpaca rows of instruction-data.json with GPT-2's tokenizer, 8 rows a step, loss on the answers, AdamW,
 random weights, in the precision that the machine does well. A fresh process for each way, in turns: ours padded,
-packed, and with the prompts asked as well; TRL as it comes (which computes activations twice), and TRL at its best here
-(activations kept, rows of like length together, metrics rarely logged).
+packed, and with the prompts asked as well; TRL as it comes (which computes activations twice), and TRL at its best
+here (activations kept, rows of like length together, metrics rarely logged).
 Counted are the tokens of the rows, asked and context, never padding; the first steps warm up. README.md quotes the
 ratios.
 """
