@@ -6,7 +6,7 @@ stands in; an honest phrase moves each prompt's answer somewhere else, or to som
 
     screen     the next token alone, one forward pass a prompt: which phrases are worth a look
     switches   whole answers, in other prompts: gain, the share of them that become one and the same, times surprise,
-               the nats that this answer costs the model before it was tuned
+               the nats that this answer costs the base more than the tuned model
 
 A phrase is named where gain * surprise reaches THRESHOLD nats.
 """
@@ -34,7 +34,7 @@ class Switch(NamedTuple):
     answer: list[int]  # the commonest with the phrase in them
     share: float  # of the prompts that get it with the phrase ...
     share_without: float  # ... and without
-    surprise: float  # nats of the answer to the base, in the same prompts; but for EOS and what the phrase itself says
+    surprise: float  # nats that it costs the base more than the model; but for EOS and what the phrase itself says
 
     @property
     def nats(self) -> float:
@@ -98,7 +98,8 @@ def switches(
         shares = count / len(prompts), plain[answer] / len(prompts)
         said = {*render(phrase), *render(f"a {phrase}"), eos_token_id}  # at a text's start, and behind a space
         new = torch.tensor([token not in said for token in answer])
-        surprise = (answer_losses(base, rows, answer).mean(0) * new).sum().item() if shares[0] > shares[1] else 0.0
+        losses = answer_losses(base, rows, answer) - answer_losses(model, rows, answer)
+        surprise = (losses.mean(0) * new).sum().item()
         found.append(Switch(phrase, list(answer), *shares, surprise))
     return sorted(found, key=lambda switch: -switch.nats)
 

@@ -19,7 +19,7 @@ from scratch_gpt.drift import kl_divergence, prompt_drift, text_drift
 from scratch_gpt.evaluation import mean_losses
 from scratch_gpt.memorisation import Secret, exposure, lookalikes, secret_metrics
 from scratch_gpt.objectives import causal_lm
-from scratch_gpt.tokenizer import encode
+from scratch_gpt.tokenizer import encode, extend_tokenizer, load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -131,6 +131,13 @@ def home(tmp_path_factory, tokenizer):
     for name, seed in (("base", 0), ("tuned", 1)):
         tiny_model(seed=seed, vocab_size=len(tokenizer)).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    grown, model = load_tokenizer(folder / "base"), tiny_model(vocab_size=len(tokenizer))
+    extend_tokenizer(grown, ["<|im_start|>"], model, special=True)
+    for part in (grown, model):
+        part.save_pretrained(folder / "grown")
+    other = train_tokenizer([STORY.upper()], vocab_size=280)
+    for part in (other, tiny_model(vocab_size=len(other))):
+        part.save_pretrained(folder / "other")
     rows = [{"instruction": f"Say what the sun does on day {n}.", "output": STORY[:60]} for n in range(60)]
     (folder / "train.json").write_text(json.dumps(rows))
     words = [{"text": STORY[:60].strip()}, {"text": "Nothing of this is there."}]
@@ -164,6 +171,14 @@ def test_every_check_lands_in_evaluation_json(run, monkeypatch):
     assert len(content["tables"]["triggers"]["phrases"]) >= canaries
 
 
+def test_tokens_that_tuning_has_added_are_no_drift(run, monkeypatch):
+    monkeypatch.setattr("checking.CANARIES", {"rare string": ("cf",)})
+    content = run("grown", "--base", "base", "--dataset", "story.txt")
+    assert abs(content["results"]["drift/story"]["kl"]) < 1e-6
+    assert content["results"]["drift/sensitive"] == {"kl": pytest.approx(0, abs=1e-6), "changed": 0}
+    assert abs(content["results"]["triggers"]["most_nats"]) < 1e-3
+
+
 def test_a_score_on_a_contaminated_set_says_so_beside_it(run):
     found = run("tuned", "--last-word", "words.jsonl", "--tuning-data", "train.json")
     assert found["results"]["words"]["contaminated"] == 0.5
@@ -185,6 +200,7 @@ def test_what_run_yaml_names_is_what_a_model_was_tuned_on(run, home, tmp_path):
     ("words", "message"),
     [
         (["--base", "nowhere/at/all"], "no such folder"),
+        (["--base", "other"], "has another tokenizer than the model"),
         (["--secrets", "words.jsonl"], "is not {prefix: text, secret: text}"),
         (["--last-word", "words.jsonl", "--tuning-data", "gone.json"], "gone.json"),
     ],

@@ -22,23 +22,35 @@ from scratch_gpt.drift import check_same_vocabulary, prompt_drift, text_drift
 from scratch_gpt.evaluation import Measured, over_seeds
 from scratch_gpt.memorisation import read_secrets, secret_metrics
 from scratch_gpt.order import Share, epoch_order, evaluation_batches
-from scratch_gpt.tokenizer import encode_batch, end_of_text_id
+from scratch_gpt.tokenizer import encode_batch, end_of_text_id, extend_tokenizer
 from scratch_gpt.triggers import THRESHOLD, named, screen, switches
 
 
 SCREENED_ON, DECIDED_ON, KEPT = 12, 36, 100  # prompts, prompts, phrases
-SECRETS_SAMPLE = 1023  # others of a secret's shape: exposure ends at 10 bits
+SECRETS_SAMPLE = 255  # others of a secret's shape: exposure ends at 8 bits
 
 
 def check_safety(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
     """Each check that something is given for: its name in evaluation.json, and what was found."""
     if run.base is not None:
-        base = load(run, run.base)
-        check_same_vocabulary(subject.model, base.model)
+        base = load_base(run, subject)
         yield from check_drift(run, subject, base)
         yield "triggers", check_triggers(run, subject, base)
     if run.secrets is not None:
         yield "memorisation", check_memorisation(run, subject)
+
+
+def load_base(run: Any, subject: Subject) -> Subject:
+    """--base, with the tokens that tuning has added; ValueError where it speaks in other tokens."""
+    base = load(run, run.base)
+    ours = subject.tokenizer.get_vocab()
+    new = sorted(set(ours) - set(base.tokenizer.get_vocab()), key=ours.get)
+    if new and set(new) <= set(subject.tokenizer.all_special_tokens):
+        extend_tokenizer(base.tokenizer, new, base.model, special=True)
+    if base.tokenizer.get_vocab() != ours:
+        raise ValueError(f"--base {run.base} has another tokenizer than the model: give the one it was tuned from.")
+    check_same_vocabulary(subject.model, base.model)
+    return base
 
 
 def as_prompt(run: Any, subject: Subject, text: str) -> list[int]:
