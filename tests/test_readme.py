@@ -241,6 +241,8 @@ def test_figures_of_tuning_are_those_of_the_files():
     assert f"LoRA trains {100 * lora['trained_share']:.2f} % of the" in README
     for name in ("theirs", "theirs grouped"):
         assert f"{classify['ratios'][name]:.2f}" in README
+    base = figures("spam.json")["base"]
+    assert f"once over) to {base['bits_per_byte']:.2f} bits per byte" in README
     over = instruct["over_trl_defaults"]
     assert f"{over['ours']:.1f} times the tokens a second of TRL's SFTTrainer as it comes" in README
     assert f"{instruct['over_asking_all']:.2f} times" in README
