@@ -1,4 +1,4 @@
-# make train | test | quality | style | conformance | bench | publish-demo. Each sets up what it needs, once.
+# make train | test | quality | style | conformance | bench | bench-tuning | chaos | publish-demo: each sets itself up.
 # Without make, or on Windows: the same lines stand in README.md.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train test quality style conformance bench chaos publish-demo clean
+.PHONY: train test quality style conformance bench bench-tuning chaos publish-demo clean
 .DEFAULT_GOAL := train
 
 # torch first and alone: asked for together with others, a resolver may choose another build of it.
@@ -55,6 +55,18 @@ bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_prepare.py --out tests/benchmarks/prepare.json
 	@$(BIN)/python tests/benchmarks/bench_lora.py --out tests/benchmarks/lora.json
 	@$(BIN)/python tests/benchmarks/bench_main_job.py --out tests/benchmarks/main_job.json
+
+# What tuning comes to, an hour and more: DATA holds books/, sms_spam.tsv and the book's two files of instructions.
+DATA ?= $(SCRATCH_GPT_DATA)
+bench-tuning: $(VENV)/.dev
+	@$(BIN)/python tests/benchmarks/spam.py --books $(DATA)/books --spam $(DATA)/classification/sms_spam.tsv \
+		--out tests/benchmarks/spam.json
+	@$(BIN)/python tests/benchmarks/bench_classify.py --spam $(DATA)/classification/sms_spam.tsv \
+		--out tests/benchmarks/classify.json
+	@$(BIN)/python tests/benchmarks/bench_instruct.py --data $(DATA) --out tests/benchmarks/instruct.json
+	@$(BIN)/python tests/benchmarks/follow.py --model runs/spam/base/model --data $(DATA) --out tests/benchmarks/follow.json
+	@$(BIN)/python tests/benchmarks/safety.py --instructions $(DATA)/instruction-data.json \
+		--out tests/benchmarks/safety.json
 
 # Kills, damages, full disks and bad input, many of each: some minutes.
 chaos: $(VENV)/.dev

@@ -1,6 +1,6 @@
 """Tokens per second of instruction tuning beside TRL's SFTTrainer: same model, data, batch, mask, precision, threads.
 
-    python tests/benchmarks/bench_instruct.py [--data FOLDER] [--preset gpt2] [--rounds 3] [--out FILE.json]
+    python tests/benchmarks/bench_instruct.py --data FOLDER [--preset gpt2] [--rounds 2] [--out FILE.json]
 
 The 1,100 Alpaca rows of instruction-data.json with GPT-2's tokenizer, 8 rows a step, loss on the answers, AdamW,
 random weights, in the precision that the machine does well. A fresh process for each way, in turns: ours padded,
@@ -135,11 +135,11 @@ def rate_of(began: list[tuple[float, float, int]]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "instruct.json")
-    parser.add_argument("--data", type=Path, default=REPO.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, required=True, help="folder of instruction-data.json and gpt2-tokenizer/")
     parser.add_argument("--preset", default="gpt2")
     parser.add_argument("--precision", default=best_precision("cpu"), choices=("no", "bf16"))
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)  # what the fresh processes do
     options = parser.parse_args()
     if options.measure:
