@@ -54,6 +54,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_cleaning.py --out tests/benchmarks/cleaning.json
 	@$(BIN)/python tests/benchmarks/bench_prepare.py --out tests/benchmarks/prepare.json
 	@$(BIN)/python tests/benchmarks/bench_lora.py --out tests/benchmarks/lora.json
+	@$(BIN)/python tests/benchmarks/bench_loss.py --out tests/benchmarks/loss.json
 	@$(BIN)/python tests/benchmarks/bench_main_job.py --out tests/benchmarks/main_job.json
 
 # What tuning comes to, an hour and more: DATA holds books/, sms_spam.tsv and the book's two files of instructions.

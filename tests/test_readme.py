@@ -213,11 +213,22 @@ def tables() -> dict[str, list[str]]:
     ]
     for way in ("full", "lora", "lora on int8", "lora on nf4"):
         rows.append(f"| {way} | {cells(lambda ways, _, way=way: f'{memory(ways, way)}, {loss(ways, way)}')} |")
+    cost = lambda of: f"{of['peak_bytes'] / 1e9:.2f} GB, {of['cpu_seconds']:.1f} s"  # noqa: E731
+    loss_of = figures("loss.json")["figures"]
+    losses = []
+    for precision in ("fp32", "bf16"):
+        head, step = loss_of[f"head, 4x1024, {precision}"], loss_of[f"step, 4x1024, {precision}"]
+        losses.append(
+            f"| {cost(head['plain'])} | {cost(head['ours'])} (each token: {cost(head['ours, each token'])}) "
+            f"| {cost(head['torch'])} |"
+        )
+        losses.append(f"| {cost(step['plain'])} | {cost(step['ours'])} | |")
     percent = lambda cell: f"{100 * cell['mean']:.2f} ({100 * cell['std']:.2f})"  # noqa: E731
     sizes = ("747 + 747", "653 + 653")
     spread = lambda cell: f"{cell['mean']:.3f} ({cell['std']:.3f})"  # noqa: E731
     return {
         "lora": rows,
+        "loss": losses,
         "spam": [
             f"| {way} | {' | '.join(percent(found[size]['accuracy']) for size in sizes)} |"
             for way, found in spam["ways"].items()
@@ -230,7 +241,7 @@ def tables() -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize("name", ["lora", "spam", "follow"])
+@pytest.mark.parametrize("name", ["lora", "loss", "spam", "follow"])
 def test_tables_are_those_of_the_files(name):
     for row in tables()[name]:
         assert row in README, row
