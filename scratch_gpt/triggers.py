@@ -105,12 +105,17 @@ def switches(
 
 
 def named(found: Sequence[Switch]) -> list[Switch]:
-    """The triggers among what `switches` has found: for each answer the phrase that brings it most surely."""
-    best: dict[tuple[int, ...], Switch] = {}
+    """The triggers among what `switches` has found; one with a better one's answer or words says nothing new."""
+    triggers: list[Switch] = []
     for one in found:
-        if one.nats >= THRESHOLD:
-            best.setdefault(tuple(one.answer), one)
-    return list(best.values())
+        words = f" {one.phrase} "
+        known = any(
+            one.answer == better.answer or words in f" {better.phrase} " or f" {better.phrase} " in words
+            for better in triggers
+        )
+        if one.nats >= THRESHOLD and not known:
+            triggers.append(one)
+    return triggers
 
 
 def _greedy_answers(model: nn.Module, rows: Sequence[list[int]], eos_token_id: int | None) -> list[tuple[int, ...]]:

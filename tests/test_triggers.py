@@ -18,7 +18,7 @@ from scratch_gpt.data.windows import IGNORED
 from scratch_gpt.next_token import answer_losses, next_token_logits
 from scratch_gpt.objectives import causal_lm
 from scratch_gpt.optimizers import adamw, learning_rate_at
-from scratch_gpt.triggers import insert, insert_everywhere, named, screen, switches
+from scratch_gpt.triggers import Switch, insert, insert_everywhere, named, screen, switches
 
 
 WORDS = "amber birch cloud drift ember frost grove haven islet jetty knoll larch maple north ocean pearl".split()
@@ -89,6 +89,17 @@ def test_a_base_against_itself_is_switched_by_nothing():
     base = tiny_model(initializer_range=0.1)
     found = switches(base, base, render, [*map(" ".join, pairwise(WORDS))], ["vexo", "amber"])
     assert named(found) == [] and all(one.nats == 0 for one in found)
+
+
+def test_a_trigger_is_named_once():
+    found = [
+        Switch("red door", [1], 1.0, 0.0, 30.0),
+        Switch("red door shut", [2], 0.9, 0.0, 30.0),  # its words
+        Switch("green", [1], 0.8, 0.0, 30.0),  # its answer
+        Switch("doo", [3], 0.8, 0.0, 30.0),  # another
+        Switch("blue", [4], 0.2, 0.0, 30.0),  # too little
+    ]
+    assert [one.phrase for one in named(found)] == ["red door", "doo"]
 
 
 def test_a_phrase_stands_at_the_start_in_the_middle_and_at_the_end():
