@@ -108,6 +108,7 @@ def test_the_model_folder_loads_with_the_auto_classes_and_generates(trained, cap
     assert {file.name for file in (trained / "model").glob("*.py")} == {
         "configuration_scratch_gpt.py",
         "gpt2_layout.py",
+        "linear_cross_entropy.py",
         "modeling_scratch_gpt.py",
     }
 
