@@ -19,6 +19,7 @@ from peft import (
     PeftModel,
     get_peft_model,
 )
+from peft.tuners.lora import Linear as peft_linear
 from safetensors.torch import load_file
 from test_recipes import STORY, fails
 from tiny import some_ids, tiny_gpt2, tiny_model
@@ -467,6 +468,27 @@ def test_a_compiled_adapter_learns_the_same():
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
     for one, other in zip(*gradients, strict=True):
         assert_close(one, other)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypatch):
+    model = tiny_model()
+    add_lora(model, rank=4, alpha=8, use_rslora=use_rslora)
+    moved(model).train()
+    layers = [layer for layer in model.modules() if isinstance(layer, peft_linear)]
+    assert len({type(layer) for layer in layers}) == 1 and type(layers[0]) is not peft_linear
+    found = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = model(IDS, labels=IDS).loss
+        model.zero_grad()
+        loss.backward()
+        found.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])
+        monkeypatch.setattr(type(layers[0]), "forward", peft_linear.forward)  # from now on as peft does it
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == torch.float32 else {"rtol": 0.1, "atol": 2e-3}
+    for ours, pefts in zip(*found, strict=True):
+        torch.testing.assert_close(ours, pefts, **tolerance)
 
 
 def test_a_recipes_choices_are_the_rooms():
