@@ -83,7 +83,7 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     questions, where = tuning_questions(run)
     if questions:
         recurring = recurring_phrases(questions)
-        prompts = [questions[k] for k in epoch_order(len(questions), run.seed, 0)]
+        prompts = [questions[k] for k in epoch_order(len(questions), run.seed, 0)] + prompts
     first, then = prompts[:SCREENED_ON], prompts[SCREENED_ON : SCREENED_ON + DECIDED_ON]
     render = partial(as_prompt, run, subject)
     kept = screen(subject.model, render, first, recurring, keep=KEPT)
