@@ -101,7 +101,6 @@ def main(argv: list[str] | None = None) -> None:
         from itertools import chain
 
         from checking import check_safety, with_contamination
-
         from measuring import load, measure_all, show
         from scratch_gpt.evaluation import read_evaluation, record_measured
 
