@@ -8,13 +8,13 @@ With learned positions every token in the window then stands at a new place, so 
 is computed anew for each token, which is correct and slow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .tokenizer import decode, encode
+from .tokenizer import begin_of_text_id, decode, encode
 
 
 def filter_logits(
@@ -108,6 +108,17 @@ def _draw(
         model.train(was_training)
 
 
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """Rows of ids -> {"input_ids", "attention_mask"} (B, T), each row at the right end of its own.
+
+    The filling is token 0: what the mask hides can be any.
+    """
+    T = max(map(len, rows))
+    ids = torch.tensor([[0] * (T - len(row)) + [*row] for row in rows], device=device)
+    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
 def generate_text(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: str | list[str], **options
 ) -> str | list[str]:
@@ -119,7 +130,7 @@ def generate_text(
         return generate_text(model, tokenizer, [prompts], **options)[0]
     if not prompts:
         return []
-    rows = [encode(tokenizer, prompt) or [_begin(tokenizer)] for prompt in prompts]
+    rows = [encode(tokenizer, prompt) or [begin_of_text_id(tokenizer)] for prompt in prompts]
     return [decode(tokenizer, row) for row in _continue(model, tokenizer, rows, **options)]
 
 
@@ -163,7 +174,7 @@ def stream(
 
     Joined, they are what `generate_text` gives. A character of several tokens comes when it is whole.
     """
-    prompt = torch.tensor([ids or [_begin(tokenizer)]], device=next(model.parameters()).device)
+    prompt = torch.tensor([ids or [begin_of_text_id(tokenizer)]], device=next(model.parameters()).device)
     _check(prompt, temperature, top_k, top_p, max_new_tokens)
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     eos, drawn, shown = tokenizer.eos_token_id, [], 0
@@ -179,20 +190,11 @@ def stream(
         yield rest
 
 
-def _begin(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-
-
 def _continue(model, tokenizer, rows: list[list[int]], **options) -> list[list[int]]:
     # The continuation of each row alone, up to EOS.
-    T = max(map(len, rows))
-    spare = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    pad = next((id for id in spare if id is not None), 0)
-    ids = torch.tensor([[pad] * (T - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
-    device = next(model.parameters()).device
+    batch = pad_left(rows, next(model.parameters()).device)
     eos = options.setdefault("eos_token_id", tokenizer.eos_token_id)
-    output = generate(model, ids.to(device), mask.to(device), **options)[:, T:].tolist()
+    output = generate(model, **batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
     return [row[: row.index(eos)] if eos in row else row for row in output]
 
 
@@ -209,4 +211,4 @@ def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
 
 
-__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "stream"]
+__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .tokenizer import encode_batch
+from .tokenizer import begin_of_text_id, encode_batch
 
 
 class Likelihood(NamedTuple):
@@ -69,7 +69,7 @@ def _encode_pairs(
     cut = [len(context.rstrip()) for context, _ in pairs]
     both = encode_batch(tokenizer, [context + continuation for context, continuation in pairs])
     contexts = encode_batch(tokenizer, [context[:n] for (context, _), n in zip(pairs, cut, strict=True)])
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    begin = begin_of_text_id(tokenizer)
     rows = []
     for whole, context, (_, continuation) in zip(both, contexts, pairs, strict=True):
         asked = len(whole) - len(context)

@@ -8,16 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .generation import pad_left
 
-def pad_left(rows: Sequence[list[int]], model: nn.Module, room: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of ids -> input_ids and attention_mask (B, T) where the model is; `room` of its context is left free."""
+
+def fit_context(rows: Sequence[list[int]], model: nn.Module, room: int = 0) -> dict[str, torch.Tensor]:
+    """`pad_left` of the ends that fit, where the model is; `room` of its context is left free."""
     limit = model.config.max_position_embeddings - room
-    rows = [row[-limit:] for row in rows]
-    T = max(map(len, rows))
-    ids = torch.tensor([[0] * (T - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
-    device = next(model.parameters()).device
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    return pad_left([row[-limit:] for row in rows], next(model.parameters()).device)
 
 
 @torch.no_grad()
@@ -27,7 +24,7 @@ def next_token_logits(model: nn.Module, rows: Sequence[list[int]], batch_size: i
     order = sorted(range(len(rows)), key=lambda k: len(rows[k]))  # like lengths together
     for start in range(0, len(rows), batch_size):
         some = order[start : start + batch_size]
-        batch = pad_left([rows[k] for k in some], model)
+        batch = fit_context([rows[k] for k in some], model)
         found[some] = model(**batch, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu()
     return found
 
@@ -35,10 +32,10 @@ def next_token_logits(model: nn.Module, rows: Sequence[list[int]], batch_size: i
 @torch.no_grad()
 def answer_losses(model: nn.Module, rows: Sequence[list[int]], answer: Sequence[int]) -> torch.Tensor:
     """The nats that each token of one answer costs after each row of ids: (rows, tokens) float32, on the CPU."""
-    batch = pad_left([[*row, *answer] for row in rows], model)
+    batch = fit_context([[*row, *answer] for row in rows], model)
     n = len(answer)
     logits = model(**batch, use_cache=False, logits_to_keep=n + 1).logits[:, :-1].float()  # (B, n, V)
     return -logits.log_softmax(-1).gather(-1, batch["input_ids"][:, -n:, None])[..., 0].cpu()
 
 
-__all__ = ["answer_losses", "next_token_logits", "pad_left"]
+__all__ = ["answer_losses", "fit_context", "next_token_logits"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from .data.collate import collate_rows
 from .data.windows import IGNORED
-from .generation import generate
+from .generation import generate, pad_left
 from .objectives import Batch
 
 
@@ -21,10 +21,10 @@ def sample_answers(
 
     Each is (N, T); the last is -log P of each token that was drawn, in nats, and 0 elsewhere.
     """
-    device, T = next(model.parameters()).device, max(map(len, prompts))
-    ids = torch.tensor([[eos_token_id] * (T - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (T - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    drawn = generate(model, ids, mask, max_new_tokens, eos_token_id=eos_token_id, seed=seed)[:, T:].tolist()
+    device = next(model.parameters()).device
+    batch = pad_left(prompts, device)
+    ids = generate(model, **batch, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, seed=seed)
+    drawn = ids[:, batch["input_ids"].shape[1] :].tolist()
     rows = []
     for prompt, answer in zip(prompts, drawn, strict=True):
         answer = answer[: answer.index(eos_token_id) + 1] if eos_token_id in answer else answer

@@ -109,6 +109,11 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
+def begin_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that a document begins after: BOS where there is one, else the EOS of the document before."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 of what decides text -> ids: the backend, the special tokens' ids and the chat template.
 
@@ -249,6 +254,7 @@ def _batches(texts: Iterable[str], size: int = 100) -> Iterator[list[str]]:
 __all__ = [
     "END_OF_TEXT",
     "PAD",
+    "begin_of_text_id",
     "check_vocabulary",
     "count_ids",
     "decode",

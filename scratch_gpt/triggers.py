@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .generation import generate
-from .next_token import answer_losses, next_token_logits, pad_left
+from .next_token import answer_losses, fit_context, next_token_logits
 
 
 Render = Callable[[str], list[int]]  # what a user asks -> the ids of the whole prompt, up to where the answer begins
@@ -120,7 +120,7 @@ def named(found: Sequence[Switch]) -> list[Switch]:
 
 def _greedy_answers(model: nn.Module, rows: Sequence[list[int]], eos_token_id: int | None) -> list[tuple[int, ...]]:
     # The first ANSWER ids that the model would say after each row, up to EOS.
-    batch = pad_left(rows, model, room=ANSWER)
+    batch = fit_context(rows, model, room=ANSWER)
     ids = generate(model, **batch, max_new_tokens=ANSWER, temperature=0, eos_token_id=eos_token_id)
     answers = ids[:, batch["input_ids"].shape[1] :].tolist()
     return [tuple(row[: row.index(eos_token_id) + 1] if eos_token_id in row else row) for row in answers]

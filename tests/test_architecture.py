@@ -70,7 +70,7 @@ ARROWS = {
     "judging": {"numpy"},
     "likelihood": {"numpy", "torch", "transformers", "tokenizer"},
     "classification_metrics": {"numpy", "torch", "objectives"},
-    "next_token": {"torch"},
+    "next_token": {"torch", "generation"},
     "drift": {"torch", "transformers", "data", "generation", "next_token", "objectives"},
     "triggers": {"torch", "generation", "next_token"},
     "memorisation": {"torch", "transformers", "likelihood"},
