@@ -192,7 +192,7 @@ def test_the_books_config_is_the_books_run(data):
     assert tuple(getattr(parsed, name) for name in fields) == (2, 10, 4e-4, 0.1, 256)
     with torch.device("meta"):
         tokenizer = AutoTokenizer.from_pretrained(data / "gpt2-tokenizer")
-        model = models.build_causal_lm(parsed, tokenizer, parsed.max_length)
+        model = models.build_model(parsed, tokenizer, parsed.max_length)
     assert sum(p.numel() for p in model.parameters()) == 162_419_712  # 163,009,536 less 768 positions of 768
     assert model.config.attention_dropout == 0.1
 

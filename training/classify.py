@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse, parse_overrides
+from recipe import Run, check, one_clear_line, option, parse
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "ucirvine/sms_spam", "openai-community/gpt2"
@@ -62,7 +62,7 @@ def build(run: ClassifyRun):
 
     splits, source = read_splits(run)
     names = [*count_classes(splits["train"].labels)]
-    tokenizer, model = build_model(run, names, splits["train"])
+    tokenizer, model = start_model(run, names, splits["train"])
     notices = apply_tune(run, model)
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
@@ -135,46 +135,22 @@ def read_splits(run: ClassifyRun):
     return {name: examples.take(numbers) for name, numbers in parts.items()}, describe_source(*where)
 
 
-def build_model(run: ClassifyRun, names: list[str], train):
+def start_model(run: ClassifyRun, names: list[str], train):
     """(tokenizer, model): of `model`, or new ones; the head is new in any case, and drawn by the seed."""
-    import torch
+    from models import build_model, open_tokenizer
+    from scratch_gpt import ScratchGPTForSequenceClassification
+    from scratch_gpt.conversion import fresh_head
+    from scratch_gpt.tokenizer import end_of_text_id
 
-    from scratch_gpt import ScratchGPTConfig, ScratchGPTForSequenceClassification
-    from scratch_gpt.conversion import fresh_head, load_model
-    from scratch_gpt.tokenizer import count_ids, end_of_text_id, load_tokenizer
-    from scratch_gpt.tokenizer_training import train_tokenizer
-
-    name = run.tokenizer or run.model or "train"
-    if name == "train":
-        tokenizer = train_tokenizer(train.texts, run.vocab_size)
-    else:
-        tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
+    tokenizer = open_tokenizer(run, train.texts)
     if tokenizer.pad_token_id is None:
         end_of_text_id(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token  # what is filled is told by the mask: nothing has to be resized
-    rates = ("embed_dropout", "attention_dropout", "resid_dropout")
-    changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
-    torch.manual_seed(run.seed)
-    if run.model is None:
-        length = {} if run.max_length is None else {"max_position_embeddings": run.max_length}
-        overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
-        config = ScratchGPTConfig.from_preset(
-            run.preset, **{"vocab_size": count_ids(tokenizer), **length, **changes, **overrides}
-        )
-        model = ScratchGPTForSequenceClassification(config)
-    else:
-        model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, **changes)
-    limit = model.config.max_position_embeddings
-    if run.max_length is not None and run.max_length > limit:
-        raise ValueError(f"max_length {run.max_length} is more than the model's context, {limit} tokens.")
+    model = build_model(run, tokenizer, run.max_length, ScratchGPTForSequenceClassification)
     fresh_head(model, names, has_many=train.has_many, seed=run.seed)
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, role, getattr(tokenizer, role))
-    tokenizer.model_max_length = run.max_length or limit  # `truncation=True` cuts where training did
-    if run.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if run.compile:
-        model.compile()
+    tokenizer.model_max_length = run.max_length or model.config.max_position_embeddings  # `truncation=True` cuts there
     return tokenizer, model
 
 

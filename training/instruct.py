@@ -156,15 +156,9 @@ def read_splits(run: InstructRun):
 
 def start_model(run: InstructRun, train):
     """(tokenizer, model, what to say of them): of `model`, or new ones; the tokenizer keeps the format."""
-    from models import build_chat_lm
-    from scratch_gpt.tokenizer import load_tokenizer
-    from scratch_gpt.tokenizer_training import train_tokenizer
+    from models import build_chat_lm, open_tokenizer
 
-    name = run.tokenizer or run.model or "train"
-    if name == "train":
-        tokenizer = train_tokenizer((message["content"] for each in train for message in each), run.vocab_size)
-    else:
-        tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
+    tokenizer = open_tokenizer(run, (message["content"] for each in train for message in each))
     return tokenizer, *build_chat_lm(run, tokenizer)
 
 

@@ -1,15 +1,29 @@
-"""What a run says of its model -> a language model, new or loaded, for text or for chat. Not a recipe itself."""
+"""What a run says of its model and tokenizer -> both, new or loaded. Not a recipe itself."""
+
+from collections.abc import Iterable
 
 import torch
+from transformers import PreTrainedModel
 
 from recipe import Run, parse_overrides
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.chat_templates import FORMATS, choose_format, store_format
 from scratch_gpt.conversion import load_model
-from scratch_gpt.tokenizer import count_ids, end_of_text_id
+from scratch_gpt.tokenizer import count_ids, end_of_text_id, load_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
-def build_causal_lm(run: Run, tokenizer, max_length: int | None) -> ScratchGPTForCausalLM:
+def open_tokenizer(run: Run, texts: Iterable[str]):
+    """The tokenizer that the run names, its model's, or one that is trained on the texts."""
+    name = run.tokenizer or run.model or "train"
+    if name == "train":
+        return train_tokenizer(texts, run.vocab_size)
+    return load_tokenizer(name, run.model_revision if name == run.model else None)
+
+
+def build_model(
+    run: Run, tokenizer, max_length: int | None, model_class: type[PreTrainedModel] = ScratchGPTForCausalLM
+) -> PreTrainedModel:
     """A new model of `preset` for this tokenizer and rows, or the one that `model` names, in fp32."""
     rates = ("embed_dropout", "attention_dropout", "resid_dropout")
     changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
@@ -23,9 +37,9 @@ def build_causal_lm(run: Run, tokenizer, max_length: int | None) -> ScratchGPTFo
         }
         overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
-        model = ScratchGPTForCausalLM(config)
+        model = model_class(config)
     else:
-        model = load_model(run.model, run.model_revision, **changes)
+        model = load_model(run.model, run.model_revision, model_class, **changes)
     if max_length is not None and max_length > model.config.max_position_embeddings:
         raise ValueError(
             f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
@@ -47,7 +61,7 @@ def build_chat_lm(run: Run, tokenizer) -> tuple[ScratchGPTForCausalLM, list[str]
             f"The format {name} needs {', '.join(sorted(new))}, which this model has never learned, and --tune "
             f"{run.tune} does not learn them. Choose --prompt-format alpaca, or --tune full."
         )
-    model = build_causal_lm(run, tokenizer, run.max_length)
+    model = build_model(run, tokenizer, run.max_length)
     notices = [f"Format: {name}", *store_format(tokenizer, name, model)]
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # what is filled is never asked: nothing has to be resized

@@ -88,14 +88,13 @@ def make_rows(run: PretrainRun):
 
     from tqdm.auto import tqdm
 
-    from models import build_causal_lm
+    from models import build_model, open_tokenizer
     from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.packing import PackedRows
     from scratch_gpt.data.sources import describe_source, open_splits, open_stream, token_stream
     from scratch_gpt.data.streams import TokenLanes
     from scratch_gpt.data.windows import Windows, require_full_window
-    from scratch_gpt.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint, load_tokenizer
-    from scratch_gpt.tokenizer_training import train_tokenizer
+    from scratch_gpt.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
     fractions = (run.validation_fraction, run.test_fraction)
@@ -104,16 +103,15 @@ def make_rows(run: PretrainRun):
         splits, source = stream.splits, describe_source(*where)
     else:
         splits, source = open_splits(*where, run.text_column, *fractions, run.seed)
-    name = run.tokenizer or run.model or "train"
-    if name == "train":
-        texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
-        quiet = os.environ.get("RANK", "0") != "0"
-        shown = tqdm(texts, "Training a tokenizer", len(splits["train"]), delay=1, disable=quiet)
-        tokenizer = train_tokenizer(shown, run.vocab_size)
-    else:
-        tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
+
+    def texts():
+        quiet, whole = os.environ.get("RANK", "0") != "0", splits["train"]
+        found = (text for batch in whole.iter(100) for text in batch["text"])
+        yield from tqdm(found, "Training a tokenizer", len(whole), delay=1, disable=quiet)
+
+    tokenizer = open_tokenizer(run, texts())
     eos = end_of_text_id(tokenizer)
-    model = build_causal_lm(run, tokenizer, run.max_length)
+    model = build_model(run, tokenizer, run.max_length)
     max_length = run.max_length or model.config.max_position_embeddings
 
     encode = partial(encode_batch, tokenizer)
@@ -149,7 +147,7 @@ def use_prepared(run: PretrainRun, manifest: dict):
     """A prepared folder -> (tokenizer, model, rows, manifest); ValueError where the run asks for something else."""
     from pathlib import Path
 
-    from models import build_causal_lm
+    from models import build_model
     from scratch_gpt.data.manifest import verify_files
     from scratch_gpt.data.prepared import PreparedRows
     from scratch_gpt.tokenizer import fingerprint, load_tokenizer
@@ -172,7 +170,7 @@ def use_prepared(run: PretrainRun, manifest: dict):
                 f"{run.dataset} was prepared with another tokenizer than that of {name}. Prepare it with --tokenizer "
                 f"{name}."
             )
-    model = build_causal_lm(run, tokenizer, manifest["max_length"])
+    model = build_model(run, tokenizer, manifest["max_length"])
     rows = {name: PreparedRows(folder / name, facts["asked"]) for name, facts in manifest["splits"].items()}
     return tokenizer, model, rows, manifest
 
