@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from .objectives import Batch, Objective
 
 
 FORMAT_VERSION = 1
+Sums = dict[str, tuple[torch.Tensor | float, torch.Tensor | float]]  # name -> sum, count
 
 
 @torch.no_grad()
@@ -32,13 +33,26 @@ def mean_losses(
     """
     was_training = model.training
     model.eval()
-    totals: dict[str, torch.Tensor] = {}  # term -> [sum, count]
-    for batch, counted in batches:
-        counts, sums = objective.counts(batch), objective.sums(model, batch)
-        for name in sums:
-            pair = torch.tensor([float(sums[name]), float(counts[name])], dtype=torch.float64) * counted
-            totals[name] = totals[name] + pair if name in totals else pair
+
+    def read() -> Iterator[tuple[Sums, bool]]:
+        for batch, counted in batches:
+            counts, sums = objective.counts(batch), objective.sums(model, batch)
+            yield {name: (total, counts[name]) for name, total in sums.items()}, counted
+
+    found = means(read(), reduce)
     model.train(was_training)
+    return found
+
+
+def means(
+    read: Iterable[tuple[Sums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> dict[str, float]:
+    """What each batch has come to, and whether it counts -> each name's sum divided once by its count, or NaN."""
+    totals: dict[str, torch.Tensor] = {}
+    for sums, counted in read:
+        for name, pair in sums.items():
+            pair = torch.tensor([float(value) for value in pair], dtype=torch.float64) * counted
+            totals[name] = totals[name] + pair if name in totals else pair
     reduced = {name: (pair if reduce is None else reduce(pair)).tolist() for name, pair in totals.items()}
     return {name: total / count if count else math.nan for name, (total, count) in reduced.items()}
 
@@ -139,8 +153,10 @@ def _json_number(value: Any) -> Any:
 
 __all__ = [
     "Measured",
+    "Sums",
     "language_metrics",
     "mean_losses",
+    "means",
     "over_seeds",
     "read_evaluation",
     "record_measured",

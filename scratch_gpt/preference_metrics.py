@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from .evaluation import Sums, means
 from .objectives import Batch
 from .preferences import Answers, Preference, read_answers
 
@@ -38,20 +39,17 @@ def preference_metrics(
         answers = read_answers(model, batch, with_prompts=objective.loss_type == "orpo")
         read.append((answers, batch | {"counts": objective.counts(batch)}, counted))
     model.train(was_training)
-    means = {}
+    kls = {}
     if objective.loss_type == "kto":
         log_ratios = [((of.logps - batch["reference_logps"]).chunk(2)[1], counted) for of, batch, counted in read]
-        means = _means([({"kl": (others.sum(), len(others))}, counted) for others, counted in log_ratios], reduce)
-    kl = {name: torch.tensor(value, device=read[0][0].logps.device) for name, value in means.items()}
-    found = _means([(_sums(objective, answers, batch | kl), counted) for answers, batch, counted in read], reduce)
+        kls = means([({"kl": (others.sum(), len(others))}, counted) for others, counted in log_ratios], reduce)
+    kl = {name: torch.tensor(value, device=read[0][0].logps.device) for name, value in kls.items()}
+    found = means([(_sums(objective, answers, batch | kl), counted) for answers, batch, counted in read], reduce)
     terms = {name: found.pop(name) for name in ("loss", "nll") if name in found}
     margin = found.pop("chosen_rewards") - found.pop("rejected_rewards")
-    numbers = {"accuracy": found.pop("accuracy"), "margin": margin, **found, **means}
+    numbers = {"accuracy": found.pop("accuracy"), "margin": margin, **found, **kls}
     asked = {name: value for name, value in numbers.items() if not math.isnan(value)}  # judged answers all of one kind
     return {"loss": sum(terms.values()), **asked}
-
-
-Sums = dict[str, tuple[torch.Tensor, torch.Tensor | int]]  # name -> sum, count
 
 
 def _sums(objective: Preference, answers: Answers, batch: Batch) -> Sums:
@@ -71,16 +69,6 @@ def _sums(objective: Preference, answers: Answers, batch: Batch) -> Sums:
         sums[f"chosen_{name}"] = (values[is_chosen].sum(), is_chosen.sum())
         sums[f"rejected_{name}"] = (values[~is_chosen].sum(), (~is_chosen).sum())
     return sums
-
-
-def _means(read: list[tuple[Sums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None) -> dict[str, float]:
-    totals: dict[str, torch.Tensor] = {}
-    for sums, counted in read:
-        for name, pair in sums.items():
-            pair = torch.tensor([float(value) for value in pair], dtype=torch.float64) * counted
-            totals[name] = totals[name] + pair if name in totals else pair
-    reduced = {name: (pair if reduce is None else reduce(pair)).tolist() for name, pair in totals.items()}
-    return {name: total / count if count else math.nan for name, (total, count) in reduced.items()}
 
 
 __all__ = ["preference_metrics"]

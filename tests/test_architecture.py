@@ -45,7 +45,7 @@ ARROWS = {
     "objectives": {"torch"},
     "preferences": {"torch", "objectives"},
     "reference_kl": {"numpy", "torch", "data", "generation", "objectives"},
-    "preference_metrics": {"torch", "objectives", "preferences"},
+    "preference_metrics": {"torch", "evaluation", "objectives", "preferences"},
     "references": {"numpy", "torch", "safetensors", "checkpoints", "order", "preferences"},
     "data/preference_rows": {"numpy", "data"},
     "adapters": {"peft", "torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
