@@ -13,21 +13,18 @@ import argparse
 import json
 import math
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 from runs import recipe, slug
+
+from scratch_gpt.evaluation import spread
 
 
 INSTRUCT = ["--prompt-format", "chatml", "--batch-size", "8", "--max-new-tokens", "48", "--workers", "0"]
 PREFER = ["--loss-type", "dpo", "--beta", "0.1", "--batch-size", "8", "--epochs", "1", "--workers", "0"]
 RATES = {"instruct": ("5e-4", "1e-3", "2e-3"), "prefer": ("2e-5", "1e-4", "5e-4")}
 SHOWN = {"instruct": ("loss", "exact_match", "f1"), "prefer": ("loss", "accuracy", "margin", "kl_from_reference")}
-
-
-def spread(values: list[float]) -> dict:
-    return {"mean": statistics.mean(values), "std": statistics.stdev(values), "n": len(values)}
 
 
 def tune(options, name: str, file: str, fields: list[str], base: Callable[[object], str]) -> dict:
@@ -37,6 +34,9 @@ def tune(options, name: str, file: str, fields: list[str], base: Callable[[objec
         data = ["--model", base(seed), "--dataset", str(options.data / file), *fields, *more, *options.quick]
         return recipe(name, options.work / folder, *data, "--seed", str(seed), "--learning-rate", rate)
 
+    def shown(results: dict) -> dict:
+        return {metric: results[metric] for metric in SHOWN[name]}
+
     few = ["--answers", "1"] if name == "instruct" else []
     tried = {rate: run(slug("choose", name, rate), 100, rate, *few) for rate in RATES[name]}
     losses = {rate: found["results"]["validation"]["loss"] for rate, found in tried.items()}
@@ -45,10 +45,7 @@ def tune(options, name: str, file: str, fields: list[str], base: Callable[[objec
     return {
         "learning_rate": rate,
         "validation_loss_at_seed_100": losses,
-        **{
-            split: {metric: spread([each["results"][split][metric] for each in found]) for metric in SHOWN[name]}
-            for split in ("before/test", "test")
-        },
+        **spread([{split: shown(each["results"][split]) for split in ("before/test", "test")} for each in found]),
         "seconds": sum(each["seconds"] for each in [*tried.values(), *found]),
     }
 

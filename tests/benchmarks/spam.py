@@ -22,6 +22,7 @@ from runs import recipe, slug
 
 from scratch_gpt.data.labels import Examples, distinct_rows, read_examples, split_examples, undersample
 from scratch_gpt.data.sources import open_rows
+from scratch_gpt.evaluation import over_seeds
 
 
 SHAPE = ["--preset", "tiny", "--config-overrides", "hidden_size=192", "--max-length", "128"]
@@ -111,14 +112,13 @@ def run(options) -> dict:
             }
     bayes = figures["ways"]["naive Bayes"] = {}
     for balance in BALANCES:
-        values = []
+        scores = []
         for seed in range(options.seeds):
             splits = splits_of(examples, balance == "653 + 653", seed)
             ours = options.work / slug("random weights", balance) / f"seed-{seed}" / "predictions.jsonl"
             assert splits["test"].texts == [json.loads(line)["text"] for line in ours.read_text().splitlines()]
-            values.append(naive_bayes(splits["train"], splits["test"]))
-        spread = {"mean": statistics.mean(values), "std": statistics.stdev(values), "n": len(values)}
-        bayes[balance] = {"accuracy": spread}
+            scores.append({"accuracy": naive_bayes(splits["train"], splits["test"])})
+        bayes[balance] = over_seeds(scores)
     return figures
 
 
