@@ -78,7 +78,7 @@ def export(folder: str | Path, *, kind: str) -> Exported:
 def _check_source(source: Path) -> None:
     if (source / "adapter_config.json").exists():
         raise ValueError(
-            f"{source} holds an adapter that is not merged, and an export is a whole model. Export the run that made it "
+            f"{source} holds an adapter that is not merged, and an export is a whole model. Export its run "
             "(its model/ is the merged one)."
         )
     if not (source / "config.json").is_file():
@@ -213,7 +213,7 @@ def write_gguf(
 
     if not isinstance(model, ScratchGPTForCausalLM):
         raise ValueError(
-            f"llama.cpp's GPT-2 is a language model; a {type(model).__name__} cannot be exported as GGUF."
+            f"A GGUF file holds a language model, and this is a {type(model).__name__}: export it as onnx."
         )
     refuse_what_gpt2_cannot_say(model)
     config = model.config
