@@ -113,7 +113,7 @@ class Plain(nn.Module):
 def write_onnx(model: ScratchGPTPreTrainedModel, file: Path) -> float:
     """Write a model as ONNX, and return the largest difference between what the two compute.
 
-    `input_ids` and `attention_mask`, both int64 (batch, sequence), padded on either side -> `logits`, (batch, sequence,
+    `input_ids` and `attention_mask`, both int64 (batch, sequence), padded on either side -> `logits` (batch, sequence,
     vocabulary) or, of a classifier, (batch, classes); of a model without a head `last_hidden_state`. The file's own
     metadata holds the context, and a classifier's labels. Weights of 2 GB and more lie beside it, in `.data`.
 
@@ -271,7 +271,7 @@ def _to_gguf(model: ScratchGPTForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, Any]:
-    """A byte-level BPE -> tokens by id, their types and the merges, and whether a text begins with BOS, ends in EOS."""
+    """A byte-level BPE -> tokens by id, their types, the merges, and whether a text begins with BOS, ends in EOS."""
     from gguf import TokenType
 
     check_vocabulary(tokenizer, rows)
