@@ -10,10 +10,10 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -89,8 +89,6 @@ def _check_source(source: Path) -> None:
 
 
 def _need(extra: str, libraries: tuple[str, ...]) -> None:
-    from importlib.util import find_spec
-
     for library in libraries:
         if find_spec(library) is None:
             raise ImportError(f'{library} is not installed; it is of an extra: pip install -e ".[{extra}]"')
@@ -244,7 +242,7 @@ def write_gguf(
 
     for name, tensor in _to_gguf(model).items():
         is_matrix = tensor.dim() == 2 and name != "position_embd.weight"  # which is only looked up
-        writer.add_tensor(name, tensor.numpy().astype(np.float16 if half and is_matrix else np.float32))
+        writer.add_tensor(name, (tensor.half() if half and is_matrix else tensor.float()).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -315,4 +313,4 @@ def _refuse_what_gguf_cannot_split(content: dict[str, Any]) -> None:
             refuse(f"takes the space beside {item['content']!r} away")
 
 
-__all__ = ["FOLDER", "KINDS", "Exported", "export", "write_gguf", "write_onnx"]
+__all__ = ["FOLDER", "KINDS", "Exported", "Plain", "export", "write_gguf", "write_onnx"]

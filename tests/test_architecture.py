@@ -85,7 +85,7 @@ ARROWS = {
         *("conversion", "leaks", "plots", "record", "tokenizer"),
     },
     "exports": {
-        *("numpy", "torch", "transformers", "gguf", "onnxruntime"),
+        *("torch", "transformers", "gguf", "onnxruntime"),
         *("checkpoints", "conversion", "modeling", "tokenizer"),
     },
     "hub": {"huggingface_hub", "card", "checkpoints", "published", "record"},

@@ -42,8 +42,8 @@ def trained(tmp_path_factory):
     sizes = {"vocab_size": 512, "hidden_size": 64, "max_position_embeddings": CONTEXT, "initializer_range": 0.02}
     model = ScratchGPTForCausalLM(tiny_config(**sizes, bos_token_id=0, eos_token_id=0, pad_token_id=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(120):
-        starts = torch.randint(len(ids) - CONTEXT, (8,)).tolist()
+    for _ in range(150):
+        starts = torch.randint(len(ids) - CONTEXT, (4,)).tolist()
         rows = torch.stack([ids[start : start + CONTEXT] for start in starts])
         model(rows, labels=rows).loss.backward()
         optimizer.step()
@@ -107,8 +107,9 @@ def test_llama_cpp_writes_the_same_text_as_the_trained_model(trained, kind, caps
     file = next((folder / "exports" / kind).iterdir())
     assert f"Written: {file}, {file.stat().st_size:,} bytes" in capsys.readouterr().out
     server, tie = llama(file), TIE if kind == "gguf" else 0.1
-    same = [same_tokens(server, model, tokenizer, prompt, 200, tie) for prompt in PROMPTS]
-    assert same.count(200) >= 2
+    prompts = PROMPTS if kind == "gguf" else PROMPTS[:2]
+    same = [same_tokens(server, model, tokenizer, prompt, 200, tie) for prompt in prompts]
+    assert same.count(200) >= len(prompts) / 2
 
 
 VARIANTS = {
