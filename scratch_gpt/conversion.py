@@ -78,7 +78,7 @@ def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path,
         model = load_any_head(Path(model_or_dir))
         if tokenizer is None and (Path(model_or_dir) / "tokenizer_config.json").exists():
             tokenizer = load_tokenizer(model_or_dir)
-    _refuse_what_gpt2_cannot_say(model)
+    refuse_what_gpt2_cannot_say(model)
 
     stock_class = next(stock for ours, stock in STOCK_CLASSES.items() if isinstance(model, ours))
     config = GPT2Config(
@@ -116,12 +116,13 @@ def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
     architectures = ScratchGPTConfig.from_pretrained(folder).architectures or []
-    heads = {cls.__name__: cls for cls in STOCK_CLASSES}
+    heads = {name: ours for ours, stock in STOCK_CLASSES.items() for name in (ours.__name__, stock.__name__)}
     known = [heads[name] for name in architectures if name in heads]
     return (known[0] if known else ScratchGPTForCausalLM).from_pretrained(folder)
 
 
-def _refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
+def refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
+    """Raise a ValueError that names the first thing about a model for which GPT-2 has no word."""
     if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in model.modules()):
         raise ValueError("The model carries an unmerged adapter, which GPT-2 cannot express. Merge it first.")
     if not isinstance(model, tuple(STOCK_CLASSES)):
@@ -364,4 +365,11 @@ def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str],
     nn.init.normal_(model.score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
 
 
-__all__ = ["export_gpt2", "fresh_head", "import_checkpoint", "load_any_head", "load_model"]
+__all__ = [
+    "export_gpt2",
+    "fresh_head",
+    "import_checkpoint",
+    "load_any_head",
+    "load_model",
+    "refuse_what_gpt2_cannot_say",
+]

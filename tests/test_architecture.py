@@ -84,6 +84,10 @@ ARROWS = {
         *("torch", "safetensors", "huggingface_hub", "adapter_loading", "card", "card_values", "checkpoints"),
         *("conversion", "leaks", "plots", "record", "tokenizer"),
     },
+    "exports": {
+        *("torch", "transformers", "gguf", "onnxruntime"),
+        *("checkpoints", "conversion", "modeling", "tokenizer"),
+    },
     "hub": {"huggingface_hub", "card", "checkpoints", "published", "record"},
     "__init__": {"transformers", "modeling"},
     "data/__init__": set(),
@@ -135,7 +139,17 @@ def test_every_file_has_its_arrows_and_every_arrow_its_file():
 def test_rooms_import_only_what_they_may(room):
     found = imports(REPO / "scratch_gpt" / f"{room}.py")
     assert {name for name, _ in found} <= ARROWS[room]
-    heavy_extras = {"bitsandbytes", "langdetect", "lm_eval", "matplotlib", "peft", "py3langid", "rensa"}
+    heavy_extras = {
+        "bitsandbytes",
+        "gguf",
+        "langdetect",
+        "lm_eval",
+        "matplotlib",
+        "onnxruntime",
+        "peft",
+        "py3langid",
+        "rensa",
+    }
     assert all(inside for name, inside in found if name in heavy_extras)
 
 

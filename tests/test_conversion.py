@@ -17,6 +17,7 @@ from scratch_gpt import (
     export_gpt2,
     import_checkpoint,
 )
+from scratch_gpt.conversion import load_any_head
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -67,6 +68,7 @@ def test_the_other_heads_are_exported_too(ours, auto, tmp_path):
     stock = auto.from_pretrained(tmp_path / "out").eval()
     assert "gpt2" in type(stock).__module__
     assert (logits_of(stock, ids) - logits_of(model, ids)).abs().max() < 1e-5
+    assert type(load_any_head(tmp_path / "out")) is ours  # and come in as what they are
 
 
 @pytest.mark.parametrize(

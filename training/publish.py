@@ -1,10 +1,12 @@
 """A finished run -> a repository on the Hub: weights, config, tokenizer, code, a card with results and pictures.
 
     python training/publish.py RUN --repo user/name [--layout gpt2] [--private] [--dry-run]
+    python training/publish.py RUN --export onnx|gguf|gguf-f16
 
 RUN is the output_dir of a recipe. What is published is an allow-list, looked through for secrets and for traces of
 this machine; RUN/published holds it. The same command again changes what has changed, and keeps what was written on
-the card by hand outside its marked regions.
+the card by hand outside its marked regions. An export is one file in RUN/exports, which runs without PyTorch; here RUN
+may be any model folder too.
 """
 
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ class PublishRun:
     licence: str | None = option(None, "Licence of the weights, as the Hub names it: apache-2.0, mit, cc-by-4.0.")
     checkpoints: bool = option(False, "Publish the run's checkpoints too, each on a branch step-N.")
     dry_run: bool = option(False, "Write RUN/published and show what would be pushed; ask nothing of the Hub.")
+    export: Literal["no", "onnx", "gguf", "gguf-f16"] = option(
+        "no", "Write RUN/exports instead: for onnxruntime, or for llama.cpp (gguf-f16: in 16 bits); push nothing."
+    )
 
 
 def show(run: PublishRun) -> None:
@@ -44,9 +49,43 @@ def show(run: PublishRun) -> None:
     print((out / "README.md").read_text(encoding="utf-8"))
 
 
+ONNX_NEXT = """
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained("{folder}")
+    session = onnxruntime.InferenceSession("{file}")
+    rows = tokenizer(["The"], return_tensors="np")
+    output = session.run(None, {{name: rows[name] for name in ("input_ids", "attention_mask")}})[0]
+    print(output.shape)
+"""
+GGUF_NEXT = """
+    llama-completion -m {file} -p "The" -n 100 --temp 0 -no-cnv
+    llama-server -m {file}
+"""
+
+
+def write_export(run: PublishRun) -> None:
+    """Export, and say what was written and what runs it."""
+    from scratch_gpt.exports import export
+
+    file, difference = export(run.run, kind=run.export)
+    size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
+    print(f"Written: {file}, {size:,} bytes")
+    if difference is not None:
+        print(f"onnxruntime and the model differ by {difference:.1e} at most. It has no cache.")
+    print("Next:")
+    print((ONNX_NEXT if run.export == "onnx" else GGUF_NEXT).format(file=file, folder=file.parent).strip("\n"))
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped="Nothing is lost: the same command goes on."):
         run = parse(PublishRun, argv, positional=("run",))
+        if run.run and run.export != "no":
+            if run.repo:
+                raise ValueError("--export writes a file here and pushes nothing: leave --repo out.")
+            write_export(run)
+            return
         if not run.run or not run.repo:
             raise ValueError("Give a run and where it goes: python training/publish.py RUN --repo user/name")
 

@@ -362,6 +362,7 @@ RUN_FILES = (
     "checkpoints",
     "tracking",
     "published",
+    "exports",
     "hub.json",
 )
 
