@@ -1,0 +1,328 @@
+"""A model folder -> one page that looks inside: tokens, next token, attention, logit lens, neighbours, and what it says.
+
+    python hub_card/space/app.py DIR
+
+DIR is a base model, a classifier or a chat model, in our layout or stock GPT-2's. As a Space on the Hub it has no DIR:
+there it takes the model that the variable MODEL names (user/name, or user/name@commit), else the first one of
+`models:` in the README.md beside it. Nothing is asked of any other machine once the model is here.
+"""
+
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+
+import gradio as gr
+
+from scratch_gpt import inspection
+from scratch_gpt.data.prompts import encode_prompt
+from scratch_gpt.generation import stream
+from scratch_gpt.inspection_page import (
+    STYLE,
+    Bar,
+    bars_html,
+    heads_html,
+    lens_html,
+    map_html,
+    say,
+    tokens_html,
+    visible,
+)
+from scratch_gpt.tokenizer import encode
+
+
+LOOKED_AT = 256  # tokens of a text: attention is kept of every pair, in every head
+DRAWN = 40  # tokens of a map
+BARS = 15
+EXAMPLE = "The cat sat on the mat because it was tired."
+SYSTEM_FONTS = ("system-ui", "DejaVu Sans", "sans-serif")
+CSS = STYLE + "main { padding: 12px !important; } footer { display: none !important; }"
+EMPTY = "The text is empty. Type something above."
+
+
+class Page:
+    """One subject and what the page says of a text: each method turns what was typed and moved into HTML."""
+
+    def __init__(self, subject: inspection.Subject):
+        self.model, self.tokenizer, self.kind = subject
+        self.context = self.model.config.max_position_embeddings
+        self.look = lru_cache(maxsize=4)(lambda ids: inspection.look(self.model, list(ids)))
+
+    def kept(self, ids: list[int]) -> range:
+        """Which of the tokens are looked at: of a classifier the first, as it was trained, else the last that fit."""
+        most = min(self.context, LOOKED_AT)
+        return range(min(most, len(ids))) if self.kind == "classifier" else range(max(0, len(ids) - most), len(ids))
+
+    def read(self, text: str) -> tuple[int, ...]:
+        ids = encode(self.tokenizer, text)
+        kept = self.kept(ids)
+        return tuple(ids[kept.start : kept.stop])
+
+    def spelled(self, ids) -> list[str]:
+        return [visible(inspection.spell(self.tokenizer, id)) for id in ids]
+
+    def names(self) -> list[str]:
+        return [visible(self.model.config.id2label[n]) for n in range(self.model.config.num_labels)]
+
+    def tokens(self, text: str) -> str:
+        ids = encode(self.tokenizer, text)
+        if not ids:
+            return say(EMPTY, kind="note")
+        kept = self.kept(ids)
+        cut, note = len(ids) - len(kept), ""
+        if cut:
+            why = f"the model's context is {self.context}" if self.context <= LOOKED_AT else "this page looks at fewer"
+            side = "last" if self.kind == "classifier" else "first"
+            note = f"The text is too long: it has {len(ids)} tokens, and {why}. The {side} {cut} were cut."
+        told = f"{len(text):,} characters, {len(ids):,} tokens. Below each stands its id."
+        chips = [(inspection.spell(self.tokenizer, id), id) for id in ids[:2000]]
+        return say(note, kind="note") + say(told) + tokens_html(chips, kept)
+
+    def next_token(self, text: str, temperature: float, top_k: int, top_p: float) -> str:
+        if not (ids := self.read(text)):
+            return say(EMPTY, kind="note")
+        hidden = self.look(ids).hidden
+        before = inspection.next_probabilities(self.model, hidden)
+        after = inspection.next_probabilities(self.model, hidden, temperature, top_k or None, top_p)
+        found = before.topk(min(BARS, len(before))).indices.tolist()
+        bars = [
+            Bar(name, after[id].item(), f"{after[id]:.1%}", before[id].item())
+            for name, id in zip(self.spelled(found), found, strict=True)
+        ]
+        left = int((after > 0).sum())
+        told = f"{left:,} of {len(after):,} tokens may be drawn. The thin mark is where a bar stood at temperature 1."
+        return say(told) + bars_html(bars)
+
+    def attention(self, text: str, layer: int, head: int) -> tuple[str, str]:
+        if not (ids := self.read(text)):
+            return say(EMPTY, kind="note"), ""
+        weights = self.look(ids).attention[:, :, :DRAWN, :DRAWN]
+        told = "A row is the token that looks, a column what it looks at."
+        drawn = map_html(weights[layer - 1, head - 1], self.spelled(ids[:DRAWN]))
+        return say(told, self.left_out(ids)) + drawn, heads_html(weights, layer - 1, head - 1)
+
+    def lens(self, text: str) -> str:
+        if not (ids := self.read(text)):
+            return say(EMPTY, kind="note")
+        p, found = inspection.logit_lens(self.model, self.look(ids).hidden[:, :DRAWN])
+        rows = found[..., 0].tolist()
+        if self.kind == "classifier":
+            names = self.names()
+            said, told = [[names[n] for n in row] for row in rows], "Which class it would be after each token"
+        else:
+            said, told = [self.spelled(row) for row in rows], "What would come after each token"
+        told += ", if the model ended after that layer. The top row is its own answer."
+        return say(told, self.left_out(ids)) + lens_html(p[..., 0], said, self.spelled(ids[:DRAWN]))
+
+    def left_out(self, ids) -> str:
+        return f"Drawn are the first {DRAWN} of {len(ids)} tokens." if len(ids) > DRAWN else ""
+
+    def choices(self, text: str):
+        """The tokens of the text to choose from, the last one chosen."""
+        ids = list(dict.fromkeys(self.read(text)))
+        choices = [(f"{inspection.spell(self.tokenizer, id)!r}  {id}", id) for id in ids]
+        return gr.Dropdown(choices=choices, value=ids[-1] if ids else None)
+
+    def neighbours(self, id: int | None) -> str:
+        if id is None:
+            return say(EMPTY, kind="note")
+        cosines, ids = inspection.neighbours(self.model, id, BARS)
+        rows = zip(self.spelled(ids.tolist()), cosines.tolist(), strict=True)
+        told = "The tokens whose embeddings point the same way, by the cosine of the angle between them."
+        return say(told) + bars_html([Bar(name, cosine, f"{cosine:.3f}") for name, cosine in rows])
+
+    def classes(self, text: str) -> str:
+        if not (ids := self.read(text)):
+            return say(EMPTY, kind="note")
+        p = inspection.class_probabilities(self.model, self.look(ids).hidden).tolist()
+        bars = [Bar(name, value, f"{value:.1%}") for name, value in zip(self.names(), p, strict=True)]
+        return bars_html(sorted(bars, key=lambda bar: -bar.value))
+
+    def go_on(self, text: str, most: int, temperature: float, top_k: int, top_p: float, seed: float | None):
+        """The text and its continuation, again and again as it grows."""
+        how = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "seed": int(seed or 0)}
+        for piece in stream(self.model, self.tokenizer, encode(self.tokenizer, text), int(most), **how):
+            text += piece
+            yield text
+
+    def answer(self, said: str, messages: list, most: int, temperature: float, top_k: int, top_p: float, seed):
+        """("", the conversation) again and again as the answer grows."""
+        messages = [{"role": m["role"], "content": _plain(m["content"])} for m in messages]
+        if not said.strip():
+            yield "", messages
+            return
+        asked = [*messages, {"role": "user", "content": said}]
+        ids = encode_prompt(self.tokenizer, asked)
+        if len(ids) > self.context:
+            gr.Warning(f"The conversation has {len(ids)} tokens, the context {self.context}: its beginning is cut.")
+        how = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "seed": int(seed or 0)}
+        answer = ""
+        yield "", asked
+        for piece in stream(self.model, self.tokenizer, ids, int(most), **how):
+            answer += piece
+            yield "", [*asked, {"role": "assistant", "content": answer}]
+
+
+def _plain(content) -> str:
+    # A message's text; the browser sends it back in parts.
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+# --- The page ----------------------------------------------------------------------------------------------------
+
+
+def sampling() -> list:
+    """The three sliders that decide what may be drawn."""
+    with gr.Row():
+        temperature = gr.Slider(0, 2, 0.8, step=0.05, label="temperature (0: the likeliest)", min_width=200)
+        top_k = gr.Slider(0, 100, 50, step=1, label="top-k (0: all)", min_width=200)
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: all)", min_width=200)
+    return [temperature, top_k, top_p]
+
+
+def drawing() -> list:
+    """How much is written, how it is drawn, and by which seed."""
+    with gr.Accordion("How it is drawn", open=False):
+        most = gr.Slider(1, 200, 60, step=1, label="tokens to add at most")
+        how = sampling()
+        seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=2**31 - 1)
+    return [most, *how, seed]
+
+
+def build(subject: inspection.Subject, title: str) -> gr.Blocks:
+    """The page of a subject; `title` is what it is called."""
+    page = Page(subject)
+    config, live = subject.model.config, {"show_progress": "hidden", "trigger_mode": "always_last"}
+    L, H = config.num_hidden_layers, config.num_attention_heads
+    parameters = sum(p.numel() for p in subject.model.parameters())
+    changes = []  # (what says it, what it is told beside the text, where it is shown)
+
+    def shown(say_it, *more, into) -> None:
+        changes.append((say_it, list(more), into))
+        for slider in more:
+            slider.change(say_it, [text, *more], into, **live)
+
+    with gr.Blocks(title=f"Inside {title}", analytics_enabled=False, fill_width=False) as blocks:
+        gr.HTML(
+            say(
+                f"{subject.kind} model, {parameters:,} parameters: {L} layers, {H} heads, {config.hidden_size} wide, "
+                f"{config.vocab_size:,} tokens, a context of {page.context:,}."
+            ).replace('<div class="look">', f'<div class="look"><h2>Inside {visible(title, 80)}</h2>')
+        )
+        text = gr.Textbox(EXAMPLE, label="A text to look at", lines=2, max_lines=8, elem_id="text")
+        with gr.Tabs():
+            if subject.kind == "classifier":
+                with gr.Tab("Classes"):
+                    shown(page.classes, into=[gr.HTML(elem_id="classes")])
+            if subject.kind == "chat":
+                with gr.Tab("Chat"):
+                    _chat(page)
+            with gr.Tab("Tokens"):
+                shown(page.tokens, into=[gr.HTML(elem_id="tokens")])
+            if subject.kind != "classifier":
+                with gr.Tab("Next token"):
+                    shown(page.next_token, *sampling(), into=[gr.HTML(elem_id="next")])
+            with gr.Tab("Attention"):
+                with gr.Row():
+                    layer = gr.Slider(1, L, L, step=1, label="layer", visible=L > 1, elem_id="layer", min_width=200)
+                    head = gr.Slider(1, H, 1, step=1, label="head", visible=H > 1, elem_id="head", min_width=200)
+                one = gr.HTML(elem_id="map")
+                gr.HTML(say("Every head: layers below each other, heads side by side."))
+                shown(page.attention, layer, head, into=[one, gr.HTML(elem_id="heads")])
+            with gr.Tab("Logit lens"):
+                shown(page.lens, into=[gr.HTML(elem_id="lens")])
+            with gr.Tab("Neighbours"):
+                token = gr.Dropdown(label="a token of the text", elem_id="token")
+                near = gr.HTML(elem_id="near")
+                token.change(page.neighbours, token, near, **live)
+                shown(page.choices, into=[token])
+            if subject.kind == "base":
+                with gr.Tab("Generate"):
+                    _generate(page, text)
+
+        def look(text, *more):
+            """Everything that a text decides, in the order of `changes`."""
+            found, more = [], list(more)
+            for say_it, sliders, into in changes:
+                told = say_it(text, *(more.pop(0) for _ in sliders))
+                found += told if len(into) > 1 else [told]
+            return found
+
+        sliders = [slider for _, more, _ in changes for slider in more]
+        pieces = [piece for _, _, into in changes for piece in into]
+        gr.on([text.change, blocks.load], look, [text, *sliders], pieces, **live)
+    return blocks
+
+
+def _generate(page: Page, text: gr.Textbox) -> None:
+    with gr.Row():
+        start = gr.Button("Generate", variant="primary", elem_id="start")
+        stop = gr.Button("Stop", elem_id="stop")
+    how = drawing()
+    written = gr.Textbox(label="The text, and what comes after it", lines=6, interactive=False, elem_id="written")
+    run = start.click(page.go_on, [text, *how], written, show_progress="hidden")
+    stop.click(None, cancels=[run])
+
+
+def _chat(page: Page) -> None:
+    said_so_far = gr.Chatbot(render_markdown=False, height=320, elem_id="chat", buttons=[], feedback_options=None)
+    said = gr.Textbox(label="Say something", lines=1, elem_id="said")
+    with gr.Row():
+        start = gr.Button("Send", variant="primary", elem_id="start")
+        stop = gr.Button("Stop", elem_id="stop")
+        clear = gr.Button("Clear", elem_id="clear")
+    how = drawing()
+    asked = [said, said_so_far, *how]
+    run = gr.on([start.click, said.submit], page.answer, asked, [said, said_so_far], show_progress="hidden")
+    stop.click(None, cancels=[run])
+    clear.click(lambda: [], None, said_so_far, cancels=[run])
+
+
+def launch(blocks: gr.Blocks, **options) -> str:
+    """Serve the page; returns its address."""
+    theme = gr.themes.Default(font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace"))
+    look = {"theme": theme, "css": CSS, "footer_links": [], "ssr_mode": False, "share": False}
+    return blocks.launch(**look, **options)[1]
+
+
+# --- Which model -------------------------------------------------------------------------------------------------
+
+
+def find_folder(words: list[str]) -> tuple[Path, str]:
+    """DIR and what it is called, or what the Hub gives for MODEL or `models:`; ValueError where there is neither."""
+    if len(words) == 1 and not words[0].startswith("-"):
+        folder = Path(words[0]).resolve()
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {words[0]}.")
+        return folder, "/".join(folder.parts[-2:])
+    name = os.environ.get("MODEL") or _named_in_readme()
+    if words or not os.environ.get("SPACE_ID") and "MODEL" not in os.environ:
+        raise ValueError("Give one model folder: python hub_card/space/app.py DIR")
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    needed = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no code: the model's is that of scratch_gpt
+    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=needed)), name
+
+
+def _named_in_readme() -> str:
+    import yaml
+
+    front = (Path(__file__).parent / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+    return yaml.safe_load(front)["models"][0]
+
+
+def main(argv: list[str] | None = None) -> None:
+    try:
+        folder, title = find_folder(sys.argv[1:] if argv is None else argv)
+        subject = inspection.open_subject(folder)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
+    launch(build(subject, title))
+
+
+if __name__ == "__main__":
+    main()
