@@ -11,15 +11,14 @@ from typing import NamedTuple
 import torch
 
 from .pages import page_text
-from .plots import TRAIN
+from .plots import TRAIN, VALIDATION
 
 
-SHADE = "{:.4f}".format
 STYLE = (
     """
-.look { --hue: #2f6fae; --ghost: #8a94a0; --line: #d9dee4; --soft: #5c6773; --track: #eef1f4; --ink: #1d232b;
+.look { --hue: #2f6fae; --line: #d9dee4; --soft: #5c6773; --track: #eef1f4; --ink: #1d232b;
   color: var(--ink); font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; }
-.dark .look { --hue: #6aa6e0; --ghost: #7d8894; --line: #3a434d; --soft: #9aa5b1; --track: #262d36; --ink: #e4e8ec; }
+.dark .look { --hue: #5d9bd8; --line: #3a434d; --soft: #9aa5b1; --track: #262d36; --ink: #e4e8ec; }
 .look p { margin: .2rem 0 .6rem; color: var(--soft); } .look .note { color: #a86f00; font-weight: 500; }
 .dark .look .note { color: #e0ae4e; }
 .look .wide { overflow-x: auto; }
@@ -33,23 +32,24 @@ STYLE = (
         f".look .tokens .c{n} {{ background: hsl({hue} 65% 50% / .2); }}\n"
         for n, hue in enumerate((210, 30, 150, 330, 265))
     )
+    + f".look .bars i s {{ position: absolute; top: -2px; bottom: -2px; width: 2px; background: {VALIDATION}; }}\n"
     + """.look .bars { display: grid; grid-template-columns: minmax(4rem, auto) minmax(0, 1fr) auto; gap: 3px 10px;
   align-items: center; }
 .look .bars b { font-weight: 500; text-align: right; overflow-wrap: anywhere; max-width: 11rem; }
 .look .bars i { position: relative; display: block; height: 16px; background: var(--track); border-radius: 3px; }
 .look .bars i u { position: absolute; inset: 0 auto 0 0; background: var(--hue); border-radius: 3px; }
-.look .bars i s { position: absolute; top: -1px; bottom: -1px; width: 2px; background: var(--ghost); }
 .look .bars span { font-variant-numeric: tabular-nums; text-align: right; } .look .bars .no { opacity: .45; }
 .look svg { display: block; font: 11px system-ui, "DejaVu Sans", sans-serif; fill: var(--ink); }
 .look svg rect { stroke: var(--line); stroke-width: .5; }
 .look .heads { display: grid; gap: 4px; } .look .heads > small { color: var(--soft); align-self: center; }
 .look .heads img { display: block; width: 100%; aspect-ratio: 1; image-rendering: pixelated; background: var(--track);
   border-radius: 2px; } .look .heads .on { outline: 2px solid var(--hue); }
-.look table { border-collapse: separate; border-spacing: 2px; } .look th { font-weight: 500; text-align: left; }
-.look td, .look th { padding: 3px 6px; white-space: nowrap; border-radius: 3px; }
-.look tr > th:first-child { position: sticky; left: 0; background: var(--block-background-fill, inherit);
+.look table { border-collapse: separate; border-spacing: 2px; border: 0; margin: 0; }
+.look th { font-weight: 500; text-align: left; }
+.look td, .look th { padding: 3px 6px; border: 0; white-space: nowrap; border-radius: 3px; }
+.look tr > th:first-child { position: sticky; left: 0; background: var(--body-background-fill, inherit);
   color: var(--soft); }
-.look td small { color: var(--soft); }
+.look td small { opacity: .75; }
 """
 )
 SIDE = 24  # units of a cell of the map
@@ -60,6 +60,11 @@ def visible(text: str, most: int = 24) -> str:
     for sign, shown in ((" ", "\u00b7"), ("\n", "\u21b5"), ("\t", "\u21e5")):
         text = text.replace(sign, shown)
     return page_text(text if len(text) <= most else text[: most - 1] + "\u2026")
+
+
+def title(text: str, level: int = 3) -> str:
+    """The name of the page (level 2) or of a part of it."""
+    return _piece(f"<h{level}>{page_text(text)}</h{level}>")
 
 
 def say(*lines: str, kind: str = "") -> str:
@@ -98,7 +103,7 @@ def bars_html(bars: Sequence[Bar]) -> str:
 
 
 def map_html(weights: torch.Tensor, tokens: Sequence[str]) -> str:
-    """Attention (T, T) of one head -> a map over the tokens (escaped); shades are of the root, so that little shows."""
+    """Attention (T, T) of one head -> a map over the tokens (escaped); shaded by the root, so that little shows."""
     T, margin = len(tokens), 8 * min(16, max(map(len, tokens))) + 8
     size = margin + SIDE * T
     out = [f'<svg width="{size}" height="{size}" viewBox="0 0 {size} {size}" role="img">']
@@ -108,9 +113,9 @@ def map_html(weights: torch.Tensor, tokens: Sequence[str]) -> str:
         out.append(f'<text transform="translate({middle + 4} {margin - 5}) rotate(-90)">{token}</text>')
     for i, row in enumerate(weights.tolist()):
         for j, weight in enumerate(row[: i + 1]):  # nobody looks ahead
-            x, y = margin + SIDE * j, margin + SIDE * i
+            x, y, shade = margin + SIDE * j, margin + SIDE * i, f"{weight**0.5:.4f}"
             out.append(
-                f'<rect x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" fill="{TRAIN}" fill-opacity="{SHADE(weight**0.5)}">'
+                f'<rect x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" fill="{TRAIN}" fill-opacity="{shade}">'
                 f"<title>{tokens[i]} looks at {tokens[j]}: {weight:.1%}</title></rect>"
             )
     return _piece(f'<div class="wide">{"".join(out)}</svg></div>')
@@ -131,13 +136,13 @@ def heads_html(attention: torch.Tensor, layer: int, head: int) -> str:
 
 
 def lens_html(probabilities: torch.Tensor, names: Sequence[Sequence[str]], tokens: Sequence[str]) -> str:
-    """What is likeliest after each layer (L + 1, T), by name (escaped) -> a table, a row for each layer, last on top."""
+    """What is likeliest after each layer (L + 1, T), by name (escaped) -> a table, a row for each layer."""
     head = "".join(f"<th>{token}</th>" for token in tokens)
     rows = []
     for n in reversed(range(len(names))):
         cells = []
         for p, name in zip(probabilities[n].tolist(), names[n], strict=True):
-            shade = f"background: color-mix(in srgb, {TRAIN} {p**0.5:.0%}, transparent)"
+            shade = f"background: color-mix(in srgb, {TRAIN} {0.7 * p**0.5:.0%}, transparent)"
             cells.append(f'<td style="{shade}">{name} <small>{p:.0%}</small></td>')
         rows.append(f"<tr><th>{f'layer {n}' if n else 'embedding'}</th>{''.join(cells)}</tr>")
     return _piece(f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>')
@@ -160,4 +165,15 @@ def _picture(weights: torch.Tensor) -> str:
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
 
 
-__all__ = ["STYLE", "Bar", "bars_html", "heads_html", "lens_html", "map_html", "say", "tokens_html", "visible"]
+__all__ = [
+    "STYLE",
+    "Bar",
+    "bars_html",
+    "heads_html",
+    "lens_html",
+    "map_html",
+    "say",
+    "title",
+    "tokens_html",
+    "visible",
+]

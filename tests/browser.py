@@ -23,7 +23,12 @@ class Browser:
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
-        flags += [f"--user-data-dir={self.profile.name}", "--hide-scrollbars", "--disable-dev-shm-usage", "about:blank"]
+        flags += [
+            f"--user-data-dir={self.profile.name}",
+            "--hide-scrollbars",
+            "--disable-dev-shm-usage",
+            "about:blank",
+        ]
 
         def take_places():  # the protocol's pipes are 3 (in) and 4 (out)
             a, b = os.dup(to_browser), os.dup(from_browser)
@@ -45,7 +50,9 @@ class Browser:
         """One command of the protocol and its result; what happens meanwhile is remembered."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
-        os.write(self._out, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        os.write(
+            self._out, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0"
+        )
         while True:
             while b"\0" not in self.rest:
                 if not (more := os.read(self._in, 2**16)):
@@ -75,6 +82,9 @@ class Browser:
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self.resize(width, height)
+        self.call("Page.navigate", url="about:blank")
+        self.until("location.href == 'about:blank'")
+        self.errors.clear()  # what the page before said at being left
         self.call("Page.navigate", url=url)
 
     def resize(self, width: int, height: int) -> None:

@@ -1,4 +1,4 @@
-"""A model folder -> one page that looks inside: tokens, next token, attention, logit lens, neighbours, and what it says.
+"""A model folder -> one page that looks inside: tokens, next token, attention, logit lens, neighbours, its words.
 
     python hub_card/space/app.py DIR
 
@@ -11,6 +11,7 @@ import os
 import sys
 from functools import lru_cache
 from pathlib import Path
+
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
@@ -27,6 +28,7 @@ from scratch_gpt.inspection_page import (
     lens_html,
     map_html,
     say,
+    title,
     tokens_html,
     visible,
 )
@@ -38,7 +40,17 @@ DRAWN = 40  # tokens of a map
 BARS = 15
 EXAMPLE = "The cat sat on the mat because it was tired."
 SYSTEM_FONTS = ("system-ui", "DejaVu Sans", "sans-serif")
-CSS = STYLE + "main { padding: 12px !important; } footer { display: none !important; }"
+CSS = (
+    STYLE
+    + """main { padding: 16px 12px 48px !important; } footer { display: none !important; }
+.look h2 { font-size: 1.5rem; margin: 0; } .look h3 { font-size: 1.15rem; margin: 1.6rem 0 0; }
+@media (min-width: 800px) { #text { position: sticky; top: 0; z-index: 30; } }
+"""
+)
+LENS = {
+    "base": "What would come after each token if the model ended after that layer. The top row is its own answer.",
+    "classifier": "Which class it would be, read at each token, if the model ended after that layer.",
+}
 EMPTY = "The text is empty. Type something above."
 
 
@@ -99,22 +111,20 @@ class Page:
         if not (ids := self.read(text)):
             return say(EMPTY, kind="note"), ""
         weights = self.look(ids).attention[:, :, :DRAWN, :DRAWN]
-        told = "A row is the token that looks, a column what it looks at."
         drawn = map_html(weights[layer - 1, head - 1], self.spelled(ids[:DRAWN]))
-        return say(told, self.left_out(ids)) + drawn, heads_html(weights, layer - 1, head - 1)
+        every = say("Every head; the layers below each other.")
+        return say(f"Layer {layer}, head {head}.", self.left_out(ids)) + drawn, every + heads_html(
+            weights, layer - 1, head - 1
+        )
 
     def lens(self, text: str) -> str:
         if not (ids := self.read(text)):
             return say(EMPTY, kind="note")
         p, found = inspection.logit_lens(self.model, self.look(ids).hidden[:, :DRAWN])
         rows = found[..., 0].tolist()
-        if self.kind == "classifier":
-            names = self.names()
-            said, told = [[names[n] for n in row] for row in rows], "Which class it would be after each token"
-        else:
-            said, told = [self.spelled(row) for row in rows], "What would come after each token"
-        told += ", if the model ended after that layer. The top row is its own answer."
-        return say(told, self.left_out(ids)) + lens_html(p[..., 0], said, self.spelled(ids[:DRAWN]))
+        names = self.names() if self.kind == "classifier" else None
+        said = [[names[n] for n in row] if names else self.spelled(row) for row in rows]
+        return say(self.left_out(ids)) + lens_html(p[..., 0], said, self.spelled(ids[:DRAWN]))
 
     def left_out(self, ids) -> str:
         return f"Drawn are the first {DRAWN} of {len(ids)} tokens." if len(ids) > DRAWN else ""
@@ -130,8 +140,7 @@ class Page:
             return say(EMPTY, kind="note")
         cosines, ids = inspection.neighbours(self.model, id, BARS)
         rows = zip(self.spelled(ids.tolist()), cosines.tolist(), strict=True)
-        told = "The tokens whose embeddings point the same way, by the cosine of the angle between them."
-        return say(told) + bars_html([Bar(name, cosine, f"{cosine:.3f}") for name, cosine in rows])
+        return bars_html([Bar(name, cosine, f"{cosine:.3f}") for name, cosine in rows])
 
     def classes(self, text: str) -> str:
         if not (ids := self.read(text)):
@@ -173,12 +182,17 @@ def _plain(content) -> str:
 # --- The page ----------------------------------------------------------------------------------------------------
 
 
+def heading(name: str, more: str = "", level: int = 3) -> str:
+    """The name of a part of the page, and what is to be known of it."""
+    return title(name, level) + (say(more) if more else "")
+
+
 def sampling() -> list:
     """The three sliders that decide what may be drawn."""
     with gr.Row():
-        temperature = gr.Slider(0, 2, 0.8, step=0.05, label="temperature (0: the likeliest)", min_width=200)
-        top_k = gr.Slider(0, 100, 50, step=1, label="top-k (0: all)", min_width=200)
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: all)", min_width=200)
+        temperature = gr.Slider(0, 2, 0.8, step=0.05, label="temperature", min_width=150)
+        top_k = gr.Slider(0, 100, 50, step=1, label="top-k (0: all)", min_width=150)
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: all)", min_width=150)
     return [temperature, top_k, top_p]
 
 
@@ -191,8 +205,8 @@ def drawing() -> list:
     return [most, *how, seed]
 
 
-def build(subject: inspection.Subject, title: str) -> gr.Blocks:
-    """The page of a subject; `title` is what it is called."""
+def build(subject: inspection.Subject, name: str) -> gr.Blocks:
+    """The page of a subject; `name` is what it is called."""
     page = Page(subject)
     config, live = subject.model.config, {"show_progress": "hidden", "trigger_mode": "always_last"}
     L, H = config.num_hidden_layers, config.num_attention_heads
@@ -204,43 +218,45 @@ def build(subject: inspection.Subject, title: str) -> gr.Blocks:
         for slider in more:
             slider.change(say_it, [text, *more], into, **live)
 
-    with gr.Blocks(title=f"Inside {title}", analytics_enabled=False, fill_width=False) as blocks:
+    with gr.Blocks(title=f"Inside {name}", analytics_enabled=False, fill_width=False) as blocks:
         gr.HTML(
-            say(
-                f"{subject.kind} model, {parameters:,} parameters: {L} layers, {H} heads, {config.hidden_size} wide, "
-                f"{config.vocab_size:,} tokens, a context of {page.context:,}."
-            ).replace('<div class="look">', f'<div class="look"><h2>Inside {visible(title, 80)}</h2>')
+            heading(
+                f"Inside {name}",
+                f"{subject.kind}, {parameters:,} parameters: {L} layers, {H} heads, {config.hidden_size} wide, "
+                f"{config.vocab_size:,} tokens, a context of {page.context:,}.",
+                2,
+            )
         )
+        if subject.kind == "chat":
+            _chat(page)
         text = gr.Textbox(EXAMPLE, label="A text to look at", lines=2, max_lines=8, elem_id="text")
-        with gr.Tabs():
-            if subject.kind == "classifier":
-                with gr.Tab("Classes"):
-                    shown(page.classes, into=[gr.HTML(elem_id="classes")])
-            if subject.kind == "chat":
-                with gr.Tab("Chat"):
-                    _chat(page)
-            with gr.Tab("Tokens"):
-                shown(page.tokens, into=[gr.HTML(elem_id="tokens")])
+        if subject.kind == "classifier":
+            gr.HTML(heading("Classes"))
+            shown(page.classes, into=[gr.HTML(elem_id="classes")])
+        gr.HTML(heading("Tokens"))
+        shown(page.tokens, into=[gr.HTML(elem_id="tokens")])
+        with gr.Row():
             if subject.kind != "classifier":
-                with gr.Tab("Next token"):
+                with gr.Column(min_width=320):
+                    gr.HTML(heading("Next token"))
                     shown(page.next_token, *sampling(), into=[gr.HTML(elem_id="next")])
-            with gr.Tab("Attention"):
-                with gr.Row():
-                    layer = gr.Slider(1, L, L, step=1, label="layer", visible=L > 1, elem_id="layer", min_width=200)
-                    head = gr.Slider(1, H, 1, step=1, label="head", visible=H > 1, elem_id="head", min_width=200)
-                one = gr.HTML(elem_id="map")
-                gr.HTML(say("Every head: layers below each other, heads side by side."))
-                shown(page.attention, layer, head, into=[one, gr.HTML(elem_id="heads")])
-            with gr.Tab("Logit lens"):
-                shown(page.lens, into=[gr.HTML(elem_id="lens")])
-            with gr.Tab("Neighbours"):
-                token = gr.Dropdown(label="a token of the text", elem_id="token")
-                near = gr.HTML(elem_id="near")
-                token.change(page.neighbours, token, near, **live)
-                shown(page.choices, into=[token])
             if subject.kind == "base":
-                with gr.Tab("Generate"):
+                with gr.Column(min_width=320):
                     _generate(page, text)
+        gr.HTML(heading("Attention", "A row is the token that looks, a column what it looks at."))
+        with gr.Row():
+            layer = gr.Slider(1, L, L, step=1, label="layer", visible=L > 1, elem_id="layer", min_width=150)
+            head = gr.Slider(1, H, 1, step=1, label="head", visible=H > 1, elem_id="head", min_width=150)
+        with gr.Row():
+            pieces = [gr.HTML(elem_id="map", min_width=320), gr.HTML(elem_id="heads", min_width=320)]
+        shown(page.attention, layer, head, into=pieces)
+        gr.HTML(heading("Logit lens", LENS["classifier" if subject.kind == "classifier" else "base"]))
+        shown(page.lens, into=[gr.HTML(elem_id="lens")])
+        gr.HTML(heading("Neighbours", "The tokens whose embeddings point the same way: the cosine of the angle."))
+        token = gr.Dropdown(label="a token of the text", elem_id="token")
+        near = gr.HTML(elem_id="near")
+        token.change(page.neighbours, token, near, **live)
+        shown(page.choices, into=[token])
 
         def look(text, *more):
             """Everything that a text decides, in the order of `changes`."""
@@ -257,6 +273,7 @@ def build(subject: inspection.Subject, title: str) -> gr.Blocks:
 
 
 def _generate(page: Page, text: gr.Textbox) -> None:
+    gr.HTML(heading("Generate"))
     with gr.Row():
         start = gr.Button("Generate", variant="primary", elem_id="start")
         stop = gr.Button("Stop", elem_id="stop")
@@ -267,6 +284,7 @@ def _generate(page: Page, text: gr.Textbox) -> None:
 
 
 def _chat(page: Page) -> None:
+    gr.HTML(heading("Chat"))
     said_so_far = gr.Chatbot(render_markdown=False, height=320, elem_id="chat", buttons=[], feedback_options=None)
     said = gr.Textbox(label="Say something", lines=1, elem_id="said")
     with gr.Row():
@@ -277,12 +295,12 @@ def _chat(page: Page) -> None:
     asked = [said, said_so_far, *how]
     run = gr.on([start.click, said.submit], page.answer, asked, [said, said_so_far], show_progress="hidden")
     stop.click(None, cancels=[run])
-    clear.click(lambda: [], None, said_so_far, cancels=[run])
+    clear.click(list, None, said_so_far, cancels=[run])
 
 
 def launch(blocks: gr.Blocks, **options) -> str:
     """Serve the page; returns its address."""
-    theme = gr.themes.Default(font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace"))
+    theme = gr.themes.Default(primary_hue="blue", font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace"))
     look = {"theme": theme, "css": CSS, "footer_links": [], "ssr_mode": False, "share": False}
     return blocks.launch(**look, **options)[1]
 
@@ -298,7 +316,7 @@ def find_folder(words: list[str]) -> tuple[Path, str]:
             raise ValueError(f"There is no folder {words[0]}.")
         return folder, "/".join(folder.parts[-2:])
     name = os.environ.get("MODEL") or _named_in_readme()
-    if words or not os.environ.get("SPACE_ID") and "MODEL" not in os.environ:
+    if words or (not os.environ.get("SPACE_ID") and "MODEL" not in os.environ):
         raise ValueError("Give one model folder: python hub_card/space/app.py DIR")
     from huggingface_hub import snapshot_download
 
@@ -316,12 +334,12 @@ def _named_in_readme() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     try:
-        folder, title = find_folder(sys.argv[1:] if argv is None else argv)
+        folder, name = find_folder(sys.argv[1:] if argv is None else argv)
         subject = inspection.open_subject(folder)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error
-    launch(build(subject, title))
+    launch(build(subject, name))
 
 
 if __name__ == "__main__":
