@@ -7,7 +7,6 @@ import subprocess
 import tempfile
 import time
 from base64 import b64decode
-from pathlib import Path
 from typing import Any
 
 
@@ -126,9 +125,9 @@ class Browser:
         self.value(f"(e => {{ e.focus(); e.select() }})(document.querySelector({json.dumps(selector)}))")
         self.call("Input.insertText", text=text) if text else self.key("Delete", 46)
 
-    def picture(self, file: Path) -> Path:
-        file.write_bytes(b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
-        return file
+    def picture(self) -> bytes:
+        """What is seen, as a PNG."""
+        return b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def close(self) -> None:
         self.process.terminate()

@@ -42,8 +42,9 @@ EXAMPLE = "The cat sat on the mat because it was tired."
 SYSTEM_FONTS = ("system-ui", "DejaVu Sans", "sans-serif")
 CSS = (
     STYLE
-    + """main { padding: 16px 12px 48px !important; } footer { display: none !important; }
-.look h2 { font-size: 1.5rem; margin: 0; } .look h3 { font-size: 1.15rem; margin: 1.6rem 0 0; }
+    + """.main.fillable { padding: 12px 16px 48px !important; } main.contain { padding: 0 !important; }
+.html-container { padding: 0 2px !important; } .column.gap, main .column { gap: 10px; } footer { display: none; }
+.look h2 { font-size: 1.5rem; margin: 0; } .look h3 { font-size: 1.15rem; margin: 1.4rem 0 0; }
 @media (min-width: 800px) { #text { position: sticky; top: 0; z-index: 30; } }
 """
 )
@@ -248,8 +249,11 @@ def build(subject: inspection.Subject, name: str) -> gr.Blocks:
             layer = gr.Slider(1, L, L, step=1, label="layer", visible=L > 1, elem_id="layer", min_width=150)
             head = gr.Slider(1, H, 1, step=1, label="head", visible=H > 1, elem_id="head", min_width=150)
         with gr.Row():
-            pieces = [gr.HTML(elem_id="map", min_width=320), gr.HTML(elem_id="heads", min_width=320)]
-        shown(page.attention, layer, head, into=pieces)
+            with gr.Column(min_width=320):
+                one = gr.HTML(elem_id="map")
+            with gr.Column(min_width=320):
+                every = gr.HTML(elem_id="heads")
+        shown(page.attention, layer, head, into=[one, every])
         gr.HTML(heading("Logit lens", LENS["classifier" if subject.kind == "classifier" else "base"]))
         shown(page.lens, into=[gr.HTML(elem_id="lens")])
         gr.HTML(heading("Neighbours", "The tokens whose embeddings point the same way: the cosine of the angle."))
@@ -275,8 +279,8 @@ def build(subject: inspection.Subject, name: str) -> gr.Blocks:
 def _generate(page: Page, text: gr.Textbox) -> None:
     gr.HTML(heading("Generate"))
     with gr.Row():
-        start = gr.Button("Generate", variant="primary", elem_id="start")
-        stop = gr.Button("Stop", elem_id="stop")
+        start = gr.Button("Generate", variant="primary", elem_id="start", min_width=80)
+        stop = gr.Button("Stop", elem_id="stop", min_width=80)
     how = drawing()
     written = gr.Textbox(label="The text, and what comes after it", lines=6, interactive=False, elem_id="written")
     run = start.click(page.go_on, [text, *how], written, show_progress="hidden")
@@ -285,12 +289,14 @@ def _generate(page: Page, text: gr.Textbox) -> None:
 
 def _chat(page: Page) -> None:
     gr.HTML(heading("Chat"))
-    said_so_far = gr.Chatbot(render_markdown=False, height=320, elem_id="chat", buttons=[], feedback_options=None)
+    said_so_far = gr.Chatbot(
+        show_label=False, render_markdown=False, height=320, elem_id="chat", buttons=[], feedback_options=None
+    )
     said = gr.Textbox(label="Say something", lines=1, elem_id="said")
     with gr.Row():
-        start = gr.Button("Send", variant="primary", elem_id="start")
-        stop = gr.Button("Stop", elem_id="stop")
-        clear = gr.Button("Clear", elem_id="clear")
+        start = gr.Button("Send", variant="primary", elem_id="start", min_width=80)
+        stop = gr.Button("Stop", elem_id="stop", min_width=80)
+        clear = gr.Button("Clear", elem_id="clear", min_width=80)
     how = drawing()
     asked = [said, said_so_far, *how]
     run = gr.on([start.click, said.submit], page.answer, asked, [said, said_so_far], show_progress="hidden")
