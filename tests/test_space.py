@@ -63,7 +63,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def served(app, subjects):
-    """Opens the page of a kind of model; at most one is served at a time."""
+    """The address of each kind of model's page."""
     pages = {kind: app.build(subject, f"a {kind}") for kind, subject in subjects.items()}
     urls = {kind: app.launch(page, prevent_thread_lock=True, quiet=True) for kind, page in pages.items()}
     yield urls
@@ -213,12 +213,18 @@ def test_a_classifier_shows_its_classes(browser, served, subjects):
     assert browser.value("!document.querySelector('#next') && !document.querySelector('#start')")
 
 
-def test_a_chat_model_talks_and_remembers(browser, served, app, monkeypatch):
+def test_nothing_that_is_typed_becomes_html(base):
+    base.write("#text textarea", "<img src=http://example.com/a.png onerror=alert(1)>")
+    base.until("document.querySelector('#tokens').innerText.includes('<')")
+    assert base.value("[...document.querySelectorAll('.look img')].every(e => e.src.startsWith('data:'))")
+
+
+def test_a_chat_model_talks_and_remembers_and_its_words_are_no_html(browser, served, app, monkeypatch):
     asked = []
 
     def answers(model, tokenizer, ids, *_, **__):
         asked.append(tokenizer.decode(ids))
-        yield from ("the ", "sun ", f"<b>{len(asked)}</b>")
+        yield from ("the ", "sun ", f"<b>{len(asked)}</b> <img src=http://example.com/a.png>")
 
     monkeypatch.setattr(app, "stream", answers)
     opened(browser, served["chat"])

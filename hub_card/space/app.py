@@ -32,6 +32,7 @@ from scratch_gpt.inspection_page import (
     tokens_html,
     visible,
 )
+from scratch_gpt.pages import page_text
 from scratch_gpt.tokenizer import encode
 
 
@@ -158,10 +159,9 @@ class Page:
             yield text
 
     def answer(self, said: str, messages: list, most: int, temperature: float, top_k: int, top_p: float, seed):
-        """("", the conversation) again and again as the answer grows."""
-        messages = [{"role": m["role"], "content": _plain(m["content"])} for m in messages]
+        """("", the conversation as it is shown, and as it is) again and again as the answer grows."""
         if not said.strip():
-            yield "", messages
+            yield "", _shown(messages), messages
             return
         asked = [*messages, {"role": "user", "content": said}]
         ids = encode_prompt(self.tokenizer, asked)
@@ -169,15 +169,16 @@ class Page:
             gr.Warning(f"The conversation has {len(ids)} tokens, the context {self.context}: its beginning is cut.")
         how = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "seed": int(seed or 0)}
         answer = ""
-        yield "", asked
+        yield "", _shown(asked), messages  # where it says nothing, nothing was asked
         for piece in stream(self.model, self.tokenizer, ids, int(most), **how):
             answer += piece
-            yield "", [*asked, {"role": "assistant", "content": answer}]
+            so_far = [*asked, {"role": "assistant", "content": answer}]
+            yield "", _shown(so_far), so_far
 
 
-def _plain(content) -> str:
-    # A message's text; the browser sends it back in parts.
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+def _shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    # Gradio takes what is said for HTML, and an <img> in it would be fetched from wherever it says.
+    return [{**message, "content": page_text(message["content"])} for message in messages]
 
 
 # --- The page ----------------------------------------------------------------------------------------------------
@@ -289,7 +290,8 @@ def _generate(page: Page, text: gr.Textbox) -> None:
 
 def _chat(page: Page) -> None:
     gr.HTML(heading("Chat"))
-    said_so_far = gr.Chatbot(
+    messages = gr.State([])
+    shown = gr.Chatbot(
         show_label=False, render_markdown=False, height=320, elem_id="chat", buttons=[], feedback_options=None
     )
     said = gr.Textbox(label="Say something", lines=1, elem_id="said")
@@ -298,8 +300,8 @@ def _chat(page: Page) -> None:
         stop = gr.Button("Stop", elem_id="stop", min_width=80)
         clear = gr.Button("Clear", elem_id="clear", min_width=80)
     how = drawing()
-    asked = [said, said_so_far, *how]
-    run = gr.on([start.click, said.submit], page.answer, asked, [said, said_so_far], show_progress="hidden")
+    asked, answered = [said, messages, *how], [said, shown, messages]
+    run = gr.on([start.click, said.submit], page.answer, asked, answered, show_progress="hidden")
     stop.click(None, cancels=[run])
     clear.click(list, None, said_so_far, cancels=[run])
 
