@@ -1,6 +1,6 @@
 """A model folder -> a picture of the page that looks inside it, light and dark beside each other, in a real Chromium.
 
-python tests/render_space.py DIR --out hub_card/space/screenshot.png [--name user/name] [--height 1500]
+python tests/render_space.py DIR --out hub_card/space/screenshot.png [--name user/name] [--height 1930]
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name")
     parser.add_argument("--width", type=int, default=900)
-    parser.add_argument("--height", type=int, default=1500)
+    parser.add_argument("--height", type=int, default=1930)
     given = parser.parse_args()
     binary = find_chromium()
     if binary is None:

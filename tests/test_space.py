@@ -89,7 +89,7 @@ def nothing_wrong(request):
     if "browser" in request.fixturenames:
         browser = request.getfixturevalue("browser")
         assert browser.errors == []
-        outside = [
+        outside = [  # the page speaks with its own server alone
             url
             for url in browser.requests
             if not re.match(r"(http|ws)://(127\.0\.0\.1|localhost):|data:|about:|blob:", url)

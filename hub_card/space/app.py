@@ -46,6 +46,7 @@ CSS = (
     + """.main.fillable { padding: 12px 16px 48px !important; } main.contain { padding: 0 !important; }
 .html-container { padding: 0 2px !important; } .column.gap, main .column { gap: 10px; } footer { display: none; }
 .look h2 { font-size: 1.5rem; margin: 0; } .look h3 { font-size: 1.15rem; margin: 1.4rem 0 0; }
+input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 1px #5b84b1 !important; }
 @media (min-width: 800px) { #text { position: sticky; top: 0; z-index: 30; } }
 """
 )
@@ -106,7 +107,8 @@ class Page:
             for name, id in zip(self.spelled(found), found, strict=True)
         ]
         left = int((after > 0).sum())
-        told = f"{left:,} of {len(after):,} tokens may be drawn. The thin mark is where a bar stood at temperature 1."
+        told = f"{left:,} of {len(after):,} tokens may be drawn (all of them at top-k 0 and top-p 1). A thin mark is "
+        told += "where a bar stands at temperature 1."
         return say(told) + bars_html(bars)
 
     def attention(self, text: str, layer: int, head: int) -> tuple[str, str]:
@@ -193,8 +195,8 @@ def sampling() -> list:
     """The three sliders that decide what may be drawn."""
     with gr.Row():
         temperature = gr.Slider(0, 2, 0.8, step=0.05, label="temperature", min_width=150)
-        top_k = gr.Slider(0, 100, 50, step=1, label="top-k (0: all)", min_width=150)
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p (1: all)", min_width=150)
+        top_k = gr.Slider(0, 100, 50, step=1, label="top-k", min_width=150)
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="top-p", min_width=150)
     return [temperature, top_k, top_p]
 
 
@@ -303,7 +305,7 @@ def _chat(page: Page) -> None:
     asked, answered = [said, messages, *how], [said, shown, messages]
     run = gr.on([start.click, said.submit], page.answer, asked, answered, show_progress="hidden")
     stop.click(None, cancels=[run])
-    clear.click(list, None, said_so_far, cancels=[run])
+    clear.click(lambda: ([], []), None, [shown, messages], cancels=[run])
 
 
 def launch(blocks: gr.Blocks, **options) -> str:
