@@ -1,6 +1,6 @@
 """A model folder -> a picture of the page that looks inside it, light and dark beside each other, in a real Chromium.
 
-python tests/render_space.py DIR --out hub_card/space/screenshot.png [--name user/name] [--height 1930]
+python tests/render_space.py DIR --out hub_card/space/screenshot.png [--name user/name] [--height 1830]
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--name")
     parser.add_argument("--width", type=int, default=900)
-    parser.add_argument("--height", type=int, default=1930)
+    parser.add_argument("--height", type=int, default=1830)
     given = parser.parse_args()
     binary = find_chromium()
     if binary is None:
@@ -56,7 +56,7 @@ def main() -> None:
     both = Image.new("RGB", (2 * given.width, given.height))
     for n, image in enumerate(images):
         both.paste(image, (n * given.width, 0))
-    both.quantize(128).save(given.out, optimize=True)
+    both.save(given.out, optimize=True)
     print(f"Written: {given.out}")
 
 
