@@ -56,7 +56,7 @@ def main() -> None:
     both = Image.new("RGB", (2 * given.width, given.height))
     for n, image in enumerate(images):
         both.paste(image, (n * given.width, 0))
-    both.save(given.out, optimize=True)
+    both.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(given.out, optimize=True)
     print(f"Written: {given.out}")
 
 

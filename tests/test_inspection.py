@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import some_ids, tiny_gpt2, tiny_model
+from transformers import GPT2LMHeadModel
 
 from scratch_gpt import ScratchGPTForSequenceClassification, inspection
 from scratch_gpt.chat_templates import FORMATS
@@ -126,7 +127,7 @@ def test_every_kind_of_folder_opens_as_what_it_is(folders):
 
 def test_stock_gpt2_looks_the_same_in_our_class(folders):
     model = inspection.open_subject(folders / "gpt2").model
-    theirs = tiny_gpt2(vocab_size=280)
+    theirs = GPT2LMHeadModel.from_pretrained(folders / "gpt2", attn_implementation="eager")
     stock = theirs.transformer(IDS, output_attentions=True, output_hidden_states=True)
     seen = inspection.look(model, IDS[0].tolist())
     assert torch.allclose(seen.attention, torch.cat(stock.attentions), atol=1e-5)

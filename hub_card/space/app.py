@@ -15,7 +15,11 @@ from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-import gradio as gr
+try:
+    import gradio as gr
+except ImportError:
+    print('error: gradio is not installed; it is an extra: pip install -e ".[space]"', file=sys.stderr)
+    raise SystemExit(2) from None
 
 from scratch_gpt import inspection
 from scratch_gpt.data.prompts import encode_prompt
@@ -37,6 +41,7 @@ from scratch_gpt.tokenizer import encode
 
 
 LOOKED_AT = 256  # tokens of a text: attention is kept of every pair, in every head
+CUT_SHOWN = 200  # of the tokens that are not looked at
 DRAWN = 40  # tokens of a map
 BARS = 15
 EXAMPLE = "The cat sat on the mat because it was tired."
@@ -88,12 +93,17 @@ class Page:
         kept = self.kept(ids)
         cut, note = len(ids) - len(kept), ""
         if cut:
-            why = f"the model's context is {self.context}" if self.context <= LOOKED_AT else "this page looks at fewer"
+            why = (
+                f"the model's context is {self.context}"
+                if self.context <= LOOKED_AT
+                else f"this page reads {LOOKED_AT}"
+            )
             side = "last" if self.kind == "classifier" else "first"
             note = f"The text is too long: it has {len(ids)} tokens, and {why}. The {side} {cut} were cut."
         told = f"{len(text):,} characters, {len(ids):,} tokens. Below each stands its id."
-        chips = [(inspection.spell(self.tokenizer, id), id) for id in ids[:2000]]
-        return say(note, kind="note") + say(told) + tokens_html(chips, kept)
+        start = max(0, kept.start - CUT_SHOWN)
+        chips = [(inspection.spell(self.tokenizer, id), id) for id in ids[start : kept.stop + CUT_SHOWN]]
+        return say(note, kind="note") + say(told) + tokens_html(chips, range(kept.start - start, kept.stop - start))
 
     def next_token(self, text: str, temperature: float, top_k: int, top_p: float) -> str:
         if not (ids := self.read(text)):
@@ -117,9 +127,8 @@ class Page:
         weights = self.look(ids).attention[:, :, :DRAWN, :DRAWN]
         drawn = map_html(weights[layer - 1, head - 1], self.spelled(ids[:DRAWN]))
         every = say("Every head; the layers below each other.")
-        return say(f"Layer {layer}, head {head}.", self.left_out(ids)) + drawn, every + heads_html(
-            weights, layer - 1, head - 1
-        )
+        every += heads_html(weights, layer - 1, head - 1)
+        return say(f"Layer {layer}, head {head}.", self.left_out(ids)) + drawn, every
 
     def lens(self, text: str) -> str:
         if not (ids := self.read(text)):
@@ -326,7 +335,7 @@ def find_folder(words: list[str]) -> tuple[Path, str]:
             raise ValueError(f"There is no folder {words[0]}.")
         return folder, "/".join(folder.parts[-2:])
     name = os.environ.get("MODEL") or _named_in_readme()
-    if words or (not os.environ.get("SPACE_ID") and "MODEL" not in os.environ):
+    if words or not {"MODEL", "SPACE_ID"} & set(os.environ):
         raise ValueError("Give one model folder: python hub_card/space/app.py DIR")
     from huggingface_hub import snapshot_download
 
