@@ -75,6 +75,10 @@ ARROWS = {
     "triggers": {"torch", "generation", "next_token"},
     "memorisation": {"torch", "transformers", "likelihood"},
     "plots": {"matplotlib", "numpy"},
+    "inspection": {
+        *("torch", "transformers", "classification_metrics", "conversion", "generation", "modeling", "tokenizer"),
+    },
+    "inspection_page": {"torch", "PIL", "pages", "plots"},
     "record": {"yaml"},
     "card": {"yaml"},
     "card_values": {"huggingface_hub", "card", "load_code", "record"},
