@@ -26,7 +26,7 @@ class ForwardDecoder:
 
     def __init__(self, model: nn.Module):
         self.model, self.cache = model, None
-        self.drafted = self.accepted = 0  # tokens that were guessed, and those of them that were drawn
+        self.drawn = self.guessed = self.accepted = 0  # tokens so far; accepted were guessed and then drawn
 
     @property
     def device(self) -> torch.device:
@@ -41,8 +41,8 @@ class ForwardDecoder:
     def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """New ids (B, T), the mask of all (B, past + T) -> logits (B, T, V). What was kept beyond `past` is dropped."""
         past = mask.shape[1] - ids.shape[1]
-        if self.cache is not None and self.cache.get_seq_length() > past:
-            self.cache.crop(past)
+        if self.cache is not None and (beyond := self.cache.get_seq_length() - past):
+            self.cache.crop(-beyond)
         output = self.model(ids, attention_mask=mask, past_key_values=self.cache, use_cache=True)
         self.cache = output.past_key_values
         return output.logits
@@ -138,8 +138,8 @@ class FastDecoder(ForwardDecoder):
         seen = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
         if self.padding is not None:
             seen = seen & (mask != 0)[:, None, None]
-        return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, -torch.inf).view(
-            -1, 1, T, S
+        return (
+            torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, -torch.inf).view(-1, 1, T, S)
         )
 
 

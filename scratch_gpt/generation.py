@@ -116,12 +116,13 @@ def _draw(
                     new = torch.cat([new, guessed], 1)
                 seen = F.pad(mask, (0, guessed.shape[1]), value=1)
                 logits = decoder.step(new, seen)  # (B, 1 + guessed, V)
-                decoder.drafted += guessed.shape[1]
+                decoder.guessed += guessed.shape[1]
             for k in range(logits.shape[1]):
                 token = _choose(logits[:, k], temperature, top_k, top_p, generator)
                 if eos_token_id is not None:
                     token = torch.where(finished, pad_token_id, token)
                     finished |= token == eos_token_id
+                decoder.drawn += len(token)
                 yield token
                 if finished.all():
                     return
