@@ -6,7 +6,7 @@ ordinary forward (ForwardDecoder). Both read a prompt by the ordinary forward an
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
 
 At one row a step reads every weight once and does little else, so what counts is how the weights lie: in fp32 as
-(in, out), in bf16 in oneDNN's blocks, in int8 packed by FBGEMM.
+(in, out), in bf16 and int8 in oneDNN's blocks.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class ForwardDecoder:
         return output.logits[:, -1:]
 
     def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """New ids (B, T), the mask of all (B, past + T) -> logits (B, T, V). What was kept beyond `past` is dropped."""
+        """New ids (B, T), the mask of all (B, past + T) -> logits (B, T, V). What was kept beyond `past` goes."""
         past = mask.shape[1] - ids.shape[1]
         if self.cache is not None and (beyond := self.cache.get_seq_length() - past):
             self.cache.crop(-beyond)
@@ -218,29 +218,20 @@ def blocked_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> M
 def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
     """W as int8, each output scaled by its largest weight; x rounded to 8 bits, each row by its largest value."""
     scales = weight.float().abs().amax(1).clamp(min=1e-12) / 127  # (out,)
-    codes = (weight / scales[:, None]).round_().to(torch.int8)
-    zeros = torch.zeros(len(weight), dtype=torch.long)
-    whole = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
-    packed = _packed(whole)
-    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    codes = (weight / scales[:, None]).round().to(torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(codes, None)
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
     half = 127 if torch.cpu._is_vnni_supported() else 63  # without VNNI two products are added in 16 bits
     bias = None if bias is None else bias.float()
+    rest = (None, 1.0, 0, torch.float32, "none", [], "")  # no bias yet, the output as it is, nothing done with it
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        largest = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).clamp_(min=1e-12)  # (N, 1)
-        y = multiply(x / largest, 1 / half, half + 1, packed)
-        return y * largest if bias is None else torch.addcmul(bias, y, largest)
+        largest = torch.linalg.vector_norm(x.float(), torch.inf, -1, keepdim=True).clamp_(min=1e-12)  # (N, 1)
+        rounded = (x * (half / largest)).add_(half + 1.5).to(torch.uint8)  # 0 is at half + 1; the cast cuts off
+        y = torch.ops.onednn.qlinear_pointwise(rounded, 1 / half, half + 1, packed, scales, zeros, *rest)
+        return (y * largest if bias is None else torch.addcmul(bias, y, largest)).to(x.dtype)
 
     return run
-
-
-def _packed(weight: torch.Tensor):
-    engine = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
-    try:
-        return torch.ops.quantized.linear_prepack(weight, None)
-    finally:
-        torch.backends.quantized.engine = engine
 
 
 __all__ = ["KINDS", "FastDecoder", "ForwardDecoder", "make_decoder", "multiplication"]
