@@ -217,8 +217,8 @@ def blocked_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> M
 
 def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
     """W as int8, each output scaled by its largest weight; x rounded to 8 bits, each row by its largest value."""
-    scales = weight.float().abs().amax(1).clamp(min=1e-12) / 127  # (out,)
-    codes = (weight / scales[:, None]).round().to(torch.int8)
+    scales = torch.linalg.vector_norm(weight, torch.inf, 1, dtype=torch.float32).clamp_(min=1e-12) / 127  # (out,)
+    codes = (weight / scales[:, None]).round_().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(codes, None)
     zeros = torch.zeros(len(weight), dtype=torch.int32)
     half = 127 if torch.cpu._is_vnni_supported() else 63  # without VNNI two products are added in 16 bits

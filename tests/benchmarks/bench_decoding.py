@@ -1,10 +1,10 @@
 """Tokens per second of greedy decoding at GPT-2's 124M: ours beside transformers' generate and CTranslate2.
 
-    python tests/benchmarks/bench_decoding.py [--rounds 7] [--threads 2] [--checkpoint FOLDER --text FILE] [--out FILE.json]
+    python tests/benchmarks/bench_decoding.py [--rounds 7] [--checkpoint FOLDER --text FILE] [--out FILE.json]
 
 One warm process for each peer, all on the same random weights; they take turns, never two at once, and each says how
-long it took from prompt to last token (the prompt's reading included; making our layout of weights as well, in all
-but int8, whose load is counted apart). Every peer draws exactly the tokens that are asked for. With a trained
+long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
+which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for. With a trained
 --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs `pip install ctranslate2`.
 """
 
@@ -75,25 +75,24 @@ def prepare(peer: str, folder: Path, threads: int):
     if name == "transformers":
         start = time.perf_counter()
         model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
-        how = {"do_sample": False, "pad_token_id": 0}
-        run = (
-            lambda ids, new: model.generate(  # noqa: E731
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, **how
-            )[:, ids.shape[1] :].tolist()
-        )
+
+        def run(ids, new):
+            how = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+            return model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist()
+
         return run, time.perf_counter() - start
     import scratch_gpt
     from scratch_gpt.decoding import make_decoder
 
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     start = time.perf_counter()
-    decoder = make_decoder(model, "int8") if kind == "int8" else model
+    decoder = make_decoder(model, "int8" if kind == "int8" else None)
     seconds = time.perf_counter() - start
-    run = (
-        lambda ids, new: scratch_gpt.generate(decoder, ids, max_new_tokens=new, temperature=0)[  # noqa: E731
-            :, ids.shape[1] :
-        ].tolist()
-    )
+
+    def run(ids, new):
+        ids = scratch_gpt.generate(decoder, ids, max_new_tokens=new, temperature=0)
+        return ids[:, -new:].tolist()
+
     return run, seconds
 
 
