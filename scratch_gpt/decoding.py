@@ -1,7 +1,7 @@
 """A model -> its next-token step: ids and what came before -> logits, with the cache inside.
 
-`decoder` picks: for our own plain model a step written out for few tokens at a time (FastDecoder), for any other its
-ordinary forward (ForwardDecoder). Both read a prompt by the ordinary forward and answer alike.
+`make_decoder` picks: for our own plain model a step written out for few tokens at a time (FastDecoder), for any other
+its ordinary forward (ForwardDecoder). Both read a prompt by the ordinary forward and answer alike.
 
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
 
@@ -138,9 +138,8 @@ class FastDecoder(ForwardDecoder):
         seen = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
         if self.padding is not None:
             seen = seen & (mask != 0)[:, None, None]
-        return (
-            torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, -torch.inf).view(-1, 1, T, S)
-        )
+        hide = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, -torch.inf)
+        return hide.view(-1, 1, T, S)
 
 
 def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None) -> ForwardDecoder:
@@ -180,11 +179,8 @@ def _is_plain(model: nn.Module) -> bool:
 
 def norm(layer: nn.LayerNorm) -> Multiply:
     """A LayerNorm as one operation."""
-    return partial(_norm, shape=layer.normalized_shape, weight=layer.weight, bias=layer.bias, eps=layer.eps)
-
-
-def _norm(x, shape, weight, bias, eps):
-    return torch.layer_norm(x, shape, weight, bias, eps)
+    how = {"weight": layer.weight, "bias": layer.bias, "eps": layer.eps}
+    return partial(torch.layer_norm, normalized_shape=layer.normalized_shape, **how)
 
 
 # --- A matrix in the layout that few rows are multiplied with fastest --------------------------------------------
@@ -217,7 +213,8 @@ def blocked_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> M
 
 def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
     """W as int8, each output scaled by its largest weight; x rounded to 8 bits, each row by its largest value."""
-    scales = torch.linalg.vector_norm(weight, torch.inf, 1, dtype=torch.float32).clamp_(min=1e-12) / 127  # (out,)
+    largest = torch.linalg.vector_norm(weight, torch.inf, 1, dtype=torch.float32)  # (out,)
+    scales = largest.clamp_(min=1e-12) / 127
     codes = (weight / scales[:, None]).round_().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(codes, None)
     zeros = torch.zeros(len(weight), dtype=torch.int32)

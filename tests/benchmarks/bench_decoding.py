@@ -4,8 +4,8 @@
 
 One warm process for each peer, all on the same random weights; they take turns, never two at once, and each says how
 long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
-which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for. With a trained
---checkpoint, the perplexity of its text in fp32 and int8 as well. Needs `pip install ctranslate2`.
+which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
+With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
 """
 
 import argparse
