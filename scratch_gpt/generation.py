@@ -11,9 +11,11 @@ is computed anew for each token, which is correct and slow.
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from .decoding import ForwardDecoder, make_decoder
 from .tokenizer import begin_of_text_id, decode, encode
 
 
@@ -40,7 +42,7 @@ def filter_logits(
 
 
 def generate(
-    model: nn.Module,
+    model: nn.Module | ForwardDecoder,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     max_new_tokens: int = 50,
@@ -50,62 +52,114 @@ def generate(
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
     seed: int = 0,
+    prompt_lookup_num_tokens: int | None = None,
 ) -> torch.Tensor:
     """Prompts (B, T), padded on the left -> (B, T + new) token ids.
 
     A row that has drawn `eos_token_id` goes on as `pad_token_id` (by default EOS again) while others are unfinished.
     Leaves the model's mode and the global random state as they were.
 
+    Args:
+        model: a model, or what `make_decoder` made of one: that serves many calls, may be quantized, and counts.
+        prompt_lookup_num_tokens: guess so many tokens ahead from what the row has said before (`look_up`), score them
+            all in one step, keep those that are drawn anyway. One row only. Greedy or not, each token is still drawn
+            from its own distribution with the same random numbers: only rounding can tell.
+
     Raises:
-        ValueError: an empty prompt, or a temperature, top_k or top_p out of range.
+        ValueError: an empty prompt, a temperature, top_k or top_p out of range, a lookup for several rows.
     """
-    _check(input_ids, temperature, top_k, top_p, max_new_tokens)
+    _check(input_ids, temperature, top_k, top_p, max_new_tokens, prompt_lookup_num_tokens)
+    decoder = make_decoder(model)
     pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    how["lookup"] = prompt_lookup_num_tokens
     ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    new = [*_draw(model, input_ids, attention_mask, max_new_tokens, **how, **ends)]
+    new = [*_draw(decoder, input_ids, attention_mask, max_new_tokens, **how, **ends)]
     return torch.cat([input_ids, *(token[:, None] for token in new)], 1)
 
 
 @torch.inference_mode()
 def _draw(
-    model, ids, mask, max_new_tokens, *, temperature, top_k, top_p, eos_token_id, pad_token_id, seed
+    decoder: ForwardDecoder,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    max_new_tokens: int,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    eos_token_id: int | None,
+    pad_token_id: int | None,
+    seed: int,
+    lookup: int | None,
 ) -> Iterator[torch.Tensor]:
     # The next token of each row, (B,), again and again until all rows are finished.
-    was_training = model.training
-    model.eval()
-    limit = model.config.max_position_embeddings
+    model, limit = decoder.model, decoder.model.config.max_position_embeddings
     generator = torch.Generator(ids.device).manual_seed(seed)
     mask = torch.ones_like(ids) if mask is None else mask
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    cache = None
+    T, end = ids.shape[1], ids.shape[1] + max_new_tokens
+    guessed = ids[:, :0]
+    was_training = model.training
+    model.eval()
     try:
-        for _ in range(max_new_tokens):
-            if ids.shape[1] <= limit:
-                new = ids if cache is None else ids[:, -1:]
-                output = model(new, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache = output.past_key_values
+        while ids.shape[1] < end:
+            if ids.shape[1] > limit:
+                guessed = ids[:, :0]
+                logits = decoder.window(ids[:, -limit:], mask[:, -limit:])
+            elif ids.shape[1] == T:
+                logits = decoder.start(ids, mask, min(limit, end))
             else:
-                window, seen = ids[:, -limit:], mask[:, -limit:]
-                output = model(window, attention_mask=seen, use_cache=False, logits_to_keep=1)
-            logits = output.logits[:, -1]  # (B, V)
-            if temperature == 0:
-                token = logits.argmax(-1)
-            else:
-                probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
-                if not probabilities.isfinite().all():
-                    raise ValueError("The logits are not finite: the model has diverged, or temperature is too small.")
-                token = probabilities.multinomial(1, generator=generator)[:, 0]
-            if eos_token_id is not None:
-                token = torch.where(finished, pad_token_id, token)
-                finished |= token == eos_token_id
-            yield token
-            if finished.all():
-                break
-            ids = torch.cat([ids, token[:, None]], 1)
-            mask = torch.cat([mask, torch.ones_like(token)[:, None]], 1)
+                new = ids[:, -1:]
+                if lookup:
+                    guessed = look_up(ids, min(lookup, end - 1 - ids.shape[1], limit - ids.shape[1]))
+                    new = torch.cat([new, guessed], 1)
+                seen = F.pad(mask, (0, guessed.shape[1]), value=1)
+                logits = decoder.step(new, seen)  # (B, 1 + guessed, V)
+                decoder.guessed += guessed.shape[1]
+            for k in range(logits.shape[1]):
+                token = _choose(logits[:, k], temperature, top_k, top_p, generator)
+                if eos_token_id is not None:
+                    token = torch.where(finished, pad_token_id, token)
+                    finished |= token == eos_token_id
+                decoder.drawn += len(token)
+                yield token
+                if finished.all():
+                    return
+                ids = torch.cat([ids, token[:, None]], 1)
+                mask = F.pad(mask, (0, 1), value=1)
+                if k == guessed.shape[1] or token.item() != guessed[0, k].item():
+                    break  # what was computed after a wrong guess is of another text
+                decoder.accepted += 1
     finally:
         model.train(was_training)
+
+
+def _choose(logits, temperature, top_k, top_p, generator) -> torch.Tensor:
+    # One token for each row: (B, V) -> (B,).
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
+    if not probabilities.isfinite().all():
+        raise ValueError("The logits are not finite: the model has diverged, or temperature is too small.")
+    return probabilities.multinomial(1, generator=generator)[:, 0]
+
+
+def look_up(ids: torch.Tensor, most: int, longest: int = 3) -> torch.Tensor:
+    """One row of ids (1, T) -> a guess of what follows, (1, up to `most`): what followed its end the last time.
+
+    The end is the last 3 tokens, or 2, or 1: the most that have stood there before. Nothing where none has
+    (Saxena 2023, "Prompt Lookup Decoding").
+    """
+    T = ids.shape[1]
+    if most > 0:
+        for n in range(min(longest, T - 1), 0, -1):
+            before = ids[0].unfold(0, n, 1)[:-1]  # (T - n, n): every stretch but the last
+            found = (before == ids[0, -n:]).all(1).nonzero()
+            if len(found):
+                start = int(found[-1]) + n
+                return ids[:, start : start + most]
+    return ids[:, :0]
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> dict[str, torch.Tensor]:
@@ -120,7 +174,7 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) 
 
 
 def generate_text(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: str | list[str], **options
+    model: nn.Module | ForwardDecoder, tokenizer: PreTrainedTokenizerBase, prompts: str | list[str], **options
 ) -> str | list[str]:
     """Prompt(s) -> the continuation(s) alone, EOS and what follows left out. `options` are those of `generate`.
 
@@ -135,7 +189,7 @@ def generate_text(
 
 
 def generate_answers(
-    model: nn.Module,
+    model: nn.Module | ForwardDecoder,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     max_new_tokens: int = 50,
@@ -147,21 +201,22 @@ def generate_answers(
     An answer ends in any case where the context is full: nothing slides. Prompts of like length share a batch;
     greedily, an answer does not depend on who shares it. `options` are those of `generate`.
     """
-    limit = model.config.max_position_embeddings
+    decoder = make_decoder(model)
+    limit = decoder.model.config.max_position_embeddings
     rooms = [max(0, min(max_new_tokens, limit + 1 - len(prompt))) for prompt in prompts]  # the last needs no position
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
         most = max(rooms[k] for k in some)
-        rows = _continue(model, tokenizer, [prompts[k] for k in some], max_new_tokens=most, **options)
+        rows = _continue(decoder, tokenizer, [prompts[k] for k in some], max_new_tokens=most, **options)
         for k, row in zip(some, rows, strict=True):
             answers[k] = decode(tokenizer, row[: rooms[k]])
     return answers
 
 
 def stream(
-    model: nn.Module,
+    model: nn.Module | ForwardDecoder,
     tokenizer: PreTrainedTokenizerBase,
     ids: list[int],
     max_new_tokens: int = 50,
@@ -169,16 +224,19 @@ def stream(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    prompt_lookup_num_tokens: int | None = None,
 ) -> Iterator[str]:
     """The ids of a prompt -> its continuation in pieces, each as soon as it is known; EOS ends it and is left out.
 
     Joined, they are what `generate_text` gives. A character of several tokens comes when it is whole.
     """
-    prompt = torch.tensor([ids or [begin_of_text_id(tokenizer)]], device=next(model.parameters()).device)
-    _check(prompt, temperature, top_k, top_p, max_new_tokens)
+    decoder = make_decoder(model)
+    prompt = torch.tensor([ids or [begin_of_text_id(tokenizer)]], device=decoder.device)
+    _check(prompt, temperature, top_k, top_p, max_new_tokens, prompt_lookup_num_tokens)
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    how["lookup"] = prompt_lookup_num_tokens
     eos, drawn, shown = tokenizer.eos_token_id, [], 0
-    for token in _draw(model, prompt, None, max_new_tokens, **how, eos_token_id=eos, pad_token_id=eos):
+    for token in _draw(decoder, prompt, None, max_new_tokens, **how, eos_token_id=eos, pad_token_id=eos):
         if token.item() == eos:
             break
         drawn.append(token.item())
@@ -192,13 +250,14 @@ def stream(
 
 def _continue(model, tokenizer, rows: list[list[int]], **options) -> list[list[int]]:
     # The continuation of each row alone, up to EOS.
-    batch = pad_left(rows, next(model.parameters()).device)
+    decoder = make_decoder(model)
+    batch = pad_left(rows, decoder.device)
     eos = options.setdefault("eos_token_id", tokenizer.eos_token_id)
-    output = generate(model, **batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
+    output = generate(decoder, **batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
     return [row[: row.index(eos)] if eos in row else row for row in output]
 
 
-def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
+def _check(input_ids, temperature, top_k, top_p, max_new_tokens, lookup) -> None:
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}; give (rows, at least 1 token).")
     if not temperature >= 0:
@@ -209,6 +268,12 @@ def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
         raise ValueError(f"top_p is {top_p}; it lies above 0 and up to 1, or is None.")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
+    if lookup is not None and lookup < 1:
+        raise ValueError(f"prompt_lookup_num_tokens is {lookup}; it is at least 1, or None for no guesses.")
+    if lookup and len(input_ids) > 1:
+        raise ValueError(
+            f"prompt_lookup_num_tokens guesses for one row, and here are {len(input_ids)}: give one prompt at a time."
+        )
 
 
-__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]
+__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "look_up", "pad_left", "stream"]

@@ -1,0 +1,234 @@
+"""A model -> its next-token step: ids and what came before -> logits, with the cache inside.
+
+`make_decoder` picks: for our own plain model a step written out for few tokens at a time (FastDecoder), for any other
+its ordinary forward (ForwardDecoder). Both read a prompt by the ordinary forward and answer alike.
+
+B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
+
+At one row a step reads every weight once and does little else, so what counts is how the weights lie: in fp32 as
+(in, out), in bf16 and int8 in oneDNN's blocks.
+"""
+
+from collections.abc import Callable
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+KINDS = (None, "int8")
+Multiply = Callable[[torch.Tensor], torch.Tensor]  # (N, in) -> (N, out)
+
+
+class ForwardDecoder:
+    """Any causal model by its own forward and its own cache."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.cache = model, None
+        self.drawn = self.guessed = self.accepted = 0  # tokens so far; accepted were guessed and then drawn
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
+        """A prompt (B, T) and its mask -> logits of its last position (B, 1, V). `columns` will come, it included."""
+        output = self.model(ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        self.cache = output.past_key_values
+        return output.logits[:, -1:]
+
+    def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """New ids (B, T), the mask of all (B, past + T) -> logits (B, T, V). What was kept beyond `past` goes."""
+        past = mask.shape[1] - ids.shape[1]
+        if self.cache is not None and (beyond := self.cache.get_seq_length() - past):
+            self.cache.crop(-beyond)
+        output = self.model(ids, attention_mask=mask, past_key_values=self.cache, use_cache=True)
+        self.cache = output.past_key_values
+        return output.logits
+
+    def window(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """A whole context (B, T), nothing kept -> logits of its last position (B, 1, V)."""
+        return self.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1).logits[:, -1:]
+
+
+class FastDecoder(ForwardDecoder):
+    """Our own model, its blocks written out over a cache of fixed size. Prompts and full windows go by its forward.
+
+    Its matrices are copied once, in the layout that multiplies few rows fastest (int8: at once, otherwise at the
+    first step), and the model keeps its own: together 2 times the model's memory, in int8 1 time and a byte for each
+    parameter. So a decoder shows the weights as they were when it was made, and serves as many calls as you like.
+
+    Args:
+        quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
+            weight, and multiplies them with activations rounded to 8 bits, each row by its own largest. Embeddings,
+            norms, attention and the cache stay as the model has them.
+
+    Raises:
+        ValueError: a kind that is none; int8 on another device than a CPU.
+    """
+
+    def __init__(self, model: nn.Module, quantize: str | None = None):
+        super().__init__(model)
+        device = model.lm_head.weight.device
+        if quantize == "int8" and device.type != "cpu":
+            raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
+        self.quantize = quantize
+        if quantize:
+            self.blocks, self.head  # noqa: B018  (made now)
+
+    @cached_property
+    def blocks(self) -> list[tuple]:
+        """Of each block: its two norms and four multiplications."""
+        return [self._block(block) for block in self.model.transformer.layers]
+
+    @cached_property
+    def head(self) -> Multiply:
+        return multiplication(self.model.lm_head.weight.detach(), None, self.quantize)
+
+    def _block(self, block: nn.Module) -> tuple:
+        attention, mlp = block.attn, block.mlp
+        three = (attention.q_proj, attention.k_proj, attention.v_proj)
+        weight = torch.cat([one.weight.detach() for one in three])  # (3D, D)
+        bias = torch.cat([one.bias.detach() for one in three]) if three[0].bias is not None else None
+        make = lambda one: multiplication(one.weight.detach(), one.bias.detach(), self.quantize)  # noqa: E731
+        return (
+            *(norm(block.ln_1), multiplication(weight, bias, self.quantize), make(attention.o_proj)),
+            *(norm(block.ln_2), make(mlp.up_proj), mlp.act_fn.forward, make(mlp.down_proj)),
+        )
+
+    @torch.inference_mode()
+    def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
+        logits = super().start(ids, mask, columns)
+        layers, (B, H, T, K) = self.cache.layers, self.cache.layers[0].keys.shape
+        first = layers[0].keys
+        self.kept = first.new_empty(len(layers), 2, B, H, max(columns, T), K)
+        for kept, layer in zip(self.kept, layers, strict=True):
+            kept[0, :, :, :T], kept[1, :, :, :T] = layer.keys, layer.values
+        self.cache = None
+        hidden = mask[:, :T] == 0
+        self.padding = hidden.sum(1, keepdim=True) if hidden.any() else None  # (B, 1): places that take no position
+        return logits
+
+    @torch.inference_mode()
+    def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        (B, T), S = ids.shape, mask.shape[1]
+        past, body = S - T, self.model.transformer
+        positions = torch.arange(past, S, device=ids.device)[None]
+        if self.padding is not None:
+            positions = positions - self.padding
+        x = (body.embed_tokens.weight[ids] + body.embed_positions.weight[positions]).view(B * T, -1)  # (N, D)
+        hide = self._hide(mask, T, x.dtype)
+        H, K = self.kept.shape[3], self.kept.shape[5]
+        new = self.kept[..., past:S, :].unbind(0)  # L of (2, B, H, T, K), to be written
+        keys, values = (self.kept[:, n, :, :, :S].unbind(0) for n in (0, 1))  # L of (B, H, S, K), to be read
+        for n, (norm_1, qkv, out, norm_2, up, act, down) in enumerate(self.blocks):
+            y = qkv(norm_1(x)).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+            new[n].copy_(y[1:])
+            y = F.scaled_dot_product_attention(y[0], keys[n], values[n], attn_mask=hide)  # (B, H, T, K)
+            x = x + out(y.transpose(1, 2).reshape(B * T, H * K))
+            x = x + down(act(up(norm_2(x))))
+        return self.head(norm(body.norm)(x)).view(B, T, -1)
+
+    def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
+        # (B or 1, 1, T, S), added to the scores; None where every new token sees every column.
+        if T == 1 and self.padding is None:
+            return None
+        S = mask.shape[1]
+        seen = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
+        if self.padding is not None:
+            seen = seen & (mask != 0)[:, None, None]
+        hide = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, -torch.inf)
+        return hide.view(-1, 1, T, S)
+
+
+def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None) -> ForwardDecoder:
+    """The fastest decoder for a causal model; what is one already stays.
+
+    Fast is our own class as it was saved: on one device, without an adapter, quantised layers, hooks, autocast or
+    another's wrapping. Any other model is used as it comes.
+
+    Raises:
+        ValueError: a kind that is none; int8 of a model that is not ours, is wrapped, or is not on a CPU.
+    """
+    if isinstance(model, ForwardDecoder) and quantize is None:
+        return model
+    if quantize not in KINDS:
+        raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
+    if _is_plain(model):
+        return FastDecoder(model, quantize)
+    if quantize is not None:
+        raise ValueError(
+            f"quantize={quantize!r} is of our own model as it was saved, and this is a {type(model).__name__} or has "
+            "something around its layers: merge an adapter first, or leave quantize out."
+        )
+    return ForwardDecoder(model)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    # The code of our model also travels inside checkpoints, so its class goes by its name.
+    if type(model).__name__ != "ScratchGPTForCausalLM" or torch.is_autocast_enabled(model.device.type):
+        return False
+    touched = ("_forward_pre_hooks", "_forward_hooks", "parametrizations")
+    return (
+        len({(p.device, p.dtype, type(p)) for p in model.parameters()}) == 1
+        and all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith(("_proj", "lm_head")))
+        and not any("forward" in vars(m) or any(getattr(m, name, None) for name in touched) for m in model.modules())
+    )
+
+
+def norm(layer: nn.LayerNorm) -> Multiply:
+    """A LayerNorm as one operation."""
+    how = {"weight": layer.weight, "bias": layer.bias, "eps": layer.eps}
+    return partial(torch.layer_norm, normalized_shape=layer.normalized_shape, **how)
+
+
+# --- A matrix in the layout that few rows are multiplied with fastest --------------------------------------------
+
+
+def multiplication(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Multiply:
+    """W (out, in) and b (out,) -> the function x -> x W^T + b."""
+    if quantize == "int8":
+        return int8_multiplication(weight, bias)
+    if weight.device.type != "cpu":
+        return partial(F.linear, weight=weight, bias=bias)
+    if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return blocked_multiplication(weight, bias)
+    return transposed_multiplication(weight, bias)
+
+
+def transposed_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
+    """W kept as (in, out): what lies together is read for one input and added to all outputs."""
+    turned = weight.t().contiguous()  # no copy where it came from a GPT-2 file, which keeps it so
+    if bias is None:
+        return lambda x: torch.mm(x, turned)
+    return lambda x: torch.addmm(bias, x, turned)
+
+
+def blocked_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
+    """W in oneDNN's own blocks, as torch.compile lays it."""
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
+
+
+def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
+    """W as int8, each output scaled by its largest weight; x rounded to 8 bits, each row by its largest value."""
+    largest = torch.linalg.vector_norm(weight, torch.inf, 1, dtype=torch.float32)  # (out,)
+    scales = largest.clamp_(min=1e-12) / 127
+    codes = (weight / scales[:, None]).round_().to(torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(codes, None)
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
+    half = 127 if torch.cpu._is_vnni_supported() else 63  # without VNNI two products are added in 16 bits
+    bias = None if bias is None else bias.float()
+    rest = (None, 1.0, 0, torch.float32, "none", [], "")  # no bias yet, the output as it is, nothing done with it
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        largest = torch.linalg.vector_norm(x.float(), torch.inf, -1, keepdim=True).clamp_(min=1e-12)  # (N, 1)
+        rounded = (x * (half / largest)).add_(half + 1.5).to(torch.uint8)  # 0 is at half + 1; the cast cuts off
+        y = torch.ops.onednn.qlinear_pointwise(rounded, 1 / half, half + 1, packed, scales, zeros, *rest)
+        return (y * largest if bias is None else torch.addcmul(bias, y, largest)).to(x.dtype)
+
+    return run
+
+
+__all__ = ["KINDS", "FastDecoder", "ForwardDecoder", "make_decoder", "multiplication"]

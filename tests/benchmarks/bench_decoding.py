@@ -1,0 +1,224 @@
+"""Tokens per second of greedy decoding at GPT-2's 124M: ours beside transformers' generate and CTranslate2.
+
+    python tests/benchmarks/bench_decoding.py [--rounds 7] [--checkpoint FOLDER --text FILE] [--out FILE.json]
+
+One warm process for each peer, all on the same random weights; they take turns, never two at once, and each says how
+long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
+which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
+With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all peers
+PEERS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
+WORK = ("1x32+128", "8x32+128", "1x900+100")  # rows x prompt + new tokens
+VOCABULARY = 50257
+
+
+def make(folder: Path, size: dict) -> None:
+    """Random weights in GPT-2's stock layout, a tokenizer whose words are its ids, and CTranslate2's int8 of both."""
+    import ctranslate2
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **size)).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({str(n): n for n in range(VOCABULARY)}, unk_token="0"))
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "0")
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    ctranslate2.converters.TransformersConverter(str(folder)).convert(str(folder / "ct2"), quantization="int8")
+
+
+def prompts(rows: int, length: int):
+    import torch
+
+    return torch.randint(1, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def prepare(peer: str, folder: Path, threads: int):
+    """(ids, new) -> tokens, by one peer, as a function; and what its preparing took in seconds."""
+    name, kind = peer.split()
+    if name == "ctranslate2":
+        import ctranslate2
+
+        start = time.perf_counter()
+        generator = ctranslate2.Generator(str(folder / "ct2"), compute_type=kind, intra_threads=threads)
+
+        def run(ids, new):
+            words = [[str(n) for n in row] for row in ids.tolist()]
+            how = {"max_length": new, "min_length": new, "sampling_topk": 1, "include_prompt_in_result": False}
+            return [result.sequences_ids[0] for result in generator.generate_batch(words, **how)]
+
+        return run, time.perf_counter() - start
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    if name == "transformers":
+        start = time.perf_counter()
+        model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+
+        def run(ids, new):
+            how = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+            return model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist()
+
+        return run, time.perf_counter() - start
+    import scratch_gpt
+    from scratch_gpt.decoding import make_decoder
+
+    model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    start = time.perf_counter()
+    decoder = make_decoder(model, "int8" if kind == "int8" else None)
+    seconds = time.perf_counter() - start
+
+    def run(ids, new):
+        ids = scratch_gpt.generate(decoder, ids, max_new_tokens=new, temperature=0)
+        return ids[:, -new:].tolist()
+
+    return run, seconds
+
+
+def serve(peer: str, folder: Path, threads: int) -> None:
+    """A peer's process: one line in (rows, prompt, new), one line out."""
+    run, seconds = prepare(peer, folder, threads)
+    print(json.dumps({"prepare_seconds": seconds}), flush=True)
+    for line in sys.stdin:
+        rows, length, new = map(int, line.split())
+        ids = prompts(rows, length)
+        start = time.perf_counter()
+        tokens = run(ids, new)
+        seconds = time.perf_counter() - start
+        assert [len(row) for row in tokens] == [new] * rows, [len(row) for row in tokens]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        said = {"tokens_per_second": rows * new / seconds, "peak_mib": peak, "first": tokens[0][:20]}
+        print(json.dumps(said), flush=True)
+
+
+def measure(folder: Path, peers: list[str], work: list[str], rounds: int, threads: int) -> dict:
+    """Every peer's work in turns; a first, uncounted turn warms it."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--serve"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    processes, found = {}, {}
+    for peer in peers:
+        processes[peer] = subprocess.Popen([*command, peer], **pipes)
+        found[peer] = json.loads(processes[peer].stdout.readline())
+    for one in work:
+        sizes = one.replace("x", " ").replace("+", " ")
+        for number in range(rounds + 1):
+            for peer in peers if number % 2 else peers[::-1]:
+                process = processes[peer]
+                process.stdin.write(f"{sizes}\n")
+                process.stdin.flush()
+                said = json.loads(process.stdout.readline())
+                if number:
+                    found[peer].setdefault(one, []).append(said)
+        print_table(found, [one])
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    return found
+
+
+def speeds(found: dict, peer: str, one: str) -> list[float]:
+    return [said["tokens_per_second"] for said in found[peer][one]]
+
+
+def print_table(found: dict, work: list[str]) -> None:
+    for one in work:
+        for peer in found:
+            values = speeds(found, peer, one)
+            spread = f"{statistics.median(values):7.1f} ({min(values):.1f} - {max(values):.1f}) tokens/s"
+            print(f"{one:12} {peer:20} {spread}", flush=True)
+
+
+def summary(found: dict, work: list[str]) -> dict:
+    """Medians, and ours over each peer."""
+    medians = {one: {peer: statistics.median(speeds(found, peer, one)) for peer in found} for one in work}
+    ratios = {
+        one: {
+            f"{mine} / {other}": row[mine] / row[other]
+            for mine in row
+            for other in row
+            if mine.startswith("ours") and not other.startswith("ours")
+        }
+        for one, row in medians.items()
+    }
+    return {"tokens_per_second": medians, "ratios": ratios}
+
+
+def perplexities(checkpoint: str, file: Path) -> dict:
+    """A trained model's perplexity of a text, in rows of its context, in fp32 and int8."""
+    import torch
+    import torch.nn.functional as F
+
+    import scratch_gpt
+    from scratch_gpt.decoding import ForwardDecoder, make_decoder
+    from scratch_gpt.tokenizer import encode
+
+    model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(checkpoint).eval()
+    ids = torch.tensor(encode(scratch_gpt.load_tokenizer(checkpoint), file.read_text()))
+    T = model.config.max_position_embeddings
+    rows = ids[: len(ids) // T * T].view(-1, T)[:500]
+    found = {"text": file.name, "tokens": rows.numel()}
+    for name, decoder in (("fp32", ForwardDecoder(model)), ("int8", make_decoder(model, "int8"))):
+        loss = 0.0
+        for some in rows.split(16):
+            mask = torch.ones_like(some)
+            with torch.no_grad():
+                decoder.start(some[:, :1], mask[:, :1], T)
+                logits = decoder.step(some[:, 1:], mask)[:, :-1]
+            loss += F.cross_entropy(logits.flatten(0, 1), some[:, 2:].flatten()).item() * len(some) / len(rows)
+        found[name] = math.exp(loss)
+    return {**found, "rise": found["int8"] / found["fp32"] - 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="counted turns of each peer")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
+    parser.add_argument("--work", nargs="+", default=WORK, help="rows x prompt + new tokens")
+    parser.add_argument("--layers", type=int, default=12, help="fewer to try it out")
+    parser.add_argument("--checkpoint", help="a trained model, for its perplexity in int8")
+    parser.add_argument("--text", type=Path, help="a text that it has not seen")
+    parser.add_argument("--out", type=Path)
+    for hidden in ("--make", "--folder", "--serve"):  # what the other processes are called with
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.make:
+        return make(Path(options.make), {"n_layer": options.layers})
+    if options.serve:
+        return serve(options.serve, Path(options.folder), options.threads)
+    result = {"rounds": options.rounds, "threads": options.threads, "machine": platform.processor() or "unknown"}
+    result["perplexity"] = perplexities(options.checkpoint, options.text) if options.checkpoint else None
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--make", folder, "--layers", str(options.layers)]
+        subprocess.run(command, check=True)
+        found = measure(Path(folder), list(options.peers), list(options.work), options.rounds, options.threads)
+    result |= {**summary(found, options.work), "runs": found}
+    print(json.dumps({name: result[name] for name in ("perplexity", "tokens_per_second", "ratios")}, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

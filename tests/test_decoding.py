@@ -1,0 +1,197 @@
+"""Laws of the fast step: it is the model's forward, guesses change nothing, whole numbers cost next to nothing."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import padded, some_ids, tiny_gpt2, tiny_model
+
+from scratch_gpt.decoding import FastDecoder, ForwardDecoder, make_decoder, multiplication
+from scratch_gpt.generation import filter_logits, generate, look_up
+from scratch_gpt.optimizers import adamw
+
+
+def worst(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+def scored(decoder, ids, mask, prompt: int) -> torch.Tensor:
+    """The logits of every position from the prompt's last on, three new tokens at a time."""
+    logits = [decoder.start(ids[:, :prompt], mask[:, :prompt], ids.shape[1])]
+    for at in range(prompt, ids.shape[1], 3):
+        logits.append(decoder.step(ids[:, at : at + 3], mask[:, : at + 3]))
+    return torch.cat(logits, 1)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model that has learned the README's characters a little, and rows (N, T) that it has not seen."""
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+    letters = sorted(set(text))
+    ids = torch.tensor([letters.index(letter) for letter in text])
+    train, rest = ids[: -len(ids) // 10], ids[-len(ids) // 10 :]
+    sizes = {"vocab_size": len(letters), "hidden_size": 64, "initializer_range": 0.02}
+    model = tiny_model(attention="sdpa", **sizes).train()
+    optimizer = adamw(model, 3e-3, 0.1)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        starts = torch.randint(len(train) - 64, (16, 1), generator=random)
+        rows = train[starts + torch.arange(64)]
+        model(rows, labels=rows).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), rest[: len(rest) // 64 * 64].view(-1, 64)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention_bias": False}, {"tie_word_embeddings": False}, {"hidden_act": "relu"}]
+)
+def test_a_step_is_the_forward_whatever_was_padded_and_however_many_tokens(changes):
+    model = tiny_model(**changes)
+    batch = padded([some_ids(1, n, seed=n)[0] for n in (20, 14, 17)])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask).logits[:, 9:]
+    for decoder in (make_decoder(model), ForwardDecoder(model)):
+        with torch.no_grad():
+            assert worst(scored(decoder, ids, mask, 10), whole) < 1e-4
+    with torch.no_grad():
+        alone = model(ids[:1]).logits[:, 9:]
+        assert worst(scored(make_decoder(model), ids[:1], mask[:1], 10), alone) < 1e-4
+
+
+def test_what_is_taken_back_leaves_no_trace():
+    model, ids = tiny_model(), some_ids(1, 12)
+    mask = torch.ones_like(ids)
+    for decoder in (make_decoder(model), ForwardDecoder(model)):
+        with torch.no_grad():
+            decoder.start(ids[:, :5], mask[:, :5], 12)
+            decoder.step(ids[:, 5:] + 1 - 2 * (ids[:, 5:] > 0), mask)  # another text
+            again = decoder.step(ids[:, 5:], mask)
+            assert worst(again, model(ids).logits[:, 5:]) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layout_changes_no_product(dtype):
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(5, 32)
+    weight, bias, x = (t.to(dtype) for t in (weight, bias, x))
+    plain = torch.nn.functional.linear(x.float(), weight.float())
+    near = 1e-5 if dtype == torch.float32 else 0.1
+    assert worst(multiplication(weight, None)(x).float(), plain) < near
+    assert worst(multiplication(weight, bias)(x).float(), plain + bias) < near
+
+
+def test_whole_numbers_are_as_near_as_eight_bits_can_be_and_rows_do_not_disturb_each_other():
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(5, 32)
+    x[1] *= 1000  # a loud neighbour
+    x[2] = 0
+    multiply = multiplication(weight, bias, "int8")
+    together = multiply(x)
+    plain = torch.nn.functional.linear(x, weight, bias)
+    # each factor is off by half a step at most: 1/254 of its row's largest (1/126 where sums are kept in 16 bits)
+    bound = 32 * 2 / 126 * weight.abs().amax(1) * x.abs().amax(1, keepdim=True) + 1e-5
+    assert ((together - plain).abs() <= bound).all() and torch.equal(together[2], bias)
+    assert ((together - plain).norm(dim=1) < 0.02 * (plain - bias).norm(dim=1) + 1e-5).all()
+    for row in range(5):
+        assert torch.equal(multiply(x[row : row + 1])[0], together[row])
+
+
+def test_greedy_is_generate_on_a_trained_model(trained):
+    model, rows = trained
+    prompts = rows[:8, :16]
+    ours = generate(model, prompts, max_new_tokens=48, temperature=0)
+    stock = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=48, do_sample=False)
+    for a, b in zip(ours, stock, strict=True):
+        if not torch.equal(a, b):  # then at the first difference two tokens are as likely
+            at = int((a != b).nonzero()[0])
+            with torch.no_grad():
+                two = model(a[None, :at]).logits[0, -1].topk(2).values
+            assert two[0] - two[1] < 1e-4
+
+
+def test_int8_costs_at_most_one_percent_of_perplexity(trained):
+    model, rows = trained
+    mask = torch.ones_like(rows)
+    losses = []
+    for decoder in (ForwardDecoder(model), make_decoder(model, "int8")):
+        with torch.no_grad():
+            decoder.start(rows[:, :1], mask[:, :1], 64)
+            logits = decoder.step(rows[:, 1:], mask)[:, :-1]
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 2:].flatten()).item())
+    assert 1 < losses[0] < 3.2 and losses[0] != losses[1]  # it has learned something, and it is rounded
+    assert losses[1] - losses[0] < 0.01
+
+
+def test_guesses_change_no_token(trained):
+    model, rows = trained
+    for chosen in ({"temperature": 0}, {"temperature": 0.8, "top_k": 5, "seed": 3}):
+        for decoder in (make_decoder(model), ForwardDecoder(model)):
+            plain = generate(model, rows[:1, :16], max_new_tokens=60, **chosen)  # on, where the context is full
+            guessed = generate(decoder, rows[:1, :16], max_new_tokens=60, prompt_lookup_num_tokens=5, **chosen)
+            assert torch.equal(plain, guessed)
+            assert 0 < decoder.accepted <= decoder.guessed and decoder.drawn == 60
+
+
+def test_guessed_ahead_tokens_follow_the_models_distribution():
+    model = tiny_model(vocab_size=3, initializer_range=0.05)
+    ids, how = torch.tensor([[0, 1, 2, 0, 1, 2, 0]]), {"temperature": 1.3, "top_k": 2}
+    expected = {}
+    for pair in product(range(3), repeat=2):
+        whole = torch.cat([ids, torch.tensor([pair])], 1)
+        with torch.no_grad():
+            p = filter_logits(model(whole).logits[0, -3:-1], **how).softmax(-1)
+        expected[pair] = (p[0, pair[0]] * p[1, pair[1]]).item()
+    decoder, n, counts = make_decoder(model), 600, dict.fromkeys(expected, 0)
+    for seed in range(n):
+        new = generate(decoder, ids, max_new_tokens=4, seed=seed, prompt_lookup_num_tokens=3, **how)[0, 7:9]
+        counts[tuple(new.tolist())] += 1
+    assert 0.1 < decoder.accepted / decoder.guessed < 0.9
+    for pair, share in expected.items():
+        assert abs(counts[pair] / n - share) < 4 * (share * (1 - share) / n) ** 0.5 + 1e-9, pair
+
+
+def test_a_guess_is_what_followed_the_longest_end_the_last_time():
+    guess = lambda *ids, most=2: look_up(torch.tensor([ids]), most)[0].tolist()  # noqa: E731
+    assert guess(1, 2, 3, 9, 8, 2, 3, 7, 1, 2, 3) == [9, 8]  # three tokens, further back than two
+    assert guess(5, 1, 5, 2, 5) == [2, 5]  # the last time
+    assert guess(5, 1, 5, 2, 5, most=1) == [2]
+    assert guess(4, 4) == [4] and guess(1, 2, 3) == guess(1) == guess(5, 5, most=0) == []
+
+
+def test_only_our_own_plain_model_is_fast():
+    model = tiny_model()
+    assert type(make_decoder(model)) is FastDecoder
+    assert type(make_decoder(tiny_gpt2())) is ForwardDecoder
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(make_decoder(model)) is ForwardDecoder
+    hook = model.transformer.layers[1].register_forward_hook(lambda *_: None)
+    assert type(make_decoder(model)) is ForwardDecoder
+    hook.remove()
+    decoder = make_decoder(model, "int8")
+    assert make_decoder(decoder) is decoder
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    assert type(make_decoder(model)) is ForwardDecoder
+    with pytest.raises(ValueError, match="something around its layers"):
+        make_decoder(model, "int8")
+    with pytest.raises(ValueError, match="quantize is 'int3'; it is int8"):
+        make_decoder(tiny_model(), "int3")
+
+
+def test_a_model_that_learns_on_is_decoded_as_it_is_now():
+    model, ids = tiny_model(), some_ids(1, 4)
+    before = generate(model, ids, temperature=0)
+    with torch.no_grad():
+        model.transformer.layers[0].mlp.up_proj.weight.data.neg_()
+    after = generate(model, ids, temperature=0)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, generate(ForwardDecoder(model), ids, temperature=0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "guesses", "message"),
+    [(1, 0, "prompt_lookup_num_tokens is 0"), (2, 3, "guesses for one row, and here are 2")],
+)
+def test_guesses_that_cannot_be_are_errors(rows, guesses, message):
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_model(), some_ids(rows, 4), prompt_lookup_num_tokens=guesses)
