@@ -57,7 +57,7 @@ class Run(Source):
     model: str | None = option(None, "Folder or Hub id to start from; without it a new model of --preset is made.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model and its tokenizer.")
     preset: str | None = option(
-        None, "Size of a new one: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny, shakespeare-char."
+        None, "Size of a new model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny, shakespeare-char."
     )
     config_overrides: str | None = option(None, "Changes to the preset's config: `name=value,name=value`.")
     dropout: float | None = option(None, "All three dropouts; without it, what the model's config says.")
@@ -136,10 +136,8 @@ AT_LEAST = {  # field -> the least it may be
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
     ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
-    **dict.fromkeys(
-        ("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs", "beta2"), 0
-    ),
-    **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "simpo_gamma", "temperature"), 0),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "beta2", "simpo_gamma", "temperature"), 0),
     **dict.fromkeys(("judge_repeats", "max_new_tokens", "preview", "samples"), 1),
 }
 
