@@ -307,8 +307,7 @@ class Watch:
         return not evaluated or math.isfinite(progress.last_evaluation[self.settings.best_of])
 
     def __call__(self, model: nn.Module, progress: Progress) -> bool:
-        with torch.compiler.set_stance("force_eager"):  # its shapes would be compiled anew, for a few batches
-            values = self.evaluate(model)
+        values = self.evaluate(model)
         self.metrics.write(progress, values)
         progress.evaluated_at, progress.last_evaluation = progress.step, values
         value = values[self.settings.best_of]

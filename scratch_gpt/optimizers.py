@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 
-OPTIMIZERS = ("adamw", "muon")
 BETAS = (0.9, 0.95)
 
 
@@ -20,10 +19,10 @@ def make_optimizer(
     betas: tuple[float, float] = BETAS,
 ) -> torch.optim.Optimizer:
     """The optimizer of this name for what is trained: `adamw` of everything, or `muon` with AdamW for the rest."""
-    if name not in OPTIMIZERS:
-        raise ValueError(f"There is no optimizer {name!r}; it is one of {', '.join(OPTIMIZERS)}.")
-    make = {"adamw": adamw, "muon": MuonWithAdamW}[name]
-    return make(model, learning_rate, weight_decay, betas)
+    kinds = {"adamw": adamw, "muon": MuonWithAdamW}
+    if name not in kinds:
+        raise ValueError(f"There is no optimizer {name!r}; it is one of {', '.join(kinds)}.")
+    return kinds[name](model, learning_rate, weight_decay, betas)
 
 
 def adamw(
@@ -96,4 +95,4 @@ def learning_rate_at(
     return floor + (peak - floor) * left
 
 
-__all__ = ["OPTIMIZERS", "MuonWithAdamW", "adamw", "learning_rate_at", "make_optimizer"]
+__all__ = ["MuonWithAdamW", "adamw", "learning_rate_at", "make_optimizer"]

@@ -293,14 +293,14 @@ def carry_out(
     due = {"validation", "seen"} | ({"test"} if start.resume_from is None else set())
 
     def evaluate_and_sample(model) -> dict[str, Any]:
-        values = {}
-        for split, prefix in PREFIXES.items():
-            if split in due and split in task.rows:
-                values |= {f"{prefix}{name}": value for name, value in evaluate(model, split)[0].items()}
-        due.discard("test")
-        if task.sample is not None:
-            unwrapped = accelerator.unwrap_model(model)
-            values["sample"] = _sample(task, unwrapped) if accelerator.is_main_process else ""
+        values, unwrapped = {}, accelerator.unwrap_model(model)
+        with uncompiled(unwrapped):
+            for split, prefix in PREFIXES.items():
+                if split in due and split in task.rows:
+                    values |= {f"{prefix}{name}": value for name, value in evaluate(model, split)[0].items()}
+            due.discard("test")
+            if task.sample is not None:
+                values["sample"] = _sample(task, unwrapped) if accelerator.is_main_process else ""
         return values
 
     def on_evaluation(model, progress: Progress, is_best: bool) -> str:
@@ -360,15 +360,14 @@ def clear(folder: Path) -> None:
 def _sample(task: Task, model) -> str:
     # A model that has diverged writes nothing.
     try:
-        with uncompiled(model):
-            return task.sample(model)
+        return task.sample(model)
     except ValueError as error:
         return f"(no sample: {error})"
 
 
 @contextmanager
 def uncompiled(model) -> Iterator[None]:
-    """Without torch.compile, which would compile again for each length of what is generated."""
+    """Without torch.compile, which would compile again for an evaluation and each length of what is generated."""
     compiled, model._compiled_call_impl = model._compiled_call_impl, None
     try:
         yield
