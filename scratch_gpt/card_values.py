@@ -226,9 +226,11 @@ def _procedure(record: Record) -> str | None:
     batch = run["batch_size"] * run["accumulation_steps"] * facts.get("processes", 1)
     seen = f", {steps[-1]['tokens']:,} tokens ({steps[-1]['epoch']:.2f} epochs)" if steps else ""
     rate = facts["schedule"]
+    optimizer = "Muon and AdamW" if run.get("optimizer") == "muon" else "AdamW"
+    fall = "in a straight line" if rate.get("shape") == "linear" else "along a cosine"
     return (
-        f"{steps[-1]['step'] if steps else facts['steps']:,} steps of {batch:,} rows{seen} with AdamW. The learning "
-        f"rate rises over {rate['warmup_steps']:,} steps to {rate['peak']:g}, then falls along a cosine to "
+        f"{steps[-1]['step'] if steps else facts['steps']:,} steps of {batch:,} rows{seen} with {optimizer}. The "
+        f"learning rate rises over {rate['warmup_steps']:,} steps to {rate['peak']:g}, then falls {fall} to "
         f"{rate['floor']:g}."
     )
 

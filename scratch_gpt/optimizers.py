@@ -1,16 +1,38 @@
-"""A model -> parameter groups and AdamW; a step number -> its learning rate."""
+"""A model -> parameter groups and their optimizer; a step number -> its learning rate."""
 
 import math
+import re
+from typing import Any
 
 import torch
 from torch import nn
 
 
+BETAS = (0.9, 0.95)
+
+
+def make_optimizer(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    name: str = "adamw",
+    betas: tuple[float, float] = BETAS,
+) -> torch.optim.Optimizer:
+    """The optimizer of this name for what is trained: `adamw` of everything, or `muon` with AdamW for the rest."""
+    kinds = {"adamw": adamw, "muon": MuonWithAdamW}
+    if name not in kinds:
+        raise ValueError(f"There is no optimizer {name!r}; it is one of {', '.join(kinds)}.")
+    return kinds[name](model, learning_rate, weight_decay, betas)
+
+
 def adamw(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
+    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = BETAS
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) that decays matrices only, not biases and norms."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return _adamw([p for p in model.parameters() if p.requires_grad], learning_rate, weight_decay, betas)
+
+
+def _adamw(trained: list[nn.Parameter], learning_rate: float, weight_decay: float, betas) -> torch.optim.AdamW:
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
@@ -20,15 +42,57 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
-def learning_rate_at(step: int, steps: int, peak: float, warmup_steps: int = 0, floor: float = 0.0) -> float:
-    """The rate of step 0, 1, ... of `steps`: a straight line up to the peak, then a cosine down to the floor.
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the blocks' matrices; AdamW for embeddings, head, biases and norms.
 
-    Loshchilov & Hutter 2017, "SGDR", without restarts; the warm-up's first step is peak / warmup_steps, not 0.
+    Muon moves a matrix by its momentum made orthogonal. Its step is scaled to the size of one of AdamW's (Liu et al.
+    2025, "Muon is Scalable for LLM Training"), so that one learning rate serves both.
+
+    Groups and state of both lie here, so that it is saved, resumed and scheduled like any other optimizer.
+
+    Raises:
+        ValueError: there is no matrix in a block that is trained.
+    """
+
+    def __init__(
+        self, model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = BETAS
+    ):
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        matrices = [p for name, p in trained.items() if p.dim() == 2 and re.search(r"\.\d+\.", name)]
+        if not matrices:
+            raise ValueError("Muon moves the matrices of blocks, and none is trained here: give adamw.")
+        here = {id(p) for p in matrices}
+        rest = [p for p in trained.values() if id(p) not in here]
+        options = {"lr": learning_rate, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, **options)]
+        if rest:
+            self.parts.append(_adamw(rest, learning_rate, weight_decay, betas))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        taken = [id(p) for group in self.param_groups for p in group["params"]]
+        assert sorted(taken) == sorted(map(id, trained.values())), "a parameter is in no optimizer, or in two"
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Both take a step, each with its groups."""
+        assert closure is None
+        for part, groups in zip(self.parts, (self.param_groups[:1], self.param_groups[1:]), strict=False):
+            part.param_groups, part.state = groups, self.state  # loading a state replaces both
+            part.step()
+
+
+def learning_rate_at(
+    step: int, steps: int, peak: float, warmup_steps: int = 0, floor: float = 0.0, shape: str = "cosine"
+) -> float:
+    """The rate of step 0, 1, ... of `steps`: a straight line up to the peak, then down to the floor.
+
+    Down goes a cosine (Loshchilov & Hutter 2017, "SGDR", without restarts) or, by `shape` "linear", another straight
+    line. The warm-up's first step is peak / warmup_steps, not 0.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}[shape]
+    return floor + (peak - floor) * left
 
 
-__all__ = ["adamw", "learning_rate_at"]
+__all__ = ["MuonWithAdamW", "adamw", "learning_rate_at", "make_optimizer"]

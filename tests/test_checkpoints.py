@@ -73,6 +73,15 @@ def test_a_run_goes_on_bit_for_bit_from_every_step(step, straight, tmp_path):
     assert files_of(folder, 8) == files_of(tmp_path, 8)
 
 
+@pytest.mark.parametrize("step", [1, 5])
+def test_muon_goes_on_bit_for_bit(step, tmp_path):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    whole = start(straight, optimizer="muon", checkpoint_every=1, keep=99)
+    shutil.copytree(straight / "checkpoints" / f"step-{step}", resumed / "checkpoints" / f"step-{step}")
+    assert_same(whole, go_on(resumed, optimizer="muon", checkpoint_every=4)[0])
+    assert files_of(straight, 8) == files_of(resumed, 8)
+
+
 def test_saving_in_the_background_writes_the_same(straight, tmp_path):
     result, folder = straight
     assert_same(result, start(tmp_path, checkpoint_every=2, keep=99, async_save=True))

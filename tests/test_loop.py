@@ -13,7 +13,6 @@ from scratch_gpt.evaluation import language_metrics, mean_losses
 from scratch_gpt.launch import make_accelerator
 from scratch_gpt.loop import Settings, planned_steps
 from scratch_gpt.objectives import Objective, causal_lm
-from scratch_gpt.optimizers import adamw, learning_rate_at
 from scratch_gpt.order import Share, Steps, epoch_order, evaluation_batches, like_lengths
 
 
@@ -183,22 +182,6 @@ def test_patience_ends_a_run_that_gains_nothing(tmp_path):
     _, progress, metrics = run(tmp_path, steps=20, patience=3, **options)
     assert (progress.step, progress.best_step, progress.stopped_early) == (3, 0, True)
     assert [line["step"] for line in metrics if "eval_loss" in line] == [0, 1, 2, 3]
-
-
-def test_schedule_warms_up_and_falls_to_the_floor():
-    rates = [learning_rate_at(step, 100, 1.0, warmup_steps=10, floor=0.1) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
-    assert rates[55] == pytest.approx(0.55) and rates[100] == pytest.approx(0.1)
-    assert {learning_rate_at(step, 9, 1.0, floor=1.0) for step in range(9)} == {1.0}
-
-
-def test_only_matrices_decay_and_each_parameter_is_in_one_group():
-    model = tiny_model()
-    groups = adamw(model, 1e-3, 0.1).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-    assert all(p.dim() >= 2 for p in groups[0]["params"]) and all(p.dim() < 2 for p in groups[1]["params"])
-    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
 def test_tokens_per_second_leave_evaluations_out_and_count_every_step(tmp_path, monkeypatch):

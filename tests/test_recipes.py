@@ -113,6 +113,22 @@ def test_the_model_folder_loads_with_the_auto_classes_and_generates(trained, cap
     }
 
 
+def test_the_shakespeare_preset_learns_characters_with_either_optimizer(story, tmp_path):
+    config = REPO / "training" / "configs" / "shakespeare_char.yaml"
+    quick = ["--max-steps", 2, "--eval-every", 2, "--eval-batches", 1, "--compile", "false", "--device", "cpu"]
+    for name in ("adamw", "muon"):
+        folder = tmp_path / name
+        run("--config", config, "--dataset", story, "--output-dir", folder, "--optimizer", name, *quick)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+        assert set(tokenizer.get_vocab()) == {*tokenizer.all_special_tokens, *STORY}
+        ids = tokenizer(STORY)["input_ids"]
+        assert len(ids) == len(STORY) and tokenizer.decode(ids) == STORY
+        config_found = AutoModelForCausalLM.from_pretrained(folder / "model").config
+        assert (config_found.vocab_size, config_found.max_position_embeddings) == (len(tokenizer), 64)
+        facts = yaml.safe_load((folder / "run.yaml").read_text())
+        assert (facts["optimizer"], facts["schedule"]) == (name, "linear")
+
+
 def test_run_yaml_is_the_run_again_and_names_no_absolute_path_of_ours(trained, story):
     text = (trained / "run.yaml").read_text()
     fields = yaml.safe_load(text)

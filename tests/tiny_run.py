@@ -13,7 +13,7 @@ from scratch_gpt.evaluation import mean_losses
 from scratch_gpt.loop import Settings, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import causal_lm
-from scratch_gpt.optimizers import adamw, learning_rate_at
+from scratch_gpt.optimizers import learning_rate_at, make_optimizer
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.saving import guard_saves
 
@@ -45,6 +45,7 @@ def run(
     objective=causal_lm,
     model=None,
     sgd=False,
+    optimizer="adamw",
     every=None,
     resume_from=None,
     collate=COLLATE,
@@ -67,7 +68,7 @@ def run(
         batches = evaluation_batches(rows, COLLATE, Share(settings.batch_size))
         return {"eval_loss": mean_losses(prepared, batches, causal_lm)["loss"]}
 
-    optimizer = torch.optim.SGD(model.parameters()) if sgd else adamw(model, 1e-2, 0.1)
+    optimizer = torch.optim.SGD(model.parameters()) if sgd else make_optimizer(model, 1e-2, 0.1, optimizer)
     model, progress = train(
         *(accelerator, model, optimizer, lambda step: learning_rate_at(step, 10, 1e-2, 2)),
         rows=rows,

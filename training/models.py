@@ -17,7 +17,8 @@ def open_tokenizer(run: Run, texts: Iterable[str]):
     """The tokenizer that the run names, its model's, or one that is trained on the texts."""
     name = run.tokenizer or run.model or "train"
     if name == "train":
-        return train_tokenizer(texts, run.vocab_size)
+        rarest = 1 if run.tokenizer_kind == "char" else 2  # every character there is, but no merge seen once
+        return train_tokenizer(texts, run.vocab_size, kind=run.tokenizer_kind, min_frequency=rarest)
     return load_tokenizer(name, run.model_revision if name == run.model else None)
 
 

@@ -56,7 +56,9 @@ class Run(Source):
 
     model: str | None = option(None, "Folder or Hub id to start from; without it a new model of --preset is made.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model and its tokenizer.")
-    preset: str | None = option(None, "Size of a new model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny.")
+    preset: str | None = option(
+        None, "Size of a new model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny, shakespeare-char."
+    )
     config_overrides: str | None = option(None, "Changes to the preset's config: `name=value,name=value`.")
     dropout: float | None = option(None, "All three dropouts; without it, what the model's config says.")
     tune: str = option("full", "What is trained: full, last-block, last-N-blocks, head, or lora (beside the model).")
@@ -82,6 +84,7 @@ class Run(Source):
     validation_fraction: float = option(0.1, "Share of the documents that is held out to evaluate on.")
     test_fraction: float = option(0.0, "Share that is scored once, at the end.")
     tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
+    tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
     vocab_size: int = option(4096, "Size of a tokenizer that is trained here; a new model takes it from there.")
 
     max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
@@ -93,8 +96,11 @@ class Run(Source):
     )
     max_tokens: int | None = option(None, "End after so many learned tokens.")
     max_time: float | None = option(None, "End after so many minutes of training, if not before.")
+    optimizer: Literal["adamw", "muon"] = option("adamw", "AdamW, or Muon for the blocks' matrices and AdamW beside.")
+    beta2: float = option(0.95, "AdamW's memory of squared gradients; longer (0.99) suits small batches.")
     learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5, LoRA 5e-4.")
-    min_learning_rate: float | None = option(None, "Floor of the cosine; by default a tenth of the peak.")
+    min_learning_rate: float | None = option(None, "Floor of the schedule; by default a tenth of the peak.")
+    schedule: Literal["cosine", "linear"] = option("cosine", "How the rate falls from its peak to its floor.")
     warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
     weight_decay: float = option(0.1, "On matrices only.")
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.")
@@ -131,7 +137,7 @@ AT_LEAST = {  # field -> the least it may be
     ),
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
-    **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "simpo_gamma", "temperature"), 0),
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "beta2", "simpo_gamma", "temperature"), 0),
     **dict.fromkeys(("judge_repeats", "max_new_tokens", "preview", "samples", "prompt_lookup_num_tokens"), 1),
 }
 
@@ -168,6 +174,8 @@ def check(run: Run) -> None:
         raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")
     if run.dropout is not None and run.dropout > 1:
         raise ValueError(f"dropout is {run.dropout}; it lies between 0 and 1.")
+    if run.beta2 >= 1:
+        raise ValueError(f"beta2 is {run.beta2}; it is less than 1.")
     check_tune(run)
     if run.model is not None and (run.preset is not None or run.config_overrides is not None):
         raise ValueError("--model brings its own shape: leave out --preset and --config-overrides.")

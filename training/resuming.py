@@ -14,6 +14,7 @@ from scratch_gpt.order import Share
 # Fields that decide what is learned. (Those that name data or a model decide by what they name: its hash, its config.)
 PROMISED = {
     *("seed", "batch_size", "accumulation_steps", "learning_rate", "min_learning_rate", "warmup_steps"),
+    *("optimizer", "beta2", "schedule"),
     *(
         "weight_decay",
         "max_grad_norm",

@@ -38,7 +38,7 @@ from scratch_gpt.launch import best_attention, describe_device, make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
-from scratch_gpt.optimizers import adamw, learning_rate_at
+from scratch_gpt.optimizers import learning_rate_at, make_optimizer
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.plots import plot_loss
 from scratch_gpt.saving import RunStopped, guard_saves
@@ -293,14 +293,14 @@ def carry_out(
     due = {"validation", "seen"} | ({"test"} if start.resume_from is None else set())
 
     def evaluate_and_sample(model) -> dict[str, Any]:
-        values = {}
-        for split, prefix in PREFIXES.items():
-            if split in due and split in task.rows:
-                values |= {f"{prefix}{name}": value for name, value in evaluate(model, split)[0].items()}
-        due.discard("test")
-        if task.sample is not None:
-            unwrapped = accelerator.unwrap_model(model)
-            values["sample"] = _sample(task, unwrapped) if accelerator.is_main_process else ""
+        values, unwrapped = {}, accelerator.unwrap_model(model)
+        with uncompiled(unwrapped):
+            for split, prefix in PREFIXES.items():
+                if split in due and split in task.rows:
+                    values |= {f"{prefix}{name}": value for name, value in evaluate(model, split)[0].items()}
+            due.discard("test")
+            if task.sample is not None:
+                values["sample"] = _sample(task, unwrapped) if accelerator.is_main_process else ""
         return values
 
     def on_evaluation(model, progress: Progress, is_best: bool) -> str:
@@ -313,8 +313,9 @@ def carry_out(
         return f"step {progress.step}: {values}{'  (best)' if is_best else ''}" + (f"\n    {sample}" if sample else "")
 
     has_validation = "validation" in task.rows
+    betas = (0.9, run.beta2)
     model, progress = train(
-        *(accelerator, task.model, adamw(task.model, rates["peak"], run.weight_decay)),
+        *(accelerator, task.model, make_optimizer(task.model, rates["peak"], run.weight_decay, run.optimizer, betas)),
         learning_rate=lambda step: learning_rate_at(step, steps, **rates),
         rows=task.rows["train"],
         collate=task.collate,
@@ -359,15 +360,14 @@ def clear(folder: Path) -> None:
 def _sample(task: Task, model) -> str:
     # A model that has diverged writes nothing.
     try:
-        with uncompiled(model):
-            return task.sample(model)
+        return task.sample(model)
     except ValueError as error:
         return f"(no sample: {error})"
 
 
 @contextmanager
 def uncompiled(model) -> Iterator[None]:
-    """Without torch.compile, which would compile again for each length of what is generated."""
+    """Without torch.compile, which would compile again for an evaluation and each length of what is generated."""
     compiled, model._compiled_call_impl = model._compiled_call_impl, None
     try:
         yield
@@ -375,12 +375,13 @@ def uncompiled(model) -> Iterator[None]:
         model._compiled_call_impl = compiled
 
 
-def _rates(run: Run, steps: int) -> dict[str, float]:
+def _rates(run: Run, steps: int) -> dict[str, Any]:
     peak = peak_rate(run)
     return {
         "peak": peak,
         "floor": peak / 10 if run.min_learning_rate is None else run.min_learning_rate,
         "warmup_steps": min(100, steps // 20) if run.warmup_steps is None else run.warmup_steps,
+        "shape": run.schedule,
     }
 
 

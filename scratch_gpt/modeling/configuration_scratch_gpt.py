@@ -19,8 +19,8 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_scratch_gpt.ScratchGPTForSequenceClassification",
 }
 
-# The four sizes of Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2, and two that
-# train on a laptop's CPU in minutes.
+# The four sizes of Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2, two that train
+# on a laptop's CPU in minutes, and the small model of characters that nanoGPT's README trains on one.
 _NO_DROPOUT = {"embed_dropout": 0.0, "attention_dropout": 0.0, "resid_dropout": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -39,6 +39,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "max_position_embeddings": 128,
+        **_NO_DROPOUT,
+    },
+    "shakespeare-char": {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
         **_NO_DROPOUT,
     },
 }
