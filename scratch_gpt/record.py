@@ -1,4 +1,4 @@
-"""A run folder -> what its files know about the model in it, for the card and for publishing."""
+"""A run folder -> what its files know about the model in it, for the card and for publishing; and run.yaml itself."""
 
 import csv
 import json
@@ -8,6 +8,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import yaml
+
+from .checkpoints import write_text
 
 
 ADAPTER_CONFIG, PUBLISHED = "adapter_config.json", "hub.json"
@@ -88,8 +90,15 @@ def read_record(folder: str | Path) -> Record:
     )
 
 
+def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any]) -> None:
+    """run.yaml: the fields of a run, which `--config` reads again, and below them, as comments, what else decided it."""
+    text = yaml.safe_dump(fields, sort_keys=False) + "\n"
+    text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(Path(folder) / "run.yaml", text)
+
+
 def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    # The fields, and below them as comments the notes (training/recipe.py writes both).
     text = file.read_text(encoding="utf-8")
     notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
     try:
@@ -197,4 +206,5 @@ __all__ = [
     "read_record",
     "results",
     "speed",
+    "write_run",
 ]

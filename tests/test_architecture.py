@@ -75,7 +75,7 @@ ARROWS = {
     "triggers": {"torch", "generation", "next_token"},
     "memorisation": {"torch", "transformers", "likelihood"},
     "plots": {"matplotlib", "numpy"},
-    "record": {"yaml"},
+    "record": {"yaml", "checkpoints"},
     "card": {"yaml"},
     "card_values": {"huggingface_hub", "card", "load_code", "record"},
     "load_code": {"record"},

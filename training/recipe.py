@@ -410,18 +410,12 @@ def check_writable(folder: Path) -> None:
 
 
 def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
-    """The resolved fields, which `--config` reads again, and below them, as comments, what else decided the run."""
-    import yaml
+    """run.yaml: the resolved fields, and what else decided the run."""
+    from scratch_gpt.record import write_run
 
-    from scratch_gpt.checkpoints import write_text
-
-    folder.mkdir(parents=True, exist_ok=True)
     values = {name: relative(value) for name, value in asdict(run).items()}
     values.update(resume=None, overwrite=False, allow_changed=False)  # how this launch began is no part of the run
-    text = yaml.safe_dump(values, sort_keys=False)
-    notes = yaml.safe_dump(facts, sort_keys=False)
-    text += "\n" + "".join(f"# {line}\n" for line in notes.splitlines())
-    write_text(folder / "run.yaml", text)
+    write_run(folder, values, facts)
 
 
 def relative(value: Any) -> Any:
