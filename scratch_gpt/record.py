@@ -91,7 +91,7 @@ def read_record(folder: str | Path) -> Record:
 
 
 def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any]) -> None:
-    """run.yaml: the fields of a run, which `--config` reads again, and below them, as comments, what else decided it."""
+    """run.yaml: the fields of a run, which `--config` reads again; below them, as comments, what else decided it."""
     text = yaml.safe_dump(fields, sort_keys=False) + "\n"
     text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
     Path(folder).mkdir(parents=True, exist_ok=True)
