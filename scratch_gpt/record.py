@@ -25,7 +25,7 @@ class Record(NamedTuple):
     manifest: dict[str, Any]  # of the data
     evaluation: dict[str, Any]
     metrics: list[dict[str, Any]]
-    emissions: dict[str, str]  # codecarbon's last row
+    emissions: list[dict[str, str]]  # codecarbon's rows, one for each launch
     has_chat_template: bool
 
     @property
@@ -76,7 +76,6 @@ def read_record(folder: str | Path) -> Record:
         run["seeds"], (_, facts) = len(seeds), _read_run(own / "run.yaml")
     files = {path.name for path in (top / "model").iterdir()}
     tokenizer = _read_json(top / "model" / "tokenizer_config.json")
-    emissions = own / "emissions.csv"
     return Record(
         folder=own,
         run=run,
@@ -85,7 +84,7 @@ def read_record(folder: str | Path) -> Record:
         manifest=_read_json(own / "manifest.json"),
         evaluation=_read_json(top / "evaluation.json"),
         metrics=_read_lines(own / "metrics.jsonl"),
-        emissions=[*csv.DictReader(emissions.open())][-1] if emissions.exists() else {},
+        emissions=_read_emissions(own / "emissions.csv"),
         has_chat_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
     )
 
@@ -112,6 +111,12 @@ def _read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _read_emissions(file: Path) -> list[dict[str, str]]:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    rows = csv.DictReader(text.splitlines())
+    return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:

@@ -61,6 +61,7 @@ ARROWS = {
     "loop": {"torch", "accelerate", "checkpoints", "launch", "memory", "metrics", "order", "saving"},
     "metrics": {"accelerate", "checkpoints"},
     "generation": {"torch", "transformers", "tokenizer"},
+    "energy": {"codecarbon"},
     "evaluation": {"numpy", "torch", "checkpoints", "objectives"},
     "answers": set(),
     "examination": {"torch", "transformers", "answers", "checkpoints", "data", "generation"},
@@ -135,7 +136,7 @@ def test_every_file_has_its_arrows_and_every_arrow_its_file():
 def test_rooms_import_only_what_they_may(room):
     found = imports(REPO / "scratch_gpt" / f"{room}.py")
     assert {name for name, _ in found} <= ARROWS[room]
-    heavy_extras = {"bitsandbytes", "langdetect", "lm_eval", "matplotlib", "peft", "py3langid", "rensa"}
+    heavy_extras = {"bitsandbytes", "codecarbon", "langdetect", "lm_eval", "matplotlib", "peft", "py3langid", "rensa"}
     assert all(inside for name, inside in found if name in heavy_extras)
 
 

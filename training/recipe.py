@@ -110,6 +110,10 @@ class Run(Source):
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
     report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
     sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
+    energy: str | None = option(
+        None,
+        "Three letters of a country (FRA): record energy and CO2 at its electricity, by codecarbon (an extra).",
+    )
     push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
 
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
@@ -182,6 +186,12 @@ def check(run: Run) -> None:
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
     if run.report_to in trackers and find_spec(run.report_to) is None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+    if run.energy is not None:
+        if find_spec("codecarbon") is None:
+            raise ValueError('codecarbon is not installed; it is an extra: pip install -e ".[energy]"')
+        from scratch_gpt.energy import check_country
+
+        check_country(run.energy)
     if run.push_to_hub is not None and os.environ.get("RANK", "0") == "0":
         from scratch_gpt.hub import check_access
 
@@ -356,6 +366,7 @@ RUN_FILES = (
     "responses.json",
     "evaluation.json",
     "references.safetensors",
+    "emissions.csv",
     "adapter",
     "model",
     "last",
