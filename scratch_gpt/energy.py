@@ -1,8 +1,8 @@
 """A launch of a run -> a row of emissions.csv: what the machine has drawn meanwhile, read or estimated by codecarbon.
 
 Nothing is asked of the network. GPUs are read from their driver. A CPU is read where the system shows its counters;
-where not, as in most virtual machines, it is estimated (its model's rated power, or 4 W a thread for an unknown one, scaled by
-load), and memory always is, by its size. The column `cpu_power_is` says which.
+where not, as in most virtual machines, it is estimated (its model's rated power, or 4 W a thread for an
+unknown one, scaled by load), and memory always is, by its size. The column `cpu_power_is` says which.
 """
 
 import csv

@@ -9,6 +9,7 @@ from bad_input import fails
 
 import recipe
 from scratch_gpt.card_values import card_values
+from scratch_gpt.energy import ESTIMATED, READ
 from scratch_gpt.record import read_record
 
 
@@ -33,9 +34,7 @@ def test_each_launch_is_a_row_and_the_card_tells_their_sum(tmp_path):
     record = read_record(tmp_path / "run")
     assert [row["run_id"] for row in record.emissions] == [row["run_id"] for row in rows]
     said = card_values(record, repo="ada/x", layout="gpt2")["energy"]
-    assert "electricity of France" in said and any(
-        how in said for how in ("read from its", "estimated from its model and load")
-    )
+    assert "electricity of France" in said and any(how in said for how in (READ, ESTIMATED))
     assert f"{sum(float(row['energy_consumed']) for row in rows):.3g} kWh" in said
 
 
