@@ -1,11 +1,12 @@
 """A launch of a run -> a row of emissions.csv: what the machine has drawn meanwhile, read or estimated by codecarbon.
 
 Nothing is asked of the network. GPUs are read from their driver. A CPU is read where the system shows its counters;
-where not, as in most virtual machines, it is estimated (its model's rated power, or 4 W a thread for an
-unknown one, scaled by load), and memory always is, by its size. The column `cpu_power_is` says which.
+where not, as in most virtual machines, it is estimated (its model's rated power, or 4 W a thread of an unknown one,
+scaled by load), and memory always is, by its size. The column `cpu_power_is` says which.
 """
 
 import csv
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ def measure_energy(file: Path, country: str | None) -> Iterator[None]:
         return
     from codecarbon import OfflineEmissionsTracker
 
+    logging.getLogger("codecarbon").setLevel(logging.ERROR)  # what it guesses stands on the card
     how = {"country_iso_code": country, "tracking_mode": "machine", "save_to_file": False}
     tracker = OfflineEmissionsTracker(**how, allow_multiple_runs=True, log_level="error")
     tracker.start()

@@ -134,7 +134,7 @@ def at_step(record: Record, step: int) -> Record:
     values = {name.removeprefix("eval_"): x for name, x in (here[-1] if here else {}).items() if name[:5] == "eval_"}
     protocol = {**record.evaluation.get("protocol", {}), "step": step, "chosen_by": "a checkpoint"}
     evaluation = {"protocol": protocol, "results": {"validation": values}} if values else {}
-    return record._replace(facts={**record.facts, "steps": step}, metrics=metrics, evaluation=evaluation)
+    return record._replace(facts={**record.facts, "steps": step}, metrics=metrics, evaluation=evaluation, emissions=[])
 
 
 def results(record: Record) -> list[Result]:
