@@ -259,17 +259,25 @@ def _speed(record: Record) -> str | None:
 
 
 def _energy(record: Record) -> str | None:
-    row = record.emissions
-    if not row:
+    if not record.emissions:
         return None
+    row, hours = record.emissions[-1], _drawn(record, "duration") / 3600
+    watts = {part: 1000 * _drawn(record, f"{part}_energy") / hours for part in ("cpu", "ram", "gpu")}
+    cpu = f"CPU {watts['cpu']:.3g} W, {row.get('cpu_power_is') or 'read or estimated'}"
+    gpu = f"; GPU {watts['gpu']:.3g} W, read from its driver" if watts["gpu"] else ""
     return (
-        f"{float(row['energy_consumed']):.3g} kWh, {_grams(record):g} g CO2 equivalent with the electricity of "
-        f"{row['country_name']} (codecarbon {row['codecarbon_version']}: an estimate)."
+        f"{_drawn(record, 'energy_consumed'):.3g} kWh, {_grams(record):g} g CO2 equivalent with the electricity of "
+        f"{row['country_name']}: the whole machine over {60 * hours:,.1f} minutes ({cpu}; memory {watts['ram']:.3g} "
+        f"W, estimated from its size{gpu}). By codecarbon {row['codecarbon_version']}."
     )
 
 
+def _drawn(record: Record, column: str) -> float:
+    return sum(float(row[column] or 0) for row in record.emissions)  # over the launches of the run
+
+
 def _grams(record: Record) -> float:
-    return float(f"{1000 * float(record.emissions['emissions']):.3g}")
+    return float(f"{1000 * _drawn(record, 'emissions'):.3g}")
 
 
 def _links(record: Record, base: tuple[str, str | None] | None) -> str | None:

@@ -1,4 +1,4 @@
-"""A run folder -> what its files know about the model in it, for the card and for publishing."""
+"""A run folder -> what its files know about the model in it, for the card and for publishing; and run.yaml itself."""
 
 import csv
 import json
@@ -8,6 +8,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import yaml
+
+from .checkpoints import write_text
 
 
 ADAPTER_CONFIG, PUBLISHED = "adapter_config.json", "hub.json"
@@ -23,7 +25,7 @@ class Record(NamedTuple):
     manifest: dict[str, Any]  # of the data
     evaluation: dict[str, Any]
     metrics: list[dict[str, Any]]
-    emissions: dict[str, str]  # codecarbon's last row
+    emissions: list[dict[str, str]]  # codecarbon's rows, one for each launch
     has_chat_template: bool
 
     @property
@@ -74,7 +76,6 @@ def read_record(folder: str | Path) -> Record:
         run["seeds"], (_, facts) = len(seeds), _read_run(own / "run.yaml")
     files = {path.name for path in (top / "model").iterdir()}
     tokenizer = _read_json(top / "model" / "tokenizer_config.json")
-    emissions = own / "emissions.csv"
     return Record(
         folder=own,
         run=run,
@@ -83,13 +84,20 @@ def read_record(folder: str | Path) -> Record:
         manifest=_read_json(own / "manifest.json"),
         evaluation=_read_json(top / "evaluation.json"),
         metrics=_read_lines(own / "metrics.jsonl"),
-        emissions=[*csv.DictReader(emissions.open())][-1] if emissions.exists() else {},
+        emissions=_read_emissions(own / "emissions.csv"),
         has_chat_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
     )
 
 
+def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any]) -> None:
+    """run.yaml: the fields of a run, which `--config` reads again; below them, as comments, what else decided it."""
+    text = yaml.safe_dump(fields, sort_keys=False) + "\n"
+    text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(Path(folder) / "run.yaml", text)
+
+
 def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    # The fields, and below them as comments the notes (training/recipe.py writes both).
     text = file.read_text(encoding="utf-8")
     notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
     try:
@@ -103,6 +111,12 @@ def _read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _read_emissions(file: Path) -> list[dict[str, str]]:
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    rows = csv.DictReader(text.splitlines())
+    return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
@@ -120,7 +134,7 @@ def at_step(record: Record, step: int) -> Record:
     values = {name.removeprefix("eval_"): x for name, x in (here[-1] if here else {}).items() if name[:5] == "eval_"}
     protocol = {**record.evaluation.get("protocol", {}), "step": step, "chosen_by": "a checkpoint"}
     evaluation = {"protocol": protocol, "results": {"validation": values}} if values else {}
-    return record._replace(facts={**record.facts, "steps": step}, metrics=metrics, evaluation=evaluation)
+    return record._replace(facts={**record.facts, "steps": step}, metrics=metrics, evaluation=evaluation, emissions=[])
 
 
 def results(record: Record) -> list[Result]:
@@ -197,4 +211,5 @@ __all__ = [
     "read_record",
     "results",
     "speed",
+    "write_run",
 ]

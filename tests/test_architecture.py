@@ -62,6 +62,7 @@ ARROWS = {
     "metrics": {"accelerate", "checkpoints"},
     "decoding": {"torch"},
     "generation": {"torch", "transformers", "decoding", "tokenizer"},
+    "energy": {"codecarbon"},
     "evaluation": {"numpy", "torch", "checkpoints", "objectives"},
     "answers": set(),
     "examination": {"torch", "transformers", "answers", "checkpoints", "data", "generation"},
@@ -80,7 +81,7 @@ ARROWS = {
         *("torch", "transformers", "classification_metrics", "conversion", "generation", "modeling", "tokenizer"),
     },
     "inspection_page": {"torch", "PIL", "pages", "plots"},
-    "record": {"yaml"},
+    "record": {"yaml", "checkpoints"},
     "card": {"yaml"},
     "card_values": {"huggingface_hub", "card", "load_code", "record"},
     "load_code": {"record"},
@@ -146,6 +147,7 @@ def test_rooms_import_only_what_they_may(room):
     assert {name for name, _ in found} <= ARROWS[room]
     heavy_extras = {
         "bitsandbytes",
+        "codecarbon",
         "gguf",
         "langdetect",
         "lm_eval",

@@ -172,10 +172,15 @@ def test_cards_differ_only_where_they_must(runs):
 def test_energy_is_told_where_it_was_measured(tmp_path):
     run = write_run(tmp_path / "run")
     assert "## Energy" not in card_of(run)
-    row = {"emissions": "0.00123", "energy_consumed": "0.02", "country_name": "France", "codecarbon_version": "3.0"}
-    (run / "emissions.csv").write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+    row = {"run_id": "1", "duration": "3600", "emissions": "0.00023", "energy_consumed": "0.01"}
+    row |= {"cpu_energy": "0.008", "ram_energy": "0.002", "gpu_energy": "0", "country_name": "France"}
+    row |= {"codecarbon_version": "3.3.2", "cpu_power_is": "estimated from its model and load"}
+    rows = [{**row, "energy_consumed": "0.001"}, row, {**row, "run_id": "2", "emissions": "0.001"}]  # two launches
+    lines = [",".join(row), *(",".join(each.values()) for each in rows)]
+    (run / "emissions.csv").write_text("\n".join(lines) + "\n")
     card = card_of(run)
-    assert "0.02 kWh, 1.23 g CO2 equivalent" in card
+    assert "0.02 kWh, 1.23 g CO2 equivalent with the electricity of France" in card
+    assert "120.0 minutes (CPU 8 W, estimated from its model and load; memory 2 W, estimated from its size)" in card
     assert yaml.safe_load(card.split("---\n")[1])["co2_eq_emissions"] == {"emissions": 1.23, "source": "codecarbon"}
 
 

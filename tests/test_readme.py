@@ -274,5 +274,14 @@ def test_what_was_tried_and_lost_is_what_the_files_say():
     assert f"{100 * share['in the background']:.1f} % with `--async-save true`" in section
 
 
+def test_figures_of_publishing_are_those_of_the_file():
+    made = figures("publish.json")
+    seconds, uploads = made["cpu_seconds"], made["uploads"]
+    assert f"{made['bytes'] / 1e9:.2f} GB in {made['files']} files" in README
+    names = ("stage", "push", "push unchanged", "push one changed file", "load")
+    assert f"| {' | '.join(f'{seconds[name]:.1f} s' for name in names)} |" in README
+    assert uploads["push unchanged"] == 0 and uploads["push one changed file"] == 1
+
+
 def test_the_exported_folder_of_the_readme_is_stock(home):
     assert "gpt2" in type(AutoModelForCausalLM.from_pretrained(home / "runs" / "stock-gpt2")).__module__

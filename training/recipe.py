@@ -116,6 +116,10 @@ class Run(Source):
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
     report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
     sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
+    energy: str | None = option(
+        None,
+        "Three letters of a country (FRA): record energy and CO2 at its electricity, by codecarbon (an extra).",
+    )
     push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
 
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
@@ -190,6 +194,12 @@ def check(run: Run) -> None:
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
     if run.report_to in trackers and find_spec(run.report_to) is None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+    if run.energy is not None:
+        if find_spec("codecarbon") is None:
+            raise ValueError('codecarbon is not installed; it is an extra: pip install -e ".[energy]"')
+        from scratch_gpt.energy import check_country
+
+        check_country(run.energy)
     if run.push_to_hub is not None and os.environ.get("RANK", "0") == "0":
         from scratch_gpt.hub import check_access
 
@@ -364,6 +374,7 @@ RUN_FILES = (
     "responses.json",
     "evaluation.json",
     "references.safetensors",
+    "emissions.csv",
     "adapter",
     "model",
     "last",
@@ -419,18 +430,12 @@ def check_writable(folder: Path) -> None:
 
 
 def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
-    """The resolved fields, which `--config` reads again, and below them, as comments, what else decided the run."""
-    import yaml
+    """run.yaml: the resolved fields, and what else decided the run."""
+    from scratch_gpt.record import write_run
 
-    from scratch_gpt.checkpoints import write_text
-
-    folder.mkdir(parents=True, exist_ok=True)
     values = {name: relative(value) for name, value in asdict(run).items()}
     values.update(resume=None, overwrite=False, allow_changed=False)  # how this launch began is no part of the run
-    text = yaml.safe_dump(values, sort_keys=False)
-    notes = yaml.safe_dump(facts, sort_keys=False)
-    text += "\n" + "".join(f"# {line}\n" for line in notes.splitlines())
-    write_text(folder / "run.yaml", text)
+    write_run(folder, values, facts)
 
 
 def relative(value: Any) -> Any:

@@ -34,6 +34,7 @@ from scratch_gpt.checkpoints import (
     write_text,
 )
 from scratch_gpt.data.manifest import NAME as MANIFEST
+from scratch_gpt.energy import EMISSIONS, measure_energy
 from scratch_gpt.launch import best_attention, describe_device, make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
@@ -160,7 +161,8 @@ def run_task(
         accelerator.print(describe(run, task, settings, steps, accelerator))
     with one_clear_line(MemoryError, CheckpointError, RunStopped):
         begin(accelerator)
-        carry_out(run, start, task, accelerator, settings, steps, record)
+        with measure_energy(start.folder / EMISSIONS, run.energy if accelerator.is_main_process else None):
+            carry_out(run, start, task, accelerator, settings, steps, record)
     return accelerator
 
 

@@ -1,4 +1,4 @@
-"""What publishing costs: bytes, and seconds to stage, to push and to push again, against the Hub on loopback.
+"""What publishing costs: bytes, and seconds to stage, push, push again and load, against the Hub on loopback.
 
     python tests/benchmarks/bench_publish.py --out tests/benchmarks/publish.json [--preset gpt2]
 
@@ -30,12 +30,13 @@ def main() -> None:
         # The client reads these when it is imported.
         os.environ |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub_server.WRITER, "HF_HUB_DISABLE_XET": "1"}
         os.environ |= {"HF_HOME": str(Path(work) / "home"), "HF_HUB_OFFLINE": "0"}
-        given.out.write_text(json.dumps(measure(Path(work) / "run", given.preset), indent=2) + "\n")
+        given.out.write_text(json.dumps(measure(hub, Path(work) / "run", given.preset), indent=2) + "\n")
     print(given.out.read_text())
 
 
-def measure(run: Path, preset: str) -> dict:
-    """Stage, push, push again, load."""
+def measure(hub, run: Path, preset: str) -> dict:
+    """Stage, push, push unchanged, push with one file changed, load."""
+    import torch
     from test_card import write_run
     from transformers import AutoModelForCausalLM
 
@@ -50,19 +51,25 @@ def measure(run: Path, preset: str) -> dict:
     train_tokenizer(["The cat sat on the mat because it was tired."] * 9, vocab_size=300).save_pretrained(
         run / "model"
     )
-    seconds = {}
+    seconds, cpu_seconds, uploads = {}, {}, {}
 
     def timed(name: str, work, *arguments, **how):
-        began = time.perf_counter()
+        asked, began, cpu_began = len(hub.requests), time.perf_counter(), time.process_time()
         result = work(*arguments, **how)
         seconds[name] = round(time.perf_counter() - began, 2)
+        cpu_seconds[name] = round(time.process_time() - cpu_began, 2)
+        uploads[name] = sum(line.startswith("PUT ") or "/commit/" in line for line in hub.requests[asked:])
         return result
 
     out = timed("stage", stage, run, repo="ada/x")
     sizes = {name: (out / name).stat().st_size for name in files_of(out)}
     assert timed("push", publish, run, "ada/x").has_changed
-    assert not timed("push again", publish, run, "ada/x").has_changed
-    timed("load", AutoModelForCausalLM.from_pretrained, "ada/x")
+    assert not timed("push unchanged", publish, run, "ada/x").has_changed
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps({"step": 20, "tokens": 1280, "loss": 2.0, "epoch": 0.1}) + "\n")
+    assert timed("push one changed file", publish, run, "ada/x").has_changed
+    again = timed("load", AutoModelForCausalLM.from_pretrained, "ada/x")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     return {
         "preset": preset,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -70,6 +77,8 @@ def measure(run: Path, preset: str) -> dict:
         "bytes_without_weights": sum(size for name, size in sizes.items() if not name.endswith(".safetensors")),
         "files": len(sizes),
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,  # the Hub's too, which is a thread; they mean more on a machine with other load
+        "uploads": uploads,  # requests that send something: files in LFS, in parts, and the commit
     }
 
 
