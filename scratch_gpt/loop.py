@@ -109,6 +109,7 @@ def train(
     record: dict[str, Any] | None = None,
     save: Callable[[str, Callable[[], Any]], bool] | None = None,
     alter: Alter | None = None,
+    peak_tokens_per_second: float | None = None,
 ) -> tuple[nn.Module, Progress]:
     """Train for `steps` steps; returns the prepared model and where it stands.
 
@@ -121,6 +122,7 @@ def train(
         record: what made this run, as JSON; kept in its checkpoints.
         save: see `guard_saves`.
         alter: (row, place in the run's sequence) -> the row as it is learned from there.
+        peak_tokens_per_second: what all devices could do at most, where it is known: `mfu` is a share of it.
 
     Writes `metrics.jsonl` and `checkpoints/` into output_dir.
 
@@ -136,7 +138,8 @@ def train(
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
     save = save or guard_saves(accelerator, output_dir)
-    metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress, text, state.get("metrics"), save)
+    file = output_dir / "metrics.jsonl"
+    metrics = Metrics(accelerator, file, progress, text, state.get("metrics"), save, peak_tokens_per_second)
     seldom = 0.5 if sys.stderr.isatty() else 20  # seconds between updates: a log file keeps every one
     bar = tqdm(
         initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True, mininterval=seldom
@@ -156,7 +159,7 @@ def train(
 
         model.train()
         metrics.start_clock()
-        for micro_batches, position, cursors in ahead:
+        for micro_batches, position, cursors in metrics.waiting(ahead):
             rate = learning_rate(progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -247,6 +247,11 @@ def main(argv: list[str] | None = None) -> None:
         check_classes(run)
         run = settle_model(run)
         check(run)
+        if run.plan:
+            from planning import print_plan
+
+            print_plan(run, classes=2)
+            return
         if run.predict is not None:
             predict(run)
             return

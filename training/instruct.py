@@ -211,6 +211,11 @@ def main(argv: list[str] | None = None) -> None:
         if run.model is None and run.preset is None:
             run = replace(run, model=DEFAULT_MODEL)
         check(run)
+        if run.plan:
+            from planning import print_plan
+
+            print_plan(run)
+            return
         if run.preview is not None:
             preview(run)
             return

@@ -203,6 +203,11 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(PreferRun, argv)
         check_preferences(run)
         check(run)
+        if run.plan:
+            from planning import print_plan
+
+            print_plan(run, sequences=1 if run.loss_type == "kto" else 2)
+            return
 
         from seeds import run_seeds
 

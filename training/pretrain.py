@@ -224,6 +224,11 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(PretrainRun, argv)
         check(run)
         check_data(run)
+        if run.plan:
+            from planning import print_plan
+
+            print_plan(run)
+            return
 
         from runner import finish, prepare, run_task
 

@@ -119,12 +119,16 @@ class Run(Source):
     workers: int = option(0, "Processes that prepare batches.")
     expect_processes: int | None = option(None, "Refuse to run on another number of processes.")
 
+    plan: bool = option(False, "Print what this run would take of memory and time, read no data and train nothing.")
+    plan_devices: int = option(1, "Plan for so many devices of --plan-tflops as well.")
+    plan_tflops: float | None = option(None, "10^12 operations a second that a device reaches (not its peak).")
+
 
 AT_LEAST = {  # field -> the least it may be
     **dict.fromkeys(
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
-    **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes"), 1),
+    **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes", "plan_devices"), 1),
     **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 1),
     **dict.fromkeys(
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
@@ -175,6 +179,10 @@ def check(run: Run) -> None:
         raise ValueError("--overwrite removes what --resume would go on from: give one of them.")
     if (run.keep_best or run.patience is not None) and run.validation_fraction == 0:
         raise ValueError("keep_best and patience choose by validation loss: give --validation-fraction a share.")
+    if run.plan_tflops is not None and run.plan_tflops <= 0:
+        raise ValueError(f"plan_tflops is {run.plan_tflops}; it has to be more than 0.")
+    if not run.plan and (run.plan_tflops is not None or run.plan_devices != 1):
+        raise ValueError("plan_devices and plan_tflops are of --plan true: give it, or leave them out.")
     if run.streaming and run.epochs is not None:
         raise ValueError("A stream is read without end, nobody counts its epochs: give --max-steps or --max-tokens.")
     trackers = ("tensorboard", "trackio", "wandb")
