@@ -70,6 +70,10 @@ class Progress:
     stopped_early: bool = False
 
 
+class Diverged(RunStopped):
+    """A run whose loss, gradients or weights are not finite any more."""
+
+
 def planned_steps(settings: Settings, rows: int | None, processes: int, tokens_per_row: float) -> int:
     """The number of optimizer steps until the first limit (other than time) is reached; ValueError without one.
 
@@ -192,7 +196,7 @@ def train(
             if progress.skipped_in_a_row >= settings.max_bad_steps:
                 keep.finish()
                 what = f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is"
-                raise RunStopped(_diverged(what, progress, output_dir))
+                raise Diverged(_diverged(what, progress, output_dir))
 
             ends = too_late or progress.step == steps
             ends = ends or (settings.max_tokens is not None and progress.tokens >= settings.max_tokens)
@@ -207,7 +211,7 @@ def train(
                 with metrics.checkpoint():
                     kept = watch.is_finite(progress) and keep(progress, share, cursors)
                 if ends and not kept:
-                    raise RunStopped(_diverged("The weights or their evaluation are", progress, output_dir))
+                    raise Diverged(_diverged("The weights or their evaluation are", progress, output_dir))
             if stops:
                 keep.finish()
                 raise RunStopped(*_stopped(stop.received, progress, output_dir))
@@ -327,6 +331,7 @@ class Watch:
 
 
 __all__ = [
+    "Diverged",
     "Progress",
     "RunStopped",
     "Settings",

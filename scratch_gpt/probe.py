@@ -65,7 +65,7 @@ def known_peak(name: str, precision: str) -> float | None:
     return next((peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
-def peak_rate(device: torch.device, precision: str) -> float | None:
+def device_peak(device: torch.device, precision: str) -> float | None:
     """The matrix rate that nothing exceeds here: measured on a CPU, of a GPU from the table, else None (unknown)."""
     if device.type == "cuda":
         return known_peak(torch.cuda.get_device_name(device), precision)
@@ -118,4 +118,4 @@ def rehearse(
     return Rehearsal(rows, length, shallow, max(0.0, two - one), seconds / sum(p.numel() for p in trained))
 
 
-__all__ = ["bandwidth", "known_peak", "matmul_rate", "peak_rate", "rehearse"]
+__all__ = ["bandwidth", "device_peak", "known_peak", "matmul_rate", "rehearse"]

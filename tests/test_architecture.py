@@ -102,6 +102,7 @@ NOT_SCRIPTS = {
     "resuming",
     "runner",
     "seeds",
+    "sweep",
 }  # what the scripts in training/ share
 
 

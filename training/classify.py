@@ -255,7 +255,11 @@ def main(argv: list[str] | None = None) -> None:
         if run.predict is not None:
             predict(run)
             return
+    if run.learning_rates is not None:
+        from sweep import run_rates
 
+        return run_rates(run, build, describe)
+    with one_clear_line():
         from seeds import run_seeds
 
     run_seeds(run, build, describe)

@@ -216,6 +216,7 @@ def show(plan: Plan, run: Run) -> str:
         here = plan.step_seconds / plan.step_tokens * tokens
         there = "" if run.plan_tflops is None else duration(flops / (run.plan_devices * run.plan_tflops * 1e12))
         table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(here):>14}  {there}".rstrip())
+    rate = plan.step_flops / plan.step_seconds / 1e9
     untold = "" if plan.tokens else "\nHow long the run is, its data say: --max-steps or --max-tokens say it here."
     return f"""Plan: nothing is read, nothing is trained.
 Model: {plan.parameters:,} parameters, trained: {trained}
@@ -223,8 +224,8 @@ This machine: {plan.device}, {plan.processes} process(es) of {plan.threads} thre
 products {plan.matmul_rate / 1e9:,.0f} GFLOP/s, memory {plan.bandwidth / 1e9:,.0f} GB/s
 Memory of a process: {gigabytes(plan.peak)} GB at its peak ({split}, program {gigabytes(plan.program)})
 {chr(10).join(table)}
-Time is that of training, of rows that are all full, without evaluations; {plan.step_flops / plan.step_seconds / 1e9:,.0f}\
- GFLOP/s here. Compute-optimal from scratch are about 20 tokens a parameter (Hoffmann et al. 2022).{untold}
+Time is that of training alone, of rows that are all full: {rate:,.0f} GFLOP/s here. Compute-optimal from scratch are \
+about 20 tokens a parameter (Hoffmann et al. 2022).{untold}
 """
 
 

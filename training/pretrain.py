@@ -229,7 +229,11 @@ def main(argv: list[str] | None = None) -> None:
 
             print_plan(run)
             return
+    if run.learning_rates is not None:
+        from sweep import run_rates
 
+        return run_rates(run, build, describe)
+    with one_clear_line():
         from runner import finish, prepare, run_task
 
         start = prepare(run)

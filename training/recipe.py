@@ -94,6 +94,7 @@ class Run(Source):
     max_tokens: int | None = option(None, "End after so many learned tokens.")
     max_time: float | None = option(None, "End after so many minutes of training, if not before.")
     learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5, LoRA 5e-4.")
+    learning_rates: str | None = option(None, "Try each of these, `1e-4,3e-4,1e-3`, and say which is best.")
     min_learning_rate: float | None = option(None, "Floor of the cosine; by default a tenth of the peak.")
     warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
     weight_decay: float = option(0.1, "On matrices only.")
@@ -183,6 +184,8 @@ def check(run: Run) -> None:
         raise ValueError(f"plan_tflops is {run.plan_tflops}; it has to be more than 0.")
     if not run.plan and (run.plan_tflops is not None or run.plan_devices != 1):
         raise ValueError("plan_devices and plan_tflops are of --plan true: give it, or leave them out.")
+    if run.learning_rates is not None:
+        parse_rates(run.learning_rates)
     if run.streaming and run.epochs is not None:
         raise ValueError("A stream is read without end, nobody counts its epochs: give --max-steps or --max-tokens.")
     trackers = ("tensorboard", "trackio", "wandb")
@@ -354,8 +357,21 @@ def parse_numbers(text: str, field: str) -> dict[str, float | None]:
     return found
 
 
+def parse_rates(text: str) -> list[float]:
+    """`1e-4,3e-4` -> [0.0001, 0.0003]; ValueError for what is no positive number, or one twice."""
+    try:
+        rates = [float(item) for item in text.split(",")]
+    except ValueError:
+        rates = []
+    names = {f"{rate:g}" for rate in rates}
+    if len(names) < 2 or len(names) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
+        raise ValueError(f"learning_rates is {text!r}; it is two positive numbers or more, each once: 1e-4,3e-4.")
+    return rates
+
+
 RUN_FILES = (
     "run.yaml",
+    "sweep.json",
     "manifest.json",
     "metrics.jsonl",
     "loss.png",

@@ -39,6 +39,7 @@ THIS_LAUNCH = {
     "output_dir",
     "expect_processes",
     "push_to_hub",
+    "learning_rates",
     "plan",
     "plan_devices",
     "plan_tflops",

@@ -33,6 +33,7 @@ from scratch_gpt.checkpoints import (
     replace_folder,
     write_text,
 )
+from scratch_gpt.costs import Tune, row_flops
 from scratch_gpt.data.manifest import NAME as MANIFEST
 from scratch_gpt.launch import best_attention, describe_device, make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
@@ -41,6 +42,7 @@ from scratch_gpt.objectives import Objective
 from scratch_gpt.optimizers import adamw, learning_rate_at
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.plots import plot_loss
+from scratch_gpt.probe import device_peak
 from scratch_gpt.saving import RunStopped, guard_saves
 
 
@@ -72,6 +74,7 @@ class Task(NamedTuple):
     leave: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
     # accelerator, folder, save: what the rows still need before the first step; called on every process
     ready: Callable[[Any, Path, Callable], Any] = lambda accelerator, folder, save: None
+    sequences: int = 1  # texts that a row has
     notices: Sequence[str] = ()  # what to say before training
 
     @property
@@ -313,6 +316,7 @@ def carry_out(
         return f"step {progress.step}: {values}{'  (best)' if is_best else ''}" + (f"\n    {sample}" if sample else "")
 
     has_validation = "validation" in task.rows
+    fastest = tokens_at_peak(run, task, accelerator) if accelerator.is_main_process else None
     model, progress = train(
         *(accelerator, task.model, adamw(task.model, rates["peak"], run.weight_decay)),
         learning_rate=lambda step: learning_rate_at(step, steps, **rates),
@@ -328,6 +332,7 @@ def carry_out(
         record=record,
         save=save,
         alter=task.alter,
+        peak_tokens_per_second=fastest,
     )
     save = guard_saves(accelerator, folder)  # without its model a run has not ended
     last_is_best = not keep_best or progress.best_step in (None, progress.step)
@@ -350,9 +355,21 @@ def carry_out(
     say(_farewell(run, task, progress, steps, results))
 
 
+def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
+    """Tokens a second, counted as the loop counts them, if all matrix products ran at the devices' peak; or None."""
+    peak = device_peak(accelerator.device, accelerator.mixed_precision)
+    if peak is None:
+        return None
+    length = sum(task.rows["train"].lengths) / len(task.rows["train"]) if task.group_by_length else None
+    tune = Tune(run.tune, run.lora_rank, run.lora_targets)
+    classes = len(task.model.config.id2label) if hasattr(task.model, "score") else None
+    flops = row_flops(task.model.config, length or task.manifest["max_length"], tune, classes)
+    return peak * accelerator.num_processes * task.tokens_per_row / (task.sequences * flops)
+
+
 def clear(folder: Path) -> None:
-    """Remove a run, or several of other seeds; what else lies in the folder stays."""
-    for path in (*(folder / name for name in RUN_FILES), *folder.glob("seed-*")):
+    """Remove a run, or several of other seeds or rates; what else lies in the folder stays."""
+    for path in (*(folder / name for name in RUN_FILES), *folder.glob("seed-*"), *folder.glob("rate-*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
