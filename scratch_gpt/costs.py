@@ -188,7 +188,8 @@ def memory(
     twice = d_head if config.tie_word_embeddings and tune.what == "full" else 0  # summed with the embedding's own
     gradients = 4 * trained * (2 if processes > 1 else 1) + twice
     held = 4 * trained if accumulates else 0
-    start_of_backward = activations + max(logits, d_head + of_block) + held
+    # While its activations are still there, the uppermost block is differentiated; an allocator keeps what it has freed.
+    start_of_backward = activations + int(of_block) + logits + held
     return Memory(
         4 * (parameters + (trained if tune.what == "lora" else 0)),
         gradients,

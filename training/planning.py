@@ -29,6 +29,7 @@ from scratch_gpt.probe import bandwidth, matmul_rate, rehearse
 from scratch_gpt.tokenizer import count_ids, load_tokenizer
 
 
+READING = 2**26  # bytes that reading and tokenizing a text leaves taken; more where the data are held in memory
 PROBED = 0.25  # seconds of matrix products that one timed step of the probe may take
 
 
@@ -48,7 +49,7 @@ class Plan(NamedTuple):
     step_seconds: float
     tokens: int | None  # of the run, where something other than its data says how long it is
     memory: Memory
-    program: int  # bytes of Python and its libraries
+    program: int  # bytes of Python, its libraries and what they need to read data
     peak: int  # bytes of a process
 
 
@@ -101,8 +102,9 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
     device, precision, processes = accelerator.device, accelerator.mixed_precision, accelerator.num_processes
     attention = best_attention(device.type, precision, length)
     per_batch = sequences * run.batch_size
-    import_what_a_run_imports()
-    program = psutil.Process().memory_info().rss
+    load_what_a_run_loads()
+    rate = matmul_rate(device, precision)
+    program = psutil.Process().memory_info().rss + READING
     needed = memory(
         config,
         per_batch,
@@ -116,7 +118,6 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
         tune=tune,
         classes=classes,
     )
-    rate = matmul_rate(device, precision)
     shape = rehearsal_shape(per_batch, length, config, rate * PROBED)
     rehearsal = rehearse(*small_model(run, config, attention, device, shape, classes), *shape, precision, optimizer)
     seconds = step_seconds(config, rehearsal, per_batch, length, run.accumulation_steps, tune, classes)
@@ -140,12 +141,14 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
     )
 
 
-def import_what_a_run_imports() -> None:
-    """So that the size of this process is that of a run before its model."""
+def load_what_a_run_loads() -> None:
+    """So that this process is as large as a run before its model; the first optimizer, too, loads parts of torch."""
     import datasets  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
 
     import runner  # noqa: F401
+
+    optimizer(torch.nn.Linear(1, 1))
 
 
 def optimizer(model):
