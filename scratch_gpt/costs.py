@@ -188,7 +188,7 @@ def memory(
     twice = d_head if config.tie_word_embeddings and tune.what == "full" else 0  # summed with the embedding's own
     gradients = 4 * trained * (2 if processes > 1 else 1) + twice
     held = 4 * trained if accumulates else 0
-    # While its activations are still there, the uppermost block is differentiated; an allocator keeps what it has freed.
+    # While all activations are there the uppermost block is differentiated; and an allocator keeps what is freed.
     start_of_backward = activations + int(of_block) + logits + held
     return Memory(
         4 * (parameters + (trained if tune.what == "lora" else 0)),
