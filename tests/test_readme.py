@@ -105,6 +105,8 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
     says = {"train_tokenizer": "Next:", "generate": "", "publish": "# name"}.get(name, "Written:")
     if "--predict" in arguments:
         assert output.count("probabilities") == 2
+    elif "--plan" in arguments:
+        assert "compute-optimal" in output
     elif "--preview" not in arguments:
         assert output and says in output
 
