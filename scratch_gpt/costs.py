@@ -232,14 +232,17 @@ def step_seconds(
 
 
 def rehearsal_shape(batch_size: int, length: int, config: Any, flops: float) -> tuple[int, int]:
-    """(rows, tokens of a row), at most these, of which one block and the head take at most `flops` or little more."""
+    """(rows, tokens of a row), at most these, of which one block and the head take at most `flops`, or 128 tokens.
+
+    A shape that is cut short overestimates: what a step does once, however many its tokens, is scaled with them.
+    """
 
     def cost(length: int) -> int:
         return 3 * (block_flops(config, length) + head_flops(config, length))
 
     if cost(length) <= flops:
         return max(1, min(batch_size, int(flops / cost(length)))), length
-    return 1, max(min(length, 64), 2 ** int(math.log2(length * flops / cost(length)) if flops else 0))
+    return 1, max(min(length, 128), 2 ** int(math.log2(length * flops / cost(length)) if flops else 0))
 
 
 __all__ = [

@@ -144,7 +144,7 @@ def test_a_rehearsal_is_no_larger_than_the_batch_or_what_there_is_time_for():
     assert rehearsal_shape(8, 64, config, 1e15) == (8, 64)
     rows, length = rehearsal_shape(8, 64, config, row_flops(config, 64) * 3)
     assert 1 < rows < 8 and length == 64
-    assert rehearsal_shape(8, 1024, config, 1.0) == (1, 64)
+    assert rehearsal_shape(8, 1024, config, 1.0) == (1, 128)
 
 
 def test_compute_optimal_tokens_are_twenty_a_parameter():

@@ -30,7 +30,7 @@ from scratch_gpt.tokenizer import count_ids, load_tokenizer
 
 
 READING = 2**26  # bytes that reading and tokenizing a text leaves taken; more where the data are held in memory
-PROBED = 0.25  # seconds of matrix products that one timed step of the probe may take
+PROBED = 0.4  # seconds of matrix products that one timed step of the probe may take
 
 
 class Plan(NamedTuple):
