@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,8 @@ def run_rates(run: Any, build: Callable, describe: Callable) -> None:
             accelerators.append(accelerator)
             accelerator.wait_for_everyone()
 
-        print(f"--- learning rate {rate:g}")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"--- learning rate {rate:g}")
         try:
             accelerators.append(run_task(runs[rate], start, build, describe, begin))
             table[rate] = result_of(runs[rate])
