@@ -70,6 +70,10 @@ class Progress:
     stopped_early: bool = False
 
 
+class Diverged(RunStopped):
+    """A run whose loss, gradients or weights are not finite any more."""
+
+
 def planned_steps(settings: Settings, rows: int | None, processes: int, tokens_per_row: float) -> int:
     """The number of optimizer steps until the first limit (other than time) is reached; ValueError without one.
 
@@ -109,6 +113,7 @@ def train(
     record: dict[str, Any] | None = None,
     save: Callable[[str, Callable[[], Any]], bool] | None = None,
     alter: Alter | None = None,
+    peak_tokens_per_second: float | None = None,
 ) -> tuple[nn.Module, Progress]:
     """Train for `steps` steps; returns the prepared model and where it stands.
 
@@ -121,6 +126,7 @@ def train(
         record: what made this run, as JSON; kept in its checkpoints.
         save: see `guard_saves`.
         alter: (row, place in the run's sequence) -> the row as it is learned from there.
+        peak_tokens_per_second: what all devices could do at most, where it is known: `mfu` is a share of it.
 
     Writes `metrics.jsonl` and `checkpoints/` into output_dir.
 
@@ -136,7 +142,8 @@ def train(
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
     save = save or guard_saves(accelerator, output_dir)
-    metrics = Metrics(accelerator, output_dir / "metrics.jsonl", progress, text, state.get("metrics"), save)
+    file = output_dir / "metrics.jsonl"
+    metrics = Metrics(accelerator, file, progress, text, state.get("metrics"), save, peak_tokens_per_second)
     seldom = 0.5 if sys.stderr.isatty() else 20  # seconds between updates: a log file keeps every one
     bar = tqdm(
         initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True, mininterval=seldom
@@ -156,7 +163,7 @@ def train(
 
         model.train()
         metrics.start_clock()
-        for micro_batches, position, cursors in ahead:
+        for micro_batches, position, cursors in metrics.waiting(ahead):
             rate = learning_rate(progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -189,7 +196,7 @@ def train(
             if progress.skipped_in_a_row >= settings.max_bad_steps:
                 keep.finish()
                 what = f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is"
-                raise RunStopped(_diverged(what, progress, output_dir))
+                raise Diverged(_diverged(what, progress, output_dir))
 
             ends = too_late or progress.step == steps
             ends = ends or (settings.max_tokens is not None and progress.tokens >= settings.max_tokens)
@@ -204,7 +211,7 @@ def train(
                 with metrics.checkpoint():
                     kept = watch.is_finite(progress) and keep(progress, share, cursors)
                 if ends and not kept:
-                    raise RunStopped(_diverged("The weights or their evaluation are", progress, output_dir))
+                    raise Diverged(_diverged("The weights or their evaluation are", progress, output_dir))
             if stops:
                 keep.finish()
                 raise RunStopped(*_stopped(stop.received, progress, output_dir))
@@ -324,6 +331,7 @@ class Watch:
 
 
 __all__ = [
+    "Diverged",
     "Progress",
     "RunStopped",
     "Settings",

@@ -8,14 +8,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
 from .checkpoints import write_text
+
+
+ItemT = TypeVar("ItemT")
 
 
 class Metrics:
@@ -25,6 +28,8 @@ class Metrics:
         text: what the file is to hold at the start; a resumed run gives its checkpoint's.
         save: `save(what, write)` calls `write()` and deals with its errors; a line that could not be written is
             written with the next.
+        peak_tokens_per_second: what the devices could do at most; lines then have the share of it that was reached
+            as `mfu`, the model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B).
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Metrics:
         text: str = "",
         state: dict[str, Any] | None = None,
         save: Callable[[str, Callable[[], Any]], Any] = lambda what, write: write(),
+        peak_tokens_per_second: float | None = None,
     ):
         self.accelerator, self.path, self.save = accelerator, path, save
         self.losses = 0.0  # sum since the last line
@@ -42,7 +48,8 @@ class Metrics:
         self.seen, self.mean, self.variance = 0, 0.0, 0.0  # of the losses of late
         self.__dict__.update(state or {})
         self.unwritten = ""
-        self.checkpoint_seconds = 0.0
+        self.checkpoint_seconds, self.waited = 0.0, 0.0  # since the last line
+        self.peak = peak_tokens_per_second
         self.started = self.lap = time.perf_counter()
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +89,18 @@ class Metrics:
             yield
         self.checkpoint_seconds += time.perf_counter() - began
 
+    def waiting(self, ahead: Iterable[ItemT]) -> Iterator[ItemT]:
+        """The same items; the time until each comes is remembered for the next line's `data_wait`."""
+        items = iter(ahead)
+        while True:
+            began = time.perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - began
+            yield item
+
     # --- Losses ---
 
     def add_loss(self, loss: float) -> bool:
@@ -103,8 +122,12 @@ class Metrics:
     def log(self, progress, bar, **values: Any) -> None:
         """Write the line of the steps since the last one; its loss is the mean over those that were not skipped."""
         loss = self.losses / self.steps if self.steps else math.nan
-        speed = (progress.tokens - self.last_tokens) / (time.perf_counter() - self.lap)
+        seconds = time.perf_counter() - self.lap
+        speed = (progress.tokens - self.last_tokens) / seconds
         line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}
+        if self.peak is not None:
+            line["mfu"] = speed / self.peak
+        line["data_wait"], self.waited = self.waited / seconds, 0.0  # share of the time
         if self.checkpoint_seconds:
             line["checkpoint_seconds"], self.checkpoint_seconds = self.checkpoint_seconds, 0.0
         self.write(progress, line)

@@ -109,7 +109,8 @@ def outcome(folder: Path) -> dict:
 
 def exact(lines: list[dict]) -> list[dict]:
     """Lines of metrics without what a clock decides."""
-    return [{k: v for k, v in line.items() if not k.endswith(("_per_second", "_seconds"))} for line in lines]
+    clocks = ("_per_second", "_seconds", "mfu", "data_wait")
+    return [{k: v for k, v in line.items() if not k.endswith(clocks)} for line in lines]
 
 
 def differences(one: dict, other: dict) -> list[str]:

@@ -53,6 +53,8 @@ ARROWS = {
     "adapter_layout": {"torch"},
     "quantization": {"torch", "bitsandbytes"},
     "optimizers": {"torch"},
+    "costs": set(),
+    "probe": {"torch", "costs"},
     "order": {"torch"},
     "launch": {"torch", "accelerate"},
     "memory": {"torch", "accelerate", "order"},
@@ -104,11 +106,13 @@ NOT_SCRIPTS = {
     "checking",
     "measuring",
     "models",
+    "planning",
     "preparing",
     "recipe",
     "resuming",
     "runner",
     "seeds",
+    "sweep",
 }  # what the scripts in training/ share
 
 

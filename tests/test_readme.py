@@ -106,6 +106,8 @@ def test_shell_lines_run(line, home, monkeypatch, capsys):
     says = "Written:" if "--export" in arguments else says
     if "--predict" in arguments:
         assert output.count("probabilities") == 2
+    elif "--plan" in arguments:
+        assert "compute-optimal" in output
     elif "--preview" not in arguments:
         assert output and says in output
 

@@ -247,10 +247,19 @@ def main(argv: list[str] | None = None) -> None:
         check_classes(run)
         run = settle_model(run)
         check(run)
+        if run.plan:
+            from planning import print_plan
+
+            print_plan(run, classes=2)
+            return
         if run.predict is not None:
             predict(run)
             return
+    if run.learning_rates is not None:
+        from sweep import run_rates
 
+        return run_rates(run, build, describe)
+    with one_clear_line():
         from seeds import run_seeds
 
     run_seeds(run, build, describe)

@@ -211,10 +211,19 @@ def main(argv: list[str] | None = None) -> None:
         if run.model is None and run.preset is None:
             run = replace(run, model=DEFAULT_MODEL)
         check(run)
+        if run.plan:
+            from planning import print_plan
+
+            print_plan(run)
+            return
         if run.preview is not None:
             preview(run)
             return
+    if run.learning_rates is not None:
+        from sweep import run_rates
 
+        return run_rates(run, build, describe)
+    with one_clear_line():
         from seeds import run_seeds
 
     run_seeds(run, build, describe)

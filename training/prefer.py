@@ -110,6 +110,7 @@ def build(run: PreferRun):
         group_by_length=True,
         notices=notices,
         draw=plot_classification,
+        sequences=1 if run.loss_type == "kto" else 2,
     )
     return task._replace(ready=partial(give_references, run, task, samples))
 
@@ -203,7 +204,16 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(PreferRun, argv)
         check_preferences(run)
         check(run)
+        if run.plan:
+            from planning import print_plan
 
+            print_plan(run, sequences=1 if run.loss_type == "kto" else 2)
+            return
+    if run.learning_rates is not None:
+        from sweep import run_rates
+
+        return run_rates(run, build, describe)
+    with one_clear_line():
         from seeds import run_seeds
 
     run_seeds(run, build, describe)

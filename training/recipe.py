@@ -99,6 +99,7 @@ class Run(Source):
     optimizer: Literal["adamw", "muon"] = option("adamw", "AdamW, or Muon for the blocks' matrices and AdamW beside.")
     beta2: float = option(0.95, "AdamW's memory of squared gradients; longer (0.99) suits small batches.")
     learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5, LoRA 5e-4.")
+    learning_rates: str | None = option(None, "Try each of these, `1e-4,3e-4,1e-3`, and say which is best.")
     min_learning_rate: float | None = option(None, "Floor of the schedule; by default a tenth of the peak.")
     schedule: Literal["cosine", "linear"] = option("cosine", "How the rate falls from its peak to its floor.")
     warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
@@ -129,12 +130,16 @@ class Run(Source):
     workers: int = option(0, "Processes that prepare batches.")
     expect_processes: int | None = option(None, "Refuse to run on another number of processes.")
 
+    plan: bool = option(False, "Print what this run would take of memory and time, read no data and train nothing.")
+    plan_devices: int = option(1, "Plan for so many devices of --plan-tflops as well.")
+    plan_tflops: float | None = option(None, "10^12 operations a second that a device reaches (not its peak).")
+
 
 AT_LEAST = {  # field -> the least it may be
     **dict.fromkeys(
         ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
     ),
-    **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes"), 1),
+    **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes", "plan_devices"), 1),
     **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 1),
     **dict.fromkeys(
         ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
@@ -187,6 +192,12 @@ def check(run: Run) -> None:
         raise ValueError("--overwrite removes what --resume would go on from: give one of them.")
     if (run.keep_best or run.patience is not None) and run.validation_fraction == 0:
         raise ValueError("keep_best and patience choose by validation loss: give --validation-fraction a share.")
+    if run.plan_tflops is not None and run.plan_tflops <= 0:
+        raise ValueError(f"plan_tflops is {run.plan_tflops}; it has to be more than 0.")
+    if not run.plan and (run.plan_tflops is not None or run.plan_devices != 1):
+        raise ValueError("plan_devices and plan_tflops are of --plan true: give it, or leave them out.")
+    if run.learning_rates is not None:
+        parse_rates(run.learning_rates)
     if run.streaming and run.epochs is not None:
         raise ValueError("A stream is read without end, nobody counts its epochs: give --max-steps or --max-tokens.")
     trackers = ("tensorboard", "trackio", "wandb")
@@ -364,8 +375,21 @@ def parse_numbers(text: str, field: str) -> dict[str, float | None]:
     return found
 
 
+def parse_rates(text: str) -> list[float]:
+    """`1e-4,3e-4` -> [0.0001, 0.0003]; ValueError for what is no positive number, or one twice."""
+    try:
+        rates = [float(item) for item in text.split(",")]
+    except ValueError:
+        rates = []
+    names = {f"{rate:g}" for rate in rates}
+    if len(names) < 2 or len(names) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
+        raise ValueError(f"learning_rates is {text!r}; it is two positive numbers or more, each once: 1e-4,3e-4.")
+    return rates
+
+
 RUN_FILES = (
     "run.yaml",
+    "sweep.json",
     "manifest.json",
     "metrics.jsonl",
     "loss.png",

@@ -40,6 +40,10 @@ THIS_LAUNCH = {
     "output_dir",
     "expect_processes",
     "push_to_hub",
+    "learning_rates",
+    "plan",
+    "plan_devices",
+    "plan_tflops",
 }  # no part of the run
 NOT_SHAPE = {"transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype"}
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy")

@@ -33,6 +33,7 @@ from scratch_gpt.checkpoints import (
     replace_folder,
     write_text,
 )
+from scratch_gpt.costs import Tune, row_flops
 from scratch_gpt.data.manifest import NAME as MANIFEST
 from scratch_gpt.energy import EMISSIONS, measure_energy
 from scratch_gpt.launch import best_attention, describe_device, make_accelerator
@@ -42,6 +43,7 @@ from scratch_gpt.objectives import Objective
 from scratch_gpt.optimizers import learning_rate_at, make_optimizer
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.plots import plot_loss
+from scratch_gpt.probe import device_peak
 from scratch_gpt.saving import RunStopped, guard_saves
 
 
@@ -73,6 +75,7 @@ class Task(NamedTuple):
     leave: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
     # accelerator, folder, save: what the rows still need before the first step; called on every process
     ready: Callable[[Any, Path, Callable], Any] = lambda accelerator, folder, save: None
+    sequences: int = 1  # texts that a row has
     notices: Sequence[str] = ()  # what to say before training
 
     @property
@@ -316,6 +319,7 @@ def carry_out(
 
     has_validation = "validation" in task.rows
     betas = (0.9, run.beta2)
+    fastest = tokens_at_peak(run, task, accelerator) if accelerator.is_main_process else None
     model, progress = train(
         *(accelerator, task.model, make_optimizer(task.model, rates["peak"], run.weight_decay, run.optimizer, betas)),
         learning_rate=lambda step: learning_rate_at(step, steps, **rates),
@@ -331,6 +335,7 @@ def carry_out(
         record=record,
         save=save,
         alter=task.alter,
+        peak_tokens_per_second=fastest,
     )
     save = guard_saves(accelerator, folder)  # without its model a run has not ended
     last_is_best = not keep_best or progress.best_step in (None, progress.step)
@@ -353,9 +358,21 @@ def carry_out(
     say(_farewell(run, task, progress, steps, results))
 
 
+def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
+    """Tokens a second, counted as the loop counts them, if all matrix products ran at the devices' peak; or None."""
+    peak = device_peak(accelerator.device, accelerator.mixed_precision)
+    if peak is None:
+        return None
+    length = sum(task.rows["train"].lengths) / len(task.rows["train"]) if task.group_by_length else None
+    tune = Tune(run.tune, run.lora_rank, run.lora_targets)
+    classes = len(task.model.config.id2label) if hasattr(task.model, "score") else None
+    flops = row_flops(task.model.config, length or task.manifest["max_length"], tune, classes)
+    return peak * accelerator.num_processes * task.tokens_per_row / (task.sequences * flops)
+
+
 def clear(folder: Path) -> None:
-    """Remove a run, or several of other seeds; what else lies in the folder stays."""
-    for path in (*(folder / name for name in RUN_FILES), *folder.glob("seed-*")):
+    """Remove a run, or several of other seeds or rates; what else lies in the folder stays."""
+    for path in (*(folder / name for name in RUN_FILES), *folder.glob("seed-*"), *folder.glob("rate-*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -6,6 +6,9 @@ Each load runs in a fresh process, the two classes taking turns, imports done be
 alone; stock transformers only maps the file there and reads it when it is used, so "logits" goes on to the first
 logits, of eight tokens. Memory is the highest resident set up to that point. The weights are random: only their sizes
 matter.
+
+And how long it takes to start: `import scratch_gpt` after torch and transformers' own GPT-2 class (the aim is 0.1 s),
+and `python training/X.py --help` of every recipe, from its process' start to its end (under 2 s).
 """
 
 import argparse
@@ -79,6 +82,33 @@ def measure(rounds: int) -> dict[str, list[dict]]:
     return runs
 
 
+def imported() -> None:
+    """In a fresh child: what our package takes beyond what it stands on."""
+    import torch  # noqa: F401
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification  # noqa: F401
+
+    start = time.perf_counter()
+    import scratch_gpt  # noqa: F401
+
+    print(time.perf_counter() - start)
+
+
+def starts(rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of our import beyond transformers', and of each recipe's --help."""
+    training = Path(__file__).resolve().parents[2] / "training"
+    recipes = sorted(file for file in training.glob("*.py") if "def main(" in file.read_text())
+    found: dict[str, list[float]] = {"import scratch_gpt": [], **{f"{file.name} --help": [] for file in recipes}}
+    for number in range(rounds + 1):
+        seconds = {"import scratch_gpt": float(in_child("--imported").splitlines()[-1])}
+        for file in recipes:
+            start = time.perf_counter()
+            subprocess.run([sys.executable, str(file), "--help"], check=True, stdout=subprocess.DEVNULL)
+            seconds[f"{file.name} --help"] = time.perf_counter() - start
+        for name, value in seconds.items() if number else ():
+            found[name].append(value)
+    return {n: {"median": statistics.median(v), "min": min(v), "max": max(v)} for n, v in found.items()}
+
+
 def summary(runs: dict[str, list[dict]]) -> dict:
     """Median, lowest and highest of each figure, and ours / stock."""
     result = {}
@@ -95,12 +125,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write every run and the summary to this JSON file")
     parser.add_argument("--make", help=argparse.SUPPRESS)  # --make and --load: what the children are called with
     parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--imported", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if options.make:
         return make(options.make)
     if options.load:
         return load(*options.load)
+    if options.imported:
+        return imported()
 
     runs = measure(options.rounds)
     figures = summary(runs)
@@ -111,8 +144,12 @@ def main() -> None:
         spreads = [figures[figure][name] for name in CLASSES]
         cells = [f"{s['median']:.{digits}f} ({s['min']:.{digits}f} - {s['max']:.{digits}f})" for s in spreads]
         print(f"{label:12} {cells[0]:>24} {cells[1]:>24} {figures[figure]['ratio']:>7.3f}")
+    seconds = starts(options.rounds)
+    for name, spread in seconds.items():
+        print(f"{name:>26} {spread['median']:.3f} s ({spread['min']:.3f} - {spread['max']:.3f})")
     if options.out:
-        options.out.write_text(json.dumps({"rounds": options.rounds, "figures": figures, "runs": runs}, indent=2))
+        content = {"rounds": options.rounds, "figures": figures, "starts": seconds, "runs": runs}
+        options.out.write_text(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":

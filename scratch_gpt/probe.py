@@ -1,0 +1,121 @@
+"""This machine -> how fast it multiplies, moves memory and takes a training step of a given shape.
+
+Rates in FLOP/s and bytes/s. Knows no model: what is to be timed is handed in.
+"""
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .costs import Rehearsal
+
+
+# Dense matrix products in bf16 with sums in fp32, FLOP/s, from NVIDIA's data sheets; the first name that fits.
+GPU_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, budget: float = 0.2) -> list[float]:
+    """The time of each call, as many as fit `budget` seconds and at least two, after one that is not counted."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    work()
+    wait()
+    found: list[float] = []
+    while len(found) < 2 or sum(found) < budget:
+        start = time.perf_counter()
+        work()
+        wait()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def matmul_rate(device: torch.device, precision: str, budget: float = 0.3) -> float:
+    """FLOP/s of a large square matrix product in "no" (fp32), "bf16" or "fp16": the best of some."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.ones(n, n, dtype=DTYPES[precision], device=device) for _ in range(2))
+    return 2 * n**3 / min(seconds_of(lambda: a @ b, device, budget))
+
+
+def bandwidth(device: torch.device, budget: float = 0.2) -> float:
+    """Bytes/s read and written by a copy much larger than any cache."""
+    a = torch.zeros(2**26, device=device)
+    b = torch.zeros_like(a)
+    return 2 * a.nbytes / min(seconds_of(lambda: b.copy_(a), device, budget))
+
+
+def known_peak(name: str, precision: str) -> float | None:
+    """FLOP/s that a GPU of this name is sold with, or None where the table has none."""
+    if precision == "no":
+        return None
+    return next((peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
+def device_peak(device: torch.device, precision: str) -> float | None:
+    """The matrix rate that nothing exceeds here: measured on a CPU, of a GPU from the table, else None (unknown)."""
+    if device.type == "cuda":
+        return known_peak(torch.cuda.get_device_name(device), precision)
+    return matmul_rate(device, precision) if device.type == "cpu" else None
+
+
+def rehearse(
+    model: nn.Module,
+    loss: Callable[[nn.Module], torch.Tensor],
+    rows: int,
+    length: int,
+    precision: str,
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    budget: float = 0.5,
+) -> Rehearsal:
+    """Time a model's parts on rows of this shape.
+
+    Args:
+        model: of two blocks; of which are used says its config.
+        loss: the model -> what it loses on such rows.
+    """
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "no")
+    x = torch.ones(rows, length, model.config.hidden_size, device=device)
+
+    def step(of: Callable[[], torch.Tensor]) -> float:
+        def work() -> None:
+            for parameter in model.parameters():
+                parameter.grad = None
+            with autocast:
+                found = of()
+            found.backward()
+
+        return statistics.median(seconds_of(work, device, budget))
+
+    def trunk() -> torch.Tensor:
+        return model.base_model(inputs_embeds=x, use_cache=False).last_hidden_state.sum()
+
+    two = step(trunk)
+    model.config.num_hidden_layers = 1
+    one, shallow = step(trunk), step(lambda: loss(model))
+    trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    optimizer = make_optimizer(model)
+
+    def update() -> None:
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    seconds = statistics.median(seconds_of(update, device, budget / 4))
+    return Rehearsal(rows, length, shallow, max(0.0, two - one), seconds / sum(p.numel() for p in trained))
+
+
+__all__ = ["bandwidth", "device_peak", "known_peak", "matmul_rate", "rehearse"]

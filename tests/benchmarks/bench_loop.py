@@ -1,0 +1,154 @@
+"""What the loop itself costs: the same micro-batches through a bare loop and through loop.train, taking turns.
+
+    python tests/benchmarks/bench_loop.py [--out FILE.json]
+
+The bare loop has the same model, optimizer, precision and batches, made before: forward, backward, clip, step, nothing
+else. Ours makes its batches as it goes, seeds each step, checks and sums losses, keeps time and writes a line every
+ten steps. The share is (ours - bare) / ours of the medians over rounds; the aim is under 1 %. `fetch` is the time of
+reading a loss off the device, which ours does once a step, so that a step that is not finite is not taken.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+from scratch_gpt.data.collate import collate_rows
+from scratch_gpt.data.windows import Windows
+from scratch_gpt.launch import best_attention, best_precision
+from scratch_gpt.loop import Settings, train
+from scratch_gpt.metrics import read_metrics
+from scratch_gpt.objectives import causal_lm
+from scratch_gpt.optimizers import adamw
+from scratch_gpt.order import Share, Steps, to_device
+
+
+REPO = Path(__file__).resolve().parents[2]
+WARM, RATE = 3, 1e-3
+
+
+def make_model(options, device: str, precision: str):
+    torch.manual_seed(0)
+    config = ScratchGPTConfig.from_preset(options.preset, vocab_size=options.vocab_size)
+    attention = best_attention(device, precision, config.max_position_embeddings)
+    return ScratchGPTForCausalLM._from_config(config, attn_implementation=attention).train()
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds, and those of the processor over all threads, which do not see what else the machine does."""
+    return time.perf_counter(), time.process_time()
+
+
+def per_step(first: tuple, last: tuple, options) -> tuple[float, float]:
+    return tuple((b - a) / (options.steps - WARM) for a, b in zip(first, last, strict=True))
+
+
+def run_bare(accelerator, model, rows, options) -> tuple[float, float]:
+    """Both clocks' seconds of a step."""
+    model, optimizer = accelerator.prepare(model, adamw(model, RATE, 0.1))
+    steps = Steps(rows, collate_rows, Share(options.batch_size, options.accumulation_steps), seed=0)
+    batches = [[batch for batch, _ in steps[n].micro_batches] for n in range(options.steps)]
+    for n, micro_batches in enumerate(batches):
+        if n == WARM:
+            wait(accelerator)
+            start = clocks()
+        count = sum(batch["shift_labels"].numel() for batch in micro_batches)
+        for batch in micro_batches:
+            batch = to_device(batch, accelerator.device)
+            accelerator.backward(model(**batch, num_items_in_batch=1, use_cache=False).loss / count)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    wait(accelerator)
+    return per_step(start, clocks(), options)
+
+
+def run_ours(accelerator, model, rows, options) -> tuple[tuple[float, float], list[dict]]:
+    """The same, from the beginning of the first that counts to that of the last, and the lines written."""
+    began = []
+
+    def learning_rate(step: int) -> float:
+        wait(accelerator)
+        began.append(clocks())
+        return RATE
+
+    settings = Settings(options.batch_size, options.accumulation_steps, max_steps=options.steps + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            *(accelerator, model, adamw(model, RATE, 0.1), learning_rate),
+            rows=rows,
+            collate=collate_rows,
+            objective=causal_lm,
+            settings=settings,
+            steps=options.steps + 1,
+            output_dir=Path(folder),
+        )
+        lines = read_metrics(Path(folder) / "metrics.jsonl")
+    return per_step(began[WARM], began[-1], options), lines
+
+
+def wait(accelerator) -> None:
+    if accelerator.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "loop.json")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--vocab-size", type=int, default=2048)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--accumulation-steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = best_precision(device)
+    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    context = ScratchGPTConfig.from_preset(options.preset).max_position_embeddings
+    ids = torch.randint(options.vocab_size, (1000 * context + 1,), generator=torch.Generator().manual_seed(0))
+    rows = Windows(ids.numpy(), context)
+    found: dict[str, list[tuple[float, float]]] = {"bare": [], "ours": []}
+    waits = []
+    for n in range(options.rounds):
+        for way in ("bare", "ours") if n % 2 else ("ours", "bare"):
+            model = make_model(options, device, precision)
+            if way == "bare":
+                found[way].append(run_bare(accelerator, model, rows, options))
+            else:
+                seconds, lines = run_ours(accelerator, model, rows, options)
+                found[way].append(seconds)
+                waits += [line["data_wait"] for line in lines]
+    loss = torch.zeros((), device=accelerator.device)
+    start = time.perf_counter()
+    for _ in range(1000):
+        float(loss)
+    fetch = (time.perf_counter() - start) / 1000
+    medians = {way: [*map(statistics.median, zip(*values, strict=True))] for way, values in found.items()}
+    shares = [(ours - bare) / ours for ours, bare in zip(medians["ours"], medians["bare"], strict=True)]
+    summary = {
+        "preset": options.preset,
+        "device": device,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "batch_size": options.batch_size,
+        "accumulation_steps": options.accumulation_steps,
+        "seconds_of_a_step": medians,
+        "share": shares[0],
+        "share_of_cpu_seconds": shares[1],
+        "data_wait": statistics.median(waits),
+        "fetch_seconds": fetch,
+        "rounds": found,
+    }
+    options.out.write_text(json.dumps(summary, indent=2) + "\n")
+    print(json.dumps({name: value for name, value in summary.items() if name != "rounds"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Plans, rates and utilisation as the recipes print and write them: nothing is read or written by a plan."""
+
+import json
+
+import classify
+import instruct
+import prefer
+import pretrain
+import pytest
+import torch
+from bad_input import fails, snapshot
+from tiny import tiny_gpt2
+from tiny_run import run as tiny_training
+
+import planning
+import recipe
+import runner
+from scratch_gpt import probe
+from scratch_gpt.metrics import read_metrics
+from scratch_gpt.probe import device_peak, known_peak, seconds_of
+
+
+STORY = "The old sailor walked to the shiny sea, and the sun shone on ninety quiet boats.\n" * 60
+SMALL = ["--preset", "tiny", "--max-length", "32", "--device", "cpu", "--vocab-size", "300", "--batch-size", "2"]
+SMALL += ["--config-overrides", "hidden_size=32,num_hidden_layers=2"]
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch):
+    """The probes measure, but for a moment only."""
+    monkeypatch.setattr(probe, "matmul_rate", lambda device, precision, budget=0: 1e11)
+    monkeypatch.setattr(planning, "matmul_rate", lambda device, precision: 1e11)
+    monkeypatch.setattr(planning, "bandwidth", lambda device: 1e10)
+    times = probe.seconds_of
+    monkeypatch.setattr(probe, "seconds_of", lambda work, device, budget=0: times(work, device, 0))
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The config of a model, without its weights."""
+    tiny_gpt2().config.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def test_a_plan_needs_no_data_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    nowhere = ["--dataset", "nobody/nothing", "--output-dir", "run"]
+    pretrain.main(
+        [*SMALL, *nowhere, "--plan", "true", "--max-steps", "5", "--plan-devices", "8", "--plan-tflops", "3"]
+    )
+    said = capsys.readouterr().out
+    assert (
+        "a step" in said and "8 of 3 TFLOP/s" in said and "Hoffmann" in said and "this run                320" in said
+    )
+    assert snapshot(tmp_path) == {}
+
+
+@pytest.mark.parametrize("module", (classify, instruct, prefer))
+def test_every_recipe_plans_from_a_models_config_alone(module, base, capsys):
+    module.main(["--model", base, "--dataset", "nobody/nothing", "--plan", "true", "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert "Model: 30," in said or "Model: 31," in said, said
+    assert "--max-steps or --max-tokens" in said
+
+
+def test_a_plan_counts_the_run_that_follows(tmp_path, capsys):
+    (tmp_path / "story.txt").write_text(STORY)
+    words = ["--dataset", str(tmp_path / "story.txt"), "--output-dir", str(tmp_path / "run"), *SMALL]
+    words += ["--max-steps", "2", "--log-every", "1", "--accumulation-steps", "2", "--drop-tail", "true"]
+    plan = planning.make_plan(recipe.parse(pretrain.PretrainRun, words))
+    pretrain.main(words)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert plan.tokens == lines[-1]["tokens"] == 2 * plan.step_tokens
+    facts = (tmp_path / "run" / "run.yaml").read_text()
+    assert f"# parameters: {plan.parameters}\n" in facts
+    for line in lines:  # the peak is said to be 1e11 above
+        flops = line["tokens_per_second"] * plan.step_flops / plan.step_tokens
+        assert line["mfu"] == pytest.approx(flops / 1e11, rel=1e-6)
+        assert 0 <= line["data_wait"] < 1
+
+
+def test_time_grows_with_the_model_the_batch_and_nothing_else():
+    def seconds(*words):
+        return planning.make_plan(recipe.parse(pretrain.PretrainRun, [*SMALL, *words])).step_seconds
+
+    few = seconds()
+    assert seconds("--accumulation-steps", "8") > 3 * few
+    assert seconds("--config-overrides", "hidden_size=32,num_hidden_layers=40") > 3 * few
+
+
+def test_lines_have_no_mfu_where_the_peak_is_not_known(tmp_path):
+    lines = tiny_training(tmp_path)[2]
+    assert lines and all("mfu" not in line and "data_wait" in line for line in lines)
+
+
+def test_peaks_are_of_the_named_card_at_the_asked_precision():
+    assert known_peak("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert known_peak("NVIDIA H100 PCIe", "bf16") == 756e12
+    assert known_peak("NVIDIA L40S", "bf16") == 362e12 != known_peak("NVIDIA L4", "bf16")
+    assert known_peak("NVIDIA A100-SXM4-80GB", "no") is None and known_peak("Another card", "bf16") is None
+    assert device_peak(torch.device("meta"), "no") is None
+
+
+def test_what_is_timed_is_called_once_more_than_it_counts():
+    calls = []
+    assert len(seconds_of(lambda: calls.append(0), torch.device("cpu"), 0.0)) == 2 and len(calls) == 3
+
+
+REFUSED = {
+    "--plan-tflops 3": "are of --plan true",
+    "--plan true --plan-tflops 0": "plan_tflops is 0.0; it has to be more than 0",
+    "--plan true --plan-devices 0": "plan_devices is 0; it has to be at least 1",
+    "--plan true --tokenizer nobody/nothing": "nobody/nothing",
+    "--plan true --config-overrides hidden_size=33": "not a multiple of num_attention_heads",
+    "--learning-rates 1e-3": "two positive numbers or more",
+    "--learning-rates 1e-3,1e-3": "each once",
+    "--learning-rates 1e-3,-1": "two positive numbers or more",
+    "--learning-rates 1e-3,word": "two positive numbers or more",
+    "--learning-rates 1e-3,1e-2 --validation-fraction 0": "compared by validation loss",
+    "--learning-rates 1e-3,1e-2 --resume training": "one rate's checkpoint",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_meant_is_refused_in_one_line(words, tmp_path, capsys):
+    fails([*SMALL, "--output-dir", tmp_path / "run", *words.split()], REFUSED[words], capsys)
+
+
+def test_an_adapter_is_planned_as_what_it_adapts(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    fails(["--model", tmp_path, "--plan", "true"], "is an adapter", capsys)
+
+
+# --- Learning rates ----------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_names_the_best_rate_calls_divergence_by_its_name_and_can_be_resumed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "story.txt").write_text(STORY)
+    words = ["--dataset", str(tmp_path / "story.txt"), "--output-dir", str(tmp_path / "runs"), *SMALL]
+    words += ["--max-steps", "3", "--learning-rates", "1e-2,1e30", "--max-bad-steps", "1", "--eval-batches", "1"]
+    words += ["--eval-every", "3", "--validation-fraction", "0.05"]
+    pretrain.main(words)
+    said = capsys.readouterr().out
+    assert "Best: --learning-rate 0.01." in said
+    rates = json.loads((tmp_path / "runs" / "sweep.json").read_text())["rates"]
+    assert [*rates] == ["0.01", "1e+30"] and rates["0.01"]["loss"] < 5.8 and not rates["0.01"]["diverged"]
+    assert rates["1e+30"] == {"loss": None, "diverged": True}
+    assert (tmp_path / "runs" / "rate-0.01" / "model").is_dir()
+
+    monkeypatch.setattr(runner, "carry_out", lambda *_: pytest.fail("nothing is left to do"))
+    pretrain.main([*words, "--resume", "latest"])
+    assert "Best: --learning-rate 0.01." in capsys.readouterr().out
+    fails(words, "--resume latest goes on", capsys)

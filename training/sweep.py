@@ -1,0 +1,117 @@
+"""One run at several learning rates -> a run folder each, one table, the best rate. Not a recipe itself."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from recipe import check_output_dir, one_clear_line, parse_rates, write_run_yaml
+from runner import clear, finish, prepare, run_task
+from scratch_gpt.checkpoints import write_text
+from scratch_gpt.loop import Diverged
+
+
+NAME = "sweep.json"
+
+
+def run_rates(run: Any, build: Callable, describe: Callable) -> None:
+    """Train the run once at each of its `learning_rates`; `build`, `describe` as for run_task.
+
+    A rate that diverges is a result like another. Resumed, a sweep goes on with the rate that was stopped.
+    """
+    with one_clear_line():
+        runs = runs_of(run)
+        known = read_table(run)
+        starts = {rate: prepare(each) for rate, each in runs.items() if not known.get(f"{rate:g}", {}).get("diverged")}
+    table, accelerators = {rate: known[f"{rate:g}"] for rate in runs if rate not in starts}, []
+    is_main = True
+    for rate, start in starts.items():
+
+        def begin(accelerator) -> None:
+            if not accelerators and accelerator.is_main_process:
+                if run.overwrite:
+                    clear(Path(run.output_dir))
+                write_run_yaml(
+                    run, Path(run.output_dir), {"runs": [Path(each.output_dir).name for each in runs.values()]}
+                )
+            accelerators.append(accelerator)
+            accelerator.wait_for_everyone()
+
+        if os.environ.get("RANK", "0") == "0":
+            print(f"--- learning rate {rate:g}")
+        try:
+            accelerators.append(run_task(runs[rate], start, build, describe, begin))
+            table[rate] = result_of(runs[rate])
+        except SystemExit as ending:
+            if not isinstance(ending.__cause__, Diverged):
+                raise
+            table[rate] = {"loss": None, "diverged": True}
+        accelerators[-1].free_memory()  # the next rate has a model of its own
+        is_main = accelerators[-1].is_main_process
+        if is_main:
+            write_table(run, table)
+    if is_main:
+        print(show(run, {rate: table[rate] for rate in runs}))
+    if accelerators:
+        finish(run, accelerators[-1])
+
+
+def runs_of(run: Any) -> dict[float, Any]:
+    """The run of each rate, in output_dir/rate-R.
+
+    Raises:
+        ValueError: output_dir cannot be used, or what is asked beside does not go with several rates.
+    """
+    if getattr(run, "seeds", 1) > 1 or run.push_to_hub is not None:
+        raise ValueError("Rates are compared on one seed, and none is published: leave --seeds and --push-to-hub out.")
+    if run.validation_fraction == 0:
+        raise ValueError("Rates are compared by validation loss: give --validation-fraction a share.")
+    if run.resume not in (None, "latest"):
+        raise ValueError(f"--resume {run.resume} is one rate's checkpoint; with --learning-rates give `latest`.")
+    folder = check_output_dir(run)
+    if (folder / "checkpoints").is_dir() and not run.overwrite:
+        raise ValueError(f"output_dir {folder} holds a run of one rate. Give another for several.")
+    return {
+        rate: replace(run, learning_rates=None, learning_rate=rate, output_dir=f"{run.output_dir}/rate-{rate:g}")
+        for rate in parse_rates(run.learning_rates)
+    }
+
+
+def result_of(run: Any) -> dict[str, Any]:
+    """{"loss", "diverged"} of a finished run: diverged is also what ends no better than it began."""
+    results = json.loads((Path(run.output_dir) / "evaluation.json").read_text())["results"]
+    loss, before = results["validation"]["loss"], results["before/validation"]["loss"]
+    return {"loss": loss, "diverged": not (math.isfinite(loss) and loss < before)}
+
+
+def read_table(run: Any) -> dict[str, dict[str, Any]]:
+    """What a sweep that is resumed has found, by the rate as it is written."""
+    file = Path(run.output_dir) / NAME
+    return json.loads(file.read_text())["rates"] if run.resume is not None and file.exists() else {}
+
+
+def write_table(run: Any, table: dict[float, dict[str, Any]]) -> None:
+    """sweep.json of what is known so far."""
+    rates = {f"{rate:g}": found for rate, found in sorted(table.items())}
+    write_text(Path(run.output_dir) / NAME, json.dumps({"format_version": 1, "rates": rates}, indent=2) + "\n")
+
+
+def show(run: Any, table: dict[float, dict[str, Any]]) -> str:
+    """The table as text, with the best rate of those that learned."""
+    learned = {rate: found["loss"] for rate, found in table.items() if not found["diverged"]}
+    best = min(learned, key=learned.get, default=None)
+    lines = [f"\n{'learning rate':>13}  {'validation loss':>15}  diverged"]
+    for rate, found in table.items():
+        loss = "-" if found["loss"] is None else f"{found['loss']:.4f}"
+        lines.append(f"{rate:>13g}  {loss:>15}  {'yes' if found['diverged'] else 'no'}{'  best' * (rate == best)}")
+    if best is None:
+        return "\n".join([*lines, "None of them learned: try lower ones."])
+    return "\n".join(
+        [*lines, f"Best: --learning-rate {best:g}. Written: {run.output_dir}/{NAME}, a run folder of each rate"]
+    )
+
+
+__all__ = ["run_rates"]
