@@ -162,6 +162,7 @@ def train(
         ahead = source.loader(progress.step if ends else steps, settings.workers, accelerator.device.type == "cuda")
 
         model.train()
+        compiling = getattr(accelerator.unwrap_model(model), "_compiled_call_impl", None) is not None
         metrics.start_clock()
         for micro_batches, position, cursors in metrics.waiting(ahead):
             rate = learning_rate(progress.step)
@@ -181,6 +182,9 @@ def train(
             progress.position = position
             progress.step += 1
             bar.update()
+            if compiling:
+                bar.write(f"The first step, its compilation included, took {metrics.lap_seconds:.0f} s.")
+                compiling = False
             if is_good:
                 progress.tokens += tokens
                 progress.skipped_in_a_row = 0

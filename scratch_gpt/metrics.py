@@ -70,6 +70,11 @@ class Metrics:
         """Since training started."""
         return time.perf_counter() - self.started
 
+    @property
+    def lap_seconds(self) -> float:
+        """Since the last line, pauses left out."""
+        return time.perf_counter() - self.lap
+
     def start_clock(self) -> None:
         """Begin to measure tokens per second."""
         self.lap = time.perf_counter()
@@ -122,7 +127,7 @@ class Metrics:
     def log(self, progress, bar, **values: Any) -> None:
         """Write the line of the steps since the last one; its loss is the mean over those that were not skipped."""
         loss = self.losses / self.steps if self.steps else math.nan
-        seconds = time.perf_counter() - self.lap
+        seconds = self.lap_seconds
         speed = (progress.tokens - self.last_tokens) / seconds
         line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}
         if self.peak is not None:
