@@ -2,10 +2,10 @@
 
     python tests/benchmarks/peers.py '{"peer": "ours", "shape": {...}, "settings": {row: {...}}}'
 
-Runs in the peer's own environment, so at the top only torch is imported. A line {"row": ..., "steps": n} on stdin is a
+Runs in the peer's own environment, so only torch is imported at the top. A line {"row": ..., "number": n} on stdin is a
 turn: n steps of that row (forward, backward, the gradient clipped to norm 1, AdamW, on new random tokens each time),
 and a line with what it took comes back. Rows of one worker share its weights and AdamW's state, and differ in their
-settings.
+settings. A first line, "ready", says that the model is built.
 """
 
 import json
@@ -182,7 +182,7 @@ def make_optimizer(model: nn.Module, learning_rate: float = 1e-4) -> torch.optim
 
 
 def take_turns(peer: str, shape: Shape, settings: dict[str, Setting]):
-    """A generator's `send`: (row, steps) -> what the turn took."""
+    """(row, number of steps) -> what the turn took."""
     torch.manual_seed(0)
     model, loss_of = PEERS[peer](shape)
     model.train()
@@ -288,6 +288,8 @@ def main() -> None:
     else:
         settings = {row: Setting(**setting) for row, setting in given["settings"].items()}
         turn = take_turns(given["peer"], shape, settings)
+    answers.write("ready\n")
+    answers.flush()
     for line in sys.stdin:
         answers.write(json.dumps(turn(**json.loads(line))) + "\n")
         answers.flush()
