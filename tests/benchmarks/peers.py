@@ -2,10 +2,10 @@
 
     python tests/benchmarks/peers.py '{"peer": "ours", "shape": {...}, "settings": {row: {...}}}'
 
-Runs in the peer's own environment, so only torch is imported at the top. A line {"row": ..., "number": n} on stdin is a
-turn: n steps of that row (forward, backward, the gradient clipped to norm 1, AdamW, on new random tokens each time),
-and a line with what it took comes back. Rows of one worker share its weights and AdamW's state, and differ in their
-settings. A first line, "ready", says that the model is built.
+Runs in the peer's own environment, so only torch is imported at the top. The first line on stdout, "ready", says that
+the model is built. Then a line {"row": ..., "number": n} on stdin is a turn: n steps of that row (forward, backward,
+the gradient clipped to norm 1, AdamW, new random tokens each time), and a line with what it took comes back. Rows of
+one worker share its weights and AdamW's state, and differ in their settings.
 """
 
 import json
@@ -87,6 +87,7 @@ def transformers(shape: Shape) -> tuple[nn.Module, Loss]:
         vocab_size=shape.vocabulary,
         n_positions=shape.length,
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),  # whose defaults lie outside a small vocabulary
     )
     model = GPT2LMHeadModel(config)
     return model, lambda ids, next_ids: model(input_ids=ids, labels=ids).loss
