@@ -367,14 +367,14 @@ def table(summary: dict) -> list[str]:
 
 
 def draw(summary: dict, file: Path) -> None:
-    """Tokens a second of every row, a panel for each workload; the dashed line is the bf16 ceiling's 60 %."""
+    """Tokens a second of every row, a panel for each workload; the dashed line is 60 % of the bf16 ceiling."""
     from matplotlib.figure import Figure
 
     from scratch_gpt.plots import RATE, TRAIN, VALIDATION
 
     workloads = summary["workloads"].values()
-    figure = Figure(figsize=(5 * len(workloads) + 2, 4.5), layout="constrained", facecolor="white")
-    for axes, found in zip(figure.subplots(1, len(workloads), squeeze=False)[0], workloads, strict=True):
+    figure = Figure(figsize=(8, 3.2 * len(workloads)), layout="constrained", facecolor="white")
+    for axes, found in zip(figure.subplots(len(workloads), 1, squeeze=False)[:, 0], workloads, strict=True):
         names = list(found["rows"])
         middle = [found["rows"][name]["step_seconds"] for name in names]
         tokens = found["shape"]["batch"] * found["shape"]["length"]
@@ -392,8 +392,6 @@ def draw(summary: dict, file: Path) -> None:
         axes.set_xlabel("tokens a second")
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
-        if axes is not figure.axes[0]:
-            axes.set_yticks([])
     figure.savefig(file, dpi=120)
 
 
