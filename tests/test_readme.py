@@ -249,6 +249,17 @@ def test_tables_are_those_of_the_files(name):
         assert row in README, row
 
 
+@pytest.mark.skipif(
+    not (REPO / "tests" / "benchmarks" / "training.json").exists(), reason="bench_training.py makes it"
+)
+def test_the_tables_of_training_speed_are_those_of_the_file():
+    training = figures("training.json")
+    missing = [line for line in training["table"] if line.startswith("| ") and line not in README]
+    assert not missing, missing[:3]
+    assert all(found["claim"] for found in training["workloads"].values())
+    assert f"at most {100 * training['losses']['largest_difference']:.2f} % apart" in README
+
+
 def test_figures_of_tuning_are_those_of_the_files():
     lora, classify, instruct = figures("lora.json"), figures("classify.json"), figures("instruct.json")
     assert f"LoRA trains {100 * lora['trained_share']:.2f} % of the" in README

@@ -56,13 +56,14 @@ def eager_attention_forward(
         The context vectors (B, T, H, K), and the attention weights (B, H, T, S), whose rows sum to 1 before dropout.
     """
     scores = query @ key.transpose(-2, -1) * scaling  # (B, H, T, S)
+    lowest = torch.finfo(scores.dtype).min
     if attention_mask is None:  # the future is hidden: query t is the key S - T + t
         T, S = scores.shape[-2:]
         seen = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
-        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + attention_mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+        scores = scores.masked_fill(~seen, lowest)
+    else:  # in the scores' type: fp32 would double what is read and written from here on
+        scores = scores + attention_mask.clamp(min=lowest).to(scores.dtype)
+    weights = scores.softmax(-1)  # computed in fp32 whatever the type, and rounded once
     weights = F.dropout(weights, p=dropout, training=module.training)
     context = weights @ value  # (B, H, T, K)
     return context.transpose(1, 2).contiguous(), weights

@@ -1,0 +1,300 @@
+"""A peer's name and a shape -> its training step, given turns: the worker processes of bench_training.py.
+
+    python tests/benchmarks/peers.py '{"peer": "ours", "shape": {...}, "settings": {row: {...}}}'
+
+Runs in the peer's own environment, so only torch is imported at the top. The first line on stdout, "ready", says that
+the model is built. Then a line {"row": ..., "number": n} on stdin is a turn: n steps of that row (forward, backward,
+the gradient clipped to norm 1, AdamW, new random tokens each time), and a line with what it took comes back. Rows of
+one worker share its weights and AdamW's state, and differ in their settings.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, T) ids and what comes next -> mean nats
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int
+    length: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    precision: str = "no"  # "bf16" is autocast over fp32 weights; "auto" is what our recipes choose
+    fused: bool = False  # AdamW as one operation, or parameter by parameter as torch does on a CPU
+    compile: bool = False
+
+
+# --- Peers: a shape -> a model with GPT-2's sizes and no dropout, and its loss -----------------------------------
+
+
+def reference(shape: Shape) -> tuple[nn.Module, Loss]:
+    from reference import GPT
+
+    model = GPT(shape.layers, shape.width, shape.heads, shape.vocabulary, shape.length)
+    return model, model
+
+
+def ours(shape: Shape) -> tuple[nn.Module, Loss]:
+    """What the recipes do: their attention, their objective."""
+    from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+
+    config = ScratchGPTConfig(
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.width,
+        num_attention_heads=shape.heads,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=shape.length,
+        **dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), 0.0),
+    )
+    model = ScratchGPTForCausalLM(config)
+    return model, our_loss(model, shape.length)
+
+
+def our_loss(model: nn.Module, length: int) -> Loss:
+    from scratch_gpt.launch import best_attention, best_precision
+    from scratch_gpt.objectives import causal_lm
+
+    model.set_attn_implementation(best_attention("cpu", best_precision("cpu"), length))
+    return lambda ids, next_ids: (
+        causal_lm.sums(model, {"input_ids": ids, "shift_labels": next_ids})["loss"] / next_ids.numel()
+    )
+
+
+def transformers(shape: Shape) -> tuple[nn.Module, Loss]:
+    """GPT2LMHeadModel as Trainer calls it: with labels."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        n_layer=shape.layers,
+        n_embd=shape.width,
+        n_head=shape.heads,
+        vocab_size=shape.vocabulary,
+        n_positions=shape.length,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),  # whose defaults lie outside a small vocabulary
+    )
+    model = GPT2LMHeadModel(config)
+    return model, lambda ids, next_ids: model(input_ids=ids, labels=ids).loss
+
+
+def litgpt(shape: Shape, tied: bool = False) -> tuple[nn.Module, Loss]:
+    """As `litgpt pretrain` has it: an untied head, logits in fp32, their cross-entropy in pieces of 128 positions."""
+    from litgpt import GPT, Config
+    from litgpt.utils import chunked_cross_entropy
+
+    model = GPT(
+        Config(
+            n_layer=shape.layers,
+            n_embd=shape.width,
+            n_head=shape.heads,
+            vocab_size=shape.vocabulary,
+            padded_vocab_size=shape.vocabulary,
+            block_size=shape.length,
+            parallel_residual=False,
+        )
+    )
+    model.apply(model._init_weights)
+    if not tied:
+        return model, lambda ids, next_ids: chunked_cross_entropy(model(ids).float(), next_ids)
+    model.transformer.wte.weight = model.lm_head.weight
+    return model, lambda ids, next_ids: chunked_cross_entropy(model(ids), next_ids, chunk_size=0)
+
+
+def llms_from_scratch(shape: Shape, fast: bool = False) -> tuple[nn.Module, Loss]:
+    """The book's model; `fast` its faster form, with the head tied as the others have it."""
+    from llms_from_scratch.ch04 import GPTModel, GPTModelFast
+
+    config = {
+        "n_layers": shape.layers,
+        "emb_dim": shape.width,
+        "n_heads": shape.heads,
+        "vocab_size": shape.vocabulary,
+        "context_length": shape.length,
+        "drop_rate": 0.0,
+        "qkv_bias": False,
+    }
+    model = (GPTModelFast if fast else GPTModel)(config)
+    if fast:
+        nn.init.normal_(model.tok_emb.weight, std=0.02)
+        model.out_head.weight = model.tok_emb.weight
+    return model, lambda ids, next_ids: F.cross_entropy(model(ids).flatten(0, 1), next_ids.flatten())
+
+
+PEERS = {
+    "reference": reference,
+    "ours": ours,
+    "transformers": transformers,
+    "litgpt": litgpt,
+    "litgpt tied": lambda shape: litgpt(shape, tied=True),
+    "llms-from-scratch": llms_from_scratch,
+    "llms-from-scratch fast": lambda shape: llms_from_scratch(shape, fast=True),
+}
+
+
+# --- Turns -------------------------------------------------------------------------------------------------------
+
+
+def make_step(model: nn.Module, loss_of: Loss, optimizer: torch.optim.Optimizer, setting: Setting):
+    """(ids, next_ids) -> the loss before one step, of a model whose state settings may share."""
+    if setting.precision == "auto":
+        from scratch_gpt.launch import best_precision
+
+        setting = Setting(best_precision("cpu"), setting.fused, setting.compile)
+    loss_of = torch.compile(loss_of) if setting.compile else loss_of
+    parameters = list(model.parameters())
+
+    def step(ids: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
+        for group in optimizer.param_groups:
+            group["fused"], group["foreach"] = setting.fused, False
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
+            loss = loss_of(ids, next_ids)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def make_optimizer(model: nn.Module, learning_rate: float = 1e-4) -> torch.optim.AdamW:
+    """AdamW with the groups that nanoGPT, Trainer and our recipes make: matrices decay, vectors do not."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+
+
+def take_turns(peer: str, shape: Shape, settings: dict[str, Setting]):
+    """(row, number of steps) -> what the turn took."""
+    torch.manual_seed(0)
+    model, loss_of = PEERS[peer](shape)
+    model.train()
+    optimizer = make_optimizer(model)
+    steps = {row: make_step(model, loss_of, optimizer, setting) for row, setting in settings.items()}
+    facts = {"threads": torch.get_num_threads(), "parameters": sum(p.numel() for p in model.parameters())}
+
+    def turn(row: str, number: int) -> dict:
+        batches = [torch.randint(shape.vocabulary, (shape.batch, shape.length + 1)) for _ in range(number)]
+        start, busy = time.perf_counter(), time.process_time()
+        for ids in batches:
+            loss = steps[row](ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+        taken = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
+        return {**taken, "loss": loss.item(), **facts}
+
+    return turn
+
+
+# --- What the machine can do -------------------------------------------------------------------------------------
+
+
+def measure_ceilings(seconds: float = 0.7, size: int = 2048, buffer_bytes: int = 2**29):
+    """Turns of the machine itself: matrix products in GFLOP/s, sums over a large buffer in GB/s, the best of each."""
+    squares = {name: torch.randn(size, size, dtype=dtype) for name, dtype in TYPES.items()}
+    buffer = torch.ones(buffer_bytes // 4)
+    work = {name: (lambda m=m: m @ m, 2 * size**3 / 1e9) for name, m in squares.items()}
+    work["memory"] = (buffer.sum, buffer_bytes / 1e9)
+
+    def turn(row: str, number: int) -> dict:
+        start, busy, rates = time.perf_counter(), time.process_time(), {}
+        for name, (run, amount) in work.items():
+            best, begun = 0.0, time.perf_counter()
+            while time.perf_counter() < begun + seconds:
+                before = time.perf_counter()
+                run()
+                best = max(best, amount / (time.perf_counter() - before))
+            rates[name] = best
+        taken = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
+        return {**taken, **rates, "threads": torch.get_num_threads()}
+
+    return turn
+
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+# --- The same losses? --------------------------------------------------------------------------------------------
+
+
+def compare_losses(shape: Shape, learning_rate: float = 1e-3):
+    """A turn trains `reference` in fp32 and ours as the recipes do, from the same weights on the same text (bytes)."""
+    import sysconfig
+    import tempfile
+    from itertools import islice
+    from pathlib import Path
+
+    from reference import GPT
+
+    from scratch_gpt import import_checkpoint
+    from scratch_gpt.data.embedded import python_documentation
+    from scratch_gpt.optimizers import adamw
+
+    documents = islice(python_documentation(sysconfig.get_path("stdlib"), "any"), 20)
+    text = torch.tensor(list("\n".join(row["text"] for row in documents).encode()))
+
+    def turn(row: str, number: int) -> dict:
+        torch.manual_seed(0)
+        plain = GPT(shape.layers, shape.width, shape.heads, shape.vocabulary, shape.length)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = {"n_layer": shape.layers, "n_head": shape.heads, "n_embd": shape.width, "bias": True}
+            sizes = {"vocab_size": shape.vocabulary, "block_size": shape.length, "dropout": 0.0}
+            torch.save({"model": plain.state_dict(), "model_args": arguments | sizes}, Path(folder) / "ckpt.pt")
+            model = import_checkpoint(Path(folder) / "ckpt.pt").train()
+        starts = torch.randint(len(text) - shape.length - 1, (number, shape.batch))
+        steps = [
+            make_step(plain, plain, make_optimizer(plain, learning_rate), Setting()),
+            make_step(
+                model,
+                our_loss(model, shape.length),
+                adamw(model, learning_rate, 0.1),
+                Setting("auto", fused=True),
+            ),
+        ]
+        losses = []
+        for places in starts:
+            ids = torch.stack([text[place : place + shape.length + 1] for place in places.tolist()])
+            losses.append([step(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).item() for step in steps])
+        differences = [abs(mine - theirs) / theirs for theirs, mine in losses]
+        return {"largest_difference": max(differences), "first": losses[0], "last": losses[-1], "steps": number}
+
+    return turn
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to stderr
+    os.dup2(2, 1)
+    shape = Shape(**given["shape"]) if given["shape"] else None
+    if given["peer"] == "ceilings":
+        turn = measure_ceilings(**given["settings"])
+    elif given["peer"] == "losses":
+        turn = compare_losses(shape)
+    else:
+        settings = {row: Setting(**setting) for row, setting in given["settings"].items()}
+        turn = take_turns(given["peer"], shape, settings)
+    answers.write("ready\n")
+    answers.flush()
+    for line in sys.stdin:
+        answers.write(json.dumps(turn(**json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
