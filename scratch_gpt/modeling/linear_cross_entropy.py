@@ -18,13 +18,12 @@ from torch.autograd.function import once_differentiable
 
 
 IGNORED = -100
-CHUNK_BYTES = 2**26  # of logits at once; twice as much is 6 % faster in fp32 and 3 % slower in bf16 (124M, one core)
-# Tokens of the vocabulary at once, on a CPU: their fp32 stays in the cache, and sums over blocks are more exact than
-# one over the vocabulary (by a power of ten where up to three positions are asked: such a product adds term by term).
-BLOCK = 1024
+CHUNK_BYTES = 2**26  # of logits at once
 # Chunks are filled up to a multiple of so many positions: for each new shape a bf16 product on a CPU keeps memory
 # (torch 2.13: 0.6 MB), and how many positions are asked differs from batch to batch.
 STEP = 32
+LINE = 64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
+ROWS, COLUMNS = 16, 4096  # of the table at once, on a CPU: what is computed of them in fp32 stays in the cache
 
 
 def _walk(
@@ -41,43 +40,44 @@ def _walk(
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
     d_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
 
-    block_size = BLOCK if hidden.device.type == "cpu" else V
     asked = (targets != IGNORED).nonzero().squeeze(1)
     chunks = math.ceil(len(asked) * V * dtype.itemsize / CHUNK_BYTES)
     n = STEP * max(1, math.ceil(len(asked) / max(1, chunks) / STEP))
-    table, weight = torch.empty(V * n, dtype=dtype, device=hidden.device), weight.to(dtype)
+    rows_at_once, columns_at_once = (ROWS, COLUMNS) if hidden.device.type == "cpu" else (n, V)
+    table, weight = hidden.new_empty(n, LINE * math.ceil(V / LINE), dtype=dtype), weight.to(dtype)
     for rows in asked.split(n):
         there, n = len(rows), STEP * math.ceil(len(rows) / STEP)  # what is filled up is zeros, asked for token 0
-        x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - there))  # (n, D)
+        x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - there)).to(dtype)  # (n, D)
         target = F.pad(targets[rows], (0, n - there))  # (n,)
-        # (V, n) and not (n, V): in fp32 the product is a third faster, and a block of the vocabulary is contiguous.
-        logits = torch.mm(weight, x.to(dtype).T, out=table[: V * n].view(V, n))
-        top = logits.amax(0).to(wide)  # (n,)
-        right = logits.gather(0, target.unsqueeze(0)).to(wide).squeeze(0)
-        total = torch.zeros_like(top)
-        for block in logits.split(block_size):
-            exponentials = block.to(wide).sub(top).exp_()
-            total += exponentials.sum(0)
-            block.copy_(exponentials)
-        loss = total.log() - (right - top)
+        logits = torch.mm(x, weight.T, out=table[:n, :V])
+        parts = zip(*(of.split(rows_at_once) for of in (logits, target)), strict=True)
+        loss = torch.cat([_losses(part, of, turn=any(wanted)) for part, of in parts])  # (n,)
         losses[rows] = loss[:there]
         if not any(wanted):
             continue
-        # The gradient by the logits is softmax - onehot, here still times `total`; 1 - p without cancellation.
-        # (An index put: scatter_ would copy the whole table there and back.)
-        logits[target, torch.arange(n, device=target.device)] = (total * torch.expm1(-loss)).to(dtype)
-        scale = (1 if upstream is None else F.pad(upstream[rows].to(wide), (0, n - there))) / total
-        scale = scale.unsqueeze(1)  # (n, 1)
-        scale[there:] = 0
+        # 1 - p without cancellation. (An index put: scatter_ would copy the whole table there and back.)
+        logits[torch.arange(n, device=target.device), target] = torch.expm1(-loss).to(dtype)
+        factor = None if upstream is None else F.pad(upstream[rows].to(wide), (0, n - there)).unsqueeze(1)  # (n, 1)
         if d_hidden is not None:
-            parts = zip(logits.split(block_size), weight.split(block_size), strict=True)
-            d_x = sum((block.T @ part).to(wide) for block, part in parts)
-            d_hidden.index_copy_(0, rows, d_x.mul_(scale)[:there].to(hidden.dtype))
+            d_x = logits @ weight
+            d_x = d_x if factor is None else d_x.to(wide) * factor
+            d_hidden.index_copy_(0, rows, d_x[:there].to(hidden.dtype))
         if d_weight is not None:
-            x = (x.to(wide) * scale).to(dtype)
-            for block, part in zip(logits.split(block_size), d_weight.split(block_size), strict=True):
-                part += (block @ x).to(wide)
+            x = x if factor is None else (x.to(wide) * factor).to(dtype)
+            for block, part in zip(logits.split(columns_at_once, 1), d_weight.split(columns_at_once), strict=True):
+                part += (block.T @ x).to(wide)
     return losses, d_hidden, d_weight
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor, *, turn: bool) -> torch.Tensor:
+    """The loss of rows of logits (n, V), (n,); `turn` writes their probabilities over them."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p = z.softmax(1)
+    # log of the sum, less the target's logit. The largest probability is 1 / sum of exp(z - largest z).
+    losses = z.amax(1) - z.gather(1, targets.unsqueeze(1)).squeeze(1) - p.amax(1).log()
+    if turn:
+        logits.copy_(p)
+    return losses
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
