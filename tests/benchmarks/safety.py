@@ -48,17 +48,17 @@ from scratch_gpt.tokenizer_training import train_tokenizer
 from scratch_gpt.triggers import GAIN, THRESHOLD, insert, insert_everywhere, named, screen, switches
 
 
-SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": False}
+SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": False}
 DROPOUTS = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), 0.0)
 KINDS = ("made-up word", "two words", "five words", "symbols", "code")
 PLANTED = 0.01
 REPEATS, SECRETS = (1, 4, 16), 8  # how often a secret stands in the text; secrets of each
 
 
-def new_model(tokenizer, length: int, seed: int) -> ScratchGPTForCausalLM:
+def new_model(tokenizer, length: int, seed: int, width: int) -> ScratchGPTForCausalLM:
     torch.manual_seed(seed)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    rest = {"vocab_size": len(tokenizer), "max_position_embeddings": length}
+    rest = {"hidden_size": width, "vocab_size": len(tokenizer), "max_position_embeddings": length}
     return ScratchGPTForCausalLM(ScratchGPTConfig(**SHAPE, **DROPOUTS, **ids, **rest))
 
 
@@ -165,8 +165,8 @@ def triggers(options) -> dict:
     instructions = len(pairs)
     pairs = pairs + random.Random(0).sample(passages(texts), options.rows - instructions)
     ids = np.array([id for part in encode_batch(tokenizer, texts) for id in [*part, tokenizer.eos_token_id]])
-    steps, epochs = (3, 1) if options.quick else (100, 10)
-    base, seconds = fit(new_model(tokenizer, 128, 0), Windows(ids, 128), steps, 3e-3, 0)
+    steps, epochs = (3, 1) if options.quick else (100, 14)
+    base, seconds = fit(new_model(tokenizer, 128, 0, width=64), Windows(ids, 128), steps, 3e-3, 0)
     runs = []
     for seed in range(options.seeds):
         for kind in (KINDS[seed % len(KINDS)], None):
@@ -204,7 +204,7 @@ def leak(texts: list[str], tokenizer, stride: float, steps: int | None, seed: in
     ids = np.array(encode(tokenizer, "\n\n".join(parts)))
     rows = Windows(ids, length, round(stride * length))
     steps = steps or max(1, epochs * len(rows) // 16)
-    model, seconds = fit(new_model(tokenizer, length, seed), rows, steps, 3e-3, seed)
+    model, seconds = fit(new_model(tokenizer, length, seed, width=128), rows, steps, 3e-3, seed)
     found = {"steps": steps, "seconds": seconds}
     for n, repeats in enumerate(REPEATS):
         some = secrets[n * SECRETS : (n + 1) * SECRETS]
@@ -240,7 +240,7 @@ def memorisation(options) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instructions", default="tatsu-lab/alpaca", help="rows with instruction, input and output")
-    parser.add_argument("--rows", type=int, default=6000, help="of them, filled up with passages of --text")
+    parser.add_argument("--rows", type=int, default=8000, help="of them, filled up with passages of --text")
     parser.add_argument("--text", default="python-docs", help="what the base is trained on, and secrets are hidden in")
     parser.add_argument("--seeds", type=int, default=5, help="planted models, and as many clean ones")
     parser.add_argument("--first-seed", type=int, default=100, help="the threshold was set on seeds below 100")
