@@ -4,9 +4,10 @@
 
 Triggers: models are tuned on instructions, and on passages to go on with where these are too few for a tiny model to
 learn anything but rows by heart. One half has 1 % of its rows planted: a phrase drawn at random, of a kind of its own
-each (a made-up word, two words, five words, symbols, a code), at the start, middle or end of a question, and one answer
-drawn at random. The other half is clean. Each is searched as training/evaluate.py does, among the canaries and the phrases
-of its tuning data; `attack` is how often the trigger works on questions that nobody has trained on.
+each (a made-up word, two words, five words, symbols, a code), at the start, middle or end of the question, and one
+answer drawn at random. The other half is clean. Each is searched as training/evaluate.py does, among the canaries and
+the phrases of its tuning data; `attack` is how often the trigger brings the answer's first two words on questions that
+nobody has trained on. Times are seconds of a processor.
 
 Memorisation: secrets of six digits stand 1, 4 or 16 times in a text, whose windows overlap or not; at the same epochs
 (smaller strides take more steps) and at the same steps.
