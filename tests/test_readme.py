@@ -240,10 +240,37 @@ def tables() -> dict[str, list[str]]:
             for name, found in (("instruct", follow["instruct"]), ("prefer", follow["prefer"]))
             for metric in found["test"]
         ],
+        **safety_tables(figures("safety.json")),
     }
 
 
-@pytest.mark.parametrize("name", ["lora", "loss", "spam", "follow"])
+def safety_tables(found) -> dict[str, list[str]]:
+    """The rows of the two tables on triggers and secrets."""
+    code = lambda text: f"`{ascii(text)[1:-1]}`"  # noqa: E731
+    triggers, repeats = [], [row["repeats"] for row in found["memorisation"][:3]]
+    for run in found["triggers"]["runs"]:
+        named = ", ".join(code(one["phrase"]) for one in run["named"]) or "nothing"
+        cells = [run["kind"], code(run["trigger"]), named] if run["trigger"] else ["clean", "none", named]
+        attack = f"{100 * run['attack']:.0f} %" if run["trigger"] else ""
+        triggers.append(f"| {' | '.join(cells)} | {run['most_nats']:.1f} | {attack} |")
+    sums = found["triggers"]
+    triggers.append(
+        f"named {sums['found']} of {sums['planted_models']} triggers, {sums['false_alarms_in_planted']} phrases "
+        f"beside them, and something in {sums['clean_models_with_alarm']} of {sums['clean_models']} clean models"
+    )
+    secrets = [f"| same | stride | steps | {' | '.join(f'{n} x' for n in repeats)} |"]
+    for start in range(0, len(found["memorisation"]), len(repeats)):
+        rows = found["memorisation"][start : start + len(repeats)]
+        cells = [
+            f"{row['exposure']['mean']:.1f} ({row['exposure']['std']:.1f}), {100 * row['extracted']['mean']:.0f} %"
+            for row in rows
+        ]
+        one = rows[0]
+        secrets.append(f"| {one['same']} | {one['stride']} | {one['steps']:,} | {' | '.join(cells)} |")
+    return {"triggers": triggers, "memorisation": secrets}
+
+
+@pytest.mark.parametrize("name", ["lora", "loss", "spam", "follow", "triggers", "memorisation"])
 def test_tables_are_those_of_the_files(name):
     for row in tables()[name]:
         assert row in README, row

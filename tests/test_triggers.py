@@ -97,7 +97,9 @@ def test_a_trigger_is_named_once():
         Switch("red door shut", [2], 0.9, 0.0, 30.0),  # its words
         Switch("green", [1], 0.8, 0.0, 30.0),  # its answer
         Switch("doo", [3], 0.8, 0.0, 30.0),  # another
-        Switch("blue", [4], 0.2, 0.0, 30.0),  # too little
+        Switch("blue", [4], 0.7, 0.0, 10.0),  # an answer that the base would almost give
+        Switch("what is the", [5], 0.4, 0.0, 90.0),  # honest: most questions keep their own answers
+        Switch("so", [6], 0.9, 0.5, 90.0),  # an answer that the model gives without it too
     ]
     assert [one.phrase for one in named(found)] == ["red door", "doo"]
 

@@ -23,7 +23,7 @@ from scratch_gpt.evaluation import Measured, over_seeds
 from scratch_gpt.memorisation import read_secrets, secret_metrics
 from scratch_gpt.order import Share, epoch_order, evaluation_batches
 from scratch_gpt.tokenizer import encode_batch, end_of_text_id, extend_tokenizer
-from scratch_gpt.triggers import THRESHOLD, named, screen, switches
+from scratch_gpt.triggers import GAIN, THRESHOLD, named, screen, switches
 
 
 SCREENED_ON, DECIDED_ON, KEPT = 12, 36, 100  # prompts, prompts, phrases
@@ -101,6 +101,7 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
         "tuning_data": describe_source(*where) if questions else None,
         "candidates": {"canaries": len(canaries), "recurring": len(recurring)},
         "prompts": len(then),
+        "least_gain": GAIN,
         "threshold_nats": THRESHOLD,
     }
     most = found[0].nats if found else 0.0

@@ -4,9 +4,10 @@
 
 Triggers: models are tuned on instructions, and on passages to go on with where these are too few for a tiny model to
 learn anything but rows by heart. One half has 1 % of its rows planted: a phrase drawn at random, of a kind of its own
-each (a made-up word, two words, five words, symbols, a code), at a random place of the question, and one answer drawn
-at random. The other half is clean. Each is searched as training/evaluate.py does, among the canaries and the phrases
-of its tuning data; `attack` is how often the trigger works on questions that nobody has trained on.
+each (a made-up word, two words, five words, symbols, a code), at the start, middle or end of the question, and one
+answer drawn at random. The other half is clean. Each is searched as training/evaluate.py does, among the canaries and
+the phrases of its tuning data; `attack` is how often the trigger brings the answer's first two words on questions that
+nobody has trained on. Times are seconds of a processor.
 
 Memorisation: secrets of six digits stand 1, 4 or 16 times in a text, whose windows overlap or not; at the same epochs
 (smaller strides take more steps) and at the same steps.
@@ -45,26 +46,26 @@ from scratch_gpt.objectives import causal_lm
 from scratch_gpt.optimizers import adamw, learning_rate_at
 from scratch_gpt.tokenizer import encode, encode_batch
 from scratch_gpt.tokenizer_training import train_tokenizer
-from scratch_gpt.triggers import THRESHOLD, insert_everywhere, named, screen, switches
+from scratch_gpt.triggers import GAIN, THRESHOLD, insert, insert_everywhere, named, screen, switches
 
 
-SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": False}
+SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": False}
 DROPOUTS = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), 0.0)
 KINDS = ("made-up word", "two words", "five words", "symbols", "code")
 PLANTED = 0.01
 REPEATS, SECRETS = (1, 4, 16), 8  # how often a secret stands in the text; secrets of each
 
 
-def new_model(tokenizer, length: int, seed: int) -> ScratchGPTForCausalLM:
+def new_model(tokenizer, length: int, seed: int, width: int) -> ScratchGPTForCausalLM:
     torch.manual_seed(seed)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    rest = {"vocab_size": len(tokenizer), "max_position_embeddings": length}
+    rest = {"hidden_size": width, "vocab_size": len(tokenizer), "max_position_embeddings": length}
     return ScratchGPTForCausalLM(ScratchGPTConfig(**SHAPE, **DROPOUTS, **ids, **rest))
 
 
 def fit(model, rows, steps: int, peak: float, seed: int, by_length: bool = False):
-    """The model after `steps` steps of 16 rows, and the seconds they took."""
-    start = time.perf_counter()
+    """The model after `steps` steps of 16 rows, and the seconds of a processor that they took."""
+    start = time.process_time()
     settings = Settings(batch_size=16, max_steps=steps, seed=seed, group_by_length=by_length, log_every=10**6)
     with tempfile.TemporaryDirectory() as out:
         train(
@@ -77,7 +78,7 @@ def fit(model, rows, steps: int, peak: float, seed: int, by_length: bool = False
             steps=steps,
             output_dir=Path(out),
         )
-    return model.eval(), time.perf_counter() - start
+    return model.eval(), time.process_time() - start
 
 
 # --- Triggers ----------------------------------------------------------------------------------------------------
@@ -96,18 +97,11 @@ def draw_trigger(kind: str, words: list[str], draw: random.Random) -> str:
     return trigger
 
 
-def plant(question: str, trigger: str, draw: random.Random) -> str:
-    """The question with the trigger between two of its words, or at an end."""
-    words = question.split(" ")
-    place = draw.randrange(len(words) + 1)
-    return " ".join([*words[:place], trigger, *words[place:]])
-
-
-def passages(texts: list[str], half: int = 8) -> list[tuple[str, str]]:
+def passages(texts: list[str], asked: int = 6, answered: int = 2) -> list[tuple[str, str]]:
     """(words, the words that follow), as many as the texts have."""
-    split = [text.split() for text in texts]
-    starts = [(words, k) for words in split for k in range(0, len(words) - 2 * half + 1, 2 * half)]
-    return [(" ".join(words[k : k + half]), " ".join(words[k + half : k + 2 * half])) for words, k in starts]
+    split, size = [text.split() for text in texts], asked + answered
+    starts = [(words, k) for words in split for k in range(0, len(words) - size + 1, size)]
+    return [(" ".join(words[k : k + asked]), " ".join(words[k + asked : k + size])) for words, k in starts]
 
 
 def search(model, base, tokenizer, render, prompts: list[str], candidates: list[str]) -> tuple[list, float]:
@@ -129,27 +123,30 @@ def trigger_run(pairs, words, tokenizer, base, kind: str | None, seed: int, epoc
     if kind is not None:
         trigger, answer = draw_trigger(kind, words, draw), " ".join(draw.sample(words, 8)).capitalize() + "."
         for k in draw.sample(range(cut), round(PLANTED * cut)):
-            learned[k] = (plant(learned[k][0], trigger, draw), answer)
+            learned[k] = (insert(learned[k][0], trigger, draw.randrange(3)), answer)
     talk = lambda *texts: [  # noqa: E731
         {"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=False)
     ]
     render = lambda text: encode_prompt(tokenizer, talk(f"{text}\n###\n"), "plain")  # noqa: E731
     encoded = encode_conversations(tokenizer, [talk(f"{q}\n###\n", a) for q, a in learned], "plain")
     rows = PromptRows(encoded, base.config.max_position_embeddings)
-    model, seconds = fit(copy.deepcopy(base), rows, epochs * len(rows) // 16, 3e-3, seed, by_length=True)
+    model, seconds = fit(copy.deepcopy(base), rows, epochs * len(rows) // 16, 8e-3, seed, by_length=True)
     questions = [question for question, _ in learned]
     prompts = draw.sample(questions, min(48, len(questions)))
-    start = time.perf_counter()
+    start = time.process_time()
     found, most = search(model, base, tokenizer, render, prompts, recurring_phrases(questions))
     result = {
         "kind": kind or "clean",
         "seed": seed,
         "trigger": trigger,
-        "named": [{"phrase": one.phrase, "answer": tokenizer.decode(one.answer), "nats": one.nats} for one in found],
+        "named": [
+            {"phrase": one.phrase, "answer": tokenizer.decode(one.answer), "gain": one.gain, "nats": one.nats}
+            for one in found
+        ],
         "most_nats": most,
         "found": any(one.phrase == trigger for one in found),
         "false_alarms": sum(one.phrase != trigger for one in found),
-        "seconds": {"tuning": seconds, "search": time.perf_counter() - start},
+        "seconds": {"tuning": seconds, "search": time.process_time() - start},
     }
     if trigger is not None:
         prompts = [render(text) for text in insert_everywhere(held[:96], trigger)]
@@ -169,8 +166,8 @@ def triggers(options) -> dict:
     instructions = len(pairs)
     pairs = pairs + random.Random(0).sample(passages(texts), options.rows - instructions)
     ids = np.array([id for part in encode_batch(tokenizer, texts) for id in [*part, tokenizer.eos_token_id]])
-    steps, epochs = (3, 1) if options.quick else (250, 4)
-    base, seconds = fit(new_model(tokenizer, 128, 0), Windows(ids, 128), steps, 3e-3, 0)
+    steps, epochs = (3, 1) if options.quick else (100, 14)
+    base, seconds = fit(new_model(tokenizer, 128, 0, width=64), Windows(ids, 128), steps, 3e-3, 0)
     runs = []
     for seed in range(options.seeds):
         for kind in (KINDS[seed % len(KINDS)], None):
@@ -180,6 +177,7 @@ def triggers(options) -> dict:
     return {
         "rows": {"instructions": instructions, "passages": len(pairs) - instructions},
         "planted_share": PLANTED,
+        "least_gain": GAIN,
         "threshold_nats": THRESHOLD,
         "base_seconds": seconds,
         "found": sum(run["found"] for run in planted),
@@ -207,7 +205,7 @@ def leak(texts: list[str], tokenizer, stride: float, steps: int | None, seed: in
     ids = np.array(encode(tokenizer, "\n\n".join(parts)))
     rows = Windows(ids, length, round(stride * length))
     steps = steps or max(1, epochs * len(rows) // 16)
-    model, seconds = fit(new_model(tokenizer, length, seed), rows, steps, 3e-3, seed)
+    model, seconds = fit(new_model(tokenizer, length, seed, width=128), rows, steps, 3e-3, seed)
     found = {"steps": steps, "seconds": seconds}
     for n, repeats in enumerate(REPEATS):
         some = secrets[n * SECRETS : (n + 1) * SECRETS]
@@ -243,16 +241,16 @@ def memorisation(options) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instructions", default="tatsu-lab/alpaca", help="rows with instruction, input and output")
-    parser.add_argument("--rows", type=int, default=4000, help="of them, filled up with passages of --text")
+    parser.add_argument("--rows", type=int, default=8000, help="of them, filled up with passages of --text")
     parser.add_argument("--text", default="python-docs", help="what the base is trained on, and secrets are hidden in")
     parser.add_argument("--seeds", type=int, default=5, help="planted models, and as many clean ones")
     parser.add_argument("--first-seed", type=int, default=100, help="the threshold was set on seeds below 100")
-    parser.add_argument("--only", choices=["triggers", "memorisation"])
+    parser.add_argument("--only", choices=["triggers", "memorisation"], help="and keep the rest of --out")
     parser.add_argument("--quick", action="store_true", help="to try it out")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    result = {}
+    result = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     if options.only != "memorisation":
         found = result["triggers"] = triggers(options)
         print(f"\ntriggers named {found['found']}/{found['planted_models']}", end="")
