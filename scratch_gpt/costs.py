@@ -139,7 +139,7 @@ def block_activations(
         return kept + 4 * H
     if flash:  # torch's plain form, in fp32
         return kept + 12 * H * length + (6 * D if half else 0)
-    table = (6 if half else 4) + weights_dropped * (2 if half else 8)  # softmax, what is multiplied, mask
+    table = (2 if half else 4) * (1 + 2 * weights_dropped)  # softmax; with dropout the mask and what is multiplied
     return kept + H * length * table
 
 

@@ -86,19 +86,19 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
             return
         if is_weights:  # numbers, below a header in JSON
             header = json.loads(start[8:] + content.read(size - 1))
-            lines = [json.dumps({"__metadata__": header.get("__metadata__"), "names": [*header]})]
+            text, lines = True, [json.dumps({"__metadata__": header.get("__metadata__"), "names": [*header]})]
         else:
-            raw = start + content.read()
-            lines = _lines(raw)
+            text, lines = _lines(start + content.read())
     patterns = [(what, re.compile(shape)) for what, shape in SECRETS.items()]
     patterns += [("a path of this machine", re.compile(re.escape(place) + r"(?![\w-])")) for place in places]
     patterns += [("a home folder", re.compile(HOMES))]
-    if path.name not in OF_DATA:
+    if text and path.name not in OF_DATA:  # in a picture's numbers some stretch looks like one
         patterns += [("an absolute path", re.compile(ABSOLUTE))]
     for name in names:
         near = rf"(?:[/\\~]{re.escape(name)}(?![\w-])|(?<![\w-]){re.escape(name)}@|@{re.escape(name)}(?![\w-]))"
         shape = rf"(?<![\w-]){re.escape(name)}(?![\w-])" if len(name) >= LONG_ENOUGH else near
-        if path.name not in OF_DATA or path.name == "metrics.jsonl":
+        by_chance = not text and len(name) < LONG_ENOUGH
+        if not by_chance and (path.name not in OF_DATA or path.name == "metrics.jsonl"):
             patterns.append((f"the name of this machine or its user, {name!r}", re.compile(shape)))
     for number, line in enumerate(lines, 1):
         for what, pattern in patterns:
@@ -107,14 +107,14 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
                 break
 
 
-def _lines(raw: bytes) -> list[str]:
-    # A text's lines; of anything else the stretches that a person could read.
+def _lines(raw: bytes) -> tuple[bool, list[str]]:
+    # Whether it is a text, and its lines; of anything else the stretches that a person could read.
     try:
         if b"\0" not in raw:
-            return raw.decode().split("\n")
+            return True, raw.decode().split("\n")
     except UnicodeDecodeError:
         pass
-    return [b"\n".join(re.findall(rb"[\x20-\x7e]{6,}", raw)).decode()]
+    return False, [b"\n".join(re.findall(rb"[\x20-\x7e]{6,}", raw)).decode()]
 
 
 __all__ = ["LIMIT", "PICKLES", "WEIGHTS_LIMIT", "Leak", "find_leaks"]

@@ -486,9 +486,9 @@ def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypat
         loss.backward()
         found.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])
         monkeypatch.setattr(type(layers[0]), "forward", peft_linear.forward)  # from now on as peft does it
-    tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == torch.float32 else {"rtol": 0.1, "atol": 2e-3}
+    tolerance = 1e-4 if precision == torch.float32 else 0.03  # eight bits, rounded at other places
     for ours, pefts in zip(*found, strict=True):
-        torch.testing.assert_close(ours, pefts, **tolerance)
+        assert (ours - pefts).norm() <= tolerance * pefts.norm()
 
 
 def test_a_recipes_choices_are_the_rooms():

@@ -79,6 +79,13 @@ def test_event_files_are_read_where_a_person_could(tmp_path, here):
     assert not found(tmp_path, b"\0\1\2 written on the sea \0\xff", "events.out.tfevents.1.0")
 
 
+def test_a_pictures_numbers_are_no_path_and_no_name(tmp_path, here, monkeypatch):
+    monkeypatch.setattr(leaks.getpass, "getuser", lambda: "me")
+    start = b"\x89PNG\r\n\x1a\n\0\0 "
+    assert not found(tmp_path, start + b"q; /g/X.w\0@me\0", "loss.png")
+    assert found(tmp_path, start + b"drawn in /home/ada/x\0", "loss.png")
+
+
 def test_pickles_are_found_by_ending_and_by_content(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     (tmp_path / "b.json").write_bytes(pickle.dumps({"a": 1}))
