@@ -23,7 +23,7 @@ CHUNK_BYTES = 2**26  # of logits at once
 # (torch 2.13: 0.6 MB), and how many positions are asked differs from batch to batch.
 STEP = 32
 LINE = 64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
-ROWS, COLUMNS = 16, 4096  # of the table at once, on a CPU: what is computed of them in fp32 stays in the cache
+ROWS, COLUMNS = 8, 1024  # of the table at once, on a CPU: what is computed of them in fp32 stays in the cache
 
 
 def _walk(
