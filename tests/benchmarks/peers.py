@@ -51,9 +51,11 @@ def reference(shape: Shape) -> tuple[nn.Module, Loss]:
 
 
 def ours(shape: Shape) -> tuple[nn.Module, Loss]:
-    """What the recipes do: their attention, their objective."""
+    """What the recipes do: their memory, their attention, their objective."""
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+    from scratch_gpt.launch import keep_freed_memory
 
+    keep_freed_memory()
     config = ScratchGPTConfig(
         num_hidden_layers=shape.layers,
         hidden_size=shape.width,
