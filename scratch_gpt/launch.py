@@ -138,4 +138,11 @@ class StopSignals:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # even in the middle of a long operation
 
 
-__all__ = ["StopSignals", "best_attention", "best_precision", "describe_device", "keep_freed_memory", "make_accelerator"]
+__all__ = [
+    "StopSignals",
+    "best_attention",
+    "best_precision",
+    "describe_device",
+    "keep_freed_memory",
+    "make_accelerator",
+]
