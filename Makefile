@@ -47,15 +47,17 @@ conformance: $(VENV)/.dev
 	@$(BIN)/python tests/conformance/fetch.py
 	@$(BIN)/python -m pytest tests/conformance -q
 
+# An hour and a half on a machine that does nothing else. With a trained CHECKPOINT and a TEXT that it has not seen,
+# int8's perplexity too.
+BENCHES = training loss loop scaling plan loading main_job checkpoints tokenizers cleaning prepare lora publish
 bench: $(VENV)/.dev
-	@$(BIN)/python tests/benchmarks/bench_loading.py --out tests/benchmarks/loading.json
-	@$(BIN)/python tests/benchmarks/bench_checkpoints.py --out tests/benchmarks/checkpoints.json
-	@$(BIN)/python tests/benchmarks/bench_tokenizers.py --out tests/benchmarks/tokenizers.json
-	@$(BIN)/python tests/benchmarks/bench_cleaning.py --out tests/benchmarks/cleaning.json
-	@$(BIN)/python tests/benchmarks/bench_prepare.py --out tests/benchmarks/prepare.json
-	@$(BIN)/python tests/benchmarks/bench_lora.py --out tests/benchmarks/lora.json
-	@$(BIN)/python tests/benchmarks/bench_loss.py --out tests/benchmarks/loss.json
-	@$(BIN)/python tests/benchmarks/bench_main_job.py --out tests/benchmarks/main_job.json
+	@$(INSTALL) -e ".[bench]"
+	@for name in $(BENCHES); do \
+		echo "== $$name"; \
+		$(BIN)/python tests/benchmarks/bench_$$name.py --out tests/benchmarks/$$name.json || exit; \
+	done
+	@$(BIN)/python tests/benchmarks/bench_decoding.py --out tests/benchmarks/decoding.json \
+		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT) --text $(TEXT))
 
 # What tuning comes to, an hour and more: DATA holds books/, sms_spam.tsv and the book's two files of instructions.
 DATA ?= $(SCRATCH_GPT_DATA)
@@ -66,6 +68,7 @@ bench-tuning: $(VENV)/.dev
 		--out tests/benchmarks/classify.json
 	@$(BIN)/python tests/benchmarks/bench_instruct.py --data $(DATA) --out tests/benchmarks/instruct.json
 	@$(BIN)/python tests/benchmarks/follow.py --model runs/spam/base/model --data $(DATA) --out tests/benchmarks/follow.json
+	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --minutes 5 15
 	@$(BIN)/python tests/benchmarks/safety.py --instructions $(DATA)/instruction-data.json \
 		--out tests/benchmarks/safety.json
 
