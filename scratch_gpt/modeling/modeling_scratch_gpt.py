@@ -55,7 +55,7 @@ def eager_attention_forward(
     Returns:
         The context vectors (B, T, H, K), and the attention weights (B, H, T, S), whose rows sum to 1 before dropout.
     """
-    scores = (query * scaling) @ key.transpose(-2, -1)  # (B, H, T, S)
+    scores = query @ key.transpose(-2, -1) * scaling  # (B, H, T, S)
     lowest = torch.finfo(scores.dtype).min
     if attention_mask is None:  # the future is hidden: query t is the key S - T + t
         T, S = scores.shape[-2:]
