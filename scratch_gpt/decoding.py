@@ -1,12 +1,12 @@
 """A model -> its next-token step: ids and what came before -> logits, with the cache inside.
 
 `make_decoder` picks: for our own plain model a step written out for few tokens at a time (FastDecoder), for any other
-its ordinary forward (ForwardDecoder). Both read a prompt by the ordinary forward and answer alike.
+its ordinary forward (ForwardDecoder). Both answer alike.
 
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
 
-At one row a step reads every weight once and does little else, so what counts is how the weights lie: in fp32 as
-(in, out), in bf16 and int8 in oneDNN's blocks.
+At one row a step reads every weight once and does little else, so what counts is how the weights lie: in oneDNN's
+blocks where the processor has them.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,9 @@ class ForwardDecoder:
 
 
 class FastDecoder(ForwardDecoder):
-    """Our own model, its blocks written out over a cache of fixed size. Prompts and full windows go by its forward.
+    """Our own model, its blocks written out over a cache of fixed size.
+
+    Full windows go by its forward, and so do prompts, but in int8.
 
     Its matrices are copied once, in the layout that multiplies few rows fastest (int8: at once, otherwise at the
     first step), and the model keeps its own: together 2 times the model's memory, in int8 1 time and a byte for each
@@ -99,46 +101,56 @@ class FastDecoder(ForwardDecoder):
 
     @torch.inference_mode()
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
-        logits = super().start(ids, mask, columns)
-        layers, (B, H, T, K) = self.cache.layers, self.cache.layers[0].keys.shape
-        first = layers[0].keys
-        self.kept = first.new_empty(len(layers), 2, B, H, max(columns, T), K)
-        for kept, layer in zip(self.kept, layers, strict=True):
-            kept[0, :, :, :T], kept[1, :, :, :T] = layer.keys, layer.values
-        self.cache = None
+        (B, T), attention = ids.shape, self.model.transformer.layers[0].attn
         hidden = mask[:, :T] == 0
         self.padding = hidden.sum(1, keepdim=True) if hidden.any() else None  # (B, 1): places that take no position
+        H, K = self.model.config.num_attention_heads, attention.head_dim
+        shape = (len(self.model.transformer.layers), 2, B, H, max(columns, T), K)
+        self.kept = torch.empty(shape, dtype=self.model.lm_head.weight.dtype, device=ids.device)
+        if self.quantize:  # many rows too are multiplied fastest as whole numbers
+            return self.head(self._through(ids, mask[:, :T]).view(B, T, -1)[:, -1]).view(B, 1, -1)
+        logits = super().start(ids, mask, columns)
+        for kept, layer in zip(self.kept, self.cache.layers, strict=True):
+            kept[0, :, :, :T], kept[1, :, :, :T] = layer.keys, layer.values
+        self.cache = None
         return logits
 
     @torch.inference_mode()
     def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.head(self._through(ids, mask)).view(*ids.shape, -1)
+
+    def _through(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """New ids (B, T), the mask of all (B, S) -> what goes into the head (N, D)."""
         (B, T), S = ids.shape, mask.shape[1]
         past, body = S - T, self.model.transformer
         positions = torch.arange(past, S, device=ids.device)[None]
         if self.padding is not None:
-            positions = positions - self.padding
+            positions = (positions - self.padding).clamp(min=0)
         x = (body.embed_tokens.weight[ids] + body.embed_positions.weight[positions]).view(B * T, -1)  # (N, D)
-        hide = self._hide(mask, T, x.dtype)
         H, K = self.kept.shape[3], self.kept.shape[5]
         new = self.kept[..., past:S, :].unbind(0)  # L of (2, B, H, T, K), to be written
         keys, values = (self.kept[:, n, :, :, :S].unbind(0) for n in (0, 1))  # L of (B, H, S, K), to be read
+        plain = self.padding is None and past == 0
+        seen = {"is_causal": True} if plain else {"attn_mask": self._hide(mask, T, x.dtype)}
         for n, (norm_1, qkv, out, norm_2, up, act, down) in enumerate(self.blocks):
             y = qkv(norm_1(x)).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
             new[n].copy_(y[1:])
-            y = F.scaled_dot_product_attention(y[0], keys[n], values[n], attn_mask=hide)  # (B, H, T, K)
+            y = F.scaled_dot_product_attention(y[0], keys[n], values[n], **seen)  # (B, H, T, K)
             x = x + out(y.transpose(1, 2).reshape(B * T, H * K))
             x = x + down(act(up(norm_2(x))))
-        return self.head(norm(body.norm)(x)).view(B, T, -1)
+        return norm(body.norm)(x)
 
     def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
-        # (B or 1, 1, T, S), added to the scores; None where every new token sees every column.
+        # (B or 1, 1, T, S), added to the scores; None where every new token sees every column. Not minus infinity: what
+        # is padded sees nothing, and its numbers, though nobody reads them, must be numbers.
         if T == 1 and self.padding is None:
             return None
         S = mask.shape[1]
         seen = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
         if self.padding is not None:
             seen = seen & (mask != 0)[:, None, None]
-        hide = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, -torch.inf)
+        lowest = torch.finfo(dtype).min
+        hide = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, lowest)
         return hide.view(-1, 1, T, S)
 
 
@@ -192,7 +204,8 @@ def multiplication(weight: torch.Tensor, bias: torch.Tensor | None, quantize: st
         return int8_multiplication(weight, bias)
     if weight.device.type != "cpu":
         return partial(F.linear, weight=weight, bias=bias)
-    if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    is_half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if torch.backends.mkldnn.is_available() and (is_half or weight.dtype == torch.float32):
         return blocked_multiplication(weight, bias)
     return transposed_multiplication(weight, bias)
 
@@ -206,8 +219,8 @@ def transposed_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def blocked_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
-    """W in oneDNN's own blocks, as torch.compile lays it."""
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    """W in the blocks that oneDNN reads fastest for one row; it reads them well for more."""
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
 
 
@@ -219,12 +232,13 @@ def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Mult
     packed = torch.ops.onednn.qlinear_prepack(codes, None)
     zeros = torch.zeros(len(weight), dtype=torch.int32)
     half = 127 if torch.cpu._is_vnni_supported() else 63  # without VNNI two products are added in 16 bits
+    middle = torch.tensor(half + 1.5)  # where 0 is, and a half to round
     bias = None if bias is None else bias.float()
     rest = (None, 1.0, 0, torch.float32, "none", [], "")  # no bias yet, the output as it is, nothing done with it
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        largest = torch.linalg.vector_norm(x.float(), torch.inf, -1, keepdim=True).clamp_(min=1e-12)  # (N, 1)
-        rounded = (x * (half / largest)).add_(half + 1.5).to(torch.uint8)  # 0 is at half + 1; the cast cuts off
+        largest = x.abs().amax(-1, keepdim=True).float()  # (N, 1)
+        rounded = torch.addcdiv(middle, x.float(), largest / half).to(torch.uint8)  # the cast cuts off
         y = torch.ops.onednn.qlinear_pointwise(rounded, 1 / half, half + 1, packed, scales, zeros, *rest)
         return (y * largest if bias is None else torch.addcmul(bias, y, largest)).to(x.dtype)
 
