@@ -141,8 +141,8 @@ class FastDecoder(ForwardDecoder):
         return norm(body.norm)(x)
 
     def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
-        # (B or 1, 1, T, S), added to the scores; None where every new token sees every column. Not minus infinity: what
-        # is padded sees nothing, and its numbers, though nobody reads them, must be numbers.
+        # (B or 1, 1, T, S), added to the scores; None where every new token sees every column. Not minus infinity:
+        # what is padded sees nothing, and its numbers, though nobody reads them, must be numbers.
         if T == 1 and self.padding is None:
             return None
         S = mask.shape[1]
