@@ -300,7 +300,7 @@ def describe_machine() -> dict:
         "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9,
         "bf16": bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")),
         "huge_pages": pages.read_text().strip() if pages.exists() else "none",
-        "best_allocator": next(iter(environments()["best"].items())),
+        "best_allocator": "=".join(next(iter(environments()["best"].items()))),
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
