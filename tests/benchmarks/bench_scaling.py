@@ -41,11 +41,12 @@ def measure(shape: dict, steps: int) -> dict | None:
     from scratch_gpt.costs import memory, row_flops
     from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.windows import Windows
-    from scratch_gpt.launch import best_attention, best_precision
+    from scratch_gpt.launch import best_attention, best_precision, keep_freed_memory
     from scratch_gpt.loop import Settings, train
     from scratch_gpt.objectives import causal_lm
     from scratch_gpt.optimizers import adamw
 
+    keep_freed_memory()
     precision, length, batch = best_precision("cpu"), shape["context"], shape["batch"]
     accelerator = Accelerator(mixed_precision=precision, cpu=True)
     attention = best_attention("cpu", precision, length)
