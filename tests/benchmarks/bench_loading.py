@@ -85,7 +85,7 @@ def measure(rounds: int) -> dict[str, list[dict]]:
 def imported() -> None:
     """In a fresh child: what our package takes beyond what it stands on."""
     import torch  # noqa: F401
-    import transformers.models.gpt2.modeling_gpt2
+    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification  # noqa: F401
 
     start = time.perf_counter()
