@@ -284,7 +284,7 @@ def speed_tables() -> dict[str, list[str]]:
     def planned(size: str) -> str:
         seconds, memory = (plan["figures"][size][name] for name in ("seconds", "bytes"))
         return (
-            f"| {size} | {seconds['planned']:.1f} s | {seconds['measured']:.1f} s | {seconds['ratio']:.2f} "
+            f"| {size} | {1e3 * seconds['planned']:,.0f} ms | {1e3 * seconds['measured']:,.0f} ms | {seconds['ratio']:.2f} "
             f"| {memory['planned'] / 1e9:.2f} GB | {memory['measured'] / 1e9:.2f} GB | {memory['ratio']:.2f} |"
         )
 
