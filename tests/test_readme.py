@@ -283,10 +283,9 @@ def speed_tables() -> dict[str, list[str]]:
 
     def planned(size: str) -> str:
         seconds, memory = (plan["figures"][size][name] for name in ("seconds", "bytes"))
-        return (
-            f"| {size} | {1e3 * seconds['planned']:,.0f} ms | {1e3 * seconds['measured']:,.0f} ms | {seconds['ratio']:.2f} "
-            f"| {memory['planned'] / 1e9:.2f} GB | {memory['measured'] / 1e9:.2f} GB | {memory['ratio']:.2f} |"
-        )
+        times = f"{1e3 * seconds['planned']:,.0f} ms | {1e3 * seconds['measured']:,.0f} ms | {seconds['ratio']:.2f}"
+        sizes = f"{memory['planned'] / 1e9:.2f} GB | {memory['measured'] / 1e9:.2f} GB | {memory['ratio']:.2f}"
+        return f"| {size} | {times} | {sizes} |"
 
     return {
         "decoding": [
