@@ -23,7 +23,9 @@ CHUNK_BYTES = 2**26  # of logits at once
 # (torch 2.13: 0.6 MB), and how many positions are asked differs from batch to batch.
 STEP = 32
 LINE = 64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
-ROWS, COLUMNS = 8, 1024  # of the table at once, on a CPU: what is computed of them in fp32 stays in the cache
+# Of the table at once, on a CPU, so that what is computed of them in fp32 stays in the cache: so many rows, or as many
+# more as hold so many logits, and so many columns.
+ROWS, LOGITS, COLUMNS = 8, 2**16, 1024
 
 
 def _walk(
@@ -43,7 +45,8 @@ def _walk(
     asked = (targets != IGNORED).nonzero().squeeze(1)
     chunks = math.ceil(len(asked) * V * dtype.itemsize / CHUNK_BYTES)
     n = STEP * max(1, math.ceil(len(asked) / max(1, chunks) / STEP))
-    rows_at_once, columns_at_once = (ROWS, COLUMNS) if hidden.device.type == "cpu" else (n, V)
+    on_cpu = hidden.device.type == "cpu"
+    rows_at_once, columns_at_once = (max(ROWS, LOGITS // V), COLUMNS) if on_cpu else (n, V)
     table, weight = hidden.new_empty(n, LINE * math.ceil(V / LINE), dtype=dtype), weight.to(dtype)
     for rows in asked.split(n):
         there, n = len(rows), STEP * math.ceil(len(rows) / STEP)  # what is filled up is zeros, asked for token 0
