@@ -151,7 +151,7 @@ class Memory(NamedTuple):
     optimizer: int  # AdamW's two moments
     activations: int  # of one micro-batch, and the 16-bit weights of its products
     logits: int  # the head's table and its gradients
-    peak: int  # they are not all there at once
+    peak: int  # on a CPU all of them and more, elsewhere they are not all there at once
 
 
 def memory(
@@ -188,16 +188,13 @@ def memory(
     twice = d_head if config.tie_word_embeddings and tune.what == "full" else 0  # summed with the embedding's own
     gradients = 4 * trained * (2 if processes > 1 else 1) + twice
     held = 4 * trained if accumulates else 0
-    # While all activations are there the uppermost block is differentiated; and an allocator keeps what is freed.
-    start_of_backward = activations + int(of_block) + logits + held
-    return Memory(
-        4 * (parameters + (trained if tune.what == "lora" else 0)),
-        gradients,
-        8 * trained,
-        activations,
-        logits,
-        int(4 * parameters + 8 * trained + max(start_of_backward, gradients)),
-    )
+    # While all activations are there the uppermost block is differentiated. Afterwards a GPU's allocator has their
+    # room for the gradients; a CPU's, which keeps what is freed (launch.keep_freed_memory), has it in other sizes.
+    start_of_backward = activations + int(of_block) + logits
+    changing = start_of_backward + gradients if on_cpu else max(start_of_backward + held, gradients)
+    weights = 4 * (parameters + (trained if tune.what == "lora" else 0))
+    peak = int(weights + 8 * trained + changing)
+    return Memory(weights, gradients, 8 * trained, activations, logits, peak)
 
 
 # --- Seconds -----------------------------------------------------------------------------------------------------

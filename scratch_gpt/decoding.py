@@ -238,7 +238,7 @@ def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Mult
 
     def run(x: torch.Tensor) -> torch.Tensor:
         largest = x.abs().amax(-1, keepdim=True).float()  # (N, 1)
-        rounded = torch.addcdiv(middle, x.float(), largest / half).to(torch.uint8)  # the cast cuts off
+        rounded = torch.addcdiv(middle, x.float(), largest, value=half).to(torch.uint8)  # the cast cuts off
         y = torch.ops.onednn.qlinear_pointwise(rounded, 1 / half, half + 1, packed, scales, zeros, *rest)
         return (y * largest if bias is None else torch.addcmul(bias, y, largest)).to(x.dtype)
 

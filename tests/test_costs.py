@@ -123,12 +123,13 @@ def test_memory_grows_with_what_takes_it_and_its_parts_make_the_peak():
         return memory(config, rows, length, half=half, **changes).peak
 
     assert peak(rows=64) > peak(rows=32) > peak()
-    assert peak(rows=64, recompute=True) < peak(rows=64) < peak(rows=64, accumulates=True)
+    assert peak(rows=64, recompute=True) < peak(rows=64)
+    assert peak(rows=64, on_cpu=False) < min(peak(rows=64), peak(rows=64, on_cpu=False, accumulates=True))
     assert peak(rows=64, half=True) < peak(rows=64)
     assert peak(rows=64, tune=Tune("last-block")) < peak(rows=64)
     found = memory(config, 64, 32, half=False)
     assert found.weights == 4 * all_parameters(config) and found.optimizer == 2 * found.weights
-    assert found.weights + found.optimizer < found.peak
+    assert sum(found[:-1]) < found.peak
 
 
 def test_time_is_what_was_rehearsed_where_the_shape_is_the_same():
