@@ -5,10 +5,12 @@
 One warm process for each peer, all on the same random weights; they take turns, never two at once, and each says how
 long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
 which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
+As it comes, and at its best: with tcmalloc preloaded, where that is installed.
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
 """
 
 import argparse
+import ctypes.util
 import json
 import math
 import os
@@ -24,7 +26,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all peers
-PEERS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
+TCMALLOC = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
+PEERS = (*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC))
 WORK = ("1x32+128", "8x32+128", "1x900+100")  # rows x prompt + new tokens
 VOCABULARY = 50257
 
@@ -52,7 +56,7 @@ def prompts(rows: int, length: int):
 
 def prepare(peer: str, folder: Path, threads: int):
     """(ids, new) -> tokens, by one peer, as a function; and what its preparing took in seconds."""
-    name, kind = peer.split()
+    name, kind = peer.split()[:2]
     if name == "ctranslate2":
         import ctranslate2
 
@@ -115,11 +119,13 @@ def serve(peer: str, folder: Path, threads: int) -> None:
 def measure(folder: Path, peers: list[str], work: list[str], rounds: int, threads: int) -> dict:
     """Every peer's work in turns; a first, uncounted turn warms it."""
     command = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--serve"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    environment["OMP_NUM_THREADS"] = str(threads)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes, found = {}, {}
     for peer in peers:
-        processes[peer] = subprocess.Popen([*command, peer], **pipes)
+        allocator = {"LD_PRELOAD": TCMALLOC} if peer.endswith("tcmalloc") else {}
+        processes[peer] = subprocess.Popen([*command, peer], env=environment | allocator, **pipes)
         found[peer] = json.loads(processes[peer].stdout.readline())
     for one in work:
         sizes = one.replace("x", " ").replace("+", " ")
@@ -147,7 +153,7 @@ def print_table(found: dict, work: list[str]) -> None:
         for peer in found:
             values = speeds(found, peer, one)
             spread = f"{statistics.median(values):7.1f} ({min(values):.1f} - {max(values):.1f}) tokens/s"
-            print(f"{one:12} {peer:20} {spread}", flush=True)
+            print(f"{one:12} {peer:26} {spread}", flush=True)
 
 
 def summary(found: dict, work: list[str]) -> dict:
