@@ -58,6 +58,8 @@ bench: $(VENV)/.dev
 	done
 	@$(BIN)/python tests/benchmarks/bench_decoding.py --out tests/benchmarks/decoding.json \
 		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT) --text $(TEXT))
+	@$(BIN)/python tests/benchmarks/targets.py
+	@$(BIN)/python tests/benchmarks/readme.py
 
 # What tuning comes to, an hour and more: DATA holds books/, sms_spam.tsv and the book's two files of instructions.
 DATA ?= $(SCRATCH_GPT_DATA)

@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked data workers would warn, or hang
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))  # recipes: `import pretrain`
+sys.path.append(str(Path(__file__).resolve().parent / "benchmarks"))  # what writes the README's figures
 
 import pytest
 import torch

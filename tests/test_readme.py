@@ -10,6 +10,7 @@ from pathlib import Path
 import pretrain
 import pytest
 from accelerate.state import AcceleratorState, PartialState
+from readme import written
 from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
@@ -242,7 +243,6 @@ def tables() -> dict[str, list[str]]:
             for metric in found["test"]
         ],
         **safety_tables(figures("safety.json")),
-        **speed_tables(),
     }
 
 
@@ -272,36 +272,7 @@ def safety_tables(found) -> dict[str, list[str]]:
     return {"triggers": triggers, "memorisation": secrets}
 
 
-def speed_tables() -> dict[str, list[str]]:
-    """The rows of the tables on decoding, plans and growing shapes."""
-    decoding, plan, scaling = figures("decoding.json"), figures("plan.json"), figures("scaling.json")
-    peers = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
-
-    def rate(work: str, peer: str) -> str:
-        each = [turn["tokens_per_second"] for turn in decoding["runs"][peer][work]]
-        return f"{decoding['tokens_per_second'][work][peer]:.1f} ({min(each):.0f} - {max(each):.0f})"
-
-    def planned(size: str) -> str:
-        seconds, memory = (plan["figures"][size][name] for name in ("seconds", "bytes"))
-        times = f"{1e3 * seconds['planned']:,.0f} ms | {1e3 * seconds['measured']:,.0f} ms | {seconds['ratio']:.2f}"
-        sizes = f"{memory['planned'] / 1e9:.2f} GB | {memory['measured'] / 1e9:.2f} GB | {memory['ratio']:.2f}"
-        return f"| {size} | {times} | {sizes} |"
-
-    return {
-        "decoding": [
-            f"| {work} | {' | '.join(rate(work, peer) for peer in peers)} |" for work in decoding["tokens_per_second"]
-        ],
-        "plan": [planned(size) for size in plan["figures"]],
-        "scaling": [
-            f"| {name}{f' {row[name]:,}' if name in row else ''} | {row['microseconds_per_token']:.1f} "
-            f"| {row['gflops_per_second']:.0f} | {row['bytes'] / 1e6:,.0f} | {row['bytes_counted'] / 1e6:,.0f} |"
-            for name, rows in scaling["table"].items()
-            for row in rows
-        ],
-    }
-
-
-NAMES = ["lora", "loss", "spam", "follow", "triggers", "memorisation", "decoding", "plan", "scaling"]
+NAMES = ["lora", "loss", "spam", "follow", "triggers", "memorisation"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -310,35 +281,12 @@ def test_tables_are_those_of_the_files(name):
         assert row in README, row
 
 
-def test_the_tables_of_training_speed_are_those_of_the_file():
-    training = figures("training.json")
-    missing = [line for line in training["table"] if line.startswith("| ") and line not in README]
-    assert not missing, missing[:3]
-    assert all(found["claim"] for found in training["workloads"].values())
-    assert f"at most {100 * training['losses']['largest_difference']:.2f} % apart" in WORDS
-
-
-def test_why_it_is_fast_is_what_the_files_say():
-    training, loss, loop = figures("training.json"), figures("loss.json")["figures"], figures("loop.json")
-    decoding, starts = figures("decoding.json"), figures("loading.json")["starts"]
-    section = WORDS[WORDS.index("## Why it is fast") : WORDS.index("## Tests")]
-    middle = training["workloads"]["middle"]
-    ceilings, step = middle["ceilings"], {name: row["step_seconds"]["median"] for name, row in middle["rows"].items()}
-    assert f"{ceilings['bf16']:.0f} GFLOP/s here, those in fp32 {ceilings['fp32']:.0f}" in section
-    heads = [loss[f"head, 4x1024, {precision}"] for precision in ("fp32", "bf16")]
-    shares = [head["ours"]["peak_bytes"] / head["plain"]["peak_bytes"] for head in heads]
-    assert f"{shares[0]:.2f} times the memory of the plain form in fp32, {shares[1]:.2f} in bf16" in section
-    plain, kept = step["reference, best"], step["reference, best, our allocator"]
-    assert f"takes {plain:.2f} s a step, and {kept:.2f} s with an allocator that keeps what is freed" in section
-    assert f"{100 * loop['share_of_cpu_seconds']:.1f} % of a step's processor time in the smallest preset" in section
-    assert f"waits {100 * loop['data_wait']:.2f} % of its time" in section
-    ratios = decoding["ratios"]["1x32+128"]
-    over = f"{ratios['ours int8 / transformers fp32']:.1f} times transformers' `generate` in fp32"
-    assert f"{over} and {ratios['ours int8 / ctranslate2 int8']:.2f} times CTranslate2 in int8" in section
-    assert f"loads in {decoding['runs']['ours int8']['prepare_seconds']:.1f} s and raises" in WORDS
-    assert f"perplexity by {100 * decoding['perplexity']['rise']:.2f} %" in WORDS
+def test_the_figures_of_speed_are_what_the_files_say():
+    """`python tests/benchmarks/readme.py` writes them."""
+    assert written(README) == README
+    assert all(found["claim"] for found in figures("training.json")["workloads"].values())
     for name in ("import scratch_gpt", "pretrain.py --help"):
-        assert f"`{name}` {starts[name]['median']:.2f} s" in section
+        assert f"`{name}` {figures('loading.json')['starts'][name]['median']:.2f} s" in WORDS
 
 
 def test_figures_of_tuning_are_those_of_the_files():

@@ -40,6 +40,7 @@ from scratch_gpt.tokenizer import encode_batch, load_tokenizer
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = REPO / "training" / "configs" / "shakespeare_char.yaml"
 T = 64
+LONG = "--learning-rate 8e-3 --dropout 0.1"
 
 
 # --- The reference -----------------------------------------------------------------------------------------------
@@ -173,8 +174,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Tiny Shakespeare as one text file.")
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "quality.json")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--keep", action="store_true", help="The seeds' runs of --out stand; only --minutes are run.")
     parser.add_argument("--minutes", type=float, nargs="*", default=[])
-    parser.add_argument("--long", default="", help="Arguments of the recipe for --minutes.")
+    parser.add_argument("--long", default=LONG, help="Arguments of the recipe for --minutes.")
     parser.add_argument("--reference-steps", type=int, default=2000)
     parser.add_argument("--arguments", default="", help="Arguments of the recipe, to try the bench itself.")
     parser.add_argument("--choose", nargs="+", help="Arguments of the recipe to compare.")
@@ -196,7 +198,9 @@ def main() -> None:
             "torch": torch.__version__,
         }
         runs: dict[str, list[dict]] = {"reference": [], "ours": []}
-        for seed in range(options.seeds):
+        if options.keep:
+            figures = json.loads(options.out.read_text())
+        for seed in range(0 if options.keep else options.seeds):
             runs["reference"].append(run_reference(options.data, folder, seed, options.reference_steps))
             runs["ours"].append(run_ours(options.data, folder, seed, arguments))
             for name in runs:
@@ -205,11 +209,12 @@ def main() -> None:
             figures["time_over_reference"] = figures["ours"]["seconds"] / figures["reference"]["seconds"]
             figures["reached"] = figures["ours"]["loss"] <= figures["reference"]["loss"]
             options.out.write_text(json.dumps(figures, indent=2) + "\n")
-        pace = statistics.mean(run["step_seconds"] for run in runs["ours"])
-        beside = statistics.mean(run["seconds"] - run["steps"] * run["step_seconds"] for run in runs["ours"])
         for minutes in options.minutes:
-            steps = int(0.96 * (60 * minutes - beside) / pace)
-            more = [*arguments, *shlex.split(options.long), "--max-steps", str(steps), "--eval-every", str(steps)]
+            more = [*arguments, *shlex.split(options.long)]
+            first = run_ours(options.data, folder, 0, [*more, "--max-steps", "200"])  # how fast a step is now
+            beside = first["seconds"] - first["steps"] * first["step_seconds"]
+            steps = str(int(0.92 * (60 * minutes - beside) / first["step_seconds"]))
+            more += ["--max-steps", steps, "--eval-every", steps]
             figures[f"ours, {minutes:g} minutes"] = run_ours(options.data, folder, 0, more)
             print(minutes, figures[f"ours, {minutes:g} minutes"], flush=True)
             options.out.write_text(json.dumps(figures, indent=2) + "\n")

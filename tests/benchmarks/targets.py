@@ -1,0 +1,73 @@
+"""What was aimed at beyond a training step (training.json has its own), and what the files of the benches say.
+
+    python tests/benchmarks/targets.py
+
+prints the table that README.md shows.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+FOLDER = Path(__file__).parent
+
+
+class Target(NamedTuple):
+    what: str
+    asked: float
+    found: float
+    at_most: bool = True
+    unit: str = ""
+
+    def __str__(self) -> str:
+        reached = self.found <= self.asked if self.at_most else self.found >= self.asked
+        asked = f"at {'most' if self.at_most else 'least'} {self.asked:g}{self.unit}"
+        return f"| {self.what} | {asked} | {self.found:.2f}{self.unit} | {'reached' if reached else 'missed'} |"
+
+
+def targets() -> Iterator[Target]:
+    """Every target, from the files that lie beside this one."""
+    for precision in ("fp32", "bf16"):
+        found = figures("loss")["figures"][f"head, 4x1024, {precision}"]
+        share = found["ours"]["peak_bytes"] / found["plain"]["peak_bytes"]
+        yield Target(f"the loss at 124M in {precision}, its peak over the plain form's", 0.25, share)
+    yield Target("the loop's own share of a step", 1, 100 * figures("loop")["share"], unit=" %")
+    quality = figures("quality")
+    yield Target("time to the reference's loss", 50, 100 * quality["time_over_reference"], unit=" %")
+    lead = quality["ours"]["loss"] - quality["reference"]["loss"]
+    yield Target("the loss there, less the reference's", 0, lead, unit=" nats")
+
+    decoding = figures("decoding")
+    ways = {"": "as both come", " tcmalloc": "both with tcmalloc"}
+    for way, how in ways.items():
+        for ours, theirs, asked in (
+            ("fp32", "transformers fp32", 1.5),
+            ("bf16", "transformers bf16", 1.5),
+            ("int8", "transformers fp32", 4),
+            ("int8", "ctranslate2 int8", 1.3),
+        ):
+            ratio = decoding["ratios"]["1x32+128"][f"ours {ours}{way} / {theirs}{way}"]
+            yield Target(f"decoding in {ours} over {theirs}, {how}", asked, ratio, at_most=False)
+    yield Target("124M made int8", 2, decoding["runs"]["ours int8"]["prepare_seconds"], unit=" s")
+    yield Target("perplexity's rise by int8", 1, 100 * decoding["perplexity"]["rise"], unit=" %")
+
+    for name in ("seconds", "bytes"):
+        ratios = [found[name]["ratio"] for found in figures("plan")["figures"].values()]
+        worst = max(abs(100 * (ratio - 1)) for ratio in ratios)
+        yield Target(f"a plan's error in {name}, the largest of three sizes", 15, worst, unit=" %")
+    loading = figures("loading")
+    for name, what in (("load_seconds", "time"), ("load_mib", "peak")):
+        yield Target(f"loading 124M, {what} over stock transformers'", 1.1, loading["figures"][name]["ratio"])
+    for name, asked in (("import scratch_gpt", 0.1), ("pretrain.py --help", 2)):
+        yield Target(f"`{name}`", asked, loading["starts"][name]["median"], unit=" s")
+
+
+def figures(name: str) -> dict:
+    """The file of a bench."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+if __name__ == "__main__":
+    print("| | aim | found | |\n|---|---|---|---|", *targets(), sep="\n")
