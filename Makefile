@@ -70,7 +70,9 @@ bench-tuning: $(VENV)/.dev
 		--out tests/benchmarks/classify.json
 	@$(BIN)/python tests/benchmarks/bench_instruct.py --data $(DATA) --out tests/benchmarks/instruct.json
 	@$(BIN)/python tests/benchmarks/follow.py --model runs/spam/base/model --data $(DATA) --out tests/benchmarks/follow.json
-	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --minutes 5 15
+	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --minutes 5
+	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --keep --minutes 15 \
+		--long "--learning-rate 8e-3 --dropout 0.1"
 	@$(BIN)/python tests/benchmarks/safety.py --instructions $(DATA)/instruction-data.json \
 		--out tests/benchmarks/safety.json
 

@@ -6,6 +6,7 @@ One warm process for each peer, all on the same random weights; they take turns,
 long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
 which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
 As it comes, and at its best: with tcmalloc preloaded, where that is installed.
+Of our step in int8, what its products take ("int8_step").
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
 """
 
@@ -144,6 +145,36 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
     return found
 
 
+def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
+    """What one token takes in int8, and what of it its matrix products take by torch's profiler."""
+    import torch
+    from torch.profiler import profile
+
+    import scratch_gpt
+    from scratch_gpt.decoding import make_decoder
+
+    torch.set_num_threads(threads)
+    model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder).eval()
+    decoder, ids, taken = make_decoder(model, "int8"), prompts(1, 32 + 2 * steps), []
+    mask = torch.ones_like(ids)
+    decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
+    for n in range(32, 32 + steps):
+        start = time.perf_counter()
+        decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
+        taken.append(1e3 * (time.perf_counter() - start))
+    with profile() as seen:
+        for n in range(32 + steps, ids.shape[1]):
+            decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
+    events = seen.key_averages()
+    products = [event for event in events if event.key.startswith("onednn::qlinear")]
+    return {
+        "milliseconds": statistics.median(taken),
+        "products_milliseconds": sum(event.self_cpu_time_total for event in products) / steps / 1e3,
+        "products": sum(event.count for event in products) / steps,
+        "other_operations": sum(e.count for e in events if "::" in e.key and e not in products) / steps,
+    }
+
+
 def speeds(found: dict, peer: str, one: str) -> list[float]:
     return [said["tokens_per_second"] for said in found[peer][one]]
 
@@ -219,6 +250,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--make", folder, "--layers", str(options.layers)]
         subprocess.run(command, check=True)
+        result["int8_step"] = int8_step(Path(folder), options.threads)
         found = measure(Path(folder), list(options.peers), list(options.work), options.rounds, options.threads)
     result |= {**summary(found, options.work), "runs": found}
     print(json.dumps({name: result[name] for name in ("perplexity", "tokens_per_second", "ratios")}, indent=2))

@@ -40,7 +40,7 @@ from scratch_gpt.tokenizer import encode_batch, load_tokenizer
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = REPO / "training" / "configs" / "shakespeare_char.yaml"
 T = 64
-LONG = "--learning-rate 8e-3 --dropout 0.1"
+LONG = "--learning-rate 8e-3"
 
 
 # --- The reference -----------------------------------------------------------------------------------------------
