@@ -11,7 +11,6 @@ With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well
 """
 
 import argparse
-import ctypes.util
 import json
 import math
 import os
@@ -24,10 +23,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from allocator import TCMALLOC
+
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all peers
-TCMALLOC = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
 PEERS = (*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC))
 WORK = ("1x32+128", "8x32+128", "1x900+100")  # rows x prompt + new tokens

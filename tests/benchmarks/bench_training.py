@@ -13,7 +13,6 @@ third of the rounds is spoilt, or fewer than 7 are left, the table claims nothin
 """
 
 import argparse
-import ctypes.util
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+from allocator import TCMALLOC
 from peers import Setting, Shape
 
 
@@ -119,9 +119,8 @@ def count_flops(shape: Shape) -> float:
 
 def environments() -> dict[str, dict[str, str]]:
     """What is set for a worker: nothing; what the recipes set; and tcmalloc instead, where it is installed."""
-    tcmalloc = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
     recipe = {"THP_MEM_ALLOC_ENABLE": "1"}
-    return {"plain": {}, "recipe": recipe, "best": {"LD_PRELOAD": tcmalloc} if tcmalloc else recipe}
+    return {"plain": {}, "recipe": recipe, "best": {"LD_PRELOAD": TCMALLOC} if TCMALLOC else recipe}
 
 
 def peers_python() -> Path:
