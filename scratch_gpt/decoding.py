@@ -237,7 +237,7 @@ def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Mult
     rest = (None, 1.0, 0, torch.float32, "none", [], "")  # no bias yet, the output as it is, nothing done with it
 
     def run(x: torch.Tensor) -> torch.Tensor:
-        largest = x.abs().amax(-1, keepdim=True).float()  # (N, 1)
+        largest = x.abs().amax(-1, keepdim=True).float()  # (N, 1); of a row of zeros any code times 0 is right
         rounded = torch.addcdiv(middle, x.float(), largest, value=half).to(torch.uint8)  # the cast cuts off
         y = torch.ops.onednn.qlinear_pointwise(rounded, 1 / half, half + 1, packed, scales, zeros, *rest)
         return (y * largest if bias is None else torch.addcmul(bias, y, largest)).to(x.dtype)
