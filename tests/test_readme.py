@@ -10,7 +10,7 @@ from pathlib import Path
 import pretrain
 import pytest
 from accelerate.state import AcceleratorState, PartialState
-from readme import written
+from readme import figures, written
 from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
@@ -163,12 +163,8 @@ def test_python_blocks_run(number, home, monkeypatch):
     )
 
 
-def figures(name: str):
-    return json.loads((REPO / "tests" / "benchmarks" / name).read_text())
-
-
 def test_figures_are_those_of_the_files_they_name():
-    main_job, loading = figures("main_job.json"), figures("loading.json")
+    main_job, loading = figures("main_job"), figures("loading")
     assert f"{main_job['validation']['bits_per_byte']:.2f} bits per byte" in README
     assert f"{main_job['seconds']:.0f} seconds" in README
     for name, value in main_job["validation"].items():
@@ -181,7 +177,7 @@ def test_figures_are_those_of_the_files_they_name():
 
 
 def test_figures_of_preparing_data_are_those_of_the_files_they_name():
-    made, tokenizers, cleaning = figures("prepare.json"), figures("tokenizers.json"), figures("cleaning.json")
+    made, tokenizers, cleaning = figures("prepare"), figures("tokenizers"), figures("cleaning")
     speed, packing = made["throughput"], made["packing"]
     assert f"{speed['medians']['ours']:.2f} MB/s, {speed['ratio']:.2f} times run_clm's" in README
     runs = dict(zip(("50 MB", "500 MB", "5 GB"), [*made["memory"]["runs"], made["large"]], strict=True))
@@ -202,7 +198,7 @@ def test_figures_of_preparing_data_are_those_of_the_files_they_name():
 
 def tables() -> dict[str, list[str]]:
     """The rows of the README's tables, as the files have them."""
-    lora, spam, follow = figures("lora.json"), figures("spam.json"), figures("follow.json")
+    lora, spam, follow = figures("lora"), figures("spam"), figures("follow")
     precisions = lora["precisions"].values()
 
     def cells(show):
@@ -218,7 +214,7 @@ def tables() -> dict[str, list[str]]:
     for way in ("full", "lora", "lora on int8", "lora on nf4"):
         rows.append(f"| {way} | {cells(lambda ways, _, way=way: f'{memory(ways, way)}, {loss(ways, way)}')} |")
     cost = lambda of: f"{of['peak_bytes'] / 1e9:.2f} GB, {of['cpu_seconds']:.1f} s"  # noqa: E731
-    loss_of = figures("loss.json")["figures"]
+    loss_of = figures("loss")["figures"]
     losses = []
     for precision in ("fp32", "bf16"):
         head, step = loss_of[f"head, 4x1024, {precision}"], loss_of[f"step, 4x1024, {precision}"]
@@ -242,7 +238,7 @@ def tables() -> dict[str, list[str]]:
             for name, found in (("instruct", follow["instruct"]), ("prefer", follow["prefer"]))
             for metric in found["test"]
         ],
-        **safety_tables(figures("safety.json")),
+        **safety_tables(figures("safety")),
     }
 
 
@@ -284,17 +280,17 @@ def test_tables_are_those_of_the_files(name):
 def test_the_figures_of_speed_are_what_the_files_say():
     """`python tests/benchmarks/readme.py` writes them."""
     assert written(README) == README
-    assert all(found["claim"] for found in figures("training.json")["workloads"].values())
+    assert all(found["claim"] for found in figures("training")["workloads"].values())
     for name in ("import scratch_gpt", "pretrain.py --help"):
-        assert f"`{name}` {figures('loading.json')['starts'][name]['median']:.2f} s" in WORDS
+        assert f"`{name}` {figures('loading')['starts'][name]['median']:.2f} s" in WORDS
 
 
 def test_figures_of_tuning_are_those_of_the_files():
-    lora, classify, instruct = figures("lora.json"), figures("classify.json"), figures("instruct.json")
+    lora, classify, instruct = figures("lora"), figures("classify"), figures("instruct")
     assert f"LoRA trains {100 * lora['trained_share']:.2f} % of the" in README
     for name in ("theirs", "theirs grouped"):
         assert f"{classify['ratios'][name]:.2f}" in README
-    base = figures("spam.json")["base"]
+    base = figures("spam")["base"]
     assert f"once over) to {base['bits_per_byte']:.2f} bits per byte" in README
     over = instruct["over_trl_defaults"]
     assert f"{over['ours']:.1f} times the tokens a second of TRL's SFTTrainer as it comes" in README
@@ -305,7 +301,7 @@ def test_figures_of_tuning_are_those_of_the_files():
 
 
 def test_what_was_tried_and_lost_is_what_the_files_say():
-    chaos, cost = figures("chaos.json"), figures("checkpoints.json")
+    chaos, cost = figures("chaos"), figures("checkpoints")
     section = README[README.index("## What happens when it crashes") : README.index("## The path of a token")]
     for row in chaos.values():
         assert row["lost"] == 0
@@ -317,7 +313,7 @@ def test_what_was_tried_and_lost_is_what_the_files_say():
 
 
 def test_figures_of_publishing_are_those_of_the_file():
-    made = figures("publish.json")
+    made = figures("publish")
     seconds, uploads = made["cpu_seconds"], made["uploads"]
     assert f"{made['bytes'] / 1e9:.2f} GB in {made['files']} files" in README
     names = ("stage", "push", "push unchanged", "push one changed file", "load")

@@ -6,22 +6,16 @@ writes each part anew between its two marks, `<!-- NAME: written by tests/benchm
 A test compares the two.
 """
 
-import json
 import re
 import textwrap
 from pathlib import Path
 from statistics import mean
 
-from targets import targets
+from targets import figures, targets
 
 
-FOLDER = Path(__file__).parent
-README = FOLDER.parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 MARKED = re.compile(r"(<!-- (\S+): written by tests/benchmarks/readme\.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
-
-
-def figures(name: str) -> dict:
-    return json.loads((FOLDER / f"{name}.json").read_text())
 
 
 def table(head: str, rows: list[str]) -> str:
@@ -82,10 +76,11 @@ def training() -> str:
 def decoding() -> str:
     """Tokens a second of each peer, with each allocator."""
     found = figures("decoding")
-    peers = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
+    peers = [peer for peer in found["runs"] if not peer.endswith(" tcmalloc")]
+    ways = [way for way in ("", " tcmalloc") if peers[0] + way in found["runs"]]
     rows = []
     for work, medians in found["tokens_per_second"].items():
-        for way in ("", " tcmalloc"):
+        for way in ways:
             cells = []
             for peer in peers:
                 each = [turn["tokens_per_second"] for turn in found["runs"][peer + way][work]]
