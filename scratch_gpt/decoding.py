@@ -4,9 +4,6 @@
 its ordinary forward (ForwardDecoder). Both answer alike.
 
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
-
-At one row a step reads every weight once and does little else, so what counts is how the weights lie: in oneDNN's
-blocks where the processor has them.
 """
 
 from collections.abc import Callable
@@ -16,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-KINDS = (None, "int8")
-Multiply = Callable[[torch.Tensor], torch.Tensor]  # (N, in) -> (N, out)
+from .multiplication import KINDS, Multiply, compiled_multiplication, multiplication
 
 
 class ForwardDecoder:
@@ -81,21 +76,27 @@ class FastDecoder(ForwardDecoder):
 
     @cached_property
     def blocks(self) -> list[tuple]:
-        """Of each block: its two norms and four multiplications."""
-        return [self._block(block) for block in self.model.transformer.layers]
+        """Of each block: its two norms and four multiplications, as `one_block` takes them."""
+        return self._parts(multiplication)
 
     @cached_property
     def head(self) -> Multiply:
         return multiplication(self.model.lm_head.weight.detach(), None, self.quantize)
 
-    def _block(self, block: nn.Module) -> tuple:
+    def _parts(self, multiplication: Callable[..., Multiply]) -> list[tuple]:
+        return [
+            self._block(block, partial(multiplication, quantize=self.quantize))
+            for block in self.model.transformer.layers
+        ]
+
+    def _block(self, block: nn.Module, multiplication: Callable[..., Multiply]) -> tuple:
         attention, mlp = block.attn, block.mlp
         three = (attention.q_proj, attention.k_proj, attention.v_proj)
         weight = torch.cat([one.weight.detach() for one in three])  # (3D, D)
         bias = torch.cat([one.bias.detach() for one in three]) if three[0].bias is not None else None
-        make = lambda one: multiplication(one.weight.detach(), one.bias.detach(), self.quantize)  # noqa: E731
+        make = lambda one: multiplication(one.weight.detach(), one.bias.detach())  # noqa: E731
         return (
-            *(norm(block.ln_1), multiplication(weight, bias, self.quantize), make(attention.o_proj)),
+            *(norm(block.ln_1), multiplication(weight, bias), make(attention.o_proj)),
             *(norm(block.ln_2), make(mlp.up_proj), mlp.act_fn.forward, make(mlp.down_proj)),
         )
 
@@ -127,17 +128,12 @@ class FastDecoder(ForwardDecoder):
         if self.padding is not None:
             positions = (positions - self.padding).clamp(min=0)
         x = (body.embed_tokens.weight[ids] + body.embed_positions.weight[positions]).view(B * T, -1)  # (N, D)
-        H, K = self.kept.shape[3], self.kept.shape[5]
         new = self.kept[..., past:S, :].unbind(0)  # L of (2, B, H, T, K), to be written
         keys, values = (self.kept[:, n, :, :, :S].unbind(0) for n in (0, 1))  # L of (B, H, S, K), to be read
         plain = self.padding is None and past == 0
         seen = {"is_causal": True} if plain else {"attn_mask": self._hide(mask, T, x.dtype)}
-        for n, (norm_1, qkv, out, norm_2, up, act, down) in enumerate(self.blocks):
-            y = qkv(norm_1(x)).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
-            new[n].copy_(y[1:])
-            y = F.scaled_dot_product_attention(y[0], keys[n], values[n], **seen)  # (B, H, T, K)
-            x = x + out(y.transpose(1, 2).reshape(B * T, H * K))
-            x = x + down(act(up(norm_2(x))))
+        for n, parts in enumerate(self.blocks):
+            x = one_block(x, new[n], keys[n], values[n], seen, *parts)
         return norm(body.norm)(x)
 
     def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -154,25 +150,102 @@ class FastDecoder(ForwardDecoder):
         return hide.view(-1, 1, T, S)
 
 
-def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None) -> ForwardDecoder:
+class CompiledDecoder(FastDecoder):
+    """The same, one row's next token by compiled code: all of a block but its attention in two kernels.
+
+    Compiled when it is made, for any length: some 5 to 10 s, less where an earlier process has done it. Prompts,
+    several rows and guesses go as they do uncompiled. In int8 the matrices are kept twice, one more byte for each
+    parameter, and one row's activations are not rounded, so that guesses there may change a text.
+
+    Raises:
+        torch._inductor.exc.InvalidCxxCompiler: there is no C++ compiler.
+    """
+
+    def __init__(self, model: nn.Module, quantize: str | None = None):
+        super().__init__(model, quantize)
+        self.row_parts = self._parts(compiled_multiplication)
+        head = compiled_multiplication(model.lm_head.weight.detach(), None, quantize)
+        self.row_end = norm(model.transformer.norm), head
+        # What a product reads, it reads for every output: it is written down first, not computed as often.
+        options = {"realize_acc_reads_threshold": 3}
+        self.row_block, self.row_head = (torch.compile(one, options=options) for one in (one_row, one_head))
+        ids = torch.zeros(1, 3, dtype=torch.long, device=self.device)
+        mask = torch.ones_like(ids)
+        self.start(ids[:, :2], mask[:, :2], 3)
+        self.step(ids[:, 2:], mask)
+
+    @torch.inference_mode()
+    def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
+        logits = super().start(ids, mask, columns + 1)  # to read the cache whole would be another shape to compile
+        self.layers = self.kept.unbind(0)
+        for kept in self.layers:
+            torch._dynamo.mark_dynamic(kept, 3)
+        return logits
+
+    @torch.inference_mode()
+    def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if ids.shape != (1, 1) or self.padding is not None:
+            return super().step(ids, mask)
+        body, S = self.model.transformer, mask.shape[1]
+        x = body.embed_tokens.weight[ids[0]] + body.embed_positions.weight[S - 1 : S]  # (1, D)
+        columns = mask.new_empty(S)  # only its length is looked at
+        torch._dynamo.mark_dynamic(columns, 0)
+        for kept, parts in zip(self.layers, self.row_parts, strict=True):
+            x = self.row_block(x, kept, columns, *parts)
+        return self.row_head(x, *self.row_end)[None]
+
+
+def one_block(x, new, keys, values, seen, norm_1, qkv, out, norm_2, up, act, down) -> torch.Tensor:
+    """A block: x (N, D) -> (N, D). What each token sees is in `seen`.
+
+    `new` (2, B, H, T, K), the end of `keys` and `values` (B, H, S, K), gets the keys and values of the new tokens.
+    """
+    (_, B, H, T, K), N = new.shape, len(x)
+    y = qkv(norm_1(x)).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+    new.copy_(y[1:])
+    y = F.scaled_dot_product_attention(y[0], keys, values, **seen)  # (B, H, T, K)
+    x = x + out(y.transpose(1, 2).reshape(N, H * K))
+    return x + down(act(up(norm_2(x))))
+
+
+def one_row(x: torch.Tensor, kept: torch.Tensor, columns: torch.Tensor, *parts) -> torch.Tensor:
+    """`one_block` for one token: x (1, D) -> (1, D), at the last of columns (S,) of `kept` (2, 1, H, more, K)."""
+    S = len(columns)
+    return one_block(x, kept[..., S - 1 : S, :], kept[0, :, :, :S], kept[1, :, :, :S], {}, *parts)
+
+
+def one_head(x: torch.Tensor, norm: Multiply, head: Multiply) -> torch.Tensor:
+    """The last block's x (1, D) -> logits (1, V)."""
+    return head(norm(x))
+
+
+def make_decoder(
+    model: nn.Module | ForwardDecoder, quantize: str | None = None, compile: bool = False
+) -> ForwardDecoder:
     """The fastest decoder for a causal model; what is one already stays.
 
     Fast is our own class as it was saved: on one device, without an adapter, quantised layers, hooks, autocast or
     another's wrapping. Any other model is used as it comes.
 
+    Args:
+        quantize: "int8" rounds the matrices, see FastDecoder.
+        compile: one row's tokens by torch.compile, see CompiledDecoder: it pays in bf16 and int8, from some thousand
+            tokens on.
+
     Raises:
-        ValueError: a kind that is none; int8 of a model that is not ours, is wrapped, or is not on a CPU.
+        ValueError: a kind that is none; int8 or compile of a model that is not ours or is wrapped; int8 not on a CPU.
     """
-    if isinstance(model, ForwardDecoder) and quantize is None:
+    if isinstance(model, ForwardDecoder) and quantize is None and not compile:
         return model
     if quantize not in KINDS:
         raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
     if _is_plain(model):
-        return FastDecoder(model, quantize)
-    if quantize is not None:
+        return (CompiledDecoder if compile else FastDecoder)(model, quantize)
+    if quantize is not None or compile:
+        asked = f"quantize={quantize!r}" if quantize else "compile=True"
         raise ValueError(
-            f"quantize={quantize!r} is of our own model as it was saved, and this is a {type(model).__name__} or has "
-            "something around its layers: merge an adapter first, or leave quantize out."
+            f"{asked} is of our own model as it was saved, and this is a {type(model).__name__} or has something "
+            "around its layers: merge an adapter first, or leave it out."
         )
     return ForwardDecoder(model)
 
@@ -195,54 +268,4 @@ def norm(layer: nn.LayerNorm) -> Multiply:
     return partial(torch.layer_norm, normalized_shape=layer.normalized_shape, **how)
 
 
-# --- A matrix in the layout that few rows are multiplied with fastest --------------------------------------------
-
-
-def multiplication(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Multiply:
-    """W (out, in) and b (out,) -> the function x -> x W^T + b."""
-    if quantize == "int8":
-        return int8_multiplication(weight, bias)
-    if weight.device.type != "cpu":
-        return partial(F.linear, weight=weight, bias=bias)
-    is_half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if torch.backends.mkldnn.is_available() and (is_half or weight.dtype == torch.float32):
-        return blocked_multiplication(weight, bias)
-    return transposed_multiplication(weight, bias)
-
-
-def transposed_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
-    """W kept as (in, out): what lies together is read for one input and added to all outputs."""
-    turned = weight.t().contiguous()  # no copy where it came from a GPT-2 file, which keeps it so
-    if bias is None:
-        return lambda x: torch.mm(x, turned)
-    return lambda x: torch.addmm(bias, x, turned)
-
-
-def blocked_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
-    """W in the blocks that oneDNN reads fastest for one row; it reads them well for more."""
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
-
-
-def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
-    """W as int8, each output scaled by its largest weight; x rounded to 8 bits, each row by its largest value."""
-    largest = torch.linalg.vector_norm(weight, torch.inf, 1, dtype=torch.float32)  # (out,)
-    scales = largest.clamp_(min=1e-12) / 127
-    codes = (weight / scales[:, None]).round_().to(torch.int8)
-    packed = torch.ops.onednn.qlinear_prepack(codes, None)
-    zeros = torch.zeros(len(weight), dtype=torch.int32)
-    half = 127 if torch.cpu._is_vnni_supported() else 63  # without VNNI two products are added in 16 bits
-    middle = torch.tensor(half + 1.5)  # where 0 is, and a half to round
-    bias = None if bias is None else bias.float()
-    rest = (None, 1.0, 0, torch.float32, "none", [], "")  # no bias yet, the output as it is, nothing done with it
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        largest = x.abs().amax(-1, keepdim=True).float()  # (N, 1); of a row of zeros any code times 0 is right
-        rounded = torch.addcdiv(middle, x.float(), largest, value=half).to(torch.uint8)  # the cast cuts off
-        y = torch.ops.onednn.qlinear_pointwise(rounded, 1 / half, half + 1, packed, scales, zeros, *rest)
-        return (y * largest if bias is None else torch.addcmul(bias, y, largest)).to(x.dtype)
-
-    return run
-
-
-__all__ = ["KINDS", "FastDecoder", "ForwardDecoder", "make_decoder", "multiplication"]
+__all__ = ["CompiledDecoder", "FastDecoder", "ForwardDecoder", "make_decoder"]

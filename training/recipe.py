@@ -6,6 +6,7 @@ Not a recipe itself. Imports nothing heavy: `python training/X.py --help` has to
 import difflib
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -173,6 +174,16 @@ def check_fields(run: Any) -> None:
             raise ValueError(f"{name} is empty.")
     if run.seed >= 2**63:
         raise ValueError(f"seed is {run.seed}; it has to be less than 2 to the power of 63.")
+    if getattr(run, "compile", False):
+        check_compiler()
+
+
+def check_compiler() -> None:
+    """Raise a ValueError where torch.compile would find no C++ compiler; it calls $CXX, or the system's own."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    name = os.environ.get("CXX", usual).split()[0]
+    if shutil.which(name) is None:
+        raise ValueError(f"compile needs a C++ compiler, and there is no {name}: install one, or leave --compile out.")
 
 
 def check(run: Run) -> None:

@@ -5,7 +5,8 @@
 One warm process for each peer, all on the same random weights; they take turns, never two at once, and each says how
 long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
 which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
-As it comes, and at its best: with tcmalloc preloaded, where that is installed.
+As it comes; with tcmalloc preloaded, where that is installed; and compiled too (CTranslate2 has nothing to compile),
+transformers with the static cache that this takes. "At its best" is the fastest of these.
 Of our step in int8, what its products take ("int8_step").
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
 """
@@ -29,7 +30,8 @@ from allocator import TCMALLOC
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all peers
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
-PEERS = (*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC))
+WAYS = (*("", " tcmalloc")[: 2 if TCMALLOC else 1], " compiled" + " tcmalloc" * bool(TCMALLOC))
+PEERS = [kind + way for way in WAYS for kind in KINDS if not ("compiled" in way and kind.startswith("ctranslate2"))]
 WORK = ("1x32+128", "8x32+128", "1x900+100")  # rows x prompt + new tokens
 VOCABULARY = 50257
 
@@ -57,7 +59,7 @@ def prompts(rows: int, length: int):
 
 def prepare(peer: str, folder: Path, threads: int):
     """(ids, new) -> tokens, by one peer, as a function; and what its preparing took in seconds."""
-    name, kind = peer.split()[:2]
+    (name, kind), is_compiled = peer.split()[:2], "compiled" in peer
     if name == "ctranslate2":
         import ctranslate2
 
@@ -80,9 +82,12 @@ def prepare(peer: str, folder: Path, threads: int):
     if name == "transformers":
         start = time.perf_counter()
         model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
+        static = {"cache_implementation": "static"} if is_compiled else {}
+        if is_compiled:
+            model.forward = torch.compile(model.forward)
 
         def run(ids, new):
-            how = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+            how = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0, **static}
             return model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :].tolist()
 
         return run, time.perf_counter() - start
@@ -91,7 +96,7 @@ def prepare(peer: str, folder: Path, threads: int):
 
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     start = time.perf_counter()
-    decoder = make_decoder(model, "int8" if kind == "int8" else None)
+    decoder = make_decoder(model, "int8" if kind == "int8" else None, is_compiled)
     seconds = time.perf_counter() - start
 
     def run(ids, new):
@@ -113,8 +118,7 @@ def serve(peer: str, folder: Path, threads: int) -> None:
         seconds = time.perf_counter() - start
         assert [len(row) for row in tokens] == [new] * rows, [len(row) for row in tokens]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        said = {"tokens_per_second": rows * new / seconds, "peak_mib": peak, "first": tokens[0][:20]}
-        print(json.dumps(said), flush=True)
+        print(json.dumps({"tokens_per_second": rows * new / seconds, "peak_mib": peak}), flush=True)
 
 
 def measure(folder: Path, peers: list[str], work: list[str], rounds: int, threads: int) -> dict:
@@ -146,7 +150,7 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
 
 
 def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
-    """What one token takes in int8, and what of it its matrix products take by torch's profiler."""
+    """What one token takes in int8, compiled and not, and what of the latter its products take by torch's profiler."""
     import torch
     from torch.profiler import profile
 
@@ -155,23 +159,29 @@ def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
 
     torch.set_num_threads(threads)
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder).eval()
-    decoder, ids, taken = make_decoder(model, "int8"), prompts(1, 32 + 2 * steps), []
+    ids = prompts(1, 32 + steps)
     mask = torch.ones_like(ids)
-    decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
-    for n in range(32, 32 + steps):
-        start = time.perf_counter()
-        decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
-        taken.append(1e3 * (time.perf_counter() - start))
-    with profile() as seen:
-        for n in range(32 + steps, ids.shape[1]):
+
+    def milliseconds(decoder) -> float:
+        taken = []
+        decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
+        for n in range(32, 32 + steps):
+            start = time.perf_counter()
             decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
-    events = seen.key_averages()
-    products = [event for event in events if event.key.startswith("onednn::qlinear")]
+            taken.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(taken)
+
+    plain, compiled = (make_decoder(model, "int8", compile) for compile in (False, True))
+    found = {"milliseconds": milliseconds(plain), "milliseconds_compiled": milliseconds(compiled)}
+    with profile() as seen:
+        milliseconds(plain)
+    products = [event for event in seen.events() if event.name.startswith("onednn::qlinear")]
+    prompt = len(products) // (steps + 1)  # the prompt's, first
     return {
-        "milliseconds": statistics.median(taken),
-        "products_milliseconds": sum(event.self_cpu_time_total for event in products) / steps / 1e3,
-        "products": sum(event.count for event in products) / steps,
-        "other_operations": sum(e.count for e in events if "::" in e.key and e not in products) / steps,
+        **found,
+        "products": prompt,
+        "products_milliseconds": sum(event.self_cpu_time_total for event in products[prompt:]) / steps / 1e3,
+        "operations": sum("::" in event.name for event in seen.events()) / (steps + 1),
     }
 
 
@@ -188,17 +198,18 @@ def print_table(found: dict, work: list[str]) -> None:
 
 
 def summary(found: dict, work: list[str]) -> dict:
-    """Medians, and ours over each peer."""
+    """Medians, and ours over each peer, as both come and each at its best."""
     medians = {one: {peer: statistics.median(speeds(found, peer, one)) for peer in found} for one in work}
-    ratios = {
-        one: {
-            f"{mine} / {other}": row[mine] / row[other]
-            for mine in row
-            for other in row
-            if mine.startswith("ours") and not other.startswith("ours")
+    ratios = {}
+    for one, row in medians.items():
+        best = {
+            kind: max(value for peer, value in row.items() if peer.startswith(kind)) for kind in KINDS if kind in row
         }
-        for one, row in medians.items()
-    }
+        pairs = [(mine, other) for mine in best for other in best if mine[:4] == "ours" != other[:4]]
+        ratios[one] = {
+            how: {f"{mine} / {other}": of[mine] / of[other] for mine, other in pairs}
+            for how, of in (("as both come", row), ("each at its best", best))
+        }
     return {"tokens_per_second": medians, "ratios": ratios}
 
 
@@ -216,16 +227,22 @@ def perplexities(checkpoint: str, file: Path) -> dict:
     T = model.config.max_position_embeddings
     rows = ids[: len(ids) // T * T].view(-1, T)[:500]
     found = {"text": file.name, "tokens": rows.numel()}
-    for name, decoder in (("fp32", ForwardDecoder(model)), ("int8", make_decoder(model, "int8"))):
+    decoders = {
+        "fp32": (ForwardDecoder(model), 16, T),
+        "int8": (make_decoder(model, "int8"), 16, T),
+        "int8 compiled": (make_decoder(model, "int8", compile=True), 1, 1),  # one token of one row at a time
+    }
+    for name, (decoder, some, new) in decoders.items():
         loss = 0.0
-        for some in rows.split(16):
-            mask = torch.ones_like(some)
+        for part in rows.split(some):
+            mask = torch.ones_like(part)
             with torch.no_grad():
-                decoder.start(some[:, :1], mask[:, :1], T)
-                logits = decoder.step(some[:, 1:], mask)[:, :-1]
-            loss += F.cross_entropy(logits.flatten(0, 1), some[:, 2:].flatten()).item() * len(some) / len(rows)
+                decoder.start(part[:, :1], mask[:, :1], T)
+                logits = [decoder.step(part[:, n : n + new], mask[:, : n + new]) for n in range(1, T, new)]
+            logits = torch.cat(logits, 1)[:, :-1].flatten(0, 1)
+            loss += F.cross_entropy(logits, part[:, 2:].flatten()).item() * len(part) / len(rows)
         found[name] = math.exp(loss)
-    return {**found, "rise": found["int8"] / found["fp32"] - 1}
+    return {**found, "rise": max(found["int8"], found["int8 compiled"]) / found["fp32"] - 1}
 
 
 def main() -> None:

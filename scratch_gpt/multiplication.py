@@ -1,0 +1,84 @@
+"""A matrix -> what few rows are multiplied with fastest: the function x -> x W^T + b, W laid as the hardware likes.
+
+At one row a product reads every weight once and does little else, so what counts is how the weights lie: in oneDNN's
+blocks where the processor has them; for compiled code, which fuses what comes before and after, as they are.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+
+KINDS = (None, "int8")
+Multiply = Callable[[torch.Tensor], torch.Tensor]  # (N, in) -> (N, out)
+
+
+def multiplication(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Multiply:
+    """W (out, in) and b (out,) -> the function x -> x W^T + b."""
+    if quantize == "int8":
+        return int8_multiplication(weight, bias)
+    if weight.device.type != "cpu":
+        return partial(F.linear, weight=weight, bias=bias)
+    is_half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if torch.backends.mkldnn.is_available() and (is_half or weight.dtype == torch.float32):
+        return blocked_multiplication(weight, bias)
+    return transposed_multiplication(weight, bias)
+
+
+def transposed_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
+    """W kept as (in, out): what lies together is read for one input and added to all outputs."""
+    turned = weight.t().contiguous()  # no copy where it came from a GPT-2 file, which keeps it so
+    if bias is None:
+        return lambda x: torch.mm(x, turned)
+    return lambda x: torch.addmm(bias, x, turned)
+
+
+def blocked_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
+    """W in the blocks that oneDNN reads fastest for one row; it reads them well for more."""
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
+
+
+def whole_numbers(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """W (out, in) -> int8 of that shape, and the scale of each output (out,): their product is W, rounded."""
+    largest = torch.linalg.vector_norm(weight, torch.inf, 1, dtype=torch.float32)  # (out,)
+    scales = largest.clamp_(min=1e-12) / 127
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
+
+
+def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
+    """W as int8, each output scaled by its largest weight; x rounded to 8 bits, each row by its largest value."""
+    codes, scales = whole_numbers(weight)
+    packed = torch.ops.onednn.qlinear_prepack(codes, None)
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
+    half = 127 if torch.cpu._is_vnni_supported() else 63  # without VNNI two products are added in 16 bits
+    middle = torch.tensor(half + 1.5)  # where 0 is, and a half to round
+    bias = None if bias is None else bias.float()
+    rest = (None, 1.0, 0, torch.float32, "none", [], "")  # no bias yet, the output as it is, nothing done with it
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        largest = x.abs().amax(-1, keepdim=True).float()  # (N, 1); of a row of zeros any code times 0 is right
+        rounded = torch.addcdiv(middle, x.float(), largest, value=half).to(torch.uint8)  # the cast cuts off
+        y = torch.ops.onednn.qlinear_pointwise(rounded, 1 / half, half + 1, packed, scales, zeros, *rest)
+        return (y * largest if bias is None else torch.addcmul(bias, y, largest)).to(x.dtype)
+
+    return run
+
+
+def compiled_multiplication(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Multiply:
+    """For one row, inside torch.compile: sums that it fuses with what surrounds them. int8 rounds W alone, not x."""
+    scales = None
+    if quantize == "int8":
+        weight, scales = whole_numbers(weight)
+
+    def run(x: torch.Tensor) -> torch.Tensor:  # (1, in) -> (1, out)
+        y = (weight * x).sum(-1, dtype=torch.float32)
+        y = y if scales is None else y * scales
+        return (y if bias is None else y + bias).to(x.dtype)[None]
+
+    return run
+
+
+__all__ = ["KINDS", "Multiply", "compiled_multiplication", "multiplication"]
