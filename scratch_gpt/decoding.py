@@ -6,14 +6,13 @@ its ordinary forward (ForwardDecoder). Both answer alike.
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
 """
 
-from collections.abc import Callable
 from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .multiplication import KINDS, Multiply, compiled_multiplication, multiplication
+from .multiplication import KINDS, Multiply, multiplication
 
 
 class ForwardDecoder:
@@ -77,26 +76,20 @@ class FastDecoder(ForwardDecoder):
     @cached_property
     def blocks(self) -> list[tuple]:
         """Of each block: its two norms and four multiplications, as `one_block` takes them."""
-        return self._parts(multiplication)
+        return [self._block(block) for block in self.model.transformer.layers]
 
     @cached_property
     def head(self) -> Multiply:
         return multiplication(self.model.lm_head.weight.detach(), None, self.quantize)
 
-    def _parts(self, multiplication: Callable[..., Multiply]) -> list[tuple]:
-        return [
-            self._block(block, partial(multiplication, quantize=self.quantize))
-            for block in self.model.transformer.layers
-        ]
-
-    def _block(self, block: nn.Module, multiplication: Callable[..., Multiply]) -> tuple:
+    def _block(self, block: nn.Module) -> tuple:
         attention, mlp = block.attn, block.mlp
         three = (attention.q_proj, attention.k_proj, attention.v_proj)
         weight = torch.cat([one.weight.detach() for one in three])  # (3D, D)
         bias = torch.cat([one.bias.detach() for one in three]) if three[0].bias is not None else None
-        make = lambda one: multiplication(one.weight.detach(), one.bias.detach())  # noqa: E731
+        make = lambda one: multiplication(one.weight.detach(), one.bias.detach(), self.quantize)  # noqa: E731
         return (
-            *(norm(block.ln_1), multiplication(weight, bias), make(attention.o_proj)),
+            *(norm(block.ln_1), multiplication(weight, bias, self.quantize), make(attention.o_proj)),
             *(norm(block.ln_2), make(mlp.up_proj), mlp.act_fn.forward, make(mlp.down_proj)),
         )
 
@@ -150,51 +143,6 @@ class FastDecoder(ForwardDecoder):
         return hide.view(-1, 1, T, S)
 
 
-class CompiledDecoder(FastDecoder):
-    """The same, one row's next token by compiled code: all of a block but its attention in two kernels.
-
-    Compiled when it is made, for any length: some 5 to 10 s, less where an earlier process has done it. Prompts,
-    several rows and guesses go as they do uncompiled. In int8 the matrices are kept twice, one more byte for each
-    parameter, and one row's activations are not rounded, so that guesses there may change a text.
-
-    Raises:
-        torch._inductor.exc.InvalidCxxCompiler: there is no C++ compiler.
-    """
-
-    def __init__(self, model: nn.Module, quantize: str | None = None):
-        super().__init__(model, quantize)
-        self.row_parts = self._parts(compiled_multiplication)
-        head = compiled_multiplication(model.lm_head.weight.detach(), None, quantize)
-        self.row_end = norm(model.transformer.norm), head
-        # What a product reads, it reads for every output: it is written down first, not computed as often.
-        options = {"realize_acc_reads_threshold": 3}
-        self.row_block, self.row_head = (torch.compile(one, options=options) for one in (one_row, one_head))
-        ids = torch.zeros(1, 3, dtype=torch.long, device=self.device)
-        mask = torch.ones_like(ids)
-        self.start(ids[:, :2], mask[:, :2], 3)
-        self.step(ids[:, 2:], mask)
-
-    @torch.inference_mode()
-    def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
-        logits = super().start(ids, mask, columns + 1)  # to read the cache whole would be another shape to compile
-        self.layers = self.kept.unbind(0)
-        for kept in self.layers:
-            torch._dynamo.mark_dynamic(kept, 3)
-        return logits
-
-    @torch.inference_mode()
-    def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if ids.shape != (1, 1) or self.padding is not None:
-            return super().step(ids, mask)
-        body, S = self.model.transformer, mask.shape[1]
-        x = body.embed_tokens.weight[ids[0]] + body.embed_positions.weight[S - 1 : S]  # (1, D)
-        columns = mask.new_empty(S)  # only its length is looked at
-        torch._dynamo.mark_dynamic(columns, 0)
-        for kept, parts in zip(self.layers, self.row_parts, strict=True):
-            x = self.row_block(x, kept, columns, *parts)
-        return self.row_head(x, *self.row_end)[None]
-
-
 def one_block(x, new, keys, values, seen, norm_1, qkv, out, norm_2, up, act, down) -> torch.Tensor:
     """A block: x (N, D) -> (N, D). What each token sees is in `seen`.
 
@@ -208,20 +156,7 @@ def one_block(x, new, keys, values, seen, norm_1, qkv, out, norm_2, up, act, dow
     return x + down(act(up(norm_2(x))))
 
 
-def one_row(x: torch.Tensor, kept: torch.Tensor, columns: torch.Tensor, *parts) -> torch.Tensor:
-    """`one_block` for one token: x (1, D) -> (1, D), at the last of columns (S,) of `kept` (2, 1, H, more, K)."""
-    S = len(columns)
-    return one_block(x, kept[..., S - 1 : S, :], kept[0, :, :, :S], kept[1, :, :, :S], {}, *parts)
-
-
-def one_head(x: torch.Tensor, norm: Multiply, head: Multiply) -> torch.Tensor:
-    """The last block's x (1, D) -> logits (1, V)."""
-    return head(norm(x))
-
-
-def make_decoder(
-    model: nn.Module | ForwardDecoder, quantize: str | None = None, compile: bool = False
-) -> ForwardDecoder:
+def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None) -> ForwardDecoder:
     """The fastest decoder for a causal model; what is one already stays.
 
     Fast is our own class as it was saved: on one device, without an adapter, quantised layers, hooks, autocast or
@@ -229,23 +164,20 @@ def make_decoder(
 
     Args:
         quantize: "int8" rounds the matrices, see FastDecoder.
-        compile: one row's tokens by torch.compile, see CompiledDecoder: it pays in bf16 and int8, from some thousand
-            tokens on.
 
     Raises:
-        ValueError: a kind that is none; int8 or compile of a model that is not ours or is wrapped; int8 not on a CPU.
+        ValueError: a kind that is none; int8 of a model that is not ours, is wrapped, or is not on a CPU.
     """
-    if isinstance(model, ForwardDecoder) and quantize is None and not compile:
+    if isinstance(model, ForwardDecoder) and quantize is None:
         return model
     if quantize not in KINDS:
         raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
     if _is_plain(model):
-        return (CompiledDecoder if compile else FastDecoder)(model, quantize)
-    if quantize is not None or compile:
-        asked = f"quantize={quantize!r}" if quantize else "compile=True"
+        return FastDecoder(model, quantize)
+    if quantize is not None:
         raise ValueError(
-            f"{asked} is of our own model as it was saved, and this is a {type(model).__name__} or has something "
-            "around its layers: merge an adapter first, or leave it out."
+            f"quantize={quantize!r} is of our own model as it was saved, and this is a {type(model).__name__} or has "
+            "something around its layers: merge an adapter first, or leave quantize out."
         )
     return ForwardDecoder(model)
 
@@ -268,4 +200,4 @@ def norm(layer: nn.LayerNorm) -> Multiply:
     return partial(torch.layer_norm, normalized_shape=layer.normalized_shape, **how)
 
 
-__all__ = ["CompiledDecoder", "FastDecoder", "ForwardDecoder", "make_decoder"]
+__all__ = ["FastDecoder", "ForwardDecoder", "make_decoder"]

@@ -1,7 +1,5 @@
 """Laws of the fast step: it is the model's forward, guesses change nothing, whole numbers cost next to nothing."""
 
-import copy
-import shutil
 from itertools import product
 from pathlib import Path
 
@@ -28,15 +26,8 @@ def scored(decoder, ids, mask, prompt: int) -> torch.Tensor:
     return torch.cat(logits, 1)
 
 
-def each_alone(decoder, ids) -> torch.Tensor:
-    """The logits of every position but the first, one token at a time."""
-    mask = torch.ones_like(ids)
-    decoder.start(ids[:, :1], mask[:, :1], ids.shape[1])
-    return torch.cat([decoder.step(ids[:, n : n + 1], mask[:, : n + 1]) for n in range(1, ids.shape[1])], 1)
-
-
 def all_at_once(decoder, ids) -> torch.Tensor:
-    """The same, in one step."""
+    """The logits of every position but the first, in one step."""
     mask = torch.ones_like(ids)
     decoder.start(ids[:, :1], mask[:, :1], ids.shape[1])
     return decoder.step(ids[:, 1:], mask)
@@ -139,46 +130,6 @@ def test_int8_costs_at_most_one_percent_of_perplexity(trained):
     assert losses[1] - losses[0] < 0.01
 
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile calls g++, which is not here")
-
-
-@needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_is_the_same_step_at_any_length(trained, dtype):
-    torch._dynamo.reset()
-    model, rows = copy.deepcopy(trained[0]).to(dtype), trained[1]
-    decoder, near = make_decoder(model, compile=True), 1e-4 if dtype == torch.float32 else 0.2
-    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        for start, end, columns in ((5, 12, 12), (1, 40, 60)):
-            ids, mask = rows[:1, :end], torch.ones_like(rows[:1, :end])
-            logits = [decoder.start(ids[:, :start], mask[:, :start], columns)]
-            logits += [decoder.step(ids[:, n : n + 1], mask[:, : n + 1]) for n in range(start, end)]
-            assert worst(torch.cat(logits, 1), model(ids).logits[:, start - 1 :]) < near
-        again = decoder.step(ids[:, 20:21], mask[:, :21])  # what came after is taken back
-        assert worst(again, model(ids).logits[:, 20:21]) < near
-        batch = padded([rows[0, :9], rows[1, :7]])  # several rows, and one behind padding: not by compiled code
-        for part in (slice(0, 2), slice(1, 2)):
-            ids, mask = batch["input_ids"][part], batch["attention_mask"][part]
-            decoder.start(ids[:, :8], mask[:, :8], 9)
-            whole = model(ids, attention_mask=mask).logits[:, 8:]
-            assert worst(decoder.step(ids[:, 8:], mask), whole) < near
-
-
-@needs_compiler
-def test_compiled_int8_is_the_model_but_for_rounding(trained):
-    torch._dynamo.reset()
-    model, rows = trained
-    decoder, ids = make_decoder(model, "int8", compile=True), rows[:1]
-    assert not torch.equal(*(step(decoder, ids) for step in (each_alone, all_at_once)))  # compiled, and not
-    losses = []
-    for some in rows[:6].split(1):
-        with torch.no_grad():
-            both = model(some).logits[:, 1:-1], each_alone(decoder, some)[:, :-1]
-        losses.append([F.cross_entropy(logits.flatten(0, 1), some[:, 2:].flatten()).item() for logits in both])
-    plain, rounded = torch.tensor(losses).mean(0)
-    assert 1 < plain < 3.5 and plain != rounded and abs(rounded - plain) < 0.01
-
-
 def test_guesses_change_no_token(trained):
     model, rows = trained
     for chosen in ({"temperature": 0}, {"temperature": 0.8, "top_k": 5, "seed": 3}):
@@ -230,8 +181,6 @@ def test_only_our_own_plain_model_is_fast():
     assert type(make_decoder(model)) is ForwardDecoder
     with pytest.raises(ValueError, match="something around its layers"):
         make_decoder(model, "int8")
-    with pytest.raises(ValueError, match="compile=True is of our own model"):
-        make_decoder(model, compile=True)
     with pytest.raises(ValueError, match="quantize is 'int3'; it is int8"):
         make_decoder(tiny_model(), "int3")
 

@@ -288,6 +288,13 @@ def test_bad_yaml_is_one_clear_line(content, message, tmp_path, capsys):
     fails(["--config", tmp_path / "run.yaml", "--output-dir", tmp_path / "run"], message, capsys)
 
 
+def test_compile_without_a_compiler_is_one_clear_line(story, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    arguments = ["--compile", "true", "--dataset", story, "--output-dir", tmp_path / "run"]
+    fails(arguments, "needs a C.. compiler, and there is no no-such-compiler", capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_of_another_family_and_a_too_large_vocabulary_are_refused(story, tmp_path, capsys):
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -34,7 +34,6 @@ class GenerateRun:
     seed: int = option(0, "Decides the draws.")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "What to compute in; auto as the weights are kept.")
     quantize: Literal["no", "int8"] = option("no", "int8 multiplies in 8 bits, on a CPU: fast, and nearly the same.")
-    compile: bool = option(False, "torch.compile a step first, some 10 s: then bfloat16 and int8 are faster still.")
     prompt_lookup_num_tokens: int | None = option(
         None, "Guess so many tokens ahead from what was said before, and check them at once; for one continuation."
     )
@@ -119,10 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         load = load_model if find_adapter(run.model, run.model_revision) else AutoModelForCausalLM.from_pretrained
         model = load(run.model, revision=run.model_revision)
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))
-        start = time.perf_counter()
-        decoder = make_decoder(model, None if run.quantize == "no" else run.quantize, run.compile)
-        if run.compile:
-            print(f"Compiled in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+        decoder = make_decoder(model, None if run.quantize == "no" else run.quantize)
         how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
         how |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
         start = time.perf_counter()

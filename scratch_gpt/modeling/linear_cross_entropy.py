@@ -40,7 +40,7 @@ def _walk(
     V, wide = len(weight), torch.promote_types(dtype, torch.float32)
     losses = hidden.new_zeros(len(hidden), dtype=wide)
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
-    d_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+    d_weight = torch.empty_like(weight, dtype=wide) if wanted[1] else None  # the first chunk writes, others add
 
     asked = (targets != IGNORED).nonzero().squeeze(1)
     chunks = math.ceil(len(asked) * V * dtype.itemsize / CHUNK_BYTES)
@@ -48,7 +48,7 @@ def _walk(
     on_cpu = hidden.device.type == "cpu"
     rows_at_once, columns_at_once = (max(ROWS, LOGITS // V), COLUMNS) if on_cpu else (n, V)
     table, weight = hidden.new_empty(n, LINE * math.ceil(V / LINE), dtype=dtype), weight.to(dtype)
-    for rows in asked.split(n):
+    for number, rows in enumerate(asked.split(n)):  # at least one, and be it of no rows
         there, n = len(rows), STEP * math.ceil(len(rows) / STEP)  # what is filled up is zeros, asked for token 0
         x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - there)).to(dtype)  # (n, D)
         target = F.pad(targets[rows], (0, n - there))  # (n,)
@@ -68,19 +68,19 @@ def _walk(
         if d_weight is not None:
             x = x if factor is None else (x.to(wide) * factor).to(dtype)
             for block, part in zip(logits.split(columns_at_once, 1), d_weight.split(columns_at_once), strict=True):
-                part += (block.T @ x).to(wide)
+                part.add_(block.T @ x) if number else part.copy_(block.T @ x)
     return losses, d_hidden, d_weight
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor, *, turn: bool) -> torch.Tensor:
-    """The loss of rows of logits (n, V), (n,); `turn` writes their probabilities over them."""
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    p = z.softmax(1)
-    # log of the sum, less the target's logit. The largest probability is 1 / sum of exp(z - largest z).
-    losses = z.amax(1) - z.gather(1, targets.unsqueeze(1)).squeeze(1) - p.amax(1).log()
+    """The loss of rows of logits (n, V), (n,), which are lost; `turn` writes their probabilities over them."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # where they are in fp32 already, themselves
+    largest, asked = z.amax(1, keepdim=True), z.gather(1, targets.unsqueeze(1))  # (n, 1)
+    p = z.sub_(largest).exp_()
+    total = p.sum(1, keepdim=True)
     if turn:
-        logits.copy_(p)
-    return losses
+        logits.copy_(p.mul_(1 / total))
+    return (largest - asked + total.log()).squeeze(1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
