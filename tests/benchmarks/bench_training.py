@@ -189,6 +189,15 @@ def processor_seconds() -> tuple[float, float]:
     return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK"), sum(fields) / os.sysconf("SC_CLK_TCK")
 
 
+def ask(peer: str, shape: Shape, number: int, environment: dict[str, str]) -> dict:
+    """One turn of a worker of our own environment."""
+    worker = Worker(Path(sys.executable), peer, shape, {}, environment)
+    worker.wait()
+    answer = worker.turn(peer, number)
+    worker.end()
+    return answer
+
+
 def start_workers(shape: Shape, rows: list[str], limits: dict[str, str]) -> dict[str, Worker]:
     """Row -> its worker; rows of one peer in one environment share theirs."""
     ways, shared = environments(), {}
@@ -419,13 +428,12 @@ def main() -> None:
             print(f"{workload.title}: {'; '.join(here)}", flush=True)
             found = play(workload, here, 2 if options.quick else options.rounds, limits)
             summary["workloads"][name] = summarise(workload, here, found)
+            products = ask("products", workload.shape, 3, limits | environments()["recipe"])
+            summary["workloads"][name]["products"] = products
     found = (before["workloads"] if same_machine else {}) | summary["workloads"]
     summary["workloads"] = {name: found[name] for name in WORKLOADS if name in found}
     shape, steps = (TINY, 3) if options.quick else LOSSES
-    worker = Worker(Path(sys.executable), "losses", Shape(**{**asdict(shape), "vocabulary": 256}), {}, limits)
-    worker.wait()
-    summary["losses"] = worker.turn("losses", steps)
-    worker.end()
+    summary["losses"] = ask("losses", Shape(**{**asdict(shape), "vocabulary": 256}), steps, limits)
     summary["table"] = table(summary)
     print("\n".join(summary["table"]))
     options.out.write_text(json.dumps(summary, indent=2) + "\n")

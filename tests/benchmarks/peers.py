@@ -232,6 +232,28 @@ def measure_ceilings(seconds: float = 0.7, size: int = 2048, buffer_bytes: int =
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+# --- What a step cannot do without -------------------------------------------------------------------------------
+
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
+
+
+def measure_products(shape: Shape):
+    """Turns of ours out of the box: seconds of a step, and of the matrix products in it by torch's profiler."""
+    from torch.profiler import profile
+
+    take = take_turns("ours", shape, {"ours": Setting("auto", fused=True)})
+
+    def turn(row: str, number: int) -> dict:
+        take("ours", 1)  # warms up
+        with profile() as seen:
+            taken = take("ours", number)
+        products = sum(event.self_cpu_time_total for event in seen.key_averages() if event.key in PRODUCTS)
+        return {"step_seconds": taken["seconds"] / number, "products_seconds": products / 1e6 / number}
+
+    return turn
+
+
 # --- The same losses? --------------------------------------------------------------------------------------------
 
 
@@ -288,6 +310,8 @@ def main() -> None:
     shape = Shape(**given["shape"]) if given["shape"] else None
     if given["peer"] == "ceilings":
         turn = measure_ceilings(**given["settings"])
+    elif given["peer"] == "products":
+        turn = measure_products(shape)
     elif given["peer"] == "losses":
         turn = compare_losses(shape)
     else:
