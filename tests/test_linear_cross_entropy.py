@@ -212,6 +212,19 @@ def test_token_losses_are_the_losses_and_take_any_gradient():
         model(ids, labels=ids, token_losses=True)
 
 
+def test_memory_that_is_not_written_is_not_read(monkeypatch):
+    hidden, targets = torch.randn(256, 384).bfloat16().requires_grad_(), torch.randint(65, (256,))
+    weight = torch.randn(65, 384).bfloat16().requires_grad_()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)  # new memory is full of NaN
+    try:
+        assert torch.empty(1).isnan()
+        linear_cross_entropy(hidden, weight, targets).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
+
+
 def test_where_nothing_is_asked_the_loss_is_0_with_a_graph():
     model = tiny_model().train()
     nothing = torch.full((2, 12), -100)

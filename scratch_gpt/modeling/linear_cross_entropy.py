@@ -48,6 +48,7 @@ def _walk(
     on_cpu = hidden.device.type == "cpu"
     rows_at_once, columns_at_once = (max(ROWS, LOGITS // V), COLUMNS) if on_cpu else (n, V)
     table, weight = hidden.new_empty(n, LINE * math.ceil(V / LINE), dtype=dtype), weight.to(dtype)
+    table[:, V:] = 0  # oneDNN 3.12 reads there on processors with AMX (its issue 5717), and times 0 NaN is NaN
     for number, rows in enumerate(asked.split(n)):  # at least one, and be it of no rows
         there, n = len(rows), STEP * math.ceil(len(rows) / STEP)  # what is filled up is zeros, asked for token 0
         x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - there)).to(dtype)  # (n, D)
