@@ -5,8 +5,9 @@
 One warm process for each peer, all on the same random weights; they take turns, never two at once, and each says how
 long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
 which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
-As it comes; with tcmalloc preloaded, where that is installed; and compiled too (CTranslate2 has nothing to compile),
-transformers with the static cache that this takes. "At its best" is the fastest of these.
+A round in which others had more than FOREIGN of the machine (load.py) is dropped for all. Each peer as it comes; with
+tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes. "At its
+best" is the fastest of these.
 Of our step in int8, what its products take ("int8_step").
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
 """
@@ -15,7 +16,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,13 +25,14 @@ import time
 from pathlib import Path
 
 from allocator import TCMALLOC
+from load import FOREIGN, processor_seconds
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all peers
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
-WAYS = (*("", " tcmalloc")[: 2 if TCMALLOC else 1], " compiled" + " tcmalloc" * bool(TCMALLOC))
-PEERS = [kind + way for way in WAYS for kind in KINDS if not ("compiled" in way and kind.startswith("ctranslate2"))]
+PEERS = [*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC)]
+PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in KINDS if kind.startswith("transformers")]
 WORK = ("1x32+128", "8x32+128", "1x900+100")  # rows x prompt + new tokens
 VOCABULARY = 50257
 
@@ -59,7 +60,7 @@ def prompts(rows: int, length: int):
 
 def prepare(peer: str, folder: Path, threads: int):
     """(ids, new) -> tokens, by one peer, as a function; and what its preparing took in seconds."""
-    (name, kind), is_compiled = peer.split()[:2], "compiled" in peer
+    name, kind, *way = peer.split()
     if name == "ctranslate2":
         import ctranslate2
 
@@ -82,8 +83,9 @@ def prepare(peer: str, folder: Path, threads: int):
     if name == "transformers":
         start = time.perf_counter()
         model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=dtype).eval()
-        static = {"cache_implementation": "static"} if is_compiled else {}
-        if is_compiled:
+        static = {}
+        if "compiled" in way:
+            static = {"cache_implementation": "static"}
             model.forward = torch.compile(model.forward)
 
         def run(ids, new):
@@ -96,7 +98,7 @@ def prepare(peer: str, folder: Path, threads: int):
 
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     start = time.perf_counter()
-    decoder = make_decoder(model, "int8" if kind == "int8" else None, is_compiled)
+    decoder = make_decoder(model, "int8" if kind == "int8" else None)
     seconds = time.perf_counter() - start
 
     def run(ids, new):
@@ -113,44 +115,59 @@ def serve(peer: str, folder: Path, threads: int) -> None:
     for line in sys.stdin:
         rows, length, new = map(int, line.split())
         ids = prompts(rows, length)
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         tokens = run(ids, new)
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
         assert [len(row) for row in tokens] == [new] * rows, [len(row) for row in tokens]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"tokens_per_second": rows * new / seconds, "peak_mib": peak}), flush=True)
+        said = {"tokens_per_second": rows * new / seconds, "peak_mib": peak, "cpu_seconds": busy}
+        print(json.dumps(said), flush=True)
 
 
-def measure(folder: Path, peers: list[str], work: list[str], rounds: int, threads: int) -> dict:
-    """Every peer's work in turns; a first, uncounted turn warms it."""
+def measure(folder: Path, peers: list[str], work: list[str], rounds: int, threads: int) -> tuple[dict, dict]:
+    """Every peer's work in turns; and of each work, how many rounds count and how many were dropped."""
     command = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--serve"]
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     environment["OMP_NUM_THREADS"] = str(threads)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes, found = {}, {}
+    processes, found, counts = {}, {}, {}
     for peer in peers:
         allocator = {"LD_PRELOAD": TCMALLOC} if peer.endswith("tcmalloc") else {}
         processes[peer] = subprocess.Popen([*command, peer], env=environment | allocator, **pipes)
         found[peer] = json.loads(processes[peer].stdout.readline())
     for one in work:
-        sizes = one.replace("x", " ").replace("+", " ")
-        for number in range(rounds + 1):
-            for peer in peers if number % 2 else peers[::-1]:
-                process = processes[peer]
-                process.stdin.write(f"{sizes}\n")
-                process.stdin.flush()
-                said = json.loads(process.stdout.readline())
-                if number:
-                    found[peer].setdefault(one, []).append(said)
+        take_round(processes, one)  # warms up
+        kept, dropped = [], []
+        while len(kept) < rounds and len(kept) + len(dropped) < math.ceil(1.5 * rounds):
+            processes = dict(reversed(processes.items()))
+            turns = take_round(processes, one)
+            (kept if max(turn["foreign"] for turn in turns.values()) <= FOREIGN else dropped).append(turns)
+        for peer in peers:
+            found[peer][one] = [turns[peer] for turns in kept or dropped]
+        counts[one] = {"kept": len(kept), "dropped": len(dropped)}
         print_table(found, [one])
+        print(f"{one:12} {len(kept)} rounds, {len(dropped)} dropped for foreign load", flush=True)
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    return found
+    return found, counts
+
+
+def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, dict]:
+    """A turn of each peer; "foreign" is the share of the machine that others had meanwhile."""
+    turns = {}
+    for peer, process in processes.items():
+        before = processor_seconds()
+        process.stdin.write(one.replace("x", " ").replace("+", " ") + "\n")
+        process.stdin.flush()
+        said = json.loads(process.stdout.readline())
+        busy, total = (now - then for now, then in zip(processor_seconds(), before, strict=True))
+        turns[peer] = said | {"foreign": max(0.0, busy - said["cpu_seconds"]) / max(1e-9, total)}
+    return turns
 
 
 def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
-    """What one token takes in int8, compiled and not, and what of the latter its products take by torch's profiler."""
+    """What one token takes in int8, and what of it its matrix products take by torch's profiler."""
     import torch
     from torch.profiler import profile
 
@@ -159,29 +176,23 @@ def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
 
     torch.set_num_threads(threads)
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder).eval()
-    ids = prompts(1, 32 + steps)
+    decoder, ids, taken = make_decoder(model, "int8"), prompts(1, 32 + 2 * steps), []
     mask = torch.ones_like(ids)
-
-    def milliseconds(decoder) -> float:
-        taken = []
-        decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
-        for n in range(32, 32 + steps):
-            start = time.perf_counter()
-            decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
-            taken.append(1e3 * (time.perf_counter() - start))
-        return statistics.median(taken)
-
-    plain, compiled = (make_decoder(model, "int8", compile) for compile in (False, True))
-    found = {"milliseconds": milliseconds(plain), "milliseconds_compiled": milliseconds(compiled)}
+    decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
+    for n in range(32, 32 + steps):
+        start = time.perf_counter()
+        decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
+        taken.append(1e3 * (time.perf_counter() - start))
     with profile() as seen:
-        milliseconds(plain)
-    products = [event for event in seen.events() if event.name.startswith("onednn::qlinear")]
-    prompt = len(products) // (steps + 1)  # the prompt's, first
+        for n in range(32 + steps, ids.shape[1]):
+            decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
+    events = seen.key_averages()
+    products = [event for event in events if event.key.startswith("onednn::qlinear")]
     return {
-        **found,
-        "products": prompt,
-        "products_milliseconds": sum(event.self_cpu_time_total for event in products[prompt:]) / steps / 1e3,
-        "operations": sum("::" in event.name for event in seen.events()) / (steps + 1),
+        "milliseconds": statistics.median(taken),
+        "products_milliseconds": sum(event.self_cpu_time_total for event in products) / steps / 1e3,
+        "products": sum(event.count for event in products) / steps,
+        "other_operations": sum(e.count for e in events if "::" in e.key and e not in products) / steps,
     }
 
 
@@ -227,22 +238,17 @@ def perplexities(checkpoint: str, file: Path) -> dict:
     T = model.config.max_position_embeddings
     rows = ids[: len(ids) // T * T].view(-1, T)[:500]
     found = {"text": file.name, "tokens": rows.numel()}
-    decoders = {
-        "fp32": (ForwardDecoder(model), 16, T),
-        "int8": (make_decoder(model, "int8"), 16, T),
-        "int8 compiled": (make_decoder(model, "int8", compile=True), 1, 1),  # one token of one row at a time
-    }
-    for name, (decoder, some, new) in decoders.items():
+    for name, decoder in (("fp32", ForwardDecoder(model)), ("int8", make_decoder(model, "int8"))):
         loss = 0.0
-        for part in rows.split(some):
-            mask = torch.ones_like(part)
+        for some in rows.split(16):
+            mask = torch.ones_like(some)
             with torch.no_grad():
-                decoder.start(part[:, :1], mask[:, :1], T)
-                logits = [decoder.step(part[:, n : n + new], mask[:, : n + new]) for n in range(1, T, new)]
-            logits = torch.cat(logits, 1)[:, :-1].flatten(0, 1)
-            loss += F.cross_entropy(logits, part[:, 2:].flatten()).item() * len(part) / len(rows)
+                decoder.start(some[:, :1], mask[:, :1], T)
+                logits = decoder.step(some[:, 1:], mask)[:, :-1]
+            loss += F.cross_entropy(logits.flatten(0, 1), some[:, 2:].flatten()).item() * len(some) / len(rows)
         found[name] = math.exp(loss)
-    return {**found, "rise": max(found["int8"], found["int8 compiled"]) / found["fp32"] - 1}
+    found |= {"parameters": model.num_parameters(), "rise": found["int8"] / found["fp32"] - 1}
+    return found
 
 
 def main() -> None:
@@ -262,14 +268,18 @@ def main() -> None:
         return make(Path(options.make), {"n_layer": options.layers})
     if options.serve:
         return serve(options.serve, Path(options.folder), options.threads)
-    result = {"rounds": options.rounds, "threads": options.threads, "machine": platform.processor() or "unknown"}
+    import torch  # not at the top: CTranslate2's process is without
+    from peers import measure_ceilings
+
+    result = {"rounds": options.rounds, "threads": options.threads, "cpu": torch.cpu.get_capabilities()["cpu_name"]}
+    result["ceilings"] = measure_ceilings()("machine", 1)
     result["perplexity"] = perplexities(options.checkpoint, options.text) if options.checkpoint else None
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--make", folder, "--layers", str(options.layers)]
         subprocess.run(command, check=True)
         result["int8_step"] = int8_step(Path(folder), options.threads)
-        found = measure(Path(folder), list(options.peers), list(options.work), options.rounds, options.threads)
-    result |= {**summary(found, options.work), "runs": found}
+        found, counts = measure(Path(folder), list(options.peers), list(options.work), options.rounds, options.threads)
+    result |= {"counts": counts, **summary(found, options.work), "runs": found}
     print(json.dumps({name: result[name] for name in ("perplexity", "tokens_per_second", "ratios")}, indent=2))
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from allocator import TCMALLOC
+from load import FOREIGN, processor_seconds
 from peers import Setting, Shape
 
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
-FOREIGN = 0.05  # of the processor time of all cores during a turn
 CLAIM_ROUNDS = 7
 TORCH = "torch==2.13.0"
 # What these import of all that litgpt asks for; llms-from-scratch's models import torch only.
@@ -180,13 +180,6 @@ class Worker:
     def end(self) -> None:
         self.process.stdin.close()
         self.process.wait()
-
-
-def processor_seconds() -> tuple[float, float]:
-    """(busy, all) processor seconds of the whole machine since it started; stolen time is busy, waiting is not."""
-    fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    idle = fields[3] + fields[4]
-    return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK"), sum(fields) / os.sysconf("SC_CLK_TCK")
 
 
 def ask(peer: str, shape: Shape, number: int, environment: dict[str, str]) -> dict:

@@ -8,13 +8,15 @@ A test compares the two.
 
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from targets import figures, targets
+from targets import DECODING, figures, targets
 
 
 README = Path(__file__).resolve().parents[2] / "README.md"
+ALSO_TRAINING = ("training-xeon",)  # other machines
 MARKED = re.compile(r"(<!-- (\S+): written by tests/benchmarks/readme\.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -34,11 +36,11 @@ def why() -> str:
     heads = [losses[f"head, 4x1024, {precision}"] for precision in ("fp32", "bf16")]
     shares = [head["ours"]["peak_bytes"] / head["plain"]["peak_bytes"] for head in heads]
     step = {name: row["step_seconds"]["median"] for name, row in middle["rows"].items()}
-    over, best = (decoding["ratios"]["1x32+128"][how] for how in ("as both come", "each at its best"))
+    over = decoding["ratios"]["1x32+128"]["as both come"]
     sentences = (
         f"""**The processor's own 16 bits**: matrix products in bf16 run at {middle["ceilings"]["bf16"]:.0f} GFLOP/s
-        here, those in fp32 {middle["ceilings"]["fp32"]:.0f}, so the recipes take bf16 where it is native, and keep
-        weights, sums and softmax in fp32.""",
+        on {decoding["cpu"]}, those in fp32 {middle["ceilings"]["fp32"]:.0f}, so the recipes take bf16 where it is
+        native, and keep weights, sums and softmax in fp32.""",
         f"""**The loss is one function with its own backward**: from hidden states to loss and gradients it peaks at
         {shares[0]:.2f} times the memory of the plain form in fp32, {shares[1]:.2f} in bf16, and what it computes in
         fp32 stays in the processor's cache.""",
@@ -49,35 +51,59 @@ def why() -> str:
         {100 * loop["share_of_cpu_seconds"]:.1f} % of a step's processor time in the smallest preset
         ({1e3 * loop["seconds_of_a_step"]["ours"][0]:.0f} ms), and training waits {100 * loop["data_wait"]:.2f} % of
         its time for rows.""",
-        f"""**Decoding has a step of its own**, a cache of fixed size and matrices laid out for one row; in int8
-        {over["ours int8 / transformers fp32"]:.1f} times transformers' `generate` in fp32 and
-        {over["ours int8 / ctranslate2 int8"]:.2f} times CTranslate2 in int8, each at its best (ours compiled)
-        {best["ours int8 / transformers fp32"]:.1f} and {best["ours int8 / ctranslate2 int8"]:.2f} times (124M, one
-        row, 32 + 128 tokens).""",
+        f"""**Decoding has a step of its own**, a cache of fixed size and matrices laid out for one row: in fp32
+        {over["ours fp32 / transformers fp32"]:.1f} times transformers' `generate`, in bf16
+        {over["ours bf16 / transformers bf16"]:.1f} times, in int8 {over["ours int8 / transformers fp32"]:.1f} times
+        its fp32 and {over["ours int8 / ctranslate2 int8"]:.2f} times CTranslate2 (124M, one row, 32 + 128 tokens, on
+        {decoding["cpu"]}).""",
     )
     return "\n".join(lines(f"{n}. {sentence}", "   ") for n, sentence in enumerate(sentences, 1))
 
 
 def training() -> str:
-    """What bench_training.py has printed, and what limits the largest model."""
+    """What bench_training.py has printed on each machine, and what limits it."""
     found = figures("training")
+    losses = f"""In the first 100 steps from the same weights on the same text, losses out of the box and those of
+    plain fp32 are at most {100 * found["losses"]["largest_difference"]:.2f} % apart. On a GPU: not measured."""
+    picture = "![Tokens a second](tests/benchmarks/training.png)"
+    return "\n\n".join([training_on(found), picture, lines(losses), *map(training_on, map(figures, ALSO_TRAINING))])
+
+
+def training_on(found: dict) -> str:
+    machine = f"#### On {found['table'][0].partition(',')[0]}\n\n{lines(found['table'][0])}"
     rows = "\n".join(found["table"][2:-2])  # without the machine's line and that of the losses
     rows = re.sub(r"^(?![|\n]|ceilings)([^,]*, [^,]*), (.*)$", r"**\1**, \2.", rows, flags=re.MULTILINE)
     rows = re.sub(r"^ceilings (.*)$", r"Ceilings \1.", rows, flags=re.MULTILINE)
+    return "\n\n".join([machine, rows, *map(lines, limits(found))])
+
+
+def limits(found: dict) -> Iterator[str]:
+    """Why no step is faster: what its products take, and what a target would ask of them."""
     gpt2 = found["workloads"]["gpt2"]
-    plain, gigaflops = gpt2["rows"]["reference"]["step_seconds"]["median"], gpt2["flops"] / 1e9
-    limit = f"""At 124M, 3 times the reference was not reached: its fp32 products alone take
-    {gigaflops / gpt2["ceilings"]["fp32"]:.2f} s of its {plain:.2f} s, and a third of its step would be
-    {100 * gigaflops / (plain / 3) / gpt2["ceilings"]["bf16"]:.0f} % of the bf16 ceiling, with AdamW's pass over 2 GB
-    within it. The more buffers fault on a machine, the slower the reference, and the larger all these ratios."""
-    losses = f"""In the first 100 steps from the same weights on the same text, losses out of the box and those of
-    plain fp32 are at most {100 * found["losses"]["largest_difference"]:.2f} % apart. On a GPU: not measured."""
-    return f"{rows}\n\n![Tokens a second](tests/benchmarks/training.png)\n\n{lines(limit)}\n\n{lines(losses)}"
+    plain, peak = gpt2["rows"]["reference"]["step_seconds"]["median"], gpt2["ceilings"]
+    if not all(target["reached"] for target in gpt2["targets"] if target["over"] == "reference"):
+        gigaflops = gpt2["flops"] / 1e9
+        yield f"""At 124M, 3 times the reference was not reached: its fp32 products alone take
+        {gigaflops / peak["fp32"]:.2f} s of its {plain:.2f} s, and a third of its step would be
+        {100 * gigaflops / (plain / 3) / peak["bf16"]:.0f} % of the bf16 ceiling, with AdamW's pass over 2 GB within
+        it. The more buffers fault on a machine, the slower the reference, and the larger all these ratios."""
+    shares = [
+        f"""{100 * products["products_seconds"] / products["step_seconds"]:.0f} % of a step ({workload["title"]}) and
+        reach {100 * workload["flops"] / products["products_seconds"] / 1e9 / workload["ceilings"]["bf16"]:.0f} %"""
+        for workload in found["workloads"].values()
+        if (products := workload.get("products"))
+    ]
+    if shares:
+        yield f"""By torch's profiler, out of the box, matrix products take {", ".join(shares)} of the ceiling in
+        it, as their shapes are smaller than the ceiling's: were all the rest free, a step could not reach more."""
 
 
 def decoding() -> str:
-    """Tokens a second of each peer, each way."""
-    found = figures("decoding")
+    """Tokens a second of each peer, each way, on each machine."""
+    return "\n\n".join(decoding_on(figures(name)) for name in DECODING)
+
+
+def decoding_on(found: dict) -> str:
     kinds = list(dict.fromkeys(" ".join(peer.split()[:2]) for peer in found["runs"]))
     ways = list(dict.fromkeys(peer.removeprefix(kind) for kind in kinds for peer in found["runs"] if kind in peer))
     rows = []
@@ -88,15 +114,20 @@ def decoding() -> str:
                 each = [turn["tokens_per_second"] for turn in found["runs"].get(peer, {work: []})[work]]
                 cells.append(f"{medians[peer]:.1f} ({min(each):.0f} - {max(each):.0f})" if each else "")
             rows.append(f"| {work}{way and ','}{way} | {' | '.join(cells)} |")
-    what = f"""124M, {found["threads"]} threads, greedy, tokens a second with the prompt's reading included: median of
-    {found["rounds"]} turns (lowest - highest), as each comes, with tcmalloc preloaded, and compiled."""
-    step = found["int8_step"]
-    int8 = f"""A step in int8 takes {step["milliseconds"]:.1f} ms at one row, {step["products_milliseconds"]:.1f} of
-    them in its {step["products"]} products, among {step["operations"]:,.0f} operations; compiled it takes
-    {step["milliseconds_compiled"]:.1f} ms. 124M in int8 loads in
-    {found["runs"]["ours int8"]["prepare_seconds"]:.1f} s, compiled in
-    {found["runs"]["ours int8" + ways[-1]]["prepare_seconds"]:.1f} s, and raises a trained 2.6M model's perplexity by
-    {100 * found["perplexity"]["rise"]:.2f} %."""
+    what = f"""124M on {found["cpu"]}, {found["threads"]} threads, greedy, tokens a second with the prompt's reading
+    included: median of {found["rounds"]} turns (lowest - highest)."""
+    if "counts" in found:
+        what += f" Dropped for foreign load: {sum(count['dropped'] for count in found['counts'].values())} rounds."
+    step, perplexity = found["int8_step"], found["perplexity"]
+    int8 = f"""A step in int8 takes {step["milliseconds"]:.1f} ms at one row, its {step["products"]:.0f} products alone
+    {step["products_milliseconds"]:.1f}: {step["other_operations"]:,.0f} small operations are the rest. 124M in int8
+    loads in {found["runs"]["ours int8"]["prepare_seconds"]:.1f} s; a trained model of
+    {perplexity["parameters"] / 1e6:.1f}M has a perplexity of {perplexity["fp32"]:.2f} on a text that it has not seen,
+    in int8 one {100 * perplexity["rise"]:.2f} % higher."""
+    if "ceilings" in found:
+        each = found["ceilings"]["memory"] * 1e9 / (12 * 12 * 768**2 + 50257 * 768)  # what a token reads
+        int8 += f""" Memory reads {found["ceilings"]["memory"]:.1f} GB/s there, enough for {each / 4:.0f} tokens a
+        second in fp32, {each / 2:.0f} in bf16, {each:.0f} in int8, where the cache does not help."""
     head = f"| rows x prompt + new | {' | '.join(kinds)} |"
     return f"{lines(what)}\n\n{table(head, rows)}\n\n{lines(int8)}"
 
@@ -111,7 +142,8 @@ def quality() -> str:
         seconds, loss = f"{one['seconds']:.1f}", f"{one['loss']:.3f}"
         if "runs" in one:
             seconds, loss = f"{seconds} ({one['seconds_std']:.1f})", f"{loss} ({one['loss_std']:.3f})"
-        rows.append(f"| {name} | {steps:,} | {seconds} | {loss} |")
+        how = f"{name}, on {one['cpu']}: `{one['arguments']}`" if "arguments" in one else name
+        rows.append(f"| {how} | {steps:,} | {seconds} | {loss} |")
     runs = found["ours"]["runs"]
     beside = mean(run["seconds"] - run["steps"] * run["step_seconds"] for run in runs)
     less = found["reference"]["loss"] - found["ours"]["loss"]
