@@ -52,8 +52,8 @@ class FastDecoder(ForwardDecoder):
     Full windows go by its forward, and so do prompts, but in int8.
 
     Its matrices are copied once, in the layout that multiplies few rows fastest (int8: at once, otherwise at the
-    first step), and the model keeps its own: together 2 times the model's memory, in int8 1 time and a byte for each
-    parameter. So a decoder shows the weights as they were when it was made, and serves as many calls as you like.
+    first step), and the model keeps its own: together 2 times the model's memory, in int8 1 time and two bytes for
+    each parameter. So a decoder shows the weights as they were when it was made, and serves as many calls as you like.
 
     Args:
         quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
