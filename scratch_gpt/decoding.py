@@ -75,7 +75,7 @@ class FastDecoder(ForwardDecoder):
 
     @cached_property
     def blocks(self) -> list[tuple]:
-        """Of each block: its two norms and four multiplications, as `one_block` takes them."""
+        """Of each block: its two norms and four multiplications."""
         return [self._block(block) for block in self.model.transformer.layers]
 
     @cached_property
@@ -121,12 +121,17 @@ class FastDecoder(ForwardDecoder):
         if self.padding is not None:
             positions = (positions - self.padding).clamp(min=0)
         x = (body.embed_tokens.weight[ids] + body.embed_positions.weight[positions]).view(B * T, -1)  # (N, D)
+        H, K = self.kept.shape[3], self.kept.shape[5]
         new = self.kept[..., past:S, :].unbind(0)  # L of (2, B, H, T, K), to be written
         keys, values = (self.kept[:, n, :, :, :S].unbind(0) for n in (0, 1))  # L of (B, H, S, K), to be read
         plain = self.padding is None and past == 0
         seen = {"is_causal": True} if plain else {"attn_mask": self._hide(mask, T, x.dtype)}
-        for n, parts in enumerate(self.blocks):
-            x = one_block(x, new[n], keys[n], values[n], seen, *parts)
+        for n, (norm_1, qkv, out, norm_2, up, act, down) in enumerate(self.blocks):
+            y = qkv(norm_1(x)).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
+            new[n].copy_(y[1:])
+            y = F.scaled_dot_product_attention(y[0], keys[n], values[n], **seen)  # (B, H, T, K)
+            x = x + out(y.transpose(1, 2).reshape(B * T, H * K))
+            x = x + down(act(up(norm_2(x))))
         return norm(body.norm)(x)
 
     def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
@@ -141,19 +146,6 @@ class FastDecoder(ForwardDecoder):
         lowest = torch.finfo(dtype).min
         hide = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, lowest)
         return hide.view(-1, 1, T, S)
-
-
-def one_block(x, new, keys, values, seen, norm_1, qkv, out, norm_2, up, act, down) -> torch.Tensor:
-    """A block: x (N, D) -> (N, D). What each token sees is in `seen`.
-
-    `new` (2, B, H, T, K), the end of `keys` and `values` (B, H, S, K), gets the keys and values of the new tokens.
-    """
-    (_, B, H, T, K), N = new.shape, len(x)
-    y = qkv(norm_1(x)).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
-    new.copy_(y[1:])
-    y = F.scaled_dot_product_attention(y[0], keys, values, **seen)  # (B, H, T, K)
-    x = x + out(y.transpose(1, 2).reshape(N, H * K))
-    return x + down(act(up(norm_2(x))))
 
 
 def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None) -> ForwardDecoder:

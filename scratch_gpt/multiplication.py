@@ -65,7 +65,7 @@ def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Mult
     codes, scales = whole_numbers(weight)
     half = 127 if torch.cpu._is_vnni_supported() else 63  # without VNNI two products are added in 16 bits
     many = few = onednn_product(codes, scales, half)
-    if _has_fbgemm():
+    if has_fbgemm():
         few = fbgemm_product(codes, scales, half)
     bias = None if bias is None else bias.float()
 
@@ -77,7 +77,8 @@ def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Mult
     return run
 
 
-def _has_fbgemm() -> bool:
+def has_fbgemm() -> bool:
+    """Whether this torch multiplies whole numbers by FBGEMM."""
     needed = hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, "linear_dynamic")
     return needed and torch.backends.quantized.engine in ("x86", "fbgemm")
 

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 from allocator import TCMALLOC
-from load import FOREIGN, processor_seconds
+from load import FOREIGN, foreign_share, processor_seconds
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -161,8 +161,7 @@ def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, di
         process.stdin.write(one.replace("x", " ").replace("+", " ") + "\n")
         process.stdin.flush()
         said = json.loads(process.stdout.readline())
-        busy, total = (now - then for now, then in zip(processor_seconds(), before, strict=True))
-        turns[peer] = said | {"foreign": max(0.0, busy - said["cpu_seconds"]) / max(1e-9, total)}
+        turns[peer] = said | {"foreign": foreign_share(before, said["cpu_seconds"])}
     return turns
 
 

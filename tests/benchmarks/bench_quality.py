@@ -215,8 +215,7 @@ def main() -> None:
             beside = first["seconds"] - first["steps"] * first["step_seconds"]
             steps = str(int(0.92 * (60 * minutes - beside) / first["step_seconds"]))
             more += ["--max-steps", steps, "--eval-every", steps]
-            here = {"cpu": torch.cpu.get_capabilities().get("cpu_name"), "arguments": options.long}
-            figures[f"ours, {minutes:g} minutes"] = here | run_ours(options.data, folder, 0, more)
+            figures[f"ours, {minutes:g} minutes"] = run_ours(options.data, folder, 0, more)
             print(minutes, figures[f"ours, {minutes:g} minutes"], flush=True)
             options.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(

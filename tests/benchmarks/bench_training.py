@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from allocator import TCMALLOC
-from load import FOREIGN, processor_seconds
+from load import FOREIGN, foreign_share, processor_seconds
 from peers import Setting, Shape
 
 
@@ -173,9 +173,8 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{row}: its worker ended with exit code {self.process.wait()}.")
-        taken, (busy, total) = json.loads(line), processor_seconds()
-        taken["foreign"] = max(0.0, busy - before[0] - taken.get("cpu_seconds", 0)) / max(1e-9, total - before[1])
-        return taken
+        taken = json.loads(line)
+        return taken | {"foreign": foreign_share(before, taken.get("cpu_seconds", 0))}
 
     def end(self) -> None:
         self.process.stdin.close()

@@ -142,8 +142,7 @@ def quality() -> str:
         seconds, loss = f"{one['seconds']:.1f}", f"{one['loss']:.3f}"
         if "runs" in one:
             seconds, loss = f"{seconds} ({one['seconds_std']:.1f})", f"{loss} ({one['loss_std']:.3f})"
-        how = f"{name}, on {one['cpu']}: `{one['arguments']}`" if "arguments" in one else name
-        rows.append(f"| {how} | {steps:,} | {seconds} | {loss} |")
+        rows.append(f"| {name} | {steps:,} | {seconds} | {loss} |")
     runs = found["ours"]["runs"]
     beside = mean(run["seconds"] - run["steps"] * run["step_seconds"] for run in runs)
     less = found["reference"]["loss"] - found["ours"]["loss"]
