@@ -6,13 +6,17 @@ its ordinary forward (ForwardDecoder). Both answer alike.
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
 """
 
-from functools import cached_property, partial
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .multiplication import KINDS, Multiply, multiplication
+from .multiplication import KINDS, Matrix, lay_out, multiply
 
 
 class ForwardDecoder:
@@ -57,8 +61,8 @@ class FastDecoder(ForwardDecoder):
 
     Args:
         quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
-            weight, and multiplies them with activations rounded to 8 bits, each row by its own largest. Embeddings,
-            norms, attention and the cache stay as the model has them.
+            weight, and multiplies them with activations rounded to 8 bits, each row by its own range (one narrower
+            than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
 
     Raises:
         ValueError: a kind that is none; int8 on another device than a CPU.
@@ -70,28 +74,34 @@ class FastDecoder(ForwardDecoder):
         if quantize == "int8" and device.type != "cpu":
             raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
         self.quantize = quantize
-        if quantize:
-            self.blocks, self.head  # noqa: B018  (made now)
+        if quantize:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
+            with warnings.catch_warnings(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
+                head = pool.submit(self._matrix, model.lm_head)
+                self.blocks = [*pool.map(self._block, model.transformer.layers)]
+                self.head = head.result()
 
     @cached_property
-    def blocks(self) -> list[tuple]:
-        """Of each block: its two norms and four multiplications."""
+    def blocks(self) -> list["Block"]:
         return [self._block(block) for block in self.model.transformer.layers]
 
     @cached_property
-    def head(self) -> Multiply:
-        return multiplication(self.model.lm_head.weight.detach(), None, self.quantize)
+    def head(self) -> Matrix:
+        return self._matrix(self.model.lm_head)
 
-    def _block(self, block: nn.Module) -> tuple:
+    def _block(self, block: nn.Module) -> "Block":
         attention, mlp = block.attn, block.mlp
         three = (attention.q_proj, attention.k_proj, attention.v_proj)
         weight = torch.cat([one.weight.detach() for one in three])  # (3D, D)
         bias = torch.cat([one.bias.detach() for one in three]) if three[0].bias is not None else None
-        make = lambda one: multiplication(one.weight.detach(), one.bias.detach(), self.quantize)  # noqa: E731
-        return (
-            *(norm(block.ln_1), multiplication(weight, bias, self.quantize), make(attention.o_proj)),
-            *(norm(block.ln_2), make(mlp.up_proj), mlp.act_fn.forward, make(mlp.down_proj)),
+        return Block(
+            *(layer_norm(block.ln_1), lay_out(weight, bias, self.quantize), self._matrix(attention.o_proj)),
+            *(layer_norm(block.ln_2), self._matrix(mlp.up_proj), self._matrix(mlp.down_proj)),
         )
+
+    def _matrix(self, layer: nn.Linear) -> Matrix:
+        bias = None if layer.bias is None else layer.bias.detach()
+        return lay_out(layer.weight.detach(), bias, self.quantize)
 
     @torch.inference_mode()
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
@@ -102,7 +112,7 @@ class FastDecoder(ForwardDecoder):
         shape = (len(self.model.transformer.layers), 2, B, H, max(columns, T), K)
         self.kept = torch.empty(shape, dtype=self.model.lm_head.weight.dtype, device=ids.device)
         if self.quantize:  # many rows too are multiplied fastest as whole numbers
-            return self.head(self._through(ids, mask[:, :T]).view(B, T, -1)[:, -1]).view(B, 1, -1)
+            return self._score(self._through(ids, mask[:, :T]).view(B, T, -1)[:, -1]).view(B, 1, -1)
         logits = super().start(ids, mask, columns)
         for kept, layer in zip(self.kept, self.cache.layers, strict=True):
             kept[0, :, :, :T], kept[1, :, :, :T] = layer.keys, layer.values
@@ -111,28 +121,23 @@ class FastDecoder(ForwardDecoder):
 
     @torch.inference_mode()
     def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.head(self._through(ids, mask)).view(*ids.shape, -1)
+        return self._score(self._through(ids, mask)).view(*ids.shape, -1)
+
+    def _score(self, x: torch.Tensor) -> torch.Tensor:
+        return multiply(self.model.transformer.norm(x), self.head)  # (N, V)
 
     def _through(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """New ids (B, T), the mask of all (B, S) -> what goes into the head (N, D)."""
+        """New ids (B, T), the mask of all (B, S) -> what the last block says (N, D)."""
         (B, T), S = ids.shape, mask.shape[1]
         past, body = S - T, self.model.transformer
         positions = torch.arange(past, S, device=ids.device)[None]
         if self.padding is not None:
             positions = (positions - self.padding).clamp(min=0)
         x = (body.embed_tokens.weight[ids] + body.embed_positions.weight[positions]).view(B * T, -1)  # (N, D)
-        H, K = self.kept.shape[3], self.kept.shape[5]
-        new = self.kept[..., past:S, :].unbind(0)  # L of (2, B, H, T, K), to be written
-        keys, values = (self.kept[:, n, :, :, :S].unbind(0) for n in (0, 1))  # L of (B, H, S, K), to be read
         plain = self.padding is None and past == 0
-        seen = {"is_causal": True} if plain else {"attn_mask": self._hide(mask, T, x.dtype)}
-        for n, (norm_1, qkv, out, norm_2, up, act, down) in enumerate(self.blocks):
-            y = qkv(norm_1(x)).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)  # (3, B, H, T, K)
-            new[n].copy_(y[1:])
-            y = F.scaled_dot_product_attention(y[0], keys[n], values[n], **seen)  # (B, H, T, K)
-            x = x + out(y.transpose(1, 2).reshape(B * T, H * K))
-            x = x + down(act(up(norm_2(x))))
-        return norm(body.norm)(x)
+        hide = None if plain else self._hide(mask, T, x.dtype)
+        run = scripted_blocks() if ids.device.type == "cpu" else run_blocks
+        return run(x, self.kept, past, hide, self.blocks, self.model.config.hidden_act)
 
     def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
         # (B or 1, 1, T, S), added to the scores; None where every new token sees every column. Not minus infinity:
@@ -148,11 +153,89 @@ class FastDecoder(ForwardDecoder):
         return hide.view(-1, 1, T, S)
 
 
+# --- The blocks, written out -------------------------------------------------------------------------------------
+
+
+class Norm(NamedTuple):
+    """A LayerNorm."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+
+class Block(NamedTuple):
+    """The two norms and four matrices of a block."""
+
+    norm_1: Norm
+    qkv: Matrix
+    out: Matrix
+    norm_2: Norm
+    up: Matrix
+    down: Matrix
+
+
+def layer_norm(layer: nn.LayerNorm) -> Norm:
+    return Norm(layer.weight.detach(), layer.bias.detach(), layer.eps)
+
+
+def run_blocks(
+    x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, blocks: list[Block], act: str
+) -> torch.Tensor:
+    """New tokens (N, D), the cache (L, 2, B, H, columns, K), full up to column `past` -> (N, D); the cache is written.
+
+    `hide` (B or 1, 1, T, S) is added to the scores.
+    """
+    B, H, K = kept.shape[2], kept.shape[3], kept.shape[5]
+    T = len(x) // B
+    S = past + T
+    is_causal = past == 0 and hide is None
+    for layer, block in enumerate(blocks):
+        y = multiply(normalize(x, block.norm_1), block.qkv).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)
+        both = kept[layer, :, :, :, :S]  # (2, B, H, S, K)
+        both[:, :, :, past:].copy_(y[1:])
+        y = F.scaled_dot_product_attention(y[0], both[0], both[1], hide, 0.0, is_causal)  # (B, H, T, K)
+        x = x + multiply(y.transpose(1, 2).reshape(B * T, H * K), block.out)
+        y = activate(multiply(normalize(x, block.norm_2), block.up), act)
+        x = x + multiply(y, block.down)
+    return x
+
+
+@cache
+def scripted_blocks() -> Callable[..., torch.Tensor]:
+    """`run_blocks` without Python between its operations: at one row, whose products are short, half of a step."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.script(run_blocks)
+    except Exception:  # torch has announced TorchScript's end, and it needs this file's source: the same by Python
+        return run_blocks
+
+
+def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    return F.layer_norm(x, [x.shape[-1]], norm.weight, norm.bias, norm.eps)
+
+
+ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "relu", "silu", "swish")
+
+
+def activate(x: torch.Tensor, name: str) -> torch.Tensor:
+    """One of ACTIVATIONS."""
+    if name == "relu":
+        return F.relu(x)
+    if name == "silu" or name == "swish":
+        return F.silu(x)
+    return F.gelu(x, approximate="none" if name == "gelu" else "tanh")
+
+
+# --- Which decoder -----------------------------------------------------------------------------------------------
+
+
 def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None) -> ForwardDecoder:
     """The fastest decoder for a causal model; what is one already stays.
 
-    Fast is our own class as it was saved: on one device, without an adapter, quantised layers, hooks, autocast or
-    another's wrapping. Any other model is used as it comes.
+    Fast is our own class as it was saved: on one device, with one of ACTIVATIONS, without an adapter, quantised
+    layers, hooks, autocast or another's wrapping. Any other model is used as it comes.
 
     Args:
         quantize: "int8" rounds the matrices, see FastDecoder.
@@ -169,7 +252,8 @@ def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None)
     if quantize is not None:
         raise ValueError(
             f"quantize={quantize!r} is of our own model as it was saved, and this is a {type(model).__name__} or has "
-            "something around its layers: merge an adapter first, or leave quantize out."
+            f"something around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an adapter "
+            "first, or leave quantize out."
         )
     return ForwardDecoder(model)
 
@@ -180,16 +264,11 @@ def _is_plain(model: nn.Module) -> bool:
         return False
     touched = ("_forward_pre_hooks", "_forward_hooks", "parametrizations")
     return (
-        len({(p.device, p.dtype, type(p)) for p in model.parameters()}) == 1
+        model.config.hidden_act in ACTIVATIONS
+        and len({(p.device, p.dtype, type(p)) for p in model.parameters()}) == 1
         and all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith(("_proj", "lm_head")))
         and not any("forward" in vars(m) or any(getattr(m, name, None) for name in touched) for m in model.modules())
     )
-
-
-def norm(layer: nn.LayerNorm) -> Multiply:
-    """A LayerNorm as one operation."""
-    how = {"weight": layer.weight, "bias": layer.bias, "eps": layer.eps}
-    return partial(torch.layer_norm, normalized_shape=layer.normalized_shape, **how)
 
 
 __all__ = ["FastDecoder", "ForwardDecoder", "make_decoder"]

@@ -1,35 +1,61 @@
-"""A matrix -> what few rows are multiplied with fastest: the function x -> x W^T + b, W laid as the hardware likes.
+"""A matrix -> its layout that multiplies few rows fastest, and x W^T + b by it.
 
 At one row a product reads every weight once and does little else, so what counts is how the weights lie: in oneDNN's
-blocks, or in the order of MKL's products, which read fp32 faster on Intel's processors.
+blocks, in the order of MKL's products, which read fp32 faster on Intel's processors, or as whole numbers in FBGEMM's.
 """
 
-import warnings
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 
 
+try:
+    Packed = torch.classes.quantized.LinearPackedParamsBase  # FBGEMM's
+except RuntimeError:  # torch has announced that these operations will go; then oneDNN does it all
+    Packed = torch.Tensor
+
 KINDS = (None, "int8")
 MANY = 8  # rows that oneDNN multiplies faster than FBGEMM
-Multiply = Callable[[torch.Tensor], torch.Tensor]  # (N, in) -> (N, out)
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (N, in) and (N, 1) -> (N, out)
 
 
-def multiplication(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Multiply:
-    """W (out, in) and b (out,) -> the function x -> x W^T + b."""
+class Int8(NamedTuple):
+    """W (out, in) as whole numbers from -127 to 127, each output scaled by its largest weight; as two read it."""
+
+    packed: Optional[Packed]  # noqa: UP045  # FBGEMM's, b within
+    blocks: torch.Tensor  # oneDNN's
+    scales: torch.Tensor  # (out,)
+    sums: torch.Tensor  # (out,) of each output's weights
+    zeros: torch.Tensor  # (out,) what 0 is among the whole numbers: 0
+    top: int  # rows are rounded to whole numbers from 0 to this
+
+
+class Matrix(NamedTuple):
+    """W (out, in) and b (out,), laid out for `multiply`."""
+
+    layout: str  # rows: W as it came; columns: (in, out); blocks: oneDNN's; int8: there
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    int8: Int8 | None = None
+
+
+def lay_out(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Matrix:
+    """W (out, in) and b (out,) -> the layout that this processor multiplies fastest. Copies, but on a GPU."""
     if quantize == "int8":
-        return int8_multiplication(weight, bias)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        return Matrix("int8", weight[:0], bias.float(), whole_numbers(weight, bias.float()))
     if weight.device.type != "cpu":
-        return partial(F.linear, weight=weight, bias=bias)
+        return Matrix("rows", weight, bias)
     blocked = torch.backends.mkldnn.is_available() and (
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if weight.dtype == torch.bfloat16
         else weight.dtype == torch.float32 and not _is_mkl_at_home()
     )
-    return (blocked_multiplication if blocked else transposed_multiplication)(weight, bias)
+    if blocked:
+        return Matrix("blocks", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1), bias)
+    return Matrix(
+        "columns", weight.t().contiguous(), bias
+    )  # no copy where it came from a GPT-2 file, which keeps it so
 
 
 def _is_mkl_at_home() -> bool:
@@ -37,44 +63,19 @@ def _is_mkl_at_home() -> bool:
     return torch.backends.mkl.is_available() and "Intel" in torch.cpu.get_capabilities().get("cpu_name", "")
 
 
-def transposed_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
-    """W kept as (in, out): what lies together is read for one input and added to all outputs."""
-    turned = weight.t().contiguous()  # no copy where it came from a GPT-2 file, which keeps it so
-    if bias is None:
-        return lambda x: torch.mm(x, turned)
-    return lambda x: torch.addmm(bias, x, turned)
-
-
-def blocked_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
-    """W in the blocks that oneDNN reads fastest for one row; it reads them well for more."""
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
-
-
-def whole_numbers(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """W (out, in) -> int8 of that shape, and the scale of each output (out,): their product is W, rounded."""
+def whole_numbers(weight: torch.Tensor, bias: torch.Tensor) -> Int8:
+    """W (out, in) -> the nearest whole numbers, in steps of 1 / 127 of each output's largest weight."""
     scales = weight.abs().amax(1).float().clamp_(min=1e-12) / 127  # (out,)
-    return (weight / scales[:, None]).round_().to(torch.int8), scales
-
-
-def int8_multiplication(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
-    """W as int8, each output scaled by its largest weight; x rounded to 8 bits, each row by its largest value.
-
-    Packed twice where torch has FBGEMM: it takes few rows in half the time of oneDNN, and many in twice.
-    """
-    codes, scales = whole_numbers(weight)
-    half = 127 if torch.cpu._is_vnni_supported() else 63  # without VNNI two products are added in 16 bits
-    many = few = onednn_product(codes, scales, half)
-    if has_fbgemm():
-        few = fbgemm_product(codes, scales, half)
-    bias = None if bias is None else bias.float()
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        largest = x.abs().amax(-1, keepdim=True).float().clamp_(min=1e-30)  # (N, 1)
-        y = (few if len(x) < MANY else many)(x.float(), largest)
-        return (y * largest if bias is None else torch.addcmul(bias, y, largest)).to(x.dtype)
-
-    return run
+    codes = (weight / scales[:, None]).round_().to(torch.int8)
+    top = 255 if torch.cpu._is_vnni_supported() else 127  # without VNNI two products are added in 16 bits
+    return Int8(
+        fbgemm_packed(codes, scales, bias) if has_fbgemm() else None,
+        torch.ops.onednn.qlinear_prepack(codes, None),
+        scales,
+        codes.sum(1, dtype=torch.int32) * scales,
+        torch.zeros(len(codes), dtype=torch.int32),
+        top,
+    )
 
 
 def has_fbgemm() -> bool:
@@ -83,38 +84,59 @@ def has_fbgemm() -> bool:
     return needed and torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
-def onednn_product(codes: torch.Tensor, scales: torch.Tensor, half: int) -> Product:
-    """(x, largest) -> the codes of x / largest, in steps of 1 / half, times those of W."""
-    packed = torch.ops.onednn.qlinear_prepack(codes, None)
-    zeros = torch.zeros(len(codes), dtype=torch.int32)
-    middle = torch.tensor(half + 1.5)  # where 0 is, and a half to round
-    rest = (None, 1.0, 0, torch.float32, "none", [], "")  # no bias yet, the output as it is, nothing done with it
-
-    def run(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        rounded = torch.addcdiv(middle, x, largest, value=half).to(torch.uint8)  # the cast cuts off
-        return torch.ops.onednn.qlinear_pointwise(rounded, 1 / half, half + 1, packed, scales, zeros, *rest)
-
-    return run
-
-
-def fbgemm_product(codes: torch.Tensor, scales: torch.Tensor, half: int) -> Product:
-    """The same product. FBGEMM rounds by itself, all rows by the range of what it is given.
-
-    So two columns are given with them that W does not look at: they span the range in which a step is 1 / half and 0
-    the code half + 1, whatever the rows hold. (torch means to remove these operations: then there is oneDNN.)
-    """
+def fbgemm_packed(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> Packed:
+    """Whole numbers (out, in), their scales and b (out,), as FBGEMM reads them."""
     zeros = torch.zeros(len(codes), dtype=torch.long)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of their removal
-        weight = torch._make_per_channel_quantized_tensor(F.pad(codes, (0, 2)), scales.double(), zeros, 0)
-    packed = torch.ops.quantized.linear_prepack(weight, None)
-    ends = torch.tensor([[-(half + 1) / half, 1.0]])
-
-    def run(x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        given = torch.cat([x / largest, ends.expand(len(x), 2)], 1)
-        return torch.ops.quantized.linear_dynamic(given, packed, half < 127)
-
-    return run
+    weight = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
+    return torch.ops.quantized.linear_prepack(weight, bias)
 
 
-__all__ = ["KINDS", "Multiply", "multiplication"]
+# --- What follows is also TorchScript (decoding.py): plain operations of tensors ---------------------------------
+
+
+def multiply(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+    """x (N, in) -> x W^T + b, (N, out)."""
+    int8, weight, bias = matrix.int8, matrix.weight, matrix.bias
+    if int8 is not None and bias is not None:
+        return multiply_int8(x.float(), int8, bias).to(x.dtype)
+    if matrix.layout == "columns":
+        return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+    if matrix.layout == "blocks":
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def multiply_int8(x: torch.Tensor, matrix: Int8, bias: torch.Tensor, many: int = MANY) -> torch.Tensor:
+    """The same by whole numbers: each row of x is rounded by its own range, whoever stands beside it."""
+    packed, reduce_range = matrix.packed, matrix.top < 255
+    if packed is not None and len(x) == 1:
+        return torch.ops.quantized.linear_dynamic(x, packed, reduce_range)  # rounds by itself
+    codes, step, zero = round_rows(x, matrix.top)
+    if packed is not None and len(x) < many:
+        # It rounds all rows by their common range. One more row makes that 0 to top, so that codes are themselves.
+        spans = torch.full_like(codes[:1], matrix.top)
+        y = torch.ops.quantized.linear_dynamic(torch.cat([codes, spans]), packed, reduce_range)[:-1] - bias
+    else:
+        y = torch.ops.onednn.qlinear_pointwise(
+            *(codes.to(torch.uint8), 1.0, 0),
+            *(matrix.blocks, matrix.scales, matrix.zeros, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+    return torch.addcmul(bias, y - zero * matrix.sums, step)
+
+
+def round_rows(x: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x (N, in) -> codes from 0 to top as floats, and of each row, (N, 1), a code's step and the code of 0.
+
+    x is (codes - zero) * step, rounded. They are what torch's dynamic quantisation makes of each row alone (ATen's
+    ChooseQuantizationParams, its smallest step included), so that one row and many are the same whole numbers.
+    """
+    low, high = x.amin(-1, keepdim=True).clamp_(max=0).double(), x.amax(-1, keepdim=True).clamp_(min=0).double()
+    step = (high - low) / top
+    step = torch.where(step < 1e-38, 0.1, step)  # a row of zeros
+    zero = (-low / step).round_().clamp_(0, top).float()
+    step = step.clamp_(min=6.1e-5).float()
+    return torch.addcmul(zero, x, 1 / step).round_().clamp_(0, top), step, zero
+
+
+__all__ = ["KINDS", "Int8", "Matrix", "lay_out", "multiply"]

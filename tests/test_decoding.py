@@ -7,10 +7,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
+from transformers.activations import ACT2FN
 
-from scratch_gpt.decoding import FastDecoder, ForwardDecoder, make_decoder
+from scratch_gpt.decoding import (
+    ACTIVATIONS,
+    FastDecoder,
+    ForwardDecoder,
+    activate,
+    make_decoder,
+    run_blocks,
+    scripted_blocks,
+)
 from scratch_gpt.generation import filter_logits, generate, look_up
-from scratch_gpt.multiplication import fbgemm_product, has_fbgemm, multiplication, onednn_product, whole_numbers
+from scratch_gpt.multiplication import Matrix, has_fbgemm, lay_out, multiply, multiply_int8, round_rows
 from scratch_gpt.optimizers import adamw
 
 
@@ -87,37 +96,66 @@ def test_a_layout_changes_no_product(dtype):
     weight, bias, x = (t.to(dtype) for t in (weight, bias, x))
     plain = F.linear(x.float(), weight.float())
     near = 1e-5 if dtype == torch.float32 else 0.1
-    assert worst(multiplication(weight, None)(x).float(), plain) < near
-    assert worst(multiplication(weight, bias)(x).float(), plain + bias) < near
+    turned = weight.t().contiguous()
+    for laid in (lay_out(weight, None), Matrix("rows", weight, None), Matrix("columns", turned, None)):
+        assert worst(multiply(x, laid).float(), plain) < near
+        assert worst(multiply(x, laid._replace(bias=bias)).float(), plain + bias) < near
+
+
+def loud_and_quiet() -> torch.Tensor:
+    x = torch.randn(10, 32)
+    x[1] *= 1000  # a loud neighbour
+    x[2] = 0
+    x[3], x[4] = x[3].abs(), -x[4].abs()
+    return x
 
 
 def test_whole_numbers_are_as_near_as_eight_bits_can_be_and_rows_do_not_disturb_each_other():
-    weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(5, 32)
-    x[1] *= 1000  # a loud neighbour
-    x[2] = 0
-    multiply = multiplication(weight, bias, "int8")
-    together = multiply(x)
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), loud_and_quiet()
+    laid = lay_out(weight, bias, "int8")
+    together = multiply(x, laid)
     plain = F.linear(x, weight, bias)
-    # each factor is off by half a step at most: 1/254 of its row's largest (1/126 where sums are kept in 16 bits)
-    bound = 32 * 2 / 126 * weight.abs().amax(1) * x.abs().amax(1, keepdim=True) + 1e-5
-    assert ((together - plain).abs() <= bound).all() and torch.equal(together[2], bias)
     assert ((together - plain).norm(dim=1) < 0.02 * (plain - bias).norm(dim=1) + 1e-5).all()
-    for row in range(5):
-        assert torch.equal(multiply(x[row : row + 1])[0], together[row])
+    assert torch.equal(together[2], bias)
+    for n in (1, 2, 7):  # by the other ways to multiply: the same whole numbers, and fp32's last bits
+        for some, known in zip(x.split(n), together.split(n), strict=True):
+            assert ((multiply(some, laid) - known).norm(dim=1) <= 1e-5 * known.norm(dim=1)).all()
 
 
-@pytest.mark.parametrize("half", [127, 63])
-def test_few_rows_and_many_are_the_same_whole_numbers_and_each_row_is_its_own(half):
-    codes, scales = whole_numbers(torch.randn(48, 32))
-    x = torch.randn(5, 32) * torch.tensor([[1.0], [1000], [0], [1e-3], [1]])
-    largest = x.abs().amax(1, keepdim=True).clamp(min=1e-30)
-    many = onednn_product(codes, scales, half)
-    together = many(x, largest)
-    for row in torch.arange(5).split(1):
-        assert torch.equal(many(x[row], largest[row]), together[row])
+@pytest.mark.parametrize("top", [255, 127])
+def test_rows_are_rounded_as_torch_rounds_each_alone(top):
+    x = torch.cat([loud_and_quiet(), 1e-4 * torch.randn(1, 32)])
+    codes, step, zero = round_rows(x, top)
+    assert codes.min() == 0 and codes.max() == top
+    for row, found in zip(x, zip(codes, step, zero, strict=True), strict=True):
+        known = torch.quantize_per_tensor_dynamic(row, torch.quint8, top < 255)
+        assert torch.equal(found[0], known.int_repr().float()) and found[2] == known.q_zero_point()
+        assert found[1].item() == pytest.approx(known.q_scale(), rel=1e-6)
+
+
+def test_few_rows_go_without_fbgemm_too():
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), loud_and_quiet()
+    int8 = lay_out(weight, bias, "int8").int8
     if not has_fbgemm():
         pytest.skip("this torch has no FBGEMM")
-    assert worst(fbgemm_product(codes, scales, half)(x, largest), together) < 2e-6  # the last bit of fp32
+    for some in x.split(3):
+        without = multiply_int8(some, int8._replace(packed=None), bias)
+        assert ((multiply_int8(some, int8, bias) - without).norm(dim=1) <= 1e-5 * without.norm(dim=1)).all()
+
+
+def test_activations_are_those_of_transformers():
+    x = torch.linspace(-5, 5, 1001)
+    for name in ACTIVATIONS:
+        assert worst(activate(x, name), ACT2FN[name](x)) < 1e-6, name
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_scripted_blocks_are_the_blocks(quantize, monkeypatch):
+    assert isinstance(scripted_blocks(), torch.jit.ScriptFunction)
+    model, ids = tiny_model(), some_ids(2, 12)
+    scripted = scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5)
+    monkeypatch.setattr("scratch_gpt.decoding.scripted_blocks", lambda: run_blocks)
+    assert torch.equal(scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5), scripted)
 
 
 def test_greedy_is_generate_on_a_trained_model(trained):
@@ -189,6 +227,7 @@ def test_only_our_own_plain_model_is_fast():
     hook = model.transformer.layers[1].register_forward_hook(lambda *_: None)
     assert type(make_decoder(model)) is ForwardDecoder
     hook.remove()
+    assert type(make_decoder(tiny_model(hidden_act="mish"))) is ForwardDecoder
     decoder = make_decoder(model, "int8")
     assert make_decoder(decoder) is decoder
     model.lm_head = torch.nn.Sequential(model.lm_head)
