@@ -25,6 +25,7 @@ from .checkpoints import load_checkpoint
 from .launch import StopSignals
 from .memory import fit_memory
 from .metrics import Metrics
+from .optimizers import clip_gradients
 from .order import Alter, Batch, Share, Steps, StreamedSteps, derive_seed, to_device
 from .saving import Keeper, RunStopped, agree, guard_saves, last_good
 
@@ -170,7 +171,7 @@ def train(
                 group["lr"] = rate
             torch.manual_seed(derive_seed(settings.seed, progress.step, accelerator.process_index))  # dropout
             loss, tokens = _backward(accelerator, model, objective, micro_batches)
-            grad_norm = _whole(accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm or math.inf))
+            grad_norm = _clip(accelerator, model, optimizer, settings.max_grad_norm or math.inf)
             late = settings.max_seconds is not None and metrics.seconds > settings.max_seconds
             loss, too_late, stops = agree(accelerator, loss, late, stop.received is not None)
             # Under fp16 the scaler meets gradients that are not finite by itself.
@@ -254,7 +255,11 @@ def _is_due(every: int | None, step: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _whole(norm: Any) -> float:
+def _clip(accelerator: Accelerator, model: nn.Module, optimizer, max_norm: float) -> float:
+    """The gradient's norm before it is clipped."""
+    norm = clip_gradients(model.parameters(), optimizer.optimizer, max_norm)
+    if norm is None:
+        norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is spread over processes
 
 

@@ -1,7 +1,8 @@
-"""A model -> parameter groups and their optimizer; a step number -> its learning rate."""
+"""A model -> parameter groups and their optimizer; gradients -> clipped; a step number -> its learning rate."""
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -80,6 +81,30 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.step()
 
 
+@torch.no_grad()
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, max_norm: float
+) -> float | None:
+    """The norm of all gradients as one vector; the step to come takes them as if it were at most `max_norm`.
+
+    torch.nn.utils.clip_grad_norm_ on a CPU in one pass over the gradients, where it takes three: the norm by dot
+    products, and fused AdamW divides them as it reads them. Any other optimizer finds them divided.
+
+    Returns None, nothing done, where a gradient is no fp32 tensor of this process' own on a CPU.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not all(type(g) is torch.Tensor and g.dtype == torch.float32 and g.device.type == "cpu" for g in gradients):
+        return None
+    flat = [gradient.reshape(-1) for gradient in gradients]
+    norm = torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt().item() if flat else 0.0
+    divisor = torch.tensor(norm / max_norm) if norm > max_norm else None
+    if type(optimizer) is torch.optim.AdamW and all(group["fused"] for group in optimizer.param_groups):
+        optimizer.grad_scale = divisor
+    elif divisor is not None:
+        torch._foreach_div_(gradients, divisor)
+    return norm
+
+
 def learning_rate_at(
     step: int, steps: int, peak: float, warmup_steps: int = 0, floor: float = 0.0, shape: str = "cosine"
 ) -> float:
@@ -95,4 +120,4 @@ def learning_rate_at(
     return floor + (peak - floor) * left
 
 
-__all__ = ["MuonWithAdamW", "adamw", "learning_rate_at", "make_optimizer"]
+__all__ = ["MuonWithAdamW", "adamw", "clip_gradients", "learning_rate_at", "make_optimizer"]

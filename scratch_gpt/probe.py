@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .costs import Rehearsal
+from .optimizers import clip_gradients
 
 
 # Dense matrix products in bf16 with sums in fp32, FLOP/s, from NVIDIA's data sheets; the first name that fits.
@@ -111,7 +112,8 @@ def rehearse(
     optimizer = make_optimizer(model)
 
     def update() -> None:
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        if clip_gradients(trained, optimizer, 1.0) is None:
+            nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
 
     seconds = statistics.median(seconds_of(update, device, budget / 4))

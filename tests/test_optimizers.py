@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import some_ids, tiny_model
 
-from scratch_gpt.optimizers import MuonWithAdamW, adamw, learning_rate_at, make_optimizer
+from scratch_gpt.optimizers import MuonWithAdamW, adamw, clip_gradients, learning_rate_at, make_optimizer
 
 
 # --- Who moves what ----------------------------------------------------------------------------------------------
@@ -16,6 +16,34 @@ def test_only_matrices_decay_and_each_parameter_is_in_one_group():
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert all(p.dim() >= 2 for p in groups[0]["params"]) and all(p.dim() < 2 for p in groups[1]["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("max_norm", [0.5, 1e6, float("inf")])
+def test_a_clipped_step_is_the_one_that_torch_clips(name, max_norm):
+    ids, norms, means = some_ids(2, 12), [], []
+    for clips in (False, True):
+        model = tiny_model()
+        optimizer = make_optimizer(model, 1e-2, 0.1, name)
+        (50 * model(ids, labels=ids).loss).backward()
+        if clips:
+            norms.append(clip_gradients(model.parameters(), optimizer, max_norm))
+        else:
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm).item())
+        optimizer.step()
+        states = [optimizer.state[parameter] for parameter in model.parameters()]
+        means.append([state.get("exp_avg", state.get("momentum_buffer")) for state in states])
+    assert norms[0] > 0.5 and norms[1] == pytest.approx(norms[0], rel=1e-5)
+    for a, b in zip(*means, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_not_fp32_on_a_cpu_is_left_to_torch():
+    model, ids = tiny_model().bfloat16(), some_ids(2, 12)
+    model(ids, labels=ids).loss.backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    assert clip_gradients(model.parameters(), make_optimizer(model, 1e-2, 0.1), 1e-3) is None
+    assert all(torch.equal(p.grad, known) for p, known in zip(model.parameters(), before, strict=True))
 
 
 def test_muon_moves_the_matrices_of_blocks_and_adamw_all_else():

@@ -25,7 +25,7 @@ from scratch_gpt.launch import best_attention, best_precision
 from scratch_gpt.loop import Settings, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import causal_lm
-from scratch_gpt.optimizers import adamw
+from scratch_gpt.optimizers import adamw, clip_gradients
 from scratch_gpt.order import Share, Steps, to_device
 
 
@@ -62,7 +62,7 @@ def run_bare(accelerator, model, rows, options) -> tuple[float, float]:
         for batch in micro_batches:
             batch = to_device(batch, accelerator.device)
             accelerator.backward(model(**batch, num_items_in_batch=1, use_cache=False).loss / count)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(model.parameters(), optimizer.optimizer, 1.0)
         optimizer.step()
         optimizer.zero_grad()
     wait(accelerator)

@@ -21,6 +21,7 @@ from torch import nn
 
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, T) ids and what comes next -> mean nats
+Clip = Callable[[list[nn.Parameter], torch.optim.Optimizer, float], object]  # before a step, to this norm
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,13 @@ PEERS = {
 # --- Turns -------------------------------------------------------------------------------------------------------
 
 
-def make_step(model: nn.Module, loss_of: Loss, optimizer: torch.optim.Optimizer, setting: Setting):
+def clip_by_torch(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+    nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def make_step(
+    model: nn.Module, loss_of: Loss, optimizer: torch.optim.Optimizer, setting: Setting, clip: Clip = clip_by_torch
+):
     """(ids, next_ids) -> the loss before one step, of a model whose state settings may share."""
     if setting.precision == "auto":
         from scratch_gpt.launch import best_precision
@@ -167,7 +174,7 @@ def make_step(model: nn.Module, loss_of: Loss, optimizer: torch.optim.Optimizer,
         with torch.autocast("cpu", torch.bfloat16, enabled=setting.precision == "bf16"):
             loss = loss_of(ids, next_ids)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        clip(parameters, optimizer, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
@@ -190,7 +197,10 @@ def take_turns(peer: str, shape: Shape, settings: dict[str, Setting]):
     model, loss_of = PEERS[peer](shape)
     model.train()
     optimizer = make_optimizer(model)
-    steps = {row: make_step(model, loss_of, optimizer, setting) for row, setting in settings.items()}
+    clip = clip_by_torch
+    if peer == "ours":
+        from scratch_gpt.optimizers import clip_gradients as clip
+    steps = {row: make_step(model, loss_of, optimizer, setting, clip) for row, setting in settings.items()}
     facts = {"threads": torch.get_num_threads(), "parameters": sum(p.numel() for p in model.parameters())}
 
     def turn(row: str, number: int) -> dict:
@@ -272,7 +282,7 @@ def compare_losses(shape: Shape, learning_rate: float = 6e-4, warmup_steps: int 
 
     from scratch_gpt import import_checkpoint
     from scratch_gpt.data.embedded import python_documentation
-    from scratch_gpt.optimizers import adamw
+    from scratch_gpt.optimizers import adamw, clip_gradients
 
     documents = islice(python_documentation(sysconfig.get_path("stdlib"), "any"), 20)
     text = torch.tensor(list("\n".join(row["text"] for row in documents).encode()))
@@ -289,7 +299,9 @@ def compare_losses(shape: Shape, learning_rate: float = 6e-4, warmup_steps: int 
         optimizers = [make_optimizer(plain), adamw(model, learning_rate, 0.1)]
         steps = [
             make_step(plain, plain, optimizers[0], Setting()),
-            make_step(model, our_loss(model, shape.length), optimizers[1], Setting("auto", fused=True)),
+            make_step(
+                model, our_loss(model, shape.length), optimizers[1], Setting("auto", fused=True), clip_gradients
+            ),
         ]
         losses = []
         for n, places in enumerate(starts, 1):
