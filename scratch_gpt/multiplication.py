@@ -53,9 +53,8 @@ def lay_out(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | Non
     )
     if blocked:
         return Matrix("blocks", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1), bias)
-    return Matrix(
-        "columns", weight.t().contiguous(), bias
-    )  # no copy where it came from a GPT-2 file, which keeps it so
+    turned = weight.t().contiguous()  # no copy where it came from a GPT-2 file, which keeps it so
+    return Matrix("columns", turned, bias)
 
 
 def _is_mkl_at_home() -> bool:
