@@ -103,7 +103,7 @@ def test_a_layout_changes_no_product(dtype):
 
 
 def loud_and_quiet() -> torch.Tensor:
-    x = torch.randn(10, 32)
+    x = torch.randn(20, 32)
     x[1] *= 1000  # a loud neighbour
     x[2] = 0
     x[3], x[4] = x[3].abs(), -x[4].abs()
@@ -117,7 +117,7 @@ def test_whole_numbers_are_as_near_as_eight_bits_can_be_and_rows_do_not_disturb_
     plain = F.linear(x, weight, bias)
     assert ((together - plain).norm(dim=1) < 0.02 * (plain - bias).norm(dim=1) + 1e-5).all()
     assert torch.equal(together[2], bias)
-    for n in (1, 2, 7):  # by the other ways to multiply: the same whole numbers, and fp32's last bits
+    for n in (1, 2, 7):  # of 20: by the other ways to multiply: the same whole numbers, and fp32's last bits
         for some, known in zip(x.split(n), together.split(n), strict=True):
             assert ((multiply(some, laid) - known).norm(dim=1) <= 1e-5 * known.norm(dim=1)).all()
 
@@ -130,7 +130,7 @@ def test_rows_are_rounded_as_torch_rounds_each_alone(top):
     for row, found in zip(x, zip(codes, step, zero, strict=True), strict=True):
         known = torch.quantize_per_tensor_dynamic(row, torch.quint8, top < 255)
         assert torch.equal(found[0], known.int_repr().float()) and found[2] == known.q_zero_point()
-        assert found[1].item() == pytest.approx(known.q_scale(), rel=1e-6)
+        assert found[1].item() == pytest.approx(known.q_scale(), rel=1e-6) or not row.any()
 
 
 def test_few_rows_go_without_fbgemm_too():
