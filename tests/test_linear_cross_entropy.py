@@ -1,9 +1,5 @@
 """Laws of the loss behind `forward`: it is the plain form, in less room, whatever is asked and however it is cut."""
 
-import os
-import shutil
-from unittest.mock import Mock
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -262,19 +258,6 @@ def test_a_head_that_is_more_than_its_matrix_is_asked_for_its_logits(change, sum
     assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
     d_ours, d_theirs = (torch.autograd.grad(losses.sum(), hidden)[0] for losses in (ours, theirs))
     assert_close(d_ours, d_theirs, atol=1e-5, rtol=1e-4)
-
-
-@BOTH
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_softmax_is_the_softmax(summed, monkeypatch):
-    monkeypatch.setattr(room, "LOGITS", 501)  # as if there were more of them
-    monkeypatch.setattr(room, "_compiled_losses", calls := Mock(wraps=room._compiled_losses))
-    given = inputs()
-    near(
-        loss_and_gradients(linear_cross_entropy, *given, summed=summed, compiled=True),
-        loss_and_gradients(plain, *given, summed=summed),
-    )
-    assert calls.called
 
 
 def test_a_compiled_model_learns_the_same():

@@ -10,7 +10,6 @@ This file travels inside every checkpoint, so it imports only torch.
 """
 
 import math
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ CHUNK_BYTES = 2**26  # of logits at once
 STEP = 32
 LINE = 64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
 # Of the table at once, on a CPU, so that what is computed of them in fp32 stays in the cache: so many rows, or as many
-# more as hold so many logits, and so many columns. (As one compiled kernel a row stays there anyway: STEP at once.)
+# more as hold so many logits, and so many columns.
 ROWS, LOGITS, COLUMNS = 8, 2**16, 1024
 
 
@@ -34,7 +33,6 @@ def _walk(
     weight: torch.Tensor,  # (V, D)
     targets: torch.Tensor,  # (N,)
     dtype: torch.dtype,  # of the matrix products; everything else is in fp32, or in fp64 where that is fp64
-    compiled: bool,
     wanted: tuple[bool, bool] = (False, False),
     upstream: torch.Tensor | None = None,  # (N,)
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -49,9 +47,6 @@ def _walk(
     n = STEP * max(1, math.ceil(len(asked) / max(1, chunks) / STEP))
     on_cpu = hidden.device.type == "cpu"
     rows_at_once, columns_at_once = (max(ROWS, LOGITS // V), COLUMNS) if on_cpu else (n, V)
-    score = _losses
-    if compiled and on_cpu and rows_at_once < STEP:  # else rows come in other numbers, and each would be compiled
-        score, rows_at_once = _compiled_losses(), STEP
     table, weight = hidden.new_empty(n, LINE * math.ceil(V / LINE), dtype=dtype), weight.to(dtype)
     table[:, V:] = 0  # oneDNN 3.12 reads there on processors with AMX (its issue 5717), and times 0 NaN is NaN
     for number, rows in enumerate(asked.split(n)):  # at least one, and be it of no rows
@@ -60,7 +55,7 @@ def _walk(
         target = F.pad(targets[rows], (0, n - there))  # (n,)
         logits = torch.mm(x, weight.T, out=table[:n, :V])
         parts = zip(*(of.split(rows_at_once) for of in (logits, target)), strict=True)
-        loss = torch.cat([score(part, of, turn=any(wanted)) for part, of in parts])  # (n,)
+        loss = torch.cat([_losses(part, of, turn=any(wanted)) for part, of in parts])  # (n,)
         losses[rows] = loss[:there]
         if not any(wanted):
             continue
@@ -89,20 +84,15 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor, *, turn: bool) -> torch
     return (largest - asked + total.log()).squeeze(1)
 
 
-@cache
-def _compiled_losses():
-    return torch.compile(_losses, dynamic=False)
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     """A sum's gradient is known in the forward but for a factor; that of single losses is computed in the backward."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype, compiled, summed):
+    def forward(ctx, hidden, weight, targets, dtype, summed):
         wanted = ctx.needs_input_grad[:2] if summed else (False, False)
-        losses, *gradients = _walk(hidden, weight, targets, dtype, compiled, wanted)
+        losses, *gradients = _walk(hidden, weight, targets, dtype, wanted)
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.dtype, ctx.compiled, ctx.gradients = dtype, compiled, gradients if summed else None
+        ctx.dtype, ctx.gradients = dtype, gradients if summed else None
         return losses.sum() if summed else losses
 
     @staticmethod
@@ -114,20 +104,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
         else:
             upstream = upstream.expand(len(targets))
-            how = (ctx.dtype, ctx.compiled, ctx.needs_input_grad[:2])
-            _, *gradients = _walk(hidden, weight, targets, *how, upstream)
+            _, *gradients = _walk(hidden, weight, targets, ctx.dtype, ctx.needs_input_grad[:2], upstream)
         d_hidden, d_weight = gradients
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
 
 
 @torch.compiler.disable  # how many positions are asked changes with the batch: the compiled graph breaks here
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, summed: bool = True, compiled: bool = False
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, summed: bool = True
 ) -> torch.Tensor:
     """Cross-entropy in nats of softmax(hidden @ weight.T), hidden (..., D), weight (V, D), targets (...).
 
     Equal to the plain form up to rounding; under autocast the matrix products are in its type and the rest in fp32.
-    `compiled`, on a CPU, has a large vocabulary's softmax as one kernel of torch.compile.
 
     Returns:
         The sum over asked targets; or where not `summed` each loss, shaped as `targets`. Not asked, -100: 0.
@@ -135,7 +123,7 @@ def linear_cross_entropy(
     device, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    flat = (hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1).to(hidden.device), dtype, compiled)
+    flat = (hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1).to(hidden.device), dtype)
     if torch.is_grad_enabled():
         losses = _LinearCrossEntropy.apply(*flat, summed)
     else:
@@ -152,8 +140,7 @@ def head_losses(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, *,
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     is_plain = type(head) is nn.Linear and head.bias is None and type(head.weight.data) is torch.Tensor
     if is_plain and "forward" not in vars(head) and not any(getattr(head, name) for name in hooks):
-        compiled = torch.compiler.is_compiling()  # the model around this call
-        return linear_cross_entropy(hidden, head.weight, targets, summed=summed, compiled=compiled)
+        return linear_cross_entropy(hidden, head.weight, targets, summed=summed)
     asked = targets.to(hidden.device) != IGNORED
     logits = head(hidden[asked])
     losses = F.cross_entropy(logits.float(), targets.to(logits.device)[asked.to(logits.device)], reduction="none")
