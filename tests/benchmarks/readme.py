@@ -51,8 +51,8 @@ def why() -> str:
         {100 * loop["share_of_cpu_seconds"]:.1f} % of a step's processor time in the smallest preset
         ({1e3 * loop["seconds_of_a_step"]["ours"][0]:.0f} ms), and training waits {100 * loop["data_wait"]:.2f} % of
         its time for rows.""",
-        f"""**Decoding has a step of its own**, a cache of fixed size, matrices laid out for one row and no Python between
-        a block's operations: in fp32
+        f"""**Decoding has a step of its own**, a cache of fixed size, matrices laid out for one row and no Python
+        between a block's operations: in fp32
         {over["ours fp32 / transformers fp32"]:.1f} times transformers' `generate`, in bf16
         {over["ours bf16 / transformers bf16"]:.1f} times, in int8 {over["ours int8 / transformers fp32"]:.1f} times
         its fp32 and {over["ours int8 / ctranslate2 int8"]:.2f} times CTranslate2 (124M, one row, 32 + 128 tokens, on
