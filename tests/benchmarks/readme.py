@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-from targets import DECODING, SPEEDS, figures, targets
+from targets import DECODING, PLANS, SPEEDS, figures, planned_on, targets
 
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -162,14 +162,23 @@ def quality() -> str:
 
 
 def plan() -> str:
-    """Plans beside runs."""
-    rows = []
-    for size, found in figures("plan")["figures"].items():
-        seconds, memory = found["seconds"], found["bytes"]
-        times = f"{1e3 * seconds['planned']:,.0f} ms | {1e3 * seconds['measured']:,.0f} ms | {seconds['ratio']:.2f}"
-        sizes = f"{memory['planned'] / 1e9:.2f} GB | {memory['measured'] / 1e9:.2f} GB | {memory['ratio']:.2f}"
-        rows.append(f"| {size} | {times} | {sizes} |")
-    return table("| | time planned | run | ratio | memory planned | run | ratio |", rows)
+    """Plans beside runs, on each machine; and between which rates of its products a plan found it."""
+    rows, rates = [], []
+    for plan in map(figures, PLANS):
+        for size, found in plan["figures"].items():
+            seconds, memory = found["seconds"], found["bytes"]
+            times = (
+                f"{1e3 * seconds['planned']:,.0f} ms | {1e3 * seconds['measured']:,.0f} ms | {seconds['ratio']:.2f}"
+            )
+            sizes = f"{memory['planned'] / 1e9:.2f} GB | {memory['measured'] / 1e9:.2f} GB | {memory['ratio']:.2f}"
+            times = f"{' | '.join(times)} | {seconds['ratio']:.2f}"
+            rows.append(f"| {size}, {planned_on(plan)} | {times} | {sizes} |")
+        turns = [turn["plan"]["matmul_rate"] / 1e9 for found in plan["figures"].values() for turn in found["turns"]]
+        rates.append(f"from {min(turns):,.0f} to {max(turns):,.0f} GFLOP/s on {planned_on(plan)}")
+    head = "| | time planned | run | ratio | memory planned | run | ratio |"
+    what = f"""A plan sees the machine for two seconds. What it found for a bf16 product, from turn to turn:
+    {", ".join(rates)}."""
+    return f"{table(head, rows)}\n\n{lines(what)}"
 
 
 def scaling() -> str:
