@@ -167,12 +167,9 @@ def plan() -> str:
     for plan in map(figures, PLANS):
         for size, found in plan["figures"].items():
             seconds, memory = found["seconds"], found["bytes"]
-            times = (
-                f"{1e3 * seconds['planned']:,.0f} ms | {1e3 * seconds['measured']:,.0f} ms | {seconds['ratio']:.2f}"
-            )
+            times = " | ".join(f"{1e3 * seconds[name]:,.0f} ms" for name in ("planned", "measured"))
             sizes = f"{memory['planned'] / 1e9:.2f} GB | {memory['measured'] / 1e9:.2f} GB | {memory['ratio']:.2f}"
-            times = f"{' | '.join(times)} | {seconds['ratio']:.2f}"
-            rows.append(f"| {size}, {planned_on(plan)} | {times} | {sizes} |")
+            rows.append(f"| {size}, {planned_on(plan)} | {times} | {seconds['ratio']:.2f} | {sizes} |")
         turns = [turn["plan"]["matmul_rate"] / 1e9 for found in plan["figures"].values() for turn in found["turns"]]
         rates.append(f"from {min(turns):,.0f} to {max(turns):,.0f} GFLOP/s on {planned_on(plan)}")
     head = "| | time planned | run | ratio | memory planned | run | ratio |"
