@@ -257,9 +257,7 @@ def _is_due(every: int | None, step: int) -> bool:
 
 def _clip(accelerator: Accelerator, model: nn.Module, optimizer, max_norm: float) -> float:
     """The gradient's norm before it is clipped."""
-    norm = clip_gradients(model.parameters(), optimizer.optimizer, max_norm)
-    if norm is None:
-        norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    norm = clip_gradients(model.parameters(), optimizer.optimizer, max_norm, otherwise=accelerator.clip_grad_norm_)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is spread over processes
 
 

@@ -27,13 +27,14 @@ class Int8(NamedTuple):
     scales: torch.Tensor  # (out,)
     sums: torch.Tensor  # (out,) of each output's weights
     zeros: torch.Tensor  # (out,) what 0 is among the whole numbers: 0
+    bias: torch.Tensor  # (out,) 0 where there is none
     top: int  # rows are rounded to whole numbers from 0 to this
 
 
 class Matrix(NamedTuple):
     """W (out, in) and b (out,), laid out for `multiply`."""
 
-    layout: str  # rows: W as it came; columns: (in, out); blocks: oneDNN's; int8: there
+    layout: str  # rows: W as it came; columns: (in, out); blocks: oneDNN's; int8: nothing here, all there
     weight: torch.Tensor
     bias: torch.Tensor | None
     int8: Int8 | None = None
@@ -43,7 +44,7 @@ def lay_out(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | Non
     """W (out, in) and b (out,) -> the layout that this processor multiplies fastest. Copies, but on a GPU."""
     if quantize == "int8":
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return Matrix("int8", weight[:0], bias.float(), whole_numbers(weight, bias.float()))
+        return Matrix("int8", weight[:0], None, whole_numbers(weight, bias.float()))
     if weight.device.type != "cpu":
         return Matrix("rows", weight, bias)
     blocked = torch.backends.mkldnn.is_available() and (
@@ -73,6 +74,7 @@ def whole_numbers(weight: torch.Tensor, bias: torch.Tensor) -> Int8:
         scales,
         codes.sum(1, dtype=torch.int32) * scales,
         torch.zeros(len(codes), dtype=torch.int32),
+        bias,
         top,
     )
 
@@ -96,8 +98,8 @@ def fbgemm_packed(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor)
 def multiply(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
     """x (N, in) -> x W^T + b, (N, out)."""
     int8, weight, bias = matrix.int8, matrix.weight, matrix.bias
-    if int8 is not None and bias is not None:
-        return multiply_int8(x.float(), int8, bias).to(x.dtype)
+    if int8 is not None:
+        return multiply_int8(x.float(), int8).to(x.dtype)
     if matrix.layout == "columns":
         return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
     if matrix.layout == "blocks":
@@ -105,9 +107,9 @@ def multiply(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
     return F.linear(x, weight, bias)
 
 
-def multiply_int8(x: torch.Tensor, matrix: Int8, bias: torch.Tensor, many: int = MANY) -> torch.Tensor:
+def multiply_int8(x: torch.Tensor, matrix: Int8, many: int = MANY) -> torch.Tensor:
     """The same by whole numbers: each row of x is rounded by its own range, whoever stands beside it."""
-    packed, reduce_range = matrix.packed, matrix.top < 255
+    packed, bias, reduce_range = matrix.packed, matrix.bias, matrix.top < 255
     if packed is not None and len(x) == 1:
         return torch.ops.quantized.linear_dynamic(x, packed, reduce_range)  # rounds by itself
     codes, step, zero = round_rows(x, matrix.top)

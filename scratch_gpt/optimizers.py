@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -83,18 +83,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 @torch.no_grad()
 def clip_gradients(
-    parameters: Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, max_norm: float
-) -> float | None:
-    """The norm of all gradients as one vector; the step to come takes them as if it were at most `max_norm`.
+    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    otherwise: Callable[[list[nn.Parameter], float], Any] = nn.utils.clip_grad_norm_,
+) -> Any:
+    """The norm of all gradients as one vector; `optimizer` takes them, until the next call, as if at most `max_norm`.
 
     torch.nn.utils.clip_grad_norm_ on a CPU in one pass over the gradients, where it takes three: the norm by dot
     products, and fused AdamW divides them as it reads them. Any other optimizer finds them divided.
 
-    Returns None, nothing done, where a gradient is no fp32 tensor of this process' own on a CPU.
+    Where a gradient is no fp32 tensor of this process' own on a CPU, it is left to `otherwise`.
     """
+    parameters = [*parameters]
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not all(type(g) is torch.Tensor and g.dtype == torch.float32 and g.device.type == "cpu" for g in gradients):
-        return None
+        return otherwise(parameters, max_norm)
     flat = [gradient.reshape(-1) for gradient in gradients]
     norm = torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt().item() if flat else 0.0
     divisor = torch.tensor(norm / max_norm) if norm > max_norm else None

@@ -41,8 +41,11 @@ def test_a_clipped_step_is_the_one_that_torch_clips(name, max_norm):
 def test_what_is_not_fp32_on_a_cpu_is_left_to_torch():
     model, ids = tiny_model().bfloat16(), some_ids(2, 12)
     model(ids, labels=ids).loss.backward()
-    before = [p.grad.clone() for p in model.parameters()]
-    assert clip_gradients(model.parameters(), make_optimizer(model, 1e-2, 0.1), 1e-3) is None
+    before, asked = [p.grad.clone() for p in model.parameters()], []
+    optimizer = make_optimizer(model, 1e-2, 0.1)
+    clip_gradients(model.parameters(), optimizer, 1e-3, otherwise=lambda *given: asked.append(given))
+    assert len(asked) == 1 and asked[0][1] == 1e-3 and getattr(optimizer, "grad_scale", None) is None
+    assert all(one is other for one, other in zip(asked[0][0], model.parameters(), strict=True))
     assert all(torch.equal(p.grad, known) for p, known in zip(model.parameters(), before, strict=True))
 
 

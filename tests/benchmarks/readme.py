@@ -134,8 +134,8 @@ def decoding_on(found: dict) -> str:
         for pair, asked in SPEEDS.items():
             if ratios[pair] < asked:
                 mine, other = pair.split(" / ")
-                share = asked * medians[other] / most[mine.split()[1]]
-                int8 += f" {asked} times {other}, which {mine} misses at one row, would be {share:.0%} of that."
+                share = 100 * asked * medians[other] / most[mine.split()[1]]
+                int8 += f" {asked} times {other}, which {mine} misses at one row, would be {share:.0f} % of that."
     head = f"| rows x prompt + new | {' | '.join(kinds)} |"
     return f"{lines(what)}\n\n{table(head, rows)}\n\n{lines(int8)}"
 
