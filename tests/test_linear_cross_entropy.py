@@ -67,7 +67,7 @@ def test_how_it_is_cut_does_not_matter(chunk_bytes, part, summed, monkeypatch):
     expected = loss_and_gradients(plain, *given, summed=summed)
     monkeypatch.setattr(room, "CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(room, "STEP", 1)
-    for name in ("ROWS", "LOGITS", "COLUMNS"):
+    for name in ("ROWS", "LOGITS", "COLUMNS", "PIECE"):
         monkeypatch.setattr(room, name, part)
     near(loss_and_gradients(linear_cross_entropy, *given, summed=summed), expected)
 

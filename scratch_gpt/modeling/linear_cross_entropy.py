@@ -25,7 +25,10 @@ STEP = 32
 LINE = 64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
 # Of the table at once, on a CPU, so that what is computed of them in fp32 stays in the cache: so many rows, or as many
 # more as hold so many logits, and so many columns.
-ROWS, LOGITS, COLUMNS = 8, 2**16, 1024
+ROWS, LOGITS, COLUMNS = 8, 2**16, 2048
+# oneDNN 3.12 computes (512, V) times (V, 384 to 640) on one thread where there is AMX, and (256, V) on all: what is
+# narrower is computed in pieces of so many rows.
+NARROW, PIECE = 768, 256
 
 
 def _walk(
@@ -47,6 +50,7 @@ def _walk(
     n = STEP * max(1, math.ceil(len(asked) / max(1, chunks) / STEP))
     on_cpu = hidden.device.type == "cpu"
     rows_at_once, columns_at_once = (max(ROWS, LOGITS // V), COLUMNS) if on_cpu else (n, V)
+    piece = PIECE if on_cpu and weight.shape[1] < NARROW else n
     table, weight = hidden.new_empty(n, LINE * math.ceil(V / LINE), dtype=dtype), weight.to(dtype)
     table[:, V:] = 0  # oneDNN 3.12 reads there on processors with AMX (its issue 5717), and times 0 NaN is NaN
     for number, rows in enumerate(asked.split(n)):  # at least one, and be it of no rows
@@ -63,7 +67,7 @@ def _walk(
         logits[torch.arange(n, device=target.device), target] = torch.expm1(-loss).to(dtype)
         factor = None if upstream is None else F.pad(upstream[rows].to(wide), (0, n - there)).unsqueeze(1)  # (n, 1)
         if d_hidden is not None:
-            d_x = logits @ weight
+            d_x = torch.cat([part @ weight for part in logits.split(piece)])
             d_x = d_x if factor is None else d_x.to(wide) * factor
             d_hidden.index_copy_(0, rows, d_x[:there].to(hidden.dtype))
         if d_weight is not None:

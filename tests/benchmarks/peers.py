@@ -158,14 +158,23 @@ def clip_by_torch(parameters: list[nn.Parameter], optimizer: torch.optim.Optimiz
 
 
 def make_step(
-    model: nn.Module, loss_of: Loss, optimizer: torch.optim.Optimizer, setting: Setting, clip: Clip = clip_by_torch
+    model: nn.Module,
+    loss_of: Loss,
+    optimizer: torch.optim.Optimizer,
+    setting: Setting,
+    clip: Clip = clip_by_torch,
+    options: dict | None = None,
 ):
-    """(ids, next_ids) -> the loss before one step, of a model whose state settings may share."""
+    """(ids, next_ids) -> the loss before one step, of a model whose state settings may share.
+
+    Args:
+        options: torch.compile's.
+    """
     if setting.precision == "auto":
         from scratch_gpt.launch import best_precision
 
         setting = Setting(best_precision("cpu"), setting.fused, setting.compile)
-    loss_of = torch.compile(loss_of) if setting.compile else loss_of
+    loss_of = torch.compile(loss_of, options=options) if setting.compile else loss_of
     parameters = list(model.parameters())
 
     def step(ids: torch.Tensor, next_ids: torch.Tensor) -> torch.Tensor:
@@ -197,10 +206,13 @@ def take_turns(peer: str, shape: Shape, settings: dict[str, Setting]):
     model, loss_of = PEERS[peer](shape)
     model.train()
     optimizer = make_optimizer(model)
-    clip = clip_by_torch
+    more = {}
     if peer == "ours":
-        from scratch_gpt.optimizers import clip_gradients as clip
-    steps = {row: make_step(model, loss_of, optimizer, setting, clip) for row, setting in settings.items()}
+        from scratch_gpt.launch import COMPILE_OPTIONS
+        from scratch_gpt.optimizers import clip_gradients
+
+        more = {"clip": clip_gradients, "options": COMPILE_OPTIONS}
+    steps = {row: make_step(model, loss_of, optimizer, setting, **more) for row, setting in settings.items()}
     facts = {"threads": torch.get_num_threads(), "parameters": sum(p.numel() for p in model.parameters())}
 
     def turn(row: str, number: int) -> dict:
