@@ -13,8 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 
-# Of torch.compile, for C++: tanh by the exponential, and so GELU in half the time. Within 1e-7 of torch's own tanh.
-COMPILE_OPTIONS = {"cpp.use_decompose_tanh": True}
 # Process groups stay until the interpreter ends. Freed earlier, by a DDP model that holds the last reference, a gloo
 # group waits for its threads with Python's lock held, and one of them may be waiting for that lock: a hang at the very
 # end of a run (seen once with torch 2.13, on a machine under load).
@@ -38,6 +36,13 @@ def best_attention(device: str, precision: str, max_length: int) -> str:
     1.6 times less at 512 (AVX-512 with bf16, torch 2.13). Both give the same numbers but for rounding.
     """
     return "eager" if device == "cpu" and precision == "bf16" and max_length <= 256 else "sdpa"
+
+
+def compile_options() -> dict[str, bool]:
+    """Of torch.compile on a CPU: tanh by the exponential, 1e-7 from torch's own, so that GELU takes half the time."""
+    from torch._inductor import list_options  # slow, and only who compiles needs it
+
+    return {name: True for name in ("cpp.use_decompose_tanh",) if name in list_options()}  # not in every version
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -141,10 +146,10 @@ class StopSignals:
 
 
 __all__ = [
-    "COMPILE_OPTIONS",
     "StopSignals",
     "best_attention",
     "best_precision",
+    "compile_options",
     "describe_device",
     "keep_freed_memory",
     "make_accelerator",

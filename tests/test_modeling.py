@@ -5,6 +5,8 @@ Gradients are compared where a law is about training, and every law first shows 
 
 import math
 import re
+import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from torch.testing import assert_close
 from transformers import StaticCache, Trainer, TrainingArguments
 
 from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel
+from scratch_gpt.launch import compile_options
 from scratch_gpt.modeling.modeling_scratch_gpt import eager_attention_forward
 
 
@@ -388,6 +391,23 @@ def test_one_graph_compiles_and_equals_eager_mode(attention):
         each.train()
         each(**packed, labels=packed["input_ids"]).loss.backward()
     assert_close(gradients(compiled._orig_mod), gradients(model), atol=1e-6, rtol=1e-4)
+
+
+def test_gelu_compiled_as_the_recipes_do_equals_torch_s_own():
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    torch._dynamo.reset()
+    x = torch.linspace(-12, 12, 4001)
+    plain = partial(torch.nn.functional.gelu, approximate="tanh")
+    compiled = torch.compile(plain, options=compile_options())
+    found = []
+    for gelu in (plain, compiled):
+        given = x.clone().requires_grad_()
+        value = gelu(given)
+        value.sum().backward()
+        found.append((value, given.grad))
+    for one, other, atol in zip(*found, (1e-6, 5e-6), strict=True):
+        near(one, other, atol=atol)
 
 
 @BOTH

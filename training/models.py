@@ -9,7 +9,7 @@ from recipe import Run, parse_overrides
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.chat_templates import FORMATS, choose_format, store_format
 from scratch_gpt.conversion import load_model
-from scratch_gpt.launch import COMPILE_OPTIONS
+from scratch_gpt.launch import compile_options
 from scratch_gpt.tokenizer import count_ids, end_of_text_id, load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
 
@@ -49,7 +49,7 @@ def build_model(
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if run.compile:
-        model.compile(options=COMPILE_OPTIONS)
+        model.compile(options=compile_options())
     return model
 
 

@@ -208,10 +208,10 @@ def take_turns(peer: str, shape: Shape, settings: dict[str, Setting]):
     optimizer = make_optimizer(model)
     more = {}
     if peer == "ours":
-        from scratch_gpt.launch import COMPILE_OPTIONS
+        from scratch_gpt.launch import compile_options
         from scratch_gpt.optimizers import clip_gradients
 
-        more = {"clip": clip_gradients, "options": COMPILE_OPTIONS}
+        more = {"clip": clip_gradients, "options": compile_options()}
     steps = {row: make_step(model, loss_of, optimizer, setting, **more) for row, setting in settings.items()}
     facts = {"threads": torch.get_num_threads(), "parameters": sum(p.numel() for p in model.parameters())}
 
