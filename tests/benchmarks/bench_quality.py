@@ -192,9 +192,10 @@ def main() -> None:
             choose(options.data, folder, options.choose, options.seeds)
             return
         arguments = shlex.split(options.arguments)
+        cpu = torch.cpu.get_capabilities().get("cpu_name")
         figures = {
             "threads": torch.get_num_threads(),
-            "cpu": torch.cpu.get_capabilities().get("cpu_name"),
+            "cpu": cpu,
             "torch": torch.__version__,
         }
         runs: dict[str, list[dict]] = {"reference": [], "ours": []}
@@ -215,7 +216,7 @@ def main() -> None:
             beside = first["seconds"] - first["steps"] * first["step_seconds"]
             steps = str(int(0.92 * (60 * minutes - beside) / first["step_seconds"]))
             more += ["--max-steps", steps, "--eval-every", steps]
-            figures[f"ours, {minutes:g} minutes"] = run_ours(options.data, folder, 0, more)
+            figures[f"ours, {minutes:g} minutes"] = {"cpu": cpu, **run_ours(options.data, folder, 0, more)}
             print(minutes, figures[f"ours, {minutes:g} minutes"], flush=True)
             options.out.write_text(json.dumps(figures, indent=2) + "\n")
     print(

@@ -35,6 +35,7 @@ from peers import Setting, Shape
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
 CLAIM_ROUNDS = 7
+PROFILED = 9  # steps
 TORCH = "torch==2.13.0"
 # What these import of all that litgpt asks for; llms-from-scratch's models import torch only.
 PEERS_NEED = ("lightning==2.6.6", "jsonargparse[signatures]==4.41.0", "psutil==7.2.2", "safetensors", "tokenizers")
@@ -401,6 +402,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=CLAIM_ROUNDS)
     parser.add_argument("--only", default="", help="Rows whose names begin with one of these words, with commas.")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help=f"Of {', '.join(WORKLOADS)}.")
+    parser.add_argument("--keep", action="store_true", help="The rounds of --out stand; only what is profiled is run.")
     parser.add_argument("--threads", type=int, help="By default what torch takes: a thread for each core.")
     parser.add_argument("--quick", action="store_true", help="Tiny shapes, two rounds: only whether everything runs.")
     parser.add_argument("--out", type=Path, default=HERE / "training.json")
@@ -418,10 +420,13 @@ def main() -> None:
             workload = WORKLOADS[name]._replace(shape=TINY) if options.quick else WORKLOADS[name]
             here = [row for row in rows if row not in workload.without]
             print(f"{workload.title}: {'; '.join(here)}", flush=True)
-            found = play(workload, here, 2 if options.quick else options.rounds, limits)
-            summary["workloads"][name] = summarise(workload, here, found)
-            products = ask("products", workload.shape, 3, limits | environments()["recipe"])
-            summary["workloads"][name]["products"] = products
+            if options.keep:
+                summary["workloads"][name] = before["workloads"][name]
+            else:
+                found = play(workload, here, 2 if options.quick else options.rounds, limits)
+                summary["workloads"][name] = summarise(workload, here, found)
+            products = ask("products", workload.shape, PROFILED, limits | environments()["recipe"])
+            summary["workloads"][name]["products"] = products["steps"]
     found = (before["workloads"] if same_machine else {}) | summary["workloads"]
     summary["workloads"] = {name: found[name] for name in WORKLOADS if name in found}
     shape, steps = (TINY, 3) if options.quick else LOSSES

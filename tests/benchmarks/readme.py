@@ -10,7 +10,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from targets import DECODING, PLANS, SPEEDS, figures, planned_on, targets
 
@@ -38,7 +38,7 @@ def why() -> str:
     step = {name: row["step_seconds"]["median"] for name, row in middle["rows"].items()}
     over = decoding["ratios"]["1x32+128"]["as both come"]
     sentences = (
-        f"""**The processor's own 16 bits**: matrix products in bf16 run at {middle["ceilings"]["bf16"]:.0f} GFLOP/s
+        f"""**The processor's own 16 bits**: matrix products in bf16 run at {middle["ceilings"]["bf16"]:,.0f} GFLOP/s
         on {decoding["cpu"]}, those in fp32 {middle["ceilings"]["fp32"]:.0f}, so the recipes take bf16 where it is
         native, and keep weights, sums and softmax in fp32.""",
         f"""**The loss is one function with its own backward**: from hidden states to loss and gradients it peaks at
@@ -88,15 +88,31 @@ def limits(found: dict) -> Iterator[str]:
         {gigaflops / peak["fp32"]:.2f} s of its {plain:.2f} s, and a third of its step would be
         {100 * gigaflops / (plain / 3) / peak["bf16"]:.0f} % of the bf16 ceiling, with AdamW's pass over 2 GB within
         it. The more buffers fault on a machine, the slower the reference, and the larger all these ratios."""
-    shares = [
-        f"""{100 * products["products_seconds"] / products["step_seconds"]:.0f} % of a step ({workload["title"]}) and
-        reach {100 * workload["flops"] / products["products_seconds"] / 1e9 / workload["ceilings"]["bf16"]:.0f} %"""
-        for workload in found["workloads"].values()
-        if (products := workload.get("products"))
-    ]
-    if shares:
-        yield f"""By torch's profiler, out of the box, matrix products take {", ".join(shares)} of the ceiling in
-        it, as their shapes are smaller than the ceiling's: were all the rest free, a step could not reach more."""
+    profiled = [one for one in found["workloads"].values() if "products" in one]
+    if profiled:
+        shares = [f"{100 * products(one)[0]:.0f} % of a step ({one['title']})" for one in profiled]
+        rates = [f"{100 * products(one)[1]:.0f}" for one in profiled]
+        yield f"""By torch's profiler, out of the box, matrix products take {", ".join(shares)}. In it they reach
+        {", ".join(rates)} % of the ceiling measured beside each step: were all the rest free, a step could reach no
+        more."""
+    for one in profiled:
+        asked = {target["over"]: target for target in one["targets"] if target["row"].endswith("compiled")}
+        if "ceiling" in asked and not asked["ceiling"]["reached"]:
+            share, ceilings = asked["ceiling"]["asked"], one["ceilings"]
+            at_ceiling = one["flops"] / 1e9 / ceilings["bf16"]
+            step, multiplied = at_ceiling / share, at_ceiling / products(one)[1]
+            adamw = 28 * one["rows"][asked["ceiling"]["row"]]["parameters"] / 1e9 / ceilings["memory"]
+            yield f"""{100 * share:.0f} % of the ceiling ({one["title"]}) would be a step of {step:.2f} s. Its products
+            take {multiplied:.2f} s at their rate, and AdamW, which moves 28 bytes a parameter, {adamw:.2f} s at
+            memory's {ceilings["memory"]:.0f} GB/s: {100 * (multiplied + adamw) / step:.0f} % of that step before the
+            softmax of all logits, attention, GELU, norms, clipping and the gradients' sums."""
+
+
+def products(workload: dict) -> tuple[float, float]:
+    """Of the profiled steps' time the share of the matrix products, and of the ceiling what they reach in it."""
+    gigaflops, steps = workload["flops"] / 1e9, workload["products"]
+    share = median(step["products_seconds"] / step["step_seconds"] for step in steps)
+    return share, median(gigaflops / step["products_seconds"] / step["bf16"] for step in steps)
 
 
 def decoding() -> str:
@@ -150,7 +166,8 @@ def quality() -> str:
         seconds, loss = f"{one['seconds']:.1f}", f"{one['loss']:.3f}"
         if "runs" in one:
             seconds, loss = f"{seconds} ({one['seconds_std']:.1f})", f"{loss} ({one['loss_std']:.3f})"
-        rows.append(f"| {name} | {steps:,} | {seconds} | {loss} |")
+        cpu = one.get("cpu", found["cpu"])
+        rows.append(f"| {name} | {cpu} | {steps:,} | {seconds} | {loss} |")
     runs = found["ours"]["runs"]
     beside = mean(run["seconds"] - run["steps"] * run["step_seconds"] for run in runs)
     less = found["reference"]["loss"] - found["ours"]["loss"]
@@ -158,7 +175,7 @@ def quality() -> str:
     what = f"""{where} in
     {100 * found["time_over_reference"]:.0f} % of its time, imports, tokenizer, evaluations and saving ({beside:.0f} s)
     included."""
-    return f"{table('| | steps | seconds | loss, nats a character |', rows)}\n\n{lines(what)}"
+    return f"{table('| | on | steps | seconds | loss, nats a character |', rows)}\n\n{lines(what)}"
 
 
 def plan() -> str:
