@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "plan.json")
     parser.add_argument("--sizes", nargs="+", default=[*SIZES], choices=SIZES)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # what the fresh processes do
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
