@@ -134,7 +134,8 @@ def round_rows(x: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, t
     """
     low, high = torch.aminmax(x, dim=-1, keepdim=True)
     low, high = low.clamp_(max=0).double(), high.clamp_(min=0).double()
-    step = (high - low).div_(top).clamp_(min=1e-38)  # of a row of zeros any will do
+    step = (high - low).div_(top)
+    step = torch.where(step < 1e-38, 0.1, step)  # a row of zeros
     zero = (low / step).round_().neg_().float()
     step = step.clamp_(min=6.1e-5).float()
     return torch.addcmul(zero, x, 1 / step).round_().clamp_(0, top), step, zero

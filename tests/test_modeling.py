@@ -5,7 +5,6 @@ Gradients are compared where a law is about training, and every law first shows 
 
 import math
 import re
-import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from tiny import VOCAB, padded, some_ids, tiny_config, tiny_model
 from torch.testing import assert_close
 from transformers import StaticCache, Trainer, TrainingArguments
 
+from recipe import check_compiler
 from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel
 from scratch_gpt.launch import compile_options
 from scratch_gpt.modeling.modeling_scratch_gpt import eager_attention_forward
@@ -394,8 +394,10 @@ def test_one_graph_compiles_and_equals_eager_mode(attention):
 
 
 def test_gelu_compiled_as_the_recipes_do_equals_torch_s_own():
-    if shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler")
+    try:
+        check_compiler()
+    except ValueError as error:
+        pytest.skip(str(error))
     torch._dynamo.reset()
     x = torch.linspace(-12, 12, 4001)
     plain = partial(torch.nn.functional.gelu, approximate="tanh")

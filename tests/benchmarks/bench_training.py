@@ -414,6 +414,8 @@ def main() -> None:
     summary: dict = {"machine": describe_machine(), "workloads": {}}
     before = json.loads(options.out.read_text()) if options.out.exists() else summary
     same_machine = {**summary["machine"], "date": ""} == {**before["machine"], "date": ""}
+    if options.keep and not (same_machine and {*options.workloads.split(",")} <= {*before["workloads"]}):
+        raise SystemExit(f"--keep: {options.out} has not all of {options.workloads} from this machine. Leave it out.")
     with tempfile.TemporaryDirectory() as cache:  # compiling is cold in every run
         limits["TORCHINDUCTOR_CACHE_DIR"] = cache
         for name in options.workloads.split(","):
