@@ -189,7 +189,7 @@ def memory(
     gradients = 4 * trained * (2 if processes > 1 else 1) + twice
     held = 4 * trained if accumulates else 0
     # While all activations are there the uppermost block is differentiated. Afterwards a GPU's allocator has their
-    # room for the gradients; a CPU's, which keeps what is freed (launch.keep_freed_memory), has it in other sizes.
+    # room for the gradients; a CPU's, which keeps what is freed (allocation.keep_freed_memory), has it in other sizes.
     start_of_backward = activations + int(of_block) + logits
     changing = start_of_backward + gradients if on_cpu else max(start_of_backward + held, gradients)
     weights = 4 * (parameters + (trained if tune.what == "lora" else 0))

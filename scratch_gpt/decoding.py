@@ -7,15 +7,16 @@ B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K he
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .allocation import huge_pages
 from .multiplication import KINDS, Matrix, lay_out, multiply
 
 
@@ -75,19 +76,19 @@ class FastDecoder(ForwardDecoder):
             raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
         self.quantize = quantize
         if quantize:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
-            with warnings.catch_warnings(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
-                head = pool.submit(self._matrix, model.lm_head)
-                self.blocks = [*pool.map(self._block, model.transformer.layers)]
-                self.head = head.result()
+                self.net = self._lay_out(pool.map)
 
     @cached_property
-    def blocks(self) -> list["Block"]:
-        return [self._block(block) for block in self.model.transformer.layers]
+    def net(self) -> nn.Module:
+        return self._lay_out(map)
 
-    @cached_property
-    def head(self) -> Matrix:
-        return self._matrix(self.model.lm_head)
+    def _lay_out(self, each: Callable[..., Iterable]) -> nn.Module:
+        body, last = self.model.transformer, self.model.lm_head
+        head, *blocks = each(lambda one: self._matrix(one) if one is last else self._block(one), [last, *body.layers])
+        net = Net(blocks, layer_norm(body.norm), head, self.model.config.hidden_act)
+        return scripted(net) if self.device.type == "cpu" else net
 
     def _block(self, block: nn.Module) -> "Block":
         attention, mlp = block.attn, block.mlp
@@ -112,7 +113,7 @@ class FastDecoder(ForwardDecoder):
         shape = (len(self.model.transformer.layers), 2, B, H, max(columns, T), K)
         self.kept = torch.empty(shape, dtype=self.model.lm_head.weight.dtype, device=ids.device)
         if self.quantize:  # many rows too are multiplied fastest as whole numbers
-            return self._score(self._through(ids, mask[:, :T]).view(B, T, -1)[:, -1]).view(B, 1, -1)
+            return self._score(ids, mask[:, :T], True)
         logits = super().start(ids, mask, columns)
         for kept, layer in zip(self.kept, self.cache.layers, strict=True):
             kept[0, :, :, :T], kept[1, :, :, :T] = layer.keys, layer.values
@@ -121,23 +122,20 @@ class FastDecoder(ForwardDecoder):
 
     @torch.inference_mode()
     def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self._score(self._through(ids, mask)).view(*ids.shape, -1)
+        return self._score(ids, mask, False)
 
-    def _score(self, x: torch.Tensor) -> torch.Tensor:
-        return multiply(self.model.transformer.norm(x), self.head)  # (N, V)
-
-    def _through(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """New ids (B, T), the mask of all (B, S) -> what the last block says (N, D)."""
+    def _score(self, ids: torch.Tensor, mask: torch.Tensor, only_last: bool) -> torch.Tensor:
+        """New ids (B, T), the mask of all (B, S) -> logits (B, T or 1, V)."""
         (B, T), S = ids.shape, mask.shape[1]
         past, body = S - T, self.model.transformer
-        positions = torch.arange(past, S, device=ids.device)[None]
+        place = body.embed_positions.weight[past:S]  # (T, D)
         if self.padding is not None:
-            positions = (positions - self.padding).clamp(min=0)
-        x = (body.embed_tokens.weight[ids] + body.embed_positions.weight[positions]).view(B * T, -1)  # (N, D)
+            positions = torch.arange(past, S, device=ids.device) - self.padding
+            place = F.embedding(positions.clamp_(min=0), body.embed_positions.weight)  # (B, T, D)
+        x = (F.embedding(ids, body.embed_tokens.weight) + place).view(B * T, -1)  # (N, D)
         plain = self.padding is None and past == 0
         hide = None if plain else self._hide(mask, T, x.dtype)
-        run = scripted_blocks() if ids.device.type == "cpu" else run_blocks
-        return run(x, self.kept, past, hide, self.blocks, self.model.config.hidden_act)
+        return self.net(x, self.kept, past, hide, only_last)
 
     def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
         # (B or 1, 1, T, S), added to the scores; None where every new token sees every column. Not minus infinity:
@@ -190,10 +188,11 @@ def run_blocks(
     T = len(x) // B
     S = past + T
     is_causal = past == 0 and hide is None
+    seen, new = kept[:, :, :, :, :S].unbind(0), kept[:, :, :, :, past:S].unbind(0)  # views (2, B, H, S or T, K)
     for layer, block in enumerate(blocks):
         y = multiply(normalize(x, block.norm_1), block.qkv).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)
-        both = kept[layer, :, :, :, :S]  # (2, B, H, S, K)
-        both[:, :, :, past:].copy_(y[1:])
+        new[layer].copy_(y[1:])
+        both = seen[layer]
         y = F.scaled_dot_product_attention(y[0], both[0], both[1], hide, 0.0, is_causal)  # (B, H, T, K)
         x = x + multiply(y.transpose(1, 2).reshape(B * T, H * K), block.out)
         y = activate(multiply(normalize(x, block.norm_2), block.up), act)
@@ -201,15 +200,35 @@ def run_blocks(
     return x
 
 
-@cache
-def scripted_blocks() -> Callable[..., torch.Tensor]:
-    """`run_blocks` without Python between its operations: at one row, whose products are short, half of a step."""
+class Net(nn.Module):
+    """All that a step multiplies by: the blocks, the last norm and the head."""
+
+    blocks: list[Block]
+    norm: Norm
+    head: Matrix
+
+    def __init__(self, blocks: list[Block], norm: Norm, head: Matrix, act: str):
+        super().__init__()
+        self.blocks, self.norm, self.head, self.act = blocks, norm, head, act
+
+    def forward(
+        self, x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, only_last: bool
+    ) -> torch.Tensor:
+        """As `run_blocks`, and on to the logits (B, T, V), or of each row's last token alone (B, 1, V)."""
+        x = run_blocks(x, kept, past, hide, self.blocks, self.act).view(kept.shape[2], -1, x.shape[-1])
+        x = x[:, -1:] if only_last else x
+        logits = multiply(normalize(x.reshape(-1, x.shape[-1]), self.norm), self.head)
+        return logits.view(x.shape[0], x.shape[1], -1)
+
+
+def scripted(net: nn.Module) -> nn.Module:
+    """The same without Python between its operations: at one row, whose products are short, half of a step."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.script(run_blocks)
+            return torch.jit.script(net)
     except Exception:  # torch has announced TorchScript's end, and it needs this file's source: the same by Python
-        return run_blocks
+        return net
 
 
 def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:

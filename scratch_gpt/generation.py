@@ -96,27 +96,27 @@ def _draw(
     # The next token of each row, (B,), again and again until all rows are finished.
     model, limit = decoder.model, decoder.model.config.max_position_embeddings
     generator = torch.Generator(ids.device).manual_seed(seed)
-    mask = torch.ones_like(ids) if mask is None else mask
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    T, end = ids.shape[1], ids.shape[1] + max_new_tokens
-    guessed = ids[:, :0]
+    T = n = ids.shape[1]  # tokens of the prompt; tokens so far
+    end, guessed = T + max_new_tokens, 0
+    mask = F.pad(torch.ones_like(ids) if mask is None else mask, (0, max_new_tokens), value=1)
+    ids = F.pad(ids, (0, max_new_tokens))  # room for what comes
     was_training = model.training
     model.eval()
     try:
-        while ids.shape[1] < end:
-            if ids.shape[1] > limit:
-                guessed = ids[:, :0]
-                logits = decoder.window(ids[:, -limit:], mask[:, -limit:])
-            elif ids.shape[1] == T:
-                logits = decoder.start(ids, mask, min(limit, end))
+        while n < end:
+            if n > limit:
+                guessed = 0
+                logits = decoder.window(ids[:, n - limit : n], mask[:, n - limit : n])
+            elif n == T:
+                logits = decoder.start(ids[:, :n], mask[:, :n], min(limit, end))
             else:
-                new = ids[:, -1:]
                 if lookup:
-                    guessed = look_up(ids, min(lookup, end - 1 - ids.shape[1], limit - ids.shape[1]))
-                    new = torch.cat([new, guessed], 1)
-                seen = F.pad(mask, (0, guessed.shape[1]), value=1)
-                logits = decoder.step(new, seen)  # (B, 1 + guessed, V)
-                decoder.guessed += guessed.shape[1]
+                    guess = look_up(ids[:, :n], min(lookup, end - 1 - n, limit - n))
+                    guessed = guess.shape[1]
+                    ids[:, n : n + guessed] = guess
+                logits = decoder.step(ids[:, n - 1 : n + guessed], mask[:, : n + guessed])  # (B, 1 + guessed, V)
+                decoder.guessed += guessed
             for k in range(logits.shape[1]):
                 token = _choose(logits[:, k], temperature, top_k, top_p, generator)
                 if eos_token_id is not None:
@@ -124,11 +124,12 @@ def _draw(
                     finished |= token == eos_token_id
                 decoder.drawn += len(token)
                 yield token
-                if finished.all():
+                if eos_token_id is not None and finished.all():
                     return
-                ids = torch.cat([ids, token[:, None]], 1)
-                mask = F.pad(mask, (0, 1), value=1)
-                if k == guessed.shape[1] or token.item() != guessed[0, k].item():
+                is_guessed = k < guessed and token.item() == ids[0, n].item()
+                ids[:, n] = token
+                n += 1
+                if not is_guessed:
                     break  # what was computed after a wrong guess is of another text
                 decoder.accepted += 1
     finally:
@@ -138,11 +139,21 @@ def _draw(
 def _choose(logits, temperature, top_k, top_p, generator) -> torch.Tensor:
     # One token for each row: (B, V) -> (B,).
     if temperature == 0:
-        return logits.argmax(-1)
+        return largest(logits)
     probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
     if not probabilities.isfinite().all():
         raise ValueError("The logits are not finite: the model has diverged, or temperature is too small.")
     return probabilities.multinomial(1, generator=generator)[:, 0]
+
+
+def largest(logits: torch.Tensor, cut: int = 128) -> torch.Tensor:
+    """Logits (B, V) -> where each row's largest stands, (B,), the first of equals: argmax, 2 to 3 times as fast on a CPU.
+
+    Largest values vectorise there, their places do not: so the largest of each `cut`, then places among few.
+    """
+    parts = F.pad(logits, (0, -logits.shape[-1] % cut), value=-torch.inf).unflatten(-1, (-1, cut))  # (B, V / cut, cut)
+    part = parts.amax(-1).argmax(-1)  # (B,)
+    return part * cut + parts[torch.arange(len(part), device=part.device), part].argmax(-1)
 
 
 def look_up(ids: torch.Tensor, most: int, longest: int = 3) -> torch.Tensor:

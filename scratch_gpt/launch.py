@@ -1,6 +1,5 @@
 """An environment -> the Accelerator that was asked for, and the signals that end a run in good order."""
 
-import ctypes
 import os
 import platform
 import re
@@ -11,6 +10,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, parse_flag_from_env
+
+from .allocation import keep_freed_memory
 
 
 # Process groups stay until the interpreter ends. Freed earlier, by a DDP model that holds the last reference, a gloo
@@ -43,21 +44,6 @@ def compile_options() -> dict[str, bool]:
     from torch._inductor import list_options  # slow, and only who compiles needs it
 
     return {name: True for name in ("cpp.use_decompose_tanh",) if name in list_options()}  # not in every version
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what is freed, up to 2 GiB at once: the next step asks for the same buffers again.
-
-    glibc hands buffers above some 32 MB back to Linux, which clears every page of them anew each time. Elsewhere, and
-    under another allocator (tcmalloc), this does nothing.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            library.mallopt(threshold, 2**31 - 1)
 
 
 def describe_device(device: torch.device) -> str:
@@ -151,6 +137,5 @@ __all__ = [
     "best_precision",
     "compile_options",
     "describe_device",
-    "keep_freed_memory",
     "make_accelerator",
 ]

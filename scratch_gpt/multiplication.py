@@ -132,7 +132,7 @@ def round_rows(x: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, t
     x is (codes - zero) * step, rounded. They are what torch's dynamic quantisation makes of each row alone (ATen's
     ChooseQuantizationParams, its smallest step included), so that one row and many are the same whole numbers.
     """
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # together they would take up to 6 times as long
     low, high = low.clamp_(max=0).double(), high.clamp_(min=0).double()
     step = (high - low).div_(top)
     step = torch.where(step < 1e-38, 0.1, step)  # a row of zeros

@@ -15,8 +15,6 @@ from scratch_gpt.decoding import (
     ForwardDecoder,
     activate,
     make_decoder,
-    run_blocks,
-    scripted_blocks,
 )
 from scratch_gpt.generation import filter_logits, generate, look_up
 from scratch_gpt.multiplication import Matrix, has_fbgemm, lay_out, multiply, multiply_int8, round_rows
@@ -156,11 +154,11 @@ def test_activations_are_those_of_transformers():
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_scripted_blocks_are_the_blocks(quantize, monkeypatch):
-    assert isinstance(scripted_blocks(), torch.jit.ScriptFunction)
     model, ids = tiny_model(), some_ids(2, 12)
-    scripted = scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5)
-    monkeypatch.setattr("scratch_gpt.decoding.scripted_blocks", lambda: run_blocks)
-    assert torch.equal(scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5), scripted)
+    assert isinstance(make_decoder(model, quantize).net, torch.jit.ScriptModule)
+    by_script = scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5)
+    monkeypatch.setattr("scratch_gpt.decoding.scripted", lambda net: net)
+    assert torch.equal(scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5), by_script)
 
 
 def test_greedy_is_generate_on_a_trained_model(trained):

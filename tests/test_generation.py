@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import VOCAB, padded, some_ids, tiny_model
 
-from scratch_gpt.generation import filter_logits, generate, generate_text, stream
+from scratch_gpt.generation import filter_logits, generate, generate_text, largest, stream
 from scratch_gpt.tokenizer import END_OF_TEXT, encode
 from scratch_gpt.tokenizer_training import train_tokenizer
 
@@ -66,6 +66,16 @@ def test_one_candidate_is_greedy():
     greedy = generate(model, ids, max_new_tokens=10, temperature=0)
     assert torch.equal(greedy, generate(model, ids, max_new_tokens=10, top_k=1))
     assert torch.equal(greedy, generate(model, ids, max_new_tokens=10, top_p=1e-9))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 127, 128, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_is_argmax_whatever_is_equal_hidden_or_no_number(vocabulary, dtype):
+    logits = torch.randint(-9, 9, (40, 3, vocabulary), generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[0] = -torch.inf
+    logits[1, :, vocabulary // 2 :] = torch.inf
+    logits[2, :, vocabulary // 3 :: 2] = torch.nan
+    assert torch.equal(largest(logits[:, 1]), logits[:, 1].argmax(-1))
 
 
 def test_filters_keep_what_they_say():

@@ -1,7 +1,6 @@
 """Laws of the loop: the same gradient however a batch is cut, the same rows, a run that goes on where it stopped."""
 
 import math
-import platform
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from tiny_run import COLLATE, UnevenRows, run
 
 from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.evaluation import language_metrics, mean_losses
-from scratch_gpt.launch import keep_freed_memory, make_accelerator
+from scratch_gpt.launch import make_accelerator
 from scratch_gpt.loop import Settings, planned_steps
 from scratch_gpt.objectives import Objective, causal_lm
 from scratch_gpt.order import Share, Steps, epoch_order, evaluation_batches, like_lengths
@@ -216,17 +215,3 @@ def test_a_device_that_is_not_there_is_an_error():
     if not torch.backends.mps.is_available():
         with pytest.raises(ValueError, match="device mps was asked for"):
             make_accelerator("mps")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
-def test_a_buffer_that_is_freed_and_asked_for_again_faults_once():
-    import resource
-
-    def faults(size: int = 2**26) -> int:  # of 4 KB
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        bytearray(b"x") * size
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    keep_freed_memory()
-    faults()
-    assert faults() < 2**26 / 4096 / 100

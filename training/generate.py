@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from scratch_gpt import generate_text, load_tokenizer
         from scratch_gpt.adapter_loading import find_adapter
+        from scratch_gpt.allocation import keep_freed_memory
         from scratch_gpt.conversion import load_model
         from scratch_gpt.decoding import make_decoder
         from scratch_gpt.generation import stream
@@ -118,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         load = load_model if find_adapter(run.model, run.model_revision) else AutoModelForCausalLM.from_pretrained
         model = load(run.model, revision=run.model_revision)
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))
+        keep_freed_memory()
         decoder = make_decoder(model, None if run.quantize == "no" else run.quantize)
         how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
         how |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}

@@ -94,8 +94,10 @@ def prepare(peer: str, folder: Path, threads: int):
 
         return run, time.perf_counter() - start
     import scratch_gpt
+    from scratch_gpt.allocation import keep_freed_memory
     from scratch_gpt.decoding import make_decoder
 
+    keep_freed_memory()  # as training/generate.py does
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     start = time.perf_counter()
     decoder = make_decoder(model, "int8" if kind == "int8" else None)
@@ -171,8 +173,10 @@ def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
     from torch.profiler import profile
 
     import scratch_gpt
+    from scratch_gpt.allocation import keep_freed_memory
     from scratch_gpt.decoding import make_decoder
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder).eval()
     decoder, ids, taken = make_decoder(model, "int8"), prompts(1, 32 + 2 * steps), []

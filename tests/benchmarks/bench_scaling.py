@@ -38,10 +38,11 @@ def measure(shape: dict, steps: int) -> dict | None:
     from accelerate import Accelerator
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+    from scratch_gpt.allocation import keep_freed_memory
     from scratch_gpt.costs import memory, row_flops
     from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.windows import Windows
-    from scratch_gpt.launch import best_attention, best_precision, keep_freed_memory
+    from scratch_gpt.launch import best_attention, best_precision
     from scratch_gpt.loop import Settings, train
     from scratch_gpt.objectives import causal_lm
     from scratch_gpt.optimizers import adamw

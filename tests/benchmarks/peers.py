@@ -54,7 +54,7 @@ def reference(shape: Shape) -> tuple[nn.Module, Loss]:
 def ours(shape: Shape) -> tuple[nn.Module, Loss]:
     """What the recipes do: their memory, their attention, their objective."""
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-    from scratch_gpt.launch import keep_freed_memory
+    from scratch_gpt.allocation import keep_freed_memory
 
     keep_freed_memory()
     config = ScratchGPTConfig(

@@ -1,0 +1,69 @@
+"""Laws of memory: what is freed is kept, what moves to huge pages stays itself."""
+
+import ctypes
+import platform
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scratch_gpt.allocation import HUGE, MADV_COLLAPSE, huge_pages, keep_freed_memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+def test_a_buffer_that_is_freed_and_asked_for_again_faults_once():
+    import resource
+
+    def faults(size: int = 2**26) -> int:  # of 4 KB
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(b"x") * size
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    faults()
+    assert faults() < 2**26 / 4096 / 100
+
+
+def huge_kilobytes(address: int) -> int:
+    """Of the mapping around an address."""
+    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    for one in filter(None, maps):
+        start, end = (int(place, 16) for place in one.split()[0].split("-"))
+        if start <= address < end:
+            return int(re.search(r"^AnonHugePages:\s*(\d+) kB", one, re.MULTILINE)[1])
+    raise AssertionError("no mapping there")
+
+
+def collapses() -> bool:
+    linux = re.match(r"(\d+)\.(\d+)", platform.release()) if platform.system() == "Linux" else None
+    known = linux and tuple(map(int, linux.groups())) >= (6, 1)
+    return bool(known) and Path("/sys/kernel/mm/transparent_hugepage").exists()
+
+
+@pytest.mark.skipif(not collapses(), reason="huge pages on demand are of Linux 6.1")
+def test_what_is_allocated_within_lies_on_huge_pages_and_is_what_it_was():
+    size = 2**26
+    library = ctypes.CDLL(None)
+    library.valloc.restype, library.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    written = torch.randint(256, (size,), dtype=torch.uint8)
+    with huge_pages():
+        address = library.valloc(ctypes.c_size_t(size))
+        ctypes.memmove(address, written.data_ptr(), size)
+    try:
+        assert huge_kilobytes(address) > size / 1024 / 2
+        there = torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
+        assert torch.equal(there, written)
+    finally:
+        library.free(address)
+
+
+def test_what_was_there_before_stays_where_it_is(monkeypatch):
+    asked = []
+    library = SimpleNamespace(madvise=lambda *words: asked.append(words))
+    monkeypatch.setattr("scratch_gpt.allocation.ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("scratch_gpt.allocation._whole_pages", iter([{1, 2}, {2, 3}]).__next__)
+    with huge_pages():
+        pass
+    assert asked == [(3 * HUGE, HUGE, MADV_COLLAPSE)]
