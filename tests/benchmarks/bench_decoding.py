@@ -6,8 +6,8 @@ One warm process for each peer, all on the same random weights; they take turns,
 long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
 which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
 A round in which others had more than FOREIGN of the machine (load.py) is dropped for all. Each peer as it comes; with
-tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes. "At its
-best" is the fastest of these.
+tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes;
+CTranslate2 on glibc's huge pages. "At its best" is the fastest of these.
 Of our step in int8, what its products take ("int8_step").
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
 """
@@ -33,6 +33,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
 PEERS = [*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC)]
 PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in KINDS if kind.startswith("transformers")]
+PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
+ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
 WORK = ("1x32+128", "8x32+128", "1x900+100")  # rows x prompt + new tokens
 VOCABULARY = 50257
 
@@ -134,7 +136,7 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes, found, counts = {}, {}, {}
     for peer in peers:
-        allocator = {"LD_PRELOAD": TCMALLOC} if peer.endswith("tcmalloc") else {}
+        allocator = ENVIRONMENTS.get(peer.split()[-1], {})
         processes[peer] = subprocess.Popen([*command, peer], env=environment | allocator, **pipes)
         found[peer] = json.loads(processes[peer].stdout.readline())
     for one in work:
