@@ -54,7 +54,7 @@ def lay_out(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | Non
     )
     if blocked:
         return Matrix("blocks", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1), bias)
-    turned = weight.t().contiguous()  # no copy where it came from a GPT-2 file, which keeps it so
+    turned = weight.t().clone(memory_format=torch.contiguous_format)  # even of a GPT-2 file, which is turned
     return Matrix("columns", turned, bias)
 
 

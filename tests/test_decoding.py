@@ -100,6 +100,15 @@ def test_a_layout_changes_no_product(dtype):
         assert worst(multiply(x, laid._replace(bias=bias)).float(), plain + bias) < near
 
 
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_layout_keeps_the_weights_as_they_were(quantize):
+    weight, x = torch.randn(32, 48).t(), torch.randn(5, 32)  # turned, as a GPT-2 file has it
+    laid = lay_out(weight, None, quantize)
+    before = multiply(x, laid)
+    weight.zero_()
+    assert torch.equal(multiply(x, laid), before) and before.any()
+
+
 def loud_and_quiet() -> torch.Tensor:
     x = torch.randn(20, 32)
     x[1] *= 1000  # a loud neighbour

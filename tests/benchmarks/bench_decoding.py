@@ -8,7 +8,7 @@ which is not counted, in int8 before it ("prepare_seconds"). Every peer draws ex
 A round in which others had more than FOREIGN of the machine (load.py) is dropped for all. Each peer as it comes; with
 tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes;
 CTranslate2 on glibc's huge pages. "At its best" is the fastest of these.
-Of our step in int8, what its products take ("int8_step").
+Of our step in fp32 and int8, what its products take ("fp32_step", "int8_step").
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
 """
 
@@ -169,8 +169,8 @@ def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, di
     return turns
 
 
-def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
-    """What one token takes in int8, and what of it its matrix products take by torch's profiler."""
+def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 64) -> dict:
+    """What one token takes, in fp32 or int8, and what of it its matrix products take by torch's profiler."""
     import torch
     from torch.profiler import profile
 
@@ -181,7 +181,7 @@ def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
     keep_freed_memory()
     torch.set_num_threads(threads)
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder).eval()
-    decoder, ids, taken = make_decoder(model, "int8"), prompts(1, 32 + 2 * steps), []
+    decoder, ids, taken = make_decoder(model, quantize), prompts(1, 32 + 2 * steps), []
     mask = torch.ones_like(ids)
     decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
     for n in range(32, 32 + steps):
@@ -192,7 +192,8 @@ def int8_step(folder: Path, threads: int, steps: int = 64) -> dict:
         for n in range(32 + steps, ids.shape[1]):
             decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
     events = seen.key_averages()
-    products = [event for event in events if "linear" in event.key and not event.key.startswith("aten::")]
+    multiplies = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "quantized::linear_dynamic")
+    products = [event for event in events if event.key in (*multiplies, "onednn::qlinear_pointwise")]
     return {
         "milliseconds": statistics.median(taken),
         "products_milliseconds": sum(event.self_cpu_time_total for event in products) / steps / 1e3,
@@ -282,7 +283,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--make", folder, "--layers", str(options.layers)]
         subprocess.run(command, check=True)
-        result["int8_step"] = int8_step(Path(folder), options.threads)
+        result["fp32_step"] = profile_step(Path(folder), options.threads, None)
+        result["int8_step"] = profile_step(Path(folder), options.threads, "int8")
         found, counts = measure(Path(folder), list(options.peers), list(options.work), options.rounds, options.threads)
     result |= {"counts": counts, **summary(found, options.work), "runs": found}
     print(json.dumps({name: result[name] for name in ("perplexity", "tokens_per_second", "ratios")}, indent=2))

@@ -146,6 +146,10 @@ def decoding_on(found: dict) -> str:
         int8 += f""" Memory reads {found["ceilings"]["memory"]:.1f} GB/s there, enough for {each / 4:.0f} tokens a
         second in fp32, {each / 2:.0f} in bf16, {each:.0f} in int8, where the cache does not help."""
         most = {"fp32": each / 4, "bf16": each / 2, "int8": each}
+        if "fp32_step" in found:
+            fp32 = found["fp32_step"]
+            int8 += f""" A step in fp32 takes {fp32["milliseconds"]:.1f} ms, its products
+            {fp32["products_milliseconds"]:.1f}."""
         medians, ratios = found["tokens_per_second"]["1x32+128"], found["ratios"]["1x32+128"]["as both come"]
         for pair, asked in SPEEDS.items():
             if ratios[pair] < asked:
