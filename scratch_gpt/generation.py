@@ -99,12 +99,15 @@ def _draw(
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     T = n = ids.shape[1]  # tokens of the prompt; tokens so far
     end, guessed = T + max_new_tokens, 0
-    mask = F.pad(torch.ones_like(ids) if mask is None else mask, (0, max_new_tokens), value=1)
-    ids = F.pad(ids, (0, max_new_tokens))  # room for what comes
+    mask = torch.ones_like(ids) if mask is None else mask
     was_training = model.training
     model.eval()
     try:
         while n < end:
+            most = n + 1 + (lookup or 0)
+            if ids.shape[1] < min(most, end):  # room for what comes, doubled each time
+                more = min(2 * most, end) - ids.shape[1]
+                ids, mask = F.pad(ids, (0, more)), F.pad(mask, (0, more), value=1)
             if n > limit:
                 guessed = 0
                 logits = decoder.window(ids[:, n - limit : n], mask[:, n - limit : n])
@@ -147,7 +150,7 @@ def _choose(logits, temperature, top_k, top_p, generator) -> torch.Tensor:
 
 
 def largest(logits: torch.Tensor, cut: int = 128) -> torch.Tensor:
-    """Logits (B, V) -> where each row's largest stands, (B,), the first of equals: argmax, 2 to 3 times as fast on a CPU.
+    """Logits (B, V) -> where each row's largest stands (B,), the first of equals: argmax, in half the time on a CPU.
 
     Largest values vectorise there, their places do not: so the largest of each `cut`, then places among few.
     """
