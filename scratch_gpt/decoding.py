@@ -113,7 +113,7 @@ class FastDecoder(ForwardDecoder):
         shape = (len(self.model.transformer.layers), 2, B, H, max(columns, T), K)
         self.kept = torch.empty(shape, dtype=self.model.lm_head.weight.dtype, device=ids.device)
         if self.quantize:  # many rows too are multiplied fastest as whole numbers
-            return self._score(ids, mask[:, :T], True)
+            return self._score(ids, mask[:, :T], only_last=True)
         logits = super().start(ids, mask, columns)
         for kept, layer in zip(self.kept, self.cache.layers, strict=True):
             kept[0, :, :, :T], kept[1, :, :, :T] = layer.keys, layer.values
@@ -122,17 +122,17 @@ class FastDecoder(ForwardDecoder):
 
     @torch.inference_mode()
     def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self._score(ids, mask, False)
+        return self._score(ids, mask)
 
-    def _score(self, ids: torch.Tensor, mask: torch.Tensor, only_last: bool) -> torch.Tensor:
+    def _score(self, ids: torch.Tensor, mask: torch.Tensor, only_last: bool = False) -> torch.Tensor:
         """New ids (B, T), the mask of all (B, S) -> logits (B, T or 1, V)."""
         (B, T), S = ids.shape, mask.shape[1]
         past, body = S - T, self.model.transformer
-        place = body.embed_positions.weight[past:S]  # (T, D)
+        positions = torch.arange(past, S, device=ids.device)[None]
         if self.padding is not None:
-            positions = torch.arange(past, S, device=ids.device) - self.padding
-            place = F.embedding(positions.clamp_(min=0), body.embed_positions.weight)  # (B, T, D)
-        x = (F.embedding(ids, body.embed_tokens.weight) + place).view(B * T, -1)  # (N, D)
+            positions = (positions - self.padding).clamp(min=0)
+        x = F.embedding(ids, body.embed_tokens.weight) + F.embedding(positions, body.embed_positions.weight)
+        x = x.view(B * T, -1)  # (N, D)
         plain = self.padding is None and past == 0
         hide = None if plain else self._hide(mask, T, x.dtype)
         return self.net(x, self.kept, past, hide, only_last)

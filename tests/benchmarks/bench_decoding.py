@@ -37,6 +37,7 @@ PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by it
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
 WORK = ("1x32+128", "8x32+128", "1x900+100")  # rows x prompt + new tokens
 VOCABULARY = 50257
+PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "quantized::linear_dynamic")  # multiplication.py's
 
 
 def make(folder: Path, size: dict) -> None:
@@ -192,8 +193,7 @@ def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 
         for n in range(32 + steps, ids.shape[1]):
             decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
     events = seen.key_averages()
-    multiplies = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "quantized::linear_dynamic")
-    products = [event for event in events if event.key in (*multiplies, "onednn::qlinear_pointwise")]
+    products = [event for event in events if event.key in PRODUCTS]
     return {
         "milliseconds": statistics.median(taken),
         "products_milliseconds": sum(event.self_cpu_time_total for event in products) / steps / 1e3,
