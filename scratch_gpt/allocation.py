@@ -18,13 +18,14 @@ HUGE = 2**21  # bytes of a huge page
 def keep_freed_memory() -> None:
     """Have the C library keep what is freed, up to 2 GiB at once: the next step asks for the same buffers again.
 
-    glibc hands buffers above some 32 MB back to Linux, which clears every page of them anew each time. Under another
-    allocator (tcmalloc) this does nothing.
+    glibc hands buffers above some 32 MB back to Linux, which clears every page of them anew each time; an old one
+    takes no other limit (refused, it would keep the one it has, 128 KB at first). Under another allocator (tcmalloc)
+    this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            library.mallopt(threshold, 2**31 - 1)
+        any(library.mallopt(M_MMAP_THRESHOLD, most) for most in (2**31 - 1, 2**25))  # 0 is a refusal
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager

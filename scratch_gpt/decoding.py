@@ -6,6 +6,7 @@ its ordinary forward (ForwardDecoder). Both answer alike.
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ class ForwardDecoder:
 
     def __init__(self, model: nn.Module):
         self.model, self.cache = model, None
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes anything
+        self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
         self.drawn = self.guessed = self.accepted = 0  # tokens so far; accepted were guessed and then drawn
 
     @property
@@ -33,7 +36,7 @@ class ForwardDecoder:
 
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
         """A prompt (B, T) and its mask -> logits of its last position (B, 1, V). `columns` will come, it included."""
-        output = self.model(ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        output = self.model(ids, **self._places(ids, mask), use_cache=True, logits_to_keep=1)
         self.cache = output.past_key_values
         return output.logits[:, -1:]
 
@@ -42,13 +45,20 @@ class ForwardDecoder:
         past = mask.shape[1] - ids.shape[1]
         if self.cache is not None and (beyond := self.cache.get_seq_length() - past):
             self.cache.crop(-beyond)
-        output = self.model(ids, attention_mask=mask, past_key_values=self.cache, use_cache=True)
+        output = self.model(ids, **self._places(ids, mask), past_key_values=self.cache, use_cache=True)
         self.cache = output.past_key_values
         return output.logits
 
     def window(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """A whole context (B, T), nothing kept -> logits of its last position (B, 1, V)."""
-        return self.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1).logits[:, -1:]
+        return self.model(ids, **self._places(ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1:]
+
+    def _places(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        # Padding takes no position. Ours reads that from the mask, most models count it in unless they are told.
+        if mask.all() or not self.takes_positions:
+            return {"attention_mask": mask}
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (B, T)
+        return {"attention_mask": mask, "position_ids": positions}
 
 
 class FastDecoder(ForwardDecoder):
@@ -58,7 +68,8 @@ class FastDecoder(ForwardDecoder):
 
     Its matrices are copied once, in the layout that multiplies few rows fastest (int8: at once, otherwise at the
     first step), and the model keeps its own: together 2 times the model's memory, in int8 1 time and two bytes for
-    each parameter. So a decoder shows the weights as they were when it was made, and serves as many calls as you like.
+    each parameter. It serves as many calls as you like while the weights stay: norms, biases and embeddings are the
+    model's own, so that after a step of training an old decoder is of neither the old weights nor the new.
 
     Args:
         quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
@@ -66,7 +77,7 @@ class FastDecoder(ForwardDecoder):
             than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
 
     Raises:
-        ValueError: a kind that is none; int8 on another device than a CPU.
+        ValueError: a kind that is none; int8 on another device than a CPU, or where torch has no oneDNN.
     """
 
     def __init__(self, model: nn.Module, quantize: str | None = None):
@@ -74,6 +85,8 @@ class FastDecoder(ForwardDecoder):
         device = model.lm_head.weight.device
         if quantize == "int8" and device.type != "cpu":
             raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
+        if quantize == "int8" and not torch.backends.mkldnn.is_available():
+            raise ValueError("quantize='int8' multiplies by oneDNN, and this torch has none: leave it out.")
         self.quantize = quantize
         if quantize:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
             with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -122,10 +122,11 @@ def _draw(
                 decoder.guessed += guessed
             for k in range(logits.shape[1]):
                 token = _choose(logits[:, k], temperature, top_k, top_p, generator)
+                decoder.drawn += len(token)
                 if eos_token_id is not None:
+                    decoder.drawn -= int(finished.sum())
                     token = torch.where(finished, pad_token_id, token)
                     finished |= token == eos_token_id
-                decoder.drawn += len(token)
                 yield token
                 if eos_token_id is not None and finished.all():
                     return

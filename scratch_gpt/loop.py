@@ -149,7 +149,8 @@ def train(
     bar = tqdm(
         initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True, mininterval=seldom
     )
-    watch = Watch(accelerator, evaluate, on_evaluation, settings, metrics, bar)
+    say = bar.write if accelerator.is_main_process else lambda text: None
+    watch = Watch(evaluate, on_evaluation, settings, metrics, say)
     keep = Keeper(accelerator, model, optimizer, metrics, output_dir / "checkpoints", settings, record or {}, save)
     with StopSignals() as stop, bar:
         ends = watch.is_due(progress, steps) and watch(model, progress)  # also one that a signal came before
@@ -184,7 +185,7 @@ def train(
             progress.step += 1
             bar.update()
             if compiling:
-                bar.write(f"The first step, its compilation included, took {metrics.lap_seconds:.0f} s.")
+                say(f"The first step ended after {metrics.seconds:.0f} s, compilation and what came before it included.")
                 compiling = False
             if is_good:
                 progress.tokens += tokens
@@ -197,7 +198,7 @@ def train(
                 progress.skipped_in_a_row += 1
                 which = source.describe(progress.step - 1)
                 metrics.write(progress, {"skipped_steps": progress.skipped_steps, "grad_norm": grad_norm, **which})
-                bar.write(f"step {progress.step}: the loss or its gradient is not finite; the step is skipped.")
+                say(f"step {progress.step}: the loss or its gradient is not finite; the step is skipped.")
             if progress.skipped_in_a_row >= settings.max_bad_steps:
                 keep.finish()
                 what = f"{progress.skipped_in_a_row} steps in a row had a loss or gradient that is"
@@ -306,9 +307,9 @@ def _diverged(what: str, progress: Progress, output_dir: Path) -> str:
 class Watch:
     """Evaluate, record, remember the best; `watch(model, progress)` is True where patience has run out."""
 
-    def __init__(self, accelerator, evaluate, on_evaluation, settings: Settings, metrics: Metrics, bar):
-        self.accelerator, self.evaluate, self.on_evaluation = accelerator, evaluate, on_evaluation
-        self.settings, self.metrics, self.bar = settings, metrics, bar
+    def __init__(self, evaluate, on_evaluation, settings: Settings, metrics: Metrics, say: Callable[[str], None]):
+        self.evaluate, self.on_evaluation = evaluate, on_evaluation
+        self.settings, self.metrics, self.say = settings, metrics, say
 
     def is_due(self, progress: Progress, last_step: int) -> bool:
         """Whether this step is to be evaluated and has not been."""
@@ -331,8 +332,8 @@ class Watch:
         else:
             progress.evaluations_since_best += 1
         text = self.on_evaluation(model, progress, is_best)
-        if text and self.accelerator.is_main_process:
-            self.bar.write(text)
+        if text:
+            self.say(text)
         patience = self.settings.patience
         return patience is not None and progress.evaluations_since_best >= patience
 

@@ -44,9 +44,10 @@ class Metrics:
     ):
         self.accelerator, self.path, self.save = accelerator, path, save
         self.losses = 0.0  # sum since the last line
-        self.steps, self.last_tokens = 0, progress.tokens
+        self.steps = 0
         self.seen, self.mean, self.variance = 0, 0.0, 0.0  # of the losses of late
         self.__dict__.update(state or {})
+        self.last_tokens = progress.tokens  # of the last line, or where this launch begins: its clock does too
         self.unwritten = ""
         self.checkpoint_seconds, self.waited = 0.0, 0.0  # since the last line
         self.peak = peak_tokens_per_second
@@ -57,7 +58,7 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """What the next lines depend on, as JSON."""
-        return {name: getattr(self, name) for name in ("losses", "steps", "last_tokens", "seen", "mean", "variance")}
+        return {name: getattr(self, name) for name in ("losses", "steps", "seen", "mean", "variance")}
 
     def text(self) -> str:
         """All lines so far."""

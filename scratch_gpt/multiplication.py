@@ -44,7 +44,7 @@ def lay_out(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | Non
     """W (out, in) and b (out,) -> the layout that this processor multiplies fastest. Copies, but on a GPU."""
     if quantize == "int8":
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return Matrix("int8", weight[:0], None, whole_numbers(weight, bias.float()))
+        return Matrix("int8", weight.new_empty(0), None, whole_numbers(weight, bias.float()))
     if weight.device.type != "cpu":
         return Matrix("rows", weight, bias)
     blocked = torch.backends.mkldnn.is_available() and (

@@ -9,7 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scratch_gpt.allocation import HUGE, MADV_COLLAPSE, huge_pages, keep_freed_memory
+from scratch_gpt.allocation import (
+    HUGE,
+    M_MMAP_THRESHOLD,
+    M_TRIM_THRESHOLD,
+    MADV_COLLAPSE,
+    huge_pages,
+    keep_freed_memory,
+)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
@@ -24,6 +31,21 @@ def test_a_buffer_that_is_freed_and_asked_for_again_faults_once():
     keep_freed_memory()
     faults()
     assert faults() < 2**26 / 4096 / 100
+
+
+def test_a_limit_that_an_old_glibc_refuses_is_asked_for_lower(monkeypatch):
+    limits = {}
+
+    def mallopt(which, most):
+        if which == M_MMAP_THRESHOLD and most > 2**25:
+            return 0
+        limits[which] = most
+        return 1
+
+    monkeypatch.setattr("scratch_gpt.allocation.ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr("scratch_gpt.allocation.platform.libc_ver", lambda: ("glibc", "2.31"))
+    keep_freed_memory()
+    assert limits == {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1}
 
 
 def huge_kilobytes(address: int) -> int:

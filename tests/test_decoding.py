@@ -109,6 +109,10 @@ def test_a_layout_keeps_the_weights_as_they_were(quantize):
     assert torch.equal(multiply(x, laid), before) and before.any()
 
 
+def test_whole_numbers_keep_nothing_of_the_matrix_they_came_from():
+    assert lay_out(torch.randn(48, 32), None, "int8").weight.untyped_storage().nbytes() == 0
+
+
 def loud_and_quiet() -> torch.Tensor:
     x = torch.randn(20, 32)
     x[1] *= 1000  # a loud neighbour
@@ -230,7 +234,7 @@ def test_a_guess_is_what_followed_the_longest_end_the_last_time():
     assert guess(4, 4) == [4] and guess(1, 2, 3) == guess(1) == guess(5, 5, most=0) == []
 
 
-def test_only_our_own_plain_model_is_fast():
+def test_only_our_own_plain_model_is_fast(monkeypatch):
     model = tiny_model()
     assert type(make_decoder(model)) is FastDecoder
     assert type(make_decoder(tiny_gpt2())) is ForwardDecoder
@@ -248,6 +252,9 @@ def test_only_our_own_plain_model_is_fast():
         make_decoder(model, "int8")
     with pytest.raises(ValueError, match="quantize is 'int3'; it is int8"):
         make_decoder(tiny_model(), "int3")
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    with pytest.raises(ValueError, match="multiplies by oneDNN, and this torch has none"):
+        make_decoder(tiny_model(), "int8")
 
 
 def test_a_model_that_learns_on_is_decoded_as_it_is_now():

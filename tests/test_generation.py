@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from tiny import VOCAB, padded, some_ids, tiny_model
+from peft import LoraConfig, get_peft_model
+from tiny import VOCAB, padded, some_ids, tiny_gpt2, tiny_model
 
+from scratch_gpt.decoding import make_decoder
 from scratch_gpt.generation import filter_logits, generate, generate_text, largest, stream
 from scratch_gpt.tokenizer import END_OF_TEXT, encode
 from scratch_gpt.tokenizer_training import train_tokenizer
@@ -25,8 +27,14 @@ def test_greedy_equals_generate_token_for_token():
     assert torch.equal(ours, stock)
 
 
-def test_left_padded_rows_equal_each_alone_and_generate():
-    model = tiny_model()
+def wrapped_gpt2():
+    """Stock GPT-2 in peft's wrapping, whose own forward names no positions."""
+    return get_peft_model(tiny_gpt2(), LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)).eval()
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_gpt2, wrapped_gpt2])
+def test_left_padded_rows_equal_each_alone_and_generate(make):
+    model = make()
     prompts = [some_ids(1, n, seed=n)[0] for n in (3, 9, 5)]
     batch = padded(prompts)
     ours = generate(model, **batch, max_new_tokens=12, temperature=0)[:, 9:]
@@ -45,11 +53,13 @@ def test_eos_stops_each_row_alone():
     model, ids = tiny_model(), some_ids(4, 6)
     free = generate(model, ids, max_new_tokens=20, temperature=0)[:, 6:]
     eos = int(free[1, 4])  # a token that row 1 draws on its way
-    stopped = generate(model, ids, max_new_tokens=20, temperature=0, eos_token_id=eos, pad_token_id=0)[:, 6:]
+    decoder = make_decoder(model)
+    stopped = generate(decoder, ids, max_new_tokens=20, temperature=0, eos_token_id=eos, pad_token_id=0)[:, 6:]
     for row, whole in zip(stopped.tolist(), free.tolist(), strict=True):
         end = whole.index(eos) + 1 if eos in whole else len(whole)
         assert row[:end] == whole[: min(end, len(row))]
         assert set(row[end:]) <= {0}
+    assert decoder.drawn == sum(row.index(eos) + 1 if eos in row else len(row) for row in stopped.tolist())
 
 
 def test_the_seed_decides_and_the_global_random_state_stays():
