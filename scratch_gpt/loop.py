@@ -185,7 +185,7 @@ def train(
             progress.step += 1
             bar.update()
             if compiling:
-                say(f"The first step ended after {metrics.seconds:.0f} s, compilation and what came before it included.")
+                say(f"The first step ended after {metrics.seconds:.0f} s, compilation and all before it included.")
                 compiling = False
             if is_good:
                 progress.tokens += tokens
