@@ -45,10 +45,15 @@ def compute_optimal_tokens(parameters: int) -> int:
 # --- Parameters --------------------------------------------------------------------------------------------------
 
 
+def block_matrices(config: Any) -> int:
+    """Of one block's six matrices: four projections, the MLP."""
+    return 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+
+
 def block_parameters(config: Any) -> int:
-    """Of one block: four projections, the MLP, two norms."""
+    """Of one block: its matrices, their biases, two norms."""
     D, F = config.hidden_size, config.intermediate_size
-    return 4 * D * D + D + 3 * D * config.attention_bias + 2 * D * F + F + D + 4 * D
+    return block_matrices(config) + D + 3 * D * config.attention_bias + F + D + 4 * D
 
 
 def head_parameters(config: Any, classes: int | None = None) -> int:
@@ -85,8 +90,7 @@ def trained_parameters(config: Any, tune: Tune = FULL, classes: int | None = Non
 
 def block_flops(config: Any, length: int) -> int:
     """One block's forward on one row: its matrices and the two products of attention."""
-    D, F = config.hidden_size, config.intermediate_size
-    return length * (2 * (4 * D * D + 2 * D * F) + 4 * length * D)
+    return length * (2 * block_matrices(config) + 4 * length * config.hidden_size)
 
 
 def head_flops(config: Any, length: int, classes: int | None = None) -> int:
@@ -148,7 +152,7 @@ class Memory(NamedTuple):
 
     weights: int
     gradients: int  # of what is trained, and of a tied embedding's second use; with several processes twice
-    optimizer: int  # AdamW's two moments
+    optimizer: int  # AdamW's two moments; Muon has one of a block's matrices
     activations: int  # of one micro-batch, and the 16-bit weights of its products
     logits: int  # the head's table and its gradients
     peak: int  # on a CPU all of them and more, elsewhere they are not all there at once
@@ -167,15 +171,19 @@ def memory(
     processes: int = 1,
     tune: Tune = FULL,
     classes: int | None = None,
+    optimizer: str = "adamw",
 ) -> Memory:
-    """The peak of a training step in fp32 or mixed precision (weights, gradients and AdamW's moments in fp32)."""
+    """The peak of a training step in fp32 or mixed precision (weights, gradients and the optimizer's moments in fp32).
+
+    Muon of LoRA's matrices is counted as AdamW.
+    """
     D, L, N = config.hidden_size, config.num_hidden_layers, batch_size * length
     parameters, trained = all_parameters(config, classes), trained_parameters(config, tune, classes)
     keeping = L if tune.what in ("full", "lora") else tune.blocks(L)  # what is below is not differentiated
     of_block = N * block_activations(config, length, half=half, flash=flash, on_cpu=on_cpu)
     kept = N * block_activations(config, length, half=half, flash=flash, on_cpu=on_cpu, recompute=recompute)
     width = 2 if half else 4
-    matrices = 2 * (4 * D * D + 2 * D * config.intermediate_size) if half else 0
+    matrices = 2 * block_matrices(config) if half else 0
     activations = int(keeping * (kept + matrices) + N * 8 * D)  # and the final norm's input and result
     head = config.vocab_size * D
     if classes is not None:
@@ -193,8 +201,9 @@ def memory(
     start_of_backward = activations + int(of_block) + logits
     changing = start_of_backward + gradients if on_cpu else max(start_of_backward + held, gradients)
     weights = 4 * (parameters + (trained if tune.what == "lora" else 0))
-    peak = int(weights + 8 * trained + changing)
-    return Memory(weights, gradients, 8 * trained, activations, logits, peak)
+    moments = 8 * trained - (4 * tune.blocks(L) * block_matrices(config) if optimizer == "muon" else 0)
+    peak = int(weights + moments + changing)
+    return Memory(weights, gradients, moments, activations, logits, peak)
 
 
 # --- Seconds -----------------------------------------------------------------------------------------------------
@@ -207,7 +216,8 @@ class Rehearsal(NamedTuple):
     length: int
     shallow: float  # seconds of a whole model of one block
     block: float  # seconds of one block more
-    update: float  # seconds of clipping and the optimizer, for one parameter
+    update: float  # seconds of clipping and AdamW, for one parameter
+    block_update: float = 0.0  # seconds that Muon takes longer, for one block
 
 
 def step_seconds(
@@ -225,7 +235,8 @@ def step_seconds(
     rows = batch_size / found.rows
     micro_batch = rows * (found.shallow * head[0] / head[1] + (L - 1) * found.block * deep)
     share = row_flops(config, length, tune, classes) / row_flops(config, length, FULL, classes)
-    return accumulation_steps * micro_batch * share + found.update * trained_parameters(config, tune, classes)
+    update = found.update * trained_parameters(config, tune, classes) + found.block_update * tune.blocks(L)
+    return accumulation_steps * micro_batch * share + update
 
 
 def rehearsal_shape(batch_size: int, length: int, config: Any, flops: float) -> tuple[int, int]:
@@ -250,6 +261,7 @@ __all__ = [
     "all_parameters",
     "block_activations",
     "block_flops",
+    "block_matrices",
     "compute_optimal_tokens",
     "head_flops",
     "memory",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .costs import Rehearsal
-from .optimizers import clip_gradients
+from .optimizers import clip_gradients, make_optimizer
 
 
 # Dense matrix products in bf16 with sums in fp32, FLOP/s, from NVIDIA's data sheets; the first name that fits.
@@ -79,7 +79,7 @@ def rehearse(
     rows: int,
     length: int,
     precision: str,
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    optimizer: str = "adamw",
     budget: float = 0.5,
 ) -> Rehearsal:
     """Time a model's parts on rows of this shape.
@@ -87,6 +87,7 @@ def rehearse(
     Args:
         model: of two blocks; of which are used says its config.
         loss: the model -> what it loses on such rows.
+        optimizer: its name (optimizers.make_optimizer).
     """
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "no")
@@ -109,14 +110,19 @@ def rehearse(
     model.config.num_hidden_layers = 1
     one, shallow = step(trunk), step(lambda: loss(model))
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    optimizer = make_optimizer(model)
 
-    def update() -> None:
-        clip_gradients(trained, optimizer, 1.0)
-        optimizer.step()
+    def update(name: str) -> float:
+        moves = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1, name=name)
 
-    seconds = statistics.median(seconds_of(update, device, budget / 4))
-    return Rehearsal(rows, length, shallow, max(0.0, two - one), seconds / sum(p.numel() for p in trained))
+        def work() -> None:
+            clip_gradients(trained, moves, 1.0)
+            moves.step()
+
+        return statistics.median(seconds_of(work, device, budget / 4))
+
+    plain = update("adamw")
+    longer = max(0.0, update(optimizer) - plain) if optimizer != "adamw" else 0.0
+    return Rehearsal(rows, length, shallow, max(0.0, two - one), plain / sum(p.numel() for p in trained), longer)
 
 
 __all__ = ["bandwidth", "device_peak", "known_peak", "matmul_rate", "rehearse"]

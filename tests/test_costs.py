@@ -24,6 +24,7 @@ from scratch_gpt.costs import (
     step_seconds,
     trained_parameters,
 )
+from scratch_gpt.optimizers import make_optimizer
 
 
 ROWS, LENGTH = 2, 32  # a multiple of the head's steps
@@ -130,6 +131,21 @@ def test_memory_grows_with_what_takes_it_and_its_parts_make_the_peak():
     found = memory(config, 64, 32, half=False)
     assert found.weights == 4 * all_parameters(config) and found.optimizer == 2 * found.weights
     assert sum(found[:-1]) < found.peak
+    muon = memory(config, 64, 32, half=False, optimizer="muon")
+    assert found.optimizer - muon.optimizer == found.peak - muon.peak > 0
+
+
+@pytest.mark.parametrize("optimizer", ("adamw", "muon"))
+@pytest.mark.parametrize("what", ("full", "last-block"))
+def test_moments_are_those_that_the_optimizer_keeps(optimizer, what):
+    model = tiny_model().train()
+    freeze(model, what)
+    model(some_ids(), labels=some_ids()).loss.backward()
+    moves = make_optimizer(model, 1e-3, 0.1, optimizer)
+    moves.step()
+    kept = [tensor for state in moves.state.values() for name, tensor in state.items() if name != "step"]
+    counted = memory(model.config, 2, 12, half=False, tune=Tune(what), optimizer=optimizer).optimizer
+    assert sum(tensor.nbytes for tensor in kept) == counted
 
 
 def test_time_is_what_was_rehearsed_where_the_shape_is_the_same():
@@ -138,6 +154,10 @@ def test_time_is_what_was_rehearsed_where_the_shape_is_the_same():
     assert step_seconds(config, found, 4, 32) == 1.0 + 4 * 0.25
     assert step_seconds(config, found, 8, 32, accumulation_steps=3) == 6 * (1.0 + 4 * 0.25)
     assert step_seconds(config, found, 4, 32, tune=Tune("last-block")) < step_seconds(config, found, 4, 32)
+    muon = found._replace(block_update=0.5)
+    assert step_seconds(config, muon, 4, 32, accumulation_steps=3) == 3 * (1.0 + 4 * 0.25) + 5 * 0.5
+    upper = Tune("last-2-blocks")
+    assert step_seconds(config, muon, 4, 32, tune=upper) - step_seconds(config, found, 4, 32, tune=upper) == 2 * 0.5
 
 
 def test_a_rehearsal_is_no_larger_than_the_batch_or_what_there_is_time_for():

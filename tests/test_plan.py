@@ -9,13 +9,15 @@ import pretrain
 import pytest
 import torch
 from bad_input import fails, snapshot
-from tiny import tiny_gpt2
+from tiny import some_ids, tiny_gpt2, tiny_model
 from tiny_run import run as tiny_training
+from torch.utils.flop_counter import FlopCounterMode
 
 import planning
 import recipe
 import runner
 from scratch_gpt import probe
+from scratch_gpt.costs import Rehearsal
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.probe import device_peak, known_peak, seconds_of
 
@@ -79,13 +81,36 @@ def test_a_plan_counts_the_run_that_follows(tmp_path, capsys):
         assert 0 <= line["data_wait"] < 1
 
 
-def test_time_grows_with_the_model_the_batch_and_nothing_else():
+def test_time_grows_with_the_model_the_batch_and_nothing_else(monkeypatch):
+    def rehearsed(model, loss, rows, length, precision, optimizer):
+        return Rehearsal(rows, length, 1.0, 0.5, 0.0, 1.0 if optimizer == "muon" else 0.0)
+
+    monkeypatch.setattr(planning, "rehearse", rehearsed)
+
     def seconds(*words):
         return planning.make_plan(recipe.parse(pretrain.PretrainRun, [*SMALL, *words])).step_seconds
 
     few = seconds()
     assert seconds("--accumulation-steps", "8") > 3 * few
     assert seconds("--config-overrides", "hidden_size=32,num_hidden_layers=40") > 3 * few
+    assert seconds("--optimizer", "muon") == few + 2
+    assert seconds("--learning-rate", "0.1", "--max-steps", "7") == few
+
+
+def test_muon_is_rehearsed_as_its_products_of_one_block(monkeypatch):
+    def flops(work, device, budget):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return [counter.get_total_flops()]
+
+    monkeypatch.setattr(probe, "seconds_of", flops)
+    model, ids = tiny_model().train(), some_ids(2, 8)
+    how = (lambda model: model(ids, labels=ids).loss, 2, 8, "no")
+    assert probe.rehearse(model, *how).block_update == 0
+    model = tiny_model().train()
+    D, F = model.config.hidden_size, model.config.intermediate_size
+    one = 4 * (3 * 2 * D**3) + 2 * (2 * 2 * D * D * F + 2 * D**3)  # X X^T, its square, and that times X
+    assert probe.rehearse(model, *how, "muon").block_update == 5 * one
 
 
 def test_lines_have_no_mfu_where_the_peak_is_not_known(tmp_path):

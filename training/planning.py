@@ -23,7 +23,7 @@ from scratch_gpt.costs import (
 )
 from scratch_gpt.data.manifest import is_prepared, read_manifest
 from scratch_gpt.launch import best_attention, describe_device, make_accelerator
-from scratch_gpt.optimizers import adamw
+from scratch_gpt.optimizers import make_optimizer
 from scratch_gpt.order import Share
 from scratch_gpt.probe import bandwidth, matmul_rate, rehearse
 from scratch_gpt.tokenizer import count_ids, load_tokenizer
@@ -117,9 +117,11 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
         processes=processes,
         tune=tune,
         classes=classes,
+        optimizer=run.optimizer,
     )
     shape = rehearsal_shape(per_batch, length, config, rate * PROBED)
-    rehearsal = rehearse(*small_model(run, config, attention, device, shape, classes), *shape, precision, optimizer)
+    small = small_model(run, config, attention, device, shape, classes)
+    rehearsal = rehearse(*small, *shape, precision, run.optimizer)
     seconds = step_seconds(config, rehearsal, per_batch, length, run.accumulation_steps, tune, classes)
     batch = Share(run.batch_size, run.accumulation_steps, processes).global_batch
     return Plan(
@@ -148,12 +150,7 @@ def load_what_a_run_loads() -> None:
 
     import runner  # noqa: F401
 
-    optimizer(torch.nn.Linear(1, 1))
-
-
-def optimizer(model):
-    """As the run's, whatever its rates."""
-    return adamw(model, 1e-4, 0.1)
+    make_optimizer(torch.nn.Linear(1, 1), 1e-4, 0.1)
 
 
 def small_model(run: Run, config: ScratchGPTConfig, attention: str, device, shape: tuple[int, int], classes):
