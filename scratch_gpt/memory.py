@@ -34,7 +34,7 @@ def fit_memory(
     """
     while True:
         full = collate(some_rows(rows, batch_size))
-        fits = int(_rehearse(accelerator, model, objective, full))
+        fits = int(_rehearse(accelerator, model, optimizer, objective, full))
         optimizer.zero_grad()
         if int(accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum")) == accelerator.num_processes:
             return batch_size, accumulation_steps
@@ -54,11 +54,11 @@ def fit_memory(
         batch_size, accumulation_steps = batch_size // cut, accumulation_steps * cut
 
 
-def _rehearse(accelerator, model, objective, batch: Batch) -> bool:
+def _rehearse(accelerator, model, optimizer, objective, batch: Batch) -> bool:
     """Whether forward, backward and the optimizer's state have room; what was taken is free again on return."""
     try:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        _state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+        stateless = [p for p in model.parameters() if p.requires_grad and not optimizer.state.get(p)]
+        _state = [torch.empty_like(parameter) for parameter in stateless for _ in range(2)]
         with accelerator.no_sync(model):
             batch = to_device(batch, accelerator.device)
             with torch.no_grad():

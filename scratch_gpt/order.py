@@ -198,10 +198,13 @@ class StreamedSteps(IterableDataset):
 
 
 def some_rows(rows: Any, count: int) -> list:
-    """`count` rows, to rehearse with: the first of them, again and again where there are fewer."""
+    """`count` rows to rehearse with, again and again where there are fewer: the longest, where lengths are known."""
     if hasattr(rows, "lanes"):
         return [next(rows.rows(0))[0]] * count
-    return [rows[i % len(rows)] for i in range(count)]
+    some: Sequence[int] = range(min(count, len(rows)))
+    if hasattr(rows, "lengths"):
+        some = torch.as_tensor(rows.lengths).topk(len(some)).indices.tolist()
+    return [rows[some[i % len(some)]] for i in range(count)]
 
 
 def _loader(source, workers: int, pin_memory: bool, **options) -> DataLoader:

@@ -123,6 +123,40 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, c
     assert "going on with batch_size 2 and accumulation_steps 4" in said
 
 
+def test_memory_is_rehearsed_on_the_longest_rows(tmp_path):
+    rows, shapes = UnevenRows(), []
+    lengths = [1 + n % 7 for n in range(len(rows))]
+    lengths[11] = 8
+    rows.rows = [{key: row[key][:n] for key in row} for row, n in zip(rows.rows, lengths, strict=True)]
+
+    def sums(model, batch):
+        shapes.append(batch["input_ids"].shape)
+        return causal_lm.sums(model, batch)
+
+    options = {"rows": rows, "collate": collate_rows, "batch_size": 2, "objective": Objective(causal_lm.counts, sums)}
+    for known, longest in ((False, 2), (True, 8)):
+        if known:
+            rows.lengths = lengths
+        shapes.clear()
+        run(tmp_path, steps=1, **options)
+        assert shapes[0] == (2, longest)
+
+
+def test_a_resumed_run_sets_aside_no_second_state(tmp_path, monkeypatch):
+    run(tmp_path, steps=1)
+    taken, empty_like = [], torch.empty_like
+
+    def take(tensor, **options):
+        taken.extend([tensor] * isinstance(tensor, torch.nn.Parameter))
+        return empty_like(tensor, **options)
+
+    monkeypatch.setattr("torch.empty_like", take)
+    run(tmp_path / "new", steps=1)
+    of_new = len(taken)
+    run(tmp_path / "again", steps=2, resume_from=tmp_path / "checkpoints" / "step-1")
+    assert of_new - (len(taken) - of_new) == 2 * len([*tiny_model().parameters()])  # both as much for a step
+
+
 def test_out_of_memory_at_one_row_names_what_helps(tmp_path):
     def sums(model, batch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")

@@ -279,7 +279,11 @@ def main() -> None:
 
     result = {"rounds": options.rounds, "threads": options.threads, "cpu": torch.cpu.get_capabilities()["cpu_name"]}
     result["ceilings"] = measure_ceilings()("machine", 1)
-    result["perplexity"] = perplexities(options.checkpoint, options.text) if options.checkpoint else None
+    if options.checkpoint:
+        result["perplexity"] = perplexities(options.checkpoint, options.text)
+    else:  # of the checkpoint that was given last
+        before = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+        result["perplexity"] = before.get("perplexity")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--make", folder, "--layers", str(options.layers)]
         subprocess.run(command, check=True)

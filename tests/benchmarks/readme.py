@@ -48,8 +48,9 @@ def why() -> str:
         {step["reference, best, our allocator"]:.2f} s with an allocator that keeps what is freed instead of handing it
         back page by page; the recipes have glibc do so, in pages of 2 MB.""",
         f"""**The loop stays out of the way**: seeding, checks, sums, metrics and batches are
-        {100 * loop["share_of_cpu_seconds"]:.1f} % of a step's processor time in the smallest preset
-        ({1e3 * loop["seconds_of_a_step"]["ours"][0]:.0f} ms), and training waits {100 * loop["data_wait"]:.2f} % of
+        {100 * loop["share_of_cpu_seconds"]:.1f} % of a step's processor time in the preset {loop["preset"]}
+        ({loop["batch_size"] * loop["accumulation_steps"]} rows, {1e3 * loop["seconds_of_a_step"]["ours"][0]:.0f} ms),
+        and training waits {100 * loop["data_wait"]:.2f} % of
         its time for rows.""",
         f"""**Decoding has a step of its own**, a cache of fixed size, matrices laid out for one row and no Python
         between a block's operations: in fp32
@@ -135,12 +136,14 @@ def decoding_on(found: dict) -> str:
     included: median of {found["rounds"]} turns (lowest - highest)."""
     if "counts" in found:
         what += f" Dropped for foreign load: {sum(count['dropped'] for count in found['counts'].values())} rounds."
-    step, perplexity = found["int8_step"], found["perplexity"]
+    step = found["int8_step"]
     int8 = f"""A step in int8 takes {step["milliseconds"]:.1f} ms at one row, its {step["products"]:.0f} products alone
-    {step["products_milliseconds"]:.1f}: {step["other_operations"]:,.0f} small operations are the rest. 124M in int8
-    loads in {found["runs"]["ours int8"]["prepare_seconds"]:.1f} s; a trained model of
-    {perplexity["parameters"] / 1e6:.1f}M has a perplexity of {perplexity["fp32"]:.2f} on a text that it has not seen,
-    in int8 one {100 * perplexity["rise"]:.2f} % higher."""
+    {step["products_milliseconds"]:.1f}: {step["other_operations"]:,.0f} small operations are the rest. 124M is made
+    int8 in {found["runs"]["ours int8"]["prepare_seconds"]:.1f} s once it is loaded."""
+    if perplexity := found["perplexity"]:
+        int8 += f""" A trained model of {perplexity["parameters"] / 1e6:.1f}M has a perplexity of
+        {perplexity["fp32"]:.2f} on a text that it has not seen, in int8 one {100 * perplexity["rise"]:.2f} %
+        higher."""
     if "ceilings" in found:
         each = found["ceilings"]["memory"] * 1e9 / (12 * 12 * 768**2 + 50257 * 768)  # what a token reads
         int8 += f""" Memory reads {found["ceilings"]["memory"]:.1f} GB/s there, enough for {each / 4:.0f} tokens a

@@ -57,8 +57,9 @@ def targets() -> Iterator[Target]:
         yield Target(
             f"124M made int8 on {decoding['cpu']}", 2, decoding["runs"]["ours int8"]["prepare_seconds"], unit=" s"
         )
-        rise = 100 * decoding["perplexity"]["rise"]
-        yield Target(f"perplexity's rise by int8 on {decoding['cpu']}", 1, rise, unit=" %")
+        if perplexity := decoding["perplexity"]:
+            rise = 100 * perplexity["rise"]
+            yield Target(f"perplexity's rise by int8 on {decoding['cpu']}", 1, rise, unit=" %")
 
     for plan in map(figures, PLANS):
         for name in ("seconds", "bytes"):
