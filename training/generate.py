@@ -71,7 +71,7 @@ def chat(decoder, tokenizer, seed: int, **how) -> None:
 
 
 def speed(decoder, seconds: float) -> str:
-    """What was drawn and how fast, the prompt's reading included."""
+    """What was drawn and how fast; reading the prompt and, but in int8, laying out the matrices are included."""
     said = f"{decoder.drawn} tokens in {seconds:.2f} s: {decoder.drawn / seconds:.1f} tokens/s"
     if decoder.guessed:
         said += (
