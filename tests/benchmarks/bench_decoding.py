@@ -35,7 +35,8 @@ PEERS = [*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC)]
 PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in KINDS if kind.startswith("transformers")]
 PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
-WORK = ("1x32+128", "8x32+128", "1x900+100")  # rows x prompt + new tokens
+# Rows x prompt + new tokens: how often --rounds. The first has targets, and its turns are short beside a host's swings.
+WORK = {"1x32+128": 3, "8x32+128": 1, "1x900+100": 1}
 VOCABULARY = 50257
 PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "quantized::linear_dynamic")  # multiplication.py's
 
@@ -142,8 +143,8 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
         found[peer] = json.loads(processes[peer].stdout.readline())
     for one in work:
         take_round(processes, one)  # warms up
-        kept, dropped = [], []
-        while len(kept) < rounds and len(kept) + len(dropped) < math.ceil(1.5 * rounds):
+        kept, dropped, asked = [], [], rounds * WORK.get(one, 1)
+        while len(kept) < asked and len(kept) + len(dropped) < math.ceil(1.5 * asked):
             processes = dict(reversed(processes.items()))
             turns = take_round(processes, one)
             (kept if max(turn["foreign"] for turn in turns.values()) <= FOREIGN else dropped).append(turns)
@@ -259,10 +260,10 @@ def perplexities(checkpoint: str, file: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="counted turns of each peer")
+    parser.add_argument("--rounds", type=int, default=7, help="counted turns of each peer; three times as many of 1x32+128")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
-    parser.add_argument("--work", nargs="+", default=WORK, help="rows x prompt + new tokens")
+    parser.add_argument("--work", nargs="+", default=[*WORK], help="rows x prompt + new tokens")
     parser.add_argument("--layers", type=int, default=12, help="fewer to try it out")
     parser.add_argument("--checkpoint", help="a trained model, for its perplexity in int8")
     parser.add_argument("--text", type=Path, help="a text that it has not seen")

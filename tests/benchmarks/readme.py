@@ -132,8 +132,10 @@ def decoding_on(found: dict) -> str:
                 each = [turn["tokens_per_second"] for turn in found["runs"].get(peer, {work: []})[work]]
                 cells.append(f"{medians[peer]:.1f} ({min(each):.0f} - {max(each):.0f})" if each else "")
             rows.append(f"| {work}{way and ','}{way} | {' | '.join(cells)} |")
+    turns = {work: len(found["runs"]["ours int8"][work]) for work in found["tokens_per_second"]}
+    more = "".join(f", {work} {n}" for work, n in turns.items() if n != found["rounds"])
     what = f"""124M on {found["cpu"]}, {found["threads"]} threads, greedy, tokens a second with the prompt's reading
-    included: median of {found["rounds"]} turns (lowest - highest)."""
+    included: median of {found["rounds"]} turns{more} (lowest - highest)."""
     if "counts" in found:
         what += f" Dropped for foreign load: {sum(count['dropped'] for count in found['counts'].values())} rounds."
     step = found["int8_step"]
