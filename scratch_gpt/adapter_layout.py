@@ -51,22 +51,34 @@ def from_gpt2(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[s
     """The way back, for any LoRA adapter on stock GPT-2's blocks; an adapter on our model stays as it is."""
     if not any(".h." in name for name in tensors):
         return tensors, {}
+    from peft.utils.other import get_pattern_key  # slow, and only who has an adapter needs it
+
     stock = {theirs: ours for ours, theirs in NAMES.items()}
-    ours = {}
-    for name, tensor in tensors.items():
-        name = name.replace("transformer.h.", "transformer.layers.")
+    ours, modules = {}, {}
+    for original, tensor in tensors.items():
+        name = original.replace("transformer.h.", "transformer.layers.")
         for there, here in stock.items():
             name = name.replace(there, here)
         if found := APART.fullmatch(name):
             parts = [tensor] * 3 if ".lora_A" in name else tensor.chunk(3)
-            ours.update({f"{found[1]}{part}{found[2]}": rows for part, rows in zip(QKV, parts, strict=True)})
+            new = {f"{found[1]}{part}{found[2]}": rows for part, rows in zip(QKV, parts, strict=True)}
         else:
-            ours[name] = tensor
-    patterns = {}
-    for field in ("rank_pattern", "alpha_pattern"):
-        patterns[field] = {key.replace("c_attn", part): value for key, value in config[field].items() for part in QKV}
-    adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in ours if ".lora_" in name}
+            new = {name: tensor}
+        ours |= new
+        if ".lora_" in name:
+            modules[_module(original)] = [*map(_module, new)]
+    patterns: dict[str, dict[str, Any]] = {"rank_pattern": {}, "alpha_pattern": {}}
+    for there, here in modules.items():  # each by name: a pattern may be any part of one
+        for field, values in patterns.items():
+            if (key := get_pattern_key(config[field], there)) in config[field]:
+                values.update(dict.fromkeys(here, config[field][key]))
+    adapted = {name.rsplit(".", 1)[-1] for here in modules.values() for name in here}
     return ours, {"target_modules": sorted(adapted), "fan_in_fan_out": False, **patterns}
+
+
+def _module(name: str) -> str:
+    # As the model calls it, of a tensor of its adapter.
+    return name.split(".lora_")[0].removeprefix("base_model.model.")
 
 
 __all__ = ["from_gpt2", "to_gpt2"]

@@ -13,6 +13,8 @@ import yaml
 
 HOLE = re.compile(r"\{\{(\w+)\}\}")
 REGION = re.compile(r"<!-- scratch_gpt:begin (\w+) -->\n(.*?)<!-- scratch_gpt:end \1 -->", re.DOTALL)
+# Metadata that a new card takes away where it has none. (A licence that was set by hand stays.)
+OURS = ("base_model", "base_model_relation", "datasets", "metrics", "model-index", "co2_eq_emissions")
 FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -71,7 +73,8 @@ def merge_cards(old: str, new: str) -> str:
         raise ValueError(f"The card's metadata on the Hub are no YAML: {' '.join(str(error).split())}") from error
     now = yaml.safe_load(FRONT.match(new)[1])
     tags = list(dict.fromkeys([*(then.get("tags") or []), *(now.get("tags") or [])]))
-    merged = {**then, **now, **({"tags": tags} if tags else {})}
+    kept = {name: value for name, value in then.items() if name in now or name not in OURS}
+    merged = {**kept, **now, **({"tags": tags} if tags else {})}
     if merged == then:
         return text
     return f"---\n{dump(merged)}\n---\n" + (FRONT.sub("", text, count=1) if front else text)

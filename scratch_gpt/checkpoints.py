@@ -71,6 +71,11 @@ def take_snapshot(
     return Snapshot(weights, tensors, {**state, "optimizer": content.get("param_groups", [])}, metrics)
 
 
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put whole tensors into a model, sharded or not. To be called on every process."""
+    set_model_state_dict(model, weights, options=_WHOLE)
+
+
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], str]:
     """Put weights and optimizer state back; returns the JSON state and the text of the metrics.
 
@@ -85,7 +90,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         weights = load_file(str(path / WEIGHTS))
     with _no_pickle(path / OPTIMIZER):
         moments = load_file(str(path / OPTIMIZER))
-    set_model_state_dict(model, weights, options=_WHOLE)
+    load_weights(model, weights)
     slots: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in moments.items():
         parameter, key = name.rsplit(".", 1)
@@ -314,6 +319,7 @@ __all__ = [
     "find_damage",
     "list_checkpoints",
     "load_checkpoint",
+    "load_weights",
     "read_state",
     "replace_folder",
     "take_snapshot",

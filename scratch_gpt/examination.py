@@ -50,9 +50,13 @@ class Examination:
             self.first = [each["before"] for each in known]
 
     def write(self, file: Path, *, is_over: bool = True) -> None:
-        """Question, reference, first and (where `is_over`) last answer of each conversation, as JSON."""
+        """Question, reference, first and (where `is_over`) last answer of each conversation, as JSON.
+
+        Taken once, at the end, there is no first answer.
+        """
         nothing: list[Any] = [None] * len(self.conversations)
-        columns = self.conversations, self.first or nothing, (is_over and self.last) or nothing
+        first = nothing if self.first is None or (is_over and self.first is self.last) else self.first
+        columns = self.conversations, first, (is_over and self.last) or nothing
         described = [describe_answer(*each) for each in zip(*columns, strict=True)]
         write_text(file, json.dumps(described, indent=2) + "\n")
 

@@ -3,6 +3,7 @@
 An upload that was interrupted goes on when it is asked for again: what has arrived is not sent twice.
 """
 
+import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +24,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from .adapter_loading import fingerprint
 from .card import is_ours, merge_cards
-from .checkpoints import list_checkpoints, write_text
-from .published import ALLOWED, check, stage
+from .checkpoints import write_text
+from .conversion import load_any_head
+from .published import check, checkpoint_steps, is_allowed, stage
 from .record import PUBLISHED
 
 
@@ -109,26 +112,27 @@ def publish(
         if branch is not None:
             api.create_branch(repo, branch=branch, exist_ok=True)
         _keep_hand_edits(api, repo, branch, out)
+        old = [glob.escape(name) for name in api.list_repo_files(repo, revision=branch) if is_allowed(name)]
         before = api.model_info(repo, revision=branch).sha
         api.upload_folder(
             repo_id=repo,
             folder_path=out,
             revision=branch,
             commit_message="Publish with scratch_gpt",
-            delete_patterns=[*ALLOWED],
+            delete_patterns=old,
         )
         after = api.model_info(repo, revision=branch).sha
     if step is None:
-        note = {"repo": repo, "revision": branch, "commit": after, "layout": layout}
+        weights = None if layout == "adapter" else fingerprint(load_any_head(Path(folder) / "model"))
+        note = {"repo": repo, "revision": branch, "commit": after, "layout": layout, "fingerprint": weights}
         write_text(Path(folder) / PUBLISHED, json.dumps(note, indent=2) + "\n")
     place = f"{constants.ENDPOINT}/{repo}" + (f"/tree/{branch}" if branch else "")
     return Push(place, after, before != after)
 
 
 def publish_checkpoints(folder: str | Path, repo: str, **how) -> list[Push]:
-    """Each checkpoint of a run on a branch step-N of its own; `how` as in `publish`."""
-    steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(Path(folder) / "checkpoints")]
-    return [publish(folder, repo, step=step, **how) for step in steps]
+    """Each checkpoint of a run on a branch step-N of its own; `how` as in `publish`, errors as in checkpoint_steps."""
+    return [publish(folder, repo, step=step, **how) for step in checkpoint_steps(folder)]
 
 
 def _pin(api: HfApi, base: str, revision: str | None) -> str:

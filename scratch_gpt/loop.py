@@ -111,6 +111,7 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None,
     on_evaluation: Callable[[nn.Module, Progress, bool], str] = lambda model, progress, is_best: "",
     resume_from: Path | None = None,
+    best_is_there: bool = True,
     record: dict[str, Any] | None = None,
     save: Callable[[str, Callable[[], Any]], bool] | None = None,
     alter: Alter | None = None,
@@ -124,6 +125,7 @@ def train(
             them, `objective` (objectives.py) scores it.
         evaluate: model -> {"eval_loss": ..., ...}, before the first step, every `eval_every` steps and after the last.
         on_evaluation: called after each on every process, with whether it is the best so far; returns what to show.
+        best_is_there: False where the weights of the checkpoint's best step are lost: the best is chosen anew.
         record: what made this run, as JSON; kept in its checkpoints.
         save: see `guard_saves`.
         alter: (row, place in the run's sequence) -> the row as it is learned from there.
@@ -140,6 +142,8 @@ def train(
     if resume_from is not None:
         state, text = load_checkpoint(resume_from, accelerator.unwrap_model(model), optimizer.optimizer)
         progress = Progress(**state["progress"])
+        if not best_is_there:
+            progress.best_metric, progress.best_step, progress.evaluations_since_best = None, None, 0
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
     save = save or guard_saves(accelerator, output_dir)

@@ -74,11 +74,12 @@ def stage(
         if layout == "adapter":
             base, needs_trust = _put_adapter(record, top, draft, pin)
         elif layout == "gpt2":
-            export_gpt2(top / "model" if step is None else _at_checkpoint(top, step), draft, _tokenizer(top, step))
+            model = top / "model" if step is None else _at_checkpoint(record, top, step)
+            export_gpt2(model, draft, _tokenizer(top, step))
         elif step is None:
             _put(top / "model", draft, (*MODEL, *CODE, *TOKENIZER))
         else:
-            _at_checkpoint(top, step).save_pretrained(draft, save_original_format=False)
+            _at_checkpoint(record, top, step).save_pretrained(draft, save_original_format=False)
             _put(top / "model", draft, TOKENIZER)
         _forget_names(draft)
         _cut_weights(draft)
@@ -127,12 +128,13 @@ def left_behind(folder: Path) -> list[str]:
     """What of a run stays where it is: everything that is not on the list."""
     out = [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model")]
     known = {"metrics.jsonl", "evaluation.json", "loss.png", "confusion.png"}
-    odd = (path.name for path in sorted((folder / "model").iterdir()) if not _is_allowed(path.name))
+    odd = (path.name for path in sorted((folder / "model").iterdir()) if not is_allowed(path.name))
     return [name for name in out if name not in known] + [f"model/{name}" for name in odd]
 
 
-def _is_allowed(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in ALLOWED)
+def is_allowed(name: str) -> bool:
+    """Whether a file of this name, folders included, is one that a push writes, and takes away."""
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in ALLOWED)
 
 
 # --- Weights, config, tokenizer, code ----------------------------------------------------------------------------
@@ -155,10 +157,25 @@ def _tokenizer(top: Path, step: int | None):
     return None if step is None else load_tokenizer(top / "model")
 
 
-def _at_checkpoint(top: Path, step: int):
+def checkpoint_steps(folder: str | Path) -> list[int]:
+    """The steps of a run's checkpoints, of several seeds the one whose model it is.
+
+    Raises:
+        ValueError: there are none, or they hold LoRA beside its base.
+    """
+    record = read_record(folder)
+    steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(record.folder / "checkpoints")]
+    if not steps:
+        raise ValueError(f"{folder} has no checkpoints: leave --checkpoints out.")
+    if record.run.get("tune") == "lora":
+        raise ValueError(f"{folder} holds LoRA beside its base: only the end of such a run can be published.")
+    return steps
+
+
+def _at_checkpoint(record: Record, top: Path, step: int):
     # The run's model with a checkpoint's weights.
-    path = next((path for path in list_checkpoints(top / "checkpoints") if path.name == f"step-{step}"), None)
-    if path is None:
+    path = record.folder / "checkpoints" / f"step-{step}"
+    if path not in list_checkpoints(path.parent):
         raise ValueError(f"{top} has no checkpoint step-{step}.")
     model = load_any_head(top / "model")
     weights = load_file(str(path / "model.safetensors"))
@@ -177,7 +194,8 @@ def _put_adapter(record: Record, top: Path, draft: Path, pin) -> tuple[tuple[str
     _put(source, draft, ADAPTER)
     _put(top / "model", draft, TOKENIZER)
     config = json.loads((source / ADAPTER_CONFIG).read_text())
-    layout = (json.loads((source / BASE).read_text()) if (source / BASE).exists() else {}).get("layout")
+    kept = json.loads((source / BASE).read_text()) if (source / BASE).exists() else {}
+    layout = kept.get("layout")
     base, revision = config["base_model_name_or_path"], config.get("revision")
     place = next((path for path in (Path(base), source / base) if path.is_dir()), None)
     if place is not None:
@@ -192,6 +210,11 @@ def _put_adapter(record: Record, top: Path, draft: Path, pin) -> tuple[tuple[str
             raise ValueError(
                 f"The adapter was made on {base} in the layout {layout}, which is published in the layout "
                 f"{there['layout']}. Publish the base as {layout}, or the merged model: --layout scratch_gpt."
+            )
+        if there.get("fingerprint") not in (None, kept.get("fingerprint")):
+            raise ValueError(
+                f"The adapter was made on {base}, whose weights have changed since they were published as "
+                f"{there['repo']}. Publish the base again, or the merged model: --layout scratch_gpt."
             )
         base, revision = there["repo"], there["commit"]
     elif pin is not None:
@@ -279,4 +302,4 @@ def _token_lengths(tokenizer) -> Iterator[int]:
             yield len(token) if is_bytes else len(token.encode())
 
 
-__all__ = ["ALLOWED", "FOLDER", "check", "files_of", "left_behind", "stage"]
+__all__ = ["FOLDER", "check", "checkpoint_steps", "files_of", "is_allowed", "left_behind", "stage"]

@@ -235,6 +235,11 @@ def test_anybodys_adapter_on_stock_gpt2_is_read(tmp_path, monkeypatch):
     theirs = get_peft_model(AutoModelForCausalLM.from_pretrained("gpt2"), config)
     moved(theirs).save_pretrained("theirs")
     assert_close(logits(load_model("theirs").eval()), logits(theirs), 2e-5)
+    scales = {"c_fc": 64, "h.0.attn.c_attn": 32, r"h\.1\..*c_proj": 16}
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["c_attn", "c_proj", "c_fc"], alpha_pattern=scales)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained("gpt2"), config)
+    moved(theirs).save_pretrained("scaled")
+    assert_close(logits(load_model("scaled").eval()), logits(theirs), 2e-5)
     model = load_model("gpt2")
     with pytest.raises(ValueError, match="lora_init pissa takes gpt2's c_attn apart"):
         add_lora(model, base="gpt2", init="pissa")

@@ -206,6 +206,14 @@ def test_merging_keeps_what_stands_outside_and_renews_what_stands_inside(runs):
     assert merge_cards(merged, new) == merged
 
 
+def test_metadata_that_a_new_card_has_no_value_for_go_and_a_licence_stays(runs):
+    card = card_of(runs["pretrain"], licence="mit")
+    other = card.replace("library_name:", "base_model: a/b\nbase_model_relation: adapter\nlibrary_name:", 1)
+    new = card_of(runs["pretrain"])
+    found = yaml.safe_load(merge_cards(other, new).split("---\n")[1])
+    assert "base_model" not in found and "base_model_relation" not in found and found["license"] == "mit"
+
+
 def test_a_card_that_lost_its_metadata_gets_them_again(runs):
     card = card_of(runs["pretrain"])
     bare = card.split("---\n", 2)[2]

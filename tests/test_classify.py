@@ -288,6 +288,11 @@ def test_the_model_names_its_labels_and_predicts_as_the_run_did(trained, tmp_pat
     run("--model", trained / "model", "--predict", file, "--device", "cpu")
     again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["text"], row["predicted"]) for row in again] == [(row["text"], row["predicted"]) for row in scored]
+    file = tmp_path / "ODD.TXT"
+    file.write_text("a boat\x0c there\u2028at sea\nan oak\n")  # two lines; what else breaks one is in a text
+    run("--model", trained / "model", "--predict", file, "--device", "cpu")
+    odd = [json.loads(line)["text"] for line in capsys.readouterr().out.strip("\n").split("\n")]
+    assert odd == ["a boat\x0c there\u2028at sea", "an oak"]
 
 
 def test_three_classes_by_number_from_gpt2_with_weights_and_lora(tmp_path, capsys):

@@ -158,12 +158,18 @@ def test_hand_edits_on_the_hub_are_kept(run, hub):
     )
     HfApi().upload_file(path_or_fileobj=by_hand.encode(), path_in_repo="README.md", repo_id="ada/base")
     HfApi().upload_file(path_or_fileobj=b"thanks", path_in_repo="THANKS.md", repo_id="ada/base")
+    own = "models/old/weights.safetensors"
+    HfApi().upload_file(path_or_fileobj=b"mine", path_in_repo=own, repo_id="ada/base")
     assert not publish(run, "ada/base").has_changed
     publish(run, "ada/base", layout="gpt2")
     there = hub.files("ada/base")
     kept = there["README.md"].decode()
     assert "For my mother." in kept and "license: mit" in kept and "stock GPT-2" in kept
-    assert there["THANKS.md"] == b"thanks" and "modeling_scratch_gpt.py" not in there  # the layout's own files go
+    assert (
+        there["THANKS.md"] == b"thanks"
+        and there["models/old/weights.safetensors"] == b"mine"
+        and "modeling_scratch_gpt.py" not in there
+    )  # the layout's own files go
 
 
 def test_an_upload_that_was_interrupted_goes_on(run, hub):
@@ -316,6 +322,27 @@ def test_the_base_of_an_adapter_is_pinned_to_its_commit(home, run, hub, monkeypa
             publish("lora", "ada/lora", layout="adapter")
         there = json.loads(hub.files("ada/lora")["adapter_config.json"])
         assert (there["base_model_name_or_path"], there["revision"]) == ("ada/base", commit)
+
+
+def test_an_adapter_is_not_pinned_to_weights_that_its_base_had_before(home, run, hub):
+    publish(run, "ada/base")
+    shutil.copytree(home / "lora", run.parent / "lora")
+    publish("lora", "ada/lora", layout="adapter")
+    note = json.loads((run / "hub.json").read_text())
+    assert (
+        note["fingerprint"] == json.loads((run.parent / "lora" / "adapter" / "base.json").read_text())["fingerprint"]
+    )
+    (run / "hub.json").write_text(json.dumps({**note, "fingerprint": "of other weights"}))
+    with pytest.raises(ValueError, match="weights have changed since they were published as ada/base"):
+        publish("lora", "ada/lora", layout="adapter")
+
+
+def test_checkpoints_that_cannot_go_up_are_refused_before_the_model_goes(home, run, hub, capsys):
+    shutil.copytree(home / "lora", run.parent / "lora")
+    shutil.rmtree(run / "checkpoints")
+    for folder, message in ((run, "has no checkpoints"), ("lora", "only the end of such a run")):
+        refused(message, folder, "--repo", "ada/x", "--checkpoints", "true", capsys=capsys)
+    assert "ada/x" not in hub.repos
 
 
 # --- The command, and every recipe's end ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import crash
 import instruct
@@ -17,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scratch_gpt.answers import answer_metrics, exact_match, token_f1
 from scratch_gpt.chat_templates import store_format
 from scratch_gpt.data.collate import collate_rows
-from scratch_gpt.data.prompts import PromptRows, encode_conversations, encode_prompt, read_messages
+from scratch_gpt.data.duplicates import contaminated_texts
+from scratch_gpt.data.prompts import PromptRows, encode_conversations, encode_prompt, of_both, read_messages, text_of
 from scratch_gpt.data.splits import split_groups
+from scratch_gpt.examination import Examination
 from scratch_gpt.generation import generate_answers
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import causal_lm
@@ -90,6 +93,33 @@ def test_the_model_answers_strangers_as_it_answered_in_the_run(trained):
         assert generate_answers(
             model, tokenizer, [encode_prompt(tokenizer, messages)], temperature=0, max_new_tokens=8
         ) == [response["after"]]
+
+
+def test_one_examination_at_the_end_says_nothing_of_before(tmp_path, monkeypatch):
+    conversation = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At sea."}]
+    tokenizer = SimpleNamespace()
+    monkeypatch.setattr("scratch_gpt.examination.encode_prompt", lambda *_: [1])
+    said = iter((["first"], ["last"]))
+    monkeypatch.setattr("scratch_gpt.examination.generate_answers", lambda *_, **__: next(said))
+    exam, file = Examination([conversation], tokenizer), tmp_path / "responses.json"
+    for is_over, expected in ((False, ("first", None)), (True, (None, "first"))):
+        if not is_over:
+            exam.take(None)
+        exam.write(file, is_over=is_over)
+        assert [(each["before"], each["after"]) for each in json.loads(file.read_text())] == [expected]
+    exam.take(None)
+    exam.write(file)
+    assert json.loads(file.read_text())[0] | {"before": "first", "after": "last"} == json.loads(file.read_text())[0]
+
+
+def test_a_systems_word_that_all_rows_have_is_no_contamination():
+    word = {"role": "system", "content": " ".join(f"word{n}" for n in range(20))}
+
+    def row(question):
+        return [word, {"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]
+
+    texts = [text_of(of_both(row(question))) for question in ("Is it red?", "Is it late?")]
+    assert contaminated_texts(texts[:1], texts[1:]) == [] and word["content"] not in texts[0]
 
 
 def test_a_stopped_run_goes_on_bit_for_bit_and_remembers_what_it_answered_before(rows, tmp_path):

@@ -156,6 +156,12 @@ def test_a_file_without_header_is_read_as_it_stands(tmp_path):
     (tmp_path / "a.tsv").write_text("\n".join(lines) + "\n")
     rows = open_rows(str(tmp_path / "a.tsv"), column_names=["label", "text"])
     assert [f"{row['label']}\t{row['text'] or ''}" for row in rows] == lines
+    (tmp_path / "b.tsv").write_text("\n".join(["label\ttext", *lines]) + "\n")  # and with one, the same
+    rows = open_rows(str(tmp_path / "b.tsv"))
+    assert [f"{row['label']}\t{row['text'] or ''}" for row in rows] == lines
+    (tmp_path / "b.csv").write_text('label,text,stars\nham,None,1\nspam,"NA, null",\nham,,3\n')
+    rows = open_rows(str(tmp_path / "b.csv"))
+    assert (rows["text"][:], rows["stars"][:]) == (["None", "NA, null", None], [1.0, None, 3.0])
     (tmp_path / "a.csv").write_text('ham,"one, two"\nspam,three\n')
     assert open_rows(str(tmp_path / "a.csv"), column_names=["label", "text"])["text"][:] == ["one, two", "three"]
     with pytest.raises(ValueError, match=r"a\.csv has 2 column\(s\), and column_names names 1: text"):

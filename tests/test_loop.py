@@ -188,6 +188,19 @@ def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
     assert model.training
 
 
+def test_some_batches_are_taken_from_everywhere():
+    rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(100)]
+    for processes in (1, 2):
+        seen = []
+        for rank in range(processes):
+            batches = evaluation_batches(rows, collate_rows, Share(5, 1, processes, rank), batches=2)
+            seen += [int(n) for batch, counted in batches if counted for n in batch["input_ids"]]
+        n = 10 * processes
+        assert sorted(seen) == [*range(0, 100, 100 // n)]
+    batches = evaluation_batches(rows, collate_rows, Share(5), batches=50)
+    assert sorted(int(n) for batch, _ in batches for n in batch["input_ids"]) == [*range(100)]
+
+
 def test_bits_per_byte_of_guessing_bytes_is_eight():
     assert language_metrics(math.log(256), tokens_per_byte=1.0) == pytest.approx(
         {"loss": math.log(256), "perplexity": 256, "bits_per_byte": 8}

@@ -1,6 +1,7 @@
 """Plans, rates and utilisation as the recipes print and write them: nothing is read or written by a plan."""
 
 import json
+from types import SimpleNamespace
 
 import classify
 import instruct
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import planning
 import recipe
 import runner
+import sweep
 from scratch_gpt import probe
 from scratch_gpt.costs import Rehearsal
 from scratch_gpt.metrics import read_metrics
@@ -111,6 +113,13 @@ def test_muon_is_rehearsed_as_its_products_of_one_block(monkeypatch):
     D, F = model.config.hidden_size, model.config.intermediate_size
     one = 4 * (3 * 2 * D**3) + 2 * (2 * 2 * D * D * F + 2 * D**3)  # X X^T, its square, and that times X
     assert probe.rehearse(model, *how, "muon").block_update == 5 * one
+
+
+def test_rates_are_not_compared_where_nothing_is_held_out():
+    build = sweep.validated(lambda run: SimpleNamespace(rows=dict.fromkeys(run.splits)))
+    assert build(SimpleNamespace(splits=("train", "validation"))).rows
+    with pytest.raises(ValueError, match="compared by validation loss, and data/mixed has no such split"):
+        build(SimpleNamespace(dataset="data/mixed", splits=("train", "test")))
 
 
 def test_lines_have_no_mfu_where_the_peak_is_not_known(tmp_path):

@@ -17,7 +17,7 @@ from scratch_gpt.data.assembly import Joined, Tokens, encode_part
 from scratch_gpt.data.manifest import read_manifest
 from scratch_gpt.data.pipeline import texts_of, with_texts
 from scratch_gpt.data.prepared import PreparedRows
-from scratch_gpt.data.sources import open_documents, open_prepared_text
+from scratch_gpt.data.sources import open_documents, open_prepared_text, open_rows, open_stream
 from scratch_gpt.tokenizer import load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
 
@@ -137,7 +137,10 @@ def test_each_filter_counts_what_it_removed_and_can_write_it_out(texts, tmp_path
     )
     left = {row["text"] for part in open_prepared_text(str(folder)).values() for row in part}
     assert left == {*texts} - {texts[7]} | {f"{texts[2]} Write to [EMAIL] today."}
-    assert manifest["rows"] == n - 4 == len(open_documents(str(folder)))
+    again = [open_documents(str(folder), split=name) for name in ("train", "validation")]
+    assert (
+        manifest["rows"] == n - 4 == sum(map(len, again)) and {text for part in again for text in part["text"]} == left
+    )
 
 
 def test_near_duplicates_and_repeated_passages_go(texts, tmp_path):
@@ -442,6 +445,31 @@ def test_cleaned_rows_without_text_are_refused_by_pretraining_in_one_line(tmp_pa
     assert manifest["bytes"] == sum(len(f"Say {n}.\n{n}!") for n in range(20))
     run = ["--dataset", folder, "--preset", "tiny", "--output-dir", tmp_path / "run"]
     fails(run, "no column 'text', only instruction, output", capsys, pretrain.main)
+
+
+def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
+    corpus = write_rows(tmp_path / "texts.jsonl", [{"text": f"Text {n} of the sea."} for n in range(40)])
+    words = ["--validation-fraction", "0.2", "--test-fraction", "0.1", "--output-dir", tmp_path / "p"]
+    folder, _ = prepared("--dataset", corpus, "--task", "text", *words)
+    parts = {name: set(rows["text"][:]) for name, rows in open_prepared_text(str(folder)).items()}
+    assert [len(parts[name]) for name in ("train", "validation", "test")] == [28, 8, 4]
+    assert set(open_documents(str(folder))["text"][:]) == parts["train"]
+    assert set(open_rows(str(folder), split="test")["text"][:]) == parts["test"]
+    stream = open_stream(str(folder), validation_fraction=0.25)
+    streamed = {*stream.read(0, 0), *stream.splits["validation"]["text"][:]}
+    assert streamed == parts["train"] and len(stream.splits["validation"]) == 7
+    with pytest.raises(ValueError, match="has no split 'dev', only train, validation, test. Choose with"):
+        open_rows(str(folder), split="dev")
+
+
+def test_languages_may_stand_apart():
+    filters = preparing.make_filters(recipe.parse(prepare.PrepareRun, ["--languages", "en, DE"]))
+    assert [item.name for item in filters] == ["empty", "languages"]
+    texts = (
+        "The weather is fine today, and we walk along the river.",
+        "Das Wetter ist heute gut, wir gehen spazieren.",
+    )
+    assert [filters[1].problem(text) for text in texts] == [None, None]
 
 
 def test_bytes_that_are_no_utf8_are_one_clear_line(tmp_path, capsys):

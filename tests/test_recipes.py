@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
-from bad_input import fails
+from bad_input import fails, snapshot
 from safetensors.torch import load_file
 from tiny import tiny_gpt2, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -156,14 +156,32 @@ def test_resuming_a_finished_run_says_so_and_changes_no_number(story, tmp_path, 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(story, tmp_path):
+def test_a_stopped_run_goes_on_to_the_same_weights(story, tmp_path, capsys):
     arguments = ["--dataset", story, *SMALL, "--max-steps", "8", "--checkpoint-every", "4", "--keep", "9"]
     run(*arguments, "--output-dir", str(tmp_path / "a"))
     run(*arguments, "--output-dir", str(tmp_path / "b"))
     middle = tmp_path / "a" / "checkpoints" / "step-4"
-    run(*arguments, "--output-dir", str(tmp_path / "b"), "--resume", str(middle))
-    straight, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "ab")
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    before = snapshot(tmp_path / "b")
+    with pytest.raises(SystemExit):
+        run(*arguments, "--output-dir", str(tmp_path / "b"), "--resume", str(middle))
+    assert "is of another run than output_dir" in capsys.readouterr().err and snapshot(tmp_path / "b") == before
+    run(*arguments, "--output-dir", str(tmp_path / "c"), "--resume", str(middle))
+    run(*arguments, "--output-dir", str(tmp_path / "b"), "--resume", str(tmp_path / "b" / "checkpoints" / "step-4"))
+    straight, *resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "acb")
+    assert all(torch.equal(straight[name], each[name]) for name in straight for each in resumed)
+
+
+def test_where_the_best_weights_are_not_the_best_is_chosen_anew(trained, story, tmp_path, capsys):
+    words = ["--dataset", story, *SMALL, "--max-steps", 40, "--eval-every", 10, "--keep-best", "true"]
+    words += ["--test-fraction", 0.1, "--checkpoint-every", 10, "--learning-rate", 0.5, "--allow-changed", "true"]
+    words += ["--sample-prompt", "On day", "--output-dir", tmp_path / "run"]
+    run(*words, "--resume", trained / "checkpoints" / "step-20")  # and nothing is as good again
+    assert "from here the best is chosen anew" in capsys.readouterr().out
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
+    assert min(lines, key=lambda line: line["eval_loss"])["step"] <= 20
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["results"]["validation"]["loss"] == min(line["eval_loss"] for line in lines if line["step"] > 20)
+    assert (tmp_path / "run" / "model" / "config.json").exists()
 
 
 def test_gpt2_goes_on_learning_with_its_own_tokenizer_and_can_be_evaluated_only(story, tmp_path):

@@ -197,8 +197,8 @@ def predict(run: ClassifyRun) -> None:
             f"{run.predict} has no column {column!r}, only {', '.join(rows.column_names)}. Choose with --text-column."
         )
     values = rows[column][:]
-    if run.predict.endswith(".txt"):  # a text a line
-        values = [line for value in values for line in value.splitlines()]
+    if run.predict.lower().endswith(".txt"):  # a text a line; other characters that break a line may be in a text
+        values = [line for value in values for line in value.removesuffix("\n").split("\n")]
     texts = read_texts(values)
     device = make_accelerator(run.device, "no").device
     model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)

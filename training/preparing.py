@@ -147,7 +147,7 @@ def make_filters(run: Any) -> list:
     """What each row is looked at for, in order."""
     filters = [Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text")]
     if run.quality or run.languages:
-        languages = tuple(run.languages.split(",")) if run.languages else ()
+        languages = tuple(code.strip().lower() for code in (run.languages or "").split(",") if code.strip())
         no_rules = dict.fromkeys((item.name for item in fields(QualityRules)), None)
         rules = QualityRules(**{**({} if run.quality else no_rules), "languages": languages})
         name = "quality" if run.quality else "languages"

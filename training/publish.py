@@ -90,17 +90,23 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError("Give a run and where it goes: python training/publish.py RUN --repo user/name")
 
         from scratch_gpt.hub import check_repo_name, publish, publish_checkpoints
+        from scratch_gpt.published import checkpoint_steps
 
         check_repo_name(run.repo)
         if run.dry_run:
             show(run)
             return
         how = {"layout": run.layout, "private": run.private, "licence": run.licence}
-        pushes = [publish(run.run, run.repo, revision=run.revision, **how)]
         if run.checkpoints:
-            pushes += publish_checkpoints(run.run, run.repo, **how)
-    for push in pushes:
-        print(f"{'Published' if push.has_changed else 'Nothing has changed'}: {push.url} (commit {push.commit})")
+            checkpoint_steps(run.run)  # refused before anything is pushed
+        show_push(publish(run.run, run.repo, revision=run.revision, **how))
+        for push in publish_checkpoints(run.run, run.repo, **how) if run.checkpoints else ():
+            show_push(push)
+
+
+def show_push(push) -> None:
+    """A line for what was pushed."""
+    print(f"{'Published' if push.has_changed else 'Nothing has changed'}: {push.url} (commit {push.commit})")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Source:
 
     dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
     dataset_config: str | None = option(None, "Config name of a Hub dataset.")
-    dataset_split: str = option("train", "Split of a Hub dataset.")
+    dataset_split: str = option("train", "Split of a Hub dataset, or of prepared text.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
     text_column: str = option("text", "The column that holds the text.")
 
@@ -110,7 +110,7 @@ class Run(Source):
     seed: int = option(0, "Decides initial weights, splits, order of rows and dropout.")
 
     eval_every: int | None = option(None, "Steps between evaluations; by default ten of them in a run.")
-    eval_batches: int | None = option(None, "Batches per process in an evaluation; by default the whole split.")
+    eval_batches: int | None = option(None, "Batches per process in an evaluation on the way; by default all.")
     patience: int | None = option(None, "End after so many evaluations without a new best, and keep the best.")
     keep_best: bool = option(False, "model/ is the best by validation loss, and last/ the last, where they differ.")
     checkpoint_every: int | None = option(None, "Steps between checkpoints; by default one at each evaluation.")
@@ -430,7 +430,7 @@ def check_output_dir(run: Run) -> Path:
     check_writable(folder)
     drafts = (".writing-", ".old-")  # what a killed run was about to write
     if folder.is_dir() and any(not path.name.startswith(drafts) for path in folder.iterdir()):
-        if not (folder / "run.yaml").exists() and not (folder / "checkpoints").is_dir():
+        if not holds_run(folder):
             raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a run. Give another.")
         for name in ("model", "dataset", "tokenizer"):
             value = getattr(run, name)
@@ -449,6 +449,11 @@ def check_output_dir(run: Run) -> Path:
                 "replaces it, another --output-dir leaves it alone."
             )
     return folder
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has been written into it, to its end or not."""
+    return (folder / "run.yaml").exists() or (folder / "checkpoints").is_dir()
 
 
 def check_writable(folder: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
 
-from recipe import RUN_FILES, Run, check_output_dir, one_clear_line, peak_rate, write_run_yaml
+from recipe import RUN_FILES, Run, check_output_dir, holds_run, one_clear_line, peak_rate, write_run_yaml
 from resuming import check_record, make_record, settle_share
 from scratch_gpt.adapters import add_lora, count_parameters, freeze, has_lora, merged_state, save_adapter
 from scratch_gpt.checkpoints import (
@@ -29,6 +29,7 @@ from scratch_gpt.checkpoints import (
     check_shapes,
     find_checkpoint,
     find_damage,
+    load_weights,
     read_state,
     replace_folder,
     write_text,
@@ -91,6 +92,7 @@ class Start(NamedTuple):
     resume_from: Path | None
     notices: list[str]
     saved: dict[str, Any] | None = None  # the state of the checkpoint
+    best_is_there: bool = True  # whether model/, with keep_best, is of the checkpoint's best step
 
 
 def prepare(run: Run) -> Start:
@@ -104,7 +106,17 @@ def prepare(run: Run) -> Start:
             raise ValueError(f"--resume {run.resume}: there is no such folder. Give one, or `latest`.")
         if problem := find_damage(path):
             raise ValueError(f"--resume {run.resume} is no whole checkpoint: {problem}.")
-        return Start(folder, path, [], read_state(path))
+        if holds_run(folder) and not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"--resume {run.resume} is of another run than output_dir {run.output_dir} holds, which it would "
+                "replace. Give another --output-dir."
+            )
+        saved = read_state(path)
+        best, there = saved["progress"]["best_step"], best_step_of(folder)
+        if not run.keep_best or best in (None, there):
+            return Start(folder, path, [], saved)
+        notice = f"The best step so far, {best}, is not in {run.output_dir}/model: from here the best is chosen anew."
+        return Start(folder, path, [notice], saved, best_is_there=False)
     path, skipped = find_checkpoint(folder / "checkpoints")
     if path is None and (folder / "evaluation.json").exists():
         raise ValueError(
@@ -113,6 +125,12 @@ def prepare(run: Run) -> Start:
     if path is None:
         return Start(folder, None, [f"No checkpoint in {run.output_dir} yet: starting from the beginning."])
     return Start(folder, path, [*skipped, f"Going on from {path.name}."], read_state(path))
+
+
+def best_step_of(folder: Path) -> int | None:
+    """The step whose weights `keep_best` has left in model/, by what the run has written."""
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if math.isfinite(line.get("eval_loss", math.nan))]
+    return min(lines, key=lambda line: line["eval_loss"])["step"] if lines else None
 
 
 def apply_tune(run: Run, model) -> list[str]:
@@ -150,6 +168,8 @@ def run_task(
     """
     with one_clear_line():
         task = build(run)
+        if "validation" not in task.rows and (run.keep_best or run.patience is not None):
+            raise ValueError(f"keep_best and patience choose by validation loss, and {run.dataset} has no such split.")
         accelerator = start_accelerator(run, start)
         task.model.set_attn_implementation(
             best_attention(accelerator.device.type, accelerator.mixed_precision, task.manifest["max_length"])
@@ -288,7 +308,9 @@ def carry_out(
     def evaluate(model, split: str) -> tuple[dict[str, float], dict[str, Any]]:
         share = Share(settings.batch_size, 1, accelerator.num_processes, accelerator.process_index)
         batches = evaluation_batches(
-            *(task.rows[split], task.collate, share, accelerator.device, run.eval_batches, run.workers)
+            *(task.rows[split], task.collate, share, accelerator.device),
+            batches=None if split == "test" else run.eval_batches,
+            workers=run.workers,
         )
         sum_over_processes = None
         if accelerator.num_processes > 1:
@@ -332,6 +354,7 @@ def carry_out(
         evaluate=evaluate_and_sample if has_validation else None,
         on_evaluation=on_evaluation,
         resume_from=start.resume_from,
+        best_is_there=start.best_is_there,
         record=record,
         save=save,
         alter=task.alter,
@@ -438,7 +461,7 @@ def _load_best(accelerator, model, prepared, folder: Path):
     best = type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation)
     if has_lora(model):
         return accelerator.prepare_model(best, evaluation_mode=True)
-    model.load_state_dict(best.state_dict())
+    load_weights(prepared, best.state_dict())
     return prepared
 
 

@@ -43,7 +43,7 @@ def run_rates(run: Any, build: Callable, describe: Callable) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"--- learning rate {rate:g}")
         try:
-            accelerators.append(run_task(runs[rate], start, build, describe, begin))
+            accelerators.append(run_task(runs[rate], start, validated(build), describe, begin))
             table[rate] = result_of(runs[rate])
         except SystemExit as ending:
             if not isinstance(ending.__cause__, Diverged):
@@ -57,6 +57,18 @@ def run_rates(run: Any, build: Callable, describe: Callable) -> None:
         print(show(run, {rate: table[rate] for rate in runs}))
     if accelerators:
         finish(run, accelerators[-1])
+
+
+def validated(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same task, or a ValueError where it holds nothing to compare rates by."""
+
+    def checked(run: Any) -> Any:
+        task = build(run)
+        if "validation" not in task.rows:
+            raise ValueError(f"Rates are compared by validation loss, and {run.dataset} has no such split.")
+        return task
+
+    return checked
 
 
 def runs_of(run: Any) -> dict[float, Any]:

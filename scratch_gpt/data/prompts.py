@@ -122,6 +122,11 @@ def text_of(messages: Messages) -> str:
     return "\n\n".join(" ".join(message["content"].split()) for message in messages)
 
 
+def of_both(messages: Messages) -> Messages:
+    """What user and assistant say, without the system's word, which many rows share."""
+    return [message for message in messages if message["role"] != "system"]
+
+
 def describe_answer(messages: Messages, before: str | None, after: str | None) -> dict[str, Any]:
     """What a person reads of an answered row: {"instruction", "input", "reference", "before", "after"}.
 
@@ -339,6 +344,7 @@ __all__ = [
     "encode_conversations",
     "encode_messages",
     "encode_prompt",
+    "of_both",
     "read_conversations",
     "read_messages",
     "show_asked",

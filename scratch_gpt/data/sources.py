@@ -25,8 +25,8 @@ LOADERS = {  # file ending -> the `datasets` loader that reads it
     ".md": ("text", {"sample_by": "document"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
+    ".csv": ("csv", {"keep_default_na": False, "na_values": ""}),  # an empty field is no value; the text "None" is one
+    ".tsv": ("csv", {"keep_default_na": False, "na_values": "", "sep": "\t", "quoting": csv.QUOTE_NONE}),
     ".parquet": ("parquet", {}),
 }
 
@@ -43,10 +43,11 @@ def open_documents(
     Args:
         dataset: `python-docs` (the documentation of the running Python, needs no download), a local file, folder or
             glob of .txt, .md, .json, .jsonl, .csv or .parquet, or a dataset id on the Hugging Face Hub.
-        config, split, revision: of a Hub dataset.
+        config, split, revision: of a Hub dataset; `split` of a folder of prepared text too, so that what was held
+            out there stays so.
 
     Raises:
-        ValueError: nothing there, nothing readable, no such column, no text.
+        ValueError: nothing there, nothing readable, no such column, no such split, no text.
     """
     rows = open_column(dataset, config, split, revision, text_column)
     rows = rows.filter(_has_text, batched=True, desc="Reading documents")
@@ -315,8 +316,11 @@ def _open(dataset: str, config: str | None, split: str, revision: str | None, st
         rows = _python_documentation()
         return rows.to_iterable_dataset() if streaming else rows
     if is_prepared(dataset):
-        rows = datasets.concatenate_datasets([*open_prepared_text(dataset).values()])
-        return rows.to_iterable_dataset() if streaming else rows
+        splits = open_prepared_text(dataset)
+        if split not in splits:
+            there = ", ".join(splits)
+            raise ValueError(f"{dataset} has no split {split!r}, only {there}. Choose with --dataset-split.")
+        return splits[split].to_iterable_dataset() if streaming else splits[split]
     if _looks_local(dataset):
         return _open_files(dataset, _local_files(dataset), streaming)
     try:
@@ -373,7 +377,7 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False, column
         files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()] == (loader, dict(options))]
         if not files:
             continue
-        headless = {} if column_names is None else _without_header(files, column_names, **dict(options))
+        headless = {} if column_names is None else _without_header(files, column_names, dict(options))
         try:
             options = {**dict(options), **headless, "data_files": files, "split": "train", "streaming": streaming}
             parts.append(datasets.load_dataset(loader, **options))
@@ -389,18 +393,18 @@ def _open_files(dataset: str, paths: list[Path], streaming: bool = False, column
     return datasets.concatenate_datasets(parts)
 
 
-def _without_header(files: list[str], column_names: list[str], sep: str = ",") -> dict[str, Any]:
+def _without_header(files: list[str], column_names: list[str], options: dict[str, Any]) -> dict[str, Any]:
     # How the csv loader reads files that have no header. It drops columns that it has no names for, without a word.
-    quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
+    how = {"delimiter": options.get("sep", ","), "quoting": options.get("quoting", csv.QUOTE_MINIMAL)}
     for name in files:
         with open(name, newline="", encoding="utf-8", errors="replace") as file:
-            found = len(next(csv.reader(file, delimiter=sep, quoting=quoting), []))
+            found = len(next(csv.reader(file, **how), []))
         if found != len(column_names):
             raise ValueError(
                 f"{Path(name).name} has {found} column(s), and column_names names {len(column_names)}: "
                 f"{','.join(column_names)}. Name every column."
             )
-    return {"column_names": column_names, "keep_default_na": False, "quoting": quoting}
+    return {"column_names": column_names, "na_values": None}
 
 
 def _cut_by_position(text: str, fractions: dict[str, float]) -> dict[str, datasets.Dataset]:
