@@ -72,7 +72,8 @@ bench-tuning: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/follow.py --model runs/spam/base/model --data $(DATA) --out tests/benchmarks/follow.json
 	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --minutes 5
 	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --keep --minutes 15 \
-		--long "--learning-rate 8e-3 --dropout 0.1"
+		--long "--learning-rate 8e-3 --batch-size 32 --stride 16 --dropout 0.05 \
+		--config-overrides initializer_range=0.07,hidden_size=192,num_attention_heads=6"
 	@$(BIN)/python tests/benchmarks/safety.py --instructions $(DATA)/instruction-data.json \
 		--out tests/benchmarks/safety.json
 

@@ -24,11 +24,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .adapter_loading import fingerprint
 from .card import is_ours, merge_cards
 from .checkpoints import write_text
-from .conversion import load_any_head
-from .published import check, checkpoint_steps, is_allowed, stage
+from .published import check, checkpoint_steps, fingerprint_of, is_allowed, stage
 from .record import PUBLISHED
 
 
@@ -123,7 +121,7 @@ def publish(
         )
         after = api.model_info(repo, revision=branch).sha
     if step is None:
-        weights = None if layout == "adapter" else fingerprint(load_any_head(Path(folder) / "model"))
+        weights = None if layout == "adapter" else fingerprint_of(folder)
         note = {"repo": repo, "revision": branch, "commit": after, "layout": layout, "fingerprint": weights}
         write_text(Path(folder) / PUBLISHED, json.dumps(note, indent=2) + "\n")
     place = f"{constants.ENDPOINT}/{repo}" + (f"/tree/{branch}" if branch else "")

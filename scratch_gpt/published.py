@@ -14,7 +14,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
-from .adapter_loading import BASE, WEIGHTS
+from .adapter_loading import BASE, WEIGHTS, fingerprint
 from .card import fill, template
 from .card_values import LAYOUTS, PICTURES, card_values
 from .checkpoints import DRAFT, list_checkpoints, replace_folder
@@ -155,6 +155,11 @@ def _put(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 def _tokenizer(top: Path, step: int | None):
     return None if step is None else load_tokenizer(top / "model")
+
+
+def fingerprint_of(folder: str | Path) -> str:
+    """Of the weights of a run's model: by it an adapter knows its base again."""
+    return fingerprint(load_any_head(Path(folder) / "model"))
 
 
 def checkpoint_steps(folder: str | Path) -> list[int]:
@@ -302,4 +307,4 @@ def _token_lengths(tokenizer) -> Iterator[int]:
             yield len(token) if is_bytes else len(token.encode())
 
 
-__all__ = ["FOLDER", "check", "checkpoint_steps", "files_of", "is_allowed", "left_behind", "stage"]
+__all__ = ["FOLDER", "check", "checkpoint_steps", "files_of", "fingerprint_of", "is_allowed", "left_behind", "stage"]

@@ -50,7 +50,7 @@ ARROWS = {
     "data/preference_rows": {"numpy", "data"},
     "adapters": {"peft", "torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
     "adapter_loading": {"torch", "safetensors", "peft", "transformers", "adapter_layout"},
-    "adapter_layout": {"torch"},
+    "adapter_layout": {"peft", "torch"},
     "quantization": {"torch", "bitsandbytes"},
     "optimizers": {"torch"},
     "costs": set(),

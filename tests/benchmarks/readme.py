@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
 
-from targets import DECODING, PLANS, SPEEDS, figures, planned_on, targets
+from targets import DECODING, PLANS, SPEEDS, decoded_on, figures, planned_on, targets
 
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -57,7 +57,7 @@ def why() -> str:
         {over["ours fp32 / transformers fp32"]:.1f} times transformers' `generate`, in bf16
         {over["ours bf16 / transformers bf16"]:.1f} times, in int8 {over["ours int8 / transformers fp32"]:.1f} times
         its fp32 and {over["ours int8 / ctranslate2 int8"]:.2f} times CTranslate2 (124M, one row, 32 + 128 tokens, on
-        {decoding["cpu"]}).""",
+        {decoded_on(decoding)}).""",
     )
     return "\n".join(lines(f"{n}. {sentence}", "   ") for n, sentence in enumerate(sentences, 1))
 
@@ -134,8 +134,8 @@ def decoding_on(found: dict) -> str:
             rows.append(f"| {work}{way and ','}{way} | {' | '.join(cells)} |")
     turns = {work: len(found["runs"]["ours int8"][work]) for work in found["tokens_per_second"]}
     more = "".join(f", {work} {n}" for work, n in turns.items() if n != found["rounds"])
-    what = f"""124M on {found["cpu"]}, {found["threads"]} threads, greedy, tokens a second with the prompt's reading
-    included: median of {found["rounds"]} turns{more} (lowest - highest)."""
+    what = f"""124M on {decoded_on(found)}, {found["threads"]} threads, greedy, tokens a second with the prompt's
+    reading included: median of {found["rounds"]} turns{more} (lowest - highest)."""
     if "counts" in found:
         what += f" Dropped for foreign load: {sum(count['dropped'] for count in found['counts'].values())} rounds."
     step = found["int8_step"]
@@ -167,8 +167,12 @@ def missed_speeds(found: dict, most: dict[str, float]) -> Iterator[str]:
             if ratios[pair] < asked:
                 mine, other = pair.split(" / ")
                 ways = [other] if how == "as both come" else [way for way in medians if way.startswith(other)]
-                share = 100 * asked * max(medians[way] for way in ways) / most[mine.split()[1]]
-                yield f" {asked} times {other}, {how}, which {mine} misses at one row, would be {share:.0f} % of that."
+                needed, kind = asked * max(medians[way] for way in ways), mine.split()[1]  # tokens a second
+                of_it = f"{100 * needed / most[kind]:.0f} % of that"
+                if (step := found.get(f"{kind}_step")) is not None:
+                    products = step["products_milliseconds"]
+                    of_it += f", {1e3 / needed:.1f} ms a token, of which its products take {products:.1f}"
+                yield f" {asked} times {other}, {how}, which {mine} misses at one row, would be {of_it}."
 
 
 def quality() -> str:
@@ -191,6 +195,12 @@ def quality() -> str:
     {100 * found["time_over_reference"]:.0f} % of its time, imports, tokenizer, evaluations and saving ({beside:.0f} s)
     included."""
     return f"{table('| | on | steps | seconds | loss, nats a character |', rows)}\n\n{lines(what)}"
+
+
+def tried() -> str:
+    """What the settings for more time were chosen from."""
+    rows = [f"| `{one['arguments']}` | {one['loss']:.3f} |" for one in figures("quality")["tried"]]
+    return table("| arguments of the recipe | loss on the play |", rows)
 
 
 def plan() -> str:
@@ -225,7 +235,7 @@ def aims() -> str:
     return table("| | aim | found | |", [str(target) for target in targets()])
 
 
-PARTS = (why, training, decoding, quality, plan, scaling, aims)
+PARTS = (why, training, decoding, quality, tried, plan, scaling, aims)
 
 
 def written(text: str) -> str:

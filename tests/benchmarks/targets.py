@@ -52,14 +52,14 @@ def targets() -> Iterator[Target]:
         decoding = figures(name)
         for how, ratios in decoding["ratios"]["1x32+128"].items():
             for pair, asked in SPEEDS.items():
-                what = f"decoding on {decoding['cpu']}, {pair.replace(' / ', ' over ')}, {how}"
+                what = f"decoding on {decoded_on(decoding)}, {pair.replace(' / ', ' over ')}, {how}"
                 yield Target(what, asked, ratios[pair], at_most=False)
         yield Target(
-            f"124M made int8 on {decoding['cpu']}", 2, decoding["runs"]["ours int8"]["prepare_seconds"], unit=" s"
+            f"124M made int8 on {decoded_on(decoding)}", 2, decoding["runs"]["ours int8"]["prepare_seconds"], unit=" s"
         )
         if perplexity := decoding["perplexity"]:
             rise = 100 * perplexity["rise"]
-            yield Target(f"perplexity's rise by int8 on {decoding['cpu']}", 1, rise, unit=" %")
+            yield Target(f"perplexity's rise by int8 on {decoded_on(decoding)}", 1, rise, unit=" %")
 
     for plan in map(figures, PLANS):
         for name in ("seconds", "bytes"):
@@ -71,6 +71,12 @@ def targets() -> Iterator[Target]:
         yield Target(f"loading 124M, {what} over stock transformers'", 1.1, loading["figures"][name]["ratio"])
     for name, asked in (("import scratch_gpt", 0.1), ("pretrain.py --help", 2)):
         yield Target(f"`{name}`", asked, loading["starts"][name]["median"], unit=" s")
+
+
+def decoded_on(decoding: dict) -> str:
+    """The processor of a file of bench_decoding.py, and how fast its host let it be then."""
+    rate = decoding.get("ceilings", {}).get("bf16")
+    return decoding["cpu"] + (f" at {rate:,.0f} GFLOP/s" if rate else "")
 
 
 def planned_on(plan: dict) -> str:
