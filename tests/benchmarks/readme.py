@@ -133,7 +133,7 @@ def decoding_on(found: dict) -> str:
                 cells.append(f"{medians[peer]:.1f} ({min(each):.0f} - {max(each):.0f})" if each else "")
             rows.append(f"| {work}{way and ','}{way} | {' | '.join(cells)} |")
     turns = {work: len(found["runs"]["ours int8"][work]) for work in found["tokens_per_second"]}
-    more = "".join(f", {work} {n}" for work, n in turns.items() if n != found["rounds"])
+    more = "".join(f", of {work} {n}" for work, n in turns.items() if n != found["rounds"])
     what = f"""124M on {decoded_on(found)}, {found["threads"]} threads, greedy, tokens a second with the prompt's
     reading included: median of {found["rounds"]} turns{more} (lowest - highest)."""
     if "counts" in found:

@@ -74,9 +74,8 @@ def targets() -> Iterator[Target]:
 
 
 def decoded_on(decoding: dict) -> str:
-    """The processor of a file of bench_decoding.py, and how fast its host let it be then."""
-    rate = decoding.get("ceilings", {}).get("bf16")
-    return decoding["cpu"] + (f" at {rate:,.0f} GFLOP/s" if rate else "")
+    """The processor of a file of bench_decoding.py, and how fast it was then: the products of a step in int8."""
+    return f"{decoding['cpu']} ({decoding['int8_step']['products_milliseconds']:.1f} ms)"
 
 
 def planned_on(plan: dict) -> str:
