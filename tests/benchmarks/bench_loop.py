@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--accumulation-steps", type=int, default=1)
+    parser.add_argument("--accumulation-steps", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
