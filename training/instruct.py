@@ -82,7 +82,7 @@ def build(run: InstructRun):
     notices += apply_tune(run, model)
 
     test = [splits["test"][k] for k in rows["test"].kept] if "test" in rows else []
-    shared = contaminated_texts(*([text_of(of_both(each)) for each in rows] for rows in (test, splits["train"])))
+    shared = contaminated_texts(*([text_of(of_both(each)) for each in part] for part in (test, splits["train"])))
     if test:
         notices.append(
             f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows."

@@ -35,7 +35,7 @@ PEERS = [*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC)]
 PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in KINDS if kind.startswith("transformers")]
 PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
-# Rows x prompt + new tokens: how often --rounds. The first has targets, and its turns are short
+# Rows x prompt + new tokens: how often --rounds. The first has targets, and its turns are short.
 WORK = {"1x32+128": 3, "8x32+128": 1, "1x900+100": 1}
 VOCABULARY = 50257
 PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "quantized::linear_dynamic")  # multiplication.py's

@@ -50,8 +50,7 @@ def why() -> str:
         f"""**The loop stays out of the way**: seeding, checks, sums, metrics and batches are
         {100 * loop["share_of_cpu_seconds"]:.1f} % of a step's processor time in the preset {loop["preset"]}
         ({loop["batch_size"] * loop["accumulation_steps"]} rows, {1e3 * loop["seconds_of_a_step"]["ours"][0]:.0f} ms),
-        and training waits {100 * loop["data_wait"]:.2f} % of
-        its time for rows.""",
+        and training waits {100 * loop["data_wait"]:.2f} % of its time for rows.""",
         f"""**Decoding has a step of its own**, a cache of fixed size, matrices laid out for one row and no Python
         between a block's operations: in fp32
         {over["ours fp32 / transformers fp32"]:.1f} times transformers' `generate`, in bf16
