@@ -9,6 +9,7 @@ is computed anew for each token, which is correct and slow.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .decoding import ForwardDecoder, make_decoder
+from .speculation import Assistant, PromptLookup
 from .tokenizer import begin_of_text_id, decode, encode
 
 
@@ -53,6 +55,8 @@ def generate(
     pad_token_id: int | None = None,
     seed: int = 0,
     prompt_lookup_num_tokens: int | None = None,
+    assistant_model: nn.Module | ForwardDecoder | None = None,
+    num_assistant_tokens: int = 5,
 ) -> torch.Tensor:
     """Prompts (B, T), padded on the left -> (B, T + new) token ids.
 
@@ -64,15 +68,19 @@ def generate(
         prompt_lookup_num_tokens: guess so many tokens ahead from what the row has said before (`look_up`), score them
             all in one step, keep those that are drawn anyway. One row only. Greedy or not, each token is still drawn
             from its own distribution with the same random numbers: only rounding can tell.
+        assistant_model: guesses likewise, `num_assistant_tokens` at a time: a smaller model with the same vocabulary,
+            or of the model itself `make_decoder(model, "int8")`.
 
     Raises:
-        ValueError: an empty prompt, a temperature, top_k or top_p out of range, a lookup for several rows.
+        ValueError: an empty prompt, a temperature, top_k or top_p out of range; guesses for several rows, from two
+            sources, or from an assistant of another vocabulary or on another device.
     """
-    _check(input_ids, temperature, top_k, top_p, max_new_tokens, prompt_lookup_num_tokens)
+    _check(input_ids, temperature, top_k, top_p, max_new_tokens)
     decoder = make_decoder(model)
     pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    how["lookup"] = prompt_lookup_num_tokens
+    guesses = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
+    how["guesser"] = _make_guesser(decoder, input_ids, max_new_tokens, *guesses)
     ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
     new = [*_draw(decoder, input_ids, attention_mask, max_new_tokens, **how, **ends)]
     return torch.cat([input_ids, *(token[:, None] for token in new)], 1)
@@ -91,20 +99,23 @@ def _draw(
     eos_token_id: int | None,
     pad_token_id: int | None,
     seed: int,
-    lookup: int | None,
+    guesser: PromptLookup | Assistant | None,
 ) -> Iterator[torch.Tensor]:
     # The next token of each row, (B,), again and again until all rows are finished.
     model, limit = decoder.model, decoder.model.config.max_position_embeddings
     generator = torch.Generator(ids.device).manual_seed(seed)
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     T = n = ids.shape[1]  # tokens of the prompt; tokens so far
     end, guessed = T + max_new_tokens, 0
     mask = torch.ones_like(ids) if mask is None else mask
-    was_training = model.training
-    model.eval()
+    models = [model, *(guesser.models if guesser else ())]
+    were_training = [one.training for one in models]
     try:
+        for one in models:
+            one.eval()
         while n < end:
-            most = n + 1 + (lookup or 0)
+            most = n + 1 + (guesser.most if guesser else 0)
             if ids.shape[1] < min(most, end):  # room for what comes, doubled each time
                 more = min(2 * most, end) - ids.shape[1]
                 ids, mask = F.pad(ids, (0, more)), F.pad(mask, (0, more), value=1)
@@ -114,14 +125,14 @@ def _draw(
             elif n == T:
                 logits = decoder.start(ids[:, :n], mask[:, :n], min(limit, end))
             else:
-                if lookup:
-                    guess = look_up(ids[:, :n], min(lookup, end - 1 - n, limit - n))
+                if guesser:
+                    guess = guesser.guess(ids[:, :n], mask, min(end - 1 - n, limit - n), choose, generator.get_state())
                     guessed = guess.shape[1]
                     ids[:, n : n + guessed] = guess
                 logits = decoder.step(ids[:, n - 1 : n + guessed], mask[:, : n + guessed])  # (B, 1 + guessed, V)
                 decoder.guessed += guessed
             for k in range(logits.shape[1]):
-                token = _choose(logits[:, k], temperature, top_k, top_p, generator)
+                token = choose(logits[:, k], generator)
                 decoder.drawn += len(token)
                 if eos_token_id is not None:
                     decoder.drawn -= int(finished.sum())
@@ -137,10 +148,11 @@ def _draw(
                     break  # what was computed after a wrong guess is of another text
                 decoder.accepted += 1
     finally:
-        model.train(was_training)
+        for one, was_training in zip(models, were_training, strict=True):
+            one.train(was_training)
 
 
-def _choose(logits, temperature, top_k, top_p, generator) -> torch.Tensor:
+def _choose(logits, generator, temperature, top_k, top_p) -> torch.Tensor:
     # One token for each row: (B, V) -> (B,).
     if temperature == 0:
         return largest(logits)
@@ -158,23 +170,6 @@ def largest(logits: torch.Tensor, cut: int = 128) -> torch.Tensor:
     parts = F.pad(logits, (0, -logits.shape[-1] % cut), value=-torch.inf).unflatten(-1, (-1, cut))  # (B, V / cut, cut)
     part = parts.amax(-1).argmax(-1)  # (B,)
     return part * cut + parts[torch.arange(len(part), device=part.device), part].argmax(-1)
-
-
-def look_up(ids: torch.Tensor, most: int, longest: int = 3) -> torch.Tensor:
-    """One row of ids (1, T) -> a guess of what follows, (1, up to `most`): what followed its end the last time.
-
-    The end is the last 3 tokens, or 2, or 1: the most that have stood there before. Nothing where none has
-    (Saxena 2023, "Prompt Lookup Decoding").
-    """
-    T = ids.shape[1]
-    if most > 0:
-        for n in range(min(longest, T - 1), 0, -1):
-            before = ids[0].unfold(0, n, 1)[:-1]  # (T - n, n): every stretch but the last
-            found = (before == ids[0, -n:]).all(1).nonzero()
-            if len(found):
-                start = int(found[-1]) + n
-                return ids[:, start : start + most]
-    return ids[:, :0]
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> dict[str, torch.Tensor]:
@@ -240,6 +235,8 @@ def stream(
     top_p: float | None = None,
     seed: int = 0,
     prompt_lookup_num_tokens: int | None = None,
+    assistant_model: nn.Module | ForwardDecoder | None = None,
+    num_assistant_tokens: int = 5,
 ) -> Iterator[str]:
     """The ids of a prompt -> its continuation in pieces, each as soon as it is known; EOS ends it and is left out.
 
@@ -247,9 +244,10 @@ def stream(
     """
     decoder = make_decoder(model)
     prompt = torch.tensor([ids or [begin_of_text_id(tokenizer)]], device=decoder.device)
-    _check(prompt, temperature, top_k, top_p, max_new_tokens, prompt_lookup_num_tokens)
+    _check(prompt, temperature, top_k, top_p, max_new_tokens)
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    how["lookup"] = prompt_lookup_num_tokens
+    guesses = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
+    how["guesser"] = _make_guesser(decoder, prompt, max_new_tokens, *guesses)
     eos, drawn, shown = tokenizer.eos_token_id, [], 0
     for token in _draw(decoder, prompt, None, max_new_tokens, **how, eos_token_id=eos, pad_token_id=eos):
         if token.item() == eos:
@@ -272,7 +270,7 @@ def _continue(model, tokenizer, rows: list[list[int]], **options) -> list[list[i
     return [row[: row.index(eos)] if eos in row else row for row in output]
 
 
-def _check(input_ids, temperature, top_k, top_p, max_new_tokens, lookup) -> None:
+def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}; give (rows, at least 1 token).")
     if not temperature >= 0:
@@ -283,12 +281,31 @@ def _check(input_ids, temperature, top_k, top_p, max_new_tokens, lookup) -> None
         raise ValueError(f"top_p is {top_p}; it lies above 0 and up to 1, or is None.")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
-    if lookup is not None and lookup < 1:
-        raise ValueError(f"prompt_lookup_num_tokens is {lookup}; it is at least 1, or None for no guesses.")
-    if lookup and len(input_ids) > 1:
-        raise ValueError(
-            f"prompt_lookup_num_tokens guesses for one row, and here are {len(input_ids)}: give one prompt at a time."
-        )
 
 
-__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "look_up", "pad_left", "stream"]
+def _make_guesser(decoder, input_ids, max_new_tokens, lookup, assistant, num_assistant_tokens):
+    # What generation is asked to guess by, or None.
+    if lookup is None and assistant is None:
+        return None
+    asked = "assistant_model" if lookup is None else "prompt_lookup_num_tokens"
+    if len(input_ids) > 1:
+        raise ValueError(f"{asked} guesses for one row, and here are {len(input_ids)}: give one prompt at a time.")
+    if lookup is not None and assistant is not None:
+        raise ValueError("prompt_lookup_num_tokens and assistant_model both guess: give one of them.")
+    if lookup is not None:
+        if lookup < 1:
+            raise ValueError(f"prompt_lookup_num_tokens is {lookup}; it is at least 1, or None for no guesses.")
+        return PromptLookup(lookup)
+    if num_assistant_tokens < 1:
+        raise ValueError(f"num_assistant_tokens is {num_assistant_tokens}; it is at least 1.")
+    assistant = make_decoder(assistant)
+    for name, its, ours in (
+        ("has a vocabulary of", assistant.model.config.vocab_size, decoder.model.config.vocab_size),
+        ("is on", assistant.device, decoder.device),
+    ):
+        if its != ours:
+            raise ValueError(f"assistant_model {name} {its}, and the model {name} {ours}: they have to be the same.")
+    return Assistant(assistant, num_assistant_tokens, input_ids.shape[1] + max_new_tokens)
+
+
+__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]

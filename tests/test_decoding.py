@@ -16,9 +16,10 @@ from scratch_gpt.decoding import (
     activate,
     make_decoder,
 )
-from scratch_gpt.generation import filter_logits, generate, look_up
+from scratch_gpt.generation import filter_logits, generate
 from scratch_gpt.multiplication import Matrix, has_fbgemm, lay_out, multiply, multiply_int8, round_rows
 from scratch_gpt.optimizers import adamw
+from scratch_gpt.speculation import look_up
 
 
 def worst(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -198,17 +199,30 @@ def test_int8_costs_at_most_one_percent_of_perplexity(trained):
     assert losses[1] - losses[0] < 0.01
 
 
-def test_guesses_change_no_token(trained):
+def guessing(source: str, model) -> dict:
+    """`generate`'s options for guesses from the prompt, or by the model in int8, or by a stranger of its vocabulary."""
+    if source == "prompt":
+        return {"prompt_lookup_num_tokens": 5}
+    if source == "int8":
+        return {"assistant_model": make_decoder(model, "int8")}
+    return {"assistant_model": tiny_gpt2(vocab_size=model.config.vocab_size), "num_assistant_tokens": 2}
+
+
+@pytest.mark.parametrize("source", ["prompt", "int8", "stranger"])
+def test_guesses_change_no_token(trained, source):
     model, rows = trained
     for chosen in ({"temperature": 0}, {"temperature": 0.8, "top_k": 5, "seed": 3}):
         for decoder in (make_decoder(model), ForwardDecoder(model)):
             plain = generate(model, rows[:1, :16], max_new_tokens=60, **chosen)  # on, where the context is full
-            guessed = generate(decoder, rows[:1, :16], max_new_tokens=60, prompt_lookup_num_tokens=5, **chosen)
+            guessed = generate(decoder, rows[:1, :16], max_new_tokens=60, **guessing(source, model), **chosen)
             assert torch.equal(plain, guessed)
             assert 0 < decoder.accepted <= decoder.guessed and decoder.drawn == 60
+            if source == "int8":
+                assert decoder.accepted > 0.8 * decoder.guessed
 
 
-def test_guessed_ahead_tokens_follow_the_models_distribution():
+@pytest.mark.parametrize("source", ["prompt", "int8", "stranger"])
+def test_guessed_ahead_tokens_follow_the_models_distribution(source):
     model = tiny_model(vocab_size=3, initializer_range=0.05)
     ids, how = torch.tensor([[0, 1, 2, 0, 1, 2, 0]]), {"temperature": 1.3, "top_k": 2}
     expected = {}
@@ -218,12 +232,39 @@ def test_guessed_ahead_tokens_follow_the_models_distribution():
             p = filter_logits(model(whole).logits[0, -3:-1], **how).softmax(-1)
         expected[pair] = (p[0, pair[0]] * p[1, pair[1]]).item()
     decoder, n, counts = make_decoder(model), 600, dict.fromkeys(expected, 0)
+    how |= guessing(source, model)
     for seed in range(n):
-        new = generate(decoder, ids, max_new_tokens=4, seed=seed, prompt_lookup_num_tokens=3, **how)[0, 7:9]
+        new = generate(decoder, ids, max_new_tokens=4, seed=seed, **how)[0, 7:9]
         counts[tuple(new.tolist())] += 1
-    assert 0.1 < decoder.accepted / decoder.guessed < 0.9
+    assert 0.1 < decoder.accepted / decoder.guessed <= (1 if source == "int8" else 0.9)
     for pair, share in expected.items():
         assert abs(counts[pair] / n - share) < 4 * (share * (1 - share) / n) ** 0.5 + 1e-9, pair
+
+
+def test_an_assistant_that_is_the_model_itself_is_always_right_and_reads_its_text_once(trained, monkeypatch):
+    model, rows = trained
+    decoder, assistant, read = make_decoder(model), ForwardDecoder(model), []
+    for name in ("start", "step"):
+        was = getattr(assistant, name)
+        monkeypatch.setattr(
+            assistant, name, lambda ids, *rest, was=was: (read.append(ids.shape[1]), was(ids, *rest))[1]
+        )
+    prompt = padded([rows[0, :9], rows[1, :16]])  # the first is padded
+    ids, mask = prompt["input_ids"][:1], prompt["attention_mask"][:1]
+    how = {"temperature": 0.9, "seed": 1, "max_new_tokens": 41}
+    guessed = generate(decoder, ids, mask, assistant_model=assistant, num_assistant_tokens=4, **how)
+    assert torch.equal(guessed, generate(model, ids, mask, **how))
+    assert decoder.accepted == decoder.guessed == 32  # the first is drawn by itself, then 4 of each 5 were guessed
+    assert sum(read) <= ids.shape[1] + 41  # what was accepted is not read again
+
+
+def test_generation_with_an_assistant_leaves_both_models_modes():
+    model, assistant = tiny_model().train(), tiny_gpt2().train()
+    generate(model, some_ids(1, 4), max_new_tokens=5, assistant_model=assistant)
+    assert model.training and assistant.training
+    assistant.eval()
+    generate(model, some_ids(1, 4), max_new_tokens=5, assistant_model=assistant)
+    assert model.training and not assistant.training
 
 
 def test_a_guess_is_what_followed_the_longest_end_the_last_time():
@@ -269,8 +310,15 @@ def test_a_model_that_learns_on_is_decoded_as_it_is_now():
 
 @pytest.mark.parametrize(
     ("rows", "guesses", "message"),
-    [(1, 0, "prompt_lookup_num_tokens is 0"), (2, 3, "guesses for one row, and here are 2")],
+    [
+        (1, {"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens is 0"),
+        (2, {"prompt_lookup_num_tokens": 3}, "guesses for one row, and here are 2"),
+        (2, {"assistant_model": tiny_gpt2()}, "assistant_model guesses for one row, and here are 2"),
+        (1, {"assistant_model": tiny_gpt2(), "num_assistant_tokens": 0}, "num_assistant_tokens is 0"),
+        (1, {"assistant_model": tiny_gpt2(vocab_size=7)}, "assistant_model has a vocabulary of 7, and the model"),
+        (1, {"assistant_model": tiny_gpt2(), "prompt_lookup_num_tokens": 3}, "both guess: give one of them"),
+    ],
 )
 def test_guesses_that_cannot_be_are_errors(rows, guesses, message):
     with pytest.raises(ValueError, match=message):
-        generate(tiny_model(), some_ids(rows, 4), prompt_lookup_num_tokens=guesses)
+        generate(tiny_model(), some_ids(rows, 4), **guesses)

@@ -37,6 +37,28 @@ def test_words_in_their_places_are_the_same_as_fields_and_one_sample_the_same_as
     assert out(models / "base", "the sun", "--temperature", "0", "--samples", "3") == greedy * 3
 
 
+def test_an_assistant_says_the_same_sooner(models, capsys):
+    def said(*words):
+        capsys.readouterr()
+        generate.main([str(models / "base"), "the sun", "--max-new-tokens", "20", *map(str, words)])
+        return capsys.readouterr()
+
+    plain = said()
+    for assistant in ("int8", models / "base"):
+        assisted = said("--assistant-model", assistant, "--num-assistant-tokens", "3")
+        assert assisted.out == plain.out
+        assert "guesses accepted" in assisted.err and "guesses" not in plain.err
+
+
+def test_an_assistant_that_cannot_guess_is_one_line(models, capsys):
+    base = [models / "base", "--assistant-model"]
+    fails([*base, "int8", "--quantize", "int8"], "leave out quantize", capsys, generate.main)
+    fails([*base, models], "--assistant-model .* is no model folder", capsys, generate.main)
+    fails([*base, models / "chat"], "has another tokenizer", capsys, generate.main)
+    fails([*base, "int8", "--samples", "2"], "guesses for one row, and here are 2", capsys, generate.main)
+    fails([*base, "int8", "--num-assistant-tokens", "0"], "num_assistant_tokens is 0", capsys, generate.main)
+
+
 def test_a_conversation_goes_on_until_it_is_left(models, capsys, monkeypatch):
     said = iter(["hello", "", "and the sea?", "/clear", "hello", "/exit", "never asked"])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(said))

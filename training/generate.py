@@ -4,6 +4,7 @@
     python training/generate.py MODEL FILE:prompt.txt
     python training/generate.py MODEL --chat
     python training/generate.py MODEL "The" --quantize int8 --prompt-lookup-num-tokens 8
+    python training/generate.py MODEL "The" --assistant-model int8
 
 One continuation is written as it comes. Loads through AutoModelForCausalLM, as any Hugging Face client would. How fast
 it went is said on standard error.
@@ -37,6 +38,10 @@ class GenerateRun:
     prompt_lookup_num_tokens: int | None = option(
         None, "Guess so many tokens ahead from what was said before, and check them at once; for one continuation."
     )
+    assistant_model: str | None = option(
+        None, "Who guesses instead: int8, the model itself in 8 bits, or a smaller one of its tokenizer (folder, Hub id)."
+    )
+    num_assistant_tokens: int = option(5, "How many tokens ahead it guesses.")
 
 
 def chat(decoder, tokenizer, seed: int, **how) -> None:
@@ -80,6 +85,20 @@ def speed(decoder, seconds: float) -> str:
     return said
 
 
+def load_assistant(model, tokenizer, name: str):
+    """Who guesses ahead for a model: itself in int8, or another of the same tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    from scratch_gpt import load_tokenizer
+    from scratch_gpt.decoding import make_decoder
+
+    if name == "int8":
+        return make_decoder(model, "int8")
+    if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"assistant_model {name} has another tokenizer: its tokens would be guesses at other words.")
+    return make_decoder(AutoModelForCausalLM.from_pretrained(name, dtype=model.dtype))
+
+
 def read_prompt(prompt: str) -> str:
     """The text itself, or of FILE:path what the file holds."""
     if not prompt.startswith("FILE:"):
@@ -97,6 +116,10 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(GenerateRun, argv, positional=("model", "prompt"))
         check_fields(run)
         check_model_folder(run.model)
+        if run.assistant_model == "int8" and run.quantize == "int8":
+            raise ValueError("assistant_model int8 guesses for a model in its own precision: leave out quantize.")
+        if run.assistant_model not in (None, "int8"):
+            check_model_folder(run.assistant_model, "assistant-model")
         prompt = read_prompt(run.prompt)
 
         import torch
@@ -123,6 +146,9 @@ def main(argv: list[str] | None = None) -> None:
         decoder = make_decoder(model, None if run.quantize == "no" else run.quantize)
         how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
         how |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
+        if run.assistant_model:
+            assistant = load_assistant(model, tokenizer, run.assistant_model)
+            how |= {"assistant_model": assistant, "num_assistant_tokens": run.num_assistant_tokens}
         start = time.perf_counter()
         if run.chat:
             return chat(decoder, tokenizer, run.seed, **how)

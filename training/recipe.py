@@ -148,7 +148,8 @@ AT_LEAST = {  # field -> the least it may be
     **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
     **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"), 0),
     **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "beta2", "simpo_gamma", "temperature"), 0),
-    **dict.fromkeys(("judge_repeats", "max_new_tokens", "preview", "samples", "prompt_lookup_num_tokens"), 1),
+    **dict.fromkeys(("judge_repeats", "max_new_tokens", "preview", "samples"), 1),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "num_assistant_tokens"), 1),
 }
 
 
