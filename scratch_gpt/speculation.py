@@ -53,7 +53,8 @@ class Assistant:
         kept = min(self.kept, n - 1)  # all before the last token was either kept as guessed or is gone
         new = ids[:, kept:]
         for m in range(n, n + most):
-            logits = self.decoder.step(new, mask[:, :m]) if kept else self.decoder.start(new, mask[:, :m], self.columns)
+            seen = mask[:, :m]
+            logits = self.decoder.step(new, seen) if kept else self.decoder.start(new, seen, self.columns)
             new = draw(logits[:, -1], generator)[:, None]
             ids, kept = torch.cat([ids, new], 1), m
         self.kept = kept

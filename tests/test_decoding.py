@@ -200,7 +200,7 @@ def test_int8_costs_at_most_one_percent_of_perplexity(trained):
 
 
 def guessing(source: str, model) -> dict:
-    """`generate`'s options for guesses from the prompt, or by the model in int8, or by a stranger of its vocabulary."""
+    """`generate`'s options for guesses from the prompt, by the model in int8, or by a stranger of its vocabulary."""
     if source == "prompt":
         return {"prompt_lookup_num_tokens": 5}
     if source == "int8":

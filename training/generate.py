@@ -39,7 +39,7 @@ class GenerateRun:
         None, "Guess so many tokens ahead from what was said before, and check them at once; for one continuation."
     )
     assistant_model: str | None = option(
-        None, "Who guesses instead: int8, the model itself in 8 bits, or a smaller one of its tokenizer (folder, Hub id)."
+        None, "Who guesses instead: int8, the model itself in 8 bits, or a smaller one of its tokenizer."
     )
     num_assistant_tokens: int = option(5, "How many tokens ahead it guesses.")
 

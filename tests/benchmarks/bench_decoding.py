@@ -7,16 +7,17 @@ long it took from prompt to last token, the prompt's reading included. Our weigh
 which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
 A round in which others had more than FOREIGN of the machine (load.py) is dropped for all. Each peer as it comes; with
 tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes;
-CTranslate2 on glibc's huge pages. "At its best" is the fastest of these.
+CTranslate2 on glibc's huge pages; ours assisted by itself in int8, which changes no token (one row alone). "At its
+best" is the fastest of these.
 Of our step in fp32 and int8, what its products take ("fp32_step", "int8_step").
-With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well. Needs the extra bench.
+With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well, and how many guesses of an int8
+assistant hold there. Needs the extra bench.
 """
 
 import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
 PEERS = [*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC)]
 PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in KINDS if kind.startswith("transformers")]
-PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
+PEERS += [f"ours {kind} assisted{way}" for kind in ("fp32", "bf16") for way in ("", " tcmalloc" * bool(TCMALLOC))]
+PEERS = [*dict.fromkeys(PEERS), "ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
 # Rows x prompt + new tokens: how often --rounds. The first has targets, and its turns are short.
 WORK = {"1x32+128": 3, "8x32+128": 1, "1x900+100": 1}
@@ -106,12 +108,19 @@ def prepare(peer: str, folder: Path, threads: int):
     start = time.perf_counter()
     decoder = make_decoder(model, "int8" if kind == "int8" else None)
     seconds = time.perf_counter() - start
+    more = {"assistant_model": make_decoder(model, "int8")} if "assisted" in way else {}
 
     def run(ids, new):
-        ids = scratch_gpt.generate(decoder, ids, max_new_tokens=new, temperature=0)
+        ids = scratch_gpt.generate(decoder, ids, max_new_tokens=new, temperature=0, **more)
         return ids[:, -new:].tolist()
 
     return run, seconds
+
+
+def peak_mib() -> float:
+    """This process' own; getrusage's is at least what its parent had."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def serve(peer: str, folder: Path, threads: int) -> None:
@@ -125,8 +134,7 @@ def serve(peer: str, folder: Path, threads: int) -> None:
         tokens = run(ids, new)
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
         assert [len(row) for row in tokens] == [new] * rows, [len(row) for row in tokens]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        said = {"tokens_per_second": rows * new / seconds, "peak_mib": peak, "cpu_seconds": busy}
+        said = {"tokens_per_second": rows * new / seconds, "peak_mib": peak_mib(), "cpu_seconds": busy}
         print(json.dumps(said), flush=True)
 
 
@@ -149,7 +157,8 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
             turns = take_round(processes, one)
             (kept if max(turn["foreign"] for turn in turns.values()) <= FOREIGN else dropped).append(turns)
         for peer in peers:
-            found[peer][one] = [turns[peer] for turns in kept or dropped]
+            if peer in turns:
+                found[peer][one] = [turns[peer] for turns in kept or dropped]
         counts[one] = {"kept": len(kept), "dropped": len(dropped)}
         print_table(found, [one])
         print(f"{one:12} {len(kept)} rounds, {len(dropped)} dropped for foreign load", flush=True)
@@ -163,6 +172,8 @@ def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, di
     """A turn of each peer; "foreign" is the share of the machine that others had meanwhile."""
     turns = {}
     for peer, process in processes.items():
+        if "assisted" in peer and not one.startswith("1x"):
+            continue
         before = processor_seconds()
         process.stdin.write(one.replace("x", " ").replace("+", " ") + "\n")
         process.stdin.flush()
@@ -209,7 +220,7 @@ def speeds(found: dict, peer: str, one: str) -> list[float]:
 
 def print_table(found: dict, work: list[str]) -> None:
     for one in work:
-        for peer in found:
+        for peer in (peer for peer in found if one in found[peer]):
             values = speeds(found, peer, one)
             spread = f"{statistics.median(values):7.1f} ({min(values):.1f} - {max(values):.1f}) tokens/s"
             print(f"{one:12} {peer:26} {spread}", flush=True)
@@ -217,7 +228,10 @@ def print_table(found: dict, work: list[str]) -> None:
 
 def summary(found: dict, work: list[str]) -> dict:
     """Medians, and ours over each peer, as both come and each at its best."""
-    medians = {one: {peer: statistics.median(speeds(found, peer, one)) for peer in found} for one in work}
+    medians = {
+        one: {peer: statistics.median(speeds(found, peer, one)) for peer in found if one in found[peer]}
+        for one in work
+    }
     ratios = {}
     for one, row in medians.items():
         best = {
@@ -231,8 +245,9 @@ def summary(found: dict, work: list[str]) -> dict:
     return {"tokens_per_second": medians, "ratios": ratios}
 
 
-def perplexities(checkpoint: str, file: Path) -> dict:
-    """A trained model's perplexity of a text, in rows of its context, in fp32 and int8."""
+def look_at_trained(checkpoint: str, file: Path) -> dict:
+    """A trained model's perplexity of a text, in rows of its context, in fp32 and int8; and how many guesses of its
+    int8 it accepts, greedily and at temperature 1, where it continues 20 places of the text to its context's end."""
     import torch
     import torch.nn.functional as F
 
@@ -244,8 +259,8 @@ def perplexities(checkpoint: str, file: Path) -> dict:
     ids = torch.tensor(encode(scratch_gpt.load_tokenizer(checkpoint), file.read_text()))
     T = model.config.max_position_embeddings
     rows = ids[: len(ids) // T * T].view(-1, T)[:500]
-    found = {"text": file.name, "tokens": rows.numel()}
-    for name, decoder in (("fp32", ForwardDecoder(model)), ("int8", make_decoder(model, "int8"))):
+    found, assistant = {"text": file.name, "tokens": rows.numel()}, make_decoder(model, "int8")
+    for name, decoder in (("fp32", ForwardDecoder(model)), ("int8", assistant)):
         loss = 0.0
         for some in rows.split(16):
             mask = torch.ones_like(some)
@@ -254,6 +269,12 @@ def perplexities(checkpoint: str, file: Path) -> dict:
                 logits = decoder.step(some[:, 1:], mask)[:, :-1]
             loss += F.cross_entropy(logits.flatten(0, 1), some[:, 2:].flatten()).item() * len(some) / len(rows)
         found[name] = math.exp(loss)
+    for temperature in (0, 1):
+        decoder = make_decoder(model)
+        for row in rows[:: len(rows) // 20][:20]:
+            how = {"temperature": temperature, "max_new_tokens": T - T // 4, "assistant_model": assistant}
+            scratch_gpt.generate(decoder, row[None, : T // 4], **how)
+        found[f"accepted at {temperature}"] = decoder.accepted / decoder.guessed
     found |= {"parameters": model.num_parameters(), "rise": found["int8"] / found["fp32"] - 1}
     return found
 
@@ -281,7 +302,7 @@ def main() -> None:
     result = {"rounds": options.rounds, "threads": options.threads, "cpu": torch.cpu.get_capabilities()["cpu_name"]}
     result["ceilings"] = measure_ceilings()("machine", 1)
     if options.checkpoint:
-        result["perplexity"] = perplexities(options.checkpoint, options.text)
+        result["perplexity"] = look_at_trained(options.checkpoint, options.text)
     else:  # of the checkpoint that was given last
         before = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
         result["perplexity"] = before.get("perplexity")

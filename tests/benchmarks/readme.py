@@ -128,7 +128,7 @@ def decoding_on(found: dict) -> str:
         for way in ways:
             cells = []
             for peer in (kind + way for kind in kinds):
-                each = [turn["tokens_per_second"] for turn in found["runs"].get(peer, {work: []})[work]]
+                each = [turn["tokens_per_second"] for turn in found["runs"].get(peer, {}).get(work, [])]
                 cells.append(f"{medians[peer]:.1f} ({min(each):.0f} - {max(each):.0f})" if each else "")
             rows.append(f"| {work}{way and ','}{way} | {' | '.join(cells)} |")
     turns = {work: len(found["runs"]["ours int8"][work]) for work in found["tokens_per_second"]}
@@ -145,6 +145,9 @@ def decoding_on(found: dict) -> str:
         int8 += f""" A trained model of {perplexity["parameters"] / 1e6:.1f}M has a perplexity of
         {perplexity["fp32"]:.2f} on a text that it has not seen, in int8 one {100 * perplexity["rise"]:.2f} %
         higher."""
+        if "accepted at 0" in perplexity:
+            int8 += f""" Of the guesses of its int8 as its assistant {100 * perplexity["accepted at 0"]:.0f} % hold
+            greedily, {100 * perplexity["accepted at 1"]:.0f} % at temperature 1."""
     if "ceilings" in found:
         each = found["ceilings"]["memory"] * 1e9 / (12 * 12 * 768**2 + 50257 * 768)  # what a token reads
         int8 += f""" Memory reads {found["ceilings"]["memory"]:.1f} GB/s there, enough for {each / 4:.0f} tokens a
