@@ -60,13 +60,14 @@ def lay_out(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | Non
 
 def _is_mkl_at_home() -> bool:
     # On a Xeon GPT-2's 49 products of one row take 15.8 ms by MKL, 19.4 by oneDNN; for an EPYC oneDNN was the better.
-    return torch.backends.mkl.is_available() and "Intel" in torch.cpu.get_capabilities().get("cpu_name", "")
+    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")  # torch 2.9 does not tell
+    return torch.backends.mkl.is_available() and "Intel" in name
 
 
 def whole_numbers(weight: torch.Tensor, bias: torch.Tensor) -> Int8:
     """W (out, in) -> the nearest whole numbers, in steps of 1 / 127 of each output's largest weight."""
     scales = weight.abs().amax(1).float().clamp_(min=1e-12) / 127  # (out,)
-    codes = (weight / scales[:, None]).round_().to(torch.int8)
+    codes = (weight / scales[:, None]).round_().to(torch.int8).contiguous()  # a GPT-2 file's lie turned
     top = 255 if torch.cpu._is_vnni_supported() else 127  # without VNNI two products are added in 16 bits
     return Int8(
         fbgemm_packed(codes, scales, bias) if has_fbgemm() else None,
