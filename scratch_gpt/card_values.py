@@ -168,7 +168,10 @@ def _protocol(record: Record) -> str | None:
     if "step" in protocol:
         lines.append(f"The weights are those of step {protocol['step']:,} ({protocol['chosen_by']}).")
     if protocol.get("eval_batches"):
-        lines.append(f"On the first {protocol['eval_batches']:,} batches of the split only.")
+        lines.append(
+            f"On at most {protocol['eval_batches']:,} batches of each process, taken from all over the split; of the "
+            "test split on all."
+        )
     if any(result.metric == "loss" for result in found):
         lines.append("Loss in nats, each token or text counted once: it does not depend on the batch size.")
     return " ".join(lines) or None
@@ -224,7 +227,8 @@ def _procedure(record: Record) -> str | None:
         return None
     steps = [line for line in record.metrics if line.get("loss") is not None]
     batch = run["batch_size"] * run["accumulation_steps"] * facts.get("processes", 1)
-    seen = f", {steps[-1]['tokens']:,} tokens ({steps[-1]['epoch']:.2f} epochs)" if steps else ""
+    seen = f", {steps[-1]['tokens']:,} tokens" if steps else ""
+    seen += f" ({steps[-1]['epoch']:.2f} epochs)" if steps and "epoch" in steps[-1] else ""  # a stream has none
     rate = facts["schedule"]
     optimizer = "Muon and AdamW" if run.get("optimizer") == "muon" else "AdamW"
     fall = "in a straight line" if rate.get("shape") == "linear" else "along a cosine"

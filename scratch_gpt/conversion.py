@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -55,6 +55,7 @@ CONFIG_NAMES = {
 }
 
 
+FUSED_GELU = "gelu_pytorch_tanh"  # what GPT-2 calls gelu_new, as one operation
 CONFIG_WORDS = {*ScratchGPTConfig().to_dict(), *ScratchGPTConfig.attribute_map, "drop_rate"}
 
 
@@ -111,14 +112,17 @@ def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
     """The model of a folder as the class that it was saved as.
 
     Raises:
-        ValueError: the folder holds an adapter.
+        ValueError: the folder holds an adapter, a damaged file, or not all weights.
     """
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
     architectures = ScratchGPTConfig.from_pretrained(folder).architectures or []
     heads = {name: ours for ours, stock in STOCK_CLASSES.items() for name in (ours.__name__, stock.__name__)}
     known = [heads[name] for name in architectures if name in heads]
-    return (known[0] if known else ScratchGPTForCausalLM).from_pretrained(folder)
+    try:
+        return _read(known[0] if known else ScratchGPTForCausalLM, folder)
+    except Exception as error:
+        raise ValueError(f"{folder} cannot be loaded: {_one_line(error)}") from error
 
 
 def refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
@@ -330,16 +334,23 @@ def _load_whole(
         if found.get("model_type") != ScratchGPTConfig.model_type:
             raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
         if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
-            changes = {**changes, "hidden_act": "gelu_pytorch_tanh"}  # the same function as one fused operation
-        with _quiet():  # a causal model's head is none of a classifier, which has none yet: no need to warn of it
-            model, report = model_class.from_pretrained(
-                name, revision=revision, dtype=torch.float32, output_loading_info=True, **changes
-            )
-        if missing := set(report["missing_keys"]) - fresh:
-            raise ValueError(f"it lacks {min(missing)}.")
+            changes = {**changes, "hidden_act": FUSED_GELU}
+        return _read(model_class, name, fresh, revision=revision, dtype=torch.float32, **changes)
     except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
-        raise ValueError(f"--model {name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"--model {name} cannot be loaded: {_one_line(error)}") from error
+
+
+def _read(model_class: type[ModelT], name: str | Path, fresh: Collection[str] = (), **how: Any) -> ModelT:
+    # transformers makes up whatever weights a file lacks; of these only `fresh` may be.
+    with _quiet():  # a causal model's head is none of a classifier, which has none yet: no need to warn of it
+        model, report = model_class.from_pretrained(name, output_loading_info=True, **how)
+    if missing := {*report["missing_keys"]} - {*fresh}:
+        raise ValueError(f"it lacks {min(missing)}.")
     return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 @contextmanager
@@ -366,6 +377,7 @@ def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str],
 
 
 __all__ = [
+    "FUSED_GELU",
     "export_gpt2",
     "fresh_head",
     "import_checkpoint",

@@ -204,14 +204,17 @@ def generate_answers(
     prompts: list[list[int]],
     max_new_tokens: int = 50,
     batch_size: int = 32,
+    seed: int = 0,
     **options,
 ) -> list[str]:
     """Prompts of token ids -> the continuation of each, as text, EOS and what follows left out.
 
     An answer ends in any case where the context is full: nothing slides. Prompts of like length share a batch;
-    greedily, an answer does not depend on who shares it. `options` are those of `generate`.
+    greedily, an answer does not depend on who shares it. Each batch draws with a seed of its own, which `seed`
+    decides. `options` are the others of `generate`.
     """
     decoder = make_decoder(model)
+    seeds = torch.Generator().manual_seed(seed)
     limit = decoder.model.config.max_position_embeddings
     rooms = [max(0, min(max_new_tokens, limit + 1 - len(prompt))) for prompt in prompts]  # the last needs no position
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
@@ -219,7 +222,8 @@ def generate_answers(
     for start in range(0, len(order), batch_size):
         some = order[start : start + batch_size]
         most = max(rooms[k] for k in some)
-        rows = _continue(decoder, tokenizer, [prompts[k] for k in some], max_new_tokens=most, **options)
+        how = {"max_new_tokens": most, "seed": int(torch.randint(2**62, (), generator=seeds)), **options}
+        rows = _continue(decoder, tokenizer, [prompts[k] for k in some], **how)
         for k, row in zip(some, rows, strict=True):
             answers[k] = decode(tokenizer, row[: rooms[k]])
     return answers

@@ -23,7 +23,7 @@ _groups: list = []
 def best_precision(device: str) -> str:
     """What the device does well: "bf16" where it is native, else "no", which is fp32."""
     if device == "cpu":
-        able = torch.cpu.get_capabilities()
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 has none: fp32 there
         return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"

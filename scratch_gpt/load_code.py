@@ -45,7 +45,7 @@ def load_code(record: Record, repo: str, layout: str, revision: str | None = Non
     else:
         prompt = record.run.get("sample_prompt") or "The"
         lines += [
-            f'ids = tokenizer({json.dumps(prompt)}, return_tensors="pt")',
+            f'ids = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt")',
             f"print(tokenizer.decode(model.generate(**ids, max_new_tokens={most}, do_sample=True, top_k=50)[0]))",
         ]
     return "\n".join(lines)

@@ -122,6 +122,20 @@ def test_a_section_without_facts_is_left_out(tmp_path):
     assert len(REGION.findall(card)) == len(REGION.findall(template()))  # their places remain
 
 
+def test_a_streams_card_counts_no_epochs_and_says_what_was_evaluated(tmp_path):
+    folder = write_run(tmp_path, "pretrain")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("epoch", None)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation["protocol"]["eval_batches"] = 20
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    card = card_of(folder)
+    assert "1,280 tokens with AdamW" in card and "epochs" not in card
+    assert "at most 20 batches of each process, taken from all over the split; of the test split on all" in card
+
+
 def test_what_a_model_writes_cannot_become_markup(runs):
     text = card_of(runs["pretrain"])
     assert "\\<b\\>sea\\</b\\> \\[x\\]" in text and "{{title}}" in text
@@ -167,6 +181,13 @@ def test_cards_differ_only_where_they_must(runs):
         assert all(
             ("trust_remote_code" in load_code(read_record(run), "a/b", layout)) == trusted for run in runs.values()
         )
+
+
+def test_the_code_asks_with_the_runs_own_prompt(tmp_path):
+    run = write_run(tmp_path / "run", sample_prompt='Say "hi" \U0001f600\n')
+    code = load_code(read_record(run), "ada/x", "gpt2")
+    line = next(line for line in code.splitlines() if line.startswith("ids = "))
+    assert eval(line.removeprefix("ids = "), {"tokenizer": lambda prompt, **_: prompt}) == 'Say "hi" \U0001f600\n'
 
 
 def test_energy_is_told_where_it_was_measured(tmp_path):

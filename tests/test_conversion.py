@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import VOCAB, some_ids, tiny_gpt2, tiny_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -69,6 +69,19 @@ def test_the_other_heads_are_exported_too(ours, auto, tmp_path):
     assert "gpt2" in type(stock).__module__
     assert (logits_of(stock, ids) - logits_of(model, ids)).abs().max() < 1e-5
     assert type(load_any_head(tmp_path / "out")) is ours  # and come in as what they are
+
+
+def test_a_folder_that_is_not_whole_is_no_model(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "transformer.layers.0.mlp.up_proj.weight"
+    save_file({key: value for key, value in weights.items() if key != name}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"it lacks {name}"):
+        export_gpt2(tmp_path, tmp_path / "out")
+    (tmp_path / "model.safetensors").write_bytes(b"not whole")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_any_head(tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Writing and talking in the terminal, as a user does it."""
 
 import builtins
+import shutil
 
 import generate
 import pytest
@@ -93,3 +94,6 @@ def test_what_cannot_be_written_or_talked_to_is_one_line(models, capsys, tmp_pat
     fails([models / "base", "the", "sun"], "'sun' is one word too many", capsys, generate.main)
     fails([models / "base", "--temperature", "-1"], "temperature is -1", capsys, generate.main)
     fails([models / "base", "--max-new-tokens", "0"], "max_new_tokens is 0", capsys, generate.main)
+    cut_off = shutil.copytree(models / "base", tmp_path / "cut-off")
+    (cut_off / "model.safetensors").write_bytes((models / "base" / "model.safetensors").read_bytes()[:-9])
+    fails([cut_off], "cut-off cannot be loaded: ", capsys, generate.main)

@@ -353,6 +353,11 @@ def test_a_dry_run_shows_the_tree_and_the_card_and_asks_nothing(run, hub, capsys
     said = capsys.readouterr().out
     assert all(name in said for name in OURS) and "stays here: checkpoints/, manifest.json, run.yaml" in said
     assert (run / "published" / "README.md").read_text() in said
+    steps = [path.name for path in (run / "checkpoints").iterdir()]
+    assert "as well" not in said and steps
+    publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true", "--checkpoints", "true"])
+    said = capsys.readouterr().out
+    assert all(f"as well: branch {step}," in said for step in steps)
     assert not hub.requests
 
 

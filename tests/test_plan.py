@@ -19,6 +19,7 @@ import recipe
 import runner
 import sweep
 from scratch_gpt import probe
+from scratch_gpt.conversion import load_model
 from scratch_gpt.costs import Rehearsal
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.probe import device_peak, known_peak, seconds_of
@@ -65,6 +66,17 @@ def test_every_recipe_plans_from_a_models_config_alone(module, base, capsys):
     said = capsys.readouterr().out
     assert "Model: 30," in said or "Model: 31," in said, said
     assert "--max-steps or --max-tokens" in said
+
+
+def test_a_plan_of_gpt2_is_of_the_model_that_is_trained(tmp_path):
+    tiny_gpt2().save_pretrained(tmp_path)
+    words = ["--model", str(tmp_path), "--dataset", "nobody/nothing", "--dropout", "0.0"]
+    run = recipe.parse(pretrain.PretrainRun, words)
+    planned, _, _ = planning.read_config(run, None)
+    rates = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), 0.0)
+    trained = load_model(str(tmp_path), **rates).config
+    for name in ("hidden_act", *rates):
+        assert getattr(planned, name) == getattr(trained, name), name
 
 
 def test_a_plan_counts_the_run_that_follows(tmp_path, capsys):
@@ -185,3 +197,29 @@ def test_a_sweep_names_the_best_rate_calls_divergence_by_its_name_and_can_be_res
     pretrain.main([*words, "--resume", "latest"])
     assert "Best: --learning-rate 0.01." in capsys.readouterr().out
     fails(words, "--resume latest goes on", capsys)
+
+
+def test_a_resumed_sweep_goes_on_with_all_but_lost_rates_and_says_in_run_yaml_what_is_asked_now(tmp_path, monkeypatch):
+    def launch(rates: str):
+        words = ["--output-dir", str(tmp_path), "--resume", "latest", "--learning-rates", rates]
+        return recipe.parse(pretrain.PretrainRun, words)
+
+    alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, free_memory=lambda: None)
+    went_on = []
+    monkeypatch.setattr(sweep, "run_task", lambda run, *_: went_on.append(run.learning_rate) or alone)
+    monkeypatch.setattr(sweep, "result_of", lambda run: {"loss": 4.0, "diverged": False})
+    for name in ("prepare", "finish"):
+        monkeypatch.setattr(sweep, name, lambda *_: None)
+    recipe.write_run_yaml(launch("1e-3,1e30"), tmp_path, {})
+    found = {"0.001": {"loss": 5.0, "diverged": True}, "1e+30": {"loss": None, "diverged": True}}
+    (tmp_path / "sweep.json").write_text(json.dumps({"rates": found}))
+    sweep.run_rates(launch("1e-3,1e30,1e-2"), None, None)
+    assert went_on == [1e-3, 1e-2]
+    text = (tmp_path / "run.yaml").read_text()
+    assert "learning_rates: 1e-3,1e30,1e-2\n" in text and "# - rate-0.01\n" in text
+
+
+def test_a_loss_that_is_not_finite_is_none_in_the_table(tmp_path):
+    results = {"validation": {"loss": float("nan")}, "before/validation": {"loss": 5.0}}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"results": results}))
+    assert sweep.result_of(SimpleNamespace(output_dir=tmp_path)) == {"loss": None, "diverged": True}

@@ -85,10 +85,24 @@ def speed(decoder, seconds: float) -> str:
     return said
 
 
-def load_assistant(model, tokenizer, name: str):
-    """Who guesses ahead for a model: itself in int8, or another of the same tokenizer."""
+def load(name: str, revision: str | None = None):
+    """A model as any Hugging Face client loads it; an adapter merged into its base."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from scratch_gpt.adapter_loading import find_adapter
+    from scratch_gpt.conversion import load_model
+
+    if find_adapter(name, revision):
+        return load_model(name, revision)
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, revision=revision)
+    except SafetensorError as error:
+        raise ValueError(f"{name} cannot be loaded: {error}.") from error
+
+
+def load_assistant(model, tokenizer, name: str):
+    """Who guesses ahead for a model: itself in int8, or another of the same tokenizer."""
     from scratch_gpt import load_tokenizer
     from scratch_gpt.decoding import make_decoder
 
@@ -96,7 +110,7 @@ def load_assistant(model, tokenizer, name: str):
         return make_decoder(model, "int8")
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"assistant_model {name} has another tokenizer: its tokens would be guesses at other words.")
-    return make_decoder(AutoModelForCausalLM.from_pretrained(name, dtype=model.dtype))
+    return make_decoder(load(name).to(model.dtype))
 
 
 def read_prompt(prompt: str) -> str:
@@ -123,12 +137,9 @@ def main(argv: list[str] | None = None) -> None:
         prompt = read_prompt(run.prompt)
 
         import torch
-        from transformers import AutoModelForCausalLM
 
         from scratch_gpt import generate_text, load_tokenizer
-        from scratch_gpt.adapter_loading import find_adapter
         from scratch_gpt.allocation import keep_freed_memory
-        from scratch_gpt.conversion import load_model
         from scratch_gpt.decoding import make_decoder
         from scratch_gpt.generation import stream
         from scratch_gpt.tokenizer import encode
@@ -139,8 +150,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{run.model} keeps no chat template: it was not tuned to talk. training/instruct.py makes a model "
                 "that does; without --chat this one continues a text."
             )
-        load = load_model if find_adapter(run.model, run.model_revision) else AutoModelForCausalLM.from_pretrained
-        model = load(run.model, revision=run.model_revision)
+        model = load(run.model, run.model_revision)
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))
         keep_freed_memory()
         decoder = make_decoder(model, None if run.quantize == "no" else run.quantize)

@@ -10,6 +10,7 @@ import torch
 
 from recipe import Run, parse_overrides
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
+from scratch_gpt.conversion import FUSED_GELU
 from scratch_gpt.costs import (
     Memory,
     Tune,
@@ -67,7 +68,8 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
             found, _ = ScratchGPTConfig.get_config_dict(run.model, revision=run.model_revision)
             if found.get("model_type") != ScratchGPTConfig.model_type:
                 raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained.")
-            config = ScratchGPTConfig.from_dict({**found, "hidden_act": "gelu_pytorch_tanh", **changes})
+            config = ScratchGPTConfig.from_dict(found)  # changed after it is read: a GPT-2 file has names of its own
+            config.update({**changes, **({"hidden_act": FUSED_GELU} if config.hidden_act == "gelu_new" else {})})
         except Exception as error:
             message = " ".join(str(error).split())[:300]
             raise ValueError(f"--model {run.model}: its config cannot be read: {message}") from error

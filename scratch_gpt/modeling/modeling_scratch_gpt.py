@@ -234,7 +234,7 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
             past_key_values: what earlier calls have seen.
 
         Raises:
-            ValueError: positions beyond `max_position_embeddings`.
+            ValueError: a row, with what came before it, of more tokens than `max_position_embeddings`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -358,6 +358,7 @@ def classification_loss(
     Summed, then divided once: by the labels of this call, or by `num_items_in_batch` where a batch is spread over
     several calls, so that the gradient does not depend on how it was spread.
     """
+    labels = labels.to(logits.device)
     if problem_type is None:
         whole = labels.dtype in (torch.int64, torch.int32)
         problem_type = "single_label_classification" if whole else "multi_label_classification"
@@ -414,7 +415,7 @@ class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
         B, T, _ = x.shape
         last = torch.full((B,), T - 1, device=x.device)
         if attention_mask is not None and attention_mask.dim() == 2:
-            last = T - 1 - attention_mask[:, -T:].long().flip(-1).argmax(-1)  # the first 1 from the right
+            last = T - 1 - attention_mask[:, -T:].to(x.device).long().flip(-1).argmax(-1)  # the first 1 from the right
         logits = self.score(x[torch.arange(B, device=x.device), last])
         loss = None
         if labels is not None:

@@ -183,7 +183,7 @@ def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, di
 
 
 def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 64) -> dict:
-    """What one token takes, in fp32 or int8, and what of it its matrix products take by torch's profiler."""
+    """What one token takes, in fp32 or int8, and what of it its matrix products take: their share by the profiler."""
     import torch
     from torch.profiler import profile
 
@@ -194,21 +194,24 @@ def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 
     keep_freed_memory()
     torch.set_num_threads(threads)
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder).eval()
-    decoder, ids, taken = make_decoder(model, quantize), prompts(1, 32 + 2 * steps), []
+    decoder, ids = make_decoder(model, quantize), prompts(1, 32 + 2 * steps)
     mask = torch.ones_like(ids)
-    decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
-    for n in range(32, 32 + steps):
+
+    def step(n: int) -> float:
         start = time.perf_counter()
         decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
-        taken.append(1e3 * (time.perf_counter() - start))
+        return 1e3 * (time.perf_counter() - start)
+
+    decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
+    taken = [step(n) for n in range(32, 32 + steps)]
     with profile() as seen:
-        for n in range(32 + steps, ids.shape[1]):
-            decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
+        profiled = sum(step(n) for n in range(32 + steps, ids.shape[1]))
     events = seen.key_averages()
     products = [event for event in events if event.key in PRODUCTS]
+    share = sum(event.self_cpu_time_total for event in products) / 1e3 / profiled
     return {
         "milliseconds": statistics.median(taken),
-        "products_milliseconds": sum(event.self_cpu_time_total for event in products) / steps / 1e3,
+        "products_milliseconds": share * statistics.median(taken),
         "products": sum(event.count for event in products) / steps,
         "other_operations": sum(e.count for e in events if "::" in e.key and e not in products) / steps,
     }

@@ -66,8 +66,8 @@ def ours(options, folder: str) -> dict:
         seen.append(seen[-1] + sum(len(row["input_ids"]) for row in chosen) + conversations_in)  # + the last token
         return batch
 
-    def learning_rate(step):  # called when a step begins, and its batch is there
-        began.append((time.perf_counter(), time.process_time(), seen[step]))
+    def learning_rate(step):  # called when a step begins, and its batch is there; before all, one was rehearsed
+        began.append((time.perf_counter(), time.process_time(), seen[step + 1]))
         return RATE
 
     accelerator = Accelerator(mixed_precision=options.precision, cpu=not torch.cuda.is_available())

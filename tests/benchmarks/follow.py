@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_const", const=["--max-steps", "2"], default=[], help="to try it out")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
+    options.work = options.work / "quick" if options.quick else options.work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     instruct = tune(options, "instruct", "instruction-data.json", INSTRUCT, lambda seed: options.model)
     chosen = slug("choose", "instruct", instruct["learning_rate"])

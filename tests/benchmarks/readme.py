@@ -49,7 +49,7 @@ def why() -> str:
         back page by page; the recipes have glibc do so, in pages of 2 MB.""",
         f"""**The loop stays out of the way**: seeding, checks, sums, metrics and batches are
         {100 * loop["share_of_cpu_seconds"]:.1f} % of a step's processor time in the preset {loop["preset"]}
-        ({loop["batch_size"] * loop["accumulation_steps"]} rows, {1e3 * loop["seconds_of_a_step"]["ours"][0]:.0f} ms),
+        ({loop["batch_size"] * loop["accumulation_steps"]} rows, {1e3 * loop["seconds_of_a_step"][0]:.0f} ms),
         and training waits {100 * loop["data_wait"]:.2f} % of its time for rows.""",
         f"""**Decoding has a step of its own**, a cache of fixed size, matrices laid out for one row and no Python
         between a block's operations: in fp32
@@ -88,6 +88,15 @@ def limits(found: dict) -> Iterator[str]:
         {gigaflops / peak["fp32"]:.2f} s of its {plain:.2f} s, and a third of its step would be
         {100 * gigaflops / (plain / 3) / peak["bf16"]:.0f} % of the bf16 ceiling, with AdamW's pass over 2 GB within
         it. The more buffers fault on a machine, the slower the reference, and the larger all these ratios."""
+    ours, plain = "ours, best, compiled", "reference, best, our allocator"
+    shared = [one for one in found["workloads"].values() if {ours, plain} <= {*one["rows"]}]
+    if shared:
+        times = ", ".join(
+            f"{one['rows'][plain]['step_seconds']['median'] / one['rows'][ours]['step_seconds']['median']:.2f} times"
+            for one in shared
+        )
+        yield f"""Compiled in bf16 with the same allocator, the plain loop takes {times} as long as ours at its best
+        ({", ".join(one["title"] for one in shared)}): what is left is the loss, the clipping and the loop."""
     profiled = [one for one in found["workloads"].values() if "products" in one]
     if profiled:
         shares = [f"{100 * products(one)[0]:.0f} % of a step ({one['title']})" for one in profiled]

@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_const", const=["--max-steps", "3"], default=[], help="to try it out")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
+    options.work = options.work / "quick" if options.quick else options.work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     figures = run(options)
     print(f"\nbase: {figures['base']['minutes']:.1f} minutes, {figures['base']['bits_per_byte']:.2f} bits per byte")
