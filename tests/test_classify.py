@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import classify
 import crash
@@ -21,6 +22,8 @@ from tiny_run import run as train_run
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, pipeline
 
+import recipe
+import seeds
 from scratch_gpt import ScratchGPTForSequenceClassification
 from scratch_gpt.classification_metrics import (
     class_scores,
@@ -360,6 +363,21 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(places, tmp_path
     fails(arguments, "holds a run already", capsys, classify.main)
     one_seed = [*arguments[:3], folders[0], *arguments[4:], "--resume", "latest"]
     fails(one_seed, "holds a run of one seed", capsys, classify.main)
+
+
+def test_run_yaml_says_how_many_seeds_are_asked_for_now_although_the_first_is_finished(tmp_path, monkeypatch):
+    def launch(count: int):
+        words = ["--output-dir", str(tmp_path), "--resume", "latest", "--seeds", str(count)]
+        return recipe.parse(classify.ClassifyRun, words)
+
+    alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, free_memory=lambda: None)
+    monkeypatch.setattr(seeds, "run_task", lambda *_: alone)  # each seed is finished: none begins
+    for name in ("prepare", "summarise", "finish"):
+        monkeypatch.setattr(seeds, name, lambda *_: None)
+    recipe.write_run_yaml(launch(2), tmp_path, {"runs": ["seed-0", "seed-1"]})
+    seeds.run_seeds(launch(3), None, None)
+    text = (tmp_path / "run.yaml").read_text()
+    assert "\nseeds: 3\n" in text and "# - seed-2\n" in text
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(places, tmp_path):

@@ -70,7 +70,13 @@ def test_languages_are_told_apart(data):
 
 
 PRIVATE = {
-    "email": ["jo@example.com", "Jo.Doe+x@mail.example.co.uk", "a_b%c@x-y.museum"],
+    "email": [
+        "jo@example.com",
+        "Jo.Doe+x@mail.example.co.uk",
+        "a_b%c@x-y.museum",
+        "m\u00fcller@firma.de",
+        "jo@b\u00fccher.de",
+    ],
     "ip": ["192.168.0.17", "8.8.4.255", "2001:db8::1", "fe80::1ff:fe23:4567:890a", "1:2:3:4:5:6:7:8"],
     "phone": [
         "+44 20 7946 0958",
@@ -84,6 +90,11 @@ PRIVATE = {
         "020 7946 0958",
         "(0151) 234 5678",
         "01 23 45 67 89",
+        "06-12-34-56-78",
+        "+49 30/1234567",
+        "+44\u00a020\u00a07946\u00a00958",
+        "212\u2011555\u20110123",
+        "212-555-0123x45",
     ],
     "key": [
         "AKIA" + "IOSF" * 4,
@@ -100,6 +111,7 @@ PRIVATE = {
     ],
 }
 FORMS = ["{}", "Write to {}, please.", "({})", "<{}>", '"{}"', "\n{}\n", "\u8bf7\u8054\u7cfb {} \u8c22\u8c22"]
+FORMS += ["\u8bf7\u8054\u7cfb{}\u8c22\u8c22", "\u5730\u5740:{}\u3002"]  # what touches it need not be ASCII
 
 
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind in PRIVATE for value in PRIVATE[kind]])
@@ -122,6 +134,14 @@ def test_private_data_is_masked_whatever_stands_around_it(kind, value):
         ("Tel: 5550123, fax no. 030 1234567", "Tel: [PHONE], fax no. [PHONE]"),
         ("http://10.0.0.12:8080/ and [2001:db8::7]:443", "http://[IP]:8080/ and [[IP]]:443"),
         ("a@b.org, c@d.org", "[EMAIL], [EMAIL]"),
+        ("jo@example.com-- Jo, jo@example.com-", "[EMAIL]-- Jo, [EMAIL]-"),
+        ("+44 20 7946 0958, 1234567 sold", "[PHONE], 1234567 sold"),
+        ("Tel.: 030/1234567, Mobile: 0176/12345678", "Tel.: [PHONE], Mobile: [PHONE]"),
+        ("api\u00a0key, token=\u00a0" + "a1" * 20, "api\u00a0key, token=\u00a0[KEY]"),
+        ("appeler de 01 23 45 67 89 de 9h", "appeler de [PHONE] de 9h"),
+        ("Reply from 2001:db8::17: time=1ms", "Reply from [IP]: time=1ms"),
+        ("addr:2001:db8::17, inet6:2001:db8::", "addr:[IP], inet6:[IP]"),
+        ("IP\u306ffe80::1ff:fe23:4567:890a\u3067\u3059", "IP\u306f[IP]\u3067\u3059"),
     ],
 )
 def test_what_stands_around_private_data_stays(text, masked):
@@ -141,6 +161,10 @@ def test_what_stands_around_private_data_stays(text, masked):
         "git@github.com:user/repository.git, @property, user@localhost, a @ b, foo@1.2.3, sk-learn-with-a-long-name.",
         "api_key = os.environ['API_KEY'], token: see_the_documentation, secret = getpass(), api_key=YOUR_KEY_HERE.",
         "The phone rang 3 times in 1999, and the token 42 was lost; -----BEGIN PRIVATE KEY----- is how a key begins.",
+        "00 01 02 03 04 05 06 07 08 09 0a 0b, de ad 01 02 03 04 05, 02 04 06 08 10 12, rev 01.02.03.04.05.",
+        "+2024-01-05 Release\n+05.01.2024 Ausgabe\n+31/12/2024, by fax 12/05/2024, the h\u00f4tel 1234567.",
+        "token=compute_token_value(user1), token: 'tokenizer_config.json',v2.",
+        "1:2:3:4:5:6:7:8:9, std::a1::b2, 12:30:45: done.",
     ],
 )
 def test_ordinary_prose_stays(text):
@@ -175,6 +199,12 @@ HOSTILE += [
     "-----BEGIN PRIVATE KEY-----",
     "-----BEGIN PRIVATE KEY-----a-",
     "10.20.30.40",
+    "01 23 45 67 89 ",
+    "+49 1/",
+    "2001:",
+    "::a",
+    "a@b-",
+    "\u00fc",
 ]
 
 
@@ -196,6 +226,16 @@ def test_words_match_whole_and_in_any_case_and_patterns_as_written(tmp_path):
     patterns = load_block_list(file)
     found = {"BAD news": "BAD", "badly": None, "a Very\nbad  word": "Very\nbad  word", "c++ code": "c++", "why": None}
     found |= {"Fooo": "Fooo", "FOOO": None, "fo": None, "": None}
+    assert {text: blocked_term(text, patterns) for text in found} == found
+
+
+def test_a_word_of_a_script_without_spaces_is_found_in_running_text_and_a_byte_order_mark_is_none_of_it(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("\u67aa\u652f\nAI\nKI\u52a9\u624b\n\u0e1b\u0e37\u0e19\n", encoding="utf-8-sig")
+    patterns = load_block_list(file)
+    found = {"\u4ed6\u4e70\u67aa\u652f\u5417": "\u67aa\u652f", "\u4f7f\u7528AI\u5de5\u5177": "AI"}
+    found |= {"MAIL": None, "\u00fcAI": None, "\u4e00KI\u52a9\u624b\u4e00": "KI\u52a9\u624b", "SKI\u52a9\u624b": None}
+    found |= {"\u0e21\u0e35\u0e1b\u0e37\u0e19\u0e2b\u0e25\u0e32\u0e22": "\u0e1b\u0e37\u0e19"}
     assert {text: blocked_term(text, patterns) for text in found} == found
 
 

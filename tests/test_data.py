@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.sources import open_documents, split_documents, token_stream
+from scratch_gpt.data.splits import split_numbers
 from scratch_gpt.data.windows import IGNORED, Windows, mask_inputs, require_full_window
 from scratch_gpt.tokenizer import encode_batch, load_tokenizer
 
@@ -220,6 +221,13 @@ def test_splits_are_seeded_disjoint_and_lose_nothing(tmp_path):
     assert again["validation"]["text"][:] == splits["validation"]
     assert other["validation"]["text"][:] != splits["validation"]
     assert set(split_documents(documents, 0.0, 0.0)) == {"train"}
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_split_for_which_nothing_is_left_is_named(n):
+    with pytest.raises(ValueError, match=f"{n} documents (leave nothing for test|cannot be split into .* and test)"):
+        split_numbers(n, 0.7, 0.2)
+    assert all(map(len, split_numbers(6, 0.7, 0.2).values()))
 
 
 def test_one_document_is_cut_by_position(tmp_path):

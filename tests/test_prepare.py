@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import prepare
 import pretrain
@@ -14,7 +16,7 @@ from bad_input import snapshot
 import preparing
 import recipe
 from scratch_gpt.data.assembly import Joined, Tokens, encode_part
-from scratch_gpt.data.manifest import read_manifest
+from scratch_gpt.data.manifest import changed_file, read_manifest
 from scratch_gpt.data.pipeline import texts_of, with_texts
 from scratch_gpt.data.prepared import PreparedRows
 from scratch_gpt.data.sources import open_documents, open_prepared_text, open_rows, open_stream
@@ -158,6 +160,63 @@ def test_near_duplicates_and_repeated_passages_go(texts, tmp_path):
     assert len(left[12].split()) < 500 and left[12].startswith(repeated[:60])
 
 
+@pytest.fixture(scope="module")
+def passage() -> str:
+    """200 words: four passages of 50."""
+    return sentence(np.random.default_rng(4), 200)
+
+
+def test_passages_are_cut_from_the_column_of_text_alone_and_a_row_that_goes_is_shown_whole(passage, tmp_path):
+    rows = [{"text": passage, "title": passage}, {"text": f"{passage} New.", "title": None}]
+    copy = {"text": passage, "title": "A copy."}
+    corpus = write_rows(tmp_path / "texts.jsonl", [*rows, copy])
+    words = ["--dataset", corpus, "--task", "text", "--deduplicate-passages", "50", "--validation-fraction", "0"]
+    folder, manifest = prepared(*words, "--write-removed", "true", "--report", "true", "--output-dir", tmp_path / "p")
+    assert manifest["filters"]["passages"] == {"in": 3, "removed": 1, "changed": 2}
+    left = open_prepared_text(str(folder))["train"][:]
+    assert left == {"text": [passage, "New."], "title": [passage, None]}
+    assert manifest["bytes"] == 2 * len(passage) + len("\nNew.")
+    removed = json.loads((folder / "removed.jsonl").read_text())
+    assert removed == {"filter": "passages", "why": "all of it was there before", "row": copy}
+    page = (folder / "report.html").read_text()
+    assert f"all of it was there before</b>{passage[:30]}" in page
+
+
+@pytest.mark.parametrize("form", ["prompt", "instruction", "messages"])
+def test_rows_that_cannot_lose_a_part_are_refused_before_any_work(form, passage, tmp_path, capsys):
+    row = {form: passage, "chosen": "Yes.", "rejected": "No."}
+    row = {"messages": [{"role": "user", "content": passage}]} if form == "messages" else row
+    corpus = write_rows(tmp_path / "rows.jsonl", [row])
+    words = ["--dataset", corpus, "--task", "text", "--deduplicate-passages", "50", "--output-dir", tmp_path / "p"]
+    fails(words, f"only {form}.*: rows of messages, instructions or preferences cannot lose a part", capsys)
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("how", ["exact", "near"])
+def test_duplicates_are_told_by_the_column_of_text_where_there_is_one(how, passage, texts, tmp_path):
+    rows = [{"body": body, "url": text} for body, text in zip([passage, passage, None, " "], texts, strict=False)]
+    corpus = write_rows(tmp_path / "texts.jsonl", rows)
+    words = ["--dataset", corpus, "--task", "text", "--deduplicate", how, "--validation-fraction", "0"]
+    folder, _ = prepared(*words, "--text-column", "body", "--output-dir", tmp_path / "p")
+    assert open_prepared_text(str(folder))["train"]["url"][:] == [texts[0], *texts[2:4]]
+    assert prepared(*words, "--output-dir", tmp_path / "q")[1]["rows"] == 4  # no column "text": all texts of a row
+
+
+def test_names_of_classes_are_kept(texts, tmp_path, capsys):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = datasets.Dataset.from_dict({"text": texts[:20], "label": [0, 1] * 10}, features)
+    other = features | {"label": datasets.ClassLabel(names=["yes", "no"])}
+    for name, kind in (("a", features), ("b", features), ("c", datasets.Features(other))):
+        rows.cast(kind).to_parquet(tmp_path / f"{name}.parquet")
+    words = ["--dataset", tmp_path / "a.parquet", "--task", "text", "--deduplicate-passages", "5"]
+    folder, _ = prepared(*words, "--output-dir", tmp_path / "p")
+    assert open_rows(str(folder)).features == features
+    words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "q", "--mixture"]
+    folder, _ = prepared(*words, "a.parquet,b.parquet")
+    assert open_rows(str(folder), split="validation").features == features
+    fails([*words, "a.parquet,c.parquet", "--overwrite", "true"], "The column 'label' has other classes", capsys)
+
+
 def test_rows_of_messages_are_cleaned_in_every_text_and_keep_their_shape(tmp_path):
     generator = np.random.default_rng(2)
     rows = [
@@ -185,6 +244,17 @@ def test_texts_of_a_row_are_found_wherever_they_lie():
     assert [*texts_of(row)] == ["a", "b", "c", "d"]
     assert [*texts_of(with_texts(row, str.upper))] == ["A", "B", "C", "D"]
     assert with_texts(row, str)["n"] == 3
+
+
+def test_whose_a_message_is_is_no_text(tmp_path):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "role": "c"}
+    assert [*texts_of(row)] == ["a", "b", "c"]
+    upper = {"messages": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}], "role": "C"}
+    assert with_texts(row, str.upper) == upper
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in ("a", "", " ")]
+    corpus = write_rows(tmp_path / "chat.jsonl", [*rows, {"messages": []}])
+    words = ["--dataset", corpus, "--task", "text", "--validation-fraction", "0", "--output-dir", tmp_path / "p"]
+    assert prepared(*words)[1]["filters"]["empty"] == {"in": 4, "removed": 3}
 
 
 def test_a_model_lists_what_it_finds_unusual_and_removes_nothing(corpus, tokenizer, tmp_path):
@@ -251,6 +321,30 @@ def test_a_mixture_has_the_shares_that_were_asked_for_and_says_so(two, tokenizer
     _, natural = prepared(*same, "--mixture", f"{two / 'large'},{two / 'small'}", "--output-dir", tmp_path / "q")
     shares = natural["mixture"]["asked"].values()
     assert 0.1 < min(shares) < 0.3 and natural["mixture"]["alpha"] == 0.7
+    assert [source["name"] for source in natural["sources"]] == ["large", "small"] == [*natural["mixture"]["asked"]]
+    assert str(two) not in (tmp_path / "q" / "manifest.json").read_text()
+
+
+def test_corpora_go_on_record_by_no_absolute_path_and_by_names_of_their_own(two, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(two / "large")
+    names = [two / "large" / "a.jsonl", two / "small" / "a.jsonl", "../small/*.jsonl"]
+    words = ["--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
+    words += ["--mixture", ",".join(map(str, names))]
+    words += ["--mixture-epochs", ",".join(f"{name}={n}" for n, name in enumerate(names, start=1))]
+    folder, manifest = prepared(*words, "--output-dir", tmp_path / "p")
+    assert manifest["mixture"]["epochs"] == {"a.jsonl": 1, "a.jsonl (2)": 2, "*.jsonl": 3}
+    assert [source["name"] for source in manifest["sources"]] == ["a.jsonl", "a.jsonl (2)", "*.jsonl"]
+    assert str(two) not in (folder / "manifest.json").read_text()
+
+
+def test_columns_of_a_mixture_that_do_not_go_together_are_one_clear_line(two, tmp_path, capsys):
+    for name, value in (("a", 1), ("b", "one")):
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": f"Text {n}.", "n": value} for n in range(9)])
+    words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "p", "--mixture", "a.jsonl,b.jsonl"]
+    fails(words, "The column 'n' holds int64 and string, which do not go together", capsys)
+    write_rows(tmp_path / "b.jsonl", [{"body": "Text."}])
+    fails(words, "no column in common; the first one has text, n", capsys)
+    assert not (tmp_path / "p").exists()
 
 
 def test_epochs_and_stopping_strategies_are_taken_as_asked(two, tokenizer, tmp_path):
@@ -316,9 +410,59 @@ def test_done_is_said_and_another_preparation_is_refused(corpus, tokenizer, tmp_
     prepared(*words)
     assert "is prepared already" in capsys.readouterr().out
     fails([*words, "--pack", "true"], "holds data that were prepared otherwise", capsys)
+    fails([*words, "--report", "true"], "already, and report.html is written while they are: --overwrite true", capsys)
+    fails([*words, "--write-removed", "true"], "already, and removed.jsonl is written while they are", capsys)
     assert snapshot(tmp_path / "p") == before
     _, manifest = prepared(*words, "--pack", "true", "--overwrite", "true")
     assert manifest["pack"]
+
+
+def test_what_is_replaced_leaves_nothing_behind_and_takes_nothing_else_with_it(corpus, tokenizer, tmp_path, capsys):
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
+    folder, _ = prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")
+    (folder / "notes.txt").write_text("mine")
+    before = snapshot(folder)
+    prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")  # both are there
+    assert "is prepared already" in capsys.readouterr().out and snapshot(folder) == before
+    prepared(*words, "--overwrite", "true")
+    left = ["manifest.json", "notes.txt", "tokenizer", "train", "validation"]
+    assert sorted(path.name for path in folder.iterdir()) == left
+    for name in left[2:]:
+        shutil.rmtree(folder / name)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = [{"name": name} for name in ("/", "../corpus/a", "notes.txt", ".")]  # of another hand
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    prepared(*words, "--overwrite", "true")
+    assert sorted(path.name for path in folder.iterdir()) == left and corpus.exists()
+
+
+def test_contamination_is_of_the_split_that_is_asked_for_and_of_what_its_files_hold(texts, tmp_path, capsys):
+    exam = write_rows(tmp_path / "exam.jsonl", [{"text": text} for text in texts[:30]])
+    prepared("--dataset", exam, "--task", "text", "--test-fraction", "0.2", "--output-dir", tmp_path / "exam")
+    held_out = {row["text"] for row in open_prepared_text(str(tmp_path / "exam"))["test"]}
+    corpus = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts[:60]])
+    same = ["--dataset", corpus, "--task", "text", "--contamination-ngram", "8", "--validation-fraction", "0"]
+    words = [*same, "--contamination", tmp_path / "exam", "--contamination-split", "test"]
+    folder, _ = prepared(*words, "--output-dir", tmp_path / "p")
+    assert {*open_prepared_text(str(folder))["train"]["text"]} == {*texts[:60]} - held_out
+
+    words = [*same, "--contamination", tmp_path / "exa?.jsonl", "--output-dir", tmp_path / "q"]
+    prepared(*words)
+    write_rows(exam, [{"text": text} for text in texts[:40]])
+    fails(words, "holds data that were prepared otherwise: the settings are others", capsys)
+
+
+def test_a_changed_file_is_told_from_one_of_the_same_name_elsewhere():
+    def source(name: str, content: str) -> dict:
+        return {"name": name, "dataset": name, "files": [{"name": "a.jsonl", "bytes": 1, "sha256": content}]}
+
+    recorded = [source("large", "x"), source("small", "y")]
+    assert changed_file(recorded, [source("large", "z"), source("small", "y")]) == "a.jsonl has changed"
+    assert changed_file(recorded, [source("small", "y"), source("large", "x")]) is None
+    assert changed_file(recorded, [source("moved", "x"), source("small", "y")]) is None
+    assert changed_file(recorded, [source("moved", "x"), source("small", "z")]) == "a.jsonl has changed"
+    assert changed_file(recorded, recorded[:1]) == "a.jsonl is missing"
+    assert changed_file(recorded[:1], recorded) == "a.jsonl is new"
 
 
 def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
@@ -369,6 +513,16 @@ def test_rows_that_were_altered_are_not_trained_on_under_a_manifest(corpus, toke
     part.write_bytes(content)
     run = ["--dataset", tmp_path / "p", "--manifest", tmp_path / "p", "--preset", "tiny"]
     fails([*run, "--output-dir", tmp_path / "run"], "is not the file that was prepared", capsys, pretrain.main)
+
+
+@pytest.mark.parametrize("how", ["", "--pack true", "--pad true"])
+def test_a_split_of_which_the_filters_leave_nothing_is_named(how, texts, tokenizer, tmp_path, capsys):
+    (tmp_path / "one.txt").write_text(f"{' '.join(texts)} forbidden")
+    (tmp_path / "blocked.txt").write_text("forbidden\n")
+    words = ["--dataset", tmp_path / "one.txt", "--tokenizer", tokenizer, "--block-list", tmp_path / "blocked.txt"]
+    message = "Nothing of the validation split of .*one.txt is left after the filters"
+    fails([*words, *how.split(), "--max-length", "16", "--output-dir", tmp_path / "p"], message, capsys)
+    assert not (tmp_path / "p" / "manifest.json").exists()
 
 
 def test_settings_that_lead_to_nothing_say_why_and_leave_nothing_behind(tmp_path, capsys):

@@ -151,6 +151,11 @@ def test_a_row_of_a_window_is_one_stretch_and_a_piece_says_that_it_goes_on():
     assert "document 2: 2 tokens, goes on" in text and "document 1: 2 tokens, goes on" not in text
 
 
+def test_a_figure_that_rounds_up_takes_the_next_unit():
+    facts = manifest() | {"bytes": 999_700_000, "tokens": 999_600}
+    assert {"1 GB", "1 M"} <= {*page(manifest=facts).texts}
+
+
 def test_text_rows_are_measured_in_bytes_and_what_is_not_given_is_left_out():
     text = page(manifest=manifest("text", mixture=None), row=None, pieces=None).text
     assert "bytes in a document" in text and "per token" not in text

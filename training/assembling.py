@@ -42,6 +42,7 @@ from scratch_gpt.tokenizer_training import train_tokenizer
 MANY = 4  # epochs; more add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
 EXAMPLES = 5  # of what each filter has removed, in the report
 COMPARED = 16_384  # rows whose gradients are compared with each other
+REASONS = {"passages": "all of it was there before"}  # of filters that do not see rows one by one
 
 
 def shown(what: str):
@@ -132,10 +133,11 @@ def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str
     if split != "train" or run.mixture is None:
         source = np.concatenate([np.full(len(found), n, np.int16) for n, found in numbers.items()])
         return source, np.concatenate([*numbers.values()]), None
-    sizes = {corpus.name: lengths[n][numbers[n]] for n, corpus in enumerate(corpora)}
+    sizes = {corpus.record["name"]: lengths[n][numbers[n]] for n, corpus in enumerate(corpora)}
     tokens = {name: int(found.sum()) for name, found in sizes.items()}
-    weights = {corpus.name: corpus.weight for corpus in corpora}
-    epochs = None if run.mixture_epochs is None else parse_numbers(run.mixture_epochs, "mixture_epochs")
+    weights = {corpus.record["name"]: corpus.weight for corpus in corpora}
+    given = None if run.mixture_epochs is None else parse_numbers(run.mixture_epochs, "mixture_epochs")
+    epochs = given and {corpus.record["name"]: given[corpus.name] for corpus in corpora}
     asked = target_shares(tokens, None if None in weights.values() else weights, run.alpha)
     mixture = mix(sizes, asked, run.seed, run.stopping_strategy, epochs)
     document = np.empty(len(mixture.document), dtype=np.int64)
@@ -209,13 +211,14 @@ def split_names(splits: list[dict]) -> list[str]:
 
 
 def removed_rows(tables: list, selection) -> Iterator[dict[str, Any]]:
-    """Every removed row with what removed it and why."""
+    """Every removed row with what removed it and why; the tables are those before passages are cut."""
     start = 0
     for table in tables:
         for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
             row = table.slice(n, 1).to_pylist()[0]
             own = {name: value for name, value in row.items() if name not in MARKS}
-            yield {"filter": selection.names[selection.by[start + n]], "why": row["_why"], "row": own}
+            name = selection.names[selection.by[start + n]]
+            yield {"filter": name, "why": row["_why"] or REASONS.get(name), "row": own}
         start += len(table)
 
 

@@ -5,9 +5,10 @@
     python training/prepare.py --dataset "notes/*.md" --tokenizer openai-community/gpt2 --pack true --deduplicate near
     python training/prepare.py --mixture "books/=3,web.jsonl=1" --privacy mask --output-dir data/mixed
 
-Without arguments: the documentation of the Python that runs this, with a tokenizer trained on it. Every training
-recipe takes the folder as its --dataset. Writes output_dir/train (and validation, test), tokenizer/ and manifest.json.
-A run that was stopped goes on where it was when the same command is given again; one that is done says so.
+Without arguments: the documentation of the Python that runs this, with a tokenizer trained on it. pretrain.py takes
+the folder as its --dataset, and that of --task text every recipe that takes such rows. Writes output_dir/train (and
+validation, test), tokenizer/ and manifest.json. A run that was stopped goes on where it was when the same command is
+given again; one that is done says so.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ class PrepareRun(Source):
         "pretrain", "`pretrain` writes rows of tokens, `text` the cleaned rows."
     )
 
-    text_column: str = option("text", "The column that holds the text (with --task text, all columns are kept).")
+    text_column: str = option(
+        "text", "The column that holds the text; --task text keeps all, and tells duplicates by this one where it is."
+    )
     validation_fraction: float = option(0.1, "Share of the documents that is held out to evaluate on.")
     test_fraction: float = option(0.0, "Share that is held out for the end.")
     seed: int = option(0, "Decides splits, the order of a mixture and what a tokenizer is trained on.")
@@ -54,7 +57,9 @@ class PrepareRun(Source):
     duplicate_ngram: int = option(5, "Near-duplicates are compared by their n-grams of so many words.")
     duplicate_threshold: float = option(0.8, "... and are one where so large a share of them is common.")
     deduplicate_passages: int | None = option(
-        None, "Cut out passages of so many words (128, say) that were there before."
+        None,
+        "Cut passages of so many words (128, say) that were there before out of the text column; a copy of twice as "
+        "many surely loses one.",
     )
     quality: bool = option(False, "Remove documents that are too short, repeat themselves or hold few words.")
     languages: str | None = option(None, "Keep only these: `en,de`. Needs the extra `languages`.")
@@ -62,6 +67,7 @@ class PrepareRun(Source):
     names_model: str | None = option(None, "... and people's names, found by this token-classification model.")
     block_list: str | None = option(None, "File of words or /patterns/, one a line: documents that hold one go.")
     contamination: str | None = option(None, "Evaluation data (as --dataset): documents that share text with it go.")
+    contamination_split: str = option("train", "... which split of it, of a Hub dataset or a prepared folder.")
     contamination_ngram: int = option(13, "... judged by n-grams of so many words.")
     contamination_share: float = option(0.0, "... where more than this share of them is found there.")
     reference_model: str | None = option(None, "Small model: rows it finds unlikely (mean + 3 sigma) are listed.")
@@ -125,7 +131,8 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
         lines.append(f"{name:>18}: {share:.1%} of the training mixture, given {mixture['epochs'][name]:.2f} times")
     report = f"; {run.output_dir}/report.html is a page to look at" if run.report else ""
     lines.append(f"Written: {run.output_dir}, manifest.json says what is in it{report}. Next:")
-    lines.append(f"  any recipe with --dataset {run.output_dir}, python training/pretrain.py for one")
+    which = "python training/pretrain.py" if run.task == "pretrain" else "any recipe that takes such rows, with"
+    lines.append(f"  {which} --dataset {run.output_dir}")
     return "\n".join(lines)
 
 

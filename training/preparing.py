@@ -4,8 +4,10 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +23,9 @@ from assembling import (
     write_report,
     write_rows,
 )
-from recipe import check_writable, parse_numbers, relative
+from recipe import check_writable, parse_numbers
 from scratch_gpt.checkpoints import write_text
+from scratch_gpt.data.assembly import shared_schema
 from scratch_gpt.data.cleaning import (
     QualityRules,
     blocked_term,
@@ -38,7 +41,15 @@ from scratch_gpt.data.duplicates import (
     ngram_hashes,
     signatures,
 )
-from scratch_gpt.data.manifest import NAME, changed_file, file_record, make_manifest, read_manifest, verify_files
+from scratch_gpt.data.manifest import (
+    NAME,
+    changed_file,
+    file_record,
+    make_manifest,
+    place,
+    read_manifest,
+    verify_files,
+)
 from scratch_gpt.data.names import names_finder
 from scratch_gpt.data.pipeline import (
     Filter,
@@ -51,18 +62,19 @@ from scratch_gpt.data.pipeline import (
     part_bounds,
     texts_of,
 )
-from scratch_gpt.data.sources import cut_single, describe_source, open_column, open_rows
+from scratch_gpt.data.sources import cut_single, describe_source, is_text, open_column, open_rows
 from scratch_gpt.data.splits import split_numbers
 from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
 
 
-FORMAT = 1  # of the parts that an interrupted run leaves; another one starts anew
+FORMAT = 2  # of the parts that an interrupted run leaves; another one starts anew
+OURS = {"train", "validation", "test", "tokenizer", "flagged.jsonl", "removed.jsonl"}  # of what a manifest may list
 
 
 class Corpus(NamedTuple):
     """One source, opened."""
 
-    name: str
+    name: str  # as it was given; the record has the name under which it goes on record
     rows: Any  # datasets.Dataset
     record: dict[str, Any]
     weight: float | None
@@ -86,6 +98,12 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
                 "replaces them, another --output-dir leaves them alone."
             )
         verify_files(folder, manifest)
+        for asked, name in ((run.report, "report.html"), (run.write_removed, "removed.jsonl")):
+            if asked and not (folder / name).exists():
+                raise ValueError(
+                    f"The data in {run.output_dir} are prepared already, and {name} is written while they are: "
+                    "--overwrite true makes them again."
+                )
         return work, True
     found = work / "plan.txt"
     if found.exists() and found.read_text() != plan:
@@ -108,7 +126,9 @@ def make_plan(run: Any, sources: list[dict[str, Any]]) -> str:
     """A hash of all that decides what comes out: the same plan, the same rows."""
     this_call = ("output_dir", "overwrite", "write_removed", "report")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
-    for name in ("tokenizer", "reference_model", "names_model", "block_list", "contamination"):
+    if run.contamination:
+        config["contamination"] = describe_source(run.contamination, split=run.contamination_split)
+    for name in ("tokenizer", "reference_model", "names_model", "block_list"):
         path = Path(config[name]) if config[name] else None
         if path is not None and path.exists():  # what it holds decides, not where it lies
             files = sorted(file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
@@ -124,16 +144,39 @@ def open_corpora(run: Any) -> list[Corpus]:
     """Each source with its record; ValueError where one cannot be opened or holds no such column."""
     mixture = {run.dataset: None} if run.mixture is None else parse_numbers(run.mixture, "mixture")
     corpora = []
-    for name, weight in mixture.items():
+    for (name, weight), recorded in zip(mixture.items(), _distinct(map(place, mixture)), strict=True):
         inside = Path(run.dataset) / name  # a corpus may be named by its place in the folder --dataset
         dataset = str(inside) if run.mixture and not Path(name).exists() and inside.exists() else name
         where = (dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
         rows = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
-        record, splits = {"name": relative(name), **describe_source(*where), "rows": len(rows)}, None
+        if run.deduplicate_passages is not None and _text_column(run, rows) is None:
+            raise ValueError(
+                f"--deduplicate-passages cuts the column {run.text_column!r}, and {name} has no such text, only "
+                f"{', '.join(rows.column_names)}: rows of messages, instructions or preferences cannot lose a part. "
+                "Choose another with --text-column, or leave it out."
+            )
+        record, splits = {"name": recorded, **describe_source(*where), "rows": len(rows)}, None
         if run.task == "pretrain" and run.mixture is None:
             rows, splits = cut_single(rows, run.validation_fraction, run.test_fraction)
         corpora.append(Corpus(name, rows, record, weight, splits))
+    if run.task == "text":
+        shared_schema([corpus.rows.features.arrow_schema for corpus in corpora])  # said now, and not after all work
     return corpora
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    # corpora of different folders may end in the same name: books, books (2)
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name} ({n})" for n in count(2))
+        found.append(next(one for one in chain([name], numbered) if one not in found))
+    return found
+
+
+def _text_column(run: Any, rows: Any) -> str | None:
+    # where the text of these rows is; None for rows of messages, instructions or preferences
+    name = "text" if run.task == "pretrain" else run.text_column
+    return name if is_text(rows.features.get(name)) else None
 
 
 def open_tokenizer(run: Any):
@@ -156,7 +199,8 @@ def make_filters(run: Any) -> list:
         patterns = load_block_list(run.block_list)
         filters.append(Filter("block_list", problem=lambda text: blocked_term(text, patterns)))
     if run.contamination:
-        texts = ["\n".join(texts_of(row)) for row in open_rows(run.contamination)]
+        rows = open_rows(run.contamination, split=run.contamination_split)
+        texts = ["\n".join(texts_of(row)) for row in rows]
         hashes = ngram_hashes(texts, n=run.contamination_ngram)
 
         def contaminated(text: str) -> str | None:
@@ -182,10 +226,11 @@ def clean(run: Any, corpora: list[Corpus], filters: list, work: Path) -> list[li
     key = exact_key if run.deduplicate != "off" else None
     tables = []
     for n, corpus in enumerate(corpora):
-        table = corpus.rows.with_format("arrow")[:]
+        features, column = corpus.rows.features, _text_column(run, corpus.rows)
+        table = corpus.rows.with_format("arrow")[:].replace_schema_metadata(features.arrow_schema.metadata)
         bounds = part_bounds(table)
-        make = lambda k, table=table, bounds=bounds: clean_part(  # noqa: E731
-            table.slice(bounds[k], bounds[k + 1] - bounds[k]), filters, key, sign
+        make = lambda k, table=table, bounds=bounds, column=column: clean_part(  # noqa: E731
+            table.slice(bounds[k], bounds[k + 1] - bounds[k]), filters, key, sign, column
         )
         tables.append(in_parts(work / f"clean-{n}", len(bounds) - 1, make, shown(f"Cleaning {corpus.name}")))
     return tables
@@ -207,15 +252,15 @@ def remove_duplicates(run: Any, tables: list, selection) -> None:
 
 
 def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
-    """The tables with every passage taken out that came before; a row of which nothing is left goes."""
+    """The tables with every passage taken out that came before; a row of whose text nothing is left goes."""
     if run.deduplicate_passages is None:
         return tables
-    seen = SeenPassages(length=run.deduplicate_passages)
+    seen, column = SeenPassages(length=run.deduplicate_passages), "text" if run.task == "pretrain" else run.text_column
     starts = np.cumsum([0, *map(len, tables)])
 
     def make(k: int):
         alive = selection.alive[starts[k] : starts[k + 1]]
-        return change_part(tables[k], alive, lambda text: seen.remove(text)[0])
+        return change_part(tables[k], alive, column, lambda text: seen.remove(text)[0])
 
     shutil.rmtree(work / "passages", ignore_errors=True)  # what was seen is in no file: all parts are made again
     cut = in_parts(work / "passages", len(tables), make, shown("Cutting passages"))
@@ -241,11 +286,16 @@ def split(run: Any, corpora: list[Corpus], tables: list[list], selection) -> lis
         size = sum(map(len, of_corpus))
         left = np.flatnonzero(selection.alive[start : start + size])
         start += size
-        if corpus.splits is not None:
-            found.append({name: chosen[np.isin(chosen, left)] for name, chosen in corpus.splits.items()})
-            continue
         if len(left) == 0:
             raise ValueError(f"Nothing of {corpus.name} is left after the filters: {_reasons(of_corpus)}.")
+        if corpus.splits is not None:
+            found.append({name: chosen[np.isin(chosen, left)] for name, chosen in corpus.splits.items()})
+            if empty := [name for name, chosen in found[-1].items() if not len(chosen)]:
+                raise ValueError(
+                    f"Nothing of the {empty[0]} split of {corpus.name} is left after the filters: leave one out, or "
+                    "hold out another share."
+                )
+            continue
         fractions = (run.validation_fraction, run.test_fraction)
         few = len(left) < 1 + sum(fraction > 0 for fraction in fractions)
         if few and len(corpora) > 1:
@@ -277,8 +327,7 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
     flat = [table for of_corpus in tables for table in of_corpus]
     selection = Selection(flat, filters)
     remove_duplicates(run, flat, selection)
-    flat = cut_passages(run, flat, selection, work)
-    rest = iter(flat)
+    rest = iter(cut_passages(run, flat, selection, work))
     tables = [[next(rest) for _ in of_corpus] for of_corpus in tables]
     splits = split(run, corpora, tables, selection)
 
@@ -304,7 +353,7 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
         write_report(manifest, flat, selection, lengths, out)
 
     folder = Path(run.output_dir)
-    (folder / NAME).unlink(missing_ok=True)  # from here until it is written again nothing is prepared
+    remove_old(folder)  # from here until the manifest is written again nothing is prepared
     for path in out.iterdir():
         old = folder / path.name
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -312,3 +361,16 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
     write_text(folder / NAME, json.dumps(manifest, indent=2) + "\n")
     shutil.rmtree(work)
     return manifest
+
+
+def remove_old(folder: Path) -> None:
+    """Remove a preparation: what its manifest lists, the page about it, the manifest; nothing else in the folder."""
+    try:
+        files = read_manifest(folder).get("files", [])
+    except ValueError:  # none, or one that nobody can read
+        files = []
+    listed = OURS & {part for file in files for part in Path(file["name"]).parts[:1]}
+    for name in [*listed, "report.html"] if listed else []:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (folder / NAME).unlink(missing_ok=True)

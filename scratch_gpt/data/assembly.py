@@ -132,19 +132,54 @@ def write_documents(
     return parts, 1 - filled / (sum(part.rows for part in parts) * max_length), cut / filled
 
 
+def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns that all of some corpora have, each of a type that holds them all, and the names of their classes.
+
+    Raises:
+        ValueError: no such column, or one of types that do not go together or of other classes.
+    """
+    described, fields, features = [_described(schema) for schema in schemas], [], {}
+    names = [name for name in schemas[0].names if name not in MARKS]
+    for name in [name for name in names if all(name in schema.names for schema in schemas)]:
+        fields.append(_joined(name, [schema.field(name) for schema in schemas]))
+        said = [of.get(name) for of in described]
+        if all(one == said[0] for one in said):
+            features |= {name: said[0]} if said[0] else {}
+        elif "ClassLabel" in str(said):
+            raise ValueError(f"The column {name!r} has other classes in one corpus than in another: rename it in one.")
+    if not fields:
+        raise ValueError(f"The corpora have no column in common; the first one has {', '.join(names)}.")
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _described(schema: pa.Schema) -> dict[str, Any]:
+    # what `datasets` says of each column beside its type, the names of classes above all
+    return json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
+
+
+def _joined(name: str, columns: list[pa.Field]) -> pa.Field:
+    try:
+        return pa.unify_schemas([pa.schema([column]) for column in columns], promote_options="permissive").field(0)
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        kinds = " and ".join(dict.fromkeys(str(column.type) for column in columns))
+        raise ValueError(
+            f"The column {name!r} holds {kinds}, which do not go together: convert or rename it in one corpus."
+        ) from error
+
+
 def write_texts(
     corpora: Sequence[Sequence[pa.Table]], source: np.ndarray, document: np.ndarray, folder: Path, progress: Callable
 ) -> list[tuple[int, str]]:
     """Rows as they are after cleaning, in an order, with the columns that all corpora have; (rows, SHA-256) a file."""
     wholes = [pa.concat_tables(tables) for tables in corpora]
-    names = [name for name in wholes[0].column_names if name not in MARKS]
-    names = [name for name in names if all(name in whole.column_names for whole in wholes)]
+    schema = shared_schema([whole.schema for whole in wholes])
     parts = []
     for n, start in enumerate(progress(range(0, len(source), PART_ROWS))):
         of, which = source[start : start + PART_ROWS], document[start : start + PART_ROWS]
-        found = [wholes[i].select(names).take(pa.array(which[of == i])) for i in np.unique(of)]
+        found = [wholes[i].select(schema.names).take(pa.array(which[of == i])) for i in np.unique(of)]
         back = np.argsort(np.concatenate([np.flatnonzero(of == i) for i in np.unique(of)]))
-        table = pa.concat_tables(found, promote_options="permissive").take(pa.array(back))
+        table = pa.concat_tables([schema.empty_table(), *found], promote_options="permissive").take(pa.array(back))
+        table = table.replace_schema_metadata(schema.metadata)
         write_table(table, folder / f"part-{n:05d}.arrow")
         content = json.dumps(table.to_pylist(), sort_keys=True, ensure_ascii=False, default=str)
         parts.append((len(table), hashlib.sha256(content.encode()).hexdigest()))
@@ -156,4 +191,4 @@ def _write(rows: Iterable[dict[str, np.ndarray]], folder: Path, n: int, vocab_si
     return write_part(rows, path, vocab_size)
 
 
-__all__ = ["Joined", "Tokens", "encode_part", "write_documents", "write_texts", "write_windows"]
+__all__ = ["Joined", "Tokens", "encode_part", "shared_schema", "write_documents", "write_texts", "write_windows"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .words import comes_again, run_hashes, slices, words
+from .words import PLANES, UNSPACED, comes_again, run_hashes, slices, words
 
 
 # --- Quality -----------------------------------------------------------------------------------------------------
@@ -136,40 +136,60 @@ ASSIGNED_KEY = re.compile(  # api_key = "..."; the value has to hold a letter an
     (?=[acpstACPST])(?<![A-Za-z0-9])
     (?P<kept>(?i:(?:api|secret|access|auth|private|client)[_-]?(?:access[_-]?)?(?:key|token|secret)|token)
     ["']?\s{0,3}(?::|=>?)\s{0,3}["']?)
-    (?=[^0-9\s]{0,200}[0-9])(?=[^A-Za-z\s]{0,200}[A-Za-z])
+    (?=[A-Za-z_./+=-]{0,200}[0-9])(?=[0-9_./+=-]{0,200}[A-Za-z])
     [A-Za-z0-9_./+=-]{16,}+
     """,
     re.VERBOSE,
 )
+LETTERS = r"A-Za-z\u00c0-\u052f\u1e00-\u1fff"  # of scripts that put spaces between words: Latin, Greek, Cyrillic
 EMAIL = re.compile(
-    r"(?<![A-Za-z0-9._%+-])(?!git@)[A-Za-z0-9._%+-]{1,64}+"
-    r"@(?:[A-Za-z0-9-]{1,63}+\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
+    rf"(?<![{LETTERS}0-9._%+-])(?!git@)[{LETTERS}0-9._%+-]{{1,64}}+"
+    rf"@(?:[{LETTERS}0-9-]{{1,63}}+\.){{1,8}}(?:xn--[a-z0-9]{{2,59}}|[A-Za-z]{{2,24}}|[{LETTERS}]{{2,24}})"
+    r"(?!-?[A-Za-z0-9])"
 )
+# What may not touch a number is ASCII: one between Chinese characters, which know no spaces, is one too.
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-IPV4 = re.compile(rf"(?=\d)(?<![\w.])(?<![A-Za-z0-9]/){OCTET}(?:\.{OCTET}){{3}}(?!\w|\.\d|-[A-Za-z])")
-IPV6 = re.compile(r"(?=[0-9A-Fa-f:])(?<![\w:.])[0-9A-Fa-f:]{3,39}+(?![\w:])")
+IPV4 = re.compile(rf"(?=\d)(?<![\w.])(?<![A-Za-z0-9]/){OCTET}(?:\.{OCTET}){{3}}(?!\w|\.\d|-[A-Za-z])", re.ASCII)
+IPV6 = re.compile(
+    r"""
+    (?=[0-9A-Fa-f:])(?<![\w.])(?:
+        [0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){1,7}+(?:::)?+           # 2001:db8::17, 2001:db8::
+        | ::[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){1,6}+                # ::ffff:0:17
+    )(?!\w|:[\w:])
+    """,
+    re.VERBOSE | re.ASCII,
+)
 PHONE = re.compile(
     r"""
     (?=[+(0-9])(?:
-    \+(?<![\w+]\+)[1-9](?:
+    \+(?<![\w+]\+)
+    (?!(?:19|20)\d\d[-/.](?:0[1-9]|1[0-2])[-/.](?:0[1-9]|[12]\d|3[01])(?!-?\d))  # the date of a line that a diff adds
+    (?!(?:0?[1-9]|[12]\d|3[01])[-/.](?:0?[1-9]|1[0-2])[-/.](?:19|20)\d\d(?![ -]?\d))
+    [1-9](?:
         (?:[ ()-]{0,2}\d){7,14}(?!\d)                                  # +44 20 7946 0958 (E.164: 8 to 15 digits)
-        | \d{0,2}(?:\.\d{2,4}){2,4}(?!\w|\.\d)                         # +1.212.555.0123
-      )
+        | (?:[ ()-]{0,2}\d){1,6}[ ]?/[ ]?\d(?:[ -]?\d){3,11}(?!\d)     # +49 30/1234567
+        | \d{0,2}(?:\.\d{2,4}){2,4}(?=x\d|(?!\w|\.\d))                 # +1.212.555.0123
+      )(?:x\d{1,5}(?!\w))?
     | (?<![\w.+-])(?:
         (?:1[ .-])?(?:\(\d{3}\)[ ]?\d{3}[ .-]|\d{3}-\d{3}-|\d{3}\.\d{3}\.)\d{4}  # (212) 555-0123, 212-555-0123
         | (?:\(0[1-9]\d{1,3}\)|0[1-9]\d{1,3})[ -]\d{3,4}[ -]?\d{3,4}    # 020 7946 0958, (0151) 234 5678
-        | 0\d(?:[ .]\d\d){4}                                           # 01 23 45 67 89
-      )(?![\w-]|\.\d)
+        | (?P<pairs>0[1-9](?:[ .-]\d\d){4})                            # 01 23 45 67 89, and no pair behind it
+          (?![ ](?:\d[0-9A-Fa-f]|[A-Fa-f]\d)(?!\w))
+      )(?:x\d{1,5})?(?![\w-]|\.\d)                                     # 212-555-0123x45
     )
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 # telephone numbers and versions where a word says so
-DIGITS = re.compile(r"(?=[+(0-9])(?<![\w.+-])\+?\(?\d(?:[ ().-]{0,2}\d){6,14}(?!\d)")
+DIGITS = re.compile(r"(?=[+(0-9])(?<![\w.+-])\+?\(?\d(?:[ ()./-]{0,2}\d){6,14}(?!\d)(?:x\d{1,5}(?!\w))?", re.ASCII)
 SAYS_PHONE = re.compile(
-    r"(?i)(?<!\w)(?:tel(?:ephone)?|phone|mobile|cell|fax|whatsapp)\W{0,3}(?:no\W{0,3}|number\W{0,3})?$"
+    rf"(?<![{LETTERS}0-9_])(?!PHONE\])(?i:tel(?:ephone)?|phone|mobile|cell|fax|whatsapp)\W{{0,3}}"  # not [PHONE]
+    r"(?i:no\W{0,3}|number\W{0,3})?$"
 )
-SAYS_VERSION = re.compile(r"(?i)\b(?:version|ver|release|section|sect|sec|chapter|clause|build)\W{1,3}$")
+SAYS_VERSION = re.compile(r"(?i)\b(?:version|ver|revision|rev|release|section|sect|sec|chapter|clause|build)\W{1,3}$")
+DATE = re.compile(r"(?:\d\d?/\d\d?/\d{4}|\d{4}/\d\d?/\d\d?)(?!\d)")
+ENDS_GROUP = re.compile(r"(?:(?<!\w)[0-9A-Fa-f]{1,4}|:):$", re.ASCII)  # of an address that begins further left
+ENDS_PAIR = re.compile(r"(?<![A-Za-z0-9])(?:\d[0-9A-Fa-f]|[A-Fa-f]\d|[A-Fa-f]{2} [A-Fa-f]{2}) $")
 
 
 def _before(match: re.Match) -> str:
@@ -190,11 +210,17 @@ def _is_no_address(match: re.Match) -> bool:
         ipaddress.IPv6Address(match[0])
     except ValueError:
         return True
-    return False
+    return bool(ENDS_GROUP.search(_before(match)))
+
+
+def _is_row_of_pairs(match: re.Match) -> bool:
+    # 01 02 03 04 05 behind another pair, of a hex dump too, or behind a word for versions
+    before = _before(match)
+    return match["pairs"] is not None and bool(ENDS_PAIR.search(before) or SAYS_VERSION.search(before))
 
 
 def _is_no_phone(match: re.Match) -> bool:
-    return not SAYS_PHONE.search(_before(match))
+    return bool(DATE.match(match[0])) or not SAYS_PHONE.search(_before(match))
 
 
 # kind -> patterns, each with what every match holds (looked for first: faster), and which matches stay
@@ -202,9 +228,10 @@ MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]
     "key": [(KEY, "", None), (ASSIGNED_KEY, "", None)],
     "email": [(EMAIL, "@", None)],
     "ip": [(IPV4, ".", _is_version), (IPV6, ":", _is_no_address)],
-    "phone": [(PHONE, "", None), (DIGITS, "", _is_no_phone)],
+    "phone": [(PHONE, "", _is_row_of_pairs), (DIGITS, "", _is_no_phone)],
 }
 KINDS = tuple(MASKS)
+UNBREAKING = {"\u00a0": " ", "\u202f": " ", "\u2010": "-", "\u2011": "-"}  # spaces and hyphens that no line breaks at
 
 
 def mask_private(
@@ -242,28 +269,43 @@ def mask_private(
     for kind in (kind for kind in KINDS if kind in kinds):
         for pattern, needle, stays in MASKS[kind]:
             kept, end = [], 0
-            for match in pattern.finditer(text) if needle in text else ():
+            for match in pattern.finditer(_with_usual_breaks(text)) if needle in text else ():
                 if stays is None or not stays(match):
-                    kept += [text[end : match.start()], match.groupdict().get("kept", ""), f"[{kind.upper()}]"]
+                    start = match.end("kept") if "kept" in pattern.groupindex else match.start()
+                    kept += [text[end:start], f"[{kind.upper()}]"]
                     end = match.end()
-            text, counts[kind] = "".join([*kept, text[end:]]), counts[kind] + len(kept) // 3
+            text, counts[kind] = "".join([*kept, text[end:]]), counts[kind] + len(kept) // 2
     return text, counts
 
 
+def _with_usual_breaks(text: str) -> str:
+    # as long as the text, so that what is found in one stands there in the other
+    for unbreaking, usual in UNBREAKING.items():
+        text = text.replace(unbreaking, usual)
+    return text
+
+
 # --- Block lists -------------------------------------------------------------------------------------------------
+
+
+# Characters that are words by themselves, as words.py has it; a word of any other has no letter beside it.
+CHARACTERS = "".join(f"{chr(first)}-{chr(last)}" for first, last in (*UNSPACED, (PLANES, 0x10FFFF)))
+BEGINS_WORD = rf"(?-i:(?<![^\W{CHARACTERS}])|(?=[{CHARACTERS}]))"
+ENDS_WORD = rf"(?-i:(?![^\W{CHARACTERS}])|(?<=[{CHARACTERS}]))"
 
 
 def load_block_list(path: str | Path) -> list[re.Pattern]:
     """A file of words -> what `blocked_term` looks for, the words in one pattern and each /regex/ in its own.
 
     One word (or several, with a space between) or /regex/ a line; what stands behind a "#" at the start of a line or
-    after a space is a comment. Words match whole and in any case, patterns as they are written.
+    after a space is a comment. Words match whole and in any case, patterns as they are written. In scripts that put no
+    space between words (see words.py) a word is found wherever it stands.
 
     Raises:
         ValueError: no such file, nothing in it, or a pattern that is none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The block list {path} cannot be read: {error}") from error
     terms, patterns = [], []
@@ -279,7 +321,8 @@ def load_block_list(path: str | Path) -> list[re.Pattern]:
     if terms:
         longest_first = sorted(set(terms), key=lambda term: (-len(term), term))
         first = "".join(sorted({re.match(r"\\?.", term)[0] for term in terms}))  # looked at before the words: faster
-        patterns.insert(0, re.compile(rf"(?<!\w)(?=[{first}])(?:{'|'.join(longest_first)})(?!\w)", re.IGNORECASE))
+        whole = rf"(?=[{first}]){BEGINS_WORD}(?:{'|'.join(longest_first)}){ENDS_WORD}"
+        patterns.insert(0, re.compile(whole, re.IGNORECASE))
     if not patterns:
         raise ValueError(f"The block list {path} holds no word; write one word or /regex/ a line.")
     return patterns

@@ -1,7 +1,7 @@
 """What data a run used -> JSON: sources, counts, hashes; and whether data are still what a manifest says.
 
 format_version, task, tokenizer (fingerprint, vocab_size), max_length, stride, pack
-sources    [{dataset, config, split, revision, rows, files: [{name, bytes, sha256}]}]
+sources    [{name, dataset, config, split, revision, rows, files: [{name, bytes, sha256}]}]
 filters    {name: {in, removed}}                  in the order in which they ran
 mixture    {asked, actual, alpha, ...} or null    shares of tokens
 splits     {train: {documents, bytes, rows, tokens, asked, sha256}, ...}
@@ -11,12 +11,22 @@ files      [{name, bytes, sha256}]                of a prepared folder
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+
+
+def place(name: str) -> str:
+    """What a record calls a file, folder or dataset: its path from the working folder, outside of it the last part."""
+    path = os.path.expanduser(name)
+    if not os.path.isabs(path) and ".." not in Path(path).parts:
+        return name
+    path, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
 
 
 def file_record(path: Path, name: str) -> dict[str, Any]:
@@ -97,13 +107,20 @@ def verify_files(folder: Path, manifest: dict[str, Any], contents: bool = True) 
 
 def changed_file(recorded: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
     """What the first file is, and what happened to it, that differs between two lists of sources; None where none."""
-    before = {file["name"]: file for source in recorded for file in source.get("files", [])}
-    after = {file["name"]: file for source in now for file in source.get("files", [])}
-    for file in sorted({*before, *after}):
-        if before.get(file) != after.get(file):
-            what = "is missing" if file not in after else "has changed" if file in before else "is new"
-            return f"{file} {what}"
+    before, after = _files(recorded, now), _files(now, recorded)
+    for key in sorted({*before, *after}):
+        if before.get(key) != after.get(key):
+            what = "is missing" if key not in after else "has changed" if key in before else "is new"
+            return f"{key[1]} {what}"
     return None
+
+
+def _files(sources: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
+    # {(source, file name): file}; a source goes by its name, and by its place in the list where the others' differ
+    names, theirs = ([str(source.get("name", source["dataset"])) for source in of] for of in (sources, others))
+    known = names if sorted(names) == sorted(theirs) and len({*names}) == len(names) else range(len(names))
+    pairs = zip(known, sources, strict=True)
+    return {(source, file["name"]): file for source, record in pairs for file in record.get("files", [])}
 
 
 def verify_same(recorded: dict[str, Any], now: dict[str, Any], name: str) -> None:
@@ -134,6 +151,7 @@ __all__ = [
     "hash_of",
     "is_prepared",
     "make_manifest",
+    "place",
     "read_manifest",
     "verify_files",
     "verify_same",

@@ -42,12 +42,13 @@ class Filter(NamedTuple):
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """All texts of a row, or of what lies in it (messages, answers), in order."""
+    """All texts of a row, or of what lies in it (messages, answers), in order. Whose a message is, is no text."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from texts_of(inner)
+        for key, inner in value.items():
+            if not _is_role(value, key):
+                yield from texts_of(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from texts_of(inner)
@@ -58,10 +59,14 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: with_texts(inner, change) for key, inner in value.items()}
+        return {key: inner if _is_role(value, key) else with_texts(inner, change) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [with_texts(inner, change) for inner in value]
     return value
+
+
+def _is_role(value: Mapping, key: str) -> bool:
+    return key == "role" and "content" in value
 
 
 # --- Parts -------------------------------------------------------------------------------------------------------
@@ -106,12 +111,17 @@ def clean_part(
     filters: Sequence[Filter],
     key: Callable[[str], bytes] | None = None,
     signatures: Callable[[list[str]], np.ndarray] | None = None,
+    text_column: str | None = None,
 ) -> pa.Table:
     """The rows with each filter applied in turn, and columns of ours beside their own (MARKS).
 
     A removed row stays in the table as it was found, so that it can be counted, shown and written out.
+
+    Args:
+        key, signatures: by which rows are told apart, of their text.
+        text_column: the one that holds it; without one, or where it is empty, all texts of a row are its text.
     """
-    cleaned, removed, why, changed, texts = [], [], [], [], []
+    cleaned, removed, why, changed, sizes, texts = [], [], [], [], [], []
     for found in rows.to_pylist():
         row, text, name, reason, changes = found, "\n".join(texts_of(found)), None, None, []
         for item in filters:
@@ -127,14 +137,16 @@ def clean_part(
         removed.append(name)
         why.append(reason)
         changed.append(changes)
-        texts.append("" if name else text)
+        sizes.append(0 if name else len(text.encode()))
+        own = None if text_column is None else row[text_column]
+        texts.append("" if name else own if own and not own.isspace() else text)
     columns = {
         column: pa.array([row[column] for row in cleaned], rows.schema.field(column).type)
         for column in rows.column_names
     }
     columns["_removed"] = pa.array(removed, pa.string())
     columns["_why"] = pa.array(why, pa.string())
-    columns["_bytes"] = pa.array([len(text.encode()) for text in texts], pa.int64())
+    columns["_bytes"] = pa.array(sizes, pa.int64())
     columns["_changed"] = pa.array(changed, pa.list_(pa.string()))
     if key is not None:
         columns["_key"] = pa.array([key(text) for text in texts], pa.binary(16))
@@ -142,7 +154,7 @@ def clean_part(
         made = np.ascontiguousarray(signatures(texts))
         kind = pa.binary(made.shape[1] * made.itemsize)
         columns["_signature"] = pa.FixedSizeBinaryArray.from_buffers(kind, len(made), [None, pa.py_buffer(made)])
-    return pa.table(columns)
+    return pa.table(columns, metadata=rows.schema.metadata)  # which knows the names of classes
 
 
 def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
@@ -182,15 +194,18 @@ def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[st
         start += len(table)
 
 
-def change_part(table: pa.Table, alive: np.ndarray, change: Callable[[str], str]) -> pa.Table:
-    """Rows with each text changed; "_emptied" and "_shortened" say of which ones nothing or less is left."""
+def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Callable[[str], str]) -> pa.Table:
+    """Rows with the text of one column changed; "_emptied" and "_shortened" say where nothing or less is left."""
     rows, shortened, emptied = table.to_pylist(), [], []
     for n, row in enumerate(rows):
-        own = {name: value for name, value in row.items() if name not in MARKS}
-        changed = with_texts(own, change) if alive[n] else own
-        shortened.append(changed != own)
-        emptied.append(shortened[-1] and not any(text.strip() for text in texts_of(changed)))
-        row.update(changed, _bytes=sum(len(text.encode()) for text in texts_of(changed)))
+        text = row[text_column] or ""
+        left = change(text) if alive[n] else text
+        shortened.append(left != text)
+        emptied.append(left != text and not left.strip())
+        if left != text:
+            row[text_column] = left
+            own = {name: value for name, value in row.items() if name not in MARKS}
+            row["_bytes"] = len("\n".join(texts_of(own)).encode())
     changed = pa.Table.from_pylist(rows, table.schema)
     return changed.append_column("_emptied", pa.array(emptied)).append_column("_shortened", pa.array(shortened))
 

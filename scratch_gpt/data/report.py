@@ -6,12 +6,12 @@ are SVG, all other bars are boxes whose width is a share of the room they have.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from ..pages import page, page_text
+from .manifest import place
 from .windows import IGNORED
 
 
@@ -72,7 +72,7 @@ def report_page(
         examples: filter -> (why, text) of some rows that it removed, the text shortened; why may be empty.
         row: one row as `PreparedRows` gives it, with `pieces`, the text of each of its tokens.
     """
-    name = ", ".join(_place(source["name"]) for source in manifest["sources"])
+    name = ", ".join(place(source["name"]) for source in manifest["sources"])
     sections = [
         _filters(manifest["filters"], examples),
         _lengths(lengths, "bytes" if manifest["task"] == "text" else "tokens", manifest.get("max_length")),
@@ -215,7 +215,7 @@ def _mixture(mixture: Mapping[str, Any]) -> str:
         said = [f"asked {asked[name]:.1%}"] if name in asked else []
         said += [f"actual {share:.1%}"] + ([f"given {epochs[name]:.2f} times"] if name in epochs else [])
         tracks = [[("hollow", asked[name] / end)]] if name in asked else []
-        bars.append(_bar(_place(name), ", ".join(said), [*tracks, [("blue", share / end)]]))
+        bars.append(_bar(place(name), ", ".join(said), [*tracks, [("blue", share / end)]]))
     key = _key(hollow="asked", blue="actual") if asked else ""
     rule = "" if mixture.get("alpha") is None else f" Shares follow size to the power alpha = {mixture['alpha']}."
     note = "Each corpus' share of the training split." + rule
@@ -280,17 +280,13 @@ def _key(**meanings: str) -> str:
     return f'<div class="key">{entries}</div>\n'
 
 
-def _place(name: str) -> str:
-    # A corpus may be named by where it lies, which is nobody's business.
-    return PurePath(name).name if PurePath(name).is_absolute() else name
-
-
 def _things(count: int, name: str) -> str:
     return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def _count(number: float) -> str:
-    for size, letter in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+    number = float(f"{number:.3g}")  # first: 999,600 is 1 M
+    for size, letter in ((10**12, " T"), (10**9, " G"), (10**6, " M"), (10**3, " k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"
     return f"{number:g}"

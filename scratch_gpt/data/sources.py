@@ -298,13 +298,18 @@ def joined_stream(
     return TokenStream(ids, np.array([len(ids)]), len(text.encode()))
 
 
+def is_text(feature: Any) -> bool:
+    """Whether a column of this feature, as `datasets` describes it, holds text."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
 def _check_text_column(dataset: str, columns: list[str], features: Any, text_column: str) -> None:
     if text_column not in columns:
         raise ValueError(
             f"{dataset} has no column {text_column!r}, only {', '.join(columns)}. Choose with --text-column."
         )
     kind = (features or {}).get(text_column)
-    if kind is not None and getattr(kind, "dtype", None) not in ("string", "large_string"):
+    if kind is not None and not is_text(kind):
         raise ValueError(f"Column {text_column!r} of {dataset} holds {kind}, not text. Choose with --text-column.")
 
 
@@ -430,6 +435,7 @@ __all__ = [
     "TokenStream",
     "cut_single",
     "describe_source",
+    "is_text",
     "joined_stream",
     "open_column",
     "open_documents",

@@ -25,7 +25,7 @@ def split_numbers(
     """Which of n documents go where, in order: {"train", "validation", "test"}.
 
     Raises:
-        ValueError: as `check_fractions`, or fewer documents than splits.
+        ValueError: as `check_fractions`, or too few documents to leave something in each split.
     """
     asked = check_fractions(validation_fraction, test_fraction)
     if n < 1 + len(asked):
@@ -34,6 +34,10 @@ def split_numbers(
     splits = {}
     for name, fraction in asked.items():
         take = min(max(1, round(fraction * n)), len(order) - 1)
+        if take == 0:
+            raise ValueError(
+                f"{n} documents leave nothing for {name} beside the other splits. Set a fraction to 0, or lower one."
+            )
         splits[name], order = np.sort(order[:take]), order[take:]
     return {"train": np.sort(order), **splits}
 

@@ -148,4 +148,4 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     return kinds, values
 
 
-__all__ = ["Words", "comes_again", "document_ngrams", "mix", "run_hashes", "slices", "words"]
+__all__ = ["PLANES", "UNSPACED", "Words", "comes_again", "document_ngrams", "mix", "run_hashes", "slices", "words"]
