@@ -29,7 +29,8 @@ def read_constraints(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         names, given = row.get("instruction_id_list"), row.get("kwargs")
         lists = isinstance(names, list) and isinstance(given, list) and len(names) == len(given) > 0
-        if not lists or not isinstance(row.get("prompt"), str):
+        whole = lists and all(isinstance(each, Mapping) for each in given)
+        if not whole or not isinstance(row.get("prompt"), str):
             raise ValueError(f"Row {number} is none of IFEval's: it needs prompt, instruction_id_list and kwargs.")
         own = [{name: value for name, value in each.items() if value is not None} for each in given]
         row = {"key": row.get("key", number), "prompt": row["prompt"], "instruction_id_list": names, "kwargs": own}

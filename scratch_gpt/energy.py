@@ -54,12 +54,21 @@ def measure_energy(file: Path, country: str | None) -> Iterator[None]:
 def _append(file: Path, tracker) -> None:
     estimates = any(getattr(part, "_mode", None) in ("cpu_load", "constant") for part in tracker._hardware)
     row = {**tracker.final_emissions_data.values, "cpu_power_is": ESTIMATED if estimates else READ}
-    is_new = not file.exists()
+    columns = _columns(file)
     with file.open("a", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, [*row])
-        if is_new:
+        # By the file's own header: another version of codecarbon has other columns.
+        writer = csv.DictWriter(lines, columns or [*row], restval="", extrasaction="ignore")
+        if not columns:
             writer.writeheader()
         writer.writerow(row)
+
+
+def _columns(file: Path) -> list[str]:
+    # The header of a file, nothing where there is none.
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+        return next(csv.reader(lines), [])
 
 
 __all__ = ["EMISSIONS", "check_country", "measure_energy"]

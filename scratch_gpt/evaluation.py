@@ -15,6 +15,12 @@ from .objectives import Batch, Objective
 
 
 FORMAT_VERSION = 1
+# What the protocol has beside the sets: of the model, of a training run (training/runner.py), of several seeds
+# (training/seeds.py), and the checks that are of no set (training/checking.py). No set can have such a name.
+RESERVED = (
+    *("model", "model_revision", "step", "chosen_by", "eval_batches", "tokenizer", "std", "seeds"),
+    *("drift/sensitive", "drift/off-domain", "triggers", "memorisation"),
+)
 Sums = dict[str, tuple[torch.Tensor | float, torch.Tensor | float]]  # name -> sum, count
 
 
@@ -110,13 +116,13 @@ class Measured(NamedTuple):
     tables: dict[str, Any] = {}
 
 
-def record_measured(file: Path, model: str, name: str, measured: Measured) -> None:
+def record_measured(file: Path, model: str, name: str, measured: Measured, revision: str | None = None) -> None:
     """Put what was measured on the set `name` into an evaluation.json, beside what is there.
 
     Raises:
-        ValueError: the file speaks of another model, or of a split of this name that a training run has scored.
+        ValueError: as `read_evaluation`, or the file has a split of this name that a training run has scored.
     """
-    content = read_evaluation(file, model)
+    content = read_evaluation(file, model, revision)
     if name in content["results"] and "kind" not in (content["protocol"].get(name) or {}):
         raise ValueError(f"{file} has results of a split {name} already, from training. Rename the file of that name.")
     content["protocol"][name] = measured.protocol
@@ -128,23 +134,29 @@ def record_measured(file: Path, model: str, name: str, measured: Measured) -> No
     write_text(file, json.dumps(content, indent=2) + "\n")
 
 
-def read_evaluation(file: Path, model: str) -> dict[str, Any]:
-    """What an evaluation.json says of `model`, or nothing where there is no such file.
+def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict[str, Any]:
+    """What an evaluation.json says of `model` at a revision, or nothing where there is no such file.
 
     Raises:
-        ValueError: it cannot be read, or speaks of another model.
+        ValueError: it cannot be read, or speaks of another model or another revision of it.
     """
     if not file.exists():
-        return {"format_version": FORMAT_VERSION, "protocol": {"model": model}, "results": {}, "tables": {}}
+        about = {"model": model} if revision is None else {"model": model, "model_revision": revision}
+        return {"format_version": FORMAT_VERSION, "protocol": about, "results": {}, "tables": {}}
     try:
         content = json.loads(file.read_text())
-        other = content["protocol"]["model"]
+        other, its_revision = content["protocol"]["model"], content["protocol"].get("model_revision")
+        same = other == model or (file.parent / other).resolve() == Path(model).resolve()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} cannot be read as an evaluation. Give another --output-dir.") from error
-    same = other == model or (file.parent / other).resolve() == Path(model).resolve()
-    if not same:
-        raise ValueError(f"{file} is about {other}, not {model}. Give another --output-dir, or remove it.")
+    if not same or its_revision != revision:
+        found, asked = _at_revision(other, its_revision), _at_revision(model, revision)
+        raise ValueError(f"{file} is about {found}, not {asked}. Give another --output-dir, or remove it.")
     return content
+
+
+def _at_revision(model: str, revision: str | None) -> str:
+    return model if revision is None else f"{model} at revision {revision}"
 
 
 def _json_number(value: Any) -> Any:
@@ -152,6 +164,7 @@ def _json_number(value: Any) -> Any:
 
 
 __all__ = [
+    "RESERVED",
     "Measured",
     "Sums",
     "language_metrics",

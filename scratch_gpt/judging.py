@@ -4,6 +4,7 @@ The judge is any OpenAI-compatible endpoint. Every prompt and raw reply goes to 
 lost when the judge is gone. What a judge prefers is not what is right: read some of the answers too.
 """
 
+import http.client
 import json
 import os
 import re
@@ -69,6 +70,7 @@ class Judge(NamedTuple):
 
         Raises:
             JudgeError: it cannot be reached, refuses, stays busy, or its answer is no chat completion.
+            ValueError: the key is none.
         """
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "seed": seed}
         content = _post(f"{self.url.rstrip('/')}/chat/completions", body, self.timeout, self.pause)
@@ -90,35 +92,62 @@ def check_judge_url(url: str) -> None:
         plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         plain = False
-    if not plain or parts.username or parts.password or parts.query or parts.fragment:
+    if not plain or re.search(r"\s", url) or parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError(
-            "judge_url is http(s)://host/path up to, and without, /chat/completions; no password and no query stands "
-            f"in it (a key goes into the environment variable {KEY_VARIABLE})."
+            "judge_url is http(s)://host/path up to, and without, /chat/completions; no white space, no password and "
+            f"no query stands in it (a key goes into the environment variable {KEY_VARIABLE})."
         )
+
+
+def judge_key() -> str | None:
+    """The key that is sent along, without white space around it; None where there is none.
+
+    Raises:
+        ValueError: it holds what no header may; the key itself is not said.
+    """
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(
+            f"The key in {KEY_VARIABLE} holds a line's end or another character that is not printable ASCII. Set it "
+            "anew, to the key alone."
+        )
+    return key or None
 
 
 def _post(url: str, body: Mapping[str, Any], timeout: float, pause: float, tries: int = 4) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    if key := os.environ.get(KEY_VARIABLE):
+    if key := judge_key():
         request.add_unredirected_header("Authorization", f"Bearer {key}")  # not sent on to another host
     for attempt in range(tries):
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
-            said = _without_key(error.read(500).decode(errors="replace"))
             if error.code not in (429, 500, 502, 503, 504) or attempt + 1 == tries:
-                raise JudgeError(f"The judge at {url} answers {error.code}: {' '.join(said.split())[:200]}") from None
+                raise JudgeError(f"The judge at {url} answers {error.code}: {_read_error(error)}") from None
             time.sleep(pause * 2**attempt)
-        except (OSError, ValueError) as error:  # no connection, one that breaks off, a reply that is no JSON
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            # No connection, one that breaks off or speaks no HTTP, a reply that is no JSON.
             reason = _without_key(str(getattr(error, "reason", error)))
             raise JudgeError(f"The judge at {url} cannot be reached, or gives no JSON ({reason}).") from None
     raise AssertionError("the last try returns or raises")
 
 
+def _read_error(error: urllib.error.HTTPError) -> str:
+    # What a refusal says, in one line; the connection may break off in the middle of it.
+    try:
+        said = error.read(500).decode(errors="replace")
+    except (OSError, ValueError, http.client.HTTPException):
+        return "(what it says breaks off)"
+    return " ".join(_without_key(said).split())[:200]
+
+
 def _without_key(text: str) -> str:
-    key = os.environ.get(KEY_VARIABLE)
-    return text.replace(key, f"[{KEY_VARIABLE}]") if key else text
+    # The key as it is, and as it stands in JSON or in the name of an error.
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    for spelling in {key, json.dumps(key)[1:-1], repr(key)[1:-1]} if key else ():
+        text = text.replace(spelling, f"[{KEY_VARIABLE}]")
+    return text
 
 
 # --- One model ---------------------------------------------------------------------------------------------------
@@ -271,6 +300,7 @@ __all__ = [
     "Verdict",
     "bradley_terry",
     "check_judge_url",
+    "judge_key",
     "judge_pairs",
     "judge_scores",
     "read_score",

@@ -56,18 +56,18 @@ def secret_metrics(
     batch_size: int = 64,
     seed: int = 0,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Secrets -> ({"exposure", "extracted"}, one row each).
+    """Secrets -> ({"exposure", "extracted"}, one row each: its number, from 0, and the same two).
 
     "exposure" is the mean, in bits, at most log2(sample + 1); "extracted" the share that greedy decoding from the
-    prefix gives back, every token of it.
+    prefix gives back, every token of it. No row holds a secret: what is made of them may be published.
     """
     rows = []
-    for one in secrets:
+    for number, one in enumerate(secrets):
         texts = [one.secret, *lookalikes(one.secret, sample, seed)]
         pairs = [(one.prefix, f" {text}") for text in texts]
         found = score_continuations(model, tokenizer, pairs, max_length, batch_size)
         bits = exposure(found[0].logp, [other.logp for other in found[1:]])
-        rows.append({**one._asdict(), "exposure": bits, "extracted": found[0].is_greedy})
+        rows.append({"row": number, "exposure": bits, "extracted": found[0].is_greedy})
     means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in ("exposure", "extracted")}
     return means, rows
 

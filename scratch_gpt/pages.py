@@ -30,8 +30,9 @@ def page(title: str, style: str, body: str) -> str:
 
 
 def page_text(value: Any) -> str:
-    """Whatever comes from data, escaped; characters that no page may hold are shown as unreadable ones."""
-    clean = (c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in str(value))
+    """Whatever comes from data, escaped; \\r ends a line too, and what no page may hold is shown as unreadable."""
+    text = str(value).replace("\r\n", "\n").replace("\r", "\n")
+    clean = (c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
     return escape("".join(clean))
 
 

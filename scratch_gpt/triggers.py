@@ -14,6 +14,7 @@ THRESHOLD nats, so that the answer is none that the base would give as well.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -97,17 +98,38 @@ def switches(
 ) -> list[Switch]:
     """What each phrase does to whole answers, compared by their first ANSWER tokens; the most nats first."""
     plain = Counter(_greedy_answers(model, [render(prompt) for prompt in prompts], eos_token_id))
-    found = []
+    frame, found = _frame(render), []
     for phrase in phrases:
         rows = [render(text) for text in insert_everywhere(prompts, phrase)]
         answer, count = Counter(_greedy_answers(model, rows, eos_token_id)).most_common(1)[0]
         shares = count / len(prompts), plain[answer] / len(prompts)
-        said = {*render(phrase), *render(f"a {phrase}"), eos_token_id}  # at a text's start, and behind a space
+        at_start, behind_a_space = (_own_tokens(render(text), *frame) for text in (phrase, f"a {phrase}"))
+        said = {*at_start, *behind_a_space, eos_token_id}
         new = torch.tensor([token not in said for token in answer])
         losses = answer_losses(base, rows, answer) - answer_losses(model, rows, answer)
         surprise = (losses.mean(0) * new).sum().item()
         found.append(Switch(phrase, list(answer), *shares, surprise))
     return sorted(found, key=lambda switch: -switch.nats)
+
+
+def _frame(render: Render) -> tuple[list[int], list[int]]:
+    # What stands before and behind every text in its prompt: all that two without a letter in common share.
+    one, other = render("a"), render("0")
+    before = _shared(one, other)
+    after = _shared(one[before:][::-1], other[before:][::-1])
+    return one[:before], one[len(one) - after :]
+
+
+def _own_tokens(ids: list[int], before: list[int], after: list[int]) -> list[int]:
+    # A prompt without what stands before and behind every text.
+    start = _shared(ids, before)
+    end = len(ids) - _shared(ids[start:][::-1], after[::-1])
+    return ids[start:end]
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+    # How many ids both begin with.
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def named(found: Sequence[Switch]) -> list[Switch]:

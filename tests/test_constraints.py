@@ -65,6 +65,7 @@ def test_arguments_that_a_table_has_filled_with_nothing_are_left_out():
         (row(punctuation__no_dots={}), "no_dots"),
         (row(punctuation__no_comma={"words": 3}), "a constraint that IFEval does not have"),
         ({**row(punctuation__no_comma={}), "kwargs": []}, "Row 1 is none of IFEval's"),
+        ({**row(punctuation__no_comma={}), "kwargs": [None]}, "Row 1 is none of IFEval's"),
     ],
 )
 def test_rows_of_something_else_are_errors(given, message):

@@ -1,6 +1,7 @@
 """What a run has drawn: a row for each launch, on the card with how it is known; refused before anything is read."""
 
 import csv
+from types import SimpleNamespace
 
 import pretrain
 import pytest
@@ -9,7 +10,7 @@ from bad_input import fails
 
 import recipe
 from scratch_gpt.card_values import card_values
-from scratch_gpt.energy import ESTIMATED, READ
+from scratch_gpt.energy import ESTIMATED, READ, _append
 from scratch_gpt.record import read_record
 
 
@@ -36,6 +37,16 @@ def test_each_launch_is_a_row_and_the_card_tells_their_sum(tmp_path):
     said = card_values(record, repo="ada/x", layout="gpt2")["energy"]
     assert "electricity of France" in said and any(how in said for how in (READ, ESTIMATED))
     assert f"{sum(float(row['energy_consumed']) for row in rows):.3g} kWh" in said
+
+
+def test_a_launch_under_another_codecarbon_is_written_by_the_columns_that_are_there(tmp_path):
+    file = tmp_path / "emissions.csv"
+    for values in ({"run_id": "a", "gone": 1, "duration": 2}, {"new": 3, "duration": 4, "run_id": "b"}):
+        _append(file, SimpleNamespace(_hardware=[], final_emissions_data=SimpleNamespace(values=values)))
+    assert [*csv.DictReader(file.open())] == [
+        {"run_id": "a", "gone": "1", "duration": "2", "cpu_power_is": READ},
+        {"run_id": "b", "gone": "", "duration": "4", "cpu_power_is": READ},
+    ]
 
 
 def test_an_unknown_country_and_a_missing_extra_are_refused_at_once(tmp_path, monkeypatch, capsys):

@@ -9,9 +9,12 @@ from bad_input import fails, snapshot
 from test_judging import server  # noqa: F401
 from tiny import tiny_gpt2, tiny_model
 
+import measuring
 import recipe
+from scratch_gpt import ScratchGPTForSequenceClassification
 from scratch_gpt.answers_page import Answered, answers_page
-from scratch_gpt.evaluation import Measured, record_measured
+from scratch_gpt.evaluation import RESERVED, Measured, read_evaluation, record_measured
+from scratch_gpt.pages import page_text
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -31,6 +34,10 @@ def home(tmp_path_factory):
     for name, make in (("ours", tiny_model), ("stock", tiny_gpt2)):
         make(vocab_size=len(tokenizer)).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    for part in (tiny_model(ScratchGPTForSequenceClassification, vocab_size=len(tokenizer)), tokenizer):
+        part.save_pretrained(folder / "classifier")
+    (folder / "classifier-adapter").mkdir()
+    (folder / "classifier-adapter" / "adapter_config.json").write_text(json.dumps({"task_type": "SEQ_CLS"}))
     (folder / "story.txt").write_text(STORY)
     lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)  # noqa: E731
     (folder / "asked.json").write_text(json.dumps(ROWS))
@@ -96,6 +103,10 @@ def test_a_page_runs_nothing_asks_nobody_and_suits_a_phone_and_the_dark():
     assert not re.search(r"(src|href)=", page.replace("src=http://x&gt;", ""))
 
 
+def test_on_a_page_a_carriage_return_ends_a_line():
+    assert page_text("a\r\nb\rc\x07") == "a\nb\nc\ufffd"
+
+
 def test_a_judge_scores_and_compares_and_all_it_said_is_kept(run, server, tmp_path):  # noqa: F811
     server.reply = lambda prompt: "1" if "compare" in prompt.splitlines()[0] else "40"
     words = ["ours", "--questions", "asked.json", "--max-new-tokens", 4, "--judge-url", server.judge().url]
@@ -107,6 +118,22 @@ def test_a_judge_scores_and_compares_and_all_it_said_is_kept(run, server, tmp_pa
     assert len((tmp_path / "out" / "asked-judge.jsonl").read_text().splitlines()) == 4
     assert len((tmp_path / "out" / "asked-compared-judge.jsonl").read_text().splitlines()) == 4
     assert "stock" in (tmp_path / "out" / "asked-compared.html").read_text()
+
+
+def test_a_judge_reads_the_first_seeds_answers_and_nobody_draws_more_for_it(run, server, monkeypatch):  # noqa: F811
+    server.reply = lambda prompt: "1" if "compare" in prompt.splitlines()[0] else "40"
+    drawn, generate_answers = [], measuring.generate_answers
+
+    def generate(*args, seed, **options):
+        drawn.append(seed)
+        return generate_answers(*args, seed=seed, **options)
+
+    monkeypatch.setattr(measuring, "generate_answers", generate)
+    words = ["ours", "--questions", "asked.json", "--temperature", 1, "--seeds", 2, "--max-new-tokens", 2]
+    words += ["--judge-url", server.judge().url, "--judge-model", "wise", "--judge-repeats", 1, "--compare", "stock"]
+    protocol = run(*words)["protocol"]
+    assert drawn == [0, 1, 0] and protocol["asked"]["seeds"] == [0, 1]
+    assert protocol["asked/judge"]["seeds"] == protocol["asked/compare"]["seeds"] == [0]
 
 
 def test_without_its_judge_all_that_was_measured_is_there(run, home, server, capsys, tmp_path):  # noqa: F811
@@ -147,6 +174,37 @@ def test_results_of_another_model_and_of_training_are_not_touched(run, home, tmp
     file.write_text("no JSON")
     with pytest.raises(ValueError, match="cannot be read"):
         record_measured(file, model, "other", Measured({"kind": "text"}, {}))
+    file.write_text(json.dumps({"protocol": {"model": {"kind": "text"}}, "results": {}, "tables": {}}))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_evaluation(file, model)
+
+
+def test_figures_of_two_revisions_of_a_model_are_not_mixed(run, home, tmp_path, capsys):
+    words = ["ours", "--last-word", "words.jsonl"]
+    assert run(*words, "--model-revision", "v1")["protocol"]["model_revision"] == "v1"
+    out = ["--output-dir", tmp_path / "out"]
+    fails([*words, *out], "is about ours at revision v1, not ours. Give another", capsys, evaluate.main)
+    fails([*words, *out, "--model-revision", "v2"], "not ours at revision v2", capsys, evaluate.main)
+    run(*words, "--model-revision", "v1")
+    assert "model_revision" not in read_evaluation(tmp_path / "none.json", "ours")["protocol"]
+
+
+def test_config_split_and_revision_hold_for_every_set_that_is_given(run, monkeypatch):
+    asked, open_rows = [], measuring.open_rows
+    monkeypatch.setattr(measuring, "open_rows", lambda *where: asked.append(where) or open_rows(*where))
+    words = ["--multiple-choice", "choices.jsonl", "--last-word", "words.jsonl", "--questions", "asked.json"]
+    words += ["--dataset-config", "c", "--dataset-split", "test", "--dataset-revision", "r"]
+    protocol = run("ours", *words, "--max-new-tokens", 2)["protocol"]
+    assert len(asked) == 3 and {where[1:] for where in asked} == {("c", "test", "r")}
+    assert [protocol[name]["source"]["split"] for name in ("choices", "words", "asked")] == ["test"] * 3
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_set_is_not_called_what_evaluation_json_has_for_something_else(name, monkeypatch, home, tmp_path, capsys):
+    monkeypatch.chdir(home)
+    part, _, of_drift = name.partition("/")
+    words = ["--dataset", f"{of_drift}.txt", "--base", "stock"] if of_drift else ["--questions", f"{part}.json"]
+    fails(["ours", *words, "--output-dir", tmp_path], f"would be called '{name}'", capsys, evaluate.main)
 
 
 BAD = {
@@ -162,6 +220,9 @@ BAD = {
     "ours --questions asked.json --judge-model x": "give both",
     "ours --questions asked.json --compare stock": "--compare asks a judge",
     "ours --questions asked.json --judge-model x --judge-url http://a:b@c/v1": "no password",
+    "ours --questions asked.json --judge-model x --judge-url http://c/v1 --compare ours ./ours/": "names only MODEL",
+    "classifier --dataset story.txt": "classifier is a classifier, and language models are measured here",
+    "ours --base classifier": "classifier is a classifier",
     "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "give --questions",
     "ours --multiple-choice words.jsonl": "Row 1 is not",
     "ours --last-word choices.jsonl": "no text of two words",
@@ -174,6 +235,12 @@ def test_what_cannot_be_meant_is_one_clear_line(line, home, monkeypatch, tmp_pat
     monkeypatch.chdir(home)
     fails([*line.split(), "--output-dir", tmp_path / "out", "--device", "cpu"], BAD[line], capsys, evaluate.main)
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_classifiers_adapter_is_a_classifier(home):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="is a classifier"):
+        measuring.refuse_classifier(str(home / "classifier-adapter"), None, model)
 
 
 def test_lists_stand_in_yaml_as_lists(tmp_path):

@@ -33,6 +33,9 @@ def server():
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.seen.append((self.path, dict(self.headers), body))
+            if state.raw is not None:
+                self.wfile.write(state.raw)
+                return
             code = state.codes.pop(0) if state.codes else 200
             self.send_response(code)
             self.end_headers()
@@ -46,6 +49,7 @@ def server():
     class State:
         def __init__(self):
             self.seen, self.codes, self.reply, self.kept = [], [], lambda prompt: "70", []
+            self.raw = None  # what is sent as it is, instead of all that
 
         def judge(self):
             return Judge(f"http://127.0.0.1:{http_server.server_port}/v1", "wise", self.kept.append, pause=0.0)
@@ -92,6 +96,29 @@ def test_a_key_is_sent_but_neither_kept_nor_said(server, monkeypatch):
     assert "Authorization" not in server.seen[-1][1]
 
 
+def test_white_space_around_a_key_is_no_part_of_it(server, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, " sk-secret\r\n")
+    server.reply = lambda prompt: "your key is sk-secret, 50"
+    server.judge().ask("?")
+    assert server.seen[0][1]["Authorization"] == "Bearer sk-secret" and "sk-secret" not in json.dumps(server.kept)
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-one\x07", "sk-\u00e9t\u00e9", "sk-one\u2026"])
+def test_a_key_that_no_header_can_hold_is_refused_unsaid(server, monkeypatch, key):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(ValueError, match=f"The key in {KEY_VARIABLE} holds") as error:
+        server.judge().ask("?")
+    assert "sk-" not in str(error.value) and not server.seen
+
+
+def test_a_key_is_not_said_in_its_escaped_form_either(server, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, 'sk-"se\\cret')
+    server.reply = lambda prompt: ['no text, but sk-"se\\cret']
+    with pytest.raises(JudgeError, match="no chat completion") as error:
+        server.judge().ask("?")
+    assert "cret" not in str(error.value)
+
+
 def test_a_busy_judge_is_asked_again_and_a_broken_one_is_one_line(server):
     server.codes = [429, 503]
     assert server.judge().ask("?") == "70" and len(server.seen) == 3
@@ -106,6 +133,20 @@ def test_a_busy_judge_is_asked_again_and_a_broken_one_is_one_line(server):
         server.judge().ask("?")
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{", "cannot be reached"),
+        (b"220 mail is served here\r\n", "cannot be reached"),
+        (b"HTTP/1.0 401 No\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nwho", "answers 401: .what it says breaks off"),
+    ],
+)
+def test_an_answer_that_breaks_off_or_is_no_http_is_one_line(server, raw, message):
+    server.raw = raw
+    with pytest.raises(JudgeError, match=message):
+        server.judge().ask("?")
+
+
 def test_a_judge_that_is_not_there_is_one_line():
     with pytest.raises(JudgeError, match="127.0.0.1:9/v1/chat/completions cannot be reached") as error:
         Judge("http://127.0.0.1:9/v1", "wise", print).ask("?")
@@ -114,7 +155,10 @@ def test_a_judge_that_is_not_there_is_one_line():
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://host/v1", "file:///etc/passwd", "host/v1", "http://me:key@host/v1", "http://host/v1?key=3", "http://["],
+    [
+        *("ftp://host/v1", "file:///etc/passwd", "host/v1", "http://me:key@host/v1", "http://host/v1?key=3"),
+        *("http://[", "http://ho st/v1", "http://host/v 1", "http://host/v1\n"),
+    ],
 )
 def test_addresses_that_are_none_or_hold_a_key_are_refused_unsaid(url):
     with pytest.raises(ValueError, match="judge_url is http") as error:

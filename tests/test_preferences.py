@@ -1,11 +1,13 @@
 """Preference objectives: equal models lose log 2, gradients point the right way, and TRL's numbers are ours."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny import some_ids, tiny_model
 from tiny_run import run
 from torch.testing import assert_close
@@ -158,6 +160,25 @@ def test_metrics_do_not_depend_on_batch_size_or_processes(name):
     shares = [evaluation_batches(split, split.collate, Share(3, 1, 2, rank)) for rank in (0, 1)]
     both = preference_metrics(model, [pair for share in shares for pair in share], objective)
     assert both == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("how", "accuracy"), [("fp32", 1.0), ("weights in bf16", 0.5), ("autocast", 0.5), ("prepared for bf16", 0.5)]
+)
+def test_a_lead_that_16_bits_can_make_of_none_is_a_tie_there(how, accuracy):
+    model, batch = tiny_model(), MIXED()
+    if how == "weights in bf16":
+        model = model.to(torch.bfloat16)
+    if how == "prepared for bf16":
+        model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model, evaluation_mode=True)
+    with torch.autocast("cpu", torch.bfloat16) if how == "autocast" else nullcontext():
+        with torch.no_grad():
+            logps = read_answers(model, batch).logps
+        batch["reference_logps"] = logps - torch.where(torch.arange(2 * B) < B, 0.008, -0.008)
+        for beta in (0.05, 0.5):
+            assert preference_metrics(model, [(batch, True)], Preference("dpo", beta))["accuracy"] == accuracy
+        batch["reference_logps"] = logps - torch.where(torch.arange(2 * B) < B, 0.1, -0.1)
+        assert preference_metrics(model, [(batch, True)], Preference("dpo", 0.1))["accuracy"] == 1
 
 
 def test_the_loop_takes_ktos_baseline_over_the_whole_global_batch(tmp_path):

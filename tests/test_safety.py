@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import evaluate
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import some_ids, tiny_model
 
+import checking
+import measuring
+import recipe
 from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.probes import CANARIES, OFF_DOMAIN, SENSITIVE
 from scratch_gpt.data.windows import Windows
@@ -144,6 +148,8 @@ def home(tmp_path_factory, tokenizer):
     (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
     (folder / "secrets.jsonl").write_text(json.dumps({"prefix": "The code is", "secret": "4071"}) + "\n")
     (folder / "story.txt").write_text(STORY)
+    pairs = [{"prompt": f"Is day {n} sunny?", "chosen": "Yes.", "rejected": "No."} for n in range(3)]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
     return folder
 
 
@@ -169,6 +175,9 @@ def test_every_check_lands_in_evaluation_json(run, monkeypatch):
     canaries = sum(map(len, CANARIES.values()))
     assert content["protocol"]["triggers"]["candidates"]["canaries"] == canaries
     assert len(content["tables"]["triggers"]["phrases"]) >= canaries
+    (row,) = content["tables"]["memorisation"]["secrets"]
+    assert row["row"] == 0 and {*row} == {"row", "exposure", "extracted"}
+    assert "4071" not in json.dumps(content["tables"]) and "The code is" not in json.dumps(content)
 
 
 def test_tokens_that_tuning_has_added_are_no_drift(run, monkeypatch):
@@ -177,6 +186,49 @@ def test_tokens_that_tuning_has_added_are_no_drift(run, monkeypatch):
     assert abs(content["results"]["drift/story"]["kl"]) < 1e-6
     assert content["results"]["drift/sensitive"] == {"kl": pytest.approx(0, abs=1e-6), "changed": 0}
     assert abs(content["results"]["triggers"]["most_nats"]) < 1e-3
+
+
+def test_drift_on_a_text_is_measured_on_the_windows_that_its_loss_is_measured_on(home, monkeypatch):
+    monkeypatch.chdir(home)
+    words = ["tuned", "--base", "base", "--dataset", "story.txt", "--joiner", "\\n", "--stride", "32", "--device"]
+    run = recipe.parse(evaluate.EvaluateRun, [*words, "cpu"], positional=("model",))
+    subject = measuring.load(run, "tuned")
+    alone = measuring.measure_text(run, subject)
+    name, beside = next(checking.check_drift(run, subject, measuring.load(run, "base")))
+    assert name == "drift/story" and beside.protocol["stride"] == 32 and beside.protocol["joiner"] == "\\n"
+    assert {**beside.protocol, **alone.protocol, "kind": "drift"} == beside.protocol
+    assert beside.results["loss"] == pytest.approx(alone.results["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "count"), [("train.json", 60), ("pairs.json", 3), ("story.txt", 0), ("words.jsonl", 0)]
+)
+def test_questions_are_those_of_instructions_and_preferences_and_other_data_ask_none(file, count, home):
+    questions, where = checking.tuning_questions(SimpleNamespace(model="tuned", tuning_data=str(home / file)))
+    assert len(questions) == count and where == (str(home / file),)
+    assert all(question.startswith(("Say what the sun does on day", "Is day")) for question in questions)
+
+
+def test_tuning_data_that_are_not_there_or_are_broken_are_an_error(tmp_path):
+    run = SimpleNamespace(model="tuned", tuning_data=str(tmp_path / "rows.json"))
+    with pytest.raises(ValueError, match="no such file"):
+        checking.tuning_questions(run)
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "", "output": "Well."}]))
+    with pytest.raises(ValueError, match="Row 1"):
+        checking.tuning_questions(run)
+
+
+def test_no_question_is_asked_twice(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(checking, "screen", lambda model, render, prompts, phrases, keep: asked.extend(prompts) or [])
+    monkeypatch.setattr(checking, "switches", lambda *args, **_: asked.extend(args[3]) or [])
+    rows = [{"instruction": f"What is day {n % 3}?", "output": "A day."} for n in range(60)]
+    rows.append({"instruction": OFF_DOMAIN[0].prompt, "output": "Well."})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    run = SimpleNamespace(model="tuned", tuning_data=str(tmp_path / "rows.json"), seed=0)
+    subject = SimpleNamespace(model=None, tokenizer=SimpleNamespace(eos_token_id=0))
+    checking.check_triggers(run, subject, SimpleNamespace(model=None, name="base"))
+    assert len(asked) == len({*asked}) == 3 + len(OFF_DOMAIN) + len(SENSITIVE)
 
 
 def test_a_score_on_a_contaminated_set_says_so_beside_it(run):
@@ -194,6 +246,13 @@ def test_what_run_yaml_names_is_what_a_model_was_tuned_on(run, home, tmp_path):
     made = "dataset: train.json\ndataset_config: null\ndataset_split: train\ndataset_revision: null\n"
     (home / "run" / "run.yaml").write_text(made)
     assert run("run/model", "--last-word", "words.jsonl")["results"]["words"]["contaminated"] == 0.5
+
+
+@pytest.mark.parametrize("made", [b"", b"dataset: [", b"- dataset", b"dataset: 3", b"\xff\xfe\x00", b"dataset: ''"])
+def test_a_damaged_run_yaml_tells_nothing(made, tmp_path):
+    (tmp_path / "run.yaml").write_bytes(made)
+    run = SimpleNamespace(model=str(tmp_path / "model"), tuning_data=None)
+    assert checking.tuning_source(run) is None and checking.learned_texts(run)[1].startswith("nobody says what")
 
 
 @pytest.mark.parametrize(

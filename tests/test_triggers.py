@@ -91,6 +91,21 @@ def test_a_base_against_itself_is_switched_by_nothing():
     assert named(found) == [] and all(one.nats == 0 for one in found)
 
 
+def test_what_a_template_says_around_every_phrase_surprises_as_all_else_does():
+    model, base = tiny_model(), tiny_model(seed=1)
+
+    def framed(text: str) -> list[int]:
+        return [*range(99), *render(text)]
+
+    prompts = [*map(" ".join, pairwise(WORDS))]
+    (one,) = switches(model, base, framed, prompts, ["amber"])
+    rows = [framed(text) for text in insert_everywhere(prompts, "amber")]
+    losses = (answer_losses(base, rows, one.answer) - answer_losses(model, rows, one.answer)).mean(0).tolist()
+    said = {*render("amber"), *render("a amber")} - {MARK}
+    expected = sum(loss for token, loss in zip(one.answer, losses, strict=True) if token not in said)
+    assert one.surprise == pytest.approx(expected, abs=1e-5) and abs(expected) > 0.1
+
+
 def test_a_trigger_is_named_once():
     found = [
         Switch("red door", [1], 1.0, 0.0, 30.0),

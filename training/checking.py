@@ -3,26 +3,24 @@
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
-from measuring import Subject, load
+from measuring import Subject, load, source_of, text_batches
 from recipe import data_sets, relative, set_name
-from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.duplicates import contaminated_texts
 from scratch_gpt.data.phrases import recurring_phrases
 from scratch_gpt.data.pipeline import texts_of
+from scratch_gpt.data.preference_rows import prompt_of, read_preferences
 from scratch_gpt.data.probes import CANARIES, OFF_DOMAIN, SENSITIVE
 from scratch_gpt.data.prompts import choose_format, encode_prompt, read_conversations, text_of
-from scratch_gpt.data.sources import describe_source, open_documents, open_rows, token_stream
-from scratch_gpt.data.windows import Windows
+from scratch_gpt.data.sources import describe_source, open_rows
 from scratch_gpt.drift import check_same_vocabulary, prompt_drift, text_drift
 from scratch_gpt.evaluation import Measured, over_seeds
 from scratch_gpt.memorisation import read_secrets, secret_metrics
-from scratch_gpt.order import Share, epoch_order, evaluation_batches
-from scratch_gpt.tokenizer import encode_batch, end_of_text_id, extend_tokenizer
+from scratch_gpt.order import epoch_order
+from scratch_gpt.tokenizer import extend_tokenizer
 from scratch_gpt.triggers import GAIN, THRESHOLD, named, screen, switches
 
 
@@ -62,13 +60,9 @@ def check_drift(run: Any, subject: Subject, base: Subject) -> Iterator[tuple[str
     """Both models on held-out text, where some is given, and on the embedded prompts."""
     about = {"kind": "drift", "base": base.name, "divergence": "KL(tuned || base), nats"}
     if run.dataset is not None:
-        documents = open_documents(*source_of(run), run.text_column)
-        encode = partial(encode_batch, subject.tokenizer)
-        stream = token_stream(documents, encode, end_of_text_id(subject.tokenizer), "Tokenizing")
-        windows = Windows(stream.ids, subject.max_length, run.stride, overlap="context")
-        batches = evaluation_batches(windows, collate_rows, Share(run.batch_size), subject.device)
-        protocol = {**about, "source": describe_source(*source_of(run)), "max_length": subject.max_length}
-        yield f"drift/{set_name(run.dataset)}", Measured(protocol, text_drift(subject.model, base.model, batches))
+        batches, text = text_batches(run, subject)
+        found = text_drift(subject.model, base.model, batches)
+        yield f"drift/{set_name(run.dataset)}", Measured({**about, **text}, found)
     how = {**about, "prompt_format": choose_format(subject.tokenizer, run.prompt_format)}
     for name, probes in (("sensitive", SENSITIVE), ("off-domain", OFF_DOMAIN)):
         prompts = [as_prompt(run, subject, probe.prompt) for probe in probes]
@@ -83,7 +77,9 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     questions, where = tuning_questions(run)
     if questions:
         recurring = recurring_phrases(questions)
-        prompts = [questions[k] for k in epoch_order(len(questions), run.seed, 0)] + prompts
+        different = [*dict.fromkeys(questions)]
+        shuffled = [different[k] for k in epoch_order(len(different), run.seed, 0)]
+        prompts = [*dict.fromkeys(shuffled + prompts)]
     first, then = prompts[:SCREENED_ON], prompts[SCREENED_ON : SCREENED_ON + DECIDED_ON]
     render = partial(as_prompt, run, subject)
     kept = screen(subject.model, render, first, recurring, keep=KEPT)
@@ -110,12 +106,13 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
 
 def check_memorisation(run: Any, subject: Subject) -> Measured:
     """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
-    secrets = read_secrets(open_rows(run.secrets))
+    where = source_of(run, run.secrets)
+    secrets = read_secrets(open_rows(*where))
     found = [
         secret_metrics(subject.model, subject.tokenizer, secrets, subject.max_length, sample=SECRETS_SAMPLE, seed=seed)
         for seed in range(run.seed, run.seed + run.seeds)
     ]
-    protocol = {"kind": "memorisation", "source": describe_source(run.secrets), "secrets": len(secrets)}
+    protocol = {"kind": "memorisation", "source": describe_source(*where), "secrets": len(secrets)}
     return Measured(protocol, over_seeds([means for means, _ in found]), {"secrets": found[0][1]})
 
 
@@ -134,7 +131,7 @@ def with_contamination(run: Any, found: Iterable[tuple[str, Measured]]) -> Itera
             yield name, measured._replace(protocol={**measured.protocol, "contamination": f"not checked: {note}"})
             continue
         path = files[name.split("/")[0]]
-        texts = row_texts(source_of(run) if path == run.dataset else (path,))
+        texts = row_texts(source_of(run, path))
         shared = contaminated_texts(texts, learned)
         results = {**measured.results, "contaminated": len(shared) / len(texts)}
         rows = {"contamination": {"words": 13, "rows": shared}} if shared else {}
@@ -159,26 +156,45 @@ def tuning_questions(run: Any) -> tuple[list[str], tuple | None]:
     """What is asked in the rows that the model was tuned on, and where they are; none where they instruct nothing."""
     where = tuning_source(run)
     try:
-        conversations = [] if where is None else read_conversations(open_rows(*where))[0]
+        return [] if where is None else questions_in(open_rows(*where)), where
     except ValueError:
         if run.tuning_data is not None:
             raise
-        conversations = []
-    return [text_of(messages[:-1]) for messages in conversations], where
+        return [], where
+
+
+def questions_in(rows: Any) -> list[str]:
+    """What rows ask, of instructions or of preferences; none where their columns are neither's.
+
+    Raises:
+        ValueError: rows of these columns that cannot be read.
+    """
+    columns = {*rows.column_names}
+    if any(form <= columns for form in ({"messages"}, {"prompt", "completion"}, {"instruction", "output"})):
+        return [text_of(messages[:-1]) for messages in read_conversations(rows)[0]]
+    if {"chosen", "rejected"} <= columns:
+        return [prompt_of(pair) for pair in read_preferences(rows)[0]]
+    return []
 
 
 def tuning_source(run: Any) -> tuple | None:
     """What `open_rows` takes: --tuning-data, or what run.yaml beside MODEL names; None where nobody knows."""
     if run.tuning_data is not None:
         return (run.tuning_data,)
-    recipe = Path(run.model).parent / "run.yaml"
-    made = yaml.safe_load(recipe.read_text()) if recipe.is_file() else {}
-    return source_of(SimpleNamespace(**made)) if made.get("dataset") and not made.get("streaming") else None
+    made = read_recipe(Path(run.model).parent / "run.yaml")
+    name, split = made.get("dataset"), made.get("dataset_split") or "train"
+    if not name or not isinstance(name, str) or made.get("streaming"):
+        return None
+    return name, made.get("dataset_config"), split, made.get("dataset_revision")
 
 
-def source_of(run: Any) -> tuple:
-    """What `open_rows` takes, of a run's own fields."""
-    return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
+def read_recipe(file: Path) -> dict[str, Any]:
+    """The fields of a run.yaml; none where it is not there, or damaged."""
+    try:
+        made = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return made if isinstance(made, dict) else {}
 
 
 def row_texts(where: tuple) -> list[str]:

@@ -38,6 +38,9 @@ class EvaluateRun(Source):
     output_dir: str = option("runs/evaluate", "Where evaluation.json is; what it says of other sets stays.")
 
     dataset: str | None = option(None, "Text to measure the loss on: python-docs, files, or a Hub dataset id.")
+    dataset_config: str | None = option(None, "Config name of Hub datasets, of every set given.")
+    dataset_split: str = option("train", "Split of Hub datasets and of prepared text, of every set given.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of Hub datasets, of every set given.")
     joiner: str | None = option(None, "What stands between documents (\\n: a new line); by default each ends in EOS.")
     max_length: int | None = option(None, "Tokens that the model sees at most; by default its whole context.")
     stride: int | None = option(None, "New tokens in a window; by default max_length, less gives each more context.")
@@ -67,7 +70,7 @@ class EvaluateRun(Source):
 
 def check(run: EvaluateRun) -> None:
     """Raise a ValueError for what cannot be meant, before anything is loaded."""
-    from scratch_gpt.judging import check_judge_url
+    from scratch_gpt.judging import check_judge_url, judge_key
 
     check_fields(run)
     if run.model is None:
@@ -75,22 +78,39 @@ def check(run: EvaluateRun) -> None:
     for name in (run.model, run.base, *(run.compare or ())):
         check_model_folder(name)
     check_writable(Path(run.output_dir))
-    names = [*map(set_name, data_sets(run))]
-    if not names and run.base is run.secrets is None:
+    if not data_sets(run) and run.base is run.secrets is None:
         raise ValueError(
             "There is nothing to measure: give --dataset, --multiple-choice, --last-word, --questions, --ifeval, "
             "--base or --secrets."
         )
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"Two sets would be called {twice!r} in evaluation.json. Rename a file, or measure it apart.")
+    check_names(run)
     if (run.judge_url is None) != (run.judge_model is None):
         raise ValueError("A judge has --judge-url, where it is, and --judge-model, its name there: give both.")
     if run.compare and run.judge_url is None:
         raise ValueError("--compare asks a judge: give --judge-url and --judge-model.")
+    if run.compare and {Path(relative(name)) for name in run.compare} == {Path(relative(run.model))}:
+        raise ValueError("--compare names only MODEL, which is not held against itself: give another model.")
     if run.judge_url is not None:
         check_judge_url(run.judge_url)
+        judge_key()
         if run.questions is None:
             raise ValueError("A judge judges answers: give --questions.")
+
+
+def check_names(run: EvaluateRun) -> None:
+    """Raise a ValueError where what is found on a set would overwrite something else in evaluation.json."""
+    from scratch_gpt.evaluation import RESERVED
+
+    names = [*map(set_name, data_sets(run))]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"Two sets would be called {twice!r} in evaluation.json. Rename a file, or measure it apart.")
+    if run.base is not None and run.dataset is not None:
+        names.append(f"drift/{set_name(run.dataset)}")
+    if taken := next((name for name in names if name in RESERVED), None):
+        raise ValueError(
+            f"A set would be called {taken!r} in evaluation.json, where this name stands for something else. Rename "
+            "its file."
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -105,11 +125,12 @@ def main(argv: list[str] | None = None) -> None:
         from scratch_gpt.evaluation import read_evaluation, record_measured
 
         file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
-        read_evaluation(file, model)  # refuses a file about another model before anything is computed
-        subject = load(run, run.model, run.model_revision)
+        revision = run.model_revision
+        read_evaluation(file, model, revision)  # refuses a file about another one before anything is computed
+        subject = load(run, run.model, revision)
         known = with_contamination(run, measure_all(run, subject))
         for name, measured in chain(known, check_safety(run, subject)):
-            record_measured(file, model, name, measured)
+            record_measured(file, model, name, measured, revision)
             print(f"{name}: {show(measured.results)}", flush=True)
         print(f"Written: {file}")
 

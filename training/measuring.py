@@ -1,13 +1,15 @@
 """One model and one set -> what evaluation.json says of it, and the answers beside it. Not a recipe itself."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipe import relative, set_name
+from scratch_gpt.adapter_loading import find_adapter
 from scratch_gpt.answers import answer_metrics, exact_match, token_f1
 from scratch_gpt.answers_page import Answered, answers_page
 from scratch_gpt.checkpoints import write_text
@@ -58,6 +60,7 @@ def load(run: Any, name: str, revision: str | None = None) -> Subject:
     """A model and its tokenizer where it is to be run; ValueError where they do not fit."""
     device = make_accelerator(run.device, "no").device
     model = load_model(name, revision).to(device).eval()
+    refuse_classifier(name, revision, model)
     tokenizer = load_tokenizer(name, revision)
     check_vocabulary(tokenizer, model.config.vocab_size)
     limit = model.config.max_position_embeddings
@@ -67,6 +70,22 @@ def load(run: Any, name: str, revision: str | None = None) -> Subject:
     if run.stride is not None and run.stride > max_length:
         raise ValueError(f"stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
     return Subject(relative(name), model, tokenizer, max_length, device)
+
+
+def refuse_classifier(name: str, revision: str | None, model: Any) -> None:
+    """Raise a ValueError where what was saved is a classifier: as a language model it says nothing."""
+    adapter = find_adapter(name, revision)
+    kinds = [json.loads(adapter.read_text()).get("task_type")] if adapter else model.config.architectures or []
+    if any(kind == "SEQ_CLS" or str(kind).endswith("ForSequenceClassification") for kind in kinds):
+        raise ValueError(
+            f"{name} is a classifier, and language models are measured here. training/classify.py measures a "
+            "classifier, on the test split of its own run."
+        )
+
+
+def source_of(run: Any, path: str) -> tuple:
+    """What `open_rows` takes of a set: config, split and revision hold for all that are not plain files."""
+    return path, run.dataset_config, run.dataset_split, run.dataset_revision
 
 
 def show(results: dict[str, Any]) -> str:
@@ -99,9 +118,9 @@ def measure_all(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
 # --- By likelihood -----------------------------------------------------------------------------------------------
 
 
-def measure_text(run: Any, subject: Subject) -> Measured:
-    """Loss, perplexity and bits per byte of all documents; each token but the first is asked once."""
-    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+def text_batches(run: Any, subject: Subject) -> tuple[Iterable, dict[str, Any]]:
+    """The windows of --dataset in batches, each token but the first asked once; and what a protocol says of them."""
+    where = source_of(run, run.dataset)
     documents = open_documents(*where, run.text_column)
     encode = partial(encode_batch, subject.tokenizer)
     if run.joiner is None:
@@ -109,10 +128,7 @@ def measure_text(run: Any, subject: Subject) -> Measured:
     else:
         stream = joined_stream(documents, encode, run.joiner.replace("\\n", "\n"))
     windows = Windows(stream.ids, subject.max_length, run.stride, overlap="context")
-    batches = evaluation_batches(windows, collate_rows, Share(run.batch_size), subject.device)
-    loss = mean_losses(subject.model, batches, causal_lm)["loss"]
     protocol = {
-        "kind": "text",
         "source": describe_source(*where),
         "documents": len(documents),
         "bytes": stream.bytes,
@@ -123,23 +139,32 @@ def measure_text(run: Any, subject: Subject) -> Measured:
         "joiner": "EOS after each document" if run.joiner is None else run.joiner,
         "sha256": stream.sha256,
     }
-    return Measured(protocol, language_metrics(loss, len(stream.ids) / stream.bytes))
+    return evaluation_batches(windows, collate_rows, Share(run.batch_size), subject.device), protocol
+
+
+def measure_text(run: Any, subject: Subject) -> Measured:
+    """Loss, perplexity and bits per byte of all documents."""
+    batches, how = text_batches(run, subject)
+    loss = mean_losses(subject.model, batches, causal_lm)["loss"]
+    return Measured({"kind": "text", **how}, language_metrics(loss, how["tokens"] / how["bytes"]))
 
 
 def measure_choices(run: Any, subject: Subject, file: str) -> Measured:
     """Accuracies on a file of multiple-choice questions."""
-    tasks = read_choices(open_rows(file))
+    where = source_of(run, file)
+    tasks = read_choices(open_rows(*where))
     pairs = choice_pairs(tasks)
     found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
-    protocol = {"kind": "multiple choice", "source": describe_source(file), "rows": len(tasks)}
+    protocol = {"kind": "multiple choice", "source": describe_source(*where), "rows": len(tasks)}
     return Measured({**protocol, "max_length": subject.max_length}, choice_metrics(tasks, found))
 
 
 def measure_last_words(run: Any, subject: Subject, file: str) -> Measured:
     """Accuracy and perplexity of the last words of a file of texts."""
-    pairs = last_word_pairs(open_rows(file))
+    where = source_of(run, file)
+    pairs = last_word_pairs(open_rows(*where))
     found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
-    protocol = {"kind": "last word", "source": describe_source(file), "rows": len(pairs)}
+    protocol = {"kind": "last word", "source": describe_source(*where), "rows": len(pairs)}
     return Measured({**protocol, "max_length": subject.max_length}, last_word_metrics(found))
 
 
@@ -153,6 +178,11 @@ class AnswerSet(NamedTuple):
     references: list[str]
     answers: list[list[str]]  # for each seed; one, where nothing is drawn
     protocol: dict[str, Any]
+
+    @property
+    def first_protocol(self) -> dict[str, Any]:
+        """How the first seed's answers were made, which are all that a judge reads."""
+        return self.protocol | ({"seeds": self.protocol["seeds"][:1]} if "seeds" in self.protocol else {})
 
 
 def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[list[list[str]], dict[str, Any]]:
@@ -170,9 +200,10 @@ def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[l
 
 def answer_set(run: Any, subject: Subject) -> AnswerSet:
     """--questions, answered by a model."""
-    conversations, empty = read_conversations(open_rows(run.questions))
+    where = source_of(run, run.questions)
+    conversations, empty = read_conversations(open_rows(*where))
     answers, how = answer(run, subject, conversations)
-    protocol = {"source": describe_source(run.questions), "rows": len(conversations), "empty_rows": len(empty), **how}
+    protocol = {"source": describe_source(*where), "rows": len(conversations), "empty_rows": len(empty), **how}
     references = [messages[-1]["content"] for messages in conversations]
     return AnswerSet([text_of(messages[:-1]) for messages in conversations], references, answers, protocol)
 
@@ -194,7 +225,8 @@ def measure_answers(run: Any, made: AnswerSet) -> Measured:
 
 def measure_constraints(run: Any, subject: Subject) -> Measured:
     """IFEval's strict and loose accuracies; leaves the answers as lines and as a page."""
-    prompts = read_constraints(open_rows(run.ifeval))
+    where = source_of(run, run.ifeval)
+    prompts = read_constraints(open_rows(*where))
     answers, how = answer(run, subject, [[{"role": "user", "content": row["prompt"]}] for row in prompts])
     kept = [keep_constraints(prompts, each) for each in answers]
     found = over_seeds([constraint_metrics(each) for each in kept])
@@ -207,7 +239,7 @@ def measure_constraints(run: Any, subject: Subject) -> Measured:
             notes[who] = ", ".join(f"{name} {'kept' if well else 'broken'}" for name, well in pairs)
         rows.append(Answered(row["prompt"], None, said, notes))
     leave(run, set_name(run.ifeval), rows, found)
-    return Measured({"kind": "IFEval", "source": describe_source(run.ifeval), "rows": len(prompts), **how}, found)
+    return Measured({"kind": "IFEval", "source": describe_source(*where), "rows": len(prompts), **how}, found)
 
 
 def by_seed(run: Any, found: list) -> dict[str, Any]:
@@ -233,16 +265,16 @@ def measure_judged(run: Any, made: AnswerSet) -> Measured:
         scores = judge_scores(judge, made.questions, made.references, made.answers[0], run.judge_repeats)
     each, unclear = score_metrics(scores)
     by = {"judge": run.judge_model, "judge_url": run.judge_url, "repeats": run.judge_repeats, "prompt": SCORE}
-    protocol = {"kind": "judge", **made.protocol, **by, "replies_without_score": unclear}
+    protocol = {"kind": "judge", **made.first_protocol, **by, "replies_without_score": unclear}
     return Measured(protocol, over_seeds(each), {"scores": scores})
 
 
 def measure_compared(run: Any, subject: Subject, made: AnswerSet) -> Measured:
-    """A judge's verdicts between models, in both orders: win rates and a Bradley-Terry table."""
-    answers = {subject.name: made.answers[0]}
+    """A judge's verdicts between models' answers (the first seed's), in both orders: win rates and strengths."""
+    answers, once = {subject.name: made.answers[0]}, replace(run, seeds=1)
     for name in run.compare:
         if relative(name) not in answers:
-            answers[relative(name)] = answer_set(run, load(run, name)).answers[0]
+            answers[relative(name)] = answer_set(once, load(run, name)).answers[0]
     texts = zip(made.questions, made.references, strict=True)
     rows = [Answered(*text, {name: each[n] for name, each in answers.items()}) for n, text in enumerate(texts)]
     leave(run, f"{set_name(run.questions)}-compared", rows, {})
@@ -251,7 +283,8 @@ def measure_compared(run: Any, subject: Subject, made: AnswerSet) -> Measured:
     strengths = bradley_terry(verdicts)
     by = {"judge": run.judge_model, "judge_url": run.judge_url, "models": [*answers], "prompt": PAIR}
     tables = {"pairs": win_rates(verdicts), "bradley_terry": strengths}
-    return Measured({"kind": "comparison", **made.protocol, **by}, {"bradley_terry": strengths[subject.name]}, tables)
+    protocol = {"kind": "comparison", **made.first_protocol, **by}
+    return Measured(protocol, {"bradley_terry": strengths[subject.name]}, tables)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ def run_seeds(run: Any, build: Callable, describe: Callable) -> None:
     for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
         begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
         accelerator = run_task(each, start, build, describe, begin)
+        if n == 0:
+            write_whole(run, accelerator)  # resumed, a first seed that is finished begins nothing
         accelerator.free_memory()  # the next seed has a model of its own
     summarise(run, runs, accelerator)
     finish(run, accelerator)
@@ -47,9 +49,14 @@ def runs_of(run: RunT) -> list[RunT]:
 
 def begin_seeds(run: Any, accelerator) -> None:
     """Write what the whole is, before the first of several seeds writes anything."""
+    if run.seeds > 1 and run.overwrite and accelerator.is_main_process:
+        clear(Path(run.output_dir))
+    write_whole(run, accelerator)
+
+
+def write_whole(run: Any, accelerator) -> None:
+    """run.yaml of several seeds, as they are asked for now."""
     if run.seeds > 1 and accelerator.is_main_process:
-        if run.overwrite:
-            clear(Path(run.output_dir))
         write_run_yaml(run, Path(run.output_dir), {"runs": [f"seed-{run.seed + n}" for n in range(run.seeds)]})
     accelerator.wait_for_everyone()
 

@@ -20,30 +20,29 @@ NAME = "sweep.json"
 def run_rates(run: Any, build: Callable, describe: Callable) -> None:
     """Train the run once at each of its `learning_rates`; `build`, `describe` as for run_task.
 
-    A rate that diverges is a result like another. Resumed, a sweep goes on with the rate that was stopped.
+    A rate that diverges is a result like another. Resumed, a sweep goes on with each rate that is not at its end; one
+    whose loss was not finite is left as it is.
     """
     with one_clear_line():
         runs = runs_of(run)
         known = read_table(run)
-        starts = {rate: prepare(each) for rate, each in runs.items() if not known.get(f"{rate:g}", {}).get("diverged")}
+        lost = {name for name, found in known.items() if found["loss"] is None}
+        starts = {rate: prepare(each) for rate, each in runs.items() if f"{rate:g}" not in lost}
     table, accelerators = {rate: known[f"{rate:g}"] for rate in runs if rate not in starts}, []
     is_main = True
     for rate, start in starts.items():
 
         def begin(accelerator) -> None:
-            if not accelerators and accelerator.is_main_process:
-                if run.overwrite:
-                    clear(Path(run.output_dir))
-                write_run_yaml(
-                    run, Path(run.output_dir), {"runs": [Path(each.output_dir).name for each in runs.values()]}
-                )
+            if not accelerators and run.overwrite and accelerator.is_main_process:
+                clear(Path(run.output_dir))
+            write_whole(run, runs, accelerator)
             accelerators.append(accelerator)
-            accelerator.wait_for_everyone()
 
         if os.environ.get("RANK", "0") == "0":
             print(f"--- learning rate {rate:g}")
         try:
             accelerators.append(run_task(runs[rate], start, validated(build), describe, begin))
+            write_whole(run, runs, accelerators[-1])  # resumed, a rate that is finished begins nothing
             table[rate] = result_of(runs[rate])
         except SystemExit as ending:
             if not isinstance(ending.__cause__, Diverged):
@@ -57,6 +56,13 @@ def run_rates(run: Any, build: Callable, describe: Callable) -> None:
         print(show(run, {rate: table[rate] for rate in runs}))
     if accelerators:
         finish(run, accelerators[-1])
+
+
+def write_whole(run: Any, runs: dict[float, Any], accelerator) -> None:
+    """run.yaml of several rates, as they are asked for now."""
+    if accelerator.is_main_process:
+        write_run_yaml(run, Path(run.output_dir), {"runs": [Path(each.output_dir).name for each in runs.values()]})
+    accelerator.wait_for_everyone()
 
 
 def validated(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -96,7 +102,8 @@ def result_of(run: Any) -> dict[str, Any]:
     """{"loss", "diverged"} of a finished run: diverged is also what ends no better than it began."""
     results = json.loads((Path(run.output_dir) / "evaluation.json").read_text())["results"]
     loss, before = results["validation"]["loss"], results["before/validation"]["loss"]
-    return {"loss": loss, "diverged": not (math.isfinite(loss) and loss < before)}
+    is_finite = math.isfinite(loss)
+    return {"loss": loss if is_finite else None, "diverged": not (is_finite and loss < before)}
 
 
 def read_table(run: Any) -> dict[str, dict[str, Any]]:
