@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .decoding import ForwardDecoder, make_decoder
-from .speculation import Assistant, PromptLookup
+from .speculation import Assistant, PromptLookup, make_guesser
 from .tokenizer import begin_of_text_id, decode, encode
 
 
@@ -80,7 +80,7 @@ def generate(
     pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     guesses = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
-    how["guesser"] = _make_guesser(decoder, input_ids, max_new_tokens, *guesses)
+    how["guesser"] = make_guesser(decoder, len(input_ids), input_ids.shape[1] + max_new_tokens, *guesses)
     ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
     new = [*_draw(decoder, input_ids, attention_mask, max_new_tokens, **how, **ends)]
     return torch.cat([input_ids, *(token[:, None] for token in new)], 1)
@@ -251,7 +251,7 @@ def stream(
     _check(prompt, temperature, top_k, top_p, max_new_tokens)
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     guesses = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
-    how["guesser"] = _make_guesser(decoder, prompt, max_new_tokens, *guesses)
+    how["guesser"] = make_guesser(decoder, 1, prompt.shape[1] + max_new_tokens, *guesses)
     eos, drawn, shown = tokenizer.eos_token_id, [], 0
     for token in _draw(decoder, prompt, None, max_new_tokens, **how, eos_token_id=eos, pad_token_id=eos):
         if token.item() == eos:
@@ -285,31 +285,6 @@ def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
         raise ValueError(f"top_p is {top_p}; it lies above 0 and up to 1, or is None.")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
-
-
-def _make_guesser(decoder, input_ids, max_new_tokens, lookup, assistant, num_assistant_tokens):
-    # What generation is asked to guess by, or None.
-    if lookup is None and assistant is None:
-        return None
-    asked = "assistant_model" if lookup is None else "prompt_lookup_num_tokens"
-    if len(input_ids) > 1:
-        raise ValueError(f"{asked} guesses for one row, and here are {len(input_ids)}: give one prompt at a time.")
-    if lookup is not None and assistant is not None:
-        raise ValueError("prompt_lookup_num_tokens and assistant_model both guess: give one of them.")
-    if lookup is not None:
-        if lookup < 1:
-            raise ValueError(f"prompt_lookup_num_tokens is {lookup}; it is at least 1, or None for no guesses.")
-        return PromptLookup(lookup)
-    if num_assistant_tokens < 1:
-        raise ValueError(f"num_assistant_tokens is {num_assistant_tokens}; it is at least 1.")
-    assistant = make_decoder(assistant)
-    for name, its, ours in (
-        ("has a vocabulary of", assistant.model.config.vocab_size, decoder.model.config.vocab_size),
-        ("is on", assistant.device, decoder.device),
-    ):
-        if its != ours:
-            raise ValueError(f"assistant_model {name} {its}, and the model {name} {ours}: they have to be the same.")
-    return Assistant(assistant, num_assistant_tokens, input_ids.shape[1] + max_new_tokens)
 
 
 __all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]

@@ -8,8 +8,9 @@ the text has said before (PromptLookup), or a second model (Assistant).
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
-from .decoding import ForwardDecoder
+from .decoding import ForwardDecoder, make_decoder
 
 
 Draw = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # logits (1, V) -> a token (1,)
@@ -61,6 +62,44 @@ class Assistant:
         return ids[:, n:]
 
 
+def make_guesser(
+    decoder: ForwardDecoder,
+    rows: int,
+    columns: int,
+    prompt_lookup_num_tokens: int | None,
+    assistant_model: nn.Module | ForwardDecoder | None,
+    num_assistant_tokens: int,
+) -> PromptLookup | Assistant | None:
+    """What is asked to guess for a decoder, or None.
+
+    Raises:
+        ValueError: guesses for several rows, from two sources, of no token, or from an assistant of another vocabulary
+            or on another device.
+    """
+    lookup, assistant = prompt_lookup_num_tokens, assistant_model
+    if lookup is None and assistant is None:
+        return None
+    asked = "assistant_model" if lookup is None else "prompt_lookup_num_tokens"
+    if rows > 1:
+        raise ValueError(f"{asked} guesses for one row, and here are {rows}: give one prompt at a time.")
+    if lookup is not None and assistant is not None:
+        raise ValueError("prompt_lookup_num_tokens and assistant_model both guess: give one of them.")
+    if lookup is not None:
+        if lookup < 1:
+            raise ValueError(f"prompt_lookup_num_tokens is {lookup}; it is at least 1, or None for no guesses.")
+        return PromptLookup(lookup)
+    if num_assistant_tokens < 1:
+        raise ValueError(f"num_assistant_tokens is {num_assistant_tokens}; it is at least 1.")
+    assistant = make_decoder(assistant)
+    for name, its, ours in (
+        ("has a vocabulary of", assistant.model.config.vocab_size, decoder.model.config.vocab_size),
+        ("is on", assistant.device, decoder.device),
+    ):
+        if its != ours:
+            raise ValueError(f"assistant_model {name} {its}, and the model {name} {ours}: they have to be the same.")
+    return Assistant(assistant, num_assistant_tokens, columns)
+
+
 def look_up(ids: torch.Tensor, most: int, longest: int = 3) -> torch.Tensor:
     """One row of ids (1, T) -> a guess of what follows, (1, up to `most`): what followed its end the last time.
 
@@ -78,4 +117,4 @@ def look_up(ids: torch.Tensor, most: int, longest: int = 3) -> torch.Tensor:
     return ids[:, :0]
 
 
-__all__ = ["Assistant", "PromptLookup", "look_up"]
+__all__ = ["Assistant", "PromptLookup", "look_up", "make_guesser"]
