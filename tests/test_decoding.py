@@ -233,7 +233,9 @@ def test_guesses_change_no_token(trained, source):
             plain = generate(model, rows[:1, :16], max_new_tokens=60, **chosen)  # on, where the context is full
             guessed = generate(decoder, rows[:1, :16], max_new_tokens=60, **guessing(source, model), **chosen)
             assert torch.equal(plain, guessed)
-            assert (source != "stranger") <= decoder.accepted <= decoder.guessed and decoder.drawn == 60
+            assert decoder.accepted <= decoder.guessed and decoder.drawn == 60 and decoder.guessed
+            if source != "stranger":  # who may be wrong each time
+                assert 0 < decoder.accepted
             if source == "int8":
                 assert decoder.accepted > 0.8 * decoder.guessed
 
@@ -253,7 +255,8 @@ def test_guessed_ahead_tokens_follow_the_models_distribution(source):
     for seed in range(n):
         new = generate(decoder, ids, max_new_tokens=4, seed=seed, **how)[0, 7:9]
         counts[tuple(new.tolist())] += 1
-    assert 0.1 < decoder.accepted / decoder.guessed <= (1 if source == "int8" else 0.9)
+    if source != "int8":  # whose guesses all hold here
+        assert 0.1 < decoder.accepted / decoder.guessed < 0.9
     for pair, share in expected.items():
         assert abs(counts[pair] / n - share) < 4 * (share * (1 - share) / n) ** 0.5 + 1e-9, pair
 
