@@ -55,7 +55,6 @@ CONFIG_NAMES = {
 }
 
 
-FUSED_GELU = "gelu_pytorch_tanh"  # what GPT-2 calls gelu_new, as one operation
 CONFIG_WORDS = {*ScratchGPTConfig().to_dict(), *ScratchGPTConfig.attribute_map, "drop_rate"}
 
 
@@ -333,11 +332,16 @@ def _load_whole(
         found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
         if found.get("model_type") != ScratchGPTConfig.model_type:
             raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
-        if found.get("activation_function") == "gelu_new" or found.get("hidden_act") == "gelu_new":
-            changes = {**changes, "hidden_act": FUSED_GELU}
+        changes = with_fused_gelu(found, changes)
         return _read(model_class, name, fresh, revision=revision, dtype=torch.float32, **changes)
     except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
         raise ValueError(f"--model {name} cannot be loaded: {_one_line(error)}") from error
+
+
+def with_fused_gelu(found: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """What training changes in a config that was found: GPT-2's gelu_new is the same function as one operation."""
+    is_gelu_new = "gelu_new" in (found.get("activation_function"), found.get("hidden_act"))
+    return {**changes, "hidden_act": "gelu_pytorch_tanh"} if is_gelu_new else changes
 
 
 def _read(model_class: type[ModelT], name: str | Path, fresh: Collection[str] = (), **how: Any) -> ModelT:
@@ -377,11 +381,11 @@ def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str],
 
 
 __all__ = [
-    "FUSED_GELU",
     "export_gpt2",
     "fresh_head",
     "import_checkpoint",
     "load_any_head",
     "load_model",
     "refuse_what_gpt2_cannot_say",
+    "with_fused_gelu",
 ]

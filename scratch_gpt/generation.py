@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .decoding import ForwardDecoder, make_decoder
-from .speculation import Assistant, PromptLookup, make_guesser
+from .speculation import make_guesser
 from .tokenizer import begin_of_text_id, decode, encode
 
 
@@ -79,8 +79,7 @@ def generate(
     decoder = make_decoder(model)
     pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    guesses = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
-    how["guesser"] = make_guesser(decoder, len(input_ids), input_ids.shape[1] + max_new_tokens, *guesses)
+    how["guesses"] = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
     ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
     new = [*_draw(decoder, input_ids, attention_mask, max_new_tokens, **how, **ends)]
     return torch.cat([input_ids, *(token[:, None] for token in new)], 1)
@@ -99,15 +98,16 @@ def _draw(
     eos_token_id: int | None,
     pad_token_id: int | None,
     seed: int,
-    guesser: PromptLookup | Assistant | None,
+    guesses: tuple,
 ) -> Iterator[torch.Tensor]:
-    # The next token of each row, (B,), again and again until all rows are finished.
+    # The next token of each row, (B,), again and again until all rows are finished. `guesses` is for make_guesser.
     model, limit = decoder.model, decoder.model.config.max_position_embeddings
     generator = torch.Generator(ids.device).manual_seed(seed)
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     T = n = ids.shape[1]  # tokens of the prompt; tokens so far
     end, guessed = T + max_new_tokens, 0
+    guesser = make_guesser(decoder, len(ids), end, *guesses)
     mask = torch.ones_like(ids) if mask is None else mask
     models = [model, *(guesser.models if guesser else ())]
     were_training = [one.training for one in models]
@@ -250,8 +250,7 @@ def stream(
     prompt = torch.tensor([ids or [begin_of_text_id(tokenizer)]], device=decoder.device)
     _check(prompt, temperature, top_k, top_p, max_new_tokens)
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    guesses = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
-    how["guesser"] = make_guesser(decoder, 1, prompt.shape[1] + max_new_tokens, *guesses)
+    how["guesses"] = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
     eos, drawn, shown = tokenizer.eos_token_id, [], 0
     for token in _draw(decoder, prompt, None, max_new_tokens, **how, eos_token_id=eos, pad_token_id=eos):
         if token.item() == eos:

@@ -10,7 +10,7 @@ import torch
 
 from recipe import Run, parse_overrides
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
-from scratch_gpt.conversion import FUSED_GELU
+from scratch_gpt.conversion import with_fused_gelu
 from scratch_gpt.costs import (
     Memory,
     Tune,
@@ -69,7 +69,7 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
             if found.get("model_type") != ScratchGPTConfig.model_type:
                 raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained.")
             config = ScratchGPTConfig.from_dict(found)  # changed after it is read: a GPT-2 file has names of its own
-            config.update({**changes, **({"hidden_act": FUSED_GELU} if config.hidden_act == "gelu_new" else {})})
+            config.update(with_fused_gelu(found, changes))
         except Exception as error:
             message = " ".join(str(error).split())[:300]
             raise ValueError(f"--model {run.model}: its config cannot be read: {message}") from error

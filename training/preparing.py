@@ -173,9 +173,14 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return found
 
 
+def _column_name(run: Any) -> str:
+    # open_column calls the text's column "text", whatever it was
+    return "text" if run.task == "pretrain" else run.text_column
+
+
 def _text_column(run: Any, rows: Any) -> str | None:
     # where the text of these rows is; None for rows of messages, instructions or preferences
-    name = "text" if run.task == "pretrain" else run.text_column
+    name = _column_name(run)
     return name if is_text(rows.features.get(name)) else None
 
 
@@ -255,7 +260,7 @@ def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
     """The tables with every passage taken out that came before; a row of whose text nothing is left goes."""
     if run.deduplicate_passages is None:
         return tables
-    seen, column = SeenPassages(length=run.deduplicate_passages), "text" if run.task == "pretrain" else run.text_column
+    seen, column = SeenPassages(length=run.deduplicate_passages), _column_name(run)
     starts = np.cumsum([0, *map(len, tables)])
 
     def make(k: int):

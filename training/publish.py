@@ -34,18 +34,18 @@ class PublishRun:
     )
 
 
-def show(run: PublishRun) -> None:
-    """Stage, and print the tree with sizes and the card."""
+def show(run: PublishRun, steps: list[int]) -> None:
+    """Stage, and print the tree with sizes, the branches of checkpoints and the card."""
     from pathlib import Path
 
-    from scratch_gpt.published import checkpoint_steps, files_of, left_behind, stage
+    from scratch_gpt.published import files_of, left_behind, stage
 
     out = stage(run.run, repo=run.repo, layout=run.layout, revision=run.revision, licence=run.licence)
     sizes = {name: (out / name).stat().st_size for name in files_of(out)}
     for name, size in sizes.items():
         print(f"{size:>15,}  {name}")
     print(f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files, in {out}")
-    for step in checkpoint_steps(run.run) if run.checkpoints else ():
+    for step in steps:
         print(f"as well: branch step-{step}, with the weights of that checkpoint")
     print(f"stays here: {', '.join(left_behind(Path(run.run)))}\n")
     print((out / "README.md").read_text(encoding="utf-8"))
@@ -95,10 +95,9 @@ def main(argv: list[str] | None = None) -> None:
         from scratch_gpt.published import checkpoint_steps
 
         check_repo_name(run.repo)
-        if run.checkpoints:
-            checkpoint_steps(run.run)  # refused before anything is staged or pushed
+        steps = checkpoint_steps(run.run) if run.checkpoints else []  # refused before anything is staged or pushed
         if run.dry_run:
-            show(run)
+            show(run, steps)
             return
         how = {"layout": run.layout, "private": run.private, "licence": run.licence}
         show_push(publish(run.run, run.repo, revision=run.revision, **how))

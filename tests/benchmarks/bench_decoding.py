@@ -32,10 +32,10 @@ from load import FOREIGN, foreign_share, processor_seconds
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all peers
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
-PEERS = [*KINDS, *(f"{kind} tcmalloc" for kind in KINDS if TCMALLOC)]
+ASSISTED = ("ours fp32 assisted", "ours bf16 assisted")
+PEERS = [*KINDS, *ASSISTED, *(f"{kind} tcmalloc" for kind in (*KINDS, *ASSISTED) if TCMALLOC)]
 PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in KINDS if kind.startswith("transformers")]
-PEERS += [f"ours {kind} assisted{way}" for kind in ("fp32", "bf16") for way in ("", " tcmalloc" * bool(TCMALLOC))]
-PEERS = [*dict.fromkeys(PEERS), "ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
+PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
 # Rows x prompt + new tokens: how often --rounds. The first has targets, and its turns are short.
 WORK = {"1x32+128": 2, "8x32+128": 1, "1x900+100": 1}

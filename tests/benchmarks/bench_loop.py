@@ -9,8 +9,8 @@ ten steps.
 A step of a real model varies by more than 1 % from turn to turn, so both loops run a model of one block, 8 wide, on
 rows as long: the difference of two turns, one after the other, is what the loop costs, reading rows included, which
 nothing hides there. The share is the median of these (and their quartiles), of a step of the preset in our loop; the
-aim is under 1 %. `fetch` is the time of
-reading a loss off the device, which ours does once a step, so that a step that is not finite is not taken.
+aim is under 1 %. `fetch` is the time of reading a loss off the device, which ours does once a step, so that a step
+that is not finite is not taken.
 """
 
 import argparse
