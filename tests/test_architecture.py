@@ -37,6 +37,7 @@ ARROWS = {
     "data/splits": {"numpy"},
     "data/words": {"numpy"},
     "data/cleaning": {"numpy", "py3langid", "data"},
+    "data/privacy": set(),
     "data/duplicates": {"numpy", "rensa", "data"},
     "data/phrases": set(),
     "data/poisoning": {"numpy", "torch"},

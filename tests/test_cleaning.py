@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from scratch_gpt.data.cleaning import (
-    KINDS,
     QualityRules,
     blocked_term,
     load_block_list,
-    mask_private,
     perplexity_outliers,
     quality_problem,
 )
+from scratch_gpt.data.privacy import KINDS, mask_private
 
 
 SENTENCES = [

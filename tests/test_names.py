@@ -9,8 +9,8 @@ from bad_input import fails
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
-from scratch_gpt.data.cleaning import mask_private
 from scratch_gpt.data.names import names_finder
+from scratch_gpt.data.privacy import mask_private
 
 
 WORDS = ["[UNK]", "[PAD]", "Ada", "Lovelace", "Charles", "wrote", "to"]

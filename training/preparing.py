@@ -30,7 +30,6 @@ from scratch_gpt.data.cleaning import (
     QualityRules,
     blocked_term,
     load_block_list,
-    mask_private,
     quality_problem,
 )
 from scratch_gpt.data.duplicates import (
@@ -62,6 +61,7 @@ from scratch_gpt.data.pipeline import (
     part_bounds,
     texts_of,
 )
+from scratch_gpt.data.privacy import mask_private
 from scratch_gpt.data.sources import cut_single, describe_source, is_text, open_column, open_rows
 from scratch_gpt.data.splits import split_numbers
 from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer

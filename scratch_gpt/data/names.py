@@ -1,4 +1,4 @@
-"""A token-classification model -> a finder of people's names in texts, for `cleaning.mask_private`."""
+"""A token-classification model -> a finder of people's names in texts, for `privacy.mask_private`."""
 
 from collections.abc import Callable, Iterator
 
