@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .allocation import huge_pages
+from .compiled import CompiledNet, build
 from .multiplication import KINDS, Matrix, lay_out, multiply
 
 
@@ -75,23 +76,30 @@ class FastDecoder(ForwardDecoder):
         quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
             weight, and multiplies them with activations rounded to 8 bits, each row by its own range (one narrower
             than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
+        compile: in int8 of a model in fp32, steps of few tokens go by one function in C, which the machine's compiler
+            builds first, in a second: the same numbers but for fp32's last bits, faster (compiled.py).
 
     Raises:
-        ValueError: a kind that is none; int8 on another device than a CPU, or where torch has no oneDNN.
+        ValueError: a kind that is none; int8 on another device than a CPU, or where torch has no oneDNN; compile in
+            another type than fp32, or where no compiler builds it.
     """
 
-    def __init__(self, model: nn.Module, quantize: str | None = None):
+    def __init__(self, model: nn.Module, quantize: str | None = None, compile: bool = False):
         super().__init__(model)
-        device = model.lm_head.weight.device
+        device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
         if quantize == "int8" and device.type != "cpu":
             raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
         if quantize == "int8" and not torch.backends.mkldnn.is_available():
             raise ValueError("quantize='int8' multiplies by oneDNN, and this torch has none: leave it out.")
-        self.quantize = quantize
+        if compile and dtype != torch.float32:
+            raise ValueError(f"compile decodes a model in float32, and this one is in {dtype}: give model.float().")
+        self.quantize, self.compile = quantize, compile
         if quantize:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
             with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
+                library = pool.submit(build) if compile else None
                 self.net = self._lay_out(pool.map)
+                self.net = CompiledNet(self.net, library.result()) if compile else self.net
 
     @cached_property
     def net(self) -> nn.Module:
@@ -105,17 +113,18 @@ class FastDecoder(ForwardDecoder):
 
     def _block(self, block: nn.Module) -> "Block":
         attention, mlp = block.attn, block.mlp
-        three = (attention.q_proj, attention.k_proj, attention.v_proj)
-        weight = torch.cat([one.weight.detach() for one in three])  # (3D, D)
-        bias = torch.cat([one.bias.detach() for one in three]) if three[0].bias is not None else None
+        qkv = self._matrix(attention.q_proj, attention.k_proj, attention.v_proj)  # (3D, D)
         return Block(
-            *(layer_norm(block.ln_1), lay_out(weight, bias, self.quantize), self._matrix(attention.o_proj)),
+            *(layer_norm(block.ln_1), qkv, self._matrix(attention.o_proj)),
             *(layer_norm(block.ln_2), self._matrix(mlp.up_proj), self._matrix(mlp.down_proj)),
         )
 
-    def _matrix(self, layer: nn.Linear) -> Matrix:
-        bias = None if layer.bias is None else layer.bias.detach()
-        return lay_out(layer.weight.detach(), bias, self.quantize)
+    def _matrix(self, *layers: nn.Linear) -> Matrix:
+        # One, or several above one another.
+        weights, biases = [one.weight.detach() for one in layers], [one.bias for one in layers]
+        weight = torch.cat(weights) if len(layers) > 1 else weights[0]
+        bias = None if biases[0] is None else torch.cat(biases).detach()
+        return lay_out(weight, bias, self.quantize, self.compile)
 
     @torch.inference_mode()
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
@@ -140,7 +149,9 @@ class FastDecoder(ForwardDecoder):
     def _score(self, ids: torch.Tensor, mask: torch.Tensor, only_last: bool = False) -> torch.Tensor:
         """New ids (B, T), the mask of all (B, S) -> logits (B, T or 1, V)."""
         (B, T), S = ids.shape, mask.shape[1]
-        past, body = S - T, self.model.transformer
+        past, body, columns = S - T, self.model.transformer, self.kept.shape[4]
+        if S > columns:
+            raise ValueError(f"This cache was started for {columns} tokens, and here are {S}.")
         positions = torch.arange(past, S, device=ids.device)[None]
         if self.padding is not None:
             positions = (positions - self.padding).clamp(min=0)
@@ -263,7 +274,9 @@ def activate(x: torch.Tensor, name: str) -> torch.Tensor:
 # --- Which decoder -----------------------------------------------------------------------------------------------
 
 
-def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None) -> ForwardDecoder:
+def make_decoder(
+    model: nn.Module | ForwardDecoder, quantize: str | None = None, compile: bool = False
+) -> ForwardDecoder:
     """The fastest decoder for a causal model; what is one already stays.
 
     Fast is our own class as it was saved: on one device, with one of ACTIVATIONS, without an adapter, quantised
@@ -271,16 +284,20 @@ def make_decoder(model: nn.Module | ForwardDecoder, quantize: str | None = None)
 
     Args:
         quantize: "int8" rounds the matrices, see FastDecoder.
+        compile: builds the step in C, see FastDecoder.
 
     Raises:
-        ValueError: a kind that is none; int8 of a model that is not ours, is wrapped, or is not on a CPU.
+        ValueError: a kind that is none; int8 of a model that is not ours, is wrapped, or is not on a CPU; compile
+            without int8, in another type than fp32, or where no compiler builds it.
     """
+    if compile and quantize is None:
+        raise ValueError("compile is of decoding in int8 alone: give quantize='int8' as well, or leave it out.")
     if isinstance(model, ForwardDecoder) and quantize is None:
         return model
     if quantize not in KINDS:
         raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
     if _is_plain(model):
-        return FastDecoder(model, quantize)
+        return FastDecoder(model, quantize, compile)
     if quantize is not None:
         raise ValueError(
             f"quantize={quantize!r} is of our own model as it was saved, and this is a {type(model).__name__} or has "

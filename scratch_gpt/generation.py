@@ -162,14 +162,14 @@ def _choose(logits, generator, temperature, top_k, top_p) -> torch.Tensor:
     return probabilities.multinomial(1, generator=generator)[:, 0]
 
 
-def largest(logits: torch.Tensor, cut: int = 128) -> torch.Tensor:
-    """Logits (B, V) -> where each row's largest stands (B,), the first of equals: argmax, in half the time on a CPU.
+def largest(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (B, V) -> where each row's largest stands (B,), the first of equals: argmax; on a CPU NumPy's.
 
-    Largest values vectorise there, their places do not: so the largest of each `cut`, then places among few.
+    It takes half of the time or less that torch's takes there, whose places do not vectorise.
     """
-    parts = F.pad(logits, (0, -logits.shape[-1] % cut), value=-torch.inf).unflatten(-1, (-1, cut))  # (B, V / cut, cut)
-    part = parts.amax(-1).argmax(-1)  # (B,)
-    return part * cut + parts[torch.arange(len(part), device=part.device), part].argmax(-1)
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    return torch.from_numpy(logits.float().numpy().argmax(-1))
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> dict[str, torch.Tensor]:

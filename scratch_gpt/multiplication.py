@@ -20,9 +20,13 @@ MANY = 16  # rows that oneDNN multiplies faster than FBGEMM
 
 
 class Int8(NamedTuple):
-    """W (out, in) as whole numbers from -127 to 127, each output scaled by its largest weight; as two read it."""
+    """W (out, in) as whole numbers from -127 to 127, each output scaled by its largest weight; as two read it.
+
+    Many rows are multiplied by `blocks`, few by `packed`, or, in a step that is compiled, by `codes`.
+    """
 
     packed: Optional[Packed]  # noqa: UP045  # FBGEMM's, b within
+    codes: Optional[torch.Tensor]  # noqa: UP045  # as they are, for compiled.py
     blocks: torch.Tensor  # oneDNN's
     scales: torch.Tensor  # (out,)
     sums: torch.Tensor  # (out,) of each output's weights
@@ -40,11 +44,13 @@ class Matrix(NamedTuple):
     int8: Int8 | None = None
 
 
-def lay_out(weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None) -> Matrix:
+def lay_out(
+    weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None, compile: bool = False
+) -> Matrix:
     """W (out, in) and b (out,) -> the layout that this processor multiplies fastest. Copies, but on a GPU."""
     if quantize == "int8":
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return Matrix("int8", weight.new_empty(0), None, whole_numbers(weight, bias.float()))
+        return Matrix("int8", weight.new_empty(0), None, whole_numbers(weight, bias.float(), compile))
     if weight.device.type != "cpu":
         return Matrix("rows", weight, bias)
     blocked = torch.backends.mkldnn.is_available() and (
@@ -64,13 +70,14 @@ def _is_mkl_at_home() -> bool:
     return torch.backends.mkl.is_available() and "Intel" in name
 
 
-def whole_numbers(weight: torch.Tensor, bias: torch.Tensor) -> Int8:
+def whole_numbers(weight: torch.Tensor, bias: torch.Tensor, compile: bool = False) -> Int8:
     """W (out, in) -> the nearest whole numbers, in steps of 1 / 127 of each output's largest weight."""
     scales = weight.abs().amax(1).float().clamp_(min=1e-12) / 127  # (out,)
     codes = (weight / scales[:, None]).round_().to(torch.int8).contiguous()  # a GPT-2 file's lie turned
     top = 255 if torch.cpu._is_vnni_supported() else 127  # without VNNI two products are added in 16 bits
     return Int8(
-        fbgemm_packed(codes, scales, bias) if has_fbgemm() else None,
+        fbgemm_packed(codes, scales, bias) if has_fbgemm() and not compile else None,
+        codes if compile else None,
         torch.ops.onednn.qlinear_prepack(codes, None),
         scales,
         codes.sum(1, dtype=torch.int32) * scales,

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from compiler import IN_C, needs_a_compiler
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
 from transformers.activations import ACT2FN
 
 from scratch_gpt import ScratchGPTForCausalLM
+from scratch_gpt.compiled import MANY, build
 from scratch_gpt.decoding import (
     ACTIVATIONS,
     FastDecoder,
@@ -178,6 +180,76 @@ def test_scripted_blocks_are_the_blocks(quantize, monkeypatch):
     assert torch.equal(scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5), by_script)
 
 
+@needs_a_compiler
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"attention_bias": False}, {"tie_word_embeddings": False, "vocab_size": 101, "intermediate_size": 100}]
+    + [{"hidden_act": name} for name in ACTIVATIONS],
+)
+def test_the_step_in_c_is_the_step_by_torch(changes):
+    model = tiny_model(**changes)
+    batch = padded([some_ids(1, n, seed=n)[0] for n in (20, 14, 17)])
+    decoders = [make_decoder(model, "int8", compile) for compile in (False, True)]
+    for ids, mask in ((batch["input_ids"], batch["attention_mask"]), (some_ids(1, 20), torch.ones(1, 20))):
+        by_torch, in_c = (scored(decoder, ids, mask, 10) for decoder in decoders)
+        with torch.no_grad():
+            exact = model(ids, attention_mask=mask).logits[:, 9:]
+        assert worst(in_c, by_torch) < 1e-5 < 1e-3 < worst(in_c, exact)
+
+
+@needs_a_compiler
+def test_the_step_in_c_is_what_runs_and_many_rows_go_around_it(trained, monkeypatch):
+    model, rows = trained
+    decoder, calls = make_decoder(model, "int8", compile=True), []
+    step = decoder.net.library.step
+    monkeypatch.setattr(decoder.net.library, "step", lambda *these: (calls.append(1), step(*these)))
+    ids = rows[:1, :16]
+    in_c = generate(decoder, ids, max_new_tokens=60, temperature=0)  # on, where the context is full
+    assert torch.equal(in_c, generate(make_decoder(model, "int8"), ids, max_new_tokens=60, temperature=0))
+    assert len(calls) == 48  # the first was the prompt's, the others' context was full
+    generate(decoder, rows[:MANY, :16], max_new_tokens=2)
+    assert len(calls) == 49
+    generate(decoder, rows[: MANY + 1, :16], max_new_tokens=2)
+    assert len(calls) == 49
+
+
+@pytest.mark.parametrize("how", [{"quantize": None}, {"quantize": "int8"}, IN_C])
+def test_a_step_beyond_its_cache_is_an_error(how):
+    decoder, ids = make_decoder(tiny_model(), **how), some_ids(1, 8)
+    decoder.start(ids[:, :6], torch.ones(1, 6), 7)
+    decoder.step(ids[:, 6:7], torch.ones(1, 7))
+    with pytest.raises(ValueError, match="was started for 7 tokens, and here are 8"):
+        decoder.step(ids[:, 7:8], torch.ones(1, 8))
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("nothing", [torch.nan, torch.inf])
+def test_the_step_in_c_hides_no_model_that_has_diverged(nothing):
+    model, ids = tiny_model(), some_ids(1, 8)
+    with torch.no_grad():
+        model.transformer.layers[1].mlp.down_proj.bias[3] = nothing
+    decoder = make_decoder(model, "int8", compile=True)
+    decoder.start(ids[:, :6], torch.ones(1, 6), 8)
+    assert not decoder.step(ids[:, 6:7], torch.ones(1, 7)).isfinite().any()
+
+
+def test_what_cannot_be_compiled_is_one_clear_line(monkeypatch):
+    with pytest.raises(ValueError, match="give quantize='int8' as well"):
+        make_decoder(tiny_model(), compile=True)
+    with pytest.raises(ValueError, match=r"in float32, and this one is in torch.bfloat16"):
+        make_decoder(tiny_model().bfloat16(), "int8", compile=True)
+    build.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler -O1")
+    with pytest.raises(ValueError, match=r"no-such-compiler -O1 is none here: put one with OpenMP"):
+        make_decoder(tiny_model(), "int8", compile=True)
+    monkeypatch.setenv("CC", "sh -c 'echo x.c: error: it is odd >&2; exit 3'")
+    with pytest.raises(ValueError, match=r"ends with x.c: error: it is odd: put one"):
+        make_decoder(tiny_model(), "int8", compile=True)
+    monkeypatch.setenv("CC", "sh -c 'exit 3'")
+    with pytest.raises(ValueError, match=r"ends with status 3: put one"):
+        make_decoder(tiny_model(), "int8", compile=True)
+
+
 def test_greedy_is_generate_on_a_trained_model(trained):
     model, rows = trained
     prompts = rows[:8, :16]
@@ -191,13 +263,14 @@ def test_greedy_is_generate_on_a_trained_model(trained):
             assert two[0] - two[1] < 1e-4
 
 
-def test_int8_of_a_gpt2_file_is_that_of_our_own(tmp_path):
+@pytest.mark.parametrize("how", [{"quantize": "int8"}, IN_C])
+def test_int8_of_a_gpt2_file_is_that_of_our_own(how, tmp_path):
     stock = tiny_gpt2()
     stock.save_pretrained(tmp_path / "stock")
     ScratchGPTForCausalLM.from_pretrained(tmp_path / "stock").save_pretrained(tmp_path / "ours")
     ids = some_ids(1, 20)
     of_each = [
-        all_at_once(make_decoder(ScratchGPTForCausalLM.from_pretrained(tmp_path / name).eval(), "int8"), ids)
+        all_at_once(make_decoder(ScratchGPTForCausalLM.from_pretrained(tmp_path / name).eval(), **how), ids)
         for name in ("stock", "ours")
     ]
     assert torch.equal(*of_each)
@@ -205,10 +278,11 @@ def test_int8_of_a_gpt2_file_is_that_of_our_own(tmp_path):
         assert worst(of_each[0], stock(ids).logits[:, 1:]) < 0.3 < worst(of_each[0].roll(1, 1), of_each[0])
 
 
-def test_int8_costs_at_most_one_percent_of_perplexity(trained):
+@pytest.mark.parametrize("how", [{"quantize": "int8"}, IN_C])
+def test_int8_costs_at_most_one_percent_of_perplexity(how, trained):
     model, rows = trained
     losses = []
-    for decoder in (ForwardDecoder(model), make_decoder(model, "int8")):
+    for decoder in (ForwardDecoder(model), make_decoder(model, **how)):
         with torch.no_grad():
             logits = all_at_once(decoder, rows)[:, :-1]
         losses.append(F.cross_entropy(logits.flatten(0, 1), rows[:, 2:].flatten()).item())

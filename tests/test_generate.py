@@ -6,6 +6,7 @@ import shutil
 import generate
 import pytest
 from bad_input import fails
+from compiler import needs_a_compiler
 from tiny import tiny_model
 
 from scratch_gpt.tokenizer_training import train_tokenizer
@@ -38,12 +39,27 @@ def test_words_in_their_places_are_the_same_as_fields_and_one_sample_the_same_as
     assert out(models / "base", "the sun", "--temperature", "0", "--samples", "3") == greedy * 3
 
 
-def test_an_assistant_says_the_same_sooner(models, capsys):
-    def said(*words):
+@pytest.fixture
+def said(models, capsys):
+    """What generate.py says to these words: (out, err)."""
+
+    def say(*words):
         capsys.readouterr()
         generate.main([str(models / "base"), "the sun", "--max-new-tokens", "20", *map(str, words)])
         return capsys.readouterr()
 
+    return say
+
+
+@needs_a_compiler
+def test_a_compiled_step_says_the_same_and_what_it_cost(said):
+    for words in (("--quantize", "int8"), ("--assistant-model", "int8")):
+        plain, compiled = said(*words), said(*words, "--compile")
+        assert plain.out == compiled.out
+        assert "int8 made, its step compiled: " in compiled.err and "compiled" not in plain.err
+
+
+def test_an_assistant_says_the_same_sooner(models, said):
     plain = said()
     for assistant in ("int8", models / "base"):
         assisted = said("--assistant-model", assistant, "--num-assistant-tokens", "3")
@@ -56,6 +72,7 @@ def test_an_assistant_that_cannot_guess_is_one_line(models, capsys):
     fails([*base, "int8", "--quantize", "int8"], "leave out quantize", capsys, generate.main)
     fails([*base, models], "--assistant-model .* is no model folder", capsys, generate.main)
     fails([*base, models / "chat"], "has another tokenizer", capsys, generate.main)
+    fails([*base, models / "base", "--compile"], "compile is of decoding in int8", capsys, generate.main)
     fails([*base, "int8", "--samples", "2"], "guesses for one row, and here are 2", capsys, generate.main)
     fails([*base, "int8", "--num-assistant-tokens", "0"], "num_assistant_tokens is 0", capsys, generate.main)
 

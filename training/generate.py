@@ -4,6 +4,7 @@
     python training/generate.py MODEL FILE:prompt.txt
     python training/generate.py MODEL --chat
     python training/generate.py MODEL "The" --quantize int8 --prompt-lookup-num-tokens 8
+    python training/generate.py MODEL "The" --quantize int8 --compile
     python training/generate.py MODEL "The" --assistant-model int8
 
 One continuation is written as it comes. Loads through AutoModelForCausalLM, as any Hugging Face client would. How fast
@@ -35,6 +36,9 @@ class GenerateRun:
     seed: int = option(0, "Decides the draws.")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "What to compute in; auto as the weights are kept.")
     quantize: Literal["no", "int8"] = option("no", "int8 multiplies in 8 bits, on a CPU: fast, and nearly the same.")
+    compile: bool = option(
+        False, "Build int8's step in C first, by this machine's compiler, in a second: for much text."
+    )
     prompt_lookup_num_tokens: int | None = option(
         None, "Guess so many tokens ahead from what was said before, and check them at once; for one continuation."
     )
@@ -101,13 +105,13 @@ def load(name: str, revision: str | None = None):
         raise ValueError(f"{name} cannot be loaded: {error}.") from error
 
 
-def load_assistant(model, tokenizer, name: str):
+def load_assistant(model, tokenizer, name: str, compile: bool = False):
     """Who guesses ahead for a model: itself in int8, or another of the same tokenizer."""
     from scratch_gpt import load_tokenizer
     from scratch_gpt.decoding import make_decoder
 
     if name == "int8":
-        return make_decoder(model, "int8")
+        return make_decoder(model, "int8", compile)
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"assistant_model {name} has another tokenizer: its tokens would be guesses at other words.")
     return make_decoder(load(name).to(model.dtype))
@@ -132,6 +136,8 @@ def main(argv: list[str] | None = None) -> None:
         check_model_folder(run.model)
         if run.assistant_model == "int8" and run.quantize == "int8":
             raise ValueError("assistant_model int8 guesses for a model in its own precision: leave out quantize.")
+        if run.compile and "int8" not in (run.quantize, run.assistant_model):
+            raise ValueError("compile is of decoding in int8: give --quantize int8 or --assistant-model int8 as well.")
         if run.assistant_model not in (None, "int8"):
             check_model_folder(run.assistant_model, "assistant-model")
         prompt = read_prompt(run.prompt)
@@ -153,12 +159,15 @@ def main(argv: list[str] | None = None) -> None:
         model = load(run.model, run.model_revision)
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))
         keep_freed_memory()
-        decoder = make_decoder(model, None if run.quantize == "no" else run.quantize)
+        start = time.perf_counter()
+        decoder = make_decoder(model, **({} if run.quantize == "no" else {"quantize": "int8", "compile": run.compile}))
         how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
         how |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
         if run.assistant_model:
-            assistant = load_assistant(model, tokenizer, run.assistant_model)
+            assistant = load_assistant(model, tokenizer, run.assistant_model, run.compile)
             how |= {"assistant_model": assistant, "num_assistant_tokens": run.num_assistant_tokens}
+        if run.compile:
+            print(f"int8 made, its step compiled: {time.perf_counter() - start:.1f} s", file=sys.stderr)
         start = time.perf_counter()
         if run.chat:
             return chat(decoder, tokenizer, run.seed, **how)

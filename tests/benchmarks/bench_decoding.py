@@ -34,7 +34,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
 ASSISTED = ("ours fp32 assisted", "ours bf16 assisted")
 PEERS = [*KINDS, *ASSISTED, *(f"{kind} tcmalloc" for kind in (*KINDS, *ASSISTED) if TCMALLOC)]
-PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in KINDS if kind.startswith("transformers")]
+COMPILED = [*(kind for kind in KINDS if kind.startswith("transformers")), "ours int8", *ASSISTED]
+PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in COMPILED]
 PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
 # Rows x prompt + new tokens: how often --rounds. The first has targets, and its turns are short.
@@ -106,9 +107,10 @@ def prepare(peer: str, folder: Path, threads: int):
     keep_freed_memory()  # as training/generate.py does
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     start = time.perf_counter()
-    decoder = make_decoder(model, "int8" if kind == "int8" else None)
+    how = {"quantize": "int8", "compile": "compiled" in way}
+    decoder = make_decoder(model, **how) if kind == "int8" else make_decoder(model)
     seconds = time.perf_counter() - start
-    more = {"assistant_model": make_decoder(model, "int8")} if "assisted" in way else {}
+    more = {"assistant_model": make_decoder(model, **how)} if "assisted" in way else {}
 
     def run(ids, new):
         ids = scratch_gpt.generate(decoder, ids, max_new_tokens=new, temperature=0, **more)

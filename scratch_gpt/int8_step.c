@@ -1,0 +1,186 @@
+// A decoding step in int8, all of it: new tokens and the cache -> logits. compiled.py builds and calls it.
+//
+// It is decoding.py's Net with multiplication.py's multiply_int8, in their order. There a step is a thousand calls;
+// here threads start once a step, and each SHARED loop is divided among them, who wait for each other at its end.
+// Plain loops: a compiler turns them into the vectors that its processor has.
+//
+// B prompts, T new tokens each, N = B * T of them; S tokens so far, `columns` places for them in the cache; D = H * K
+// is the width, H heads of size K, V the vocabulary. Arrays are written (rows, columns) and lie row by row.
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+
+#define SHARED _Pragma("omp for schedule(static)")
+
+// As compiled.py packs them: each field is 8 bytes.
+typedef struct { const float *weight, *bias; double eps; } Norm;
+typedef struct { const int8_t *codes; const float *scales, *sums, *bias; int64_t out, in; } Matrix;  // codes (out, in)
+typedef struct { Norm norm_1; Matrix qkv, out; Norm norm_2; Matrix up, down; } Block;
+typedef struct { Norm norm; Matrix head; } Last;
+
+typedef struct { uint8_t *codes; float *step, *zero; } Rounded;  // (N, in), (N,), (N,): x is (codes - zero) * step
+enum { GELU_TANH, GELU, RELU, SILU };
+enum { STREAMS = 4 };  // places at which a thread reads a matrix at once: memory then gives more than at one
+
+
+// e^x, off by 2e-7 of it at most: 2^n by a float's exponent, and what is left, at most log(2) / 2, by Taylor's series.
+static inline float exponential(float x) {
+    x = x < -87 ? -87 : x > 88 ? 88 : x;
+    float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;  // log(2) in two parts
+    float e = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r / 720)))));
+    union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
+    return e * power.value;
+}
+
+static void activate(float *x, int64_t n, int64_t act) {
+    SHARED for (int64_t part = 0; part < n; part += 256) {
+        int64_t end = part + 256 < n ? part + 256 : n;
+        #define EACH(y) for (int64_t i = part; i < end; i++) { float v = x[i]; x[i] = y; } break
+        switch (act) {
+        case GELU_TANH: EACH(v / (1 + exponential(-1.59576912f * (v + 0.044715f * v * v * v))));  // 2 sqrt(2 / pi)
+        case GELU: EACH(0.5f * v * (1 + erff(v * 0.707106781f)));
+        case RELU: EACH(v < 0 ? 0 : v);
+        case SILU: EACH(v / (1 + exponential(-v)));
+        }
+    }
+}
+
+// LayerNorm of x (N, D) -> y (N, D).
+static void normalize(const float *x, Norm norm, float *y, int64_t N, int64_t D) {
+    SHARED for (int64_t n = 0; n < N; n++) {
+        const float *row = x + n * D;
+        float sum = 0, squares = 0;
+        #pragma omp simd reduction(+:sum)
+        for (int64_t i = 0; i < D; i++) sum += row[i];
+        float mean = sum / D;
+        #pragma omp simd reduction(+:squares)
+        for (int64_t i = 0; i < D; i++) squares += (row[i] - mean) * (row[i] - mean);
+        float scale = 1 / sqrtf(squares / D + norm.eps);
+        for (int64_t i = 0; i < D; i++) y[n * D + i] = (row[i] - mean) * scale * norm.weight[i] + norm.bias[i];
+    }
+}
+
+// As multiplication.py's round_rows: each row of x (N, in) by its own range. The step of a row that is not all finite
+// is NaN, so that what comes of it is no number either.
+static void round_rows(const float *x, int64_t N, int64_t in, int64_t top, Rounded to) {
+    SHARED for (int64_t n = 0; n < N; n++) {
+        const float *row = x + n * in;
+        float low = 0, high = 0, none = 0;
+        #pragma omp simd reduction(min:low) reduction(max:high) reduction(+:none)
+        for (int64_t i = 0; i < in; i++) {
+            low = row[i] < low ? row[i] : low;
+            high = row[i] > high ? row[i] : high;
+            none += row[i] * 0;
+        }
+        double range = ((double)high - low) / top;
+        range = range < 1e-38 ? 0.1 : range;  // a row of zeros
+        float zero = -(float)rint(low / range), step = range < 6.1e-5 ? 6.1e-5f : (float)range, rate = 1 / step;
+        for (int64_t i = 0; i < in; i++) {
+            float code = rintf(row[i] * rate + zero);
+            to.codes[n * in + i] = (uint8_t)(int32_t)(code > 0 ? code < top ? code : top : 0);
+        }
+        to.step[n] = step + none, to.zero[n] = zero;
+    }
+}
+
+// One row of codes by `streams` of a matrix' rows, which lie `apart` bytes from each other -> sums. In this form, and
+// with `streams` known where it is called, a compiler takes the instruction for products of bytes.
+static inline __attribute__((always_inline)) void dot(
+    const uint8_t *a, const int8_t *b, int64_t in, int64_t apart, int32_t *sums, int streams) {
+    int32_t each[STREAMS] = {0};
+    for (int64_t i = 0; i < in; i++)
+        #pragma GCC unroll 4
+        for (int k = 0; k < streams; k++) each[k] += a[i] * b[k * apart + i];
+    for (int k = 0; k < streams; k++) sums[k] = each[k];
+}
+
+// Outputs o, o + part, ... of all rows; each weight comes from memory once.
+static inline __attribute__((always_inline)) void outputs(
+    Rounded x, Matrix w, float *y, int64_t N, int add, int64_t o, int64_t part, int streams) {
+    for (int64_t n = 0; n < N; n++) {
+        int32_t sums[STREAMS];
+        dot(x.codes + n * w.in, w.codes + o * w.in, w.in, part * w.in, sums, streams);
+        for (int k = 0; k < streams; k++) {
+            int64_t j = o + k * part;
+            float value = (sums[k] * w.scales[j] - x.zero[n] * w.sums[j]) * x.step[n] + w.bias[j];
+            y[n * w.out + j] = add ? y[n * w.out + j] + value : value;
+        }
+    }
+}
+
+// x W^T + b -> y (N, out); with `add`, onto what is there.
+static void multiply(Rounded x, Matrix w, float *y, int64_t N, int add) {
+    int64_t part = w.out / STREAMS;
+    #pragma omp for schedule(static) nowait
+    for (int64_t o = 0; o < part; o++) outputs(x, w, y, N, add, o, part, STREAMS);
+    SHARED for (int64_t o = part * STREAMS; o < w.out; o++) outputs(x, w, y, N, add, o, part, 1);  // what is left
+}
+
+// q, k and v (N, 3, H, K) -> y (N, H, K); k and v go to the cache (2, B, H, columns, K), behind the `past` tokens there.
+// `hide` (1 or B, T, S), if there is one, is added to the scores (B, H, S).
+static void attend(const float *restrict qkv, float *restrict kept, const float *restrict hide, int64_t hidden_rows,
+                   float *restrict y, float *restrict scores, int64_t B, int64_t T, int64_t H, int64_t K, int64_t past,
+                   int64_t columns) {
+    int64_t S = past + T, D = H * K;
+    float scale = 1 / sqrtf(K);
+    SHARED for (int64_t head = 0; head < B * H; head++) {
+        int64_t b = head / H, first = b * T * 3 * D + head % H * K;  // its first query's place
+        float *keys = kept + head * columns * K, *values = keys + B * H * columns * K, *p = scores + head * S;
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t i = 0; i < K; i++) {
+                keys[(past + t) * K + i] = qkv[first + t * 3 * D + D + i];
+                values[(past + t) * K + i] = qkv[first + t * 3 * D + 2 * D + i];
+            }
+        for (int64_t t = 0; t < T; t++) {
+            const float *q = qkv + first + t * 3 * D;
+            const float *hidden = hide ? hide + (hidden_rows > 1 ? b * T + t : t) * S : 0;
+            float *o = y + (b * T + t) * D + head % H * K, most = -FLT_MAX, sum = 0;
+            for (int64_t s = 0; s < S; s++) {
+                float score = 0;
+                #pragma omp simd reduction(+:score)
+                for (int64_t i = 0; i < K; i++) score += q[i] * keys[s * K + i];
+                p[s] = score * scale + (hidden ? hidden[s] : 0);
+                most = p[s] > most ? p[s] : most;
+            }
+            #pragma omp simd reduction(+:sum)
+            for (int64_t s = 0; s < S; s++) sum += p[s] = exponential(p[s] - most);
+            for (int64_t i = 0; i < K; i++) o[i] = 0;
+            for (int64_t s = 0; s < S; s++) {
+                float share = p[s] / sum;
+                for (int64_t i = 0; i < K; i++) o[i] += share * values[s * K + i];
+            }
+        }
+    }
+}
+
+// x (N, D) -> logits (N, V). x is added to, and the cache (layers, 2, B, H, columns, K) gets what is new. Room for what
+// comes between: scores (B, H, S), wide and other (N, the widest output), steps and zeros (N,), codes as wide.
+void step(const Block *blocks, const Last *last, float *x, float *kept, float *logits, float *scores, float *wide,
+          float *other, float *steps, float *zeros, uint8_t *codes, const float *hide, int64_t hidden_rows,
+          int64_t layers, int64_t act, int64_t top, int64_t B, int64_t T, int64_t H, int64_t K, int64_t past,
+          int64_t columns, int64_t threads) {
+    int64_t N = B * T, D = H * K;
+    Rounded rounded = {codes, steps, zeros};
+    #pragma omp parallel num_threads(threads)
+    {
+        for (const Block *block = blocks; block < blocks + layers; block++) {
+            float *its = kept + (block - blocks) * 2 * B * columns * D;
+            normalize(x, block->norm_1, other, N, D);
+            round_rows(other, N, D, top, rounded);
+            multiply(rounded, block->qkv, wide, N, 0);
+            attend(wide, its, hide, hidden_rows, other, scores, B, T, H, K, past, columns);
+            round_rows(other, N, D, top, rounded);
+            multiply(rounded, block->out, x, N, 1);
+            normalize(x, block->norm_2, other, N, D);
+            round_rows(other, N, D, top, rounded);
+            multiply(rounded, block->up, wide, N, 0);
+            activate(wide, N * block->up.out, act);
+            round_rows(wide, N, block->up.out, top, rounded);
+            multiply(rounded, block->down, x, N, 1);
+        }
+        normalize(x, last->norm, other, N, D);
+        round_rows(other, N, D, top, rounded);
+        multiply(rounded, last->head, logits, N, 0);
+    }
+}
