@@ -1,4 +1,4 @@
-"""A Net in int8 -> the same for few rows by one function in C, int8_step.c, which the machine's own compiler builds.
+"""A Net -> the same for few rows by one function in C, step.c, which the machine's own compiler builds.
 
 A step by torch is a thousand operations, most of them shorter than their calling. In C there is one call.
 """
@@ -17,21 +17,23 @@ from torch import nn
 
 
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
-MANY = 24  # rows above which oneDNN multiplies faster
-ACTIVATIONS = {"gelu_pytorch_tanh": 0, "gelu_new": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3}  # as in C
+DTYPES = (torch.float32, torch.int8)  # of matrices; in C's order, as are the activations
+MANY = (16, 24)  # rows of each above which torch multiplies faster
+LANES = 16  # of which widths are multiples
+ACTIVATIONS = {"gelu_pytorch_tanh": 0, "gelu_new": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3}
 
 
 @cache
 def build() -> ctypes.CDLL:
-    """int8_step.c as a library, built in a second, once a process: one that was kept might be of another processor.
+    """step.c as a library, built once a process: one that was kept might be of another processor.
 
     Raises:
         ValueError: no compiler ($CC, otherwise cc), or one that does not build it.
     """
-    compiler, source = os.environ.get("CC") or "cc", Path(__file__).with_name("int8_step.c")
+    compiler, source = os.environ.get("CC") or "cc", Path(__file__).with_name("step.c")
     way_out = "put one with OpenMP, such as gcc, into $CC, or leave compile out"
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "int8_step.so"
+        library = Path(folder) / "step.so"
         command = [*shlex.split(compiler), *FLAGS, str(source), "-o", str(library), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
@@ -44,31 +46,32 @@ def build() -> ctypes.CDLL:
 
 
 class CompiledNet:
-    """A `Net` (decoding.py), called as it is: few rows go by C, a prompt and many rows by the Net itself.
+    """A `Net` (decoding.py), called as it is, but for a cache in fp32: few rows go by C, others by the Net itself.
 
     Args:
-        net: on a CPU in fp32, its matrices as `lay_out` makes them for this.
+        net: on a CPU, its matrices as `lay_out` makes them for this.
         library: of `build`.
     """
 
     def __init__(self, net: nn.Module, library: ctypes.CDLL):
-        self.net, self.library = net, library
-        self.blocks = b"".join(_block(block) for block in net.blocks)
-        self.last = _norm(net.norm) + _matrix(net.head)
-        self.sizes = (len(net.blocks), ACTIVATIONS[net.act], net.head.int8.top)
-        self.V = len(net.head.int8.codes)
-        widest = max(len(one.int8.codes) for block in net.blocks for one in (block.qkv, block.up))
-        floats = [torch.empty(MANY, width) for width in (widest, widest, 1, 1)]
-        self.room = [*floats, torch.empty(MANY, widest, dtype=torch.uint8)]
+        self.net, self.library, self.floats = net, library, []
+        self.blocks = b"".join(self._block(block) for block in net.blocks)
+        self.last = self._norm(net.norm) + self._matrix(net.head)
+        self.sizes = (len(net.blocks), ACTIVATIONS[net.act], net.head.int8.top if net.head.int8 else 0)
+        self.V, self.many = len(net.head.weight), MANY[DTYPES.index(net.head.weight.dtype)]
+        widest = max(len(one.weight) for block in net.blocks for one in (block.qkv, block.up))
+        room = [torch.empty(self.many, width) for width in (widest, widest, 1, 1)]
+        self.room = [*room, torch.empty(self.many, widest, dtype=torch.uint8)]
 
     def __call__(
         self, x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, only_last: bool
     ) -> torch.Tensor:
+        if only_last or past == 0 or len(x) > self.many:
+            return self.net(x, kept, past, hide, only_last)
         _, _, B, H, columns, K = kept.shape
         T = len(x) // B
-        if only_last or past == 0 or len(x) > MANY:
-            return self.net(x, kept, past, hide, only_last)
-        x, scores, logits = x.clone(), x.new_empty(B, H, past + T), x.new_empty(B, T, self.V)  # x is added to
+        x, hide = x.to(torch.float32, copy=True), None if hide is None else hide.float()  # x is added to
+        scores, logits = x.new_empty(B, H, past + T), x.new_empty(B, T, self.V)
         hidden_rows = 0 if hide is None else len(hide)
         self.library.step(
             *(self.blocks, self.last),
@@ -78,23 +81,31 @@ class CompiledNet:
         )
         return logits
 
+    # The structs of step.c, each of whose fields is 8 bytes; vectors in fp32.
 
-# --- The structs of int8_step.c, each of whose fields is 8 bytes -------------------------------------------------
+    def _block(self, block) -> bytes:
+        first = self._norm(block.norm_1) + self._matrix(block.qkv) + self._matrix(block.out)
+        return first + self._norm(block.norm_2) + self._matrix(block.up) + self._matrix(block.down)
+
+    def _norm(self, norm) -> bytes:
+        return struct.pack("2Pd", self._float(norm.weight), self._float(norm.bias), norm.eps)
+
+    def _matrix(self, matrix) -> bytes:
+        weight, bias, int8 = matrix.weight, matrix.bias, matrix.int8
+        if int8 is not None:
+            vectors = (int8.scales, int8.sums, int8.bias)
+        else:
+            vectors = (
+                weight.new_empty(0),
+                weight.new_empty(0),
+                weight.new_zeros(len(weight)) if bias is None else bias,
+            )
+        kind = DTYPES.index(weight.dtype)
+        return struct.pack("4P3q", weight.data_ptr(), *map(self._float, vectors), *weight.shape, kind)
+
+    def _float(self, vector: torch.Tensor) -> int:
+        self.floats.append(vector.float())
+        return self.floats[-1].data_ptr()
 
 
-def _block(block) -> bytes:
-    first = _norm(block.norm_1) + _matrix(block.qkv) + _matrix(block.out)
-    return first + _norm(block.norm_2) + _matrix(block.up) + _matrix(block.down)
-
-
-def _norm(norm) -> bytes:
-    return struct.pack("2Pd", norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps)
-
-
-def _matrix(matrix) -> bytes:
-    int8 = matrix.int8
-    tensors = (int8.codes, int8.scales, int8.sums, int8.bias)
-    return struct.pack("4P2q", *(one.data_ptr() for one in tensors), *int8.codes.shape)
-
-
-__all__ = ["ACTIVATIONS", "CompiledNet", "build"]
+__all__ = ["ACTIVATIONS", "DTYPES", "CompiledNet", "build"]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .allocation import huge_pages
-from .compiled import CompiledNet, build
+from .compiled import LANES, CompiledNet, build
 from .multiplication import KINDS, Matrix, lay_out, multiply
 
 
@@ -76,25 +76,35 @@ class FastDecoder(ForwardDecoder):
         quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
             weight, and multiplies them with activations rounded to 8 bits, each row by its own range (one narrower
             than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
-        compile: in int8 of a model in fp32, steps of few tokens go by one function in C, which the machine's compiler
-            builds first, in a second: the same numbers but for fp32's last bits, faster (compiled.py).
+        compile: in fp32 or int8, steps of few tokens go by one function in C (compiled.py), which the machine's
+            compiler builds first, in a second or two. It is the same arithmetic, with a cache in fp32. Of matrices in
+            fp32 it reads the model's own, and copies but query's, key's and value's.
 
     Raises:
-        ValueError: a kind that is none; int8 on another device than a CPU, or where torch has no oneDNN; compile in
-            another type than fp32, or where no compiler builds it.
+        ValueError: a kind that is none; int8 or compile on another device than a CPU; int8 where torch has no oneDNN;
+            compile in another type than fp32 or int8, of odd widths, or where no compiler builds it.
     """
 
     def __init__(self, model: nn.Module, quantize: str | None = None, compile: bool = False):
         super().__init__(model)
-        device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
+        device, dtype = self.device, model.lm_head.weight.dtype
         if quantize == "int8" and device.type != "cpu":
             raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
         if quantize == "int8" and not torch.backends.mkldnn.is_available():
             raise ValueError("quantize='int8' multiplies by oneDNN, and this torch has none: leave it out.")
-        if compile and dtype != torch.float32:
-            raise ValueError(f"compile decodes a model in float32, and this one is in {dtype}: give model.float().")
+        if compile and (device.type != "cpu" or (dtype != torch.float32 and quantize is None)):
+            raise ValueError(
+                f"compile builds a step in fp32 or int8 on a CPU, and this model is in {dtype} on {device}: give "
+                "quantize='int8', or leave compile out."
+            )
+        widths = model.transformer.layers[0].mlp.up_proj.weight.shape
+        if compile and any(width % LANES for width in widths):
+            raise ValueError(
+                f"compile takes widths that are multiples of {LANES}, and these are {widths[1]} and, within the MLP, "
+                f"{widths[0]}: leave it out."
+            )
         self.quantize, self.compile = quantize, compile
-        if quantize:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
+        if quantize or compile:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
             with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
                 library = pool.submit(build) if compile else None
@@ -133,7 +143,8 @@ class FastDecoder(ForwardDecoder):
         self.padding = hidden.sum(1, keepdim=True) if hidden.any() else None  # (B, 1): places that take no position
         H, K = self.model.config.num_attention_heads, attention.head_dim
         shape = (len(self.model.transformer.layers), 2, B, H, max(columns, T), K)
-        self.kept = torch.empty(shape, dtype=self.model.lm_head.weight.dtype, device=ids.device)
+        dtype = torch.float32 if self.compile else self.model.lm_head.weight.dtype
+        self.kept = torch.empty(shape, dtype=dtype, device=ids.device)
         if self.quantize:  # many rows too are multiplied fastest as whole numbers
             return self._score(ids, mask[:, :T], only_last=True)
         logits = super().start(ids, mask, columns)
@@ -216,7 +227,7 @@ def run_blocks(
     for layer, block in enumerate(blocks):
         y = multiply(normalize(x, block.norm_1), block.qkv).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)
         new[layer].copy_(y[1:])
-        both = seen[layer]
+        both = seen[layer].to(x.dtype)
         y = F.scaled_dot_product_attention(y[0], both[0], both[1], hide, 0.0, is_causal)  # (B, H, T, K)
         x = x + multiply(y.transpose(1, 2).reshape(B * T, H * K), block.out)
         y = activate(multiply(normalize(x, block.norm_2), block.up), act)
@@ -287,22 +298,21 @@ def make_decoder(
         compile: builds the step in C, see FastDecoder.
 
     Raises:
-        ValueError: a kind that is none; int8 of a model that is not ours, is wrapped, or is not on a CPU; compile
-            without int8, in another type than fp32, or where no compiler builds it.
+        ValueError: a kind that is none; int8 or compile of a model that is not ours, is wrapped, or is not on a CPU;
+            compile in another type than fp32 or int8, of odd widths, or where no compiler builds it.
     """
-    if compile and quantize is None:
-        raise ValueError("compile is of decoding in int8 alone: give quantize='int8' as well, or leave it out.")
-    if isinstance(model, ForwardDecoder) and quantize is None:
+    if isinstance(model, ForwardDecoder) and quantize is None and not compile:
         return model
     if quantize not in KINDS:
         raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
     if _is_plain(model):
         return FastDecoder(model, quantize, compile)
-    if quantize is not None:
+    if quantize is not None or compile:
+        asked = f"quantize={quantize!r}" if quantize else f"compile={compile}"
         raise ValueError(
-            f"quantize={quantize!r} is of our own model as it was saved, and this is a {type(model).__name__} or has "
-            f"something around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an adapter "
-            "first, or leave quantize out."
+            f"{asked} is of our own model as it was saved, and this is a {type(model).__name__} or has something "
+            f"around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an adapter first, or "
+            f"leave {asked.partition('=')[0]} out."
         )
     return ForwardDecoder(model)
 

@@ -20,13 +20,9 @@ MANY = 16  # rows that oneDNN multiplies faster than FBGEMM
 
 
 class Int8(NamedTuple):
-    """W (out, in) as whole numbers from -127 to 127, each output scaled by its largest weight; as two read it.
-
-    Many rows are multiplied by `blocks`, few by `packed`, or, in a step that is compiled, by `codes`.
-    """
+    """W (out, in) as whole numbers from -127 to 127, each output scaled by its largest weight; as two read it."""
 
     packed: Optional[Packed]  # noqa: UP045  # FBGEMM's, b within
-    codes: Optional[torch.Tensor]  # noqa: UP045  # as they are, for compiled.py
     blocks: torch.Tensor  # oneDNN's
     scales: torch.Tensor  # (out,)
     sums: torch.Tensor  # (out,) of each output's weights
@@ -38,7 +34,7 @@ class Int8(NamedTuple):
 class Matrix(NamedTuple):
     """W (out, in) and b (out,), laid out for `multiply`."""
 
-    layout: str  # rows: W as it came; columns: (in, out); blocks: oneDNN's; int8: nothing here, all there
+    layout: str  # rows: W as it came; columns: (in, out); blocks: oneDNN's; int8: all there, here what step.c reads
     weight: torch.Tensor
     bias: torch.Tensor | None
     int8: Int8 | None = None
@@ -47,10 +43,16 @@ class Matrix(NamedTuple):
 def lay_out(
     weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None, compile: bool = False
 ) -> Matrix:
-    """W (out, in) and b (out,) -> the layout that this processor multiplies fastest. Copies, but on a GPU."""
+    """W (out, in) and b (out,) -> the layout that this processor multiplies fastest. Copies, but on a GPU.
+
+    With `compile` it is the one that step.c reads: the weights themselves, or int8, row by row.
+    """
     if quantize == "int8":
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return Matrix("int8", weight.new_empty(0), None, whole_numbers(weight, bias.float(), compile))
+        codes, int8 = whole_numbers(weight, bias.float(), compile)
+        return Matrix("int8", codes if compile else codes.new_empty(0), None, int8)
+    if compile:
+        return Matrix("rows", weight.contiguous(), bias)
     if weight.device.type != "cpu":
         return Matrix("rows", weight, bias)
     blocked = torch.backends.mkldnn.is_available() and (
@@ -70,14 +72,13 @@ def _is_mkl_at_home() -> bool:
     return torch.backends.mkl.is_available() and "Intel" in name
 
 
-def whole_numbers(weight: torch.Tensor, bias: torch.Tensor, compile: bool = False) -> Int8:
+def whole_numbers(weight: torch.Tensor, bias: torch.Tensor, compile: bool = False) -> tuple[torch.Tensor, Int8]:
     """W (out, in) -> the nearest whole numbers, in steps of 1 / 127 of each output's largest weight."""
     scales = weight.abs().amax(1).float().clamp_(min=1e-12) / 127  # (out,)
     codes = (weight / scales[:, None]).round_().to(torch.int8).contiguous()  # a GPT-2 file's lie turned
     top = 255 if torch.cpu._is_vnni_supported() else 127  # without VNNI two products are added in 16 bits
-    return Int8(
+    return codes, Int8(
         fbgemm_packed(codes, scales, bias) if has_fbgemm() and not compile else None,
-        codes if compile else None,
         torch.ops.onednn.qlinear_prepack(codes, None),
         scales,
         codes.sum(1, dtype=torch.int32) * scales,

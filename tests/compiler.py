@@ -1,4 +1,4 @@
-"""The C compiler that decoding in int8 can be compiled by."""
+"""The C compiler by which a decoding step can be built."""
 
 import os
 import shutil
@@ -9,4 +9,6 @@ import pytest
 needs_a_compiler = pytest.mark.skipif(
     not shutil.which((os.environ.get("CC") or "cc").split()[0]), reason="no C compiler: install one, or name it in $CC"
 )
-IN_C = pytest.param({"quantize": "int8", "compile": True}, marks=needs_a_compiler)
+FP32_IN_C, INT8_IN_C = (
+    pytest.param({"quantize": quantize, "compile": True}, marks=needs_a_compiler) for quantize in (None, "int8")
+)

@@ -4,7 +4,7 @@
     python training/generate.py MODEL FILE:prompt.txt
     python training/generate.py MODEL --chat
     python training/generate.py MODEL "The" --quantize int8 --prompt-lookup-num-tokens 8
-    python training/generate.py MODEL "The" --quantize int8 --compile
+    python training/generate.py MODEL "The" --quantize int8 --compile --max-new-tokens 1000
     python training/generate.py MODEL "The" --assistant-model int8
 
 One continuation is written as it comes. Loads through AutoModelForCausalLM, as any Hugging Face client would. How fast
@@ -114,7 +114,7 @@ def load_assistant(model, tokenizer, name: str, compile: bool = False):
         return make_decoder(model, "int8", compile)
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"assistant_model {name} has another tokenizer: its tokens would be guesses at other words.")
-    return make_decoder(load(name).to(model.dtype))
+    return make_decoder(load(name).to(model.dtype), compile=compile)
 
 
 def read_prompt(prompt: str) -> str:
@@ -136,8 +136,6 @@ def main(argv: list[str] | None = None) -> None:
         check_model_folder(run.model)
         if run.assistant_model == "int8" and run.quantize == "int8":
             raise ValueError("assistant_model int8 guesses for a model in its own precision: leave out quantize.")
-        if run.compile and "int8" not in (run.quantize, run.assistant_model):
-            raise ValueError("compile is of decoding in int8: give --quantize int8 or --assistant-model int8 as well.")
         if run.assistant_model not in (None, "int8"):
             check_model_folder(run.assistant_model, "assistant-model")
         prompt = read_prompt(run.prompt)
@@ -160,14 +158,14 @@ def main(argv: list[str] | None = None) -> None:
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))
         keep_freed_memory()
         start = time.perf_counter()
-        decoder = make_decoder(model, **({} if run.quantize == "no" else {"quantize": "int8", "compile": run.compile}))
+        decoder = make_decoder(model, None if run.quantize == "no" else run.quantize, run.compile)
         how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
         how |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
         if run.assistant_model:
             assistant = load_assistant(model, tokenizer, run.assistant_model, run.compile)
             how |= {"assistant_model": assistant, "num_assistant_tokens": run.num_assistant_tokens}
         if run.compile:
-            print(f"int8 made, its step compiled: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+            print(f"matrices laid out, the step compiled: {time.perf_counter() - start:.1f} s", file=sys.stderr)
         start = time.perf_counter()
         if run.chat:
             return chat(decoder, tokenizer, run.seed, **how)

@@ -7,8 +7,8 @@ long it took from prompt to last token, the prompt's reading included. Our weigh
 which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
 A round in which others had more than FOREIGN of the machine (load.py) is dropped for all. Each peer as it comes; with
 tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes;
-CTranslate2 on glibc's huge pages; ours assisted by itself in int8, which changes no token (one row alone). "At its
-best" is the fastest of these.
+CTranslate2 on glibc's huge pages; ours with its step in C ("compiled"), and assisted by itself in int8, which changes
+no token (one row alone). "At its best" is the fastest of these.
 Of our step in fp32 and int8, what its products take ("fp32_step", "int8_step").
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well, and how many guesses of an int8
 assistant hold there. Needs the extra bench.
@@ -34,7 +34,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
 ASSISTED = ("ours fp32 assisted", "ours bf16 assisted")
 PEERS = [*KINDS, *ASSISTED, *(f"{kind} tcmalloc" for kind in (*KINDS, *ASSISTED) if TCMALLOC)]
-COMPILED = [*(kind for kind in KINDS if kind.startswith("transformers")), "ours int8", *ASSISTED]
+COMPILED = ["transformers fp32", "transformers bf16", "ours fp32", "ours int8", *ASSISTED]  # in bf16 the assistant
 PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in COMPILED]
 PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
@@ -107,10 +107,10 @@ def prepare(peer: str, folder: Path, threads: int):
     keep_freed_memory()  # as training/generate.py does
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     start = time.perf_counter()
-    how = {"quantize": "int8", "compile": "compiled" in way}
-    decoder = make_decoder(model, **how) if kind == "int8" else make_decoder(model)
+    compiled = "compiled" in way
+    decoder = make_decoder(model, "int8" if kind == "int8" else None, compiled and kind != "bf16")
     seconds = time.perf_counter() - start
-    more = {"assistant_model": make_decoder(model, **how)} if "assisted" in way else {}
+    more = {"assistant_model": make_decoder(model, "int8", compiled)} if "assisted" in way else {}
 
     def run(ids, new):
         ids = scratch_gpt.generate(decoder, ids, max_new_tokens=new, temperature=0, **more)

@@ -1,8 +1,8 @@
-// A decoding step in int8, all of it: new tokens and the cache -> logits. compiled.py builds and calls it.
+// A decoding step, all of it: new tokens and the cache -> logits. compiled.py builds and calls it.
 //
-// It is decoding.py's Net with multiplication.py's multiply_int8, in their order. There a step is a thousand calls;
-// here threads start once a step, and each SHARED loop is divided among them, who wait for each other at its end.
-// Plain loops: a compiler turns them into the vectors that its processor has.
+// It is decoding.py's Net with multiplication.py's products, in their order. There a step is a thousand calls; here
+// threads start once a step, and each SHARED loop is divided among them, who wait for each other at its end. All is
+// computed in fp32; what differs is how matrices are kept.
 //
 // B prompts, T new tokens each, N = B * T of them; S tokens so far, `columns` places for them in the cache; D = H * K
 // is the width, H heads of size K, V the vocabulary. Arrays are written (rows, columns) and lie row by row.
@@ -10,22 +10,29 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define SHARED _Pragma("omp for schedule(static)")
+#define INLINE static inline __attribute__((always_inline))  // then what is constant where it is called, is here too
+
+enum { FP32, INT8 };  // kinds of a matrix, as compiled.py numbers them
+enum { GELU_TANH, GELU, RELU, SILU };  // as well
+enum { STREAMS = 4 };  // places at which a thread reads a matrix at once: memory then gives more than at one
+enum { ROWS = 4 };     // of x, that meet a weight while it is in a register
+enum { LANES = 16 };   // numbers in a vector
 
 // As compiled.py packs them: each field is 8 bytes.
 typedef struct { const float *weight, *bias; double eps; } Norm;
-typedef struct { const int8_t *codes; const float *scales, *sums, *bias; int64_t out, in; } Matrix;  // codes (out, in)
+typedef struct { const void *weights; const float *scales, *sums, *bias; int64_t out, in, kind; } Matrix;
 typedef struct { Norm norm_1; Matrix qkv, out; Norm norm_2; Matrix up, down; } Block;
 typedef struct { Norm norm; Matrix head; } Last;
 
 typedef struct { uint8_t *codes; float *step, *zero; } Rounded;  // (N, in), (N,), (N,): x is (codes - zero) * step
-enum { GELU_TANH, GELU, RELU, SILU };
-enum { STREAMS = 4 };  // places at which a thread reads a matrix at once: memory then gives more than at one
+typedef float Vector __attribute__((vector_size(4 * LANES)));
 
 
 // e^x, off by 2e-7 of it at most: 2^n by a float's exponent, and what is left, at most log(2) / 2, by Taylor's series.
-static inline float exponential(float x) {
+INLINE float exponential(float x) {
     x = x < -87 ? -87 : x > 88 ? 88 : x;
     float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;  // log(2) in two parts
     float e = 1 + r * (1 + r * (1 / 2.f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r / 720)))));
@@ -84,37 +91,70 @@ static void round_rows(const float *x, int64_t N, int64_t in, int64_t top, Round
     }
 }
 
-// One row of codes by `streams` of a matrix' rows, which lie `apart` bytes from each other -> sums. In this form, and
-// with `streams` known where it is called, a compiler takes the instruction for products of bytes.
-static inline __attribute__((always_inline)) void dot(
-    const uint8_t *a, const int8_t *b, int64_t in, int64_t apart, int32_t *sums, int streams) {
-    int32_t each[STREAMS] = {0};
-    for (int64_t i = 0; i < in; i++)
-        #pragma GCC unroll 4
-        for (int k = 0; k < streams; k++) each[k] += a[i] * b[k * apart + i];
-    for (int k = 0; k < streams; k++) sums[k] = each[k];
+INLINE void put(float *y, float value, int add) { *y = add ? *y + value : value; }
+
+INLINE Vector vector(const float *p) {
+    Vector value;
+    memcpy(&value, p, sizeof value);
+    return value;
 }
 
-// Outputs o, o + part, ... of all rows; each weight comes from memory once.
-static inline __attribute__((always_inline)) void outputs(
-    Rounded x, Matrix w, float *y, int64_t N, int add, int64_t o, int64_t part, int streams) {
-    for (int64_t n = 0; n < N; n++) {
-        int32_t sums[STREAMS];
-        dot(x.codes + n * w.in, w.codes + o * w.in, w.in, part * w.in, sums, streams);
+// `rows` rows of x (N, in) from row n on, by `streams` rows of a matrix in fp32, o, o + apart, ... -> y (N, out).
+INLINE void by_fp32(const float *x, Matrix w, float *y, int64_t n, int64_t o, int64_t apart, int rows, int streams,
+                    int add) {
+    const float *a = x + n * w.in, *b = (const float *)w.weights + o * w.in;
+    Vector sums[ROWS][STREAMS] = {{{0}}};
+    for (int64_t i = 0; i < w.in; i += LANES) {
+        Vector some[STREAMS];
+        #pragma GCC unroll 4
+        for (int k = 0; k < streams; k++) some[k] = vector(b + k * apart * w.in + i);
+        #pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            #pragma GCC unroll 4
+            for (int k = 0; k < streams; k++) sums[r][k] += vector(a + r * w.in + i) * some[k];
+    }
+    for (int r = 0; r < rows; r++)
         for (int k = 0; k < streams; k++) {
-            int64_t j = o + k * part;
-            float value = (sums[k] * w.scales[j] - x.zero[n] * w.sums[j]) * x.step[n] + w.bias[j];
-            y[n * w.out + j] = add ? y[n * w.out + j] + value : value;
+            float sum = w.bias[o + k * apart];
+            #pragma omp simd reduction(+:sum)
+            for (int lane = 0; lane < LANES; lane++) sum += sums[r][k][lane];
+            put(y + (n + r) * w.out + o + k * apart, sum, add);
         }
+}
+
+// One row of codes by a matrix in int8, likewise. A compiler takes the instruction for products of bytes where it sees
+// them in this form.
+INLINE void by_int8(Rounded x, Matrix w, float *y, int64_t n, int64_t o, int64_t apart, int streams, int add) {
+    const uint8_t *a = x.codes + n * w.in;
+    const int8_t *b = (const int8_t *)w.weights + o * w.in;
+    int32_t sums[STREAMS] = {0};
+    for (int64_t i = 0; i < w.in; i++)
+        #pragma GCC unroll 4
+        for (int k = 0; k < streams; k++) sums[k] += a[i] * b[k * apart * w.in + i];
+    for (int k = 0; k < streams; k++) {
+        int64_t j = o + k * apart;
+        put(y + n * w.out + j, (sums[k] * w.scales[j] - x.zero[n] * w.sums[j]) * x.step[n] + w.bias[j], add);
     }
 }
 
-// x W^T + b -> y (N, out); with `add`, onto what is there.
-static void multiply(Rounded x, Matrix w, float *y, int64_t N, int add) {
-    int64_t part = w.out / STREAMS;
+// All N rows by these few of a matrix, each of its weights from memory once.
+INLINE void all_rows(const float *x, Rounded rounded, Matrix w, float *y, int64_t N, int64_t o, int64_t apart,
+                     int streams, int add) {
+    int64_t n = 0;
+    if (w.kind == INT8)
+        for (; n < N; n++) by_int8(rounded, w, y, n, o, apart, streams, add);
+    for (; n + ROWS <= N; n += ROWS) by_fp32(x, w, y, n, o, apart, ROWS, streams, add);
+    for (; n + 2 <= N; n += 2) by_fp32(x, w, y, n, o, apart, 2, streams, add);
+    for (; n < N; n++) by_fp32(x, w, y, n, o, apart, 1, streams, add);
+}
+
+// x W^T + b -> y (N, out); with `add`, onto what is there. For int8 x is rounded into the room that `rounded` is.
+static void multiply(const float *x, Rounded rounded, int64_t top, Matrix w, float *y, int64_t N, int add) {
+    int64_t apart = w.out / STREAMS;
+    if (w.kind == INT8) round_rows(x, N, w.in, top, rounded);
     #pragma omp for schedule(static) nowait
-    for (int64_t o = 0; o < part; o++) outputs(x, w, y, N, add, o, part, STREAMS);
-    SHARED for (int64_t o = part * STREAMS; o < w.out; o++) outputs(x, w, y, N, add, o, part, 1);  // what is left
+    for (int64_t o = 0; o < apart; o++) all_rows(x, rounded, w, y, N, o, apart, STREAMS, add);
+    SHARED for (int64_t o = apart * STREAMS; o < w.out; o++) all_rows(x, rounded, w, y, N, o, 0, 1, add);  // the rest
 }
 
 // q, k and v (N, 3, H, K) -> y (N, H, K); k and v go to the cache (2, B, H, columns, K), behind the `past` tokens there.
@@ -167,20 +207,15 @@ void step(const Block *blocks, const Last *last, float *x, float *kept, float *l
         for (const Block *block = blocks; block < blocks + layers; block++) {
             float *its = kept + (block - blocks) * 2 * B * columns * D;
             normalize(x, block->norm_1, other, N, D);
-            round_rows(other, N, D, top, rounded);
-            multiply(rounded, block->qkv, wide, N, 0);
+            multiply(other, rounded, top, block->qkv, wide, N, 0);
             attend(wide, its, hide, hidden_rows, other, scores, B, T, H, K, past, columns);
-            round_rows(other, N, D, top, rounded);
-            multiply(rounded, block->out, x, N, 1);
+            multiply(other, rounded, top, block->out, x, N, 1);
             normalize(x, block->norm_2, other, N, D);
-            round_rows(other, N, D, top, rounded);
-            multiply(rounded, block->up, wide, N, 0);
+            multiply(other, rounded, top, block->up, wide, N, 0);
             activate(wide, N * block->up.out, act);
-            round_rows(wide, N, block->up.out, top, rounded);
-            multiply(rounded, block->down, x, N, 1);
+            multiply(wide, rounded, top, block->down, x, N, 1);
         }
         normalize(x, last->norm, other, N, D);
-        round_rows(other, N, D, top, rounded);
-        multiply(rounded, last->head, logits, N, 0);
+        multiply(other, rounded, top, last->head, logits, N, 0);
     }
 }
