@@ -9,7 +9,7 @@ A round in which others had more than FOREIGN of the machine (load.py) is droppe
 tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes;
 CTranslate2 on glibc's huge pages; ours with its step in C ("compiled"), and assisted by itself in int8, which changes
 no token (one row alone). "At its best" is the fastest of these.
-Of our step in fp32 and int8, what its products take ("fp32_step", "int8_step").
+Of our step in fp32 and int8, what it takes in C, and what its products take ("fp32_step", "int8_step").
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well, and how many guesses of an int8
 assistant hold there. Needs the extra bench.
 """
@@ -185,7 +185,8 @@ def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, di
 
 
 def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 64) -> dict:
-    """What one token takes, in fp32 or int8, and what of it its matrix products take: their share by the profiler."""
+    """What one token takes, in fp32 or int8, by torch and in C; and what of torch's its matrix products take, whose
+    share the profiler tells."""
     import torch
     from torch.profiler import profile
 
@@ -196,23 +197,27 @@ def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 
     keep_freed_memory()
     torch.set_num_threads(threads)
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder).eval()
-    decoder, ids = make_decoder(model, quantize), prompts(1, 32 + 2 * steps)
+    ids = prompts(1, 32 + 2 * steps)
     mask = torch.ones_like(ids)
+    by_torch, in_c = (make_decoder(model, quantize, compile) for compile in (False, True))
+    for decoder in (by_torch, in_c):
+        decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
 
-    def step(n: int) -> float:
+    def step(decoder, n: int) -> float:
         start = time.perf_counter()
         decoder.step(ids[:, n : n + 1], mask[:, : n + 1])
         return 1e3 * (time.perf_counter() - start)
 
-    decoder.start(ids[:, :32], mask[:, :32], ids.shape[1])
-    taken = [step(n) for n in range(32, 32 + steps)]
+    taken = [step(by_torch, n) for n in range(32, 32 + steps)]
+    taken_in_c = [step(in_c, n) for n in range(32, 32 + steps)]
     with profile() as seen:
-        profiled = sum(step(n) for n in range(32 + steps, ids.shape[1]))
+        profiled = sum(step(by_torch, n) for n in range(32 + steps, ids.shape[1]))
     events = seen.key_averages()
     products = [event for event in events if event.key in PRODUCTS]
     share = sum(event.self_cpu_time_total for event in products) / 1e3 / profiled
     return {
         "milliseconds": statistics.median(taken),
+        "milliseconds_in_c": statistics.median(taken_in_c),
         "products_milliseconds": share * statistics.median(taken),
         "products": sum(event.count for event in products) / steps,
         "other_operations": sum(e.count for e in events if "::" in e.key and e not in products) / steps,
