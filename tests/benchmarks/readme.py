@@ -149,8 +149,8 @@ def decoding_on(found: dict) -> str:
         what += f" Dropped for foreign load: {sum(count['dropped'] for count in found['counts'].values())} rounds."
     step = found["int8_step"]
     int8 = f"""A step in int8 takes {step["milliseconds"]:.1f} ms at one row, its {step["products"]:.0f} products alone
-    {step["products_milliseconds"]:.1f}: {step["other_operations"]:,.0f} small operations are the rest. 124M is made
-    int8 in {found["runs"]["ours int8"]["prepare_seconds"]:.1f} s once it is loaded."""
+    {step["products_milliseconds"]:.1f}: {step["other_operations"]:,.0f} small operations are the rest.{in_c(step)}
+    124M is made int8 in {found["runs"]["ours int8"]["prepare_seconds"]:.1f} s once it is loaded."""
     if perplexity := found["perplexity"]:
         int8 += f""" A trained model of {perplexity["parameters"] / 1e6:.1f}M has a perplexity of
         {perplexity["fp32"]:.2f} on a text that it has not seen, in int8 one {100 * perplexity["rise"]:.2f} %
@@ -165,10 +165,15 @@ def decoding_on(found: dict) -> str:
         if "fp32_step" in found:
             fp32 = found["fp32_step"]
             int8 += f""" A step in fp32 takes {fp32["milliseconds"]:.1f} ms, its products
-            {fp32["products_milliseconds"]:.1f}."""
+            {fp32["products_milliseconds"]:.1f}.{in_c(fp32)}"""
         int8 += "".join(missed_speeds(found, {"fp32": each / 4, "bf16": each / 2, "int8": each}))
     head = f"| rows x prompt + new | {' | '.join(kinds)} |"
     return f"{lines(what)}\n\n{table(head, rows)}\n\n{lines(int8)}"
+
+
+def in_c(step: dict) -> str:
+    """What a step takes compiled, where that was measured."""
+    return f" In C it takes {step['milliseconds_in_c']:.1f}." if "milliseconds_in_c" in step else ""
 
 
 def missed_speeds(found: dict, most: dict[str, float]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).parent
 PLANS = ("plan", "plan-epyc")
-DECODING = ("decoding", "decoding-quiet", "decoding-epyc")  # on two machines, one of them in two hours
+DECODING = ("decoding", "decoding-epyc")
 
 SPEEDS = {
     "ours fp32 / transformers fp32": 1.5,
