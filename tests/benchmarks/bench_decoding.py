@@ -9,7 +9,8 @@ A round in which others had more than FOREIGN of the machine (load.py) is droppe
 tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes;
 CTranslate2 on glibc's huge pages; ours with its step in C ("compiled"), and assisted by itself in int8, which changes
 no token (one row alone). "At its best" is the fastest of these.
-Of our step in fp32 and int8, what it takes in C, and what its products take ("fp32_step", "int8_step").
+Of our step in fp32 and int8, what it takes in C, and what its products take ("fp32_step", "int8_step"); and how long
+making int8 takes, in seven processes ("int8_seconds").
 With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well, and how many guesses of an int8
 assistant hold there. Needs the extra bench.
 """
@@ -170,6 +171,11 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
     return found, counts
 
 
+def time_preparing(peer: str, folder: Path, threads: int, times: int = 7) -> list[float]:
+    """How long a peer's preparing takes, each time in a process of its own."""
+    return [measure(folder, [peer], [], 0, threads)[0][peer]["prepare_seconds"] for _ in range(times)]
+
+
 def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, dict]:
     """A turn of each peer; "foreign" is the share of the machine that others had meanwhile."""
     turns = {}
@@ -321,6 +327,7 @@ def main() -> None:
         subprocess.run(command, check=True)
         result["fp32_step"] = profile_step(Path(folder), options.threads, None)
         result["int8_step"] = profile_step(Path(folder), options.threads, "int8")
+        result["int8_seconds"] = time_preparing("ours int8", Path(folder), options.threads)
         found, counts = measure(Path(folder), list(options.peers), list(options.work), options.rounds, options.threads)
     result |= {"counts": counts, **summary(found, options.work), "runs": found}
     print(json.dumps({name: result[name] for name in ("perplexity", "tokens_per_second", "ratios")}, indent=2))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
 
-from targets import DECODING, PLANS, SPEEDS, decoded_on, figures, planned_on, targets
+from targets import DECODING, PLANS, SPEEDS, decoded_on, figures, made_int8, planned_on, targets
 
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -150,7 +150,7 @@ def decoding_on(found: dict) -> str:
     step = found["int8_step"]
     int8 = f"""A step in int8 takes {step["milliseconds"]:.1f} ms at one row, its {step["products"]:.0f} products alone
     {step["products_milliseconds"]:.1f}: {step["other_operations"]:,.0f} small operations are the rest.{in_c(step)}
-    124M is made int8 in {found["runs"]["ours int8"]["prepare_seconds"]:.1f} s once it is loaded."""
+    124M is made int8 in {made_int8(found):.1f} s once it is loaded."""
     if perplexity := found["perplexity"]:
         int8 += f""" A trained model of {perplexity["parameters"] / 1e6:.1f}M has a perplexity of
         {perplexity["fp32"]:.2f} on a text that it has not seen, in int8 one {100 * perplexity["rise"]:.2f} %

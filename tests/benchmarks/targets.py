@@ -8,6 +8,7 @@ prints the table that README.md shows.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 
@@ -62,9 +63,7 @@ def targets() -> Iterator[Target]:
             if (mine := f"ours {kind} assisted") in speeds:
                 what = f"decoding on {decoded_on(decoding)}, {mine} over transformers {kind}, no allocator of its own"
                 yield Target(what, 1.5, speeds[mine] / speeds[f"transformers {kind}"], at_most=False)
-        yield Target(
-            f"124M made int8 on {decoded_on(decoding)}", 2, decoding["runs"]["ours int8"]["prepare_seconds"], unit=" s"
-        )
+        yield Target(f"124M made int8 on {decoded_on(decoding)}", 2, made_int8(decoding), unit=" s")
         if perplexity := decoding["perplexity"]:
             rise = 100 * perplexity["rise"]
             yield Target(f"perplexity's rise by int8 on {decoded_on(decoding)}", 1, rise, unit=" %")
@@ -89,6 +88,11 @@ def fastest(speeds: dict[str, float], kind: str) -> str:
 def decoded_on(decoding: dict) -> str:
     """The processor of a file of bench_decoding.py, and how fast it was then: the products of a step in int8."""
     return f"{decoding['cpu']} ({decoding['int8_step']['products_milliseconds']:.1f} ms)"
+
+
+def made_int8(decoding: dict) -> float:
+    """Seconds in which 124M were made int8: the median of several processes, or of the one that there was."""
+    return median(decoding.get("int8_seconds") or [decoding["runs"]["ours int8"]["prepare_seconds"]])
 
 
 def planned_on(plan: dict) -> str:
