@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 
-FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+LANES = 16  # numbers in a vector, of which the widths of matrices in fp32 are multiples
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", f"-DLANES={LANES}"]
 DTYPES = (torch.float32, torch.int8)  # of matrices; in C's order, as are the activations
-MANY = (16, 24)  # rows of each above which torch multiplies faster
-LANES = 16  # of which widths are multiples
+FEW = (16, 24)  # rows of each up to which C multiplies faster than torch
 ACTIVATIONS = {"gelu_pytorch_tanh": 0, "gelu_new": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3}
 
 
@@ -34,19 +34,23 @@ def build() -> ctypes.CDLL:
     way_out = "put one with OpenMP, such as gcc, into $CC, or leave compile out"
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
-        command = [*shlex.split(compiler), *FLAGS, str(source), "-o", str(library), "-lm"]
+        command = [*shlex.split(compiler), *FLAGS, "-shared", "-fPIC", str(source), "-o", str(library), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
-            return ctypes.CDLL(str(library))
+        except OSError as error:
+            raise ValueError(f"compile needs a C compiler, and {compiler} is none here: {way_out}.") from error
         except subprocess.CalledProcessError as error:
             said = [line for line in error.stderr.splitlines() if "error" in line] or [f"status {error.returncode}"]
             raise ValueError(f"compile needs a C compiler, and {compiler} ends with {said[0]}: {way_out}.") from error
+        try:
+            return ctypes.CDLL(str(library))
         except OSError as error:
-            raise ValueError(f"compile needs a C compiler, and {compiler} is none here: {way_out}.") from error
+            raise ValueError(f"What {compiler} built for compile does not load: {error}: {way_out}.") from error
 
 
 class CompiledNet:
-    """A `Net` (decoding.py), called as it is, but for a cache in fp32: few rows go by C, others by the Net itself.
+    """A `Net` (decoding.py), called as it is, but for a cache in fp32: few rows go by C, to logits in fp32, others by
+    the Net itself.
 
     Args:
         net: on a CPU, its matrices as `lay_out` makes them for this.
@@ -58,15 +62,15 @@ class CompiledNet:
         self.blocks = b"".join(self._block(block) for block in net.blocks)
         self.last = self._norm(net.norm) + self._matrix(net.head)
         self.sizes = (len(net.blocks), ACTIVATIONS[net.act], net.head.int8.top if net.head.int8 else 0)
-        self.V, self.many = len(net.head.weight), MANY[DTYPES.index(net.head.weight.dtype)]
+        self.V, self.few = len(net.head.weight), FEW[DTYPES.index(net.head.weight.dtype)]
         widest = max(len(one.weight) for block in net.blocks for one in (block.qkv, block.up))
-        room = [torch.empty(self.many, width) for width in (widest, widest, 1, 1)]
-        self.room = [*room, torch.empty(self.many, widest, dtype=torch.uint8)]
+        kinds = [(widest, torch.float32)] * 2 + [(1, torch.float32)] * 2 + [(widest, torch.uint8)]
+        self.room = [torch.empty(self.few, width, dtype=dtype, device="cpu") for width, dtype in kinds]
 
     def __call__(
         self, x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, only_last: bool
     ) -> torch.Tensor:
-        if only_last or past == 0 or len(x) > self.many:
+        if only_last or past == 0 or len(x) > self.few:
             return self.net(x, kept, past, hide, only_last)
         _, _, B, H, columns, K = kept.shape
         T = len(x) // B
@@ -108,4 +112,4 @@ class CompiledNet:
         return self.floats[-1].data_ptr()
 
 
-__all__ = ["ACTIVATIONS", "DTYPES", "CompiledNet", "build"]
+__all__ = ["FEW", "LANES", "CompiledNet", "build"]

@@ -77,8 +77,8 @@ class FastDecoder(ForwardDecoder):
             weight, and multiplies them with activations rounded to 8 bits, each row by its own range (one narrower
             than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
         compile: in fp32 or int8, steps of few tokens go by one function in C (compiled.py), which the machine's
-            compiler builds first, in a second or two. It is the same arithmetic, with a cache in fp32. Of matrices in
-            fp32 it reads the model's own, and copies but query's, key's and value's.
+            compiler builds first, in a second or two. It is the same arithmetic, with cache and logits in fp32. Of
+            matrices in fp32 it reads the model's own, and copies but query's, key's and value's, and a GPT-2 file's.
 
     Raises:
         ValueError: a kind that is none; int8 or compile on another device than a CPU; int8 where torch has no oneDNN;
@@ -98,10 +98,10 @@ class FastDecoder(ForwardDecoder):
                 "quantize='int8', or leave compile out."
             )
         widths = model.transformer.layers[0].mlp.up_proj.weight.shape
-        if compile and any(width % LANES for width in widths):
+        if compile and quantize is None and any(width % LANES for width in widths):
             raise ValueError(
-                f"compile takes widths that are multiples of {LANES}, and these are {widths[1]} and, within the MLP, "
-                f"{widths[0]}: leave it out."
+                f"compile in fp32 takes widths that are multiples of {LANES}, and these are {widths[1]} and, in the "
+                f"MLP, {widths[0]}: give quantize='int8', or leave compile out."
             )
         self.quantize, self.compile = quantize, compile
         if quantize or compile:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
@@ -133,7 +133,7 @@ class FastDecoder(ForwardDecoder):
         # One, or several above one another.
         weights, biases = [one.weight.detach() for one in layers], [one.bias for one in layers]
         weight = torch.cat(weights) if len(layers) > 1 else weights[0]
-        bias = None if biases[0] is None else torch.cat(biases).detach()
+        bias = None if biases[0] is None else torch.cat(biases).detach() if len(layers) > 1 else biases[0].detach()
         return lay_out(weight, bias, self.quantize, self.compile)
 
     @torch.inference_mode()
@@ -308,11 +308,11 @@ def make_decoder(
     if _is_plain(model):
         return FastDecoder(model, quantize, compile)
     if quantize is not None or compile:
-        asked = f"quantize={quantize!r}" if quantize else f"compile={compile}"
+        asked = [f"quantize={quantize!r}"] * (quantize is not None) + ["compile=True"] * compile
         raise ValueError(
-            f"{asked} is of our own model as it was saved, and this is a {type(model).__name__} or has something "
-            f"around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an adapter first, or "
-            f"leave {asked.partition('=')[0]} out."
+            f"{' and '.join(asked)} is of our own model as it was saved, and this is a {type(model).__name__} or has "
+            f"something around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an adapter "
+            f"first, or leave {' and '.join(one.partition('=')[0] for one in asked)} out."
         )
     return ForwardDecoder(model)
 

@@ -7,7 +7,6 @@
 // B prompts, T new tokens each, N = B * T of them; S tokens so far, `columns` places for them in the cache; D = H * K
 // is the width, H heads of size K, V the vocabulary. Arrays are written (rows, columns) and lie row by row.
 
-#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -19,7 +18,6 @@ enum { FP32, INT8 };  // kinds of a matrix, as compiled.py numbers them
 enum { GELU_TANH, GELU, RELU, SILU };  // as well
 enum { STREAMS = 4 };  // places at which a thread reads a matrix at once: memory then gives more than at one
 enum { ROWS = 4 };     // of x, that meet a weight while it is in a register
-enum { LANES = 16 };   // numbers in a vector
 
 // As compiled.py packs them: each field is 8 bytes.
 typedef struct { const float *weight, *bias; double eps; } Norm;
@@ -28,10 +26,10 @@ typedef struct { Norm norm_1; Matrix qkv, out; Norm norm_2; Matrix up, down; } B
 typedef struct { Norm norm; Matrix head; } Last;
 
 typedef struct { uint8_t *codes; float *step, *zero; } Rounded;  // (N, in), (N,), (N,): x is (codes - zero) * step
-typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef float Vector __attribute__((vector_size(4 * LANES)));  // LANES is given by compiled.py
 
 
-// e^x, off by 2e-7 of it at most: 2^n by a float's exponent, and what is left, at most log(2) / 2, by Taylor's series.
+// e^x, off by 3e-7 of it at most: 2^n by a float's exponent, and what is left, at most log(2) / 2, by Taylor's series.
 INLINE float exponential(float x) {
     x = x < -87 ? -87 : x > 88 ? 88 : x;
     float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;  // log(2) in two parts
@@ -175,7 +173,7 @@ static void attend(const float *restrict qkv, float *restrict kept, const float 
         for (int64_t t = 0; t < T; t++) {
             const float *q = qkv + first + t * 3 * D;
             const float *hidden = hide ? hide + (hidden_rows > 1 ? b * T + t : t) * S : 0;
-            float *o = y + (b * T + t) * D + head % H * K, most = -FLT_MAX, sum = 0;
+            float *o = y + (b * T + t) * D + head % H * K, most = -INFINITY, sum = 0;
             for (int64_t s = 0; s < S; s++) {
                 float score = 0;
                 #pragma omp simd reduction(+:score)
@@ -188,6 +186,7 @@ static void attend(const float *restrict qkv, float *restrict kept, const float 
             for (int64_t i = 0; i < K; i++) o[i] = 0;
             for (int64_t s = 0; s < S; s++) {
                 float share = p[s] / sum;
+                if (share < 1e-30f) continue;  // what is hidden: so small numbers are slow
                 for (int64_t i = 0; i < K; i++) o[i] += share * values[s * K + i];
             }
         }

@@ -37,7 +37,7 @@ class GenerateRun:
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "What to compute in; auto as the weights are kept.")
     quantize: Literal["no", "int8"] = option("no", "int8 multiplies in 8 bits, on a CPU: fast, and nearly the same.")
     compile: bool = option(
-        False, "Build int8's step in C first, by this machine's compiler, in a second: for much text."
+        False, "Build the step in C first, by this machine's compiler, in a second or two: for much text."
     )
     prompt_lookup_num_tokens: int | None = option(
         None, "Guess so many tokens ahead from what was said before, and check them at once; for one continuation."
@@ -105,8 +105,8 @@ def load(name: str, revision: str | None = None):
         raise ValueError(f"{name} cannot be loaded: {error}.") from error
 
 
-def load_assistant(model, tokenizer, name: str, compile: bool = False):
-    """Who guesses ahead for a model: itself in int8, or another of the same tokenizer."""
+def load_assistant(model, tokenizer, name: str, compile: bool):
+    """Who guesses ahead for a model: itself in int8, its step compiled or not, or another of the same tokenizer."""
     from scratch_gpt import load_tokenizer
     from scratch_gpt.decoding import make_decoder
 
@@ -114,7 +114,7 @@ def load_assistant(model, tokenizer, name: str, compile: bool = False):
         return make_decoder(model, "int8", compile)
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"assistant_model {name} has another tokenizer: its tokens would be guesses at other words.")
-    return make_decoder(load(name).to(model.dtype), compile=compile)
+    return make_decoder(load(name).to(model.dtype))
 
 
 def read_prompt(prompt: str) -> str:
@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> None:
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))
         keep_freed_memory()
         start = time.perf_counter()
-        decoder = make_decoder(model, None if run.quantize == "no" else run.quantize, run.compile)
+        quantize = None if run.quantize == "no" else run.quantize
+        compiled = run.compile and (run.assistant_model != "int8" or model.dtype == torch.float32)
+        decoder = make_decoder(model, quantize, compiled)  # in bf16 the assistant alone
         how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
         how |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
         if run.assistant_model:
