@@ -185,8 +185,8 @@ static void attend(const float *restrict qkv, float *restrict kept, const float 
             for (int64_t s = 0; s < S; s++) sum += p[s] = exponential(p[s] - most);
             for (int64_t i = 0; i < K; i++) o[i] = 0;
             for (int64_t s = 0; s < S; s++) {
+                if (p[s] < 1e-30f * sum) continue;  // what is hidden: numbers as small as its share are slow
                 float share = p[s] / sum;
-                if (share < 1e-30f) continue;  // what is hidden: so small numbers are slow
                 for (int64_t i = 0; i < K; i++) o[i] += share * values[s * K + i];
             }
         }
