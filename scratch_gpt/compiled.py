@@ -20,6 +20,7 @@ LANES = 16  # numbers in a vector, of which the widths of matrices in fp32 are m
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", f"-DLANES={LANES}"]
 DTYPES = (torch.float32, torch.int8)  # of matrices; in C's order, as are the activations
 FEW = (16, 24)  # rows of each up to which C multiplies faster than torch
+# What decoding.py knows, and its number in C.
 ACTIVATIONS = {"gelu_pytorch_tanh": 0, "gelu_new": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3}
 
 
@@ -54,11 +55,11 @@ class CompiledNet:
 
     Args:
         net: on a CPU, its matrices as `lay_out` makes them for this.
-        library: of `build`.
+        built: by `build`.
     """
 
-    def __init__(self, net: nn.Module, library: ctypes.CDLL):
-        self.net, self.library, self.floats = net, library, []
+    def __init__(self, net: nn.Module, built: ctypes.CDLL):
+        self.net, self.built, self.floats = net, built, []
         self.blocks = b"".join(self._block(block) for block in net.blocks)
         self.last = self._norm(net.norm) + self._matrix(net.head)
         self.sizes = (len(net.blocks), ACTIVATIONS[net.act], net.head.int8.top if net.head.int8 else 0)
@@ -77,7 +78,7 @@ class CompiledNet:
         x, hide = x.to(torch.float32, copy=True), None if hide is None else hide.float()  # x is added to
         scores, logits = x.new_empty(B, H, past + T), x.new_empty(B, T, self.V)
         hidden_rows = 0 if hide is None else len(hide)
-        self.library.step(
+        self.built.step(
             *(self.blocks, self.last),
             *(ctypes.c_void_p(one.data_ptr()) for one in (x, kept, logits, scores, *self.room)),
             ctypes.c_void_p(None if hide is None else hide.data_ptr()),
@@ -96,14 +97,11 @@ class CompiledNet:
 
     def _matrix(self, matrix) -> bytes:
         weight, bias, int8 = matrix.weight, matrix.bias, matrix.int8
-        if int8 is not None:
-            vectors = (int8.scales, int8.sums, int8.bias)
+        if int8 is None:
+            none = weight.new_zeros(len(weight))
+            vectors = (none, none, none if bias is None else bias)
         else:
-            vectors = (
-                weight.new_empty(0),
-                weight.new_empty(0),
-                weight.new_zeros(len(weight)) if bias is None else bias,
-            )
+            vectors = (int8.scales, int8.sums, int8.bias)
         kind = DTYPES.index(weight.dtype)
         return struct.pack("4P3q", weight.data_ptr(), *map(self._float, vectors), *weight.shape, kind)
 
@@ -112,4 +110,4 @@ class CompiledNet:
         return self.floats[-1].data_ptr()
 
 
-__all__ = ["FEW", "LANES", "CompiledNet", "build"]
+__all__ = ["ACTIVATIONS", "FEW", "LANES", "CompiledNet", "build"]

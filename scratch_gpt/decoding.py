@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .allocation import huge_pages
-from .compiled import LANES, CompiledNet, build
+from .compiled import ACTIVATIONS, LANES, CompiledNet, build
 from .multiplication import KINDS, Matrix, lay_out, multiply
 
 
@@ -107,9 +107,9 @@ class FastDecoder(ForwardDecoder):
         if quantize or compile:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
             with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
-                library = pool.submit(build) if compile else None
-                self.net = self._lay_out(pool.map)
-                self.net = CompiledNet(self.net, library.result()) if compile else self.net
+                built = pool.submit(build) if compile else None
+                net = self._lay_out(pool.map)
+                self.net = CompiledNet(net, built.result()) if compile else net
 
     @cached_property
     def net(self) -> nn.Module:
@@ -131,10 +131,8 @@ class FastDecoder(ForwardDecoder):
 
     def _matrix(self, *layers: nn.Linear) -> Matrix:
         # One, or several above one another.
-        weights, biases = [one.weight.detach() for one in layers], [one.bias for one in layers]
-        weight = torch.cat(weights) if len(layers) > 1 else weights[0]
-        bias = None if biases[0] is None else torch.cat(biases).detach() if len(layers) > 1 else biases[0].detach()
-        return lay_out(weight, bias, self.quantize, self.compile)
+        bias = None if layers[0].bias is None else stacked([one.bias for one in layers])
+        return lay_out(stacked([one.weight for one in layers]), bias, self.quantize, self.compile)
 
     @torch.inference_mode()
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
@@ -208,6 +206,11 @@ class Block(NamedTuple):
     down: Matrix
 
 
+def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors above one another; one alone stays itself."""
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).detach()
+
+
 def layer_norm(layer: nn.LayerNorm) -> Norm:
     return Norm(layer.weight.detach(), layer.bias.detach(), layer.eps)
 
@@ -268,9 +271,6 @@ def scripted(net: nn.Module) -> nn.Module:
 
 def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     return F.layer_norm(x, [x.shape[-1]], norm.weight, norm.bias, norm.eps)
-
-
-ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "relu", "silu", "swish")
 
 
 def activate(x: torch.Tensor, name: str) -> torch.Tensor:

@@ -139,8 +139,10 @@ INLINE void by_int8(Rounded x, Matrix w, float *y, int64_t n, int64_t o, int64_t
 INLINE void all_rows(const float *x, Rounded rounded, Matrix w, float *y, int64_t N, int64_t o, int64_t apart,
                      int streams, int add) {
     int64_t n = 0;
-    if (w.kind == INT8)
+    if (w.kind == INT8) {
         for (; n < N; n++) by_int8(rounded, w, y, n, o, apart, streams, add);
+        return;
+    }
     for (; n + ROWS <= N; n += ROWS) by_fp32(x, w, y, n, o, apart, ROWS, streams, add);
     for (; n + 2 <= N; n += 2) by_fp32(x, w, y, n, o, apart, 2, streams, add);
     for (; n < N; n++) by_fp32(x, w, y, n, o, apart, 1, streams, add);

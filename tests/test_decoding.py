@@ -240,8 +240,8 @@ def test_the_step_in_c_leaves_out_what_is_hidden_by_far():
 def test_the_step_in_c_is_what_runs_and_many_rows_go_around_it(quantize, most, trained, monkeypatch):
     model, rows = trained
     decoder, calls = make_decoder(model, quantize, compile=True), []
-    step = decoder.net.library.step
-    monkeypatch.setattr(decoder.net.library, "step", lambda *these: (calls.append(1), step(*these)))
+    step = decoder.net.built.step
+    monkeypatch.setattr(decoder.net.built, "step", lambda *these: (calls.append(1), step(*these)))
     for count, new, expected in ((1, 60, 48), (most, 2, 49), (most + 1, 2, 49)):  # the prompt, and a full context, not
         how = {"max_new_tokens": new, "temperature": 0}
         in_c = generate(decoder, rows[:count, :16], **how)
@@ -282,18 +282,18 @@ def test_what_cannot_be_compiled_is_one_clear_line(monkeypatch):
     ):
         make_decoder(tiny_gpt2(), compile=True)
     build.cache_clear()
-    monkeypatch.setenv("CC", "no-such-compiler -O1")
-    with pytest.raises(ValueError, match=r"no-such-compiler -O1 is none here: put one with OpenMP"):
-        make_decoder(tiny_model(), "int8", compile=True)
-    monkeypatch.setenv("CC", "sh -c 'echo x.c: error: it is odd >&2; exit 3'")
-    with pytest.raises(ValueError, match=r"ends with x.c: error: it is odd: put one"):
-        make_decoder(tiny_model(), "int8", compile=True)
-    monkeypatch.setenv("CC", "sh -c 'for word; do [ $last = -o ] && echo x > $word; last=$word; done' -")
-    with pytest.raises(ValueError, match=r"What sh -c .* built for compile does not load: .*: put one"):
-        make_decoder(tiny_model(), "int8", compile=True)
-    monkeypatch.setenv("CC", "sh -c 'exit 3'")
-    with pytest.raises(ValueError, match=r"ends with status 3: put one"):
-        make_decoder(tiny_model(), "int8", compile=True)
+    for compiler, said in (
+        ("no-such-compiler -O1", "no-such-compiler -O1 is none here"),
+        ("sh -c 'echo x.c: error: it is odd >&2; exit 3'", "ends with x.c: error: it is odd"),
+        (
+            "sh -c 'for word; do [ \"$last\" = -o ] && echo x > $word; last=$word; done' -",
+            "What sh -c .* built for compile does not load: .*",
+        ),
+        ("sh -c 'exit 3'", "ends with status 3"),
+    ):
+        monkeypatch.setenv("CC", compiler)
+        with pytest.raises(ValueError, match=f"{said}: put one with OpenMP"):
+            make_decoder(tiny_model(), "int8", compile=True)
 
 
 def test_greedy_is_generate_on_a_trained_model(trained):
@@ -375,8 +375,8 @@ def test_guessed_ahead_tokens_follow_the_models_distribution(source):
     for seed in range(n):
         new = generate(decoder, ids, max_new_tokens=4, seed=seed, **how)[0, 7:9]
         counts[tuple(new.tolist())] += 1
-    if source != "int8":  # whose guesses all hold here
-        assert 0.1 < decoder.accepted / decoder.guessed < 0.9
+    held = decoder.accepted / decoder.guessed
+    assert 0.1 < held and (held < 0.9 or source == "int8")  # whose guesses all hold here
     for pair, share in expected.items():
         assert abs(counts[pair] / n - share) < 4 * (share * (1 - share) / n) ** 0.5 + 1e-9, pair
 

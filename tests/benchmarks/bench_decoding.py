@@ -28,6 +28,7 @@ from pathlib import Path
 
 from allocator import TCMALLOC
 from load import FOREIGN, foreign_share, processor_seconds
+from targets import fastest
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -250,9 +251,7 @@ def summary(found: dict, work: list[str]) -> dict:
     }
     ratios = {}
     for one, row in medians.items():
-        best = {
-            kind: max(value for peer, value in row.items() if peer.startswith(kind)) for kind in KINDS if kind in row
-        }
+        best = {kind: row[fastest(row, kind)] for kind in KINDS if kind in row}
         pairs = [(mine, other) for mine in best for other in best if mine[:4] == "ours" != other[:4]]
         ratios[one] = {
             how: {f"{mine} / {other}": of[mine] / of[other] for mine, other in pairs}
