@@ -1,4 +1,4 @@
-# make train | test | quality | style | conformance | bench | bench-tuning | chaos | publish-demo: each sets itself up.
+# make train | test | quality | style | conformance | compatibility | newest | bench | bench-tuning | chaos | publish-demo: each sets itself up.
 # Without make, or on Windows: the same lines stand in README.md.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train test quality style conformance bench bench-tuning chaos publish-demo clean
+.PHONY: train test quality style conformance compatibility newest bench bench-tuning chaos publish-demo clean
 .DEFAULT_GOAL := train
 
 # torch first and alone: asked for together with others, a resolver may choose another build of it.
@@ -46,6 +46,21 @@ conformance: $(VENV)/.dev
 	@$(INSTALL) -e ".[conformance]"
 	@$(BIN)/python tests/conformance/fetch.py
 	@$(BIN)/python -m pytest tests/conformance -q
+
+# What we publish, in stock transformers of six versions, each installed in a folder of its own.
+compatibility: $(VENV)/.dev
+	@$(BIN)/python tests/compatibility/run.py --out tests/compatibility/compatibility.json
+	@$(BIN)/python tests/benchmarks/readme.py
+
+# The tests with the newest release of every library (but torch, which stays), in an environment of its own.
+NEWEST_VENV ?= .venv-newest
+newest:
+	@rm -rf $(NEWEST_VENV)
+	@$(PYTHON) -m venv $(NEWEST_VENV)
+	@$(NEWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch
+	@$(NEWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[dev]"
+	@$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check
+	@$(NEWEST_VENV)/bin/python -m pytest
 
 # An hour and a half on a machine that does nothing else. With a trained CHECKPOINT and a TEXT that it has not seen,
 # int8's perplexity too.
