@@ -1,7 +1,8 @@
-"""Clients that train and serve, on our model as it is: transformers' Trainer and pipeline, TRL, transformers serve.
+"""Clients that train and serve, on our model as it is: pipelines, TRL, transformers serve.
 
-Others stand beside what they are compared with: peft and bitsandbytes in test_adapters.py, lm_eval in
-test_likelihood.py, TRL's losses in test_instruct.py and test_preferences.py, a stranger's in test_remote_code.py.
+Others are next to what they are compared with: Trainer in test_trainer.py, peft and bitsandbytes in test_adapters.py,
+lm_eval in test_likelihood.py, TRL's losses in test_instruct.py and test_preferences.py, stock transformers in
+test_compatibility.py.
 """
 
 import json
@@ -18,13 +19,12 @@ import pytest
 from datasets import Dataset
 from tiny import some_ids, tiny_model
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, pipeline
+from transformers import AutoModelForCausalLM, pipeline
 
 from scratch_gpt import export_gpt2
 from scratch_gpt.chat_templates import store_format
 from scratch_gpt.data.prompts import encode_prompt
 from scratch_gpt.generation import generate_answers
-from scratch_gpt.objectives import causal_lm
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -53,29 +53,6 @@ def chat():
 
 
 # --- transformers ------------------------------------------------------------------------------------------------
-
-
-def test_trainer_learns_and_its_labels_are_the_ids_themselves(tmp_path):
-    ids, model = some_ids(8, 16), tiny_model().train()
-    asked = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:]}
-    ours = causal_lm.sums(model, asked)["loss"] / causal_lm.counts(asked)["loss"]
-    rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
-    found = losses(Trainer(model, arguments(TrainingArguments, tmp_path, per_device_train_batch_size=8), None, rows))
-    assert found[0] == pytest.approx(ours.item(), abs=1e-3)  # logged with few digits
-    assert found[-1] < 0.5 * found[0]
-
-
-def test_trainers_step_does_not_depend_on_how_its_batch_is_cut(tmp_path):
-    ids = some_ids(8, 16)
-    labels = [[-100] * n + row[n:] for n, row in enumerate(ids.tolist())]  # rows ask different numbers of tokens
-    rows, weights = Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels}), []
-    for size in (8, 2):
-        model = tiny_model().train()
-        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "optim": "sgd"}
-        Trainer(model, arguments(TrainingArguments, tmp_path, max_steps=1, **cut), None, rows).train()
-        weights.append(model.state_dict())
-    for name, tensor in weights[0].items():
-        assert_close(tensor, weights[1][name], atol=1e-6, rtol=1e-5)
 
 
 def test_a_pipeline_answers_as_we_do(chat):

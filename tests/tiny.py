@@ -1,7 +1,10 @@
 """Tiny models and ids for the tests: width 32, 2 blocks, 4 heads, 99 tokens, 64 positions, no dropout."""
 
+from pathlib import Path
+
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 
@@ -59,3 +62,8 @@ def padded(texts: list[torch.Tensor], *, side: str = "left", length: int | None 
         ids[row, start : start + len(text)] = text
         mask[row, start : start + len(text)] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def remote_class(folder: Path, model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class of this name from the code saved in a folder, as `trust_remote_code=True` gives it to others."""
+    return get_class_from_dynamic_module(f"modeling_scratch_gpt.{model_class.__name__}", str(folder))

@@ -3,11 +3,28 @@
 This file travels inside every checkpoint, so it imports only transformers and huggingface_hub.
 """
 
+import sys
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
+import transformers
+
+
+OLDEST_TRANSFORMERS = "5.6"
+
+
+def _release(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:2]]
+
+
+if _release(transformers.__version__) < _release(OLDEST_TRANSFORMERS):  # older ones fail below, without naming why
+    raise ImportError(
+        f"scratch_gpt models need transformers {OLDEST_TRANSFORMERS} or newer; this is {transformers.__version__}. "
+        f'Run: pip install -U "transformers>={OLDEST_TRANSFORMERS}"'
+    )
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import PreTrainedConfig  # noqa: E402
+from transformers.activations import ACT2FN  # noqa: E402
 
 
 # Where the Auto classes find the code in a saved folder. Written whole into every config.json, because saving one
@@ -78,6 +95,15 @@ GPT2_IGNORED = (
 )
 
 
+# GPT-2's module names in peft's tables of default target modules -> ours.
+PEFT_NAMES = {
+    "c_attn": ["q_proj", "k_proj", "v_proj"],
+    "c_proj": ["o_proj", "down_proj"],
+    "mlp.c_proj": ["mlp.down_proj"],
+    "ln_f": ["norm"],
+}
+
+
 @strict
 class ScratchGPTConfig(PreTrainedConfig):
     r"""
@@ -112,7 +138,7 @@ class ScratchGPTConfig(PreTrainedConfig):
     """
 
     model_type = "scratch_gpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = ALIASES
     base_model_tp_plan = {
         "embed_tokens": "embedding_rowwise",
@@ -166,7 +192,7 @@ class ScratchGPTConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = "emb_dim" not in kwargs
         if (rate := kwargs.pop("drop_rate", None)) is not None:
-            self.embed_dropout = self.attention_dropout = self.resid_dropout = rate
+            self.drop_rate = rate
         for alias in [name for name in kwargs if name in ALIASES]:
             setattr(self, ALIASES[alias], kwargs.pop(alias))  # under the real name, so that the type is checked
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
@@ -198,6 +224,29 @@ class ScratchGPTConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}; it has to be a number of at least 0.")
+
+    @property
+    def drop_rate(self) -> float | int | None:
+        """The book's name for all three dropouts; None if they differ. Setting it sets the three."""
+        rates = {self.embed_dropout, self.attention_dropout, self.resid_dropout}
+        return rates.pop() if len(rates) == 1 else None
+
+    @drop_rate.setter
+    def drop_rate(self, rate: float | int) -> None:
+        self.embed_dropout = self.attention_dropout = self.resid_dropout = rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """transformers' `to_dict`. peft calls it before it looks up its default target modules: they are entered here.
+
+        So `LoraConfig(task_type="CAUSAL_LM")` adapts the same matrices as it does in GPT-2, whichever of peft and this
+        class is imported first.
+        """
+        peft = sys.modules.get("peft.utils.constants")
+        for name, table in vars(peft).items() if peft else ():
+            if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table.get("gpt2"), list):
+                ours = [new for old in table["gpt2"] for new in PEFT_NAMES.get(old, [old])]
+                table.setdefault(self.model_type, ours)
+        return super().to_dict()
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:

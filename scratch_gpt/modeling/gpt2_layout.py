@@ -16,14 +16,15 @@ This file travels inside every checkpoint.
 
 import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Split, Transpose, WeightConverter, WeightRenaming
+from transformers.core_model_loading import Chunk, Transpose, WeightConverter, WeightRenaming
 
 
-# transformers' own two operations copy. On views, loading costs no more time and memory than stock GPT-2's does.
+# Every parameter owns contiguous memory after loading: DDP, fused optimizers, safetensors and offloading rely on it.
+# transformers' Transpose copies; its Chunk does so in some versions only, and would copy what Transpose has copied.
 
 
 class _TransposedView(Transpose):
-    """Transpose that moves no memory: nn.Linear then reads GPT-2's (in, out) matrix as it lies in the file."""
+    """Transpose without a copy, for the copy that `_OwnedChunk` makes of each part."""
 
     @torch.no_grad
     def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
@@ -32,18 +33,15 @@ class _TransposedView(Transpose):
         return {target: (tensors[0] if isinstance(tensors, list) else tensors).transpose(self.dim0, self.dim1)}
 
 
-class _SplitView(Split):
-    """Split into equal views of the one tensor; vectors are copied, so that no two biases share memory for good.
-
-    (Matrices part when they are first trained: `ScratchGPTPreTrainedModel.train`.)
-    """
+class _OwnedChunk(Chunk):
+    """Chunk into equal parts, each in contiguous memory of its own."""
 
     @torch.no_grad
-    def convert(self, input_dict, source_patterns, target_patterns, full_layer_name, model, **kwargs):
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
         tensors = next(iter(input_dict.values()))
-        tensor = tensors[0] if isinstance(tensors, list) else tensors
-        parts = tensor.chunk(len(target_patterns), dim=self.dim)
-        return dict(zip(target_patterns, (part.clone() if part.dim() == 1 else part for part in parts), strict=True))
+        parts = (tensors[0] if isinstance(tensors, list) else tensors).chunk(len(target_patterns), dim=self.dim)
+        parts = (part.clone(memory_format=torch.contiguous_format) for part in parts)
+        return dict(zip(target_patterns, parts, strict=True))
 
 
 def _renamed(theirs: str, ours: str) -> WeightRenaming:
@@ -53,12 +51,11 @@ def _renamed(theirs: str, ours: str) -> WeightRenaming:
 
 def _projection(theirs: str, ours: str) -> list:
     return [
-        WeightConverter(rf"\.{theirs}\.weight", rf"\.{ours}\.weight", [_TransposedView(0, 1)]),
+        WeightConverter(rf"\.{theirs}\.weight", rf"\.{ours}\.weight", [Transpose(0, 1)]),
         WeightRenaming(rf"\.{theirs}\.bias", rf"\.{ours}\.bias"),
     ]
 
 
-_SPLIT = [_TransposedView(0, 1), _SplitView(dim=0)]
 _QKV = [f".attn.{name}_proj." for name in "qkv"]
 
 GPT2_LAYOUT = [
@@ -66,8 +63,10 @@ GPT2_LAYOUT = [
     _renamed("wpe", "embed_positions"),
     _renamed("h", "layers"),
     _renamed("ln_f", "norm"),
-    WeightConverter(r"\.attn\.c_attn\.weight", [name + "weight" for name in _QKV], _SPLIT),
-    WeightConverter(r"\.attn\.c_attn\.bias", [name + "bias" for name in _QKV], [_SplitView(dim=0)]),
+    WeightConverter(
+        r"\.attn\.c_attn\.weight", [name + "weight" for name in _QKV], [_TransposedView(0, 1), _OwnedChunk(0)]
+    ),
+    WeightConverter(r"\.attn\.c_attn\.bias", [name + "bias" for name in _QKV], [_OwnedChunk(0)]),
     *_projection(r"attn\.c_proj", r"attn\.o_proj"),
     *_projection(r"mlp\.c_fc", r"mlp\.up_proj"),
     *_projection(r"mlp\.c_proj", r"mlp\.down_proj"),

@@ -8,6 +8,8 @@ This file travels inside every checkpoint, so it imports only torch and transfor
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,8 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -35,6 +38,10 @@ from .linear_cross_entropy import head_losses
 
 
 register_gpt2_layout(ScratchGPTConfig.model_type)
+
+# The name of the key-value cache in this transformers: "cache" since 5.24, "past_key_values" before. Our `forward`
+# takes both names; outputs, masks and blocks get the one that this version looks for.
+CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
 # --- Attention ---------------------------------------------------------------------------------------------------
@@ -91,17 +98,20 @@ class ScratchGPTAttention(nn.Module):
         self,
         x: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         B, T, _ = x.shape
+        cache = kwargs.pop(CACHE, None)
 
         def split_heads(y: torch.Tensor) -> torch.Tensor:
             return y.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)
 
         q, k, v = split_heads(self.q_proj(x)), split_heads(self.k_proj(x)), split_heads(self.v_proj(x))
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)  # (B, H, S, K): what was seen before comes first
+        if cache is not None:
+            pages = (
+                {} if isinstance(cache, Cache) else {"kwargs": kwargs}
+            )  # continuous batching reads and writes these
+            k, v = cache.update(k, v, self.layer_idx, **pages)  # (B, H, S, K): earlier tokens come first
 
         # The config's `_attn_implementation` names the backend; "eager" is the function above.
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -157,7 +167,7 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"  # GPT-2's own prefix: no rename between the two layouts is needed for it
     supports_gradient_checkpointing = True
     _no_split_modules = ["ScratchGPTBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -179,24 +189,28 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, std=std)
 
-    def train(self, mode: bool = True):
-        """torch's `train`. Weights that are views of a GPT-2 file (gpt2_layout.py) get memory of their own first."""
-        if mode:
-            for parameter in self.parameters():
-                if not parameter.is_contiguous():  # which FSDP, for one, does not take
-                    parameter.data = parameter.data.contiguous()
-        return super().train(mode)
-
-    def save_pretrained(
-        self, save_directory, is_main_process=True, state_dict=None, *args, save_original_format=False, **kwargs
-    ):
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
         """transformers' `save_pretrained`, with our own tensor names whatever layout the weights were read from."""
-        state_dict = self.state_dict() if state_dict is None else state_dict
-        # Views of a GPT-2 file again: on disk each tensor lies alone.
-        state_dict = {name: t.contiguous() if torch.is_tensor(t) else t for name, t in state_dict.items()}
-        return super().save_pretrained(
-            save_directory, is_main_process, state_dict, *args, save_original_format=save_original_format, **kwargs
+        return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+
+def _choose_cache(past_key_values: Any, cache: Any, kwargs: dict[str, Any]) -> Any:
+    """Return the cache under whichever of its two names it came.
+
+    Raises:
+        ValueError: both names are given, a keyword that nothing here reads holds a cache, or it is of another kind.
+    """
+    if past_key_values is not None and cache is not None and cache is not past_key_values:
+        raise ValueError("past_key_values and cache are two names of one argument: give one of them.")
+    for name, value in kwargs.items():
+        if isinstance(value, Cache) or (value is not None and ("cache" in name or "past" in name)):
+            raise ValueError(f"This model does not use {name}. Give its key-value cache as past_key_values or cache.")
+    cache = past_key_values if cache is None else cache
+    if cache is not None and not hasattr(cache, "update"):
+        raise ValueError(
+            f"The key-value cache is a {type(cache).__name__}. Give a transformers Cache, such as DynamicCache."
         )
+    return cache
 
 
 class ScratchGPTModel(ScratchGPTPreTrainedModel):
@@ -222,6 +236,7 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """The last hidden states, and on request the cache, every layer's hidden states and attention weights.
@@ -231,26 +246,30 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
             attention_mask: (B, S), 1 for a token and 0 for padding on either side. Positions are counted from it.
             position_ids: (B, T). Restarting at 0 inside a row marks packed documents, which then do not see each
                 other (give no attention_mask, and `use_cache=False`: a cache makes one document of the row).
-            past_key_values: what earlier calls have seen.
+            past_key_values: the keys and values of earlier calls. `cache` is transformers' newer name for it.
+            cache: see `past_key_values`; give one of the two.
 
         Raises:
-            ValueError: a row, with what came before it, of more tokens than `max_position_embeddings`.
+            ValueError: a row, with what came before it, of more tokens than `max_position_embeddings`; a cache under
+                another name than these two, or that is not transformers' `Cache`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, D)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = _choose_cache(past_key_values, cache, kwargs)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
 
         T = inputs_embeds.shape[1]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        paged = cache is not None and not isinstance(cache, Cache)  # continuous batching brings mask and positions
+        past = 0 if cache is None or paged else cache.get_seq_length()
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,  # as given: only a caller who packs documents restarts them
+            **{CACHE: cache if CACHE == "cache" or not paged else None},
         )
         if position_ids is None:
             if attention_mask is not None and attention_mask.dim() == 2:  # padding takes no position
@@ -264,10 +283,12 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
                 f"{limit}. Shorten the prompt, ask for fewer new tokens, or use a model with a longer context."
             )
 
+        # Before 5.24 the attention function, not the module, takes the pages of continuous batching.
+        state = {"cache" if paged else CACHE: cache}
         x = self.dropout(inputs_embeds + self.embed_positions(position_ids))
         for block in self.layers[: self.config.num_hidden_layers]:
-            x = block(x, attention_mask=causal_mask, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+            x = block(x, attention_mask=causal_mask, use_cache=use_cache, **state, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), **{CACHE: None if paged else cache})
 
 
 # --- The heads ---------------------------------------------------------------------------------------------------
@@ -298,8 +319,8 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.LongTensor | None = None,
         token_losses: bool = False,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), and the cross-entropy in nats where a label asks for it.
@@ -307,11 +328,14 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         Args:
             labels: (B, T), Hugging Face's convention: the row's own ids, shifted here; -100 is not asked.
             shift_labels: (B, T), instead of `labels`: the token that comes next at each position, taken as it is.
-                Then no logits are returned.
+                Then no logits are returned. (A keyword only: Trainer takes each parameter with "label" in its name
+                for a column that every labeled batch has.)
             token_losses: with `shift_labels`, return the loss of each position, (B, T), 0 where none is asked.
             num_items_in_batch: divide the summed loss by this number instead of by this call's labels.
-            logits_to_keep: how many last positions to score, 0 for all; or the positions themselves.
+            logits_to_keep: the positions to score, see `_keep`.
+            cache: transformers' newer name for `past_key_values`.
         """
+        shift_labels = kwargs.pop("shift_labels", None)
         if token_losses and (labels is not None or shift_labels is None):
             raise ValueError("token_losses is of shift_labels: give them, and no labels.")
         asked = labels is not None or shift_labels is not None
@@ -324,6 +348,7 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         x, logits, loss = outputs.last_hidden_state, None, None  # (B, T, D)
@@ -334,17 +359,31 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
                 count = (shift_labels != -100).sum().clamp(min=1) if count is None else count
                 loss = loss / (count.to(loss.device) if torch.is_tensor(count) else count)
         else:
-            logits = self.lm_head(slice_logits_to_keep(x, logits_to_keep))
+            logits = self.lm_head(_keep(x, logits_to_keep))
         if labels is not None:
             sizes = {"vocab_size": self.config.vocab_size, "shift_labels": shift_labels}
             loss = self.loss_function(logits=logits, labels=labels, **sizes, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
+
+
+def _keep(x: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
+    """Return the positions of x (B, T, D) to score.
+
+    Args:
+        positions: how many last ones, 0 for all; or their numbers, for all rows (N,) or each row (B, N); or a mask
+            (B, T) of bool, which gives (number of True, D).
+    """
+    if not torch.is_tensor(positions):
+        return x[:, -positions:]
+    if positions.dim() == 2:
+        return x[positions] if positions.dtype == torch.bool else torch.take_along_dim(x, positions.unsqueeze(-1), 1)
+    return x[:, positions]
 
 
 def classification_loss(
@@ -399,6 +438,7 @@ class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, C), read at the last token that `attention_mask` attends to; without a mask, at the last one."""
@@ -409,6 +449,7 @@ class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         x = outputs.last_hidden_state  # (B, T, D)
@@ -423,11 +464,19 @@ class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
 
+
+# Trainer's label smoothing and the pipelines look a class up here by its name, of remote code as well.
+for _names, _model_class in (
+    (modeling_auto.MODEL_MAPPING_NAMES, ScratchGPTModel),
+    (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, ScratchGPTForCausalLM),
+    (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, ScratchGPTForSequenceClassification),
+):
+    _names[ScratchGPTConfig.model_type] = _model_class.__name__
 
 __all__ = [
     "ScratchGPTForCausalLM",

@@ -21,7 +21,6 @@ import transformers
 from fetch import unpacked_version
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from scratch_gpt import (
     ScratchGPTConfig,
@@ -38,14 +37,6 @@ if unpacked_version() != version("transformers"):
         "run `python tests/conformance/fetch.py` once, with a network.",
         allow_module_level=True,
     )
-
-# The mixins decide by a class's name in these tables which labels it takes.
-for names, model_class in (
-    (modeling_auto.MODEL_MAPPING_NAMES, ScratchGPTModel),
-    (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, ScratchGPTForCausalLM),
-    (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, ScratchGPTForSequenceClassification),
-):
-    names[ScratchGPTConfig.model_type] = model_class.__name__
 
 
 @dataclass(frozen=True)
