@@ -200,15 +200,64 @@ def test_a_stored_dtype_is_kept(plain_folder, tmp_path):
     assert ScratchGPTForCausalLM.from_pretrained(tmp_path)(some_ids()).logits.shape == (2, 12, VOCAB)
 
 
-def test_training_gives_weights_read_from_gpt2_memory_of_their_own(tmp_path):
-    """Loading makes views of the file; FSDP, safetensors and in-place tools want tensors that share nothing."""
-    tiny_gpt2().save_pretrained(tmp_path)
-    model = ScratchGPTForCausalLM.from_pretrained(tmp_path)
-    ids = some_ids()
-    before = model(ids).logits
-    model.train()
-    parameters = dict(model.named_parameters())
-    assert all(p.is_contiguous() for p in parameters.values())
-    assert len({p.untyped_storage().data_ptr() for p in parameters.values()}) == len(parameters)
-    assert model.lm_head.weight is model.transformer.embed_tokens.weight
-    assert torch.equal(model.eval()(ids).logits, before)
+# --- Every parameter is a tensor of its own -------------------------------------------------------------------------
+
+
+def assert_owned(model) -> None:
+    parameters = dict(model.named_parameters())  # a tied head once
+    assert all(parameter.is_contiguous() for parameter in parameters.values())
+    assert all(parameter.untyped_storage().nbytes() == parameter.nbytes for parameter in parameters.values())
+    assert len({parameter.untyped_storage().data_ptr() for parameter in parameters.values()}) == len(parameters)
+
+
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_after_loading_any_layout_every_parameter_owns_contiguous_memory(gpt2_folder, model_class, tmp_path):
+    for dtype in (torch.float32, torch.bfloat16):
+        model = model_class.from_pretrained(gpt2_folder, dtype=dtype)
+        assert_owned(model)
+    model.save_pretrained(tmp_path)
+    assert_owned(model_class.from_pretrained(tmp_path))
+    assert_owned(model.train())
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGD", "Adagrad"])
+def test_a_fused_step_is_the_plain_step(plain_folder, optimizer):
+    """Fused optimizers walk each parameter's memory from its first element: a view would get its neighbor's step."""
+    weights = []
+    for fused in (True, False):
+        model = ScratchGPTForCausalLM.from_pretrained(plain_folder)  # in eval mode, as it is loaded
+        step = getattr(torch.optim, optimizer)(model.parameters(), lr=1e-2, fused=fused)
+        model(some_ids(), labels=some_ids()).loss.backward()
+        step.step()
+        weights.append(dict(model.named_parameters()))
+    before = dict(ScratchGPTForCausalLM.from_pretrained(plain_folder).named_parameters())
+    for name, tensor in weights[0].items():
+        assert_close(tensor, weights[1][name], atol=1e-6, rtol=1e-5)
+        assert name.endswith("k_proj.bias") or not torch.equal(tensor, before[name])  # whose true gradient is 0
+
+
+def test_tools_that_save_by_storage_keep_every_tensor(plain_folder, tmp_path):
+    import safetensors.torch
+    from accelerate import Accelerator
+
+    model = ScratchGPTForCausalLM.from_pretrained(plain_folder)
+    expected, names = model(some_ids()).logits, {name for name, _ in model.named_parameters()}
+    accelerator = Accelerator(cpu=True)
+    prepared = accelerator.prepare(model)
+    accelerator.save_model(prepared, tmp_path / "model")
+    accelerator.save_state(tmp_path / "state")
+    safetensors.torch.save_model(model, tmp_path / "plain.safetensors")
+    for name in ("model/model.safetensors", "state/model.safetensors", "plain.safetensors"):
+        saved = {key.replace("lm_head", "transformer.embed_tokens") for key in load_file(tmp_path / name)}
+        assert saved == names  # a tied head under either name
+    vector = torch.nn.utils.parameters_to_vector(model.parameters())
+    torch.nn.utils.vector_to_parameters(vector.clone(), model.parameters())
+    assert torch.equal(model(some_ids()).logits, expected)
+
+
+def test_blocks_on_the_disk_compute_the_same(plain_folder, tmp_path):
+    where = {"transformer.embed_tokens": "cpu", "transformer.embed_positions": "cpu", "transformer.dropout": "cpu"}
+    where |= {"transformer.layers": "disk", "transformer.norm": "cpu", "lm_head": "cpu"}
+    model = ScratchGPTForCausalLM.from_pretrained(plain_folder, device_map=where, offload_folder=tmp_path)
+    expected = ScratchGPTForCausalLM.from_pretrained(plain_folder)(some_ids()).logits
+    assert_close(model(some_ids()).logits, expected, atol=1e-5, rtol=0)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from tiny import VOCAB, padded, some_ids, tiny_config, tiny_model
 from torch.testing import assert_close
-from transformers import StaticCache, Trainer, TrainingArguments
+from transformers import DynamicCache, StaticCache, Trainer, TrainingArguments
 
 from recipe import check_compiler
 from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel
 from scratch_gpt.launch import compile_options
-from scratch_gpt.modeling.modeling_scratch_gpt import eager_attention_forward
+from scratch_gpt.modeling.modeling_scratch_gpt import CACHE, eager_attention_forward
 
 
 ALL_HEADS = [ScratchGPTModel, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification]
@@ -116,12 +116,29 @@ def test_cached_equals_uncached(attention, cache):
     expected = model(ids, use_cache=False)
     assert expected.past_key_values is None
     past, logits = None if cache == "dynamic" else StaticCache(config=model.config, max_cache_len=20), []
-    for chunk in ids.split([5, 1, 4, 1, 1], dim=1):
-        outputs = model(chunk, past_key_values=past, use_cache=True)
-        past = outputs.past_key_values
+    for number, chunk in enumerate(ids.split([5, 1, 4, 1, 1], dim=1)):
+        outputs = model(chunk, use_cache=True, **{("past_key_values", "cache")[number % 2]: past})  # one, two names
+        past = outputs[CACHE]
         logits.append(outputs.logits)
     assert past.get_seq_length() == 12
     near(torch.cat(logits, dim=1), expected.logits)
+
+
+@pytest.mark.parametrize("model_class", ALL_HEADS)
+def test_a_cache_that_would_not_be_used_is_an_error(model_class):
+    model, ids = tiny_model(model_class), some_ids()
+    for name in ("past", "layer_past", "kv_cache", "cache_params", "past_key_value", "state", "memory"):
+        with pytest.raises(ValueError, match=f"does not use {name}"):
+            model(ids, **{name: DynamicCache()})
+    for name in ("cache_position", "past_length"):
+        with pytest.raises(ValueError, match=f"does not use {name}"):
+            model(ids, **{name: torch.arange(12)})
+    with pytest.raises(ValueError, match="two names of one argument"):
+        model(ids, past_key_values=DynamicCache(), cache=DynamicCache())
+    for value in ([(torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 3, 8))] * 2, ((), ())):
+        with pytest.raises(ValueError, match="key-value cache is a (list|tuple)"):
+            model(ids, past_key_values=value)
+    near(model(ids, past_key_values=None, layer_past=None, note="anything else goes on")[0], model(ids)[0], atol=0)
 
 
 @BOTH
@@ -242,6 +259,10 @@ def test_logits_to_keep_keeps_the_asked_positions():
     near(model(ids, logits_to_keep=3).logits, full[:, -3:])
     near(model(ids, logits_to_keep=torch.tensor([2, 5])).logits, full[:, [2, 5]])
     near(model(ids, logits_to_keep=0).logits, full)
+    each = torch.tensor([[1, 4], [0, 7]])  # positions of its own for each row
+    near(model(ids, logits_to_keep=each).logits, torch.stack([full[0, each[0]], full[1, each[1]]]))
+    mask = some_ids(seed=3) % 2 == 0
+    near(model(ids, logits_to_keep=mask).logits, full[mask])
 
 
 @pytest.mark.parametrize("model_class", ALL_HEADS)
