@@ -28,7 +28,9 @@ class ForwardDecoder:
     def __init__(self, model: nn.Module):
         self.model, self.cache = model, None
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes anything
-        self.takes_positions = "position_ids" in inspect.signature(inner.forward).parameters
+        names = inspect.signature(inner.forward).parameters
+        self.takes_positions = "position_ids" in names
+        self.cache_name = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
         self.drawn = self.guessed = self.accepted = 0  # tokens so far; accepted were guessed and then drawn
 
     @property
@@ -38,7 +40,7 @@ class ForwardDecoder:
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
         """A prompt (B, T) and its mask -> logits of its last position (B, 1, V). `columns` will come, it included."""
         output = self.model(ids, **self._places(ids, mask), use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
+        self.cache = self._cache_of(output)
         return output.logits[:, -1:]
 
     def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -46,13 +48,17 @@ class ForwardDecoder:
         past = mask.shape[1] - ids.shape[1]
         if self.cache is not None and (beyond := self.cache.get_seq_length() - past):
             self.cache.crop(-beyond)
-        output = self.model(ids, **self._places(ids, mask), past_key_values=self.cache, use_cache=True)
-        self.cache = output.past_key_values
+        output = self.model(ids, **self._places(ids, mask), use_cache=True, **{self.cache_name: self.cache})
+        self.cache = self._cache_of(output)
         return output.logits
 
     def window(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """A whole context (B, T), nothing kept -> logits of its last position (B, 1, V)."""
         return self.model(ids, **self._places(ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1:]
+
+    @staticmethod
+    def _cache_of(output):
+        return output.cache if hasattr(output, "cache") else output.past_key_values
 
     def _places(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         # Padding takes no position. Ours reads that from the mask, most models count it in unless they are told.
@@ -78,7 +84,7 @@ class FastDecoder(ForwardDecoder):
             than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
         compile: in fp32 or int8, steps of few tokens go by one function in C (compiled.py), which the machine's
             compiler builds first, in a second or two. It is the same arithmetic, with cache and logits in fp32. Of
-            matrices in fp32 it reads the model's own, and copies but query's, key's and value's, and a GPT-2 file's.
+            matrices in fp32 it reads the model's own, and copies only query's, key's and value's.
 
     Raises:
         ValueError: a kind that is none; int8 or compile on another device than a CPU; int8 where torch has no oneDNN;

@@ -62,7 +62,7 @@ def lay_out(
     )
     if blocked:
         return Matrix("blocks", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1), bias)
-    turned = weight.t().clone(memory_format=torch.contiguous_format)  # even of a GPT-2 file, which is turned
+    turned = weight.t().clone(memory_format=torch.contiguous_format)
     return Matrix("columns", turned, bias)
 
 
@@ -75,7 +75,7 @@ def _is_mkl_at_home() -> bool:
 def whole_numbers(weight: torch.Tensor, bias: torch.Tensor, compile: bool = False) -> tuple[torch.Tensor, Int8]:
     """W (out, in) -> the nearest whole numbers, in steps of 1 / 127 of each output's largest weight."""
     scales = torch.maximum(weight.amax(1), weight.amin(1).neg_()).float().clamp_(min=1e-12) / 127  # (out,)
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)  # row by row; a GPT-2 file's lie turned
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for some, of, to in zip(weight.split(256), scales.split(256), codes.split(256), strict=True):  # in the cache
         to.copy_((some / of[:, None]).round_())
     top = 255 if torch.cpu._is_vnni_supported() else 127  # without VNNI two products are added in 16 bits

@@ -107,7 +107,7 @@ def test_a_layout_changes_no_product(dtype):
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_a_layout_keeps_the_weights_as_they_were(quantize):
-    weight, x = torch.randn(32, 48).t(), torch.randn(5, 32)  # turned, as a GPT-2 file has it
+    weight, x = torch.randn(32, 48).t(), torch.randn(5, 32)  # turned
     laid = lay_out(weight, None, quantize)
     before = multiply(x, laid)
     weight.zero_()
@@ -129,7 +129,7 @@ def loud_and_quiet() -> torch.Tensor:
 @pytest.mark.parametrize("turned", [False, True])
 def test_whole_numbers_are_as_near_as_eight_bits_can_be_and_rows_do_not_disturb_each_other(turned):
     weight, bias, x = torch.randn(48, 32), torch.randn(48), loud_and_quiet()
-    weight = weight.t().contiguous().t() if turned else weight  # as a GPT-2 file has it
+    weight = weight.t().contiguous().t() if turned else weight
     laid = lay_out(weight, bias, "int8")
     together = multiply(x, laid)
     plain = F.linear(x, weight, bias)
