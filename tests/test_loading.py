@@ -366,7 +366,17 @@ AUTO = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification
 
 
 @pytest.fixture
-def hostile(tmp_path, tokenizer, monkeypatch):
+def modules(tmp_path, monkeypatch):
+    """Folders' code is copied to, and imported from, a folder of this test alone."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def hostile(tmp_path, tokenizer, monkeypatch, modules):
     """Folders whose Python code leaves a file, a list of who was asked, and that file; all who ask hear yes."""
     marker, asked, folders = tmp_path / "ran", [], []
 
@@ -377,7 +387,6 @@ def hostile(tmp_path, tokenizer, monkeypatch):
         return "yes"
 
     monkeypatch.setattr(builtins, "input", ask)
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     for kind in ("evil", "gpt2", "scratch_gpt"):
         folder = saved(tmp_path / kind, (tiny_gpt2 if kind == "gpt2" else tiny_model)(vocab_size=len(tokenizer)))
         tokenizer.save_pretrained(folder)
@@ -387,8 +396,9 @@ def hostile(tmp_path, tokenizer, monkeypatch):
             file.write_text(code)
         auto = {"AutoConfig": "evil.EvilConfig", **dict.fromkeys(AUTO, "evil.EvilModel")}
         edit(folder / "config.json", model_type=kind, auto_map=auto, custom_pipelines={"evil": {"impl": "evil.E"}})
-        names = {"auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}}
-        edit(folder / "tokenizer_config.json", tokenizer_class="EvilTokenizer", **names)
+        if kind == "gpt2":  # recipes open the tokenizer first: the others are to get as far as the model
+            names = {"auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}}
+            edit(folder / "tokenizer_config.json", tokenizer_class="EvilTokenizer", **names)
         folders.append(folder)
     return folders, asked, marker
 
@@ -413,9 +423,8 @@ def test_the_code_of_a_folder_never_runs_whatever_standard_input_says(hostile, h
         recipes = [
             (generate.main, [folder, "The", "--max-new-tokens", 1]),
             (generate.main, [folder, "--chat", "--max-new-tokens", 1]),
-            (generate.main, [good, "The", "--assistant-model", folder]),
+            (generate.main, [good, "The", "--assistant-model", folder, "--max-new-tokens", 1]),
             (evaluate.main, [folder, *look_at]),
-            (evaluate.main, [good, *look_at, "--base", folder]),
             (pretrain.main, ["--model", folder, "--dataset", text, *train]),
             (pretrain.main, ["--tokenizer", folder, "--dataset", text, *train]),
             (pretrain.main, ["--model", folder, "--dataset", text, *train, "--plan", "true"]),
@@ -429,6 +438,8 @@ def test_the_code_of_a_folder_never_runs_whatever_standard_input_says(hostile, h
             (train_tokenizer.main, ["--dataset", text, "--compare", folder, "--output-dir", out]),
             (publish.main, [folder, "--export", "gguf"]),
         ]
+        if folder.name == "evil":  # from any other it would measure a drift
+            recipes.append((evaluate.main, [good, *look_at, "--base", folder]))
         if folder.name != "gpt2":  # a run's model is of our own type
             run = shutil.copytree(home / "run", tmp_path / f"run-{folder.name}")
             shutil.copytree(folder, run / "model", dirs_exist_ok=True)
@@ -463,10 +474,8 @@ def test_the_code_of_a_folder_never_runs_whatever_standard_input_says(hostile, h
 
 
 @pytest.fixture
-def remote(tmp_path, monkeypatch):
+def remote(tmp_path, modules):
     """model -> the same model of the class that its saved folder brings along."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
     def load(model):
         folder = tmp_path / type(model).__name__
@@ -476,9 +485,7 @@ def remote(tmp_path, monkeypatch):
         assert kind is not type(model) and kind.__module__.startswith("transformers_modules.")
         return kind.from_pretrained(folder, attn_implementation="eager")
 
-    yield load
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        del sys.modules[name]
+    return load
 
 
 @pytest.mark.parametrize("ours", STOCK_CLASSES)
