@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .adapter_layout import from_gpt2
+from .loading import find_file
 
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
@@ -25,7 +26,7 @@ SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"
 
 def find_adapter(name: str, revision: str | None = None) -> Path | None:
     """The adapter_config.json of a folder or Hub id, or None where that is a model of its own."""
-    return _fetch(name, CONFIG, revision)
+    return find_file(name, CONFIG, revision)
 
 
 def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None = None) -> nn.Module:
@@ -50,7 +51,7 @@ def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None
         raise ValueError(f"The adapter {name} needs its base, {base}: {error}") from error
     _check_base(name, base, model, record)
     try:
-        model = _merge(model, config, state)
+        model = _merge(model, config, state, needs_head=bool(labels))
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"The adapter {name} does not fit {base}: {' '.join(str(error).split())[:200]}") from error
     from transformers.utils.hub import extract_commit_hash
@@ -61,7 +62,7 @@ def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None
 
 def describe_base(model: nn.Module, base: str | None, revision: str | None) -> dict[str, Any]:
     """What base.json says: the layout of the base's own files ("gpt2" or ours), its shape and its fingerprint."""
-    file = None if base is None else _fetch(base, "config.json", revision)
+    file = None if base is None else find_file(base, "config.json", revision)
     on_meta = next(model.parameters()).is_meta
     return {
         "format_version": FORMAT_VERSION,
@@ -101,7 +102,7 @@ def import_peft():
 def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
     # peft's config, the tensors in our names, and what base.json says (nothing where another trainer wrote the folder)
     peft = import_peft()
-    weights, noted = _fetch(name, WEIGHTS, revision), _fetch(name, BASE, revision)
+    weights, noted = find_file(name, WEIGHTS, revision), find_file(name, BASE, revision)
     if weights is None:
         raise ValueError(f"The adapter {name} has no {WEIGHTS}; only safetensors are read.")
     try:
@@ -119,7 +120,7 @@ def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, t
     return config, state, record
 
 
-def _merge(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) -> nn.Module:
+def _merge(model: nn.Module, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> nn.Module:
     peft = import_peft()
     learned = {key: value for key, value in state.items() if ".lora_" in key}
     config.modules_to_save = None  # heads are put in their place here
@@ -130,9 +131,13 @@ def _merge(model: nn.Module, config: Any, state: dict[str, torch.Tensor]) -> nn.
         raise ValueError(f"{odd[0]} is there without its place, or lacks.")
     model = tuner.merge_and_unload()
     own = dict(model.named_parameters())
-    for key in state.keys() - learned.keys():
-        if key in own:
+    if needs_head and "score.weight" in own and "score.weight" not in state:
+        raise ValueError("it names its labels but lacks score.weight.")
+    for key in sorted(state.keys() - learned.keys()):
+        if key in own and own[key].shape == state[key].shape:
             own[key].data.copy_(state[key])
+        elif key in own:
+            raise ValueError(f"its {key} has the shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}.")
         elif not key.startswith("score."):  # a classifier's head has no place in a language model
             raise ValueError(f"it holds {key}, which this model does not have.")
     return model
@@ -164,18 +169,6 @@ def _find_base(name: str, folder: Path, base: str | None) -> str:
         raise ValueError(f"The adapter {name} names no base: write base_model_name_or_path into its {CONFIG}.")
     found = next((place for place in (Path(base), folder / base) if place.is_dir()), None)
     return base if found is None else str(found)
-
-
-def _fetch(name: str, file: str, revision: str | None) -> Path | None:
-    from transformers.utils import cached_file
-
-    flags = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_gated_repo")
-    flags += ("_raise_exceptions_for_connection_errors",)
-    try:
-        found = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
-    except OSError:  # no folder and no id: whoever opens the model says so
-        return None
-    return None if found is None else Path(found)
 
 
 __all__ = [

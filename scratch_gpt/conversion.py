@@ -7,8 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +15,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import logging
 
 from .adapter_loading import load_adapted
+from .loading import explain, load_complete
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
 from .modeling.gpt2_layout import GPT2_LAYOUT
 from .modeling.modeling_scratch_gpt import (
@@ -80,7 +86,7 @@ def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path,
             tokenizer = load_tokenizer(model_or_dir)
     refuse_what_gpt2_cannot_say(model)
 
-    stock_class = next(stock for ours, stock in STOCK_CLASSES.items() if isinstance(model, ours))
+    stock_class = STOCK_CLASSES[own_class(model)]
     config = GPT2Config(
         **{theirs: getattr(model.config, ours) for ours, theirs in CONFIG_NAMES.items()},
         activation_function="gelu_new",
@@ -115,20 +121,29 @@ def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
     """
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
-    architectures = ScratchGPTConfig.from_pretrained(folder).architectures or []
+    architectures = _read_config(str(folder), None).get("architectures") or []
     heads = {name: ours for ours, stock in STOCK_CLASSES.items() for name in (ours.__name__, stock.__name__)}
     known = [heads[name] for name in architectures if name in heads]
-    try:
-        return _read(known[0] if known else ScratchGPTForCausalLM, folder)
-    except Exception as error:
-        raise ValueError(f"{folder} cannot be loaded: {_one_line(error)}") from error
+    return load_complete(known[0] if known else ScratchGPTForCausalLM, folder)
+
+
+def own_class(model: nn.Module) -> type[ScratchGPTPreTrainedModel] | None:
+    """Return the class of ours that a model is, also if its code came with its folder; None for any other model."""
+    if getattr(getattr(model, "config", None), "model_type", None) != ScratchGPTConfig.model_type:
+        return None
+    heads = {"lm_head": ScratchGPTForCausalLM, "score": ScratchGPTForSequenceClassification}
+    kind = next((kind for head, kind in heads.items() if hasattr(model, head)), ScratchGPTModel)
+    with torch.device("meta"):
+        ours = kind(ScratchGPTConfig.from_dict(model.config.to_dict()))
+    shapes = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (model, ours))
+    return kind if next(shapes) == next(shapes) else None
 
 
 def refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
     """Raise a ValueError that names the first thing about a model for which GPT-2 has no word."""
     if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in model.modules()):
         raise ValueError("The model carries an unmerged adapter, which GPT-2 cannot express. Merge it first.")
-    if not isinstance(model, tuple(STOCK_CLASSES)):
+    if own_class(model) is None:
         raise ValueError(f"A {type(model).__name__} is none of {', '.join(cls.__name__ for cls in STOCK_CLASSES)}.")
     config = model.config
     if config.hidden_act not in ("gelu_pytorch_tanh", "gelu_new"):  # two names of one function
@@ -205,7 +220,7 @@ def import_checkpoint(
     weights, arguments = _open_checkpoint(file)
     is_book = any(name.startswith("trf_blocks.") for name in weights)
     known = {} if is_book else _read_nanogpt_arguments(file, arguments)
-    given = config.to_diff_dict() if isinstance(config, ScratchGPTConfig) else dict(config or {})
+    given = config.to_diff_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     if unknown := sorted(set(changes) - CONFIG_WORDS):
         raise ValueError(f"There is no config field {', '.join(unknown)}.")
     ours = _renamed(file, weights, BOOK_NAMES if is_book else NANOGPT_NAMES)
@@ -240,8 +255,8 @@ def _open_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own kinds
         raise ValueError(
-            f"{file.name} cannot be opened as tensors alone ({' '.join(str(error).split())[:200]}). Only files of "
-            "tensors and plain values are read."
+            f"{file.name} cannot be opened as tensors alone: it is damaged, or a pickle of other objects, which can "
+            "run code. Save the model's state_dict alone, and give that file."
         ) from error
     content = content if isinstance(content, dict) else {}
     arguments = dict(content.get("model_args") or {})
@@ -318,53 +333,35 @@ def load_model(
     """
 
     def load(name: str, revision: str | None, **labels: Any) -> ModelT:
-        known = labels if model_class is ScratchGPTForSequenceClassification else {}
+        known = labels if issubclass(model_class, ScratchGPTForSequenceClassification) else {}
         fresh = {"score.weight"} if known or not needs_head else set()  # labels are an adapter's that has the head
-        return _load_whole(name, revision, model_class, fresh, {**known, **changes})
+        spare = set() if issubclass(model_class, ScratchGPTForCausalLM) else {"lm_head.weight"}
+        found = _read_config(name, revision)
+        heads = found.get("architectures") or []
+        if not spare and any(str(head).endswith("ForSequenceClassification") for head in heads):
+            raise ValueError(f"{name} is a classifier, and a language model is needed.")
+        fields = with_fused_gelu(found, {**known, **changes})
+        where = {"revision": revision, "dtype": torch.float32}
+        return load_complete(model_class, name, may_lack=fresh, may_hold=spare, **where, **fields)
 
     return load_adapted(name, load, revision)
 
 
-def _load_whole(
-    name: str, revision: str | None, model_class: type[ModelT], fresh: set[str], changes: dict[str, Any]
-) -> ModelT:
+def _read_config(name: str, revision: str | None) -> dict[str, Any]:
+    # The content of a config.json of ours or of GPT-2.
     try:
         found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
         if found.get("model_type") != ScratchGPTConfig.model_type:
-            raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained here.")
-        changes = with_fused_gelu(found, changes)
-        return _read(model_class, name, fresh, revision=revision, dtype=torch.float32, **changes)
-    except Exception as error:  # a damaged file, a wrong shape, no such repository: each library has its own kind
-        raise ValueError(f"--model {name} cannot be loaded: {_one_line(error)}") from error
+            raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models are loaded here.")
+    except Exception as error:  # a damaged file, no such repository: each library has its own kinds
+        raise ValueError(f"{name} cannot be loaded: {explain(error)}") from error
+    return found
 
 
 def with_fused_gelu(found: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """What training changes in a config that was found: GPT-2's gelu_new is the same function as one operation."""
     is_gelu_new = "gelu_new" in (found.get("activation_function"), found.get("hidden_act"))
     return {**changes, "hidden_act": "gelu_pytorch_tanh"} if is_gelu_new else changes
-
-
-def _read(model_class: type[ModelT], name: str | Path, fresh: Collection[str] = (), **how: Any) -> ModelT:
-    # transformers makes up whatever weights a file lacks; of these only `fresh` may be.
-    with _quiet():  # a causal model's head is none of a classifier, which has none yet: no need to warn of it
-        model, report = model_class.from_pretrained(name, output_loading_info=True, **how)
-    if missing := {*report["missing_keys"]} - {*fresh}:
-        raise ValueError(f"it lacks {min(missing)}.")
-    return model
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str], has_many: bool, seed: int) -> None:
@@ -386,6 +383,7 @@ __all__ = [
     "import_checkpoint",
     "load_any_head",
     "load_model",
+    "own_class",
     "refuse_what_gpt2_cannot_say",
     "with_fused_gelu",
 ]

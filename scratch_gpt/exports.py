@@ -19,8 +19,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoints import DRAFT, replace_folder
-from .conversion import load_any_head, refuse_what_gpt2_cannot_say
-from .modeling.modeling_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTModel, ScratchGPTPreTrainedModel
+from .conversion import load_any_head, own_class, refuse_what_gpt2_cannot_say
+from .modeling.modeling_scratch_gpt import (
+    ScratchGPTForCausalLM,
+    ScratchGPTForSequenceClassification,
+    ScratchGPTModel,
+    ScratchGPTPreTrainedModel,
+)
 from .tokenizer import check_vocabulary, load_tokenizer
 
 
@@ -122,7 +127,8 @@ def write_onnx(model: ScratchGPTPreTrainedModel, file: Path) -> float:
     model.set_attn_implementation("eager")  # plain steps; what it computes for padding is defined too
     ids = torch.zeros(2, min(8, context), dtype=torch.long)
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=context)}
-    output = "last_hidden_state" if isinstance(model, ScratchGPTModel) else "logits"
+    kind = own_class(model)
+    output = "last_hidden_state" if kind is ScratchGPTModel else "logits"
     with _quiet():
         program = torch.onnx.export(
             *(Plain(model), (ids, torch.ones_like(ids))),
@@ -134,7 +140,7 @@ def write_onnx(model: ScratchGPTPreTrainedModel, file: Path) -> float:
         )
     _forget_sources(program.model)
     program.model.metadata_props["context"] = str(context)
-    if output == "logits" and not isinstance(model, ScratchGPTForCausalLM):
+    if kind is ScratchGPTForSequenceClassification:
         names = model.config.id2label
         program.model.metadata_props["labels"] = json.dumps([names[id] for id in sorted(names)])
     program.save(str(file))
@@ -209,11 +215,11 @@ def write_gguf(
     """
     import gguf
 
-    if not isinstance(model, ScratchGPTForCausalLM):
+    refuse_what_gpt2_cannot_say(model)
+    if own_class(model) is not ScratchGPTForCausalLM:
         raise ValueError(
             f"A GGUF file holds a language model, and this is a {type(model).__name__}: export it as onnx."
         )
-    refuse_what_gpt2_cannot_say(model)
     config = model.config
     vocabulary = _read_vocabulary(tokenizer, config.vocab_size)
     writer = gguf.GGUFWriter(file, "gpt2")

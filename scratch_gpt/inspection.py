@@ -128,7 +128,7 @@ def neighbours(model: nn.Module, id: int, most: int = 10) -> tuple[torch.Tensor,
 
 
 def _head(model: nn.Module) -> nn.Module:
-    return model.score if isinstance(model, ScratchGPTForSequenceClassification) else model.lm_head
+    return model.score if hasattr(model, "score") else model.lm_head
 
 
 def _has_many(model: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from .adapter_loading import BASE, WEIGHTS, fingerprint
 from .card import fill, template
 from .card_values import LAYOUTS, PICTURES, card_values
-from .checkpoints import DRAFT, list_checkpoints, replace_folder
+from .checkpoints import DRAFT, check_shapes, list_checkpoints, replace_folder
 from .conversion import export_gpt2, load_any_head
 from .leaks import PICKLES, WEIGHTS_LIMIT, find_leaks
 from .plots import plot_attention, plot_parameters, plot_token_lengths
@@ -186,8 +186,8 @@ def _at_checkpoint(record: Record, top: Path, step: int):
     weights = load_file(str(path / "model.safetensors"))
     if any(".lora_" in name for name in weights):
         raise ValueError(f"{path} holds LoRA beside its base: only the end of such a run can be published.")
-    missing = model.load_state_dict(weights, strict=False).missing_keys  # a tied head is one tensor of two names
-    assert set(missing) <= {"lm_head.weight"}, missing
+    check_shapes(path, model)
+    model.load_state_dict(weights, strict=False)  # a tied head is one tensor of two names
     return model
 
 

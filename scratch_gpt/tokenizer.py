@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .loading import explain
+
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -25,12 +27,11 @@ SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub id; ValueError in one line where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what a bare config.json leads to
             raise ValueError("there are no tokenizer files.")
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"No tokenizer could be loaded from {str(name_or_path)!r}: {reason[:300]}") from error
+    except Exception as error:  # each library has its own kinds
+        raise ValueError(f"No tokenizer could be loaded from {str(name_or_path)!r}: {explain(error)}") from error
     return tokenizer
 
 

@@ -314,7 +314,7 @@ def test_an_adapter_for_another_base_is_one_clear_line(base):
         load_model("adapter")
     save_adapter(model, Path("adapter"))
     shutil.rmtree(base)
-    with pytest.raises(ValueError, match="The adapter adapter needs its base, base: --model base cannot be loaded"):
+    with pytest.raises(ValueError, match="The adapter adapter needs its base, base: base cannot be loaded"):
         load_model("adapter")
 
 

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -281,8 +282,10 @@ def test_anything_else_is_refused_by_name(kind, message, tmp_path, capsys):
 def test_files_that_are_none_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Harmful()))
-    for name in ("text.pt", "pickle.pt"):
-        with pytest.raises(ValueError, match="cannot be opened as tensors alone"):
+    torch.save({"model": {}, "config": Harmful()}, tmp_path / "archive.pt")
+    for name in ("text.pt", "pickle.pt", "archive.pt"):
+        with pytest.raises(ValueError, match="cannot be opened as tensors alone") as caught:
             import_checkpoint(tmp_path / name)
+        assert not re.search("weights_only|torch|allowlist", str(caught.value))  # torch's advice is to run the code
     with pytest.raises(ValueError, match="There is no file"):
         import_checkpoint(tmp_path / "absent.pt")

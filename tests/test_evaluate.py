@@ -238,9 +238,8 @@ def test_what_cannot_be_meant_is_one_clear_line(line, home, monkeypatch, tmp_pat
 
 
 def test_a_classifiers_adapter_is_a_classifier(home):
-    model = tiny_model()
     with pytest.raises(ValueError, match="is a classifier"):
-        measuring.refuse_classifier(str(home / "classifier-adapter"), None, model)
+        measuring.refuse_classifier(str(home / "classifier-adapter"), None)
 
 
 def test_lists_stand_in_yaml_as_lists(tmp_path):

@@ -91,18 +91,15 @@ def speed(decoder, seconds: float) -> str:
 
 def load(name: str, revision: str | None = None):
     """A model as any Hugging Face client loads it; an adapter merged into its base."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from scratch_gpt.adapter_loading import find_adapter
     from scratch_gpt.conversion import load_model
+    from scratch_gpt.loading import load_complete
 
     if find_adapter(name, revision):
         return load_model(name, revision)
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, revision=revision)
-    except SafetensorError as error:
-        raise ValueError(f"{name} cannot be loaded: {error}.") from error
+    return load_complete(AutoModelForCausalLM, name, revision=revision)
 
 
 def load_assistant(model, tokenizer, name: str, compile: bool):

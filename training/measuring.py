@@ -41,6 +41,7 @@ from scratch_gpt.likelihood import (
     read_choices,
     score_continuations,
 )
+from scratch_gpt.loading import find_file
 from scratch_gpt.objectives import causal_lm
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer
@@ -59,8 +60,8 @@ class Subject(NamedTuple):
 def load(run: Any, name: str, revision: str | None = None) -> Subject:
     """A model and its tokenizer where it is to be run; ValueError where they do not fit."""
     device = make_accelerator(run.device, "no").device
+    refuse_classifier(name, revision)
     model = load_model(name, revision).to(device).eval()
-    refuse_classifier(name, revision, model)
     tokenizer = load_tokenizer(name, revision)
     check_vocabulary(tokenizer, model.config.vocab_size)
     limit = model.config.max_position_embeddings
@@ -72,10 +73,14 @@ def load(run: Any, name: str, revision: str | None = None) -> Subject:
     return Subject(relative(name), model, tokenizer, max_length, device)
 
 
-def refuse_classifier(name: str, revision: str | None, model: Any) -> None:
+def refuse_classifier(name: str, revision: str | None) -> None:
     """Raise a ValueError where what was saved is a classifier: as a language model it says nothing."""
-    adapter = find_adapter(name, revision)
-    kinds = [json.loads(adapter.read_text()).get("task_type")] if adapter else model.config.architectures or []
+    file = find_adapter(name, revision) or find_file(name, "config.json", revision)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        kinds = [config.get("task_type"), *(config.get("architectures") or ())]
+    except (OSError, ValueError, AttributeError, TypeError):  # loading the model reports it
+        return
     if any(kind == "SEQ_CLS" or str(kind).endswith("ForSequenceClassification") for kind in kinds):
         raise ValueError(
             f"{name} is a classifier, and language models are measured here. training/classify.py measures a "

@@ -38,6 +38,7 @@ from scratch_gpt.costs import Tune, row_flops
 from scratch_gpt.data.manifest import NAME as MANIFEST
 from scratch_gpt.energy import EMISSIONS, measure_energy
 from scratch_gpt.launch import best_attention, describe_device, make_accelerator
+from scratch_gpt.loading import load_complete
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
@@ -458,7 +459,7 @@ def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> 
 
 def _load_best(accelerator, model, prepared, folder: Path):
     # The prepared model with the weights of model/; LoRA's are merged there, so that they need a model of their own.
-    best = type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation)
+    best = load_complete(type(model), folder, attn_implementation=model.config._attn_implementation)
     if has_lora(model):
         return accelerator.prepare_model(best, evaluation_mode=True)
     load_weights(prepared, best.state_dict())

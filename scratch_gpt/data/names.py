@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Iterator
 
+from ..loading import load_complete
+from ..tokenizer import load_tokenizer
 from .words import slices
 
 
 PERSON = {"PER", "PERSON"}  # CoNLL-2003 and OntoNotes 5
+# Taggers saved by older versions of transformers hold a pooler, which tagging does not use.
+POOLERS = [f"{kind}.pooler.dense.{part}" for kind in ("bert", "roberta") for part in ("weight", "bias")]
 OVERLAP = 32  # tokens that two windows of a long text share
 
 
@@ -17,13 +21,10 @@ def names_finder(name: str, *, revision: str | None = None) -> Callable[[str], I
     Raises:
         ValueError: no such model, one that marks no persons, or a tokenizer that does not know where its tokens stood.
     """
-    from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
+    from transformers import AutoModelForTokenClassification, pipeline
 
-    try:
-        model = AutoModelForTokenClassification.from_pretrained(name, revision=revision, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"names_model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    model = load_complete(AutoModelForTokenClassification, name, may_hold=POOLERS, revision=revision)
+    tokenizer = load_tokenizer(name, revision)
     marks = sorted({label.split("-")[-1].upper() for label in model.config.id2label.values()})
     if not PERSON & set(marks):
         raise ValueError(f"names_model {name} marks {', '.join(marks)}; it has to mark PER or PERSON.")
@@ -35,6 +36,7 @@ def names_finder(name: str, *, revision: str | None = None) -> Callable[[str], I
         "token-classification",
         model=model,
         tokenizer=tokenizer,
+        trust_remote_code=False,
         aggregation_strategy="first",
         stride=min(OVERLAP, limit // 4),
     )

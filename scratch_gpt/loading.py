@@ -1,0 +1,154 @@
+"""Load a model folder or Hub id strictly: safetensors only, none of its code, exactly the tensors its config asks for.
+
+transformers by itself draws missing tensors at random, skips tensors it does not expect, and asks on standard input
+whether to run a folder's code.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file, logging
+
+
+INDEX = "model.safetensors.index.json"
+# transformers reads a folder with such a file through torch's distributed checkpoints, which report no extra tensors.
+DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"
+
+
+def load_complete(
+    model_class: Any,
+    name: str | Path,
+    *,
+    may_lack: Collection[str] = (),
+    may_hold: Collection[str] = (),
+    **options: Any,
+) -> Any:
+    """Load a model in eval mode, without adapters; its files hold exactly the tensors of its config.
+
+    (Buffers of old checkpoints that the class itself lists as obsolete, such as GPT-2's `attn.bias`, are skipped.)
+
+    Args:
+        model_class: a model class or an Auto class.
+        may_lack: tensors that may be missing or have another shape; they are initialized at random.
+        may_hold: tensors that may be there although the model has no place for them.
+        options: for `from_pretrained`: revision, dtype, fields of the config.
+
+    Raises:
+        ValueError: no such model, a damaged file, a pickle, a model that needs its own code, an index that points
+            outside the folder, or tensors that are missing, unexpected or of another shape.
+    """
+    try:
+        _check_files(str(name), options.get("revision"))
+        with _quiet():  # the report below is the error
+            model, report = model_class.from_pretrained(
+                str(name),
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are in the report
+                output_loading_info=True,
+                **options,
+            )
+        _check_report(f"a {type(model).__name__} with its config.json", report, {*may_lack}, {*may_hold})
+        _check_ties(model)
+    except Exception as error:  # each library has its own kinds
+        raise ValueError(f"{name} cannot be loaded: {explain(error)}") from error
+    return model
+
+
+def explain(error: Exception) -> str:
+    """Say in one line why loading failed, without the advice that only a caller of transformers can take."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "it needs Python code of its own, which is never run here."
+    if "use_safetensors" in text or "no file named" in text:
+        return "it has no model.safetensors, and weights in other formats are not read."
+    if "automatic conversion" in text:
+        return "its tensors do not have the shapes that its config.json asks for."
+    return text[:300] or type(error).__name__
+
+
+def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """Return the path of a file of a folder or Hub id; None if there is none."""
+    flags = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_gated_repo")
+    flags += ("_raise_exceptions_for_connection_errors",)
+    try:
+        found = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
+    except OSError:  # neither a folder nor an id: loading the model reports it
+        return None
+    return None if found is None else Path(found)
+
+
+# --- Checks ------------------------------------------------------------------------------------------------------
+
+
+def _check_files(name: str, revision: str | None) -> None:
+    if next(Path(name).glob(DISTRIBUTED), None) is not None:
+        raise ValueError("it is a distributed checkpoint. Save it as model.safetensors.")
+    if find_file(name, "adapter_config.json", revision) is not None:
+        raise ValueError("it holds an adapter. Merge the adapter into its base, or give the base.")
+    for index in _index_names(name, revision):
+        file = find_file(name, index, revision)
+        if file is not None:
+            _check_index(file)
+
+
+def _index_names(name: str, revision: str | None) -> Iterator[str]:
+    yield INDEX
+    config = find_file(name, "config.json", revision)
+    other = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config else None
+    if isinstance(other, str) and other.endswith(".json"):  # transformers then reads this index instead
+        yield other
+
+
+def _check_index(file: Path) -> None:
+    try:
+        shards = {*json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its {file.name} is damaged.") from error
+    for shard in shards:
+        if not isinstance(shard, str) or re.match(r"[/\\]|[A-Za-z]:", shard) or ".." in re.split(r"[/\\]", shard):
+            raise ValueError(f"its {file.name} names {shard}, which is outside the folder.")
+        if not shard.endswith(".safetensors"):
+            raise ValueError(f"its {file.name} names {shard}, which is not a safetensors file.")
+
+
+def _check_report(kind: str, report: dict[str, Any], may_lack: set[str], may_hold: set[str]) -> None:
+    if missing := {*report["missing_keys"]} - may_lack:
+        raise ValueError(f"it lacks {_first(missing)}, which {kind} has.")
+    if unexpected := {*report["unexpected_keys"]} - may_hold:
+        raise ValueError(f"it holds {_first(unexpected)}, which {kind} does not have.")
+    for key, there, here in sorted(report["mismatched_keys"]):
+        if key not in may_lack:
+            raise ValueError(f"its {key} has the shape {tuple(there)}, and its config.json asks for {tuple(here)}.")
+
+
+def _check_ties(model: Any) -> None:
+    # Of two different tensors that the config ties, transformers keeps both; whoever saves or exports keeps one.
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    for target in sorted(tied.keys() - model.all_tied_weights_keys.keys()):
+        raise ValueError(
+            f"it holds a {target} that differs from {tied[target]}, although its config.json ties the two. Write "
+            '"tie_word_embeddings": false into config.json, or take the tensor out.'
+        )
+
+
+def _first(names: Iterable[str]) -> str:
+    first, *others = sorted(names)
+    return f"{first} (and {len(others)} more)" if others else first
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+__all__ = ["explain", "find_file", "load_complete"]
