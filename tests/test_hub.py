@@ -528,7 +528,9 @@ def test_a_recipe_publishes_at_its_end_and_asks_before_it_begins(home, hub, tmp_
     assert "The run is whole: python training/publish.py" in said and "--repo lab/base publishes it" in said
     hub.refuse = ""
     recipe(pretrain, *words, "lab/base", "--resume", "latest")  # nothing is left to do but this
-    assert "Published: " in capsys.readouterr().out and STOCK <= set(hub.files("lab/base"))
+    said = capsys.readouterr().out
+    assert "Published: " in said and "Layout gpt2: stock GPT-2 expresses the model" in said
+    assert STOCK <= set(hub.files("lab/base")) and layout_at(hub, "lab/base") == "gpt2"
 
 
 # --- A stranger ---------------------------------------------------------------------------------------------------
