@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from huggingface_hub import EvalResult, ModelCardData
 
 from .card import dump
-from .load_code import load_code
+from .load_code import load_as_ours, load_code, load_needs
 from .record import Record, base_model, hub_datasets, is_on_hub, results, speed
 
 
@@ -80,7 +80,9 @@ def card_values(
         "about": _about(record, layout, base),
         "layout": LAYOUT_TEXT[layout],
         "sample": _sample(record),
+        "load_needs": load_needs(layout, base_needs_trust),
         "load_code": load_code(record, repo, layout, revision, base_needs_trust),
+        "load_as_ours": load_as_ours(record, repo, layout, revision),
         "load_notes": _load_notes(record),
         "evaluation": _evaluation(record),
         "evaluation_protocol": _protocol(record),

@@ -5,7 +5,7 @@ An upload that was interrupted goes on when it is asked for again: what has arri
 
 import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from .card import is_ours, merge_cards
 from .checkpoints import write_text
-from .published import check, checkpoint_steps, fingerprint_of, is_allowed, stage
+from .layouts import AUTO, layout_of
+from .published import check, checkpoint_steps, files_of, fingerprint_of, is_allowed, stage
 from .record import PUBLISHED
 
 
@@ -38,6 +39,7 @@ class Push(NamedTuple):
     has_changed: bool
 
 
+CARD = "README.md"
 LOG_IN = "Log in with `hf auth login` (or set HF_TOKEN), with a token that may write: huggingface.co/settings/tokens."
 
 
@@ -75,11 +77,12 @@ def publish(
     folder: str | Path,
     repo: str,
     *,
-    layout: str = "scratch_gpt",
+    layout: str = AUTO,
     private: bool = False,
     revision: str | None = None,
     licence: str | None = None,
     step: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> Push:
     """Stage a run (published.stage) and push it to `repo`, which is made where it is not there.
 
@@ -87,9 +90,11 @@ def publish(
     none of ours; nothing is committed where nothing has changed. `folder/hub.json` remembers where it went.
 
     Args:
+        layout: as in published.stage; "auto" keeps the layout of a repository that exists.
         private: make the repository so; one that is there and public is refused.
         revision: a branch, made where it is not there; None is main.
         step: publish this checkpoint's weights instead, by default on the branch step-N.
+        say: is given the lines of published.stage.
 
     Raises:
         ValueError: in one line what is wrong and what to do; nothing was committed.
@@ -100,7 +105,7 @@ def publish(
         out = stage(
             *(folder,),
             **{"repo": repo, "layout": layout, "revision": branch, "licence": licence, "step": step},
-            pin=partial(_pin, api),
+            **{"there": _layout_there(api, repo, branch), "pin": partial(_pin, api), "say": say},
         )
         api.create_repo(repo, private=private or None, exist_ok=True)
         if private and not api.model_info(repo).private:
@@ -121,8 +126,9 @@ def publish(
         )
         after = api.model_info(repo, revision=branch).sha
     if step is None:
-        weights = None if layout == "adapter" else fingerprint_of(folder)
-        note = {"repo": repo, "revision": branch, "commit": after, "layout": layout, "fingerprint": weights}
+        chosen = layout_of(files_of(out), lambda name: (out / name).read_text(encoding="utf-8"))
+        weights = None if chosen == "adapter" else fingerprint_of(folder)
+        note = {"repo": repo, "revision": branch, "commit": after, "layout": chosen, "fingerprint": weights}
         write_text(Path(folder) / PUBLISHED, json.dumps(note, indent=2) + "\n")
     place = f"{constants.ENDPOINT}/{repo}" + (f"/tree/{branch}" if branch else "")
     return Push(place, after, before != after)
@@ -133,24 +139,44 @@ def publish_checkpoints(folder: str | Path, repo: str, **how) -> list[Push]:
     return [publish(folder, repo, step=step, **how) for step in checkpoint_steps(folder)]
 
 
-def _pin(api: HfApi, base: str, revision: str | None) -> str:
+def _layout_there(api: HfApi, repo: str, branch: str | None) -> str | None:
+    # Of what a push will replace. A branch that does not exist yet begins as main.
+    for revision in dict.fromkeys((branch, None)):
+        try:
+            names = api.list_repo_files(repo, revision=revision)
+        except RevisionNotFoundError:
+            continue
+        except RepositoryNotFoundError:  # to be created
+            return None
+        read = partial(_read, api, repo, revision)
+        has_weights = any(name.endswith((".safetensors", ".bin")) for name in names)
+        if CARD in names and has_weights and not is_ours(read(CARD)):
+            raise ValueError(
+                f"The name {repo} is taken: it holds a model whose card was not made here. Give another --repo, or "
+                "delete that card first if the model is to be replaced."
+            )
+        return layout_of(names, read)
+    return None
+
+
+def _read(api: HfApi, repo: str, revision: str | None, name: str) -> str:
+    return Path(api.hf_hub_download(repo, name, revision=revision)).read_text(encoding="utf-8")
+
+
+def _pin(api: HfApi, base: str, revision: str | None) -> tuple[str, str | None]:
+    # The commit of an adapter's base, and the layout of its files.
     try:
-        return api.model_info(base, revision=revision).sha
+        commit = api.model_info(base, revision=revision).sha
+        return commit, layout_of(api.list_repo_files(base, revision=commit), partial(_read, api, base, commit))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at {revision}" if revision else ""
         raise ValueError(f"The adapter's base {base}{at} is not on the Hub, where it would be looked for.") from error
 
 
 def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:
-    card, names = out / "README.md", api.list_repo_files(repo, revision=branch)
-    if card.name not in names:
+    if CARD not in api.list_repo_files(repo, revision=branch):
         return
-    there = Path(api.hf_hub_download(repo, card.name, revision=branch)).read_text(encoding="utf-8")
-    if not is_ours(there) and any(name.endswith((".safetensors", ".bin")) for name in names):
-        raise ValueError(
-            f"The name {repo} is taken: it holds a model whose card was not made here. Give another --repo, or delete "
-            "that card first if the model is to be replaced."
-        )
+    card, there = out / CARD, _read(api, repo, branch, CARD)
     ours = card.read_text(encoding="utf-8")
     card.write_text(merge_cards(there, ours) if is_ours(there) else ours, encoding="utf-8")
     check(out, repo)

@@ -1,8 +1,12 @@
-"""A published model and its layout -> the Python that a stranger loads it with. It is run by a test."""
+"""Write the Python that loads a published model in each layout, and name the versions it needs. A test runs it."""
 
 import json
 
+from .modeling.configuration_scratch_gpt import OLDEST_TRANSFORMERS
 from .record import Record
+
+
+OLDEST_FOR_STOCK = "5"  # 4.57 reads the weights, but not a tokenizer that 5 has written
 
 
 def load_code(record: Record, repo: str, layout: str, revision: str | None = None, base_needs_trust=False) -> str:
@@ -51,4 +55,23 @@ def load_code(record: Record, repo: str, layout: str, revision: str | None = Non
     return "\n".join(lines)
 
 
-__all__ = ["load_code"]
+def load_as_ours(record: Record, repo: str, layout: str, revision: str | None = None) -> str | None:
+    """Return a sentence and the Python that reads a model in the stock layout as our class; None for other layouts."""
+    if layout != "gpt2":
+        return None
+    at = f'"{repo}"' + (f', revision="{revision}"' if revision else "")
+    name = f"ScratchGPTFor{'SequenceClassification' if record.kind == 'classifier' else 'CausalLM'}"
+    return (
+        "To read and train it as the GPT written from scratch that it was trained as, with the package scratch_gpt:"
+        f"\n\n```python\nimport scratch_gpt\n\nmodel = scratch_gpt.{name}.from_pretrained({at})\n```"
+    )
+
+
+def load_needs(layout: str, base_needs_trust: bool = False) -> str:
+    """Return the libraries and versions that `load_code` needs."""
+    has_code = layout == "scratch_gpt" or (layout == "adapter" and base_needs_trust)
+    oldest = OLDEST_TRANSFORMERS if has_code else OLDEST_FOR_STOCK
+    return f"Needs {'peft and ' if layout == 'adapter' else ''}transformers {oldest} or newer."
+
+
+__all__ = ["load_as_ours", "load_code", "load_needs"]

@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from .adapter_loading import BASE, WEIGHTS, fingerprint
 from .card import fill, template
-from .card_values import LAYOUTS, PICTURES, card_values
+from .card_values import PICTURES, card_values
 from .checkpoints import DRAFT, check_shapes, list_checkpoints, replace_folder
 from .conversion import export_gpt2, load_any_head
+from .layouts import AUTO, choose_layout
 from .leaks import PICKLES, WEIGHTS_LIMIT, find_leaks
+from .modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from .plots import plot_attention, plot_parameters, plot_token_lengths
+from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_model, sentence_ids
 from .record import ADAPTER_CONFIG, Record, at_step, published_as, read_record
 from .tokenizer import load_tokenizer
 
@@ -35,52 +38,65 @@ EVENTS = "tensorboard"
 # What may be published, and what a push therefore takes away where it is not there any more.
 ALLOWED = (*MODEL, *CODE, *TOKENIZER, *ADAPTER, "README.md", "metrics.jsonl", "evaluation.json")
 ALLOWED += (*(f"assets/{name}.png" for name in PICTURES), f"{EVENTS}/events.out.tfevents.*")
-SENTENCE = "The cat sat on the mat because it was tired."
 LAYERS = 4  # whose attention is drawn
+MERGED = "publish the merged model: --layout gpt2, or --layout scratch_gpt if GPT-2 cannot express it."
 
 
 def stage(
     folder: str | Path,
     *,
     repo: str,
-    layout: str = "scratch_gpt",
+    layout: str = AUTO,
     revision: str | None = None,
     licence: str | None = None,
     step: int | None = None,
-    pin: Callable[[str, str | None], str] | None = None,
+    there: str | None = None,
+    pin: Callable[[str, str | None], tuple[str, str | None]] | None = None,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Write `folder/published`, as it would be pushed to `repo`; whole or not at all. Returns its path.
 
+    What was written is loaded again as its users load it, and its outputs are compared with those of the run's model.
+
     Args:
-        layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without) or "adapter" (what LoRA has learned).
+        layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without), "adapter" (what LoRA has learned), or
+            "auto", which layouts.choose_layout decides.
         step: of the checkpoint whose weights these are to be, instead of the run's model.
-        pin: (Hub id, revision) -> commit, for the base of an adapter; without it the revision stays as it is.
+        there: layout of what `repo` holds already.
+        pin: (Hub id, revision) -> (commit, layout of its files), for the base of an adapter; without it the revision
+            stays as it is.
+        say: is given two lines: the layout with the reason, and the result of the comparison.
 
     Raises:
-        ValueError: no whole run, a layout that it cannot have, or something in it that must not be published.
+        ValueError: no whole run, a layout that it cannot have, something in it that must not be published, or other
+            outputs than the run's.
     """
     top = Path(folder)
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout is {layout!r}; it is one of {', '.join(LAYOUTS)}.")
     record = read_record(top) if step is None else at_step(read_record(top), step)
     if pickles := [path.name for path in sorted((top / "model").iterdir()) if path.suffix in PICKLES]:
         raise ValueError(f"{top}/model/{pickles[0]} is a pickle, which can run code when it is opened. Take it away.")
+    model = load_any_head(top / "model") if step is None else _at_checkpoint(record, top, step)
+    has_adapter = (record.folder / "adapter" / ADAPTER_CONFIG).exists()
+    note = published_as(top / "model")
+    layout, why = choose_layout(layout, model, repo=repo, has_adapter=has_adapter, there=there, note=note)
+    say(f"Layout {layout}: {why}{'' if why.endswith('.') else '.'}")
+    tokenizer = load_tokenizer(top / "model")
+    expected = outputs_of(model, tokenizer)
     target = top / FOLDER
     draft = target.with_name(DRAFT + target.name)
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir()
-        base, needs_trust = None, False
+        base, needs_trust, local_base = None, False, None
         if layout == "adapter":
-            base, needs_trust = _put_adapter(record, top, draft, pin)
+            base, needs_trust, local_base = _put_adapter(record, top, draft, pin)
         elif layout == "gpt2":
-            model = top / "model" if step is None else _at_checkpoint(record, top, step)
-            export_gpt2(model, draft, _tokenizer(top, step))
+            export_gpt2(model, draft)
         elif step is None:
-            _put(top / "model", draft, (*MODEL, *CODE, *TOKENIZER))
+            _put(top / "model", draft, (*MODEL, *CODE))
         else:
-            _at_checkpoint(record, top, step).save_pretrained(draft, save_original_format=False)
-            _put(top / "model", draft, TOKENIZER)
+            model.save_pretrained(draft, save_original_format=False)
+        _put(top / "model", draft, TOKENIZER)
         _forget_names(draft)
         _cut_weights(draft)
         _put(record.folder, draft, ("metrics.jsonl",))
@@ -89,7 +105,10 @@ def stage(
             _write_lines(draft / "metrics.jsonl", record.metrics)
             (draft / "evaluation.json").unlink(missing_ok=True)
         _put_events(record.folder, draft)
-        _draw(record, top, draft / "assets")
+        _draw(record, model, tokenizer, draft / "assets")
+        kind = type(model)
+        del model  # the one that is read back takes its place
+        say(_compare(record, draft, expected, kind, local_base))
         pictures = {path.name for path in (draft / "assets").iterdir()}
         values = card_values(
             *(record,),
@@ -153,10 +172,6 @@ def _put(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _tokenizer(top: Path, step: int | None):
-    return None if step is None else load_tokenizer(top / "model")
-
-
 def fingerprint_of(folder: str | Path) -> str:
     """Of the weights of a run's model: by it an adapter knows its base again."""
     return fingerprint(load_any_head(Path(folder) / "model"))
@@ -191,16 +206,22 @@ def _at_checkpoint(record: Record, top: Path, step: int):
     return model
 
 
-def _put_adapter(record: Record, top: Path, draft: Path, pin) -> tuple[tuple[str, str | None], bool]:
-    """Copy adapter and tokenizer, naming its base as the Hub does: ((id, revision), whether that brings code)."""
+def _put_adapter(
+    record: Record, top: Path, draft: Path, pin
+) -> tuple[tuple[str, str | None], bool, tuple[str, str | None]]:
+    """Copy the adapter and name its base as the Hub does.
+
+    Returns:
+        (id, revision) of the base, whether it brings code, and the place to load it from here.
+    """
     source = record.folder / "adapter"
     if not (source / ADAPTER_CONFIG).exists():
         raise ValueError(f"{top} has no adapter/: only a run with --tune lora leaves one.")
     _put(source, draft, ADAPTER)
-    _put(top / "model", draft, TOKENIZER)
     config = json.loads((source / ADAPTER_CONFIG).read_text())
     kept = json.loads((source / BASE).read_text()) if (source / BASE).exists() else {}
     layout = kept.get("layout")
+    by_name = f" --layout {layout}" if layout else ""
     base, revision = config["base_model_name_or_path"], config.get("revision")
     place = next((path for path in (Path(base), source / base) if path.is_dir()), None)
     if place is not None:
@@ -208,25 +229,46 @@ def _put_adapter(record: Record, top: Path, draft: Path, pin) -> tuple[tuple[str
         if there is None:
             raise ValueError(
                 f"The adapter's base is {base}, a folder of this machine. Publish it first (python "
-                f"training/publish.py {Path(base).parent} --repo USER/NAME), or publish the merged model: "
-                "--layout scratch_gpt."
+                f"training/publish.py {Path(base).parent} --repo USER/NAME{by_name}), or {MERGED}"
             )
         if there["layout"] != layout:
             raise ValueError(
                 f"The adapter was made on {base} in the layout {layout}, which is published in the layout "
-                f"{there['layout']}. Publish the base as {layout}, or the merged model: --layout scratch_gpt."
+                f"{there['layout']}. Publish the base in a repository of its own{by_name and f' with{by_name}'}, or "
+                f"{MERGED}"
             )
         if there.get("fingerprint") not in (None, kept.get("fingerprint")):
             raise ValueError(
                 f"The adapter was made on {base}, whose weights have changed since they were published as "
-                f"{there['repo']}. Publish the base again, or the merged model: --layout scratch_gpt."
+                f"{there['repo']}. Publish the base again, or {MERGED}"
             )
         base, revision = there["repo"], there["commit"]
     elif pin is not None:
-        revision = pin(base, revision)
+        revision, now = pin(base, revision)
+        if layout is not None and now not in (None, layout):
+            raise ValueError(
+                f"The adapter was made on {base} in the layout {layout}, which is in the layout {now} at {revision}. "
+                f"Name a commit that has the layout {layout} as revision in {source / ADAPTER_CONFIG}, or {MERGED}"
+            )
     config |= {"base_model_name_or_path": base, "revision": revision}
     (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    return (base, revision), layout != "gpt2"
+    return (base, revision), layout != "gpt2", (base, revision) if place is None else (str(place), None)
+
+
+def _compare(
+    record: Record, draft: Path, expected: Outputs, model_class: type, base: tuple[str, str | None] | None
+) -> str:
+    """Return the line about the comparison of a staged folder with the run's model, or why there is none."""
+    if base is None:
+        return check_outputs(expected, read_model(draft, model_class), draft)
+    if (bits := record.run.get("quantize_base") or "no") != "no":
+        return (
+            f"Not compared with the run: the adapter was trained on its base in {bits}, and is loaded on it as it is."
+        )
+    model = read_adapter(draft, *base, model_class, expected.dtype)
+    if model is None:
+        return f"Not compared with the run: the adapter's base {base[0]} is not on this machine."
+    return check_outputs(expected, model, draft)
 
 
 def _forget_names(folder: Path) -> None:
@@ -269,17 +311,16 @@ def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 @torch.no_grad()
-def _draw(record: Record, top: Path, assets: Path) -> None:
+def _draw(record: Record, model: ScratchGPTPreTrainedModel, tokenizer, assets: Path) -> None:
     assets.mkdir()
     for name in PICTURES:
         if (record.folder / f"{name}.png").exists():
             shutil.copyfile(record.folder / f"{name}.png", assets / f"{name}.png")
-    model, tokenizer = load_any_head(top / "model").eval(), load_tokenizer(top / "model")
     plot_parameters(_parts(model), assets / "parameters.png", "Where the parameters are")
     lengths = [*_token_lengths(tokenizer)]
     if lengths:
         plot_token_lengths(lengths, assets / "tokens.png", "Lengths of the vocabulary's tokens")
-    ids = tokenizer(SENTENCE, add_special_tokens=False)["input_ids"][: min(16, model.config.max_position_embeddings)]
+    ids = sentence_ids(tokenizer)[: min(16, model.config.max_position_embeddings)]
     model.set_attn_implementation("eager")
     found = model.base_model(torch.tensor([ids]), output_attentions=True).attentions
     count = min(LAYERS, len(found))

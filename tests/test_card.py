@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from scratch_gpt.card import HOLE, REGION, fill, merge_cards, template
 from scratch_gpt.card_values import LAYOUTS, PICTURES, card_values
 from scratch_gpt.load_code import load_code
+from scratch_gpt.modeling.configuration_scratch_gpt import OLDEST_TRANSFORMERS
 from scratch_gpt.record import read_record, results
 
 
@@ -181,6 +182,20 @@ def test_cards_differ_only_where_they_must(runs):
         assert all(
             ("trust_remote_code" in load_code(read_record(run), "a/b", layout)) == trusted for run in runs.values()
         )
+
+
+def test_the_card_names_the_versions_it_needs_and_how_the_stock_layout_is_read_as_our_class(runs):
+    ours = 'scratch_gpt.ScratchGPTFor{}.from_pretrained("ada/x", revision="draft")'
+    needs = {"scratch_gpt": f"Needs transformers {OLDEST_TRANSFORMERS} or newer."}
+    needs |= {"gpt2": "Needs transformers 5 or newer.", "adapter": "Needs peft and transformers 5 or newer."}
+    for task, run in runs.items():
+        for layout, line in needs.items():
+            load = dict(REGION.findall(card_of(run, layout, revision="draft")))["load"]
+            assert load.startswith(f"## Load it\n\n{line}\n\n```python\nfrom ")
+            head = "SequenceClassification" if task == "classify" else "CausalLM"
+            assert (f"import scratch_gpt\n\nmodel = {ours.format(head)}" in load) == (layout == "gpt2")
+    trusting = card_of(runs["pretrain"], "adapter", base=("ada/base", None), base_needs_trust=True)
+    assert f"Needs peft and transformers {OLDEST_TRANSFORMERS} or newer." in trusting
 
 
 def test_the_code_asks_with_the_runs_own_prompt(tmp_path):

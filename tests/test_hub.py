@@ -18,14 +18,16 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails
 from huggingface_hub import HfApi, constants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import hub as transformers_hub
 
-from scratch_gpt import published
+from scratch_gpt import ScratchGPTForCausalLM, published
 from scratch_gpt.hub import publish, publish_checkpoints
 from scratch_gpt.published import files_of, stage
+from scratch_gpt.readback import check_outputs, outputs_of
+from scratch_gpt.tokenizer import load_tokenizer
 
 
 STORY = "The old sailor walked to the shiny sea, and the sun shone on ninety quiet boats.\n" * 60
@@ -113,12 +115,13 @@ OURS |= {
     "tokenizer.json",
 }
 OURS |= {"tokenizer_config.json", *(f"assets/{name}.png" for name in ("attention", "loss", "parameters", "tokens"))}
+STOCK = {name for name in OURS if not name.endswith(".py")}
 
 
 def test_what_is_published_is_an_allow_list(run, hub):
     for name in ("training_args.json", ".env", "notes.txt", "optimizer.safetensors"):
         (run / "model" / name).write_text("mine")
-    push = publish(run, "ada/base")
+    push = publish(run, "ada/base", layout="scratch_gpt")
     there = hub.files("ada/base")
     (events,) = set(there) - OURS
     assert set(there) - {events} == OURS and events.startswith("tensorboard/events.out.tfevents.")
@@ -151,7 +154,7 @@ def test_published_again_nothing_changes_and_then_only_what_has(run, hub):
 
 
 def test_hand_edits_on_the_hub_are_kept(run, hub):
-    publish(run, "ada/base")
+    publish(run, "ada/base", layout="scratch_gpt")
     card = hub.files("ada/base")["README.md"].decode()
     by_hand = card.replace("# base\n", "# base\n\nFor my mother.\n").replace(
         "library_name", "license: mit\nlibrary_name"
@@ -176,16 +179,16 @@ def test_an_upload_that_was_interrupted_goes_on(run, hub):
     weights = hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
     hub.refuse = rf"PUT /lfs/{weights}"
     with pytest.raises(ValueError, match=r"model\.safetensors.*the same command goes on"):
-        publish(run, "ada/base")
+        publish(run, "ada/base", layout="scratch_gpt")
     assert len(hub.repos["ada/base"].log) == 1  # nothing was committed
     hub.refuse, arrived = "", set(hub.objects)
     asked = len(hub.requests)
-    assert publish(run, "ada/base").has_changed and arrived
+    assert publish(run, "ada/base", layout="scratch_gpt").has_changed and arrived
     assert not any(oid in line for line in uploads(hub, asked) for oid in arrived)
 
 
 def test_branches_and_checkpoints(run, hub):
-    publish(run, "ada/base")
+    publish(run, "ada/base", layout="scratch_gpt")
     main = hub.files("ada/base")
     publish(run, "ada/base", revision="draft", licence="mit")
     assert hub.files("ada/base") == main and b"license: mit" in hub.files("ada/base", "draft")["README.md"]
@@ -214,10 +217,11 @@ def test_a_private_repository_is_private(run, hub, monkeypatch):
 
 def test_weights_over_the_limit_are_cut_into_shards_that_load(run, quick, monkeypatch):
     monkeypatch.setattr(published, "_cut_weights", lambda folder, cut=published._cut_weights: cut(folder, 40_000))
-    out = stage(run, repo="ada/base")
-    assert len(list(out.glob("model-*-of-*.safetensors"))) > 1 and not (out / "model.safetensors").exists()
-    whole, cut = (AutoModelForCausalLM.from_pretrained(folder) for folder in (run / "model", out))
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
+    for layout in ("scratch_gpt", "gpt2"):
+        out = stage(run, repo="ada/base", layout=layout)
+        assert len(list(out.glob("model-*-of-*.safetensors"))) > 1 and not (out / "model.safetensors").exists()
+        whole, cut = (ScratchGPTForCausalLM.from_pretrained(folder) for folder in (run / "model", out))
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
 
 
 def test_push_to_hub_of_a_model_is_hugging_faces(hub, tmp_path):
@@ -226,6 +230,153 @@ def test_push_to_hub_of_a_model_is_hugging_faces(hub, tmp_path):
     assert "tokenizer.json" not in hub.files("ada/plain")  # which training/publish.py brings, with the card
     again = AutoModelForCausalLM.from_pretrained("ada/plain", cache_dir=tmp_path / "cache")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+# --- In which layout ----------------------------------------------------------------------------------------------
+
+
+def layout_at(hub, repo: str, revision: str = "main") -> str:
+    there = hub.files(repo, revision)
+    has_code = any(name.endswith(".py") for name in there)
+    if "adapter_config.json" in there:
+        assert not has_code and "config.json" not in there
+        return "adapter"
+    layout = json.loads(there["config.json"])["model_type"]
+    assert has_code == (layout == "scratch_gpt")
+    return layout
+
+
+def change_config(run: Path, **fields) -> None:
+    file = run / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_the_stock_layout_is_chosen_where_it_can_express_the_model(run, hub, capsys):
+    publish(run, "ada/base")
+    assert layout_at(hub, "ada/base") == "gpt2" and json.loads((run / "hub.json").read_text())["layout"] == "gpt2"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Layout gpt2: stock GPT-2 expresses the model")
+    assert lines[1] == "Checked: loaded as GPT2LMHeadModel, the staged folder gives the run's 32 greedy ids."
+    code = hub.files("ada/base")["README.md"].decode().split("```python\n")[2].split("```")[0]
+    assert code.startswith("import scratch_gpt\n") and 'ForCausalLM.from_pretrained("ada/base")' in code
+    here: dict = {}
+    exec(code, here)
+    own = load_file(run / "model" / "model.safetensors")
+    assert type(here["model"]) is ScratchGPTForCausalLM
+    assert all(torch.equal(tensor, here["model"].state_dict()[name]) for name, tensor in own.items())
+
+    (run / "hub.json").unlink()
+    change_config(run, hidden_act="gelu")  # the exact one, for which GPT-2 has no name
+    publish(run, "ada/exact")
+    assert layout_at(hub, "ada/exact") == "scratch_gpt"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Layout scratch_gpt: ours, with its code, because") and "hidden_act 'gelu'" in lines[0]
+    assert lines[1].startswith("Checked: loaded as ScratchGPTForCausalLM,")
+    publish_checkpoints(run, "ada/steps")
+    assert {layout_at(hub, "ada/steps", f"step-{step}") for step in (1, 2)} == {"scratch_gpt"}
+
+
+def test_a_repository_keeps_its_layout(home, run, hub, capsys):
+    publish(run, "ada/base", layout="scratch_gpt")
+    note = (run / "hub.json").read_text()
+    (run / "hub.json").unlink()  # the files on the Hub say it
+    publish(run, "ada/base")
+    assert "Layout scratch_gpt: ada/base is published in it already." in capsys.readouterr().out
+    (run / "hub.json").unlink()
+    publish_checkpoints(run, "ada/base")
+    assert {layout_at(hub, "ada/base", branch) for branch in ("main", "step-1", "step-2")} == {"scratch_gpt"}
+
+    capsys.readouterr()
+    (run / "hub.json").write_text(note)  # which a dry run reads, and a push to another place: adapters are made on it
+    publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
+    publish(run, "ada/other")
+    assert capsys.readouterr().out.count("Layout scratch_gpt: ada/base is published in it already.") == 2
+    assert layout_at(hub, "ada/other") == "scratch_gpt"
+    publish(run, "ada/base", layout="gpt2")  # by name it changes, with a word about it
+    assert "Layout gpt2: chosen by name; ada/base has been in the layout scratch_gpt until now." in (
+        capsys.readouterr().out
+    )
+
+    change_config(run, hidden_act="gelu")
+    before = hub.repos["ada/base"].branches["main"]
+    refused(r"ada/base is in the layout gpt2 and keeps it.*hidden_act 'gelu'.*--layout scratch_gpt\.", run, "--repo",
+            "ada/base", capsys=capsys)  # fmt: skip
+    assert hub.repos["ada/base"].branches["main"] == before
+
+
+def test_a_run_with_lora_is_published_merged_and_its_adapter_by_name(home, run, hub, capsys):
+    publish(run, "ada/base", layout="scratch_gpt")
+    lora = shutil.copytree(home / "lora", run.parent / "lora")
+    publish(lora, "ada/lora", layout="adapter")
+    publish(lora, "ada/merged")
+    publish(lora, "ada/lora")  # which holds the adapter alone
+    assert (layout_at(hub, "ada/merged"), layout_at(hub, "ada/lora")) == ("gpt2", "adapter")
+    refused("ada/lora holds an adapter and keeps that layout, but this run has none.*--layout gpt2", run, "--repo",
+            "ada/lora", capsys=capsys)  # fmt: skip
+    assert layout_at(hub, "ada/lora") == "adapter"
+
+
+def test_what_is_read_back_differently_is_not_published(home, run, quick, capsys, monkeypatch):
+    lora, mails = (shutil.copytree(home / name, run.parent / name) for name in ("lora", "mails"))
+    (run / "hub.json").write_text(json.dumps({"repo": "ada/base", "commit": "0" * 40, "layout": "scratch_gpt"}))
+    kinds = {(run, "gpt2"): "GPT2LMHeadModel", (run, "scratch_gpt"): "ScratchGPTForCausalLM"}
+    kinds |= {(mails, "gpt2"): "GPT2ForSequenceClassification", (lora, "adapter"): "ScratchGPTForCausalLM"}
+    kinds |= {(mails, "scratch_gpt"): "ScratchGPTForSequenceClassification"}
+    kinds |= {(mails, "adapter"): "ScratchGPTForSequenceClassification"}
+    for (folder, layout), name in kinds.items():
+        stage(folder, repo="ada/x", layout=layout)
+        assert f"Checked: loaded as {name}, the staged folder gives the" in capsys.readouterr().out
+        shutil.rmtree(folder / "published")
+
+    def damage(draft: Path) -> None:
+        (file,) = draft.glob("*.safetensors")
+        tensors = load_file(file)
+        name = max(name for name in tensors if name.endswith("weight"))  # LoRA's are small after two steps
+        file.unlink()  # the run's own file has a link to it
+        save_file({**tensors, name: -tensors[name]}, file, metadata={"format": "pt"})
+
+    def damage_tokenizer(draft: Path) -> None:
+        text = (draft / "tokenizer.json").read_text()
+        content = json.loads(text)
+        content["model"]["merges"] = content["model"]["merges"][5:]
+        (draft / "tokenizer.json").write_text(json.dumps(content))
+
+    for change, message in ((damage, "its logits differ by up to"), (damage_tokenizer, "its tokenizer turns")):
+        monkeypatch.setattr(published, "_cut_weights", change)
+        for (folder, layout), name in kinds.items():
+            words = (folder, "--repo", "ada/x", "--layout", layout, "--dry-run", "true")
+            refused(f"Nothing was published: loaded as {name}, .*({message})", *words, capsys=capsys)
+            assert not (folder / "published").exists() and not list(folder.glob(".writing-*"))
+
+
+def test_an_adapter_whose_base_cannot_be_compared_says_so(home, run, quick, capsys):
+    lora = shutil.copytree(home / "lora", run.parent / "lora")
+    file = lora / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "ada/none"}))
+    stage(lora, repo="ada/x", layout="adapter")
+    assert "Not compared with the run: the adapter's base ada/none is not on this machine." in capsys.readouterr().out
+    settings = (lora / "run.yaml").read_text()
+    (lora / "run.yaml").write_text(settings.replace("quantize_base: 'no'", "quantize_base: nf4"))
+    stage(lora, repo="ada/x", layout="adapter")
+    assert "Not compared with the run: the adapter was trained on its base in nf4" in capsys.readouterr().out
+
+
+def test_ties_are_named_and_no_difference(run):
+    model, tokenizer = ScratchGPTForCausalLM.from_pretrained(run / "model").bfloat16(), load_tokenizer(run / "model")
+    assert outputs_of(model, tokenizer).dtype == torch.bfloat16
+    first = outputs_of(model, tokenizer).ids[0]
+    twin = (first + 1) % model.config.vocab_size
+    with torch.no_grad():
+        rows = model.get_input_embeddings().weight
+        rows[twin] = rows[first]
+    expected = outputs_of(model, tokenizer)
+    other = twin if expected.ids[0] == first else first
+    swapped = expected._replace(ids=[other, *expected.ids[1:]])
+    line = check_outputs(swapped, model, run / "model")
+    assert f"greedy ids, except for ties in bfloat16: id 1 is {other} or {expected.ids[0]}." in line
+    far = expected.scores[-1].argmin().item()
+    with pytest.raises(ValueError, match=rf"greedy id 32 of 32 is \d+, not {far}\."):
+        check_outputs(expected._replace(ids=[*expected.ids[:-1], far]), model, run / "model")
 
 
 # --- What does not ------------------------------------------------------------------------------------------------
@@ -309,7 +460,7 @@ def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monk
 
 
 def test_the_base_of_an_adapter_is_pinned_to_its_commit(home, run, hub, monkeypatch):
-    commit = publish(run, "ada/base").commit
+    commit = publish(run, "ada/base", layout="scratch_gpt").commit
     shutil.copytree(home / "lora", run.parent / "lora")
     file = run.parent / "lora" / "adapter" / "adapter_config.json"
     config = json.loads(file.read_text())
@@ -322,10 +473,14 @@ def test_the_base_of_an_adapter_is_pinned_to_its_commit(home, run, hub, monkeypa
             publish("lora", "ada/lora", layout="adapter")
         there = json.loads(hub.files("ada/lora")["adapter_config.json"])
         assert (there["base_model_name_or_path"], there["revision"]) == ("ada/base", commit)
+    file.write_text(json.dumps({**config, "base_model_name_or_path": "ada/base", "revision": None}))
+    publish(run, "ada/base", layout="gpt2")
+    with pytest.raises(ValueError, match="made on ada/base in the layout scratch_gpt, which is in the layout gpt2 at"):
+        publish("lora", "ada/lora", layout="adapter")
 
 
 def test_an_adapter_is_not_pinned_to_weights_that_its_base_had_before(home, run, hub):
-    publish(run, "ada/base")
+    publish(run, "ada/base", layout="scratch_gpt")
     shutil.copytree(home / "lora", run.parent / "lora")
     publish("lora", "ada/lora", layout="adapter")
     note = json.loads((run / "hub.json").read_text())
@@ -351,7 +506,7 @@ def test_checkpoints_that_cannot_go_up_are_refused_before_the_model_goes(home, r
 def test_a_dry_run_shows_the_tree_and_the_card_and_asks_nothing(run, hub, capsys):
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
     said = capsys.readouterr().out
-    assert all(name in said for name in OURS) and "stays here: checkpoints/, manifest.json, run.yaml" in said
+    assert all(name in said for name in STOCK) and "stays here: checkpoints/, manifest.json, run.yaml" in said
     assert (run / "published" / "README.md").read_text() in said
     steps = [path.name for path in (run / "checkpoints").iterdir()]
     assert "as well" not in said and steps
@@ -373,7 +528,9 @@ def test_a_recipe_publishes_at_its_end_and_asks_before_it_begins(home, hub, tmp_
     assert "The run is whole: python training/publish.py" in said and "--repo lab/base publishes it" in said
     hub.refuse = ""
     recipe(pretrain, *words, "lab/base", "--resume", "latest")  # nothing is left to do but this
-    assert "Published: " in capsys.readouterr().out and OURS <= set(hub.files("lab/base"))
+    said = capsys.readouterr().out
+    assert "Published: " in said and "Layout gpt2: stock GPT-2 expresses the model" in said
+    assert STOCK <= set(hub.files("lab/base")) and layout_at(hub, "lab/base") == "gpt2"
 
 
 # --- A stranger ---------------------------------------------------------------------------------------------------
@@ -433,11 +590,11 @@ def digests(file: Path) -> dict[str, str]:
 
 def test_a_stranger_loads_it_all_bit_for_bit_by_the_code_of_the_cards(home, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
-    publish("base", "ada/stock", layout="gpt2")
+    publish("base", "ada/stock")
     stock = digests(home / "base" / "published" / "model.safetensors")
-    publish("mails", "ada/mails")
+    publish("mails", "ada/mails", layout="scratch_gpt")
     publish("chat", "ada/chat")
-    publish("base", "ada/base", private=True)  # the last place is where adapters find their base
+    publish("base", "ada/base", layout="scratch_gpt", private=True)  # the last place is where adapters find their base
     publish("lora", "ada/lora", layout="adapter")
     publish("mails", "ada/mails-lora", layout="adapter")
     adapter = json.loads(hub.files("ada/lora")["adapter_config.json"])

@@ -1,6 +1,6 @@
 """A finished run -> a repository on the Hub: weights, config, tokenizer, code, a card with results and pictures.
 
-    python training/publish.py RUN --repo user/name [--layout gpt2] [--private] [--dry-run]
+    python training/publish.py RUN --repo user/name [--layout scratch_gpt] [--private] [--dry-run]
     python training/publish.py RUN --export onnx|gguf|gguf-f16
 
 RUN is the output_dir of a recipe. What is published is an allow-list, looked through for secrets and for traces of
@@ -21,8 +21,10 @@ class PublishRun:
 
     run: str = option("", "The folder of a finished run; may be given as the first word.")
     repo: str = option("", "user/name on the Hub; it is made where it is not there.")
-    layout: Literal["scratch_gpt", "gpt2", "adapter"] = option(
-        "scratch_gpt", "Ours, with its code; stock GPT-2, which needs none; or what LoRA has learned, alone."
+    layout: Literal["auto", "scratch_gpt", "gpt2", "adapter"] = option(
+        "auto",
+        "scratch_gpt is ours, with its code; gpt2 is stock and needs none; adapter is LoRA's alone. auto keeps what "
+        "the repository has, else takes gpt2, or scratch_gpt if GPT-2 cannot express the model.",
     )
     private: bool = option(False, "Make the repository private.")
     revision: str | None = option(None, "Branch to push to; by default main.")

@@ -38,7 +38,6 @@ def measure(hub, run: Path, preset: str) -> dict:
     """Stage, push, push unchanged, push with one file changed, load."""
     import torch
     from test_card import write_run
-    from transformers import AutoModelForCausalLM
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
     from scratch_gpt.hub import publish
@@ -68,7 +67,7 @@ def measure(hub, run: Path, preset: str) -> dict:
     with (run / "metrics.jsonl").open("a") as lines:
         lines.write(json.dumps({"step": 20, "tokens": 1280, "loss": 2.0, "epoch": 0.1}) + "\n")
     assert timed("push one changed file", publish, run, "ada/x").has_changed
-    again = timed("load", AutoModelForCausalLM.from_pretrained, "ada/x")
+    again = timed("load", ScratchGPTForCausalLM.from_pretrained, "ada/x", use_safetensors=True)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     return {
         "preset": preset,
