@@ -17,27 +17,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError, safe_open
 
 from recipe import RUN_FILES, Run, check_output_dir, holds_run, one_clear_line, peak_rate, write_run_yaml
-from resuming import check_record, make_record, settle_share
+from resuming import check_record, check_same_run, make_record, settle_share
 from scratch_gpt.adapters import add_lora, count_parameters, freeze, has_lora, merged_state, save_adapter
 from scratch_gpt.checkpoints import (
     DRAFT,
     CheckpointError,
     check_shapes,
+    check_written,
     find_checkpoint,
     find_damage,
     load_weights,
     read_state,
     replace_folder,
+    tensor_shapes,
     write_text,
 )
 from scratch_gpt.costs import Tune, row_flops
 from scratch_gpt.data.manifest import NAME as MANIFEST
 from scratch_gpt.energy import EMISSIONS, measure_energy
-from scratch_gpt.launch import best_attention, describe_device, make_accelerator
+from scratch_gpt.launch import best_attention, check_launch, describe_device, make_accelerator
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
@@ -96,7 +98,8 @@ class Start(NamedTuple):
 
 
 def prepare(run: Run) -> Start:
-    """Settle folder and checkpoint; ValueError where either cannot be used."""
+    """Settle folder and checkpoint; ValueError where either or a setting of the launch cannot be used."""
+    check_launch(run.expect_processes)
     folder = check_output_dir(run)
     if run.resume is None:
         return Start(folder, None, [])
@@ -254,6 +257,8 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
     """The record of this run, and what has changed since the checkpoint; ValueError for what may not change."""
     record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)
     record = json.loads(json.dumps(record))  # as it is read back
+    step = None if start.saved is None else start.saved["progress"]["step"]
+    check_same_run(gather_object([{**record, "resume": {"step": step}}]))
     if start.saved is None:
         return record, []
     check_shapes(start.resume_from, task.model)
@@ -450,6 +455,9 @@ def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> 
     def save_weights(draft: Path) -> None:
         merged = {"state_dict": merged_state(whole)} if has_lora(whole) else tensors
         whole.save_pretrained(draft, **merged)
+        with torch.device("meta"):
+            plain = type(whole)._from_config(whole.config) if has_lora(whole) else whole
+        check_written(sorted(draft.glob("*.safetensors")), tensor_shapes(plain))
 
     if has_lora(whole) and folder.name == "model":
         save("adapter/", lambda: write(folder.with_name("adapter"), partial(save_adapter, whole)))
