@@ -61,7 +61,7 @@ def take_snapshot(
 
     `copy` takes a copy that training does not change, else what is on the CPU is shared.
     """
-    weights = _distinct(model, get_model_state_dict(model, options=_WHOLE))
+    weights = whole_weights(model)
     content = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
     tensors = {
         f"{name}.{key}": value for name, slot in content.get("state", {}).items() for key, value in slot.items()
@@ -71,6 +71,11 @@ def take_snapshot(
         weights, tensors = ({name: value.clone() for name, value in part.items()} for part in (weights, tensors))
     state = {**state, "optimizer": content.get("param_groups", [])}
     return Snapshot(weights, tensors, state, metrics, tensor_shapes(model))
+
+
+def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a model's whole tensors, each once. To be called on every process; of a sharded model the first has them."""
+    return _distinct(model, get_model_state_dict(model, options=_WHOLE))
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -360,6 +365,7 @@ __all__ = [
     "replace_folder",
     "take_snapshot",
     "tensor_shapes",
+    "whole_weights",
     "write_checkpoint",
     "write_text",
 ]

@@ -25,6 +25,7 @@ from bad_input import fails, snapshot
 from safetensors.torch import load_file
 from tiny import some_ids, tiny_model
 from tiny_run import run
+from transformers import AutoModelForCausalLM
 
 import resuming
 from scratch_gpt import launch
@@ -423,22 +424,28 @@ def test_a_models_own_tensors_are_named_without_wrappers_and_adapters_count():
 # --- Two machines ------------------------------------------------------------------------------------------------
 
 SHARED = ["--max-steps", 4, "--checkpoint-every", 2, "--eval-batches", 2, "--mixed-precision", "no", "--dropout", 0]
+SHARED += ["--eval-every", 2, "--keep-best", "true", "--test-fraction", 0.1]
 
 
-def machines(*words, count: int = 2) -> list[subprocess.CompletedProcess]:
+def machines(*words, count: int = 2, script: str = "training/pretrain.py") -> list[subprocess.CompletedProcess]:
     """The recipe on `count` machines of 2 / count processes each, as torchrun starts it on each of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    shared |= {"ACCELERATE_DEBUG_MODE": "true", "ACCELERATE_CPU_AFFINITY": "1"}  # change nothing
     started = []
     for rank in range(count):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", count, "--node_rank", rank]
         command += ["--master_addr", "127.0.0.1", "--master_port", port, "--nproc_per_node", 2 // count]
-        command += [REPO / "training" / "pretrain.py", *words]
+        command += [REPO / script, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen([*map(str, command)], env=shared, **pipes))
-    ends = [process.communicate(timeout=240) for process in started]
+    try:
+        ends = [process.communicate(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *said)
         for process, said in zip(started, ends, strict=True)
@@ -455,28 +462,31 @@ def one_machine(story, tmp_path_factory):
     return folder, words
 
 
-def assert_equal_runs(one: Path, other: Path) -> None:
-    for name in ("model/model.safetensors", "checkpoints/step-4/model.safetensors"):
-        a, b = load_file(one / name), load_file(other / name)
-        assert a.keys() == b.keys() and all(torch.allclose(a[key], b[key], atol=1e-6) for key in a), name
-
-
-def test_two_machines_train_save_resume_and_load(one_machine, tmp_path):
+@pytest.mark.parametrize("way", ["two machines", "FSDP2"])
+def test_two_machines_or_a_sharded_model_train_save_resume_and_load(way, one_machine, tmp_path):
+    """Two machines on loopback, or Accelerate's FSDP2 on two CPU processes, do what two processes with DDP do."""
     folder, words = one_machine
+    how = {"two machines": {}, "FSDP2": {"count": 1, "script": "tests/sharded_recipe.py"}}[way]
+    tolerance = {"two machines": 1e-6, "FSDP2": 1e-5}[way]
     words = [*words, "--output-dir", tmp_path / "run"]
-    done = machines(*words)
-    assert [end.returncode for end in done] == [0, 0], done[0].stderr[-2000:] + done[1].stderr[-2000:]
+
+    def assert_equal() -> None:
+        for name in ("model/model.safetensors", "checkpoints/step-4/model.safetensors"):
+            a, b = load_file(folder / name), load_file(tmp_path / "run" / name)
+            assert a.keys() == b.keys(), name
+            assert all(torch.allclose(a[key], b[key], atol=tolerance) for key in a), name
+
+    done = machines(*words, **how)
+    assert not any(end.returncode for end in done), "".join(end.stderr[-2000:] for end in done)
     assert "2 process(es)" in done[0].stdout and "Written:" in done[0].stdout
-    assert_equal_runs(folder, tmp_path / "run")
+    assert_equal()
     for path in ("evaluation.json", "model", "checkpoints/step-4"):
         path = tmp_path / "run" / path
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    done = machines(*words, "--resume", "latest")
-    assert [end.returncode for end in done] == [0, 0], done[0].stderr[-2000:] + done[1].stderr[-2000:]
+    done = machines(*words, "--resume", "latest", **how)
+    assert not any(end.returncode for end in done), "".join(end.stderr[-2000:] for end in done)
     assert "Going on from step-2." in done[0].stdout
-    assert_equal_runs(folder, tmp_path / "run")
-    from transformers import AutoModelForCausalLM
-
+    assert_equal()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model(some_ids(1, vocab_size=200)).logits.isfinite().all()
 

@@ -34,6 +34,7 @@ from scratch_gpt.checkpoints import (
     read_state,
     replace_folder,
     tensor_shapes,
+    whole_weights,
     write_text,
 )
 from scratch_gpt.costs import Tune, row_flops
@@ -326,13 +327,14 @@ def carry_out(
 
     def evaluate_and_sample(model) -> dict[str, Any]:
         values, unwrapped = {}, accelerator.unwrap_model(model)
+        sharded = accelerator.distributed_type == DistributedType.FSDP  # every process has a part of each matrix
         with uncompiled(unwrapped):
             for split, prefix in PREFIXES.items():
                 if split in due and split in task.rows:
                     values |= {f"{prefix}{name}": value for name, value in evaluate(model, split)[0].items()}
             due.discard("test")
             if task.sample is not None:
-                values["sample"] = _sample(task, unwrapped) if accelerator.is_main_process else ""
+                values["sample"] = _sample(task, unwrapped) if sharded or accelerator.is_main_process else ""
         return values
 
     def on_evaluation(model, progress: Progress, is_best: bool) -> str:
@@ -441,7 +443,7 @@ def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> 
     # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all. With LoRA, the
     # merged model; and what was learned alone in adapter/, that of model/.
     sharded = accelerator.distributed_type == DistributedType.FSDP
-    tensors = {"state_dict": accelerator.get_state_dict(model)} if sharded else {}  # on every process
+    tensors = {"state_dict": whole_weights(model)} if sharded else {}  # on every process
     whole = accelerator.unwrap_model(model)
 
     def write(target: Path, save_weights: Callable[[Path], Any]) -> None:
