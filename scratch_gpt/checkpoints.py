@@ -74,7 +74,7 @@ def take_snapshot(
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a model's whole tensors, each once. To be called on every process; of a sharded model the first has them."""
+    """Return each tensor of a model once and whole. Call it on every process; a sharded model's go to the first."""
     return _distinct(model, get_model_state_dict(model, options=_WHOLE))
 
 
