@@ -46,6 +46,7 @@ class Snapshot(NamedTuple):
     optimizer: dict[str, torch.Tensor]
     state: dict[str, Any]  # JSON; has "progress" with step, tokens and position, and the "record" of the run
     metrics: str  # the text of metrics.jsonl so far
+    shapes: dict[str, tuple[int, ...]]  # of the model itself: what `weights` must hold
 
 
 # --- Memory <-> a snapshot ---------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def take_snapshot(
 
     `copy` takes a copy that training does not change, else what is on the CPU is shared.
     """
-    weights = _distinct(model, get_model_state_dict(model, options=_WHOLE))
+    weights = whole_weights(model)
     content = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
     tensors = {
         f"{name}.{key}": value for name, slot in content.get("state", {}).items() for key, value in slot.items()
@@ -68,7 +69,13 @@ def take_snapshot(
     assert all(isinstance(value, torch.Tensor) for value in tensors.values()), "optimizer state that is not a tensor"
     if copy:
         weights, tensors = ({name: value.clone() for name, value in part.items()} for part in (weights, tensors))
-    return Snapshot(weights, tensors, {**state, "optimizer": content.get("param_groups", [])}, metrics)
+    state = {**state, "optimizer": content.get("param_groups", [])}
+    return Snapshot(weights, tensors, state, metrics, tensor_shapes(model))
+
+
+def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return each tensor of a model once and whole. Call it on every process; a sharded model's go to the first."""
+    return _distinct(model, get_model_state_dict(model, options=_WHOLE))
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -102,15 +109,40 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 def check_shapes(path: Path, model: nn.Module) -> None:
     """Raise a CheckpointError where a checkpoint's weights are another model's. Reads no tensor."""
-    with _no_pickle(path / WEIGHTS), safe_open(str(path / WEIGHTS), "pt") as file:
-        there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    here = {name: tuple(tensor.shape) for name, tensor in _distinct(model, model.state_dict()).items()}
-    if differing := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
+    there, here = _saved_shapes(path / WEIGHTS), tensor_shapes(model)
+    if differing := _differing(there, here):
         name = differing[0]
         raise CheckpointError(
             f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here. No "
             "flag can help: start another run in another --output-dir."
         )
+
+
+def check_written(files: list[Path], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise a CheckpointError if the tensors in safetensors files are not exactly those of `shapes`."""
+    there = {name: shape for file in files for name, shape in _saved_shapes(file).items()}
+    if differing := _differing(there, shapes):
+        name = differing[0]
+        raise CheckpointError(
+            f"The model cannot be saved: {name} is {there.get(name)} in the file and {shapes.get(name)} in the model, "
+            f"and {len(differing)} of {len({*there, *shapes})} tensors differ. What was saved before is unchanged."
+        )
+
+
+def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the tensors that a model saves, without the names that DDP, FSDP and compiling add."""
+    saved = model.state_dict()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+    return {_own_name(name): tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *buffers)}
+
+
+def _saved_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    with _no_pickle(file), safe_open(str(file), "pt") as content:
+        return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}
+
+
+def _differing(one: dict[str, tuple[int, ...]], other: dict[str, tuple[int, ...]]) -> list[str]:
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
 @contextmanager
@@ -122,11 +154,15 @@ def _no_pickle(file: Path) -> Iterator[None]:
 
 
 def _distinct(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # Every tensor once, tied ones under the first of their names; DDP's prefix is none of the model's.
-    names = {name for kind in (model.named_parameters(), model.named_buffers()) for name, _ in kind}
-    names = {name.removeprefix("module.") for name in names}
-    bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    # Every tensor once, tied ones under the first of their names.
+    names = {_own_name(name) for kind in (model.named_parameters(), model.named_buffers()) for name, _ in kind}
+    bare = {_own_name(name): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in bare.items() if name in names}
+
+
+def _own_name(name: str) -> str:
+    # Wrappers' parts are none of the model's: torch.compile's and checkpoint_wrapper's anywhere, DDP's in front.
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "").removeprefix("module.")
 
 
 # --- A snapshot -> a folder --------------------------------------------------------------------------------------
@@ -139,6 +175,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
 
     Raises:
         OSError, SafetensorError: it could not be written; what was there before is as it was.
+        CheckpointError: what would be written is not exactly the model's.
     """
     progress = snapshot.state["progress"]
     name = f"step-{progress['step']}"
@@ -148,6 +185,9 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
     try:
         draft.mkdir()
         save_file({key: value.contiguous() for key, value in snapshot.weights.items()}, str(draft / WEIGHTS))
+        check_written([draft / WEIGHTS], snapshot.shapes)
+        if strange := {key.rsplit(".", 1)[0] for key in snapshot.optimizer} - set(snapshot.shapes):
+            raise CheckpointError(f"The optimizer cannot be saved: the model has no parameter {min(strange)}.")
         save_file({key: value.contiguous() for key, value in snapshot.optimizer.items()}, str(draft / OPTIMIZER))
         (draft / STATE).write_text(json.dumps(snapshot.state, indent=1))
         (draft / METRICS).write_text(snapshot.metrics)
@@ -315,6 +355,7 @@ __all__ = [
     "CheckpointError",
     "Snapshot",
     "check_shapes",
+    "check_written",
     "find_checkpoint",
     "find_damage",
     "list_checkpoints",
@@ -323,6 +364,8 @@ __all__ = [
     "read_state",
     "replace_folder",
     "take_snapshot",
+    "tensor_shapes",
+    "whole_weights",
     "write_checkpoint",
     "write_text",
 ]

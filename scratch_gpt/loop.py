@@ -251,7 +251,8 @@ def _backward(accelerator: Accelerator, model, objective, micro_batches: list) -
         with nullcontext() if n == len(micro_batches) else accelerator.no_sync(model):
             sums = objective.sums(model, to_device(batch, accelerator.device) | means)
             part = sum(sums[name] * counted / counts[name] for name in sums)
-            accelerator.backward(part * accelerator.num_processes)  # DDP takes the mean over processes
+            # DDP takes the mean over processes, and backward divides by the accumulation that Accelerate was told of.
+            accelerator.backward(part * accelerator.num_processes * accelerator.gradient_accumulation_steps)
         loss += part.detach()
     return loss, int(counts.get("tokens", counts["loss"]))
 

@@ -97,12 +97,26 @@ def check_record(saved: dict[str, Any], now: dict[str, Any], allow_changed: bool
     return lines
 
 
+def check_same_run(records: list[dict[str, Any]]) -> None:
+    """Raise a ValueError if processes would train different runs: each brings its record and the step it resumes."""
+    for other in records[1:]:
+        if differing := {name: pair for name, pair in _differences(records[0], other).items() if _breaks(name)}:
+            raise ValueError(
+                f"The processes of this launch differ in {_list(differing)}. Give all machines the same options, data "
+                "and checkpoints: an --output-dir on a disk that they share."
+            )
+
+
 _CUT = {"batch_size", "accumulation_steps"}
 
 
 def _breaks(name: str) -> bool:
     room, _, field = name.partition(".")
-    return room in ("model", "data") or name == "environment.precision" or (room == "config" and field in PROMISED)
+    return (
+        room in ("model", "data", "resume")
+        or name == "environment.precision"
+        or (room == "config" and field in PROMISED)
+    )
 
 
 def _differences(saved: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
@@ -151,4 +165,4 @@ def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tupl
     return batch_size, rows // (batch_size * processes)
 
 
-__all__ = ["check_record", "make_record", "settle_share"]
+__all__ = ["check_record", "check_same_run", "make_record", "settle_share"]

@@ -17,27 +17,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError, safe_open
 
 from recipe import RUN_FILES, Run, check_output_dir, holds_run, one_clear_line, peak_rate, write_run_yaml
-from resuming import check_record, make_record, settle_share
+from resuming import check_record, check_same_run, make_record, settle_share
 from scratch_gpt.adapters import add_lora, count_parameters, freeze, has_lora, merged_state, save_adapter
 from scratch_gpt.checkpoints import (
     DRAFT,
     CheckpointError,
     check_shapes,
+    check_written,
     find_checkpoint,
     find_damage,
     load_weights,
     read_state,
     replace_folder,
+    tensor_shapes,
+    whole_weights,
     write_text,
 )
 from scratch_gpt.costs import Tune, row_flops
 from scratch_gpt.data.manifest import NAME as MANIFEST
 from scratch_gpt.energy import EMISSIONS, measure_energy
-from scratch_gpt.launch import best_attention, describe_device, make_accelerator
+from scratch_gpt.launch import best_attention, check_launch, describe_device, make_accelerator
 from scratch_gpt.loading import load_complete
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
 from scratch_gpt.metrics import read_metrics
@@ -97,7 +100,8 @@ class Start(NamedTuple):
 
 
 def prepare(run: Run) -> Start:
-    """Settle folder and checkpoint; ValueError where either cannot be used."""
+    """Settle folder and checkpoint; ValueError where either or a setting of the launch cannot be used."""
+    check_launch(run.expect_processes)
     folder = check_output_dir(run)
     if run.resume is None:
         return Start(folder, None, [])
@@ -255,6 +259,8 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
     """The record of this run, and what has changed since the checkpoint; ValueError for what may not change."""
     record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)
     record = json.loads(json.dumps(record))  # as it is read back
+    step = None if start.saved is None else start.saved["progress"]["step"]
+    check_same_run(gather_object([{**record, "resume": {"step": step}}]))
     if start.saved is None:
         return record, []
     check_shapes(start.resume_from, task.model)
@@ -322,13 +328,14 @@ def carry_out(
 
     def evaluate_and_sample(model) -> dict[str, Any]:
         values, unwrapped = {}, accelerator.unwrap_model(model)
+        sharded = accelerator.distributed_type == DistributedType.FSDP  # every process has a part of each matrix
         with uncompiled(unwrapped):
             for split, prefix in PREFIXES.items():
                 if split in due and split in task.rows:
                     values |= {f"{prefix}{name}": value for name, value in evaluate(model, split)[0].items()}
             due.discard("test")
             if task.sample is not None:
-                values["sample"] = _sample(task, unwrapped) if accelerator.is_main_process else ""
+                values["sample"] = _sample(task, unwrapped) if sharded or accelerator.is_main_process else ""
         return values
 
     def on_evaluation(model, progress: Progress, is_best: bool) -> str:
@@ -437,7 +444,7 @@ def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> 
     # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all. With LoRA, the
     # merged model; and what was learned alone in adapter/, that of model/.
     sharded = accelerator.distributed_type == DistributedType.FSDP
-    tensors = {"state_dict": accelerator.get_state_dict(model)} if sharded else {}  # on every process
+    tensors = {"state_dict": whole_weights(model)} if sharded else {}  # on every process
     whole = accelerator.unwrap_model(model)
 
     def write(target: Path, save_weights: Callable[[Path], Any]) -> None:
@@ -451,6 +458,9 @@ def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> 
     def save_weights(draft: Path) -> None:
         merged = {"state_dict": merged_state(whole)} if has_lora(whole) else tensors
         whole.save_pretrained(draft, **merged)
+        with torch.device("meta"):
+            plain = type(whole)._from_config(whole.config) if has_lora(whole) else whole
+        check_written(sorted(draft.glob("*.safetensors")), tensor_shapes(plain))
 
     if has_lora(whole) and folder.name == "model":
         save("adapter/", lambda: write(folder.with_name("adapter"), partial(save_adapter, whole)))
