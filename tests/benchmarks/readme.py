@@ -1,4 +1,4 @@
-"""The speed figures of README.md, from the files of the benches.
+"""The measured figures of README.md, from the files of the benches and of `make compatibility`.
 
     python tests/benchmarks/readme.py
 
@@ -6,6 +6,7 @@ writes each part anew between its two marks, `<!-- NAME: written by tests/benchm
 A test compares the two.
 """
 
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -249,11 +250,24 @@ def scaling() -> str:
     return table("| | µs a token | GFLOP/s | MB | counted |", rows)
 
 
+def compatibility() -> str:
+    """What `make compatibility` found: published folders in stock transformers, version by version."""
+    found = json.loads((README.parent / "tests" / "compatibility" / "compatibility.json").read_text())
+    rows = [
+        f"| {row['transformers']}{' (the newest)' if row['asked'] == 'newest' else ''} | {row['huggingface_hub']} "
+        f"| {row['tokenizers']} | {row['checks'] - len(row['failed'])} of {row['checks']} |"
+        for row in found["versions"]
+    ]
+    torch = ", ".join({row["torch"] for row in found["versions"]})
+    head = "| transformers | huggingface_hub | tokenizers | checks passed |"
+    return f"{table(head, rows)}\n\nOn {found['date']}, with torch {torch}."
+
+
 def aims() -> str:
     return table("| | aim | found | |", [str(target) for target in targets()])
 
 
-PARTS = (why, training, decoding, quality, tried, plan, scaling, aims)
+PARTS = (why, training, decoding, quality, tried, plan, scaling, compatibility, aims)
 
 
 def written(text: str) -> str:
