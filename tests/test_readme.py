@@ -84,9 +84,26 @@ def test_the_first_screen_has_the_two_commands():
     assert set(re.findall(r"`make (\w+)`", README)) <= set(targets)
 
 
-@pytest.mark.parametrize("line", SHELL)
-def test_shell_lines_run(line, home, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def already_run() -> set[int]:
+    """Numbers of the shell lines that have been run: later ones read what they wrote."""
+    return set()
+
+
+def run_lines(count: int, home, already_run: set[int], monkeypatch, capsys) -> None:
+    """Run the first `count` shell lines, each once, so that tests may come in any order."""
     monkeypatch.chdir(home)
+    for number in [number for number in range(count) if number not in already_run]:
+        already_run.add(number)
+        run_line(SHELL[number], home, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("number", range(len(SHELL)), ids=[f"{n}: {line[:60]}" for n, line in enumerate(SHELL)])
+def test_shell_lines_run(number, home, already_run, monkeypatch, capsys):
+    run_lines(number + 1, home, already_run, monkeypatch, capsys)
+
+
+def run_line(line: str, home, monkeypatch, capsys) -> None:
     words = shlex.split(line.replace("openai-community/gpt2", str(home / "gpt2")))
     script = next((n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py")), None)
     if script is None:  # set-up, which CI does by the same lines: what it names has to be there
@@ -153,8 +170,8 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_python_blocks_run(number, home, monkeypatch):
-    monkeypatch.chdir(home)
+def test_python_blocks_run(number, home, already_run, monkeypatch, capsys):
+    run_lines(len(SHELL), home, already_run, monkeypatch, capsys)
     names = {}
     exec(PYTHON[number].replace("openai-community/gpt2", str(home / "gpt2")), names)
     assert any(

@@ -81,8 +81,9 @@ def test_encoding_plain_text_leaves_the_tokenizer_as_it_was(tokenizer):
     assert tokenizer(END_OF_TEXT)["input_ids"] == [tokenizer.eos_token_id]
 
 
-def test_training_is_deterministic_and_compresses(tokenizer):
-    again = train_tokenizer(CORPUS, vocab_size=320, special_tokens=["<|user|>"])
+def test_training_is_deterministic_and_compresses():
+    how = {"vocab_size": 320, "special_tokens": ["<|user|>"]}
+    tokenizer, again = train_tokenizer(CORPUS, **how), train_tokenizer(CORPUS, **how)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert len(encode(tokenizer, CORPUS[0])) < len(CORPUS[0].encode()) / 2
     assert tokenizer.eos_token_id == 0 and tokenizer.pad_token_id == 1

@@ -189,9 +189,14 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, std=std)
 
-    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
+    def save_pretrained(
+        self, save_directory, is_main_process=True, state_dict=None, *args, save_original_format=False, **kwargs
+    ):
         """transformers' `save_pretrained`, with our own tensor names whatever layout the weights were read from."""
-        return super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+        state_dict = None if state_dict is None else dict(state_dict)  # transformers empties the one that it saves
+        return super().save_pretrained(
+            save_directory, is_main_process, state_dict, *args, save_original_format=save_original_format, **kwargs
+        )
 
 
 def _choose_cache(past_key_values: Any, cache: Any, kwargs: dict[str, Any]) -> Any:
