@@ -338,5 +338,8 @@ def test_figures_of_publishing_are_those_of_the_file():
     assert uploads["push unchanged"] == 0 and uploads["push one changed file"] == 1
 
 
-def test_the_exported_folder_of_the_readme_is_stock(home):
+def test_the_exported_folder_of_the_readme_is_stock(home, already_run, monkeypatch, capsys):
+    if not (home / "runs" / "stock-gpt2").exists():
+        exporting = next(number for number, text in enumerate(PYTHON) if "stock-gpt2" in text)
+        test_python_blocks_run(exporting, home, already_run, monkeypatch, capsys)
     assert "gpt2" in type(AutoModelForCausalLM.from_pretrained(home / "runs" / "stock-gpt2")).__module__
