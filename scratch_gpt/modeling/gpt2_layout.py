@@ -9,14 +9,28 @@
     mlp.c_fc, mlp.c_proj       mlp.up_proj, mlp.down_proj, transposed
     ln_f                       norm
 
-GPT-2 keeps its matrices as Conv1D, (in, out); nn.Linear keeps (out, in). The loader shards before it converts, so a
-GPT-2 folder cannot be read straight into tensor-parallel or FSDP shards: load it whole and save it as ours first.
+GPT-2 keeps its matrices as Conv1D, (in, out); nn.Linear keeps (out, in). transformers' loader cuts a tensor into
+shards before it converts it, and some quantizers take only the first of several converted tensors. Loads that shard
+or quantize therefore stop at this layout, and `from_pretrained` converts the whole model first.
 This file travels inside every checkpoint.
 """
+
+from contextvars import ContextVar
 
 import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, Transpose, WeightConverter, WeightRenaming
+
+
+class LayoutNotConverted(BaseException):
+    """Raised when a load that shards or quantizes reaches GPT-2's layout.
+
+    It is not an Exception, because the loader catches those, continues, and lists them in its report.
+    """
+
+
+# Whether the load in progress shards or quantizes. `from_pretrained` sets it.
+shards_or_quantizes: ContextVar[bool] = ContextVar("shards_or_quantizes", default=False)
 
 
 # Every parameter owns contiguous memory after loading: DDP, fused optimizers, safetensors and offloading rely on it.
@@ -34,10 +48,16 @@ class _TransposedView(Transpose):
 
 
 class _OwnedChunk(Chunk):
-    """Chunk into equal parts, each in contiguous memory of its own."""
+    """Chunk into equal parts, each in contiguous memory of its own.
+
+    Raises:
+        LayoutNotConverted: the load shards or quantizes, or the stored model is quantized.
+    """
 
     @torch.no_grad
-    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+    def convert(self, input_dict, source_patterns, target_patterns, model=None, **kwargs):
+        if shards_or_quantizes.get() or getattr(model, "is_quantized", False):
+            raise LayoutNotConverted("Tensors in GPT-2's layout cannot be sharded or quantized while they are read.")
         tensors = next(iter(input_dict.values()))
         parts = (tensors[0] if isinstance(tensors, list) else tensors).chunk(len(target_patterns), dim=self.dim)
         parts = (part.clone(memory_format=torch.contiguous_format) for part in parts)

@@ -33,7 +33,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_scratch_gpt import ScratchGPTConfig
-from .gpt2_layout import GPT2_BUFFERS, register_gpt2_layout
+from .gpt2_layout import GPT2_BUFFERS, LayoutNotConverted, register_gpt2_layout, shards_or_quantizes
 from .linear_cross_entropy import head_losses
 
 
@@ -160,6 +160,19 @@ class ScratchGPTBlock(GradientCheckpointingLayer):
 # --- The base model ----------------------------------------------------------------------------------------------
 
 
+# Arguments of `from_pretrained`: those that shard or quantize, and others that concern the loaded module alone.
+SHARDING_OR_QUANTIZING = ("quantization_config", "distributed_config", "device_mesh", "tp_plan", "tp_size")
+PLACEMENT = ("device_map", "max_memory", "offload_folder", "offload_buffers", "dtype", "torch_dtype")
+KERNELS = ("use_kernels", "kernel_config", "allow_all_kernels")
+
+
+class _Source(torch.Tensor):
+    """A tensor whose slices are copies, as those of a file are, so that a shard does not keep the whole in memory."""
+
+    def __getitem__(self, index):
+        return self.as_subclass(torch.Tensor)[index].clone(memory_format=torch.contiguous_format)
+
+
 class ScratchGPTPreTrainedModel(PreTrainedModel):
     """What every ScratchGPT class shares: initialisation, loading and saving, and what transformers may do with it."""
 
@@ -188,6 +201,50 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
         if getattr(module, "writes_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, std=std)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """transformers' `from_pretrained`, which can also shard and quantize GPT-2's files.
+
+        Those are first read whole on the CPU, in the stored type or `dtype`; the tensors of that model are then
+        sharded or quantized.
+
+        Raises:
+            ValueError: the files hold quantized weights in GPT-2's layout, or an adapter for a base model in that
+                layout is to be sharded or quantized.
+        """
+        name = pretrained_model_name_or_path
+        asked = [argument for argument in SHARDING_OR_QUANTIZING if kwargs.get(argument) is not None]
+        register_gpt2_layout(ScratchGPTConfig.model_type)  # another copy of this file may have registered its own
+        token = shards_or_quantizes.set(bool(asked))
+        try:
+            return super().from_pretrained(name, *model_args, **kwargs)
+        except LayoutNotConverted:
+            if not asked:
+                raise ValueError(
+                    f"{name} holds GPT-2 weights that are already quantized. {cls.__name__} reads GPT-2's layout only "
+                    "unquantized: load the original weights, with quantization_config if you like."
+                ) from None
+        finally:
+            shards_or_quantizes.reset(token)
+        wants_info = kwargs.pop("output_loading_info", False)
+        plain = {key: value for key, value in kwargs.items() if key not in (*asked, *KERNELS, "device_map")}
+        whole, info = cls.from_pretrained(name, *model_args, output_loading_info=True, **plain)
+        if getattr(whole, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                f"{name} is an adapter for a base model in GPT-2's layout, which cannot be loaded with {asked[0]} in "
+                "one call. Load the base model with it, then call its load_adapter."
+            )
+        model = super().from_pretrained(
+            None,
+            *model_args,
+            config=whole.config,
+            state_dict={key: parameter.data.as_subclass(_Source) for key, parameter in whole.named_parameters()},
+            generation_config=getattr(whole, "generation_config", None),
+            **{key: value for key, value in kwargs.items() if key in (*asked, *PLACEMENT, *KERNELS)},
+        )
+        model.name_or_path = model.config.name_or_path = whole.config.name_or_path
+        return (model, info) if wants_info else model
 
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
         """transformers' `save_pretrained`, with our own tensor names whatever layout the weights were read from."""
@@ -307,6 +364,7 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         self.transformer = ScratchGPTModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        self._tp_plan = {**self._tp_plan, **type(self)._tp_plan}  # old versions drop the class's plan in post_init
 
     @can_return_tuple
     def forward(
