@@ -1,6 +1,10 @@
 """GPT-2's files load as they are, whatever their layout; what we save is our own layout, whatever was loaded."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import VOCAB, some_ids, tiny_gpt2, tiny_model
 from torch.testing import assert_close
-from transformers import GPT2LMHeadModel
+from transformers import BitsAndBytesConfig, GPT2LMHeadModel, TorchAoConfig
 
 from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel
+from scratch_gpt.modeling import gpt2_layout
 
 
 CLASSES = [ScratchGPTModel, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification]
@@ -104,6 +109,112 @@ def test_query_key_and_value_are_the_thirds_of_c_attn_bit_for_bit(stock, plain_f
         part = slice(32 * n, 32 * (n + 1))
         assert torch.equal(projection.weight, theirs.weight[:, part].T)
         assert torch.equal(projection.bias, theirs.bias[part])
+
+
+# --- GPT-2 in, sharded or quantized ---------------------------------------------------------------------------------
+
+
+def int8(library: str) -> BitsAndBytesConfig | TorchAoConfig:
+    """A config that quantizes to 8 bits; skip the test if the library is not installed."""
+    quantization = pytest.importorskip(f"{library}.quantization" if library == "torchao" else library)
+    if library == "torchao":
+        return TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+@pytest.fixture(scope="module")
+def our_folder(plain_folder, tmp_path_factory) -> Path:
+    """`plain_folder` in our layout."""
+    folder = tmp_path_factory.mktemp("ours")
+    ScratchGPTForCausalLM.from_pretrained(plain_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("library", ["bitsandbytes", "torchao"])
+@pytest.mark.parametrize("model_class", CLASSES)
+@torch.no_grad()
+def test_gpt2_files_are_quantized_as_ours_are(model_class, library, plain_folder, our_folder):
+    config = int8(library)
+    options = {"quantization_config": config, "attn_implementation": "eager", "output_loading_info": True}
+    model, report = model_class.from_pretrained(plain_folder, **options)
+    assert set(report["missing_keys"]) == {"score.weight"} & model.state_dict().keys()
+    assert not report["unexpected_keys"] and not report["mismatched_keys"] and not report["error_msgs"]
+    assert (model.is_quantized, model.training) == (True, False)
+    assert model.config._attn_implementation == "eager"
+    assert model.config.name_or_path == model.name_or_path == str(plain_folder)
+    expected = model_class.from_pretrained(our_folder, **options)[0]
+    plain = model_class.from_pretrained(plain_folder)
+    bodies = [m if model_class is ScratchGPTModel else m.transformer for m in (model, expected, plain)]
+    for name, module in bodies[1].named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert type(bodies[0].get_submodule(name).weight) is type(module.weight) is not torch.nn.Parameter
+    ours, theirs, exact = (body(some_ids()).last_hidden_state for body in bodies)
+    assert torch.equal(ours, theirs)
+    assert 0 < (ours - exact).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("key", ["dtype", "num_labels", "generation"])
+def test_the_other_arguments_hold_when_gpt2_files_are_quantized(key, plain_folder, tmp_path):
+    options = {"quantization_config": int8("bitsandbytes")}
+    if key == "dtype":
+        model = ScratchGPTForCausalLM.from_pretrained(plain_folder, dtype=torch.bfloat16, **options)
+        assert model.transformer.norm.weight.dtype == torch.bfloat16
+    elif key == "num_labels":
+        model = ScratchGPTForSequenceClassification.from_pretrained(plain_folder, num_labels=5, **options)
+        assert model.score.out_features == model.config.num_labels == 5
+    else:
+        stock = tiny_gpt2()
+        stock.generation_config.max_new_tokens = 7
+        stock.save_pretrained(tmp_path / "gpt2", max_shard_size="20KB")
+        model = ScratchGPTForCausalLM.from_pretrained(tmp_path, subfolder="gpt2", **options)
+        assert model.generation_config.max_new_tokens == 7
+
+
+def test_gpt2_that_is_stored_quantized_is_refused(plain_folder, tmp_path):
+    config = int8("bitsandbytes")
+    GPT2LMHeadModel.from_pretrained(plain_folder, quantization_config=config).save_pretrained(tmp_path)
+    for options in ({}, {"quantization_config": config}):
+        with pytest.raises(ValueError, match="already quantized.*load the original weights") as refused:
+            ScratchGPTForCausalLM.from_pretrained(tmp_path, **options)
+        assert "\n" not in str(refused.value) and str(tmp_path) in str(refused.value)
+
+
+def test_another_copy_of_the_code_does_not_change_how_gpt2_files_load(plain_folder):
+    """Each remote-code folder brings its own table, and transformers keeps the last one that was registered."""
+    spec = importlib.util.spec_from_file_location("copy_of_gpt2_layout", gpt2_layout.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    copy.register_gpt2_layout("scratch_gpt")
+    config = int8("bitsandbytes")
+    model = ScratchGPTForCausalLM.from_pretrained(plain_folder, quantization_config=config)
+    assert model.is_quantized and not model._weight_conversions  # the tensors came in our layout
+
+
+def test_an_adapter_for_gpt2_files_is_not_quantized_with_its_base(plain_folder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = ScratchGPTForCausalLM.from_pretrained(plain_folder)
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(tmp_path)
+    config = int8("bitsandbytes")
+    with pytest.raises(ValueError, match="load_adapter") as refused:
+        ScratchGPTForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    assert "\n" not in str(refused.value)
+    model = ScratchGPTForCausalLM.from_pretrained(plain_folder, quantization_config=config)
+    before = model(some_ids()).logits
+    model.load_adapter(tmp_path)
+    assert (model(some_ids()).logits - before).abs().max() > 0.01
+
+
+def test_gpt2_files_are_read_into_shards(plain_folder):
+    """Tensor parallelism and FSDP on two processes: each holds owned, contiguous parts of the right weights."""
+    here = Path(__file__).resolve().parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+    command += [here / "gpt2_sharded_worker.py", plain_folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines() == ["tp_size True True None True", "fsdp_size True True None True"]
 
 
 # --- Ours out -------------------------------------------------------------------------------------------------------

@@ -9,14 +9,30 @@
     mlp.c_fc, mlp.c_proj       mlp.up_proj, mlp.down_proj, transposed
     ln_f                       norm
 
-GPT-2 keeps its matrices as Conv1D, (in, out); nn.Linear keeps (out, in). The loader shards before it converts, so a
-GPT-2 folder cannot be read straight into tensor-parallel or FSDP shards: load it whole and save it as ours first.
+GPT-2 keeps its matrices as Conv1D, (in, out); nn.Linear keeps (out, in). transformers' loader cuts a tensor into
+shards before it converts it, and some quantizers take only the first of several converted tensors. Loads that shard
+or quantize therefore stop at this layout, and `from_pretrained` converts the whole model first.
 This file travels inside every checkpoint.
 """
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, Transpose, WeightConverter, WeightRenaming
+
+
+class LayoutNotConverted(BaseException):
+    """Raised when a load that shards or quantizes reaches GPT-2's layout.
+
+    It is not an Exception, because the loader catches those, continues, and lists them in its report.
+    """
+
+
+# Whether the load in progress shards or quantizes. `from_pretrained` sets it.
+shards_or_quantizes: ContextVar[bool] = ContextVar("shards_or_quantizes", default=False)
 
 
 # Every parameter owns contiguous memory after loading: DDP, fused optimizers, safetensors and offloading rely on it.
@@ -34,10 +50,16 @@ class _TransposedView(Transpose):
 
 
 class _OwnedChunk(Chunk):
-    """Chunk into equal parts, each in contiguous memory of its own."""
+    """Chunk into equal parts, each in contiguous memory of its own.
+
+    Raises:
+        LayoutNotConverted: the load shards or quantizes, or the stored model is quantized.
+    """
 
     @torch.no_grad
-    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+    def convert(self, input_dict, source_patterns, target_patterns, model=None, **kwargs):
+        if shards_or_quantizes.get() or getattr(model, "is_quantized", False):
+            raise LayoutNotConverted("Tensors in GPT-2's layout cannot be sharded or quantized while they are read.")
         tensors = next(iter(input_dict.values()))
         parts = (tensors[0] if isinstance(tensors, list) else tensors).chunk(len(target_patterns), dim=self.dim)
         parts = (part.clone(memory_format=torch.contiguous_format) for part in parts)
@@ -81,4 +103,67 @@ def register_gpt2_layout(model_type: str) -> None:
     register_checkpoint_conversion_mapping(model_type, GPT2_LAYOUT, overwrite=True)
 
 
-__all__ = ["GPT2_BUFFERS", "GPT2_LAYOUT", "register_gpt2_layout"]
+# --- Loads that shard or quantize --------------------------------------------------------------------------------
+
+# Arguments of `from_pretrained`: those that shard or quantize, and others that concern the loaded module alone.
+SHARDING_OR_QUANTIZING = ("quantization_config", "distributed_config", "device_mesh", "tp_plan", "tp_size")
+PLACEMENT = ("device_map", "max_memory", "offload_folder", "offload_buffers", "dtype", "torch_dtype")
+KERNELS = ("use_kernels", "kernel_config", "allow_all_kernels")
+
+
+class _Source(torch.Tensor):
+    """A tensor whose slices are copies, as those of a file are, so that a shard does not keep the whole in memory."""
+
+    def __getitem__(self, index):
+        return self.as_subclass(torch.Tensor)[index].clone(memory_format=torch.contiguous_format)
+
+
+def load_any_layout(load: Callable[..., Any], name: Any, *model_args: Any, **kwargs: Any) -> Any:
+    """Call transformers' `from_pretrained` of a class, and convert GPT-2's files first if it shards or quantizes them.
+
+    Such files are read whole on the CPU, in the stored type or `dtype`; the tensors of that model are then sharded or
+    quantized.
+
+    Args:
+        load: the class's `from_pretrained` of transformers; `name`, `model_args` and `kwargs` are its arguments.
+
+    Raises:
+        ValueError: the files hold quantized weights in GPT-2's layout, or an adapter for a base model in that layout
+            is to be sharded or quantized.
+    """
+    given = [argument for argument in SHARDING_OR_QUANTIZING if kwargs.get(argument) is not None]
+    register_gpt2_layout(
+        load.__self__.config_class.model_type
+    )  # another copy of this file may have registered its own
+    token = shards_or_quantizes.set(bool(given))
+    try:
+        return load(name, *model_args, **kwargs)
+    except LayoutNotConverted:
+        if not given:
+            raise ValueError(
+                f"{name} holds GPT-2 weights that are already quantized. {load.__self__.__name__} reads GPT-2's "
+                "layout only unquantized: load the original weights, with quantization_config if you like."
+            ) from None
+    finally:
+        shards_or_quantizes.reset(token)
+    wants_info = kwargs.pop("output_loading_info", False)
+    plain = {key: value for key, value in kwargs.items() if key not in (*given, *KERNELS, "device_map")}
+    source, info = load_any_layout(load, name, *model_args, output_loading_info=True, **plain)
+    if getattr(source, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{name} is an adapter for a base model in GPT-2's layout, which cannot be loaded with {given[0]} in one "
+            "call. Load the base model with it, then call its load_adapter."
+        )
+    model = load(
+        None,
+        *model_args,
+        config=source.config,
+        state_dict={key: parameter.data.as_subclass(_Source) for key, parameter in source.named_parameters()},
+        generation_config=getattr(source, "generation_config", None),
+        **{key: value for key, value in kwargs.items() if key in (*given, *PLACEMENT, *KERNELS)},
+    )
+    model.name_or_path = model.config.name_or_path = source.config.name_or_path
+    return (model, info) if wants_info else model
+
+
+__all__ = ["GPT2_BUFFERS", "GPT2_LAYOUT", "load_any_layout", "register_gpt2_layout"]

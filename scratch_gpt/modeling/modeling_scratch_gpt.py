@@ -33,7 +33,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_scratch_gpt import ScratchGPTConfig
-from .gpt2_layout import GPT2_BUFFERS, register_gpt2_layout
+from .gpt2_layout import GPT2_BUFFERS, load_any_layout, register_gpt2_layout
 from .linear_cross_entropy import head_losses
 
 
@@ -189,6 +189,11 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, std=std)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """transformers' `from_pretrained`, which can also shard and quantize GPT-2's files (gpt2_layout.py)."""
+        return load_any_layout(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+
     def save_pretrained(
         self, save_directory, is_main_process=True, state_dict=None, *args, save_original_format=False, **kwargs
     ):
@@ -312,6 +317,7 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         self.transformer = ScratchGPTModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        self._tp_plan = {**self._tp_plan, **type(self)._tp_plan}  # old versions drop the class's plan in post_init
 
     @can_return_tuple
     def forward(

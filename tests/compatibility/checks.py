@@ -39,6 +39,7 @@ from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     DynamicCache,
     GPT2LMHeadModel,
     pipeline,
@@ -211,6 +212,23 @@ def check_stock_gpt2_files():
     assert len({parameter.untyped_storage().data_ptr() for parameter in parameters.values()}) == len(parameters)
     model.save_pretrained(ROOT / "again" / "gpt2")
     near(AutoModelForCausalLM.from_pretrained(ROOT / "again" / "gpt2", **TRUST)(IDS).logits, EXPECTED["gpt2"])
+
+
+def check_stock_gpt2_files_quantized():
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    model_class = type(causal())
+    model_class.from_pretrained(ROOT / "gpt2").save_pretrained(ROOT / "again" / "gpt2")
+    model = model_class.from_pretrained(ROOT / "gpt2", quantization_config=config)
+    assert type(model.transformer.layers[1].attn.v_proj.weight).__name__ == "Int8Params"
+    expected = model_class.from_pretrained(ROOT / "again" / "gpt2", quantization_config=config)
+    near(model(IDS).logits, expected(IDS).logits)
+
+
+def check_tensor_parallel_plan():
+    plan = causal().tp_plan
+    assert plan["lm_head"] == "colwise_gather_output" and plan["transformer.embed_tokens"] == "embedding_rowwise", plan
 
 
 def check_published_stock_layout():

@@ -20,7 +20,7 @@ import torch
 import transformers
 from fetch import unpacked_version
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from scratch_gpt import (
     ScratchGPTConfig,
@@ -195,22 +195,9 @@ class Common(
         ConfigTester(self, config_class=self.family.config, **{self.family.width: 96}).run_common_tests()
 
 
-def save_in_our_layout(model: PreTrainedModel, folder: str, save_original_format: bool = False) -> None:
-    PreTrainedModel.save_pretrained(model, folder, save_original_format=False)
-
-
 class ScratchGPTTest(Common, unittest.TestCase):
     family = OURS
     test_can_init_all_missing_weights_before_2023 = True  # our files carry no year; the test is asked for by name
-
-    def setUp(self) -> None:
-        super().setUp()
-        if self._testMethodName.startswith("test_tp_"):
-            # These tests save the layout of the original checkpoint. Ours is GPT-2's, which transformers cannot shard
-            # while it reads it: its Split and Transpose see one rank's piece. Sharded models are read in our layout.
-            patch = mock.patch.object(ScratchGPTPreTrainedModel, "save_pretrained", save_in_our_layout)
-            patch.start()
-            self.addCleanup(patch.stop)
 
     def test_reverse_loading_mapping(self) -> None:
         """Ours saves its own names unless asked; the test is about GPT-2's, which transformers writes by default."""
