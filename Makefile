@@ -1,4 +1,4 @@
-# make train | test | quality | style | conformance | compatibility | newest | bench | bench-tuning | chaos | publish-demo: each sets itself up.
+# make train | test | quality | style | conformance | compatibility | newest | servers | bench | bench-tuning | chaos | publish-demo: each sets itself up.
 # Without make, or on Windows: the same lines stand in README.md.
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train test quality style conformance compatibility newest bench bench-tuning chaos publish-demo clean
+.PHONY: train test quality style conformance compatibility newest servers bench bench-tuning chaos publish-demo clean
 .DEFAULT_GOAL := train
 
 # torch first and alone: asked for together with others, a resolver may choose another build of it.
@@ -50,6 +50,11 @@ conformance: $(VENV)/.dev
 # What we publish, in stock transformers of six versions, each installed in a folder of its own.
 compatibility: $(VENV)/.dev
 	@$(BIN)/python tests/compatibility/run.py --out tests/compatibility/compatibility.json
+	@$(BIN)/python tests/benchmarks/readme.py
+
+# Greedy ids of vLLM, `transformers serve` and llama.cpp's server, each installed into an environment of its own.
+servers: $(VENV)/.dev
+	@$(BIN)/python tests/servers/ask_servers.py --out tests/servers/servers.json
 	@$(BIN)/python tests/benchmarks/readme.py
 
 # The tests with the newest release of every library (but torch, which stays), in an environment of its own.

@@ -267,7 +267,20 @@ def aims() -> str:
     return table("| | aim | found | |", [str(target) for target in targets()])
 
 
-PARTS = (why, training, decoding, quality, tried, plan, scaling, compatibility, aims)
+def servers() -> str:
+    """What `make servers` found, by server and layout."""
+    found = json.loads((README.parent / "tests" / "servers" / "servers.json").read_text())
+    rows = []
+    for row in found["servers"]:
+        package = f"{row['package']} {row['version']}" if row["version"] else row["package"]
+        if row["transformers"] and row["package"] != "transformers":
+            package += f", transformers {row['transformers']}"
+        result = row["result"] if "result" in row else f"not run: {row['skipped']}"
+        rows.append(f"| {row['server']} | `{row['layout']}` | {package} | {result} |")
+    return f"{table('| server | layout | seen with | result |', rows)}\n\nSeen on {found['date']}."
+
+
+PARTS = (why, training, decoding, quality, tried, plan, scaling, compatibility, servers, aims)
 
 
 def written(text: str) -> str:
