@@ -23,10 +23,11 @@ from peft.tuners.lora import Linear as peft_linear
 from safetensors.torch import load_file
 from test_recipes import STORY, fails
 from tiny import some_ids, tiny_gpt2, tiny_model
+from tiny_run import script_evaluations
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification
 
 import recipe
-from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, loop
+from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
 from scratch_gpt.adapters import (
     INITS,
     TARGETS,
@@ -390,20 +391,10 @@ def test_a_lora_run_goes_on_bit_for_bit(home, tuned):
 
 def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
     """Training lowers the loss all the way; the evaluation is made to say that the first step was the best."""
-    measured, make_watch = [], loop.Watch.__init__
-
-    def watch(self, evaluate, *rest):
-        def evaluate_and_lie(model):
-            values = evaluate(model)
-            measured.append(values["eval_loss"])
-            return {**values, "eval_loss": {2: 1.0}.get(len(measured), 2.0)}
-
-        make_watch(self, evaluate_and_lie, *rest)
-
     words = ["--model", "base", *LORA, "--test-fraction", 0.1, "--learning-rate", 3e-2, "--warmup-steps", 0]
     run(*words, "--output-dir", "one-step", "--max-steps", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Watch, "__init__", watch)
+        measured = script_evaluations(patch, [2.0, 1.0, 2.0])
         run(*words, "--output-dir", "wild", "--keep-best", "true", "--eval-every", 1)
     best, last, first = (
         AutoModelForCausalLM.from_pretrained(name) for name in ("wild/model", "wild/last", "one-step/model")

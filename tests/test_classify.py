@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from test_recipes import fails
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
 from tiny_run import run as train_run
+from tiny_run import script_evaluations
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -393,13 +394,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(places, tmp_path):
     assert one == other
 
 
-def test_patience_ends_a_run_and_the_best_is_kept(places, tmp_path):
-    wild = ["--max-steps", 40, "--eval-every", 1, "--patience", 2, "--learning-rate", 1, "--warmup-steps", 0]
+def test_patience_ends_a_run_and_the_best_is_kept(places, tmp_path, monkeypatch):
+    script_evaluations(monkeypatch, [3.0, 2.0, 2.5, 1.0, 1.5])
+    wild = ["--max-steps", 40, "--eval-every", 1, "--patience", 2, "--warmup-steps", 0]
     run("--dataset", places, "--output-dir", tmp_path / "run", *SMALL, *wild)
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
     best = min(lines, key=lambda line: line["eval_loss"])
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert lines[-1]["step"] == best["step"] + 2 < 40
+    assert (best["step"], lines[-1]["step"]) == (3, 5)
     assert content["protocol"]["step"] == best["step"]
     assert content["results"]["validation"]["loss"] == best["eval_loss"]
 

@@ -535,25 +535,10 @@ def test_a_recipe_publishes_at_its_end_and_asks_before_it_begins(home, hub, tmp_
 
 # --- A stranger ---------------------------------------------------------------------------------------------------
 
-STRANGER = '''
-import hashlib, importlib.util, json, sys
+STRANGER = """
+import hashlib, json, sys
 
-
-class Without:
-    """An import finder that finds everything but our package, however that is installed."""
-
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, *args, **kwargs):
-        return None if name.partition(".")[0] == "scratch_gpt" else self.finder.find_spec(name, *args, **kwargs)
-
-
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-assert importlib.util.find_spec("scratch_gpt") is None
+import without_package
 
 import contextlib, io
 import transformers
@@ -580,7 +565,7 @@ for repo in json.loads(sys.argv[2]):
         learned = ((n.replace(".default", ""), p) for n, p in here["model"].named_parameters() if "lora_" in n)
         seen["weights"][repo] = digests(learned)
 print(json.dumps(seen))
-'''
+"""
 
 
 def digests(file: Path) -> dict[str, str]:
@@ -608,6 +593,7 @@ def test_a_stranger_loads_it_all_bit_for_bit_by_the_code_of_the_cards(home, hub,
     repos = ["ada/base", "ada/mails", "ada/stock", "ada/chat", "ada/lora", "ada/mails-lora"]
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    environment |= {"PYTHONPATH": str(Path(__file__).resolve().parent / "compatibility")}
     command = [sys.executable, "-c", STRANGER, json.dumps(loads), json.dumps(repos)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

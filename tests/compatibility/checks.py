@@ -13,27 +13,11 @@ import shutil
 import sys
 from pathlib import Path
 
-
-class Without:
-    """An import finder that finds everything except our package, however that is installed."""
-
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, *args, **kwargs):
-        return None if name.partition(".")[0] == "scratch_gpt" else self.finder.find_spec(name, *args, **kwargs)
-
-
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-assert importlib.util.find_spec("scratch_gpt") is None
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from transformers import (  # noqa: E402
+import torch
+import transformers
+import without_package  # noqa: F401
+from safetensors import safe_open
+from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
