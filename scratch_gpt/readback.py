@@ -31,7 +31,6 @@ from .modeling.modeling_scratch_gpt import (
 SENTENCE = "The cat sat on the mat because it was tired."
 COUNT = 32  # greedy ids
 PROMPT = 16  # at most so many of the sentence's ids come before them
-SAFE = {"trust_remote_code": False, "use_safetensors": True}
 
 
 class Outputs(NamedTuple):
@@ -88,7 +87,9 @@ def read_adapter(
     named: dict[str, Any] = {"id2label": labels, "label2id": {x: n for n, x in labels.items()}} if labels else {}
     where = {"revision": revision, "local_files_only": True, "dtype": dtype}
     try:
-        model = _auto_class(model_class).from_pretrained(base, **where, **named, **SAFE)
+        model = _auto_class(model_class).from_pretrained(
+            base, trust_remote_code=False, use_safetensors=True, **where, **named
+        )
     except OSError as error:
         if not Path(base).is_dir():
             return None

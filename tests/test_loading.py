@@ -316,7 +316,11 @@ def test_a_name_without_a_model_is_one_line_of_ours(tmp_path, capsys):
 # --- Code --------------------------------------------------------------------------------------------------------
 
 # Callees that never run code of what they load, and take no trust_remote_code.
-WITHOUT_TRUST = {"peft.PeftConfig.from_pretrained", "datasets.load_dataset"}
+WITHOUT_TRUST = {
+    "peft.PeftConfig.from_pretrained",
+    "import_peft().PeftModel.from_pretrained",
+    "datasets.load_dataset",
+}
 LOADERS = re.compile(r"(^|\.)(from_pretrained|from_config|pipeline|load_dataset|load_from_disk|from_name)$")
 UNSAFE = re.compile(r"(^|\.)(pickle\.loads?|torch\.hub\.load|joblib\.load|load_state_dict_from_url)$")
 
@@ -344,7 +348,8 @@ def test_no_call_that_loads_leaves_it_open_whether_code_may_run():
     files = [file for room in ("scratch_gpt", "training", "hub_card") for file in (REPO / room).rglob("*.py")]
     assert {file.name: found for file in files if (found := careless(file.read_text()))} == {}
     seen = {name for file in files for name, _ in calls(file.read_text()) if LOADERS.search(name)}
-    assert {"model_class.from_pretrained", "AutoTokenizer.from_pretrained", "pipeline", *WITHOUT_TRUST} == seen
+    known = {"model_class.from_pretrained", "AutoTokenizer.from_pretrained", "pipeline"}
+    assert known | {"_auto_class(model_class).from_pretrained", *WITHOUT_TRUST} == seen
     assert careless("a.from_pretrained(b)\ntorch.load(c)\npickle.load(d)") == ["a.from_pretrained", *UNSAFE_CALLS]
 
 
