@@ -1,13 +1,18 @@
 """The config: three vocabularies for one shape, exact sizes, and one clear error for a wrong value."""
 
 import json
+import re
+import runpy
+import sys
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tiny import tiny_config
 
+from recipe import parse_overrides
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTModel
+from scratch_gpt.modeling import configuration_scratch_gpt
 
 
 # The book "Build a Large Language Model (From Scratch)", chapter 4, as printed.
@@ -76,6 +81,32 @@ def test_an_alias_is_the_field_itself(ours, value, alias):
     config = ScratchGPTConfig()
     setattr(config, alias, value)
     assert getattr(config, ours) == value
+
+
+def test_the_books_drop_rate_is_all_three_dropouts_both_ways():
+    config = ScratchGPTConfig(drop_rate=0.3)
+    assert config.drop_rate == config.embed_dropout == config.attention_dropout == config.resid_dropout == 0.3
+    config.drop_rate = 0.2
+    assert config.drop_rate == config.embed_dropout == config.attention_dropout == config.resid_dropout == 0.2
+    assert "drop_rate" not in config.to_dict()
+    again = ScratchGPTConfig.from_dict(config.to_dict(), drop_rate=0.25)
+    assert again.drop_rate == again.resid_dropout == 0.25
+    config.embed_dropout = 0.0
+    assert config.drop_rate is None  # they differ
+    assert parse_overrides("drop_rate=0.4", ScratchGPTConfig) == {"drop_rate": 0.4}
+    config.drop_rate = 1.5
+    with pytest.raises(ValueError, match="embed_dropout is 1.5"):
+        config.validate_architecture()
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.0.0", "5.5.4", "5.5.0.dev0"])
+def test_an_older_transformers_is_refused_with_the_version_needed(version, monkeypatch):
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
+    message = f"need transformers 5.6 or newer; this is {version}. Run: pip install -U"
+    with pytest.raises(ImportError, match=re.escape(message)):
+        runpy.run_path(configuration_scratch_gpt.__file__)
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "6.0.0.dev0")
+    runpy.run_path(configuration_scratch_gpt.__file__)
 
 
 def test_the_books_config_gives_the_books_model():

@@ -351,7 +351,7 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
     """`a=1,b=false` -> {"a": 1, "b": False}, values read as YAML; ValueError for what config_class does not have."""
     import yaml
 
-    names = sorted({*(item.name for item in fields(config_class)), *config_class.attribute_map})
+    names = sorted({*(item.name for item in fields(config_class)), *config_class.attribute_map, "drop_rate"})
     changes = {}
     for pair in filter(None, (text or "").split(",")):
         name, equals, value = pair.partition("=")
