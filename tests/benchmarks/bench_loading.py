@@ -145,7 +145,7 @@ def main() -> None:
         spreads = [figures[figure][name] for name in CLASSES]
         cells = [f"{s['median']:.{digits}f} ({s['min']:.{digits}f} - {s['max']:.{digits}f})" for s in spreads]
         print(f"{label:12} {cells[0]:>24} {cells[1]:>24} {figures[figure]['ratio']:>7.3f}")
-    seconds = {} if True else starts(options.rounds)
+    seconds = starts(options.rounds)
     for name, spread in seconds.items():
         print(f"{name:>26} {spread['median']:.3f} s ({spread['min']:.3f} - {spread['max']:.3f})")
     if options.out:
