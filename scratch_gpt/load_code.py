@@ -11,9 +11,8 @@ OLDEST_FOR_STOCK = "5"  # 4.57 reads the weights, but not a tokenizer that 5 has
 
 def load_code(record: Record, repo: str, layout: str, revision: str | None = None, base_needs_trust=False) -> str:
     """Python that loads the published model and uses it once."""
-    needs_trust = layout == "scratch_gpt" or (layout == "adapter" and base_needs_trust)
-    at = f'"{repo}"' + (f', revision="{revision}"' if revision else "")
-    more = ", trust_remote_code=True" if needs_trust else ""
+    at = _place(repo, revision)
+    more = ", trust_remote_code=True" if _brings_code(layout, base_needs_trust) else ""
     if record.kind == "classifier" and layout != "adapter":
         return (
             "from transformers import pipeline\n\n"
@@ -59,19 +58,28 @@ def load_as_ours(record: Record, repo: str, layout: str, revision: str | None = 
     """Return a sentence and the Python that reads a model in the stock layout as our class; None for other layouts."""
     if layout != "gpt2":
         return None
-    at = f'"{repo}"' + (f', revision="{revision}"' if revision else "")
     name = f"ScratchGPTFor{'SequenceClassification' if record.kind == 'classifier' else 'CausalLM'}"
     return (
         "To read and train it as the GPT written from scratch that it was trained as, with the package scratch_gpt:"
-        f"\n\n```python\nimport scratch_gpt\n\nmodel = scratch_gpt.{name}.from_pretrained({at})\n```"
+        "\n\n```python\nimport scratch_gpt\n\n"
+        f"model = scratch_gpt.{name}.from_pretrained({_place(repo, revision)})\n```"
     )
 
 
 def load_needs(layout: str, base_needs_trust: bool = False) -> str:
     """Return the libraries and versions that `load_code` needs."""
-    has_code = layout == "scratch_gpt" or (layout == "adapter" and base_needs_trust)
-    oldest = OLDEST_TRANSFORMERS if has_code else OLDEST_FOR_STOCK
+    oldest = OLDEST_TRANSFORMERS if _brings_code(layout, base_needs_trust) else OLDEST_FOR_STOCK
     return f"Needs {'peft and ' if layout == 'adapter' else ''}transformers {oldest} or newer."
+
+
+def _place(repo: str, revision: str | None) -> str:
+    # The first arguments of `from_pretrained`.
+    return f'"{repo}"' + (f', revision="{revision}"' if revision else "")
+
+
+def _brings_code(layout: str, base_needs_trust: bool) -> bool:
+    # Whether loading runs our modeling files, the model's own or those of an adapter's base.
+    return layout == "scratch_gpt" or (layout == "adapter" and base_needs_trust)
 
 
 __all__ = ["load_as_ours", "load_code", "load_needs"]

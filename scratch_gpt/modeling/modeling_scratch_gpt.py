@@ -108,9 +108,8 @@ class ScratchGPTAttention(nn.Module):
 
         q, k, v = split_heads(self.q_proj(x)), split_heads(self.k_proj(x)), split_heads(self.v_proj(x))
         if cache is not None:
-            pages = (
-                {} if isinstance(cache, Cache) else {"kwargs": kwargs}
-            )  # continuous batching reads and writes these
+            # The pages of continuous batching read and write the attention function's keywords.
+            pages = {} if isinstance(cache, Cache) else {"kwargs": kwargs}
             k, v = cache.update(k, v, self.layer_idx, **pages)  # (B, H, S, K): earlier tokens come first
 
         # The config's `_attn_implementation` names the backend; "eager" is the function above.
