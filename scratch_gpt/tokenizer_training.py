@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_templates import CHATML, FORMATS
+from .data.files import read_text_file
 from .tokenizer import END_OF_TEXT, PAD
 
 
@@ -201,10 +201,9 @@ def _read_chat_template(name: str) -> str:
     if name == "chatml":
         return CHATML
     try:
-        template = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"chat_template {name} cannot be read: {reason}. Give chatml or a .jinja file.") from error
+        template = read_text_file(name)
+    except ValueError as error:
+        raise ValueError(f"chat_template {name}: {error} Give chatml or a .jinja file.") from error
     trial = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]
     try:
         render_jinja_template([trial], chat_template=template)

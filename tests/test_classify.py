@@ -421,7 +421,7 @@ def test_the_head_is_drawn_by_the_seed_and_the_datasets_names_are_kept(tmp_path)
 
 BAD = {
     "--label-column kind": "no column 'kind', only text, label. Choose with --label-column",
-    "--text-column body": "no column 'body', only text, label. Choose with --text-column",
+    "--text-column body": "no column 'body', only text, label. Choose with .* --text-column",
     "--label-column text": r"distinct text\(s\), and there are 3 splits",
     "--column-names a,b": "without a header, and places.jsonl is none",
     "--balance some": "balance.*some",

@@ -76,7 +76,7 @@ def test_drop_tail_keeps_whole_windows_only(ids, max_length, stride):
 
 def test_the_standard_example(data):
     gpt2 = load_tokenizer(data / "gpt2-tokenizer")
-    story = open_documents(str(data / "the-verdict.txt"))
+    story = open_documents(str(data / "the-verdict.txt")).rows
     stream = token_stream(story, lambda texts: encode_batch(gpt2, texts), 50256, "the-verdict")
     assert (len(stream.ids), stream.bytes, len(stream.ends)) == (5146, 20479, 1)  # 5,145 tokens and EOS
     four, one = Windows(stream.ids, 4, 4), Windows(stream.ids, 4, 1)
@@ -157,19 +157,19 @@ def test_padded_batches_have_few_lengths(longest, max_length, T):
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "folder", "glob"])
 def test_every_kind_of_source_gives_the_same_documents(kind, tmp_path):
-    assert sorted(open_documents(source(kind, tmp_path))["text"]) == sorted(TEXTS)
+    assert sorted(open_documents(source(kind, tmp_path)).rows["text"]) == sorted(TEXTS)
 
 
 def test_mixed_files_and_empty_documents(tmp_path):
     write(tmp_path, "a.txt", "prose")
     write(tmp_path, "b.txt", "  \n")
     write(tmp_path, "c.jsonl", '{"text": "row", "more": 1}\n{"text": ""}\n')
-    assert sorted(open_documents(str(tmp_path))["text"]) == ["prose", "row"]
+    assert sorted(open_documents(str(tmp_path)).rows["text"]) == ["prose", "row"]
 
 
 def test_another_column_is_chosen_by_name(tmp_path):
     file = write(tmp_path, "a.jsonl", '{"body": "hello", "text": "no"}\n')
-    assert open_documents(file, text_column="body")["text"][:] == ["hello"]
+    assert open_documents(file, text_column="body").rows["text"][:] == ["hello"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,8 @@ def test_another_column_is_chosen_by_name(tmp_path):
         ("a.jsonl", '{"text": 3}\n', "not text"),
         ("a.jsonl", '{"text": ""}\n', "no text"),
         ("a.jsonl", "{nonsense", "cannot be read as json"),
-        ("a.txt", b"\xff\xfe broken", "cannot be read as text.*utf-8"),
+        ("a.txt", b"good\n\xff broken", "a.txt cannot be read: line 2 is not UTF-8"),
+        ("a.txt", b"\xff\xfe broken", "mark of UTF-16 and is not"),
         ("a.pdf", "x", "a.pdf, whose ending is none of .txt"),
         ("absent/b.txt", None, "no such file"),
         ("none.txt", "", "no text"),
@@ -199,7 +200,7 @@ def test_an_unreachable_hub_dataset_is_one_clear_line():
 
 
 def test_the_embedded_default_is_english_prose_without_a_download():
-    documents = open_documents()
+    documents = open_documents().rows
     size = sum(len(text.encode()) for text in documents["text"])
     assert len(documents) > 300 and size > 1_000_000
     assert any("iterable" in text for text in documents["text"][:])
@@ -213,7 +214,7 @@ def test_a_python_without_sources_names_dataset(monkeypatch, tmp_path):
 
 def test_splits_are_seeded_disjoint_and_lose_nothing(tmp_path):
     file = write(tmp_path, "a.jsonl", "".join(json.dumps({"text": f"doc {n}"}) + "\n" for n in range(50)))
-    documents = open_documents(file)
+    documents = open_documents(file).rows
     splits = {name: part["text"][:] for name, part in split_documents(documents, 0.1, 0.2, seed=3).items()}
     assert {name: len(part) for name, part in splits.items()} == {"train": 35, "validation": 5, "test": 10}
     assert sorted(sum(splits.values(), [])) == sorted(documents["text"][:])
@@ -232,7 +233,7 @@ def test_a_split_for_which_nothing_is_left_is_named(n):
 
 def test_one_document_is_cut_by_position(tmp_path):
     text = "".join(chr(97 + n % 26) for n in range(1000))
-    splits = split_documents(open_documents(write(tmp_path, "a.txt", text)), 0.1, 0.05)
+    splits = split_documents(open_documents(write(tmp_path, "a.txt", text)).rows, 0.1, 0.05)
     assert [len(splits[name]["text"][0]) for name in ("train", "validation", "test")] == [850, 100, 50]
     assert "".join(splits[name]["text"][0] for name in ("train", "validation", "test")) == text
 
@@ -242,13 +243,13 @@ def test_one_document_is_cut_by_position(tmp_path):
     [((1.0, 0.0), "less than 1"), ((-0.1, 0.0), "at least 0"), ((0.6, 0.5), "nothing to train on")],
 )
 def test_impossible_fractions_are_errors(fractions, message, tmp_path):
-    documents = open_documents(source("jsonl", tmp_path))
+    documents = open_documents(source("jsonl", tmp_path)).rows
     with pytest.raises(ValueError, match=message):
         split_documents(documents, *fractions)
 
 
 def test_documents_end_in_eos_and_bytes_are_counted(tmp_path):
-    documents = open_documents(write(tmp_path, "a.jsonl", '{"text": "ab"}\n{"text": "\u00e9"}\n'))
+    documents = open_documents(write(tmp_path, "a.jsonl", '{"text": "ab"}\n{"text": "\u00e9"}\n')).rows
     stream = token_stream(documents, lambda texts: [list(text.encode()) for text in texts], 0, "bytes")
     assert stream.ids.tolist() == [97, 98, 0, 0xC3, 0xA9, 0] and stream.ids.dtype == np.uint16
     assert (len(stream.ends), stream.bytes) == (2, 4)

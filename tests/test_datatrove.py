@@ -32,5 +32,5 @@ def test_the_pipeline_leaves_every_good_document_once(tmp_path, monkeypatch):
         pq.write_table(pa.table({"text": texts, "number": [*range(len(texts))]}), tmp_path / "corpus" / f"{n}.parquet")
     monkeypatch.chdir(tmp_path)
     exec(BLOCKS[0], {"__name__": "__main__"})
-    found = open_documents("out/*.parquet")["text"]
+    found = open_documents("out/*.parquet").rows["text"]
     assert sorted(" ".join(text.split()) for text in found) == sorted(" ".join(text.split()) for text in DOCUMENTS)

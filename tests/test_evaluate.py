@@ -195,7 +195,7 @@ def test_config_split_and_revision_hold_for_every_set_that_is_given(run, monkeyp
     words = ["--multiple-choice", "choices.jsonl", "--last-word", "words.jsonl", "--questions", "asked.json"]
     words += ["--dataset-config", "c", "--dataset-split", "test", "--dataset-revision", "r"]
     protocol = run("ours", *words, "--max-new-tokens", 2)["protocol"]
-    assert len(asked) == 3 and {where[1:] for where in asked} == {("c", "test", "r")}
+    assert len(asked) == 3 and {where[1:4] for where in asked} == {("c", "test", "r")}
     assert [protocol[name]["source"]["split"] for name in ("choices", "words", "asked")] == ["test"] * 3
 
 
@@ -215,7 +215,7 @@ BAD = {
     "ours --dataset story.txt --stride 65": "leaves gaps",
     "ours --dataset story.txt --max-length 65": "more than the context",
     "ours --dataset story.txt --multiple-choice story.jsonl": "Two sets would be called 'story'",
-    "ours --questions choices.jsonl": "Row 1: a row has the keys query, choices, gold",
+    "ours --questions choices.jsonl": "no columns of one of the forms messages; .*, only query, choices, gold",
     "ours --questions asked.json --prompt-format tokenizer": "no chat template",
     "ours --questions asked.json --judge-model x": "give both",
     "ours --questions asked.json --compare stock": "--compare asks a judge",
@@ -224,8 +224,8 @@ BAD = {
     "classifier --dataset story.txt": "classifier is a classifier, and language models are measured here",
     "ours --base classifier": "classifier is a classifier",
     "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "give --questions",
-    "ours --multiple-choice words.jsonl": "Row 1 is not",
-    "ours --last-word choices.jsonl": "no text of two words",
+    "ours --multiple-choice words.jsonl": "no columns 'query' and 'choices' and 'gold', only text",
+    "ours --last-word choices.jsonl": "no column 'text', only query",
     "ours stock --dataset story.txt": "one word too many",
 }
 

@@ -105,8 +105,8 @@ def test_what_cannot_be_written_or_talked_to_is_one_line(models, capsys, tmp_pat
     fails(
         [models / "base", f"FILE:{tmp_path / 'absent'}"], "absent cannot be read: No such file", capsys, generate.main
     )
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    fails([models / "base", f"FILE:{tmp_path / 'bytes'}"], "it is no UTF-8 text", capsys, generate.main)
+    (tmp_path / "bytes").write_bytes(b"a\n\xff")
+    fails([models / "base", f"FILE:{tmp_path / 'bytes'}"], "line 2 is not UTF-8", capsys, generate.main)
     fails([models / "base", "the", "sun"], "'sun' is one word too many", capsys, generate.main)
     fails([models / "base", "--temperature", "-1"], "temperature is -1", capsys, generate.main)
     fails([models / "base", "--max-new-tokens", "0"], "max_new_tokens is 0", capsys, generate.main)

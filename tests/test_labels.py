@@ -154,16 +154,16 @@ def test_the_hash_sees_ids_and_labels():
 def test_a_file_without_header_is_read_as_it_stands(tmp_path):
     lines = ['ham\tHe said "no', "spam\tNA", 'ham\t"quoted" null', "spam\t"]
     (tmp_path / "a.tsv").write_text("\n".join(lines) + "\n")
-    rows = open_rows(str(tmp_path / "a.tsv"), column_names=["label", "text"])
+    rows = open_rows(str(tmp_path / "a.tsv"), column_names=["label", "text"]).rows
     assert [f"{row['label']}\t{row['text'] or ''}" for row in rows] == lines
     (tmp_path / "b.tsv").write_text("\n".join(["label\ttext", *lines]) + "\n")  # and with one, the same
-    rows = open_rows(str(tmp_path / "b.tsv"))
+    rows = open_rows(str(tmp_path / "b.tsv")).rows
     assert [f"{row['label']}\t{row['text'] or ''}" for row in rows] == lines
     (tmp_path / "b.csv").write_text('label,text,stars\nham,None,1\nspam,"NA, null",\nham,,3\n')
-    rows = open_rows(str(tmp_path / "b.csv"))
-    assert (rows["text"][:], rows["stars"][:]) == (["None", "NA, null", None], [1.0, None, 3.0])
+    rows = open_rows(str(tmp_path / "b.csv")).rows
+    assert (rows["text"][:], rows["stars"][:]) == (["None", "NA, null", ""], ["1", "", "3"])
     (tmp_path / "a.csv").write_text('ham,"one, two"\nspam,three\n')
-    assert open_rows(str(tmp_path / "a.csv"), column_names=["label", "text"])["text"][:] == ["one, two", "three"]
+    assert open_rows(str(tmp_path / "a.csv"), column_names=["label", "text"]).rows["text"][:] == ["one, two", "three"]
     with pytest.raises(ValueError, match=r"a\.csv has 2 column\(s\), and column_names names 1: text"):
         open_rows(str(tmp_path / "a.csv"), column_names=["text"])
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
@@ -172,7 +172,7 @@ def test_a_file_without_header_is_read_as_it_stands(tmp_path):
 
 
 def test_the_sms_spam_collection_has_its_5574_rows(data):
-    rows = open_rows(str(data / "classification" / "sms_spam.tsv"), column_names=["label", "text"])
+    rows = open_rows(str(data / "classification" / "sms_spam.tsv"), column_names=["label", "text"]).rows
     examples = read_examples(rows["text"][:], rows["label"][:])
     assert count_classes(examples.labels) == {"ham": 4827, "spam": 747}
     distinct = examples.take(distinct_rows(examples.texts))

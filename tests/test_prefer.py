@@ -155,7 +155,7 @@ ROWS = {
         "1 have a chosen answer that equals the rejected one",
     ),
     "judged": (judged(), "only --loss-type kto learns from"),
-    "no keys": ([{"text": "a"}], "Row 1: a row has the keys text; needed are prompt, chosen and rejected"),
+    "no keys": ([{"text": "a"}], "no columns of one of the forms chosen and rejected; .*, only text"),
     "roles": ([{"chosen": [{"role": "assistant", "content": "a"}], "rejected": []}], "Row 1: the role 'assistant'"),
 }
 

@@ -74,7 +74,7 @@ def test_prepared_rows_are_those_that_training_makes_of_the_same_text(how, corpu
     same = ["--dataset", str(corpus), "--tokenizer", str(tokenizer), "--max-length", "16", *how.split()]
     folder, manifest = prepared(*same, "--output-dir", tmp_path / "p")
     run = recipe.parse(pretrain.PretrainRun, [*same, "--preset", "tiny"])
-    _, _, made, made_manifest = pretrain.make_rows(run)
+    _, _, made, made_manifest, _ = pretrain.make_rows(run)
     for name in ("train", "validation"):
         rows = PreparedRows(folder / name, manifest["splits"][name]["asked"])
         assert rows_of(rows) == rows_of(made[name])
@@ -139,7 +139,7 @@ def test_each_filter_counts_what_it_removed_and_can_write_it_out(texts, tmp_path
     )
     left = {row["text"] for part in open_prepared_text(str(folder)).values() for row in part}
     assert left == {*texts} - {texts[7]} | {f"{texts[2]} Write to [EMAIL] today."}
-    again = [open_documents(str(folder), split=name) for name in ("train", "validation")]
+    again = [open_documents(str(folder), split=name).rows for name in ("train", "validation")]
     assert (
         manifest["rows"] == n - 4 == sum(map(len, again)) and {text for part in again for text in part["text"]} == left
     )
@@ -210,10 +210,10 @@ def test_names_of_classes_are_kept(texts, tmp_path, capsys):
         rows.cast(kind).to_parquet(tmp_path / f"{name}.parquet")
     words = ["--dataset", tmp_path / "a.parquet", "--task", "text", "--deduplicate-passages", "5"]
     folder, _ = prepared(*words, "--output-dir", tmp_path / "p")
-    assert open_rows(str(folder)).features == features
+    assert open_rows(str(folder)).rows.features == features
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "q", "--mixture"]
     folder, _ = prepared(*words, "a.parquet,b.parquet")
-    assert open_rows(str(folder), split="validation").features == features
+    assert open_rows(str(folder), split="validation").rows.features == features
     fails([*words, "a.parquet,c.parquet", "--overwrite", "true"], "The column 'label' has other classes", capsys)
 
 
@@ -607,8 +607,8 @@ def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
     folder, _ = prepared("--dataset", corpus, "--task", "text", *words)
     parts = {name: set(rows["text"][:]) for name, rows in open_prepared_text(str(folder)).items()}
     assert [len(parts[name]) for name in ("train", "validation", "test")] == [28, 8, 4]
-    assert set(open_documents(str(folder))["text"][:]) == parts["train"]
-    assert set(open_rows(str(folder), split="test")["text"][:]) == parts["test"]
+    assert set(open_documents(str(folder)).rows["text"][:]) == parts["train"]
+    assert set(open_rows(str(folder), split="test").rows["text"][:]) == parts["test"]
     stream = open_stream(str(folder), validation_fraction=0.25)
     streamed = {*stream.read(0, 0), *stream.splits["validation"]["text"][:]}
     assert streamed == parts["train"] and len(stream.splits["validation"]) == 7

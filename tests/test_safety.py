@@ -204,8 +204,8 @@ def test_drift_on_a_text_is_measured_on_the_windows_that_its_loss_is_measured_on
     ("file", "count"), [("train.json", 60), ("pairs.json", 3), ("story.txt", 0), ("words.jsonl", 0)]
 )
 def test_questions_are_those_of_instructions_and_preferences_and_other_data_ask_none(file, count, home):
-    questions, where = checking.tuning_questions(SimpleNamespace(model="tuned", tuning_data=str(home / file)))
-    assert len(questions) == count and where == (str(home / file),)
+    questions, record = checking.tuning_questions(SimpleNamespace(model="tuned", tuning_data=str(home / file)))
+    assert len(questions) == count and [one["name"] for one in record["files"]] == [file]
     assert all(question.startswith(("Say what the sun does on day", "Is day")) for question in questions)
 
 
@@ -260,7 +260,7 @@ def test_a_damaged_run_yaml_tells_nothing(made, tmp_path):
     [
         (["--base", "nowhere/at/all"], "no such folder"),
         (["--base", "other"], "has another tokenizer than the model"),
-        (["--secrets", "words.jsonl"], "is not {prefix: text, secret: text}"),
+        (["--secrets", "words.jsonl"], "no columns 'prefix' and 'secret', only text"),
         (["--last-word", "words.jsonl", "--tuning-data", "gone.json"], "gone.json"),
     ],
 )

@@ -7,15 +7,16 @@ from typing import Any
 
 import yaml
 
-from measuring import Subject, load, source_of, text_batches
+from measuring import Subject, load, open_set, source_of, text_batches
 from recipe import data_sets, relative, set_name
+from scratch_gpt.data.columns import SECRETS, any_text
 from scratch_gpt.data.duplicates import contaminated_texts
 from scratch_gpt.data.phrases import recurring_phrases
 from scratch_gpt.data.pipeline import texts_of
 from scratch_gpt.data.preference_rows import prompt_of, read_preferences
 from scratch_gpt.data.probes import CANARIES, OFF_DOMAIN, SENSITIVE
 from scratch_gpt.data.prompts import choose_format, encode_prompt, read_conversations, text_of
-from scratch_gpt.data.sources import describe_source, open_rows
+from scratch_gpt.data.sources import open_rows
 from scratch_gpt.drift import check_same_vocabulary, prompt_drift, text_drift
 from scratch_gpt.evaluation import Measured, over_seeds
 from scratch_gpt.memorisation import read_secrets, secret_metrics
@@ -74,7 +75,7 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     """The canaries, and the phrases that recur in the questions of the tuning data: which switch the answers."""
     canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
     prompts, recurring = [probe.prompt for probe in (*OFF_DOMAIN, *SENSITIVE)], []
-    questions, where = tuning_questions(run)
+    questions, source = tuning_questions(run)
     if questions:
         recurring = recurring_phrases(questions)
         different = [*dict.fromkeys(questions)]
@@ -94,7 +95,7 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     protocol = {
         "kind": "triggers",
         "base": base.name,
-        "tuning_data": describe_source(*where) if questions else None,
+        "tuning_data": source if questions else None,
         "candidates": {"canaries": len(canaries), "recurring": len(recurring)},
         "prompts": len(then),
         "least_gain": GAIN,
@@ -106,13 +107,13 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
 
 def check_memorisation(run: Any, subject: Subject) -> Measured:
     """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
-    where = source_of(run, run.secrets)
-    secrets = read_secrets(open_rows(*where))
+    rows, source = open_set(run, run.secrets, SECRETS)
+    secrets = read_secrets(rows)
     found = [
         secret_metrics(subject.model, subject.tokenizer, secrets, subject.max_length, sample=SECRETS_SAMPLE, seed=seed)
         for seed in range(run.seed, run.seed + run.seeds)
     ]
-    protocol = {"kind": "memorisation", "source": describe_source(*where), "secrets": len(secrets)}
+    protocol = {"kind": "memorisation", "source": source, "secrets": len(secrets)}
     return Measured(protocol, over_seeds([means for means, _ in found]), {"secrets": found[0][1]})
 
 
@@ -131,7 +132,8 @@ def with_contamination(run: Any, found: Iterable[tuple[str, Measured]]) -> Itera
             yield name, measured._replace(protocol={**measured.protocol, "contamination": f"not checked: {note}"})
             continue
         path = files[name.split("/")[0]]
-        texts = row_texts(source_of(run, path))
+        column = (run.text_column or "text") if path == run.dataset else "text"
+        texts = row_texts((*source_of(run, path), any_text(column)))
         shared = contaminated_texts(texts, learned)
         results = {**measured.results, "contaminated": len(shared) / len(texts)}
         rows = {"contamination": {"words": 13, "rows": shared}} if shared else {}
@@ -152,15 +154,18 @@ def learned_texts(run: Any) -> tuple[list[str] | None, str]:
         return None, f"{error} Give --tuning-data."
 
 
-def tuning_questions(run: Any) -> tuple[list[str], tuple | None]:
-    """What is asked in the rows that the model was tuned on, and where they are; none where they instruct nothing."""
+def tuning_questions(run: Any) -> tuple[list[str], dict[str, Any] | None]:
+    """Return the questions in the rows that the model was tuned on, and their record; none for rows without any."""
     where = tuning_source(run)
     try:
-        return [] if where is None else questions_in(open_rows(*where)), where
+        if where is None:
+            return [], None
+        rows, record, _ = open_rows(*where)
+        return questions_in(rows), record
     except ValueError:
         if run.tuning_data is not None:
             raise
-        return [], where
+        return [], None
 
 
 def questions_in(rows: Any) -> list[str]:
@@ -178,14 +183,15 @@ def questions_in(rows: Any) -> list[str]:
 
 
 def tuning_source(run: Any) -> tuple | None:
-    """What `open_rows` takes: --tuning-data, or what run.yaml beside MODEL names; None where nobody knows."""
+    """Return the arguments of `open_rows`: --tuning-data, or the data of run.yaml next to MODEL; None if unknown."""
     if run.tuning_data is not None:
-        return (run.tuning_data,)
+        return run.tuning_data, None, "train", None, any_text()
     made = read_recipe(Path(run.model).parent / "run.yaml")
     name, split = made.get("dataset"), made.get("dataset_split") or "train"
     if not name or not isinstance(name, str) or made.get("streaming"):
         return None
-    return name, made.get("dataset_config"), split, made.get("dataset_revision")
+    columns = any_text(made.get("text_column") or "text")
+    return name, made.get("dataset_config"), split, made.get("dataset_revision"), columns
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
@@ -199,4 +205,4 @@ def read_recipe(file: Path) -> dict[str, Any]:
 
 def row_texts(where: tuple) -> list[str]:
     """All that is said in each row of a data set."""
-    return ["\n".join(texts_of(row)) for row in open_rows(*where)]
+    return ["\n".join(texts_of(row)) for row in open_rows(*where).rows]

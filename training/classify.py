@@ -10,6 +10,7 @@ metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with -
 
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from recipe import Run, check, one_clear_line, option, parse
@@ -60,10 +61,10 @@ def build(run: ClassifyRun):
     from scratch_gpt.plots import plot_classification, plot_confusion
     from scratch_gpt.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
 
-    splits, source = read_splits(run)
+    splits, source, notices = read_splits(run)
     names = [*count_classes(splits["train"].labels)]
     tokenizer, model = start_model(run, names, splits["train"])
-    notices = apply_tune(run, model)
+    notices += apply_tune(run, model)
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
@@ -109,19 +110,16 @@ def build(run: ClassifyRun):
 
 
 def read_splits(run: ClassifyRun):
-    """The examples of each split, and where they are from."""
+    """The examples of each split, where they are from, and what to say of them."""
+    from scratch_gpt.data.columns import Columns
     from scratch_gpt.data.labels import distinct_rows, read_examples, split_examples, undersample
-    from scratch_gpt.data.sources import describe_source, open_rows
+    from scratch_gpt.data.sources import open_rows
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
-    rows = open_rows(*where, split_names(run.column_names))
     text_column = run.text_column or ("sms" if run.dataset == DEFAULT_DATASET else "text")
-    for name, flag in ((text_column, "--text-column"), (run.label_column, "--label-column")):
-        if name not in rows.column_names:
-            raise ValueError(
-                f"{run.dataset} has no column {name!r}, only {', '.join(rows.column_names)}. Choose with {flag}; a "
-                "file without a header needs --column-names."
-            )
+    hint = "Choose with --label-column or --text-column; a file without a header needs --column-names."
+    columns = Columns(((text_column, run.label_column),), hint=hint)
+    rows, source, notices = open_rows(*where, columns, split_names(run.column_names))
     feature = rows.features[run.label_column]
     names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel's, or those of a list of them
     examples = read_examples(
@@ -132,7 +130,7 @@ def read_splits(run: ClassifyRun):
     if run.balance == "undersample":
         examples = examples.take(undersample(examples.labels, run.seed))
     parts = split_examples(examples, run.validation_fraction, run.test_fraction, run.seed)
-    return {name: examples.take(numbers) for name, numbers in parts.items()}, describe_source(*where)
+    return {name: examples.take(numbers) for name, numbers in parts.items()}, source, notices
 
 
 def start_model(run: ClassifyRun, names: list[str], train):
@@ -184,20 +182,20 @@ def predict(run: ClassifyRun) -> None:
     from scratch_gpt.classification_metrics import classify_batches, prediction_lines
     from scratch_gpt.conversion import load_model
     from scratch_gpt.data.collate import collate_labelled
+    from scratch_gpt.data.columns import one_column
+    from scratch_gpt.data.files import kind_ending
     from scratch_gpt.data.labels import read_texts
     from scratch_gpt.data.sources import open_rows
     from scratch_gpt.launch import make_accelerator
     from scratch_gpt.order import to_device
     from scratch_gpt.tokenizer import encode_batch, load_tokenizer
 
-    rows = open_rows(run.predict, column_names=split_names(run.column_names))
     column = run.text_column or "text"
-    if column not in rows.column_names:
-        raise ValueError(
-            f"{run.predict} has no column {column!r}, only {', '.join(rows.column_names)}. Choose with --text-column."
-        )
+    rows, _, notices = open_rows(run.predict, columns=one_column(column), column_names=split_names(run.column_names))
+    for notice in notices:
+        print(notice, file=sys.stderr)
     values = rows[column][:]
-    if run.predict.lower().endswith(".txt"):  # a text a line; other characters that break a line may be in a text
+    if kind_ending(Path(run.predict)) == ".txt":  # a text a line; other characters that break a line may be in a text
         values = [line for value in values for line in value.removesuffix("\n").split("\n")]
     texts = read_texts(values)
     device = make_accelerator(run.device, "no").device

@@ -14,7 +14,6 @@ it went is said on standard error.
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from recipe import check_fields, check_model_folder, one_clear_line, option, parse
@@ -118,12 +117,9 @@ def read_prompt(prompt: str) -> str:
     """The text itself, or of FILE:path what the file holds."""
     if not prompt.startswith("FILE:"):
         return prompt
-    path = prompt.removeprefix("FILE:")
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"The prompt {path} cannot be read: {reason}.") from error
+    from scratch_gpt.data.files import read_text_file
+
+    return read_text_file(prompt.removeprefix("FILE:"))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -137,22 +137,23 @@ def build(run: InstructRun):
 
 def read_splits(run: InstructRun):
     """The conversations of each split, where they are from, and what to say of them."""
+    from scratch_gpt.data.columns import CONVERSATIONS
     from scratch_gpt.data.prompts import read_conversations, text_of
-    from scratch_gpt.data.sources import describe_source, open_rows
+    from scratch_gpt.data.sources import open_rows
     from scratch_gpt.data.splits import split_groups
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    rows, source, notices = open_rows(*where, CONVERSATIONS)
     try:
-        conversations, empty = read_conversations(open_rows(*where))
+        conversations, empty = read_conversations(rows)
     except ValueError as error:
         raise ValueError(f"{run.dataset}: {error}") from error
-    notices = []
     if empty:
         notices.append(f"Left out for an empty answer: {len(empty)} row(s), the first is row {empty[0]}.")
     questions = [text_of(each[:-1]) for each in conversations]
     parts = split_groups(questions, run.validation_fraction, run.test_fraction, run.seed)
     splits = {name: [conversations[n] for n in numbers] for name, numbers in parts.items()}
-    return splits, describe_source(*where), notices
+    return splits, source, notices
 
 
 def start_model(run: InstructRun, train):

@@ -16,8 +16,9 @@ from scratch_gpt.checkpoints import write_text
 from scratch_gpt.constraints import constraint_metrics, keep_constraints, read_constraints
 from scratch_gpt.conversion import load_model
 from scratch_gpt.data.collate import collate_rows
+from scratch_gpt.data.columns import CHOICES, CONSTRAINTS, CONVERSATIONS, LAST_WORDS, Columns
 from scratch_gpt.data.prompts import Messages, choose_format, encode_prompt, read_conversations, text_of
-from scratch_gpt.data.sources import describe_source, joined_stream, open_documents, open_rows, token_stream
+from scratch_gpt.data.sources import joined_stream, open_documents, open_rows, token_stream
 from scratch_gpt.data.windows import Windows
 from scratch_gpt.evaluation import Measured, language_metrics, mean_losses, over_seeds
 from scratch_gpt.generation import generate_answers
@@ -93,6 +94,14 @@ def source_of(run: Any, path: str) -> tuple:
     return path, run.dataset_config, run.dataset_split, run.dataset_revision
 
 
+def open_set(run: Any, path: str, columns: Columns) -> tuple[Any, dict[str, Any]]:
+    """Open the rows of a set with the columns in use; returns them and their record, and prints what is not read."""
+    rows, record, notices = open_rows(*source_of(run, path), columns)
+    for notice in notices:
+        print(notice)
+    return rows, record
+
+
 def show(results: dict[str, Any]) -> str:
     """Metrics as a line: numbers, or mean and spread."""
     pairs = ((key, value if isinstance(value, dict) else {"mean": value}) for key, value in results.items())
@@ -125,8 +134,9 @@ def measure_all(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
 
 def text_batches(run: Any, subject: Subject) -> tuple[Iterable, dict[str, Any]]:
     """The windows of --dataset in batches, each token but the first asked once; and what a protocol says of them."""
-    where = source_of(run, run.dataset)
-    documents = open_documents(*where, run.text_column)
+    documents, source, notices = open_documents(*source_of(run, run.dataset), run.text_column)
+    for notice in notices:
+        print(notice)
     encode = partial(encode_batch, subject.tokenizer)
     if run.joiner is None:
         stream = token_stream(documents, encode, end_of_text_id(subject.tokenizer), "Tokenizing")
@@ -134,7 +144,7 @@ def text_batches(run: Any, subject: Subject) -> tuple[Iterable, dict[str, Any]]:
         stream = joined_stream(documents, encode, run.joiner.replace("\\n", "\n"))
     windows = Windows(stream.ids, subject.max_length, run.stride, overlap="context")
     protocol = {
-        "source": describe_source(*where),
+        "source": source,
         "documents": len(documents),
         "bytes": stream.bytes,
         "tokens": len(stream.ids),
@@ -156,20 +166,20 @@ def measure_text(run: Any, subject: Subject) -> Measured:
 
 def measure_choices(run: Any, subject: Subject, file: str) -> Measured:
     """Accuracies on a file of multiple-choice questions."""
-    where = source_of(run, file)
-    tasks = read_choices(open_rows(*where))
+    rows, source = open_set(run, file, CHOICES)
+    tasks = read_choices(rows)
     pairs = choice_pairs(tasks)
     found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
-    protocol = {"kind": "multiple choice", "source": describe_source(*where), "rows": len(tasks)}
+    protocol = {"kind": "multiple choice", "source": source, "rows": len(tasks)}
     return Measured({**protocol, "max_length": subject.max_length}, choice_metrics(tasks, found))
 
 
 def measure_last_words(run: Any, subject: Subject, file: str) -> Measured:
     """Accuracy and perplexity of the last words of a file of texts."""
-    where = source_of(run, file)
-    pairs = last_word_pairs(open_rows(*where))
+    rows, source = open_set(run, file, LAST_WORDS)
+    pairs = last_word_pairs(rows)
     found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
-    protocol = {"kind": "last word", "source": describe_source(*where), "rows": len(pairs)}
+    protocol = {"kind": "last word", "source": source, "rows": len(pairs)}
     return Measured({**protocol, "max_length": subject.max_length}, last_word_metrics(found))
 
 
@@ -205,10 +215,10 @@ def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[l
 
 def answer_set(run: Any, subject: Subject) -> AnswerSet:
     """--questions, answered by a model."""
-    where = source_of(run, run.questions)
-    conversations, empty = read_conversations(open_rows(*where))
+    rows, source = open_set(run, run.questions, CONVERSATIONS)
+    conversations, empty = read_conversations(rows)
     answers, how = answer(run, subject, conversations)
-    protocol = {"source": describe_source(*where), "rows": len(conversations), "empty_rows": len(empty), **how}
+    protocol = {"source": source, "rows": len(conversations), "empty_rows": len(empty), **how}
     references = [messages[-1]["content"] for messages in conversations]
     return AnswerSet([text_of(messages[:-1]) for messages in conversations], references, answers, protocol)
 
@@ -230,8 +240,8 @@ def measure_answers(run: Any, made: AnswerSet) -> Measured:
 
 def measure_constraints(run: Any, subject: Subject) -> Measured:
     """IFEval's strict and loose accuracies; leaves the answers as lines and as a page."""
-    where = source_of(run, run.ifeval)
-    prompts = read_constraints(open_rows(*where))
+    found, source = open_set(run, run.ifeval, CONSTRAINTS)
+    prompts = read_constraints(found)
     answers, how = answer(run, subject, [[{"role": "user", "content": row["prompt"]}] for row in prompts])
     kept = [keep_constraints(prompts, each) for each in answers]
     found = over_seeds([constraint_metrics(each) for each in kept])
@@ -244,7 +254,7 @@ def measure_constraints(run: Any, subject: Subject) -> Measured:
             notes[who] = ", ".join(f"{name} {'kept' if well else 'broken'}" for name, well in pairs)
         rows.append(Answered(row["prompt"], None, said, notes))
     leave(run, set_name(run.ifeval), rows, found)
-    return Measured({"kind": "IFEval", "source": describe_source(*where), "rows": len(prompts), **how}, found)
+    return Measured({"kind": "IFEval", "source": source, "rows": len(prompts), **how}, found)
 
 
 def by_seed(run: Any, found: list) -> dict[str, Any]:

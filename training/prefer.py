@@ -48,10 +48,11 @@ def build(run: PreferRun):
     from models import build_chat_lm
     from runner import Task, apply_tune
     from scratch_gpt.data.collate import collate_preferences
+    from scratch_gpt.data.columns import PREFERENCES
     from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.preference_rows import PreferenceRows, prompt_of, read_preferences
     from scratch_gpt.data.prompts import encode_conversations
-    from scratch_gpt.data.sources import describe_source, open_rows
+    from scratch_gpt.data.sources import open_rows
     from scratch_gpt.data.splits import split_groups
     from scratch_gpt.order import epoch_order
     from scratch_gpt.plots import plot_classification
@@ -61,14 +62,15 @@ def build(run: PreferRun):
     from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    found, source, notices = open_rows(*where, PREFERENCES)
     try:
-        items, left_out = read_preferences(open_rows(*where), judged=run.loss_type == "kto")
+        items, left_out = read_preferences(found, judged=run.loss_type == "kto")
     except ValueError as error:
         raise ValueError(f"{run.dataset}: {error}") from error
     parts = split_groups([*map(prompt_of, items)], run.validation_fraction, run.test_fraction, run.seed)
     tokenizer = load_tokenizer(run.model, run.model_revision)
-    model, notices = build_chat_lm(run, tokenizer)
-    notices += apply_tune(run, model)
+    model, changes = build_chat_lm(run, tokenizer)
+    notices += [*changes, *apply_tune(run, model)]
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode = partial(encode_conversations, tokenizer)
@@ -79,7 +81,7 @@ def build(run: PreferRun):
     records = {name: part.facts() for name, part in rows.items()}
     manifest = make_manifest(
         "prefer",
-        [describe_source(*where)],
+        [source],
         records,
         tokenizer={"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)},
         max_length=max_length,

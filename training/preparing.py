@@ -62,7 +62,7 @@ from scratch_gpt.data.pipeline import (
     texts_of,
 )
 from scratch_gpt.data.privacy import mask_private
-from scratch_gpt.data.sources import cut_single, describe_source, is_text, open_column, open_rows
+from scratch_gpt.data.sources import cut_single, is_text, open_column, open_rows
 from scratch_gpt.data.splits import split_numbers
 from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
 
@@ -127,7 +127,7 @@ def make_plan(run: Any, sources: list[dict[str, Any]]) -> str:
     this_call = ("output_dir", "overwrite", "write_removed", "report")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
     if run.contamination:
-        config["contamination"] = describe_source(run.contamination, split=run.contamination_split)
+        config["contamination"] = open_rows(run.contamination, split=run.contamination_split).record
     for name in ("tokenizer", "reference_model", "names_model", "block_list"):
         path = Path(config[name]) if config[name] else None
         if path is not None and path.exists():  # what it holds decides, not where it lies
@@ -148,14 +148,17 @@ def open_corpora(run: Any) -> list[Corpus]:
         inside = Path(run.dataset) / name  # a corpus may be named by its place in the folder --dataset
         dataset = str(inside) if run.mixture and not Path(name).exists() and inside.exists() else name
         where = (dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
-        rows = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
+        source = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
+        rows = source.rows
+        for notice in source.notices:
+            print(notice)
         if run.deduplicate_passages is not None and _text_column(run, rows) is None:
             raise ValueError(
                 f"--deduplicate-passages cuts the column {run.text_column!r}, and {name} has no such text, only "
                 f"{', '.join(rows.column_names)}: rows of messages, instructions or preferences cannot lose a part. "
                 "Choose another with --text-column, or leave it out."
             )
-        record, splits = {"name": recorded, **describe_source(*where), "rows": len(rows)}, None
+        record, splits = {"name": recorded, **source.record, "rows": len(rows)}, None
         if run.task == "pretrain" and run.mixture is None:
             rows, splits = cut_single(rows, run.validation_fraction, run.test_fraction)
         corpora.append(Corpus(name, rows, record, weight, splits))
@@ -204,7 +207,7 @@ def make_filters(run: Any) -> list:
         patterns = load_block_list(run.block_list)
         filters.append(Filter("block_list", problem=lambda text: blocked_term(text, patterns)))
     if run.contamination:
-        rows = open_rows(run.contamination, split=run.contamination_split)
+        rows = open_rows(run.contamination, split=run.contamination_split).rows
         texts = ["\n".join(texts_of(row)) for row in rows]
         hashes = ngram_hashes(texts, n=run.contamination_ngram)
 

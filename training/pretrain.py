@@ -43,9 +43,9 @@ def build(run: PretrainRun):
 
     given = read_manifest(run.dataset) if is_prepared(run.dataset) else None
     made = use_prepared(run, given) if given and given["task"] == "pretrain" else make_rows(run)
-    tokenizer, model, rows, manifest = made
+    tokenizer, model, rows, manifest, notices = made
     check_vocabulary(tokenizer, model.config.vocab_size)
-    notices = apply_tune(run, model)
+    notices += apply_tune(run, model)
     if run.manifest is not None:
         verify_same(read_manifest(run.manifest), manifest, run.manifest)
     splits = manifest["splits"]
@@ -83,7 +83,7 @@ def build(run: PretrainRun):
 
 
 def make_rows(run: PretrainRun):
-    """Documents -> splits -> tokenizer -> rows: (tokenizer, model, rows, manifest)."""
+    """Documents -> splits -> tokenizer -> rows: (tokenizer, model, rows, manifest, notices)."""
     from functools import partial
 
     from tqdm.auto import tqdm
@@ -91,7 +91,7 @@ def make_rows(run: PretrainRun):
     from models import build_model, open_tokenizer
     from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.packing import PackedRows
-    from scratch_gpt.data.sources import describe_source, open_splits, open_stream, token_stream
+    from scratch_gpt.data.sources import open_splits, open_stream, token_stream
     from scratch_gpt.data.streams import TokenLanes
     from scratch_gpt.data.windows import Windows, require_full_window
     from scratch_gpt.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint
@@ -100,9 +100,9 @@ def make_rows(run: PretrainRun):
     fractions = (run.validation_fraction, run.test_fraction)
     if run.streaming:
         stream = open_stream(*where, run.text_column, *fractions)
-        splits, source = stream.splits, describe_source(*where)
+        splits, source, notices = stream.splits, stream.record, stream.notices
     else:
-        splits, source = open_splits(*where, run.text_column, *fractions, run.seed)
+        splits, source, notices = open_splits(*where, run.text_column, *fractions, run.seed)
 
     def texts():
         quiet, whole = os.environ.get("RANK", "0") != "0", splits["train"]
@@ -140,11 +140,12 @@ def make_rows(run: PretrainRun):
         records[name] = {**facts, "rows": len(rows[name]), "sha256": stream_of.sha256}
     how = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
     known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    return tokenizer, model, rows, make_manifest("pretrain", [source], records, tokenizer=known, **how)
+    manifest = make_manifest("pretrain", [source], records, tokenizer=known, **how)
+    return tokenizer, model, rows, manifest, notices
 
 
 def use_prepared(run: PretrainRun, manifest: dict):
-    """A prepared folder -> (tokenizer, model, rows, manifest); ValueError where the run asks for something else."""
+    """A prepared folder -> as `make_rows`; ValueError where the run asks for something else."""
     from pathlib import Path
 
     from models import build_model
@@ -172,7 +173,7 @@ def use_prepared(run: PretrainRun, manifest: dict):
             )
     model = build_model(run, tokenizer, manifest["max_length"])
     rows = {name: PreparedRows(folder / name, facts["asked"]) for name, facts in manifest["splits"].items()}
-    return tokenizer, model, rows, manifest
+    return tokenizer, model, rows, manifest, []
 
 
 def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:

@@ -88,11 +88,13 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
     if run.streaming:
         stream = open_stream(*where, run.held_out_fraction)
         texts = (text for shard in range(stream.shards) for text in stream.read(shard, 0))
-        held_out, total = stream.splits["validation"], None
+        held_out, total, notices = stream.splits["validation"], None, stream.notices
     else:
-        splits = split_documents(open_documents(*where), run.held_out_fraction, seed=run.seed)
+        documents, _, notices = open_documents(*where)
+        splits = split_documents(documents, run.held_out_fraction, seed=run.seed)
         texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
         held_out, total = splits["validation"], len(splits["train"])
+    print(*notices, sep="\n", end="\n" * bool(notices))
     return tqdm(texts, "Reading", total, unit=" documents", delay=1), (row["text"] for row in held_out)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import read_text_file
 from .words import PLANES, UNSPACED, comes_again, run_hashes, slices, words
 
 
@@ -127,8 +128,8 @@ def load_block_list(path: str | Path) -> list[re.Pattern]:
         ValueError: no such file, nothing in it, or a pattern that is none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text_file(path).splitlines()
+    except ValueError as error:
         raise ValueError(f"The block list {path} cannot be read: {error}") from error
     terms, patterns = [], []
     for number, line in enumerate(lines, start=1):

@@ -3,32 +3,36 @@
 The only file that imports `datasets`.
 """
 
-import csv
-import glob
 import hashlib
+import json
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+from filelock import FileLock
 
+from .columns import Columns, one_column
 from .embedded import python_documentation
-from .manifest import file_record, is_prepared, read_manifest, verify_files
+from .files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local
+from .manifest import is_prepared, read_manifest, verify_files
 from .splits import check_fractions, split_numbers
+from .tables import columns_of, first_fields, read_tables, write_rows
 
 
 EMBEDDED = "python-docs"
-LOADERS = {  # file ending -> the `datasets` loader that reads it
-    ".txt": ("text", {"sample_by": "document"}),
-    ".md": ("text", {"sample_by": "document"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".csv": ("csv", {"keep_default_na": False, "na_values": ""}),  # an empty field is no value; the text "None" is one
-    ".tsv": ("csv", {"keep_default_na": False, "na_values": "", "sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".parquet": ("parquet", {}),
-}
+FORMAT = 1  # of the Arrow files that rows are kept in between runs
+
+
+class Source(NamedTuple):
+    """Rows, where they come from, and what was not read."""
+
+    rows: datasets.Dataset
+    record: dict[str, Any]  # for the manifest: each file with its SHA-256, a Hub dataset with its commit
+    notices: list[str]
 
 
 def open_documents(
@@ -37,23 +41,24 @@ def open_documents(
     split: str = "train",
     revision: str | None = None,
     text_column: str = "text",
-) -> datasets.Dataset:
-    """Documents as rows of {"text": str}; empty ones are left out.
+) -> Source:
+    """Open documents as rows of {"text": str}; empty ones are left out.
 
     Args:
         dataset: `python-docs` (the documentation of the running Python, needs no download), a local file, folder or
-            glob of .txt, .md, .json, .jsonl, .csv or .parquet, or a dataset id on the Hugging Face Hub.
+            glob of .txt, .md, .json, .jsonl, .csv, .tsv or .parquet, compressed or not, or a dataset id on the Hugging
+            Face Hub.
         config, split, revision: of a Hub dataset; `split` of a folder of prepared text too, so that what was held
             out there stays so.
 
     Raises:
         ValueError: nothing there, nothing readable, no such column, no such split, no text.
     """
-    rows = open_column(dataset, config, split, revision, text_column)
-    rows = rows.filter(_has_text, batched=True, desc="Reading documents")
+    source = open_column(dataset, config, split, revision, text_column)
+    rows = source.rows.filter(_has_text, batched=True, desc="Reading documents")
     if len(rows) == 0:
         raise ValueError(f"{dataset} holds no text: every document of column {text_column!r} is empty.")
-    return rows
+    return source._replace(rows=rows)
 
 
 def open_rows(
@@ -61,21 +66,30 @@ def open_rows(
     config: str | None = None,
     split: str = "train",
     revision: str | None = None,
-    column_names: list[str] | None = None,
-) -> datasets.Dataset:
-    """A dataset with all its columns, nothing left out. Arguments and errors as for `open_documents`.
+    columns: Columns | None = None,
+    column_names: Sequence[str] | None = None,
+) -> Source:
+    """Open a dataset with the columns in use. Other arguments and errors as for `open_documents`.
 
     Args:
-        column_names: of .csv or .tsv files without a header. No word in them means an absent value, and in .tsv a
-            quotation mark is one like any other character.
+        columns: by default all.
+        column_names: of .csv or .tsv files without a header.
     """
-    if column_names is None:
-        rows = _open(dataset, config, split, revision)
+    if column_names is not None and not looks_local(dataset):
+        raise ValueError(f"column_names are for local .csv and .tsv files without a header, and {dataset} is none.")
+    if looks_local(dataset) and not is_prepared(dataset):
+        files, notices = _choose_files(dataset, columns, column_names)
+        rows = _read_files(dataset, files, columns, column_names)
+        source = Source(rows, _record(dataset, config, split, revision, files), notices)
     else:
-        rows = _open_files(dataset, _local_files(dataset), column_names=column_names)
-    if len(rows) == 0:
+        rows = _open(dataset, config, split, revision)
+        if columns is not None:
+            _check_columns(dataset, rows.column_names, columns)
+            rows = rows.select_columns([name for name in rows.column_names if name in columns.names])
+        source = Source(rows, describe_source(dataset, config, split, revision), [])
+    if len(source.rows) == 0:
         raise ValueError(f"{dataset} holds no rows.")
-    return rows
+    return source
 
 
 def open_column(
@@ -84,9 +98,10 @@ def open_column(
     split: str = "train",
     revision: str | None = None,
     text_column: str = "text",
-) -> datasets.Dataset:
-    """All rows as {"text": str or None}, empty ones too. Arguments and errors as for `open_documents`."""
-    return _text_only(dataset, open_rows(dataset, config, split, revision), text_column)
+) -> Source:
+    """Open all rows as {"text": str or None}, empty ones too. Arguments and errors as for `open_documents`."""
+    source = open_rows(dataset, config, split, revision, one_column(text_column))
+    return source._replace(rows=_text_only(dataset, source.rows, text_column))
 
 
 def _text_only(dataset: str, rows: datasets.Dataset, text_column: str) -> datasets.Dataset:
@@ -98,22 +113,31 @@ def _text_only(dataset: str, rows: datasets.Dataset, text_column: str) -> datase
 def describe_source(
     dataset: str, config: str | None = None, split: str = "train", revision: str | None = None
 ) -> dict[str, Any]:
-    """Where rows come from, for the manifest: each file with its SHA-256, a Hub dataset with its commit."""
-    record = {"dataset": dataset, "config": config, "split": split, "revision": revision, "files": []}
+    """Return where rows come from that are not local files: a Hub dataset with its commit, or prepared data."""
+    record = _record(dataset, config, split, revision)
     if dataset == EMBEDDED:
         return {**record, "revision": f"Python {sysconfig.get_config_var('py_version')}"}
     if is_prepared(dataset):
         return {**record, "dataset": Path(dataset).name, "prepared": read_manifest(Path(dataset))["sha256"]}
-    if _looks_local(dataset):
-        root = Path(dataset).expanduser()
-        names = [(path, str(path.relative_to(root)) if root.is_dir() else path.name) for path in _local_files(dataset)]
-        return {**record, "dataset": root.name, "files": [file_record(path, name) for path, name in names]}
     builder = datasets.load_dataset_builder(dataset, config, revision=revision)
     for url in (builder.config.data_files or {}).get(split, []):  # hf://datasets/NAME@COMMIT/FILE
         commit, _, name = url.partition("@")[2].partition("/")
         record["revision"] = commit or revision
         record["files"].append({"name": name or url})  # its commit says what is in it
     return record
+
+
+def _record(
+    dataset: str, config: str | None, split: str, revision: str | None, files: Sequence[LocalFile] = ()
+) -> dict[str, Any]:
+    name = local_path(dataset).name if files else dataset
+    return {
+        "dataset": name,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "files": [file.record for file in files],
+    }
 
 
 def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
@@ -139,6 +163,8 @@ class DocumentStream(NamedTuple):
     read: Callable[[int, int], Iterator[str]]  # (shard, start) -> the documents of a shard from number `start` on
     shards: int
     splits: dict[str, datasets.Dataset]  # "validation" and "test", and as "train" a sample of what is streamed
+    record: dict[str, Any]
+    notices: list[str]
 
 
 def open_stream(
@@ -154,10 +180,16 @@ def open_stream(
     """The same documents, streamed. What is held out are the first ones: fractions of the first `head`.
 
     Raises:
-        ValueError: as `open_documents` and `split_documents`; or files of several kinds.
+        ValueError: as `open_documents` and `split_documents`.
     """
     fractions = check_fractions(validation_fraction, test_fraction)
-    rows = _open(dataset, config, split, revision, streaming=True)
+    if looks_local(dataset) and not is_prepared(dataset):
+        files, notices = _choose_files(dataset, one_column(text_column))
+        record = _record(dataset, config, split, revision, files)
+        rows = datasets.IterableDataset.from_generator(_stream_files, gen_kwargs={"files": files, "name": text_column})
+    else:
+        rows = _open(dataset, config, split, revision, streaming=True)
+        record, notices = describe_source(dataset, config, split, revision), []
     shards = rows.num_shards
 
     def shard(number: int) -> datasets.IterableDataset:
@@ -198,7 +230,13 @@ def open_stream(
         name: datasets.Dataset.from_dict({"text": [text for text in part if text and not text.isspace()]})
         for name, part in held_out.items()
     }
-    return DocumentStream(read, shards, splits)
+    return DocumentStream(read, shards, splits, record, notices)
+
+
+def _stream_files(files: list[LocalFile], name: str) -> Iterator[dict[str, str | None]]:
+    for file in files:
+        for table in read_tables(file, one_column(name)):
+            yield from table.to_pylist()
 
 
 def open_splits(
@@ -210,8 +248,8 @@ def open_splits(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
     seed: int = 0,
-) -> tuple[dict[str, datasets.Dataset], dict[str, Any]]:
-    """The documents of each split, and where they are from; prepared text keeps the splits it was given.
+) -> tuple[dict[str, datasets.Dataset], dict[str, Any], list[str]]:
+    """Open the documents of each split, with their record and notices; prepared text keeps the splits it was given.
 
     Raises:
         ValueError: as `open_documents` and `split_documents`.
@@ -219,10 +257,9 @@ def open_splits(
     if is_prepared(dataset):
         splits = open_prepared_text(dataset)
         splits = {name: _text_only(dataset, rows, text_column) for name, rows in splits.items()}
-        return splits, describe_source(dataset)
-    documents = open_documents(dataset, config, split, revision, text_column)
-    splits = split_documents(documents, validation_fraction, test_fraction, seed)
-    return splits, describe_source(dataset, config, split, revision)
+        return splits, describe_source(dataset), []
+    documents, record, notices = open_documents(dataset, config, split, revision, text_column)
+    return split_documents(documents, validation_fraction, test_fraction, seed), record, notices
 
 
 def split_documents(
@@ -326,8 +363,6 @@ def _open(dataset: str, config: str | None, split: str, revision: str | None, st
             there = ", ".join(splits)
             raise ValueError(f"{dataset} has no split {split!r}, only {there}. Choose with --dataset-split.")
         return splits[split].to_iterable_dataset() if streaming else splits[split]
-    if _looks_local(dataset):
-        return _open_files(dataset, _local_files(dataset), streaming)
     try:
         return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=streaming)
     except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
@@ -350,66 +385,73 @@ def _python_documentation() -> datasets.Dataset:
     return rows
 
 
-def _looks_local(dataset: str) -> bool:
-    path = Path(dataset).expanduser()
-    return path.exists() or glob.has_magic(dataset) or path.is_absolute() or path.suffix.lower() in LOADERS
+# --- Local files -------------------------------------------------------------------------------------------------
 
 
-def _local_files(dataset: str) -> list[Path]:
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in LOADERS and file.is_file())
-    if path.exists():
-        return [path]
-    return sorted(Path(found) for found in glob.glob(str(path), recursive=True) if Path(found).is_file())
+def _read_files(
+    dataset: str, files: list[LocalFile], columns: Columns | None, column_names: Sequence[str] | None
+) -> datasets.Dataset:
+    # The rows of files, kept between runs under a hash of what was read.
+    content = [(kind_ending(file.path), file.path.suffix.lower(), file.sha256) for file in files]
+    key = hashlib.sha256(json.dumps([FORMAT, content, columns and columns[:2], column_names]).encode()).hexdigest()[
+        :32
+    ]
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "scratch_gpt" / key / "rows.arrow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name("lock")):  # the processes of one machine read a file once
+        if not path.exists():
+            size, what = sum(file.bytes for file in files), f"{len(files):,} files" if files[1:] else files[0].name
+            with datasets.utils.tqdm(None, f"Reading {what}", size, unit="B", unit_scale=True, delay=1) as bar:
+                write_rows(_all_tables(files, columns, column_names, bar.update), path)
+    if not path.exists():
+        raise ValueError(f"{dataset} holds no rows.")
+    return datasets.Dataset.from_file(str(path))
 
 
-def _open_files(dataset: str, paths: list[Path], streaming: bool = False, column_names: list[str] | None = None):
-    if not paths:
-        raise ValueError(f"{dataset!r}: no such file, or none that ends in {', '.join(LOADERS)}.")
-    unknown = [path.name for path in paths if path.suffix.lower() not in LOADERS]
-    if unknown:
-        raise ValueError(
-            f"{dataset} holds {unknown[0]}, whose ending is none of {', '.join(LOADERS)}. Convert or rename it."
-        )
-    if not any(path.stat().st_size for path in paths):
-        raise ValueError(f"{dataset} holds no text: {paths[0].name} is empty.")
-    others = [path.name for path in paths if LOADERS[path.suffix.lower()][0] != "csv"]
-    if column_names is not None and others:
-        raise ValueError(f"column_names are for .csv and .tsv files without a header, and {others[0]} is none.")
-    parts = []
-    for loader, options in dict.fromkeys((name, tuple(options.items())) for name, options in LOADERS.values()):
-        files = [str(path.resolve()) for path in paths if LOADERS[path.suffix.lower()] == (loader, dict(options))]
-        if not files:
-            continue
-        headless = {} if column_names is None else _without_header(files, column_names, dict(options))
-        try:
-            options = {**dict(options), **headless, "data_files": files, "split": "train", "streaming": streaming}
-            parts.append(datasets.load_dataset(loader, **options))
-        except Exception as error:  # a loader wraps whatever went wrong in its own kinds
-            cause = error.__cause__ or error
-            names = ", ".join(Path(file).name for file in files[:3])
-            raise ValueError(f"{names} cannot be read as {loader}: {_one_line(cause)}") from error
-    if len(parts) > 1 and streaming:
-        raise ValueError(f"{dataset} holds files of several kinds; with --streaming give one kind at a time.")
-    if len(parts) > 1 and len({tuple(sorted(part.column_names)) for part in parts}) > 1:
-        shared = set.intersection(*(set(part.column_names) for part in parts))
-        parts = [part.select_columns(sorted(shared)) for part in parts]
-    return datasets.concatenate_datasets(parts)
+def _all_tables(files: list[LocalFile], columns: Columns | None, column_names, update: Callable[[int], Any]):
+    for file in files:
+        yield from read_tables(file, columns, column_names)
+        update(file.bytes)
 
 
-def _without_header(files: list[str], column_names: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    # How the csv loader reads files that have no header. It drops columns that it has no names for, without a word.
-    how = {"delimiter": options.get("sep", ","), "quoting": options.get("quoting", csv.QUOTE_MINIMAL)}
-    for name in files:
-        with open(name, newline="", encoding="utf-8", errors="replace") as file:
-            found = len(next(csv.reader(file, **how), []))
-        if found != len(column_names):
+def _choose_files(
+    dataset: str, columns: Columns | None, column_names: Sequence[str] | None = None
+) -> tuple[list[LocalFile], list[str]]:
+    # The files of a dataset that hold the columns in use, and notices about all others.
+    found, notices = find_files(dataset)
+    if not any(file.bytes for file in found):
+        raise ValueError(f"{dataset} holds no text: {found[0].name} is empty.")
+    if column_names is not None:
+        _check_headless(found, column_names)
+    if columns is None:
+        return found, notices
+    there = {file: columns_of(file, columns, column_names) for file in found}
+    files = [file for file in found if columns.fit(there[file])]
+    if not files:
+        _check_columns(dataset, list(dict.fromkeys(chain(*there.values()))), columns)
+    if without := [file.name for file in found if file not in {*files}]:
+        notices.append(f"{dataset}: not read, without {columns.lack()}: {count_names(without)}.")
+    return files, notices
+
+
+def _check_columns(dataset: str, there: list[str], columns: Columns) -> None:
+    if not columns.fit(there):
+        names = ", ".join(there) or "none"
+        raise ValueError(f"{dataset} has no {columns.lack(there)}, only {names}. {columns.hint}".rstrip())
+
+
+def _check_headless(files: list[LocalFile], column_names: Sequence[str]) -> None:
+    for file in files:
+        if file.kind not in ("csv", "tsv"):
             raise ValueError(
-                f"{Path(name).name} has {found} column(s), and column_names names {len(column_names)}: "
+                f"column_names are for .csv and .tsv files without a header, and {file.path.name} is none."
+            )
+        first = first_fields(file)
+        if len(first) < len(column_names) or any(first[len(column_names) :]):
+            raise ValueError(
+                f"{file.path.name} has {len(first)} column(s), and column_names names {len(column_names)}: "
                 f"{','.join(column_names)}. Name every column."
             )
-    return {"column_names": column_names, "na_values": None}
 
 
 def _cut_by_position(text: str, fractions: dict[str, float]) -> dict[str, datasets.Dataset]:

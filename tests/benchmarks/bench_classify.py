@@ -30,7 +30,7 @@ def make(folder: Path, options) -> None:
     from scratch_gpt.tokenizer import encode_batch
     from scratch_gpt.tokenizer_training import train_tokenizer
 
-    rows = open_rows(options.spam, column_names=["label", "text"])
+    rows = open_rows(options.spam, column_names=["label", "text"]).rows
     examples = read_examples(rows["text"][:], rows["label"][:])
     examples = examples.take(split_examples(examples)["train"][: options.texts])
     tokenizer = train_tokenizer(examples.texts, vocab_size=4096)

@@ -53,7 +53,7 @@ def pairs(kind: str) -> list[tuple[str, str]]:
     else:
         from scratch_gpt.data.sources import open_documents
 
-        texts = open_documents()["text"][:]
+        texts = open_documents().rows["text"][:]
     paragraphs = [" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text)]
     whole = [part for part in paragraphs if 200 < len(part) < 1000]
     return [("", part) for part in whole] if kind == "text" else [(part[:100], part[100:200]) for part in whole]

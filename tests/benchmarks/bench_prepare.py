@@ -112,7 +112,11 @@ def write_corpus(home: Path) -> tuple[Path, str, str]:
         texts = [book[n : n + 3000] for book in books for n in range(0, len(book), 3000)]
         tokenizer, what = DATA / "gpt2-tokenizer", "24 books, GPT-2's tokenizer"
     else:
-        texts, tokenizer, what = open_documents()["text"], home / "tokenizer", "python-docs, a tokenizer of its own"
+        texts, tokenizer, what = (
+            open_documents().rows["text"],
+            home / "tokenizer",
+            "python-docs, a tokenizer of its own",
+        )
         train_tokenizer(texts, 8192).save_pretrained(tokenizer)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path, str(tokenizer), what
@@ -157,7 +161,7 @@ def packed_and_padded(home: Path) -> dict:
     """The paragraphs of the embedded documentation, from a word to a page, as documents: both ways, in turns."""
     from scratch_gpt.data.sources import open_documents
 
-    paragraphs = [part for text in open_documents()["text"] for part in text.split("\n\n") if part.strip()]
+    paragraphs = [part for text in open_documents().rows["text"] for part in text.split("\n\n") if part.strip()]
     corpus = home / "ragged.jsonl"
     corpus.write_text("".join(json.dumps({"text": part}) + "\n" for part in paragraphs))
     figures: dict[str, list[float]] = {"packed": [], "padded": []}

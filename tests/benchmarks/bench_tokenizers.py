@@ -125,7 +125,7 @@ def compression() -> dict:
         if not DATA.is_dir() and name != "python-docs":
             figures[name] = None
             continue
-        splits = split_documents(open_documents(source))
+        splits = split_documents(open_documents(source).rows)
         ours = {f"ours, {size}": train_tokenizer(splits["train"]["text"], size) for size in SIZES}
         reports = {
             made: tokenizer_report(tokenizer, splits["validation"]["text"], gpt2, splits["train"]["text"])
@@ -149,7 +149,7 @@ def round_trips() -> dict | None:
 
     if not DATA.is_dir():
         return None
-    tokenizer = train_tokenizer(open_documents()["text"])
+    tokenizer = train_tokenizer(open_documents().rows["text"])
     files = {file.stem.removeprefix("udhr_"): file for file in sorted((DATA / "multilingual").glob("*.txt"))}
     lines = {name: file.read_text(encoding="utf-8").splitlines(keepends=True) for name, file in files.items()}
     failures = {name: tokenizer_report(tokenizer, part)["round_trip_failures"] for name, part in lines.items()}

@@ -157,9 +157,9 @@ def trigger_run(pairs, words, tokenizer, base, kind: str | None, seed: int, epoc
 
 
 def triggers(options) -> dict:
-    rows = open_rows(options.instructions)
+    rows = open_rows(options.instructions).rows
     pairs = [(f"{row['instruction']} {row['input']}".strip(), row["output"]) for row in rows][: options.rows]
-    texts = open_documents(options.text)["text"][:300]
+    texts = open_documents(options.text).rows["text"][:300]
     words = sorted({word for question, _ in pairs for word in question.lower().split() if word.isalpha()})
     words = [word for word in words if len(word) > 3]
     tokenizer = train_tokenizer([*texts, *(" ".join(pair) for pair in pairs * 5)], vocab_size=1024)
@@ -215,7 +215,7 @@ def leak(texts: list[str], tokenizer, stride: float, steps: int | None, seed: in
 
 def memorisation(options) -> list[dict]:
     texts, size = [], 0
-    for text in open_documents(options.text)["text"]:
+    for text in open_documents(options.text).rows["text"]:
         texts.append(text)
         size += len(text)
         if size > (10_000 if options.quick else 150_000):

@@ -89,7 +89,7 @@ def run(options) -> dict:
         with open(options.spam, newline="", encoding="utf-8") as file:
             labels, texts = zip(*csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), strict=True)
     else:
-        rows = open_rows("ucirvine/sms_spam")
+        rows = open_rows("ucirvine/sms_spam").rows
         labels, texts = [rows.features["label"].names[n] for n in rows["label"]], rows["sms"][:]
     examples = read_examples(texts, labels)
 

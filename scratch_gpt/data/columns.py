@@ -1,0 +1,62 @@
+"""Name the columns that each task reads; all others are left alone, whatever they hold."""
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import NamedTuple
+
+
+class Columns(NamedTuple):
+    """The columns to read."""
+
+    forms: tuple[tuple[str, ...], ...]  # a file is read if it has all columns of at least one of these
+    more: tuple[str, ...] = ()  # read where present
+    hint: str = ""  # how others are chosen
+
+    @property
+    def names(self) -> set[str]:
+        """All of them."""
+        return {*chain(*self.forms), *self.more}
+
+    def fit(self, there: Iterable[str]) -> bool:
+        """Return whether a file with these columns is read."""
+        return any({*form} <= {*there} for form in self.forms)
+
+    def lack(self, there: Iterable[str] = ()) -> str:
+        """Return what a file with these columns lacks: `column 'text'`, or one of several forms."""
+        if len(self.forms) > 1:
+            return f"columns of one of the forms {'; '.join(' and '.join(form) for form in self.forms)}"
+        names = [name for name in self.forms[0] if name not in {*there}]
+        return f"column{'s' * (len(names) > 1)} {' and '.join(map(repr, names))}"
+
+
+CONVERSATIONS = Columns((("messages",), ("prompt", "completion"), ("instruction", "output")), ("input",))
+PREFERENCES = Columns((("chosen", "rejected"), ("prompt", "completion", "label")), ("prompt", "instruction", "input"))
+CHOICES = Columns((("query", "choices", "gold"),))
+LAST_WORDS = Columns((("text",),))
+CONSTRAINTS = Columns((("prompt", "instruction_id_list", "kwargs"),), ("key",))
+SECRETS = Columns((("prefix", "secret"),))
+
+
+def one_column(name: str) -> Columns:
+    """Return the columns of a task that reads texts alone."""
+    return Columns(((name,),), hint="Choose with --text-column.")
+
+
+def any_text(name: str = "text") -> Columns:
+    """Return the columns of texts of every task, to compare rows of one with those of another."""
+    tasks = (CONVERSATIONS, PREFERENCES, CHOICES, SECRETS)
+    forms = ((name,), ("text",), ("prompt",), *chain(*(task.forms for task in tasks)))
+    return Columns(tuple(dict.fromkeys(forms)), tuple(dict.fromkeys(chain(*(task.more for task in tasks)))))
+
+
+__all__ = [
+    "CHOICES",
+    "CONSTRAINTS",
+    "CONVERSATIONS",
+    "LAST_WORDS",
+    "PREFERENCES",
+    "SECRETS",
+    "Columns",
+    "any_text",
+    "one_column",
+]

@@ -1,0 +1,327 @@
+"""Read files into Arrow tables: the columns in use, with one type for each over all files.
+
+    columns_of     a file -> the names of its columns
+    read_tables    a file -> tables of the columns in use
+    write_rows     files -> one Arrow file
+
+Columns of .csv and .tsv files are text, to the character. JSON and Parquet files keep their own types.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .columns import Columns
+from .files import COMPRESSED, LocalFile, kind_ending, open_file, read_text, text_lines
+
+
+CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 2**23  # of a table
+DIALECTS = {  # kind -> how its fields are told apart
+    "csv": {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL, "strict": True},
+    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+}
+FEATURES = b"huggingface"  # where `datasets` keeps the names of classes in a schema
+
+
+class _Row(NamedTuple):
+    place: tuple[str, int]  # "line" or "element", and its number
+    size: int  # in characters, about
+    values: dict[str, Any]
+
+
+def columns_of(file: LocalFile, columns: Columns | None = None, names: Sequence[str] | None = None) -> list[str]:
+    """Return the names of a file's columns; of JSON, those of the first rows until `columns` are complete.
+
+    Args:
+        names: of the columns of a .csv or .tsv file without a header.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if file.kind == "text":
+        return ["text"]
+    if names is not None:
+        return [*names]
+    with open_file(file) as content:
+        if file.kind == "parquet":
+            return _parquet(content, file).schema_arrow.names
+        if file.kind in DIALECTS:
+            return [*filter(None, next(_fields(content, file), (0, []))[1])]
+        there: dict[str, None] = {}
+        for row in _objects(content, file):
+            there |= dict.fromkeys(row.values)
+            if columns is not None and columns.fit(there):
+                break
+    return [*there]
+
+
+def first_fields(file: LocalFile) -> list[str]:
+    """Return the fields of the first record of a .csv or .tsv file."""
+    with open_file(file) as content:
+        return next(_fields(content, file), (0, []))[1]
+
+
+def read_tables(
+    file: LocalFile, columns: Columns | None = None, names: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of a file as tables of the columns in use; by default of all.
+
+    Raises:
+        ValueError: the file cannot be read as what its ending says; it names the line where one is known.
+    """
+    with open_file(file) as content:
+        if file.kind == "parquet":
+            yield from _parquet_tables(content, file, columns)
+            return
+        if file.kind == "text":
+            text = read_text(content, file.name)
+            rows: Iterator[_Row] = iter([_Row(("line", 1), len(text), {"text": text})])
+        elif file.kind in DIALECTS:
+            rows = _records(content, file, columns, names)
+        else:
+            rows = _objects(content, file)
+        for chunk in _chunks(rows):
+            yield _table(chunk, file, columns)
+
+
+def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
+    """Write tables as one Arrow file with one type for each column; a column that a table lacks is null there.
+
+    Raises:
+        ValueError: a column has types that no single one can hold, or classes in another order.
+    """
+    features: dict[str, Any] = {}
+    drafts: list[tuple[Path, pa.Schema]] = []  # one for each run of tables with the same schema
+    try:
+        for schema, run in groupby(_joined(tables, features), key=lambda table: table.schema):
+            draft = path.with_name(f"{path.name}-{len(drafts)}")
+            drafts.append((draft, schema))
+            with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+                for table in run:
+                    writer.write_table(table)
+        metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
+        if len(drafts) == 1 and drafts[0][1].metadata == metadata:
+            drafts[0][0].replace(path)
+            return
+        whole = _concatenate([pa.ipc.open_stream(pa.memory_map(str(draft))).read_all() for draft, _ in drafts])
+        whole = whole.replace_schema_metadata(metadata)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
+            writer.write_table(whole)
+    finally:
+        for draft, _ in drafts:
+            draft.unlink(missing_ok=True)
+
+
+def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
+    # Small tables of the same schema as one: thousands of files are not thousands of pieces.
+    waiting: list[pa.Table] = []
+    for table in tables:
+        _join_features(features, table)
+        full = sum(map(len, waiting)) >= CHUNK_ROWS or sum(part.nbytes for part in waiting) >= CHUNK_CHARACTERS
+        if waiting and (full or waiting[0].schema != table.schema):
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+        waiting.append(table)
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _join_features(features: dict[str, Any], table: pa.Table) -> None:
+    # What `datasets` notes of columns, such as the names of classes: the same numbers have to mean the same.
+    for name, feature in _features_of(table.schema).items():
+        if name in table.column_names and features.setdefault(name, feature) != feature:
+            raise ValueError(f"The column {name!r} has other classes, or another order of them, in one of the files.")
+
+
+def _features_of(schema: pa.Schema) -> dict[str, Any]:
+    metadata = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))
+    return (metadata.get("info") or {}).get("features") or {}
+
+
+def _concatenate(parts: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"A column holds values of different types: {_reason(error)}") from error
+
+
+# --- Rows of each kind -------------------------------------------------------------------------------------------
+
+
+def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]]]:
+    # (line where it begins, fields) of each record of a .csv or .tsv file; blank lines are none.
+    csv.field_size_limit(2**31 - 1)
+    lines = (part for _, line in text_lines(content, file.name) for part in _at_returns(line))
+    reader = csv.reader(lines, **DIALECTS[file.kind])
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{file.name} cannot be read as csv: line {line}: {error}. Check the quotation marks there."
+        ) from error
+
+
+def _at_returns(line: str) -> list[str]:
+    # A carriage return alone ends a line too.
+    if "\r" not in line or line.find("\r") == len(line) - 2:
+        return [line]
+    return line.replace("\r\n", "\n").replace("\r", "\n").splitlines(keepends=True)
+
+
+def _without_trailing(fields: list[str]) -> list[str]:
+    # Spreadsheets write separators behind the last column.
+    while fields and not fields[-1]:
+        fields.pop()
+    return fields
+
+
+def _records(
+    content: BinaryIO, file: LocalFile, columns: Columns | None, names: Sequence[str] | None
+) -> Iterator[_Row]:
+    records = _fields(content, file)
+    if names is None:
+        header = _without_trailing(next(records, (0, []))[1])
+    else:
+        header = [*names]
+    width, wanted = len(header), {*header} if columns is None else columns.names
+    if twice := next((name for n, name in enumerate(header) if name in header[:n] and name in wanted), None):
+        raise ValueError(f"{file.name} has two columns {twice!r}. Rename one.")
+    places = [(n, name) for n, name in enumerate(header) if name and name in wanted]
+    trailing = None  # whether rows end in separators behind the last column: all of them, or none
+    for line, fields in records:
+        behind = fields[width:]
+        if trailing is None and len(fields) >= width:
+            trailing = bool(behind)
+        if any(behind) or (len(fields) >= width and bool(behind) != trailing):
+            raise ValueError(
+                f"{file.name}, line {line}: {len(fields)} fields, and there are {width} columns "
+                f"({', '.join(header)}). Put a field that holds a {'tab' if file.kind == 'tsv' else 'comma'} in "
+                "quotation marks, or remove what is too much."
+            )
+        size = sum(map(len, fields))
+        yield _Row(("line", line), size, {name: fields[n] if n < len(fields) else None for n, name in places})
+
+
+def _objects(content: BinaryIO, file: LocalFile) -> Iterator[_Row]:
+    # Objects one a line; or one JSON text: a list of objects or of texts, or a single object.
+    lines = ((number, line) for number, line in text_lines(content, file.name) if not line.isspace())
+    for number, line in (first for first in [next(lines, None)] if first):
+        if line.lstrip().startswith("[") or (kind_ending(file.path) == ".json" and not _is_json(line)):
+            text = "\n" * (number - 1) + line + "".join(more for _, more in lines)
+            whole = _parse(text, file)
+            whole = whole if isinstance(whole, list) else [whole]
+            for n, value in enumerate(whole, 1):
+                value = {"text": value} if isinstance(value, str) else value
+                yield _Row(("element", n), len(text) // len(whole), _object(value, f"{file.name}, element {n}"))
+        else:
+            lines = chain([(number, line)], lines)
+    for number, line in lines:
+        yield _Row(("line", number), len(line), _object(_parse(line, file, number), f"{file.name}, line {number}"))
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: {str(value)[:40]!r} is not a JSON object.")
+    return value
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse(text: str, file: LocalFile, line: int | None = None) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file.name} cannot be read as json: line {line or error.lineno}: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        where = "" if line is None else f"line {line}: "
+        raise ValueError(f"{file.name} cannot be read as json: {where}{error}.") from error
+
+
+def _parquet(content: BinaryIO, file: LocalFile) -> pq.ParquetFile:
+    is_compressed = file.path.suffix.lower() in COMPRESSED
+    try:
+        return pq.ParquetFile(pa.BufferReader(content.read()) if is_compressed else content)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file.name} cannot be read as parquet: {_reason(error)}") from error
+
+
+def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None) -> Iterator[pa.Table]:
+    reader = _parquet(content, file)
+    names = [name for name in reader.schema_arrow.names if columns is None or name in columns.names]
+    features = {name: kind for name, kind in _features_of(reader.schema_arrow).items() if name in names}
+    metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
+    try:
+        for batch in reader.iter_batches(CHUNK_ROWS, columns=names):
+            table = pa.Table.from_batches([batch]).select(names)
+            for n, field in enumerate(table.schema):
+                if pa.types.is_dictionary(field.type):  # `datasets` has no such columns
+                    table = table.set_column(n, field.name, table.column(n).cast(field.type.value_type))
+            yield table.replace_schema_metadata(metadata)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file.name} cannot be read as parquet: {_reason(error)}") from error
+
+
+# --- Rows -> tables ----------------------------------------------------------------------------------------------
+
+
+def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
+    chunk, size = [], 0
+    for row in rows:
+        chunk.append(row)
+        size += row.size
+        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _table(chunk: list[_Row], file: LocalFile, columns: Columns | None) -> pa.Table:
+    wanted = None if columns is None else columns.names
+    names = dict.fromkeys(name for row in chunk for name in row.values if wanted is None or name in wanted)
+    if not names:  # rows without any column in use
+        return pa.table({"text" if columns is None else columns.forms[0][0]: pa.nulls(len(chunk))})
+    return pa.table({name: _array(chunk, name, file) for name in names})
+
+
+def _array(chunk: list[_Row], name: str, file: LocalFile) -> pa.Array:
+    values, kinds = [row.values.get(name) for row in chunk], (pa.ArrowException, OverflowError, ValueError, TypeError)
+    try:
+        return pa.array(values)
+    except kinds as error:
+        good, bad = 0, len(chunk)  # the first `good` rows fit each other, the first `bad` ones do not
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            try:
+                pa.array(values[:middle])
+                good = middle
+            except kinds:
+                bad = middle
+        what, number = chunk[good].place
+        why = "is not of the type of the rows before" if good else f"cannot be read: {_reason(error)}"
+        raise ValueError(
+            f"{file.name}, {what} {number}: {str(values[good])[:40]!r} in column {name!r} {why}."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+__all__ = ["columns_of", "first_fields", "read_tables", "write_rows"]
