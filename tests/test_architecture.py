@@ -24,7 +24,7 @@ ARROWS = {
     "data/columns": set(),
     "data/files": {"pyarrow"},
     "data/tables": {"pyarrow", "data"},
-    "data/sources": {"datasets", "filelock", "numpy", "data"},
+    "data/sources": {"datasets", "filelock", "numpy", "pyarrow", "data"},
     "data/embedded": set(),
     "data/manifest": set(),
     "data/names": {"transformers", "data", "loading", "tokenizer"},

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock
 
 from .columns import Columns, one_column
@@ -150,7 +151,7 @@ def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
     if manifest["task"] != "text":
         raise ValueError(f"{folder} holds rows of token ids, and text is needed. Prepare it with --task text.")
     verify_files(Path(folder), manifest, contents=False)
-    parts = {name: sorted(Path(folder).expanduser().glob(f"{name}/part-*.arrow")) for name in manifest["splits"]}
+    parts = {name: sorted(local_path(folder).glob(f"{name}/part-*.arrow")) for name in manifest["splits"]}
     return {
         name: datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])
         for name, paths in parts.items()
@@ -402,7 +403,10 @@ def _read_files(
         if not path.exists():
             size, what = sum(file.bytes for file in files), f"{len(files):,} files" if files[1:] else files[0].name
             with datasets.utils.tqdm(None, f"Reading {what}", size, unit="B", unit_scale=True, delay=1) as bar:
-                write_rows(_all_tables(files, columns, column_names, bar.update), path)
+                try:
+                    write_rows(_all_tables(files, columns, column_names, bar.update), path)
+                except pa.ArrowException as error:
+                    raise ValueError(f"{dataset} cannot be kept as a table: {_one_line(error)}") from error
     if not path.exists():
         raise ValueError(f"{dataset} holds no rows.")
     return datasets.Dataset.from_file(str(path))

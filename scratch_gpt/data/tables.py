@@ -21,7 +21,7 @@ from .columns import Columns
 from .files import COMPRESSED, LocalFile, kind_ending, open_file, read_text, text_lines
 
 
-CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 2**23  # of a table
+CHUNK_ROWS, CHUNK_BYTES = 4096, 2**23  # of a table
 DIALECTS = {  # kind -> how its fields are told apart
     "csv": {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL, "strict": True},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
@@ -121,15 +121,21 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
 def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
     # Small tables of the same schema as one: thousands of files are not thousands of pieces.
     waiting: list[pa.Table] = []
+    rows = size = 0
     for table in tables:
         _join_features(features, table)
-        full = sum(map(len, waiting)) >= CHUNK_ROWS or sum(part.nbytes for part in waiting) >= CHUNK_CHARACTERS
-        if waiting and (full or waiting[0].schema != table.schema):
-            yield pa.concat_tables(waiting).combine_chunks()
-            waiting = []
+        rows, size = rows + len(table), size + table.nbytes
+        if waiting and (rows > CHUNK_ROWS or size > CHUNK_BYTES or waiting[0].schema != table.schema):
+            yield _as_one(waiting)
+            waiting, rows, size = [], len(table), table.nbytes
         waiting.append(table)
+        del table
     if waiting:
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield _as_one(waiting)
+
+
+def _as_one(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).combine_chunks() if tables[1:] else tables[0]
 
 
 def _join_features(features: dict[str, Any], table: pa.Table) -> None:
@@ -285,7 +291,7 @@ def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     for row in rows:
         chunk.append(row)
         size += row.size
-        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_CHARACTERS:
+        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:
