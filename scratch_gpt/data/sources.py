@@ -409,7 +409,12 @@ def _read_files(
                     raise ValueError(f"{dataset} cannot be kept as a table: {_one_line(error)}") from error
     if not path.exists():
         raise ValueError(f"{dataset} holds no rows.")
-    return datasets.Dataset.from_file(str(path))
+    return _mapped(path, key)
+
+
+def _mapped(path: Path, fingerprint: str) -> datasets.Dataset:
+    # A mapped Arrow file. By default `datasets` keeps what it derives under the file's path and time.
+    return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(path)), fingerprint=fingerprint)
 
 
 def _all_tables(files: list[LocalFile], columns: Columns | None, column_names, update: Callable[[int], Any]):
