@@ -72,10 +72,12 @@ def build(run: PreferRun):
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode = partial(encode_conversations, tokenizer)
-    rows = {
-        name: PreferenceRows([items[n] for n in numbers], encode, max_length, run.seed)
-        for name, numbers in parts.items()
-    }
+    rows = {}
+    for name, numbers in parts.items():
+        try:
+            rows[name] = PreferenceRows([items[n] for n in numbers], encode, max_length, run.seed)
+        except ValueError as error:
+            raise ValueError(f"{run.dataset}, {name} split: {error}") from error
     records = {name: part.facts() for name, part in rows.items()}
     manifest = make_manifest(
         "prefer",
