@@ -39,7 +39,8 @@ def _article(number: int, row: Answered) -> str:
 
 
 def _section(name: str, kind: str, text: str) -> str:
-    return f'<section class="{kind}"><b>{page_text(name)}</b><pre>{page_text(text)}</pre></section>'
+    # HTML drops the line break that follows <pre>: this one, and none of the text's.
+    return f'<section class="{kind}"><b>{page_text(name)}</b><pre>\n{page_text(text)}</pre></section>'
 
 
 __all__ = ["Answered", "answers_page"]

@@ -120,6 +120,27 @@ def test_a_judge_scores_and_compares_and_all_it_said_is_kept(run, server, tmp_pa
     assert "stock" in (tmp_path / "out" / "asked-compared.html").read_text()
 
 
+def test_a_judge_and_the_pages_show_the_conversation_as_the_model_was_asked_it(run, home, server, tmp_path):  # noqa: F811
+    code = "\n\ndef f():\n    return  1\n"
+    talk = [("system", "Be  brief."), ("user", "Say\n\tsun."), ("assistant", "sun"), ("user", code)]
+    talk = [{"role": role, "content": text} for role, text in [*talk, ("assistant", "1")]]
+    rows = [{"prompt": code, "completion": "1"}, {"messages": talk}]
+    (home / "talks.json").write_text(json.dumps(rows))
+    server.reply = lambda prompt: "1"
+    words = ["ours", "--questions", "talks.json", "--max-new-tokens", 2, "--judge-url", server.judge().url]
+    run(*words, "--judge-model", "wise", "--judge-repeats", 1, "--compare", "stock")
+    shown = [code, f"[system]\nBe  brief.\n\n[user]\nSay\n\tsun.\n\n[assistant]\nsun\n\n[user]\n{code}"]
+    asked = [body["messages"][0]["content"] for _, _, body in server.seen]
+    assert len(asked) == 6  # each question scored once and compared in two orders
+    for n, row in enumerate((0, 1, 0, 0, 1, 1)):
+        assert f"<instruction>\n{shown[row]}\n</instruction>" in asked[n]
+    lines = (tmp_path / "out" / "talks-answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == shown
+    for name in ("talks", "talks-compared"):
+        page = (tmp_path / "out" / f"{name}.html").read_text()
+        assert all(f"<pre>\n{page_text(text)}</pre>" in page for text in shown)  # HTML drops the first line break
+
+
 def test_a_judge_reads_the_first_seeds_answers_and_nobody_draws_more_for_it(run, server, monkeypatch):  # noqa: F811
     server.reply = lambda prompt: "1" if "compare" in prompt.splitlines()[0] else "40"
     drawn, generate_answers = [], measuring.generate_answers

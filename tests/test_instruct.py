@@ -178,6 +178,46 @@ def test_a_preview_shows_rows_and_writes_nothing(rows, tmp_path, capsys):
     assert shown.count("of them asked") == 3 and "\x1b" not in shown and not (tmp_path / "run").exists()
 
 
+def test_a_preview_says_which_rows_will_be_dropped_or_cut_and_shows_them_packed(tmp_path, capsys):
+    long, short = "Say it " * 40, {"instruction": "Say sea.", "output": "sea"}
+    kinds = [short, {"instruction": long, "output": "it"}, {"instruction": "Say all.", "output": "sea " * 60}]
+    rows = [{**kinds[n % 3], "instruction": f"{n} {kinds[n % 3]['instruction']}"} for n in range(12)]
+    words = [
+        "--dataset",
+        write(tmp_path / "a.json", rows),
+        "--validation-fraction",
+        0,
+        "--test-fraction",
+        0,
+        "--keep-best",
+        "false",
+    ]
+    words += [*SMALL[: SMALL.index("--max-new-tokens")], "--preview", 99]
+    run(*words)
+    shown = capsys.readouterr().out.split("\n--- ")[1:]
+    assert len(shown) == 12
+    for each in shown:
+        line, text = each.split("\n", 1)
+        is_long, is_cut = long[:30] in text, "Say all." in text
+        assert is_long == ("Will be dropped: the prompt fills 64 tokens" in line) == (", 0 of them asked" in line)
+        assert is_cut == line.endswith(", cut at 64 tokens")
+        assert ("[[" in text) != is_long
+    run(*words, "--pack", "true")
+    said = capsys.readouterr().out
+    assert "Will be dropped: 4 of 12 conversations, whose prompt fills a row." in said
+    shown = said.split("\n--- ")[1:]
+    assert len(shown) < 8 and sum(each.count("[[sea") for each in shown) == 8 and long[:30] not in said
+    assert max(each.count("[[sea") for each in shown) > 1
+
+
+def test_a_preview_asks_what_training_asks(tmp_path, capsys):
+    rows = write(tmp_path / "a.json", [{"instruction": f"Say {one}.", "output": one} for one in WORDS])
+    run("--dataset", rows, *SMALL, "--train-on", "prompt+completion", "--preview", 1)
+    line, text = capsys.readouterr().out.split("\n--- ")[1].split("\n", 1)
+    tokens, asked = (int(word) for word in line.split() if word.isdigit())
+    assert asked == tokens - 1 and text.startswith("<|im_start|>[[user")  # nothing stands before the first token
+
+
 BAD = {
     "--prompt-format llama": "no prompt_format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
     "--prompt-format tokenizer": "The tokenizer has no chat template",

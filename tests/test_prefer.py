@@ -155,9 +155,17 @@ ROWS = {
         "1 have a chosen answer that equals the rejected one",
     ),
     "judged": (judged(), "only --loss-type kto learns from"),
+    "tools": ([{**pairs()[0], "tools": [{"name": "look"}]}], "Row 1: the row has tools, which cannot be learned"),
     "no keys": ([{"text": "a"}], "no columns of one of the forms chosen and rejected; .*, only text"),
     "roles": ([{"chosen": [{"role": "assistant", "content": "a"}], "rejected": []}], "Row 1: the role 'assistant'"),
 }
+
+
+def test_a_split_of_one_prompt_has_no_answer_to_another(base, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs()[:20]))
+    words = ["--model", base / "model", "--dataset", tmp_path / "rows.jsonl", "--loss-type", "kto"]
+    message = "validation split: All 2 rows have the same prompt.*Give at least two prompts"
+    fails([*words, "--output-dir", tmp_path / "run"], message, capsys, prefer.main)
 
 
 @pytest.mark.parametrize("case", ROWS)

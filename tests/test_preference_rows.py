@@ -1,13 +1,18 @@
 """Rows of preferences: every form says the same, asked is the last answer alone, and nothing vanishes uncounted."""
 
+import re
+from collections import Counter
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import tiny_model
 
 from scratch_gpt.chat_templates import store_format
+from scratch_gpt.data import preference_rows
 from scratch_gpt.data.collate import collate_preferences
 from scratch_gpt.data.preference_rows import Judged, Pair, PreferenceRows, prompt_of, read_preferences
 from scratch_gpt.data.prompts import encode_conversations
@@ -76,8 +81,13 @@ def test_a_row_that_cannot_be_meant_is_named(row, message):
 
 
 def test_a_label_is_true_or_false():
-    with pytest.raises(ValueError, match="the label is 'yes'; it is true or false"):
-        read_preferences([{"prompt": "a", "completion": "b", "label": "yes"}], judged=True)
+    row = {"prompt": "a", "completion": "b"}
+    for good, bad in (("true", "false"), ("TRUE", "False"), ("1", "0"), (" True", "FALSE\t"), (1, 0), (1.0, 0.0)):
+        found, _ = read_preferences([{**row, "label": good}, {**row, "label": bad}], judged=True)
+        assert [item.preference for item in found] == [True, False]
+    for label in ("yes", "", "2", 2, [True]):
+        with pytest.raises(ValueError, match=re.escape(f"the label is {label!r}; it is true or false, or 1 or 0")):
+            read_preferences([{**row, "label": label}], judged=True)
 
 
 # --- Rows of ids -------------------------------------------------------------------------------------------------
@@ -140,6 +150,25 @@ def test_a_judged_answer_stands_beside_its_prompt_with_anothers_answer():
     assert all(f"No {k}." not in others[k] for k in range(7))
     assert rows.facts() == PreferenceRows(items, ENCODE, 512, seed=3).facts() != rows_facts(items, seed=4)
     assert rows.facts()["desirable"] == 4 and [rows[k]["preference"] for k in range(3)] == [True, False, True]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(prompts=st.lists(st.sampled_from("abcdef"), min_size=2, max_size=40), seed=st.integers(0, 9))
+def test_the_other_answer_always_belongs_to_another_prompt(prompts, seed):
+    said = [[user(f"{prompt}?"), model(f"{prompt} {n}")] for n, prompt in enumerate(prompts)]
+    if len(set(prompts)) == 1:
+        with pytest.raises(ValueError, match=f"All {len(prompts)} rows have the same prompt"):
+            preference_rows._answers_to_others(said, seed)
+        return
+    found = preference_rows._answers_to_others(said, seed)
+    assert found == preference_rows._answers_to_others(said, seed)
+    assert [messages[:-1] for messages in found] == [messages[:-1] for messages in said]
+    used = Counter(messages[-1]["content"] for messages in found)
+    assert all(answer[0] != messages[0]["content"][0] for messages in found for answer in [messages[-1]["content"]])
+    (_, most), *_ = Counter(prompts).most_common()
+    # each answer is given once; or, where one prompt has more than half of the rows, the others' in turn
+    others = -(-most // (len(prompts) - most))
+    assert max(used.values()) <= others and (2 * most > len(prompts) or set(used.values()) == {1})
 
 
 def rows_facts(items, seed):

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from scratch_gpt.chat_templates import CHATML, FORMATS, INPUT, choose_format, store_format, template_of
 from scratch_gpt.data.collate import collate_rows
+from scratch_gpt.data.preference_rows import read_preferences
 from scratch_gpt.data.prompts import (
     EmptyAnswer,
     PromptRows,
@@ -25,6 +26,7 @@ from scratch_gpt.data.prompts import (
     read_messages,
     show_asked,
     text_of,
+    transcript,
 )
 from scratch_gpt.data.splits import split_groups
 from scratch_gpt.generation import generate_answers
@@ -140,6 +142,18 @@ def test_alpaca_is_written_as_its_authors_write_it():
     }
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    messages=conversations(),
+    prompt_format=st.sampled_from([*FORMATS]),
+    blank=st.text(alphabet=" \n\t", max_size=3),
+    tool=st.sampled_from([encode_messages, encode_prompt, lambda _, messages: read_messages({"messages": messages})]),
+)
+def test_an_empty_system_message_is_none_in_every_format(messages, prompt_format, blank, tool):
+    tokenizer, messages = TOKENIZERS(prompt_format), [each for each in messages if each["role"] != "system"]
+    assert tool(tokenizer, [{"role": "system", "content": blank}, *messages]) == tool(tokenizer, messages)
+
+
 # --- Rows --------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +267,58 @@ def test_all_forms_of_a_row_are_the_same_messages():
     assert len(conversations) == 4 and empty == [5]
 
 
+CALL = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+NOTHING = [None, [], {}, "", "[]", [None], {"name": None, "arguments": None}]
+ALIEN = [
+    ({"tools": [CALL]}, {}, {}),
+    ({"tools": json.dumps([CALL])}, {}, {}),
+    ({"system": "Be brief."}, {}, {}),
+    ({"history": [["Well?", "Well."]]}, {}, {}),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, {}, {}),
+    ({"images": ["a.png"]}, {}, {}),
+    ({}, {"images": ["a.png"]}, {}),
+    ({}, {}, {"tool_calls": [CALL]}),
+    ({}, {}, {"tool_calls": [CALL], "content": None}),
+    ({}, {}, {"function_call": CALL["function"]}),
+    ({}, {}, {"reasoning_content": "The sea is wide."}),
+    ({}, {}, {"weight": 0}),
+    ({}, {}, {"train": False}),
+]
+
+
+@pytest.mark.parametrize(("row", "ask", "say"), ALIEN)
+def test_what_changes_an_answer_and_cannot_be_learned_is_refused_by_name(row, ask, say):
+    messages = [{**ASK, **ask}, {**SAY, **say}]
+    (key, *_) = [*row, *ask, *say]
+    pair = {"chosen": messages, "rejected": [messages[0], {**SAY, "content": "No."}]}
+    good = {"messages": [ASK, SAY], "chosen": [ASK, SAY], "rejected": [ASK, {**SAY, "content": "No."}]}
+    for read, keys in ((read_conversations, {"messages": messages}), (read_preferences, pair)):
+        with pytest.raises(ValueError, match=f"Row 2: the (row|.*'s message) has {key}, which cannot be learned"):
+            read([good, {**row, **keys}])
+
+
+def test_keys_that_carry_nothing_and_those_of_a_row_itself_are_not_looked_at():
+    for nothing in NOTHING:
+        row = {"tools": nothing, "id": "a", "source": "sea", "timestamp": 3, "score": 0.0, "reasoning": "It is wide."}
+        said = {**SAY, "tool_calls": nothing, "weight": 1, "id": 3, "name": "x"}
+        assert read_messages({**row, "messages": [{**ASK, "weight": 0}, said]}) == [ASK, SAY]
+        assert read_preferences([{**row, "chosen": [ASK, said], "rejected": [ASK, {**SAY, "content": "No."}]}])[1] == {
+            "empty": 0,
+            "equal": 0,
+        }
+
+
+def test_a_transcript_is_the_question_as_it_is_and_several_messages_below_their_roles():
+    code = "def f():\n    return  1\n"
+    assert transcript([{"role": "user", "content": code}]) == code
+    system = {"role": "system", "content": "Be  brief."}
+    assert transcript([system, ASK, SAY, {"role": "user", "content": code}]) == (
+        f"[system]\nBe  brief.\n\n[user]\nWell?\n\n[assistant]\nWell.\n\n[user]\n{code}"
+    )
+
+
 BAD_ROWS = {
+    "hold nothing but an empty system message": {"messages": [{"role": "system", "content": " "}]},
     "has the keys question; needed are instruction and output": {"question": "Well?"},
     r"has the keys \(none\)": {"instruction": None},
     "the role 'assistant' comes first; there it has to be system or user": {"messages": [SAY]},

@@ -282,6 +282,8 @@ def test_bad_input_is_one_clear_line(line, story, tmp_path, capsys):
     defaults = {"--dataset": story, "--output-dir": tmp_path / "run", "--preset": "tiny", "--vocab-size": 300}
     if "--model" in arguments:
         del defaults["--preset"]
+    if "--model" in arguments or "--tokenizer" in arguments:
+        del defaults["--vocab-size"]
     for name, value in defaults.items():
         if name not in arguments:
             arguments += [name, value]

@@ -9,14 +9,16 @@ metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with -
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse
+from recipe import Run, check, one_clear_line, option, parse, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "ucirvine/sms_spam", "openai-community/gpt2"
+READ_TO_PREDICT = {"predict", "model", "model_revision", "output_dir", "text_column", "column_names", "max_length"}
+READ_TO_PREDICT |= {"batch_size", "device"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def build(run: ClassifyRun):
     """Labelled rows in splits that share no text, and a model with a fresh head for their classes."""
     from functools import partial
 
+    from models import small_preset, small_vocabulary
     from runner import Task, apply_tune
     from scratch_gpt.checkpoints import write_text
     from scratch_gpt.classification_metrics import (
@@ -64,6 +67,7 @@ def build(run: ClassifyRun):
     splits, source, notices = read_splits(run)
     names = [*count_classes(splits["train"].labels)]
     tokenizer, model = start_model(run, names, splits["train"])
+    notices += [*small_vocabulary(run, tokenizer), *small_preset(run, model.config, len(names))]
     notices += apply_tune(run, model)
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
@@ -229,6 +233,14 @@ def settle_model(run: ClassifyRun) -> ClassifyRun:
     return run if run.preset is not None else replace(run, model=DEFAULT_MODEL)
 
 
+def unused_fields(run: ClassifyRun) -> dict[str, str]:
+    """Fields that nothing reads, and why."""
+    if run.predict is not None:
+        others = {item.name for item in fields(run)} - READ_TO_PREDICT
+        return dict.fromkeys(others, "--predict scores texts and trains nothing")
+    return {"sample_prompt": "no sample is written", **unused_options(settle_model(run))}
+
+
 def check_classes(run: ClassifyRun) -> None:
     """Raise a ValueError for what this recipe cannot do."""
     if run.streaming:
@@ -241,7 +253,7 @@ def check_classes(run: ClassifyRun) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
-        run = parse(ClassifyRun, argv)
+        run = parse(ClassifyRun, argv, unused=unused_fields)
         check_classes(run)
         run = settle_model(run)
         check(run)

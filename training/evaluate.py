@@ -97,6 +97,25 @@ def check(run: EvaluateRun) -> None:
             raise ValueError("A judge judges answers: give --questions.")
 
 
+def unused_fields(run: EvaluateRun) -> dict[str, str]:
+    """Fields that nothing reads, and why."""
+    answers = run.questions is not None or run.ifeval is not None
+    drawn = (answers and run.temperature > 0) or run.secrets is not None
+    likelihoods = run.dataset is not None or run.multiple_choice or run.last_word or run.secrets is not None
+    sets = bool(data_sets(run)) or run.secrets is not None
+    groups = (
+        (("dataset_config", "dataset_split", "dataset_revision"), sets, "a set to measure, --questions for one"),
+        (("text_column", "joiner", "stride"), run.dataset is not None, "--dataset"),
+        (("max_length",), likelihoods, "--dataset, --multiple-choice, --last-word or --secrets"),
+        (("max_new_tokens", "temperature"), answers, "--questions or --ifeval"),
+        (("prompt_format",), answers or run.base is not None, "--questions, --ifeval or --base"),
+        (("seeds",), drawn, "--temperature above 0 or --secrets"),
+        (("judge_repeats",), run.judge_url is not None, "--judge-url"),
+        (("tuning_data",), bool(data_sets(run)) or run.base is not None, "a set to measure, or --base"),
+    )
+    return {name: f"it needs {what}" for names, is_read, what in groups if not is_read for name in names}
+
+
 def check_names(run: EvaluateRun) -> None:
     """Raise a ValueError where what is found on a set would overwrite something else in evaluation.json."""
     from scratch_gpt.evaluation import RESERVED
@@ -115,7 +134,7 @@ def check_names(run: EvaluateRun) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped="What was measured until then is written."):
-        run = parse(EvaluateRun, argv, positional=("model",))
+        run = parse(EvaluateRun, argv, positional=("model",), unused=unused_fields)
         check(run)
 
         from itertools import chain

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse
+from recipe import Run, check, one_clear_line, option, parse, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
@@ -158,10 +158,12 @@ def read_splits(run: InstructRun):
 
 def start_model(run: InstructRun, train):
     """(tokenizer, model, what to say of them): of `model`, or new ones; the tokenizer keeps the format."""
-    from models import build_chat_lm, open_tokenizer
+    from models import build_chat_lm, open_tokenizer, small_preset, small_vocabulary
 
     tokenizer = open_tokenizer(run, (message["content"] for each in train for message in each))
-    return tokenizer, *build_chat_lm(run, tokenizer)
+    notices = small_vocabulary(run, tokenizer)
+    model, changes = build_chat_lm(run, tokenizer)
+    return tokenizer, model, [*notices, *small_preset(run, model.config), *changes]
 
 
 def describe(run: InstructRun, task, settings, steps: int, accelerator) -> str:
@@ -188,16 +190,49 @@ def describe(run: InstructRun, task, settings, steps: int, accelerator) -> str:
 
 
 def preview(run: InstructRun) -> None:
-    """Print the first training rows as they are learned."""
-    from scratch_gpt.data.prompts import encode_conversations, show_asked
+    """Print the first training rows as they are learned; without `pack`, those that will be dropped too."""
+    from scratch_gpt.data.prompts import PromptRows, encode_conversations, show_asked
 
     splits, _, notices = read_splits(run)
     tokenizer, model, changes = start_model(run, splits["train"])
     print("\n".join([*notices, *changes]))
-    length = 1 + (run.max_length or model.config.max_position_embeddings)
-    for ids, asked in encode_conversations(tokenizer, splits["train"][: run.preview], None, run.train_on):
-        shown = show_asked(tokenizer, ids[:length], asked[:length], colour=sys.stdout.isatty())
-        print(f"--- {min(len(ids), length)} tokens, {sum(asked[:length])} of them asked\n{shown}")
+    max_length = run.max_length or model.config.max_position_embeddings
+    some = splits["train"] if run.pack else splits["train"][: run.preview]
+    encoded = encode_conversations(tokenizer, some, None, run.train_on)
+    groups = [[k] for k in range(len(encoded))]
+    if run.pack:
+        rows = PromptRows(encoded, max_length, pack=True)
+        groups = [[rows.kept[k] for k in group] for group in rows.groups]
+        if rows.dropped:
+            print(f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, whose prompt fills a row.")
+    length = max_length + 1  # the last token of a row is only a target, and the first is none
+    for group in groups[: run.preview]:
+        whole = [encoded[k] for k in group]
+        parts = [(ids[:length], [False, *asked[1:length]]) for ids, asked in whole]
+        targets = sum(sum(asked) for _, asked in parts)
+        line = f"--- {sum(len(ids) for ids, _ in parts)} tokens, {targets} of them asked"
+        if not targets:
+            line += f". Will be dropped: the prompt fills {max_length} tokens; a larger --max-length keeps it"
+        elif any(len(ids) > length for ids, _ in whole):
+            line += f", cut at {max_length} tokens"
+        print(line, *(show_asked(tokenizer, *part, colour=sys.stdout.isatty()) for part in parts), sep="\n")
+
+
+def settle_model(run: InstructRun) -> InstructRun:
+    """The run with the model that it starts from, where none is named."""
+    return replace(run, model=DEFAULT_MODEL) if run.model is None and run.preset is None else run
+
+
+def unused_fields(run: InstructRun) -> dict[str, str]:
+    """Fields that nothing reads, and why."""
+    found = {
+        "text_column": "rows are instructions, messages, or prompt and completion",
+        "sample_prompt": "the sample is an answer to a question of the validation split",
+        **unused_options(settle_model(run)),
+    }
+    if run.test_fraction == 0:
+        found |= dict.fromkeys(("answers", "max_new_tokens"), "what is answered is the test split, of --test-fraction")
+    return found
 
 
 def check_instructions(run: InstructRun) -> None:
@@ -208,10 +243,9 @@ def check_instructions(run: InstructRun) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
-        run = parse(InstructRun, argv)
+        run = parse(InstructRun, argv, unused=unused_fields)
         check_instructions(run)
-        if run.model is None and run.preset is None:
-            run = replace(run, model=DEFAULT_MODEL)
+        run = settle_model(run)
         check(run)
         if run.plan:
             from planning import print_plan

@@ -17,7 +17,7 @@ from scratch_gpt.constraints import constraint_metrics, keep_constraints, read_c
 from scratch_gpt.conversion import load_model
 from scratch_gpt.data.collate import collate_rows
 from scratch_gpt.data.columns import CHOICES, CONSTRAINTS, CONVERSATIONS, LAST_WORDS, Columns
-from scratch_gpt.data.prompts import Messages, choose_format, encode_prompt, read_conversations, text_of
+from scratch_gpt.data.prompts import Messages, choose_format, encode_prompt, read_conversations, transcript
 from scratch_gpt.data.sources import joined_stream, open_documents, open_rows, token_stream
 from scratch_gpt.data.windows import Windows
 from scratch_gpt.evaluation import Measured, language_metrics, mean_losses, over_seeds
@@ -189,7 +189,7 @@ def measure_last_words(run: Any, subject: Subject, file: str) -> Measured:
 class AnswerSet(NamedTuple):
     """The rows of --questions, and what a model answers."""
 
-    questions: list[str]
+    questions: list[str]  # as the model was asked them, several messages as a transcript
     references: list[str]
     answers: list[list[str]]  # for each seed; one, where nothing is drawn
     protocol: dict[str, Any]
@@ -220,7 +220,7 @@ def answer_set(run: Any, subject: Subject) -> AnswerSet:
     answers, how = answer(run, subject, conversations)
     protocol = {"source": source, "rows": len(conversations), "empty_rows": len(empty), **how}
     references = [messages[-1]["content"] for messages in conversations]
-    return AnswerSet([text_of(messages[:-1]) for messages in conversations], references, answers, protocol)
+    return AnswerSet([transcript(messages[:-1]) for messages in conversations], references, answers, protocol)
 
 
 def measure_answers(run: Any, made: AnswerSet) -> Measured:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel
 
-from recipe import Run, parse_overrides
+from recipe import Run, parse_overrides, trains_tokenizer, vocabulary_size
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.chat_templates import FORMATS, choose_format, store_format
 from scratch_gpt.conversion import load_model
+from scratch_gpt.costs import all_parameters
 from scratch_gpt.launch import compile_options
 from scratch_gpt.tokenizer import count_ids, end_of_text_id, load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
@@ -16,11 +17,36 @@ from scratch_gpt.tokenizer_training import train_tokenizer
 
 def open_tokenizer(run: Run, texts: Iterable[str]):
     """The tokenizer that the run names, its model's, or one that is trained on the texts."""
-    name = run.tokenizer or run.model or "train"
-    if name == "train":
+    if trains_tokenizer(run):
         rarest = 1 if run.tokenizer_kind == "char" else 2  # every character there is, but no merge seen once
-        return train_tokenizer(texts, run.vocab_size, kind=run.tokenizer_kind, min_frequency=rarest)
+        return train_tokenizer(texts, vocabulary_size(run), kind=run.tokenizer_kind, min_frequency=rarest)
+    name = run.tokenizer or run.model
     return load_tokenizer(name, run.model_revision if name == run.model else None)
+
+
+def small_vocabulary(run: Run, tokenizer) -> list[str]:
+    """What to say where a tokenizer that was trained has fewer tokens than it was to have."""
+    size = count_ids(tokenizer)
+    # Characters are as many as the text has: only a number that was given is worth a word.
+    is_said = trains_tokenizer(run) and (run.vocab_size is not None or run.tokenizer_kind != "char")
+    if not is_said or size >= vocabulary_size(run):
+        return []
+    return [f"Vocabulary: {size:,} tokens instead of {vocabulary_size(run):,}: the text yields no more."]
+
+
+def small_preset(run: Run, config: ScratchGPTConfig, classes: int | None = None) -> list[str]:
+    """What to say where a new model is one of GPT-2's sizes without GPT-2's vocabulary."""
+    if run.model is not None or not (run.preset or "").startswith("gpt2"):
+        return []
+    whole = ScratchGPTConfig.from_preset(run.preset).vocab_size
+    if config.vocab_size >= whole:
+        return []
+    full = ScratchGPTConfig.from_dict({**config.to_dict(), "vocab_size": whole})
+    return [
+        f"--preset {run.preset} with a vocabulary of {config.vocab_size:,} tokens has "
+        f"{all_parameters(config, classes):,} parameters; with GPT-2's {whole:,} tokens (--tokenizer "
+        f"openai-community/gpt2) it has {all_parameters(full, classes):,}."
+    ]
 
 
 def build_model(

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from recipe import Run, parse_overrides
+from models import small_preset
+from recipe import Run, parse_overrides, trains_tokenizer, vocabulary_size
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
 from scratch_gpt.conversion import with_fused_gelu
 from scratch_gpt.costs import (
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
     memory: Memory
     program: int  # bytes of Python, its libraries and what they need to read data
     peak: int  # bytes of a process
+    notices: list[str]
 
 
 def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, int | None]:
@@ -76,8 +78,8 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
     else:
         if prepared is not None:
             changes["vocab_size"] = prepared["tokenizer"]["vocab_size"]
-        elif run.tokenizer in (None, "train"):
-            changes["vocab_size"] = run.vocab_size
+        elif trains_tokenizer(run):
+            changes["vocab_size"] = vocabulary_size(run)
         else:
             changes["vocab_size"] = count_ids(load_tokenizer(run.tokenizer))
         changes |= {} if length is None else {"max_position_embeddings": length}
@@ -142,6 +144,7 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
         memory=needed,
         program=program,
         peak=program + needed.peak,
+        notices=small_preset(run, config, classes),
     )
 
 
@@ -220,8 +223,9 @@ def show(plan: Plan, run: Run) -> str:
         table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(here):>14}  {there}".rstrip())
     rate = plan.step_flops / plan.step_seconds / 1e9
     untold = "" if plan.tokens else "\nHow long the run is, its data say: --max-steps or --max-tokens say it here."
+    notices = "".join(f"{notice}\n" for notice in plan.notices)
     return f"""Plan: nothing is read, nothing is trained.
-Model: {plan.parameters:,} parameters, trained: {trained}
+{notices}Model: {plan.parameters:,} parameters, trained: {trained}
 This machine: {plan.device}, {plan.processes} process(es) of {plan.threads} thread(s), {plan.precision}: matrix \
 products {plan.matmul_rate / 1e9:,.0f} GFLOP/s, memory {plan.bandwidth / 1e9:,.0f} GB/s
 Memory of a process: {gigabytes(plan.peak)} GB at its peak ({split}, program {gigabytes(plan.program)})

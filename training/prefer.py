@@ -11,7 +11,7 @@ evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a fold
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse
+from recipe import Run, check, one_clear_line, option, parse, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "trl-lib/ultrafeedback_binarized", "openai-community/gpt2"
@@ -74,10 +74,12 @@ def build(run: PreferRun):
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode = partial(encode_conversations, tokenizer)
-    rows = {
-        name: PreferenceRows([items[n] for n in numbers], encode, max_length, run.seed)
-        for name, numbers in parts.items()
-    }
+    rows = {}
+    for name, numbers in parts.items():
+        try:
+            rows[name] = PreferenceRows([items[n] for n in numbers], encode, max_length, run.seed)
+        except ValueError as error:
+            raise ValueError(f"{run.dataset}, {name} split: {error}") from error
     records = {name: part.facts() for name, part in rows.items()}
     manifest = make_manifest(
         "prefer",
@@ -189,6 +191,18 @@ def describe(run: PreferRun, task, settings, steps: int, accelerator) -> str:
     return "\n".join(lines)
 
 
+def unused_fields(run: PreferRun) -> dict[str, str]:
+    """Fields that nothing reads, and why."""
+    found = {
+        "text_column": "rows have prompt, chosen and rejected, or prompt, completion and label",
+        "sample_prompt": "no sample is written",
+        **unused_options(run),
+    }
+    if run.loss_type != "simpo":
+        found["simpo_gamma"] = "it is of --loss-type simpo"
+    return found
+
+
 def check_preferences(run: PreferRun) -> None:
     """Raise a ValueError for what this recipe cannot do."""
     if run.streaming:
@@ -203,7 +217,7 @@ def check_preferences(run: PreferRun) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
-        run = parse(PreferRun, argv)
+        run = parse(PreferRun, argv, unused=unused_fields)
         check_preferences(run)
         check(run)
         if run.plan:

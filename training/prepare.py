@@ -11,10 +11,21 @@ validation, test), tokenizer/ and manifest.json. A run that was stopped goes on 
 given again; one that is done says so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from recipe import Source, check_fields, check_model_folder, check_rows, one_clear_line, option, parse, parse_numbers
+from recipe import (
+    VOCABULARY,
+    Source,
+    check_fields,
+    check_model_folder,
+    check_rows,
+    one_clear_line,
+    option,
+    parse,
+    parse_numbers,
+    vocabulary_size,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class PrepareRun(Source):
 
     tokenizer: str | None = option(None, "Folder or Hub id; by default one is trained on the text.")
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of a Hub tokenizer.")
-    vocab_size: int = option(4096, "Size of a tokenizer that is trained here.")
+    vocab_size: int | None = option(None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}.")
     max_length: int = option(256, "Tokens in a row.")
     stride: int | None = option(None, "From one window's start to the next; by default max_length: nothing repeats.")
     overlap: Literal["ask", "context"] = option("ask", "At a smaller stride, what windows share: asked again, or not.")
@@ -105,9 +116,20 @@ def check(run: PrepareRun) -> None:
             raise ValueError("mixture_epochs gives every corpus of --mixture its number: name=2,name=1.")
 
 
+def unused_fields(run: PrepareRun) -> dict[str, str]:
+    """Fields that nothing reads, and why."""
+    if run.task == "text":
+        return {"vocab_size": "--task text writes text"}
+    why = f"the tokenizer of {run.tokenizer} is used, and none is trained"
+    return {} if run.tokenizer is None else {"vocab_size": why}
+
+
 def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
     """What was prepared, in a few lines, and what to do next."""
     lines = []
+    if run.task == "pretrain" and run.tokenizer is None and manifest["tokenizer"]["vocab_size"] < run.vocab_size:
+        size = manifest["tokenizer"]["vocab_size"]
+        lines.append(f"Vocabulary: {size:,} tokens instead of {run.vocab_size:,}: the text yields no more.")
     for name, counts in manifest["filters"].items():
         more = "".join(f", {counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts)
         lines.append(f"{name:>18}: {counts['in']:,} rows in, {counts['removed']:,} removed{more}")
@@ -138,8 +160,9 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped="The same command goes on with the parts that are done."):
-        run = parse(PrepareRun, argv)
+        run = parse(PrepareRun, argv, unused=unused_fields)
         check(run)
+        run = replace(run, vocab_size=vocabulary_size(run))
 
         from preparing import make_filters, make_plan, open_corpora, open_tokenizer, prepare, settle_folder
 

@@ -11,7 +11,12 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import Run, check, check_rows, one_clear_line, option, parse
+from recipe import Run, check, check_rows, one_clear_line, option, parse, unused_options
+
+
+# Fields that decide how text is made into rows, as prepare.py has done it with prepared data.
+PREPARED = ("dataset_config", "dataset_split", "dataset_revision", "text_column", "streaming", "stream_lanes")
+PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vocab_size", "tokenizer_kind")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ def build(run: PretrainRun):
     """Rows of tokens, made here or prepared before, and the model that fits them."""
     from functools import partial
 
+    from models import small_preset, small_vocabulary
     from runner import Task, apply_tune
     from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.manifest import is_prepared, read_manifest, verify_same
@@ -42,10 +48,12 @@ def build(run: PretrainRun):
     from scratch_gpt.tokenizer import check_vocabulary
 
     given = read_manifest(run.dataset) if is_prepared(run.dataset) else None
-    made = use_prepared(run, given) if given and given["task"] == "pretrain" else make_rows(run)
+    prepared = given is not None and given["task"] == "pretrain"
+    made = use_prepared(run, given) if prepared else make_rows(run)
     tokenizer, model, rows, manifest, notices = made
     check_vocabulary(tokenizer, model.config.vocab_size)
-    notices += apply_tune(run, model)
+    notices += [] if prepared else small_vocabulary(run, tokenizer)
+    notices += [*small_preset(run, model.config), *apply_tune(run, model)]
     if run.manifest is not None:
         verify_same(read_manifest(run.manifest), manifest, run.manifest)
     splits = manifest["splits"]
@@ -211,6 +219,18 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     return "\n".join(lines)
 
 
+def unused_fields(run: PretrainRun) -> dict[str, str]:
+    """Fields that nothing reads, and why."""
+    from scratch_gpt.data.manifest import is_prepared, read_manifest
+
+    found = unused_options(run)
+    if run.stride is None:
+        found["overlap"] = "windows overlap with a --stride of less than --max-length"
+    if is_prepared(run.dataset) and read_manifest(run.dataset)["task"] == "pretrain":
+        found |= dict.fromkeys(PREPARED, f"{run.dataset} is prepared, with a tokenizer and splits of its own")
+    return found
+
+
 def check_data(run: PretrainRun) -> None:
     """Raise a ValueError for what cannot be done with the data."""
     if run.streaming and (run.stride is not None or run.drop_tail or run.pack or run.pad):
@@ -222,7 +242,7 @@ def check_data(run: PretrainRun) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line():
-        run = parse(PretrainRun, argv)
+        run = parse(PretrainRun, argv, unused=unused_fields)
         check(run)
         check_data(run)
         if run.plan:

@@ -3,6 +3,7 @@
 Not a recipe itself. Imports nothing heavy: `python training/X.py --help` has to answer at once.
 """
 
+import argparse
 import difflib
 import os
 import re
@@ -10,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from transformers import HfArgumentParser
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 RunT = TypeVar("RunT")
+VOCABULARY = 4096  # tokens of a tokenizer that is trained, where no vocab_size is given
 
 
 def option(default: Any, help: str) -> Any:
@@ -86,7 +88,9 @@ class Run(Source):
     test_fraction: float = option(0.0, "Share that is scored once, at the end.")
     tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
     tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
-    vocab_size: int = option(4096, "Size of a tokenizer that is trained here; a new model takes it from there.")
+    vocab_size: int | None = option(
+        None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}; a new model takes it from there."
+    )
 
     max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
     batch_size: int = option(8, "Rows per process and micro-batch.")
@@ -158,6 +162,27 @@ def peak_rate(run: Run) -> float:
     if run.learning_rate is not None:
         return run.learning_rate
     return 1e-3 if run.model is None else 5e-4 if run.tune == "lora" else 5e-5
+
+
+def vocabulary_size(run: Any) -> int:
+    """The size of a tokenizer that is trained: what is asked for, or the default."""
+    return VOCABULARY if run.vocab_size is None else run.vocab_size
+
+
+def trains_tokenizer(run: Run) -> bool:
+    """Whether the run trains a tokenizer on its data, unless these were prepared with one."""
+    return (run.tokenizer or run.model or "train") == "train"
+
+
+def unused_options(run: Run) -> dict[str, str]:
+    """Fields of a training run that nothing reads, and why: for `parse`, together with a recipe's own."""
+    found = {} if run.streaming else {"stream_lanes": "it is of --streaming true"}
+    if not trains_tokenizer(run):
+        why = f"the tokenizer of {run.tokenizer or run.model} is used, and none is trained"
+        found |= dict.fromkeys(("vocab_size", "tokenizer_kind"), why)
+    if run.model is None:
+        found["model_revision"] = "it is of --model"
+    return found
 
 
 def check_fields(run: Any) -> None:
@@ -271,14 +296,21 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def parse(kind: type[RunT], argv: Sequence[str] | None = None, positional: Sequence[str] = ()) -> RunT:
+def parse(
+    kind: type[RunT],
+    argv: Sequence[str] | None = None,
+    positional: Sequence[str] = (),
+    unused: Callable[[RunT], Mapping[str, str]] = lambda run: {},
+) -> RunT:
     """`--config FILE.yaml` and `--field value` (dashes or underscores), the command line over the file -> a `kind`.
 
     Args:
         positional: fields that may be given as bare words too, in this order.
+        unused: run -> its fields that nothing reads, and why. They may stand in a file, as a run.yaml has every field,
+            but not on the command line.
 
     Raises:
-        ValueError: an unknown field, with the nearest there is; a value of the wrong type.
+        ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
     parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
     parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
@@ -308,7 +340,14 @@ def parse(kind: type[RunT], argv: Sequence[str] | None = None, positional: Seque
     words = found.words if positional else []
     if len(words) > len(positional):
         raise ValueError(f"{words[len(positional)]!r} is one word too many. A text with spaces is quoted.")
-    return kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
+    run = kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
+    told = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
+    given = [name for name in names if told[name] is not argparse.SUPPRESS]
+    reasons = unused(run) if given else {}
+    for name in given:
+        if name in reasons:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect: {reasons[name]}. Leave it out.")
+    return run
 
 
 def _as_strings(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from recipe import Run, peak_rate, relative
+from recipe import Run, peak_rate, relative, vocabulary_size
 from scratch_gpt.order import Share
 
 
@@ -53,7 +53,7 @@ def make_record(run: Run, model_config: dict[str, Any], data: dict[str, Any], ac
     """All that decides a run, as JSON: what its checkpoints keep, and what a resumed run is compared with."""
     config = {name: relative(value) for name, value in asdict(run).items() if name not in THIS_LAUNCH}
     return {
-        "config": {**config, "learning_rate": peak_rate(run)},
+        "config": {**config, "learning_rate": peak_rate(run), "vocab_size": vocabulary_size(run)},
         "model": {name: value for name, value in model_config.items() if name not in NOT_SHAPE},
         "data": data,
         "environment": {

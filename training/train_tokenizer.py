@@ -114,8 +114,10 @@ def load_peer(name: str):
 def describe(run: TokenizerRun, report: dict) -> str:
     """The report in a few lines, and what to do next."""
     used, seen = report["bytes_used"], report["bytes_seen"]
+    is_small = report["vocab_size"] < run.vocab_size and run.kind != "char"  # characters are as many as the text has
+    fewer = f" instead of {run.vocab_size:,} (the text yields no more)" if is_small else ""
     lines = [
-        f"Tokenizer: {run.kind}, {report['vocab_size']:,} tokens, fingerprint {report['fingerprint'][:12]}",
+        f"Tokenizer: {run.kind}, {report['vocab_size']:,} tokens{fewer}, fingerprint {report['fingerprint'][:12]}",
         f"  trained on: {used:,} bytes" + (f", a sample of {seen:,}" if used < seen else ", all there are"),
         f"  held out:   {report['bytes']:,} bytes, {report['bytes_per_token']:.2f} bytes per token"
         + "".join(f", {name} {value:.2f}" for name, value in report["peers"].items()),

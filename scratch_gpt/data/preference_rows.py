@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .prompts import EmptyAnswer, Messages, read_messages, text_of
+from .prompts import EmptyAnswer, Messages, check_keys, read_messages, text_of
 from .windows import IGNORED
 
 
 FORMS = "prompt, chosen and rejected (or instruction for prompt), chosen and rejected, or prompt, completion and label"
+LABELS = {"true": True, "1": True, "false": False, "0": False}
 Encode = Callable[[Sequence[Messages]], list[tuple[list[int], list[bool]]]]  # conversations -> (ids, asked) of each
 
 
@@ -43,9 +44,9 @@ def read_preferences(
     Left out are rows with an empty answer, and pairs whose answers are equal: nothing is learned from them.
 
     Raises:
-        ValueError: keys of neither form, rows that are judged where pairs are needed, a label that is neither true nor
-            false, a pair of conversations that differ before their last answer, or as `read_messages`; with the row's
-            number, counted from 1. Or nothing is left.
+        ValueError: keys of neither form, rows that are judged where pairs are needed, a label that is neither true (1)
+            nor false (0), a pair of conversations that differ before their last answer, or as `read_messages`; with
+            the row's number, counted from 1. Or nothing is left.
     """
     found, left_out = [], {"empty": 0, "equal": 0}
     for number, row in enumerate(rows, start=1):
@@ -71,6 +72,7 @@ def read_preferences(
 
 
 def _read_row(row: Mapping[str, Any], judged: bool) -> Pair | Judged:
+    check_keys(row)
     if {"chosen", "rejected"} <= set(row):
         pair = Pair(_conversation(row, "chosen"), _conversation(row, "rejected"))
         if pair.chosen[:-1] != pair.rejected[:-1]:
@@ -80,9 +82,16 @@ def _read_row(row: Mapping[str, Any], judged: bool) -> Pair | Judged:
         raise ValueError(f"a row has the keys {', '.join(row) or '(none)'}; needed are {FORMS}.")
     if not judged:
         raise ValueError("completion and label judge one answer, which only --loss-type kto learns from.")
-    if row["label"] not in (True, False):
-        raise ValueError(f"the label is {row['label']!r}; it is true or false.")
-    return Judged(read_messages({"prompt": row["prompt"], "completion": row["completion"]}), bool(row["label"]))
+    preference = _read_label(row["label"])
+    return Judged(read_messages({"prompt": row["prompt"], "completion": row["completion"]}), preference)
+
+
+def _read_label(label: Any) -> bool:
+    # Files without types (.csv, .tsv) give every value as text.
+    value = LABELS.get(label.strip().lower()) if isinstance(label, str) else label
+    if value not in (True, False):  # which the numbers 1 and 0 equal
+        raise ValueError(f"the label is {label!r:.200}; it is true or false, or 1 or 0.")
+    return bool(value)
 
 
 def _conversation(row: Mapping[str, Any], name: str) -> Messages:
@@ -114,7 +123,7 @@ def prompt_of(item: Pair | Judged) -> str:
 class PreferenceRows(Sequence):
     """`rows[k]` -> {"answers": two of {"input_ids", "shift_labels"}, (n,) each, n <= max_length, ...}.
 
-    The two are chosen and rejected; of a judged answer, itself and its prompt with the answer to another prompt (which
+    The two are chosen and rejected; of a judged answer, itself and its prompt with an answer to another prompt (which
     one is a function of the seed), beside its "preference". Only the last answer is asked. What is too long is cut at
     its end, where the answer's start stays; a row is dropped where nothing asked is left of one answer, or both are
     equal. `reference_logps` (rows, 2), once it is known, is part of the rows as "reference_logps" (2,).
@@ -123,7 +132,7 @@ class PreferenceRows(Sequence):
         encode: conversations -> (ids, asked) of each.
 
     Raises:
-        ValueError: no row is left.
+        ValueError: no row is left, or all judged answers have the same prompt.
     """
 
     def __init__(self, items: Sequence[Pair] | Sequence[Judged], encode: Encode, max_length: int, seed: int = 0):
@@ -195,10 +204,26 @@ def _row(ids: list[int], asked: list[bool], max_length: int) -> dict[str, np.nda
 
 
 def _answers_to_others(conversations: Sequence[Messages], seed: int) -> list[Messages]:
-    # Each prompt with the answer that stands next in a shuffled round.
-    order = np.random.default_rng(seed).permutation(len(conversations)).tolist()
-    after = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [[*messages[:-1], conversations[after[k]][-1]] for k, messages in enumerate(conversations)]
+    # Each prompt with an answer that belongs to another prompt. The rows are shuffled, then those of a prompt put
+    # together; a shift by the size of the largest block leads every row out of its own, and gives each answer once.
+    # Where one prompt has more than half of the rows, its rows take the answers to all others in turn.
+    blocks: dict[str, list[int]] = {}
+    for k in np.random.default_rng(seed).permutation(len(conversations)).tolist():
+        blocks.setdefault(text_of(conversations[k][:-1]), []).append(k)
+    if len(blocks) < 2:
+        raise ValueError(
+            f"All {len(conversations)} rows have the same prompt, and each needs an answer to another prompt. Give at "
+            "least two prompts, in each split."
+        )
+    order = [k for block in blocks.values() for k in block]
+    largest, n, end = max(map(len, blocks.values())), len(order), 0
+    found: list[Messages] = [[]] * n
+    for block in blocks.values():
+        end += len(block)
+        for place, k in enumerate(block):
+            other = order[(end + (place + largest - len(block)) % (n - len(block))) % n]
+            found[k] = [*conversations[k][:-1], conversations[other][-1]]
+    return found
 
 
 __all__ = ["Judged", "Pair", "PreferenceRows", "prompt_of", "read_preferences"]

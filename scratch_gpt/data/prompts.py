@@ -25,6 +25,14 @@ from .windows import IGNORED
 
 TRAIN_ON = ("completion", "prompt+completion")
 FORMS = "instruction and output (and input), messages, or prompt and completion"
+# Keys that change what a model should say, and that no template of ours writes: a row with one is refused.
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+ROW_KEYS = ("tools", "functions", "system", "system_prompt", "history", "chat_template_kwargs", *MEDIA)
+MESSAGE_KEYS = (
+    *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
+    *("reasoning_content", "reasoning", "thinking", "refusal", *MEDIA),
+)
+SWITCHES = ("weight", "loss", "train", "training")  # of an answer: whether it is learned, as other trainers have it
 GUARDS = range(0xE000, 0xF900)  # private characters; one that no message has breaks up spellings of special tokens
 
 Messages = list[dict[str, str]]
@@ -42,13 +50,15 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
 
     Alpaca form: `instruction`, `output` and perhaps `input`, which follows the instruction under "### Input:".
     Messages form: `messages`. Prompt and completion: a string each, or a list of messages each. A key without a value
-    is none.
+    is none, and so is a system message of white space.
 
     Raises:
         EmptyAnswer: an answer of white space.
         ValueError: keys of none of these forms, an empty question, roles in another order than a system message (or
-            none), then user and assistant in turn.
+            none), then user and assistant in turn; a key of the row or of a message that changes what is to be learned
+            and cannot be (`check_keys`).
     """
+    check_keys(row)
     given = {name: value for name, value in row.items() if value is not None}
     if "messages" in given:
         messages = given["messages"]
@@ -67,24 +77,61 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
     return messages
 
 
+def check_keys(row: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a row has a value under one of ROW_KEYS; other keys (an id, a source) are not read."""
+    if found := [name for name in ROW_KEYS if not _is_empty(row.get(name))]:
+        raise ValueError(
+            f"the row has {', '.join(found)}, which cannot be learned. Put it into the text of the messages, or leave "
+            "the row or the key out."
+        )
+
+
+def _check_message_keys(message: Mapping[str, Any]) -> None:
+    role, found = message.get("role"), [name for name in MESSAGE_KEYS if not _is_empty(message.get(name))]
+    # A weight of 1 (which equals True) asks for what is done anyway.
+    found += [name for name in SWITCHES if role == "assistant" and message.get(name) not in (None, True)]
+    if found:
+        raise ValueError(
+            f"the {role}'s message has {', '.join(found)}, which cannot be learned: only its role and "
+            "content are. Put it into the content, or leave the row or the key out."
+        )
+
+
+def _is_empty(value: Any) -> bool:
+    # Arrow gives every row each key of any row, and fills a struct's fields with None.
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return value is None or value is False
+    return all(map(_is_empty, value))
+
+
 def check_messages(messages: Any) -> Messages:
-    """The messages, role and content alone; errors as in `read_messages`."""
+    """The messages, role and content alone, without a system message of white space; errors as in `read_messages`."""
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ValueError(f"messages are {messages!r}; give a list of at least one.")
+        raise ValueError(f"messages are {messages!r:.200}; give a list of at least one.")
     checked: Messages = []
     for message in messages:
+        if isinstance(message, Mapping):
+            _check_message_keys(message)
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise ValueError(f"a message is {message!r}; it has to have a role and a content.")
+            raise ValueError(f"a message is {message!r:.200}; it has to have a role and a content.")
         role, content = message["role"], _text(message["content"], "a message's content")
+        if role == "system" and not content.strip():
+            continue
         before = checked[-1]["role"] if checked else None
         allowed = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
         if role not in allowed[before]:
             after = f"after the {before}'s message" if before else "first"
             raise ValueError(f"the role {role!r} comes {after}; there it has to be {' or '.join(allowed[before])}.")
-        if not content.strip() and role != "system":
+        if not content.strip():
             kind = EmptyAnswer if role == "assistant" else ValueError
             raise kind(f"the {role}'s message is empty.")
         checked.append({"role": role, "content": content})
+    if not checked:
+        raise ValueError("messages hold nothing but an empty system message; give at least one of the user's.")
     return checked
 
 
@@ -113,13 +160,20 @@ def _as_messages(value: Any, role: str) -> Messages:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}; it has to be a text.")
+        raise ValueError(f"{name} is {value!r:.200}; it has to be a text.")
     return value
 
 
 def text_of(messages: Messages) -> str:
-    """All that is said, as one text. Of the messages but the last, it is the question, by which rows are compared."""
+    """All that is said, as one text by which rows are compared and grouped: without roles, white space collapsed."""
     return "\n\n".join(" ".join(message["content"].split()) for message in messages)
+
+
+def transcript(messages: Messages) -> str:
+    """The messages as one text to be read: the user's alone as it is, several each below its role."""
+    if [message["role"] for message in messages] == ["user"]:
+        return messages[0]["content"]
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
 def of_both(messages: Messages) -> Messages:
@@ -337,6 +391,7 @@ __all__ = [
     "EmptyAnswer",
     "Messages",
     "PromptRows",
+    "check_keys",
     "check_messages",
     "choose_format",
     "count_asked_bytes",
@@ -349,4 +404,5 @@ __all__ = [
     "read_messages",
     "show_asked",
     "text_of",
+    "transcript",
 ]

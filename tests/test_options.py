@@ -1,0 +1,194 @@
+"""Options: what a recipe does not read is refused on the command line, by name, and accepted in a file."""
+
+import ast
+import importlib
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+import classify
+import evaluate
+import instruct
+import prefer
+import prepare
+import pretrain
+import pytest
+import yaml
+from bad_input import fails
+
+import models
+import planning
+import recipe
+from scratch_gpt.data.manifest import make_manifest
+from scratch_gpt.tokenizer_training import train_tokenizer
+
+
+FOLDER = Path(recipe.__file__).parent
+KINDS = {
+    "pretrain": pretrain.PretrainRun,
+    "classify": classify.ClassifyRun,
+    "instruct": instruct.InstructRun,
+    "prefer": prefer.PreferRun,
+    "evaluate": evaluate.EvaluateRun,
+    "prepare": prepare.PrepareRun,
+}
+# Fields that no function of a recipe reads, whatever else is given.
+UNREAD = {
+    "classify": {"sample_prompt", "stream_lanes"},
+    "instruct": {"sample_prompt", "stream_lanes", "text_column"},
+    # preference tuning takes the model's tokenizer; another is refused wherever it stands
+    "prefer": {"sample_prompt", "stream_lanes", "text_column", "vocab_size", "tokenizer_kind", "tokenizer"},
+}
+
+
+def parsed(name: str):
+    """A script's functions by name, and what it imports from the other scripts: {name: (script, name there)}."""
+    tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "") in SCRIPTS]
+    return functions, {alias.name: (node.module, alias.name) for node in imports for alias in node.names}
+
+
+SCRIPTS = {file.stem for file in FOLDER.glob("*.py")}
+PARSED = {name: parsed(name) for name in SCRIPTS}
+
+
+def is_skipped(script: str, function: str, name: str) -> bool:
+    """Whether a function's reading a field is no use of it: checks, plans and records."""
+    is_check = script in (name, "recipe") and function.startswith(("check", "unused"))
+    return is_check or script == "planning" or function == "make_record"
+
+
+def read_fields(name: str) -> set[str]:
+    """The attributes of `run` that are used by the functions which a recipe's `main` leads to."""
+    found, seen, rest = set(), set(), [(name, "main")]
+    while rest:
+        script, function = one = rest.pop()
+        functions, imports = PARSED[script]
+        if function in imports and function not in functions:
+            rest.append(imports[function])
+        if function not in functions or one in seen or is_skipped(script, function, name):
+            continue
+        seen.add(one)
+        nodes = [*ast.walk(functions[function])]
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        rest += [(script, each) for each in names if each in functions or each in imports]
+        is_run = lambda node: isinstance(node, ast.Name) and node.id in ("run", "each")  # noqa: E731
+        found |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and is_run(node.value)}
+        calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        if any(node.func.id == "getattr" and is_run(node.args[0]) for node in calls):
+            found |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_field_is_read_or_refused(name):
+    kind = KINDS[name]
+    unread = {item.name for item in fields(kind)} - read_fields(name) - {"plan_devices", "plan_tflops"}
+    assert unread == UNREAD.get(name, set())
+    assert unread - {"tokenizer"} <= set(importlib.import_module(name).unused_fields(kind()))
+
+
+def some_value(item) -> str:
+    """A value that a field takes, as it is written on a command line."""
+    if getattr(item.type, "__origin__", None) is Literal:
+        return get_args(item.type)[0]
+    return {bool: "true", int: "1", float: "0.5"}.get((get_args(item.type) or (item.type,))[0], "x")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_unused_option_is_refused_by_name_and_accepted_in_a_file(name, tmp_path):
+    kind, unused = KINDS[name], importlib.import_module(name).unused_fields
+    items = {item.name: item for item in fields(kind)}
+    file = tmp_path / "run.yaml"
+    for field in unused(kind()):
+        values = {**asdict(kind()), field: some_value(items[field])}
+        flag = "--" + field.replace("_", "-")
+        with pytest.raises(ValueError, match=f"{flag} has no effect: .+. Leave it out"):
+            recipe.parse(kind, [flag, values[field]], unused=unused)
+        with pytest.raises(ValueError, match=f"{flag} has no effect"):
+            recipe.parse(kind, [f"--{field}={values[field]}"], unused=unused)
+        file.write_text(yaml.safe_dump(values))
+        assert getattr(recipe.parse(kind, ["--config", str(file)], unused=unused), field) is not None
+
+
+REFUSED = {
+    "pretrain --tokenizer openai-community/gpt2 --vocab-size 300": "vocab-size",
+    "pretrain --model m --vocab_size 300": "vocab-size",
+    "pretrain --model m --tokenizer-kind char": "tokenizer-kind",
+    "pretrain --stream-lanes 2": "stream-lanes",
+    "pretrain --overlap context": "overlap",
+    "pretrain --dataset PREPARED --vocab-size 300": "vocab-size",
+    "pretrain --dataset PREPARED --text-column body": "text-column",
+    "pretrain --dataset PREPARED --test-fraction 0.1": "test-fraction",
+    "instruct --vocab-size 300": "vocab-size",
+    "instruct --tokenizer-kind char": "tokenizer-kind",
+    "instruct --preset tiny --sample_prompt The": "sample-prompt",
+    "instruct --preset tiny --text-column text": "text-column",
+    "instruct --test-fraction 0 --max-new-tokens 9": "max-new-tokens",
+    "classify --vocab-size 4096": "vocab-size",
+    "classify --model m --predict a.txt --dataset b.csv": "dataset",
+    "classify --model m --predict a.txt --max-steps 3": "max-steps",
+    "prefer --vocab-size 300": "vocab-size",
+    "prefer --simpo-gamma 1": "simpo-gamma",
+    "evaluate m --last-word a.jsonl --max-new-tokens 9": "max-new-tokens",
+    "evaluate m --questions a.json --seeds 3": "seeds",
+    "evaluate m --questions a.json --stride 8": "stride",
+    "evaluate m --questions a.json --judge-repeats 2": "judge-repeats",
+    "prepare --tokenizer openai-community/gpt2 --vocab-size 300": "vocab-size",
+    "prepare --task text --vocab-size 300": "vocab-size",
+}
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    manifest = make_manifest("pretrain", [], {"train": {"sha256": "", "tokens": 0, "bytes": 0}})
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_an_option_that_has_no_effect_is_one_clear_line(line, prepared, tmp_path, capsys):
+    name, *words = line.replace("PREPARED", prepared).split()
+    main = importlib.import_module(name).main
+    fails([*words, "--output-dir", tmp_path / "run"], f"--{REFUSED[line]} has no effect: ", capsys, main)
+
+
+def test_what_is_read_is_accepted():
+    for line in (
+        "pretrain --preset tiny --vocab-size 300 --tokenizer-kind char",
+        "pretrain --tokenizer train --vocab-size 300",
+        "pretrain --streaming true --stream-lanes 2",
+        "instruct --preset tiny --vocab-size 300 --max-new-tokens 9",
+        "classify --preset tiny --vocab-size 300",
+        "prefer --loss-type simpo --simpo-gamma 1",
+        "evaluate --questions a.json --temperature 1 --seeds 3 --max-new-tokens 9",
+        "evaluate --base b --secrets s.jsonl --seeds 3 --tuning-data t.json",
+        "prepare --vocab-size 300",
+    ):
+        name, *words = line.split()
+        recipe.parse(KINDS[name], words, unused=importlib.import_module(name).unused_fields)
+
+
+# --- The size of a vocabulary ------------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_that_is_smaller_than_asked_is_said():
+    tokenizer = train_tokenizer(["the sun shines on the sea"], 300)
+    size = len(tokenizer)
+    said = lambda *words: models.small_vocabulary(recipe.parse(pretrain.PretrainRun, words), tokenizer)  # noqa: E731
+    assert said() == [f"Vocabulary: {size} tokens instead of 4,096: the text yields no more."]
+    assert f"{size} tokens instead of 500" in said("--vocab-size", "500", "--tokenizer-kind", "char")[0]
+    assert said("--vocab-size", str(size)) == said("--tokenizer-kind", "char") == said("--model", "m") == []
+
+
+def test_gpt2_without_its_vocabulary_says_why_it_is_smaller():
+    def said(*words):
+        run = recipe.parse(pretrain.PretrainRun, words)
+        return models.small_preset(run, planning.read_config(run, None)[0])
+
+    (line,) = said("--preset", "gpt2")
+    assert "4,096 tokens has 88,988,160 parameters; with GPT-2's 50,257 tokens" in line and "124,439,808" in line
+    assert "--tokenizer openai-community/gpt2" in line
+    assert said("--preset", "gpt2", "--vocab-size", "50257") == said("--preset", "small") == said() == []
