@@ -107,23 +107,24 @@ def train_on_splits(run: Any, tables: list[list], splits: list[dict], work: Path
     return load_tokenizer(folder)
 
 
-def encode(corpora: list, tables: list[list], selection, tokenizer, work: Path) -> list:
-    """The token ids of each corpus' documents, under the numbers of their rows."""
+def encode(corpora: list, tables: list[list], splits: list[dict], tokenizer, work: Path) -> list:
+    """The token ids of each corpus' documents, under the numbers of their rows; none of a row that is in no split."""
     encode_texts = partial(
         encode_part,
         encode_batch=partial(encode_batch, tokenizer),
         eos_token_id=end_of_text_id(tokenizer),
         vocab_size=count_ids(tokenizer),
     )
-    found, alive = [], selection.alive
-    for n, (corpus, of_corpus) in enumerate(zip(corpora, tables, strict=True)):
+    found = []
+    for n, (corpus, of_corpus, of_splits) in enumerate(zip(corpora, tables, splits, strict=True)):
         ends = [0]
         for table in of_corpus:
             ends.append(ends[-1] + len(table))
-        make = lambda k, t=of_corpus, e=ends, a=alive: encode_texts(texts_of_table(t[k], a[e[k] : e[k + 1]]))  # noqa: E731
+        used = np.zeros(ends[-1], dtype=bool)
+        used[np.concatenate([*of_splits.values()])] = True
+        make = lambda k, t=of_corpus, e=ends, a=used: encode_texts(texts_of_table(t[k], a[e[k] : e[k + 1]]))  # noqa: E731
         parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, shown(f"Tokenizing {corpus.name}"))
         found.append(Tokens(parts))
-        alive = alive[ends[-1] :]
     return found
 
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse
+from recipe import Run, check, missed_shares, one_clear_line, option, parse
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "ucirvine/sms_spam", "openai-community/gpt2"
@@ -60,10 +60,10 @@ def build(run: ClassifyRun):
     from scratch_gpt.plots import plot_classification, plot_confusion
     from scratch_gpt.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
 
-    splits, source = read_splits(run)
+    splits, source, notices = read_splits(run)
     names = [*count_classes(splits["train"].labels)]
     tokenizer, model = start_model(run, names, splits["train"])
-    notices = apply_tune(run, model)
+    notices += apply_tune(run, model)
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
@@ -109,7 +109,7 @@ def build(run: ClassifyRun):
 
 
 def read_splits(run: ClassifyRun):
-    """The examples of each split, and where they are from."""
+    """The examples of each split, where they are from, and what to say of them."""
     from scratch_gpt.data.labels import distinct_rows, read_examples, split_examples, undersample
     from scratch_gpt.data.sources import describe_source, open_rows
 
@@ -132,7 +132,9 @@ def read_splits(run: ClassifyRun):
     if run.balance == "undersample":
         examples = examples.take(undersample(examples.labels, run.seed))
     parts = split_examples(examples, run.validation_fraction, run.test_fraction, run.seed)
-    return {name: examples.take(numbers) for name, numbers in parts.items()}, describe_source(*where)
+    splits = {name: examples.take(numbers) for name, numbers in parts.items()}
+    notices = missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
+    return splits, describe_source(*where), notices
 
 
 def start_model(run: ClassifyRun, names: list[str], train):

@@ -14,7 +14,17 @@ given again; one that is done says so.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recipe import Source, check_fields, check_model_folder, check_rows, one_clear_line, option, parse, parse_numbers
+from recipe import (
+    Source,
+    check_fields,
+    check_model_folder,
+    check_rows,
+    missed_shares,
+    one_clear_line,
+    option,
+    parse,
+    parse_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class PrepareRun(Source):
     text_column: str = option(
         "text", "The column that holds the text; --task text keeps all, and tells duplicates by this one where it is."
     )
-    validation_fraction: float = option(0.1, "Share of the documents that is held out to evaluate on.")
+    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
     test_fraction: float = option(0.0, "Share that is held out for the end.")
     seed: int = option(0, "Decides splits, the order of a mixture and what a tokenizer is trained on.")
 
@@ -118,9 +128,10 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
             [f"{facts['cut_share']:.1%} of the tokens in documents longer than a row"] if "cut_share" in facts else []
         )
         lines.append(
-            f"{name:>18}: {facts['documents']:,} documents, {facts['bytes']:,} bytes{tokens}"
-            f"{' (' + ', '.join(shares) + ')' if shares else ''}"
+            f"{name:>18}: {facts['documents']:,} documents, {facts['bytes']:,} bytes, {100 * facts['share']:.1f} % of "
+            f"the text{tokens}{' (' + ', '.join(shares) + ')' if shares else ''}"
         )
+    lines += missed_shares(run, {name: facts["share"] for name, facts in manifest["splits"].items()}, "text")
     if run.stride is not None and run.stride > run.max_length:
         lines.append(
             f"stride {run.stride} > max_length {run.max_length}: {run.stride - run.max_length} tokens between "

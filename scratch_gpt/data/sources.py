@@ -16,7 +16,7 @@ import numpy as np
 
 from .embedded import python_documentation
 from .manifest import file_record, is_prepared, read_manifest, verify_files
-from .splits import check_fractions, split_numbers
+from .splits import check_fractions, split_texts
 
 
 EMBEDDED = "python-docs"
@@ -210,8 +210,12 @@ def open_splits(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
     seed: int = 0,
+    by_number: bool = False,
 ) -> tuple[dict[str, datasets.Dataset], dict[str, Any]]:
     """The documents of each split, and where they are from; prepared text keeps the splits it was given.
+
+    Args:
+        by_number: as in `split_documents`.
 
     Raises:
         ValueError: as `open_documents` and `split_documents`.
@@ -221,35 +225,35 @@ def open_splits(
         splits = {name: _text_only(dataset, rows, text_column) for name, rows in splits.items()}
         return splits, describe_source(dataset)
     documents = open_documents(dataset, config, split, revision, text_column)
-    splits = split_documents(documents, validation_fraction, test_fraction, seed)
+    splits = split_documents(documents, validation_fraction, test_fraction, seed, by_number)
     return splits, describe_source(dataset, config, split, revision)
 
 
 def split_documents(
-    documents: datasets.Dataset, validation_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0
+    documents: datasets.Dataset,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    by_number: bool = False,
 ) -> dict[str, datasets.Dataset]:
-    """Documents -> {"train", "validation", "test"}, whole documents each; a corpus of one is cut by position.
+    """Documents -> {"train", "validation", "test"}, whole ones unless the shares of the text then go wrong.
 
-    Which documents go where is a function of the seed and their number. A fraction of 0 leaves that split out.
+    `split_texts` says where each goes and which are cut. A fraction of 0 leaves that split out.
+
+    Args:
+        by_number: never look at sizes and cut nothing but a single document, as runs of older versions did.
 
     Raises:
-        ValueError: fractions outside [0, 1) or together 1 or more, or fewer documents than splits.
+        ValueError: fractions outside [0, 1) or together 1 or more, or too little text.
     """
-    asked = check_fractions(validation_fraction, test_fraction)
-    if len(documents) == 1:
-        return _cut_by_position(documents[0]["text"], asked)
-    numbers = split_numbers(len(documents), validation_fraction, test_fraction, seed)
+    sizes = np.array([len(text.encode()) for batch in documents.iter(1000) for text in batch["text"]], dtype=np.int64)
+    numbers, pieces = split_texts(
+        sizes, lambda n: documents[n]["text"], validation_fraction, test_fraction, seed, by_number
+    )
+    if pieces:
+        cut = datasets.Dataset.from_dict({"text": [piece for _, piece in pieces]}, documents.features)
+        documents = datasets.concatenate_datasets([documents, cut])
     return {name: documents.select(chosen) for name, chosen in numbers.items()}
-
-
-def cut_single(
-    rows: datasets.Dataset, validation_fraction: float = 0.1, test_fraction: float = 0.0
-) -> tuple[datasets.Dataset, dict[str, np.ndarray] | None]:
-    """A corpus of one text -> a row for each split, cut by position, and which is which; others as they are, None."""
-    if len(rows) != 1 or not rows[0]["text"]:
-        return rows, None
-    cuts = split_documents(rows, validation_fraction, test_fraction)
-    return datasets.concatenate_datasets([*cuts.values()]), {name: np.array([n]) for n, name in enumerate(cuts)}
 
 
 class TokenStream(NamedTuple):
@@ -412,15 +416,6 @@ def _without_header(files: list[str], column_names: list[str], options: dict[str
     return {"column_names": column_names, "na_values": None}
 
 
-def _cut_by_position(text: str, fractions: dict[str, float]) -> dict[str, datasets.Dataset]:
-    start = round(len(text) * (1 - sum(fractions.values())))
-    cuts = {"train": text[:start]}
-    for name, fraction in fractions.items():
-        end = start + round(len(text) * fraction)
-        cuts[name], start = text[start:end], end
-    return {name: datasets.Dataset.from_dict({"text": [cut]}) for name, cut in cuts.items()}
-
-
 def _has_text(batch: dict) -> list[bool]:
     return [bool(text) and not text.isspace() for text in batch["text"]]
 
@@ -433,7 +428,6 @@ __all__ = [
     "EMBEDDED",
     "DocumentStream",
     "TokenStream",
-    "cut_single",
     "describe_source",
     "is_text",
     "joined_stream",
@@ -441,6 +435,7 @@ __all__ = [
     "open_documents",
     "open_prepared_text",
     "open_rows",
+    "open_splits",
     "open_stream",
     "split_documents",
     "token_stream",
