@@ -42,6 +42,7 @@ from scratch_gpt.tokenizer_training import train_tokenizer
 MANY = 4  # epochs; more add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
 EXAMPLES = 5  # of what each filter has removed, in the report
 COMPARED = 16_384  # rows whose gradients are compared with each other
+COPIES = {"exact_duplicates": "the same text as", "near_duplicates": "nearly the text of"}
 REASONS = {"passages": "all of it was there before"}  # of filters that do not see rows one by one
 
 
@@ -211,30 +212,38 @@ def split_names(splits: list[dict]) -> list[str]:
     return [name for name in ("train", "validation", "test") if any(name in of_corpus for of_corpus in splits)]
 
 
-def removed_rows(tables: list, selection) -> Iterator[dict[str, Any]]:
+def removed_rows(corpora: list, tables: list, selection) -> Iterator[dict[str, Any]]:
     """Every removed row with what removed it and why; the tables are those before passages are cut."""
-    start = 0
+    starts, start = np.cumsum([0, *(len(corpus.rows) for corpus in corpora)]), 0
+
+    def why(name: str, number: int) -> str | None:
+        if name not in COPIES:
+            return REASONS.get(name)
+        stays = int(selection.copy_of[number])
+        corpus = int(np.searchsorted(starts, stays, side="right")) - 1
+        return f"{COPIES[name]} row {stays - starts[corpus] + 1} of {corpora[corpus].record['name']}"
+
     for table in tables:
         for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
             row = table.slice(n, 1).to_pylist()[0]
             own = {name: value for name, value in row.items() if name not in MARKS}
             name = selection.names[selection.by[start + n]]
-            yield {"filter": name, "why": row["_why"] or REASONS.get(name), "row": own}
+            yield {"filter": name, "why": row["_why"] or why(name, start + n), "row": own}
         start += len(table)
 
 
-def write_removed(tables: list, selection, path: Path) -> None:
+def write_removed(corpora: list, tables: list, selection, path: Path) -> None:
     """removed.jsonl: a line for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as lines:
-        for line in removed_rows(tables, selection):
+        for line in removed_rows(corpora, tables, selection):
             lines.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
 
-def write_report(manifest: dict[str, Any], tables: list, selection, lengths: dict, out: Path) -> None:
+def write_report(manifest: dict[str, Any], corpora: list, tables: list, selection, lengths: dict, out: Path) -> None:
     """report.html: the page of these data, with the first removed rows, and the fullest packed row in colours."""
     examples: dict[str, list[tuple[str, str]]] = {name: [] for name in selection.names}
-    for line in removed_rows(tables, selection):
+    for line in removed_rows(corpora, tables, selection):
         if len(examples[line["filter"]]) < EXAMPLES:
             examples[line["filter"]].append((line["why"] or "", "\n".join(texts_of(line["row"]))[:500]))
     row = pieces = None

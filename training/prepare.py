@@ -38,7 +38,7 @@ class PrepareRun(Source):
     )
 
     text_column: str = option(
-        "text", "The column that holds the text; --task text keeps all, and tells duplicates by this one where it is."
+        "text", "The column that holds the text; --task text keeps all, and compares this one to find duplicates."
     )
     validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
     test_fraction: float = option(0.0, "Share that is held out for the end.")
@@ -63,8 +63,14 @@ class PrepareRun(Source):
     pack: bool = option(False, "Rows of several whole documents that see nothing of each other, instead of windows.")
     pad: bool = option(False, "One document a row, filled up in the batch, instead of windows.")
 
-    deduplicate: Literal["off", "exact", "near"] = option("off", "Remove documents that are there already, or nearly.")
-    duplicate_ngram: int = option(5, "Near-duplicates are compared by their n-grams of so many words.")
+    deduplicate: Literal["off", "exact", "near"] = option(
+        "off",
+        "Remove rows that are there already, or nearly: by the text column, else by what recipes learn from (messages, "
+        "instruction, prompt, ...), never by ids or urls beside these.",
+    )
+    duplicate_ngram: int = option(
+        5, "Words in the n-grams by which near-duplicates are compared: 5 is for documents, short rows need 1."
+    )
     duplicate_threshold: float = option(0.8, "... and are one where so large a share of them is common.")
     deduplicate_passages: int | None = option(
         None,

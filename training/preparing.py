@@ -244,14 +244,13 @@ def remove_duplicates(run: Any, tables: list, selection) -> None:
     if run.deduplicate == "off":
         return
     keys = np.concatenate([*binary_column(tables, "_key", np.uint8)])
-    selection.remove("exact_duplicates", ~first_of_its_kind(keys, selection.alive))
+    selection.remove_copies("exact_duplicates", first_of_its_kind(keys, selection.alive))
     if run.deduplicate == "near":
         alive = np.flatnonzero(selection.alive)
         made = np.concatenate([*binary_column(tables, "_signature", np.uint32)])[alive]
-        first = near_duplicates(made, threshold=run.duplicate_threshold)
-        again = np.zeros(len(selection.by), dtype=bool)
-        again[alive] = first != np.arange(len(alive))
-        selection.remove("near_duplicates", again)
+        first = np.arange(len(selection.by))
+        first[alive] = alive[near_duplicates(made, threshold=run.duplicate_threshold)]
+        selection.remove_copies("near_duplicates", first)
 
 
 def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
@@ -382,12 +381,12 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
     for name, share in shares_of(tables, splits).items():
         records[name]["share"] = share
     if run.write_removed:
-        write_removed(flat, selection, out / "removed.jsonl")
+        write_removed(corpora, flat, selection, out / "removed.jsonl")
     files = [file_record(path, path.relative_to(out).as_posix()) for path in sorted(out.rglob("*")) if path.is_file()]
     sources = [corpus.record for corpus in corpora]
     manifest = make_manifest(run.task, sources, records, selection.counts, mixture, files, **how)
     if run.report:
-        write_report(manifest, flat, selection, lengths, out)
+        write_report(manifest, corpora, flat, selection, lengths, out)
 
     folder = Path(run.output_dir)
     remove_old(folder)  # from here until the manifest is written again nothing is prepared
