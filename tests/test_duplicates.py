@@ -73,6 +73,37 @@ def test_long_texts_are_worked_on_in_slices(monkeypatch):
     rooms_words._powers.cache_clear()
 
 
+def test_signs_are_words_where_they_are_asked_for():
+    def found(text: str) -> str:
+        _, starts, ends = words(text, signs=True)
+        return " ".join(text[start:end] for start, end in zip(starts, ends, strict=True))
+
+    for text, expected in {
+        "What is 12 - 7?": "What is 12 - 7",
+        "12-7, -5 and x+1": "12 - 7 - 5 and x + 1",
+        "C# and C++, not C.": "C# and C++ not C",
+        "x*y, a / b; 50% of R&D": "x * y a / b 50 % of R & D",
+        "a<b, 5 \u20ac, \u2611 \U0001f44d": "a < b 5 \u20ac \u2611 \U0001f44d",
+        "# Heading\n- a *very* well-known - or **bold** - dash -- one\n* * * *": (
+            "Heading a very well known or bold dash one"
+        ),
+    }.items():
+        assert found(text) == expected
+        assert words(text).hashes.tolist() == words(expected).hashes.tolist()  # without signs as ever
+    minus = words("12 - 7", signs=True).hashes.tolist()
+    assert minus == words("12\u22127", signs=True).hashes.tolist() == words("12 \u2013 7", signs=True).hashes.tolist()
+
+
+def test_signs_are_seen_across_the_border_of_a_slice(monkeypatch):
+    text = "is x * y or 12 - 7 more than a / b in C# and C++ " * 9
+    expected = words(text, signs=True).hashes.tolist()
+    for size in (16, 37, 50):
+        monkeypatch.setattr(rooms_words, "SLICE", size)
+        rooms_words._powers.cache_clear()
+        assert words(text, signs=True).hashes.tolist() == expected
+    rooms_words._powers.cache_clear()
+
+
 # --- Whole texts -------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +157,14 @@ def test_copies_join_the_first_of_their_cluster_and_others_stand_alone():
     assert near_duplicates([marks[:2], marks[2:6], marks[6:]]).tolist() == found.tolist()
     assert near_duplicates(marks, threshold=1.0).tolist() == [0, 1, 2, 3, 4, 1, 0]
     assert not len(near_duplicates(marks[:0])) and not len(near_duplicates([]))
+
+
+@pytest.mark.parametrize("ngram", [1, 5])
+def test_questions_that_differ_in_a_sign_or_a_digit_are_no_copies(ngram):
+    texts = [f"What is 12 {sign} 7?" for sign in "+-*/%^"] + ["What is 12 - 8?", "What is 12-7"]
+    texts += ["Explain C# in a sentence.", "Explain C++ in a sentence.", "Explain C in a sentence."]
+    found = near_duplicates(signatures(texts, ngram=ngram)).tolist()
+    assert found == [0, 1, 2, 3, 4, 5, 6, 1, 8, 9, 10]
 
 
 def test_clusters_are_what_pairs_connect():
@@ -231,6 +270,13 @@ def test_a_set_of_hashes_is_a_set_that_is_mostly_a_sorted_array():
 
 
 # --- Contamination -----------------------------------------------------------------------------------------------
+
+
+def test_contamination_and_passages_take_no_notice_of_signs():
+    hashes = ngram_hashes(["What is 12 - 7 in C#?"], n=5)
+    assert contaminated_share("what is 12 + 7 in c++", hashes, n=5) == 1
+    seen = SeenPassages(length=6)
+    assert seen.remove("What is 12 - 7 in C#?")[1] == 0 and seen.remove("What is 12 + 7 in C++?")[1] == 6
 
 
 def test_the_share_of_ngrams_of_an_evaluation_set():

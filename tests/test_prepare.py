@@ -202,6 +202,64 @@ def test_duplicates_are_told_by_the_column_of_text_where_there_is_one(how, passa
     assert prepared(*words, "--output-dir", tmp_path / "q")[1]["rows"] == 4  # no column "text": all texts of a row
 
 
+ROWS = {
+    "text": {"text": "Well."},
+    "alpaca": {"instruction": "Say 12.", "input": "", "output": "12."},
+    "messages": {"messages": [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]},
+    "prompt": {"prompt": "Well?", "completion": "Well."},
+    "pair": {"prompt": "Well?", "chosen": "Well.", "rejected": "No."},
+    "judged": {"prompt": "Well?", "completion": "Well.", "label": True},
+    "other": {"question": "Well?", "answer": "Well."},
+}
+
+
+@pytest.mark.parametrize("how", ["exact", "near"])
+@pytest.mark.parametrize("form", ROWS)
+def test_rows_are_told_by_what_is_learned_and_not_by_their_ids(form, how, tmp_path):
+    ids = [{"id": f"row-{n}", "prompt_id": f"p{n}"} for n in range(3)]
+    ids = [{**row, "url": f"https://example.org/{n}"} if form != "other" else row for n, row in enumerate(ids)]
+    other = next(name for name, value in ROWS[form].items() if isinstance(value, (str, list)))
+    changed = json.loads(json.dumps(ROWS[form][other]).replace("Well", "Never again").replace("12", "13"))
+    rows = [{**ids[0], **ROWS[form]}, {**ids[1], **ROWS[form]}, {**ids[2], **ROWS[form], other: changed}]
+    corpus = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ["--dataset", corpus, "--task", "text", "--deduplicate", how, "--validation-fraction", "0"]
+    folder, _ = prepared(*words, "--output-dir", tmp_path / "p", "--write-removed", "true")
+    assert open_prepared_text(str(folder))["train"]["id"][:] == ["row-0", "row-2"]
+    assert json.loads((folder / "removed.jsonl").read_text())["why"] == "the same text as row 1 of rows.jsonl"
+
+
+def test_the_column_that_holds_a_text_and_what_a_label_says_count(tmp_path):
+    rows = [
+        {"prompt": "a b", "completion": "c", "label": True},
+        {"prompt": "a", "completion": "b c", "label": True},
+        {"prompt": "a  b ", "completion": "c", "label": True},
+        {"prompt": "a b", "completion": "c", "label": False},
+    ]
+    corpus = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ["--dataset", corpus, "--task", "text", "--deduplicate", "exact", "--validation-fraction", "0"]
+    folder, _ = prepared(*words, "--output-dir", tmp_path / "p")
+    assert [*open_prepared_text(str(folder))["train"]] == [rows[0], rows[1], rows[3]]
+
+
+def test_a_removed_copy_says_which_row_stays(texts, tmp_path):
+    generator = np.random.default_rng(5)
+    long = sentence(generator, 300)
+    near = long.replace(" cat ", " dog ", 1)
+    write_rows(tmp_path / "a.jsonl", [{"text": texts[0]}, {"text": " "}, {"text": long}, {"text": texts[1]}])
+    write_rows(tmp_path / "b.jsonl", [{"text": near}, {"text": texts[1]}, {"text": f"{near}\n"}, {"text": texts[2]}])
+    words = ["--dataset", tmp_path, "--mixture", "a.jsonl,b.jsonl", "--task", "text", "--deduplicate", "near"]
+    words += ["--validation-fraction", "0", "--write-removed", "true", "--report", "true"]
+    folder, _ = prepared(*words, "--output-dir", tmp_path / "p")
+    removed = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+    assert [(line["filter"], line["why"]) for line in removed] == [
+        ("empty", "no text"),
+        ("near_duplicates", "nearly the text of row 3 of a.jsonl"),
+        ("exact_duplicates", "the same text as row 4 of a.jsonl"),
+        ("exact_duplicates", "the same text as row 3 of a.jsonl"),  # of what stays at the end
+    ]
+    assert "the same text as row 4 of a.jsonl" in (folder / "report.html").read_text()
+
+
 def test_names_of_classes_are_kept(texts, tmp_path, capsys):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = datasets.Dataset.from_dict({"text": texts[:20], "label": [0, 1] * 10}, features)
@@ -515,13 +573,12 @@ def test_rows_that_were_altered_are_not_trained_on_under_a_manifest(corpus, toke
     fails([*run, "--output-dir", tmp_path / "run"], "is not the file that was prepared", capsys, pretrain.main)
 
 
-@pytest.mark.parametrize("how", ["", "--pack true", "--pad true"])
-def test_a_split_of_which_the_filters_leave_nothing_is_named(how, texts, tokenizer, tmp_path, capsys):
+def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp_path, capsys):
     (tmp_path / "one.txt").write_text(f"{' '.join(texts)} forbidden")
     (tmp_path / "blocked.txt").write_text("forbidden\n")
     words = ["--dataset", tmp_path / "one.txt", "--tokenizer", tokenizer, "--block-list", tmp_path / "blocked.txt"]
-    message = "Nothing of the validation split of .*one.txt is left after the filters"
-    fails([*words, *how.split(), "--max-length", "16", "--output-dir", tmp_path / "p"], message, capsys)
+    message = r"Nothing of .*one.txt is left after the filters: block_list took 1 \(mostly forbidden 1\)"
+    fails([*words, "--max-length", "16", "--output-dir", tmp_path / "p"], message, capsys)
     assert not (tmp_path / "p" / "manifest.json").exists()
 
 

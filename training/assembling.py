@@ -42,6 +42,7 @@ from scratch_gpt.tokenizer_training import train_tokenizer
 MANY = 4  # epochs; more add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
 EXAMPLES = 5  # of what each filter has removed, in the report
 COMPARED = 16_384  # rows whose gradients are compared with each other
+COPIES = {"exact_duplicates": "the same text as", "near_duplicates": "nearly the text of"}
 REASONS = {"passages": "all of it was there before"}  # of filters that do not see rows one by one
 
 
@@ -107,23 +108,24 @@ def train_on_splits(run: Any, tables: list[list], splits: list[dict], work: Path
     return load_tokenizer(folder)
 
 
-def encode(corpora: list, tables: list[list], selection, tokenizer, work: Path) -> list:
-    """The token ids of each corpus' documents, under the numbers of their rows."""
+def encode(corpora: list, tables: list[list], splits: list[dict], tokenizer, work: Path) -> list:
+    """The token ids of each corpus' documents, under the numbers of their rows; none of a row that is in no split."""
     encode_texts = partial(
         encode_part,
         encode_batch=partial(encode_batch, tokenizer),
         eos_token_id=end_of_text_id(tokenizer),
         vocab_size=count_ids(tokenizer),
     )
-    found, alive = [], selection.alive
-    for n, (corpus, of_corpus) in enumerate(zip(corpora, tables, strict=True)):
+    found = []
+    for n, (corpus, of_corpus, of_splits) in enumerate(zip(corpora, tables, splits, strict=True)):
         ends = [0]
         for table in of_corpus:
             ends.append(ends[-1] + len(table))
-        make = lambda k, t=of_corpus, e=ends, a=alive: encode_texts(texts_of_table(t[k], a[e[k] : e[k + 1]]))  # noqa: E731
+        used = np.zeros(ends[-1], dtype=bool)
+        used[np.concatenate([*of_splits.values()])] = True
+        make = lambda k, t=of_corpus, e=ends, a=used: encode_texts(texts_of_table(t[k], a[e[k] : e[k + 1]]))  # noqa: E731
         parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, shown(f"Tokenizing {corpus.name}"))
         found.append(Tokens(parts))
-        alive = alive[ends[-1] :]
     return found
 
 
@@ -210,30 +212,38 @@ def split_names(splits: list[dict]) -> list[str]:
     return [name for name in ("train", "validation", "test") if any(name in of_corpus for of_corpus in splits)]
 
 
-def removed_rows(tables: list, selection) -> Iterator[dict[str, Any]]:
+def removed_rows(corpora: list, tables: list, selection) -> Iterator[dict[str, Any]]:
     """Every removed row with what removed it and why; the tables are those before passages are cut."""
-    start = 0
+    starts, start = np.cumsum([0, *(len(corpus.rows) for corpus in corpora)]), 0
+
+    def why(name: str, number: int) -> str | None:
+        if name not in COPIES:
+            return REASONS.get(name)
+        stays = int(selection.copy_of[number])
+        corpus = int(np.searchsorted(starts, stays, side="right")) - 1
+        return f"{COPIES[name]} row {stays - starts[corpus] + 1} of {corpora[corpus].record['name']}"
+
     for table in tables:
         for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
             row = table.slice(n, 1).to_pylist()[0]
             own = {name: value for name, value in row.items() if name not in MARKS}
             name = selection.names[selection.by[start + n]]
-            yield {"filter": name, "why": row["_why"] or REASONS.get(name), "row": own}
+            yield {"filter": name, "why": row["_why"] or why(name, start + n), "row": own}
         start += len(table)
 
 
-def write_removed(tables: list, selection, path: Path) -> None:
+def write_removed(corpora: list, tables: list, selection, path: Path) -> None:
     """removed.jsonl: a line for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as lines:
-        for line in removed_rows(tables, selection):
+        for line in removed_rows(corpora, tables, selection):
             lines.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
 
 
-def write_report(manifest: dict[str, Any], tables: list, selection, lengths: dict, out: Path) -> None:
+def write_report(manifest: dict[str, Any], corpora: list, tables: list, selection, lengths: dict, out: Path) -> None:
     """report.html: the page of these data, with the first removed rows, and the fullest packed row in colours."""
     examples: dict[str, list[tuple[str, str]]] = {name: [] for name in selection.names}
-    for line in removed_rows(tables, selection):
+    for line in removed_rows(corpora, tables, selection):
         if len(examples[line["filter"]]) < EXAMPLES:
             examples[line["filter"]].append((line["why"] or "", "\n".join(texts_of(line["row"]))[:500]))
     row = pieces = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse, unused_options
+from recipe import Run, check, missed_shares, one_clear_line, option, parse, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "ucirvine/sms_spam", "openai-community/gpt2"
@@ -134,7 +134,9 @@ def read_splits(run: ClassifyRun):
     if run.balance == "undersample":
         examples = examples.take(undersample(examples.labels, run.seed))
     parts = split_examples(examples, run.validation_fraction, run.test_fraction, run.seed)
-    return {name: examples.take(numbers) for name, numbers in parts.items()}, source, notices
+    splits = {name: examples.take(numbers) for name, numbers in parts.items()}
+    notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
+    return splits, source, notices
 
 
 def start_model(run: ClassifyRun, names: list[str], train):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse, unused_options
+from recipe import Run, check, missed_shares, one_clear_line, option, parse, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
@@ -153,6 +153,7 @@ def read_splits(run: InstructRun):
     questions = [text_of(each[:-1]) for each in conversations]
     parts = split_groups(questions, run.validation_fraction, run.test_fraction, run.seed)
     splits = {name: [conversations[n] for n in numbers] for name, numbers in parts.items()}
+    notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
     return splits, source, notices
 
 

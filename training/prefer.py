@@ -11,7 +11,7 @@ evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a fold
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import Run, check, one_clear_line, option, parse, unused_options
+from recipe import Run, check, missed_shares, one_clear_line, option, parse, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "trl-lib/ultrafeedback_binarized", "openai-community/gpt2"
@@ -71,6 +71,7 @@ def build(run: PreferRun):
     tokenizer = load_tokenizer(run.model, run.model_revision)
     model, changes = build_chat_lm(run, tokenizer)
     notices += [*changes, *apply_tune(run, model)]
+    notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode = partial(encode_conversations, tokenizer)

@@ -20,6 +20,7 @@ from recipe import (
     check_fields,
     check_model_folder,
     check_rows,
+    missed_shares,
     one_clear_line,
     option,
     parse,
@@ -39,9 +40,9 @@ class PrepareRun(Source):
     )
 
     text_column: str = option(
-        "text", "The column that holds the text; --task text keeps all, and tells duplicates by this one where it is."
+        "text", "The column that holds the text; --task text keeps all, and compares this one to find duplicates."
     )
-    validation_fraction: float = option(0.1, "Share of the documents that is held out to evaluate on.")
+    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
     test_fraction: float = option(0.0, "Share that is held out for the end.")
     seed: int = option(0, "Decides splits, the order of a mixture and what a tokenizer is trained on.")
 
@@ -64,8 +65,14 @@ class PrepareRun(Source):
     pack: bool = option(False, "Rows of several whole documents that see nothing of each other, instead of windows.")
     pad: bool = option(False, "One document a row, filled up in the batch, instead of windows.")
 
-    deduplicate: Literal["off", "exact", "near"] = option("off", "Remove documents that are there already, or nearly.")
-    duplicate_ngram: int = option(5, "Near-duplicates are compared by their n-grams of so many words.")
+    deduplicate: Literal["off", "exact", "near"] = option(
+        "off",
+        "Remove rows that are there already, or nearly: by the text column, else by what recipes learn from "
+        "(messages, instruction, prompt, ...), never by ids or urls beside these.",
+    )
+    duplicate_ngram: int = option(
+        5, "Words in the n-grams by which near-duplicates are compared: 5 is for documents, short rows need 1."
+    )
     duplicate_threshold: float = option(0.8, "... and are one where so large a share of them is common.")
     deduplicate_passages: int | None = option(
         None,
@@ -140,9 +147,10 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
             [f"{facts['cut_share']:.1%} of the tokens in documents longer than a row"] if "cut_share" in facts else []
         )
         lines.append(
-            f"{name:>18}: {facts['documents']:,} documents, {facts['bytes']:,} bytes{tokens}"
-            f"{' (' + ', '.join(shares) + ')' if shares else ''}"
+            f"{name:>18}: {facts['documents']:,} documents, {facts['bytes']:,} bytes, {100 * facts['share']:.1f} % of "
+            f"the text{tokens}{' (' + ', '.join(shares) + ')' if shares else ''}"
         )
+    lines += missed_shares(run, {name: facts["share"] for name, facts in manifest["splits"].items()}, "text")
     if run.stride is not None and run.stride > run.max_length:
         lines.append(
             f"stride {run.stride} > max_length {run.max_length}: {run.stride - run.max_length} tokens between "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from assembling import (
     encode,
@@ -62,12 +63,12 @@ from scratch_gpt.data.pipeline import (
     texts_of,
 )
 from scratch_gpt.data.privacy import mask_private
-from scratch_gpt.data.sources import cut_single, is_text, open_column, open_rows
-from scratch_gpt.data.splits import split_numbers
+from scratch_gpt.data.sources import is_text, open_column, open_rows
+from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
 from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
 
 
-FORMAT = 2  # of the parts that an interrupted run leaves; another one starts anew
+FORMAT = 3  # of the parts that an interrupted run leaves; another one starts anew
 OURS = {"train", "validation", "test", "tokenizer", "flagged.jsonl", "removed.jsonl"}  # of what a manifest may list
 
 
@@ -78,7 +79,6 @@ class Corpus(NamedTuple):
     rows: Any  # datasets.Dataset
     record: dict[str, Any]
     weight: float | None
-    splits: dict[str, Any] | None  # numbers of rows, where these decide it
 
 
 # --- The folder --------------------------------------------------------------------------------------------------
@@ -158,10 +158,8 @@ def open_corpora(run: Any) -> list[Corpus]:
                 f"{', '.join(rows.column_names)}: rows of messages, instructions or preferences cannot lose a part. "
                 "Choose another with --text-column, or leave it out."
             )
-        record, splits = {"name": recorded, **source.record, "rows": len(rows)}, None
-        if run.task == "pretrain" and run.mixture is None:
-            rows, splits = cut_single(rows, run.validation_fraction, run.test_fraction)
-        corpora.append(Corpus(name, rows, record, weight, splits))
+        record = {"name": recorded, **source.record, "rows": len(rows)}
+        corpora.append(Corpus(name, rows, record, weight))
     if run.task == "text":
         shared_schema([corpus.rows.features.arrow_schema for corpus in corpora])  # said now, and not after all work
     return corpora
@@ -249,14 +247,13 @@ def remove_duplicates(run: Any, tables: list, selection) -> None:
     if run.deduplicate == "off":
         return
     keys = np.concatenate([*binary_column(tables, "_key", np.uint8)])
-    selection.remove("exact_duplicates", ~first_of_its_kind(keys, selection.alive))
+    selection.remove_copies("exact_duplicates", first_of_its_kind(keys, selection.alive))
     if run.deduplicate == "near":
         alive = np.flatnonzero(selection.alive)
         made = np.concatenate([*binary_column(tables, "_signature", np.uint32)])[alive]
-        first = near_duplicates(made, threshold=run.duplicate_threshold)
-        again = np.zeros(len(selection.by), dtype=bool)
-        again[alive] = first != np.arange(len(alive))
-        selection.remove("near_duplicates", again)
+        first = np.arange(len(selection.by))
+        first[alive] = alive[near_duplicates(made, threshold=run.duplicate_threshold)]
+        selection.remove_copies("near_duplicates", first)
 
 
 def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
@@ -287,31 +284,63 @@ def _reasons(tables: list) -> str:
     return ", ".join(f"{name} took {count}" for name, count in removed.most_common()) + f" (mostly {reasons})"
 
 
-def split(run: Any, corpora: list[Corpus], tables: list[list], selection) -> list[dict]:
-    """For each corpus {"train", "validation", "test"} -> numbers of its rows."""
-    found, start = [], 0
+def split(run: Any, corpora: list[Corpus], tables: list[list], selection) -> tuple[list[list], list[dict]]:
+    """The tables of each corpus, and {"train", "validation", "test"} -> numbers of its rows.
+
+    Rows of nothing but text are cut where whole ones would miss the shares; the pieces stand in a further table.
+    """
+    fractions = (run.validation_fraction, run.test_fraction)
+    check_fractions(*fractions)
+    cut, found, start = [], [], 0
     for corpus, of_corpus in zip(corpora, tables, strict=True):
         size = sum(map(len, of_corpus))
         left = np.flatnonzero(selection.alive[start : start + size])
         start += size
         if len(left) == 0:
             raise ValueError(f"Nothing of {corpus.name} is left after the filters: {_reasons(of_corpus)}.")
-        if corpus.splits is not None:
-            found.append({name: chosen[np.isin(chosen, left)] for name, chosen in corpus.splits.items()})
-            if empty := [name for name, chosen in found[-1].items() if not len(chosen)]:
-                raise ValueError(
-                    f"Nothing of the {empty[0]} split of {corpus.name} is left after the filters: leave one out, or "
-                    "hold out another share."
-                )
-            continue
-        fractions = (run.validation_fraction, run.test_fraction)
-        few = len(left) < 1 + sum(fraction > 0 for fraction in fractions)
-        if few and len(corpora) > 1:
+        pieces: list[tuple[int, str]] = []
+        try:
+            if corpus.rows.column_names == [_column_name(run)]:
+                texts = pa.chunked_array([chunk for t in of_corpus for chunk in t.column(_column_name(run)).chunks])
+                sizes = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])[left]
+                text_of = lambda n, texts=texts, left=left: texts[int(left[n])].as_py()  # noqa: E731
+                numbers, pieces = split_texts(sizes, text_of, *fractions, run.seed)
+            else:
+                numbers = split_numbers(len(left), *fractions, run.seed)
+        except ValueError:
+            if len(corpora) == 1:
+                raise
             print(f"{corpus.name} has {len(left)} document(s), all of which are trained on: too few to hold some out.")
-            fractions = (0.0, 0.0)
-        numbers = split_numbers(len(left), *fractions, run.seed)
-        found.append({name: left[chosen] for name, chosen in numbers.items()})
-    return found
+            numbers = {"train": np.arange(len(left))}
+        if pieces:
+            of_corpus = [*of_corpus, _as_table(of_corpus, [(left[n], text) for n, text in pieces], _column_name(run))]
+        every = np.concatenate([left, size + np.arange(len(pieces))])
+        cut.append(of_corpus)
+        found.append({name: every[chosen] for name, chosen in numbers.items()})
+    return cut, found
+
+
+def _as_table(tables: list, pieces: list[tuple[int, str]], column: str) -> pa.Table:
+    # pieces of rows as rows: what each is a piece of, with its own text
+    whole, texts = pa.concat_tables(tables), [text for _, text in pieces]
+    ours = {column: texts, "_bytes": [len(text.encode()) for text in texts]}
+    numbers = pa.array([number for number, _ in pieces])
+    return pa.table(
+        [
+            pa.array(ours[field.name], field.type) if field.name in ours else whole.column(field.name).take(numbers)
+            for field in whole.schema
+        ],
+        schema=whole.schema,
+    )
+
+
+def shares_of(tables: list[list], splits: list[dict]) -> dict[str, float]:
+    """Each split's share of the bytes of all, before a mixture repeats any."""
+    sizes: Counter = Counter()
+    for of_corpus, of_splits in zip(tables, splits, strict=True):
+        each = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])
+        sizes.update({name: int(each[chosen].sum()) for name, chosen in of_splits.items()})
+    return {name: size / max(1, sizes.total()) for name, size in sizes.items()}
 
 
 # --- All of it ---------------------------------------------------------------------------------------------------
@@ -337,7 +366,7 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
     remove_duplicates(run, flat, selection)
     rest = iter(cut_passages(run, flat, selection, work))
     tables = [[next(rest) for _ in of_corpus] for of_corpus in tables]
-    splits = split(run, corpora, tables, selection)
+    tables, splits = split(run, corpora, tables, selection)
 
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -347,18 +376,20 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
         records, mixture, lengths = write_cleaned(run, corpora, tables, splits, out)
     else:
         tokenizer = tokenizer or train_on_splits(run, tables, splits, work)
-        tokens = encode(corpora, tables, selection, tokenizer, work)
+        tokens = encode(corpora, tables, splits, tokenizer, work)
         records, mixture, lengths = write_rows(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
         how["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
         how |= {"max_length": run.max_length, "stride": run.stride or run.max_length, "pack": run.pack, "pad": run.pad}
+    for name, share in shares_of(tables, splits).items():
+        records[name]["share"] = share
     if run.write_removed:
-        write_removed(flat, selection, out / "removed.jsonl")
+        write_removed(corpora, flat, selection, out / "removed.jsonl")
     files = [file_record(path, path.relative_to(out).as_posix()) for path in sorted(out.rglob("*")) if path.is_file()]
     sources = [corpus.record for corpus in corpora]
     manifest = make_manifest(run.task, sources, records, selection.counts, mixture, files, **how)
     if run.report:
-        write_report(manifest, flat, selection, lengths, out)
+        write_report(manifest, corpora, flat, selection, lengths, out)
 
     folder = Path(run.output_dir)
     remove_old(folder)  # from here until the manifest is written again nothing is prepared

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import Run, check, check_rows, one_clear_line, option, parse, unused_options
+from recipe import Run, check, check_rows, missed_shares, one_clear_line, option, parse, unused_options
 
 
 # Fields that decide how text is made into rows, as prepare.py has done it with prepared data.
@@ -110,7 +110,8 @@ def make_rows(run: PretrainRun):
         stream = open_stream(*where, run.text_column, *fractions)
         splits, source, notices = stream.splits, stream.record, stream.notices
     else:
-        splits, source, notices = open_splits(*where, run.text_column, *fractions, run.seed)
+        by_number = matches_older(run)
+        splits, source, notices = open_splits(*where, run.text_column, *fractions, run.seed, by_number)
 
     def texts():
         quiet, whole = os.environ.get("RANK", "0") != "0", splits["train"]
@@ -147,9 +148,26 @@ def make_rows(run: PretrainRun):
             rows[name] = Windows(ids, max_length, stride, run.overlap, run.drop_tail)
         records[name] = {**facts, "rows": len(rows[name]), "sha256": stream_of.sha256}
     how = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
+    if not (run.streaming or by_number):
+        how["split_by"] = "share of the text"
     known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
     manifest = make_manifest("pretrain", [source], records, tokenizer=known, **how)
     return tokenizer, model, rows, manifest, notices
+
+
+def matches_older(run: PretrainRun) -> bool:
+    """Whether the run to resume, or the manifest to match, is of a version that split by number of documents alone."""
+    from contextlib import suppress
+    from pathlib import Path
+
+    from scratch_gpt.data.manifest import NAME, read_manifest
+
+    manifests = [] if run.manifest is None else [read_manifest(Path(run.manifest))]
+    if run.resume is not None:
+        folder = Path(run.output_dir) if run.resume == "latest" else Path(run.resume).resolve().parent.parent
+        with suppress(ValueError):  # what the checkpoint says of the data is compared in any case
+            manifests.append(read_manifest(folder / NAME))
+    return any("split_by" not in manifest for manifest in manifests)
 
 
 def use_prepared(run: PretrainRun, manifest: dict):
@@ -187,6 +205,7 @@ def use_prepared(run: PretrainRun, manifest: dict):
 def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     """What is about to happen, in a few lines."""
     from scratch_gpt.adapters import count_parameters, trainable_line
+    from scratch_gpt.data.manifest import is_prepared
 
     parameters = count_parameters(task.model)[1]
     config = task.model.config
@@ -198,15 +217,19 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     if run.tune != "full":
         lines.append(trainable_line(task.model))
     T = task.manifest["max_length"]
+    sizes = {name: facts["bytes"] for name, facts in task.manifest["splits"].items() if "bytes" in facts}
     for name, facts in task.manifest["splits"].items():
         if "streamed" in facts:
             lines.append(f"{name:>10}: streamed, {facts['shards']} file(s) in {run.stream_lanes} lanes, rows of {T}")
             continue
         filled = f", {facts['padding_share']:.1%} filling" if "padding_share" in facts else ""
+        share = "" if run.streaming else f" ({100 * sizes[name] / sum(sizes.values()):.1f} % of the text)"
         lines.append(
-            f"{name:>10}: {facts['documents']:,} documents, {facts['bytes']:,} bytes, {facts['tokens']:,} tokens, "
-            f"{facts['rows']:,} rows of {T}{filled}"
+            f"{name:>10}: {facts['documents']:,} documents, {facts['bytes']:,} bytes{share}, "
+            f"{facts['tokens']:,} tokens, {facts['rows']:,} rows of {T}{filled}"
         )
+    if not (run.streaming or is_prepared(run.dataset)):
+        lines += missed_shares(run, sizes, "text")
     batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
     lines.append(
         f"Training: {steps:,} steps of {batch} rows, {steps * batch * task.tokens_per_row:,.0f} tokens at most"

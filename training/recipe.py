@@ -84,7 +84,7 @@ class Run(Source):
         False, "Read the data as it is needed, never all of it; held out are the first documents."
     )
     stream_lanes: int = option(8, "Readers that share a stream, in fixed turns; a multiple of the processes.")
-    validation_fraction: float = option(0.1, "Share of the documents that is held out to evaluate on.")
+    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
     test_fraction: float = option(0.0, "Share that is scored once, at the end.")
     tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
     tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
@@ -528,6 +528,26 @@ def relative(value: Any) -> Any:
 def set_name(path: str) -> str:
     """What the results on a file, folder or Hub dataset are called."""
     return Path(path).stem
+
+
+def missed_shares(run: Any, sizes: dict[str, float], of: str) -> list[str]:
+    """A line for each held-out split that is far from the share that was asked for.
+
+    Args:
+        sizes: of each split, "train" too.
+        of: what they count: text, rows.
+    """
+    from scratch_gpt.data.splits import is_near
+
+    lines = []
+    for name in ("validation", "test"):
+        share, asked = sizes.get(name, 0) / sum(sizes.values()), getattr(run, f"{name}_fraction")
+        if name in sizes and not is_near(share, asked):
+            lines.append(
+                f"{name} is {100 * share:.1f} % of the {of}, not the {100 * asked:g} % of --{name}-fraction: some "
+                "rows that stay whole or together are too large for it. Give more rows, or another share."
+            )
+    return lines
 
 
 def data_sets(run: Any) -> list[str]:

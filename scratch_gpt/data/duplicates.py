@@ -41,7 +41,7 @@ def exact_key(text: str) -> bytes:
 
 
 def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128, seed: int = 0) -> np.ndarray:
-    """Texts -> their MinHash signatures (n, permutations) uint32 over n-grams of words (Broder 1997).
+    """Texts -> their MinHash signatures (n, permutations) uint32 over n-grams of words and signs (Broder 1997).
 
     Two texts' signatures agree in the share of places that is the Jaccard similarity of their sets of n-grams, with a
     standard error of at most 0.5 / sqrt(permutations). A row depends on its own text alone.
@@ -57,7 +57,7 @@ def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128,
         raise ValueError('Near-duplicates need the extra "dedup": pip install -e ".[dedup]"') from error
     result = np.empty((len(texts), permutations), dtype=np.uint32)
     for first in range(0, len(texts), BATCH):
-        hashes, starts = document_ngrams(texts[first : first + BATCH], ngram)
+        hashes, starts = document_ngrams(texts[first : first + BATCH], ngram, signs=True)
         rows = RMinHash.digest_matrix_from_flat_token_hashes(hashes, starts, permutations, seed).to_rows()
         result[first : first + BATCH] = rows
     return result

@@ -1,6 +1,7 @@
 """What data a run used -> JSON: sources, counts, hashes; and whether data are still what a manifest says.
 
 format_version, task, tokenizer (fingerprint, vocab_size), max_length, stride, pack
+split_by   how documents were split, by share of the text; absent: by their number
 sources    [{name, dataset, config, split, revision, rows, files: [{name, bytes, sha256}]}]
 filters    {name: {in, removed}}                  in the order in which they ran
 mixture    {asked, actual, alpha, ...} or null    shares of tokens

@@ -8,6 +8,7 @@ A part is a file that is whole or not there, and a function of its stage's input
 stays in memory is a few numbers a document; texts, tokens and rows are mapped from disk.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,11 @@ MARKS = (
 )  # columns of ours beside a row's own
 
 
+# What recipes learn from in rows of conversations, instructions and preferences; all else says where a row is from.
+LEARNED = ("messages", "instruction", "input", "output", "prompt", "completion", "chosen", "rejected")
+ID = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid)", re.IGNORECASE)  # names of columns that number the rows
+
+
 class Filter(NamedTuple):
     """One thing a row is looked at for. Either takes rows out, or changes their texts, or both."""
 
@@ -52,6 +58,21 @@ def texts_of(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from texts_of(inner)
+
+
+def learned_text(row: Mapping[str, Any], text_column: str | None = None) -> str:
+    """The text by which a row is told from others: its column of text if it has one, else what recipes learn from.
+
+    That is LEARNED and a preference's label; without any of these columns all texts of the row but its ids.
+    """
+    own = None if text_column is None else row[text_column]
+    if own and not own.isspace():
+        return own
+    names = [name for name in LEARNED if row.get(name) is not None]
+    if names and isinstance(row.get("label"), bool):
+        return " \0 ".join([*texts_of([row[name] for name in names]), str(row["label"])])
+    names = names or [name for name in row if not ID.fullmatch(name)] or [*row]
+    return " \0 ".join(texts_of([row[name] for name in names]))  # white space alone would not tell a b, c from a, b c
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
@@ -118,8 +139,8 @@ def clean_part(
     A removed row stays in the table as it was found, so that it can be counted, shown and written out.
 
     Args:
-        key, signatures: by which rows are told apart, of their text.
-        text_column: the one that holds it; without one, or where it is empty, all texts of a row are its text.
+        key, signatures: by which rows are told apart, of what `learned_text` takes from them.
+        text_column: the one that holds the text.
     """
     cleaned, removed, why, changed, sizes, texts = [], [], [], [], [], []
     for found in rows.to_pylist():
@@ -138,8 +159,7 @@ def clean_part(
         why.append(reason)
         changed.append(changes)
         sizes.append(0 if name else len(text.encode()))
-        own = None if text_column is None else row[text_column]
-        texts.append("" if name else own if own and not own.isspace() else text)
+        texts.append("" if name or (key is None and signatures is None) else learned_text(row, text_column))
     columns = {
         column: pa.array([row[column] for row in cleaned], rows.schema.field(column).type)
         for column in rows.column_names
@@ -158,16 +178,16 @@ def clean_part(
 
 
 def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """(n, 16) uint8 keys -> (n,) whether a row is the first alive one with its key."""
+    """(n, 16) uint8 keys -> (n,) int64, the first alive row with a row's key: itself for that one and dead rows."""
     numbers = np.flatnonzero(alive)
     halves = np.ascontiguousarray(keys[numbers]).view(np.uint64)
     order = np.lexsort((numbers, halves[:, 1], halves[:, 0]))
     ordered = halves[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    kept = np.zeros(len(alive), dtype=bool)
-    kept[numbers[order[first]]] = True
-    return kept
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first = np.arange(len(alive))
+    first[numbers[order]] = numbers[order[is_first]][np.cumsum(is_first) - 1]
+    return first
 
 
 def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator[np.ndarray]:
@@ -221,6 +241,7 @@ class Selection:
         names = [item.name for item in filters]
         self.by = np.concatenate([np.full(0, -1, np.int8), *(_numbers(column, names) for column in removed)])
         self.names, self.counts = names, {}
+        self.copy_of: np.ndarray | None = None  # (rows,) for removed duplicates the row that stayed, others themselves
         left = len(self.by)
         for number, item in enumerate(filters):
             taken = int((self.by == number).sum())
@@ -236,6 +257,13 @@ class Selection:
     def alive(self) -> np.ndarray:
         """(rows,) bool."""
         return self.by < 0
+
+    def remove_copies(self, name: str, first: np.ndarray) -> None:
+        """Take out the rows whose `first` (rows,) is another one, and remember which."""
+        is_copy = self.alive & (first != np.arange(len(first)))
+        self.remove(name, is_copy)
+        before = np.arange(len(first)) if self.copy_of is None else self.copy_of
+        self.copy_of = first[before]  # a row that stayed then may be a copy now
 
     def remove(self, name: str, rows: np.ndarray) -> None:
         """Take out these rows (bool) of those that are left, in the name of a filter."""
@@ -261,6 +289,7 @@ __all__ = [
     "clean_part",
     "first_of_its_kind",
     "in_parts",
+    "learned_text",
     "part_bounds",
     "rows_at",
     "sizes_of_texts",

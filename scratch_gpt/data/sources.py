@@ -20,7 +20,7 @@ from .columns import Columns, one_column
 from .embedded import python_documentation
 from .files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local
 from .manifest import is_prepared, read_manifest, verify_files
-from .splits import check_fractions, split_numbers
+from .splits import check_fractions, split_texts
 from .tables import columns_of, first_fields, read_tables, write_rows
 
 
@@ -249,8 +249,12 @@ def open_splits(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
     seed: int = 0,
+    by_number: bool = False,
 ) -> tuple[dict[str, datasets.Dataset], dict[str, Any], list[str]]:
     """Open the documents of each split, with their record and notices; prepared text keeps the splits it was given.
+
+    Args:
+        by_number: as in `split_documents`.
 
     Raises:
         ValueError: as `open_documents` and `split_documents`.
@@ -260,34 +264,34 @@ def open_splits(
         splits = {name: _text_only(dataset, rows, text_column) for name, rows in splits.items()}
         return splits, describe_source(dataset), []
     documents, record, notices = open_documents(dataset, config, split, revision, text_column)
-    return split_documents(documents, validation_fraction, test_fraction, seed), record, notices
+    return split_documents(documents, validation_fraction, test_fraction, seed, by_number), record, notices
 
 
 def split_documents(
-    documents: datasets.Dataset, validation_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0
+    documents: datasets.Dataset,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    by_number: bool = False,
 ) -> dict[str, datasets.Dataset]:
-    """Documents -> {"train", "validation", "test"}, whole documents each; a corpus of one is cut by position.
+    """Documents -> {"train", "validation", "test"}, whole ones unless the shares of the text then go wrong.
 
-    Which documents go where is a function of the seed and their number. A fraction of 0 leaves that split out.
+    `split_texts` says where each goes and which are cut. A fraction of 0 leaves that split out.
+
+    Args:
+        by_number: never look at sizes and cut nothing but a single document, as runs of older versions did.
 
     Raises:
-        ValueError: fractions outside [0, 1) or together 1 or more, or fewer documents than splits.
+        ValueError: fractions outside [0, 1) or together 1 or more, or too little text.
     """
-    asked = check_fractions(validation_fraction, test_fraction)
-    if len(documents) == 1:
-        return _cut_by_position(documents[0]["text"], asked)
-    numbers = split_numbers(len(documents), validation_fraction, test_fraction, seed)
+    sizes = np.array([len(text.encode()) for batch in documents.iter(1000) for text in batch["text"]], dtype=np.int64)
+    numbers, pieces = split_texts(
+        sizes, lambda n: documents[n]["text"], validation_fraction, test_fraction, seed, by_number
+    )
+    if pieces:
+        cut = datasets.Dataset.from_dict({"text": [piece for _, piece in pieces]}, documents.features)
+        documents = datasets.concatenate_datasets([documents, cut])
     return {name: documents.select(chosen) for name, chosen in numbers.items()}
-
-
-def cut_single(
-    rows: datasets.Dataset, validation_fraction: float = 0.1, test_fraction: float = 0.0
-) -> tuple[datasets.Dataset, dict[str, np.ndarray] | None]:
-    """A corpus of one text -> a row for each split, cut by position, and which is which; others as they are, None."""
-    if len(rows) != 1 or not rows[0]["text"]:
-        return rows, None
-    cuts = split_documents(rows, validation_fraction, test_fraction)
-    return datasets.concatenate_datasets([*cuts.values()]), {name: np.array([n]) for n, name in enumerate(cuts)}
 
 
 class TokenStream(NamedTuple):
@@ -394,9 +398,8 @@ def _read_files(
 ) -> datasets.Dataset:
     # The rows of files, kept between runs under a hash of what was read.
     content = [(kind_ending(file.path), file.path.suffix.lower(), file.sha256) for file in files]
-    key = hashlib.sha256(json.dumps([FORMAT, content, columns and columns[:2], column_names]).encode()).hexdigest()[
-        :32
-    ]
+    key = json.dumps([FORMAT, content, columns and (columns.forms, columns.more), column_names])
+    key = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = Path(datasets.config.HF_DATASETS_CACHE) / "scratch_gpt" / key / "rows.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name("lock")):  # the processes of one machine read a file once
@@ -463,15 +466,6 @@ def _check_headless(files: list[LocalFile], column_names: Sequence[str]) -> None
             )
 
 
-def _cut_by_position(text: str, fractions: dict[str, float]) -> dict[str, datasets.Dataset]:
-    start = round(len(text) * (1 - sum(fractions.values())))
-    cuts = {"train": text[:start]}
-    for name, fraction in fractions.items():
-        end = start + round(len(text) * fraction)
-        cuts[name], start = text[start:end], end
-    return {name: datasets.Dataset.from_dict({"text": [cut]}) for name, cut in cuts.items()}
-
-
 def _has_text(batch: dict) -> list[bool]:
     return [bool(text) and not text.isspace() for text in batch["text"]]
 
@@ -484,7 +478,6 @@ __all__ = [
     "EMBEDDED",
     "DocumentStream",
     "TokenStream",
-    "cut_single",
     "describe_source",
     "is_text",
     "joined_stream",
@@ -492,6 +485,7 @@ __all__ = [
     "open_documents",
     "open_prepared_text",
     "open_rows",
+    "open_splits",
     "open_stream",
     "split_documents",
     "token_stream",

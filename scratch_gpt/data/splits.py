@@ -1,9 +1,24 @@
-"""Shares that are held out -> which documents go where: a function of their number and the seed."""
+"""Decide which documents, or which parts of them, are held out: a function of the data and the seed.
+
+split_numbers   documents of like size: by their number
+split_texts     texts of any size: by their number where each split gets its share of the text, else by their bytes
+split_groups    rows that share a key stay together
+"""
 
 import hashlib
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, pairwise
 
 import numpy as np
+
+
+SLACK = 0.2  # of the smallest share: how far a border may move to the end of a document, line or word
+WINDOW = 10_000  # characters on each side of a border in which a line's or word's end is looked for
+TRIES = 200  # places at which a document may be cut, nearest first
+# Ends of lines, of words, and of phrases in scripts without spaces.
+ENDS = (re.compile(r"\n+"), re.compile(r"\s+"), re.compile(r"[\u3001\u3002\uff01\uff0c\uff1f]+"))
 
 
 def check_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
@@ -42,6 +57,156 @@ def split_numbers(
     return {"train": np.sort(order), **splits}
 
 
+def is_near(share: float, asked: float) -> bool:
+    """Return whether a share is within half to one and a half times the one that was asked for."""
+    return 0.5 * asked <= share <= 1.5 * asked
+
+
+def split_texts(
+    sizes: np.ndarray,
+    text_of: Callable[[int], str],
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    by_number: bool = False,
+) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+    """Split texts so that each held-out split has about its share of the bytes.
+
+    Whole texts are dealt out by their number (a single one is cut by position) if each held-out share is then near
+    what was asked for. Otherwise the distinct texts stand in an order that their content and the seed decide, and are
+    cut by bytes: between two texts if that is near enough, else inside one, at the end of a line or a word if there is
+    one. Then equal texts stay together, and a text that is cut is cut at the same place in each of its copies.
+
+    Args:
+        sizes: (n,) bytes of each text in UTF-8.
+        text_of: number -> text.
+        by_number: never look at the sizes.
+
+    Returns:
+        {"train", "validation", "test"} -> sorted numbers, and the pieces of texts that were cut, as (number of the
+        text, piece). Piece k goes by the number n + k; the text that it is from is then in no split itself.
+
+    Raises:
+        ValueError: as `check_fractions`, or too little text to leave something in each split.
+    """
+    asked = check_fractions(validation_fraction, test_fraction)
+    n, pieces = len(sizes), []
+    if not asked:
+        return {"train": np.arange(n)}, pieces
+    if n == 1:
+        numbers, pieces = _cut_by_position(text_of(0), asked, whole=not by_number)
+    elif by_number or n > len(asked):
+        try:
+            numbers = split_numbers(n, validation_fraction, test_fraction, seed)
+        except ValueError:
+            if by_number:
+                raise
+            numbers = {}
+    else:
+        numbers = {}
+    if by_number:
+        return numbers, pieces
+    found = np.array([*sizes, *(len(piece.encode()) for _, piece in pieces)])
+    held_out = {name: found[numbers[name]].sum() / max(1, np.sum(sizes)) for name in asked if name in numbers}
+    has_text = all(piece.strip() for _, piece in pieces)
+    if has_text and all(is_near(held_out.get(name, 0), fraction) for name, fraction in asked.items()):
+        return numbers, pieces
+    return _split_by_bytes(sizes, text_of, asked, seed)
+
+
+def _cut_by_position(
+    text: str, asked: dict[str, float], whole: bool
+) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+    start = round(len(text) * (1 - sum(asked.values())))
+    pieces = [text[:start]]
+    for fraction in asked.values():
+        end = start + round(len(text) * fraction)
+        pieces.append(text[start:end])
+        start = end
+    pieces[-1] += text[start:] if whole else ""  # without sizes the last character may be lost in rounding
+    return {name: np.array([1 + k]) for k, name in enumerate(["train", *asked])}, [(0, piece) for piece in pieces]
+
+
+def _split_by_bytes(
+    sizes: np.ndarray, text_of: Callable[[int], str], asked: dict[str, float], seed: int
+) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+    copies: dict[bytes, list[int]] = {}
+    for number in range(len(sizes)):
+        copies.setdefault(_key(text_of(number), seed), []).append(number)
+    groups = [copies[key] for key in sorted(copies)]
+    ends = np.cumsum([sizes[group].sum() for group in groups])
+    shares = {"train": 1 - sum(asked.values()), **asked}
+    slack = SLACK * min(shares.values()) * ends[-1]
+    taken = set(copies)  # a piece should equal no other text
+    borders = [(0, 0)]  # (group, character): where a split begins
+    for target in np.cumsum([*shares.values()])[:-1] * ends[-1]:
+        k = min(int(np.searchsorted(ends, target, side="right")), len(groups) - 1)
+        start = ends[k - 1] if k else 0
+        edge, place = min((k, start), (k + 1, ends[k]), key=lambda pair: abs(pair[1] - target))
+        if abs(place - target) <= slack and (0, 0) < (edge, 0) < (len(groups), 0):
+            borders.append((edge, 0))
+            continue
+        text, count = text_of(groups[k][0]), len(groups[k])
+        before = borders[-1][1] if borders[-1][0] == k else 0
+        borders.append((k, _place(text, before, (target - start) / count, slack / count, taken, seed)))
+    borders.append((len(groups), 0))
+    if any(after <= before for before, after in pairwise(borders)):
+        raise ValueError(
+            f"{ends[-1]} bytes of text cannot be split into train, {' and '.join(asked)}. Add text, or set a fraction "
+            "to 0."
+        )
+    numbers: dict[str, list[int]] = {name: [] for name in shares}
+    pieces: list[tuple[int, str]] = []
+    for name, (first, start), (last, stop) in zip(shares, borders[:-1], borders[1:], strict=True):
+        for k in range(first, last + 1):
+            begin, end = start if k == first else 0, stop if k == last else None
+            if end == 0:
+                continue
+            if begin == 0 and end is None:
+                numbers[name] += groups[k]
+                continue
+            piece = text_of(groups[k][0])[begin:end]
+            numbers[name] += range(len(sizes) + len(pieces), len(sizes) + len(pieces) + len(groups[k]))
+            pieces += [(number, piece) for number in groups[k]]
+    return {name: np.array(sorted(chosen), dtype=np.int64) for name, chosen in numbers.items()}, pieces
+
+
+def _key(text: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {text}".encode()).digest()
+
+
+def _place(text: str, before: int, target: float, slack: float, taken: set[bytes], seed: int) -> int:
+    # The character at which a text is cut, behind `before`; target and slack are bytes. Both pieces have text, and
+    # equal neither each other nor what is in `taken`, unless every place would leave such.
+    raw = text.encode()
+    low, middle, high = (
+        len(raw[: max(0, round(target + move))].decode(errors="ignore")) for move in (-slack, 0, slack)
+    )
+    places = [*islice(_places(text, max(low, middle - WINDOW), middle, min(high, middle + WINDOW)), TRIES)]
+    for place in places:
+        pieces = text[before:place], text[place:]
+        keys = {_key(piece, seed) for piece in pieces}
+        if all(piece.strip() for piece in pieces) and len(keys) == 2 and not keys & taken:
+            taken |= keys
+            return place
+    return next((place for place in places if before < place < len(text)), 0)
+
+
+def _places(text: str, low: int, middle: int, high: int) -> Iterator[int]:
+    for ends in ENDS:
+        yield from sorted((found.end() for found in ends.finditer(text, low, high)), key=lambda p: abs(p - middle))
+    for place in sorted(range(low, high + 1), key=lambda p: abs(p - middle)):
+        if not _joins(text, place):
+            yield place
+    yield middle
+
+
+def _joins(text: str, place: int) -> bool:
+    # whether what a reader sees as one character stands on both sides: an accent, a joiner, the end of a line
+    around = text[max(0, place - 1) : place + 1]
+    return "\u200d" in around or around == "\r\n" or unicodedata.category(around[-1:] or " ")[0] == "M"
+
+
 def split_groups(
     keys: Sequence[str], validation_fraction: float = 0.05, test_fraction: float = 0.1, seed: int = 0
 ) -> dict[str, np.ndarray]:
@@ -73,4 +238,4 @@ def split_groups(
     return {name: np.array(sorted(rows), dtype=np.int64) for name, rows in splits.items()}
 
 
-__all__ = ["check_fractions", "split_groups", "split_numbers"]
+__all__ = ["check_fractions", "is_near", "split_groups", "split_numbers", "split_texts"]

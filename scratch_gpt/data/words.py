@@ -1,7 +1,10 @@
 """Texts -> 64-bit hashes of their words and n-grams, in numpy: what duplicates, passages and overlaps are found by.
 
 A word is a run of letters, digits and marks, lower-cased; punctuation separates. In scripts that put no space between
-words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a word. Hashes are the same in every process.
+words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a word. With `signs` a sign is a word too: the
+mathematical and other symbols of Unicode, and `- * / # % & @ ^` where they stand by a digit or (except -) join two
+words. C# and C++ are one word each; a hyphen, a dash and the markup of **bold** or # headings are none. Hashes are the
+same in every process.
 """
 
 import unicodedata
@@ -16,6 +19,11 @@ SLICE = 1 << 20  # characters worked on at a time: the memory a text takes does 
 UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
 PLANES = 0x20000  # code points that are looked up one by one; those above (rare ideographs) are words by themselves
 SEPARATOR, INNER, ALONE = 0, 1, 2
+MINUS, PLUS, SHARP = ord("-"), ord("+"), ord("#")
+MINUSES = (0x2012, 0x2013, 0x2212)  # other ways to write it
+SOMETIMES, ALWAYS = 1, 2
+BY_CONTEXT = "-*/#%&@^\u2012\u2013"  # punctuation that is a sign in some places
+SYMBOLS = {"Sm", "Sc", "So"}  # categories of what is a sign everywhere
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 INVERSE = np.uint64(pow(int(BASE), -1, 2**64))
 WORD_BASE = np.uint64(0xD6E8FEB86659FD93)
@@ -29,9 +37,13 @@ class Words(NamedTuple):
     ends: np.ndarray  # int64, behind its last character
 
 
-def words(text: str) -> Words:
-    """Text -> its words, in linear time."""
-    parts = [_words_of_slice(piece, start) for start, piece in slices(text)]
+def words(text: str, signs: bool = False) -> Words:
+    """Text -> its words, and its signs if asked for, in linear time."""
+    parts = []
+    for start, piece in slices(text):
+        end = start + len(piece)
+        around = (text[max(0, start - 2) : start], text[end : end + 2]) if signs else None
+        parts.append(_words_of_slice(piece, start, around))
     return Words(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -70,12 +82,12 @@ def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
             block_power, block_length = block_power * block_power, block_length * 2
 
 
-def document_ngrams(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts -> the hashes of all their n-grams joined, and (texts + 1,) where each text's start.
+def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Texts -> the hashes of all their n-grams of words joined, and (texts + 1,) where each text's start.
 
     A text of fewer than n words has one, of all its words; one without words has the hash of its characters.
     """
-    parts = [words(unicodedata.normalize("NFC", text)).hashes for text in texts]
+    parts = [words(unicodedata.normalize("NFC", text), signs).hashes for text in texts]
     grams = [run_hashes(part, min(n, max(1, len(part)))) for part in parts]
     for number, gram in enumerate(grams):
         if not len(gram):
@@ -102,11 +114,16 @@ def mix(values: np.ndarray) -> np.ndarray:
         return values ^ (values >> np.uint64(31))
 
 
-def _words_of_slice(text: str, offset: int) -> Words:
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+def _words_of_slice(text: str, offset: int, around: tuple[str, str] | None) -> Words:
+    points = _points(text)
     kinds, values = _tables()
     near = np.minimum(points, PLANES)
-    kind = kinds[near]
+    kind, value = kinds[near], np.where(points < PLANES, values[near], mix(points.astype(np.uint64)))
+    if around is not None:
+        found, ends_word = _signs(np.concatenate([_points(around[0].rjust(2)), points, _points(around[1].ljust(2))]))
+        is_minus = np.isin(points[found], MINUSES)
+        kind[found] = np.where(ends_word, INNER, ALONE)
+        value[found] = mix(np.where(is_minus, MINUS, points[found]).astype(np.uint64))
     inner = kind == INNER
     after_inner, before_inner = np.zeros_like(inner), np.zeros_like(inner)
     after_inner[1:], before_inner[:-1] = inner[:-1], inner[1:]
@@ -115,12 +132,46 @@ def _words_of_slice(text: str, offset: int) -> Words:
     ends = np.flatnonzero(alone | (inner & ~before_inner)) + 1
     if not len(starts):
         return Words(np.empty(0, np.uint64), starts, ends)
-    value = np.where(points < PLANES, values[near], mix(points.astype(np.uint64)))
     with np.errstate(over="ignore"):
         # sum of value * BASE^place over a word's characters, moved back to the word's own start; separators are 0
         sums = np.add.reduceat(value * _powers(int(BASE))[: len(value)], starts)
         hashes = mix(sums * _powers(int(INVERSE))[starts])
     return Words(hashes, starts + offset, ends + offset)
+
+
+def _points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def _signs(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # (2 + N + 2,) code points -> which of the N are signs, in order, and whether each ends a word, as in C# and C++
+    kinds, signs = _tables()[0], _sign_table()
+    found = np.flatnonzero(signs[np.minimum(points[2:-2], PLANES)]) + 2
+    sign = points[found]
+    beside = {}  # -1, 1 -> whether a word is there, one behind a space, a digit, a word behind a plus
+    for side in (-1, 1):
+        first, second = points[found + side], points[found + 2 * side]
+        spaced = first == ord(" ")
+        in_word = [kinds[np.minimum(point, PLANES)] != SEPARATOR for point in (first, second)]
+        digit = [(point >= ord("0")) & (point <= ord("9")) for point in (first, second)]
+        after_plus = (first == PLUS) & in_word[1]
+        beside[side] = in_word[0], spaced & in_word[1], digit[0] | (spaced & digit[1]), after_plus
+    (left, left_apart, left_digit, doubled), (right, right_apart, right_digit, _) = beside[-1], beside[1]
+    joins = (left & right) | (left_apart & right_apart)
+    is_dash = (sign == MINUS) | np.isin(sign, MINUSES)
+    ends_word = ~right & ((left & ((sign == SHARP) | (sign == PLUS))) | (doubled & (sign == PLUS)))
+    counts = left_digit | right_digit | (joins & ~is_dash) | ends_word | (signs[np.minimum(sign, PLANES)] == ALWAYS)
+    return found[counts] - 2, ends_word[counts]
+
+
+@cache
+def _sign_table() -> np.ndarray:
+    table = np.zeros(PLANES + 1, dtype=np.uint8)
+    for point in range(PLANES):
+        character = chr(point)
+        is_symbol = unicodedata.category(character) in SYMBOLS
+        table[point] = ALWAYS if is_symbol else SOMETIMES if character in BY_CONTEXT else 0
+    return table
 
 
 @cache
