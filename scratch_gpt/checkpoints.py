@@ -104,7 +104,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         slots.setdefault(parameter, {})[key] = value
     content = {"state": slots, "param_groups": state.pop("optimizer")}
     set_optimizer_state_dict(model, optimizer, content, options=_WHOLE)
-    return state, (path / METRICS).read_text()
+    return state, (path / METRICS).read_text(encoding="utf-8")
 
 
 def check_shapes(path: Path, model: nn.Module) -> None:
@@ -189,8 +189,8 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
         if strange := {key.rsplit(".", 1)[0] for key in snapshot.optimizer} - set(snapshot.shapes):
             raise CheckpointError(f"The optimizer cannot be saved: the model has no parameter {min(strange)}.")
         save_file({key: value.contiguous() for key, value in snapshot.optimizer.items()}, str(draft / OPTIMIZER))
-        (draft / STATE).write_text(json.dumps(snapshot.state, indent=1))
-        (draft / METRICS).write_text(snapshot.metrics)
+        (draft / STATE).write_text(json.dumps(snapshot.state, indent=1), encoding="utf-8")
+        (draft / METRICS).write_text(snapshot.metrics, encoding="utf-8")
         manifest = {
             "format_version": FORMAT_VERSION,
             **{key: progress[key] for key in ("step", "tokens", "position")},
@@ -198,7 +198,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
             "files": {file: _describe(draft / file) for file in FILES},
         }
         manifest["manifest_sha256"] = _digest(manifest)
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         replace_folder(draft, target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -239,7 +239,7 @@ def write_text(file: Path, text: str) -> None:
     """Replace a file's text in one step: a reader finds the old or the new, never a part."""
     draft = file.with_name(DRAFT + file.name)
     try:
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
         _flush(draft)
         os.replace(draft, file)
     except BaseException:
@@ -317,7 +317,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder in a few words, or None. Reads every byte of it."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format_version"] != FORMAT_VERSION:
             return f"its format version is {manifest['format_version']}, this package reads {FORMAT_VERSION}"
         if manifest.pop("manifest_sha256") != _digest(manifest):
@@ -336,7 +336,7 @@ def find_damage(path: Path) -> str | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    return json.loads((path / STATE).read_text())
+    return json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
 def _digest(content: Any) -> str:

@@ -202,7 +202,7 @@ def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model
         "base.json",
     }
     said = "".join(file.read_text() for file in Path("adapter").glob("*.json"))
-    assert str(tmp_path) not in said and json.loads(Path("adapter/adapter_config.json").read_text())[
+    assert str(tmp_path) not in said and json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))[
         "target_modules"
     ] == sorted(TARGETS[targets][0])
     assert_close(logits(PeftModel.from_pretrained(model_class.from_pretrained(base), "adapter")), learned)
@@ -402,7 +402,9 @@ def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
     assert_close(logits(best), logits(AutoPeftModelForCausalLM.from_pretrained("wild/adapter")))
     assert_close(logits(best), logits(first))
     assert (logits(best) - logits(last)).abs().max() > 0.1
-    content, once = (json.loads(Path(f"{name}/evaluation.json").read_text()) for name in ("wild", "one-step"))
+    content, once = (
+        json.loads(Path(f"{name}/evaluation.json").read_text(encoding="utf-8")) for name in ("wild", "one-step")
+    )
     assert content["protocol"]["step"] == 1
     assert measured[1] - measured[-1] > 0.02  # the last model would score another loss
     assert content["results"]["test"]["loss"] == pytest.approx(once["results"]["test"]["loss"], abs=1e-4)
@@ -429,7 +431,7 @@ def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tu
 def test_lora_trains_however_a_run_does(how, home, capsys):
     folder = how[0].strip("-")
     run("--model", "base", "--output-dir", folder, *LORA, "--max-steps", 3, *how)
-    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert losses[-1] < losses[0]
 

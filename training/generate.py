@@ -120,7 +120,7 @@ def read_prompt(prompt: str) -> str:
         return prompt
     path = prompt.removeprefix("FILE:")
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise ValueError(f"The prompt {path} cannot be read: {reason}.") from error

@@ -80,7 +80,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     path = path / NAME if path.is_dir() else path
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         version, _, _ = manifest["format_version"], manifest["splits"], manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a data manifest ({type(error).__name__}: {error}).") from error
