@@ -125,7 +125,7 @@ def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
     manifest = read_manifest(Path(folder))
     if manifest["task"] != "text":
         raise ValueError(f"{folder} holds rows of token ids, and text is needed. Prepare it with --task text.")
-    verify_files(Path(folder), manifest, contents=False)
+    verify_files(Path(folder), manifest)
     parts = {name: sorted(Path(folder).expanduser().glob(f"{name}/part-*.arrow")) for name in manifest["splits"]}
     return {
         name: datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])
