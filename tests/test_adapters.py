@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import crash
+import generate
 import pretrain
 import pytest
 import torch
@@ -426,6 +427,7 @@ def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tu
         ["--gradient-checkpointing", "true"],
         ["--mixed-precision", "bf16"],
         ["--use-dora", "true", "--use-rslora", "true"],
+        ["--quantize-base", "int8"],
     ],
 )
 def test_lora_trains_however_a_run_does(how, home, capsys):
@@ -434,6 +436,21 @@ def test_lora_trains_however_a_run_does(how, home, capsys):
     lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert losses[-1] < losses[0]
+    checkpoint, model = (load_model(f"{folder}/{name}").state_dict() for name in ("checkpoints/step-3", "model"))
+    assert all(torch.equal(checkpoint[name], model[name]) for name in model)
+
+
+def test_a_checkpoint_of_lora_is_loaded_like_a_model_or_refused(tuned, tmp_path):
+    folder = str(tuned / "checkpoints" / "step-6")
+    found, model = generate.load(folder).state_dict(), generate.load(str(tuned / "model")).state_dict()
+    assert all(torch.equal(found[name], model[name]) for name in model)
+    with pytest.raises(ValueError, match="is a checkpoint of a ScratchGPTForCausalLM"):
+        load_model(folder, model_class=ScratchGPTForSequenceClassification)
+    shutil.copytree(folder, tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cut cannot be loaded: model.safetensors is not what was written"):
+        load_model(str(tmp_path / "cut"))
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])

@@ -20,7 +20,10 @@ ARROWS = {
     "tokenizer": {"transformers", "loading"},
     "tokenizer_training": {"tokenizers", "transformers", "chat_templates", "tokenizer"},
     "chat_templates": {"transformers", "tokenizer"},
-    "conversion": {"torch", "transformers", "adapter_loading", "loading", "modeling", "tokenizer"},
+    "conversion": {
+        *("torch", "transformers", "safetensors", "adapter_loading", "adapters", "checkpoints", "loading"),
+        *("modeling", "tokenizer"),
+    },
     "data/sources": {"datasets", "numpy", "data"},
     "data/embedded": set(),
     "data/manifest": set(),

@@ -178,10 +178,11 @@ def questions_in(rows: Any) -> list[str]:
 
 
 def tuning_source(run: Any) -> tuple | None:
-    """What `open_rows` takes: --tuning-data, or what run.yaml beside MODEL names; None where nobody knows."""
+    """What `open_rows` takes: --tuning-data, or what run.yaml of MODEL's run names; None where nobody knows."""
     if run.tuning_data is not None:
         return (run.tuning_data,)
-    made = read_recipe(Path(run.model).parent / "run.yaml")
+    home = Path(run.model).absolute().parent
+    made = read_recipe((home.parent if home.name == "checkpoints" else home) / "run.yaml")
     name, split = made.get("dataset"), made.get("dataset_split") or "train"
     if not name or not isinstance(name, str) or made.get("streaming"):
         return None

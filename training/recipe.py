@@ -260,6 +260,8 @@ def check_model_folder(name: str | None, field: str = "model") -> None:
     kinds = ("config.json", "adapter_config.json")
     if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
+        if (Path(name) / "state.json").exists():  # a checkpoint from before they kept it
+            hint = " Copy config.json and the tokenizer's files from its run's model/ into it."
         raise ValueError(f"--{field} {name} is no model folder: it has no config.json.{hint}")
 
 
