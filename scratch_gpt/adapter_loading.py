@@ -66,7 +66,7 @@ def describe_base(model: nn.Module, base: str | None, revision: str | None) -> d
     on_meta = next(model.parameters()).is_meta
     return {
         "format_version": FORMAT_VERSION,
-        "layout": json.loads(file.read_text()).get("model_type") if file else None,
+        "layout": json.loads(file.read_text(encoding="utf-8")).get("model_type") if file else None,
         "shape": {name: getattr(model.config, name) for name in SHAPE},
         "fingerprint": None if on_meta else fingerprint(model),
     }
@@ -108,7 +108,7 @@ def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, t
     try:
         config = peft.PeftConfig.from_pretrained(str(file.parent))
         state = load_file(str(weights))
-        record = json.loads(noted.read_text()) if noted else {}
+        record = json.loads(noted.read_text(encoding="utf-8")) if noted else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"The adapter {name} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if config.peft_type != "LORA":

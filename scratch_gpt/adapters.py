@@ -197,7 +197,7 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
     content = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
     save_file(content, str(folder / WEIGHTS), metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    (folder / BASE).write_text(json.dumps(model.adapter_base, indent=2) + "\n")
+    (folder / BASE).write_text(json.dumps(model.adapter_base, indent=2) + "\n", encoding="utf-8")
 
 
 # --- Parts -------------------------------------------------------------------------------------------------------

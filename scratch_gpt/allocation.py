@@ -46,7 +46,7 @@ def huge_pages() -> Iterator[None]:
 def _whole_pages() -> set[int]:
     # The huge pages that would hold nothing but this process' own memory: address / HUGE.
     maps, pages = Path("/proc/self/maps"), set()
-    for line in maps.read_text().splitlines() if maps.exists() else ():
+    for line in maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else ():
         places, rights, _, _, inode, *name = line.split(maxsplit=5)
         if rights == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
             start, end = (int(place, 16) for place in places.split("-"))

@@ -1,5 +1,6 @@
 """A training state <-> a folder `checkpoints/step-N/`: weights, optimizer, metrics and a JSON that a person can read.
 
+Beside them lie the files that make it a model folder as well (config, code, tokenizer), where the caller gives them.
 Tensors are safetensors and the rest is JSON, so reading a checkpoint cannot run code. A folder is written under
 another name, its manifest last, flushed to the disk and renamed when it is whole: whenever the process dies, what is
 called step-N is a whole checkpoint.
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +105,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         slots.setdefault(parameter, {})[key] = value
     content = {"state": slots, "param_groups": state.pop("optimizer")}
     set_optimizer_state_dict(model, optimizer, content, options=_WHOLE)
-    return state, (path / METRICS).read_text()
+    return state, (path / METRICS).read_text(encoding="utf-8")
 
 
 def check_shapes(path: Path, model: nn.Module) -> None:
@@ -168,10 +169,15 @@ def _own_name(name: str) -> str:
 # --- A snapshot -> a folder --------------------------------------------------------------------------------------
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
+def write_checkpoint(
+    folder: Path, snapshot: Snapshot, keep: int = 2, model_files: Mapping[str, bytes] | None = None
+) -> Path:
     """Write `folder/step-N`, then prune to the newest `keep` and the best; returns its path.
 
     Later steps are of a course that this run has left by going on from an earlier one: they are removed.
+
+    Args:
+        model_files: name -> content of what a model folder has beside its weights.
 
     Raises:
         OSError, SafetensorError: it could not be written; what was there before is as it was.
@@ -179,26 +185,31 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
     """
     progress = snapshot.state["progress"]
     name = f"step-{progress['step']}"
-    target, draft = folder / name, folder / (DRAFT + name)
+    target, draft, model_files = folder / name, folder / (DRAFT + name), model_files or {}
+    assert not {*model_files} & {*FILES, MANIFEST}
     folder.mkdir(parents=True, exist_ok=True)
     _remove_drafts(folder)
     try:
         draft.mkdir()
-        save_file({key: value.contiguous() for key, value in snapshot.weights.items()}, str(draft / WEIGHTS))
+        weights = {key: value.contiguous() for key, value in snapshot.weights.items()}
+        save_file(weights, str(draft / WEIGHTS), metadata={"format": "pt"})
         check_written([draft / WEIGHTS], snapshot.shapes)
         if strange := {key.rsplit(".", 1)[0] for key in snapshot.optimizer} - set(snapshot.shapes):
             raise CheckpointError(f"The optimizer cannot be saved: the model has no parameter {min(strange)}.")
         save_file({key: value.contiguous() for key, value in snapshot.optimizer.items()}, str(draft / OPTIMIZER))
-        (draft / STATE).write_text(json.dumps(snapshot.state, indent=1))
-        (draft / METRICS).write_text(snapshot.metrics)
+        (draft / STATE).write_text(json.dumps(snapshot.state, indent=1), encoding="utf-8")
+        (draft / METRICS).write_text(snapshot.metrics, encoding="utf-8")
+        for file, content in model_files.items():
+            (draft / file).parent.mkdir(exist_ok=True)
+            (draft / file).write_bytes(content)
         manifest = {
             "format_version": FORMAT_VERSION,
             **{key: progress[key] for key in ("step", "tokens", "position")},
             "config_fingerprint": _digest(snapshot.state["record"]),
-            "files": {file: _describe(draft / file) for file in FILES},
+            "files": {file: _describe(draft / file) for file in (*FILES, *model_files)},
         }
         manifest["manifest_sha256"] = _digest(manifest)
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         replace_folder(draft, target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -239,7 +250,7 @@ def write_text(file: Path, text: str) -> None:
     """Replace a file's text in one step: a reader finds the old or the new, never a part."""
     draft = file.with_name(DRAFT + file.name)
     try:
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
         _flush(draft)
         os.replace(draft, file)
     except BaseException:
@@ -317,12 +328,12 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder in a few words, or None. Reads every byte of it."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format_version"] != FORMAT_VERSION:
             return f"its format version is {manifest['format_version']}, this package reads {FORMAT_VERSION}"
         if manifest.pop("manifest_sha256") != _digest(manifest):
             return f"{MANIFEST} is not what was written"
-        for name in FILES:
+        for name in {**dict.fromkeys(FILES), **manifest["files"]}:
             if not (path / name).is_file():
                 return f"{name} is absent"
             if _describe(path / name) != manifest["files"][name]:
@@ -336,7 +347,7 @@ def find_damage(path: Path) -> str | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    return json.loads((path / STATE).read_text())
+    return json.loads((path / STATE).read_text(encoding="utf-8"))
 
 
 def _digest(content: Any) -> str:
@@ -350,6 +361,7 @@ def _describe(file: Path) -> dict[str, Any]:
 
 __all__ = [
     "DRAFT",
+    "WEIGHTS",
     "WRITE_ERRORS",
     "BackgroundWriter",
     "CheckpointError",

@@ -37,7 +37,7 @@ def build() -> ctypes.CDLL:
         library = Path(folder) / "step.so"
         command = [*shlex.split(compiler), *FLAGS, "-shared", "-fPIC", str(source), "-o", str(library), "-lm"]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
         except OSError as error:
             raise ValueError(f"compile needs a C compiler, and {compiler} is none here: {way_out}.") from error
         except subprocess.CalledProcessError as error:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -25,7 +26,8 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from .adapter_loading import load_adapted
+from .adapter_loading import find_adapter, load_adapted
+from .checkpoints import WEIGHTS, check_shapes, find_damage, read_state
 from .loading import explain, load_complete
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
 from .modeling.gpt2_layout import GPT2_LAYOUT
@@ -326,7 +328,8 @@ def load_model(
 ) -> ModelT:
     """A GPT-2 shaped model of a folder or the Hub in fp32, ready to be trained; `changes` are config fields.
 
-    An adapter is merged into its base. A classifier's head is new where there is none yet, with `needs_head` an error.
+    An adapter is merged into its base, and so is what a checkpoint of a LoRA run has learned until there. A
+    classifier's head is new where there is none yet, with `needs_head` an error.
 
     Raises:
         ValueError: there is none, or it is something else.
@@ -344,7 +347,58 @@ def load_model(
         where = {"revision": revision, "dtype": torch.float32}
         return load_complete(model_class, name, may_lack=fresh, may_hold=spare, **where, **fields)
 
+    if is_lora_checkpoint(name):
+        return _load_lora_checkpoint(name, model_class, changes)
     return load_adapted(name, load, revision)
+
+
+def needs_merging(name: str, revision: str | None = None) -> bool:
+    """Whether a folder or Hub id holds LoRA apart from its base, so that only `load_model` loads it."""
+    return is_lora_checkpoint(name) or find_adapter(name, revision) is not None
+
+
+def is_lora_checkpoint(name: str) -> bool:
+    """Whether a folder is a checkpoint whose weights are a base's and LoRA's beside them."""
+    return _lora_of(name) is not None
+
+
+def _lora_of(name: str) -> dict[str, Any] | None:
+    # The fields of the run with LoRA that a checkpoint is of; None for any other folder.
+    try:
+        fields = read_state(Path(name))["record"]["config"]
+        return fields if fields["tune"] == "lora" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _load_lora_checkpoint(name: str, model_class: type[ModelT], changes: dict[str, Any]) -> ModelT:
+    # The model in which it was trained, made anew, with the checkpoint's weights; then merged.
+    from .adapters import add_lora, merged_state
+
+    found, lora = _read_config(name, None), _lora_of(name)
+    if (kind := ", ".join(found.get("architectures") or [])) != model_class.__name__:
+        raise ValueError(f"{name} is a checkpoint of a {kind}, and a {model_class.__name__} is needed.")
+    config = ScratchGPTConfig.from_dict({**found, **changes})
+    try:
+        if problem := find_damage(Path(name)):
+            raise ValueError(f"{problem}.")
+        tuned = model_class(config)
+        add_lora(
+            tuned,
+            rank=lora["lora_rank"],
+            alpha=lora["lora_alpha"],
+            targets=lora["lora_targets"],
+            use_rslora=lora["use_rslora"],
+            use_dora=lora["use_dora"],
+            quantize=None if lora["quantize_base"] == "no" else lora["quantize_base"],
+        )
+        check_shapes(Path(name), tuned)
+        tuned.load_state_dict(load_file(str(Path(name) / WEIGHTS)), strict=False)  # tied tensors have one name
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{name} cannot be loaded: {error}") from error
+    model = model_class(config)
+    model.load_state_dict(merged_state(tuned))
+    return model.eval()
 
 
 def _read_config(name: str, revision: str | None) -> dict[str, Any]:
@@ -383,6 +437,7 @@ __all__ = [
     "import_checkpoint",
     "load_any_head",
     "load_model",
+    "needs_merging",
     "own_class",
     "refuse_what_gpt2_cannot_say",
     "with_fused_gelu",

@@ -144,7 +144,7 @@ def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict
         about = {"model": model} if revision is None else {"model": model, "model_revision": revision}
         return {"format_version": FORMAT_VERSION, "protocol": about, "results": {}, "tables": {}}
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         other, its_revision = content["protocol"]["model"], content["protocol"].get("model_revision")
         same = other == model or (file.parent / other).resolve() == Path(model).resolve()
     except (OSError, ValueError, KeyError, TypeError) as error:

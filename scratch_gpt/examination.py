@@ -45,7 +45,7 @@ class Examination:
 
     def recall(self, file: Path) -> None:
         """Take the first answers from what `write` has left, where it has: a resumed run does not give them again."""
-        known = json.loads(file.read_text()) if file.exists() else []
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         if len(known) == len(self.conversations):
             self.first = [each["before"] for each in known]
 

@@ -54,7 +54,8 @@ def describe_device(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     told = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.exists() else []
+    text = told.read_text(encoding="utf-8", errors="replace") if told.exists() else ""
+    names = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 

@@ -113,6 +113,7 @@ def train(
     resume_from: Path | None = None,
     best_is_there: bool = True,
     record: dict[str, Any] | None = None,
+    model_files: dict[str, bytes] | None = None,
     save: Callable[[str, Callable[[], Any]], bool] | None = None,
     alter: Alter | None = None,
     peak_tokens_per_second: float | None = None,
@@ -127,6 +128,7 @@ def train(
         on_evaluation: called after each on every process, with whether it is the best so far; returns what to show.
         best_is_there: False where the weights of the checkpoint's best step are lost: the best is chosen anew.
         record: what made this run, as JSON; kept in its checkpoints.
+        model_files: what a model folder has beside its weights; kept there too.
         save: see `guard_saves`.
         alter: (row, place in the run's sequence) -> the row as it is learned from there.
         peak_tokens_per_second: what all devices could do at most, where it is known: `mfu` is a share of it.
@@ -155,7 +157,8 @@ def train(
     )
     say = bar.write if accelerator.is_main_process else lambda text: None
     watch = Watch(evaluate, on_evaluation, settings, metrics, say)
-    keep = Keeper(accelerator, model, optimizer, metrics, output_dir / "checkpoints", settings, record or {}, save)
+    checkpoints = output_dir / "checkpoints"
+    keep = Keeper(accelerator, model, optimizer, metrics, checkpoints, settings, record or {}, save, model_files)
     with StopSignals() as stop, bar:
         ends = watch.is_due(progress, steps) and watch(model, progress)  # also one that a signal came before
         cut = settings.batch_size, settings.accumulation_steps

@@ -62,7 +62,7 @@ class Metrics:
 
     def text(self) -> str:
         """All lines so far."""
-        return (self.path.read_text() if self.path.exists() else "") + self.unwritten
+        return (self.path.read_text(encoding="utf-8") if self.path.exists() else "") + self.unwritten
 
     # --- Clocks ---
 
@@ -175,7 +175,7 @@ def _is_not_finite(value: Any) -> bool:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; one that was cut off is left out."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -218,8 +218,8 @@ def _put_adapter(
     if not (source / ADAPTER_CONFIG).exists():
         raise ValueError(f"{top} has no adapter/: only a run with --tune lora leaves one.")
     _put(source, draft, ADAPTER)
-    config = json.loads((source / ADAPTER_CONFIG).read_text())
-    kept = json.loads((source / BASE).read_text()) if (source / BASE).exists() else {}
+    config = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    kept = json.loads((source / BASE).read_text(encoding="utf-8")) if (source / BASE).exists() else {}
     layout = kept.get("layout")
     by_name = f" --layout {layout}" if layout else ""
     base, revision = config["base_model_name_or_path"], config.get("revision")
@@ -251,7 +251,7 @@ def _put_adapter(
                 f"Name a commit that has the layout {layout} as revision in {source / ADAPTER_CONFIG}, or {MERGED}"
             )
     config |= {"base_model_name_or_path": base, "revision": revision}
-    (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return (base, revision), layout != "gpt2", (base, revision) if place is None else (str(place), None)
 
 
@@ -291,7 +291,9 @@ def _cut_weights(folder: Path, limit: int = WEIGHTS_LIMIT) -> None:
     for name, keys in split.filename_to_tensors.items():
         save_file({key: weights[key] for key in keys}, str(folder / name), metadata={"format": "pt"})
     index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     path.unlink()
 
 

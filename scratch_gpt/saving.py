@@ -69,9 +69,12 @@ def last_good(output_dir: Path) -> str:
 class Keeper:
     """`keeper(progress)` writes a checkpoint, with `async_save` in the background while training goes on."""
 
-    def __init__(self, accelerator, model, optimizer, metrics: Metrics, folder: Path, settings, record, save):
+    def __init__(
+        self, accelerator, model, optimizer, metrics: Metrics, folder: Path, settings, record, save, model_files=None
+    ):
         self.accelerator, self.model, self.optimizer, self.metrics = accelerator, model, optimizer, metrics
         self.folder, self.settings, self.record, self.save = folder, settings, record, save
+        self.model_files = model_files
         self.writer = BackgroundWriter()
 
     def __call__(self, progress: Any, share: Share, cursors: dict[str, Any]) -> bool:
@@ -102,7 +105,7 @@ class Keeper:
 
         def write() -> None:
             if is_main:
-                write_checkpoint(self.folder, snapshot, self.settings.keep)
+                write_checkpoint(self.folder, snapshot, self.settings.keep, self.model_files)
 
         if in_background:
             self.writer.start(write)

@@ -45,7 +45,7 @@ def _recipe(arguments: list[str], log: str) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         pretrain.main(arguments)

@@ -5,6 +5,6 @@ import matplotlib.figure  # noqa: F401
 import pretrain  # noqa: F401
 
 import runner  # noqa: F401
-import scratch_gpt.data.streams
-import scratch_gpt.generation
+import scratch_gpt.data.streams  # noqa: F401
+import scratch_gpt.generation  # noqa: F401
 import scratch_gpt.tokenizer  # noqa: F401

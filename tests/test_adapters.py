@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import crash
+import generate
 import pretrain
 import pytest
 import torch
@@ -202,7 +203,7 @@ def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model
         "base.json",
     }
     said = "".join(file.read_text() for file in Path("adapter").glob("*.json"))
-    assert str(tmp_path) not in said and json.loads(Path("adapter/adapter_config.json").read_text())[
+    assert str(tmp_path) not in said and json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))[
         "target_modules"
     ] == sorted(TARGETS[targets][0])
     assert_close(logits(PeftModel.from_pretrained(model_class.from_pretrained(base), "adapter")), learned)
@@ -402,7 +403,9 @@ def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
     assert_close(logits(best), logits(AutoPeftModelForCausalLM.from_pretrained("wild/adapter")))
     assert_close(logits(best), logits(first))
     assert (logits(best) - logits(last)).abs().max() > 0.1
-    content, once = (json.loads(Path(f"{name}/evaluation.json").read_text()) for name in ("wild", "one-step"))
+    content, once = (
+        json.loads(Path(f"{name}/evaluation.json").read_text(encoding="utf-8")) for name in ("wild", "one-step")
+    )
     assert content["protocol"]["step"] == 1
     assert measured[1] - measured[-1] > 0.02  # the last model would score another loss
     assert content["results"]["test"]["loss"] == pytest.approx(once["results"]["test"]["loss"], abs=1e-4)
@@ -424,14 +427,30 @@ def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tu
         ["--gradient-checkpointing", "true"],
         ["--mixed-precision", "bf16"],
         ["--use-dora", "true", "--use-rslora", "true"],
+        ["--quantize-base", "int8"],
     ],
 )
 def test_lora_trains_however_a_run_does(how, home, capsys):
     folder = how[0].strip("-")
     run("--model", "base", "--output-dir", folder, *LORA, "--max-steps", 3, *how)
-    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert losses[-1] < losses[0]
+    checkpoint, model = (load_model(f"{folder}/{name}").state_dict() for name in ("checkpoints/step-3", "model"))
+    assert all(torch.equal(checkpoint[name], model[name]) for name in model)
+
+
+def test_a_checkpoint_of_lora_is_loaded_like_a_model_or_refused(tuned, tmp_path):
+    folder = str(tuned / "checkpoints" / "step-6")
+    found, model = generate.load(folder).state_dict(), generate.load(str(tuned / "model")).state_dict()
+    assert all(torch.equal(found[name], model[name]) for name in model)
+    with pytest.raises(ValueError, match="is a checkpoint of a ScratchGPTForCausalLM"):
+        load_model(folder, model_class=ScratchGPTForSequenceClassification)
+    shutil.copytree(folder, tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="cut cannot be loaded: model.safetensors is not what was written"):
+        load_model(str(tmp_path / "cut"))
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])

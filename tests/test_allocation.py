@@ -50,7 +50,9 @@ def test_a_limit_that_an_old_glibc_refuses_is_asked_for_lower(monkeypatch):
 
 def huge_kilobytes(address: int) -> int:
     """Of the mapping around an address."""
-    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    maps = re.split(
+        r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     for one in filter(None, maps):
         start, end = (int(place, 16) for place in one.split()[0].split("-"))
         if start <= address < end:
@@ -63,7 +65,7 @@ def collapses() -> bool:
     linux = re.match(r"(\d+)\.(\d+)", platform.release()) if platform.system() == "Linux" else None
     enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     known = linux and tuple(map(int, linux.groups())) >= (6, 1) and enabled.exists()
-    return bool(known) and "[always]" not in enabled.read_text()
+    return bool(known) and "[always]" not in enabled.read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not collapses(), reason="huge pages on demand are of Linux 6.1")

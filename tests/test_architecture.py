@@ -20,13 +20,16 @@ ARROWS = {
     "tokenizer": {"transformers", "loading"},
     "tokenizer_training": {"tokenizers", "transformers", "chat_templates", "data", "tokenizer"},
     "chat_templates": {"transformers", "tokenizer"},
-    "conversion": {"torch", "transformers", "adapter_loading", "loading", "modeling", "tokenizer"},
+    "conversion": {
+        *("torch", "transformers", "safetensors", "adapter_loading", "adapters", "checkpoints", "loading"),
+        *("modeling", "tokenizer"),
+    },
     "data/columns": set(),
     "data/files": {"pyarrow"},
     "data/tables": {"pyarrow", "data"},
     "data/sources": {"datasets", "filelock", "numpy", "pyarrow", "data"},
     "data/embedded": set(),
-    "data/manifest": set(),
+    "data/manifest": {"data"},
     "data/names": {"transformers", "data", "loading", "tokenizer"},
     "data/mixture": {"numpy"},
     "data/packing": {"numpy", "data"},
@@ -129,7 +132,7 @@ NOT_SCRIPTS = {
 
 def imports(file: Path) -> list[tuple[str, bool]]:
     """(room or package, inside a function) for every import of a file."""
-    tree = ast.parse(file.read_text())
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     found = []
     for node in ast.walk(tree):
@@ -200,6 +203,42 @@ def test_the_library_has_no_command_line_and_asks_for_rank_only_in_the_loop_and_
         text = file.read_text()
         assert "argparse" not in text, file.name
         assert file.name in ("loop.py", "metrics.py", "saving.py") or ".is_main_process" not in text, file.name
+
+
+def names_no_encoding(call: ast.Call) -> bool:
+    """Whether a call opens a file or a program's output as text in the encoding of the locale."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in given:
+        return False
+    if name in ("open", "fdopen"):
+        mode = [*call.args[isinstance(call.func, ast.Name) or name == "fdopen" :], ast.Constant("r")][0]
+        mode = given.get("mode", mode)
+        return isinstance(mode, ast.Constant) and isinstance(mode.value, str) and "b" not in mode.value
+    is_text = any(getattr(given.get(word), "value", False) for word in ("text", "universal_newlines"))
+    is_method = isinstance(call.func, ast.Attribute) and name in ("read_text", "write_text")
+    return is_text or is_method or name in ("FileHandler", "TextIOWrapper")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        *(("file.read_text()", True), ("file.write_text(text)", True), ("open(name)", True), ("file.open()", True)),
+        *(("file.open('w')", True), ("open(name, mode='a')", True), ("run(command, text=True)", True)),
+        *(("open(name, 'rb')", False), ("file.open('ab', buffering=0)", False), ("os.open(path, flags)", False)),
+        *(("file.read_text(encoding='utf-8')", False), ("run(command, text=True, encoding='utf-8')", False)),
+    ],
+)
+def test_a_call_that_leaves_the_encoding_to_the_locale_is_found(line, found):
+    assert names_no_encoding(ast.parse(line).body[0].value) is found
+
+
+def test_every_file_is_read_and_written_as_utf8_whatever_the_locale():
+    """ruff's PLW1514 does the same where it can tell that a value is a path."""
+    for folder in ("scratch_gpt", "training", "hub_card"):
+        for file in (REPO / folder).rglob("*.py"):
+            calls = (node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.Call))
+            assert not [call.lineno for call in calls if names_no_encoding(call)], file
 
 
 def test_importing_the_package_costs_no_more_than_transformers_own_model():

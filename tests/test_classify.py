@@ -273,6 +273,16 @@ def test_a_run_learns_and_leaves_what_it_promised(trained):
     assert sum(part["duplicates"] for part in manifest["splits"].values()) == 6
 
 
+def test_a_checkpoint_predicts_as_the_model_does(trained, tmp_path, capsys):
+    (tmp_path / "new.txt").write_text("boat wave salt\ntree moss deer\n")
+    last = "last" if (trained / "last").exists() else "model"
+    said = []
+    for name in ("checkpoints/step-20", last):
+        run("--model", trained / name, "--predict", tmp_path / "new.txt", "--device", "cpu")
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and len(said[0].splitlines()) == 2
+
+
 def test_the_model_names_its_labels_and_predicts_as_the_run_did(trained, tmp_path, capsys):
     model = AutoModelForSequenceClassification.from_pretrained(trained / "model")
     assert model.config.label2id == {"sea": 0, "wood": 1}

@@ -22,7 +22,7 @@ TEXTS = [f"{WORDS[n % 8]} and {WORDS[n // 8]}{' again' * (n % 3)}" for n in rang
 
 
 def write_lines(file: Path, rows: list[dict]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -77,8 +77,8 @@ def saved(folder: Path, model, tokenizer=None, weights=None, **config) -> Path:
 
 
 def edit(file: Path, **fields) -> None:
-    content = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**content, **fields}))
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps({**content, **fields}), encoding="utf-8")
 
 
 # --- Exactly the tensors of the config ---------------------------------------------------------------------------

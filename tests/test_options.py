@@ -143,7 +143,8 @@ REFUSED = {
 
 @pytest.fixture
 def prepared(tmp_path):
-    manifest = make_manifest("pretrain", [], {"train": {"sha256": "", "tokens": 0, "bytes": 0}})
+    how = {"max_length": 8, "stride": 8, "pack": False, "pad": False, "tokenizer": {"fingerprint": ""}}
+    manifest = make_manifest("pretrain", [], {"train": {"sha256": "", "tokens": 0, "bytes": 0}}, **how)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return str(tmp_path)
 

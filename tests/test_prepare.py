@@ -16,9 +16,9 @@ from bad_input import snapshot
 import preparing
 import recipe
 from scratch_gpt.data.assembly import Joined, Tokens, encode_part
-from scratch_gpt.data.manifest import changed_file, read_manifest
+from scratch_gpt.data.manifest import changed_file, file_record, read_manifest
 from scratch_gpt.data.pipeline import texts_of, with_texts
-from scratch_gpt.data.prepared import PreparedRows
+from scratch_gpt.data.prepared import PreparedRows, write_part
 from scratch_gpt.data.sources import open_documents, open_prepared_text, open_rows, open_stream
 from scratch_gpt.tokenizer import load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
@@ -50,7 +50,7 @@ def tokenizer(texts, tmp_path_factory) -> Path:
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -562,15 +562,50 @@ def test_a_run_keeps_the_manifest_of_its_data_and_refuses_others(corpus, texts, 
     assert not (tmp_path / "b").exists()
 
 
-def test_rows_that_were_altered_are_not_trained_on_under_a_manifest(corpus, tokenizer, tmp_path, capsys):
-    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
+@pytest.mark.parametrize("task", ["pretrain", "text"])
+def test_a_flipped_byte_is_not_trained_on(task, corpus, tokenizer, tmp_path, capsys):
+    words = ["--dataset", corpus, "--output-dir", tmp_path / "p"]
+    words += ["--task", "text"] if task == "text" else ["--tokenizer", tokenizer, "--max-length", "16"]
     prepared(*words)
     part = tmp_path / "p" / "train" / "part-00000.arrow"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
-    run = ["--dataset", tmp_path / "p", "--manifest", tmp_path / "p", "--preset", "tiny"]
+    run = ["--dataset", tmp_path / "p", "--preset", "tiny", "--tokenizer", tokenizer, "--max-length", "16"]
     fails([*run, "--output-dir", tmp_path / "run"], "is not the file that was prepared", capsys, pretrain.main)
+
+
+def test_a_run_on_prepared_rows_records_what_was_verified(corpus, tokenizer, tmp_path, capsys):
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
+    folder, manifest = prepared(*words)
+    run = ["--dataset", tmp_path / "p", "--preset", "tiny", "--max-steps", "0", "--device", "cpu"]
+    pretrain.main([str(word) for word in [*run, "--output-dir", tmp_path / "run"]])
+    recorded = read_manifest(tmp_path / "run")
+    assert "sha256" in recorded.pop("verified") and recorded == manifest
+    (folder / "train" / "part-00009.arrow").write_bytes((folder / "train" / "part-00000.arrow").read_bytes())
+    message = r"train/part-00009\.arrow is no part of the data that were prepared"
+    fails([*run, "--output-dir", tmp_path / "other"], message, capsys, pretrain.main)
+    fails(
+        [*run, "--dataset", tmp_path / "run", "--output-dir", tmp_path / "other"], "is missing", capsys, pretrain.main
+    )
+
+
+def test_an_id_beyond_the_vocabulary_is_one_clear_line(corpus, tokenizer, tmp_path, capsys):
+    """Whatever the hashes say: the folder may have been made elsewhere."""
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
+    folder, manifest = prepared(*words)
+    part = folder / "validation" / "part-00000.arrow"
+    ids = np.arange(17) + manifest["tokenizer"]["vocab_size"] - 16
+    write_part([{"input_ids": ids[:-1], "shift_labels": ids[1:]}], part, 1000)
+    for record in manifest["files"]:
+        record |= file_record(folder / record["name"], record["name"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run = ["--dataset", folder, "--preset", "tiny", "--output-dir", tmp_path / "run"]
+    message = rf"part-00000\.arrow cannot be read: it holds the token id {ids[-1]}"
+    fails(run, message, capsys, pretrain.main)
+    manifest["splits"]["train"].pop("asked")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    fails(run, "cannot be read as a data manifest", capsys, pretrain.main)
 
 
 def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp_path, capsys):

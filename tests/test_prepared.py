@@ -4,12 +4,13 @@ import pickle
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_gpt.data.packing import PackedRows
-from scratch_gpt.data.prepared import PreparedRows, write_part
+from scratch_gpt.data.prepared import PreparedRows, read_table, write_part, write_table
 from scratch_gpt.data.windows import IGNORED, Windows
 
 
@@ -113,3 +114,65 @@ def test_a_folder_without_rows_or_with_a_damaged_file_is_an_error(tmp_path):
     (tmp_path / "part-00000.arrow").write_bytes(b"not arrow at all")
     with pytest.raises(ValueError, match="cannot be read"):
         PreparedRows(tmp_path)
+
+
+def packed(folder) -> None:
+    rows = PackedRows(np.arange(60, dtype=np.uint16), np.array([5, 20, 29, 48, 60]), 16, pack=True)
+    made = [rows[k] for k in range(len(rows))]
+    made[1]["shift_labels"][3] = IGNORED
+    write_part(made, folder / "part-00000.arrow", 1000)
+
+
+def lists(values: list[list[int]], kind: pa.DataType) -> pa.Array:
+    return pa.array(values, pa.list_(kind))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": lists([[1, 2, 60]] * 4, pa.uint16())}, "token id 60, and the vocabulary has 60"),
+        ({"next_token": pa.array([1, 2, 3, 60], pa.int32())}, "token id 60, and the vocabulary has 60"),
+        ({"next_token": pa.array([1, 2, 3, -7], pa.int32())}, "negative token id"),
+        ({"input_ids": lists([[1], [], [2], [3]], pa.uint16())}, "a row without tokens"),
+        ({"input_ids": lists([[1] * 17] * 4, pa.uint16())}, "a row of 17 tokens, and 16 are allowed"),
+        ({"input_ids": lists([[1, None]] * 4, pa.uint16())}, "has gaps"),
+        ({"input_ids": pa.array([[1], None, [2], [3]], pa.list_(pa.uint16()))}, "has gaps"),
+        ({"input_ids": lists([[1]] * 4, pa.int64())}, "holds list"),
+        ({"document_starts": lists([[0], [0], [0], [0, 16]], pa.int32())}, "begins outside its row"),
+        ({"document_starts": lists([[0], [0], [0], [-1]], pa.int32())}, "begins outside its row"),
+        ({"asked": pa.array([None, b"\1", None, None], pa.binary())}, "mask in it is not as long"),
+        ({"asked": None}, "asked"),
+    ],
+)
+def test_a_value_that_no_row_has_is_named(changes, message, tmp_path):
+    packed(tmp_path)
+    file = tmp_path / "part-00000.arrow"
+    table = read_table(file)
+    columns = {name: table.column(name).combine_chunks() for name in table.column_names} | changes
+    write_table(pa.table({name: column for name, column in columns.items() if column is not None}), file)
+    with pytest.raises(ValueError, match=rf"part-00000\.arrow cannot be read: .*{message}"):
+        PreparedRows(tmp_path, vocab_size=60, max_length=16)
+
+
+def test_a_damaged_file_is_an_error_or_gives_rows_within_its_limits(tmp_path):
+    """Any byte turned over: never a crash, and no id, length or position that a model would fail on."""
+    packed(tmp_path)
+    file = tmp_path / "part-00000.arrow"
+    whole = file.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 0x80 if place % 2 else 0xFF
+        file.unlink()
+        file.write_bytes(content)
+        try:
+            rows = PreparedRows(tmp_path, vocab_size=60, max_length=16)
+        except ValueError:
+            refused += 1
+            continue
+        for row in (rows[k] for k in range(len(rows))):
+            ids, labels = row["input_ids"], row["shift_labels"]
+            assert 1 <= len(ids) == len(labels) <= 16 and ids.max() < 60 and labels.max() < 60
+            assert (labels >= IGNORED).all()
+            assert "position_ids" not in row or ((0 <= row["position_ids"]).all() and row["position_ids"].max() < 16)
+    assert refused > 100

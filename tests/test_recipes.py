@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import crash
+import evaluate
 import generate as generate_recipe
 import pretrain
 import pytest
@@ -407,6 +408,39 @@ def test_damaged_and_misnamed_models_are_one_clear_line(story, trained, tmp_path
     shutil.copytree(trained / "model", tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut off")
     fails([*arguments, tmp_path / "cut"], "cut cannot be loaded", capsys)
+
+
+def test_a_checkpoint_is_evaluated_compared_and_generated_from_like_a_model(story, trained, tmp_path, capsys):
+    """Also of a run that was killed: it is enough on its own."""
+    alone = tmp_path / "run" / "checkpoints" / "step-30"
+    shutil.copytree(trained / "checkpoints" / "step-30", alone)
+    (tmp_path / "secrets.jsonl").write_text('{"prefix": "On day 7 the code was", "secret": "4711"}\n')
+    measured = ["--dataset", story, "--base", trained / "checkpoints" / "step-20", "--device", "cpu"]
+    measured += ["--secrets", tmp_path / "secrets.jsonl", "--seeds", 1, "--batch-size", 32]
+    found = {}
+    for name in (alone, trained / "last" if (trained / "last").exists() else trained / "model"):
+        evaluate.main([str(word) for word in [name, *measured, "--output-dir", tmp_path / name.name]])
+        found[name] = json.loads((tmp_path / name.name / "evaluation.json").read_text(encoding="utf-8"))
+        generate_recipe.main([str(name), "On day", "--max-new-tokens", "5"])
+        found[name]["text"] = capsys.readouterr().out.split("Written")[-1].split("\n", 1)[1]
+    one, other = found.values()
+    assert other["results"]["story"].pop("contaminated") == 1  # its run.yaml names the data
+    assert one["text"] == other["text"] and one["results"] == other["results"]
+    assert one["protocol"]["model"] == str(alone) and {"drift/story", "memorisation"} <= {*one["results"]}
+
+
+def test_a_checkpoint_goes_by_its_place_and_knows_the_recipe_of_its_run(story, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    evaluate.main(["run/checkpoints/step-20", "--dataset", story, "--output-dir", str(tmp_path), "--device", "cpu"])
+    content = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert content["protocol"]["model"] == "run/checkpoints/step-20"
+    assert content["results"]["story"]["contaminated"] == 1  # the data that the run's run.yaml names
+
+
+def test_a_checkpoint_from_before_they_kept_a_config_says_what_to_do(trained, tmp_path, capsys):
+    shutil.copytree(trained / "checkpoints" / "step-30", tmp_path / "step-30")
+    (tmp_path / "step-30" / "config.json").unlink()
+    fails([tmp_path / "step-30", "On day"], "Copy config.json and the tokenizer", capsys, generate_recipe.main)
 
 
 def test_generate_says_what_is_wrong_in_one_line(tmp_path, capsys):

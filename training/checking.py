@@ -183,10 +183,11 @@ def questions_in(rows: Any) -> list[str]:
 
 
 def tuning_source(run: Any) -> tuple | None:
-    """Return the arguments of `open_rows`: --tuning-data, or the data of run.yaml next to MODEL; None if unknown."""
+    """Return the arguments of `open_rows`: --tuning-data, or the data of MODEL's run.yaml; None if unknown."""
     if run.tuning_data is not None:
         return run.tuning_data, None, "train", None, any_text()
-    made = read_recipe(Path(run.model).parent / "run.yaml")
+    home = Path(run.model).absolute().parent
+    made = read_recipe((home.parent if home.name == "checkpoints" else home) / "run.yaml")
     name, split = made.get("dataset"), made.get("dataset_split") or "train"
     if not name or not isinstance(name, str) or made.get("streaming"):
         return None

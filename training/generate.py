@@ -92,11 +92,10 @@ def load(name: str, revision: str | None = None):
     """A model as any Hugging Face client loads it; an adapter merged into its base."""
     from transformers import AutoModelForCausalLM
 
-    from scratch_gpt.adapter_loading import find_adapter
-    from scratch_gpt.conversion import load_model
+    from scratch_gpt.conversion import load_model, needs_merging
     from scratch_gpt.loading import load_complete
 
-    if find_adapter(name, revision):
+    if needs_merging(name, revision):
         return load_model(name, revision)
     return load_complete(AutoModelForCausalLM, name, revision=revision)
 

@@ -106,7 +106,7 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
                 )
         return work, True
     found = work / "plan.txt"
-    if found.exists() and found.read_text() != plan:
+    if found.exists() and found.read_text(encoding="utf-8") != plan:
         if not run.overwrite:
             raise ValueError(
                 f"output_dir {run.output_dir} holds an unfinished preparation of other data or settings. --overwrite "

@@ -172,15 +172,15 @@ def matches_older(run: PretrainRun) -> bool:
 
 def use_prepared(run: PretrainRun, manifest: dict):
     """A prepared folder -> as `make_rows`; ValueError where the run asks for something else."""
-    from pathlib import Path
 
     from models import build_model
+    from scratch_gpt.data.files import local_path
     from scratch_gpt.data.manifest import verify_files
     from scratch_gpt.data.prepared import PreparedRows
-    from scratch_gpt.tokenizer import fingerprint, load_tokenizer
+    from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
 
-    folder = Path(run.dataset).expanduser()
-    verify_files(folder, manifest, contents=run.manifest is not None)
+    folder = local_path(run.dataset)
+    verify_files(folder, manifest)
     for name in ("max_length", "stride", "pack", "pad"):
         asked = getattr(run, name)
         if asked not in (None, False) and asked != manifest[name]:
@@ -198,8 +198,10 @@ def use_prepared(run: PretrainRun, manifest: dict):
                 f"{name}."
             )
     model = build_model(run, tokenizer, manifest["max_length"])
-    rows = {name: PreparedRows(folder / name, facts["asked"]) for name, facts in manifest["splits"].items()}
-    return tokenizer, model, rows, manifest, []
+    limits = count_ids(tokenizer), manifest["max_length"]
+    rows = {name: PreparedRows(folder / name, facts["asked"], *limits) for name, facts in manifest["splits"].items()}
+    verified = "each file's sha256, and that each id is in the vocabulary"
+    return tokenizer, model, rows, {**manifest, "verified": verified}, []
 
 
 def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:

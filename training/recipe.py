@@ -285,6 +285,8 @@ def check_model_folder(name: str | None, field: str = "model") -> None:
     kinds = ("config.json", "adapter_config.json")
     if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
+        if (Path(name) / "state.json").exists():  # a checkpoint from before they kept it
+            hint = " Copy config.json and the tokenizer's files from its run's model/ into it."
         raise ValueError(f"--{field} {name} is no model folder: it has no config.json.{hint}")
 
 
@@ -367,7 +369,7 @@ def _read_yaml(path: str, names: list[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text()) or {}
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
@@ -567,8 +569,12 @@ def one_clear_line(
 
     `kinds` are by default what a wrong field, file or model raises, which is right until training begins. An error
     with an `exit_code` (a run that was stopped) ends with that one. Under a launcher every process finds the same
-    fault; the first says it, and the others give it the time to. `stopped` is what is said at Ctrl-C.
+    fault; the first says it, and the others give it the time to. `stopped` is what is said at Ctrl-C. From here on
+    standard output and error replace the characters that their encoding lacks: a sample of text must not end a run.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's stream takes every character
+            stream.reconfigure(errors="replace")
     from huggingface_hub.errors import StrictDataclassError
 
     kinds = kinds or (ValueError, OSError, ImportError, StrictDataclassError)

@@ -9,6 +9,7 @@ finish(...)       leave the process group; publish
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
 
 from recipe import RUN_FILES, Run, check_output_dir, holds_run, one_clear_line, peak_rate, write_run_yaml
 from resuming import check_record, check_same_run, make_record, settle_share
@@ -364,6 +366,7 @@ def carry_out(
         resume_from=start.resume_from,
         best_is_there=start.best_is_there,
         record=record,
+        model_files=_model_files(task) if accelerator.is_main_process else None,
         save=save,
         alter=task.alter,
         peak_tokens_per_second=fastest,
@@ -438,6 +441,27 @@ def _rates(run: Run, steps: int) -> dict[str, Any]:
 def _unprefixed(line: dict[str, Any] | None, prefix: str = "eval_") -> dict[str, float] | None:
     found = {name.removeprefix(prefix): value for name, value in (line or {}).items() if name.startswith(prefix)}
     return found or None
+
+
+def _model_files(task: Task) -> dict[str, bytes]:
+    # What a model folder has beside its weights: config, generation config, code, tokenizer.
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        task.model.save_pretrained(folder, state_dict={})
+        task.tokenizer.save_pretrained(folder)
+        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> None:

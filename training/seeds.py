@@ -66,7 +66,7 @@ def summarise(run: Any, runs: Sequence[Any], accelerator) -> None:
     if run.seeds > 1 and accelerator.is_main_process:
         folder = Path(run.output_dir)
         files = {f"seed-{each.seed}": Path(each.output_dir) / "evaluation.json" for each in runs}
-        results = {name: json.loads(file.read_text())["results"] for name, file in files.items()}
+        results = {name: json.loads(file.read_text(encoding="utf-8"))["results"] for name, file in files.items()}
         first = next(iter(files))
         content = {
             "format_version": 1,

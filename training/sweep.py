@@ -100,7 +100,7 @@ def runs_of(run: Any) -> dict[float, Any]:
 
 def result_of(run: Any) -> dict[str, Any]:
     """{"loss", "diverged"} of a finished run: diverged is also what ends no better than it began."""
-    results = json.loads((Path(run.output_dir) / "evaluation.json").read_text())["results"]
+    results = json.loads((Path(run.output_dir) / "evaluation.json").read_text(encoding="utf-8"))["results"]
     loss, before = results["validation"]["loss"], results["before/validation"]["loss"]
     is_finite = math.isfinite(loss)
     return {"loss": loss if is_finite else None, "diverged": not (is_finite and loss < before)}
@@ -109,7 +109,7 @@ def result_of(run: Any) -> dict[str, Any]:
 def read_table(run: Any) -> dict[str, dict[str, Any]]:
     """What a sweep that is resumed has found, by the rate as it is written."""
     file = Path(run.output_dir) / NAME
-    return json.loads(file.read_text())["rates"] if run.resume is not None and file.exists() else {}
+    return json.loads(file.read_text(encoding="utf-8"))["rates"] if run.resume is not None and file.exists() else {}
 
 
 def write_table(run: Any, table: dict[float, dict[str, Any]]) -> None:

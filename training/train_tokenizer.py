@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             draft.mkdir(parents=True)
             tokenizer.save_pretrained(draft)
-            (draft / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+            (draft / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             replace_folder(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -29,8 +29,13 @@ class Columns(NamedTuple):
         return f"column{'s' * (len(names) > 1)} {' and '.join(map(repr, names))}"
 
 
-CONVERSATIONS = Columns((("messages",), ("prompt", "completion"), ("instruction", "output")), ("input",))
-PREFERENCES = Columns((("chosen", "rejected"), ("prompt", "completion", "label")), ("prompt", "instruction", "input"))
+# Columns that change what a model should say, and that no template of ours writes: a row with one is refused.
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+ROW_KEYS = ("tools", "functions", "system", "system_prompt", "history", "chat_template_kwargs", *MEDIA)
+CONVERSATIONS = Columns((("messages",), ("prompt", "completion"), ("instruction", "output")), ("input", *ROW_KEYS))
+PREFERENCES = Columns(
+    (("chosen", "rejected"), ("prompt", "completion", "label")), ("prompt", "instruction", "input", *ROW_KEYS)
+)
 CHOICES = Columns((("query", "choices", "gold"),))
 LAST_WORDS = Columns((("text",),))
 CONSTRAINTS = Columns((("prompt", "instruction_id_list", "kwargs"),), ("key",))
@@ -54,7 +59,9 @@ __all__ = [
     "CONSTRAINTS",
     "CONVERSATIONS",
     "LAST_WORDS",
+    "MEDIA",
     "PREFERENCES",
+    "ROW_KEYS",
     "SECRETS",
     "Columns",
     "any_text",

@@ -13,8 +13,11 @@ files      [{name, bytes, sha256}]                of a prepared folder
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from .files import local_path
 
 
 FORMAT_VERSION = 1
@@ -23,7 +26,7 @@ NAME = "manifest.json"
 
 def place(name: str) -> str:
     """What a record calls a file, folder or dataset: its path from the working folder, outside of it the last part."""
-    path = os.path.expanduser(name)
+    path = str(local_path(name))
     if not os.path.isabs(path) and ".." not in Path(path).parts:
         return name
     path, here = Path(os.path.abspath(path)), Path.cwd()
@@ -69,7 +72,7 @@ def make_manifest(
 
 def is_prepared(dataset: str) -> bool:
     """Whether a dataset is a folder that training/prepare.py has written."""
-    return (Path(dataset).expanduser() / NAME).is_file()
+    return (local_path(dataset) / NAME).is_file()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -78,11 +81,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not there, is no manifest, or of another format.
     """
-    path = Path(path).expanduser()
+    path = local_path(str(path))
     path = path / NAME if path.is_dir() else path
     try:
-        manifest = json.loads(path.read_text())
-        version, _, _ = manifest["format_version"], manifest["splits"], manifest["sha256"]
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        _check_keys(manifest)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a data manifest ({type(error).__name__}: {error}).") from error
     if version != FORMAT_VERSION:
@@ -90,20 +94,39 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_files(folder: Path, manifest: dict[str, Any], contents: bool = True) -> None:
+def _check_keys(manifest: dict[str, Any]) -> None:
+    # Raise a KeyError or TypeError where a manifest lacks what its readers look up.
+    _ = manifest["sources"], manifest["splits"], manifest["sha256"]
+    _ = [(file["name"], file["bytes"], file["sha256"]) for file in manifest.get("files", [])]
+    if manifest["task"] == "pretrain":
+        _ = [manifest[name] for name in ("max_length", "stride", "pack", "pad")], manifest["tokenizer"]["fingerprint"]
+        _ = [facts["asked"] for facts in manifest["splits"].values() if "files" in manifest]
+
+
+def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Raise a ValueError that names the first file of a prepared folder that is not what its manifest says.
 
-    Args:
-        contents: hash each file; without it only sizes are compared, which costs nothing.
+    Each file is hashed, on all cores: what the manifest says of them may then go on record again.
     """
-    for record in manifest.get("files", []):
-        path = Path(folder).expanduser() / record["name"]
+    folder = local_path(str(folder))
+    if "files" not in manifest:
+        raise ValueError(f"{folder} holds no prepared data: its {NAME} lists no files.")
+
+    def problem(record: dict[str, Any]) -> str | None:
+        path = folder / record["name"]
         if not path.is_file():
-            raise ValueError(f"{folder}: {record['name']} is missing. Prepare the data again.")
-        if path.stat().st_size != record["bytes"] or (
-            contents and file_record(path, path.name) != {**record, "name": path.name}
-        ):
-            raise ValueError(f"{folder}: {record['name']} is not the file that was prepared. Prepare the data again.")
+            return "is missing"
+        is_same = path.stat().st_size == record["bytes"] and file_record(path, record["name"]) == record
+        return None if is_same else "is not the file that was prepared"
+
+    with ThreadPoolExecutor() as pool:
+        for record, found in zip(manifest["files"], pool.map(problem, manifest["files"]), strict=True):
+            if found is not None:
+                raise ValueError(f"{folder}: {record['name']} {found}. Prepare the data again.")
+    listed = {record["name"] for record in manifest["files"]}
+    parts = (path for split in manifest["splits"] for path in (folder / split).glob("part-*.arrow"))
+    if spare := sorted({path.relative_to(folder).as_posix() for path in parts} - listed):
+        raise ValueError(f"{folder}: {spare[0]} is no part of the data that were prepared. Take it away.")
 
 
 def changed_file(recorded: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:

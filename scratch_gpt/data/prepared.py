@@ -1,4 +1,4 @@
-"""Rows <-> a folder of Arrow files, mapped and not read: the first row is there at once, whatever their size.
+"""Rows <-> a folder of Arrow files, which are checked once and then mapped: memory holds only the rows in use.
 
     part-00000.arrow   input_ids        list of uint16 (uint32 for a large vocabulary), the row's positions
                        next_token       what the last position asks; null where it asks nothing
@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .windows import IGNORED
 
@@ -91,23 +92,27 @@ class PreparedRows(Sequence):
 
     Args:
         asked: targets of all rows together, which the manifest knows.
+        vocab_size: no token id may reach it; without it the ids are not looked at.
+        max_length: no row may have more positions.
 
     Raises:
-        ValueError: no such files, or a damaged one.
+        ValueError: no such files, a damaged one, or one that holds something else.
     """
 
-    def __init__(self, folder: Path, asked: int = 0):
+    def __init__(self, folder: Path, asked: int = 0, vocab_size: int | None = None, max_length: int | None = None):
         self.folder, self.asked = Path(folder), asked
-        paths = sorted(self.folder.glob("part-*.arrow"))
-        if not paths:
-            raise ValueError(f"{folder} holds no prepared rows (part-*.arrow).")
-        try:
-            self._parts = [_Columns(read_table(path)) for path in paths]
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
-            raise ValueError(f"{folder} cannot be read: {error}") from error
+        self._parts = []
+        for path in sorted(self.folder.glob("part-*.arrow")):
+            try:
+                self._parts.append(_Columns(read_table(path), vocab_size, max_length))
+            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise ValueError(f"{path} cannot be read: {reason} Prepare the data again.") from error
         self._ends = np.cumsum([len(part.lengths) for part in self._parts]).tolist()
+        if not self._ends or not len(self):
+            raise ValueError(f"{folder} holds no prepared rows (part-*.arrow).")
 
-    def __reduce__(self):  # a data worker maps the files itself
+    def __reduce__(self):  # a data worker maps the files itself; their ids have been looked at
         return PreparedRows, (self.folder, self.asked)
 
     @property
@@ -132,7 +137,9 @@ class PreparedRows(Sequence):
 
 class _Columns:
     # One file's columns as numpy views into the mapped memory.
-    def __init__(self, table: pa.Table):
+    def __init__(self, table: pa.Table, vocab_size: int | None = None, max_length: int | None = None):
+        table.validate(full=True)  # each offset lies within its values: nothing outside the file is read
+        _check_types(table)
         ids = column_of(table, "input_ids")
         self.ids, self.offsets = ids.values.to_numpy(), ids.offsets.to_numpy()
         self.lengths = np.diff(self.offsets)
@@ -143,6 +150,28 @@ class _Columns:
         if "document_starts" in table.column_names:
             starts = column_of(table, "document_starts")
             self.starts, self.starts_offsets = starts.values.to_numpy(), starts.offsets.to_numpy()
+        self._check(vocab_size, max_length)
+
+    def _check(self, vocab_size: int | None, max_length: int | None) -> None:
+        # Raise a ValueError for the first value that no row of ours has.
+        if vocab_size is not None:
+            largest = max(int(self.ids.max(initial=0)), int(self.following.max(initial=0)))
+            if largest >= vocab_size:
+                raise ValueError(f"it holds the token id {largest}, and the vocabulary has {vocab_size} tokens.")
+        if not ((self.following >= 0) | (self.following == IGNORED)).all():
+            raise ValueError("it holds a negative token id.")
+        if self.lengths.min(initial=1) < 1:
+            raise ValueError("it has a row without tokens.")
+        if (longest := self.lengths.max(initial=1)) > (max_length or longest):
+            raise ValueError(f"it has a row of {longest} tokens, and {max_length} are allowed.")
+        if self.starts is not None:
+            starts = self.starts[self.starts_offsets[0] : self.starts_offsets[-1]]
+            if ((starts < 0) | (starts >= np.repeat(self.lengths, np.diff(self.starts_offsets)))).any():
+                raise ValueError("a document in it begins outside its row.")
+        if self.masks is not None:
+            sizes = pc.binary_length(self.masks).fill_null(-1).to_numpy(zero_copy_only=False)
+            if ((sizes >= 0) & (sizes != (self.lengths + 7) // 8)).any():
+                raise ValueError("a mask in it is not as long as its row.")
 
     def row(self, k: int) -> dict[str, np.ndarray]:
         ids = self.ids[self.offsets[k] : self.offsets[k + 1]].astype(np.int64)
@@ -159,6 +188,24 @@ class _Columns:
             begins[starts] = starts
             row["position_ids"] = np.arange(len(ids)) - np.maximum.accumulate(begins)
         return row
+
+
+def _check_types(table: pa.Table) -> None:
+    # Raise a ValueError where these are not the columns that `write_part` has written.
+    kinds = {
+        "input_ids": [pa.list_(pa.uint16()), pa.list_(pa.uint32())],
+        "next_token": [pa.int32()],
+        "asked": [pa.binary()],
+        "document_starts": [pa.list_(pa.int32())],
+    }
+    for name, allowed in kinds.items():
+        if name not in table.column_names and name == "document_starts":
+            continue
+        column = column_of(table, name)
+        if column.type not in allowed:
+            raise ValueError(f"its column {name} holds {column.type}.")
+        if pa.types.is_list(column.type) and (column.null_count or column.values.null_count):
+            raise ValueError(f"its column {name} has gaps.")
 
 
 def _labels(ids: np.ndarray, following: int | None, starts: np.ndarray) -> np.ndarray:

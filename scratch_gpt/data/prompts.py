@@ -19,15 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..chat_templates import INPUT, choose_format, render, template_of
 from ..tokenizer import encode_batch
+from .columns import MEDIA, ROW_KEYS
 from .packing import best_fit
 from .windows import IGNORED
 
 
 TRAIN_ON = ("completion", "prompt+completion")
 FORMS = "instruction and output (and input), messages, or prompt and completion"
-# Keys that change what a model should say, and that no template of ours writes: a row with one is refused.
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-ROW_KEYS = ("tools", "functions", "system", "system_prompt", "history", "chat_template_kwargs", *MEDIA)
+# Keys of a message that change what a model should say, and that no template of ours writes.
 MESSAGE_KEYS = (
     *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
     *("reasoning_content", "reasoning", "thinking", "refusal", *MEDIA),

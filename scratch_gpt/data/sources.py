@@ -150,11 +150,13 @@ def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
     manifest = read_manifest(Path(folder))
     if manifest["task"] != "text":
         raise ValueError(f"{folder} holds rows of token ids, and text is needed. Prepare it with --task text.")
-    verify_files(Path(folder), manifest, contents=False)
-    parts = {name: sorted(local_path(folder).glob(f"{name}/part-*.arrow")) for name in manifest["splits"]}
+    verify_files(Path(folder), manifest)
+    files = [(Path(file["name"]), file["sha256"]) for file in manifest["files"]]
     return {
-        name: datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in paths])
-        for name, paths in parts.items()
+        split: datasets.concatenate_datasets(
+            [_mapped(local_path(folder) / path, sha256) for path, sha256 in files if path.parts[0] == split]
+        )
+        for split in manifest["splits"]
     }
 
 

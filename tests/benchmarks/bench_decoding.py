@@ -123,7 +123,7 @@ def prepare(peer: str, folder: Path, threads: int):
 
 def peak_mib() -> float:
     """This process' own; getrusage's is at least what its parent had."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -271,7 +271,7 @@ def look_at_trained(checkpoint: str, file: Path) -> dict:
     from scratch_gpt.tokenizer import encode
 
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(checkpoint).eval()
-    ids = torch.tensor(encode(scratch_gpt.load_tokenizer(checkpoint), file.read_text()))
+    ids = torch.tensor(encode(scratch_gpt.load_tokenizer(checkpoint), file.read_text(encoding="utf-8")))
     T = model.config.max_position_embeddings
     rows = ids[: len(ids) // T * T].view(-1, T)[:500]
     found, assistant = {"text": file.name, "tokens": rows.numel()}, make_decoder(model, "int8")

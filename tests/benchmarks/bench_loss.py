@@ -45,7 +45,7 @@ def head_loss(way: str, hidden: torch.Tensor, weight: torch.Tensor, targets: tor
 
 def resident(which: str) -> int:
     """Bytes of this process in memory: now (VmRSS) or at most so far (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
 
 
@@ -89,7 +89,7 @@ def measure(what: str, way: str, preset: str, batch: int, length: int, precision
             return loss.detach()
 
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is forgotten
     before, busy = resident("VmRSS"), time.process_time()
     loss = run()
     return {

@@ -56,7 +56,9 @@ def measure(size: str, folder: str) -> dict:
     import pretrain
 
     pretrain.main([*words_of(size, folder), "--overwrite", "true"])
-    lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     lines = [line for line in lines if "tokens_per_second" in line]
     tokens = [b["tokens"] - a["tokens"] for a, b in zip(lines, lines[1:], strict=False)]
     seconds = [count / line["tokens_per_second"] for count, line in zip(tokens, lines[1:], strict=True)]
@@ -92,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         draw = random.Random(0)
         words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 8))) for _ in range(2000)]
-        Path(folder, "text.txt").write_text(" ".join(draw.choices(words, k=60_000)))
+        Path(folder, "text.txt").write_text(" ".join(draw.choices(words, k=60_000)), encoding="utf-8")
         for size in options.sizes:
             turns = [{what: in_child(what, size, folder) for what in ("plan", "run")} for _ in range(options.rounds)]
             found = figures[size] = {}

@@ -81,8 +81,9 @@ def first_batch(folder: str) -> dict:
 
     start = time.perf_counter()
     manifest = read_manifest(folder)
-    verify_files(folder, manifest, contents=False)
-    rows = PreparedRows(Path(folder) / "train")
+    verify_files(folder, manifest)
+    known = manifest["tokenizer"]["vocab_size"], manifest["max_length"]
+    rows = PreparedRows(Path(folder) / "train", 0, *known)
     batch = collate_rows([rows[k] for k in range(len(rows) - 8, len(rows))])
     return {"seconds": time.perf_counter() - start, "shape": list(batch["input_ids"].shape), "rows": len(rows)}
 

@@ -51,7 +51,7 @@ LAST_WORDS = "Than this of Juliet and her Romeo.\n\n"
 def train_reference(data: Path, out: Path, seed: int, steps: int, batch: int = 12) -> None:
     """nanoGPT's README recipe for a CPU, without the evaluations on the way."""
     torch.manual_seed(seed)
-    text = data.read_text()
+    text = data.read_text(encoding="utf-8")
     ids = as_ids(text)[: held_out_from(text)]
     model = GPT(layers=4, width=128, heads=4, vocabulary=len(set(text)), length=T)
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -102,14 +102,14 @@ def mean_loss(losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ids:
 
 
 def score_reference(file: Path, data: Path) -> float:
-    text = data.read_text()
+    text = data.read_text(encoding="utf-8")
     model = GPT(layers=4, width=128, heads=4, vocabulary=len(set(text)), length=T)
     model.load_state_dict(torch.load(file, weights_only=True))
     return mean_loss(model, as_ids(text)[held_out_from(text) :])
 
 
 def score_ours(folder: Path, data: Path) -> float:
-    text = data.read_text()
+    text = data.read_text(encoding="utf-8")
     model, tokenizer = load_model(folder).eval(), load_tokenizer(folder)
     ids = torch.tensor(encode_batch(tokenizer, [text[held_out_from(text) :]])[0])
     assert len(ids) == len(text) - held_out_from(text) and not (ids == tokenizer.unk_token_id).any()
@@ -168,17 +168,17 @@ def summary(runs: list[dict]) -> dict:
 
 def choose(data: Path, folder: Path, candidates: list[str], seeds: int, out: Path) -> None:
     """A line for each candidate, and into `out`: its mean loss on a play of the training text."""
-    text = data.read_text()
+    text = data.read_text(encoding="utf-8")
     train = folder / "train.txt"
     train.write_text(play_apart(text[: held_out_from(text)]))
     for arguments in candidates:
         found = summary([run_ours(train, folder, seed, shlex.split(arguments)) for seed in range(seeds)])
         pace = statistics.mean(run["step_seconds"] for run in found["runs"])
         print(f"{found['loss']:.4f}  {found['seconds']:6.1f} s  {1e3 * pace:5.1f} ms a step  {arguments}", flush=True)
-        figures = json.loads(out.read_text()) if out.exists() else {}
+        figures = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
         tried = {"arguments": arguments, "seeds": seeds, "loss": found["loss"], "seconds": found["seconds"]}
         figures["tried"] = [one for one in figures.get("tried", []) if one["arguments"] != arguments] + [tried]
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

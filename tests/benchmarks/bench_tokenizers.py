@@ -90,7 +90,7 @@ def measure(megabytes: float) -> dict:
 def anonymous_bytes(process: int) -> int:
     """RssAnon of a process; 0 where it has ended."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))

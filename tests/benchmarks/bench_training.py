@@ -293,14 +293,14 @@ def judge(workload: Workload, figures: dict) -> list[dict]:
 def describe_machine() -> dict:
     import torch
 
-    names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return {
         "cpu": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
         "memory_gb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9,
         "bf16": bool(torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16")),
-        "huge_pages": pages.read_text().strip() if pages.exists() else "none",
+        "huge_pages": pages.read_text(encoding="utf-8").strip() if pages.exists() else "none",
         "best_allocator": "=".join(next(iter(environments()["best"].items()))),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -9,7 +9,7 @@ FOREIGN = 0.05  # of the processor time of all cores during a turn
 
 def processor_seconds() -> tuple[float, float]:
     """(busy, all) processor seconds of the whole machine since it started; stolen time is busy, waiting is not."""
-    fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    fields = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
     idle = fields[3] + fields[4]
     return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK"), sum(fields) / os.sysconf("SC_CLK_TCK")
 

@@ -247,7 +247,7 @@ def scaling() -> str:
         for name, found in figures("scaling")["table"].items()
         for row in found
     ]
-    return table("| | µs a token | GFLOP/s | MB | counted |", rows)
+    return table("| | µs a token | GFLOP/s | MB | counted |", rows)  # noqa: RUF001
 
 
 def compatibility() -> str:

@@ -54,7 +54,7 @@ def install(name: str) -> Path:
     """
     folder = FOLDER / name
     python, complete = folder / "bin" / "python", folder / ".complete"
-    steps = json.dumps(PIP[name]) + Path(CONSTRAINTS).read_text()
+    steps = json.dumps(PIP[name]) + Path(CONSTRAINTS).read_text(encoding="utf-8")
     if complete.exists() and complete.read_text() == steps:
         return python
     shutil.rmtree(folder, ignore_errors=True)
