@@ -236,7 +236,7 @@ def settle_model(run: ClassifyRun) -> ClassifyRun:
 
 
 def unused_fields(run: ClassifyRun) -> dict[str, str]:
-    """Fields that nothing reads, and why."""
+    """Return the fields that nothing in this run reads, and why."""
     if run.predict is None:
         return {"sample_prompt": "no sample is written", **unused_options(settle_model(run))}
     others = {item.name for item in fields(run)} - READ_TO_PREDICT if run.predict else ()
