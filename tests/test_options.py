@@ -3,8 +3,10 @@
 import ast
 import importlib
 import json
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, get_args
 
 import classify
@@ -20,6 +22,7 @@ from bad_input import fails
 import models
 import planning
 import recipe
+import resuming
 from scratch_gpt.data.manifest import make_manifest
 from scratch_gpt.tokenizer_training import train_tokenizer
 
@@ -193,3 +196,17 @@ def test_gpt2_without_its_vocabulary_says_why_it_is_smaller():
     assert "4,096 tokens has 88,988,160 parameters; with GPT-2's 50,257 tokens" in line and "124,439,808" in line
     assert "--tokenizer openai-community/gpt2" in line
     assert said("--preset", "gpt2", "--vocab-size", "50257") == said("--preset", "small") == said() == []
+
+
+def test_the_size_that_is_the_default_is_no_change(tmp_path, capsys):
+    accelerator = SimpleNamespace(device=SimpleNamespace(type="cpu"), mixed_precision="no", num_processes=1)
+    records = [
+        resuming.make_record(pretrain.PretrainRun(vocab_size=size), {}, {}, accelerator) for size in (None, 4096, 300)
+    ]
+    assert records[0] == records[1] != records[2]
+    (tmp_path / "a.txt").write_text("The sun shines on the sea.\n" * 60)
+    words = ["--dataset", str(tmp_path / "a.txt"), "--max-length", "16", "--output-dir", str(tmp_path / "p")]
+    prepare.main(words)
+    assert re.search(r"Vocabulary: 2\d\d tokens instead of 4,096: the text yields no more", capsys.readouterr().out)
+    prepare.main([*words, "--vocab-size", "4096"])
+    assert "is prepared already" in capsys.readouterr().out

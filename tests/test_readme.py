@@ -138,7 +138,7 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
     if name == "publish":
         return ["--dry-run", "true"]
     if name == "prepare":
-        return ["--vocab-size", "300", "--max-length", "16"]
+        return ["--max-length", "16", *([] if {"text", "--tokenizer"} & {*arguments} else ["--vocab-size", "300"])]
     if name == "train_tokenizer":
         return ["--dataset", "my.txt", "--vocab-size", "300", "--compare", "none"]
     if name == "evaluate":

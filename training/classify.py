@@ -236,11 +236,11 @@ def settle_model(run: ClassifyRun) -> ClassifyRun:
 
 
 def unused_fields(run: ClassifyRun) -> dict[str, str]:
-    """Fields that nothing reads, and why."""
-    if run.predict is not None:
-        others = {item.name for item in fields(run)} - READ_TO_PREDICT
-        return dict.fromkeys(others, "--predict scores texts and trains nothing")
-    return {"sample_prompt": "no sample is written", **unused_options(settle_model(run))}
+    """Return the fields that nothing in this run reads, and why."""
+    if run.predict is None:
+        return {"sample_prompt": "no sample is written", **unused_options(settle_model(run))}
+    others = {item.name for item in fields(run)} - READ_TO_PREDICT if run.predict else ()
+    return dict.fromkeys(others, "--predict scores texts and trains nothing")
 
 
 def check_classes(run: ClassifyRun) -> None:

@@ -98,7 +98,7 @@ def check(run: EvaluateRun) -> None:
 
 
 def unused_fields(run: EvaluateRun) -> dict[str, str]:
-    """Fields that nothing reads, and why."""
+    """Return the fields that nothing in this run reads, and why."""
     answers = run.questions is not None or run.ifeval is not None
     drawn = (answers and run.temperature > 0) or run.secrets is not None
     likelihoods = run.dataset is not None or run.multiple_choice or run.last_word or run.secrets is not None

@@ -220,19 +220,21 @@ def preview(run: InstructRun) -> None:
 
 
 def settle_model(run: InstructRun) -> InstructRun:
-    """The run with the model that it starts from, where none is named."""
+    """Return the run with the default model if it names neither a model nor a preset."""
     return replace(run, model=DEFAULT_MODEL) if run.model is None and run.preset is None else run
 
 
 def unused_fields(run: InstructRun) -> dict[str, str]:
-    """Fields that nothing reads, and why."""
+    """Return the fields that nothing in this run reads, and why."""
     found = {
         "text_column": "rows are instructions, messages, or prompt and completion",
         "sample_prompt": "the sample is an answer to a question of the validation split",
         **unused_options(settle_model(run)),
     }
     if run.test_fraction == 0:
-        found |= dict.fromkeys(("answers", "max_new_tokens"), "what is answered is the test split, of --test-fraction")
+        found |= dict.fromkeys(
+            ("answers", "max_new_tokens"), "the questions are those of the test split, and --test-fraction is 0"
+        )
     return found
 
 

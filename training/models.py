@@ -25,17 +25,17 @@ def open_tokenizer(run: Run, texts: Iterable[str]):
 
 
 def small_vocabulary(run: Run, tokenizer) -> list[str]:
-    """What to say where a tokenizer that was trained has fewer tokens than it was to have."""
+    """Return a notice if the tokenizer was trained and has fewer tokens than it was to have, else nothing."""
     size = count_ids(tokenizer)
-    # Characters are as many as the text has: only a number that was given is worth a word.
-    is_said = trains_tokenizer(run) and (run.vocab_size is not None or run.tokenizer_kind != "char")
-    if not is_said or size >= vocabulary_size(run):
+    # A text has few characters: there the default is no wish.
+    is_meant = trains_tokenizer(run) and (run.vocab_size is not None or run.tokenizer_kind != "char")
+    if not is_meant or size >= vocabulary_size(run):
         return []
     return [f"Vocabulary: {size:,} tokens instead of {vocabulary_size(run):,}: the text yields no more."]
 
 
 def small_preset(run: Run, config: ScratchGPTConfig, classes: int | None = None) -> list[str]:
-    """What to say where a new model is one of GPT-2's sizes without GPT-2's vocabulary."""
+    """Return a notice if a new model has one of GPT-2's sizes without GPT-2's vocabulary, else nothing."""
     if run.model is not None or not (run.preset or "").startswith("gpt2"):
         return []
     whole = ScratchGPTConfig.from_preset(run.preset).vocab_size

@@ -193,14 +193,14 @@ def describe(run: PreferRun, task, settings, steps: int, accelerator) -> str:
 
 
 def unused_fields(run: PreferRun) -> dict[str, str]:
-    """Fields that nothing reads, and why."""
+    """Return the fields that nothing in this run reads, and why."""
     found = {
         "text_column": "rows have prompt, chosen and rejected, or prompt, completion and label",
         "sample_prompt": "no sample is written",
         **unused_options(run),
     }
     if run.loss_type != "simpo":
-        found["simpo_gamma"] = "it is of --loss-type simpo"
+        found["simpo_gamma"] = "it needs --loss-type simpo"
     return found
 
 

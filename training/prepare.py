@@ -124,7 +124,7 @@ def check(run: PrepareRun) -> None:
 
 
 def unused_fields(run: PrepareRun) -> dict[str, str]:
-    """Fields that nothing reads, and why."""
+    """Return the fields that nothing in this run reads, and why."""
     if run.task == "text":
         return {"vocab_size": "--task text writes text"}
     why = f"the tokenizer of {run.tokenizer} is used, and none is trained"

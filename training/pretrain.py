@@ -245,12 +245,12 @@ def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
 
 
 def unused_fields(run: PretrainRun) -> dict[str, str]:
-    """Fields that nothing reads, and why."""
+    """Return the fields that nothing in this run reads, and why."""
     from scratch_gpt.data.manifest import is_prepared, read_manifest
 
     found = unused_options(run)
     if run.stride is None:
-        found["overlap"] = "windows overlap with a --stride of less than --max-length"
+        found["overlap"] = "it needs a --stride smaller than --max-length"
     if is_prepared(run.dataset) and read_manifest(run.dataset)["task"] == "pretrain":
         found |= dict.fromkeys(PREPARED, f"{run.dataset} is prepared, with a tokenizer and splits of its own")
     return found

@@ -165,23 +165,23 @@ def peak_rate(run: Run) -> float:
 
 
 def vocabulary_size(run: Any) -> int:
-    """The size of a tokenizer that is trained: what is asked for, or the default."""
+    """Return the size of a tokenizer that the run trains: the one given, or the default."""
     return VOCABULARY if run.vocab_size is None else run.vocab_size
 
 
 def trains_tokenizer(run: Run) -> bool:
-    """Whether the run trains a tokenizer on its data, unless these were prepared with one."""
+    """Return whether the run trains a tokenizer on its data (prepared data bring their own)."""
     return (run.tokenizer or run.model or "train") == "train"
 
 
 def unused_options(run: Run) -> dict[str, str]:
-    """Fields of a training run that nothing reads, and why: for `parse`, together with a recipe's own."""
-    found = {} if run.streaming else {"stream_lanes": "it is of --streaming true"}
+    """Return the shared fields that nothing in this run reads, and why; each recipe adds its own for `parse`."""
+    found = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
     if not trains_tokenizer(run):
         why = f"the tokenizer of {run.tokenizer or run.model} is used, and none is trained"
         found |= dict.fromkeys(("vocab_size", "tokenizer_kind"), why)
     if run.model is None:
-        found["model_revision"] = "it is of --model"
+        found["model_revision"] = "it needs --model"
     return found
 
 

@@ -108,7 +108,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def check_messages(messages: Any) -> Messages:
-    """The messages, role and content alone, without a system message of white space; errors as in `read_messages`."""
+    """Return role and content of the messages, without a blank system message; errors as in `read_messages`."""
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"messages are {messages!r:.200}; give a list of at least one.")
     checked: Messages = []
@@ -164,12 +164,12 @@ def _text(value: Any, name: str) -> str:
 
 
 def text_of(messages: Messages) -> str:
-    """All that is said, as one text by which rows are compared and grouped: without roles, white space collapsed."""
+    """Return all contents as one text to compare and group rows by: without roles, white space collapsed."""
     return "\n\n".join(" ".join(message["content"].split()) for message in messages)
 
 
 def transcript(messages: Messages) -> str:
-    """The messages as one text to be read: the user's alone as it is, several each below its role."""
+    """Return the messages as one text to read: a single user message unchanged, several each below its role."""
     if [message["role"] for message in messages] == ["user"]:
         return messages[0]["content"]
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
