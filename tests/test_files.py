@@ -250,6 +250,30 @@ def test_files_of_any_kinds_lie_together_and_those_without_the_column_are_named(
         open_documents(str(tmp_path), text_column="body")
 
 
+def test_a_label_that_is_text_in_one_file_and_a_number_in_another_is_text(tmp_path):
+    written(tmp_path, "a.csv", "text,label\none,1\n")
+    written(tmp_path, "b.jsonl", '{"text": "two", "label": 1}\n{"text": "three", "label": null}\n')
+    columns = Columns((("text", "label"),))
+    assert open_rows(str(tmp_path), columns=columns).rows["label"][:] == ["1", "1", None]
+    written(tmp_path, "b.jsonl", '{"text": "two", "label": 1.5}\n')
+    with pytest.raises(ValueError, match="cannot be read as one table: .* label"):
+        open_rows(str(tmp_path), columns=columns)
+
+
+def test_a_kill_while_rows_are_kept_leaves_none_behind(tmp_path, monkeypatch):
+    written(tmp_path, "a.csv", f"text\n{os.urandom(4).hex()}\n")
+    written(tmp_path, "b.jsonl", '{"text": "b", "n": 1}\n')
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for name in ("concat_tables", "OSFile"):
+        with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+            context.setattr(pa, name, killed)
+            open_rows(str(tmp_path))
+    assert open_rows(str(tmp_path)).rows["n"][:] == [None, 1]
+
+
 def test_classes_keep_their_names_and_two_orders_of_them_are_refused(tmp_path):
     def save(name: str, classes: list[str]) -> None:
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=classes)})

@@ -411,7 +411,7 @@ def _read_files(
                 try:
                     write_rows(_all_tables(files, columns, column_names, bar.update), path)
                 except pa.ArrowException as error:
-                    raise ValueError(f"{dataset} cannot be kept as a table: {_one_line(error)}") from error
+                    raise ValueError(f"{dataset} cannot be read as one table: {_one_line(error)}") from error
     if not path.exists():
         raise ValueError(f"{dataset} holds no rows.")
     return _mapped(path, key)

@@ -9,7 +9,7 @@ Columns of .csv and .tsv files are text, to the character. JSON and Parquet file
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -94,7 +94,8 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
     """Write tables as one Arrow file with one type for each column; a column that a table lacks is null there.
 
     Raises:
-        ValueError: a column has types that no single one can hold, or classes in another order.
+        ArrowException: a column has types that no single one can hold.
+        ValueError: it has classes in another order.
     """
     features: dict[str, Any] = {}
     drafts: list[tuple[Path, pa.Schema]] = []  # one for each run of tables with the same schema
@@ -109,13 +110,30 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
         if len(drafts) == 1 and drafts[0][1].metadata == metadata:
             drafts[0][0].replace(path)
             return
-        whole = _concatenate([pa.ipc.open_stream(pa.memory_map(str(draft))).read_all() for draft, _ in drafts])
+        parts = [pa.ipc.open_stream(pa.memory_map(str(draft))).read_all() for draft, _ in drafts]
+        whole = pa.concat_tables(map(_with_text(parts), parts), promote_options="permissive")
         whole = whole.replace_schema_metadata(metadata)
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
+        drafts.append((path.with_name(f"{path.name}-whole"), whole.schema))
+        with pa.OSFile(str(drafts[-1][0]), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
             writer.write_table(whole)
+        drafts[-1][0].replace(path)
     finally:
         for draft, _ in drafts:
             draft.unlink(missing_ok=True)
+
+
+def _with_text(parts: list[pa.Table]) -> Callable[[pa.Table], pa.Table]:
+    # Where one file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text.
+    fields = [field for part in parts for field in part.schema]
+    texts = {field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
+
+    def change(part: pa.Table) -> pa.Table:
+        for n, field in enumerate(part.schema):
+            if field.name in texts and (pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)):
+                part = part.set_column(n, field.name, part.column(n).cast(pa.string()))
+        return part
+
+    return change
 
 
 def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
@@ -129,7 +147,6 @@ def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa
             yield _as_one(waiting)
             waiting, rows, size = [], len(table), table.nbytes
         waiting.append(table)
-        del table
     if waiting:
         yield _as_one(waiting)
 
@@ -148,13 +165,6 @@ def _join_features(features: dict[str, Any], table: pa.Table) -> None:
 def _features_of(schema: pa.Schema) -> dict[str, Any]:
     metadata = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))
     return (metadata.get("info") or {}).get("features") or {}
-
-
-def _concatenate(parts: list[pa.Table]) -> pa.Table:
-    try:
-        return pa.concat_tables(parts, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"A column holds values of different types: {_reason(error)}") from error
 
 
 # --- Rows of each kind -------------------------------------------------------------------------------------------
