@@ -215,6 +215,13 @@ def test_columns_of_csv_and_tsv_are_text_to_the_character(tmp_path_factory, pair
     assert [(row["text"], row["label"]) for row in open_rows(str(folder / "a.tsv")).rows] == pairs
 
 
+def test_line_ends_inside_quotation_marks_are_text(tmp_path):
+    text = "a\rb\r\nc\nd\u2028e\x0cf\x85g"
+    for end in ("\n", "\r\n", "\r"):
+        rows = open_rows(written(tmp_path, "a.csv", f'text,n{end}"{text}",1{end}x,2{end}')).rows
+        assert rows[:] == {"text": [text, "x"], "n": ["1", "2"]}
+
+
 def test_columns_that_are_not_in_use_do_not_matter(tmp_path):
     lines = [{"text": f"t{n}", "score": None, "tags": []} for n in range(12_000)]
     lines += [{"text": "late", "score": "high", "tags": [{"a": 1}], "more": 2**80}, {"score": 3, "text": "last"}]

@@ -8,6 +8,7 @@ Columns of .csv and .tsv files are text, to the character. JSON and Parquet file
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
@@ -123,7 +124,7 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
 
 
 def _with_text(parts: list[pa.Table]) -> Callable[[pa.Table], pa.Table]:
-    # Where one file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text.
+    # Where a file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text.
     fields = [field for part in parts for field in part.schema]
     texts = {field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
 
@@ -163,8 +164,12 @@ def _join_features(features: dict[str, Any], table: pa.Table) -> None:
 
 
 def _features_of(schema: pa.Schema) -> dict[str, Any]:
-    metadata = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))
-    return (metadata.get("info") or {}).get("features") or {}
+    # Names of classes alone: the types of all else are the columns' own.
+    try:
+        features = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))["info"]["features"]
+        return {name: feature for name, feature in features.items() if "ClassLabel" in json.dumps(feature)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 # --- Rows of each kind -------------------------------------------------------------------------------------------
@@ -187,11 +192,9 @@ def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]
         ) from error
 
 
-def _at_returns(line: str) -> list[str]:
+def _at_returns(line: str) -> Iterable[str]:
     # A carriage return alone ends a line too.
-    if "\r" not in line or line.find("\r") == len(line) - 2:
-        return [line]
-    return line.replace("\r\n", "\n").replace("\r", "\n").splitlines(keepends=True)
+    return [line] if line.find("\r") in (-1, len(line) - 2) else io.StringIO(line, newline="")
 
 
 def _without_trailing(fields: list[str]) -> list[str]:
@@ -219,10 +222,10 @@ def _records(
         if trailing is None and len(fields) >= width:
             trailing = bool(behind)
         if any(behind) or (len(fields) >= width and bool(behind) != trailing):
+            remedy = {"csv": "Put a text with commas in quotation marks.", "tsv": "A text may not hold a tab."}
             raise ValueError(
                 f"{file.name}, line {line}: {len(fields)} fields, and there are {width} columns "
-                f"({', '.join(header)}). Put a field that holds a {'tab' if file.kind == 'tsv' else 'comma'} in "
-                "quotation marks, or remove what is too much."
+                f"({', '.join(header)}). {remedy[file.kind]}"
             )
         size = sum(map(len, fields))
         yield _Row(("line", line), size, {name: fields[n] if n < len(fields) else None for n, name in places})
