@@ -334,6 +334,7 @@ def test_a_line_that_is_not_utf8_is_named_by_file_and_number(name, raw, tmp_path
         ("a.json", "[" * 100_000, "cannot be read as json"),
         ("a.json", "", "is empty"),
         ("a.json", "[]", "no column 'text', only none"),
+        ("a.json", "{\n}", "no column 'text', only none"),
         ("a.jsonl", '{"text": "\\ud800"}\n', "line 1"),
         ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', "line 2: '3' in column 'text'"),
         ("a.csv", "text,text\na,b\n", "two columns 'text'"),

@@ -234,17 +234,16 @@ def _records(
 def _objects(content: BinaryIO, file: LocalFile) -> Iterator[_Row]:
     # Objects one a line; or one JSON text: a list of objects or of texts, or a single object.
     lines = ((number, line) for number, line in text_lines(content, file.name) if not line.isspace())
-    for number, line in (first for first in [next(lines, None)] if first):
-        if line.lstrip().startswith("[") or (kind_ending(file.path) == ".json" and not _is_json(line)):
-            text = "\n" * (number - 1) + line + "".join(more for _, more in lines)
-            whole = _parse(text, file)
-            whole = whole if isinstance(whole, list) else [whole]
-            for n, value in enumerate(whole, 1):
-                value = {"text": value} if isinstance(value, str) else value
-                yield _Row(("element", n), len(text) // len(whole), _object(value, f"{file.name}, element {n}"))
-        else:
-            lines = chain([(number, line)], lines)
-    for number, line in lines:
+    first = next(lines, (0, ""))
+    if first[1].lstrip().startswith("[") or (kind_ending(file.path) == ".json" and not _is_json(first[1])):
+        text = "\n" * (first[0] - 1) + first[1] + "".join(line for _, line in lines)
+        whole = _parse(text, file) if text else []
+        elements = whole if isinstance(whole, list) else [whole]
+        for n, value in enumerate(elements, 1):
+            value = {"text": value} if isinstance(value, str) else value
+            yield _Row(("element", n), len(text) // len(elements), _object(value, f"{file.name}, element {n}"))
+        return
+    for number, line in chain([first] if first[1] else [], lines):
         yield _Row(("line", number), len(line), _object(_parse(line, file, number), f"{file.name}, line {number}"))
 
 
