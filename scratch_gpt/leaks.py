@@ -5,8 +5,11 @@ import json
 import re
 import socket
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+
+from .key_shapes import kinds_of_keys
 
 
 class Leak(NamedTuple):
@@ -28,20 +31,6 @@ PICKLE_START = re.compile(rb"\x80[\x02-\x05][\x00-\xff]")  # protocols 2 to 5
 COMMON = {"admin", "debian", "docker", "jenkins", "jupyter", "localhost", "runner", "ubuntu", "vagrant"}
 LONG_ENOUGH = 5  # letters of a name that is looked for wherever it stands; a shorter one may be a word
 
-SECRETS = {  # what it is -> its shape
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}\b",
-    "an OpenAI or Anthropic key": r"\bsk-(?:proj-|ant-|svcacct-)?[A-Za-z0-9_-]{20,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})",
-    "a GitLab token": r"\bglpat-[A-Za-z0-9_-]{20,}",
-    "an AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
-    "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{10,}",
-    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
-    "a JSON web token": r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
-    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']{3,}@",
-    "a key or token": r"(?i)\b(?:api|access|auth|secret|wandb)[_-]?(?:api[_-]?)?(?:key|token)\b[\"']?\s*[:=]\s*"
-    r"[\"']?(?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{16,}",
-}
 HOMES = r"(?<![\w.])(?:/home/|/Users/|/root/|[A-Za-z]:\\+Users\\+)[\w.@+-]+"
 ABSOLUTE = r"(?<![\w.:/~<$*)}-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\+[\w.@+-]+\\+[\w.@+-]+)"
 # What a text may hold where it is made by a model or of its words: not every path in it is one of this machine.
@@ -89,8 +78,7 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
             text, lines = True, [json.dumps({"__metadata__": header.get("__metadata__"), "names": [*header]})]
         else:
             text, lines = _lines(start + content.read())
-    patterns = [(what, re.compile(shape)) for what, shape in SECRETS.items()]
-    patterns += [("a path of this machine", re.compile(re.escape(place) + r"(?![\w-])")) for place in places]
+    patterns = [("a path of this machine", re.compile(re.escape(place) + r"(?![\w-])")) for place in places]
     patterns += [("a home folder", re.compile(HOMES))]
     if text and path.name not in OF_DATA:  # in a picture's numbers some stretch looks like one
         patterns += [("an absolute path", re.compile(ABSOLUTE))]
@@ -101,10 +89,9 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
         if not by_chance and (path.name not in OF_DATA or path.name == "metrics.jsonl"):
             patterns.append((f"the name of this machine or its user, {name!r}", re.compile(shape)))
     for number, line in enumerate(lines, 1):
-        for what, pattern in patterns:
-            if pattern.search(line):
-                yield Leak(file, number, what)
-                break
+        named = (what for what, pattern in patterns if pattern.search(line))
+        if what := next(chain(kinds_of_keys(line), named), None):
+            yield Leak(file, number, what)
 
 
 def _lines(raw: bytes) -> tuple[bool, list[str]]:

@@ -44,7 +44,7 @@ ARROWS = {
     "data/splits": {"numpy"},
     "data/words": {"numpy"},
     "data/cleaning": {"numpy", "py3langid", "data"},
-    "data/privacy": set(),
+    "data/privacy": {"key_shapes"},
     "data/duplicates": {"numpy", "rensa", "data"},
     "data/phrases": set(),
     "data/poisoning": {"numpy", "torch"},
@@ -101,7 +101,8 @@ ARROWS = {
     "load_code": {"modeling", "record"},
     "layouts": {"card_values", "conversion", "modeling", "record"},
     "readback": {"torch", "transformers", "adapter_loading", "loading", "modeling"},
-    "leaks": set(),
+    "key_shapes": set(),
+    "leaks": {"key_shapes"},
     "published": {
         *("torch", "safetensors", "huggingface_hub", "adapter_loading", "card", "card_values", "checkpoints"),
         *("conversion", "layouts", "leaks", "modeling", "plots", "readback", "record", "tokenizer"),

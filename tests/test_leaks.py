@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from scratch_gpt import leaks
+from scratch_gpt.data.privacy import mask_private
 from scratch_gpt.leaks import find_leaks
 
 
@@ -48,6 +49,14 @@ def found(folder: Path, text: str | bytes, name: str = "notes.json", known=()) -
 def test_a_secret_is_found_wherever_it_stands(kind, name, tmp_path):
     (leak,) = found(tmp_path, f"first\nand {SECRETS[kind]} here\nlast\n", name)
     assert leak.startswith(f"{name}, line 2: ") and kind in leak
+
+
+@pytest.mark.parametrize("secret", [*SECRETS.values(), "wandb_key: '" + A, "sk_live_" + A, "ghs_" + A])
+def test_the_scan_and_the_filter_of_texts_know_the_same_keys(secret, tmp_path):
+    assert found(tmp_path, f"and {secret} here")
+    block = f"{secret}\n{A}\n" if secret.startswith("-----") else secret  # in prose the line alone is no key
+    masked, counts = mask_private(f"and {block} here")
+    assert counts["key"] == 1 and A not in masked and "s3cret" not in masked
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -121,6 +130,7 @@ def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
         "https://huggingface.co/ada/x/resolve/main/a.txt and a/b/c, 1/2/3, and/or, </div></p>",
         "hf_short, sk-learn, token: 5, the key is under the mat, max_new_tokens=40, eos_token_id: 50256",
         "assets/loss.png ./here/there ../up/there runs/mine/model",
+        'api_key=config.get_key1(), "pad_token": "special_token_number_17", token = tokenizer.encode2(text)',
     ],
 )
 def test_ordinary_text_passes(text, tmp_path):

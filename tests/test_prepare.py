@@ -260,6 +260,15 @@ def test_a_removed_copy_says_which_row_stays(texts, tmp_path):
     assert "the same text as row 4 of a.jsonl" in (folder / "report.html").read_text()
 
 
+def test_kinds_of_private_data_are_named(texts, tmp_path):
+    rows = [{"text": f"{text} Card 4111 1111 1111 1111, jo@example.com."} for text in texts[:20]]
+    corpus = write_rows(tmp_path / "texts.jsonl", rows)
+    words = ["--dataset", corpus, "--task", "text", "--privacy", "mask", "--validation-fraction", "0"]
+    for kinds, end in (("card", "Card [CARD], jo@example.com."), ("card, email", "Card [CARD], [EMAIL].")):
+        folder, _ = prepared(*words, "--privacy-kinds", kinds, "--output-dir", tmp_path / kinds[-1])
+        assert all(text.endswith(end) for text in open_prepared_text(str(folder))["train"]["text"])
+
+
 def test_names_of_classes_are_kept(texts, tmp_path, capsys):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     rows = datasets.Dataset.from_dict({"text": texts[:20], "label": [0, 1] * 10}, features)
@@ -653,6 +662,8 @@ BAD = {
     "--pack true --pad true": "give one of them",
     "--pack true --stride 3": "leave them out with --pack",
     "--task text --pack true": "--task text writes text",
+    "--privacy-kinds card": "give names among key,email,ip,phone,card,iban,ssn",
+    "--privacy mask --privacy-kinds card,name": "privacy-kinds card,name: give names among key,email",
     "--poisoning true": "give one with --reference-model",
     "--reference-model /no/where": "/no/where: there is no such folder",
     "--block-list /no/where": "/no/where",

@@ -82,6 +82,9 @@ class PrepareRun(Source):
     quality: bool = option(False, "Remove documents that are too short, repeat themselves or hold few words.")
     languages: str | None = option(None, "Keep only these: `en,de`. Needs the extra `languages`.")
     privacy: Literal["off", "mask", "drop"] = option("off", "E-mail and IP addresses, phone numbers and keys.")
+    privacy_kinds: str | None = option(
+        None, "... only these: `key,email,ip,phone` (the default), and `card`, `iban`, `ssn` (US social security)."
+    )
     names_model: str | None = option(None, "... and people's names, found by this token-classification model.")
     block_list: str | None = option(None, "File of words or /patterns/, one a line: documents that hold one go.")
     contamination: str | None = option(None, "Evaluation data (as --dataset): documents that share text with it go.")
@@ -106,6 +109,15 @@ def check(run: PrepareRun) -> None:
     if run.poisoning and run.reference_model is None:
         raise ValueError("--poisoning looks at the gradients of a model: give one with --reference-model.")
     check_model_folder(run.reference_model, "reference-model")
+    if run.privacy_kinds is not None:
+        from scratch_gpt.data.privacy import ALL_KINDS
+
+        unknown = {kind.strip() for kind in run.privacy_kinds.split(",")} - {*ALL_KINDS}
+        if run.privacy == "off" or unknown:
+            raise ValueError(
+                f"--privacy-kinds {run.privacy_kinds}: give names among {','.join(ALL_KINDS)}, separated by commas, "
+                "and --privacy mask or --privacy drop."
+            )
     if run.names_model is not None and run.privacy == "off":
         raise ValueError("--names-model finds names to mask or drop: add --privacy mask or --privacy drop.")
     check_model_folder(run.names_model, "names-model")

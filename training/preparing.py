@@ -215,6 +215,8 @@ def make_filters(run: Any) -> list:
 
         filters.append(Filter("contamination", problem=contaminated))
     mask = partial(mask_private, find_names=None if run.names_model is None else names_finder(run.names_model))
+    if run.privacy_kinds is not None:
+        mask = partial(mask, kinds=[kind.strip() for kind in run.privacy_kinds.split(",")])
     if run.privacy == "drop":
 
         def found_kinds(text: str) -> str:

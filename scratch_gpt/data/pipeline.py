@@ -178,7 +178,7 @@ def clean_part(
 
 
 def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """(n, 16) uint8 keys -> (n,) int64, the first alive row with a row's key: itself for that one and dead rows."""
+    """(n, 16) uint8 keys -> (n,) int64, for each row the first alive one with its key; a dead row has itself."""
     numbers = np.flatnonzero(alive)
     halves = np.ascontiguousarray(keys[numbers]).view(np.uint64)
     order = np.lexsort((numbers, halves[:, 1], halves[:, 0]))

@@ -1,8 +1,8 @@
 """Texts -> 64-bit hashes of their words and n-grams, in numpy: what duplicates, passages and overlaps are found by.
 
 A word is a run of letters, digits and marks, lower-cased; punctuation separates. In scripts that put no space between
-words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a word. With `signs` a sign is a word too: the
-mathematical and other symbols of Unicode, and `- * / # % & @ ^` where they stand by a digit or (except -) join two
+words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a word. With `signs` a sign is a word too:
+Unicode's mathematical and other symbols, and `- * / # % & @ ^` where they stand by a digit or (except -) join two
 words. C# and C++ are one word each; a hyphen, a dash and the markup of **bold** or # headings are none. Hashes are the
 same in every process.
 """

@@ -1,0 +1,94 @@
+"""The shapes of keys, tokens and passwords: one table for the filter of texts and for the scan before publishing.
+
+Every quantifier is bounded or gives nothing back (a++), and a match starts only where a word does: linear time.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+
+# What it is -> its shape, from the beginning of a word.
+SHAPES = {
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}+",
+    "an OpenAI or Anthropic key": r"sk-(?=[A-Za-z_-]{0,80}[0-9])[A-Za-z0-9_-]{20,}+",
+    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{36,}+|github_pat_[A-Za-z0-9_]{22,}+",
+    "a GitLab token": r"glpat-[A-Za-z0-9_-]{20,}+",
+    "an AWS key": r"(?:AKIA|ASIA)[0-9A-Z]{16}(?![A-Za-z0-9_])",
+    "a Google key": r"AIza[A-Za-z0-9_-]{35}",
+    "a Slack token": r"xox[abeprs]-[A-Za-z0-9-]{10,}+",
+    "a Stripe key": r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}+",
+    "a JSON web token": r"(?<!-)eyJ[A-Za-z0-9_-]{8,}+\.eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}+",
+}
+# ASCII, as scripts without spaces may touch a key; first of all the letters that a shape begins with, which is faster.
+WORD_BEGINS, WORD_ENDS = r"(?=[Aeghrsx])(?<![A-Za-z0-9_])", r"(?![A-Za-z0-9_])"
+BEGIN_PRIVATE = r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
+PASSWORD = re.compile(  # https://user:password@host, but for a template such as ${PASSWORD}
+    r"""
+    ://(?<=[A-Za-z0-9]://)(?P<secret>[^\s/:@"'<>?\#]{0,100}:(?!\$[{A-Z(]|[{*\[]|%[s(])[^\s/"'<>?\#]{1,200})
+    @(?=[A-Za-z0-9_\[\u0080-\U0010ffff])
+    """,
+    re.VERBOSE,
+)
+ASSIGNED = re.compile(  # api_key = "..."; the value has to hold a digit, that of a bare `token` a letter too
+    r"""
+    (?=[acpstwACPSTW][acelopruACELOPRU][cikntCIKNT])(?<![A-Za-z0-9])  # api, acc, aut, cli, pri, sec, tok, wan: faster
+    (?i:(?:api|secret|access|auth|private|client|wandb)[_-]?(?:(?:access|api)[_-]?)?(?:key|token|secret)
+      |(?P<bare>(?<!(?:bos|eos|unk|pad|sep|cls)_)(?<!mask_)token))
+    ["']?\s{0,3}(?::|=>?)\s{0,3}(?P<quote>["']?)
+    (?=[A-Za-z_./+=-]{0,200}[0-9])(?(bare)(?=[0-9_./+=-]{0,200}[A-Za-z]))
+    (?P<secret>[A-Za-z0-9_./+=-]{16,}+)
+    """,
+    re.VERBOSE,
+)
+CODE = 200  # characters that an expression in code has at most
+IDENTIFIERS = re.compile(r"=*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*+", re.ASCII)
+PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+", re.ASCII)  # of a name: get, Key1, HTTP2
+WORD = 3.2  # mean length of the parts at least
+DIGIT_FIRST = re.compile(r"\d[A-Za-z]")  # a digit inside a word: base64decode
+PART = re.compile(r"[A-Za-z]{1,15}\d{0,3}|\d{1,5}", re.ASCII)
+
+
+def is_code(match: re.Match) -> bool:
+    """Return whether the value that ASSIGNED has found is an expression in code or a path instead of a key.
+
+    Code is what is called or indexed, and names made of words where no quotation mark stands before them. A path is
+    made of words too, with a slash or a dot, in quotation marks or not.
+    """
+    value, behind = match["secret"], match.string[match.end("secret") : match.end("secret") + 1]
+    if len(value) > CODE:
+        return False
+    is_name = IDENTIFIERS.fullmatch(value) is not None
+    if is_name and behind in ("(", "["):
+        return True
+    if (is_name and not match["quote"]) or "/" in value or "." in value.rstrip("."):
+        return _is_of_words(value)
+    return False
+
+
+def _is_of_words(value: str) -> bool:
+    # letters with at most three digits behind them, and few parts: random characters make many, of a letter or two
+    parts = PARTS.findall(value)
+    if not all(map(PART.fullmatch, parts)) or len(DIGIT_FIRST.findall(value)) > 1 or "+" in value:
+        return False
+    short = [part for part in parts if len(part.rstrip("0123456789")) < 3]
+    return 2 * len(short) < len(parts) and sum(map(len, parts)) >= WORD * len(parts)
+
+
+Match = tuple[str, re.Pattern, Callable[[re.Match], bool] | None]
+# What it is, its pattern, and which of its matches are none.
+KEYS: list[Match] = [
+    *((what, re.compile(f"{WORD_BEGINS}(?:{shape})"), None) for what, shape in SHAPES.items()),
+    ("a private key", re.compile(BEGIN_PRIVATE), None),
+    ("a password in an address", PASSWORD, None),
+    ("a key or token", ASSIGNED, is_code),
+]
+
+
+def kinds_of_keys(line: str) -> Iterator[str]:
+    """Yield what of KEYS is in a line."""
+    for what, pattern, is_none in KEYS:
+        if any(is_none is None or not is_none(match) for match in pattern.finditer(line)):
+            yield what
+
+
+__all__ = ["ASSIGNED", "BEGIN_PRIVATE", "PASSWORD", "SHAPES", "WORD_BEGINS", "WORD_ENDS", "is_code", "kinds_of_keys"]
