@@ -115,6 +115,7 @@ ARROWS = {
 NOT_SCRIPTS = {
     "assembling",
     "checking",
+    "labelled",
     "measuring",
     "models",
     "planning",

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from labelled import split_names
 from measuring import Subject, load, source_of, text_batches
 from recipe import data_sets, relative, set_name
 from scratch_gpt.data.duplicates import contaminated_texts
@@ -131,7 +132,7 @@ def with_contamination(run: Any, found: Iterable[tuple[str, Measured]]) -> Itera
             yield name, measured._replace(protocol={**measured.protocol, "contamination": f"not checked: {note}"})
             continue
         path = files[name.split("/")[0]]
-        texts = row_texts(source_of(run, path))
+        texts = row_texts((*source_of(run, path), split_names(run.column_names)))
         shared = contaminated_texts(texts, learned)
         results = {**measured.results, "contaminated": len(shared) / len(texts)}
         rows = {"contamination": {"words": 13, "rows": shared}} if shared else {}
