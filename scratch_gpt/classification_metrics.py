@@ -92,7 +92,7 @@ def sum_batches(
 def classification_metrics(sums: Sums) -> dict[str, float]:
     """Sums -> {"loss", "accuracy", "macro_f1", "calibration_error"}.
 
-    F1 of a class = 2 TP / (2 TP + FP + FN), 0 for one that neither is there nor is called; macro is the plain mean.
+    F1 of a class = 2 TP / (2 TP + FP + FN); macro is the plain mean over the classes that are there or are called.
     Accuracy with several labels counts the rows that are right in every one. The calibration error is the mean over
     decisions of |accuracy - confidence| of their bin (Guo et al. 2017, "On Calibration of Modern Neural Networks").
     """
@@ -100,25 +100,31 @@ def classification_metrics(sums: Sums) -> dict[str, float]:
     right, rows = sums["right"].tolist()
     decisions, confidence, hits = sums["bins"].unbind(-1)
     total = float(decisions.sum())
+    _, called, there = _counts(sums["confusion"])
+    f1 = [score for score, n in zip(class_scores(sums["confusion"])["f1"], called + there, strict=True) if n]
     return {
         "loss": loss / count if count else math.nan,
         "accuracy": right / rows if rows else math.nan,
-        "macro_f1": float(np.mean(class_scores(sums["confusion"])["f1"])),
+        "macro_f1": float(np.mean(f1)) if f1 else math.nan,
         "calibration_error": float((hits - confidence).abs().sum()) / total if total else math.nan,
     }
 
 
 def class_scores(confusion: torch.Tensor) -> dict[str, list[float]]:
-    """Confusion (C, C), or (C, 2, 2) of several labels -> "precision", "recall" and "f1" of each class."""
-    if confusion.dim() == 3:
-        hits, called, there = confusion[:, 1, 1], confusion[:, :, 1].sum(1), confusion[:, 1].sum(1)
-    else:
-        hits, called, there = confusion.diag(), confusion.sum(0), confusion.sum(1)
+    """Confusion (C, C), or (C, 2, 2) of several labels -> "precision", "recall" and "f1" of each class, 0 of none."""
+    hits, called, there = _counts(confusion)
     return {
         "precision": (hits / called.clamp(min=1)).tolist(),
         "recall": (hits / there.clamp(min=1)).tolist(),
         "f1": (2 * hits / (called + there).clamp(min=1)).tolist(),
     }
+
+
+def _counts(confusion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    # Of each class: the rows that are called it and are it, that are called it, that are it.
+    if confusion.dim() == 3:
+        return confusion[:, 1, 1], confusion[:, :, 1].sum(1), confusion[:, 1].sum(1)
+    return confusion.diag(), confusion.sum(0), confusion.sum(1)
 
 
 def classification_tables(sums: Sums, names: Sequence[str]) -> dict[str, Any]:

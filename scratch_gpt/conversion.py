@@ -336,6 +336,8 @@ def load_model(
     """
 
     def load(name: str, revision: str | None, **labels: Any) -> ModelT:
+        if _lora_of(name) is not None:
+            return _load_lora_checkpoint(name, model_class, changes)
         known = labels if issubclass(model_class, ScratchGPTForSequenceClassification) else {}
         fresh = {"score.weight"} if known or not needs_head else set()  # labels are an adapter's that has the head
         spare = set() if issubclass(model_class, ScratchGPTForCausalLM) else {"lm_head.weight"}
@@ -347,19 +349,12 @@ def load_model(
         where = {"revision": revision, "dtype": torch.float32}
         return load_complete(model_class, name, may_lack=fresh, may_hold=spare, **where, **fields)
 
-    if is_lora_checkpoint(name):
-        return _load_lora_checkpoint(name, model_class, changes)
     return load_adapted(name, load, revision)
 
 
 def needs_merging(name: str, revision: str | None = None) -> bool:
     """Whether a folder or Hub id holds LoRA apart from its base, so that only `load_model` loads it."""
-    return is_lora_checkpoint(name) or find_adapter(name, revision) is not None
-
-
-def is_lora_checkpoint(name: str) -> bool:
-    """Whether a folder is a checkpoint whose weights are a base's and LoRA's beside them."""
-    return _lora_of(name) is not None
+    return _lora_of(name) is not None or find_adapter(name, revision) is not None
 
 
 def _lora_of(name: str) -> dict[str, Any] | None:

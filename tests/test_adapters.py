@@ -444,6 +444,8 @@ def test_a_checkpoint_of_lora_is_loaded_like_a_model_or_refused(tuned, tmp_path)
     folder = str(tuned / "checkpoints" / "step-6")
     found, model = generate.load(folder).state_dict(), generate.load(str(tuned / "model")).state_dict()
     assert all(torch.equal(found[name], model[name]) for name in model)
+    run("--model", folder, "--output-dir", "onwards", *LORA, "--max-steps", 1)
+    assert_close(logits(load_model("onwards/adapter")), logits(load_model("onwards/model")))
     with pytest.raises(ValueError, match="is a checkpoint of a ScratchGPTForCausalLM"):
         load_model(folder, model_class=ScratchGPTForSequenceClassification)
     shutil.copytree(folder, tmp_path / "cut")

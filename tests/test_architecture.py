@@ -119,6 +119,7 @@ ARROWS = {
 NOT_SCRIPTS = {
     "assembling",
     "checking",
+    "labelled",
     "measuring",
     "models",
     "planning",

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import classify
 import crash
+import evaluate
 import numpy as np
+import prepare
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -201,8 +203,12 @@ def test_metrics_with_several_labels_of_a_case_counted_by_hand():
     assert metrics["calibration_error"] == pytest.approx(sum(errors) / 6, abs=1e-6)
 
 
-def test_a_class_that_nobody_is_in_or_called_has_f1_zero():
+def test_a_class_that_nobody_is_in_or_called_has_f1_zero_and_no_part_in_the_mean():
     assert class_scores(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))["f1"] == [1.0, 0.0]
+    sums = classification_sums(
+        torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [4.0, 0.0, 0.0]]), torch.tensor([0, 1, 1])
+    )
+    assert classification_metrics(sums)["macro_f1"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -416,8 +422,8 @@ def test_patience_ends_a_run_and_the_best_is_kept(places, tmp_path, monkeypatch)
     assert content["results"]["validation"]["loss"] == best["eval_loss"]
 
 
-def test_the_head_is_drawn_by_the_seed_and_the_datasets_names_are_kept(tmp_path):
-    columns = Features({"sms": Value("string"), "label": ClassLabel(names=["wood", "sea"])})
+def test_the_head_is_drawn_by_the_seed_and_the_datasets_names_are_kept_in_their_order(tmp_path, capsys):
+    columns = Features({"sms": Value("string"), "label": ClassLabel(names=["wood", "none", "sea"])})
     rows = {"sms": [text for text, _ in texts(2)], "label": [label for _, label in texts(2)]}
     Dataset.from_dict(rows, columns).to_parquet(tmp_path / "a.parquet")
     arguments = ["--dataset", tmp_path / "a.parquet", "--text-column", "sms", *SMALL, "--max-steps", 0]
@@ -426,10 +432,58 @@ def test_the_head_is_drawn_by_the_seed_and_the_datasets_names_are_kept(tmp_path)
         run(*arguments, "--output-dir", tmp_path / name, "--seed", seed)
         heads.append(load_file(tmp_path / name / "model" / "model.safetensors")["score.weight"])
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
-    assert json.loads((tmp_path / "a" / "model" / "config.json").read_text())["label2id"] == {"sea": 0, "wood": 1}
+    config = json.loads((tmp_path / "a" / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["id2label"] == {"0": "wood", "1": "none", "2": "sea"}
+    assert "no training row has: none" in capsys.readouterr().out
+    run(*arguments, "--output-dir", tmp_path / "weighted", "--balance", "weights")
+    results = json.loads((tmp_path / "weighted" / "evaluation.json").read_text(encoding="utf-8"))["results"]
+    assert math.isfinite(results["test"]["loss"])
+
+
+def test_a_test_set_of_its_own_is_scored_whole_and_what_it_holds_is_not_learned(tmp_path, capsys):
+    rows = [{"text": text, "label": label} for text, label in texts(2)]
+    train, test = rows[:50], [*rows[40:], {"text": "boat  boat", "label": "sea"}]
+    files = [write_rows(tmp_path / f"{name}.jsonl", part) for name, part in (("a", train), ("b", test))]
+    words = ["--dataset", files[0], "--test-dataset", files[1], "--output-dir", tmp_path / "run"]
+    run(*words, *SMALL, "--max-steps", 6, "--mixed-precision", "no")
+    assert "Left out of training: 10 rows whose texts are in the test set." in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
+    assert [source["dataset"] for source in manifest["sources"]] == ["a.jsonl", "b.jsonl"]
+    assert {name: part["rows"] for name, part in manifest["splits"].items()} == {
+        "train": 36,
+        "validation": 4,
+        "test": 21,
+    }
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    for name in ("model", "checkpoints/step-6"):
+        if name == "model" or content["protocol"]["step"] == 6:
+            out = ["--output-dir", tmp_path / name, "--device", "cpu"]
+            evaluate.main([str(word) for word in [tmp_path / "run" / name, "--dataset", files[1], *out]])
+            again = json.loads((tmp_path / name / "evaluation.json").read_text(encoding="utf-8"))
+            assert again["results"]["b"].pop("contaminated") == pytest.approx(10 / 21)
+            assert again["results"]["b"] == pytest.approx(content["results"]["test"], abs=1e-5)
+            assert again["tables"]["b"]["confusion_matrix"] == content["tables"]["test"]["confusion_matrix"]
+            lines = (tmp_path / name / "b-predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            assert [json.loads(line)["label"] for line in lines] == [row["label"] for row in test]
+
+
+def test_a_split_of_prepared_text_is_the_test_set(tmp_path):
+    rows = [{"text": text, "label": label} for text, label in texts(2)]
+    words = ["--dataset", write_rows(tmp_path / "a.jsonl", rows), "--task", "text", "--test-fraction", "0.2"]
+    prepare.main([*words, "--output-dir", str(tmp_path / "p")])
+    run(
+        "--dataset", tmp_path / "p", "--test-split", "test", "--output-dir", tmp_path / "run", *SMALL, "--max-steps", 0
+    )
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
+    assert [source["split"] for source in manifest["sources"]] == ["train", "test"]
+    assert manifest["splits"]["test"]["rows"] == 12
 
 
 BAD = {
+    "--test-split test": "has no splits: leave --test-split out; --test-dataset names a file",
+    "--test-dataset=": "test_dataset or test_split is empty",
+    "--test-dataset x.jsonl --test-fraction 0.5": "with a test set of its own leave it out",
+    "--test-dataset places": "is in the test set: nothing is left to train on",
     "--label-column kind": "no column 'kind', only text, label. Choose with --label-column",
     "--text-column body": "no column 'body', only text, label. Choose with .* --text-column",
     "--label-column text": r"distinct text\(s\), and there are 3 splits",
@@ -448,7 +502,7 @@ BAD = {
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_clear_line(line, places, tmp_path, capsys):
     arguments = ["--dataset", places, "--preset", "tiny", "--vocab-size", "300", "--output-dir", str(tmp_path / "run")]
-    fails([*arguments, *line.split()], BAD[line], capsys, classify.main)
+    fails([*arguments, *line.replace(" places", f" {places}").split()], BAD[line], capsys, classify.main)
     assert not (tmp_path / "run").exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 from bad_input import fails, snapshot
 from test_judging import server  # noqa: F401
 from tiny import tiny_gpt2, tiny_model
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 import measuring
 import recipe
@@ -34,8 +35,24 @@ def home(tmp_path_factory):
     for name, make in (("ours", tiny_model), ("stock", tiny_gpt2)):
         make(vocab_size=len(tokenizer)).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    for part in (tiny_model(ScratchGPTForSequenceClassification, vocab_size=len(tokenizer)), tokenizer):
+    for part in (tiny_model(ScratchGPTForSequenceClassification, vocab_size=len(tokenizer), num_labels=3), tokenizer):
         part.save_pretrained(folder / "classifier")
+    several = tiny_model(
+        ScratchGPTForSequenceClassification,
+        vocab_size=len(tokenizer),
+        num_labels=3,
+        problem_type="multi_label_classification",
+    )
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    stock = GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=3, pad_token_id=0))
+    for name, model in (("several", several), ("stock-classifier", stock)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    labels = [("The sun", "LABEL_0"), ("on the sea, and", "LABEL_2"), ("sea", "LABEL_0"), ("moves", "LABEL_1")]
+    labels.append(("you on every day", "LABEL_2"))
+    lines = "".join(f'"{text}",{label},x\n' for text, label in labels)
+    (folder / "labels.csv").write_text(f"text,label,odd\n{lines}")
+    (folder / "bare.tsv").write_text("".join(f"{label}\t{text}\n" for text, label in labels))
     (folder / "classifier-adapter").mkdir()
     (folder / "classifier-adapter" / "adapter_config.json").write_text(json.dumps({"task_type": "SEQ_CLS"}))
     (folder / "story.txt").write_text(STORY)
@@ -242,7 +259,12 @@ BAD = {
     "ours --questions asked.json --compare stock": "--compare asks a judge",
     "ours --questions asked.json --judge-model x --judge-url http://a:b@c/v1": "no password",
     "ours --questions asked.json --judge-model x --judge-url http://c/v1 --compare ours ./ours/": "names only MODEL",
-    "classifier --dataset story.txt": "classifier is a classifier, and language models are measured here",
+    "classifier --dataset story.txt": "story.txt has no column 'label', only text",
+    "classifier --dataset labels.csv --label-column odd": "Label 'x' was not seen in training; known are LABEL_0",
+    "classifier --secrets words.jsonl": "classifier is a classifier, and --secrets is for a language model",
+    "classifier --dataset labels.csv --stride 8": "classifier is a classifier, and --stride is for a language model",
+    "classifier --tuning-data words.jsonl": "There is nothing to measure",
+    "ours --dataset story.txt --label-column kind": "ours is a language model, and --label-column is for a classifier",
     "ours --base classifier": "classifier is a classifier",
     "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "give --questions",
     "ours --multiple-choice words.jsonl": "no columns 'query' and 'choices' and 'gold', only text",
@@ -259,8 +281,28 @@ def test_what_cannot_be_meant_is_one_clear_line(line, home, monkeypatch, tmp_pat
 
 
 def test_a_classifiers_adapter_is_a_classifier(home):
-    with pytest.raises(ValueError, match="is a classifier"):
-        measuring.refuse_classifier(str(home / "classifier-adapter"), None)
+    assert measuring.is_classifier(str(home / "classifier-adapter"), None)
+
+
+@pytest.mark.parametrize("model", ["classifier", "stock-classifier", "several"])
+def test_a_classifier_is_scored_on_labelled_rows(model, run, tmp_path):
+    content = run(model, "--dataset", "labels.csv", "--batch-size", 2)
+    protocol, results = content["protocol"]["labels"], content["results"]["labels"]
+    assert (protocol["kind"], protocol["rows"], protocol["source"]["files"][0]["name"]) == ("labels", 5, "labels.csv")
+    assert {"loss", "accuracy", "macro_f1", "calibration_error"} == {*results}
+    lines = (tmp_path / "out" / "labels-predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    wanted = ["LABEL_0", "LABEL_2", "LABEL_0", "LABEL_1", "LABEL_2"]
+    assert [row["label"] for row in rows] == ([[name] for name in wanted] if model == "several" else wanted)
+    assert results["accuracy"] == pytest.approx(sum(row["label"] == row["predicted"] for row in rows) / 5)
+    assert content["tables"]["labels"]["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert run(model, "--dataset", "labels.csv", "--batch-size", 5)["results"]["labels"] == pytest.approx(results)
+
+
+def test_labelled_rows_without_a_header_and_with_other_names_of_columns(run):
+    words = ["--column-names", "kind,body", "--text-column", "body", "--label-column", "kind"]
+    found = run("classifier", "--dataset", "bare.tsv", *words)
+    assert found["results"]["bare"] == pytest.approx(run("classifier", "--dataset", "labels.csv")["results"]["labels"])
 
 
 def test_lists_stand_in_yaml_as_lists(tmp_path):

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,9 @@ from scratch_gpt.data.labels import (
     class_weights,
     count_classes,
     distinct_rows,
+    match_labels,
     read_examples,
+    rows_not_in,
     split_examples,
     undersample,
 )
@@ -110,7 +113,7 @@ def test_the_order_of_classes_does_not_depend_on_the_order_of_rows():
 def test_labels_by_name_by_number_and_by_the_datasets_names_are_the_same():
     texts = ["x", "y", "z\n"]
     by_name = read_examples(texts, ["ham", " spam", "ham"])
-    assert by_name == read_examples(texts, [0, 1, 0], names=["ham", "spam"])
+    assert by_name[:2] == read_examples(texts, [0, 1, 0], names=["ham", "spam"])[:2]
     assert by_name.texts == ["x", "y", "z"]
     numbers = read_examples(texts, [0, 1, 0]).labels
     assert numbers == read_examples(texts, [0.0, 1.0, 0.0]).labels == read_examples(texts, ["0", "1", "0"]).labels
@@ -120,6 +123,59 @@ def test_several_labels_come_as_a_list_or_joined():
     joined = read_examples(["x", "y", "z"], ["a; b", "b", "a;b;c"], separator=";")
     assert joined == read_examples(["x", "y", "z"], [["b", "a"], ["b"], ["c", "a", "b"]])
     assert joined.has_many and count_classes(joined.labels) == {"a": 2, "b": 3, "c": 1}
+
+
+def test_a_data_set_that_names_its_classes_decides_their_order_and_keeps_those_without_rows(tmp_path):
+    names = ["world", "sports", "never", "business"]
+    columns = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    rows = {"text": ["a", "b", "c", "d"], "label": ["business", "world", "sports", "world"]}
+    Dataset.from_dict(rows, columns).to_parquet(tmp_path / "a.parquet")
+    opened = open_rows(str(tmp_path / "a.parquet"))
+    examples = read_examples(opened["text"][:], opened["label"][:], names=opened.features["label"].names)
+    assert [*examples.classes.items()] == [("world", 2), ("sports", 1), ("never", 0), ("business", 1)]
+    assert [*examples.take([0]).classes] == names
+    assert class_weights(examples.labels, names) == pytest.approx([2 / 3, 4 / 3, 1, 4 / 3])
+    assert len(undersample(examples.labels, 0)) == 3
+    some = read_examples([f"t{n}" for n in range(12)], [0, 1, 3] * 4, names=names)
+    assert {*split_examples(some)} == {"train", "validation", "test"}
+
+
+def test_only_what_is_absent_is_no_label():
+    labels = ["nan", "NaN", "3.1", "3.10", "007", "7", "None"]
+    assert read_examples([f"t{n}" for n in range(7)], labels).labels == labels
+
+
+KNOWN = ["0", "1", "10", "word"]
+
+
+def test_labels_are_matched_as_they_are_written_else_by_their_number():
+    examples = Examples(["a", "b", "c", "d"], ["1.0", "00", "word", "10"])
+    matched = match_labels(examples, KNOWN, has_many=False)
+    assert matched.labels == ["1", "0", "word", "10"] and [*matched.classes] == KNOWN
+    assert match_labels(Examples(["a"], ["1.0"]), ["1.0", "1"], False).labels == ["1.0"]
+    several = match_labels(Examples(["a", "b"], [frozenset(["1.0", "word"]), frozenset()]), KNOWN, True)
+    assert several.labels == [{"1", "word"}, frozenset()]
+    assert match_labels(Examples(["a"], ["word"]), KNOWN, True).labels == [{"word"}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "known", "message"),
+    [
+        (["2"], KNOWN, "Label '2' was not seen in training; known are 0, 1, 10, word"),
+        (["Word"], KNOWN, "Label 'Word' was not seen"),
+        (["1e1"], KNOWN, "Label '1e1' was not seen"),
+        (["01"], ["1", "1.0"], "Label '01' was not seen"),
+        (["1", "1.0"], KNOWN, "Labels '1' and '1.0' would both be the class '1'"),
+        ([frozenset(["1"])], KNOWN, "several labels each, and the model tells one"),
+    ],
+)
+def test_labels_that_match_no_class_or_become_one_are_named(labels, known, message):
+    with pytest.raises(ValueError, match=message):
+        match_labels(Examples(["x"] * len(labels), labels), known, has_many=False)
+
+
+def test_rows_of_another_set_are_told_by_their_text():
+    assert rows_not_in(["a  b", "c", "a b ", "d"], ["a b", "d"]) == [1]
 
 
 # --- Rows --------------------------------------------------------------------------------------------------------
@@ -188,6 +244,7 @@ BAD = {
     "no label": (["x", "y", "z"], ["a", "b", None], {}, r"Row 3 has no label \(None\)"),
     "an empty label": (["x", "y", "z"], ["a", "b", " "], {}, "Row 3 has no label"),
     "NaN": (["x", "y", "z"], [0.0, 1.0, float("nan")], {}, "Row 3 has no label"),
+    "a name of none": (["x", "y"], ["a", "c"], {"names": ["a", "b"]}, "Row 2 has label 'c'; the dataset names a, b"),
     "an unlabelled row": (["x", "y", "z"], [0, 1, -1], {"names": ["a", "b"]}, "Row 3 has label -1"),
     "no list": (["x", "y"], [["a", "b"], None], {}, "Row 2 has no label"),
 }

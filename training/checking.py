@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from labelled import split_names
 from measuring import Subject, load, open_set, source_of, text_batches
 from recipe import data_sets, relative, set_name
 from scratch_gpt.data.columns import SECRETS, any_text
@@ -133,7 +134,7 @@ def with_contamination(run: Any, found: Iterable[tuple[str, Measured]]) -> Itera
             continue
         path = files[name.split("/")[0]]
         column = (run.text_column or "text") if path == run.dataset else "text"
-        texts = row_texts((*source_of(run, path), any_text(column)))
+        texts = row_texts((*source_of(run, path), any_text(column), split_names(run.column_names)))
         shared = contaminated_texts(texts, learned)
         results = {**measured.results, "contaminated": len(shared) / len(texts)}
         rows = {"contamination": {"words": 13, "rows": shared}} if shared else {}

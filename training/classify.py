@@ -33,6 +33,8 @@ class ClassifyRun(Run):
     label_separator: str | None = option(None, "Several labels in one value are joined by this.")
     column_names: str | None = option(None, "Names for .csv and .tsv files without a header: `label,text`.")
     test_fraction: float = option(0.2, "Share that is scored once before the first step and once at the end.")
+    test_dataset: str | None = option(None, "Score these rows instead of a share: a file, folder or Hub dataset id.")
+    test_split: str | None = option(None, "Score this split instead, of a Hub dataset or of prepared text.")
     balance: Literal["none", "undersample", "weights"] = option(
         "none", "As many rows of each class as the smallest has, or a loss that counts each class alike."
     )
@@ -57,15 +59,15 @@ def build(run: ClassifyRun):
         sum_batches,
     )
     from scratch_gpt.data.collate import collate_labelled
-    from scratch_gpt.data.labels import LabelledRows, class_weights, count_classes
+    from scratch_gpt.data.labels import LabelledRows, class_weights
     from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.objectives import classification
     from scratch_gpt.order import Share, epoch_order, evaluation_batches
     from scratch_gpt.plots import plot_classification, plot_confusion
     from scratch_gpt.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
 
-    splits, source, notices = read_splits(run)
-    names = [*count_classes(splits["train"].labels)]
+    splits, sources, notices = read_splits(run)
+    names = [*splits["train"].classes]
     tokenizer, model = start_model(run, names, splits["train"])
     notices += [*small_vocabulary(run, tokenizer), *small_preset(run, model.config, len(names))]
     notices += apply_tune(run, model)
@@ -75,11 +77,11 @@ def build(run: ClassifyRun):
     rows = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
     records = {name: part.facts() for name, part in rows.items()}
     known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    manifest = make_manifest("classify", [source], records, tokenizer=known, max_length=max_length)
+    manifest = make_manifest("classify", sources, records, tokenizer=known, max_length=max_length)
     if "validation" in rows:
         some = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
         rows["seen"] = [rows["train"][k] for k in some]
-    weights = class_weights(splits["train"].labels) if run.balance == "weights" else None
+    weights = class_weights(splits["train"].labels, names) if run.balance == "weights" else None
     has_many = splits["train"].has_many
     collate = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id, max_length=max_length)
 
@@ -115,28 +117,51 @@ def build(run: ClassifyRun):
 
 def read_splits(run: ClassifyRun):
     """The examples of each split, where they are from, and what to say of them."""
-    from scratch_gpt.data.columns import Columns
-    from scratch_gpt.data.labels import distinct_rows, read_examples, split_examples, undersample
-    from scratch_gpt.data.sources import open_rows
+    from labelled import open_labelled
+    from scratch_gpt.data.labels import distinct_rows, match_labels, rows_not_in, split_examples, undersample
 
-    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
     text_column = run.text_column or ("sms" if run.dataset == DEFAULT_DATASET else "text")
-    hint = "Choose with --label-column or --text-column; a file without a header needs --column-names."
-    columns = Columns(((text_column, run.label_column),), hint=hint)
-    rows, source, notices = open_rows(*where, columns, split_names(run.column_names))
-    feature = rows.features[run.label_column]
-    names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel's, or those of a list of them
-    examples = read_examples(
-        rows[text_column][:], rows[run.label_column][:], names=names, separator=run.label_separator
-    )
+    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    examples, source, notices = open_labelled(run, where, text_column)
+    sources, given = [source], {}
+    if run.test_dataset is not None or run.test_split is not None:
+        test, test_source, more = open_test(run, where, text_column)
+        sources.append(test_source)
+        notices += more
+        apart = rows_not_in(examples.texts, test.texts)
+        if not apart:
+            raise ValueError(f"Every text of {run.dataset} is in the test set: nothing is left to train on.")
+        if left_out := len(examples.texts) - len(apart):
+            notices.append(f"Left out of training: {left_out:,} rows whose texts are in the test set.")
+        examples = examples.take(apart)
+        given["test"] = match_labels(test, [*examples.classes], examples.has_many)
     if run.drop_duplicates:
         examples = examples.take(distinct_rows(examples.texts))
     if run.balance == "undersample":
         examples = examples.take(undersample(examples.labels, run.seed))
-    parts = split_examples(examples, run.validation_fraction, run.test_fraction, run.seed)
-    splits = {name: examples.take(numbers) for name, numbers in parts.items()}
-    notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
-    return splits, source, notices
+    parts = split_examples(examples, run.validation_fraction, 0.0 if given else run.test_fraction, run.seed)
+    splits = {**{name: examples.take(numbers) for name, numbers in parts.items()}, **given}
+    if empty := [name for name, count in splits["train"].classes.items() if not count]:
+        notices.append(f"Classes that the data name and no training row has: {', '.join(empty)}.")
+    notices += missed_shares(
+        run, {name: len(part.texts) for name, part in splits.items() if name not in given}, "rows"
+    )
+    return splits, sources, notices
+
+
+def open_test(run: ClassifyRun, where: tuple, text_column: str):
+    """The rows that are scored, and where they are from, and what was not read."""
+    from labelled import open_labelled
+    from scratch_gpt.record import is_on_hub
+
+    if run.test_dataset is not None:
+        where = (run.test_dataset, None, run.test_split or "train", None)
+    else:
+        where = (where[0], where[1], run.test_split, where[3])
+    examples, source, notices = open_labelled(run, where, text_column, least=1)
+    if run.test_split is not None and not is_on_hub(source) and "prepared" not in source:
+        raise ValueError(f"{where[0]} has no splits: leave --test-split out; --test-dataset names a file to score.")
+    return examples, source, notices
 
 
 def start_model(run: ClassifyRun, names: list[str], train):
@@ -184,17 +209,12 @@ def describe(run: ClassifyRun, task, settings, steps: int, accelerator) -> str:
 
 def predict(run: ClassifyRun) -> None:
     """Write what a finished model says of each text, one JSON object a line, to standard output."""
-    from scratch_gpt import ScratchGPTForSequenceClassification
-    from scratch_gpt.classification_metrics import classify_batches, prediction_lines
-    from scratch_gpt.conversion import load_model
-    from scratch_gpt.data.collate import collate_labelled
+    from labelled import load_classifier, predicted_lines, split_names
     from scratch_gpt.data.columns import one_column
     from scratch_gpt.data.files import kind_ending
     from scratch_gpt.data.labels import read_texts
     from scratch_gpt.data.sources import open_rows
-    from scratch_gpt.launch import make_accelerator
-    from scratch_gpt.order import to_device
-    from scratch_gpt.tokenizer import encode_batch, load_tokenizer
+    from scratch_gpt.tokenizer import encode_batch
 
     column = run.text_column or "text"
     rows, _, notices = open_rows(run.predict, columns=one_column(column), column_names=split_names(run.column_names))
@@ -204,26 +224,11 @@ def predict(run: ClassifyRun) -> None:
     if kind_ending(Path(run.predict)) == ".txt":  # a text a line; other characters that break a line may be in a text
         values = [line for value in values for line in value.removesuffix("\n").split("\n")]
     texts = read_texts(values)
-    device = make_accelerator(run.device, "no").device
-    model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
-    tokenizer = load_tokenizer(run.model, run.model_revision)
-    length = min(run.max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
-    rows = [{"input_ids": row[:length]} for row in encode_batch(tokenizer, texts)]
-    pad_token_id = tokenizer.pad_token_id or 0  # any will do: the mask tells
-    batches = (
-        to_device(collate_labelled(rows[n : n + run.batch_size], pad_token_id, length), device)
-        for n in range(0, len(rows), run.batch_size)
-    )
-    model.to(device)
-    has_many = model.config.problem_type == "multi_label_classification"
-    names = [model.config.id2label[id] for id in range(model.config.num_labels)]
-    for line in prediction_lines(texts, classify_batches(model, batches, has_many), names, has_many):
+    classifier = load_classifier(run)
+    ids = encode_batch(classifier.tokenizer, texts)
+    rows = [{"input_ids": row[: classifier.max_length]} for row in ids]
+    for line in predicted_lines(classifier, rows, texts, run.batch_size):
         sys.stdout.write(line)
-
-
-def split_names(column_names: str | None) -> list[str] | None:
-    """`label,text` -> ["label", "text"]."""
-    return None if column_names is None else [name.strip() for name in column_names.split(",")]
 
 
 def settle_model(run: ClassifyRun) -> ClassifyRun:
@@ -249,6 +254,10 @@ def check_classes(run: ClassifyRun) -> None:
         raise ValueError("The rows of each class have to be counted before they are split: leave --streaming out.")
     if run.predict == "":
         raise ValueError("predict is empty.")
+    if "" in (run.test_dataset, run.test_split):
+        raise ValueError("test_dataset or test_split is empty; give what is scored, or leave it out.")
+    if (run.test_dataset or run.test_split) and run.test_fraction != ClassifyRun.test_fraction:
+        raise ValueError("--test-fraction holds out a share of --dataset; with a test set of its own leave it out.")
     if run.label_separator == "":
         raise ValueError("label_separator is empty; give what stands between two labels.")
 

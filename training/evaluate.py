@@ -5,13 +5,15 @@
     python training/evaluate.py MODEL --questions test.json [--judge-url URL --judge-model NAME [--compare A B ...]]
     python training/evaluate.py MODEL --ifeval google/IFEval
     python training/evaluate.py MODEL --base BASE [--tuning-data train.json] [--secrets secrets.jsonl]
+    python training/evaluate.py CLASSIFIER --dataset test.csv [--text-column NAME --label-column NAME]
 
 MODEL is a folder of ours, a stock GPT-2 folder, an adapter, or one of these on the Hub. What is measured is written to
 output_dir/evaluation.json as soon as it is known, beside what stands there of the same model; answers go to
-NAME-answers.jsonl and, to be read by hand, to NAME.html, all that a judge was asked and said to NAME-judge.jsonl.
+NAME-answers.jsonl and, to be read by hand, to NAME.html, all that a judge was asked and said to NAME-judge.jsonl, what
+a classifier says of each text to NAME-predictions.jsonl.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -37,10 +39,13 @@ class EvaluateRun(Source):
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
     output_dir: str = option("runs/evaluate", "Where evaluation.json is; what it says of other sets stays.")
 
-    dataset: str | None = option(None, "Text to measure the loss on: python-docs, files, or a Hub dataset id.")
+    dataset: str | None = option(None, "Text to measure the loss on, or labelled rows: files or a Hub dataset id.")
     dataset_config: str | None = option(None, "Config name of Hub datasets, of every set given.")
     dataset_split: str = option("train", "Split of Hub datasets and of prepared text, of every set given.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of Hub datasets, of every set given.")
+    label_column: str = option("label", "Of a classifier's rows: the column of names, numbers, or lists of them.")
+    label_separator: str | None = option(None, "Several labels in one value are joined by this.")
+    column_names: str | None = option(None, "Names for .csv and .tsv files without a header: `label,text`.")
     joiner: str | None = option(None, "What stands between documents (\\n: a new line); by default each ends in EOS.")
     max_length: int | None = option(None, "Tokens that the model sees at most; by default its whole context.")
     stride: int | None = option(None, "New tokens in a window; by default max_length, less gives each more context.")
@@ -66,6 +71,12 @@ class EvaluateRun(Source):
     batch_size: int = option(8, "Rows in a batch.")
     seed: int = option(0, "Decides all draws.")
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute, in fp32.")
+
+
+OF_ALL = {  # fields that language models and classifiers share
+    *("model", "model_revision", "output_dir", "dataset", "dataset_config", "dataset_split", "dataset_revision"),
+    *("text_column", "max_length", "tuning_data", "batch_size", "seed", "device"),
+}
 
 
 def check(run: EvaluateRun) -> None:
@@ -132,6 +143,19 @@ def check_names(run: EvaluateRun) -> None:
         )
 
 
+def check_kind(run: EvaluateRun, is_labelling: bool) -> None:
+    """Raise a ValueError for the first field that the other kind of model has, a language model or a classifier."""
+    of_labels = {"label_column", "label_separator", "column_names"}
+    other = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labelling else of_labels
+    given = [item.name for item in fields(run) if item.name in other and getattr(run, item.name) != item.default]
+    if given:
+        kinds = ("a classifier", "a language model") if is_labelling else ("a language model", "a classifier")
+        flag = f"--{given[0].replace('_', '-')}"
+        raise ValueError(f"{run.model} is {kinds[0]}, and {flag} is for {kinds[1]}: leave it out.")
+    if is_labelling and run.dataset is None:
+        raise ValueError(f"{run.model} is a classifier: give the labelled rows to score with --dataset.")
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped="What was measured until then is written."):
         run = parse(EvaluateRun, argv, positional=("model",), unused=unused_fields)
@@ -140,15 +164,21 @@ def main(argv: list[str] | None = None) -> None:
         from itertools import chain
 
         from checking import check_safety, with_contamination
-        from measuring import load, measure_all, show
+        from labelled import load_classifier, measure_labelled
+        from measuring import is_classifier, load, measure_all, show
         from scratch_gpt.evaluation import read_evaluation, record_measured
 
         file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
         revision = run.model_revision
         read_evaluation(file, model, revision)  # refuses a file about another one before anything is computed
-        subject = load(run, run.model, revision)
-        known = with_contamination(run, measure_all(run, subject))
-        for name, measured in chain(known, check_safety(run, subject)):
+        check_kind(run, is_labelling := is_classifier(run.model, revision))
+        if is_labelling:
+            measured = (set_name(run.dataset), measure_labelled(run, load_classifier(run)))
+            found = with_contamination(run, [measured])
+        else:
+            subject = load(run, run.model, revision)
+            found = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
+        for name, measured in found:
             record_measured(file, model, name, measured, revision)
             print(f"{name}: {show(measured.results)}", flush=True)
         print(f"Written: {file}")

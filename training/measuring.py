@@ -61,7 +61,8 @@ class Subject(NamedTuple):
 def load(run: Any, name: str, revision: str | None = None) -> Subject:
     """A model and its tokenizer where it is to be run; ValueError where they do not fit."""
     device = make_accelerator(run.device, "no").device
-    refuse_classifier(name, revision)
+    if is_classifier(name, revision):
+        raise ValueError(f"{name} is a classifier, and a language model is needed here.")
     model = load_model(name, revision).to(device).eval()
     tokenizer = load_tokenizer(name, revision)
     check_vocabulary(tokenizer, model.config.vocab_size)
@@ -74,19 +75,15 @@ def load(run: Any, name: str, revision: str | None = None) -> Subject:
     return Subject(relative(name), model, tokenizer, max_length, device)
 
 
-def refuse_classifier(name: str, revision: str | None) -> None:
-    """Raise a ValueError where what was saved is a classifier: as a language model it says nothing."""
+def is_classifier(name: str, revision: str | None) -> bool:
+    """Whether what was saved is a classifier: as a language model it says nothing."""
     file = find_adapter(name, revision) or find_file(name, "config.json", revision)
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file else {}
         kinds = [config.get("task_type"), *(config.get("architectures") or ())]
     except (OSError, ValueError, AttributeError, TypeError):  # loading the model reports it
-        return
-    if any(kind == "SEQ_CLS" or str(kind).endswith("ForSequenceClassification") for kind in kinds):
-        raise ValueError(
-            f"{name} is a classifier, and language models are measured here. training/classify.py measures a "
-            "classifier, on the test split of its own run."
-        )
+        return False
+    return any(kind == "SEQ_CLS" or str(kind).endswith("ForSequenceClassification") for kind in kinds)
 
 
 def source_of(run: Any, path: str) -> tuple:

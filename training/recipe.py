@@ -474,8 +474,8 @@ def check_output_dir(run: Run) -> Path:
     if folder.is_dir() and any(not path.name.startswith(drafts) for path in folder.iterdir()):
         if not holds_run(folder):
             raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a run. Give another.")
-        for name in ("model", "dataset", "tokenizer"):
-            value = getattr(run, name)
+        for name in ("model", "dataset", "tokenizer", "test_dataset"):
+            value = getattr(run, name, None)
             if (
                 run.overwrite
                 and value

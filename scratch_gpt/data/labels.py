@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +24,16 @@ class Examples(NamedTuple):
 
     texts: list[str]
     labels: list[Label]
+    names: list[str] | None = None  # all classes, where the data set names them in an order of its own
 
     def take(self, numbers: Sequence[int]) -> "Examples":
         """The examples with these numbers, in that order."""
-        return Examples([self.texts[n] for n in numbers], [self.labels[n] for n in numbers])
+        return Examples([self.texts[n] for n in numbers], [self.labels[n] for n in numbers], self.names)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Rows of each class, in the order of the class numbers; of a class that is only named, 0."""
+        return count_classes(self.labels, self.names)
 
     @property
     def has_many(self) -> bool:
@@ -43,6 +50,7 @@ def read_examples(
     *,
     names: Sequence[str] | None = None,
     separator: str | None = None,
+    least: int = 2,
 ) -> Examples:
     """Two columns -> examples.
 
@@ -50,10 +58,11 @@ def read_examples(
         values: a name or number each, or a list of them where a text may have several labels.
         names: what the numbers 0, 1, ... mean; without it a number is its own name.
         separator: what several labels in one value are joined by.
+        least: classes that there have to be.
 
     Raises:
         ValueError: an empty text, an absent label (None, NaN, empty, -1 among named ones), a number without a name,
-            or fewer than two classes; it names the row, counted from 1.
+            or too few classes; it names the row, counted from 1.
     """
     names, texts = None if names is None else list(names), read_texts(texts)
     has_many = separator is not None or any(isinstance(value, (list, tuple, np.ndarray)) for value in values)
@@ -65,9 +74,9 @@ def read_examples(
             labels.append(frozenset(_name(part, names, row) for part in parts))
         else:
             labels.append(_name(value, names, row))
-    if len(classes := count_classes(labels)) < 2:
+    if len(classes := count_classes(labels)) < least:
         raise ValueError(f"There is one class only ({', '.join(classes) or 'none at all'}): two or more are needed.")
-    return Examples(texts, labels)
+    return Examples(texts, labels, names)
 
 
 def read_texts(values: Sequence[Any]) -> list[str]:
@@ -83,28 +92,67 @@ def _name(value: Any, names: list[str] | None, row: int) -> str:
     if isinstance(value, str):
         value = value.strip()
     is_absent = value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
-    if is_absent or str(value).lower() in ("", "nan"):
+    if is_absent or value == "":
         raise ValueError(f"Row {row} has no label ({value!r}). Leave such rows out of the file.")
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)  # what a column of numbers with a gap is read as
-    if names is None or isinstance(value, str):
+    if names is None or value in names:
         return str(value)
+    if isinstance(value, str):
+        raise ValueError(f"Row {row} has label {value!r}; the dataset names {', '.join(names)}.")
     if not 0 <= value < len(names):
         raise ValueError(f"Row {row} has label {value}; the dataset names 0 to {len(names) - 1}.")
     return names[value]
 
 
-def count_classes(labels: Sequence[Label]) -> dict[str, int]:
-    """Rows of each class, in the order of the class numbers: numbers by their value, names by the alphabet."""
+def count_classes(labels: Sequence[Label], names: Sequence[str] | None = None) -> dict[str, int]:
+    """Rows of each class, in the order of `names`; without it numbers by their value, then words by the alphabet."""
     counts = Counter(name for label in labels for name in ([label] if isinstance(label, str) else label))
-    return {name: counts[name] for name in sorted(counts, key=_order)}
+    return {name: counts[name] for name in (sorted(counts, key=_order) if names is None else names)}
 
 
 def _order(name: str) -> tuple:
     return (0, int(name), name) if re.fullmatch(r"-?[0-9]+", name) else (1, 0, name)
 
 
+def match_labels(examples: Examples, known: Sequence[str], has_many: bool) -> Examples:
+    """The same examples with the labels of a model: the label itself, else the one label of the same number.
+
+    `1.0` or `01` is the class `1` where there is no class of that very name.
+
+    Raises:
+        ValueError: a label that no class has, two labels that would become one, or several labels for a model of one.
+    """
+    if examples.has_many and not has_many:
+        raise ValueError("These rows have several labels each, and the model tells one.")
+    meant: dict[str, str] = {}
+    for name in count_classes(examples.labels):
+        same = [name] if name in known else [other for other in known if _number(name) == _number(other) is not None]
+        if len(same) != 1:
+            raise ValueError(f"Label {name!r} was not seen in training; known are {', '.join(known)}.")
+        if twin := next((other for other, label in meant.items() if label == same[0]), None):
+            raise ValueError(f"Labels {twin!r} and {name!r} would both be the class {same[0]!r}. Write them alike.")
+        meant[name] = same[0]
+    several = ([label] if isinstance(label, str) else label for label in examples.labels)
+    labels = [frozenset(meant[name] for name in label) for label in several]
+    return Examples(examples.texts, labels if has_many else [min(label) for label in labels], [*known])
+
+
+def _number(name: str) -> Decimal | None:
+    return Decimal(name) if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", name) else None
+
+
 # --- Choosing ----------------------------------------------------------------------------------------------------
+
+
+def rows_not_in(texts: Sequence[str], others: Sequence[str]) -> list[int]:
+    """The numbers of the rows whose text is none of the others; white space counts for nothing."""
+    known = {_bare(text) for text in others}
+    return [n for n, text in enumerate(texts) if _bare(text) not in known]
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split())
 
 
 def distinct_rows(texts: Sequence[str]) -> np.ndarray:
@@ -125,15 +173,16 @@ def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def class_weights(labels: Sequence[Label]) -> list[float]:
-    """rows / (classes * rows of the class) for each class: 1 on average over the rows.
+def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -> list[float]:
+    """rows / (classes * rows of the class) for each class that has rows: 1 on average over the rows; 1 for any other.
 
     Raises:
         ValueError: rows with several labels.
     """
     _refuse_many(labels, "weights")
-    counts = [*count_classes(labels).values()]
-    return [len(labels) / (len(counts) * count) for count in counts]
+    counts = [*count_classes(labels, names).values()]
+    classes = sum(count > 0 for count in counts)
+    return [len(labels) / (classes * count) if count else 1.0 for count in counts]
 
 
 def _refuse_many(labels: Sequence[Label], how: str) -> None:
@@ -155,7 +204,7 @@ def split_examples(
     fractions = check_fractions(validation_fraction, test_fraction)
     groups: dict[str, list[int]] = {}  # text -> its rows
     for number, text in enumerate(examples.texts):
-        groups.setdefault(" ".join(text.split()), []).append(number)
+        groups.setdefault(_bare(text), []).append(number)
     firsts = [examples.labels[rows[0]] for rows in groups.values()]
     counts = count_classes(firsts)
     for name in count_classes(examples.labels):
@@ -224,7 +273,7 @@ class LabelledRows(Sequence):
         return {
             "rows": len(self),
             "duplicates": len(self) - len(set(self.examples.texts)),
-            "classes": count_classes(self.examples.labels),
+            "classes": self.examples.classes,
             "bytes": sum(len(text.encode()) for text in self.examples.texts),
             "tokens": sum(self.lengths),
             "cut": self.cut,
@@ -244,8 +293,10 @@ __all__ = [
     "class_weights",
     "count_classes",
     "distinct_rows",
+    "match_labels",
     "read_examples",
     "read_texts",
+    "rows_not_in",
     "split_examples",
     "undersample",
 ]
