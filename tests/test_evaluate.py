@@ -263,7 +263,7 @@ BAD = {
     "classifier --dataset labels.csv --label-column odd": "Label 'x' was not seen in training; known are LABEL_0",
     "classifier --secrets words.jsonl": "classifier is a classifier, and --secrets is for a language model",
     "classifier --dataset labels.csv --stride 8": "classifier is a classifier, and --stride is for a language model",
-    "classifier --tuning-data words.jsonl": "There is nothing to measure",
+    "classifier --tuning-data words.jsonl": "--tuning-data has no effect: it needs a set to measure",
     "ours --dataset story.txt --label-column kind": "ours is a language model, and --label-column is for a classifier",
     "ours --base classifier": "classifier is a classifier",
     "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "give --questions",

@@ -130,7 +130,7 @@ def test_a_data_set_that_names_its_classes_decides_their_order_and_keeps_those_w
     columns = Features({"text": Value("string"), "label": ClassLabel(names=names)})
     rows = {"text": ["a", "b", "c", "d"], "label": ["business", "world", "sports", "world"]}
     Dataset.from_dict(rows, columns).to_parquet(tmp_path / "a.parquet")
-    opened = open_rows(str(tmp_path / "a.parquet"))
+    opened = open_rows(str(tmp_path / "a.parquet")).rows
     examples = read_examples(opened["text"][:], opened["label"][:], names=opened.features["label"].names)
     assert [*examples.classes.items()] == [("world", 2), ("sports", 1), ("never", 0), ("business", 1)]
     assert [*examples.take([0]).classes] == names
