@@ -74,9 +74,8 @@ def _is_of_words(value: str) -> bool:
     return 2 * len(short) < len(parts) and sum(map(len, parts)) >= WORD * len(parts)
 
 
-Match = tuple[str, re.Pattern, Callable[[re.Match], bool] | None]
-# What it is, its pattern, and which of its matches are none.
-KEYS: list[Match] = [
+# What it is, its pattern, and which of its matches are no key.
+KEYS: list[tuple[str, re.Pattern, Callable[[re.Match], bool] | None]] = [
     *((what, re.compile(f"{WORD_BEGINS}(?:{shape})"), None) for what, shape in SHAPES.items()),
     ("a private key", re.compile(BEGIN_PRIVATE), None),
     ("a password in an address", PASSWORD, None),
@@ -86,9 +85,19 @@ KEYS: list[Match] = [
 
 def kinds_of_keys(line: str) -> Iterator[str]:
     """Yield what of KEYS is in a line."""
-    for what, pattern, is_none in KEYS:
-        if any(is_none is None or not is_none(match) for match in pattern.finditer(line)):
+    for what, pattern, is_no_key in KEYS:
+        if any(is_no_key is None or not is_no_key(match) for match in pattern.finditer(line)):
             yield what
 
 
-__all__ = ["ASSIGNED", "BEGIN_PRIVATE", "PASSWORD", "SHAPES", "WORD_BEGINS", "WORD_ENDS", "is_code", "kinds_of_keys"]
+__all__ = [
+    "ASSIGNED",
+    "BEGIN_PRIVATE",
+    "KEYS",
+    "PASSWORD",
+    "SHAPES",
+    "WORD_BEGINS",
+    "WORD_ENDS",
+    "is_code",
+    "kinds_of_keys",
+]

@@ -2,6 +2,7 @@
 
 import json
 
+import instruct
 import numpy as np
 import prepare
 import pretrain
@@ -182,6 +183,18 @@ def test_rows_with_more_than_text_are_never_cut_and_a_missed_share_is_said(tmp_p
     )
     found = [open_rows(str(tmp_path / "p"), split=name)[0] for name in ("train", "validation")]
     assert sorted(found, key=len) == sorted(rows, key=len) or found == rows[::-1]
+
+
+def test_groups_of_rows_that_miss_a_share_are_said(tmp_path):
+    rows = [{"instruction": f"Say {n % 3}.", "output": f"{n}."} for n in range(27)] + [
+        {"instruction": "Say less.", "output": "Less."},
+        {"instruction": "Say more.", "output": "More."},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--dataset", str(tmp_path / "rows.jsonl"), "--validation-fraction", "0.3", "--test-fraction", "0.2"]
+    splits, _, notices = instruct.read_splits(recipe.parse(instruct.InstructRun, words))
+    assert {name: len(part) for name, part in splits.items()} == {"train": 18, "validation": 9, "test": 2}
+    assert [line.split(":")[0] for line in notices] == ["test is 6.9 % of the rows, not the 20 % of --test-fraction"]
 
 
 def test_a_run_of_an_older_version_goes_on_with_its_split(two_files, tmp_path, monkeypatch):

@@ -95,15 +95,13 @@ def split_texts(
         return {"train": np.arange(n)}, pieces
     if n == 1:
         numbers, pieces = _cut_by_position(text_of(0), asked, whole=not by_number)
-    elif by_number or n > len(asked):
+    else:
         try:
             numbers = split_numbers(n, validation_fraction, test_fraction, seed)
-        except ValueError:
-            if by_number:
+        except ValueError:  # fewer texts than splits
+            if by_number or n == 0:
                 raise
             numbers = {}
-    else:
-        numbers = {}
     if by_number:
         return numbers, pieces
     found = np.array([*sizes, *(len(piece.encode()) for _, piece in pieces)])
