@@ -220,7 +220,7 @@ def _decompressed(content: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO
             module = {".gz": gzip, ".bz2": bz2, ".xz": lzma}[ending]
             yield module.open(content)
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{name} cannot be decompressed: {_one_line(error)}.") from error
+        raise ValueError(f"{name} cannot be decompressed: {one_line(error)}.") from error
 
 
 # --- Text --------------------------------------------------------------------------------------------------------
@@ -278,7 +278,8 @@ def _decode(raw: bytes, encoding: str, name: str, line: int | None = None) -> st
         ) from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's kind and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
@@ -292,6 +293,7 @@ __all__ = [
     "kind_ending",
     "local_path",
     "looks_local",
+    "one_line",
     "open_file",
     "read_text",
     "read_text_file",

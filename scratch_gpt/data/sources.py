@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from .columns import Columns, one_column
 from .embedded import python_documentation
-from .files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local
+from .files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local, one_line
 from .manifest import is_prepared, read_manifest, verify_files
 from .splits import check_fractions, split_texts
 from .tables import columns_of, first_fields, read_tables, write_rows
@@ -206,7 +206,7 @@ def open_stream(
             if len(sample) >= head:
                 break
     except Exception as error:
-        raise ValueError(f"{dataset} cannot be read: {_one_line(error.__cause__ or error)}") from error
+        raise ValueError(f"{dataset} cannot be read: {one_line(error.__cause__ or error)}") from error
     if not sample:
         raise ValueError(f"{dataset} holds no text.")
     _check_text_column(dataset, list(sample[0]), rows.features, text_column)
@@ -375,7 +375,7 @@ def _open(dataset: str, config: str | None, split: str, revision: str | None, st
     except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
         raise ValueError(
             f"{dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
-            f"({_one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
+            f"({one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
         ) from error
 
 
@@ -411,7 +411,7 @@ def _read_files(
                 try:
                     write_rows(_all_tables(files, columns, column_names, bar.update), path)
                 except pa.ArrowException as error:
-                    raise ValueError(f"{dataset} cannot be read as one table: {_one_line(error)}") from error
+                    raise ValueError(f"{dataset} cannot be read as one table: {one_line(error)}") from error
     if not path.exists():
         raise ValueError(f"{dataset} holds no rows.")
     return _mapped(path, key)
@@ -470,10 +470,6 @@ def _check_headless(files: list[LocalFile], column_names: Sequence[str]) -> None
 
 def _has_text(batch: dict) -> list[bool]:
     return [bool(text) and not text.isspace() for text in batch["text"]]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 __all__ = [
