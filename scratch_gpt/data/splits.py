@@ -73,9 +73,10 @@ def split_texts(
     """Split texts so that each held-out split has about its share of the bytes.
 
     Whole texts are dealt out by their number (a single one is cut by position) if each held-out share is then near
-    what was asked for and no text is in two splits. Otherwise the distinct texts stand in an order that their content and the seed decide, and are
-    cut by bytes: between two texts if that is near enough, else inside one, at the end of a line or a word if there is
-    one. Then equal texts stay together, and a text that is cut is cut at the same place in each of its copies.
+    what was asked for and no text is in two splits. Otherwise the distinct texts stand in an order that their content
+    and the seed decide, and are cut by bytes: between two texts if that is near enough, else inside one, at the end of
+    a line or a word if there is one. Then equal texts stay together, and a text that is cut is cut at the same place
+    in each of its copies.
 
     Args:
         sizes: (n,) bytes of each text in UTF-8.

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .columns import Columns
-from .files import COMPRESSED, LocalFile, kind_ending, open_file, read_text, text_lines
+from .files import COMPRESSED, LocalFile, kind_ending, one_line, open_file, read_text, text_lines
 
 
 CHUNK_ROWS, CHUNK_BYTES = 4096, 2**23  # of a table
@@ -276,7 +276,7 @@ def _parquet(content: BinaryIO, file: LocalFile) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(pa.BufferReader(content.read()) if is_compressed else content)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.name} cannot be read as parquet: {_reason(error)}") from error
+        raise ValueError(f"{file.name} cannot be read as parquet: {one_line(error)}") from error
 
 
 def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None) -> Iterator[pa.Table]:
@@ -292,7 +292,7 @@ def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None)
                     table = table.set_column(n, field.name, table.column(n).cast(field.type.value_type))
             yield table.replace_schema_metadata(metadata)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.name} cannot be read as parquet: {_reason(error)}") from error
+        raise ValueError(f"{file.name} cannot be read as parquet: {one_line(error)}") from error
 
 
 # --- Rows -> tables ----------------------------------------------------------------------------------------------
@@ -332,14 +332,10 @@ def _array(chunk: list[_Row], name: str, file: LocalFile) -> pa.Array:
             except kinds:
                 bad = middle
         what, number = chunk[good].place
-        why = "is not of the type of the rows before" if good else f"cannot be read: {_reason(error)}"
+        why = "is not of the type of the rows before" if good else f"cannot be read: {one_line(error)}"
         raise ValueError(
             f"{file.name}, {what} {number}: {str(values[good])[:40]!r} in column {name!r} {why}."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 __all__ = ["columns_of", "first_fields", "read_tables", "write_rows"]
