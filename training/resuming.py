@@ -40,6 +40,7 @@ THIS_LAUNCH = {
     "allow_changed",
     "output_dir",
     "expect_processes",
+    "hang_timeout",
     "push_to_hub",
     "learning_rates",
     "plan",
