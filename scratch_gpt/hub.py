@@ -6,7 +6,7 @@ An upload that was interrupted goes on when it is asked for again: what has arri
 import glob
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from .card import is_ours, merge_cards
 from .checkpoints import write_text
 from .layouts import AUTO, layout_of
+from .locks import hold
 from .published import check, checkpoint_steps, files_of, fingerprint_of, is_allowed, stage
 from .record import PUBLISHED
 
@@ -101,7 +102,8 @@ def publish(
     """
     check_access(repo)
     api, branch = HfApi(), revision or (None if step is None else f"step-{step}")
-    with clear_errors(repo):
+    held = hold(folder, say) if Path(folder).is_dir() else nullcontext()  # what is staged is what is pushed
+    with held, clear_errors(repo):
         out = stage(
             *(folder,),
             **{"repo": repo, "layout": layout, "revision": branch, "licence": licence, "step": step},

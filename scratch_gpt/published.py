@@ -19,8 +19,10 @@ from .card import fill, template
 from .card_values import PICTURES, card_values
 from .checkpoints import DRAFT, check_shapes, list_checkpoints, replace_folder
 from .conversion import export_gpt2, load_any_head
+from .folders import CODE, MODEL, STEP, TOKENIZER, remove
 from .layouts import AUTO, choose_layout
 from .leaks import PICKLES, WEIGHTS_LIMIT, find_leaks
+from .locks import LOCK, hold
 from .modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from .plots import plot_attention, plot_parameters, plot_token_lengths
 from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_model, sentence_ids
@@ -29,10 +31,6 @@ from .tokenizer import load_tokenizer
 
 
 FOLDER = "published"
-CODE = tuple(file.name for file in sorted((Path(__file__).parent / "modeling").glob("[!_]*.py")))
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
-MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 ADAPTER = (ADAPTER_CONFIG, WEIGHTS, BASE)
 EVENTS = "tensorboard"
 # What may be published, and what a push therefore takes away where it is not there any more.
@@ -68,10 +66,16 @@ def stage(
         say: is given two lines: the layout with the reason, and the result of the comparison.
 
     Raises:
-        ValueError: no whole run, a layout that it cannot have, something in it that must not be published, or other
-            outputs than the run's.
+        ValueError: no whole run, one that another process is writing, a layout that it cannot have, something in it
+            that must not be published, or other outputs than the run's.
     """
     top = Path(folder)
+    read_record(top)
+    with hold(top, say):
+        return _stage(top, repo, layout, revision, licence, step, there, pin, say)
+
+
+def _stage(top: Path, repo: str, layout: str, revision, licence, step, there, pin, say) -> Path:
     record = read_record(top) if step is None else at_step(read_record(top), step)
     if pickles := [path.name for path in sorted((top / "model").iterdir()) if path.suffix in PICKLES]:
         raise ValueError(f"{top}/model/{pickles[0]} is a pickle, which can run code when it is opened. Take it away.")
@@ -84,7 +88,7 @@ def stage(
     expected = outputs_of(model, tokenizer)
     target = top / FOLDER
     draft = target.with_name(DRAFT + target.name)
-    shutil.rmtree(draft, ignore_errors=True)
+    remove(draft)
     try:
         draft.mkdir()
         base, needs_trust, local_base = None, False, None
@@ -99,10 +103,10 @@ def stage(
         _put(top / "model", draft, TOKENIZER)
         _forget_names(draft)
         _cut_weights(draft)
-        _put(record.folder, draft, ("metrics.jsonl",))
+        if record.metrics:  # without a line that a kill has cut
+            _write_lines(draft / "metrics.jsonl", record.metrics)
         _put(top, draft, ("evaluation.json",))
         if step is not None:
-            _write_lines(draft / "metrics.jsonl", record.metrics)
             (draft / "evaluation.json").unlink(missing_ok=True)
         _put_events(record.folder, draft)
         _draw(record, model, tokenizer, draft / "assets")
@@ -126,7 +130,7 @@ def stage(
             f"{target} cannot be written ({error.strerror or error}). Make room, then try again."
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft)
     return target
 
 
@@ -145,9 +149,11 @@ def files_of(folder: Path) -> list[str]:
 
 def left_behind(folder: Path) -> list[str]:
     """What of a run stays where it is: everything that is not on the list."""
-    out = [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model")]
+    here = (path for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model", LOCK))
+    out = [path.name + "/" * path.is_dir() for path in here]
     known = {"metrics.jsonl", "evaluation.json", "loss.png", "confusion.png"}
-    odd = (path.name for path in sorted((folder / "model").iterdir()) if not is_allowed(path.name))
+    inside = (path.name for path in sorted((folder / "model").iterdir()) if path.name != STEP)
+    odd = (name for name in inside if not is_allowed(name))
     return [name for name in out if name not in known] + [f"model/{name}" for name in odd]
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .checkpoints import write_text
+from .checkpoints import read_metrics, write_text
 
 
 ADAPTER_CONFIG, PUBLISHED = "adapter_config.json", "hub.json"
@@ -83,7 +83,7 @@ def read_record(folder: str | Path) -> Record:
         config=_read_json(top / "model" / "config.json"),
         manifest=_read_json(own / "manifest.json"),
         evaluation=_read_json(top / "evaluation.json"),
-        metrics=_read_lines(own / "metrics.jsonl"),
+        metrics=read_metrics(own / "metrics.jsonl"),
         emissions=_read_emissions(own / "emissions.csv"),
         has_chat_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
     )
@@ -117,11 +117,6 @@ def _read_emissions(file: Path) -> list[dict[str, str]]:
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     rows = csv.DictReader(text.splitlines())
     return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
 # --- What follows from it ----------------------------------------------------------------------------------------

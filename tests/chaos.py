@@ -14,15 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import chaos_folders
 import crash
+from chaos_folders import Trial
 
 from scratch_gpt.checkpoints import find_checkpoint, find_damage, list_checkpoints
 
 
 REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO / "training"))  # a run's process takes it over
 
 STORY = "".join(
     f"On day {n} the old sailor {('walked', 'ran', 'swam')[n % 3]} to the shiny sea, and the sun shone on "
@@ -31,32 +35,34 @@ STORY = "".join(
 )
 
 
-def kills(count: int, words: list, expected: dict, seconds: float, home: Path) -> dict:
+def kills(trial: Trial) -> dict:
     """SIGKILL at random moments, a third of them while something is being written; then resumed once."""
-    draw, where, lost = random.Random(0), {}, 0
+    draw, where, lost, count = random.Random(0), Counter(), 0, trial.kills
     for n in range(count):
-        folder, log = home / f"kill-{n}", home / "log.txt"
-        arguments = [*words, "--output-dir", folder]
+        folder, log = trial.home / f"kill-{n}", trial.log
+        arguments = [*trial.words, "--output-dir", folder]
         if n % 3:
-            crash.kill_after(arguments, log, draw.uniform(0, seconds))
+            crash.kill_after(arguments, log, draw.uniform(0, trial.seconds))
         else:
             draft = f"checkpoints/.writing-step-{2 * draw.randrange(1, 18)}"
             crash.kill_when(arguments, log, partial(_is_there, folder / draft))
         place = crash.where_it_died(folder)
-        where[place] = where.get(place, 0) + 1
-        same = crash.finish(arguments, log) == 0 and not crash.differences(expected, crash.outcome(folder))
+        where[place] += 1
+        same = trial.ends_the_same(arguments)
         lost += not same
         print(f"kill {n + 1}/{count} {place}: {'recovered' if same else 'LOST'}", flush=True)
         shutil.rmtree(folder)
-    return {"tried": count, "recovered": count - lost, "refused": 0, "lost": lost, "where": where}
+    print(f"kills met the run: {dict(where)}")
+    return {"tried": count, "recovered": count - lost, "refused": 0, "lost": lost, "where": dict(where)}
 
 
 def _is_there(path: Path) -> bool:
     return path.exists()
 
 
-def damages(words: list, expected: dict, home: Path) -> dict:
+def damages(trial: Trial) -> dict:
     """Each file of the newest checkpoint truncated, bit-flipped, emptied, deleted: fall back and end the same."""
+    words, expected, home = trial.words, trial.expected, trial.home
     folder, log = home / "damage", home / "log.txt"
     arguments = [*words, "--output-dir", folder]
     crash.kill_when(arguments, log, lambda: len(list_checkpoints(folder / "checkpoints")) > 1)
@@ -111,8 +117,9 @@ def _refuses(folder: Path) -> int:
     return 0
 
 
-def full_disks(words: list, expected: dict, home: Path, count: int = 5) -> dict:
+def full_disks(trial: Trial, count: int = 5) -> dict:
     """A file system that fills up during the run: said, nothing harmed, and resumed when there is room."""
+    words, expected, home = trial.words, trial.expected, trial.home
     recovered = tried = 0
     for n in range(count):
         disk, log = home / f"disk-{n}", home / "log.txt"
@@ -142,7 +149,7 @@ def full_disks(words: list, expected: dict, home: Path, count: int = 5) -> dict:
     return {"tried": tried, "recovered": recovered, "refused": 0, "lost": tried - recovered}
 
 
-def bad_inputs() -> dict:
+def bad_inputs(trial: Trial) -> dict:
     """tests/test_bad_input.py: two hundred generated inputs."""
     command = [
         sys.executable,
@@ -157,9 +164,14 @@ def bad_inputs() -> dict:
     return {"tried": 200, "recovered": 0, "refused": 200 if passed else 0, "lost": 0 if passed else 200}
 
 
+KINDS = {"kills": kills, "damaged files": damages, "full disks": full_disks, "bad inputs": bad_inputs}
+KINDS |= chaos_folders.KINDS
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--only", nargs="*", default=[*KINDS], choices=KINDS, help="Kinds to try.")
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "chaos.json")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -170,20 +182,22 @@ def main() -> None:
         for _ in range(2):  # the second takes the time a warm run takes
             shutil.rmtree(home / "undisturbed", ignore_errors=True)
             began = time.monotonic()
-            assert crash.finish([*words, "--output-dir", home / "undisturbed"], home / "log.txt") == 0
+            code = crash.finish([*words, "--output-dir", home / "undisturbed"], home / "log.txt")
+            assert code == 0, (home / "log.txt").read_text()[-2000:]
             seconds = time.monotonic() - began
-        expected = crash.outcome(home / "undisturbed")
-        table = {
-            "kills": kills(options.kills, words, expected, seconds, home),
-            "damaged files": damages(words, expected, home),
-            "full disks": full_disks(words, expected, home),
-            "bad inputs": bad_inputs(),
-        }
-    options.out.write_text(json.dumps(table, indent=2) + "\n")
-    print(f"{'':>14} {'tried':>9} {'recovered':>9} {'refused':>9} {'lost':>9}")
+        trial = Trial(words, crash.outcome(home / "undisturbed"), seconds, home, options.kills)
+        table = {}
+        for name in options.only:
+            print(f"--- {name}", flush=True)
+            table[name] = KINDS[name](trial)
+    if set(options.only) == set(KINDS):
+        options.out.write_text(json.dumps(table, indent=2) + "\n")
+    width = max(map(len, table))
+    keys = ("tried", "recovered", "refused", "lost")
+    print(" " * width + "".join(f"{key:>10}" for key in keys))
     for name, row in table.items():
-        print(f"{name:>14}" + "".join(f"{row[key]:>10}" for key in ("tried", "recovered", "refused", "lost")))
-    print(f"kills met the run: {table['kills']['where']}")
+        print(f"{name:>{width}}" + "".join(f"{row[key]:>10}" for key in keys))
+    print(f"{len(table)} kinds" + "".join(f", {sum(row[key] for row in table.values())} {key}" for key in keys))
     sys.exit(any(row["lost"] for row in table.values()))
 
 
