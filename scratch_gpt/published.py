@@ -20,16 +20,14 @@ from .card_values import PICTURES, card_values
 from .checkpoints import DRAFT, check_shapes, list_checkpoints, replace_folder
 from .conversion import export_gpt2, load_any_head
 from .layouts import AUTO, choose_layout
-from .leaks import PICKLES, WEIGHTS_LIMIT, find_leaks
+from .leaks import CODE, PICKLES, WEIGHTS_LIMIT, find_leaks
 from .modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from .plots import plot_attention, plot_parameters, plot_token_lengths
 from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_model, sentence_ids
-from .record import ADAPTER_CONFIG, Record, at_step, published_as, read_record
+from .record import ADAPTER_CONFIG, FOLDER, Record, at_step, published_as, read_record
 from .tokenizer import load_tokenizer
 
 
-FOLDER = "published"
-CODE = tuple(file.name for file in sorted((Path(__file__).parent / "modeling").glob("[!_]*.py")))
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
 MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -93,7 +91,9 @@ def stage(
         elif layout == "gpt2":
             export_gpt2(model, draft)
         elif step is None:
-            _put(top / "model", draft, (*MODEL, *CODE))
+            _put(top / "model", draft, MODEL)
+            for path in CODE.values():  # the package's own: loading it runs it
+                shutil.copyfile(path, draft / path.name)
         else:
             model.save_pretrained(draft, save_original_format=False)
         _put(top / "model", draft, TOKENIZER)

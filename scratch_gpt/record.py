@@ -12,7 +12,10 @@ import yaml
 from .checkpoints import write_text
 
 
-ADAPTER_CONFIG, PUBLISHED = "adapter_config.json", "hub.json"
+ADAPTER_CONFIG, PUBLISHED, FOLDER = "adapter_config.json", "hub.json", "published"
+# What of a run folder is read or replaced: these folders, whole, and these files beside them.
+FOLDERS = ("model", "adapter", "checkpoints", "tracking", FOLDER)
+FILES = ("run.yaml", "manifest.json", "evaluation.json", "metrics.jsonl", "emissions.csv", PUBLISHED)
 
 
 class Record(NamedTuple):
@@ -61,9 +64,10 @@ def read_record(folder: str | Path) -> Record:
     """What the files of a run folder say; what is not there is empty.
 
     Raises:
-        ValueError: no run folder, a run without a model, or a file that cannot be read.
+        ValueError: no run folder, a run without a model, or a file that is a link or cannot be read.
     """
     top = Path(folder)
+    _refuse_links(top)
     if not (top / "run.yaml").is_file():
         inside = " It is the model of a run: give the folder around it." if (top / "config.json").exists() else ""
         raise ValueError(f"{folder} is no run folder: it has no run.yaml.{inside}")
@@ -73,6 +77,9 @@ def read_record(folder: str | Path) -> Record:
     seeds = facts.get("runs")
     own = top / seeds[0] if seeds else top
     if seeds:
+        if own.is_symlink():
+            raise ValueError(f"{own} is a link. Move the folder itself there, then publish again.")
+        _refuse_links(own)
         run["seeds"], (_, facts) = len(seeds), _read_run(own / "run.yaml")
     files = {path.name for path in (top / "model").iterdir()}
     tokenizer = _read_json(top / "model" / "tokenizer_config.json")
@@ -95,6 +102,16 @@ def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any])
     text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_text(Path(folder) / "run.yaml", text)
+
+
+def _refuse_links(folder: Path) -> None:
+    # A link or a pipe may lead to anybody's file.
+    direct = [*(folder / name for name in (*FOLDERS, *FILES)), *folder.glob("*.png")]
+    for path in (*direct, *(inside for name in FOLDERS for inside in (folder / name).rglob("*"))):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link. Put the file itself there or remove the link, then publish again.")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file. Remove it, then publish again.")
 
 
 def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

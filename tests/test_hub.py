@@ -19,12 +19,13 @@ from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
+from tiny import png, tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import hub as transformers_hub
 
 from scratch_gpt import ScratchGPTForCausalLM, published
 from scratch_gpt.hub import publish, publish_checkpoints
+from scratch_gpt.leaks import CODE
 from scratch_gpt.published import files_of, stage
 from scratch_gpt.readback import check_outputs, outputs_of
 from scratch_gpt.tokenizer import load_tokenizer
@@ -80,7 +81,8 @@ def run(home, tmp_path, monkeypatch) -> Path:
 def quick(monkeypatch):
     """Pictures that cost nothing."""
     for name in ("plot_attention", "plot_parameters", "plot_token_lengths"):
-        monkeypatch.setattr(published, name, lambda _, *rest: next(p for p in rest if isinstance(p, Path)).touch())
+        put = lambda _, *rest: next(path for path in rest if isinstance(path, Path)).write_bytes(png())  # noqa: E731
+        monkeypatch.setattr(published, name, put)
 
 
 @pytest.fixture
@@ -395,6 +397,55 @@ def test_a_leak_is_named_and_nothing_is_pushed(run, hub, capsys):
     (run / "metrics.jsonl").write_text(lines)
     (run / "model" / "old.bin").write_bytes(b"x")
     refused(r"old\.bin is a pickle", run, "--repo", "ada/base", capsys=capsys)
+
+
+def test_links_in_a_run_are_refused_and_name_themselves(run, quick, capsys, tmp_path):
+    (tmp_path / "diary").write_text("Dear diary")
+    (tmp_path / "elsewhere").mkdir()
+    for name in (
+        "loss.png",
+        "model/vocab.txt",
+        "model/tokenizer.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "run.yaml",
+    ):
+        path, kept = run / name, tmp_path / "kept"
+        if path.exists():
+            path.rename(kept)
+        path.symlink_to(kept if kept.exists() else tmp_path / "diary")
+        refused(rf"{path} is a link\.", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
+        path.unlink()
+        if kept.exists():
+            kept.rename(path)
+    for name in ("model", "tracking", "published", "checkpoints/step-1"):
+        if (run / name).exists():
+            (run / name).rename(tmp_path / "elsewhere" / "folder")
+        (run / name).symlink_to(tmp_path / "elsewhere" / "folder", target_is_directory=True)
+        refused(f"{run / name} is a link", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
+        (run / name).unlink()
+        if (tmp_path / "elsewhere" / "folder").exists():
+            (tmp_path / "elsewhere" / "folder").rename(run / name)
+    os.mkfifo(run / "emissions.csv")
+    refused(r"emissions\.csv is not a regular file", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
+    (run / "emissions.csv").unlink()
+    stage(run, repo="ada/x")
+
+
+def test_code_that_was_changed_in_a_run_is_not_published_and_a_picture_is_one(run, quick, capsys):
+    code = run / "model" / "modeling_scratch_gpt.py"
+    code.write_text(code.read_text() + "\nimport os\n")
+    out = stage(run, repo="ada/x", layout="scratch_gpt")
+    for name, path in CODE.items():
+        assert (out / name).read_bytes() == path.read_bytes()
+    shutil.copyfile("/etc/passwd", run / "loss.png")
+    words = (run, "--repo", "ada/x", "--dry-run", "true")
+    refused(r"assets/loss\.png: not a PNG picture", *words, capsys=capsys)
+    (run / "loss.png").write_bytes(png((b"tEXt", b"Comment\0hf_" + b"a1" * 17)))
+    refused(r"assets/loss\.png, line 1: a Hugging Face token", *words, capsys=capsys)
+    (run / "loss.png").unlink()
+    change_config(run, auto_map={"AutoModelForCausalLM": "eve/x--modeling_scratch_gpt.ScratchGPTForCausalLM"})
+    refused(r"config\.json: auto_map names code", *words, "--layout", "scratch_gpt", capsys=capsys)
 
 
 def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
