@@ -21,6 +21,7 @@ from .checkpoints import DRAFT, check_shapes, list_checkpoints, replace_folder
 from .conversion import export_gpt2, load_any_head
 from .layouts import AUTO, choose_layout
 from .leaks import CODE, PICKLES, WEIGHTS_LIMIT, find_leaks
+from .licenses import check_license
 from .modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from .plots import plot_attention, plot_parameters, plot_token_lengths
 from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_model, sentence_ids
@@ -47,6 +48,8 @@ def stage(
     layout: str = AUTO,
     revision: str | None = None,
     licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
     step: int | None = None,
     there: str | None = None,
     pin: Callable[[str, str | None], tuple[str, str | None]] | None = None,
@@ -59,6 +62,7 @@ def stage(
     Args:
         layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without), "adapter" (what LoRA has learned), or
             "auto", which layouts.choose_layout decides.
+        licence, licence_name, licence_link: as in licenses.check_license.
         step: of the checkpoint whose weights these are to be, instead of the run's model.
         there: layout of what `repo` holds already.
         pin: (Hub id, revision) -> (commit, layout of its files), for the base of an adapter; without it the revision
@@ -69,6 +73,7 @@ def stage(
         ValueError: no whole run, a layout that it cannot have, something in it that must not be published, or other
             outputs than the run's.
     """
+    check_license(licence, licence_name, licence_link)
     top = Path(folder)
     record = read_record(top) if step is None else at_step(read_record(top), step)
     if pickles := [path.name for path in sorted((top / "model").iterdir()) if path.suffix in PICKLES]:
@@ -113,6 +118,7 @@ def stage(
         values = card_values(
             *(record,),
             **{"repo": repo, "layout": layout, "revision": revision, "licence": licence, "pictures": pictures},
+            **{"licence_name": licence_name, "licence_link": licence_link},
             **{"base": base, "base_needs_trust": needs_trust},
         )
         (draft / "README.md").write_text(fill(template(), values), encoding="utf-8")

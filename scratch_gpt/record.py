@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from .checkpoints import write_text
 
 
 ADAPTER_CONFIG, PUBLISHED, FOLDER = "adapter_config.json", "hub.json", "published"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # What of a run folder is read or replaced: these folders, whole, and these files beside them.
 FOLDERS = ("model", "adapter", "checkpoints", "tracking", FOLDER)
 FILES = ("run.yaml", "manifest.json", "evaluation.json", "metrics.jsonl", "emissions.csv", PUBLISHED)
@@ -205,6 +207,11 @@ def published_as(model_folder: str | Path) -> dict[str, Any] | None:
     return _read_json(path.parent / PUBLISHED) or None if path.is_dir() else None
 
 
+def is_hub_id(name: Any) -> bool:
+    """Return whether a name can be that of a repository on the Hub."""
+    return isinstance(name, str) and HUB_ID.fullmatch(name) is not None
+
+
 def hub_datasets(record: Record) -> list[str]:
     """The ids of the datasets of the Hub that were trained on."""
     sources = record.manifest.get("sources", [])
@@ -214,7 +221,7 @@ def hub_datasets(record: Record) -> list[str]:
 def is_on_hub(source: dict[str, Any]) -> bool:
     """Whether a source of the manifest is a dataset of the Hub: its files are known by its commit, not by hashes."""
     is_local = any("sha256" in file for file in source.get("files", [])) or "prepared" in source
-    return not is_local and source["dataset"] != "python-docs"
+    return not is_local and source["dataset"] != "python-docs" and is_hub_id(source["dataset"])
 
 
 __all__ = [
@@ -223,6 +230,7 @@ __all__ = [
     "at_step",
     "base_model",
     "hub_datasets",
+    "is_hub_id",
     "is_on_hub",
     "published_as",
     "read_record",
