@@ -25,7 +25,7 @@ from .licenses import check_license
 from .modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from .plots import plot_attention, plot_parameters, plot_token_lengths
 from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_model, sentence_ids
-from .record import ADAPTER_CONFIG, FOLDER, Record, at_step, published_as, read_record
+from .record import ADAPTER_CONFIG, FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
 from .tokenizer import load_tokenizer
 
 
@@ -230,6 +230,17 @@ def _put_adapter(
     by_name = f" --layout {layout}" if layout else ""
     base, revision = config["base_model_name_or_path"], config.get("revision")
     place = next((path for path in (Path(base), source / base) if path.is_dir()), None)
+    if "folder" in kept:  # a name that was written there since is taken as it is
+        was_folder = kept["folder"] == base
+        place = place if was_folder or not is_hub_id(base) else None
+    else:
+        was_folder = may_be_folder(base)
+    if place is None and was_folder:
+        raise ValueError(
+            f"The adapter's base is the folder {base}, which is not there now, and no file says what it is called on "
+            f"the Hub. Publish from the folder that it lies in, name the Hub's id and revision in "
+            f"{source / ADAPTER_CONFIG}, or {MERGED}"
+        )
     if place is not None:
         there = published_as(place)
         if there is None:
@@ -256,6 +267,9 @@ def _put_adapter(
                 f"The adapter was made on {base} in the layout {layout}, which is in the layout {now} at {revision}. "
                 f"Name a commit that has the layout {layout} as revision in {source / ADAPTER_CONFIG}, or {MERGED}"
             )
+    if kept:
+        here = {name: value for name, value in kept.items() if name != "folder"}
+        (draft / BASE).write_text(json.dumps(here, indent=2) + "\n", encoding="utf-8")
     config |= {"base_model_name_or_path": base, "revision": revision}
     (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return (base, revision), layout != "gpt2", (base, revision) if place is None else (str(place), None)

@@ -190,15 +190,26 @@ def speed(record: Record) -> tuple[float, float] | None:
 
 
 def base_model(record: Record) -> tuple[str, str | None] | None:
-    """(Hub id, revision) of what the run went on from; None for a new model, or a folder that is not published."""
-    name = record.run.get("model")
+    """(Hub id, revision) of what the run went on from; None for a new model, or where no file proves the id.
+
+    run.yaml notes since when a base is a folder whether it was one, and its fingerprint: a folder's id on the Hub is
+    that of hub.json beside the same weights.
+    """
+    name, base = record.run.get("model"), record.facts.get("base")
     if name is None:
         return None
-    if (found := published_as(name)) is not None:
-        return found["repo"], found["commit"]
-    if Path(name).exists() or Path(name).is_absolute() or name.count("/") > 1:
+    is_folder = Path(name).exists() or may_be_folder(name) if base is None else base["folder"] is not None
+    if not is_folder:
+        return name, record.run.get("model_revision")
+    found = published_as(name)
+    if found is None or (base is not None and found.get("fingerprint") != base["fingerprint"]):
         return None
-    return name, record.run.get("model_revision")
+    return found["repo"], found["commit"]
+
+
+def may_be_folder(name: str) -> bool:
+    """Return whether a base that no record tells of may have been a folder, such as a run's model."""
+    return not is_hub_id(name) or Path(name).name == "model"
 
 
 def published_as(model_folder: str | Path) -> dict[str, Any] | None:
@@ -232,6 +243,7 @@ __all__ = [
     "hub_datasets",
     "is_hub_id",
     "is_on_hub",
+    "may_be_folder",
     "published_as",
     "read_record",
     "results",

@@ -20,7 +20,7 @@ from scratch_gpt.card_values import LAYOUTS, PICTURES, card_values
 from scratch_gpt.licenses import check_license
 from scratch_gpt.load_code import load_code
 from scratch_gpt.modeling.configuration_scratch_gpt import OLDEST_TRANSFORMERS
-from scratch_gpt.record import read_record, results
+from scratch_gpt.record import base_model, read_record, results
 
 
 REPO = Path(__file__).resolve().parent.parent
@@ -305,6 +305,25 @@ def test_energy_is_told_where_it_was_measured(tmp_path):
     assert "0.02 kWh, 1.23 g CO2 equivalent with the electricity of France" in card
     assert "120.0 minutes (CPU 8 W, estimated from its model and load; memory 2 W, estimated from its size)" in card
     assert yaml.safe_load(card.split("---\n")[1])["co2_eq_emissions"] == {"emissions": 1.23, "source": "codecarbon"}
+
+
+def test_a_base_of_the_hub_is_named_and_a_folder_only_where_its_weights_prove_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nested" / "model").mkdir(parents=True)
+    hub = {"repo": "ada/base", "commit": COMMIT, "layout": "gpt2", "fingerprint": "ab"}
+    (tmp_path / "nested" / "hub.json").write_text(json.dumps(hub))
+    for name, base, expected in (
+        ("openai-community/gpt2", None, ("openai-community/gpt2", None)),
+        ("elsewhere/model", None, None),
+        ("nested/model", None, ("ada/base", COMMIT)),
+        ("nested/model", {"folder": None, "fingerprint": "x"}, ("nested/model", None)),
+        ("nested/model", {"folder": "nested/model", "fingerprint": "ab"}, ("ada/base", COMMIT)),
+        ("nested/model", {"folder": "nested/model", "fingerprint": "cd"}, None),
+        ("gone/gpt2", {"folder": "gone/gpt2", "fingerprint": "ab"}, None),
+    ):
+        record = read_record(write_run(tmp_path / f"{name}-{base}".replace("/", "-"), model=name))
+        record = record._replace(facts={**record.facts, **({"base": base} if base else {})})
+        assert base_model(record) == expected, (name, base)
 
 
 # --- Hand edits --------------------------------------------------------------------------------------------------

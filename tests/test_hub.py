@@ -28,6 +28,7 @@ from scratch_gpt.hub import publish, publish_checkpoints
 from scratch_gpt.leaks import CODE
 from scratch_gpt.published import files_of, stage
 from scratch_gpt.readback import check_outputs, outputs_of
+from scratch_gpt.record import base_model, read_record
 from scratch_gpt.tokenizer import load_tokenizer
 
 
@@ -541,6 +542,39 @@ def test_an_adapter_is_not_pinned_to_weights_that_its_base_had_before(home, run,
     (run / "hub.json").write_text(json.dumps({**note, "fingerprint": "of other weights"}))
     with pytest.raises(ValueError, match="weights have changed since they were published as ada/base"):
         publish("lora", "ada/lora", layout="adapter")
+
+
+def test_a_base_in_a_folder_is_never_taken_for_a_repository_of_that_name(
+    home, run, hub, tmp_path, monkeypatch, capsys
+):
+    lora = shutil.copytree(home / "lora", tmp_path / "lora")
+    noted, kept = read_record(lora).facts["base"], json.loads((lora / "adapter" / "base.json").read_text())
+    assert noted == {"folder": "base/model", "fingerprint": kept["fingerprint"]} and kept["folder"] == "base/model"
+    hub.repos["base/model"] = hub_server.Repo(False)  # a stranger's
+    assert base_model(read_record(lora)) is None  # the folder is there, and not published
+    publish(run, "ada/base", layout="scratch_gpt")
+    note = json.loads((run / "hub.json").read_text())
+    assert base_model(read_record(lora)) == ("ada/base", note["commit"])
+    (run / "hub.json").write_text(json.dumps({**note, "fingerprint": "of other weights"}))
+    assert base_model(read_record(lora)) is None
+    (run / "hub.json").write_text(json.dumps(note))
+    out = stage(lora, repo="ada/x", layout="adapter")
+    assert not any("base/model" in path.read_text() for path in out.glob("*.json"))
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    as_adapter = (lora, "--repo", "ada/lora", "--layout", "adapter")
+    refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
+    publish(lora, "ada/merged")
+    card = hub.files("ada/merged")["README.md"].decode()
+    assert "base_model" not in card and "made from" not in card and "random weights" not in card
+
+    del kept["folder"]  # as of older runs, which do not tell
+    (lora / "adapter" / "base.json").write_text(json.dumps(kept))
+    refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
+    settings = (lora / "run.yaml").read_text()
+    (lora / "run.yaml").write_text(settings.replace("\n# base:\n#   folder: base/model\n#   fingerprint:", "\n# old:"))
+    assert "base" not in read_record(lora).facts and base_model(read_record(lora)) is None
 
 
 def test_checkpoints_that_cannot_go_up_are_refused_before_the_model_goes(home, run, hub, capsys):
