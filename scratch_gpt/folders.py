@@ -20,7 +20,7 @@ DRAFT, OLD = ".writing-", ".old-"  # in front of the name of what is being writt
 ASIDE = ".replaced"  # the run that was there, until the new one has its first checkpoint
 STEP = "step.json"  # in a model folder: the step whose weights it holds
 
-CODE = tuple(file.name for file in sorted((Path(__file__).parent / "modeling").glob("[!_]*.py")))
+CODE = {file.name: file for file in sorted((Path(__file__).parent / "modeling").glob("[!_]*.py"))}  # name -> file
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")

@@ -27,6 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from .card import is_ours, merge_cards
 from .checkpoints import write_text
 from .layouts import AUTO, layout_of
+from .licenses import check_license
 from .locks import hold
 from .published import check, checkpoint_steps, files_of, fingerprint_of, is_allowed, stage
 from .record import PUBLISHED
@@ -82,6 +83,8 @@ def publish(
     private: bool = False,
     revision: str | None = None,
     licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
     step: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Push:
@@ -93,6 +96,7 @@ def publish(
     Args:
         layout: as in published.stage; "auto" keeps the layout of a repository that exists.
         private: make the repository so; one that is there and public is refused.
+        licence, licence_name, licence_link: as in licenses.check_license.
         revision: a branch, made where it is not there; None is main.
         step: publish this checkpoint's weights instead, by default on the branch step-N.
         say: is given the lines of published.stage.
@@ -100,6 +104,7 @@ def publish(
     Raises:
         ValueError: in one line what is wrong and what to do; nothing was committed.
     """
+    check_license(licence, licence_name, licence_link)
     check_access(repo)
     api, branch = HfApi(), revision or (None if step is None else f"step-{step}")
     held = hold(folder, say) if Path(folder).is_dir() else nullcontext()  # what is staged is what is pushed
@@ -107,6 +112,7 @@ def publish(
         out = stage(
             *(folder,),
             **{"repo": repo, "layout": layout, "revision": branch, "licence": licence, "step": step},
+            **{"licence_name": licence_name, "licence_link": licence_link},
             **{"there": _layout_there(api, repo, branch), "pin": partial(_pin, api), "say": say},
         )
         api.create_repo(repo, private=private or None, exist_ok=True)

@@ -22,15 +22,15 @@ from .conversion import export_gpt2, load_any_head
 from .folders import CODE, MODEL, STEP, TOKENIZER, remove
 from .layouts import AUTO, choose_layout
 from .leaks import PICKLES, WEIGHTS_LIMIT, find_leaks
+from .licenses import check_license
 from .locks import LOCK, hold
 from .modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from .plots import plot_attention, plot_parameters, plot_token_lengths
 from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_model, sentence_ids
-from .record import ADAPTER_CONFIG, Record, at_step, published_as, read_record
+from .record import ADAPTER_CONFIG, FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
 from .tokenizer import load_tokenizer
 
 
-FOLDER = "published"
 ADAPTER = (ADAPTER_CONFIG, WEIGHTS, BASE)
 EVENTS = "tensorboard"
 # What may be published, and what a push therefore takes away where it is not there any more.
@@ -47,6 +47,8 @@ def stage(
     layout: str = AUTO,
     revision: str | None = None,
     licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
     step: int | None = None,
     there: str | None = None,
     pin: Callable[[str, str | None], tuple[str, str | None]] | None = None,
@@ -59,6 +61,7 @@ def stage(
     Args:
         layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without), "adapter" (what LoRA has learned), or
             "auto", which layouts.choose_layout decides.
+        licence, licence_name, licence_link: as in licenses.check_license.
         step: of the checkpoint whose weights these are to be, instead of the run's model.
         there: layout of what `repo` holds already.
         pin: (Hub id, revision) -> (commit, layout of its files), for the base of an adapter; without it the revision
@@ -69,13 +72,15 @@ def stage(
         ValueError: no whole run, one that another process is writing, a layout that it cannot have, something in it
             that must not be published, or other outputs than the run's.
     """
+    check_license(licence, licence_name, licence_link)
     top = Path(folder)
     read_record(top)
     with hold(top, say):
-        return _stage(top, repo, layout, revision, licence, step, there, pin, say)
+        terms = {"licence": licence, "licence_name": licence_name, "licence_link": licence_link}
+        return _stage(top, repo, layout, revision, terms, step, there, pin, say)
 
 
-def _stage(top: Path, repo: str, layout: str, revision, licence, step, there, pin, say) -> Path:
+def _stage(top: Path, repo: str, layout: str, revision, terms: dict, step, there, pin, say) -> Path:
     record = read_record(top) if step is None else at_step(read_record(top), step)
     if pickles := [path.name for path in sorted((top / "model").iterdir()) if path.suffix in PICKLES]:
         raise ValueError(f"{top}/model/{pickles[0]} is a pickle, which can run code when it is opened. Take it away.")
@@ -97,7 +102,9 @@ def _stage(top: Path, repo: str, layout: str, revision, licence, step, there, pi
         elif layout == "gpt2":
             export_gpt2(model, draft)
         elif step is None:
-            _put(top / "model", draft, (*MODEL, *CODE))
+            _put(top / "model", draft, MODEL)
+            for path in CODE.values():  # the package's own: loading it runs it
+                shutil.copyfile(path, draft / path.name)
         else:
             model.save_pretrained(draft, save_original_format=False)
         _put(top / "model", draft, TOKENIZER)
@@ -116,7 +123,7 @@ def _stage(top: Path, repo: str, layout: str, revision, licence, step, there, pi
         pictures = {path.name for path in (draft / "assets").iterdir()}
         values = card_values(
             *(record,),
-            **{"repo": repo, "layout": layout, "revision": revision, "licence": licence, "pictures": pictures},
+            **{"repo": repo, "layout": layout, "revision": revision, "pictures": pictures, **terms},
             **{"base": base, "base_needs_trust": needs_trust},
         )
         (draft / "README.md").write_text(fill(template(), values), encoding="utf-8")
@@ -230,6 +237,17 @@ def _put_adapter(
     by_name = f" --layout {layout}" if layout else ""
     base, revision = config["base_model_name_or_path"], config.get("revision")
     place = next((path for path in (Path(base), source / base) if path.is_dir()), None)
+    if "folder" in kept:  # a name that was written there since is taken as it is
+        was_folder = kept["folder"] == base
+        place = place if was_folder or not is_hub_id(base) else None
+    else:
+        was_folder = may_be_folder(base)
+    if place is None and was_folder:
+        raise ValueError(
+            f"The adapter's base is the folder {base}, which is not there now, and no file says what it is called on "
+            f"the Hub. Publish from the folder that it lies in, name the Hub's id and revision in "
+            f"{source / ADAPTER_CONFIG}, or {MERGED}"
+        )
     if place is not None:
         there = published_as(place)
         if there is None:
@@ -256,6 +274,9 @@ def _put_adapter(
                 f"The adapter was made on {base} in the layout {layout}, which is in the layout {now} at {revision}. "
                 f"Name a commit that has the layout {layout} as revision in {source / ADAPTER_CONFIG}, or {MERGED}"
             )
+    if kept:
+        here = {name: value for name, value in kept.items() if name != "folder"}
+        (draft / BASE).write_text(json.dumps(here, indent=2) + "\n", encoding="utf-8")
     config |= {"base_model_name_or_path": base, "revision": revision}
     (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return (base, revision), layout != "gpt2", (base, revision) if place is None else (str(place), None)

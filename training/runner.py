@@ -368,6 +368,8 @@ def carry_out(
         counts = {"parameters": parameters, "trained_parameters": trained}
         facts = {"steps": steps, "schedule": rates, **counts, "hardware": describe_device(accelerator.device)}
         facts |= record["environment"]
+        if run.model is not None:
+            facts["base"] = task.model.base_identity
         write_run_yaml(run, folder, {**facts, "data": task.facts})
         write_text(folder / MANIFEST, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()
