@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import hub as transformers_hub
 
 from scratch_gpt import ScratchGPTForCausalLM, published
-from scratch_gpt.hub import publish, publish_checkpoints
 from scratch_gpt.folders import CODE
+from scratch_gpt.hub import publish, publish_checkpoints
 from scratch_gpt.published import files_of, stage
 from scratch_gpt.readback import check_outputs, outputs_of
 from scratch_gpt.record import base_model, read_record
