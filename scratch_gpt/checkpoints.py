@@ -28,6 +28,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from .foreign import read_json
+
 
 WEIGHTS, OPTIMIZER, STATE, METRICS = "model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
 FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
@@ -328,7 +330,9 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder in a few words, or None. Reads every byte of it."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if not (path / MANIFEST).exists():
+            return f"{MANIFEST} is absent"
+        manifest = read_json(path / MANIFEST)
         if manifest["format_version"] != FORMAT_VERSION:
             return f"its format version is {manifest['format_version']}, this package reads {FORMAT_VERSION}"
         if manifest.pop("manifest_sha256") != _digest(manifest):
@@ -338,8 +342,6 @@ def find_damage(path: Path) -> str | None:
                 return f"{name} is absent"
             if _describe(path / name) != manifest["files"][name]:
                 return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is absent"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return None
@@ -347,7 +349,7 @@ def find_damage(path: Path) -> str | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    return json.loads((path / STATE).read_text(encoding="utf-8"))
+    return read_json(path / STATE)
 
 
 def _digest(content: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 
 from .checkpoints import write_text
+from .foreign import parse_json
 
 
 ItemT = TypeVar("ItemT")
@@ -173,13 +174,15 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one that was cut off is left out."""
+    """The lines of a metrics file; one that was cut off, or is no object with a step, is left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = parse_json(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 

@@ -1,7 +1,6 @@
 """A run folder -> what its files know about the model in it, for the card and for publishing; and run.yaml itself."""
 
 import csv
-import json
 import math
 from pathlib import Path
 from statistics import median
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from .checkpoints import write_text
+from .foreign import check_regular, one_error, parse_json, read_json
 
 
 ADAPTER_CONFIG, PUBLISHED = "adapter_config.json", "hub.json"
@@ -98,30 +98,32 @@ def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any])
 
 
 def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    text = file.read_text(encoding="utf-8")
-    notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
-    try:
-        return yaml.safe_load(text) or {}, yaml.safe_load(notes) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    check_regular(file)
+    with one_error(f"{file} cannot be read"):
+        text = file.read_text(encoding="utf-8")
+        notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+        fields, facts = yaml.safe_load(text) or {}, yaml.safe_load(notes) or {}
+        if not isinstance(fields, dict) or not isinstance(facts, dict):
+            raise ValueError("it has to hold `field: value` lines.")
+        return fields, facts
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    return read_json(file) if file.exists() else {}
 
 
 def _read_emissions(file: Path) -> list[dict[str, str]]:
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    rows = csv.DictReader(text.splitlines())
-    return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
+    with one_error(f"{file} cannot be read"):
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        rows = csv.DictReader(text.splitlines())
+        return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    with one_error(f"{file} cannot be read"):
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        lines = [parse_json(line) for line in text.splitlines() if line.endswith("}")]
+        return [line for line in lines if isinstance(line.get("step"), int)]
 
 
 # --- What follows from it ----------------------------------------------------------------------------------------
