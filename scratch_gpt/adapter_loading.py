@@ -4,18 +4,17 @@ Name and revision of a base stand in adapter_config.json, as peft has it; its sh
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from .adapter_layout import from_gpt2
+from .foreign import one_error, read_json
 from .loading import find_file
 
 
@@ -29,12 +28,15 @@ def find_adapter(name: str, revision: str | None = None) -> Path | None:
     return find_file(name, CONFIG, revision)
 
 
-def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None = None) -> nn.Module:
+def load_adapted(
+    name: str, load: Callable[..., nn.Module], revision: str | None = None, above: tuple[Path, ...] = ()
+) -> nn.Module:
     """The model of a folder or Hub id; of an adapter, its base with the adapter merged into it, ready to be trained.
 
     Args:
         load: (name, revision, id2label=..., label2id=...) -> a model of ours; labels are given where a classifier's
             adapter knows them.
+        above: the adapter_config.json of each adapter on this one.
 
     Raises:
         ValueError: the adapter is damaged, or its base is not there or not the one that it was made on.
@@ -42,18 +44,19 @@ def load_adapted(name: str, load: Callable[..., nn.Module], revision: str | None
     file = find_adapter(name, revision)
     if file is None:
         return load(name, revision)
+    if file.resolve() in above:
+        raise ValueError("it is its own base.")
+    above = (*above, file.resolve())
     config, state, record = _read(name, file, revision)
     labels = _as_config(record.get("labels"))
     base = _find_base(name, file.parent, config.base_model_name_or_path)
     try:
-        model = load_adapted(base, lambda *where, **more: load(*where, **{**more, **labels}), config.revision)
+        model = load_adapted(base, lambda *where, **more: load(*where, **{**more, **labels}), config.revision, above)
     except ValueError as error:
         raise ValueError(f"The adapter {name} needs its base, {base}: {error}") from error
     _check_base(name, base, model, record)
-    try:
+    with one_error(f"The adapter {name} does not fit {base}"):
         model = _merge(model, config, state, needs_head=bool(labels))
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"The adapter {name} does not fit {base}: {' '.join(str(error).split())[:200]}") from error
     from transformers.utils.hub import extract_commit_hash
 
     model.config._commit_hash = extract_commit_hash(str(file), None)  # what it was loaded from is the adapter
@@ -65,7 +68,7 @@ def describe_base(model: nn.Module, base: str | None, revision: str | None) -> d
     file = None if base is None else find_file(base, "config.json", revision)
     return {
         "format_version": FORMAT_VERSION,
-        "layout": json.loads(file.read_text(encoding="utf-8")).get("model_type") if file else None,
+        "layout": read_json(file).get("model_type") if file else None,
         "shape": {name: getattr(model.config, name) for name in SHAPE},
         **identify_base(model, base),
     }
@@ -117,19 +120,30 @@ def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, t
     weights, noted = find_file(name, WEIGHTS, revision), find_file(name, BASE, revision)
     if weights is None:
         raise ValueError(f"The adapter {name} has no {WEIGHTS}; only safetensors are read.")
-    try:
+    with one_error(f"The adapter {name} cannot be read"):
         config = peft.PeftConfig.from_pretrained(str(file.parent))
         state = load_file(str(weights))
-        record = json.loads(noted.read_text(encoding="utf-8")) if noted else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"The adapter {name} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if config.peft_type != "LORA":
-        raise ValueError(f"The adapter {name} is a {config.peft_type.value} adapter; only LoRA is known here.")
-    state, changes = from_gpt2(
-        {key.removeprefix("base_model.model."): value for key, value in state.items()}, config.to_dict()
-    )
-    vars(config).update(changes)
+        record = read_json(noted) if noted else {}
+        _check_kinds(config, record)
+        if config.peft_type != "LORA":
+            raise ValueError(f"it is a {config.peft_type.value} adapter; only LoRA is known here.")
+        state, changes = from_gpt2(
+            {key.removeprefix("base_model.model."): value for key, value in state.items()}, config.to_dict()
+        )
+        vars(config).update(changes)
     return config, state, record
+
+
+def _check_kinds(config: Any, record: dict[str, Any]) -> None:
+    # The fields that are read before peft reads the rest.
+    for field in ("base_model_name_or_path", "revision"):
+        if not isinstance(getattr(config, field), str | None):
+            raise ValueError(f"its {field} is {getattr(config, field)!r}; it has to be text.")
+    labels = record.get("labels")
+    if not isinstance(record.get("shape", {}), dict) or not isinstance(labels, list | None):
+        raise ValueError(f"{BASE} has no shape or labels of the expected kind.")
+    if not all(isinstance(label, str) for label in labels or ()):
+        raise ValueError(f"the labels in {BASE} have to be text.")
 
 
 def _merge(model: nn.Module, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> nn.Module:
@@ -157,7 +171,7 @@ def _merge(model: nn.Module, config: Any, state: dict[str, torch.Tensor], needs_
 
 def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) -> None:
     for field, there in record.get("shape", {}).items():
-        here = getattr(model.config, field)
+        here = getattr(model.config, field, None)
         if here != there:
             raise ValueError(
                 f"The adapter {name} was made on a base of {field} {there}, but {base} has {here}. Give the adapter "

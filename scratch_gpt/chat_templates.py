@@ -11,11 +11,13 @@ Between `{% generation %}` and `{% endgeneration %}` stands what a model says: t
 So `apply_chat_template(..., return_assistant_tokens_mask=True)` asks the same tokens as our rows (data/prompts.py).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .foreign import one_error, time_limit
 from .tokenizer import extend_tokenizer
 
 
@@ -85,6 +87,7 @@ FORMATS = {
     "phi3": Format(PHI3, ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")),
     "plain": Format(PLAIN),
 }
+SECONDS = 10  # that a template has for one conversation
 TRIAL = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]
 
 
@@ -157,12 +160,8 @@ def store_format(
 
 
 def _closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    try:
-        text, spans = render(tokenizer, template, TRIAL)
-        prompt, _ = render(tokenizer, template, TRIAL[:1], add_generation_prompt=True)
-    except Exception as error:  # whatever a template does
-        reason = " ".join(str(error).split())
-        raise ValueError(f"The chat template does not render a question and its answer: {reason}") from error
+    text, spans = render(tokenizer, template, TRIAL)
+    prompt, _ = render(tokenizer, template, TRIAL[:1], add_generation_prompt=True)
     if len(spans) != 1:
         raise ValueError(
             "The chat template has no generation markers, so nobody knows what the assistant says. Put "
@@ -187,15 +186,41 @@ def _closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 def render(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: list[dict], add_generation_prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Messages -> their text, and the (start, end) in it of what the assistant says."""
-    texts, spans = render_jinja_template(
-        [messages],
-        chat_template=template,
-        return_assistant_tokens_mask="endgeneration" in template,
-        add_generation_prompt=add_generation_prompt,
-        **tokenizer.special_tokens_map,
-    )
+    """Messages -> their text, and the (start, end) in it of what the assistant says.
+
+    Raises:
+        ValueError: whatever the template does wrong, refuses (`raise_exception`), or does for more than SECONDS.
+    """
+    return render_text(template, messages, tokenizer.special_tokens_map, add_generation_prompt)
+
+
+def render_text(
+    template: str,
+    messages: list[dict],
+    special_tokens: Mapping[str, Any],
+    add_generation_prompt: bool = False,
+    name: str = "The chat template",
+) -> tuple[str, list[tuple[int, int]]]:
+    """As `render`, with the special tokens by their roles; `name` is what an error calls the template."""
+    with one_error(f"{name} does not render a conversation"), time_limit(SECONDS, "it"):
+        texts, spans = render_jinja_template(
+            [messages],
+            chat_template=template,
+            return_assistant_tokens_mask="endgeneration" in template,
+            add_generation_prompt=add_generation_prompt,
+            **special_tokens,
+        )
     return texts[0], spans[0] if spans else []
 
 
-__all__ = ["CHATML", "FORMATS", "INPUT", "choose_format", "render", "store_format", "template_of"]
+__all__ = [
+    "CHATML",
+    "FORMATS",
+    "INPUT",
+    "TRIAL",
+    "choose_format",
+    "render",
+    "render_text",
+    "store_format",
+    "template_of",
+]

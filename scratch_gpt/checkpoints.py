@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from .folders import DRAFT, OLD, is_whole_file, keep_foreign, remove, remove_files, remove_replaced
+from .foreign import parse_json, read_json
 
 
 WEIGHTS, OPTIMIZER, STATE, METRICS = "model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
@@ -385,7 +386,9 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder in a few words, or None. Reads every byte of it."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if not (path / MANIFEST).exists():
+            return f"{MANIFEST} is absent"
+        manifest = read_json(path / MANIFEST)
         if manifest["format_version"] != FORMAT_VERSION:
             return f"its format version is {manifest['format_version']}, this package reads {FORMAT_VERSION}"
         if manifest.pop("manifest_sha256") != _digest(manifest):
@@ -395,8 +398,6 @@ def find_damage(path: Path) -> str | None:
                 return f"{name} is absent"
             if _describe(path / name) != manifest["files"][name]:
                 return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is absent"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return None
@@ -404,9 +405,12 @@ def find_damage(path: Path) -> str | None:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint; a CheckpointError where it has not what every checkpoint has."""
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    try:
+        state = read_json(path / STATE)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     for name in ("progress", "share", "record"):
-        if not isinstance(state, dict) or not isinstance(state.get(name), dict):
+        if not isinstance(state.get(name), dict):
             raise CheckpointError(f"{path.name}/{STATE} has no {name}: it is no checkpoint of a run.")
     return state
 
@@ -436,15 +440,15 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one that was cut off is left out."""
+    """The lines of a metrics file; one that was cut off, or is no object with a step, is left out."""
     lines = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
         try:
-            found = json.loads(line)
+            found = parse_json(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and "step" in found:
+        if isinstance(found.get("step"), int):
             lines.append(found)
     return lines
 

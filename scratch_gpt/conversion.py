@@ -28,6 +28,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from .adapter_loading import find_adapter, load_adapted
 from .checkpoints import WEIGHTS, check_shapes, find_damage, read_state
+from .foreign import one_error
 from .loading import explain, load_complete
 from .modeling.configuration_scratch_gpt import ScratchGPTConfig
 from .modeling.gpt2_layout import GPT2_LAYOUT
@@ -373,8 +374,8 @@ def _load_lora_checkpoint(name: str, model_class: type[ModelT], changes: dict[st
     found, lora = _read_config(name, None), _lora_of(name)
     if (kind := ", ".join(found.get("architectures") or [])) != model_class.__name__:
         raise ValueError(f"{name} is a checkpoint of a {kind}, and a {model_class.__name__} is needed.")
-    config = ScratchGPTConfig.from_dict({**found, **changes})
-    try:
+    with one_error(f"{name} cannot be loaded", explain):
+        config = ScratchGPTConfig.from_dict({**found, **changes})
         if problem := find_damage(Path(name)):
             raise ValueError(f"{problem}.")
         tuned = model_class(config)
@@ -389,8 +390,6 @@ def _load_lora_checkpoint(name: str, model_class: type[ModelT], changes: dict[st
         )
         check_shapes(Path(name), tuned)
         tuned.load_state_dict(load_file(str(Path(name) / WEIGHTS)), strict=False)  # tied tensors have one name
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}") from error
     model = model_class(config)
     model.load_state_dict(merged_state(tuned))
     return model.eval()
@@ -398,12 +397,10 @@ def _load_lora_checkpoint(name: str, model_class: type[ModelT], changes: dict[st
 
 def _read_config(name: str, revision: str | None) -> dict[str, Any]:
     # The content of a config.json of ours or of GPT-2.
-    try:
+    with one_error(f"{name} cannot be loaded", explain):
         found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
         if found.get("model_type") != ScratchGPTConfig.model_type:
             raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models are loaded here.")
-    except Exception as error:  # a damaged file, no such repository: each library has its own kinds
-        raise ValueError(f"{name} cannot be loaded: {explain(error)}") from error
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .checkpoints import write_text
+from .foreign import read_json
 from .objectives import Batch, Objective
 
 
@@ -144,10 +145,11 @@ def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict
         about = {"model": model} if revision is None else {"model": model, "model_revision": revision}
         return {"format_version": FORMAT_VERSION, "protocol": about, "results": {}, "tables": {}}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         other, its_revision = content["protocol"]["model"], content["protocol"].get("model_revision")
         same = other == model or (file.parent / other).resolve() == Path(model).resolve()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _ = {**content["results"]}, {**content["tables"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read as an evaluation. Give another --output-dir.") from error
     if not same or its_revision != revision:
         found, asked = _at_revision(other, its_revision), _at_revision(model, revision)

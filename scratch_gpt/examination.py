@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from .answers import answer_metrics
 from .checkpoints import write_text
 from .data.prompts import Messages, describe_answer, encode_prompt
+from .foreign import read_json
 from .generation import generate_answers
 
 
@@ -45,9 +46,12 @@ class Examination:
 
     def recall(self, file: Path) -> None:
         """Take the first answers from what `write` has left, where it has: a resumed run does not give them again."""
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-        if len(known) == len(self.conversations):
-            self.first = [each["before"] for each in known]
+        try:
+            first = [each["before"] for each in read_json(file, list)] if file.exists() else []
+        except (ValueError, KeyError, TypeError):  # not as it was written
+            return
+        if len(first) == len(self.conversations):
+            self.first = first
 
     def write(self, file: Path, *, is_over: bool = True) -> None:
         """Question, reference, first and (where `is_over`) last answer of each conversation, as JSON.

@@ -4,19 +4,26 @@ transformers by itself draws missing tensors at random, skips tensors it does no
 whether to run a folder's code.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import cached_file, logging
+
+from .foreign import one_error, read_json, reason
 
 
 INDEX = "model.safetensors.index.json"
 # transformers reads a folder with such a file through torch's distributed checkpoints, which report no extra tensors.
 DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"
+SIZES = {  # fields of a config -> the most that they may be
+    ("num_hidden_layers", "n_layer"): 10_000,
+    ("hidden_size", "n_embd", "intermediate_size", "n_inner"): 2**22,
+    ("vocab_size", "max_position_embeddings", "n_positions"): 2**26,
+}
 
 
 def load_complete(
@@ -39,9 +46,9 @@ def load_complete(
 
     Raises:
         ValueError: no such model, a damaged file, a pickle, a model that needs its own code, an index that points
-            outside the folder, or tensors that are missing, unexpected or of another shape.
+            outside the folder, an absurd size, or tensors that are missing, unexpected, of another shape, not finite.
     """
-    try:
+    with one_error(f"{name} cannot be loaded", explain):
         _check_files(str(name), options.get("revision"))
         with _quiet():  # the report below is the error
             model, report = model_class.from_pretrained(
@@ -54,12 +61,11 @@ def load_complete(
             )
         _check_report(f"a {type(model).__name__} with its config.json", report, {*may_lack}, {*may_hold})
         _check_ties(model)
-    except Exception as error:  # each library has its own kinds
-        raise ValueError(f"{name} cannot be loaded: {explain(error)}") from error
+        _check_finite(model)
     return model
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Say in one line why loading failed, without the advice that only a caller of transformers can take."""
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
@@ -68,7 +74,7 @@ def explain(error: Exception) -> str:
         return "it has no model.safetensors, and weights in other formats are not read."
     if "automatic conversion" in text:
         return "its tensors do not have the shapes that its config.json asks for."
-    return text[:300] or type(error).__name__
+    return reason(error)
 
 
 def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
@@ -98,15 +104,25 @@ def _check_files(name: str, revision: str | None) -> None:
 
 def _index_names(name: str, revision: str | None) -> Iterator[str]:
     yield INDEX
-    config = find_file(name, "config.json", revision)
-    other = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config else None
+    file = find_file(name, "config.json", revision)
+    config = read_json(file) if file else {}
+    _check_sizes(config)
+    other = config.get("transformers_weights")
     if isinstance(other, str) and other.endswith(".json"):  # transformers then reads this index instead
         yield other
 
 
+def _check_sizes(config: dict[str, Any]) -> None:
+    # Before a model is built, which for an absurd size takes all memory, or has no end.
+    for fields, most in SIZES.items():
+        for field in fields:
+            if isinstance(config.get(field), (int, float)) and config[field] > most:
+                raise ValueError(f"its config.json has {field} {config[field]}; at most {most:,} is allowed.")
+
+
 def _check_index(file: Path) -> None:
     try:
-        shards = {*json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()}
+        shards = {*read_json(file)["weight_map"].values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its {file.name} is damaged.") from error
     for shard in shards:
@@ -134,6 +150,12 @@ def _check_ties(model: Any) -> None:
             f"it holds a {target} that differs from {tied[target]}, although its config.json ties the two. Write "
             '"tie_word_embeddings": false into config.json, or take the tensor out.'
         )
+
+
+def _check_finite(model: Any) -> None:
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
+            raise ValueError(f"its {name} holds numbers that are not finite: the training that wrote it has diverged.")
 
 
 def _first(names: Iterable[str]) -> str:

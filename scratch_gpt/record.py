@@ -1,7 +1,6 @@
 """A run folder -> what its files know about the model in it, for the card and for publishing; and run.yaml itself."""
 
 import csv
-import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from .checkpoints import read_metrics, write_text
+from .foreign import check_regular, one_error, read_json
 
 
 ADAPTER_CONFIG, PUBLISHED, FOLDER = "adapter_config.json", "hub.json", "published"
@@ -117,25 +117,25 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    text = file.read_text(encoding="utf-8")
-    notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
-    try:
-        return yaml.safe_load(text) or {}, yaml.safe_load(notes) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    check_regular(file)
+    with one_error(f"{file} cannot be read"):
+        text = file.read_text(encoding="utf-8")
+        notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+        fields, facts = yaml.safe_load(text) or {}, yaml.safe_load(notes) or {}
+        if not isinstance(fields, dict) or not isinstance(facts, dict):
+            raise ValueError("it has to hold `field: value` lines.")
+        return fields, facts
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+    return read_json(file) if file.exists() else {}
 
 
 def _read_emissions(file: Path) -> list[dict[str, str]]:
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    rows = csv.DictReader(text.splitlines())
-    return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
+    with one_error(f"{file} cannot be read"):
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        rows = csv.DictReader(text.splitlines())
+        return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
 
 
 # --- What follows from it ----------------------------------------------------------------------------------------

@@ -6,15 +6,20 @@ user types is encoded as thirteen ordinary characters, unless the caller allows 
 
 import hashlib
 import json
+import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from .foreign import check_text, one_error, reason
 from .loading import explain
 
 
@@ -25,21 +30,35 @@ SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub id; ValueError in one line where there is none."""
-    try:
+    """The tokenizer of a folder or Hub id; ValueError in one line if there is none, or none that can be used."""
+    with one_error(f"No tokenizer could be loaded from {str(name_or_path)!r}", explain):
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what a bare config.json leads to
             raise ValueError("there are no tokenizer files.")
-    except Exception as error:  # each library has its own kinds
-        raise ValueError(f"No tokenizer could be loaded from {str(name_or_path)!r}: {explain(error)}") from error
+        with _quiet_panics():
+            decode(tokenizer, encode(tokenizer, "Well? 1.\n"))
     return tokenizer
+
+
+@contextmanager
+def _quiet_panics() -> Iterator[None]:
+    # A panic of Rust code writes to the process' standard error before it is raised.
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nothing:
+        kept = os.dup(2)
+        try:
+            os.dup2(nothing.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, allowed_special: Collection[str] = ()) -> list[int]:
     """Text -> ids, adding nothing. Special tokens' spellings are plain text, but for those `allowed_special` names.
 
     Raises:
-        ValueError: an allowed name that is not a special token of this tokenizer.
+        ValueError: an allowed name that is not a special token of this tokenizer, or half of a surrogate pair.
     """
     unknown = set(allowed_special) - set(tokenizer.all_special_tokens)
     if unknown:
@@ -63,14 +82,25 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
         return []
     if max(map(len, texts)) > PIECE:
         return [[id for piece in _pieces(text) for id in encode_batch(tokenizer, [piece])[0]] for text in texts]
-    if not tokenizer.is_fast:
-        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
-        return tokenizer(texts, **options, verbose=False)["input_ids"]
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    with one_error("The tokenizer cannot encode a text", partial(_explain, texts=texts)):
+        if not tokenizer.is_fast:
+            options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+            return tokenizer(texts, **options, verbose=False)["input_ids"]
+        backend = tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _explain(error: BaseException, texts: list[str]) -> str:
+    # The library says of an invalid text only that its type is wrong.
+    try:
+        for text in texts:
+            check_text(text, "it")
+    except ValueError as invalid:
+        error = invalid
+    return reason(error)
 
 
 def _pieces(text: str) -> Iterator[str]:

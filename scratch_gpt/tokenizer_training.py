@@ -24,16 +24,17 @@ from typing import Any, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
-from .chat_templates import CHATML, FORMATS
+from .chat_templates import CHATML, FORMATS, TRIAL, render_text
 from .data.files import read_text_file
+from .foreign import one_error
 from .tokenizer import END_OF_TEXT, PAD
 
 
 KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 BYTES = 256  # a byte-level vocabulary starts with one token for each byte
 UNKNOWN = "[UNK]"
+MOST_TOKENS = 2**24  # the library takes memory for as many as it is told
 ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # of all but bpe
 NEVER = -1e6  # the logarithm of a piece's probability
 WORD = r"[\p{L}\p{M}\p{N}_]+"
@@ -152,8 +153,10 @@ def train_tokenizer(
         raise ValueError("There is no text to train a tokenizer on.")
     train = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word, "char": _char}[kind]
     options = {"vocab_size": vocab_size, "special_tokens": plan.specials, "show_progress": show_progress}
+    with one_error(f"No {kind} tokenizer of {vocab_size} tokens can be trained on this text"):
+        trained = train(sample, min_frequency, options)
     return PreTrainedTokenizerFast(
-        tokenizer_object=train(sample, min_frequency, options),
+        tokenizer_object=trained,
         **plan.roles,
         extra_special_tokens=[token for token in plan.specials if token not in plan.roles.values()],
         clean_up_tokenization_spaces=False,
@@ -180,6 +183,8 @@ def plan_tokenizer(
     """What `train_tokenizer` makes of its arguments; its errors, but for those that take the text to find."""
     if kind not in KINDS:
         raise ValueError(f"There is no kind {kind!r} of tokenizer; it is one of {', '.join(KINDS)}.")
+    if vocab_size > MOST_TOKENS:
+        raise ValueError(f"vocab_size is {vocab_size}; it has to be at most {MOST_TOKENS:,}.")
     if min_frequency < 1:
         raise ValueError(f"min_frequency is {min_frequency}; it has to be at least 1.")
     if bad := [token for token in special_tokens if not re.fullmatch(BRACKETED, token)]:
@@ -204,12 +209,7 @@ def _read_chat_template(name: str) -> str:
         template = read_text_file(name)
     except ValueError as error:
         raise ValueError(f"chat_template {name}: {error} Give chatml or a .jinja file.") from error
-    trial = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]
-    try:
-        render_jinja_template([trial], chat_template=template)
-    except Exception as error:  # whatever a template does
-        reason = " ".join(str(error).split())
-        raise ValueError(f"chat_template {name} does not render a question and its answer: {reason}") from error
+    render_text(template, TRIAL, {}, name=f"chat_template {name}")
     return template
 
 
@@ -254,10 +254,7 @@ def _unigram(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tok
     backend.decoder = decoders.Metaspace(prepend_scheme="never")
     letters = sorted(set("".join(specials)))  # with which each special token's spelling is text
     trainer = trainers.UnigramTrainer(unk_token=UNKNOWN, initial_alphabet=letters, **options)
-    try:
-        backend.train_from_iterator(_keep_only(alphabet, sample), trainer)
-    except Exception as error:  # the library raises the bare kind
-        raise ValueError(f"No unigram tokenizer of {options['vocab_size']} tokens here: {error}") from error
+    backend.train_from_iterator(_keep_only(alphabet, sample), trainer)
     # The trainer gives special tokens the score 0, the best: a text would be full of them.
     pieces = json.loads(backend.to_str())["model"]["vocab"]
     pieces = [(piece, NEVER if piece in specials else score) for piece, score in pieces]

@@ -15,7 +15,7 @@ import recipe
 
 FIELDS = {item.name: item for item in fields(pretrain.PretrainRun)}
 WORDS = st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", min_size=3, max_size=12)
-LEAST = recipe.AT_LEAST
+LIMITS = recipe.LIMITS
 
 
 def _is(kind, item) -> bool:
@@ -33,8 +33,11 @@ command_lines = st.one_of(
         lambda pair: [f"--{pair[0]}", pair[1]]
     ),
     st.tuples(st.sampled_from(INTEGERS), st.floats(0.1, 0.9)).map(lambda pair: [f"--{pair[0]}", str(pair[1])]),
-    st.tuples(st.sampled_from(sorted(set(NUMBERS) & set(LEAST))), st.integers(1, 10**9)).map(
-        lambda pair: [f"--{pair[0]}", str(LEAST[pair[0]] - pair[1])]
+    st.tuples(st.sampled_from(sorted(set(NUMBERS) & set(LIMITS))), st.integers(1, 10**9)).map(
+        lambda pair: [f"--{pair[0]}", str(LIMITS[pair[0]][0] - pair[1])]
+    ),
+    st.tuples(st.sampled_from(sorted(set(NUMBERS) & set(LIMITS))), st.integers(1, 10**30)).map(
+        lambda pair: [f"--{pair[0]}", str(LIMITS[pair[0]][1] + pair[1])]
     ),
     st.tuples(st.sampled_from(TRUTHS), WORDS.filter(lambda w: w not in ("yes", "true", "t", "y", "no", "false"))).map(
         lambda pair: [f"--{pair[0]}", pair[1]]

@@ -1,13 +1,14 @@
-"""Faults, many and for real: a small run is killed, its files are damaged, its disk is filled, its input is bad.
+"""Faults of many kinds, each tried many times: runs are killed, files are damaged, disks are filled, input is bad.
 
-    python tests/chaos.py [--kills 50] [--out tests/benchmarks/chaos.json]
+    python tests/chaos.py [KIND ...] [--out tests/benchmarks/chaos.json]
 
-Prints a table of what was tried, recovered, refused and lost. Lost has to be 0.
+Writes how often each kind was tried, recovered, refused and lost to a file, next to the kinds that are not named, and
+prints it as a table. Lost has to be 0. To add a kind, add a function to KINDS: it takes a Bench and yields RECOVERED,
+REFUSED or LOST for each try. The first line of its docstring is its row in the table.
 """
 
 import argparse
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import chaos_folders
+import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
 import crash
 from chaos_folders import Trial
 
@@ -26,7 +29,9 @@ from scratch_gpt.checkpoints import find_checkpoint, find_damage, list_checkpoin
 
 
 REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO / "training"))  # a run's process takes it over
+RECOVERED, REFUSED, LOST = "recovered", "refused", "lost"
+KILLS = 25  # of each kind that kills a run
+DISKS = 5
 
 STORY = "".join(
     f"On day {n} the old sailor {('walked', 'ran', 'swam')[n % 3]} to the shiny sea, and the sun shone on "
@@ -35,72 +40,117 @@ STORY = "".join(
 )
 
 
-def kills(trial: Trial) -> dict:
-    """SIGKILL at random moments, a third of them while something is being written; then resumed once."""
-    draw, where, lost, count = random.Random(0), Counter(), 0, trial.kills
-    for n in range(count):
-        folder, log = trial.home / f"kill-{n}", trial.log
-        arguments = [*trial.words, "--output-dir", folder]
-        if n % 3:
-            crash.kill_after(arguments, log, draw.uniform(0, trial.seconds))
-        else:
-            draft = f"checkpoints/.writing-step-{2 * draw.randrange(1, 18)}"
-            crash.kill_when(arguments, log, partial(_is_there, folder / draft))
-        place = crash.where_it_died(folder)
-        where[place] += 1
-        same = trial.ends_the_same(arguments)
-        lost += not same
-        print(f"kill {n + 1}/{count} {place}: {'recovered' if same else 'LOST'}", flush=True)
+class Bench:
+    """A folder for a kind's files, and what several kinds compare with; each is made when it is first needed."""
+
+    def __init__(self, home: Path):
+        self.home = home
+        self.log = home / "log.txt"
+
+    @cached_property
+    def words(self) -> list:
+        """The command line of a run, without its output_dir; a restarted job gives the same one."""
+        (self.home / "story.txt").write_text(STORY)
+        return ["--dataset", self.home / "story.txt", *crash.RUN, "--resume", "latest"]
+
+    @cached_property
+    def undisturbed(self) -> tuple[dict, float]:
+        """The outcome of a run that nothing disturbs, and its seconds."""
+        folder = self.home / "undisturbed"
+        for _ in range(2):  # the second takes the time a warm run takes
+            shutil.rmtree(folder, ignore_errors=True)
+            began = time.monotonic()
+            assert crash.finish([*self.words, "--output-dir", folder], self.log) == 0
+            seconds = time.monotonic() - began
+        return crash.outcome(folder), seconds
+
+    @cached_property
+    def interrupted(self) -> Path:
+        """A run folder with two checkpoints or more, killed."""
+        folder = self.home / "interrupted"
+        words = [*self.words, "--output-dir", folder]
+        crash.kill_when(words, self.log, lambda: len(list_checkpoints(folder / "checkpoints")) > 1)
+        return folder
+
+    def resumes(self, folder: Path) -> bool:
+        """Whether a run resumes to its end, bit for bit as if nothing had disturbed it."""
+        code = crash.finish([*self.words, "--output-dir", folder], self.log)
+        return code == 0 and not crash.differences(self.undisturbed[0], crash.outcome(folder))
+
+
+# --- Kills -------------------------------------------------------------------------------------------------------
+
+
+def killed(bench: Bench) -> Iterator[str]:
+    """SIGKILL at a random moment, then resumed and compared bit for bit"""
+    draw = random.Random(0)
+    seconds = bench.undisturbed[1]
+    return _killed(bench, lambda words, folder: crash.kill_after(words, bench.log, draw.uniform(0, seconds)))
+
+
+def killed_while_saving(bench: Bench) -> Iterator[str]:
+    """SIGKILL while a checkpoint is written, then resumed and compared bit for bit"""
+    draw = random.Random(0)
+
+    def kill(words: list, folder: Path) -> None:
+        draft = folder / f"checkpoints/.writing-step-{2 * draw.randrange(1, 18)}"
+        crash.kill_when(words, bench.log, draft.exists)
+
+    return _killed(bench, kill)
+
+
+def _killed(bench: Bench, kill: Callable[[list, Path], object]) -> Iterator[str]:
+    folder = bench.home / "killed"
+    for _ in range(KILLS):
+        kill([*bench.words, "--output-dir", folder], folder)
+        yield RECOVERED if bench.resumes(folder) else LOST
         shutil.rmtree(folder)
-    print(f"kills met the run: {dict(where)}")
-    return {"tried": count, "recovered": count - lost, "refused": 0, "lost": lost, "where": dict(where)}
 
 
-def _is_there(path: Path) -> bool:
-    return path.exists()
+# --- Damaged checkpoints -----------------------------------------------------------------------------------------
 
 
-def damages(trial: Trial) -> dict:
-    """Each file of the newest checkpoint truncated, bit-flipped, emptied, deleted: fall back and end the same."""
-    words, expected, home = trial.words, trial.expected, trial.home
-    folder, log = home / "damage", home / "log.txt"
-    arguments = [*words, "--output-dir", folder]
-    crash.kill_when(arguments, log, lambda: len(list_checkpoints(folder / "checkpoints")) > 1)
-    tried = recovered = refused = 0
-    ways = {
-        "truncated": lambda file: file.write_bytes(file.read_bytes()[:-1]),
-        "bit-flipped": lambda file: file.write_bytes(_flip(file.read_bytes())),
-        "emptied": lambda file: file.write_bytes(b""),
-        "deleted": lambda file: file.unlink(),
-    }
-    for file in sorted(list_checkpoints(folder / "checkpoints")[-1].iterdir()):
-        for name, harm in ways.items():
-            copy = home / "copy"
-            shutil.copytree(folder, copy)
-            arguments = [*words, "--output-dir", copy]
-            for k, path in enumerate(reversed(list_checkpoints(copy / "checkpoints"))):
-                harm(path / file.name)
-                tried += 1
-                if k == 0:  # the older one is whole: fall back
-                    found, skipped = find_checkpoint(copy / "checkpoints")
-                    fell_back = found != path and file.name in skipped[0]
-                    if name != "deleted":
-                        recovered += fell_back
-                        continue
-                    shutil.copytree(copy, home / "resumed")
-                    arguments[-1] = home / "resumed"
-                    ends = crash.finish(arguments, log) == 0
-                    recovered += fell_back and ends and not crash.differences(expected, crash.outcome(arguments[-1]))
-                    shutil.rmtree(home / "resumed")
-                    arguments[-1] = copy
-                else:  # none is whole: refuse, and touch nothing
-                    before = sorted(copy.rglob("*"))
-                    code = crash.finish(arguments, log) if name == "deleted" else _refuses(copy)
-                    refused += code == 2 and sorted(copy.rglob("*")) == before
-                    break
-            shutil.rmtree(copy)
-        print(f"damage to {file.name}: {tried} tried, {recovered} fell back, {refused} refused", flush=True)
-    return {"tried": tried, "recovered": recovered, "refused": refused, "lost": tried - recovered - refused}
+def checkpoint_truncated(bench: Bench) -> Iterator[str]:
+    """A file of a checkpoint cut by a byte (refused where no other checkpoint is whole)"""
+    return _damaged(bench, lambda file: file.write_bytes(file.read_bytes()[:-1]))
+
+
+def checkpoint_bit_flipped(bench: Bench) -> Iterator[str]:
+    """A file of a checkpoint with one bit flipped"""
+    return _damaged(bench, lambda file: file.write_bytes(_flip(file.read_bytes())))
+
+
+def checkpoint_emptied(bench: Bench) -> Iterator[str]:
+    """A file of a checkpoint emptied"""
+    return _damaged(bench, lambda file: file.write_bytes(b""))
+
+
+def checkpoint_deleted(bench: Bench) -> Iterator[str]:
+    """A file of a checkpoint deleted, then resumed and compared bit for bit"""
+    return _damaged(bench, Path.unlink, resume=True)
+
+
+def _damaged(bench: Bench, harm: Callable[[Path], object], resume: bool = False) -> Iterator[str]:
+    # Each file of the newest checkpoint: the run falls back. Then the same file of the older one: the run is refused.
+    for name in sorted(file.name for file in list_checkpoints(bench.interrupted / "checkpoints")[-1].iterdir()):
+        copy = bench.home / "copy"
+        shutil.copytree(bench.interrupted, copy)
+        checkpoints = copy / "checkpoints"
+        newest, *older = reversed(list_checkpoints(checkpoints))
+        harm(newest / name)
+        found, skipped = find_checkpoint(checkpoints)
+        falls_back = found == older[0] and name in skipped[0]
+        if resume:
+            whole = shutil.copytree(copy, bench.home / "resumed")
+            falls_back = falls_back and bench.resumes(whole)
+            shutil.rmtree(whole)
+        yield RECOVERED if falls_back else LOST
+        for path in older:
+            harm(path / name)
+        before = sorted(copy.rglob("*"))
+        refused = _refuses(copy, bench if resume else None)
+        yield REFUSED if refused and sorted(copy.rglob("*")) == before else LOST
+        shutil.rmtree(copy)
 
 
 def _flip(content: bytes) -> bytes:
@@ -109,27 +159,28 @@ def _flip(content: bytes) -> bytes:
     return bytes(changed)
 
 
-def _refuses(folder: Path) -> int:
+def _refuses(folder: Path, bench: Bench | None) -> bool:
+    if bench is not None:
+        return crash.finish([*bench.words, "--output-dir", folder], bench.log) == 2
     try:
         find_checkpoint(folder / "checkpoints")
     except ValueError:
-        return 2
-    return 0
+        return True
+    return False
 
 
-def full_disks(trial: Trial, count: int = 5) -> dict:
-    """A file system that fills up during the run: said, nothing harmed, and resumed when there is room."""
-    words, expected, home = trial.words, trial.expected, trial.home
-    recovered = tried = 0
-    for n in range(count):
-        disk, log = home / f"disk-{n}", home / "log.txt"
+# --- Disks -------------------------------------------------------------------------------------------------------
+
+
+def full_disk(bench: Bench) -> Iterator[str]:
+    """A disk that fills up during a run: exit code 2, whole checkpoints, resumed when there is room"""
+    for n in range(DISKS):
+        disk = bench.home / f"disk-{n}"
         disk.mkdir()
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]).returncode:
             print("full disks: no right to mount a tmpfs here, not tried")
-            break
-        tried += 1
-        arguments = [*words, "--output-dir", disk / "run"]
-        process = crash.start(arguments, log)
+            return
+        process = crash.start([*bench.words, "--output-dir", disk / "run"], bench.log)
         while len(list_checkpoints(disk / "run" / "checkpoints")) < 1 + n % 2:
             time.sleep(0.002)
         with (disk / "ballast").open("wb", buffering=0) as file:
@@ -141,63 +192,87 @@ def full_disks(trial: Trial, count: int = 5) -> dict:
         process.join(120)
         whole = all(find_damage(path) is None for path in list_checkpoints(disk / "run" / "checkpoints"))
         (disk / "ballast").unlink()
-        ends = crash.finish(arguments, log) == 0
-        good = process.exitcode == 2 and whole and ends
-        recovered += good and not crash.differences(expected, crash.outcome(disk / "run"))
-        print(f"full disk {n + 1}/{count}: {recovered} recovered", flush=True)
+        yield RECOVERED if process.exitcode == 2 and whole and bench.resumes(disk / "run") else LOST
         subprocess.run(["umount", "-l", str(disk)], check=True)
-    return {"tried": tried, "recovered": recovered, "refused": 0, "lost": tried - recovered}
 
 
-def bad_inputs(trial: Trial) -> dict:
-    """tests/test_bad_input.py: two hundred generated inputs."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(REPO / "tests" / "test_bad_input.py"),
-    ]
-    passed = subprocess.run(command, cwd=REPO).returncode == 0
-    return {"tried": 200, "recovered": 0, "refused": 200 if passed else 0, "lost": 0 if passed else 200}
+# --- Bad input ---------------------------------------------------------------------------------------------------
 
 
-KINDS = {"kills": kills, "damaged files": damages, "full disks": full_disks, "bad inputs": bad_inputs}
-KINDS |= chaos_folders.KINDS
+def bad_command_line(bench: Bench) -> Iterator[str]:
+    """A command line with a wrong option or value: one line, exit code 2"""
+    return _generated("test_command_lines", 100)
+
+
+def bad_config(bench: Bench) -> Iterator[str]:
+    """A --config file that is not one"""
+    return _generated("test_configs", 60)
+
+
+def empty_or_binary_data(bench: Bench) -> Iterator[str]:
+    """A data file that is empty or binary"""
+    return _generated("test_files", 40)
+
+
+def _generated(test: str, count: int) -> Iterator[str]:
+    # A test of tests/test_bad_input.py, which tries so many inputs.
+    words = ["-q", "-p", "no:cacheprovider", f"{REPO / 'tests' / 'test_bad_input.py'}::{test}"]
+    passed = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=REPO).returncode == 0
+    yield from [REFUSED if passed else LOST] * count
+
+
+KINDS: list[Callable[[Bench], Iterator[str]]] = [
+    killed,
+    killed_while_saving,
+    checkpoint_truncated,
+    checkpoint_bit_flipped,
+    checkpoint_emptied,
+    checkpoint_deleted,
+    full_disk,
+    bad_command_line,
+    bad_config,
+    empty_or_binary_data,
+]
+
+
+def _of_folders(kind: Callable[[Trial], dict]) -> Callable[[Bench], Iterator[str]]:
+    # A kind of chaos_folders.py, which counts its tries itself.
+    def tries(bench: Bench) -> Iterator[str]:
+        outcome, seconds = bench.undisturbed
+        found = kind(Trial(bench.words, outcome, seconds, bench.home))
+        for result in (RECOVERED, REFUSED, LOST):
+            yield from [result] * found[result]
+
+    tries.__name__, tries.__doc__ = kind.__name__, kind.__doc__
+    return tries
+
+
+KINDS += map(_of_folders, chaos_folders.KINDS.values())
 
 
 def main() -> None:
+    kinds = {kind.__name__: kind for kind in KINDS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--only", nargs="*", default=[*KINDS], choices=KINDS, help="Kinds to try.")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"By default all: {', '.join(kinds)}.")
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "chaos.json")
     options = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        (home / "story.txt").write_text(STORY)
-        words = ["--dataset", home / "story.txt", *crash.RUN, "--resume", "latest"]
-        for _ in range(2):  # the second takes the time a warm run takes
-            shutil.rmtree(home / "undisturbed", ignore_errors=True)
-            began = time.monotonic()
-            code = crash.finish([*words, "--output-dir", home / "undisturbed"], home / "log.txt")
-            assert code == 0, (home / "log.txt").read_text()[-2000:]
-            seconds = time.monotonic() - began
-        trial = Trial(words, crash.outcome(home / "undisturbed"), seconds, home, options.kills)
-        table = {}
-        for name in options.only:
-            print(f"--- {name}", flush=True)
-            table[name] = KINDS[name](trial)
-    if set(options.only) == set(KINDS):
-        options.out.write_text(json.dumps(table, indent=2) + "\n")
-    width = max(map(len, table))
-    keys = ("tried", "recovered", "refused", "lost")
-    print(" " * width + "".join(f"{key:>10}" for key in keys))
-    for name, row in table.items():
-        print(f"{name:>{width}}" + "".join(f"{row[key]:>10}" for key in keys))
-    print(f"{len(table)} kinds" + "".join(f", {sum(row[key] for row in table.values())} {key}" for key in keys))
+    if unknown := {*options.kinds} - {*kinds}:
+        parser.error(f"unknown kinds: {', '.join(sorted(unknown))}")
+    table = json.loads(options.out.read_text()) if options.out.exists() and options.kinds else {}
+    with tempfile.TemporaryDirectory() as home:
+        bench = Bench(Path(home))
+        for name in options.kinds or kinds:
+            counts: Counter[str] = Counter()
+            for result in kinds[name](bench):
+                counts[result] += 1
+                print(f"{name} {counts.total()}: {result}", flush=True)
+            columns = {"tried": counts.total(), **{key: counts[key] for key in (RECOVERED, REFUSED, LOST)}}
+            table[name] = {"fault": kinds[name].__doc__, **columns}
+    table = {name: table[name] for name in kinds if name in table}
+    options.out.write_text(json.dumps(table, indent=1) + "\n")
+    for row in table.values():
+        print(*(f"{row[key]:>6} {key}" for key in ("tried", RECOVERED, REFUSED, LOST)), f" {row['fault']}")
+    print(f"{len(table)} kinds, {sum(row['tried'] for row in table.values()):,} tries")
     sys.exit(any(row["lost"] for row in table.values()))
 
 

@@ -388,7 +388,7 @@ BAD_TEMPLATES = {
     "no generation markers": CHATML.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", ""),
     "one special token that ends it": CHATML.replace("'<|im_end|>'", "'.'"),
     "begins an answer in training otherwise": CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>\\n'"),
-    "does not render a question": "{{ messages[7]['content'] | trim }}",
+    "does not render a conversation": "{{ messages[7]['content'] | trim }}",
 }
 
 

@@ -270,7 +270,7 @@ BAD = {
     "--patience 2 --validation-fraction 0": "choose by validation loss",
     "--report-to excel": "report_to is 'excel'",
     "--report-to wandb": r"wandb is not installed; it is an extra: pip install -e .*\[wandb\]",
-    "--seed 99999999999999999999": "less than 2 to the power of 63",
+    "--seed 99999999999999999999": "at most 9,223,372,036,854,775,807",
     "--model m --tokenizer train": "does not fit the embeddings",
     "--mixed-precision fp16 --device cpu": "fp16 needs a GPU",
     "--tokenizer=": "tokenizer is empty",

@@ -238,7 +238,7 @@ def test_a_template_of_ones_own_is_read_from_a_file(tmp_path):
         ({"kind": "syllables"}, "no kind 'syllables'.*one of bpe"),
         ({"vocab_size": 7, "kind": "word"}, "vocab_size 7 is too small"),
         ({"vocab_size": 259}, "259 is too small: 256 bytes and 5 special tokens need 261"),
-        ({"vocab_size": 20, "kind": "unigram"}, "No unigram tokenizer of 20 tokens here"),
+        ({"vocab_size": 20, "kind": "unigram"}, "No unigram tokenizer of 20 tokens"),
         ({"min_frequency": 0}, "min_frequency is 0"),
         ({"min_frequency": 10**6, "kind": "char"}, "No character.*1000000 times"),
         ({"special_tokens": ["user"]}, "'user'.*brackets"),

@@ -46,7 +46,7 @@ COPIES = {"exact_duplicates": "the same text as", "near_duplicates": "nearly the
 REASONS = {"passages": "all of it was there before"}  # of filters that do not see rows one by one
 
 
-def shown(what: str):
+def progress_bar(what: str):
     """A progress bar that says what is done; it appears where that takes longer than a second."""
     return partial(tqdm, desc=what, delay=1, unit="part")
 
@@ -124,7 +124,7 @@ def encode(corpora: list, tables: list[list], splits: list[dict], tokenizer, wor
         used = np.zeros(ends[-1], dtype=bool)
         used[np.concatenate([*of_splits.values()])] = True
         make = lambda k, t=of_corpus, e=ends, a=used: encode_texts(texts_of_table(t[k], a[e[k] : e[k + 1]]))  # noqa: E731
-        parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, shown(f"Tokenizing {corpus.name}"))
+        parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, progress_bar(f"Tokenizing {corpus.name}"))
         found.append(Tokens(parts))
     return found
 
@@ -167,7 +167,7 @@ def write_rows(run: Any, corpora: list, tokens: list, splits: list[dict], vocab_
         mixture = made or mixture
         stream = Joined(tokens, source, document)
         lengths[name] = np.diff(stream.ends, prepend=0)
-        progress, facts = shown(f"Writing {name}"), {}
+        progress, facts = progress_bar(f"Writing {name}"), {}
         if run.pack or run.pad:
             how = {"max_length": run.max_length, "pack": run.pack}
             parts, padding, cut = write_documents(stream, out / name, vocab_size, progress, **how)
@@ -196,7 +196,7 @@ def write_cleaned(run: Any, corpora: list, tables: list[list], splits: list[dict
     for name in split_names(splits):
         source, document, made = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
         mixture = made or mixture
-        parts = write_texts(tables, source, document, out / name, shown(f"Writing {name}"))
+        parts = write_texts(tables, source, document, out / name, progress_bar(f"Writing {name}"))
         lengths[name] = np.concatenate([sizes[n][document[source == n]] for n in range(len(tables))])
         records[name] = {
             "documents": len(document),

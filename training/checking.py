@@ -20,6 +20,7 @@ from scratch_gpt.data.prompts import choose_format, encode_prompt, read_conversa
 from scratch_gpt.data.sources import open_rows
 from scratch_gpt.drift import check_same_vocabulary, prompt_drift, text_drift
 from scratch_gpt.evaluation import Measured, over_seeds
+from scratch_gpt.foreign import check_regular
 from scratch_gpt.memorisation import read_secrets, secret_metrics
 from scratch_gpt.order import epoch_order
 from scratch_gpt.tokenizer import extend_tokenizer
@@ -199,10 +200,13 @@ def tuning_source(run: Any) -> tuple | None:
 def read_recipe(file: Path) -> dict[str, Any]:
     """The fields of a run.yaml; none where it is not there, or damaged."""
     try:
+        check_regular(file)
         made = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
-    return made if isinstance(made, dict) else {}
+    texts = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column")
+    is_run = isinstance(made, dict) and all(isinstance(made.get(name), str | None) for name in texts)
+    return made if is_run else {}
 
 
 def row_texts(where: tuple) -> list[str]:

@@ -214,12 +214,13 @@ def predict(run: ClassifyRun) -> None:
     from scratch_gpt.data.files import kind_ending
     from scratch_gpt.data.labels import read_texts
     from scratch_gpt.data.sources import open_rows
+    from scratch_gpt.foreign import shown
     from scratch_gpt.tokenizer import encode_batch
 
     column = run.text_column or "text"
     rows, _, notices = open_rows(run.predict, columns=one_column(column), column_names=split_names(run.column_names))
     for notice in notices:
-        print(notice, file=sys.stderr)
+        print(shown(notice), file=sys.stderr)
     values = rows[column][:]
     if kind_ending(Path(run.predict)) == ".txt":  # a text a line; other characters that break a line may be in a text
         values = [line for value in values for line in value.removesuffix("\n").split("\n")]

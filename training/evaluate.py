@@ -167,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
         from labelled import load_classifier, measure_labelled
         from measuring import is_classifier, load, measure_all, show
         from scratch_gpt.evaluation import read_evaluation, record_measured
+        from scratch_gpt.foreign import shown
 
         file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
         revision = run.model_revision
@@ -180,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
             found = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
         for name, measured in found:
             record_measured(file, model, name, measured, revision)
-            print(f"{name}: {show(measured.results)}", flush=True)
+            print(shown(f"{name}: {show(measured.results)}"), flush=True)
         print(f"Written: {file}")
 
 

@@ -50,6 +50,7 @@ class GenerateRun:
 def chat(decoder, tokenizer, seed: int, **how) -> None:
     """Read what the user says, write what the model answers, until /exit or the end of the input."""
     from scratch_gpt.data.prompts import encode_prompt
+    from scratch_gpt.foreign import shown
     from scratch_gpt.generation import stream
 
     print("/exit ends, /clear begins a new conversation.")
@@ -71,7 +72,7 @@ def chat(decoder, tokenizer, seed: int, **how) -> None:
             print("(The conversation is longer than the model's context; its beginning is no longer seen.)")
         answer = ""
         for piece in stream(decoder, tokenizer, ids, seed=seed + len(messages), **how):
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
             answer += piece
         print()
         if answer.strip():  # where it says nothing, nothing was asked
@@ -126,6 +127,8 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(GenerateRun, argv, positional=("model", "prompt"))
         check_fields(run)
         check_model_folder(run.model)
+        if run.top_p == 0:
+            raise ValueError("top_p is 0; it has to be more than 0. For the likeliest token give --temperature 0.")
         if run.assistant_model == "int8" and run.quantize == "int8":
             raise ValueError("assistant_model int8 guesses for a model in its own precision: leave out quantize.")
         if run.assistant_model not in (None, "int8"):
@@ -136,7 +139,9 @@ def main(argv: list[str] | None = None) -> None:
 
         from scratch_gpt import generate_text, load_tokenizer
         from scratch_gpt.allocation import keep_freed_memory
+        from scratch_gpt.chat_templates import TRIAL, render
         from scratch_gpt.decoding import make_decoder
+        from scratch_gpt.foreign import shown
         from scratch_gpt.generation import stream
         from scratch_gpt.tokenizer import encode
 
@@ -146,6 +151,9 @@ def main(argv: list[str] | None = None) -> None:
                 f"{run.model} keeps no chat template: it was not tuned to talk. training/instruct.py makes a model "
                 "that does; without --chat this one continues a text."
             )
+        if run.chat:
+            render(tokenizer, tokenizer.chat_template, TRIAL[:1], add_generation_prompt=True)
+        ids = encode(tokenizer, prompt)
         model = load(run.model, run.model_revision)
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))
         keep_freed_memory()
@@ -164,13 +172,13 @@ def main(argv: list[str] | None = None) -> None:
         if run.chat:
             return chat(decoder, tokenizer, run.seed, **how)
         if run.samples == 1:
-            print(prompt, end="", flush=True)
-            for piece in stream(decoder, tokenizer, encode(tokenizer, prompt), seed=run.seed, **how):
-                print(piece, end="", flush=True)
+            print(shown(prompt), end="", flush=True)
+            for piece in stream(decoder, tokenizer, ids, seed=run.seed, **how):
+                print(shown(piece), end="", flush=True)
             print("\n")
         else:
             for text in generate_text(decoder, tokenizer, [prompt] * run.samples, seed=run.seed, **how):
-                print(f"{prompt}{text}\n")
+                print(shown(f"{prompt}{text}\n"))
         print(speed(decoder, time.perf_counter() - start), file=sys.stderr)
 
 

@@ -193,10 +193,11 @@ def describe(run: InstructRun, task, settings, steps: int, accelerator) -> str:
 def preview(run: InstructRun) -> None:
     """Print the first training rows as they are learned; without `pack`, those that will be dropped too."""
     from scratch_gpt.data.prompts import PromptRows, encode_conversations, show_asked
+    from scratch_gpt.foreign import shown
 
     splits, _, notices = read_splits(run)
     tokenizer, model, changes = start_model(run, splits["train"])
-    print("\n".join([*notices, *changes]))
+    print(shown("\n".join([*notices, *changes])))
     max_length = run.max_length or model.config.max_position_embeddings
     some = splits["train"] if run.pack else splits["train"][: run.preview]
     encoded = encode_conversations(tokenizer, some, None, run.train_on)

@@ -21,6 +21,7 @@ from scratch_gpt.data.columns import Columns
 from scratch_gpt.data.labels import Examples, LabelledRows, match_labels, read_examples
 from scratch_gpt.data.sources import open_rows
 from scratch_gpt.evaluation import Measured
+from scratch_gpt.foreign import shown
 from scratch_gpt.launch import make_accelerator
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.tokenizer import check_vocabulary, encode_batch, load_tokenizer
@@ -101,7 +102,7 @@ def measure_labelled(run: Any, classifier: Classifier) -> Measured:
     where = run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
     examples, source, notices = open_labelled(run, where, run.text_column, least=1)
     for notice in notices:
-        print(notice)
+        print(shown(notice))
     matched = match_labels(examples, classifier.names, classifier.has_many)
     label2id = {name: id for id, name in enumerate(classifier.names)}
     rows = LabelledRows(matched, partial(encode_batch, classifier.tokenizer), label2id, classifier.max_length)

@@ -21,6 +21,7 @@ from scratch_gpt.data.prompts import Messages, choose_format, encode_prompt, rea
 from scratch_gpt.data.sources import joined_stream, open_documents, open_rows, token_stream
 from scratch_gpt.data.windows import Windows
 from scratch_gpt.evaluation import Measured, language_metrics, mean_losses, over_seeds
+from scratch_gpt.foreign import read_json, shown
 from scratch_gpt.generation import generate_answers
 from scratch_gpt.judging import (
     PAIR,
@@ -79,7 +80,7 @@ def is_classifier(name: str, revision: str | None) -> bool:
     """Whether what was saved is a classifier: as a language model it says nothing."""
     file = find_adapter(name, revision) or find_file(name, "config.json", revision)
     try:
-        config = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        config = read_json(file) if file else {}
         kinds = [config.get("task_type"), *(config.get("architectures") or ())]
     except (OSError, ValueError, AttributeError, TypeError):  # loading the model reports it
         return False
@@ -95,7 +96,7 @@ def open_set(run: Any, path: str, columns: Columns) -> tuple[Any, dict[str, Any]
     """Open the rows of a set with the columns in use; returns them and their record, and prints what is not read."""
     rows, record, notices = open_rows(*source_of(run, path), columns)
     for notice in notices:
-        print(notice)
+        print(shown(notice))
     return rows, record
 
 

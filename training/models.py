@@ -1,7 +1,9 @@
 """What a run says of its model and tokenizer -> both, new or loaded. Not a recipe itself."""
 
+import os
 from collections.abc import Iterable
 
+import psutil
 import torch
 from transformers import PreTrainedModel
 
@@ -10,7 +12,7 @@ from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.adapter_loading import identify_base
 from scratch_gpt.chat_templates import FORMATS, choose_format, store_format
 from scratch_gpt.conversion import load_model
-from scratch_gpt.costs import all_parameters
+from scratch_gpt.costs import Tune, all_parameters, memory
 from scratch_gpt.launch import compile_options
 from scratch_gpt.tokenizer import count_ids, end_of_text_id, load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
@@ -50,6 +52,19 @@ def small_preset(run: Run, config: ScratchGPTConfig, classes: int | None = None)
     ]
 
 
+def check_memory(run: Run, config: ScratchGPTConfig, classes: int | None = None) -> None:
+    """Raise a ValueError if a step of a new model, of one token, takes more memory than the machine has."""
+    tune, processes = Tune(run.tune, run.lora_rank, run.lora_targets), int(os.environ.get("WORLD_SIZE", "1"))
+    needed = memory(config, 1, 1, half=False, tune=tune, classes=classes, optimizer=run.optimizer).peak / processes
+    has_gpu = run.device in ("auto", "cuda") and torch.cuda.is_available()
+    there = torch.cuda.mem_get_info()[1] if has_gpu else psutil.virtual_memory().total
+    if needed > there:
+        raise ValueError(
+            f"A model of {all_parameters(config, classes):.2e} parameters takes {needed / 1e9:,.0f} GB of memory, and "
+            f"there are {there / 1e9:,.0f}. Choose a smaller --preset, --vocab-size or --config-overrides."
+        )
+
+
 def build_model(
     run: Run, tokenizer, max_length: int | None, model_class: type[PreTrainedModel] = ScratchGPTForCausalLM
 ) -> PreTrainedModel:
@@ -66,6 +81,7 @@ def build_model(
         }
         overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
+        check_memory(run, config)
         model = model_class(config)
     else:
         model = load_model(run.model, run.model_revision, model_class, **changes)

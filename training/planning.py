@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from models import small_preset
+from models import check_memory, small_preset
 from recipe import Run, parse_overrides, trains_tokenizer, vocabulary_size
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
 from scratch_gpt.conversion import with_fused_gelu
@@ -24,6 +24,7 @@ from scratch_gpt.costs import (
     trained_parameters,
 )
 from scratch_gpt.data.manifest import is_prepared, read_manifest
+from scratch_gpt.foreign import one_error
 from scratch_gpt.launch import best_attention, describe_device, make_accelerator
 from scratch_gpt.optimizers import make_optimizer
 from scratch_gpt.order import Share
@@ -66,15 +67,12 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
     if run.model is not None:
         if (Path(run.model) / "adapter_config.json").exists():
             raise ValueError(f"--model {run.model} is an adapter: a plan is made of the model that it adapts.")
-        try:
+        with one_error(f"--model {run.model}: its config cannot be read"):
             found, _ = ScratchGPTConfig.get_config_dict(run.model, revision=run.model_revision)
             if found.get("model_type") != ScratchGPTConfig.model_type:
                 raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained.")
             config = ScratchGPTConfig.from_dict(found)  # changed after it is read: a GPT-2 file has names of its own
             config.update(with_fused_gelu(found, changes))
-        except Exception as error:
-            message = " ".join(str(error).split())[:300]
-            raise ValueError(f"--model {run.model}: its config cannot be read: {message}") from error
     else:
         if prepared is not None:
             changes["vocab_size"] = prepared["tokenizer"]["vocab_size"]
@@ -162,6 +160,7 @@ def small_model(run: Run, config: ScratchGPTConfig, attention: str, device, shap
     """(a model of two blocks with weights of no meaning, what it loses on rows of this shape)."""
     kind = ScratchGPTForCausalLM if classes is None else ScratchGPTForSequenceClassification
     two = ScratchGPTConfig.from_dict({**config.to_dict(), "num_hidden_layers": 2, "num_labels": classes or 2})
+    check_memory(run, two, classes)
     with torch.device("meta"):
         model = kind._from_config(two, attn_implementation=attention)
     model = model.to_empty(device=device).train()

@@ -187,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         run = replace(run, vocab_size=vocabulary_size(run))
 
         from preparing import make_filters, make_plan, open_corpora, open_tokenizer, prepare, settle_folder
+        from scratch_gpt.foreign import shown
         from scratch_gpt.locks import hold
 
         corpora, filters, tokenizer = open_corpora(run), make_filters(run), open_tokenizer(run)
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{run.output_dir} is prepared already, from these sources with these settings.")
                 return
             manifest = prepare(run, corpora, filters, tokenizer, plan, work)
-    print(describe(run, manifest))
+    print(shown(describe(run, manifest)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pyarrow as pa
 from assembling import (
     encode,
     list_unusual,
-    shown,
+    progress_bar,
     train_on_splits,
     write_cleaned,
     write_removed,
@@ -65,6 +65,7 @@ from scratch_gpt.data.privacy import mask_private
 from scratch_gpt.data.sources import is_text, open_column, open_rows
 from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
 from scratch_gpt.folders import remove, remove_empty
+from scratch_gpt.foreign import shown
 from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
 
 
@@ -154,7 +155,7 @@ def open_corpora(run: Any) -> list[Corpus]:
         source = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
         rows = source.rows
         for notice in source.notices:
-            print(notice)
+            print(shown(notice))
         if run.deduplicate_passages is not None and _text_column(run, rows) is None:
             raise ValueError(
                 f"--deduplicate-passages cuts the column {run.text_column!r}, and {name} has no such text, only "
@@ -243,7 +244,7 @@ def clean(run: Any, corpora: list[Corpus], filters: list, work: Path) -> list[li
         make = lambda k, table=table, bounds=bounds, column=column: clean_part(  # noqa: E731
             table.slice(bounds[k], bounds[k + 1] - bounds[k]), filters, key, sign, column
         )
-        tables.append(in_parts(work / f"clean-{n}", len(bounds) - 1, make, shown(f"Cleaning {corpus.name}")))
+        tables.append(in_parts(work / f"clean-{n}", len(bounds) - 1, make, progress_bar(f"Cleaning {corpus.name}")))
     return tables
 
 
@@ -273,7 +274,7 @@ def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
         return change_part(tables[k], alive, column, lambda text: seen.remove(text)[0])
 
     remove(work / "passages")  # what was seen is in no file: all parts are made again
-    cut = in_parts(work / "passages", len(tables), make, shown("Cutting passages"))
+    cut = in_parts(work / "passages", len(tables), make, progress_bar("Cutting passages"))
     emptied = np.concatenate([table.column("_emptied").to_numpy() for table in cut])
     changed = np.concatenate([table.column("_shortened").to_numpy() for table in cut])
     selection.remove("passages", emptied)

@@ -47,17 +47,18 @@ def show(run: PublishRun, steps: list[int]) -> None:
     """Stage, and print the tree with sizes, the branches of checkpoints and the card."""
     from pathlib import Path
 
+    from scratch_gpt.foreign import shown
     from scratch_gpt.published import files_of, left_behind, stage
 
     out = stage(run.run, repo=run.repo, layout=run.layout, revision=run.revision, **terms(run))
     sizes = {name: (out / name).stat().st_size for name in files_of(out)}
     for name, size in sizes.items():
-        print(f"{size:>15,}  {name}")
+        print(f"{size:>15,}  {shown(name)}")
     print(f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files, in {out}")
     for step in steps:
         print(f"as well: branch step-{step}, with the weights of that checkpoint")
-    print(f"stays here: {', '.join(left_behind(Path(run.run)))}\n")
-    print((out / "README.md").read_text(encoding="utf-8"))
+    print(shown(f"stays here: {', '.join(left_behind(Path(run.run)))}\n"))
+    print(shown((out / "README.md").read_text(encoding="utf-8")))
 
 
 ONNX_NEXT = """

@@ -147,23 +147,25 @@ class Run(Source):
     plan_tflops: float | None = option(None, "10^12 operations a second that a device reaches (not its peak).")
 
 
-AT_LEAST = {  # field -> the least it may be
-    **dict.fromkeys(
-        ("batch_size", "accumulation_steps", "keep", "log_every", "max_length", "patience", "vocab_size"), 1
-    ),
-    **dict.fromkeys(("lora_rank", "seeds", "stride", "expect_processes", "plan_devices"), 1),
-    **dict.fromkeys(("eval_every", "eval_batches", "checkpoint_every"), 1),
-    **dict.fromkeys(
-        ("max_bad_steps", "stream_lanes", "duplicate_ngram", "deduplicate_passages", "contamination_ngram"), 1
-    ),
-    **dict.fromkeys(("max_steps", "epochs", "max_tokens", "max_time", "learning_rate", "min_learning_rate"), 0),
-    **dict.fromkeys(
-        ("hang_timeout", "warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed", "dropout", "mask_inputs"),
-        0,
-    ),
-    **dict.fromkeys(("lora_alpha", "lora_dropout", "answers", "beta", "beta2", "simpo_gamma", "temperature"), 0),
-    **dict.fromkeys(("judge_repeats", "max_new_tokens", "preview", "samples"), 1),
-    **dict.fromkeys(("prompt_lookup_num_tokens", "num_assistant_tokens"), 1),
+COUNT, TOKENS = 10**12, 2**24  # more than any run can count, or hold
+LIMITS = {  # field -> the least and the most that it may be
+    **dict.fromkeys(("batch_size", "accumulation_steps"), (1, 2**20)),
+    **dict.fromkeys(("max_length", "stride", "vocab_size", "max_new_tokens"), (1, TOKENS)),
+    **dict.fromkeys(("keep", "log_every", "patience", "eval_every", "eval_batches", "checkpoint_every"), (1, COUNT)),
+    **dict.fromkeys(("plan_devices", "max_bad_steps", "preview", "deduplicate_passages"), (1, COUNT)),
+    **dict.fromkeys(("lora_rank", "expect_processes", "stream_lanes", "duplicate_ngram"), (1, 2**16)),
+    **dict.fromkeys(("contamination_ngram", "seeds", "judge_repeats", "samples"), (1, 2**16)),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "num_assistant_tokens"), (1, 2**16)),
+    **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers"), (0, COUNT)),
+    **dict.fromkeys(("mask_inputs", "hang_timeout"), (0, COUNT)),
+    **dict.fromkeys(("epochs", "lora_alpha", "beta", "simpo_gamma", "temperature"), (0, 10**6)),
+    **dict.fromkeys(("learning_rate", "min_learning_rate"), (0, 1e32)),  # a rate that diverges is met by the loop
+    **dict.fromkeys(("dropout", "lora_dropout", "beta2", "top_p"), (0, 1)),
+    "max_tokens": (0, 10**18),
+    "weight_decay": (0, 100),
+    "workers": (0, 2**10),
+    "top_k": (0, TOKENS),
+    "seed": (0, 2**63 - 1),
 }
 
 
@@ -197,10 +199,8 @@ def unused_options(run: Run) -> dict[str, str]:
 
 def check_fields(run: Any) -> None:
     """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
-    for name, least in AT_LEAST.items():
-        value = getattr(run, name, None)
-        if value is not None and not least <= value < float("inf"):
-            raise ValueError(f"{name} is {value}; it has to be at least {least}.")
+    for name, (least, most) in LIMITS.items():
+        check_range(name, getattr(run, name, None), least, most)
     for item in fields(run):
         choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(run, item.name) not in choices:
@@ -208,10 +208,26 @@ def check_fields(run: Any) -> None:
     for name in ("output_dir", "dataset", "model", "tokenizer", "resume", "mixture"):
         if getattr(run, name, None) == "":
             raise ValueError(f"{name} is empty.")
-    if run.seed >= 2**63:
-        raise ValueError(f"seed is {run.seed}; it has to be less than 2 to the power of 63.")
+    for name in ("prompt", "sample_prompt", "joiner"):
+        check_unicode(name, getattr(run, name, None))
     if getattr(run, "compile", False):
         check_compiler()
+
+
+def check_range(name: str, value: float | None, least: float, most: float) -> None:
+    """Raise a ValueError for a number outside of what a field may be; None is none."""
+    if value is not None and not value >= least:
+        raise ValueError(f"{name} is {value}; it has to be at least {least}.")
+    if value is not None and not value <= most:
+        raise ValueError(f"{name} is {value}; it has to be at most {most:,}.")
+
+
+def check_unicode(name: str, text: str | None) -> None:
+    """Raise a ValueError for text with bytes that were not UTF-8, which no tokenizer takes."""
+    if text is not None and not text.isascii():
+        from scratch_gpt.foreign import check_text
+
+        check_text(text, name)
 
 
 def check_compiler() -> None:
@@ -228,8 +244,6 @@ def check(run: Run) -> None:
     check_model_folder(run.model)
     if run.model is not None and run.tokenizer == "train":
         raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")
-    if run.dropout is not None and run.dropout > 1:
-        raise ValueError(f"dropout is {run.dropout}; it lies between 0 and 1.")
     if run.beta2 >= 1:
         raise ValueError(f"beta2 is {run.beta2}; it is less than 1.")
     check_tune(run)
@@ -410,8 +424,10 @@ def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
     import yaml
 
     try:
+        if Path(path).is_fifo():
+            raise ValueError("it is a pipe. Give a file.")
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"--config {path} has to hold `field: value` lines.")
@@ -445,7 +461,7 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
             changes[name] = yaml.safe_load(value)
             if isinstance(changes[name], str):
                 changes[name] = float(value)  # 1e-5, which YAML takes for a word
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             changes[name] = value
     return changes
 
@@ -653,6 +669,10 @@ def one_clear_line(
             error = error.__cause__
         if int(os.environ.get("RANK", "0")) > 0:
             time.sleep(10)  # the launcher ends this process once the first one has spoken
-        code = getattr(error, "exit_code", 2)
-        print(f"{'error: ' if code == 2 else ''}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        code, line = getattr(error, "exit_code", 2), " ".join(str(error).split())
+        if not line.isprintable():
+            from scratch_gpt.foreign import shown
+
+            line = shown(line)
+        print(f"{'error: ' if code == 2 else ''}{line}", file=sys.stderr, flush=True)
         raise SystemExit(code) from error

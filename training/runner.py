@@ -57,6 +57,7 @@ from scratch_gpt.folders import (
     remove_replaced,
     set_aside,
 )
+from scratch_gpt.foreign import FileChanged, shown
 from scratch_gpt.launch import best_attention, check_launch, describe_device, make_accelerator
 from scratch_gpt.loading import load_complete
 from scratch_gpt.locks import hold
@@ -241,16 +242,16 @@ def _run_task(run: Run, start: Start, build, describe, begin):
         settings, steps = settle(run, start, task, accelerator.num_processes)
         record, changes = compare(run, start, task, accelerator, settings)
         for notice in (*start.notices, *task.notices, *changes):
-            accelerator.print(notice)
+            accelerator.print(shown(notice))
         if is_finished(run, start, steps):
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
             return accelerator
-        accelerator.print(describe(run, task, settings, steps, accelerator))
+        accelerator.print(shown(describe(run, task, settings, steps, accelerator)))
     # Code that hangs says so and ends here; an end from outside, and lack of room, name the last checkpoint too.
     stacks = start.folder / f"stacks-{accelerator.process_index}.txt"
     goes_on = lambda: f"{last_good(start.folder)} --resume latest goes on from there."  # noqa: E731
     watched = watch(60 * run.hang_timeout, stacks, goes_on)
-    with one_clear_line(MemoryError, CheckpointError, RunStopped), name_last_good(start.folder), watched:
+    with one_clear_line(MemoryError, CheckpointError, RunStopped, FileChanged), name_last_good(start.folder), watched:
         begin(accelerator)
         with measure_energy(start.folder / EMISSIONS, run.energy if accelerator.is_main_process else None):
             carry_out(run, start, task, accelerator, settings, steps, record)
@@ -412,7 +413,7 @@ def carry_out(
         save("loss.png", lambda: _draw(accelerator, folder, run, task))
         numbers = {name: value for name, value in progress.last_evaluation.items() if name.startswith("eval_")}
         values = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        sample = " ".join(progress.last_evaluation.get("sample", "").split())
+        sample = shown(" ".join(progress.last_evaluation.get("sample", "").split()))
         return f"step {progress.step}: {values}{'  (best)' if is_best else ''}" + (f"\n    {sample}" if sample else "")
 
     has_validation = "validation" in task.rows
@@ -632,11 +633,11 @@ def _farewell(run: Run, task: Task, progress: Progress, steps: int, results: dic
         end += f" (stopped before step {steps})"
     if "test" in results:
         before = results.get("before/test", {})
-        shown = (
+        scores = (
             f"{name} {value:.4f}{f' (before {before[name]:.4f})' if name in before else ''}"
             for name, value in results["test"].items()
         )
-        end += f". On the test split: {', '.join(shown)}"
+        end += f". On the test split: {', '.join(scores)}"
     then = "".join(f"\n  {command.format(folder=folder)}" for command in task.next_steps)
     alone = f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
     adapter = alone if run.tune == "lora" else ""

@@ -11,6 +11,7 @@ from typing import Any
 from recipe import check_output_dir, one_clear_line, parse_rates, write_run_yaml
 from runner import clear, finish, hold_output, prepare, run_task
 from scratch_gpt.checkpoints import write_text
+from scratch_gpt.foreign import read_json
 from scratch_gpt.loop import Diverged
 
 
@@ -117,7 +118,7 @@ def result_of(run: Any) -> dict[str, Any]:
 def read_table(run: Any) -> dict[str, dict[str, Any]]:
     """What a sweep that is resumed has found, by the rate as it is written."""
     file = Path(run.output_dir) / NAME
-    return json.loads(file.read_text(encoding="utf-8"))["rates"] if run.resume is not None and file.exists() else {}
+    return read_json(file).get("rates", {}) if run.resume is not None and file.exists() else {}
 
 
 def write_table(run: Any, table: dict[float, dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from recipe import Source, check_writable, one_clear_line, option, parse, relative
+from recipe import Source, check_range, check_writable, one_clear_line, option, parse, relative
 
 
 FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
@@ -46,15 +46,20 @@ class TokenizerRun(Source):
     seed: int = option(0, "Decides what is held out and what is sampled.")
 
 
-LEAST = {"sample_megabytes": 0.001, "model_max_length": 1, "rare": 1, "seed": 0}
+LIMITS = {  # field -> the least and the most that it may be
+    "sample_megabytes": (0.001, 10**6),
+    "vocab_size": (1, 2**24),
+    "min_frequency": (1, 10**9),
+    "model_max_length": (1, 10**9),
+    "rare": (1, 10**9),
+    "seed": (0, 2**63 - 1),
+}
 
 
 def check(run: TokenizerRun) -> None:
     """Raise a ValueError for the first field whose value cannot be meant; `plan_tokenizer` sees to the others."""
-    for name, least in LEAST.items():
-        value = getattr(run, name)
-        if value is not None and not least <= value < float("inf"):
-            raise ValueError(f"{name} is {value}; it has to be at least {least}.")
+    for name, (least, most) in LIMITS.items():
+        check_range(name, getattr(run, name), least, most)
     if not 0 < run.held_out_fraction < 1:
         raise ValueError(f"held_out_fraction is {run.held_out_fraction}; it lies between 0 and 1.")
     for name in ("output_dir", "dataset"):
@@ -83,6 +88,7 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
     from tqdm.auto import tqdm
 
     from scratch_gpt.data.sources import open_documents, open_stream, split_documents
+    from scratch_gpt.foreign import shown
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column)
     if run.streaming:
@@ -94,7 +100,7 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
         splits = split_documents(documents, run.held_out_fraction, seed=run.seed)
         texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
         held_out, total = splits["validation"], len(splits["train"])
-    print(*notices, sep="\n", end="\n" * bool(notices))
+    print(*map(shown, notices), sep="\n", end="\n" * bool(notices))
     return tqdm(texts, "Reading", total, unit=" documents", delay=1), (row["text"] for row in held_out)
 
 
@@ -140,6 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         import shutil
 
         from scratch_gpt.checkpoints import DRAFT, replace_folder
+        from scratch_gpt.foreign import shown
         from scratch_gpt.tokenizer import tokenizer_report
         from scratch_gpt.tokenizer_training import plan_tokenizer, sample_texts, train_tokenizer
 
@@ -153,8 +160,8 @@ def main(argv: list[str] | None = None) -> None:
         plan_tokenizer(**asked)  # what can be wrong without reading a word
         texts, held_out = open_texts(run)
         sample = sample_texts(texts, int(run.sample_megabytes * 1e6), run.seed)
-        shown = sys.stderr.isatty()  # the library draws its bars for a terminal only, but empty lines for all
-        tokenizer = train_tokenizer(sample, **asked, model_max_length=run.model_max_length, show_progress=shown)
+        has_bars = sys.stderr.isatty()  # the library draws its bars for a terminal only, but empty lines for all
+        tokenizer = train_tokenizer(sample, **asked, model_max_length=run.model_max_length, show_progress=has_bars)
         held_out = sample_texts(held_out, HELD_OUT_MEGABYTES * 1_000_000, run.seed)
         report = tokenizer_report(tokenizer, held_out, load_peer(run.compare), sample, run.rare)
         report.update(
@@ -173,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
             replace_folder(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    print(describe(run, report))
+    print(shown(describe(run, report)))
 
 
 if __name__ == "__main__":

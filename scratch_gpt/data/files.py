@@ -16,7 +16,6 @@ import hashlib
 import io
 import lzma
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ from glob import glob, has_magic
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+from ..foreign import check_regular, shown
 
 
 KINDS = {  # file ending -> what it holds
@@ -50,7 +51,7 @@ class LocalFile(NamedTuple):
     """A file whose bytes are known."""
 
     path: Path
-    name: str  # below the folder that was given
+    name: str  # below the folder that was given, as it may be printed
     bytes: int
     sha256: str
     state: tuple[int, ...]  # of the file when it was hashed
@@ -117,23 +118,13 @@ def find_files(name: str) -> tuple[list[LocalFile], list[str]]:
     if not known:
         more = f" It holds {count_names(others)}." if others else ""
         raise ValueError(f"{name!r}: no such file, or none that ends in {_endings()}.{more}")
-    return [_describe(found, str(_below(root, found))) for found in known], notices
+    return [_describe(found, shown(str(_below(root, found)))) for found in known], notices
 
 
 def count_names(names: list[str]) -> str:
     """Return `a, b and 7 more`."""
     more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def check_regular(path: Path) -> None:
-    """Raise a ValueError for a FIFO, a device or a broken link: reading one could wait forever."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is not a regular file. Give a file that can be read more than once.")
+    return ", ".join(map(shown, names[:NAMED])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _walk(root: Path) -> tuple[list[Path], int]:
@@ -287,7 +278,6 @@ __all__ = [
     "COMPRESSED",
     "KINDS",
     "LocalFile",
-    "check_regular",
     "count_names",
     "find_files",
     "kind_ending",

@@ -11,12 +11,12 @@ files      [{name, bytes, sha256}]                of a prepared folder
 """
 
 import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..foreign import read_json
 from .files import local_path
 
 
@@ -84,10 +84,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     path = local_path(str(path))
     path = path / NAME if path.is_dir() else path
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         version = manifest["format_version"]
         _check_keys(manifest)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as a data manifest ({type(error).__name__}: {error}).") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}.")

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..foreign import FileChanged
 from .windows import IGNORED
 
 
@@ -97,13 +98,15 @@ class PreparedRows(Sequence):
 
     Raises:
         ValueError: no such files, a damaged one, or one that holds something else.
+        FileChanged: on access to a row, a file that was truncated meanwhile.
     """
 
     def __init__(self, folder: Path, asked: int = 0, vocab_size: int | None = None, max_length: int | None = None):
         self.folder, self.asked = Path(folder), asked
-        self._parts = []
+        self._parts, self._files = [], []
         for path in sorted(self.folder.glob("part-*.arrow")):
             try:
+                self._files.append((path, path.stat().st_size))
                 self._parts.append(_Columns(read_table(path), vocab_size, max_length))
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
                 reason = " ".join(str(error).split())[:300]
@@ -132,6 +135,9 @@ class PreparedRows(Sequence):
         if not 0 <= k < len(self):
             raise IndexError(k)
         number = bisect_right(self._ends, k)
+        path, size = self._files[number]
+        if not path.exists() or path.stat().st_size < size:  # reading it where it ends kills the process
+            raise FileChanged(f"{path} has become shorter while it was read. Prepare the data again.")
         return self._parts[number].row(k - (self._ends[number - 1] if number else 0))
 
 

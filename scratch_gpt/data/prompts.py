@@ -18,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..chat_templates import INPUT, choose_format, render, template_of
+from ..foreign import shown
 from ..tokenizer import encode_batch
 from .columns import MEDIA, ROW_KEYS
 from .packing import best_fit
@@ -380,7 +381,7 @@ def show_asked(tokenizer: PreTrainedTokenizerBase, ids: list[int], asked: list[b
     borders = [0, *(k for k in range(1, len(ids)) if asked[k] != asked[k - 1]), len(ids)]
     parts = []
     for start, stop in pairwise(borders):
-        text = tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
+        text = shown(tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
         parts.append(f"{begin}{text}{end}" if asked[start] else text)
     return "".join(parts)
 

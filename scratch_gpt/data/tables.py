@@ -18,11 +18,13 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..foreign import reason
 from .columns import Columns
 from .files import COMPRESSED, LocalFile, kind_ending, one_line, open_file, read_text, text_lines
 
 
 CHUNK_ROWS, CHUNK_BYTES = 4096, 2**23  # of a table
+DEEPEST = 64  # levels of a JSON value
 DIALECTS = {  # kind -> how its fields are told apart
     "csv": {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL, "strict": True},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
@@ -262,13 +264,28 @@ def _is_json(line: str) -> bool:
 
 
 def _parse(text: str, file: LocalFile, line: int | None = None) -> Any:
+    where = f"{file.name} cannot be read as json: " + ("" if line is None else f"line {line}: ")
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file.name} cannot be read as json: line {line or error.lineno}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        where = "" if line is None else f"line {line}: "
-        raise ValueError(f"{file.name} cannot be read as json: {where}{error}.") from error
+        raise ValueError(f"{where}{reason(error)}") from error
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+        raise ValueError(f"{where}it is nested more than {DEEPEST} levels deep.")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    # Level by level: pyarrow, which calls itself for each, crashes on thousands of them.
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [item for part in level if isinstance(part, (dict, list)) for item in _items(part)]
+    return any(isinstance(part, (dict, list)) for part in level)
+
+
+def _items(part: dict | list) -> Iterable[Any]:
+    return part.values() if isinstance(part, dict) else part
 
 
 def _parquet(content: BinaryIO, file: LocalFile) -> pq.ParquetFile:

@@ -280,7 +280,16 @@ def servers() -> str:
     return f"{table('| server | layout | seen with | result |', rows)}\n\nSeen on {found['date']}."
 
 
-PARTS = (why, training, decoding, quality, tried, plan, scaling, compatibility, servers, aims)
+def chaos() -> str:
+    """What `make chaos` tried, by kind of fault."""
+    found = figures("chaos").values()
+    keys = ("tried", "recovered", "refused", "lost")
+    rows = [f"| {row['fault']} | {' | '.join(f'{row[key]:,}' for key in keys)} |" for row in found]
+    total = " | ".join(f"{sum(row[key] for row in found):,}" for key in keys)
+    return table("| fault | tried | recovered | refused | lost |", [*rows, f"| {len(found)} kinds | {total} |"])
+
+
+PARTS = (why, training, decoding, quality, tried, plan, scaling, compatibility, servers, aims, chaos)
 
 
 def written(text: str) -> str:

@@ -1,0 +1,136 @@
+"""Read foreign bytes, run foreign code and print foreign text without surprises.
+
+one_error      whatever a library raises -> one ValueError that says what could not be done
+time_limit     work that does not end -> a ValueError
+read_json      a file -> an object of the expected kind
+check_text     half a surrogate pair -> a ValueError
+FileChanged    raised for a file that changes while a run reads it
+shown          text -> text that a terminal prints and does not obey
+"""
+
+import json
+import os
+import re
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+# Control characters except tab and new line, marks that reverse the order of what follows, halves of surrogate pairs.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+HALVES = re.compile("[\ud800-\udfff]")
+KINDS = {dict: "an object", list: "a list"}
+
+
+class FileChanged(ValueError):
+    """A file is not what it was when a run began to read it."""
+
+
+@contextmanager
+def one_error(what: str, explain: Callable[[BaseException], str] | None = None) -> Iterator[None]:
+    """Raise a ValueError `what: reason` for everything that the body raises.
+
+    A library that reads foreign bytes raises many kinds: its own classes, a RecursionError, the bare Exception, and a
+    panic of Rust code, which is not an Exception. Only what stops a program passes.
+
+    Args:
+        explain: says why in one line, instead of `reason`.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what}: {(explain or reason)(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, in one line of at most 300 characters."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply."
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """Raise a ValueError if the body takes longer: a template or a regular expression can run without end.
+
+    It interrupts Python and its `re`, in the main thread of a system with timers (not Windows), and nothing elsewhere.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"{what} takes longer than {seconds:g} seconds and is stopped. Simplify it.")
+
+    began, handler = time.monotonic(), signal.signal(signal.SIGALRM, stop)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except TimeoutError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # a limit around this one
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3))
+
+
+def check_regular(path: Path) -> None:
+    """Raise a ValueError for a FIFO, a device or a broken link: reading one could wait forever."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is not a regular file. Give a file that can be read more than once.")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else than a `kind` (dict or list).
+    """
+    check_regular(path)
+    with one_error(f"{path} cannot be read"):
+        return parse_json(path.read_text(encoding="utf-8"), kind)
+
+
+def parse_json(text: str, kind: type = dict) -> Any:
+    """Return what a JSON text holds; raises what `json.loads` raises, and a ValueError if it is not a `kind`."""
+    content = json.loads(text)
+    if not isinstance(content, kind):
+        raise ValueError(f"it holds {type(content).__name__} and not {KINDS[kind]}.")
+    return content
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise a ValueError for half of a surrogate pair (of JSON, or bytes of a shell), which no encoding can write."""
+    if half := HALVES.search(text):
+        near = shown(text[max(0, half.start() - 10) : half.end() + 10])
+        raise ValueError(f"{what} is not valid Unicode at '{near}': it holds half of a character. Correct it.")
+
+
+def shown(text: str) -> str:
+    """Return text as a terminal may print it: control characters and invalid ones as their escapes."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+__all__ = [
+    "FileChanged",
+    "check_regular",
+    "check_text",
+    "one_error",
+    "parse_json",
+    "read_json",
+    "reason",
+    "shown",
+    "time_limit",
+]
