@@ -466,11 +466,25 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
     return changes
 
 
+def _split_names(text: str) -> list[str]:
+    # At commas, but for those in the name of a file that exists.
+    parts, found = text.split(","), []
+    while parts:
+        ends = range(len(parts), 0, -1)
+        joined = (",".join(parts[:end]).strip() for end in ends)
+        is_there = (any(map(os.path.lexists, (item, item.rpartition("=")[0]))) for item in joined)
+        end = next((end for end, is_path in zip(ends, is_there, strict=True) if is_path), 1)
+        found.append(",".join(parts[:end]))
+        del parts[:end]
+    return found
+
+
 def parse_numbers(text: str, field: str) -> dict[str, float | None]:
     """`name=number,name` -> {name: number or None}; ValueError for what is no positive number, or a name twice."""
     found: dict[str, float | None] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, number = item.rpartition("=") if "=" in item else (item, "", "")
+    for item in filter(None, map(str.strip, _split_names(text))):
+        is_name = "=" not in item or os.path.lexists(item)
+        name, equals, number = (item, "", "") if is_name else item.rpartition("=")
         try:
             value = float(number) if equals else None
         except ValueError:
