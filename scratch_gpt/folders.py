@@ -165,7 +165,7 @@ def run_files(folder: Path) -> list[Path]:
 
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a run, or one of its seeds or rates, has kept a checkpoint."""
-    return any(any(folder.glob(f"{part}checkpoints/step-*")) for part in ("", *(f"{part}/" for part in PARTS)))
+    return any(any(folder.glob(f"{part}checkpoints/step-*/*")) for part in ("", *(f"{part}/" for part in PARTS)))
 
 
 def set_aside(folder: Path) -> bool:
@@ -187,6 +187,8 @@ def set_aside(folder: Path) -> bool:
     moved: list[tuple[Path, Path]] = []
     try:
         for path in files:
+            if path == files[-1]:  # run.yaml: with it the old run is gone from here, and no empty step is left of it
+                _remove_empty_parts(folder)
             target = aside / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)

@@ -50,7 +50,7 @@ def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -
         except Exception as error:
             # No lack of room, as the bare kind that tokenizers raises is: it will not go away.
             is_odd = not isinstance(error, WRITE_ERRORS) and type(error) is not Exception
-            problem, cause = describe(error), error
+            problem, cause = describe(error) or type(error).__name__, error
         failed, is_odd = agree(accelerator, 0.0, bool(problem), is_odd)[1:]
         if not failed:
             return True

@@ -150,6 +150,8 @@ def read_from_itself(trial: Trial) -> dict:
     (trial.home / "adapter").mkdir(exist_ok=True)
     base = {"base_model_name_or_path": str(folder / "model")}
     (trial.home / "adapter" / "adapter_config.json").write_text(json.dumps(base))
+    (folder / LOCK).unlink()  # of the run that was killed
+    (folder / "model").mkdir(exist_ok=True)
     before = contents(folder)
     for more in (
         ["--dataset", folder / "metrics.jsonl"],
@@ -159,9 +161,9 @@ def read_from_itself(trial: Trial) -> dict:
         ["--dataset", trial.home / "story.txt", "--tokenizer", folder / "model"],
     ):
         words = [*more, "--device", "cpu", "--output-dir", folder, "--overwrite", "true"]
-        (folder / "model").mkdir(exist_ok=True)
-        found.append(crash.finish(words, trial.log) == 2 and "lies in output_dir" in trial.said())
-    return row(refused=[each and contents(folder).items() >= before.items() for each in found])
+        is_refused = crash.finish(words, trial.log) == 2 and "lies in output_dir" in trial.said()
+        found.append(is_refused and contents(folder) == before)
+    return row(refused=found)
 
 
 # --- Two launches ----------------------------------------------------------------------------------------------------

@@ -145,6 +145,23 @@ def test_a_run_that_cannot_be_set_aside_stays_as_it_is(trained, monkeypatch):
     assert files(trained) == before and not (trained / ASIDE).exists()
 
 
+def test_a_kill_while_a_run_is_set_aside_leaves_no_empty_checkpoint(trained, monkeypatch):
+    before, replace = files(trained), os.replace
+
+    def die_at_the_last(source, target):
+        if Path(target).name == "run.yaml":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(folders.os, "replace", die_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(trained)
+    monkeypatch.undo()
+    assert is_run(trained) and find_checkpoint(trained / "checkpoints") == (None, [])
+    assert set_aside(trained) and files(trained / ASIDE) == before and is_run(trained)
+    assert [path.name for path in trained.iterdir()] == [ASIDE]
+
+
 # --- Links -----------------------------------------------------------------------------------------------------------
 
 
