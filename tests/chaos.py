@@ -17,6 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import chaos_publishing
 import crash
 
 from scratch_gpt.checkpoints import find_checkpoint, find_damage, list_checkpoints
@@ -179,10 +180,13 @@ def main() -> None:
             "full disks": full_disks(words, expected, home),
             "bad inputs": bad_inputs(),
         }
+        for name, kind in chaos_publishing.KINDS.items():
+            table[name] = chaos_publishing.count(kind, home / "undisturbed", home / name)
+            print(f"{name}: {table[name]}", flush=True)
     options.out.write_text(json.dumps(table, indent=2) + "\n")
-    print(f"{'':>14} {'tried':>9} {'recovered':>9} {'refused':>9} {'lost':>9}")
+    print(f"{'':>22} {'tried':>9} {'recovered':>9} {'refused':>9} {'lost':>9}")
     for name, row in table.items():
-        print(f"{name:>14}" + "".join(f"{row[key]:>10}" for key in ("tried", "recovered", "refused", "lost")))
+        print(f"{name:>22}" + "".join(f"{row[key]:>10}" for key in ("tried", "recovered", "refused", "lost")))
     print(f"kills met the run: {table['kills']['where']}")
     sys.exit(any(row["lost"] for row in table.values()))
 
