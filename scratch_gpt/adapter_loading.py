@@ -80,11 +80,8 @@ def identify_base(model: nn.Module, base: str | None) -> dict[str, str | None]:
     The same name may be another model's on the Hub, or in another working folder.
     """
     on_meta = next(model.parameters()).is_meta
-    is_folder = base is not None and Path(base).is_dir()
-    return {
-        "folder": without_root(base) if is_folder else None,
-        "fingerprint": None if on_meta else fingerprint(model),
-    }
+    folder = without_root(base) if base is not None and Path(base).is_dir() else None
+    return {"folder": folder, "fingerprint": None if on_meta else fingerprint(model)}
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -56,8 +56,9 @@ ASSIGNED = re.compile(  # any name that ends so, = or :, and a value that holds 
 )
 # What makes `key` the name of a secret, and not of a column.
 OF_SECRETS = re.compile(
-    r"(?i)(?<![A-Za-z0-9])(?:api|secret|access|auth|private|client|wandb)[_-]?(?:(?:access|api)[_-]?)?$"
+    r"(?i)(?<![A-Za-z0-9])(?:api|secret|access|auth|private|client|wandb)[ _-]?(?:(?:access|api)[ _-]?)?$"
 )
+OF_AWS = re.compile(r"(?=[a-z0-9/+]*[A-Z])(?=[A-Z0-9/+]*[a-z])[A-Za-z0-9/+]{40}")  # may look like a path
 NUMBER = re.compile(r"[0-9_./+=-]*(?:e[0-9+-]+)?", re.IGNORECASE)
 CODE = 200  # characters that an expression in code has at most
 IDENTIFIERS = re.compile(r"=*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*+", re.ASCII)
@@ -79,7 +80,7 @@ def is_code(match: re.Match) -> bool:
     is_bare = match["name"].lower() in ("key", "token") and not OF_SECRETS.search(before)
     if is_bare and NUMBER.fullmatch(value):
         return True
-    if len(value) > CODE:
+    if len(value) > CODE or (not is_bare and OF_AWS.fullmatch(value)):
         return False
     is_name = IDENTIFIERS.fullmatch(value) is not None
     if is_name and behind in ("(", "["):

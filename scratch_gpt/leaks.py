@@ -117,7 +117,9 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
     is_text, texts = _texts(raw)
 
     patterns = [("a path of this machine", re.compile(re.escape(place) + r"(?![\w-])")) for place in places]
-    of_ours = [("a home folder", re.compile(HOMES))]  # in what the run has written, not in what its data say
+    of_ours = []  # searched for in what the run has written, not in what its data say
+    if path.name not in OF_DATA or path.name == "metrics.jsonl":
+        of_ours += [("a home folder", re.compile(HOMES))]
     if is_text and path.name not in OF_DATA:  # in binary files some stretch looks like one
         of_ours += [("an absolute path", re.compile(ABSOLUTE))]
     for name in names:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
 from .adapter_loading import BASE, WEIGHTS, fingerprint
@@ -131,8 +130,6 @@ def _stage(top: Path, repo: str, layout: str, revision, terms: dict, step, there
         draft.chmod(0o755)
         replace_folder(draft, target)
     except OSError as error:
-        if isinstance(error, HfHubHTTPError):  # of `pin`
-            raise
         raise ValueError(
             f"{target} cannot be written ({error.strerror or error}). Make room, then try again."
         ) from error

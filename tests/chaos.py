@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 import chaos_folders
+import chaos_publishing
 import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
 import crash
 from chaos_folders import Trial
@@ -236,10 +237,9 @@ KINDS: list[Callable[[Bench], Iterator[str]]] = [
 
 
 def _of_folders(kind: Callable[[Trial], dict]) -> Callable[[Bench], Iterator[str]]:
-    # A kind of chaos_folders.py, which counts its tries itself.
+    # A kind that counts its tries itself.
     def tries(bench: Bench) -> Iterator[str]:
-        outcome, seconds = bench.undisturbed
-        found = kind(Trial(bench.words, outcome, seconds, bench.home))
+        found = kind(Trial(bench.words, *bench.undisturbed, bench.home))
         for result in (RECOVERED, REFUSED, LOST):
             yield from [result] * found[result]
 
@@ -247,7 +247,19 @@ def _of_folders(kind: Callable[[Trial], dict]) -> Callable[[Bench], Iterator[str
     return tries
 
 
+def _of_publishing(kind: chaos_publishing.Kind) -> Callable[[Bench], Iterator[str]]:
+    def tries(bench: Bench) -> Iterator[str]:
+        bench.undisturbed  # noqa: B018  # the run that is published
+        home = bench.home / kind.__name__
+        home.mkdir()
+        yield from kind(bench.home / "undisturbed", home)
+
+    tries.__name__, tries.__doc__ = kind.__name__, kind.__doc__
+    return tries
+
+
 KINDS += map(_of_folders, chaos_folders.KINDS.values())
+KINDS += map(_of_publishing, chaos_publishing.KINDS.values())
 
 
 def main() -> None:

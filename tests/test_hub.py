@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import classify
@@ -18,12 +19,14 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 from tiny import png, tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import hub as transformers_hub
 
 from scratch_gpt import ScratchGPTForCausalLM, published
+from scratch_gpt import hub as hub_module
 from scratch_gpt.folders import CODE
 from scratch_gpt.hub import publish, publish_checkpoints
 from scratch_gpt.published import files_of, stage
@@ -491,6 +494,49 @@ def test_without_a_network_or_room_it_says_so(run, hub, capsys, monkeypatch):
     monkeypatch.setattr(published.shutil, "copyfile", full)
     refused("No space left on device.*Make room", *go, capsys=capsys)
     assert not hub.repos and not (run / "published").exists() and not list(run.glob(".writing-*"))
+
+
+TROUBLE = {
+    "never answers": r"cannot be reached \(ReadTimeout after 0\.3 s\)",
+    "resets": r"cannot be reached \((ReadError|RemoteProtocolError)\)",
+    "portal": "does not answer as a Hub does: a network that asks to log in",
+    "page": "does not answer as a Hub does",
+    "empty": "does not answer as a Hub does",
+    "list": "does not answer as a Hub does",
+    "other": "does not answer as a Hub does",
+    429: r"limits how often it is asked \(.*\)\. Wait some minutes",
+    503: "has a fault of its own",
+    500: "has a fault of its own",
+}
+ASKED = ["GET /api/whoami", "GET /api/models/ada/base$", "POST /api/repos/create", "POST .*/commit/"]
+
+
+@pytest.mark.parametrize("status", TROUBLE)
+def test_a_hub_in_trouble_is_one_line_whatever_was_asked(status, run, hub, capsys, monkeypatch):
+    monkeypatch.setattr(hub_module, "READ", 0.3)
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.setattr(hub_module, "stage", lambda *_, **__: staged)
+    staged = run / "model"
+    hub.status, usual = status, _http._GLOBAL_CLIENT_FACTORY
+    for hub.refuse in ASKED:
+        start = time.monotonic()
+        refused(rf"{TROUBLE[status]}.*Nothing is lost: the same command goes on\.", run, "--repo", "ada/base",
+                capsys=capsys)  # fmt: skip
+        assert time.monotonic() - start < 5, hub.refuse
+    assert _http._GLOBAL_CLIENT_FACTORY is usual
+    words = ["--dataset", "x", *SMALL, *NEW, "--output-dir", run / "new", "--push-to-hub", "ada/base"]
+    hub.refuse = "GET /api/whoami"
+    fails(words, TROUBLE[status], capsys, main=pretrain.main)
+    assert not (run / "new").exists()
+
+
+def test_a_hub_that_asks_to_wait_for_an_hour_is_not_waited_for(hub, monkeypatch, tmp_path):
+    hub.refuse, hub.status = "/resolve/|/batch|/tree/", 429
+    for headers in ({"Retry_After": "3600"}, {"RateLimit": '"api";r=0;t=3600'}):
+        hub.headers = headers
+        with pytest.raises(ValueError, match=r"limits how often it is asked \(429 .*wait 3,600 s\)"):
+            with hub_module.clear_errors("ada/x"):
+                _http.http_backoff("GET", f"{hub.url}/ada/x/resolve/main/x")
 
 
 def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monkeypatch):

@@ -53,7 +53,7 @@ ASSIGNED = [
     "pwd=" + A[:18] + "_-",
 ]
 ASSIGNED += [
-    "aws_secret_access_key = " + "wJalrXUtnFEMI/K7MDENG/" + "bPxRfiCYEXAMPLE7KEY",
+    "aws_secret_access_key = " + "wJalrXUtnFEMI/K7MDENG/" + "bPxRfiCYEXAMPLEKEY",
     "x-token='" + A,
     "SECRET:" + A,
 ]
@@ -176,6 +176,7 @@ def test_ordinary_text_passes(text, tmp_path):
 def test_what_is_made_of_data_may_name_paths_that_are_nobodys(tmp_path):
     line = json.dumps({"sample": "see /usr/local/lib/python3"})
     assert not found(tmp_path, line, "metrics.jsonl") and not found(tmp_path, line, "tokenizer.json")
+    assert not found(tmp_path, '{"/home/ada/x": 7}', "vocab.json")
     assert found(tmp_path, line, "config.json")
 
 
