@@ -31,12 +31,11 @@ SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub id; ValueError in one line if there is none, or none that can be used."""
-    with one_error(f"No tokenizer could be loaded from {str(name_or_path)!r}", explain):
+    with one_error(f"No tokenizer could be loaded from {str(name_or_path)!r}", explain), _quiet_panics():
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what a bare config.json leads to
             raise ValueError("there are no tokenizer files.")
-        with _quiet_panics():
-            decode(tokenizer, encode(tokenizer, "Well? 1.\n"))
+        decode(tokenizer, encode(tokenizer, "Well? 1.\n"))
     return tokenizer
 
 

@@ -151,7 +151,7 @@ LIMITS = {  # field -> the least and the most that it may be
     **dict.fromkeys(("prompt_lookup_num_tokens", "num_assistant_tokens"), (1, 2**16)),
     **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers", "mask_inputs"), (0, COUNT)),
     **dict.fromkeys(("epochs", "lora_alpha", "beta", "simpo_gamma", "temperature"), (0, 10**6)),
-    **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay"), (0, 100)),
+    **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay"), (0, 1e36)),
     **dict.fromkeys(("dropout", "lora_dropout", "beta2", "top_p"), (0, 1)),
     "max_tokens": (0, 10**18),
     "workers": (0, 2**10),
@@ -517,6 +517,12 @@ def holds_run(folder: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Raise a ValueError where nothing can be written into a folder, or it cannot be made; it is left as it is."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"output_dir {folder} is not UTF-8, and safetensors writes no other. Give another."
+        ) from error
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_dir {folder}: {path} is a file. Give a folder.")

@@ -505,7 +505,7 @@ def _draw(accelerator, folder: Path, run: Run, task: Task) -> None:
     metrics = read_metrics(folder / "metrics.jsonl") if accelerator.is_main_process else []
     if metrics:
         model, dataset = (Path(name).name for name in (run.model or run.preset or "tiny", run.dataset))
-        task.draw(metrics, folder / "loss.png", title=f"{model} on {dataset}")
+        task.draw(metrics, folder / "loss.png", title=shown(f"{model} on {dataset}"))
 
 
 def _write_evaluation(
