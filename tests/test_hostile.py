@@ -21,12 +21,15 @@ import recipe
 from models import check_memory
 from scratch_gpt.adapter_loading import load_adapted
 from scratch_gpt.chat_templates import TRIAL, render_text
+from scratch_gpt.checkpoints import find_checkpoint
 from scratch_gpt.conversion import load_model
+from scratch_gpt.data.cleaning import blocked_term, load_block_list
 from scratch_gpt.data.prepared import PreparedRows
 from scratch_gpt.data.sources import open_column
 from scratch_gpt.foreign import FileChanged, check_text, one_error, read_json, shown, time_limit
 from scratch_gpt.loading import load_complete
 from scratch_gpt.tokenizer import encode, load_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +317,35 @@ def test_a_prepared_part_that_is_truncated_while_it_is_mapped_is_one_error(home,
     part.unlink()
     with pytest.raises(FileChanged):
         rows[0]
+
+
+def test_a_pattern_of_a_block_list_that_explodes_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("scratch_gpt.data.cleaning.SECONDS", 0.2)
+    (tmp_path / "words.txt").write_text("/(a+)+b/\nsea\n")
+    patterns = load_block_list(tmp_path / "words.txt")
+    assert blocked_term("the Sea", patterns) == "Sea"
+    with pytest.raises(ValueError, match=r"/\(a\+\)\+b/ of the block list in one text takes longer than 0\.2 seconds"):
+        blocked_term("a" * 40, patterns)
+
+
+def test_a_nested_manifest_falls_back_to_the_older_checkpoint(home, tmp_path):
+    for step in (1, 2):
+        shutil.copytree(home / "run" / "checkpoints" / "step-1", tmp_path / f"step-{step}")
+    for content in (b"[" * 100_000, b"[]", b"7", b"\xff"):
+        (tmp_path / "step-2" / "manifest.json").write_bytes(content)
+        found, skipped = find_checkpoint(tmp_path)
+        assert found == tmp_path / "step-1" and skipped == [
+            "step-2 is damaged and skipped: manifest.json cannot be read"
+        ]
+
+
+def test_a_tokenizer_of_an_absurd_size_is_refused_before_it_is_trained(home, tmp_path):
+    words = ["--dataset", home / "data.txt", "--output-dir", tmp_path / "out", "--compare", "none", "--vocab-size"]
+    for size in ("1000000000000", str(2**24 + 1)):
+        how, said = outcome("train_tokenizer", [*words, size])
+        assert how == REFUSED and "it has to be at most 16,777,216" in said
+        with pytest.raises(ValueError, match="it has to be at most 16,777,216"):
+            train_tokenizer(["the sun"], vocab_size=int(size))
 
 
 # --- The terminal ------------------------------------------------------------------------------------------------
