@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import evaluate
 import generate
 import pretrain
 import pytest
@@ -346,6 +347,15 @@ def test_a_tokenizer_of_an_absurd_size_is_refused_before_it_is_trained(home, tmp
         assert how == REFUSED and "it has to be at most 16,777,216" in said
         with pytest.raises(ValueError, match="it has to be at most 16,777,216"):
             train_tokenizer(["the sun"], vocab_size=int(size))
+
+
+def test_a_config_whose_aliases_multiply_is_one_line(tmp_path, capsys):
+    bomb = "&a0 [x, x, x, x, x, x, x, x, x]"
+    for n in range(12):  # 9 to the power of 13 words if it were printed
+        bomb = f"&a{n + 1} [{bomb}, {', '.join([f'*a{n}'] * 8)}]"
+    for field, main in (("seed", pretrain.main), ("multiple_choice", evaluate.main)):
+        (tmp_path / "config.yaml").write_text(f"{field}: {bomb}\n")
+        fails(["--config", tmp_path / "config.yaml"], f"{field} is .*; it has to be a", capsys, main)
 
 
 # --- The terminal ------------------------------------------------------------------------------------------------

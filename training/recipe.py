@@ -7,6 +7,7 @@ import argparse
 import difflib
 import os
 import re
+import reprlib
 import shutil
 import sys
 import tempfile
@@ -346,8 +347,10 @@ def parse(
             if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
                 values[name] = "no"
             several = "list[" in str(defaults[name].type)
-            if value is not None and isinstance(value, list) != several:
-                raise ValueError(f"{path}: {name} is {value}; it has to be a {'list' if several else 'single value'}.")
+            items = value if several and isinstance(value, list) else [value]
+            if value is not None and (isinstance(value, list) != several or any(map(_is_nested, items))):
+                kind = "list of single values" if several else "single value"
+                raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a {kind}.")
         # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
         parser.set_defaults(**{name: _as_strings(value) for name, value in values.items()})
     found, unknown = (parser.parse_known_intermixed_args if positional else parser.parse_known_args)(argv)
@@ -396,8 +399,12 @@ def _read_yaml(path: str, names: list[str]) -> dict[str, Any]:
         if name not in names:
             raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
         if isinstance(value, dict):
-            raise ValueError(f"{path}: {name} is {value}; it has to be a single value.")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a single value.")
     return content
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (list, dict))
 
 
 def _nearest(name: str, names: list[str], prefix: str = "") -> str:

@@ -390,7 +390,7 @@ def carry_out(
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []
-    say(_farewell(run, task, progress, steps, results))
+    say(shown(_farewell(run, task, progress, steps, results)))
 
 
 def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
