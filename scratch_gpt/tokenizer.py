@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,9 +41,12 @@ def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> Pre
 @contextmanager
 def _quiet_panics() -> Iterator[None]:
     # A panic of Rust code writes to the process' standard error before it is raised.
-    sys.stderr.flush()
-    with open(os.devnull, "wb") as nothing:
+    try:
         kept = os.dup(2)
+    except OSError:  # closed: nothing is written
+        yield
+        return
+    with open(os.devnull, "wb") as nothing:
         try:
             os.dup2(nothing.fileno(), 2)
             yield

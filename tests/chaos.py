@@ -23,6 +23,7 @@ from pathlib import Path
 import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
 import crash
 import hostile
+from safetensors.torch import load_file, save_file
 
 import recipe
 from scratch_gpt.checkpoints import find_checkpoint, find_damage, list_checkpoints
@@ -278,6 +279,19 @@ def record_field(bench: Bench) -> Iterator[str]:
     return _changed_fields(bench, "run", "evaluation.json", words)
 
 
+def weights_not_finite(bench: Bench) -> Iterator[str]:
+    """One weight of a tensor that is NaN or infinite"""
+    bad = bench.home / "weights"
+    shutil.copytree(bench.furnished / "chat", bad)
+    weights = load_file(bad / "model.safetensors")
+    for name, tensor in weights.items():
+        for value in (float("nan"), float("inf")):
+            harmed = tensor.clone()
+            harmed.view(-1)[-1] = value
+            save_file({**weights, name: harmed}, bad / "model.safetensors", metadata={"format": "pt"})
+            yield hostile.outcome("generate", [bad, "the", "--max-new-tokens", "1"])[0]
+
+
 def chat_template(bench: Bench) -> Iterator[str]:
     """A chat template that raises, refuses, or runs without end"""
     return _tested("test_a_template_that_fails_is_one_line", 16)
@@ -343,6 +357,7 @@ KINDS: list[Callable[[Bench], Iterator[str]]] = [
     config_field,
     tokenizer_field,
     record_field,
+    weights_not_finite,
     chat_template,
     number_out_of_bounds,
 ]
