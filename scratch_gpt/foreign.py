@@ -53,7 +53,9 @@ def reason(error: BaseException) -> str:
     """Return what an error says, in one line of at most 300 characters."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply."
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split())[:300]
+    is_cryptic = not text or isinstance(error, (LookupError, TypeError, AttributeError))
+    return f"{type(error).__name__}: {text}".removesuffix(": ") if is_cryptic else text
 
 
 @contextmanager

@@ -123,7 +123,8 @@ def publish(
             api.create_repo(repo, private=private or None, exist_ok=True)
             if private and not api.model_info(repo).private:
                 raise ValueError(
-                    f"{repo} is there already, and public. Make it private on its settings page, or leave out --private."
+                    f"{repo} is there already, and public. Make it private on its settings page, or leave out "
+                    "--private."
                 )
             if branch is not None:
                 api.create_branch(repo, branch=branch, exist_ok=True)

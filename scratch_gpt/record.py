@@ -13,6 +13,17 @@ from .checkpoints import read_metrics, write_text
 from .foreign import check_regular, one_error, read_json
 
 
+FACTS = ("steps", "schedule", "processes", "threads")  # notes of run.yaml that each run has
+KINDS = {  # field of a record -> what it holds; of a dict or list, the kind of its values
+    "architectures": (list, str),
+    "id2label": (dict, str),
+    "sources": (list, dict),
+    "splits": (dict, dict),
+    "filters": (dict, dict),
+    "protocol": (dict, object),
+    "results": (dict, dict),
+    "tables": (dict, object),
+}
 ADAPTER_CONFIG, PUBLISHED, FOLDER = "adapter_config.json", "hub.json", "published"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # What of a run folder is read or replaced: these folders, whole, and these files beside them.
@@ -83,6 +94,8 @@ def read_record(folder: str | Path) -> Record:
             raise ValueError(f"{own} is a link. Move the folder itself there, then publish again.")
         _refuse_links(own)
         run["seeds"], (_, facts) = len(seeds), _read_run(own / "run.yaml")
+    if lacks := [name for name in FACTS if name not in facts]:
+        raise ValueError(f"{own / 'run.yaml'} cannot be read: it does not say {lacks[0]} in the comments at its end.")
     files = {path.name for path in (top / "model").iterdir()}
     tokenizer = _read_json(top / "model" / "tokenizer_config.json")
     return Record(
@@ -128,12 +141,21 @@ def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}
+    content = read_json(file) if file.exists() else {}
+    for field, (kind, of) in KINDS.items():
+        value = content.get(field)
+        values = value.values() if isinstance(value, dict) else value
+        if value is not None and not (isinstance(value, kind) and all(isinstance(each, of) for each in values)):
+            raise ValueError(f"{file} cannot be read: its {field} is not what a run writes.")
+    return content
 
 
 def _read_emissions(file: Path) -> list[dict[str, str]]:
+    if not file.exists():
+        return []
+    check_regular(file)
     with one_error(f"{file} cannot be read"):
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        text = file.read_text(encoding="utf-8")
         rows = csv.DictReader(text.splitlines())
         return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
 

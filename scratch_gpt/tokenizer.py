@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,21 +30,23 @@ SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or Hub id; ValueError in one line if there is none, or none that can be used."""
-    with one_error(f"No tokenizer could be loaded from {str(name_or_path)!r}", explain):
+    with one_error(f"No tokenizer could be loaded from {str(name_or_path)!r}", explain), _quiet_panics():
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what a bare config.json leads to
             raise ValueError("there are no tokenizer files.")
-        with _quiet_panics():
-            decode(tokenizer, encode(tokenizer, "Well? 1.\n"))
+        decode(tokenizer, encode(tokenizer, "Well? 1.\n"))
     return tokenizer
 
 
 @contextmanager
 def _quiet_panics() -> Iterator[None]:
     # A panic of Rust code writes to the process' standard error before it is raised.
-    sys.stderr.flush()
-    with open(os.devnull, "wb") as nothing:
+    try:
         kept = os.dup(2)
+    except OSError:  # closed: nothing is written
+        yield
+        return
+    with open(os.devnull, "wb") as nothing:
         try:
             os.dup2(nothing.fileno(), 2)
             yield

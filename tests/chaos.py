@@ -24,8 +24,11 @@ import chaos_folders
 import chaos_publishing
 import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
 import crash
+import hostile
 from chaos_folders import Trial
+from safetensors.torch import load_file, save_file
 
+import recipe
 from scratch_gpt.checkpoints import find_checkpoint, find_damage, list_checkpoints
 
 
@@ -71,6 +74,14 @@ class Bench:
         folder = self.home / "interrupted"
         words = [*self.words, "--output-dir", folder]
         crash.kill_when(words, self.log, lambda: len(list_checkpoints(folder / "checkpoints")) > 1)
+        return folder
+
+    @cached_property
+    def furnished(self) -> Path:
+        """A folder with good files of every kind: data, models, an adapter, a run."""
+        folder = self.home / "furnished"
+        folder.mkdir()
+        hostile.furnish(folder)
         return folder
 
     def resumes(self, folder: Path) -> bool:
@@ -202,22 +213,127 @@ def full_disk(bench: Bench) -> Iterator[str]:
 
 def bad_command_line(bench: Bench) -> Iterator[str]:
     """A command line with a wrong option or value: one line, exit code 2"""
-    return _generated("test_command_lines", 100)
+    return _tested("test_command_lines", 100, "test_bad_input.py")
 
 
 def bad_config(bench: Bench) -> Iterator[str]:
     """A --config file that is not one"""
-    return _generated("test_configs", 60)
+    return _tested("test_configs", 60, "test_bad_input.py")
 
 
 def empty_or_binary_data(bench: Bench) -> Iterator[str]:
     """A data file that is empty or binary"""
-    return _generated("test_files", 40)
+    return _tested("test_files", 40, "test_bad_input.py")
 
 
-def _generated(test: str, count: int) -> Iterator[str]:
-    # A test of tests/test_bad_input.py, which tries so many inputs.
-    words = ["-q", "-p", "no:cacheprovider", f"{REPO / 'tests' / 'test_bad_input.py'}::{test}"]
+def file_without_content(bench: Bench) -> Iterator[str]:
+    """An empty, blank or absent file, wherever a recipe reads one (recovered: it does without)"""
+    return _given(bench, "empty", "blank", "a broken link")
+
+
+def file_cut_in_half(bench: Bench) -> Iterator[str]:
+    """Half of a file, wherever a recipe reads one"""
+    return _given(bench, "half of it", "cut")
+
+
+def file_of_other_bytes(bench: Bench) -> Iterator[str]:
+    """Binary or zero bytes instead of a file"""
+    return _given(bench, "binary", "null bytes")
+
+
+def file_of_another_kind(bench: Bench) -> Iterator[str]:
+    """A list, a number or null instead of an object, or every field of another kind"""
+    return _given(bench, "a list", "a number", "null", "fields of another kind")
+
+
+def nested_file(bench: Bench) -> Iterator[str]:
+    """JSON or YAML nested 100,000 deep, or a number of 9,999 digits"""
+    return _given(bench, "nested", "nested objects", "huge number")
+
+
+def invalid_unicode(bench: Bench) -> Iterator[str]:
+    """Halves of surrogate pairs in data and records"""
+    return _given(bench, "half surrogate")
+
+
+def not_a_file(bench: Bench) -> Iterator[str]:
+    """A folder or a pipe instead of a file"""
+    return _given(bench, "a folder", "a pipe")
+
+
+def adapter_field(bench: Bench) -> Iterator[str]:
+    """Each field of adapter_config.json of four other kinds (recovered: peft ignores it)"""
+    return _changed_fields(bench, "adapter", "adapter_config.json", "generate {bad} the --max-new-tokens 1")
+
+
+def config_field(bench: Bench) -> Iterator[str]:
+    """Each field of a model's config.json of four other kinds"""
+    return _changed_fields(bench, "chat", "config.json", "generate {bad} the --max-new-tokens 1")
+
+
+def tokenizer_field(bench: Bench) -> Iterator[str]:
+    """Each field of tokenizer.json of four other kinds"""
+    return _changed_fields(bench, "chat", "tokenizer.json", "generate {bad} the --max-new-tokens 1")
+
+
+def record_field(bench: Bench) -> Iterator[str]:
+    """Each field of a run's evaluation.json of four other kinds"""
+    words = f"evaluate {bench.furnished}/chat --dataset {bench.furnished}/data.txt --device cpu --output-dir {{bad}}"
+    return _changed_fields(bench, "run", "evaluation.json", words)
+
+
+def weights_not_finite(bench: Bench) -> Iterator[str]:
+    """One weight of a tensor that is NaN or infinite"""
+    bad = bench.home / "weights"
+    shutil.copytree(bench.furnished / "chat", bad)
+    weights = load_file(bad / "model.safetensors")
+    for name, tensor in weights.items():
+        for value in (float("nan"), float("inf")):
+            harmed = tensor.clone()
+            harmed.view(-1)[-1] = value
+            save_file({**weights, name: harmed}, bad / "model.safetensors", metadata={"format": "pt"})
+            yield hostile.outcome("generate", [bad, "the", "--max-new-tokens", "1"])[0]
+
+
+def chat_template(bench: Bench) -> Iterator[str]:
+    """A chat template that raises, refuses, or runs without end"""
+    return _tested("test_a_template_that_fails_is_one_line", 16)
+
+
+def number_out_of_bounds(bench: Bench) -> Iterator[str]:
+    """A number just below and above what a field may be"""
+    for name, (least, most) in recipe.LIMITS.items():
+        for value in (least - 1, most * 2 + 1, float("nan")):
+            try:
+                recipe.check_range(name, value, least, most)
+            except ValueError:
+                yield REFUSED
+            else:
+                yield LOST
+
+
+def _given(bench: Bench, *kinds: str) -> Iterator[str]:
+    (bench.home / "bad").mkdir(exist_ok=True)
+    for slot, kind in hostile.attempts(every=True):
+        if kind in kinds:
+            yield hostile.attempt(bench.furnished, bench.home / "bad", slot, kind)[0]
+
+
+def _changed_fields(bench: Bench, folder: str, name: str, words: str) -> Iterator[str]:
+    bad = bench.home / "changed"
+    shutil.copytree(bench.furnished / folder, bad)
+    fields = json.loads((bad / name).read_text(encoding="utf-8"))
+    for field in fields:
+        for value in ([], {"a": [1]}, "nonsense", -7):
+            (bad / name).write_text(json.dumps({**fields, field: value}), encoding="utf-8")
+            kind, *rest = words.format(bad=bad).split()
+            yield hostile.outcome(kind, rest)[0]
+    shutil.rmtree(bad)
+
+
+def _tested(test: str, count: int, file: str = "test_hostile.py") -> Iterator[str]:
+    # A test that tries so many inputs.
+    words = ["-q", "-p", "no:cacheprovider", f"{REPO / 'tests' / file}::{test}"]
     passed = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=REPO).returncode == 0
     yield from [REFUSED if passed else LOST] * count
 
@@ -233,6 +349,20 @@ KINDS: list[Callable[[Bench], Iterator[str]]] = [
     bad_command_line,
     bad_config,
     empty_or_binary_data,
+    file_without_content,
+    file_cut_in_half,
+    file_of_other_bytes,
+    file_of_another_kind,
+    nested_file,
+    invalid_unicode,
+    not_a_file,
+    adapter_field,
+    config_field,
+    tokenizer_field,
+    record_field,
+    weights_not_finite,
+    chat_template,
+    number_out_of_bounds,
 ]
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path

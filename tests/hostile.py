@@ -53,8 +53,24 @@ def _replace(make: Callable[[Path], object]) -> Callable[[Path], None]:
     return spoil
 
 
+def _other_kinds(file: Path) -> None:
+    # Every field of each object of a JSON file, and every field of those, of another kind.
+    def change(value: Any, depth: int = 0) -> Any:
+        if isinstance(value, dict) and depth < 2:
+            return {key: change(each, depth + 1) for key, each in value.items()}
+        return 7 if isinstance(value, (str, list, dict)) else ["x"]
+
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.suffix == ".jsonl" else [file.read_bytes()]
+        text = "\n".join(json.dumps(change(json.loads(line))) for line in lines)
+    except ValueError:
+        text = "[7]"
+    file.write_text(text, encoding="utf-8")
+
+
 SPOILERS: dict[str, Callable[[Path], object]] = {  # kind of bad file -> what makes it of a good one
     **{kind: (lambda file, content=content: file.write_bytes(content)) for kind, content in CONTENTS.items()},
+    "fields of another kind": _other_kinds,
     "half of it": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
     "a folder": _replace(Path.mkdir),
     "a pipe": _replace(os.mkfifo),
@@ -246,20 +262,29 @@ def outcome(recipe: str, words: list[Any], stdin: str = "") -> tuple[str, str]:
     return RECOVERED, out.getvalue() + err.getvalue()
 
 
-def walk(home: Path, work: Path, recipe: str | None = None, kind: str | None = None) -> Iterator[tuple[str, str, str]]:
-    """Try each kind of bad file in each slot: (what was tried, its outcome, what was printed)."""
-    for slot in SLOTS:
-        top, *below = Path(slot.file).parts
-        for name, spoil in SPOILERS.items():
-            if recipe not in (None, slot.recipe) or kind not in (None, name):
-                continue
-            bad, out = work / top, work / "out"
-            _copy(home / top, bad)
-            spoil(bad.joinpath(*below))
-            words = slot.words.format(home=home, bad=bad, out=out).split()
-            yield f"{slot.recipe} {slot.file} {name}", *outcome(slot.recipe, words, slot.stdin)
-            for path in (bad, out):
-                _remove(path)
+def attempts(recipe: str | None = None, every: bool = False) -> Iterator[tuple[Slot, str]]:
+    """Pairs of a slot and a kind of bad file: every pair, or each slot and each kind of a recipe at least once."""
+    for name in dict.fromkeys(slot.recipe for slot in SLOTS if recipe in (None, slot.recipe)):
+        slots = [slot for slot in SLOTS if slot.recipe == name]
+        if every:
+            yield from ((slot, kind) for slot in slots for kind in SPOILERS)
+        else:
+            kinds = [*SPOILERS]
+            yield from ((slots[n % len(slots)], kinds[n % len(kinds)]) for n in range(max(len(slots), len(kinds))))
+
+
+def attempt(home: Path, work: Path, slot: Slot, kind: str) -> tuple[str, str]:
+    """Give a recipe a bad file in one slot: as `outcome`."""
+    top, *below = Path(slot.file).parts
+    bad, out = work / top, work / "out"
+    _copy(home / top, bad)
+    SPOILERS[kind](bad.joinpath(*below))
+    words = slot.words.format(home=home, bad=bad, out=out).split()
+    try:
+        return outcome(slot.recipe, words, slot.stdin)
+    finally:
+        for path in (bad, out):
+            _remove(path)
 
 
 def _copy(source: Path, target: Path) -> None:

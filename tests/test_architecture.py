@@ -45,7 +45,7 @@ ARROWS = {
     "data/prompts": {"numpy", "transformers", "chat_templates", "tokenizer", "data", "foreign"},
     "data/splits": {"numpy"},
     "data/words": {"numpy"},
-    "data/cleaning": {"numpy", "py3langid", "data"},
+    "data/cleaning": {"numpy", "py3langid", "data", "foreign"},
     "data/privacy": {"key_shapes"},
     "data/duplicates": {"numpy", "rensa", "data"},
     "data/phrases": set(),

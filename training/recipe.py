@@ -9,6 +9,7 @@ import glob
 import json
 import os
 import re
+import reprlib
 import shutil
 import sys
 import tempfile
@@ -402,8 +403,10 @@ def _read_fields(path: str, kind: type, of_run: bool = False) -> dict[str, Any]:
         if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
             values[name] = "no"
         several = "list[" in str(defaults[name].type)
-        if value is not None and isinstance(value, list) != several:
-            raise ValueError(f"{path}: {name} is {value}; it has to be a {'list' if several else 'single value'}.")
+        items = value if several and isinstance(value, list) else [value]
+        if value is not None and (isinstance(value, list) != several or any(map(_is_nested, items))):
+            form = "list of single values" if several else "single value"
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a {form}.")
     return {name: _as_strings(value) for name, value in values.items()}
 
 
@@ -436,8 +439,12 @@ def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
         if names is not None and name not in names:
             raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
         if isinstance(value, dict):
-            raise ValueError(f"{path}: {name} is {value}; it has to be a single value.")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a single value.")
     return content
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (list, dict))
 
 
 def _nearest(name: str, names: list[str], prefix: str = "") -> str:
@@ -595,6 +602,12 @@ def _bases(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 def check_writable(folder: Path) -> None:
     """Raise a ValueError where nothing can be written into a folder, or it cannot be made; it is left as it is."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"output_dir {folder} is not UTF-8, and safetensors writes no other. Give another."
+        ) from error
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_dir {folder}: {path} is a file. Give a folder.")

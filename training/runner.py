@@ -462,7 +462,7 @@ def carry_out(
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []
-    say(_farewell(run, task, progress, steps, results))
+    say(shown(_farewell(run, task, progress, steps, results)))
 
 
 def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
@@ -595,7 +595,7 @@ def _draw(accelerator, folder: Path, run: Run, task: Task) -> None:
     metrics = read_metrics(folder / "metrics.jsonl") if accelerator.is_main_process else []
     if metrics:
         model, dataset = (Path(name).name for name in (run.model or run.preset or "tiny", run.dataset))
-        task.draw(metrics, folder / "loss.png", title=f"{model} on {dataset}")
+        task.draw(metrics, folder / "loss.png", title=shown(f"{model} on {dataset}"))
 
 
 def _write_evaluation(

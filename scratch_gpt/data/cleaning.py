@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..foreign import time_limit
 from .files import read_text_file
 from .words import PLANES, UNSPACED, comes_again, run_hashes, slices, words
 
@@ -39,6 +40,7 @@ class QualityRules:
 
 
 ENGLISH_WEB = QualityRules()
+SECONDS = 10  # that one pattern of a block list has for one text
 LETTER = re.compile(r"[^\W\d_]")
 BULLETS = ("-", "*", "\u2022", "\u2023", "\u25aa", "\u25cf")
 ELLIPSES = ("...", "\u2026")
@@ -152,9 +154,16 @@ def load_block_list(path: str | Path) -> list[re.Pattern]:
 
 
 def blocked_term(text: str, patterns: Iterable[re.Pattern]) -> str | None:
-    """The first term of a block list that is found in a text, as it stands there; None where there is none."""
-    found = (pattern.search(text) for pattern in patterns)
-    return next((match[0] for match in found if match), None)
+    """The first term of a block list that is found in a text, as it stands there; None where there is none.
+
+    Raises:
+        ValueError: a pattern takes more than SECONDS for this text.
+    """
+    for pattern in patterns:
+        with time_limit(SECONDS, f"Looking for /{pattern.pattern[:60]}/ of the block list in one text"):
+            if match := pattern.search(text):
+                return match[0]
+    return None
 
 
 # --- Perplexity --------------------------------------------------------------------------------------------------
