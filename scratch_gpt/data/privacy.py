@@ -19,7 +19,7 @@ PRIVATE_KEY = re.compile(  # to its END line, or all lines of base64 where that 
     rf"{BEGIN_PRIVATE}(?:(?:[^-]++|-(?!----))*+-----END [A-Z0-9 ]{{1,60}}-----"
     rf"|(?:{BREAK}[A-Za-z-]{{1,40}}+:[^\r\n\\]{{0,200}}+)*+(?:{BREAK}(?={BREAK}))*+"
     rf"(?:{LINE.replace('LEAST', '6')}(?:{LINE.replace('LEAST', '1')})*+"
-    r"|(?:[ \t]{1,4}[A-Za-z0-9+/]{24,}+={0,2})++))"
+    r"|(?:[ \t]{0,4}[A-Za-z0-9+/]{24,}+={0,2})++))"
 )
 LETTERS = r"A-Za-z\u00c0-\u052f\u1e00-\u1fff"  # of scripts that put spaces between words: Latin, Greek, Cyrillic
 EMAIL = re.compile(
