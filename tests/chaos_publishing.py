@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
+import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
 import hub_server
 import test_card
 import test_hub
