@@ -50,7 +50,10 @@ SAMPLES = {
 PACKAGE = Path(__file__).resolve().parent
 OWN_CODE = re.compile(r"(?:configuration|modeling)_scratch_gpt\.\w+")
 
-ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([nrtbfv]|[0-7]{1,3})|(.))", re.DOTALL)
+ESCAPE = re.compile(  # of JSON, Python, JavaScript; of Markdown any character
+    r"\\(?:u([\dA-Fa-f]{4})|U([\dA-Fa-f]{8})|u\{([\dA-Fa-f]{1,6})\}|x([\dA-Fa-f]{2})|([nrtbfv]|[0-7]{1,3})|(.))",
+    re.DOTALL,
+)
 DEPTH = 3  # JSON in JSON in JSON
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}+(?:\r?\n[A-Za-z0-9+/_-]++)*+={0,2}")
 PIXELS = {b"IDAT", b"PLTE", b"tRNS"}
@@ -221,9 +224,9 @@ def _views(text: str) -> Iterator[tuple[int | None, str]]:
 
 
 def _character(match: re.Match) -> str:
-    if number := match[1] or match[2]:
-        return chr(int(number, 16))
-    return "\n" if match[3] else match[4]
+    if number := match[1] or match[2] or match[3] or match[4]:
+        return chr(min(int(number, 16), 0x10FFFF))
+    return "\n" if match[5] else match[6]
 
 
 def _decoded(stretch: str) -> Iterator[str]:
@@ -231,7 +234,10 @@ def _decoded(stretch: str) -> Iterator[str]:
     for start in range(4):  # letters before it may belong to it or not
         piece = plain[start:]
         piece = piece[: len(piece) - (len(piece) % 4 == 1)]
-        yield base64.b64decode(piece + "=" * (-len(piece) % 4)).replace(b"\0", b"").decode("latin-1")
+        content = base64.b64decode(piece + "=" * (-len(piece) % 4))
+        yield content.decode("latin-1")
+        if b"\0" in content:  # UTF-16, of either order
+            yield from (content[n:].decode("utf-16-le", "replace") for n in (0, 1))
 
 
 def _traces(text: str, patterns, of_ours, samples: re.Pattern | None) -> Iterator[tuple[int, str]]:

@@ -399,6 +399,11 @@ def test_a_leak_is_named_and_nothing_is_pushed(run, hub, capsys):
     refused(rf"metrics\.jsonl, line {number}: a Hugging Face token", run, "--repo", "ada/base", capsys=capsys)
     assert not hub.repos and not (run / "published").exists()
     (run / "metrics.jsonl").write_text(lines)
+    manifest = json.loads((run / "manifest.json").read_text())
+    source = {**manifest["sources"][0], "files": [{"name": "caf\u00e9hf_" + "a1" * 17}]}
+    (run / "manifest.json").write_text(json.dumps({**manifest, "sources": [source]}))
+    refused(r"README\.md, line \d+: a Hugging Face token", run, "--repo", "ada/base", capsys=capsys)
+    (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "model" / "old.bin").write_bytes(b"x")
     refused(r"old\.bin is a pickle", run, "--repo", "ada/base", capsys=capsys)
 

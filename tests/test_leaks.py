@@ -239,7 +239,7 @@ FILES = {
     "config.json": lambda text: json.dumps({"model_type": "gpt2", "note": {"deep": [text]}}, indent=1).encode(),
     "evaluation.json": lambda text: json.dumps({"tables": {text: 1}}, ensure_ascii=False).encode(),
     "tokenizer_config.json": lambda text: json.dumps({"chat_template": text}).encode(),
-    "generation_config.json": lambda text: json.dumps({"inner": json.dumps({"key": text})}).encode(),
+    "generation_config.json": lambda text: json.dumps({"inner": json.dumps({"note": text})}).encode(),
     "tokenizer.json": lambda text: json.dumps({"model": {"vocab": {text: 5}}}).encode(),
     "vocab.txt": lambda text: f"the\n{text}\nof\n".encode(),
     "merges.txt": lambda text: ascii(text).encode(),
@@ -265,7 +265,10 @@ BEFORE = st.characters(exclude_categories=["Cs"]).filter(lambda c: not (c.isasci
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     *(st.sampled_from(sorted(FILES)), st.sampled_from(sorted(SECRETS)), st.sampled_from(sorted(ENCODINGS))),
-    *(st.sampled_from(["", "the ", "\u00e9", "x\n"]), BEFORE | st.sampled_from("\n\t\r\"'\\ =:\u00e9\u0120\u8bf7")),
+    *(
+        st.sampled_from(["", "the ", "\u00e9", "x\n"]),
+        BEFORE | st.sampled_from("\n\t\r\"'\\ =:\u00e9\u0120\u8bf7\U00018cd6"),
+    ),
 )
 def test_a_secret_is_found_in_every_file_behind_every_character(tmp_path, name, kind, encoding, first, before):
     text = ENCODINGS[encoding](f"{first}{before}{SECRETS[kind]}")
