@@ -64,15 +64,24 @@ def load_adapted(
 
 
 def describe_base(model: nn.Module, base: str | None, revision: str | None) -> dict[str, Any]:
-    """What base.json says: the layout of the base's own files ("gpt2" or ours), its shape and its fingerprint."""
+    """What base.json says: the layout of the base's own files ("gpt2" or ours), its shape, and `identify_base`."""
     file = None if base is None else find_file(base, "config.json", revision)
-    on_meta = next(model.parameters()).is_meta
     return {
         "format_version": FORMAT_VERSION,
         "layout": read_json(file).get("model_type") if file else None,
         "shape": {name: getattr(model.config, name) for name in SHAPE},
-        "fingerprint": None if on_meta else fingerprint(model),
+        **identify_base(model, base),
     }
+
+
+def identify_base(model: nn.Module, base: str | None) -> dict[str, str | None]:
+    """What a run remembers of the model that it began with: its folder, None if it is of the Hub, and its fingerprint.
+
+    The same name may be another model's on the Hub, or in another working folder.
+    """
+    on_meta = next(model.parameters()).is_meta
+    folder = without_root(base) if base is not None and Path(base).is_dir() else None
+    return {"folder": folder, "fingerprint": None if on_meta else fingerprint(model)}
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -191,6 +200,7 @@ __all__ = [
     "describe_base",
     "find_adapter",
     "fingerprint",
+    "identify_base",
     "import_peft",
     "load_adapted",
     "without_root",

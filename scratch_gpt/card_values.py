@@ -3,14 +3,13 @@
 None where no file knows it. hub_card/fields.md lists the holes with their sources.
 """
 
-import re
 from collections.abc import Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .card import dump
+from .card import Markup, code, dump, escape
 from .load_code import load_as_ours, load_code, load_needs
-from .record import Record, base_model, hub_datasets, is_on_hub, results, speed
+from .record import Record, base_model, hub_datasets, is_hub_id, is_on_hub, results, speed
 
 
 LAYOUTS = ("scratch_gpt", "gpt2", "adapter")
@@ -25,6 +24,7 @@ NOT_LEARNING = {
     *("learning_rate", "min_learning_rate", "warmup_steps", "max_steps", "epochs", "max_tokens", "max_time"),
     *("eval_every", "eval_batches", "checkpoint_every", "keep", "log_every", "report_to", "sample_prompt"),
     *("device", "mixed_precision", "compile", "gradient_checkpointing", "workers", "expect_processes", "energy"),
+    "hang_timeout",
 }
 LAYOUT_TEXT = {
     "scratch_gpt": "This folder brings its own code, a few files that can be read from end to end: loading it needs "
@@ -59,6 +59,8 @@ def card_values(
     layout: str,
     revision: str | None = None,
     licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
     pictures: Sequence[str] = (),
     base: tuple[str, str | None] | None = None,
     base_needs_trust: bool = False,
@@ -69,12 +71,13 @@ def card_values(
         repo: user/name.
         layout: one of LAYOUTS.
         revision: the branch it is published on, where that is not main.
-        licence: of the weights, as the Hub names it.
+        licence, licence_name, licence_link: of the weights; as in licenses.check_license.
         pictures: names of those there are in assets/.
         base: (Hub id, revision) that the model was made from; without it what the record says.
         base_needs_trust: whether an adapter's base brings code of its own.
     """
     base = base or base_model(record)
+    terms = {"license": licence, "license_name": licence_name, "license_link": licence_link}
     found = {
         "title": repo.split("/")[1],
         "about": _about(record, layout, base),
@@ -95,11 +98,11 @@ def card_values(
         "hyperparameters": _hyperparameters(record),
         "speed": _speed(record),
         "energy": _energy(record),
-        "limits": LIMITS[record.kind].format(labels=", ".join(record.labels)),
+        "limits": LIMITS[record.kind].format(labels=", ".join(map(escape, record.labels))),
         "links": _links(record, base),
-        "licence": _licence(layout, licence),
+        "licence": _licence(layout, terms),
         "versions": _versions(record),
-        "metadata": _metadata(record, repo, layout, licence, base),
+        "metadata": _metadata(record, repo, layout, terms, base),
     }
     for name, words in PICTURES.items():
         found[f"{name}_picture"] = f"![{words}](assets/{name}.png)" if f"{name}.png" in pictures else None
@@ -117,14 +120,15 @@ PICTURES = {  # name of the file in assets/ -> what it shows
 
 def _about(record: Record, layout: str, base: tuple[str, str | None] | None) -> str:
     config, trained = record.config, record.facts.get("parameters")
-    data = ", ".join(dict.fromkeys(source["dataset"] for source in record.manifest.get("sources", [])))
+    data = ", ".join(dict.fromkeys(escape(source["dataset"]) for source in record.manifest.get("sources", [])))
+    labels = ", ".join(map(escape, record.labels))
     what = {
         "base": "A language model",
-        "classifier": f"A classifier of texts into {len(record.labels)} classes ({', '.join(record.labels)})",
+        "classifier": f"A classifier of texts into {len(record.labels)} classes ({labels})",
         "chat": "A model that answers instructions",
     }[record.kind]
     size = f" of {trained:,} parameters" if trained else ""
-    start = f", made from [{base[0]}](https://huggingface.co/{base[0]})" if base else ""
+    start = f", made from {_link(base[0])}" if base else ""
     if not base and record.run.get("model") is None:
         start = ", trained from random weights"
     shape = (
@@ -139,7 +143,7 @@ def _sample(record: Record) -> str | None:
     texts = [line["sample"] for line in record.metrics if line.get("sample")]
     if record.kind != "base" or not texts:
         return None
-    return "What it writes:\n\n" + "\n".join(f"> {line}" for line in _one_line(texts[-1], 400).splitlines())
+    return "What it writes:\n\n" + f"> {_one_line(texts[-1], 400)}"
 
 
 def _load_notes(record: Record) -> str | None:
@@ -168,7 +172,7 @@ def _protocol(record: Record) -> str | None:
     if (n := max(result.n for result in found)) > 1:
         lines.append(f"Mean \u00b1 standard deviation (of a sample) of {n} seeds; the weights are the first one's.")
     if "step" in protocol:
-        lines.append(f"The weights are those of step {protocol['step']:,} ({protocol['chosen_by']}).")
+        lines.append(f"The weights are those of step {protocol['step']:,} ({escape(protocol['chosen_by'])}).")
     if protocol.get("eval_batches"):
         lines.append(
             f"On at most {protocol['eval_batches']:,} batches of each process, taken from all over the split; of the "
@@ -193,12 +197,12 @@ def _sources(record: Record) -> str | None:
     rows = []
     for source in record.manifest.get("sources", []):
         name = source["dataset"]
-        where = f"[{name}](https://huggingface.co/datasets/{name})" if is_on_hub(source) else name
-        where += f", {source['config']}" if source.get("config") else ""
+        where = _link(name, "datasets/") if is_on_hub(source) else escape(name)
+        where = Markup(where + (f", {escape(source['config'])}" if source.get("config") else ""))
         for file in source.get("files") or [{}]:
             size = f"{file['bytes']:,}" if "bytes" in file else ""
             known = file.get("sha256") or source.get("prepared") or source.get("revision") or ""
-            rows.append([where, file.get("name", ""), size, f"`{known}`" if known else ""])
+            rows.append([where, file.get("name", ""), size, code(known) if known else ""])
     return _table(["source", "file", "bytes", "SHA-256 or revision"], rows)
 
 
@@ -206,13 +210,14 @@ def _splits(record: Record) -> str | None:
     rows = []
     for name, facts in record.manifest.get("splits", {}).items():
         counts = [f"{facts[key]:,}" if key in facts else "" for key in ("documents", "rows", "tokens", "bytes")]
-        rows.append([name, *counts, f"`{facts['sha256']}`" if "sha256" in facts else ""])
+        rows.append([name, *counts, code(facts["sha256"]) if "sha256" in facts else ""])
     return _table(["split", "documents", "rows", "tokens", "bytes", "SHA-256 of the rows"], rows)
 
 
 def _mixture(record: Record) -> str | None:
     shares = (record.manifest.get("mixture") or {}).get("actual")
-    return shares and "Mixed by tokens: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()) + "."
+    found = shares and ", ".join(f"{escape(name)} {share:.1%}" for name, share in shares.items())
+    return found and f"Mixed by tokens: {found}."
 
 
 def _filters(record: Record) -> str | None:
@@ -248,7 +253,7 @@ def _hyperparameters(record: Record) -> str | None:
     if record.facts.get("trained_parameters") != record.facts.get("parameters"):
         given["trained_parameters"] = f"{record.facts['trained_parameters']:,}"
     off = (None, False, "no", "none", "")  # and 0, but for a seed
-    rows = [[f"`{name}`", str(value)] for name, value in given.items() if value not in off or name == "seed"]
+    rows = [[code(name), str(value)] for name, value in given.items() if value not in off or name == "seed"]
     return _table(["field", "value"], rows)
 
 
@@ -256,8 +261,8 @@ def _speed(record: Record) -> str | None:
     found, facts = speed(record), record.facts
     if found is None:
         return None
-    where = facts.get("hardware") or facts.get("device")
-    precision = {"no": "fp32"}.get(facts.get("precision"), facts.get("precision"))
+    where = escape(facts.get("hardware") or facts.get("device"))
+    precision = escape({"no": "fp32"}.get(facts.get("precision"), facts.get("precision")))
     return (
         f"{found[0]:,.0f} tokens a second (median) on {where}, {facts['processes']} process(es) of {facts['threads']} "
         f"thread(s), {precision}; {found[1]:,.1f} minutes of training steps."
@@ -269,12 +274,13 @@ def _energy(record: Record) -> str | None:
         return None
     row, hours = record.emissions[-1], _drawn(record, "duration") / 3600
     watts = {part: 1000 * _drawn(record, f"{part}_energy") / hours for part in ("cpu", "ram", "gpu")}
-    cpu = f"CPU {watts['cpu']:.3g} W, {row.get('cpu_power_is') or 'read or estimated'}"
+    cpu = f"CPU {watts['cpu']:.3g} W, {escape(row.get('cpu_power_is') or 'read or estimated')}"
     gpu = f"; GPU {watts['gpu']:.3g} W, read from its driver" if watts["gpu"] else ""
+    country, minutes = escape(row["country_name"]), 60 * hours
     return (
         f"{_drawn(record, 'energy_consumed'):.3g} kWh, {_grams(record):g} g CO2 equivalent with the electricity of "
-        f"{row['country_name']}: the whole machine over {60 * hours:,.1f} minutes ({cpu}; memory {watts['ram']:.3g} "
-        f"W, estimated from its size{gpu}). By codecarbon {row['codecarbon_version']}."
+        f"{country}: the whole machine over {minutes:,.1f} minutes ({cpu}; memory {watts['ram']:.3g} W, estimated "
+        f"from its size{gpu}). By codecarbon {escape(row['codecarbon_version'])}."
     )
 
 
@@ -289,24 +295,24 @@ def _grams(record: Record) -> float:
 def _links(record: Record, base: tuple[str, str | None] | None) -> str | None:
     lines = []
     if base:
-        at = f" at `{base[1]}`" if base[1] else ""
-        lines.append(f"- base model: [{base[0]}](https://huggingface.co/{base[0]}){at}")
-    lines += [f"- dataset: [{name}](https://huggingface.co/datasets/{name})" for name in hub_datasets(record)]
+        lines.append(f"- base model: {_link(base[0])}{f' at {code(base[1])}' if base[1] else ''}")
+    lines += [f"- dataset: {_link(name, 'datasets/')}" for name in hub_datasets(record)]
     return "\n".join(lines) or None
 
 
-def _licence(layout: str, licence: str | None) -> str | None:
-    lines = [f"Weights: {licence}."] if licence else []
+def _licence(layout: str, terms: dict[str, str | None]) -> str | None:
+    name, link = terms["license_name"] or terms["license"], terms["license_link"]
+    lines = [f"Weights: {escape(name)}{f', {escape(link)}' if link else ''}."] if name else []
     lines += ["The code files (`*.py`) are of scratch_gpt: Apache 2.0."] if layout == "scratch_gpt" else []
     return " ".join(lines) or None
 
 
 def _versions(record: Record) -> str | None:
     found = record.facts.get("versions")
-    return found and ", ".join(f"{name} {number}" for name, number in found.items())
+    return found and ", ".join(f"{escape(name)} {escape(number)}" for name, number in found.items())
 
 
-def _metadata(record: Record, repo: str, layout: str, licence: str | None, base) -> str:
+def _metadata(record: Record, repo: str, layout: str, terms: dict[str, str | None], base) -> str:
     task = "text-classification" if record.kind == "classifier" else "text-generation"
     found, sources = results(record), record.manifest.get("sources", [])
     data = {
@@ -325,6 +331,7 @@ def _metadata(record: Record, repo: str, layout: str, licence: str | None, base)
         )
         for result in found
     ]
+    base = base if base and is_hub_id(base[0]) else None
     relation = {"base_model_relation": "adapter" if layout == "adapter" else "finetune"} if base else {}
     co2 = {"emissions": _grams(record), "source": "codecarbon"} if record.emissions else None
     card = ModelCardData(
@@ -332,11 +339,11 @@ def _metadata(record: Record, repo: str, layout: str, licence: str | None, base)
         datasets=hub_datasets(record) or None,
         eval_results=evaluated or None,
         library_name="peft" if layout == "adapter" else "transformers",
-        license=licence,
         metrics=sorted({ON_HUB[result.metric] for result in found if result.metric in ON_HUB}) or None,
         model_name=repo.split("/")[1],
         pipeline_tag=task,
         tags=["scratch-gpt", *(["conversational"] if record.kind == "chat" else [])],
+        **terms,
         **relation,
         **({"co2_eq_emissions": co2} if co2 else {}),
     )
@@ -348,12 +355,17 @@ def _metadata(record: Record, repo: str, layout: str, licence: str | None, base)
 # --- Markdown ----------------------------------------------------------------------------------------------------
 
 
+def _link(name: str, kind: str = "") -> Markup:
+    # to a repository on the Hub; kind is "" or "datasets/"
+    return Markup(f"[{name}](https://huggingface.co/{kind}{name})") if is_hub_id(name) else escape(name)
+
+
 def _table(header: list[str], rows: list[list[str]]) -> str | None:
     # Without a column in which nothing stands; with the first MANY rows.
     if not rows:
         return None
     used = [n for n in range(len(header)) if any(row[n] for row in rows)]
-    cells = [[row[n].replace("|", "\\|").replace("\n", " ") for n in used] for row in rows]
+    cells = [[escape(row[n]) for n in used] for row in rows]
     lines = [[header[n] for n in used], ["---"] * len(used), *cells[:MANY]]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return text + (f"\n\nand {len(rows) - MANY:,} more." if len(rows) > MANY else "")
@@ -364,8 +376,8 @@ def _number(value: float | None) -> str:
 
 
 def _one_line(text: str, limit: int) -> str:
-    words = re.sub(r"[<>`*_\[\]#|]", lambda found: f"\\{found[0]}", " ".join(text.split()))
-    return words if len(words) <= limit else f"{words[:limit].rsplit(' ', 1)[0]} ..."
+    words = " ".join(text.split())
+    return escape(words if len(words) <= limit else f"{words[:limit].rsplit(' ', 1)[0]} ...")
 
 
 __all__ = ["LAYOUTS", "PICTURES", "card_values"]

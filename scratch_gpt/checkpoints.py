@@ -9,12 +9,12 @@ called step-N is a whole checkpoint.
 import hashlib
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,13 +28,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from .foreign import read_json
+from .folders import DRAFT, OLD, is_whole_file, keep_foreign, remove, remove_files, remove_replaced
+from .foreign import parse_json, read_json
 
 
 WEIGHTS, OPTIMIZER, STATE, METRICS = "model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
 FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
 FORMAT_VERSION = 2
-DRAFT, OLD = ".writing-", ".old-"
 WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a folder that is gone or may not be written
 
 
@@ -103,11 +103,27 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     load_weights(model, weights)
     slots: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in moments.items():
-        parameter, key = name.rsplit(".", 1)
+        parameter, _, key = name.rpartition(".")
         slots.setdefault(parameter, {})[key] = value
-    content = {"state": slots, "param_groups": state.pop("optimizer")}
-    set_optimizer_state_dict(model, optimizer, content, options=_WHOLE)
+    groups = _groups(path, state.pop("optimizer", None), slots, optimizer)
+    set_optimizer_state_dict(model, optimizer, {"state": slots, "param_groups": groups}, options=_WHOLE)
     return state, (path / METRICS).read_text(encoding="utf-8")
+
+
+def _groups(path: Path, saved: Any, slots: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    # Which parameters are in which group is the checkpoint's; how a group is optimized is the run's own.
+    here = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        names = [[*map(str, group["params"])] for group in saved]
+        fits = [len(each) for each in names] == [len(group["params"]) for group in optimizer.param_groups]
+    except (TypeError, KeyError):
+        fits, names = False, []
+    if not fits or not slots.keys() <= {name for each in names for name in each}:
+        raise CheckpointError(
+            f"{path.name} belongs to another optimizer: its groups of parameters are not this run's. No flag can "
+            "help: start another run in another --output-dir."
+        )
+    return [{**group, "params": each} for group, each in zip(here, names, strict=True)]
 
 
 def check_shapes(path: Path, model: nn.Module) -> None:
@@ -176,7 +192,8 @@ def write_checkpoint(
 ) -> Path:
     """Write `folder/step-N`, then prune to the newest `keep` and the best; returns its path.
 
-    Later steps are of a course that this run has left by going on from an earlier one: they are removed.
+    Later steps are of a course that this run has left by going on from an earlier one: they are removed, and so is a
+    run that was set aside for this one.
 
     Args:
         model_files: name -> content of what a model folder has beside its weights.
@@ -190,7 +207,7 @@ def write_checkpoint(
     target, draft, model_files = folder / name, folder / (DRAFT + name), model_files or {}
     assert not {*model_files} & {*FILES, MANIFEST}
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_drafts(folder)
+    remove(draft)
     try:
         draft.mkdir()
         weights = {key: value.contiguous() for key, value in snapshot.weights.items()}
@@ -214,38 +231,72 @@ def write_checkpoint(
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         replace_folder(draft, target)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft)
         raise
-    _prune(folder, target, keep, progress.get("best_step"))
+    prune(folder, target, keep, progress.get("best_step"))
+    remove_replaced(folder.parent)
     return target
 
 
-def _prune(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+def prune(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    """Remove the checkpoints after `newest`, all but the last `keep` and the best, and what a killed save has left."""
     others = list_checkpoints(folder)
     here = others.index(newest)
     old = [path for path in others[: max(0, here + 1 - keep)] if path.name != f"step-{best_step}"]
     for path in (*old, *others[here + 1 :]):
-        os.replace(path, path.with_name(OLD + path.name))  # a half-removed folder is not called a checkpoint
-    _remove_drafts(folder)
+        aside = path.with_name(OLD + path.name)
+        remove(aside)
+        with suppress(OSError):  # one that cannot be removed is no reason to stop
+            os.replace(path, aside)  # a half-removed folder is not called a checkpoint
+    for path in _left_over(folder):
+        remove_files(path, is_whole_file)
 
 
-def _remove_drafts(folder: Path) -> None:
-    for prefix in (DRAFT, OLD):
-        for path in folder.glob(f"{prefix}*"):
-            shutil.rmtree(path, ignore_errors=True)
+def _left_over(folder: Path) -> list[Path]:
+    # What a killed save was writing or replacing, the newest step first.
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for prefix in (DRAFT, OLD)
+        for path in folder.glob(f"{prefix}step-*")
+        if path.name.rpartition("-")[2].isdigit()
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def adopt(path: Path) -> Path:
+    """Give a checkpoint that `find_checkpoint` has found under another name its own; returns the new path."""
+    target = path.with_name(own_name(path))
+    if target != path:
+        if os.path.lexists(target):  # it was found damaged
+            remove(target)
+        os.replace(path, target)
+    return target
+
+
+def own_name(path: Path) -> str:
+    """Return the name that a folder has, or had, or was to get."""
+    return path.name.removeprefix(DRAFT).removeprefix(OLD)
+
+
+def find_folder(folder: Path) -> Path:
+    """Return the folder, or where it lies if a kill has come between the two renames that replace it."""
+    old = folder.with_name(OLD + folder.name)
+    return old if old.is_dir() and not os.path.lexists(folder) else folder
 
 
 def replace_folder(draft: Path, folder: Path) -> None:
-    """Flush a finished draft to the disk and give it its name; what had the name before is removed."""
-    for path in (*draft.iterdir(), draft):
+    """Flush a finished draft to the disk and give it its name; of what had the name before, foreign files stay."""
+    for path in draft.iterdir():
         _flush(path)
+    keep_foreign(find_folder(folder), draft)
+    _flush(draft)
     old = folder.with_name(OLD + folder.name)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if os.path.lexists(folder):
+        remove(old)
         os.replace(folder, old)
     os.replace(draft, folder)
     _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -312,6 +363,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and a line for each newer one that is damaged.
 
+    Where none is whole, one counts that a killed save has left under another name (see `adopt`).
+
     Raises:
         CheckpointError: there are checkpoints, and none of them is whole.
     """
@@ -320,6 +373,9 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         if not (problem := find_damage(path)):
             return path, skipped
         skipped.append(f"{path.name} is damaged and skipped: {problem}")
+    for path in _left_over(folder):
+        if not find_damage(path):
+            return path, [*skipped, f"{path.name} is whole: it is taken as {own_name(path)}."]
     if skipped:
         raise CheckpointError(
             f"No checkpoint in {folder} is whole ({'; '.join(skipped)}). Start anew with --overwrite true."
@@ -348,8 +404,53 @@ def find_damage(path: Path) -> str | None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
-    return read_json(path / STATE)
+    """The JSON part of a checkpoint; a CheckpointError where it has not what every checkpoint has."""
+    try:
+        state = read_json(path / STATE)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    for name in ("progress", "share", "record"):
+        if not isinstance(state.get(name), dict):
+            raise CheckpointError(f"{path.name}/{STATE} has no {name}: it is no checkpoint of a run.")
+    return state
+
+
+def take_fields(cls: type, values: dict[str, Any]) -> Any:
+    """Make a dataclass or NamedTuple of numbers, texts and tables from JSON.
+
+    Raises:
+        CheckpointError: a field that it does not have, or a value of another kind.
+    """
+    kinds = get_type_hints(cls)
+    for name, value in values.items():
+        if name not in kinds or not any(_is_a(value, kind) for kind in _alternatives(kinds[name])):
+            raise CheckpointError(f"{STATE}: {name} is {str(value)[:40]!r}, which no {cls.__name__} can have.")
+    return cls(**values)
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (get_origin(kind) or kind,)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    # As JSON has them: a whole number is a float too, and no truth value is a number.
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; one that was cut off, or is no object with a step, is left out."""
+    lines = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        try:
+            found = parse_json(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found.get("step"), int):
+            lines.append(found)
+    return lines
 
 
 def _digest(content: Any) -> str:
@@ -368,15 +469,21 @@ __all__ = [
     "BackgroundWriter",
     "CheckpointError",
     "Snapshot",
+    "adopt",
     "check_shapes",
     "check_written",
     "find_checkpoint",
     "find_damage",
+    "find_folder",
     "list_checkpoints",
     "load_checkpoint",
     "load_weights",
+    "own_name",
+    "prune",
+    "read_metrics",
     "read_state",
     "replace_folder",
+    "take_fields",
     "take_snapshot",
     "tensor_shapes",
     "whole_weights",

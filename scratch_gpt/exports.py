@@ -6,7 +6,6 @@ with the model before it gets its name; it has no KV cache, so that each new tok
 
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .checkpoints import DRAFT, replace_folder
 from .conversion import load_any_head, own_class, refuse_what_gpt2_cannot_say
+from .folders import remove
 from .modeling.modeling_scratch_gpt import (
     ScratchGPTForCausalLM,
     ScratchGPTForSequenceClassification,
@@ -63,7 +63,7 @@ def export(folder: str | Path, *, kind: str) -> Exported:
     model = load_any_head(source).float().eval()
     target = top / FOLDER / kind
     draft = target.with_name(DRAFT + target.name)
-    shutil.rmtree(draft, ignore_errors=True)
+    remove(draft)
     draft.mkdir(parents=True)
     try:
         if kind == "onnx":
@@ -76,7 +76,7 @@ def export(folder: str | Path, *, kind: str) -> Exported:
             write_gguf(model, tokenizer, draft / file.name, half=kind == "gguf-f16")
         replace_folder(draft, target)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft)
     return Exported(file, difference)
 
 

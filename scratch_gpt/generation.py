@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from . import watchdog
 from .decoding import ForwardDecoder, make_decoder
 from .speculation import make_guesser
 from .tokenizer import begin_of_text_id, decode, encode
@@ -220,6 +221,7 @@ def generate_answers(
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
+        watchdog.beat()
         some = order[start : start + batch_size]
         most = max(rooms[k] for k in some)
         how = {"max_new_tokens": most, "seed": int(torch.randint(2**62, (), generator=seeds)), **options}

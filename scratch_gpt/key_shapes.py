@@ -17,10 +17,18 @@ SHAPES = {
     "a Google key": r"AIza[A-Za-z0-9_-]{35}",
     "a Slack token": r"xox[abeprs]-[A-Za-z0-9-]{10,}+",
     "a Stripe key": r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}+",
+    "an npm token": r"npm_(?=[A-Za-z]{0,80}[0-9])[A-Za-z0-9]{20,}+",
+    "a PyPI token": r"pypi-(?=[A-Za-z_-]{0,200}[0-9])[A-Za-z0-9_-]{20,}+",
+    "a SendGrid key": r"SG\.(?=[A-Za-z_-]{0,80}[0-9])[A-Za-z0-9_-]{16,}+(?:\.[A-Za-z0-9_-]{8,}+)?",
+    "a Google token": r"ya29\.[A-Za-z0-9_-]{16,}+",
+    "a Groq key": r"gsk_[A-Za-z0-9]{20,}+",
+    "a Docker token": r"dckr_[op]at_[A-Za-z0-9_-]{16,}+",
+    "a bearer token": r"[Bb]earer[ \t]{1,3}(?=[A-Za-z_.~+/-]{0,200}[0-9])[A-Za-z0-9_.~+/=-]{16,}+",
     "a JSON web token": r"(?<!-)eyJ[A-Za-z0-9_-]{8,}+\.eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}+",
 }
 # ASCII, as scripts without spaces may touch a key; first of all the letters that a shape begins with, which is faster.
-WORD_BEGINS, WORD_ENDS = r"(?=[Aeghrsx])(?<![A-Za-z0-9_])", r"(?![A-Za-z0-9_])"
+WORD_BEGINS = r"(?=[ABSbdeghnprsxy][AEGIKSacefhikloprsy])(?<![A-Za-z0-9_])"
+WORD_ENDS = r"(?![A-Za-z0-9_])"
 BEGIN_PRIVATE = r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
 PASSWORD = re.compile(  # https://user:password@host, but for a template such as ${PASSWORD}
     r"""
@@ -29,17 +37,29 @@ PASSWORD = re.compile(  # https://user:password@host, but for a template such as
     """,
     re.VERBOSE,
 )
-ASSIGNED = re.compile(  # api_key = "..."; the value has to hold a digit, that of a bare `token` a letter too
+NETRC = re.compile(  # machine example.org login ada password ..., on one line or on several
     r"""
-    (?=[acpstwACPSTW][acelopruACELOPRU][cikntCIKNT])(?<![A-Za-z0-9])  # api, acc, aut, cli, pri, sec, tok, wan: faster
-    (?i:(?:api|secret|access|auth|private|client|wandb)[_-]?(?:(?:access|api)[_-]?)?(?:key|token|secret)
-      |(?P<bare>(?<!(?:bos|eos|unk|pad|sep|cls)_)(?<!mask_)token))
-    ["']?\s{0,3}(?::|=>?)\s{0,3}(?P<quote>["']?)
-    (?=[A-Za-z_./+=-]{0,200}[0-9])(?(bare)(?=[0-9_./+=-]{0,200}[A-Za-z]))
+    (?=[md][ae][cf])(?<![A-Za-z0-9_])(?:machine\s{1,9}\S{1,200}|default)\s{1,9}
+    login\s{1,9}\S{1,200}\s{1,9}password\s{1,9}(?P<secret>\S{4,200}+)
+    """,
+    re.VERBOSE,
+)
+ASSIGNED = re.compile(  # any name that ends so, = or :, and a value that holds a digit; a tokenizer's tokens are none
+    r"""
+    (?=[kKpPsStT][aAeEoOwW][cCdDkKsSyY][eErRsS:=\s"'\\])  # key, pass, pwd, secr, toke: faster
+    (?i:(?P<name>key|(?<!(?:bos|eos|unk|pad|sep|cls)_)(?<!mask_)token|secret|password|passwd|pwd))
+    \\?["']?\s{0,3}(?::|=>?)\s{0,3}\\?(?P<quote>["']?)
+    (?=[A-Za-z_./+=-]{0,200}[0-9])
     (?P<secret>[A-Za-z0-9_./+=-]{16,}+)
     """,
     re.VERBOSE,
 )
+# What makes `key` the name of a secret, and not of a column.
+OF_SECRETS = re.compile(
+    r"(?i)(?<![A-Za-z0-9])(?:api|secret|access|auth|private|client|wandb)[ _-]?(?:(?:access|api)[ _-]?)?$"
+)
+OF_AWS = re.compile(r"(?=[a-z0-9/+]*[A-Z])(?=[A-Z0-9/+]*[a-z])[A-Za-z0-9/+]{40}")  # may look like a path
+NUMBER = re.compile(r"[0-9_./+=-]*(?:e[0-9+-]+)?", re.IGNORECASE)
 CODE = 200  # characters that an expression in code has at most
 IDENTIFIERS = re.compile(r"=*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*+", re.ASCII)
 PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+", re.ASCII)  # of a name: get, Key1, HTTP2
@@ -49,18 +69,29 @@ PART = re.compile(r"[A-Za-z]{1,15}\d{0,3}|\d{1,5}", re.ASCII)
 
 
 def is_code(match: re.Match) -> bool:
-    """Return whether the value that ASSIGNED has found is an expression in code or a path instead of a key.
+    """Return whether the value that ASSIGNED has found is an expression in code, a path or a number instead of a key.
 
     Code is what is called or indexed, and names made of words where no quotation mark stands before them. A path is
-    made of words too, with a slash or a dot, in quotation marks or not.
+    made of words too, with a slash or a dot, in quotation marks or not. A `key` or `token` whose name says no more
+    than that may be a column's: names made of words, and numbers, are no keys there.
     """
     value, behind = match["secret"], match.string[match.end("secret") : match.end("secret") + 1]
-    if len(value) > CODE:
+    before = match.string[max(0, match.start() - 24) : match.start()]
+    is_bare = match["name"].lower() in ("key", "token") and not OF_SECRETS.search(before)
+    if is_bare and NUMBER.fullmatch(value):
+        return True
+    if len(value) > CODE or (not is_bare and OF_AWS.fullmatch(value)):
         return False
     is_name = IDENTIFIERS.fullmatch(value) is not None
     if is_name and behind in ("(", "["):
         return True
-    if (is_name and not match["quote"]) or "/" in value or "." in value.rstrip("."):
+    is_column = is_bare and (match["name"].lower() == "key" or before[-1:].isalnum() or before[-1:] in ("_", "-"))
+    if (
+        (is_column and re.search("[_-]", value))
+        or (is_name and not match["quote"])
+        or "/" in value
+        or "." in value.rstrip(".")
+    ):
         return _is_of_words(value)
     return False
 
@@ -79,25 +110,28 @@ KEYS: list[tuple[str, re.Pattern, Callable[[re.Match], bool] | None]] = [
     *((what, re.compile(f"{WORD_BEGINS}(?:{shape})"), None) for what, shape in SHAPES.items()),
     ("a private key", re.compile(BEGIN_PRIVATE), None),
     ("a password in an address", PASSWORD, None),
+    ("a password of .netrc", NETRC, None),
     ("a key or token", ASSIGNED, is_code),
 ]
 
 
-def kinds_of_keys(line: str) -> Iterator[str]:
-    """Yield what of KEYS is in a line."""
+def find_keys(text: str) -> Iterator[tuple[int, str]]:
+    """Yield where each key in a text begins, and what of KEYS it is."""
     for what, pattern, is_no_key in KEYS:
-        if any(is_no_key is None or not is_no_key(match) for match in pattern.finditer(line)):
-            yield what
+        for match in pattern.finditer(text):
+            if is_no_key is None or not is_no_key(match):
+                yield match.start(), what
 
 
 __all__ = [
     "ASSIGNED",
     "BEGIN_PRIVATE",
     "KEYS",
+    "NETRC",
     "PASSWORD",
     "SHAPES",
     "WORD_BEGINS",
     "WORD_ENDS",
+    "find_keys",
     "is_code",
-    "kinds_of_keys",
 ]

@@ -1,15 +1,22 @@
 """Files that are about to be published -> what in them must not be: secrets, traces of this machine, pickles, size."""
 
+import base64
+import codecs
 import getpass
+import html
 import json
 import re
 import socket
+import zlib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
-from .key_shapes import kinds_of_keys
+from .folders import CODE
+from .key_shapes import find_keys
 
 
 class Leak(NamedTuple):
@@ -35,6 +42,21 @@ HOMES = r"(?<![\w.])(?:/home/|/Users/|/root/|[A-Za-z]:\\+Users\\+)[\w.@+-]+"
 ABSOLUTE = r"(?<![\w.:/~<$*)}-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\+[\w.@+-]+\\+[\w.@+-]+)"
 # What a text may hold where it is made by a model or of its words: not every path in it is one of this machine.
 OF_DATA = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "metrics.jsonl")
+# Where a file quotes the model or its prompt, which name places and people of the data.
+SAMPLES = {
+    "metrics.jsonl": re.compile(r'(?<="sample": )"(?:[^"\\]|\\.)*+"'),
+    "README.md": re.compile(r"^(?:> |ids = tokenizer\().*", re.MULTILINE),
+}
+PACKAGE = Path(__file__).resolve().parent
+OWN_CODE = re.compile(r"(?:configuration|modeling)_scratch_gpt\.\w+")
+
+ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|([nrtbfv]|[0-7]{1,3})|(.))", re.DOTALL)
+DEPTH = 3  # JSON in JSON in JSON
+BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}+(?:\r?\n[A-Za-z0-9+/_-]++)*+={0,2}")
+PIXELS = {b"IDAT", b"PLTE", b"tRNS"}
+STRETCHES = re.compile(rb"[\x20-\x7e]{6,}|(?:[\x20-\x7e]\0){6,}|(?:\0[\x20-\x7e]){6,}")  # a person could read them
+MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
+MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 def find_leaks(folder: Path, files: Iterable[str], known: Iterable[str] = ()) -> list[Leak]:
@@ -59,6 +81,13 @@ def _own_names() -> set[str]:
     return {name for name in found if name and name.lower() not in COMMON}
 
 
+@cache
+def _own_words() -> set[str]:
+    # What stands on every card and in every config: a user called so is not found by it.
+    texts = (path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    return {word for text in texts for word in re.findall(r"[a-z0-9]+", text.lower())}
+
+
 def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[Leak]:
     is_weights = path.suffix == ".safetensors"
     limit = WEIGHTS_LIMIT + SLACK if is_weights else LIMIT
@@ -73,35 +102,143 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
         if path.suffix in PICKLES or (not is_right if is_weights else is_pickle):
             yield Leak(file, None, "no safetensors" if is_weights else "a pickle or an archive, which can run code")
             return
-        if is_weights:  # numbers, below a header in JSON
-            header = json.loads(start[8:] + content.read(size - 1))
-            text, lines = True, [json.dumps({"__metadata__": header.get("__metadata__"), "names": [*header]})]
-        else:
-            text, lines = _lines(start + content.read())
+        # of weights the header, which is JSON; numbers follow
+        raw = start[8:] + content.read(size - 1) if is_weights else start + content.read()
+    if path.suffix == ".py":
+        if path.name not in CODE or raw != CODE[path.name].read_bytes():
+            yield Leak(file, None, "code that is not the installed package's")
+        return
+    if path.name in ("config.json", "tokenizer_config.json") and _has_other_code(raw):
+        yield Leak(file, None, "auto_map names code that is not the installed package's")
+    is_picture = path.suffix == ".png"
+    if is_picture and (raw := _without_pixels(raw)) is None:
+        yield Leak(file, None, "not a PNG picture")
+        return
+    is_text, texts = _texts(raw)
+
     patterns = [("a path of this machine", re.compile(re.escape(place) + r"(?![\w-])")) for place in places]
-    patterns += [("a home folder", re.compile(HOMES))]
-    if text and path.name not in OF_DATA:  # in a picture's numbers some stretch looks like one
-        patterns += [("an absolute path", re.compile(ABSOLUTE))]
+    of_ours = []  # searched for in what the run has written, not in what its data say
+    if path.name not in OF_DATA or path.name == "metrics.jsonl":
+        of_ours += [("a home folder", re.compile(HOMES))]
+    if is_text and path.name not in OF_DATA:  # in binary files some stretch looks like one
+        of_ours += [("an absolute path", re.compile(ABSOLUTE))]
     for name in names:
-        near = rf"(?:[/\\~]{re.escape(name)}(?![\w-])|(?<![\w-]){re.escape(name)}@|@{re.escape(name)}(?![\w-]))"
-        shape = rf"(?<![\w-]){re.escape(name)}(?![\w-])" if len(name) >= LONG_ENOUGH else near
-        by_chance = not text and len(name) < LONG_ENOUGH
-        if not by_chance and (path.name not in OF_DATA or path.name == "metrics.jsonl"):
-            patterns.append((f"the name of this machine or its user, {name!r}", re.compile(shape)))
-    for number, line in enumerate(lines, 1):
-        named = (what for what, pattern in patterns if pattern.search(line))
-        if what := next(chain(kinds_of_keys(line), named), None):
-            yield Leak(file, number, what)
+        if (is_text or len(name) >= LONG_ENOUGH) and (path.name not in OF_DATA or path.name == "metrics.jsonl"):
+            of_ours.append((f"the name of this machine or its user, {name!r}", re.compile(_shape_of(name))))
+    samples = SAMPLES.get(path.name)
+    lines: dict[int, str] = {}
+    for text in texts:
+        for number, what in chain(_secrets(text), _traces(text, patterns, of_ours, samples)):
+            lines.setdefault(number if is_text else 1, what)
+    for number in sorted(lines):
+        yield Leak(file, number, lines[number])
 
 
-def _lines(raw: bytes) -> tuple[bool, list[str]]:
-    # Whether it is a text, and its lines; of anything else the stretches that a person could read.
+def _shape_of(name: str) -> str:
+    own = re.escape(name)
+    if name.lower() in _own_words():
+        return rf"~{own}(?![\w-])|(?<![\w-]){own}@"
+    if len(name) < LONG_ENOUGH:
+        return rf"[/\\~]{own}(?![\w-])|(?<![\w-]){own}@|@{own}(?![\w-])"
+    return rf"(?<![\w-]){own}(?![\w-])"
+
+
+# --- Bytes -> texts ----------------------------------------------------------------------------------------------
+
+
+def _texts(raw: bytes) -> tuple[bool, list[str]]:
+    # Whether it is a text, and the text; of anything else the stretches that a person could read.
     try:
-        if b"\0" not in raw:
-            return True, raw.decode().split("\n")
+        mark = next((encoding for mark, encoding in MARKS if raw.startswith(mark)), None)
+        if mark or b"\0" not in raw:
+            return True, [raw.decode(mark or "utf-8")]
     except UnicodeDecodeError:
         pass
-    return False, [b"\n".join(re.findall(rb"[\x20-\x7e]{6,}", raw)).decode()]
+    found = [stretch.replace(b"\0", b"").decode() for stretch in STRETCHES.findall(raw)]
+    # The length before a string, and the field's number before that, may look like letters (TensorBoard's events).
+    return False, ["\n".join(stretch[n:] for stretch in found) for n in range(4)]
+
+
+def _without_pixels(raw: bytes) -> bytes | None:
+    # All chunks of a PNG but those of pixels, decompressed where they are compressed; None if it is no whole PNG.
+    if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
+    at, rest, kind = 8, [], b""
+    while at + 12 <= len(raw):
+        length, kind = int.from_bytes(raw[at : at + 4], "big"), raw[at + 4 : at + 8]
+        content, check = raw[at + 8 : at + 8 + length], raw[at + 8 + length : at + 12 + length]
+        if (at == 8) != (kind == b"IHDR") or check != zlib.crc32(kind + content).to_bytes(4, "big"):
+            return None
+        if kind not in PIXELS:
+            rest += [content, *_inflated(content)]
+        at += 12 + length
+        if kind == b"IEND":
+            break
+    return b"\0".join(rest) if kind == b"IEND" and at == len(raw) else None
+
+
+def _inflated(content: bytes) -> Iterator[bytes]:
+    # zTXt, iTXt and iCCP hold a name, one to some NULs, then zlib's stream
+    for match in re.finditer(rb"\0(?=\x78)", content[:400]):
+        try:
+            yield zlib.decompressobj().decompress(content[match.end() :], LIMIT)
+        except zlib.error:
+            pass
+
+
+def _has_other_code(raw: bytes) -> bool:
+    # auto_map: {class: "module.Class"}, or a tokenizer's list of them; "repository--module.Class" is a stranger's.
+    try:
+        found = json.loads(raw).get("auto_map") or {}
+    except (ValueError, AttributeError, RecursionError):  # no config: reading it back tells
+        return False
+    values = found.values() if isinstance(found, dict) else [found]
+    return not all(isinstance(value, str) and OWN_CODE.fullmatch(value) for value in values)
+
+
+# --- Texts -> what they hold -------------------------------------------------------------------------------------
+
+
+def _secrets(text: str) -> Iterator[tuple[int, str]]:
+    # As they stand, where escapes are resolved, and in base64; with the numbers of their lines.
+    for number, view in _views(text):
+        for start, what in find_keys(view):
+            yield number or view.count("\n", 0, start) + 1, what
+        for match in BASE64.finditer(view):
+            if what := next((what for inside in _decoded(match[0]) for _, what in find_keys(inside)), None):
+                yield number or view.count("\n", 0, match.start()) + 1, f"{what} in base64"
+
+
+def _views(text: str) -> Iterator[tuple[int | None, str]]:
+    # The text, and each line of it in which a character is spelled by others (JSON, Python, HTML, Markdown, URLs).
+    yield None, text
+    for number, line in enumerate(text.split("\n") if re.search(r"[\\&%]", text) else (), 1):
+        for _ in range(DEPTH):
+            before, line = line, html.unescape(unquote(ESCAPE.sub(_character, line)))
+            if line == before:
+                break
+            yield number, line
+
+
+def _character(match: re.Match) -> str:
+    if number := match[1] or match[2]:
+        return chr(int(number, 16))
+    return "\n" if match[3] else match[4]
+
+
+def _decoded(stretch: str) -> Iterator[str]:
+    plain = re.sub(r"[\r\n=]", "", stretch).translate(str.maketrans("-_", "+/"))
+    for start in range(4):  # letters before it may belong to it or not
+        piece = plain[start:]
+        piece = piece[: len(piece) - (len(piece) % 4 == 1)]
+        yield base64.b64decode(piece + "=" * (-len(piece) % 4)).replace(b"\0", b"").decode("latin-1")
+
+
+def _traces(text: str, patterns, of_ours, samples: re.Pattern | None) -> Iterator[tuple[int, str]]:
+    for searched, among in ((text, patterns), (samples.sub("", text) if samples else text, of_ours)):
+        for number, line in enumerate(searched.split("\n"), 1):
+            if what := next((what for what, pattern in among if pattern.search(line)), None):
+                yield number, what
 
 
 __all__ = ["LIMIT", "PICKLES", "WEIGHTS_LIMIT", "Leak", "find_leaks"]

@@ -23,7 +23,7 @@ def load_code(record: Record, repo: str, layout: str, revision: str | None = Non
     most = min(40, record.config["max_position_embeddings"] // 2)  # prompt and answer have to fit
     library, prefix = ("peft", "AutoPeft") if layout == "adapter" else ("transformers", "Auto")
     loader = f"{prefix}ModelFor{task}"
-    names = f", id2label={dict(enumerate(record.labels))!r}" if record.kind == "classifier" else ""
+    names = f", id2label={_literal(dict(enumerate(record.labels)))}" if record.kind == "classifier" else ""
     imports = f"from {library} import {loader}\nfrom transformers import AutoTokenizer"
     if library == "transformers":
         imports = f"from transformers import {loader}, AutoTokenizer"
@@ -48,7 +48,7 @@ def load_code(record: Record, repo: str, layout: str, revision: str | None = Non
     else:
         prompt = record.run.get("sample_prompt") or "The"
         lines += [
-            f'ids = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt")',
+            f'ids = tokenizer({_literal(prompt)}, return_tensors="pt")',
             f"print(tokenizer.decode(model.generate(**ids, max_new_tokens={most}, do_sample=True, top_k=50)[0]))",
         ]
     return "\n".join(lines)
@@ -74,7 +74,13 @@ def load_needs(layout: str, base_needs_trust: bool = False) -> str:
 
 def _place(repo: str, revision: str | None) -> str:
     # The first arguments of `from_pretrained`.
-    return f'"{repo}"' + (f', revision="{revision}"' if revision else "")
+    return _literal(repo) + (f", revision={_literal(revision)}" if revision else "")
+
+
+def _literal(value: str | dict[int, str]) -> str:
+    # Python's, on one line, in which no mark of the card's regions stands.
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return text.replace("<!--", "\\x3c!--")
 
 
 def _brings_code(layout: str, base_needs_trust: bool) -> bool:

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from torch import nn
 
-from .checkpoints import load_checkpoint
+from . import watchdog
+from .checkpoints import list_checkpoints, load_checkpoint, prune, take_fields
 from .launch import StopSignals
 from .memory import fit_memory
 from .metrics import Metrics
@@ -143,7 +144,7 @@ def train(
     progress, state, text = Progress(), {}, ""
     if resume_from is not None:
         state, text = load_checkpoint(resume_from, accelerator.unwrap_model(model), optimizer.optimizer)
-        progress = Progress(**state["progress"])
+        progress = take_fields(Progress, state["progress"])
         if not best_is_there:
             progress.best_metric, progress.best_step, progress.evaluations_since_best = None, None, 0
         if accelerator.scaler is not None and state["scaler"]:
@@ -167,7 +168,11 @@ def train(
         share = Share(*cut, accelerator.num_processes, accelerator.process_index)
         source, cursors = _source(rows, collate, share, settings, progress, state.get("cursors", {}), alter)
         if resume_from is not None and (ends or progress.step >= steps):
-            keep(progress, share, cursors)
+            is_kept = resume_from in list_checkpoints(checkpoints) and asdict(progress) == state["progress"]
+            if not is_kept:
+                keep(progress, share, cursors)
+            elif accelerator.is_main_process:  # a whole checkpoint is not written again
+                prune(checkpoints, resume_from, settings.keep, progress.best_step)
         ahead = source.loader(progress.step if ends else steps, settings.workers, accelerator.device.type == "cuda")
 
         model.train()
@@ -190,6 +195,7 @@ def train(
 
             progress.position = position
             progress.step += 1
+            watchdog.beat()
             bar.update()
             if compiling:
                 say(f"The first step ended after {metrics.seconds:.0f} s, compilation and all before it included.")

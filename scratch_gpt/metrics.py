@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from .checkpoints import write_text
-from .foreign import parse_json
+from .checkpoints import CheckpointError, read_metrics, write_text
 
 
 ItemT = TypeVar("ItemT")
+STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
 
 
 class Metrics:
@@ -47,7 +47,12 @@ class Metrics:
         self.losses = 0.0  # sum since the last line
         self.steps = 0
         self.seen, self.mean, self.variance = 0, 0.0, 0.0  # of the losses of late
-        self.__dict__.update(state or {})
+        for name, value in (state or {}).items():
+            if name not in STATE or isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise CheckpointError(
+                    f"The checkpoint's metrics hold {name} = {str(value)[:40]!r}, which none can have."
+                )
+            setattr(self, name, value)
         self.last_tokens = progress.tokens  # of the last line, or where this launch begins: its clock does too
         self.unwritten = ""
         self.checkpoint_seconds, self.waited = 0.0, 0.0  # since the last line
@@ -59,7 +64,7 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """What the next lines depend on, as JSON."""
-        return {name: getattr(self, name) for name in ("losses", "steps", "seen", "mean", "variance")}
+        return {name: getattr(self, name) for name in STATE}
 
     def text(self) -> str:
         """All lines so far."""
@@ -171,19 +176,6 @@ class Metrics:
 
 def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one that was cut off, or is no object with a step, is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            line = parse_json(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
 
 
 __all__ = ["Metrics", "read_metrics"]

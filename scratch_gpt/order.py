@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from . import watchdog
+
 
 Batch = dict[str, torch.Tensor]
 Alter = Callable[[Any, int], Any]
@@ -242,6 +244,7 @@ def evaluation_batches(
         generator=torch.Generator(),
     )
     for batch, (_, counted) in zip(source, dealt, strict=True):
+        watchdog.beat()
         yield to_device(batch, device), counted
 
 

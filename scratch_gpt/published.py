@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
 
 from .adapter_loading import BASE, WEIGHTS, fingerprint
@@ -19,20 +18,18 @@ from .card import fill, template
 from .card_values import PICTURES, card_values
 from .checkpoints import DRAFT, check_shapes, list_checkpoints, replace_folder
 from .conversion import export_gpt2, load_any_head
+from .folders import CODE, MODEL, STEP, TOKENIZER, remove
 from .layouts import AUTO, choose_layout
 from .leaks import PICKLES, WEIGHTS_LIMIT, find_leaks
+from .licenses import check_license
+from .locks import LOCK, hold
 from .modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from .plots import plot_attention, plot_parameters, plot_token_lengths
 from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_model, sentence_ids
-from .record import ADAPTER_CONFIG, Record, at_step, published_as, read_record
+from .record import ADAPTER_CONFIG, FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
 from .tokenizer import load_tokenizer
 
 
-FOLDER = "published"
-CODE = tuple(file.name for file in sorted((Path(__file__).parent / "modeling").glob("[!_]*.py")))
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
-MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 ADAPTER = (ADAPTER_CONFIG, WEIGHTS, BASE)
 EVENTS = "tensorboard"
 # What may be published, and what a push therefore takes away where it is not there any more.
@@ -49,6 +46,8 @@ def stage(
     layout: str = AUTO,
     revision: str | None = None,
     licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
     step: int | None = None,
     there: str | None = None,
     pin: Callable[[str, str | None], tuple[str, str | None]] | None = None,
@@ -61,6 +60,7 @@ def stage(
     Args:
         layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without), "adapter" (what LoRA has learned), or
             "auto", which layouts.choose_layout decides.
+        licence, licence_name, licence_link: as in licenses.check_license.
         step: of the checkpoint whose weights these are to be, instead of the run's model.
         there: layout of what `repo` holds already.
         pin: (Hub id, revision) -> (commit, layout of its files), for the base of an adapter; without it the revision
@@ -68,10 +68,18 @@ def stage(
         say: is given two lines: the layout with the reason, and the result of the comparison.
 
     Raises:
-        ValueError: no whole run, a layout that it cannot have, something in it that must not be published, or other
-            outputs than the run's.
+        ValueError: no whole run, one that another process is writing, a layout that it cannot have, something in it
+            that must not be published, or other outputs than the run's.
     """
+    check_license(licence, licence_name, licence_link)
     top = Path(folder)
+    read_record(top)
+    with hold(top, say):
+        terms = {"licence": licence, "licence_name": licence_name, "licence_link": licence_link}
+        return _stage(top, repo, layout, revision, terms, step, there, pin, say)
+
+
+def _stage(top: Path, repo: str, layout: str, revision, terms: dict, step, there, pin, say) -> Path:
     record = read_record(top) if step is None else at_step(read_record(top), step)
     if pickles := [path.name for path in sorted((top / "model").iterdir()) if path.suffix in PICKLES]:
         raise ValueError(f"{top}/model/{pickles[0]} is a pickle, which can run code when it is opened. Take it away.")
@@ -84,7 +92,7 @@ def stage(
     expected = outputs_of(model, tokenizer)
     target = top / FOLDER
     draft = target.with_name(DRAFT + target.name)
-    shutil.rmtree(draft, ignore_errors=True)
+    remove(draft)
     try:
         draft.mkdir()
         base, needs_trust, local_base = None, False, None
@@ -93,16 +101,18 @@ def stage(
         elif layout == "gpt2":
             export_gpt2(model, draft)
         elif step is None:
-            _put(top / "model", draft, (*MODEL, *CODE))
+            _put(top / "model", draft, MODEL)
+            for path in CODE.values():  # the package's own: loading it runs it
+                shutil.copyfile(path, draft / path.name)
         else:
             model.save_pretrained(draft, save_original_format=False)
         _put(top / "model", draft, TOKENIZER)
         _forget_names(draft)
         _cut_weights(draft)
-        _put(record.folder, draft, ("metrics.jsonl",))
+        if record.metrics:  # without a line that a kill has cut
+            _write_lines(draft / "metrics.jsonl", record.metrics)
         _put(top, draft, ("evaluation.json",))
         if step is not None:
-            _write_lines(draft / "metrics.jsonl", record.metrics)
             (draft / "evaluation.json").unlink(missing_ok=True)
         _put_events(record.folder, draft)
         _draw(record, model, tokenizer, draft / "assets")
@@ -112,7 +122,7 @@ def stage(
         pictures = {path.name for path in (draft / "assets").iterdir()}
         values = card_values(
             *(record,),
-            **{"repo": repo, "layout": layout, "revision": revision, "licence": licence, "pictures": pictures},
+            **{"repo": repo, "layout": layout, "revision": revision, "pictures": pictures, **terms},
             **{"base": base, "base_needs_trust": needs_trust},
         )
         (draft / "README.md").write_text(fill(template(), values), encoding="utf-8")
@@ -120,13 +130,11 @@ def stage(
         draft.chmod(0o755)
         replace_folder(draft, target)
     except OSError as error:
-        if isinstance(error, HfHubHTTPError):  # of `pin`
-            raise
         raise ValueError(
             f"{target} cannot be written ({error.strerror or error}). Make room, then try again."
         ) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft)
     return target
 
 
@@ -145,9 +153,11 @@ def files_of(folder: Path) -> list[str]:
 
 def left_behind(folder: Path) -> list[str]:
     """What of a run stays where it is: everything that is not on the list."""
-    out = [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model")]
+    here = (path for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model", LOCK))
+    out = [path.name + "/" * path.is_dir() for path in here]
     known = {"metrics.jsonl", "evaluation.json", "loss.png", "confusion.png"}
-    odd = (path.name for path in sorted((folder / "model").iterdir()) if not is_allowed(path.name))
+    inside = (path.name for path in sorted((folder / "model").iterdir()) if path.name != STEP)
+    odd = (name for name in inside if not is_allowed(name))
     return [name for name in out if name not in known] + [f"model/{name}" for name in odd]
 
 
@@ -224,6 +234,17 @@ def _put_adapter(
     by_name = f" --layout {layout}" if layout else ""
     base, revision = config["base_model_name_or_path"], config.get("revision")
     place = next((path for path in (Path(base), source / base) if path.is_dir()), None)
+    if "folder" in kept:  # a name that was written there since is taken as it is
+        was_folder = kept["folder"] == base
+        place = place if was_folder or not is_hub_id(base) else None
+    else:
+        was_folder = may_be_folder(base)
+    if place is None and was_folder:
+        raise ValueError(
+            f"The adapter's base is the folder {base}, which is not there now, and no file says what it is called on "
+            f"the Hub. Publish from the folder that it lies in, name the Hub's id and revision in "
+            f"{source / ADAPTER_CONFIG}, or {MERGED}"
+        )
     if place is not None:
         there = published_as(place)
         if there is None:
@@ -250,6 +271,9 @@ def _put_adapter(
                 f"The adapter was made on {base} in the layout {layout}, which is in the layout {now} at {revision}. "
                 f"Name a commit that has the layout {layout} as revision in {source / ADAPTER_CONFIG}, or {MERGED}"
             )
+    if kept:
+        here = {name: value for name, value in kept.items() if name != "folder"}
+        (draft / BASE).write_text(json.dumps(here, indent=2) + "\n", encoding="utf-8")
     config |= {"base_model_name_or_path": base, "revision": revision}
     (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return (base, revision), layout != "gpt2", (base, revision) if place is None else (str(place), None)

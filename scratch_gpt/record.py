@@ -2,14 +2,15 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import yaml
 
-from .checkpoints import write_text
-from .foreign import check_regular, one_error, parse_json, read_json
+from .checkpoints import read_metrics, write_text
+from .foreign import check_regular, one_error, read_json
 
 
 FACTS = ("steps", "schedule", "processes", "threads")  # notes of run.yaml that each run has
@@ -23,7 +24,11 @@ KINDS = {  # field of a record -> what it holds; of a dict or list, the kind of 
     "results": (dict, dict),
     "tables": (dict, object),
 }
-ADAPTER_CONFIG, PUBLISHED = "adapter_config.json", "hub.json"
+ADAPTER_CONFIG, PUBLISHED, FOLDER = "adapter_config.json", "hub.json", "published"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+# What of a run folder is read or replaced: these folders, whole, and these files beside them.
+FOLDERS = ("model", "adapter", "checkpoints", "tracking", FOLDER)
+FILES = ("run.yaml", "manifest.json", "evaluation.json", "metrics.jsonl", "emissions.csv", PUBLISHED)
 
 
 class Record(NamedTuple):
@@ -72,9 +77,10 @@ def read_record(folder: str | Path) -> Record:
     """What the files of a run folder say; what is not there is empty.
 
     Raises:
-        ValueError: no run folder, a run without a model, or a file that cannot be read.
+        ValueError: no run folder, a run without a model, or a file that is a link or cannot be read.
     """
     top = Path(folder)
+    _refuse_links(top)
     if not (top / "run.yaml").is_file():
         inside = " It is the model of a run: give the folder around it." if (top / "config.json").exists() else ""
         raise ValueError(f"{folder} is no run folder: it has no run.yaml.{inside}")
@@ -84,6 +90,9 @@ def read_record(folder: str | Path) -> Record:
     seeds = facts.get("runs")
     own = top / seeds[0] if seeds else top
     if seeds:
+        if own.is_symlink():
+            raise ValueError(f"{own} is a link. Move the folder itself there, then publish again.")
+        _refuse_links(own)
         run["seeds"], (_, facts) = len(seeds), _read_run(own / "run.yaml")
     if lacks := [name for name in FACTS if name not in facts]:
         raise ValueError(f"{own / 'run.yaml'} cannot be read: it does not say {lacks[0]} in the comments at its end.")
@@ -96,7 +105,7 @@ def read_record(folder: str | Path) -> Record:
         config=_read_json(top / "model" / "config.json"),
         manifest=_read_json(own / "manifest.json"),
         evaluation=_read_json(top / "evaluation.json"),
-        metrics=_read_lines(own / "metrics.jsonl"),
+        metrics=read_metrics(own / "metrics.jsonl"),
         emissions=_read_emissions(own / "emissions.csv"),
         has_chat_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
     )
@@ -108,6 +117,16 @@ def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any])
     text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_text(Path(folder) / "run.yaml", text)
+
+
+def _refuse_links(folder: Path) -> None:
+    # A link or a pipe may lead to anybody's file.
+    direct = [*(folder / name for name in (*FOLDERS, *FILES)), *folder.glob("*.png")]
+    for path in (*direct, *(inside for name in FOLDERS for inside in (folder / name).rglob("*"))):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link. Put the file itself there or remove the link, then publish again.")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file. Remove it, then publish again.")
 
 
 def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -139,16 +158,6 @@ def _read_emissions(file: Path) -> list[dict[str, str]]:
         text = file.read_text(encoding="utf-8")
         rows = csv.DictReader(text.splitlines())
         return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    check_regular(file)
-    with one_error(f"{file} cannot be read"):
-        text = file.read_text(encoding="utf-8")
-        lines = [parse_json(line) for line in text.splitlines() if line.endswith("}")]
-        return [line for line in lines if isinstance(line.get("step"), int)]
 
 
 # --- What follows from it ----------------------------------------------------------------------------------------
@@ -198,21 +207,37 @@ def speed(record: Record) -> tuple[float, float] | None:
 
 
 def base_model(record: Record) -> tuple[str, str | None] | None:
-    """(Hub id, revision) of what the run went on from; None for a new model, or a folder that is not published."""
-    name = record.run.get("model")
+    """(Hub id, revision) of what the run went on from; None for a new model, or where no file proves the id.
+
+    run.yaml notes since when a base is a folder whether it was one, and its fingerprint: a folder's id on the Hub is
+    that of hub.json beside the same weights.
+    """
+    name, base = record.run.get("model"), record.facts.get("base")
     if name is None:
         return None
-    if (found := published_as(name)) is not None:
-        return found["repo"], found["commit"]
-    if Path(name).exists() or Path(name).is_absolute() or name.count("/") > 1:
+    is_folder = Path(name).exists() or may_be_folder(name) if base is None else base["folder"] is not None
+    if not is_folder:
+        return name, record.run.get("model_revision")
+    found = published_as(name)
+    if found is None or (base is not None and found.get("fingerprint") != base["fingerprint"]):
         return None
-    return name, record.run.get("model_revision")
+    return found["repo"], found["commit"]
+
+
+def may_be_folder(name: str) -> bool:
+    """Return whether a base that no record tells of may have been a folder, such as a run's model."""
+    return not is_hub_id(name) or Path(name).name == "model"
 
 
 def published_as(model_folder: str | Path) -> dict[str, Any] | None:
     """hub.json of the run that a model folder belongs to: {"repo", "revision", "commit", "layout"}."""
     path = Path(model_folder)
     return _read_json(path.parent / PUBLISHED) or None if path.is_dir() else None
+
+
+def is_hub_id(name: Any) -> bool:
+    """Return whether a name can be that of a repository on the Hub."""
+    return isinstance(name, str) and HUB_ID.fullmatch(name) is not None
 
 
 def hub_datasets(record: Record) -> list[str]:
@@ -224,7 +249,7 @@ def hub_datasets(record: Record) -> list[str]:
 def is_on_hub(source: dict[str, Any]) -> bool:
     """Whether a source of the manifest is a dataset of the Hub: its files are known by its commit, not by hashes."""
     is_local = any("sha256" in file for file in source.get("files", [])) or "prepared" in source
-    return not is_local and source["dataset"] != "python-docs"
+    return not is_local and source["dataset"] != "python-docs" and is_hub_id(source["dataset"])
 
 
 __all__ = [
@@ -233,7 +258,9 @@ __all__ = [
     "at_step",
     "base_model",
     "hub_datasets",
+    "is_hub_id",
     "is_on_hub",
+    "may_be_folder",
     "published_as",
     "read_record",
     "results",

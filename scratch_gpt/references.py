@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
+from . import watchdog
 from .checkpoints import DRAFT
 from .order import Batch, Share, deal, to_device
 from .preferences import read_answers
@@ -37,6 +38,7 @@ def reference_logps(
     share = Share(batch_size, 1, accelerator.num_processes, accelerator.process_index)
     found = torch.zeros(len(rows), 2, device=accelerator.device)
     for numbers, counted in deal(order, share.batch_size, share.processes, share.rank):
+        watchdog.beat()
         batch = to_device(collate([rows[k] for k in numbers]), accelerator.device)
         with accelerator.autocast():
             logps = read_answers(model, batch).logps

@@ -1,6 +1,7 @@
 """One run on several processes -> checkpoints written once, in the background where asked, and full disks met."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from .checkpoints import WRITE_ERRORS, BackgroundWriter, list_checkpoints, take_snapshot, write_checkpoint
+from . import watchdog
+from .checkpoints import (
+    WRITE_ERRORS,
+    BackgroundWriter,
+    CheckpointError,
+    list_checkpoints,
+    take_snapshot,
+    write_checkpoint,
+)
+from .folders import ASIDE
+from .locks import check_held
 from .metrics import Metrics
 from .order import Share
 
@@ -27,24 +38,29 @@ def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -
     """`save(what, write)`: call `write()` and deal with a full disk or a folder that is gone, on all processes alike.
 
     It returns whether that went well. Otherwise it says what could not be written and goes on, or with `stop` raises
-    RunStopped. To be called on every process.
+    RunStopped, as for an error of any other kind. To be called on every process.
     """
 
     def save(what: str, write: Callable[[], Any]) -> bool:
-        problem = ""
+        watchdog.beat()
+        problem, cause, is_odd = "", None, False
         try:
+            check_held(output_dir)
             write()
         except Exception as error:
-            if not isinstance(error, WRITE_ERRORS) and type(error) is not Exception:  # tokenizers raises the bare kind
-                raise
-            problem = getattr(error, "strerror", None) or " ".join(str(error).split())
-        if not agree(accelerator, 0.0, bool(problem))[1]:
+            # No lack of room, as the bare kind that tokenizers raises is: it will not go away.
+            is_odd = not isinstance(error, WRITE_ERRORS) and type(error) is not Exception
+            problem, cause = describe(error) or type(error).__name__, error
+        failed, is_odd = agree(accelerator, 0.0, bool(problem), is_odd)[1:]
+        if not failed:
             return True
         message = f"{what} could not be written ({problem or 'on another process'}). {last_good(output_dir)}"
+        if is_odd:
+            raise RunStopped(f"{message} --resume latest goes on from there.") from cause
         if stop:
             raise RunStopped(
                 f"{message} Make room, then go on with --resume latest (--on-save-error continue goes on)."
-            )
+            ) from cause
         accelerator.print(f"{message} Training goes on.")
         return False
 
@@ -63,7 +79,39 @@ def agree(accelerator: Accelerator, loss, *flags: bool) -> tuple[float, bool, ..
 def last_good(output_dir: Path) -> str:
     """A sentence that names the newest checkpoint."""
     found = list_checkpoints(output_dir / "checkpoints")
-    return f"The last good checkpoint is {found[-1].name}." if found else "There is no checkpoint yet."
+    if found:
+        return f"The last good checkpoint is {found[-1].name}."
+    kept = f" The run that was there before is in {output_dir / ASIDE}." if (output_dir / ASIDE).is_dir() else ""
+    return f"There is no checkpoint yet.{kept}"
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (*WRITE_ERRORS, CheckpointError)) or type(error) is Exception else repr(error)
+
+
+@contextmanager
+def name_last_good(output_dir: Path) -> Iterator[None]:
+    """Turn what ends a run from outside (no room, a process that is gone) into a RunStopped with the last save."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        what = getattr(error, "filename", None) or output_dir
+        raise RunStopped(
+            f"{what}: {describe(error)}. {last_good(output_dir)} Mend it, then go on with --resume latest."
+        ) from error
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text and "exited unexpectedly" in text:
+            gone = "A process that prepares batches has ended (killed, or out of memory; --workers 0 needs none)."
+        elif isinstance(error, torch.distributed.DistError) or "gloo" in text:
+            gone = f"The processes have lost each other ({text.splitlines()[0][:200]})."
+        else:
+            raise
+        raise RunStopped(f"{gone} {last_good(output_dir)} --resume latest goes on from there.") from error
 
 
 class Keeper:
@@ -129,4 +177,4 @@ def _local(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to_local() if hasattr(value, "to_local") else value.detach()  # FSDP: this process' part
 
 
-__all__ = ["Keeper", "RunStopped", "agree", "guard_saves", "last_good"]
+__all__ = ["Keeper", "RunStopped", "agree", "guard_saves", "last_good", "name_last_good"]

@@ -20,9 +20,12 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
+import chaos_folders
+import chaos_publishing
 import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
 import crash
 import hostile
+from chaos_folders import Trial
 from safetensors.torch import load_file, save_file
 
 import recipe
@@ -361,6 +364,32 @@ KINDS: list[Callable[[Bench], Iterator[str]]] = [
     chat_template,
     number_out_of_bounds,
 ]
+
+
+def _of_folders(kind: Callable[[Trial], dict]) -> Callable[[Bench], Iterator[str]]:
+    # A kind that counts its tries itself.
+    def tries(bench: Bench) -> Iterator[str]:
+        found = kind(Trial(bench.words, *bench.undisturbed, bench.home))
+        for result in (RECOVERED, REFUSED, LOST):
+            yield from [result] * found[result]
+
+    tries.__name__, tries.__doc__ = kind.__name__, kind.__doc__
+    return tries
+
+
+def _of_publishing(kind: chaos_publishing.Kind) -> Callable[[Bench], Iterator[str]]:
+    def tries(bench: Bench) -> Iterator[str]:
+        bench.undisturbed  # noqa: B018  # the run that is published
+        home = bench.home / kind.__name__
+        home.mkdir()
+        yield from kind(bench.home / "undisturbed", home)
+
+    tries.__name__, tries.__doc__ = kind.__name__, kind.__doc__
+    return tries
+
+
+KINDS += map(_of_folders, chaos_folders.KINDS.values())
+KINDS += map(_of_publishing, chaos_publishing.KINDS.values())
 
 
 def main() -> None:

@@ -99,7 +99,8 @@ def outcome(folder: Path) -> dict:
     """All that has to be the same, bit for bit: weights, optimizer, metrics, samples, evaluation."""
     newest = list_checkpoints(folder / "checkpoints")[-1]
     files = [newest / "model.safetensors", newest / "optimizer.safetensors"]
-    files += [folder / name / "model.safetensors" for name in ("model", "last") if (folder / name).exists()]
+    whole = (folder / name / "model.safetensors" for name in ("model", "last"))
+    files += [file for file in whole if file.exists()]
     found = {str(file.relative_to(folder)): file.read_bytes() for file in files}
     found["progress"] = json.loads((newest / "state.json").read_text())["progress"]
     found["metrics"] = exact(read_metrics(folder / "metrics.jsonl"))

@@ -9,6 +9,8 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +88,9 @@ class Hub(ThreadingHTTPServer):
         self.parts: dict[str, dict[int, bytes]] = {}
         self.requests: list[str] = []  # "PUT /lfs/..."
         self.refuse = ""  # a pattern: requests like it are answered with `status`
-        self.status = 400
+        self.status: int | str = 400  # or one of FAULTS
+        self.headers: dict[str, str] = {}  # of that answer
+        self.is_over = threading.Event()
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
         """What a repository holds."""
@@ -145,8 +149,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = f"{self.command} {url.path}"
         self.server.requests.append(asked)
         if self.server.refuse and re.search(self.server.refuse, asked):
-            self.fail(self.server.status, "", "refused by the test")
-            return
+            if isinstance(self.server.status, str):
+                return FAULTS[self.server.status](self)
+            return self.fail(self.server.status, "", "refused by the test", **self.server.headers)
         for pattern, method in ROUTES:
             if found := re.fullmatch(pattern, asked):
                 method(self, *found.groups())
@@ -154,6 +159,19 @@ class Handler(BaseHTTPRequestHandler):
         self.fail(404, "", f"no such endpoint: {asked}")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
+
+    # --- Faults ---
+
+    def hang(self):
+        self.server.is_over.wait(60)
+        self.close_connection = True
+
+    def reset(self):
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+
+    def log_in(self):
+        self.answer(200, b"<html><form>Welcome to our network</form></html>", Content_Type="text/html")
 
     # --- Users and repositories ---
 
@@ -311,8 +329,18 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, content, **headers)
 
 
+FAULTS = {  # what a network or a Hub in trouble does
+    "never answers": Handler.hang,
+    "resets": Handler.reset,
+    "portal": lambda self: self.answer(302, b"", Location=f"{self.server.url}/login"),
+    "page": Handler.log_in,
+    "empty": lambda self: self.answer(200, b""),
+    "list": lambda self: self.answer(200, []),
+    "other": lambda self: self.answer(200, {"hello": None}),
+}
 MODEL = r"/api/models/([^/]+/[^/]+)"
 ROUTES = [  # tried in this order
+    (r"GET /login", Handler.log_in),
     (r"GET /api/whoami-v2", Handler.whoami),
     (r"POST /api/repos/create", Handler.create),
     (r"POST /api/validate-yaml", lambda self: self.answer(200, {"errors": [], "warnings": []})),
@@ -344,6 +372,7 @@ def serve(part: int = 2**16) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.is_over.set()
         hub.shutdown()
         hub.server_close()
         thread.join()

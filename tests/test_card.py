@@ -5,17 +5,22 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
+import markdown
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
-from scratch_gpt.card import HOLE, REGION, fill, merge_cards, template
+from scratch_gpt.card import FRONT, HOLE, REGION, fill, merge_cards, template
 from scratch_gpt.card_values import LAYOUTS, PICTURES, card_values
+from scratch_gpt.licenses import check_license
 from scratch_gpt.load_code import load_code
 from scratch_gpt.modeling.configuration_scratch_gpt import OLDEST_TRANSFORMERS
-from scratch_gpt.record import read_record, results
+from scratch_gpt.record import base_model, read_record, results
 
 
 REPO = Path(__file__).resolve().parent.parent
@@ -139,7 +144,89 @@ def test_a_streams_card_counts_no_epochs_and_says_what_was_evaluated(tmp_path):
 
 def test_what_a_model_writes_cannot_become_markup(runs):
     text = card_of(runs["pretrain"])
-    assert "\\<b\\>sea\\</b\\> \\[x\\]" in text and "{{title}}" in text
+    assert "&lt;b&gt;sea&lt;/b&gt; \\[x\\]" in text and "{{title}}" in text
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "![x](https://example.org/x.png)",
+    "# A heading",
+    "a\n\n## Another\n\ntext",
+    "a\r\n---\r\n",
+    "---",
+    "| a | b |\n|---|---|",
+    "```\n</code>",
+    "`code` **bold** _it_ ~~no~~ $x$",
+    "<!-- scratch_gpt:end about -->",
+    "<!-- scratch_gpt:begin load -->\nmine\n<!-- scratch_gpt:end load -->",
+    "<javascript:alert(1)>",
+    "&lt;b&gt; \\<b>",
+    "- one\n- two",
+    "1. one",
+    "> quoted",
+    "\x1b]0;title\x07\x00",
+    "<script>",
+    "[x]: javascript:alert(1)",
+]
+
+
+def hostile_run(folder: Path, text: str) -> Path:
+    run = write_run(folder, "classify", model=text, sample_prompt=text, optimizer=text, prompt_format=text)
+    change = lambda name, **fields: (run / name).write_text(  # noqa: E731
+        json.dumps({**json.loads((run / name).read_text()), **fields})
+    )
+    change("model/config.json", id2label={"0": text, "1": "spam"})
+    source = {"dataset": text, "config": text, "revision": text, "files": [{"name": text, "bytes": 1, "sha256": text}]}
+    splits = {text: {"documents": 1, "rows": 1, "sha256": text}}
+    filters, mixture = {text: {"in": 2, "removed": 1}}, {"actual": {text: 1.0}}
+    hub = {"dataset": text, "revision": text, "files": [{"name": text}]}
+    change("manifest.json", sources=[source, hub], splits=splits, filters=filters, mixture=mixture)
+    table = {"labels": [text], **{name: {text: 0.5} for name in ("precision", "recall", "f1")}}
+    protocol = {"step": 20, "chosen_by": text}
+    change("evaluation.json", tables={"test": table}, protocol=protocol, results={text: {text: 1.0}})
+    facts = {**FACTS, "hardware": text, "precision": text, "versions": {text: text}}
+    notes = "".join(f"# {line}\n" for line in yaml.safe_dump(facts, sort_keys=False).splitlines())
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    (run / "run.yaml").write_text(yaml.safe_dump(settings) + "\n" + notes)
+    (run / "metrics.jsonl").write_text(
+        json.dumps({"step": 1, "tokens": 9, "loss": 1.0, "tokens_per_second": 1.0}) + "\n"
+    )
+    return run
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_value_becomes_markup_wherever_it_stands(text, tmp_path):
+    run, plain = hostile_run(tmp_path / "run", text), hostile_run(tmp_path / "plain", "a text")
+    how = {"base": (text, text), "revision": text}
+    card, same = card_of(run, "gpt2", **how), card_of(plain, "gpt2", base=("a text", "a text"), revision="a text")
+    assert [name for name, _ in REGION.findall(card)] == [name for name, _ in REGION.findall(template())]
+    assert card.count("<!-- scratch_gpt:") == template().count("<!-- scratch_gpt:")
+    assert yaml.safe_load(FRONT.match(card)[1])["model-index"][0]["results"][0]["dataset"]["type"] == text
+    assert merge_cards(card, card) == card
+    body = FRONT.sub("", card)
+    assert all(c.isprintable() or c == "\n" for c in body)
+    for code in re.findall(r"```python\n(.*?)\n```\n", body, re.DOTALL):
+        compile(code, "card", "exec")
+    kinds, expected = (Counter(tags(FRONT.sub("", each))) for each in (card, same))
+    assert kinds == expected
+
+
+def tags(text: str) -> list[str]:
+    """What a page of this Markdown is made of, as two renderers see it: tags, and the scheme of each link."""
+    pages = [MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)]
+    pages += [markdown.markdown(text, extensions=["tables", "fenced_code", "md_in_html"])]
+    found: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            where = dict(attributes).get("href") or ""
+            found.extend([tag, *([where.split(":")[0]] if where and not where.startswith("https:") else [])])
+            assert all(name in ("href", "src", "alt", "class", "style") for name, _ in attributes), attributes
+
+    for page in pages:
+        Reader().feed(page)
+    return found
 
 
 # --- One value ---------------------------------------------------------------------------------------------------
@@ -220,6 +307,25 @@ def test_energy_is_told_where_it_was_measured(tmp_path):
     assert yaml.safe_load(card.split("---\n")[1])["co2_eq_emissions"] == {"emissions": 1.23, "source": "codecarbon"}
 
 
+def test_a_base_of_the_hub_is_named_and_a_folder_only_where_its_weights_prove_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nested" / "model").mkdir(parents=True)
+    hub = {"repo": "ada/base", "commit": COMMIT, "layout": "gpt2", "fingerprint": "ab"}
+    (tmp_path / "nested" / "hub.json").write_text(json.dumps(hub))
+    for name, base, expected in (
+        ("openai-community/gpt2", None, ("openai-community/gpt2", None)),
+        ("elsewhere/model", None, None),
+        ("nested/model", None, ("ada/base", COMMIT)),
+        ("nested/model", {"folder": None, "fingerprint": "x"}, ("nested/model", None)),
+        ("nested/model", {"folder": "nested/model", "fingerprint": "ab"}, ("ada/base", COMMIT)),
+        ("nested/model", {"folder": "nested/model", "fingerprint": "cd"}, None),
+        ("gone/gpt2", {"folder": "gone/gpt2", "fingerprint": "ab"}, None),
+    ):
+        record = read_record(write_run(tmp_path / f"{name}-{base}".replace("/", "-"), model=name))
+        record = record._replace(facts={**record.facts, **({"base": base} if base else {})})
+        assert base_model(record) == expected, (name, base)
+
+
 # --- Hand edits --------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +362,83 @@ def test_a_card_that_lost_its_metadata_gets_them_again(runs):
     assert ModelCard(merge_cards(bare, card)).data.to_dict() == ModelCard(card).data.to_dict()
     with pytest.raises(ValueError, match="no YAML"):
         merge_cards(card.replace("library_name: transformers", "a: b: c"), card)
+
+
+OF_USERS = """\
+
+---
+# My own card.
+language: no   # Norwegian
+version: 1.10
+license: mit
+tags: poems
+widget:
+- text: "Yes:"   # the first
+  example_title: 'on'
+
+# The end of mine.
+base_model: a/b
+thumbnail: 0x1F
+---
+"""
+
+
+def test_a_users_own_metadata_keep_their_bytes(runs):
+    new = card_of(runs["pretrain"])
+    body = new.split("---\n", 2)[2]
+    old = OF_USERS + body
+    merged = merge_cards(old, new)
+    front = merged[: merged.index("---\n", 6)]
+    for line in OF_USERS.splitlines(keepends=True):
+        assert line in ("base_model: a/b\n", "tags: poems\n") or line in front, line
+    assert "tags:\n- poems\n- scratch-gpt\n" in front and "base_model" not in front and "model-index" in front
+    assert merge_cards(merged, new) == merged and merged.startswith("\n---\n# My own card.\n")
+    assert yaml.safe_load(front.split("---\n")[1])["license"] == "mit"
+    with_licence = merge_cards(old, card_of(runs["pretrain"], licence="apache-2.0"))
+    assert "license: apache-2.0\n" in with_licence and "version: 1.10\n" in with_licence
+    crlf = old.replace("\n", "\r\n")
+    assert "language: no   # Norwegian\r\nversion: 1.10\r\n" in merge_cards(crlf, new)
+    assert len(REGION.findall(merge_cards(crlf, new))) == len(REGION.findall(new))
+
+
+@pytest.mark.parametrize(
+    ("tags", "after"),
+    [
+        ("tags: [a, 1.10]  # two\n", "tags:\n- a\n- 1.10\n- scratch-gpt\n"),
+        ("tags:\n  - a  # one\n  - no\n", "tags:\n  - a  # one\n  - no\n  - scratch-gpt\n"),
+        ("tags:\n- a\n# last\n", "tags:\n- a\n- scratch-gpt\n# last\n"),
+        ("tags:\n", "tags:\n- scratch-gpt\n"),
+        ("tags: [scratch-gpt, x]\n", "tags: [scratch-gpt, x]\n"),
+    ],
+)
+def test_tags_of_any_form_are_kept_and_ours_are_added(tags, after, runs):
+    new = card_of(runs["pretrain"])
+    merged = merge_cards(f"---\n{tags}---\n" + new.split("---\n", 2)[2], new)
+    assert merged.startswith(f"---\n{after}library_name: transformers\n") and merge_cards(merged, new) == merged
+
+
+def test_a_license_is_of_the_hubs_list_or_has_a_name_and_a_link(runs):
+    check_license(None), check_license("apache-2.0"), check_license("other", "my-license-1.0", "LICENSE")
+    for given, message in (
+        (("MIT",), r"licence is 'MIT', .*did you mean mit"),
+        (("<b>",), "not an identifier of the Hub's list"),
+        (("mit", "x", None), "leave them out"),
+        ((None, "x", "LICENSE"), "not an identifier"),
+        (("other",), "licence_name is None"),
+        (("other", "My License", "LICENSE"), "licence_name is 'My License'"),
+        (("other", "mine", "javascript:alert(1)"), "licence_link is 'javascript"),
+        (("other", "mine", None), "licence_link is None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_license(*given)
+    terms = {"licence": "other", "licence_name": "mine-1.0", "licence_link": "https://example.org/mine"}
+    card = card_of(runs["pretrain"], **terms)
+    found = ModelCard(card).data
+    assert (found.license, found.license_name, found.license_link) == ("other", "mine-1.0", "https://example.org/mine")
+    assert "Weights: mine-1.0, https://example.org/mine." in card
+    other = merge_cards(card, card_of(runs["pretrain"], licence="mit"))
+    assert "license: mit\n" in other and "license_name" not in other and "license_link" not in other
+    assert "license_name: mine-1.0\n" in merge_cards(card, card_of(runs["pretrain"]))
 
 
 # --- The record --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from scratch_gpt import checkpoints
 from scratch_gpt.checkpoints import (
     FILES,
     MANIFEST,
+    STATE,
     CheckpointError,
     find_checkpoint,
     find_damage,
@@ -414,3 +415,54 @@ def test_each_step_stands_in_the_record_once(straight):
     lines = straight[0][2]
     assert [line["step"] for line in lines if "loss" in line] == [4, 8]
     assert [line["step"] for line in lines if "eval_loss" in line] == [0, 3, 6, 8]
+
+
+# --- What a checkpoint's JSON may set --------------------------------------------------------------------------------
+
+
+def rewritten(path, change):
+    """Change a checkpoint's JSON, as one who writes the manifest anew."""
+    state = checkpoints.read_state(path)
+    change(state)
+    (path / STATE).write_text(json.dumps(state))
+    manifest = json.loads((path / MANIFEST).read_text())
+    del manifest["manifest_sha256"]
+    manifest["files"][STATE] = checkpoints._describe(path / STATE)
+    manifest["manifest_sha256"] = checkpoints._digest(manifest)
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["progress"].update(is_due=3), "is_due is '3', which no Progress can have"),
+        (lambda state: state["progress"].update(step="5"), "step is '5', which no Progress can have"),
+        (lambda state: state["progress"].update(tokens=True), "tokens is 'True', which no Progress can have"),
+        (lambda state: state["metrics"].update(path="/etc/passwd"), "path = '/etc/passwd', which none can have"),
+        (lambda state: state["metrics"].update(seen=[1]), "seen = "),
+        (lambda state: state.update(optimizer=[]), "belongs to another optimizer"),
+        (lambda state: state.pop("optimizer"), "belongs to another optimizer"),
+        (lambda state: state["optimizer"][0]["params"].pop(), "belongs to another optimizer"),
+    ],
+)
+def test_a_checkpoints_json_sets_only_what_it_should(change, message, straight, tmp_path):
+    path = tmp_path / "checkpoints" / "step-5"
+    shutil.copytree(straight[1] / "checkpoints" / "step-5", path)
+    rewritten(path, change)
+    with pytest.raises(CheckpointError, match=message):
+        go_on(tmp_path)
+
+
+def test_how_a_group_is_optimized_is_the_runs_own(straight, tmp_path):
+    path = tmp_path / "checkpoints" / "step-5"
+    shutil.copytree(straight[1] / "checkpoints" / "step-5", path)
+    rewritten(path, lambda state: [group.update(weight_decay=9.0, betas=[0, 0]) for group in state["optimizer"]])
+    assert_same(straight[0], go_on(tmp_path)[0])
+
+
+def test_a_state_without_progress_is_no_checkpoint(straight, tmp_path):
+    path = tmp_path / "step-5"
+    shutil.copytree(straight[1] / "checkpoints" / "step-5", path)
+    (path / STATE).write_text("[]")
+    with pytest.raises(CheckpointError, match="step-5/state.json (has no progress|cannot be read)"):
+        checkpoints.read_state(path)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from scratch_gpt.data.columns import CONVERSATIONS, Columns, one_column
 from scratch_gpt.data.files import find_files, read_text_file
+from scratch_gpt.data.prompts import read_messages
 from scratch_gpt.data.sources import open_documents, open_rows, open_stream
 
 
@@ -116,11 +117,38 @@ def test_hidden_unknown_and_special_files_are_named_not_read(tmp_path):
             read_text_file(tmp_path / name)
     with pytest.raises(ValueError, match=r"self\.txt cannot be read"):
         open_documents(str(tmp_path / "self.txt"))
-    with pytest.raises(ValueError, match=r"none that ends in .* It holds b\.zip, paper\.pdf"):
+    with pytest.raises(ValueError, match=r"no file that ends in .* It holds b\.zip, paper\.pdf"):
         (tmp_path / "only").mkdir()
         for name in ("paper.pdf", "b.zip"):
             (tmp_path / "only" / name).write_text("x")
         open_documents(str(tmp_path / "only"))
+
+
+def test_a_pattern_reads_each_file_once_though_links_go_in_circles(tmp_path):
+    (tmp_path / "sub" / ".hidden").mkdir(parents=True)
+    for name in ("a.txt", "sub/b.txt", "sub/c.md", "sub/.hidden/d.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "sub" / "up").symlink_to("..", target_is_directory=True)
+    (tmp_path / "again").symlink_to("sub", target_is_directory=True)
+    for pattern, found in {
+        "**/*.txt": ["a.txt", "sub/b.txt"],
+        "**": ["a.txt", "sub/b.txt", "sub/c.md"],
+        "sub/**/*.txt": ["sub/b.txt", "sub/up/a.txt"],
+        "s*/*.txt": ["sub/b.txt"],
+        "**/sub/**/[bc].*": ["sub/b.txt", "sub/c.md"],
+    }.items():
+        files, _ = find_files(str(tmp_path / pattern))
+        assert [str(file.path.relative_to(tmp_path)) for file in files] == found, pattern
+
+
+def test_a_folder_of_many_files_is_opened_in_linear_time(tmp_path, monkeypatch):
+    import scratch_gpt.data.files as local
+
+    compared = []
+    monkeypatch.setattr(local.LocalFile, "__eq__", lambda *pair: compared.append(pair) or tuple.__eq__(*pair))
+    for n in range(300):
+        (tmp_path / f"{n}.txt").write_text("x")
+    assert len(open_documents(str(tmp_path)).rows) == 300 and len(compared) < 3000
 
 
 def zstandard(raw: bytes) -> bytes:
@@ -267,6 +295,21 @@ def test_a_label_that_is_text_in_one_file_and_a_number_in_another_is_text(tmp_pa
         open_rows(str(tmp_path), columns=columns)
 
 
+def test_named_classes_beside_text_go_by_their_names_and_booleans_as_python_has_them(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])})
+    datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    written(tmp_path, "b.csv", "text,label\nd,y\n")
+    columns = Columns((("text", "label"),))
+    rows = open_rows(str(tmp_path), columns=columns).rows
+    assert rows["label"][:] == ["y", "x", None, "y"] and not hasattr(rows.features["label"], "names")
+    (tmp_path / "a.parquet").unlink()
+    written(tmp_path, "b.csv", "text,label\nd,True\n")
+    written(tmp_path, "c.jsonl", '{"text": "e", "label": true}\n')
+    assert open_rows(str(tmp_path), columns=columns).rows["label"][:] == ["True", "True"]
+
+
 def test_a_kill_while_rows_are_kept_leaves_none_behind(tmp_path, monkeypatch):
     written(tmp_path, "a.csv", f"text\n{os.urandom(4).hex()}\n")
     written(tmp_path, "b.jsonl", '{"text": "b", "n": 1}\n')
@@ -338,6 +381,11 @@ def test_a_line_that_is_not_utf8_is_named_by_file_and_number(name, raw, tmp_path
         ("a.jsonl", '{"text": "\\ud800"}\n', "line 1"),
         ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', "line 2: '3' in column 'text'"),
         ("a.csv", "text,text\na,b\n", "two columns 'text'"),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": "\\ud83d"}\n',
+            "line 2: .* in column 'text' cannot be read: .*surrogates",
+        ),
         ("a.parquet", "PAR1 but not really", "cannot be read as parquet"),
     ],
 )
@@ -358,6 +406,45 @@ def test_json_may_be_one_value_or_one_a_line(tmp_path):
     for name, text in texts.items():
         assert open_documents(written(tmp_path, name, text)).rows["text"][:] == ["a", "b"], name
     assert open_documents(written(tmp_path, "f.json", '{\n"text": "a"\n}')).rows["text"][:] == ["a"]
+
+
+def test_a_json_that_is_not_rows_is_skipped_among_others(tmp_path):
+    written(tmp_path, "a.txt", "text")
+    written(tmp_path, "b.json", "[1, 2, 3]")
+    rows, _, notices = open_documents(str(tmp_path))
+    assert rows["text"][:] == ["text"] and notices == [f"{tmp_path}: not read, without column 'text': b.json."]
+    for name, content in (("c.csv", "text,label\n"), ("d.tsv", "text\n")):
+        with pytest.raises(ValueError, match="holds no rows"):
+            open_rows(written(tmp_path, name, content))
+
+
+def test_streamed_text_is_text(tmp_path):
+    with pytest.raises(ValueError, match=r"Column 'text' of a\.jsonl holds int64, not text"):
+        open_stream(written(tmp_path, "a.jsonl", '{"text": 1}\n'))
+    late = '{"text": "a"}\n' * 5000 + '{"text": 1}\n'
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 5001: '1' in column 'text'|holds int64, not text"):
+        open_stream(written(tmp_path, "b.jsonl", late))
+
+
+def test_keys_of_messages_that_nobody_reads_may_have_any_type(tmp_path):
+    answer = {"role": "assistant", "content": "b"}
+    rows = [
+        {"messages": [{"role": "user", "content": "a", "id": 1}, answer], "tools": []},
+        {"messages": [{"role": "user", "content": "a", "id": "x"}, {**answer, "tool_calls": []}], "tools": None},
+        {"messages": [{"role": "user", "content": "a"}, {**answer, "weight": 1}]},
+    ]
+    file = written(tmp_path, "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    found = [read_messages(row) for row in open_rows(file, columns=CONVERSATIONS).rows]
+    assert found == [[{"role": "user", "content": "a"}, answer]] * 3
+    calls = [[{"arguments": {"a": 1}}], [{"arguments": {"a": "x"}}]]
+    rows = [{"messages": [{"role": "user", "content": "a"}, {**answer, "tool_calls": call}]} for call in calls]
+    file = written(tmp_path, "b.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for row in open_rows(file, columns=CONVERSATIONS).rows:
+        with pytest.raises(ValueError, match="has tool_calls, which cannot be learned"):
+            read_messages(row)
+    file = written(tmp_path, "c.jsonl", json.dumps({**rows[0], "tools": [{"name": "look"}]}) + "\n")
+    with pytest.raises(ValueError, match="the row has tools, which cannot be learned"):
+        read_messages(open_rows(file, columns=CONVERSATIONS).rows[0])
 
 
 def test_rows_of_several_forms_are_read_together(tmp_path):

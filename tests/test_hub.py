@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import classify
@@ -18,16 +19,20 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails
 from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
+from tiny import png, tiny_model
 from transformers import AutoModelForCausalLM
 from transformers.utils import hub as transformers_hub
 
 from scratch_gpt import ScratchGPTForCausalLM, published
+from scratch_gpt import hub as hub_module
+from scratch_gpt.folders import CODE
 from scratch_gpt.foreign import shown
 from scratch_gpt.hub import publish, publish_checkpoints
 from scratch_gpt.published import files_of, stage
 from scratch_gpt.readback import check_outputs, outputs_of
+from scratch_gpt.record import base_model, read_record
 from scratch_gpt.tokenizer import load_tokenizer
 
 
@@ -81,7 +86,8 @@ def run(home, tmp_path, monkeypatch) -> Path:
 def quick(monkeypatch):
     """Pictures that cost nothing."""
     for name in ("plot_attention", "plot_parameters", "plot_token_lengths"):
-        monkeypatch.setattr(published, name, lambda _, *rest: next(p for p in rest if isinstance(p, Path)).touch())
+        put = lambda _, *rest: next(path for path in rest if isinstance(path, Path)).write_bytes(png())  # noqa: E731
+        monkeypatch.setattr(published, name, put)
 
 
 @pytest.fixture
@@ -398,6 +404,55 @@ def test_a_leak_is_named_and_nothing_is_pushed(run, hub, capsys):
     refused(r"old\.bin is a pickle", run, "--repo", "ada/base", capsys=capsys)
 
 
+def test_links_in_a_run_are_refused_and_name_themselves(run, quick, capsys, tmp_path):
+    (tmp_path / "diary").write_text("Dear diary")
+    (tmp_path / "elsewhere").mkdir()
+    for name in (
+        "loss.png",
+        "model/vocab.txt",
+        "model/tokenizer.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "run.yaml",
+    ):
+        path, kept = run / name, tmp_path / "kept"
+        if path.exists():
+            path.rename(kept)
+        path.symlink_to(kept if kept.exists() else tmp_path / "diary")
+        refused(rf"{path} is a link\.", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
+        path.unlink()
+        if kept.exists():
+            kept.rename(path)
+    for name in ("model", "tracking", "published", "checkpoints/step-1"):
+        if (run / name).exists():
+            (run / name).rename(tmp_path / "elsewhere" / "folder")
+        (run / name).symlink_to(tmp_path / "elsewhere" / "folder", target_is_directory=True)
+        refused(f"{run / name} is a link", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
+        (run / name).unlink()
+        if (tmp_path / "elsewhere" / "folder").exists():
+            (tmp_path / "elsewhere" / "folder").rename(run / name)
+    os.mkfifo(run / "emissions.csv")
+    refused(r"emissions\.csv is not a regular file", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
+    (run / "emissions.csv").unlink()
+    stage(run, repo="ada/x")
+
+
+def test_code_that_was_changed_in_a_run_is_not_published_and_a_picture_is_one(run, quick, capsys):
+    code = run / "model" / "modeling_scratch_gpt.py"
+    code.write_text(code.read_text() + "\nimport os\n")
+    out = stage(run, repo="ada/x", layout="scratch_gpt")
+    for name, path in CODE.items():
+        assert (out / name).read_bytes() == path.read_bytes()
+    shutil.copyfile("/etc/passwd", run / "loss.png")
+    words = (run, "--repo", "ada/x", "--dry-run", "true")
+    refused(r"assets/loss\.png: not a PNG picture", *words, capsys=capsys)
+    (run / "loss.png").write_bytes(png((b"tEXt", b"Comment\0hf_" + b"a1" * 17)))
+    refused(r"assets/loss\.png, line 1: a Hugging Face token", *words, capsys=capsys)
+    (run / "loss.png").unlink()
+    change_config(run, auto_map={"AutoModelForCausalLM": "eve/x--modeling_scratch_gpt.ScratchGPTForCausalLM"})
+    refused(r"config\.json: auto_map names code", *words, "--layout", "scratch_gpt", capsys=capsys)
+
+
 def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
     go = (run, "--repo", "ada/base")
     monkeypatch.setenv("HF_TOKEN", hub_server.READER)
@@ -440,6 +495,49 @@ def test_without_a_network_or_room_it_says_so(run, hub, capsys, monkeypatch):
     monkeypatch.setattr(published.shutil, "copyfile", full)
     refused("No space left on device.*Make room", *go, capsys=capsys)
     assert not hub.repos and not (run / "published").exists() and not list(run.glob(".writing-*"))
+
+
+TROUBLE = {
+    "never answers": r"cannot be reached \(ReadTimeout after 0\.3 s\)",
+    "resets": r"cannot be reached \((ReadError|RemoteProtocolError)\)",
+    "portal": "does not answer as a Hub does: a network that asks to log in",
+    "page": "does not answer as a Hub does",
+    "empty": "does not answer as a Hub does",
+    "list": "does not answer as a Hub does",
+    "other": "does not answer as a Hub does",
+    429: r"limits how often it is asked \(.*\)\. Wait some minutes",
+    503: "has a fault of its own",
+    500: "has a fault of its own",
+}
+ASKED = ["GET /api/whoami", "GET /api/models/ada/base$", "POST /api/repos/create", "POST .*/commit/"]
+
+
+@pytest.mark.parametrize("status", TROUBLE)
+def test_a_hub_in_trouble_is_one_line_whatever_was_asked(status, run, hub, capsys, monkeypatch):
+    monkeypatch.setattr(hub_module, "READ", 0.3)
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.setattr(hub_module, "stage", lambda *_, **__: staged)
+    staged = run / "model"
+    hub.status, usual = status, _http._GLOBAL_CLIENT_FACTORY
+    for hub.refuse in ASKED:
+        start = time.monotonic()
+        refused(rf"{TROUBLE[status]}.*Nothing is lost: the same command goes on\.", run, "--repo", "ada/base",
+                capsys=capsys)  # fmt: skip
+        assert time.monotonic() - start < 5, hub.refuse
+    assert _http._GLOBAL_CLIENT_FACTORY is usual
+    words = ["--dataset", "x", *SMALL, *NEW, "--output-dir", run / "new", "--push-to-hub", "ada/base"]
+    hub.refuse = "GET /api/whoami"
+    fails(words, TROUBLE[status], capsys, main=pretrain.main)
+    assert not (run / "new").exists()
+
+
+def test_a_hub_that_asks_to_wait_for_an_hour_is_not_waited_for(hub, monkeypatch, tmp_path):
+    hub.refuse, hub.status = "/resolve/|/batch|/tree/", 429
+    for headers in ({"Retry_After": "3600"}, {"RateLimit": '"api";r=0;t=3600'}):
+        hub.headers = headers
+        with pytest.raises(ValueError, match=r"limits how often it is asked \(429 .*wait 3,600 s\)"):
+            with hub_module.clear_errors("ada/x"):
+                _http.http_backoff("GET", f"{hub.url}/ada/x/resolve/main/x")
 
 
 def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monkeypatch):
@@ -491,6 +589,39 @@ def test_an_adapter_is_not_pinned_to_weights_that_its_base_had_before(home, run,
     (run / "hub.json").write_text(json.dumps({**note, "fingerprint": "of other weights"}))
     with pytest.raises(ValueError, match="weights have changed since they were published as ada/base"):
         publish("lora", "ada/lora", layout="adapter")
+
+
+def test_a_base_in_a_folder_is_never_taken_for_a_repository_of_that_name(
+    home, run, hub, tmp_path, monkeypatch, capsys
+):
+    lora = shutil.copytree(home / "lora", tmp_path / "lora")
+    noted, kept = read_record(lora).facts["base"], json.loads((lora / "adapter" / "base.json").read_text())
+    assert noted == {"folder": "base/model", "fingerprint": kept["fingerprint"]} and kept["folder"] == "base/model"
+    hub.repos["base/model"] = hub_server.Repo(False)  # a stranger's
+    assert base_model(read_record(lora)) is None  # the folder is there, and not published
+    publish(run, "ada/base", layout="scratch_gpt")
+    note = json.loads((run / "hub.json").read_text())
+    assert base_model(read_record(lora)) == ("ada/base", note["commit"])
+    (run / "hub.json").write_text(json.dumps({**note, "fingerprint": "of other weights"}))
+    assert base_model(read_record(lora)) is None
+    (run / "hub.json").write_text(json.dumps(note))
+    out = stage(lora, repo="ada/x", layout="adapter")
+    assert not any("base/model" in path.read_text() for path in out.glob("*.json"))
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    as_adapter = (lora, "--repo", "ada/lora", "--layout", "adapter")
+    refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
+    publish(lora, "ada/merged")
+    card = hub.files("ada/merged")["README.md"].decode()
+    assert "base_model" not in card and "made from" not in card and "random weights" not in card
+
+    del kept["folder"]  # as of older runs, which do not tell
+    (lora / "adapter" / "base.json").write_text(json.dumps(kept))
+    refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
+    settings = (lora / "run.yaml").read_text()
+    (lora / "run.yaml").write_text(settings.replace("\n# base:\n#   folder: base/model\n#   fingerprint:", "\n# old:"))
+    assert "base" not in read_record(lora).facts and base_model(read_record(lora)) is None
 
 
 def test_checkpoints_that_cannot_go_up_are_refused_before_the_model_goes(home, run, hub, capsys):

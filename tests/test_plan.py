@@ -210,7 +210,7 @@ def test_a_resumed_sweep_goes_on_with_all_but_lost_rates_and_says_in_run_yaml_wh
     monkeypatch.setattr(sweep, "result_of", lambda run: {"loss": 4.0, "diverged": False})
     for name in ("prepare", "finish"):
         monkeypatch.setattr(sweep, name, lambda *_: None)
-    recipe.write_run_yaml(launch("1e-3,1e30"), tmp_path, {})
+    recipe.write_run_yaml(launch("1e-3,1e30"), tmp_path, {"runs": ["rate-0.001", "rate-1e+30"]})
     found = {"0.001": {"loss": 5.0, "diverged": True}, "1e+30": {"loss": None, "diverged": True}}
     (tmp_path / "sweep.json").write_text(json.dumps({"rates": found}))
     sweep.run_rates(launch("1e-3,1e30,1e-2"), None, None)

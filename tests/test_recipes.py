@@ -1,5 +1,6 @@
 """The recipes as their users run them: the main job on real text, and one clear line for what cannot be meant."""
 
+import dataclasses
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import models
 import recipe
 from scratch_gpt.metrics import read_metrics
+from scratch_gpt.record import write_run
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
@@ -369,7 +371,7 @@ def test_files_that_are_no_run_are_left_alone(story, tmp_path, capsys):
 def test_a_finished_model_and_a_runs_own_inputs_are_never_removed(story, tmp_path, capsys):
     folder = tmp_path / "run"
     (folder / "model").mkdir(parents=True)
-    (folder / "run.yaml").write_text("seed: 0")
+    write_run(folder, dataclasses.asdict(pretrain.PretrainRun(output_dir=str(folder))), {"steps": 1})
     (folder / "my.txt").write_text(STORY)
     (folder / "evaluation.json").write_text("{}")
     fails(["--dataset", story, "--output-dir", folder, "--resume", "latest"], "no checkpoint to go on from", capsys)

@@ -86,6 +86,16 @@ def test_no_text_is_on_two_sides_and_the_order_of_files_does_not_matter(sizes, c
     assert {name: {*part} for name, part in split(texts[::-1], 0.1, 0.1, seed=seed).items()} == splits
 
 
+@given(
+    texts=st.lists(st.sampled_from([prose(300 + 7 * n, n) for n in range(20)]), min_size=30, max_size=60),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_copies_among_many_texts_are_on_one_side(texts, seed):
+    found = [{*part} for part in split(texts, 0.1, 0.1, seed=seed).values()]
+    assert not any(found[a] & found[b] for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_copies_of_a_text_stay_together_and_are_cut_at_the_same_place():
     text, other = prose(30_000), prose(2000, 1)
     splits = split([text, other, text], 0.1, 0.0)
@@ -146,11 +156,11 @@ def two_files(tmp_path):
 
 
 def test_two_files_of_any_size_give_a_tenth(two_files):
-    splits, _ = open_splits(str(two_files))
+    splits, _, _ = open_splits(str(two_files))
     texts = {name: "".join(part["text"]) for name, part in splits.items()}
     assert is_near(len(texts["validation"]) / 80_000, 0.1)
     assert sorted("".join(texts.values())) == sorted("".join(file.read_text() for file in two_files.iterdir()))
-    old, _ = open_splits(str(two_files), by_number=True)
+    old, _, _ = open_splits(str(two_files), by_number=True)
     assert sorted(len(part["text"][0]) for part in old.values()) == [20_000, 60_000]
 
 
@@ -159,7 +169,7 @@ def test_prepared_data_have_the_split_that_training_makes(task, two_files, tmp_p
     common = ["--dataset", str(two_files), "--test-fraction", "0.05"]
     prepare.main([*common, "--task", task, "--output-dir", str(tmp_path / "p")])
     said = capsys.readouterr().out
-    splits, _ = open_splits(str(two_files), test_fraction=0.05)
+    splits, _, _ = open_splits(str(two_files), test_fraction=0.05)
     manifest = read_manifest(tmp_path / "p")
     for name, asked in (("validation", 0.1), ("test", 0.05)):
         facts = manifest["splits"][name]
@@ -181,7 +191,7 @@ def test_rows_with_more_than_text_are_never_cut_and_a_missed_share_is_said(tmp_p
     assert f"validation is {100 * share:.1f} % of the text, not the 10 % of --validation-fraction" in (
         capsys.readouterr().out
     )
-    found = [open_rows(str(tmp_path / "p"), split=name)[0] for name in ("train", "validation")]
+    found = [open_rows(str(tmp_path / "p"), split=name).rows[0] for name in ("train", "validation")]
     assert sorted(found, key=len) == sorted(rows, key=len) or found == rows[::-1]
 
 

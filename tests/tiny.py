@@ -1,5 +1,6 @@
 """Tiny models and ids for the tests: width 32, 2 blocks, 4 heads, 99 tokens, 64 positions, no dropout."""
 
+import zlib
 from pathlib import Path
 
 import torch
@@ -62,6 +63,16 @@ def padded(texts: list[torch.Tensor], *, side: str = "left", length: int | None 
         ids[row, start : start + len(text)] = text
         mask[row, start : start + len(text)] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A picture of one gray pixel with these (type, content) before its end."""
+    header, pixel = (1).to_bytes(4, "big") * 2 + bytes((8, 0, 0, 0, 0)), zlib.compress(b"\0\x80")
+    found = [(b"IHDR", header), (b"IDAT", pixel), *chunks, (b"IEND", b"")]
+    sizes = (len(content).to_bytes(4, "big") for _, content in found)
+    checks = (zlib.crc32(kind + content).to_bytes(4, "big") for kind, content in found)
+    parts = zip(sizes, found, checks, strict=True)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(size + kind + content + check for size, (kind, content), check in parts)
 
 
 def remote_class(folder: Path, model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:

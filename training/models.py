@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from recipe import Run, parse_overrides, trains_tokenizer, vocabulary_size
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+from scratch_gpt.adapter_loading import identify_base
 from scratch_gpt.chat_templates import FORMATS, choose_format, store_format
 from scratch_gpt.conversion import load_model
 from scratch_gpt.costs import Tune, all_parameters, memory
@@ -84,6 +85,7 @@ def build_model(
         model = model_class(config)
     else:
         model = load_model(run.model, run.model_revision, model_class, **changes)
+        model.base_identity = identify_base(model, run.model)
     if max_length is not None and max_length > model.config.max_position_embeddings:
         raise ValueError(
             f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."

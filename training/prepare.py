@@ -12,6 +12,7 @@ given again; one that is done says so.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from recipe import (
@@ -20,6 +21,7 @@ from recipe import (
     check_fields,
     check_model_folder,
     check_rows,
+    check_writable,
     missed_shares,
     one_clear_line,
     option,
@@ -186,15 +188,18 @@ def main(argv: list[str] | None = None) -> None:
 
         from preparing import make_filters, make_plan, open_corpora, open_tokenizer, prepare, settle_folder
         from scratch_gpt.foreign import shown
+        from scratch_gpt.locks import hold
 
         corpora, filters, tokenizer = open_corpora(run), make_filters(run), open_tokenizer(run)
         sources = [corpus.record for corpus in corpora]
         plan = make_plan(run, sources)
-        work, done = settle_folder(run, plan, sources)
-        if done:
-            print(f"{run.output_dir} is prepared already, from these sources with these settings.")
-            return
-        manifest = prepare(run, corpora, filters, tokenizer, plan, work)
+        check_writable(Path(run.output_dir))
+        with hold(run.output_dir):
+            work, done = settle_folder(run, plan, sources)
+            if done:
+                print(f"{run.output_dir} is prepared already, from these sources with these settings.")
+                return
+            manifest = prepare(run, corpora, filters, tokenizer, plan, work)
     print(shown(describe(run, manifest)))
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, fields
@@ -24,7 +23,7 @@ from assembling import (
     write_report,
     write_rows,
 )
-from recipe import check_writable, parse_numbers
+from recipe import check_read_paths, check_writable, is_filled, parse_numbers
 from scratch_gpt.checkpoints import write_text
 from scratch_gpt.data.assembly import shared_schema
 from scratch_gpt.data.cleaning import (
@@ -65,6 +64,7 @@ from scratch_gpt.data.pipeline import (
 from scratch_gpt.data.privacy import mask_private
 from scratch_gpt.data.sources import is_text, open_column, open_rows
 from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
+from scratch_gpt.folders import remove, remove_empty
 from scratch_gpt.foreign import shown
 from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
 
@@ -90,7 +90,13 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
     folder = Path(run.output_dir)
     work = folder / ".work"
     check_writable(folder)
-    if (folder / NAME).exists() and not run.overwrite:
+    found = work / "plan.txt"
+    is_ours = "plan" in _read_old(folder)
+    if is_filled(folder) and not is_ours and not found.is_file():
+        raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a preparation. Give another.")
+    if run.overwrite:
+        check_read_paths(run)
+    if is_ours and not run.overwrite:
         manifest = read_manifest(folder)
         if manifest.get("plan") != plan:
             changed = changed_file(manifest["sources"], sources) or "the settings are others"
@@ -106,16 +112,13 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
                     "--overwrite true makes them again."
                 )
         return work, True
-    found = work / "plan.txt"
     if found.exists() and found.read_text(encoding="utf-8") != plan:
         if not run.overwrite:
             raise ValueError(
                 f"output_dir {run.output_dir} holds an unfinished preparation of other data or settings. --overwrite "
                 "true drops it, another --output-dir leaves it alone."
             )
-        shutil.rmtree(work)
-    if folder.is_dir() and not work.exists() and not (folder / NAME).exists() and any(folder.iterdir()):
-        raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a preparation. Give another.")
+        remove(work)
     if found.exists():
         print(f"Going on with the preparation that {run.output_dir} holds.")
     work.mkdir(parents=True, exist_ok=True)
@@ -270,7 +273,7 @@ def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
         alive = selection.alive[starts[k] : starts[k + 1]]
         return change_part(tables[k], alive, column, lambda text: seen.remove(text)[0])
 
-    shutil.rmtree(work / "passages", ignore_errors=True)  # what was seen is in no file: all parts are made again
+    remove(work / "passages")  # what was seen is in no file: all parts are made again
     cut = in_parts(work / "passages", len(tables), make, progress_bar("Cutting passages"))
     emptied = np.concatenate([table.column("_emptied").to_numpy() for table in cut])
     changed = np.concatenate([table.column("_shortened").to_numpy() for table in cut])
@@ -358,7 +361,7 @@ def prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: str
     try:
         return _prepare(run, corpora, filters, tokenizer, plan, work)
     except ValueError:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work)
         raise
 
 
@@ -372,7 +375,7 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
     tables, splits = split(run, corpora, tables, selection)
 
     out = work / "out"
-    shutil.rmtree(out, ignore_errors=True)
+    remove(out)
     list_unusual(run, tables, splits, selection, out)
     how: dict[str, Any] = {"plan": plan}
     if run.task == "text":
@@ -396,23 +399,39 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
 
     folder = Path(run.output_dir)
     remove_old(folder)  # from here until the manifest is written again nothing is prepared
-    for path in out.iterdir():
-        old = folder / path.name
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        path.replace(old)
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        target = folder / path.relative_to(out)
+        if target.parent.is_symlink():
+            remove(target.parent)
+        target.parent.mkdir(exist_ok=True)
+        path.replace(target)
     write_text(folder / NAME, json.dumps(manifest, indent=2) + "\n")
-    shutil.rmtree(work)
+    remove(work)
     return manifest
 
 
 def remove_old(folder: Path) -> None:
     """Remove a preparation: what its manifest lists, the page about it, the manifest; nothing else in the folder."""
+    manifest = _read_old(folder)
+    if "plan" not in manifest:
+        return
+    names = [Path(file["name"]) for file in manifest.get("files", [])]
+    listed = [name for name in names if {*name.parts[:1]} & OURS and ".." not in name.parts]
+    tops = {folder / name.parts[0] for name in listed if len(name.parts) > 1}
+    for top in tops:
+        if top.is_symlink():
+            remove(top)
+    for name in [*listed, Path("report.html"), Path(NAME)]:
+        remove(folder / name)
+    for top in tops:
+        remove_empty(top)
+
+
+def _read_old(folder: Path) -> dict[str, Any]:
+    # The manifest of a preparation, of an older version's too; empty where none of ours is there.
     try:
-        files = read_manifest(folder).get("files", [])
-    except ValueError:  # none, or one that nobody can read
-        files = []
-    listed = OURS & {part for file in files for part in Path(file["name"]).parts[:1]}
-    for name in [*listed, "report.html"] if listed else []:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    (folder / NAME).unlink(missing_ok=True)
+        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        _ = [Path(file["name"]) for file in manifest.get("files", [])]
+        return manifest if {"plan", "sources", "splits"} <= manifest.keys() else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}

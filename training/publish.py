@@ -28,12 +28,19 @@ class PublishRun:
     )
     private: bool = option(False, "Make the repository private.")
     revision: str | None = option(None, "Branch to push to; by default main.")
-    licence: str | None = option(None, "Licence of the weights, as the Hub names it: apache-2.0, mit, cc-by-4.0.")
+    licence: str | None = option(None, "Licence of the weights, by the Hub's identifier: apache-2.0, mit, other.")
+    licence_name: str | None = option(None, "Name of the licence, for --licence other: my-license-1.0.")
+    licence_link: str | None = option(None, "Its text, for --licence other: https://..., LICENSE or LICENSE.md.")
     checkpoints: bool = option(False, "Publish the run's checkpoints too, each on a branch step-N.")
     dry_run: bool = option(False, "Write RUN/published and show what would be pushed; ask nothing of the Hub.")
     export: Literal["no", "onnx", "gguf", "gguf-f16"] = option(
         "no", "Write RUN/exports instead: for onnxruntime, or for llama.cpp (gguf-f16: in 16 bits); push nothing."
     )
+
+
+def terms(run: PublishRun) -> dict[str, str | None]:
+    """Return the license as `stage` and `publish` take it."""
+    return {"licence": run.licence, "licence_name": run.licence_name, "licence_link": run.licence_link}
 
 
 def show(run: PublishRun, steps: list[int]) -> None:
@@ -43,7 +50,7 @@ def show(run: PublishRun, steps: list[int]) -> None:
     from scratch_gpt.foreign import shown
     from scratch_gpt.published import files_of, left_behind, stage
 
-    out = stage(run.run, repo=run.repo, layout=run.layout, revision=run.revision, licence=run.licence)
+    out = stage(run.run, repo=run.repo, layout=run.layout, revision=run.revision, **terms(run))
     sizes = {name: (out / name).stat().st_size for name in files_of(out)}
     for name, size in sizes.items():
         print(f"{size:>15,}  {shown(name)}")
@@ -102,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.dry_run:
             show(run, steps)
             return
-        how = {"layout": run.layout, "private": run.private, "licence": run.licence}
+        how = {"layout": run.layout, "private": run.private, **terms(run)}
         show_push(publish(run.run, run.repo, revision=run.revision, **how))
         for push in publish_checkpoints(run.run, run.repo, **how) if run.checkpoints else ():
             show_push(push)

@@ -5,6 +5,8 @@ Not a recipe itself. Imports nothing heavy: `python training/X.py --help` has to
 
 import argparse
 import difflib
+import glob
+import json
 import os
 import re
 import reprlib
@@ -51,8 +53,12 @@ class Run(Source):
     """What every training recipe can be told."""
 
     output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
-    overwrite: bool = option(False, "Write into output_dir although it holds something; the old run is removed.")
-    resume: str | None = option(None, "`latest` goes on from output_dir's newest checkpoint, a path from that one.")
+    overwrite: bool = option(False, "Write into output_dir although it holds a run, which is then removed.")
+    resume: str | None = option(
+        None,
+        "`latest`, or nothing behind it, goes on from output_dir's newest checkpoint, a path from that one; fields "
+        "that are not given are those of output_dir's run.yaml.",
+    )
 
     allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
     on_save_error: Literal["stop", "continue"] = option("stop", "What to do when the disk is full or gone.")
@@ -135,6 +141,7 @@ class Run(Source):
     gradient_checkpointing: bool = option(False, "Less memory, a third more time: activations are computed twice.")
     workers: int = option(0, "Processes that prepare batches.")
     expect_processes: int | None = option(None, "Refuse to run on another number of processes.")
+    hang_timeout: float = option(30.0, "End after so many minutes without any progress; 0 waits for ever.")
 
     plan: bool = option(False, "Print what this run would take of memory and time, read no data and train nothing.")
     plan_devices: int = option(1, "Plan for so many devices of --plan-tflops as well.")
@@ -150,11 +157,13 @@ LIMITS = {  # field -> the least and the most that it may be
     **dict.fromkeys(("lora_rank", "expect_processes", "stream_lanes", "duplicate_ngram"), (1, 2**16)),
     **dict.fromkeys(("contamination_ngram", "seeds", "judge_repeats", "samples"), (1, 2**16)),
     **dict.fromkeys(("prompt_lookup_num_tokens", "num_assistant_tokens"), (1, 2**16)),
-    **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers", "mask_inputs"), (0, COUNT)),
+    **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers"), (0, COUNT)),
+    **dict.fromkeys(("mask_inputs", "hang_timeout"), (0, COUNT)),
     **dict.fromkeys(("epochs", "lora_alpha", "beta", "simpo_gamma", "temperature"), (0, 10**6)),
-    **dict.fromkeys(("learning_rate", "min_learning_rate", "weight_decay"), (0, 1e36)),
+    **dict.fromkeys(("learning_rate", "min_learning_rate"), (0, 1e32)),  # a rate that diverges is met by the loop
     **dict.fromkeys(("dropout", "lora_dropout", "beta2", "top_p"), (0, 1)),
     "max_tokens": (0, 10**18),
+    "weight_decay": (0, 100),
     "workers": (0, 2**10),
     "top_k": (0, TOKENS),
     "seed": (0, 2**63 - 1),
@@ -322,6 +331,8 @@ def parse(
 ) -> RunT:
     """`--config FILE.yaml` and `--field value` (dashes or underscores), the command line over the file -> a `kind`.
 
+    With --resume, fields that neither of them gives are those of the run.yaml in output_dir.
+
     Args:
         positional: fields that may be given as bare words too, in this order.
         unused: run -> its fields that nothing reads, and why. They may stand in a file, as a run.yaml has every field,
@@ -335,25 +346,20 @@ def parse(
     if positional:
         words = " ".join(name.upper() for name in positional)
         parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
+    for action in parser._actions:
+        if action.dest == "resume":
+            action.nargs, action.const = "?", "latest"
     names = [item.name for item in fields(kind)]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
-    if path is not None:
-        defaults = {item.name: item for item in fields(kind)}
-        values = _read_yaml(path, names)
-        for name, value in values.items():
-            if value is None and defaults[name].default is not None:
-                raise ValueError(f"{path}: {name} is empty; leave the line out for the default.")
-            if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
-                values[name] = "no"
-            several = "list[" in str(defaults[name].type)
-            items = value if several and isinstance(value, list) else [value]
-            if value is not None and (isinstance(value, list) != several or any(map(_is_nested, items))):
-                kind = "list of single values" if several else "single value"
-                raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a {kind}.")
-        # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
-        parser.set_defaults(**{name: _as_strings(value) for name, value in values.items()})
-    found, unknown = (parser.parse_known_intermixed_args if positional else parser.parse_known_args)(argv)
+    given = {} if path is None else _read_fields(path, kind)
+    # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
+    parser.set_defaults(**given)
+    read = parser.parse_known_intermixed_args if positional else parser.parse_known_args
+    found, unknown = read(argv)
+    if not unknown and (own := _own_file(found)) is not None:
+        parser.set_defaults(**_read_fields(own, kind, of_run=True) | given)
+        found, unknown = read(argv)
     if unknown:
         given = unknown[0].split("=")[0]
         raise ValueError(f"There is no field {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
@@ -370,6 +376,40 @@ def parse(
     return run
 
 
+# What a run.yaml says of its launch, or of its own place, says nothing of another launch that resumes it.
+OF_A_LAUNCH = {"output_dir", "resume", "overwrite", "allow_changed", "expect_processes", "plan", "manifest"}
+OF_A_LAUNCH |= {"plan_devices", "plan_tflops"}
+
+
+def _own_file(found: argparse.Namespace) -> str | None:
+    # The run.yaml of the run that is to be resumed, where it has one that we wrote.
+    if getattr(found, "resume", None) is None:
+        return None
+    from scratch_gpt.folders import is_run
+
+    file = Path(found.output_dir) / "run.yaml"
+    return str(file) if file.is_file() and is_run(file.parent) else None
+
+
+def _read_fields(path: str, kind: type, of_run: bool = False) -> dict[str, Any]:
+    """The fields of a `kind` in a YAML file, as strings; of a run's own file, those that another launch shares."""
+    defaults = {item.name: item for item in fields(kind)}
+    values = _read_yaml(path, None if of_run else [*defaults])
+    if of_run:  # an older run may have fields that are gone
+        values = {name: value for name, value in values.items() if name in defaults and name not in OF_A_LAUNCH}
+    for name, value in values.items():
+        if value is None and defaults[name].default is not None:
+            raise ValueError(f"{path}: {name} is empty; leave the line out for the default.")
+        if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
+            values[name] = "no"
+        several = "list[" in str(defaults[name].type)
+        items = value if several and isinstance(value, list) else [value]
+        if value is not None and (isinstance(value, list) != several or any(map(_is_nested, items))):
+            form = "list of single values" if several else "single value"
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a {form}.")
+    return {name: _as_strings(value) for name, value in values.items()}
+
+
 def _as_strings(value: Any) -> Any:
     return [*map(str, value)] if isinstance(value, list) else None if value is None else str(value)
 
@@ -383,7 +423,7 @@ def _config_path(argv: list[str]) -> str | None:
     return None
 
 
-def _read_yaml(path: str, names: list[str]) -> dict[str, Any]:
+def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
     import yaml
 
     try:
@@ -396,7 +436,7 @@ def _read_yaml(path: str, names: list[str]) -> dict[str, Any]:
         raise ValueError(f"--config {path} has to hold `field: value` lines.")
     content = {str(name).replace("-", "_"): value for name, value in content.items()}
     for name, value in content.items():
-        if name not in names:
+        if names is not None and name not in names:
             raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
         if isinstance(value, dict):
             raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a single value.")
@@ -433,11 +473,25 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
     return changes
 
 
+def _split_names(text: str) -> list[str]:
+    # At commas, but for those in the name of a file that exists.
+    parts, found = text.split(","), []
+    while parts:
+        ends = range(len(parts), 0, -1)
+        joined = (",".join(parts[:end]).strip() for end in ends)
+        is_there = (any(map(os.path.lexists, (item, item.rpartition("=")[0]))) for item in joined)
+        end = next((end for end, is_path in zip(ends, is_there, strict=True) if is_path), 1)
+        found.append(",".join(parts[:end]))
+        del parts[:end]
+    return found
+
+
 def parse_numbers(text: str, field: str) -> dict[str, float | None]:
     """`name=number,name` -> {name: number or None}; ValueError for what is no positive number, or a name twice."""
     found: dict[str, float | None] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, number = item.rpartition("=") if "=" in item else (item, "", "")
+    for item in filter(None, map(str.strip, _split_names(text))):
+        is_name = "=" not in item or os.path.lexists(item)
+        name, equals, number = (item, "", "") if is_name else item.rpartition("=")
         try:
             value = float(number) if equals else None
         except ValueError:
@@ -464,51 +518,20 @@ def parse_rates(text: str) -> list[float]:
     return rates
 
 
-RUN_FILES = (
-    "run.yaml",
-    "sweep.json",
-    "manifest.json",
-    "metrics.jsonl",
-    "loss.png",
-    "confusion.png",
-    "predictions.jsonl",
-    "responses.json",
-    "evaluation.json",
-    "references.safetensors",
-    "emissions.csv",
-    "adapter",
-    "model",
-    "last",
-    "checkpoints",
-    "tracking",
-    "published",
-    "exports",
-    "hub.json",
-)
-
-
 # --- The run folder ----------------------------------------------------------------------------------------------
 
 
 def check_output_dir(run: Run) -> Path:
     """The folder, or a ValueError where it holds something that neither `resume` nor `overwrite` speaks for."""
+    from scratch_gpt.folders import is_run
+
     folder = Path(run.output_dir)
     check_writable(folder)
-    drafts = (".writing-", ".old-")  # what a killed run was about to write
-    if folder.is_dir() and any(not path.name.startswith(drafts) for path in folder.iterdir()):
-        if not holds_run(folder):
+    if is_filled(folder):
+        if not is_run(folder):
             raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a run. Give another.")
-        for name in ("model", "dataset", "tokenizer", "test_dataset"):
-            value = getattr(run, name, None)
-            if (
-                run.overwrite
-                and value
-                and Path(value).exists()
-                and Path(value).resolve().is_relative_to(folder.resolve())
-            ):
-                raise ValueError(
-                    f"--overwrite would remove the {name} {value}, which lies in output_dir. Give another."
-                )
+        if run.overwrite:
+            check_read_paths(run)
         if not run.overwrite and not run.resume:
             raise ValueError(
                 f"output_dir {run.output_dir} holds a run already. --resume latest goes on with it, --overwrite "
@@ -517,9 +540,64 @@ def check_output_dir(run: Run) -> Path:
     return folder
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether a run has been written into it, to its end or not."""
-    return (folder / "run.yaml").exists() or (folder / "checkpoints").is_dir()
+def is_filled(folder: Path) -> bool:
+    """Whether a folder holds more than a lock, and what a killed run was about to write."""
+    from scratch_gpt.folders import DRAFT, OLD
+    from scratch_gpt.locks import LOCK
+
+    ours = (DRAFT, OLD, LOCK)
+    return folder.is_dir() and any(not path.name.startswith(ours) for path in folder.iterdir())
+
+
+def check_read_paths(run: Any) -> None:
+    """Raise a ValueError where something that the run reads lies in output_dir, also by way of a link."""
+    folder = Path(run.output_dir)
+    homes = folder.absolute(), folder.resolve()
+    for name, path in read_paths(run):
+        if any(place.is_relative_to(home) for home in homes for place in (path.absolute(), path.resolve())):
+            raise ValueError(f"--overwrite would remove the {name} {path}, which lies in output_dir. Give another.")
+
+
+def read_paths(run: Any) -> Iterator[tuple[str, Path]]:
+    """Yield (field, path) of each file and folder that a run's fields name, of links in them, of adapters' bases."""
+    for item in fields(run):
+        value = getattr(run, item.name)
+        words = [word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
+        if item.name in ("output_dir", "resume", "sample_prompt", "prompt"):
+            continue
+        for word in words:
+            parts = {word, *re.split("[,=]", word)}
+            inside = {str(Path(run.dataset) / part) for part in parts} if item.name == "mixture" else set()
+            for text in sorted(parts | inside):
+                found = glob.glob(text, recursive=True) if glob.has_magic(text) and not _exists(text) else [text]
+                for path in (Path(one) for one in found if one and _exists(one)):
+                    yield item.name, path
+                    yield from ((item.name, link.resolve()) for link in _links(path))
+                    yield from ((f"base of the {item.name}", base) for base in _bases(path))
+
+
+def _exists(text: str) -> bool:
+    try:
+        return os.path.lexists(text)
+    except (OSError, ValueError):  # no name that a file can have
+        return False
+
+
+def _links(path: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(path):
+        yield from (link for name in (*folders, *files) if (link := Path(place, name)).is_symlink())
+
+
+def _bases(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
+    # What an adapter is loaded on, and what that is loaded on.
+    try:
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        found = next(place for place in (Path(base), path / base) if place.is_dir())
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return
+    if found.resolve() not in seen:
+        yield found
+        yield from _bases(found, (*seen, found.resolve()))
 
 
 def check_writable(folder: Path) -> None:

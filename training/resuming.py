@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from recipe import Run, peak_rate, relative, vocabulary_size
+from scratch_gpt.checkpoints import take_fields
 from scratch_gpt.order import Share
 
 
@@ -39,6 +40,7 @@ THIS_LAUNCH = {
     "allow_changed",
     "output_dir",
     "expect_processes",
+    "hang_timeout",
     "push_to_hub",
     "learning_rates",
     "plan",
@@ -154,7 +156,7 @@ def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tupl
         saved["record"]["config"][name] for name in ("batch_size", "accumulation_steps")
     ):
         return asked
-    share = Share(**saved["share"])
+    share = take_fields(Share, saved["share"])
     batch_size, rows = share.batch_size, share.global_batch
     if rows % (batch_size * processes):
         raise ValueError(

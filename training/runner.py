@@ -8,10 +8,10 @@ finish(...)       leave the process group; publish
 
 import json
 import math
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,19 +22,24 @@ from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
-from recipe import RUN_FILES, Run, check_output_dir, holds_run, one_clear_line, peak_rate, write_run_yaml
+from recipe import Run, check_output_dir, check_writable, one_clear_line, peak_rate, write_run_yaml
 from resuming import check_record, check_same_run, make_record, settle_share
 from scratch_gpt.adapters import add_lora, count_parameters, freeze, has_lora, merged_state, save_adapter
 from scratch_gpt.checkpoints import (
     DRAFT,
     CheckpointError,
+    adopt,
     check_shapes,
     check_written,
     find_checkpoint,
     find_damage,
+    find_folder,
     load_weights,
+    own_name,
+    read_metrics,
     read_state,
     replace_folder,
+    take_fields,
     tensor_shapes,
     whole_weights,
     write_text,
@@ -42,17 +47,28 @@ from scratch_gpt.checkpoints import (
 from scratch_gpt.costs import Tune, row_flops
 from scratch_gpt.data.manifest import NAME as MANIFEST
 from scratch_gpt.energy import EMISSIONS, measure_energy
+from scratch_gpt.folders import (
+    ASIDE,
+    STEP,
+    is_run,
+    is_whole_file,
+    remove,
+    remove_files,
+    remove_replaced,
+    set_aside,
+)
 from scratch_gpt.foreign import FileChanged, shown
 from scratch_gpt.launch import best_attention, check_launch, describe_device, make_accelerator
 from scratch_gpt.loading import load_complete
+from scratch_gpt.locks import hold
 from scratch_gpt.loop import Progress, Settings, planned_steps, train
-from scratch_gpt.metrics import read_metrics
 from scratch_gpt.objectives import Objective
 from scratch_gpt.optimizers import learning_rate_at, make_optimizer
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.plots import plot_loss
 from scratch_gpt.probe import device_peak
-from scratch_gpt.saving import RunStopped, guard_saves
+from scratch_gpt.saving import RunStopped, guard_saves, last_good, name_last_good
+from scratch_gpt.watchdog import watch
 
 
 DEFAULT_EPOCHS = 3  # where no limit is given
@@ -99,12 +115,34 @@ class Start(NamedTuple):
     resume_from: Path | None
     notices: list[str]
     saved: dict[str, Any] | None = None  # the state of the checkpoint
-    best_is_there: bool = True  # whether model/, with keep_best, is of the checkpoint's best step
+    best_is_there: bool = True  # whether model/, where the best is kept, is of the checkpoint's best step
+    lock: Any = nullcontext()  # of the folder, on the first process
 
 
 def prepare(run: Run) -> Start:
     """Settle folder and checkpoint; ValueError where either or a setting of the launch cannot be used."""
     check_launch(run.expect_processes)
+    lock = hold_output(run)
+    try:
+        return find_start(run)._replace(lock=lock)
+    except BaseException:
+        lock.__exit__()
+        raise
+
+
+def hold_output(run: Any) -> Any:
+    """Hold output_dir until the end of `with`, on the first process; ValueError where another launch holds it."""
+    check_writable(Path(run.output_dir))
+    return hold(run.output_dir) if os.environ.get("RANK", "0") == "0" else nullcontext()
+
+
+def keeps_best(run: Run) -> bool:
+    """Return whether model/ is to be the best by validation loss."""
+    return run.keep_best or run.patience is not None
+
+
+def find_start(run: Run) -> Start:
+    """Return where a run begins in its folder; ValueError where that cannot be."""
     folder = check_output_dir(run)
     if run.resume is None:
         return Start(folder, None, [])
@@ -114,17 +152,12 @@ def prepare(run: Run) -> Start:
             raise ValueError(f"--resume {run.resume}: there is no such folder. Give one, or `latest`.")
         if problem := find_damage(path):
             raise ValueError(f"--resume {run.resume} is no whole checkpoint: {problem}.")
-        if holds_run(folder) and not path.resolve().is_relative_to(folder.resolve()):
+        if is_run(folder) and not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
                 f"--resume {run.resume} is of another run than output_dir {run.output_dir} holds, which it would "
                 "replace. Give another --output-dir."
             )
-        saved = read_state(path)
-        best, there = saved["progress"]["best_step"], best_step_of(folder)
-        if not run.keep_best or best in (None, there):
-            return Start(folder, path, [], saved)
-        notice = f"The best step so far, {best}, is not in {run.output_dir}/model: from here the best is chosen anew."
-        return Start(folder, path, [notice], saved, best_is_there=False)
+        return start_from(run, folder, path, [])
     path, skipped = find_checkpoint(folder / "checkpoints")
     if path is None and (folder / "evaluation.json").exists():
         raise ValueError(
@@ -132,11 +165,30 @@ def prepare(run: Run) -> Start:
         )
     if path is None:
         return Start(folder, None, [f"No checkpoint in {run.output_dir} yet: starting from the beginning."])
-    return Start(folder, path, [*skipped, f"Going on from {path.name}."], read_state(path))
+    return start_from(run, folder, path, [*skipped, f"Going on from {own_name(path)}."])
+
+
+def start_from(run: Run, folder: Path, path: Path, notices: list[str]) -> Start:
+    """Return the start from a checkpoint, which says where the best so far is not in model/ any more."""
+    saved = read_state(path)
+    best = take_fields(Progress, saved["progress"]).best_step
+    if not keeps_best(run) or best in (None, best_step_of(folder)):
+        return Start(folder, path, notices, saved)
+    notice = f"The best step so far, {best}, is not in {run.output_dir}/model: from here the best is chosen anew."
+    return Start(folder, path, [*notices, notice], saved, best_is_there=False)
 
 
 def best_step_of(folder: Path) -> int | None:
-    """The step whose weights `keep_best` has left in model/, by what the run has written."""
+    """The step whose weights model/ holds; where an older run has not written it, by its metrics."""
+    model = find_folder(folder / "model")
+    if not is_whole(model):
+        return None
+    try:
+        return json.loads((model / STEP).read_text(encoding="utf-8"))["step"]
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError):
+        return None
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if math.isfinite(line.get("eval_loss", math.nan))]
     return min(lines, key=lambda line: line["eval_loss"])["step"] if lines else None
 
@@ -174,9 +226,14 @@ def run_task(
         describe: (run, task, settings, steps, accelerator) -> what is about to happen, in a few lines.
         begin: called with the accelerator when nothing can be refused any more.
     """
+    with start.lock:
+        return _run_task(run, start, build, describe, begin)
+
+
+def _run_task(run: Run, start: Start, build, describe, begin):
     with one_clear_line():
         task = build(run)
-        if "validation" not in task.rows and (run.keep_best or run.patience is not None):
+        if "validation" not in task.rows and keeps_best(run):
             raise ValueError(f"keep_best and patience choose by validation loss, and {run.dataset} has no such split.")
         accelerator = start_accelerator(run, start)
         task.model.set_attn_implementation(
@@ -190,7 +247,11 @@ def run_task(
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) goes on with it.")
             return accelerator
         accelerator.print(shown(describe(run, task, settings, steps, accelerator)))
-    with one_clear_line(MemoryError, CheckpointError, RunStopped, FileChanged):
+    # Code that hangs says so and ends here; an end from outside, and lack of room, name the last checkpoint too.
+    stacks = start.folder / f"stacks-{accelerator.process_index}.txt"
+    goes_on = lambda: f"{last_good(start.folder)} --resume latest goes on from there."  # noqa: E731
+    watched = watch(60 * run.hang_timeout, stacks, goes_on)
+    with one_clear_line(MemoryError, CheckpointError, RunStopped, FileChanged), name_last_good(start.folder), watched:
         begin(accelerator)
         with measure_energy(start.folder / EMISSIONS, run.energy if accelerator.is_main_process else None):
             carry_out(run, start, task, accelerator, settings, steps, record)
@@ -267,7 +328,7 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
     if start.saved is None:
         return record, []
     check_shapes(start.resume_from, task.model)
-    then = Share(**start.saved["share"])
+    then = take_fields(Share, start.saved["share"])
     now = Share(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
     keeps_batch = now.global_batch == then.global_batch and now.processes != then.processes
     return record, check_record(start.saved["record"], record, run.allow_changed, keeps_batch)
@@ -277,7 +338,7 @@ def is_finished(run: Run, start: Start, steps: int) -> bool:
     """Whether the run that `start` resumes has nothing left to do."""
     if start.saved is None or not (start.folder / "evaluation.json").exists() or not is_whole(start.folder / "model"):
         return False
-    progress = Progress(**start.saved["progress"])
+    progress = take_fields(Progress, start.saved["progress"])
     return progress.step >= steps or progress.evaluations_since_best >= (run.patience or math.inf)
 
 
@@ -299,19 +360,24 @@ def carry_out(
     """Train and leave a whole run folder behind."""
     folder, say = start.folder, accelerator.print
     rates = _rates(run, steps)
+    accelerator.wait_for_everyone()  # all have read what is renamed now
     if accelerator.is_main_process:
         if run.overwrite:
             clear(folder)
+        settle_folders(start)
         trained, parameters = count_parameters(task.model)
         counts = {"parameters": parameters, "trained_parameters": trained}
         facts = {"steps": steps, "schedule": rates, **counts, "hardware": describe_device(accelerator.device)}
         facts |= record["environment"]
+        if run.model is not None:
+            facts["base"] = task.model.base_identity
         write_run_yaml(run, folder, {**facts, "data": task.facts})
         write_text(folder / MANIFEST, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()
     if run.report_to not in (None, "none"):
         accelerator.init_trackers("tracking")
-    keep_best = run.keep_best or run.patience is not None
+    keep_best = keeps_best(run)
+    resume_from = start.resume_from and start.resume_from.with_name(own_name(start.resume_from))
     save = guard_saves(accelerator, folder, stop=run.on_save_error == "stop")
     task.ready(accelerator, folder, save)
 
@@ -327,7 +393,7 @@ def carry_out(
             sum_over_processes = lambda pair: accelerator.reduce(pair.to(accelerator.device), "sum")  # noqa: E731
         return task.measure(model, batches, sum_over_processes, split)
 
-    due = {"validation", "seen"} | ({"test"} if start.resume_from is None else set())
+    due = {"validation", "seen"} | ({"test"} if resume_from is None else set())
 
     def evaluate_and_sample(model) -> dict[str, Any]:
         values, unwrapped = {}, accelerator.unwrap_model(model)
@@ -343,7 +409,7 @@ def carry_out(
 
     def on_evaluation(model, progress: Progress, is_best: bool) -> str:
         if keep_best and is_best:
-            _save_model(accelerator, model, task.tokenizer, folder / "model", save)
+            _save_model(accelerator, model, task.tokenizer, folder / "model", save, progress.step)
         save("loss.png", lambda: _draw(accelerator, folder, run, task))
         numbers = {name: value for name, value in progress.last_evaluation.items() if name.startswith("eval_")}
         values = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
@@ -364,7 +430,7 @@ def carry_out(
         output_dir=folder,
         evaluate=evaluate_and_sample if has_validation else None,
         on_evaluation=on_evaluation,
-        resume_from=start.resume_from,
+        resume_from=resume_from,
         best_is_there=start.best_is_there,
         record=record,
         model_files=_model_files(task) if accelerator.is_main_process else None,
@@ -374,9 +440,14 @@ def carry_out(
     )
     save = guard_saves(accelerator, folder)  # without its model a run has not ended
     last_is_best = not keep_best or progress.best_step in (None, progress.step)
-    _save_model(accelerator, model, task.tokenizer, folder / ("model" if last_is_best else "last"), save)
+    if not last_is_best and best_step_of(folder) != progress.best_step:
+        say(f"model/ does not hold the best step, {progress.best_step}, which could not be saved: it takes the last.")
+        last_is_best = True
+    name = "model" if last_is_best else "last"
+    accelerator.wait_for_everyone()  # all have looked at model/
+    _save_model(accelerator, model, task.tokenizer, folder / name, save, progress.step)
     if last_is_best and accelerator.is_main_process:
-        shutil.rmtree(folder / "last", ignore_errors=True)  # of a run that was stopped before it became the best
+        remove_folder(folder / "last")  # of a run that was stopped before it became the best
     if "test" in task.rows and not last_is_best:
         model = _load_best(accelerator, task.model, model, folder / "model")
     test, tables = evaluate(model, "test") if "test" in task.rows else (None, {})
@@ -386,6 +457,7 @@ def carry_out(
     results: dict[str, Any] = {}
     if accelerator.is_main_process:
         results = _write_evaluation(run, task, folder, progress, test, tables, last_is_best)
+        remove_replaced(folder)  # a run that only evaluates has no checkpoint
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -406,9 +478,26 @@ def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove a run, or several of other seeds or rates; what else lies in the folder stays."""
-    for path in (*(folder / name for name in RUN_FILES), *folder.glob("seed-*"), *folder.glob("rate-*")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Set the run in a folder aside, or several of other seeds or rates; what else lies in the folder stays."""
+    if set_aside(folder):
+        print(f"The run that was there stays in {folder / ASIDE} until this one has its first checkpoint.")
+
+
+def settle_folders(start: Start) -> None:
+    """Give what a kill has left under another name its own; a draft of the checkpoint that is resumed, too."""
+    for name in ("model", "last", "adapter"):
+        if (found := find_folder(start.folder / name)) != start.folder / name:
+            found.replace(start.folder / name)
+    if start.resume_from is not None:
+        adopt(start.resume_from)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a model folder of ours, but no file in it that is not ours; of a link not what it points to."""
+    if folder.is_symlink():
+        remove(folder)
+    else:
+        remove_files(folder, is_whole_file)
 
 
 def _sample(task: Task, model) -> str:
@@ -465,7 +554,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> None:
+def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step: int) -> None:
     # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all. With LoRA, the
     # merged model; and what was learned alone in adapter/, that of model/.
     sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -475,9 +564,10 @@ def _save_model(accelerator, model, tokenizer, folder: Path, save: Callable) -> 
     def write(target: Path, save_weights: Callable[[Path], Any]) -> None:
         if accelerator.is_main_process:
             draft = target.with_name(DRAFT + target.name)
-            shutil.rmtree(draft, ignore_errors=True)
+            remove(draft)
             save_weights(draft)
             tokenizer.save_pretrained(draft)
+            (draft / STEP).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
             replace_folder(draft, target)
 
     def save_weights(draft: Path) -> None:

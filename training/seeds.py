@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from recipe import RunT, check_output_dir, one_clear_line, write_run_yaml
-from runner import clear, finish, prepare, run_task
+from runner import clear, finish, hold_output, prepare, run_task
 from scratch_gpt.checkpoints import DRAFT, replace_folder, write_text
 from scratch_gpt.evaluation import spread
+from scratch_gpt.folders import remove
+from scratch_gpt.saving import RunStopped, name_last_good
 
 
 def run_seeds(run: Any, build: Callable, describe: Callable) -> None:
     """Train the run once for each seed that it asks for, from rows to folder; `build`, `describe` as for run_task."""
     with one_clear_line():
-        runs = runs_of(run)
-        starts = [prepare(each) for each in runs]
-    for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
-        begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
-        accelerator = run_task(each, start, build, describe, begin)
-        if n == 0:
-            write_whole(run, accelerator)  # resumed, a first seed that is finished begins nothing
-        accelerator.free_memory()  # the next seed has a model of its own
-    summarise(run, runs, accelerator)
+        lock = hold_output(run)
+    with lock:
+        with one_clear_line():
+            runs = runs_of(run)
+            starts = [prepare(each) for each in runs]
+        for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
+            begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
+            accelerator = run_task(each, start, build, describe, begin)
+            if n == 0:
+                write_whole(run, accelerator)  # resumed, a first seed that is finished begins nothing
+            accelerator.free_memory()  # the next seed has a model of its own
+        with one_clear_line(RunStopped), name_last_good(Path(run.output_dir)):
+            summarise(run, runs, accelerator)
     finish(run, accelerator)
 
 
@@ -75,7 +81,7 @@ def summarise(run: Any, runs: Sequence[Any], accelerator) -> None:
             "tables": {"seeds": results},
         }
         draft = folder / f"{DRAFT}model"
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft)
         shutil.copytree(folder / first / "model", draft)
         replace_folder(draft, folder / "model")
         write_text(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe import check_output_dir, one_clear_line, parse_rates, write_run_yaml
-from runner import clear, finish, prepare, run_task
+from runner import clear, finish, hold_output, prepare, run_task
 from scratch_gpt.checkpoints import write_text
 from scratch_gpt.foreign import read_json
 from scratch_gpt.loop import Diverged
@@ -24,6 +24,15 @@ def run_rates(run: Any, build: Callable, describe: Callable) -> None:
     A rate that diverges is a result like another. Resumed, a sweep goes on with each rate that is not at its end; one
     whose loss was not finite is left as it is.
     """
+    with one_clear_line():
+        lock = hold_output(run)
+    with lock:
+        accelerators = _run_rates(run, build, describe)
+    if accelerators:
+        finish(run, accelerators[-1])
+
+
+def _run_rates(run: Any, build: Callable, describe: Callable) -> list[Any]:
     with one_clear_line():
         runs = runs_of(run)
         known = read_table(run)
@@ -55,8 +64,7 @@ def run_rates(run: Any, build: Callable, describe: Callable) -> None:
             write_table(run, table)
     if is_main:
         print(show(run, {rate: table[rate] for rate in runs}))
-    if accelerators:
-        finish(run, accelerators[-1])
+    return accelerators
 
 
 def write_whole(run: Any, runs: dict[float, Any], accelerator) -> None:

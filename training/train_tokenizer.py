@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from recipe import Source, check_range, check_writable, one_clear_line, option, parse, relative
+from recipe import Source, check_range, check_read_paths, check_writable, one_clear_line, option, parse, relative
 
 
 FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
@@ -72,15 +72,22 @@ def check_folder(run: TokenizerRun) -> Path:
     folder = Path(run.output_dir).resolve()
     check_writable(Path(run.output_dir))
     if folder.is_dir() and any(folder.iterdir()):
-        if not FILES <= {path.name for path in folder.iterdir()}:
+        if not FILES <= {path.name for path in folder.iterdir()} or not is_report(folder / "report.json"):
             raise ValueError(f"output_dir {run.output_dir} holds files, and not those of this recipe. Give another.")
         if not run.overwrite:
             raise ValueError(f"output_dir {run.output_dir} holds a tokenizer already. --overwrite true replaces it.")
-        for name in ("dataset", "chat_template", "compare"):
-            value = getattr(run, name)
-            if value and Path(value).exists() and Path(value).resolve().is_relative_to(folder):
-                raise ValueError(f"--overwrite would remove the {name} {value}, which lies in output_dir.")
+        check_read_paths(run)
     return folder
+
+
+def is_report(file: Path) -> bool:
+    """Return whether a file is what this recipe writes about a tokenizer."""
+    import json
+
+    try:
+        return {"fingerprint", "run", "unused"} <= json.loads(file.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
@@ -143,9 +150,9 @@ def main(argv: list[str] | None = None) -> None:
         folder = check_folder(run)
 
         import json
-        import shutil
 
         from scratch_gpt.checkpoints import DRAFT, replace_folder
+        from scratch_gpt.folders import remove
         from scratch_gpt.foreign import shown
         from scratch_gpt.tokenizer import tokenizer_report
         from scratch_gpt.tokenizer_training import plan_tokenizer, sample_texts, train_tokenizer
@@ -172,14 +179,14 @@ def main(argv: list[str] | None = None) -> None:
             }
         )
         draft = folder.with_name(DRAFT + folder.name)
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft)
         try:
             draft.mkdir(parents=True)
             tokenizer.save_pretrained(draft)
             (draft / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             replace_folder(draft, folder)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            remove(draft)
     print(shown(describe(run, report)))
 
 

@@ -10,6 +10,8 @@ class Columns(NamedTuple):
 
     forms: tuple[tuple[str, ...], ...]  # a file is read if it has all columns of at least one of these
     more: tuple[str, ...] = ()  # read where present
+    messages: tuple[str, ...] = ()  # keys of a message that are read
+    looked_for: tuple[str, ...] = ()  # columns and keys of a message that are only looked for: as JSON, of any types
     hint: str = ""  # how others are chosen
 
     @property
@@ -29,12 +31,23 @@ class Columns(NamedTuple):
         return f"column{'s' * (len(names) > 1)} {' and '.join(map(repr, names))}"
 
 
-# Columns that change what a model should say, and that no template of ours writes: a row with one is refused.
+# Columns and keys of a message that change what a model should say, and that no template of ours writes: a row with a
+# value in one is refused.
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 ROW_KEYS = ("tools", "functions", "system", "system_prompt", "history", "chat_template_kwargs", *MEDIA)
-CONVERSATIONS = Columns((("messages",), ("prompt", "completion"), ("instruction", "output")), ("input", *ROW_KEYS))
+MESSAGE_KEYS = (
+    *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
+    *("reasoning_content", "reasoning", "thinking", "refusal", *MEDIA),
+)
+SWITCHES = ("weight", "loss", "train", "training")  # of an answer: whether it is learned, as other trainers have it
+OF_MESSAGES = {"messages": ("role", "content"), "looked_for": (*ROW_KEYS, *MESSAGE_KEYS, *SWITCHES)}
+CONVERSATIONS = Columns(
+    (("messages",), ("prompt", "completion"), ("instruction", "output")), ("input", *ROW_KEYS), **OF_MESSAGES
+)
 PREFERENCES = Columns(
-    (("chosen", "rejected"), ("prompt", "completion", "label")), ("prompt", "instruction", "input", *ROW_KEYS)
+    (("chosen", "rejected"), ("prompt", "completion", "label")),
+    ("prompt", "instruction", "input", *ROW_KEYS),
+    **OF_MESSAGES,
 )
 CHOICES = Columns((("query", "choices", "gold"),))
 LAST_WORDS = Columns((("text",),))
@@ -51,7 +64,8 @@ def any_text(name: str = "text") -> Columns:
     """Return the columns of texts of every task, to compare rows of one with those of another."""
     tasks = (CONVERSATIONS, PREFERENCES, CHOICES, SECRETS)
     forms = ((name,), ("text",), ("prompt",), *chain(*(task.forms for task in tasks)))
-    return Columns(tuple(dict.fromkeys(forms)), tuple(dict.fromkeys(chain(*(task.more for task in tasks)))))
+    more = tuple(dict.fromkeys(chain(*(task.more for task in tasks))))
+    return Columns(tuple(dict.fromkeys(forms)), more, **OF_MESSAGES)
 
 
 __all__ = [
@@ -59,10 +73,11 @@ __all__ = [
     "CONSTRAINTS",
     "CONVERSATIONS",
     "LAST_WORDS",
-    "MEDIA",
+    "MESSAGE_KEYS",
     "PREFERENCES",
     "ROW_KEYS",
     "SECRETS",
+    "SWITCHES",
     "Columns",
     "any_text",
     "one_column",

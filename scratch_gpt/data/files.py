@@ -19,6 +19,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from itertools import chain, takewhile
 from pathlib import Path
@@ -109,15 +110,17 @@ def find_files(name: str) -> tuple[list[LocalFile], list[str]]:
             raise ValueError(f"{name} holds {path.name}, whose ending is none of {_endings()}. Convert or rename it.")
         paths, root = [path], path.parent
     else:
-        paths = sorted(found for found in map(Path, glob(str(path), recursive=True)) if not found.is_dir())
+        paths = _expand(path)
         root = Path(*takewhile(lambda part: not has_magic(part), path.parts))
     known = [found for found in paths if kind_ending(found) in KINDS and found.is_file()]
+    taken = {*known}
     notices = [f"{name}: hidden files and folders are not read ({hidden:,})."] if hidden else []
-    if others := [str(_below(root, found)) for found in paths if found not in {*known}]:
+    if others := [str(_below(root, found)) for found in paths if found not in taken]:
         notices.append(f"{name}: not read, as not of a known kind: {count_names(others)}.")
     if not known:
+        what = "the folder holds no file" if path.is_dir() else "no such file, or none"
         more = f" It holds {count_names(others)}." if others else ""
-        raise ValueError(f"{name!r}: no such file, or none that ends in {_endings()}.{more}")
+        raise ValueError(f"{name!r}: {what} that ends in {_endings()}.{more}")
     return [_describe(found, shown(str(_below(root, found)))) for found in known], notices
 
 
@@ -127,21 +130,46 @@ def count_names(names: list[str]) -> str:
     return ", ".join(map(shown, names[:NAMED])) + (f" and {more:,} more" if more > 0 else "")
 
 
+def _expand(pattern: Path) -> list[Path]:
+    # The files of a pattern, in order. `glob` would follow links in circles below `**`.
+    parts = pattern.parts
+    if "**" in parts:
+        k = parts.index("**")
+        heads = glob(str(Path(*parts[:k]))) if k else ["."]
+        roots = [Path(head) for head in heads if Path(head).is_dir()]
+        found = [path for root in roots for path in _walk(root)[0] if _fits(path.relative_to(root).parts, parts[k:])]
+    else:
+        found = [path for path in map(Path, glob(str(pattern))) if not path.is_dir()]
+    places = {(os.path.realpath(path.parent), path.name): path for path in sorted(found, reverse=True)}
+    return sorted(places.values())
+
+
+def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _fits(parts, pattern[1:]) or _fits(parts[1:], pattern)
+    return fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
 def _walk(root: Path) -> tuple[list[Path], int]:
     # All files below a folder except hidden ones, and how many of these and of hidden folders there are.
     def fail(error: OSError):
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
-    found, hidden, seen = [], 0, set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=fail):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        hidden += sum(name.startswith(".") for name in (*folders, *names))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    found, hidden, seen, pending = [], 0, set(), [str(root)]
+    while pending:  # links come last, so that a folder goes by its own name
+        for folder, folders, names in os.walk(pending.pop(0), onerror=fail):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            hidden += sum(name.startswith(".") for name in (*folders, *names))
+            inside = [os.path.join(folder, name) for name in sorted(folders) if not name.startswith(".")]
+            pending += filter(os.path.islink, inside)
+            folders[:] = [os.path.basename(path) for path in inside if not os.path.islink(path)]
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(found), hidden
 
 
@@ -211,7 +239,7 @@ def _decompressed(content: BinaryIO, path: Path, name: str) -> Iterator[BinaryIO
             module = {".gz": gzip, ".bz2": bz2, ".xz": lzma}[ending]
             yield module.open(content)
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{name} cannot be decompressed: {_one_line(error)}.") from error
+        raise ValueError(f"{name} cannot be decompressed: {one_line(error)}.") from error
 
 
 # --- Text --------------------------------------------------------------------------------------------------------
@@ -269,7 +297,8 @@ def _decode(raw: bytes, encoding: str, name: str, line: int | None = None) -> st
         ) from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's kind and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
@@ -282,6 +311,7 @@ __all__ = [
     "kind_ending",
     "local_path",
     "looks_local",
+    "one_line",
     "open_file",
     "read_text",
     "read_text_file",

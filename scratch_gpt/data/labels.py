@@ -94,6 +94,8 @@ def _name(value: Any, names: list[str] | None, row: int) -> str:
     is_absent = value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
     if is_absent or value == "":
         raise ValueError(f"Row {row} has no label ({value!r}). Leave such rows out of the file.")
+    if not isinstance(value, (str, int, float, np.number, np.bool_)):
+        raise ValueError(f"Row {row} has the label {value!r:.100}; a label is a text or a number.")
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)  # what a column of numbers with a gap is read as
     if names is None or value in names:
@@ -128,7 +130,9 @@ def match_labels(examples: Examples, known: Sequence[str], has_many: bool) -> Ex
     meant: dict[str, str] = {}
     for name in count_classes(examples.labels):
         same = [name] if name in known else [other for other in known if _number(name) == _number(other) is not None]
-        if len(same) != 1:
+        if len(same) > 1:
+            raise ValueError(f"Label {name!r} may be any of {', '.join(map(repr, same))}. Write it as one of them.")
+        if not same:
             raise ValueError(f"Label {name!r} was not seen in training; known are {', '.join(known)}.")
         if twin := next((other for other, label in meant.items() if label == same[0]), None):
             raise ValueError(f"Labels {twin!r} and {name!r} would both be the class {same[0]!r}. Write them alike.")

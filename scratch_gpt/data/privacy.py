@@ -8,7 +8,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from ..key_shapes import ASSIGNED, BEGIN_PRIVATE, PASSWORD, SHAPES, WORD_BEGINS, WORD_ENDS, is_code
+from ..key_shapes import ASSIGNED, BEGIN_PRIVATE, NETRC, PASSWORD, SHAPES, WORD_BEGINS, WORD_ENDS, is_code
 
 
 # Every quantifier is bounded or gives nothing back (a++), and a match starts only where a word does: linear time.
@@ -186,7 +186,10 @@ def _is_no_ssn(match: re.Match) -> bool:
 # kind -> patterns, each with what every match holds (looked for first: faster), and which matches stay; of a pattern
 # with a group `secret` only that is masked
 MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]] = {
-    "key": [(PRIVATE_KEY, "-----BEGIN ", None), (KEY, "", None), (PASSWORD, "://", None), (ASSIGNED, "", is_code)],
+    "key": [
+        *((PRIVATE_KEY, "-----BEGIN ", None), (KEY, "", None), (PASSWORD, "://", None), (NETRC, "login", None)),
+        (ASSIGNED, "", is_code),
+    ],
     "email": [(EMAIL, "@", _is_no_mail)],
     "iban": [(IBAN, "", _is_no_iban)],
     "card": [(CARD, "", _is_no_card)],

@@ -9,6 +9,7 @@ spelling inside a message is plain text; only the template writes special tokens
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
@@ -20,19 +21,13 @@ from transformers import PreTrainedTokenizerBase
 from ..chat_templates import INPUT, choose_format, render, template_of
 from ..foreign import shown
 from ..tokenizer import encode_batch
-from .columns import MEDIA, ROW_KEYS
+from .columns import MESSAGE_KEYS, ROW_KEYS, SWITCHES
 from .packing import best_fit
 from .windows import IGNORED
 
 
 TRAIN_ON = ("completion", "prompt+completion")
 FORMS = "instruction and output (and input), messages, or prompt and completion"
-# Keys of a message that change what a model should say, and that no template of ours writes.
-MESSAGE_KEYS = (
-    *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
-    *("reasoning_content", "reasoning", "thinking", "refusal", *MEDIA),
-)
-SWITCHES = ("weight", "loss", "train", "training")  # of an answer: whether it is learned, as other trainers have it
 GUARDS = range(0xE000, 0xF900)  # private characters; one that no message has breaks up spellings of special tokens
 
 Messages = list[dict[str, str]]
@@ -88,8 +83,9 @@ def check_keys(row: Mapping[str, Any]) -> None:
 
 def _check_message_keys(message: Mapping[str, Any]) -> None:
     role, found = message.get("role"), [name for name in MESSAGE_KEYS if not _is_empty(message.get(name))]
-    # A weight of 1 (which equals True) asks for what is done anyway.
-    found += [name for name in SWITCHES if role == "assistant" and message.get(name) not in (None, True)]
+    # A weight of 1 asks for what is done anyway.
+    is_usual = lambda value: value is None or str(value).lower() in ("1", "1.0", "true")  # noqa: E731
+    found += [name for name in SWITCHES if role == "assistant" and not is_usual(message.get(name))]
     if found:
         raise ValueError(
             f"the {role}'s message has {', '.join(found)}, which cannot be learned: only its role and "
@@ -98,9 +94,13 @@ def _check_message_keys(message: Mapping[str, Any]) -> None:
 
 
 def _is_empty(value: Any) -> bool:
-    # Arrow gives every row each key of any row, and fills a struct's fields with None.
+    # Arrow gives every row each key of any row, and fills a struct's fields with None. JSON stands for its value.
     if isinstance(value, str):
-        return value.strip() in ("", "[]", "{}", "null")
+        try:
+            inner = json.loads(value)
+        except ValueError:
+            return not value.strip()
+        return not inner.strip() if isinstance(inner, str) else _is_empty(inner)
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, (list, tuple)):

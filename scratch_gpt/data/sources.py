@@ -18,10 +18,10 @@ from filelock import FileLock
 
 from .columns import Columns, one_column
 from .embedded import python_documentation
-from .files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local
+from .files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local, one_line
 from .manifest import is_prepared, read_manifest, verify_files
 from .splits import check_fractions, split_texts
-from .tables import columns_of, first_fields, read_tables, write_rows
+from .tables import NoRows, columns_of, first_fields, read_tables, write_rows
 
 
 EMBEDDED = "python-docs"
@@ -205,8 +205,10 @@ def open_stream(
             sample, of = sample + found, of + [number] * len(found)
             if len(sample) >= head:
                 break
+    except ValueError:
+        raise
     except Exception as error:
-        raise ValueError(f"{dataset} cannot be read: {_one_line(error.__cause__ or error)}") from error
+        raise ValueError(f"{dataset} cannot be read: {one_line(error.__cause__ or error)}") from error
     if not sample:
         raise ValueError(f"{dataset} holds no text.")
     _check_text_column(dataset, list(sample[0]), rows.features, text_column)
@@ -239,6 +241,9 @@ def open_stream(
 def _stream_files(files: list[LocalFile], name: str) -> Iterator[dict[str, str | None]]:
     for file in files:
         for table in read_tables(file, one_column(name)):
+            kind = table.schema.field(name).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+                raise ValueError(f"Column {name!r} of {file.name} holds {kind}, not text. Choose with --text-column.")
             yield from table.to_pylist()
 
 
@@ -375,7 +380,7 @@ def _open(dataset: str, config: str | None, split: str, revision: str | None, st
     except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
         raise ValueError(
             f"{dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
-            f"({_one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
+            f"({one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
         ) from error
 
 
@@ -400,7 +405,7 @@ def _read_files(
 ) -> datasets.Dataset:
     # The rows of files, kept between runs under a hash of what was read.
     content = [(kind_ending(file.path), file.path.suffix.lower(), file.sha256) for file in files]
-    key = json.dumps([FORMAT, content, columns and (columns.forms, columns.more), column_names])
+    key = json.dumps([FORMAT, content, columns and columns[:-1], column_names])
     key = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = Path(datasets.config.HF_DATASETS_CACHE) / "scratch_gpt" / key / "rows.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -411,7 +416,7 @@ def _read_files(
                 try:
                     write_rows(_all_tables(files, columns, column_names, bar.update), path)
                 except pa.ArrowException as error:
-                    raise ValueError(f"{dataset} cannot be read as one table: {_one_line(error)}") from error
+                    raise ValueError(f"{dataset} cannot be read as one table: {one_line(error)}") from error
     if not path.exists():
         raise ValueError(f"{dataset} holds no rows.")
     return _mapped(path, key)
@@ -439,13 +444,23 @@ def _choose_files(
         _check_headless(found, column_names)
     if columns is None:
         return found, notices
-    there = {file: columns_of(file, columns, column_names) for file in found}
-    files = [file for file in found if columns.fit(there[file])]
+    there = [_columns_there(file, columns, column_names, is_alone=not found[1:]) for file in found]
+    files = [file for file, names in zip(found, there, strict=True) if columns.fit(names)]
     if not files:
-        _check_columns(dataset, list(dict.fromkeys(chain(*there.values()))), columns)
-    if without := [file.name for file in found if file not in {*files}]:
+        _check_columns(dataset, list(dict.fromkeys(chain(*there))), columns)
+    if without := [file.name for file, names in zip(found, there, strict=True) if not columns.fit(names)]:
         notices.append(f"{dataset}: not read, without {columns.lack()}: {count_names(without)}.")
     return files, notices
+
+
+def _columns_there(file: LocalFile, columns: Columns, column_names, is_alone: bool) -> list[str]:
+    # Among others a .json that holds something else than rows is one without the columns.
+    try:
+        return columns_of(file, columns, column_names)
+    except NoRows:
+        if is_alone:
+            raise
+        return []
 
 
 def _check_columns(dataset: str, there: list[str], columns: Columns) -> None:
@@ -470,10 +485,6 @@ def _check_headless(files: list[LocalFile], column_names: Sequence[str]) -> None
 
 def _has_text(batch: dict) -> list[bool]:
     return [bool(text) and not text.isspace() for text in batch["text"]]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Decide which documents, or which parts of them, are held out: a function of the data and the seed.
 
 split_numbers   documents of like size: by their number
-split_texts     texts of any size: by their number where each split gets its share of the text, else by their bytes
+split_texts     texts of any size: by their number if each split then has its share and texts of its own, else by bytes
 split_groups    rows that share a key stay together
 """
 
@@ -73,9 +73,10 @@ def split_texts(
     """Split texts so that each held-out split has about its share of the bytes.
 
     Whole texts are dealt out by their number (a single one is cut by position) if each held-out share is then near
-    what was asked for. Otherwise the distinct texts stand in an order that their content and the seed decide, and are
-    cut by bytes: between two texts if that is near enough, else inside one, at the end of a line or a word if there is
-    one. Then equal texts stay together, and a text that is cut is cut at the same place in each of its copies.
+    what was asked for and no text is in two splits. Otherwise the distinct texts stand in an order that their content
+    and the seed decide, and are cut by bytes: between two texts if that is near enough, else inside one, at the end of
+    a line or a word if there is one. Then equal texts stay together, and a text that is cut is cut at the same place
+    in each of its copies.
 
     Args:
         sizes: (n,) bytes of each text in UTF-8.
@@ -107,9 +108,22 @@ def split_texts(
     found = np.array([*sizes, *(len(piece.encode()) for _, piece in pieces)])
     held_out = {name: found[numbers[name]].sum() / max(1, np.sum(sizes)) for name in asked if name in numbers}
     has_text = all(piece.strip() for _, piece in pieces)
-    if has_text and all(is_near(held_out.get(name, 0), fraction) for name, fraction in asked.items()):
+    is_kept = has_text and all(is_near(held_out.get(name, 0), fraction) for name, fraction in asked.items())
+    if is_kept and (pieces or not _is_text_shared(numbers, sizes, text_of)):
         return numbers, pieces
     return _split_by_bytes(sizes, text_of, asked, seed)
+
+
+def _is_text_shared(numbers: dict[str, np.ndarray], sizes: np.ndarray, text_of: Callable[[int], str]) -> bool:
+    # Whether two splits have an equal text. Only texts whose size is in two splits are read.
+    of_splits = [np.unique(sizes[chosen]) for chosen in numbers.values()]
+    found, counts = np.unique(np.concatenate(of_splits), return_counts=True)
+    seen: dict[bytes, str] = {}
+    for name, chosen in numbers.items():
+        for number in chosen[np.isin(sizes[chosen], found[counts > 1])].tolist():
+            if seen.setdefault(hashlib.sha256(text_of(number).encode()).digest(), name) != name:
+                return True
+    return False
 
 
 def _cut_by_position(

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ..foreign import reason
 from .columns import Columns
-from .files import COMPRESSED, LocalFile, kind_ending, open_file, read_text, text_lines
+from .files import COMPRESSED, LocalFile, kind_ending, one_line, open_file, read_text, text_lines
 
 
 CHUNK_ROWS, CHUNK_BYTES = 4096, 2**23  # of a table
@@ -30,6 +30,10 @@ DIALECTS = {  # kind -> how its fields are told apart
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
 FEATURES = b"huggingface"  # where `datasets` keeps the names of classes in a schema
+
+
+class NoRows(ValueError):
+    """JSON that is not made of objects."""
 
 
 class _Row(NamedTuple):
@@ -109,12 +113,15 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
             with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
                 for table in run:
                     writer.write_table(table)
+        if not drafts:
+            return
         metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
         if len(drafts) == 1 and drafts[0][1].metadata == metadata:
             drafts[0][0].replace(path)
             return
         parts = [pa.ipc.open_stream(pa.memory_map(str(draft))).read_all() for draft, _ in drafts]
-        whole = pa.concat_tables(map(_with_text(parts), parts), promote_options="permissive")
+        whole = pa.concat_tables(map(_with_text(parts, features), parts), promote_options="permissive")
+        metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
         whole = whole.replace_schema_metadata(metadata)
         drafts.append((path.with_name(f"{path.name}-whole"), whole.schema))
         with pa.OSFile(str(drafts[-1][0]), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
@@ -125,18 +132,30 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _with_text(parts: list[pa.Table]) -> Callable[[pa.Table], pa.Table]:
-    # Where a file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text.
+def _with_text(parts: list[pa.Table], features: dict[str, Any]) -> Callable[[pa.Table], pa.Table]:
+    # Where a file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text,
+    # and the numbers of named classes their names.
     fields = [field for part in parts for field in part.schema]
     texts = {field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
 
+    classes = {name: features.pop(name).get("names") for name in texts & {*features}}
+
     def change(part: pa.Table) -> pa.Table:
+        of_part = _features_of(part.schema)
         for n, field in enumerate(part.schema):
             if field.name in texts and (pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)):
-                part = part.set_column(n, field.name, part.column(n).cast(pa.string()))
+                names = classes.get(field.name) if field.name in of_part else None
+                values = (_as_text(value, names) for value in part.column(n).to_pylist())
+                part = part.set_column(n, field.name, pa.array(values, pa.string()))
         return part
 
     return change
+
+
+def _as_text(value: Any, names: list[str] | None) -> str | None:
+    if value is None or names is None:
+        return None if value is None else str(value)
+    return names[value] if 0 <= value < len(names) else None  # -1 is no class
 
 
 def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
@@ -206,6 +225,12 @@ def _without_trailing(fields: list[str]) -> list[str]:
     return fields
 
 
+def _check_names(names: list[str], columns: Columns | None, file: LocalFile) -> None:
+    wanted = {*names} if columns is None else columns.names
+    if twice := next((name for n, name in enumerate(names) if name in names[:n] and name in wanted), None):
+        raise ValueError(f"{file.name} has two columns {twice!r}. Rename one.")
+
+
 def _records(
     content: BinaryIO, file: LocalFile, columns: Columns | None, names: Sequence[str] | None
 ) -> Iterator[_Row]:
@@ -215,8 +240,7 @@ def _records(
     else:
         header = [*names]
     width, wanted = len(header), {*header} if columns is None else columns.names
-    if twice := next((name for n, name in enumerate(header) if name in header[:n] and name in wanted), None):
-        raise ValueError(f"{file.name} has two columns {twice!r}. Rename one.")
+    _check_names(header, columns, file)
     places = [(n, name) for n, name in enumerate(header) if name and name in wanted]
     trailing = None  # whether rows end in separators behind the last column: all of them, or none
     for line, fields in records:
@@ -251,7 +275,7 @@ def _objects(content: BinaryIO, file: LocalFile) -> Iterator[_Row]:
 
 def _object(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: {str(value)[:40]!r} is not a JSON object.")
+        raise NoRows(f"{place}: {str(value)[:40]!r} is not a JSON object.")
     return value
 
 
@@ -293,11 +317,12 @@ def _parquet(content: BinaryIO, file: LocalFile) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(pa.BufferReader(content.read()) if is_compressed else content)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.name} cannot be read as parquet: {_reason(error)}") from error
+        raise ValueError(f"{file.name} cannot be read as parquet: {one_line(error)}") from error
 
 
 def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None) -> Iterator[pa.Table]:
     reader = _parquet(content, file)
+    _check_names(reader.schema_arrow.names, columns, file)
     names = [name for name in reader.schema_arrow.names if columns is None or name in columns.names]
     features = {name: kind for name, kind in _features_of(reader.schema_arrow).items() if name in names}
     metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
@@ -307,9 +332,11 @@ def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None)
             for n, field in enumerate(table.schema):
                 if pa.types.is_dictionary(field.type):  # `datasets` has no such columns
                     table = table.set_column(n, field.name, table.column(n).cast(field.type.value_type))
+                elif pa.types.is_string_view(field.type):
+                    table = table.set_column(n, field.name, table.column(n).cast(pa.string()))
             yield table.replace_schema_metadata(metadata)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file.name} cannot be read as parquet: {_reason(error)}") from error
+        raise ValueError(f"{file.name} cannot be read as parquet: {one_line(error)}") from error
 
 
 # --- Rows -> tables ----------------------------------------------------------------------------------------------
@@ -332,11 +359,31 @@ def _table(chunk: list[_Row], file: LocalFile, columns: Columns | None) -> pa.Ta
     names = dict.fromkeys(name for row in chunk for name in row.values if wanted is None or name in wanted)
     if not names:  # rows without any column in use
         return pa.table({"text" if columns is None else columns.forms[0][0]: pa.nulls(len(chunk))})
-    return pa.table({name: _array(chunk, name, file) for name in names})
+    keys = Columns(()) if columns is None else columns
+    return pa.table({name: _array(chunk, name, file, keys) for name in names})
 
 
-def _array(chunk: list[_Row], name: str, file: LocalFile) -> pa.Array:
-    values, kinds = [row.values.get(name) for row in chunk], (pa.ArrowException, OverflowError, ValueError, TypeError)
+def _in_use(value: Any, name: str, columns: Columns) -> Any:
+    # What is read of a JSON value: of messages their keys in use; what is only looked for as JSON, of any types.
+    if value is None or not columns.messages:
+        return value
+    if name in columns.looked_for:
+        return json.dumps(value)
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        return value
+    return [
+        {
+            key: json.dumps(inner) if key in columns.looked_for and inner is not None else inner
+            for key, inner in message.items()
+            if key in columns.messages or key in columns.looked_for
+        }
+        for message in value
+    ]
+
+
+def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> pa.Array:
+    values = [_in_use(row.values.get(name), name, columns) for row in chunk]
+    kinds = (pa.ArrowException, OverflowError, ValueError, TypeError)
     try:
         return pa.array(values)
     except kinds as error:
@@ -349,14 +396,14 @@ def _array(chunk: list[_Row], name: str, file: LocalFile) -> pa.Array:
             except kinds:
                 bad = middle
         what, number = chunk[good].place
-        why = "is not of the type of the rows before" if good else f"cannot be read: {_reason(error)}"
+        why = "is not of the type of the rows before"
+        try:
+            pa.array(values[good : good + 1])
+        except kinds:
+            why = f"cannot be read: {one_line(error)}"
         raise ValueError(
             f"{file.name}, {what} {number}: {str(values[good])[:40]!r} in column {name!r} {why}."
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-__all__ = ["columns_of", "first_fields", "read_tables", "write_rows"]
+__all__ = ["NoRows", "columns_of", "first_fields", "read_tables", "write_rows"]
