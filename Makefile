@@ -97,7 +97,7 @@ bench-tuning: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/safety.py --instructions $(DATA)/instruction-data.json \
 		--out tests/benchmarks/safety.json
 
-# Kills, damages, full disks and bad input, many of each: some minutes.
+# Kills, damages, full disks and bad input, many of each kind: half an hour.
 chaos: $(VENV)/.dev
 	@$(BIN)/python tests/chaos.py
 

@@ -22,7 +22,7 @@ from typing import Any
 
 
 # Control characters except tab and new line, marks that reverse the order of what follows, halves of surrogate pairs.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 HALVES = re.compile("[\ud800-\udfff]")
 KINDS = {dict: "an object", list: "a list"}
 
