@@ -410,8 +410,8 @@ def main() -> None:
                 print(f"{name} {counts.total()}: {result}", flush=True)
             columns = {"tried": counts.total(), **{key: counts[key] for key in (RECOVERED, REFUSED, LOST)}}
             table[name] = {"fault": kinds[name].__doc__, **columns}
-    table = {name: table[name] for name in kinds if name in table}
-    options.out.write_text(json.dumps(table, indent=1) + "\n")
+            table = {name: table[name] for name in kinds if name in table}
+            options.out.write_text(json.dumps(table, indent=1) + "\n")
     for row in table.values():
         print(*(f"{row[key]:>6} {key}" for key in ("tried", RECOVERED, REFUSED, LOST)), f" {row['fault']}")
     print(f"{len(table)} kinds, {sum(row['tried'] for row in table.values()):,} tries")

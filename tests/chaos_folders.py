@@ -303,8 +303,8 @@ def data_workers(trial: Trial) -> dict:
         folder = trial.home / "workers"
         shutil.rmtree(folder, ignore_errors=True)
         arguments = [*trial.words, "--output-dir", folder, "--workers", 1]
-        process = crash.start([*arguments, "--hang-timeout", 0.05], trial.log)
-        while not list_checkpoints(folder / "checkpoints"):
+        process = crash.start([*arguments, "--hang-timeout", 0.25], trial.log)
+        while process.is_alive() and not list_checkpoints(folder / "checkpoints"):
             time.sleep(0.002)
         children: list[psutil.Process] = []
         while process.is_alive() and not children:
