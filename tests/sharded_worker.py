@@ -13,7 +13,7 @@ from scratch_gpt.checkpoints import load_checkpoint, take_snapshot, write_checkp
 from scratch_gpt.optimizers import adamw
 
 
-STATE = {"progress": {"step": 3, "tokens": 0, "position": 0}, "record": {}}
+STATE = {"share": {}, "progress": {"step": 3, "tokens": 0, "position": 0}, "record": {}}
 
 
 def whole(seed: int):
