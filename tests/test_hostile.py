@@ -376,5 +376,5 @@ def test_texts_and_answers_are_printed_without_control_characters(home, tmp_path
         assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", said)  # a progress bar writes \r
 
 
-def test_an_error_line_holds_no_control_characters(capsys):
-    fails(["--dataset", "/no/\x1b[31mwhere.txt"], r"/no/\\x1b\[31mwhere\.txt", capsys)
+def test_an_error_line_holds_no_control_characters(capsys, tmp_path):
+    fails(["--dataset", "/no/\x1b[31mwhere.txt", "--output-dir", tmp_path], r"/no/\\x1b\[31mwhere\.txt", capsys)
