@@ -20,6 +20,7 @@ from .columns import Columns, one_column
 from .embedded import python_documentation
 from .files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local, one_line
 from .manifest import is_prepared, read_manifest, verify_files
+from .pipeline import sizes_of_texts
 from .splits import check_fractions, split_texts
 from .tables import NoRows, columns_of, first_fields, read_tables, write_rows
 
@@ -291,7 +292,8 @@ def split_documents(
     Raises:
         ValueError: fractions outside [0, 1) or together 1 or more, or too little text.
     """
-    sizes = np.array([len(text.encode()) for batch in documents.iter(1000) for text in batch["text"]], dtype=np.int64)
+    batches = documents.with_format("arrow").iter(1000)
+    sizes = np.concatenate([np.empty(0, np.int64), *map(sizes_of_texts, batches)])
     numbers, pieces = split_texts(
         sizes, lambda n: documents[n]["text"], validation_fraction, test_fraction, seed, by_number
     )
