@@ -13,7 +13,7 @@ from pathlib import Path
 import crash
 import pretrain
 import pytest
-from accelerate.state import AcceleratorState, PartialState
+from tiny_run import run_recipe
 
 from scratch_gpt.checkpoints import list_checkpoints
 from scratch_gpt.metrics import read_metrics
@@ -124,10 +124,7 @@ def two(story, tmp_path_factory):
 
 
 def alone(*words) -> None:
-    """The recipe in this process, as a new process would run it."""
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-    pretrain.main([str(word) for word in words])
+    run_recipe(pretrain, *words)
 
 
 def assert_close(one: Path, other: Path) -> None:

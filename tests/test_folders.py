@@ -12,6 +12,7 @@ import pretrain
 import pytest
 from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails, snapshot
+from tiny_run import run_recipe
 
 import runner
 from scratch_gpt import checkpoints, folders, saving
@@ -31,10 +32,7 @@ WILD = ["--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"
 
 
 def run(*words) -> None:
-    """The pretrain recipe as a new process would run it."""
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-    pretrain.main([str(word) for word in words])
+    run_recipe(pretrain, *words)
 
 
 @pytest.fixture(scope="module")

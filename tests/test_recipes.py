@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails, snapshot
 from safetensors.torch import load_file
 from tiny import tiny_gpt2, tiny_model
+from tiny_run import run_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import models
@@ -40,10 +41,7 @@ SMALL += ["hidden_size=32,num_hidden_layers=2"]
 
 
 def run(*arguments) -> None:
-    """The pretrain recipe as a new process would run it: Accelerate remembers a process' first settings."""
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-    pretrain.main([str(argument) for argument in arguments])
+    run_recipe(pretrain, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from tiny import tiny_model
 
 from scratch_gpt import loop
@@ -17,6 +18,13 @@ from scratch_gpt.objectives import causal_lm
 from scratch_gpt.optimizers import learning_rate_at, make_optimizer
 from scratch_gpt.order import Share, evaluation_batches
 from scratch_gpt.saving import guard_saves
+
+
+def run_recipe(module, *words) -> None:
+    """Run a recipe here as a new process would: Accelerate remembers a process' first settings."""
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    module.main([str(word) for word in words])
 
 
 def script_evaluations(monkeypatch, losses: list[float]) -> list[float]:
