@@ -1,20 +1,25 @@
-"""A run that makes no progress any more -> its stacks in a file, one line, and the end of the process.
+"""End a run that makes no progress: write the stacks of its threads to a file and one line to stderr.
 
-Progress is a call of `beat`: a step, a batch of an evaluation, rows, an answer, a save. A process that is itself
-suspended, and a machine that sleeps, lose no time. Code that never gives Python's own lock back is not noticed.
+Progress is a call of `beat`: a step, a batch of an evaluation, a part of a file, an answer, a save. Time in which the
+process is suspended, or the machine sleeps, does not count. A thread looks for progress. Code that never releases
+Python's global lock stops that thread too, so a second process waits for a sign of it; not on Windows.
 """
 
 import faulthandler
 import os
+import select
+import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-TICK = 1.0  # seconds; no more than twice this counts between two looks
+TICK = 1.0  # seconds between two looks; at most twice this counts for one
 _beats = 0
 
 
@@ -28,16 +33,19 @@ def beat() -> None:
 def watch(
     seconds: float, file: Path, say_more: Callable[[], str], end: Callable[[int], None] = os._exit
 ) -> Iterator[None]:
-    """End the process, with code 2 and one line, where nothing calls `beat` for so many seconds; 0 never does.
+    """End the process with one line if nothing calls `beat` for this long; 0 never ends it.
+
+    The exit code is 2, or that of a killed process where code holds Python's global lock.
 
     Args:
         file: takes the stacks of all threads.
-        say_more: what the line ends with.
+        say_more: returns the end of the line.
     """
     if not seconds:
         yield
         return
     ended = threading.Event()
+    guard = _Guard(seconds, file, say_more) if hasattr(faulthandler, "register") else None
 
     def look() -> None:
         seen, idle, before = _beats, 0.0, time.monotonic()
@@ -45,10 +53,12 @@ def watch(
         while not ended.wait(tick):
             now = time.monotonic()
             idle, before = idle + min(now - before, 2 * tick), now
+            if guard is not None:
+                guard.sign(seen != _beats)
             if seen != _beats:
                 seen, idle = _beats, 0.0
             elif idle >= seconds:
-                # What hangs may be the disk: a thread of its own writes, and the end waits for it only so long.
+                # The disk may be what hangs: a thread of its own writes, and the end waits for it only so long.
                 report = threading.Thread(target=_report, args=(seconds, file, say_more), daemon=True)
                 report.start()
                 report.join(30)
@@ -63,6 +73,8 @@ def watch(
     finally:
         ended.set()
         thread.join(2 * TICK)
+        if guard is not None:
+            guard.close()
 
 
 def _report(seconds: float, file: Path, say_more: Callable[[], str]) -> None:
@@ -72,9 +84,92 @@ def _report(seconds: float, file: Path, say_more: Callable[[], str]) -> None:
         where = f"{file} has the stacks of all threads."
     except OSError as error:
         where = f"{file} could not be written ({error.strerror})."
-    for_long = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
-    print(f"\nerror: no progress for {for_long}. {where} {say_more()}", file=sys.stderr, flush=True)
+    print(_line(seconds, where, say_more()), file=sys.stderr, flush=True)
     sys.stdout.flush()
+
+
+def _line(seconds: float, where: str, more: str) -> str:
+    duration = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
+    return f"\nerror: no progress for {duration}. {where} {more}"
+
+
+# --- A second process, for code that holds the global lock -----------------------------------------------------------
+
+
+class _Guard:
+    """A process that ends this one if no sign of it comes for `seconds`."""
+
+    def __init__(self, seconds: float, file: Path, say_more: Callable[[], str]):
+        self.say_more, self.teller = say_more, threading.Thread()
+        self.stacks = tempfile.TemporaryFile()
+        faulthandler.register(signal.SIGUSR2, self.stacks, all_threads=True)  # its handler needs no lock
+        numbers = (os.getpid(), seconds, self.stacks.fileno())
+        command = [sys.executable, "-I", __file__, *map(str, numbers), str(file)]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[self.stacks.fileno()],
+            start_new_session=True,  # Ctrl-C and Ctrl-Z are for the run
+        )
+        os.set_blocking(self.process.stdin.fileno(), False)
+        self._tell()
+
+    def sign(self, has_progress: bool) -> None:
+        """Say that this process runs; after progress the line may end otherwise, which a thread of its own finds."""
+        self._write("")
+        if has_progress and not self.teller.is_alive():
+            self.teller = threading.Thread(target=self._tell, daemon=True)
+            self.teller.start()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        faulthandler.unregister(signal.SIGUSR2)
+        self.stacks.close()
+
+    def _tell(self) -> None:
+        self._write(self.say_more())
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # it is gone, or does not read
+            os.write(self.process.stdin.fileno(), " ".join(text.split()).encode("utf-8", "replace") + b"\n")
+
+
+def _stand_guard(parent: int, seconds: float, stacks: int, file: Path) -> None:
+    """Read a line a tick from standard input, empty or what an error ends with; without any, end the parent."""
+    import psutil
+
+    tick, idle, before, more, rest = min(TICK, seconds / 4), 0.0, time.monotonic(), "", b""
+    process = psutil.Process(parent)
+    while os.getppid() == parent:
+        is_ready = bool(select.select([0], [], [], tick)[0])
+        now = time.monotonic()
+        idle, before = idle + min(now - before, 2 * tick), now
+        if is_ready:
+            read = os.read(0, 2**16)
+            if not read:
+                return
+            *lines, rest = (rest + read).split(b"\n")
+            more, idle = next((line.decode() for line in reversed(lines) if line), more), 0.0
+        elif process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            idle = 0.0
+        elif idle >= seconds:
+            os.kill(parent, signal.SIGUSR2)
+            time.sleep(min(1.0, seconds))
+            try:
+                file.write_bytes(os.pread(stacks, 2**24, 0))
+                where = f"{file} has the stacks of all threads."
+            except OSError as error:
+                where = f"{file} could not be written ({error.strerror})."
+            print(_line(seconds, where, more), file=sys.stderr, flush=True)
+            os.kill(parent, signal.SIGKILL)
+            return
+
+
+if __name__ == "__main__":
+    _stand_guard(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
 
 
 __all__ = ["beat", "watch"]

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -24,6 +26,7 @@ from scratch_gpt.tokenizer import load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
 
 
+TRAINING = Path(prepare.__file__).resolve().parent
 WORDS = "the old grey cat sat on a warm mat and saw nine small birds fly over every roof near our quiet town".split()
 
 
@@ -732,6 +735,19 @@ def test_languages_may_stand_apart():
 def test_bytes_that_are_no_utf8_are_one_clear_line(tmp_path, capsys):
     (tmp_path / "bad.txt").write_bytes(b"fine so far \xff\xfe and no further")
     fails(["--dataset", tmp_path / "bad.txt", "--output-dir", tmp_path / "p"], r"bad\.txt cannot be read", capsys)
+
+
+def test_a_pattern_that_never_ends_is_stopped_and_named(tmp_path):
+    text, patterns, out = tmp_path / "a.txt", tmp_path / "patterns.txt", tmp_path / "out"
+    text.write_text("a" * 60 + "b\n")
+    patterns.write_text("/(a+)+$/\n")
+    line = ["prepare.py", "--dataset", text, "--block-list", patterns, "--hang-timeout", "0.02", "--output-dir", out]
+    done = subprocess.run([sys.executable, *map(str, line)], cwd=TRAINING, capture_output=True, text=True, timeout=100)
+    assert done.returncode and done.stderr.strip().splitlines()[-1] == (
+        f"error: no progress for 1.2 seconds. {out / '.work' / 'stacks.txt'} has the stacks of all threads. "
+        "The same command goes on with the parts that are done."
+    )
+    assert "in blocked_term" in (out / ".work" / "stacks.txt").read_text()
 
 
 def test_a_column_of_numbers_is_one_clear_line(tmp_path, capsys):

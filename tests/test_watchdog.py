@@ -1,5 +1,6 @@
 """A run that hangs ends with its stacks in a file; one that makes progress, or is suspended, does not."""
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -7,6 +8,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+import psutil
+import pytest
 
 from scratch_gpt import watchdog
 from scratch_gpt.watchdog import beat, watch
@@ -77,3 +81,34 @@ def test_a_stopped_process_goes_on_and_a_hanging_one_ends(tmp_path):
     assert process.stdout.readline() == "out\n"
     assert process.wait(30) == 2 and "no progress for 1 seconds" in process.stderr.read()
     assert "line 3 in <module>" in (tmp_path / "stacks").read_text()
+
+
+@pytest.mark.skipif(not hasattr(faulthandler, "register"), reason="Windows has no signal that writes stacks")
+def test_code_that_never_releases_the_global_lock_ends_and_time_in_which_it_was_stopped_does_not_count(tmp_path):
+    code = (
+        "import re, sys, pathlib; from scratch_gpt.watchdog import watch\n"
+        "def backtrack(): re.match('(a+)+$', 'a' * 60 + 'b')\n"
+        "with watch(1.0, pathlib.Path(sys.argv[1]), lambda: 'The last good checkpoint is step-4.'):\n"
+        "    print('in', flush=True); backtrack()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "stacks")], env=environment, **pipes)
+    assert process.stdout.readline() == "in\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    assert process.poll() is None and not (tmp_path / "stacks").exists()
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(30) == -signal.SIGKILL
+    assert process.stderr.read().strip() == (
+        f"error: no progress for 1 seconds. {tmp_path / 'stacks'} has the stacks of all threads. "
+        "The last good checkpoint is step-4."
+    )
+    assert "in backtrack" in (tmp_path / "stacks").read_text()
+
+
+def test_nothing_is_left_of_a_watch_that_ended():
+    children = psutil.Process().children()
+    with watch(60, Path("unused"), str):
+        assert len(psutil.Process().children()) == len(children) + hasattr(faulthandler, "register")
+    assert psutil.Process().children() == children

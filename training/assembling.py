@@ -4,7 +4,7 @@ Not a recipe itself.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from scratch_gpt.evaluation import row_losses
 from scratch_gpt.objectives import causal_lm
 from scratch_gpt.tokenizer import count_ids, decode, encode_batch, end_of_text_id, load_tokenizer
 from scratch_gpt.tokenizer_training import train_tokenizer
+from scratch_gpt.watchdog import beat
 
 
 MANY = 4  # epochs; more add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
@@ -46,9 +47,15 @@ COPIES = {"exact_duplicates": "the same text as", "near_duplicates": "nearly the
 REASONS = {"passages": "all of it was there before"}  # of filters that do not see rows one by one
 
 
-def progress_bar(what: str):
-    """A progress bar that says what is done; it appears where that takes longer than a second."""
-    return partial(tqdm, desc=what, delay=1, unit="part")
+def progress_bar(what: str, unit: str = "part") -> Callable[[Iterable], Iterator]:
+    """Return a function that iterates with a progress bar, shown after a second, and calls `watchdog.beat`."""
+
+    def iterate(items: Iterable) -> Iterator:
+        for item in tqdm(items, desc=what, delay=1, unit=unit):
+            yield item
+            beat()
+
+    return iterate
 
 
 def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, out: Path) -> None:
@@ -73,7 +80,7 @@ def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, ou
         )
     collate = partial(collate_rows, pad_token_id=eos)
     found = {}
-    losses = row_losses(model, tqdm(rows, "Scoring", delay=1), collate, causal_lm)
+    losses = row_losses(model, progress_bar("Scoring", "row")(rows), collate, causal_lm)
     found["perplexity"] = [(int(n), float(np.exp(losses[n]))) for n in np.flatnonzero(perplexity_outliers(losses))]
     if run.poisoning:
         last = f"layers.{model.config.num_hidden_layers - 1}."
@@ -82,6 +89,7 @@ def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, ou
             block = rows[start : start + COMPARED]
             chosen = lambda name: last in name or "norm" in name.rsplit(".", 2)[-2]  # noqa: E731
             scores[start : start + len(block)] = gradient_scores(model, causal_lm, block, collate, chosen)
+            beat()
         found["poisoning"] = [(int(n), float(scores[n])) for n in outliers(scores)]
     out.mkdir(parents=True, exist_ok=True)
     with (out / "flagged.jsonl").open("w", encoding="utf-8") as lines:

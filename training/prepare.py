@@ -96,6 +96,7 @@ class PrepareRun(Source):
     reference_model: str | None = option(None, "Small model: rows it finds unlikely (mean + 3 sigma) are listed.")
     poisoning: bool = option(False, "List rows whose gradients in --reference-model look planted, a twentieth.")
     write_removed: bool = option(False, "Write removed rows, with what removed them and why, to removed.jsonl.")
+    hang_timeout: float = option(30.0, "End after so many minutes without any progress; 0 waits for ever.")
     report: bool = option(False, "Write report.html: what is in the data, what was removed, one row in colours.")
 
 
@@ -181,7 +182,8 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line(stopped="The same command goes on with the parts that are done."):
+    goes_on = "The same command goes on with the parts that are done."
+    with one_clear_line(stopped=goes_on):
         run = parse(PrepareRun, argv, unused=unused_fields)
         check(run)
         run = replace(run, vocab_size=vocabulary_size(run))
@@ -189,6 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         from preparing import make_filters, make_plan, open_corpora, open_tokenizer, prepare, settle_folder
         from scratch_gpt.foreign import shown
         from scratch_gpt.locks import hold
+        from scratch_gpt.watchdog import watch
 
         corpora, filters, tokenizer = open_corpora(run), make_filters(run), open_tokenizer(run)
         sources = [corpus.record for corpus in corpora]
@@ -199,7 +202,8 @@ def main(argv: list[str] | None = None) -> None:
             if done:
                 print(f"{run.output_dir} is prepared already, from these sources with these settings.")
                 return
-            manifest = prepare(run, corpora, filters, tokenizer, plan, work)
+            with watch(60 * run.hang_timeout, work / "stacks.txt", lambda: goes_on):
+                manifest = prepare(run, corpora, filters, tokenizer, plan, work)
     print(shown(describe(run, manifest)))
 
 

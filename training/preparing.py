@@ -128,7 +128,7 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
 
 def make_plan(run: Any, sources: list[dict[str, Any]]) -> str:
     """A hash of all that decides what comes out: the same plan, the same rows."""
-    this_call = ("output_dir", "overwrite", "write_removed", "report")
+    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
     if run.contamination:
         config["contamination"] = open_rows(run.contamination, split=run.contamination_split).record

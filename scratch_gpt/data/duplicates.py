@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..watchdog import beat
 from .words import comes_again, document_ngrams, mix, run_hashes, slices, words
 
 
@@ -96,6 +97,7 @@ def near_duplicates(signatures: np.ndarray | Iterable[np.ndarray], *, threshold:
         for others in (firsts, order[same - 1]):
             apart = parent[rows] != parent[others]
             _connect(parent, signatures, rows[apart], others[apart], threshold)
+            beat()
     return parent
 
 

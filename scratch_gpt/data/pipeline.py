@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..watchdog import beat
 from .prepared import column_of, read_table, write_table
 
 
@@ -212,6 +213,7 @@ def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[st
         inside = numbers[(numbers >= start) & (numbers < start + len(table))] - start
         yield from table.take(pa.array(inside)).to_pylist()
         start += len(table)
+        beat()
 
 
 def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Callable[[str], str]) -> pa.Table:
