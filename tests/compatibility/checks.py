@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -260,7 +261,8 @@ def main() -> None:
                 report["checks"][name.removeprefix("check_")] = None
             except Exception as error:
                 said = " ".join(str(error).split())[:300]
-                report["checks"][name.removeprefix("check_")] = f"{type(error).__name__}: {said}"
+                line = next(frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.name == name)
+                report["checks"][name.removeprefix("check_")] = f"{type(error).__name__}, line {line}: {said}"
     report["own_modules"] = [name for name in sys.modules if name.partition(".")[0] == "scratch_gpt"]
     print(json.dumps(report))
 
