@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
+# A file's tests share what they set up, so a file is one worker's; a worker needs up to 2 GB.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: train test quality style conformance compatibility newest servers bench bench-tuning chaos publish-demo clean
@@ -31,7 +33,7 @@ train: $(VENV)/.package
 	@$(BIN)/python training/generate.py --model runs/pretrain/model --prompt "The" --max-new-tokens 60
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 quality: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -65,7 +67,7 @@ newest:
 	@$(NEWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch
 	@$(NEWEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[dev]"
 	@$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check
-	@$(NEWEST_VENV)/bin/python -m pytest
+	@$(NEWEST_VENV)/bin/python -m pytest $(PARALLEL)
 
 # An hour and a half on a machine that does nothing else. With a trained CHECKPOINT and a TEXT that it has not seen,
 # int8's perplexity too.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked data workers would warn, or hang
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they and their processes share the cores
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))  # recipes: `import pretrain`
 sys.path.append(str(Path(__file__).resolve().parent / "benchmarks"))  # what writes the README's figures
 
