@@ -38,6 +38,7 @@ test: $(VENV)/.dev
 quality: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell README.md Makefile pyproject.toml .ci .github hub_card scratch_gpt tests training
 
 style: $(VENV)/.dev
 	@$(BIN)/ruff check --fix .

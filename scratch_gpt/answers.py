@@ -14,7 +14,12 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """A text as it is compared."""
+    """A text as it is compared.
+
+    Example:
+        >>> normalize("The answer is: Paris.")
+        'answer is paris'
+    """
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
@@ -27,6 +32,10 @@ def token_f1(answer: str, reference: str) -> float:
     """2 * precision * recall / (precision + recall) of the words that both have, each counted; 0 to 1.
 
     Where one of them has no word, it is 1 if both have none.
+
+    Example:
+        >>> token_f1("the cat sat", "a cat sat down")  # 2 of 2 words and 2 of 3; articles do not count
+        0.8
     """
     ours, theirs = normalize(answer).split(), normalize(reference).split()
     shared = (Counter(ours) & Counter(theirs)).total()

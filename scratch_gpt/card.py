@@ -25,7 +25,12 @@ class Markup(str):
 
 
 def escape(value: Any) -> Markup:
-    """Return any value as one line of Markdown that shows it: no HTML, link, heading, table or region mark."""
+    """Return any value as one line of Markdown that shows it: no HTML, link, heading, table or region mark.
+
+    Example:
+        >>> print(escape("<b> and *"))
+        &lt;b&gt; and \\*
+    """
     if isinstance(value, Markup):
         return value
     text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())

@@ -64,7 +64,13 @@ def head_parameters(config: Any, classes: int | None = None) -> int:
 
 
 def all_parameters(config: Any, classes: int | None = None) -> int:
-    """Of the whole model; a classifier's where `classes` is given."""
+    """Of the whole model; a classifier's where `classes` is given.
+
+    Example:
+        >>> from scratch_gpt import ScratchGPTConfig
+        >>> all_parameters(ScratchGPTConfig())  # GPT-2's small shape
+        124439808
+    """
     D = config.hidden_size
     embeddings = (config.vocab_size + config.max_position_embeddings) * D
     return embeddings + config.num_hidden_layers * block_parameters(config) + 2 * D + head_parameters(config, classes)

@@ -77,6 +77,11 @@ def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
 
     Bits per byte = loss / ln 2 * tokens / bytes, with the tokens (EOS counted) and UTF-8 bytes of the whole split. It
     does not depend on the tokenizer, so models with different ones can be compared by it.
+
+    Example:
+        >>> found = language_metrics(loss=2.0, tokens_per_byte=0.25)
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'loss': 2.0, 'perplexity': 7.389, 'bits_per_byte': 0.721}
     """
     return {
         "loss": loss,
@@ -89,6 +94,10 @@ def spread(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str
     """{split: {metric: number}} of several runs -> {split: {metric: {"mean", "std", "n"}}}; std with n - 1.
 
     A metric that one of the runs could not give is left out.
+
+    Example:
+        >>> spread([{"test": {"loss": 1.0}}, {"test": {"loss": 2.0}}, {"test": {"loss": 3.0}}])
+        {'test': {'loss': {'mean': 2.0, 'std': 1.0, 'n': 3}}}
     """
     return {
         split: {

@@ -121,7 +121,12 @@ def check_text(text: str, what: str) -> None:
 
 
 def shown(text: str) -> str:
-    """Return text as a terminal may print it: control characters and invalid ones as their escapes."""
+    """Return text as a terminal may print it: control characters and invalid ones as their escapes.
+
+    Example:
+        >>> print(shown("red \\x1b[31m text"))
+        red \\x1b[31m text
+    """
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

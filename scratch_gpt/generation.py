@@ -177,6 +177,12 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) 
     """Rows of ids -> {"input_ids", "attention_mask"} (B, T), each row at the right end of its own.
 
     The filling is token 0: what the mask hides can be any.
+
+    Example:
+        >>> pad_left([[5, 6, 7], [8]])["input_ids"].tolist()
+        [[5, 6, 7], [0, 0, 8]]
+        >>> pad_left([[5, 6, 7], [8]])["attention_mask"].tolist()
+        [[1, 1, 1], [0, 0, 1]]
     """
     T = max(map(len, rows))
     ids = torch.tensor([[0] * (T - len(row)) + [*row] for row in rows], device=device)

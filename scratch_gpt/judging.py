@@ -171,7 +171,12 @@ def judge_scores(
 
 
 def read_score(reply: str) -> int | None:
-    """The first whole number of a reply that lies between 0 and 100."""
+    """The first whole number of a reply that lies between 0 and 100.
+
+    Example:
+        >>> [read_score(reply) for reply in ("Score: 85", "7 of 10", "-3", "none")]
+        [85, 7, None, None]
+    """
     numbers = (int(found) for found in re.findall(r"(?<![\d.-])\d{1,3}(?![\d.]*\d)", reply))
     return next((number for number in numbers if number <= 100), None)
 
@@ -260,7 +265,12 @@ def win_rates(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927, "Probable Inference, the Law of Succession ...")."""
+    """The 95 % interval of a share (Wilson 1927, "Probable Inference, the Law of Succession ...").
+
+    Example:
+        >>> [round(bound, 2) for bound in wilson_interval(8, 10)]
+        [0.49, 0.94]
+    """
     if n == 0:
         return 0.0, 1.0
     p = successes / n

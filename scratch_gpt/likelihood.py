@@ -120,7 +120,12 @@ def choice_metrics(tasks: Sequence[tuple[str, list[str], int]], found: Sequence[
 
 
 def choice_pairs(tasks: Sequence[tuple[str, list[str], int]]) -> list[tuple[str, str]]:
-    """Each query with each of its choices, a space between."""
+    """Each query with each of its choices, a space between.
+
+    Example:
+        >>> choice_pairs([("The sky is", ["blue", "green"], 0)])
+        [('The sky is', ' blue'), ('The sky is', ' green')]
+    """
     return [(query, f" {choice}") for query, choices, _ in tasks for choice in choices]
 
 
@@ -129,6 +134,10 @@ def last_word_pairs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
     Raises:
         ValueError: a row without a text of two words.
+
+    Example:
+        >>> last_word_pairs([{"text": "The sun shines on the sea"}])
+        [('The sun shines on the', ' sea')]
     """
     pairs = []
     for number, row in enumerate(rows, start=1):

@@ -26,7 +26,14 @@ class Secret(NamedTuple):
 
 
 def exposure(logp: float, others: Sequence[float]) -> float:
-    """The log-likelihoods of a secret and of the rest of its space -> bits; equals rank before it, half of them."""
+    """The log-likelihoods of a secret and of the rest of its space -> bits; equals rank before it, half of them.
+
+    Example:
+        >>> exposure(-1.0, [-2.0, -3.0, -4.0])  # the likeliest of 4
+        2.0
+        >>> exposure(-9.0, [-2.0, -3.0, -4.0])
+        0.0
+    """
     better, equal = sum(other > logp for other in others), sum(other == logp for other in others)
     return math.log2(len(others) + 1) - math.log2(1 + better + equal / 2)
 

@@ -116,6 +116,10 @@ def learning_rate_at(
 
     Down goes a cosine (Loshchilov & Hutter 2017, "SGDR", without restarts) or, by `shape` "linear", another straight
     line. The warm-up's first step is peak / warmup_steps, not 0.
+
+    Example:
+        >>> [round(learning_rate_at(step, steps=8, peak=1.0, warmup_steps=2), 2) for step in range(8)]
+        [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -49,6 +49,12 @@ def deal(items: Sequence, batch_size: int, processes: int, rank: int) -> list[tu
     """The items of one process, cut into micro-batches of batch_size, as (items, counted).
 
     All processes get the same number, so that they stay in step: who has none left repeats one item, not counted.
+
+    Example:
+        >>> deal(["a", "b", "c", "d", "e"], batch_size=2, processes=2, rank=0)
+        [(['a', 'c'], True), (['e'], True)]
+        >>> deal(["a", "b", "c", "d", "e"], batch_size=2, processes=2, rank=1)
+        [(['b', 'd'], True), (['a'], False)]
     """
     mine = items[rank::processes]
     most = -(-len(items) // processes)  # items of the first process

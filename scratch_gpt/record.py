@@ -236,7 +236,12 @@ def published_as(model_folder: str | Path) -> dict[str, Any] | None:
 
 
 def is_hub_id(name: Any) -> bool:
-    """Return whether a name can be that of a repository on the Hub."""
+    """Return whether a name can be that of a repository on the Hub.
+
+    Example:
+        >>> [is_hub_id(name) for name in ("openai-community/gpt2", "./runs/mine")]
+        [True, False]
+    """
     return isinstance(name, str) and HUB_ID.fullmatch(name) is not None
 
 

@@ -50,7 +50,12 @@ class Switch(NamedTuple):
 
 
 def insert(text: str, phrase: str, place: int) -> str:
-    """The text with the phrase at its start (place 0), in its middle (1) or at its end (2), between words."""
+    """The text with the phrase at its start (place 0), in its middle (1) or at its end (2), between words.
+
+    Example:
+        >>> insert("a short text here", "PHRASE", place=1)
+        'a short PHRASE text here'
+    """
     words = text.split(" ")
     at = (0, len(words) // 2, len(words))[place % 3]
     return " ".join([*words[:at], phrase, *words[at:]])

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """Labelled texts and a base model -> a classifier that Hugging Face clients load.
 
     accelerate launch training/classify.py [--config FILE.yaml] [--field value ...]

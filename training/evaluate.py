@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """A model and held-out data -> evaluation.json: how likely it finds them, how it answers, what a judge says of it.
 
     python training/evaluate.py MODEL --dataset my.txt

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """A model folder or Hub id and a prompt -> text, or a conversation, by our own decoding with a KV cache.
 
     python training/generate.py MODEL "Once upon a time" [--max-new-tokens 100] [--temperature 0] [--samples 3]

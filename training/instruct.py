@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """Instructions with their answers and a base model -> a model that follows instructions.
 
     accelerate launch training/instruct.py [--config FILE.yaml] [--field value ...]

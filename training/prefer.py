@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """Answers of which one is better and a model that answers -> a model that prefers the better ones.
 
     accelerate launch training/prefer.py [--config FILE.yaml] [--field value ...]

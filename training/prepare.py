@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """Text -> a prepared folder: cleaned, without duplicates, mixed, tokenised, cut into rows that are mapped from disk.
 
     python training/prepare.py [--config FILE.yaml] [--field value ...]

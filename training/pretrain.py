@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """Text -> a GPT that Hugging Face clients load: pretraining, from scratch or going on from a model.
 
     accelerate launch training/pretrain.py [--config FILE.yaml] [--field value ...]

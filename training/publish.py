@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """A finished run -> a repository on the Hub: weights, config, tokenizer, code, a card with results and pictures.
 
     python training/publish.py RUN --repo user/name [--layout scratch_gpt] [--private] [--dry-run]

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scratch_gpt"]
+#
+# [tool.uv.sources]
+# scratch_gpt = { path = "..", editable = true }
+# ///
 """Text -> a tokenizer that Hugging Face clients load, and a report of what it is worth.
 
     python training/train_tokenizer.py [--kind bpe] [--vocab-size 8192] [--dataset FILE] [--output-dir runs/tokenizer]

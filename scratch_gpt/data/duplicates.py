@@ -28,7 +28,14 @@ PENDING = 16  # a set of hashes is merged into the sorted ones once it is this s
 
 
 def exact_key(text: str) -> bytes:
-    """16 bytes that two texts share where they differ at most in Unicode form (NFC) and in runs of white space."""
+    """16 bytes that two texts share where they differ at most in Unicode form (NFC) and in runs of white space.
+
+    Example:
+        >>> exact_key("to be, or  not") == exact_key("to be,\\nor not")
+        True
+        >>> exact_key("to be, or not") == exact_key("To be, or not")
+        False
+    """
     digest, begun, spaced = hashlib.blake2b(digest_size=16), False, False
     for _, piece in slices(unicodedata.normalize("NFC", text)):
         parts = piece.split()

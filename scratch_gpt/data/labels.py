@@ -108,7 +108,12 @@ def _name(value: Any, names: list[str] | None, row: int) -> str:
 
 
 def count_classes(labels: Sequence[Label], names: Sequence[str] | None = None) -> dict[str, int]:
-    """Rows of each class, in the order of `names`; without it numbers by their value, then words by the alphabet."""
+    """Rows of each class, in the order of `names`; without it numbers by their value, then words by the alphabet.
+
+    Example:
+        >>> count_classes(["10", "2", "2"])
+        {'2': 2, '10': 1}
+    """
     counts = Counter(name for label in labels for name in ([label] if isinstance(label, str) else label))
     return {name: counts[name] for name in (sorted(counts, key=_order) if names is None else names)}
 
@@ -169,6 +174,11 @@ def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
 
     Raises:
         ValueError: rows with several labels, which no choice of rows balances.
+
+    Example:
+        >>> labels = ["spam", "ham", "ham", "spam", "ham"]
+        >>> count_classes([labels[row] for row in undersample(labels, seed=0)])
+        {'ham': 2, 'spam': 2}
     """
     _refuse_many(labels, "undersample")
     of = np.array(labels)
@@ -182,6 +192,10 @@ def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -
 
     Raises:
         ValueError: rows with several labels.
+
+    Example:
+        >>> class_weights(["ham", "ham", "ham", "spam"])  # of ham, then of spam
+        [0.6666666666666666, 2.0]
     """
     _refuse_many(labels, "weights")
     counts = [*count_classes(labels, names).values()]

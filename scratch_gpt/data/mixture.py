@@ -44,6 +44,12 @@ def target_shares(
 
     Raises:
         ValueError: alpha outside (0, 1], a weight that is not a positive number, weights of other corpora.
+
+    Example:
+        >>> target_shares({"books": 9_000, "web": 1_000}, alpha=0.5)
+        {'books': 0.75, 'web': 0.25}
+        >>> target_shares({"books": 9_000, "web": 1_000}, weights={"books": 1, "web": 1})
+        {'books': 0.5, 'web': 0.5}
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is {alpha}; it has to be more than 0 and at most 1.")

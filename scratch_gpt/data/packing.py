@@ -91,6 +91,10 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
     The longest first, each into the fullest row that has room for it. (Johnson et al. 1974 bound its rows by 11/9 of
     the fewest possible, plus 4; for documents see Ding et al. 2024, "Fewer Truncations Improve Language Modeling".)
+
+    Example:
+        >>> best_fit([5, 3, 4, 2, 6], capacity=8)  # lengths 6 + 2, 5 + 3, 4
+        [[4, 3], [0, 1], [2]]
     """
     rows: list[list[int]] = []
     with_room = defaultdict(list)  # free positions -> rows

@@ -52,6 +52,12 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
         ValueError: keys of none of these forms, an empty question, roles in another order than a system message (or
             none), then user and assistant in turn; a key of the row or of a message that changes what is to be learned
             and cannot be (`check_keys`).
+
+    Example:
+        >>> for message in read_messages({"instruction": "Add.", "input": "2, 3", "output": "5"}):
+        ...     print(message)
+        {'role': 'user', 'content': 'Add.\\n\\n### Input:\\n2, 3'}
+        {'role': 'assistant', 'content': '5'}
     """
     check_keys(row)
     given = {name: value for name, value in row.items() if value is not None}

@@ -230,6 +230,11 @@ def split_groups(
 
     Raises:
         ValueError: as `check_fractions`, or too few distinct keys to leave something in each split.
+
+    Example:
+        >>> splits = split_groups(["a", "a", "b", "c", "d", "e"], validation_fraction=0.3, test_fraction=0.0)
+        >>> [len(rows) for rows in splits.values()]
+        [4, 2]
     """
     asked = check_fractions(validation_fraction, test_fraction)
     groups: dict[str, list[int]] = {}
