@@ -66,7 +66,7 @@ AWS_SECRET = re.compile(  # 40 such characters alone, whatever their name: of bo
     r"""
     (?=[A-Za-z0-9/+]{40})(?<![A-Za-z0-9/+_.-])
     (?=[A-Z0-9/+]{0,39}[a-z])(?=[a-z0-9/+]{0,39}[A-Z])(?=[A-Za-z/+]{0,39}[0-9])
-    (?P<secret>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+_=-]|\.[A-Za-z0-9_])
+    [A-Za-z0-9/+]{40}(?![A-Za-z0-9/+_=-]|\.[A-Za-z0-9_])
     """,
     re.VERBOSE,
 )

@@ -543,6 +543,11 @@ def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
     part.write_bytes(content[:-100])
     run = ["--dataset", tmp_path / "p", "--preset", "tiny", "--output-dir", tmp_path / "run"]
     fails(run, r"train/part-00000\.arrow is not the file", capsys, pretrain.main)
+    text = (tmp_path / "p" / "manifest.json").read_text()
+    (tmp_path / "p" / "manifest.json").write_text(text.replace('"share": 0.', '"share": 1.', 1))
+    for arguments, main in ((words, prepare.main), (run, pretrain.main)):
+        fails(arguments, r"manifest\.json is not what was written: its hash differs", capsys, main)
+    prepared(*words, "--overwrite", "true")
 
 
 def test_a_run_keeps_the_manifest_of_its_data_and_refuses_others(corpus, texts, tokenizer, tmp_path, capsys):

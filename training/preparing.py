@@ -45,6 +45,7 @@ from scratch_gpt.data.manifest import (
     changed_file,
     file_record,
     make_manifest,
+    manifest_text,
     place,
     read_manifest,
     verify_files,
@@ -405,7 +406,7 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
             remove(target.parent)
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
-    write_text(folder / NAME, json.dumps(manifest, indent=2) + "\n")
+    write_text(folder / NAME, manifest_text(manifest))
     remove(work)
     return manifest
 
