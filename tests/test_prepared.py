@@ -199,12 +199,11 @@ def test_a_changed_byte_of_a_manifest_is_noticed_or_says_the_same(manifest, tmp_
     file.write_bytes(content)
     assert read_manifest(file) == manifest
     for place in range(len(content)):
-        for bit in (1, 16):
-            changed = bytearray(content)
-            changed[place] ^= bit
-            file.write_bytes(changed)
-            with suppress(ValueError):
-                assert read_manifest(file) == manifest and content[place : place + 1] in b" \n", place
+        changed = bytearray(content)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        with suppress(ValueError):
+            assert read_manifest(file) == manifest and content[place : place + 1] in b" \n", place
 
 
 def test_a_manifest_of_an_older_version_has_no_hash_and_is_read(manifest, tmp_path):
