@@ -23,6 +23,7 @@ from recipe import (
     option,
     parse,
     relative,
+    unused_source,
 )
 
 
@@ -66,6 +67,11 @@ LIMITS = {  # field -> the least and the most that it may be
 }
 
 
+def unused_fields(run: TokenizerRun) -> dict[str, str]:
+    """Return the fields that nothing in this run reads, and why; every kind of tokenizer reads the others."""
+    return unused_source(run.dataset)
+
+
 def check(run: TokenizerRun) -> None:
     """Raise a ValueError for the first field whose value cannot be meant; `plan_tokenizer` sees to the others."""
     for name, (least, most) in LIMITS.items():
@@ -77,8 +83,8 @@ def check(run: TokenizerRun) -> None:
             raise ValueError(f"{name} is empty.")
 
 
-def check_folder(run: TokenizerRun) -> Path:
-    """The folder to write, or a ValueError where it holds something that `overwrite` does not speak for."""
+def choose_folder(run: TokenizerRun) -> Path:
+    """Return the folder to write; raise a ValueError if it holds files that may not be replaced."""
     folder = Path(run.output_dir).resolve()
     if is_filled(folder):
         if not FILES <= {path.name for path in folder.iterdir()} or not is_report(folder / "report.json"):
@@ -196,7 +202,7 @@ def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped=""):
-        run = parse(TokenizerRun, argv)
+        run = parse(TokenizerRun, argv, unused=unused_fields)
         check(run)
         check_writable(Path(run.output_dir))
 
@@ -204,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         from scratch_gpt.locks import hold
 
         with hold(run.output_dir):
-            report = make_tokenizer(run, check_folder(run))
+            report = make_tokenizer(run, choose_folder(run))
     print(shown(describe(run, report)))
 
 
