@@ -178,7 +178,7 @@ REFUSED = {
     "generate m The --temperature 0 --seed 1": "seed",
     "publish r --export gguf --layout gpt2": "layout",
     "publish r --export onnx --checkpoints": "checkpoints",
-    "publish r --repo a/b --dry-run --private": "private",
+    "publish r --export gguf --dry-run": "dry-run",
 }
 
 
@@ -221,7 +221,7 @@ def test_what_is_read_is_accepted(prepared):
         "generate --chat --seed 1 --top-k 5 --assistant-model int8 --num-assistant-tokens 3",
         "generate --prompt The --samples 2 --temperature 0",
         "publish --repo a/b --private --revision x",
-        "publish --repo a/b --dry-run --layout gpt2 --checkpoints",
+        "publish --repo a/b --dry-run --private --layout gpt2 --checkpoints",
     ):
         name, *words = line.split()
         recipe.parse(KINDS[name], words, unused=importlib.import_module(name).unused_fields)

@@ -40,10 +40,8 @@ class PublishRun:
 
 def unused_fields(run: PublishRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
-    if run.export != "no":
-        names = ("layout", "private", "revision", "licence", "licence_name", "licence_link", "checkpoints", "dry_run")
-        return dict.fromkeys(names, "--export writes a file here and pushes nothing")
-    return {"private": "--dry-run asks nothing of the Hub"} if run.dry_run else {}
+    names = ("layout", "private", "revision", "licence", "licence_name", "licence_link", "checkpoints", "dry_run")
+    return {} if run.export == "no" else dict.fromkeys(names, "--export writes a file here and pushes nothing")
 
 
 def terms(run: PublishRun) -> dict[str, str | None]:
