@@ -117,7 +117,7 @@ def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path,
 
 
 def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
-    """The model of a folder as the class that it was saved as.
+    """The model of a folder as the class that it was saved as; of a LoRA run's checkpoint, what it learned is merged.
 
     Raises:
         ValueError: the folder holds an adapter, a damaged file, or not all weights.
@@ -126,8 +126,10 @@ def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
         raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
     architectures = _read_config(str(folder), None).get("architectures") or []
     heads = {name: ours for ours, stock in STOCK_CLASSES.items() for name in (ours.__name__, stock.__name__)}
-    known = [heads[name] for name in architectures if name in heads]
-    return load_complete(known[0] if known else ScratchGPTForCausalLM, folder)
+    kind = next((heads[name] for name in architectures if name in heads), ScratchGPTForCausalLM)
+    if _lora_of(str(folder)) is not None:
+        return _load_lora_checkpoint(str(folder), kind, {})
+    return load_complete(kind, folder)
 
 
 def own_class(model: nn.Module) -> type[ScratchGPTPreTrainedModel] | None:

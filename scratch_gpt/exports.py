@@ -7,7 +7,7 @@ with the model before it gets its name; it has no KV cache, so that each new tok
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from .checkpoints import DRAFT, replace_folder
 from .conversion import load_any_head, own_class, refuse_what_gpt2_cannot_say
 from .folders import remove
+from .locks import hold
 from .modeling.modeling_scratch_gpt import (
     ScratchGPTForCausalLM,
     ScratchGPTForSequenceClassification,
@@ -41,15 +42,17 @@ class Exported(NamedTuple):
     difference: float | None = None
 
 
-def export(folder: str | Path, *, kind: str) -> Exported:
+def export(folder: str | Path, *, kind: str, say: Callable[[str], None] = print) -> Exported:
     """Write `folder/exports/KIND/model.onnx` or `.gguf`, whole or not at all; an older one of the kind is replaced.
 
     Args:
         folder: of a run (its `model` is taken), or a model folder in our layout or GPT-2's.
         kind: "onnx" (fp32; any of our heads), "gguf" (fp32) or "gguf-f16" (its matrices in 16 bits).
+        say: is given a line if the lock of a process that has ended is taken over.
 
     Raises:
-        ValueError: no such model, what the format cannot express, or a file that disagrees with the model.
+        ValueError: no such model, one that another process is writing, what the format cannot express, or a file that
+            disagrees with the model.
         ImportError: the extra is not installed.
     """
     if kind not in KINDS:
@@ -59,6 +62,11 @@ def export(folder: str | Path, *, kind: str) -> Exported:
     _check_source(source)
     needed = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ("gguf",)
     _need(kind.split("-")[0], needed)
+    with hold(top, say):
+        return _export(top, source, kind)
+
+
+def _export(top: Path, source: Path, kind: str) -> Exported:
     tokenizer = load_tokenizer(source)
     model = load_any_head(source).float().eval()
     target = top / FOLDER / kind

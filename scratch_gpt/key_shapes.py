@@ -3,7 +3,10 @@
 Every quantifier is bounded or gives nothing back (a++), and a match starts only where a word does: linear time.
 """
 
+import base64
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 
@@ -59,6 +62,17 @@ OF_SECRETS = re.compile(
     r"(?i)(?<![A-Za-z0-9])(?:api|secret|access|auth|private|client|wandb)[ _-]?(?:(?:access|api)[ _-]?)?$"
 )
 OF_AWS = re.compile(r"(?=[a-z0-9/+]*[A-Z])(?=[A-Z0-9/+]*[a-z])[A-Za-z0-9/+]{40}")  # may look like a path
+AWS_SECRET = re.compile(  # 40 such characters alone, whatever their name: of both cases, with a digit
+    r"""
+    (?=[A-Za-z0-9/+]{40})(?<![A-Za-z0-9/+_.-])
+    (?=[A-Z0-9/+]{0,39}[a-z])(?=[a-z0-9/+]{0,39}[A-Z])(?=[A-Za-z/+]{0,39}[0-9])
+    [A-Za-z0-9/+]{40}(?![A-Za-z0-9/+_=-]|\.[A-Za-z0-9_])
+    """,
+    re.VERBOSE,
+)
+RUNS = re.compile(r"[A-Z]+|[a-z]+|[0-9]+|[/+]+")
+LEAST_RUNS, LEAST_BITS = 17, 4.4  # of one kind, and per character; names and paths of 40 characters have 12 to 15 runs
+LONGER = re.compile(r"[A-Za-z0-9/+]{41}[\s\"'\\,+nrb]{0,40}$"), re.compile(r"[\s\"'\\,+nrb]{0,40}[A-Za-z0-9/+]{41}")
 NUMBER = re.compile(r"[0-9_./+=-]*(?:e[0-9+-]+)?", re.IGNORECASE)
 CODE = 200  # characters that an expression in code has at most
 IDENTIFIERS = re.compile(r"=*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*+", re.ASCII)
@@ -96,6 +110,18 @@ def is_code(match: re.Match) -> bool:
     return False
 
 
+def is_not_random(match: re.Match) -> bool:
+    """Return whether what AWS_SECRET has found is a name, a path, text in base64 or a line of longer base64."""
+    value, start, end = match[0], match.start(), match.end()
+    bits = -sum(count / 40 * math.log2(count / 40) for count in Counter(value).values())
+    if len(RUNS.findall(value)) < LEAST_RUNS or bits < LEAST_BITS:
+        return True
+    if base64.b64decode(value).isascii():  # of 30 random bytes one in 10^9
+        return True
+    before, behind = match.string[max(0, start - 120) : start], match.string[end : end + 120]
+    return bool(LONGER[0].search(before) or LONGER[1].match(behind))
+
+
 def _is_of_words(value: str) -> bool:
     # letters with at most three digits behind them, and few parts: random characters make many, of a letter or two
     parts = PARTS.findall(value)
@@ -112,6 +138,7 @@ KEYS: list[tuple[str, re.Pattern, Callable[[re.Match], bool] | None]] = [
     ("a password in an address", PASSWORD, None),
     ("a password of .netrc", NETRC, None),
     ("a key or token", ASSIGNED, is_code),
+    ("an AWS secret key", AWS_SECRET, is_not_random),
 ]
 
 
@@ -125,6 +152,7 @@ def find_keys(text: str) -> Iterator[tuple[int, str]]:
 
 __all__ = [
     "ASSIGNED",
+    "AWS_SECRET",
     "BEGIN_PRIVATE",
     "KEYS",
     "NETRC",
@@ -134,4 +162,5 @@ __all__ = [
     "WORD_ENDS",
     "find_keys",
     "is_code",
+    "is_not_random",
 ]

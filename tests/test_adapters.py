@@ -39,7 +39,8 @@ from scratch_gpt.adapters import (
     save_adapter,
     trainable_line,
 )
-from scratch_gpt.conversion import load_model
+from scratch_gpt.conversion import export_gpt2, load_any_head, load_model
+from scratch_gpt.exports import export
 from scratch_gpt.quantization import KINDS, QuantizedLinear
 from scratch_gpt.tokenizer_training import train_tokenizer
 
@@ -442,8 +443,9 @@ def test_lora_trains_however_a_run_does(how, home, capsys):
 
 def test_a_checkpoint_of_lora_is_loaded_like_a_model_or_refused(tuned, tmp_path):
     folder = str(tuned / "checkpoints" / "step-6")
-    found, model = generate.load(folder).state_dict(), generate.load(str(tuned / "model")).state_dict()
-    assert all(torch.equal(found[name], model[name]) for name in model)
+    for load in (generate.load, lambda name: load_any_head(Path(name))):
+        found, model = load(folder).state_dict(), load(str(tuned / "model")).state_dict()
+        assert found.keys() == model.keys() and all(torch.equal(found[name], model[name]) for name in model)
     run("--model", folder, "--output-dir", "onwards", *LORA, "--max-steps", 1)
     assert_close(logits(load_model("onwards/adapter")), logits(load_model("onwards/model")))
     with pytest.raises(ValueError, match="is a checkpoint of a ScratchGPTForCausalLM"):
@@ -451,8 +453,19 @@ def test_a_checkpoint_of_lora_is_loaded_like_a_model_or_refused(tuned, tmp_path)
     shutil.copytree(folder, tmp_path / "cut")
     file = tmp_path / "cut" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="cut cannot be loaded: model.safetensors is not what was written"):
-        load_model(str(tmp_path / "cut"))
+    for load in (load_model, load_any_head):
+        with pytest.raises(ValueError, match="cut cannot be loaded: model.safetensors is not what was written"):
+            load(tmp_path / "cut")
+
+
+def test_a_checkpoint_of_lora_is_exported_like_the_model(tuned, tmp_path):
+    pytest.importorskip("gguf")
+    for name in ("checkpoints/step-6", "model"):
+        shutil.copytree(tuned / name, tmp_path / name)
+    checkpoint, model = (export(tmp_path / name, kind="gguf").file for name in ("checkpoints/step-6", "model"))
+    assert checkpoint.read_bytes() == model.read_bytes()
+    export_gpt2(tmp_path / "checkpoints" / "step-6", tmp_path / "stock")
+    assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "stock")), logits(load_model(tuned / "model")))
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])

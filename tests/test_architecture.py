@@ -121,7 +121,7 @@ ARROWS = {
     },
     "exports": {
         *("torch", "transformers", "gguf", "onnxruntime"),
-        *("checkpoints", "conversion", "folders", "modeling", "tokenizer"),
+        *("checkpoints", "conversion", "folders", "locks", "modeling", "tokenizer"),
     },
     "hub": {"huggingface_hub", "card", "checkpoints", "layouts", "licenses", "locks", "published", "record"},
     "__init__": {"transformers", "modeling"},

@@ -57,6 +57,7 @@ ASSIGNED += [
     "x-token='" + A,
     "SECRET:" + A,
 ]
+BARE = "wJalrXUtnFEMI/K7MDENG/" + "bPxRfiCYEXAMPLEKEY"
 PLACES = ["/home/ada/runs", "/Users/ada/x", "/root/.cache", r"C:\\Users\\ada", "/mnt/disk1/data/my.txt"]
 
 
@@ -79,12 +80,47 @@ def test_a_secret_is_found_wherever_it_stands(kind, name, tmp_path):
     assert leak.startswith(f"{name}, line 2: ") and kind in leak
 
 
-@pytest.mark.parametrize("secret", [*SECRETS.values(), "wandb_key: '" + A, "ghs_" + A, *ASSIGNED])
+@pytest.mark.parametrize("secret", [*SECRETS.values(), "wandb_key: '" + A, "ghs_" + A, *ASSIGNED, BARE])
 def test_the_scan_and_the_filter_of_texts_know_the_same_keys(secret, tmp_path):
     assert found(tmp_path, f"and {secret} here")
     block = f"{secret}\n{A}\n" if secret.startswith("-----") else secret  # in prose the line alone is no key
     masked, counts = mask_private(f"and {block} here")
-    assert counts["key"] == 1 and A not in masked and "s3cret" not in masked
+    assert counts["key"] == 1 and not any(part in masked for part in (A, "s3cret", "K7MDENG"))
+
+
+BLOB = base64.b64encode(bytes(range(7, 250, 3)) * 3).decode()
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "AKIA,{}", '"{}"', "x={}", "id: {}\n", "{}\n{}", "see {}.", r'{{"k": "a\n{}"}}']
+)
+def test_an_aws_secret_needs_no_name_beside_it(text, tmp_path):
+    assert any("AWS secret" in leak for leak in found(tmp_path, text.format(BARE, BARE[::-1])))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{BARE}x",
+        f"https://example.org/{BARE}",
+        f"cdn/{BARE}.js",
+        f"sha256={BARE}-_9",
+        f"sha1-{BARE}",
+        "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12",
+        "2FD4E1C67A2D28FCED849EE1BB76E7391B93EB12",
+        "role/AmazonSecurityLakeS3ReplicationRole",
+        "AllowEc2InstancesWithEncryptedEbsVolumes",
+        "may/VIGRE/VIGRE2010/REUPapers/Margoliash",
+        "the/path/of/Words2/that/Has/forty/in/All",
+        base64.b64encode(b"abcdefghijklmnopqrstuvwxyzABCD").decode(),  # which says no more than it says
+        "".join(f"{BLOB[n : n + 76]}\n" for n in range(0, 152, 76)) + BLOB[152:192],  # the last line of a picture
+        BLOB[:40] + '"\n  "' + BLOB[40:116],
+        '"merges": [["wJalrXUtnF", "EMIK7"], ["MDENGbPxR", "fiCYEXAMPLEKEY"]]',
+    ],
+)
+def test_forty_characters_that_are_something_else_stay(text, tmp_path):
+    assert len(BLOB) > 192 and not found(tmp_path, f"and {text}", "metrics.jsonl")
+    assert mask_private(text, kinds=["key"]) == (text, {"key": 0})
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,11 +1,13 @@
 """One writer per folder: who holds a lock, who may take it over, and what is left of it."""
 
+import importlib
 import json
 import os
 import platform
 
 import psutil
 import pytest
+from bad_input import fails, snapshot
 
 from scratch_gpt import locks
 from scratch_gpt.locks import LOCK, STALE, Lock, check_held, hold
@@ -102,3 +104,22 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file/run cannot be written to"):
         hold(tmp_path / "file" / "run")
+
+
+WRITERS = {
+    "train_tokenizer": "--dataset {home}/a.txt --output-dir {home} --overwrite true",
+    "evaluate": "{home} --dataset {home}/a.txt --output-dir {home}",
+    "publish": "{home} --export gguf",
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_writes_a_folder_refuses_one_that_is_held_and_changes_nothing(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("scratch_gpt.exports._need", lambda extra, libraries: None)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "a.txt").write_text("The sun shines on the sea.")
+    write(tmp_path, owner(tmp_path))
+    before = snapshot(tmp_path)
+    words = WRITERS[name].format(home=tmp_path).split()
+    fails(words, "is in use: process .*Wait for its end", capsys, importlib.import_module(name).main)
+    assert snapshot(tmp_path) == before

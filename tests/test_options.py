@@ -11,11 +11,14 @@ from typing import Literal, get_args
 
 import classify
 import evaluate
+import generate
 import instruct
 import prefer
 import prepare
 import pretrain
+import publish
 import pytest
+import train_tokenizer
 import yaml
 from bad_input import fails
 
@@ -24,7 +27,7 @@ import planning
 import recipe
 import resuming
 from scratch_gpt.data.manifest import make_manifest
-from scratch_gpt.tokenizer_training import train_tokenizer
+from scratch_gpt.tokenizer_training import train_tokenizer as train
 
 
 FOLDER = Path(recipe.__file__).parent
@@ -35,6 +38,9 @@ KINDS = {
     "prefer": prefer.PreferRun,
     "evaluate": evaluate.EvaluateRun,
     "prepare": prepare.PrepareRun,
+    "generate": generate.GenerateRun,
+    "train_tokenizer": train_tokenizer.TokenizerRun,
+    "publish": publish.PublishRun,
 }
 # Fields that no function of a recipe reads, whatever else is given.
 UNREAD = {
@@ -140,7 +146,39 @@ REFUSED = {
     "evaluate m --questions a.json --stride 8": "stride",
     "evaluate m --questions a.json --judge-repeats 2": "judge-repeats",
     "prepare --tokenizer openai-community/gpt2 --vocab-size 300": "vocab-size",
+    "prepare --tokenizer openai-community/gpt2 --dataset-revision main": "dataset-revision",
     "prepare --task text --vocab-size 300": "vocab-size",
+    "prepare --task text --max-length 8": "max-length",
+    "prepare --task text --drop-tail true": "drop-tail",
+    "prepare --alpha 0.5": "alpha",
+    "prepare --mixture a=1,b=2 --alpha 0.5": "alpha",
+    "prepare --mixture a,b --mixture-epochs a=1,b=2 --alpha 0.5": "alpha",
+    "prepare --mixture a,b --mixture-epochs a=1,b=2 --stopping-strategy first_exhausted": "stopping-strategy",
+    "prepare --stopping-strategy first_exhausted": "stopping-strategy",
+    "prepare --mixture-epochs a=1": "mixture-epochs",
+    "prepare --deduplicate exact --duplicate-ngram 1": "duplicate-ngram",
+    "prepare --duplicate-threshold 0.5": "duplicate-threshold",
+    "prepare --contamination-split test": "contamination-split",
+    "prepare --contamination a.jsonl --contamination-split test": "contamination-split",
+    "prepare --contamination-ngram 8": "contamination-ngram",
+    "prepare --contamination-share 0.5": "contamination-share",
+    "prepare --overlap context": "overlap",
+    "prepare --stride 256 --overlap context": "overlap",
+    "prepare --tokenizer-revision main": "tokenizer-revision",
+    "prepare --mixture a.txt,b.txt --dataset-split test": "dataset-split",
+    "pretrain --dataset a.txt --dataset-split test": "dataset-split",
+    "train_tokenizer --dataset a.txt --dataset-config x": "dataset-config",
+    "train_tokenizer --dataset-split test": "dataset-split",
+    "generate m The --chat": "prompt",
+    "generate m --prompt The --chat": "prompt",
+    "generate m --chat --samples 2": "samples",
+    "generate m The --num-assistant-tokens 3": "num-assistant-tokens",
+    "generate m The --temperature 0 --top-k 5": "top-k",
+    "generate m The --temperature 0 --top-p 0.5": "top-p",
+    "generate m The --temperature 0 --seed 1": "seed",
+    "publish r --export gguf --layout gpt2": "layout",
+    "publish r --export onnx --checkpoints": "checkpoints",
+    "publish r --export gguf --dry-run": "dry-run",
 }
 
 
@@ -156,10 +194,11 @@ def prepared(tmp_path):
 def test_an_option_that_has_no_effect_is_one_clear_line(line, prepared, tmp_path, capsys):
     name, *words = line.replace("PREPARED", prepared).split()
     main = importlib.import_module(name).main
-    fails([*words, "--output-dir", tmp_path / "run"], f"--{REFUSED[line]} has no effect: ", capsys, main)
+    words += [] if name in ("generate", "publish") else ["--output-dir", tmp_path / "run"]
+    fails(words, f"--{REFUSED[line]} has no effect: ", capsys, main)
 
 
-def test_what_is_read_is_accepted():
+def test_what_is_read_is_accepted(prepared):
     for line in (
         "pretrain --preset tiny --vocab-size 300 --tokenizer-kind char",
         "pretrain --tokenizer train --vocab-size 300",
@@ -170,6 +209,19 @@ def test_what_is_read_is_accepted():
         "evaluate --questions a.json --temperature 1 --seeds 3 --max-new-tokens 9",
         "evaluate --base b --secrets s.jsonl --seeds 3 --tuning-data t.json",
         "prepare --vocab-size 300",
+        "prepare --mixture a,b --alpha 0.5 --stopping-strategy first_exhausted --dataset-revision main",
+        "prepare --mixture a,b --mixture-epochs a=1,b=2",
+        "prepare --deduplicate near --duplicate-ngram 1 --duplicate-threshold 0.5",
+        "prepare --contamination a/b --contamination-split test --contamination-ngram 8 --contamination-share 0.5",
+        f"prepare --contamination {prepared} --contamination-split test",
+        "prepare --stride 8 --overlap context --tokenizer a/b --tokenizer-revision main",
+        "prepare --task text --mixture a/b,c.txt --dataset-split test",
+        "train_tokenizer --kind char --min-frequency 1 --dataset a/b --dataset-config x --dataset-revision main",
+        f"train_tokenizer --dataset {prepared} --dataset-split test",
+        "generate --chat --seed 1 --top-k 5 --assistant-model int8 --num-assistant-tokens 3",
+        "generate --prompt The --samples 2 --temperature 0",
+        "publish --repo a/b --private --revision x",
+        "publish --repo a/b --dry-run --private --layout gpt2 --checkpoints",
     ):
         name, *words = line.split()
         recipe.parse(KINDS[name], words, unused=importlib.import_module(name).unused_fields)
@@ -179,7 +231,7 @@ def test_what_is_read_is_accepted():
 
 
 def test_a_vocabulary_that_is_smaller_than_asked_is_said():
-    tokenizer = train_tokenizer(["the sun shines on the sea"], 300)
+    tokenizer = train(["the sun shines on the sea"], 300)
     size = len(tokenizer)
     said = lambda *words: models.small_vocabulary(recipe.parse(pretrain.PretrainRun, words), tokenizer)  # noqa: E731
     assert said() == [f"Vocabulary: {size} tokens instead of 4,096: the text yields no more."]

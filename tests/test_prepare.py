@@ -546,6 +546,11 @@ def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
     part.write_bytes(content[:-100])
     run = ["--dataset", tmp_path / "p", "--preset", "tiny", "--output-dir", tmp_path / "run"]
     fails(run, r"train/part-00000\.arrow is not the file", capsys, pretrain.main)
+    text = (tmp_path / "p" / "manifest.json").read_text()
+    (tmp_path / "p" / "manifest.json").write_text(text.replace('"share": 0.', '"share": 1.', 1))
+    for arguments, main in ((words, prepare.main), (run, pretrain.main)):
+        fails(arguments, r"manifest\.json is not what was written: its hash differs", capsys, main)
+    prepared(*words, "--overwrite", "true")
 
 
 def test_a_run_keeps_the_manifest_of_its_data_and_refuses_others(corpus, texts, tokenizer, tmp_path, capsys):
@@ -646,9 +651,10 @@ def fails(arguments, message, capsys, main=prepare.main):
 BAD = {
     "--stride 0": "stride is 0",
     "--max-length 0": "max_length is 0",
-    "--alpha 0": "alpha is 0",
-    "--alpha 1.01": "alpha is 1.01",
-    "--alpha nan": "alpha is nan",
+    "--alpha 0.5": "--alpha has no effect: it needs --mixture",
+    "--mixture a,b --alpha 0": "alpha is 0",
+    "--mixture a,b --alpha 1.01": "alpha is 1.01",
+    "--mixture a,b --alpha nan": "alpha is nan",
     "--mixture a=0,b=1": "mixture: a has 0; it has to be a positive number",
     "--mixture a=nan,b=1": "mixture: a has nan",
     "--mixture a=-1": "mixture: a has -1",
@@ -656,12 +662,12 @@ BAD = {
     "--mixture a=1,a=2": "names a twice",
     "--mixture a=1,b": "every corpus a weight, or none",
     "--mixture a,b --mixture-epochs a=1": "mixture_epochs gives every corpus",
-    "--mixture-epochs a=1": "mixture_epochs gives every corpus",
+    "--mixture-epochs a=1": "--mixture-epochs has no effect: it needs --mixture",
     "--mixture /no/where": "/no/where",
     "--text-column body": "no column 'body', only text",
     "--dataset /no/where.txt": "no such file",
     "--deduplicate some": "deduplicate.*some",
-    "--duplicate-threshold 2": "duplicate_threshold is 2",
+    "--deduplicate near --duplicate-threshold 2": "duplicate_threshold is 2",
     "--pack true --pad true": "give one of them",
     "--pack true --stride 3": "leave them out with --pack",
     "--task text --pack true": "--task text writes text",

@@ -140,9 +140,11 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
     if name == "generate":
         return ["--max-new-tokens", "3"]
     if name == "publish":
-        return ["--dry-run", "true"]
+        return [] if "--export" in arguments else ["--dry-run", "true"]
     if name == "prepare":
-        return ["--max-length", "16", *([] if {"text", "--tokenizer"} & {*arguments} else ["--vocab-size", "300"])]
+        if "text" in arguments:
+            return []
+        return ["--max-length", "16", *([] if "--tokenizer" in arguments else ["--vocab-size", "300"])]
     if name == "train_tokenizer":
         return ["--dataset", "my.txt", "--vocab-size", "300", "--compare", "none"]
     if name == "evaluate":

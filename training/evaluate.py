@@ -163,33 +163,41 @@ def check_kind(run: EvaluateRun, is_labelling: bool) -> None:
         raise ValueError(f"{run.model} is a classifier: give the labelled rows to score with --dataset.")
 
 
+def evaluate(run: EvaluateRun) -> None:
+    """Measure the model on every set, and record and print the results of each as soon as they are known."""
+    from itertools import chain
+
+    from checking import check_safety, with_contamination
+    from labelled import load_classifier, measure_labelled
+    from measuring import is_classifier, load, measure_all, show
+    from scratch_gpt.evaluation import read_evaluation, record_measured
+    from scratch_gpt.foreign import shown
+
+    file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
+    revision = run.model_revision
+    read_evaluation(file, model, revision)  # refuses a file about another one before anything is computed
+    check_kind(run, is_labelling := is_classifier(run.model, revision))
+    if is_labelling:
+        measured = (set_name(run.dataset), measure_labelled(run, load_classifier(run)))
+        found = with_contamination(run, [measured])
+    else:
+        subject = load(run, run.model, revision)
+        found = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
+    for name, measured in found:
+        record_measured(file, model, name, measured, revision)
+        print(shown(f"{name}: {show(measured.results)}"), flush=True)
+    print(f"Written: {file}")
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped="What was measured until then is written."):
         run = parse(EvaluateRun, argv, positional=("model",), unused=unused_fields)
         check(run)
 
-        from itertools import chain
+        from scratch_gpt.locks import hold
 
-        from checking import check_safety, with_contamination
-        from labelled import load_classifier, measure_labelled
-        from measuring import is_classifier, load, measure_all, show
-        from scratch_gpt.evaluation import read_evaluation, record_measured
-        from scratch_gpt.foreign import shown
-
-        file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
-        revision = run.model_revision
-        read_evaluation(file, model, revision)  # refuses a file about another one before anything is computed
-        check_kind(run, is_labelling := is_classifier(run.model, revision))
-        if is_labelling:
-            measured = (set_name(run.dataset), measure_labelled(run, load_classifier(run)))
-            found = with_contamination(run, [measured])
-        else:
-            subject = load(run, run.model, revision)
-            found = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
-        for name, measured in found:
-            record_measured(file, model, name, measured, revision)
-            print(shown(f"{name}: {show(measured.results)}"), flush=True)
-        print(f"Written: {file}")
+        with hold(run.output_dir):
+            evaluate(run)
 
 
 if __name__ == "__main__":

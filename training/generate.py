@@ -129,9 +129,19 @@ def read_prompt(prompt: str) -> str:
     return read_text_file(prompt.removeprefix("FILE:"))
 
 
+def unused_fields(run: GenerateRun) -> dict[str, str]:
+    """Return the fields that nothing in this run reads, and why."""
+    found = dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once") if run.chat else {}
+    if run.assistant_model is None:
+        found["num_assistant_tokens"] = "it needs --assistant-model"
+    if run.temperature == 0:
+        found |= dict.fromkeys(("top_k", "top_p", "seed"), "nothing is drawn at --temperature 0")
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped=""):
-        run = parse(GenerateRun, argv, positional=("model", "prompt"))
+        run = parse(GenerateRun, argv, positional=("model", "prompt"), unused=unused_fields)
         check_fields(run)
         check_model_folder(run.model)
         if run.top_p == 0:

@@ -29,11 +29,13 @@ from recipe import (
     check_model_folder,
     check_rows,
     check_writable,
+    find_corpus,
     missed_shares,
     one_clear_line,
     option,
     parse,
     parse_numbers,
+    unused_source,
     vocabulary_size,
 )
 
@@ -107,6 +109,10 @@ class PrepareRun(Source):
     report: bool = option(False, "Write report.html: what is in the data, what was removed, one row in colours.")
 
 
+OF_CONTAMINATION = ("contamination_split", "contamination_ngram", "contamination_share")
+OF_TOKENS = ("vocab_size", "tokenizer_revision", "max_length", "overlap", "drop_tail")
+
+
 def check(run: PrepareRun) -> None:
     """Raise a ValueError for the first field that cannot be meant."""
     check_fields(run)
@@ -147,10 +153,24 @@ def check(run: PrepareRun) -> None:
 
 def unused_fields(run: PrepareRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
-    if run.task == "text":
-        return {"vocab_size": "--task text writes text"}
-    why = f"the tokenizer of {run.tokenizer} is used, and none is trained"
-    return {} if run.tokenizer is None else {"vocab_size": why}
+    weights = {} if run.mixture is None else parse_numbers(run.mixture, "mixture")
+    found = unused_source(*([run.dataset] if run.mixture is None else (find_corpus(run, name) for name in weights)))
+    exam = unused_source(run.contamination).get("dataset_split")
+    groups = (  # of several reasons the last is given
+        (("alpha",), None in weights.values(), "--mixture gives the weights"),
+        (("stopping_strategy", "alpha"), run.mixture_epochs is None, "--mixture-epochs gives the shares"),
+        (("mixture_epochs", "stopping_strategy", "alpha"), run.mixture is not None, "it needs --mixture"),
+        (("duplicate_ngram", "duplicate_threshold"), run.deduplicate == "near", "it needs --deduplicate near"),
+        (("contamination_split",), exam is None, exam),
+        (OF_CONTAMINATION, run.contamination is not None, "it needs --contamination"),
+        (("overlap",), (run.stride or run.max_length) < run.max_length, "it needs a --stride below --max-length"),
+        (("tokenizer_revision",), run.tokenizer not in (None, "train"), "it needs --tokenizer"),
+        (("vocab_size",), run.tokenizer in (None, "train"), f"the tokenizer of {run.tokenizer} is used"),
+        (OF_TOKENS, run.task == "pretrain", "--task text writes text"),
+    )
+    for names, is_read, why in groups:
+        found |= {} if is_read else dict.fromkeys(names, why)
+    return found
 
 
 def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from assembling import (
     write_report,
     write_rows,
 )
-from recipe import check_read_paths, check_writable, is_filled, parse_numbers
+from recipe import check_read_paths, check_writable, find_corpus, is_filled, parse_numbers
 from scratch_gpt.checkpoints import write_text
 from scratch_gpt.data.assembly import shared_schema
 from scratch_gpt.data.cleaning import (
@@ -45,6 +45,7 @@ from scratch_gpt.data.manifest import (
     changed_file,
     file_record,
     make_manifest,
+    manifest_text,
     place,
     read_manifest,
     verify_files,
@@ -149,8 +150,7 @@ def open_corpora(run: Any) -> list[Corpus]:
     mixture = {run.dataset: None} if run.mixture is None else parse_numbers(run.mixture, "mixture")
     corpora = []
     for (name, weight), recorded in zip(mixture.items(), _distinct(map(place, mixture)), strict=True):
-        inside = Path(run.dataset) / name  # a corpus may be named by its place in the folder --dataset
-        dataset = str(inside) if run.mixture and not Path(name).exists() and inside.exists() else name
+        dataset = find_corpus(run, name) if run.mixture else name
         where = (dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
         source = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
         rows = source.rows
@@ -405,7 +405,7 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
             remove(target.parent)
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
-    write_text(folder / NAME, json.dumps(manifest, indent=2) + "\n")
+    write_text(folder / NAME, manifest_text(manifest))
     remove(work)
     return manifest
 

@@ -45,6 +45,12 @@ class PublishRun:
     )
 
 
+def unused_fields(run: PublishRun) -> dict[str, str]:
+    """Return the fields that nothing in this run reads, and why."""
+    names = ("layout", "private", "revision", "licence", "licence_name", "licence_link", "checkpoints", "dry_run")
+    return {} if run.export == "no" else dict.fromkeys(names, "--export writes a file here and pushes nothing")
+
+
 def terms(run: PublishRun) -> dict[str, str | None]:
     """Return the license as `stage` and `publish` take it."""
     return {"licence": run.licence, "licence_name": run.licence_name, "licence_link": run.licence_link}
@@ -99,7 +105,7 @@ def write_export(run: PublishRun) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped="Nothing is lost: the same command goes on."):
-        run = parse(PublishRun, argv, positional=("run",))
+        run = parse(PublishRun, argv, positional=("run",), unused=unused_fields)
         if run.run and run.export != "no":
             if run.repo:
                 raise ValueError("--export writes a file here and pushes nothing: leave --repo out.")

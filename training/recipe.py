@@ -195,7 +195,27 @@ def unused_options(run: Run) -> dict[str, str]:
         found |= dict.fromkeys(("vocab_size", "tokenizer_kind"), why)
     if run.model is None:
         found["model_revision"] = "it needs --model"
+    return found | unused_source(run.dataset, getattr(run, "test_dataset", None))
+
+
+def unused_source(*names: str | None) -> dict[str, str]:
+    """Return the fields of `Source` that opening these datasets does not read, and why."""
+    from scratch_gpt.data.files import looks_local
+    from scratch_gpt.data.manifest import is_prepared
+
+    datasets = [name for name in names if name is not None]
+    found = {}
+    if all(name == Source.dataset or looks_local(name) for name in datasets):
+        found = dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
+        if not any(map(is_prepared, datasets)):
+            found["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
     return found
+
+
+def find_corpus(run: Any, name: str) -> str:
+    """Return the dataset that a name in --mixture means: a place in the folder --dataset, if there is one."""
+    inside = Path(run.dataset) / name
+    return str(inside) if not Path(name).exists() and inside.exists() else name
 
 
 def check_fields(run: Any) -> None:
@@ -368,7 +388,7 @@ def parse(
         raise ValueError(f"{words[len(positional)]!r} is one word too many. A text with spaces is quoted.")
     run = kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
     told = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
-    given = [name for name in names if told[name] is not argparse.SUPPRESS]
+    given = [name for name in names if told[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
     reasons = unused(run) if given else {}
     for name in given:
         if name in reasons:

@@ -20,7 +20,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from recipe import Source, check_range, check_read_paths, check_writable, one_clear_line, option, parse, relative
+from recipe import (
+    Source,
+    check_range,
+    check_read_paths,
+    check_writable,
+    is_filled,
+    one_clear_line,
+    option,
+    parse,
+    relative,
+    unused_source,
+)
 
 
 FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
@@ -63,6 +74,11 @@ LIMITS = {  # field -> the least and the most that it may be
 }
 
 
+def unused_fields(run: TokenizerRun) -> dict[str, str]:
+    """Return the fields that nothing in this run reads, and why; every kind of tokenizer reads the others."""
+    return unused_source(run.dataset)
+
+
 def check(run: TokenizerRun) -> None:
     """Raise a ValueError for the first field whose value cannot be meant; `plan_tokenizer` sees to the others."""
     for name, (least, most) in LIMITS.items():
@@ -74,11 +90,10 @@ def check(run: TokenizerRun) -> None:
             raise ValueError(f"{name} is empty.")
 
 
-def check_folder(run: TokenizerRun) -> Path:
-    """The folder to write, or a ValueError where it holds something that `overwrite` does not speak for."""
+def choose_folder(run: TokenizerRun) -> Path:
+    """Return the folder to write; raise a ValueError if it holds files that may not be replaced."""
     folder = Path(run.output_dir).resolve()
-    check_writable(Path(run.output_dir))
-    if folder.is_dir() and any(folder.iterdir()):
+    if is_filled(folder):
         if not FILES <= {path.name for path in folder.iterdir()} or not is_report(folder / "report.json"):
             raise ValueError(f"output_dir {run.output_dir} holds files, and not those of this recipe. Give another.")
         if not run.overwrite:
@@ -150,50 +165,59 @@ def describe(run: TokenizerRun, report: dict) -> str:
     return "\n".join(lines)
 
 
+def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
+    """Train a tokenizer, write its folder whole or not at all, and return its report."""
+    import json
+
+    from scratch_gpt.checkpoints import DRAFT, replace_folder
+    from scratch_gpt.folders import remove
+    from scratch_gpt.tokenizer import tokenizer_report
+    from scratch_gpt.tokenizer_training import plan_tokenizer, sample_texts, train_tokenizer
+
+    asked = {
+        "vocab_size": run.vocab_size,
+        "special_tokens": [token.strip() for token in (run.special_tokens or "").split(",") if token.strip()],
+        "min_frequency": run.min_frequency,
+        "kind": run.kind,
+        "chat_template": run.chat_template,
+    }
+    plan_tokenizer(**asked)  # what can be wrong without reading a word
+    texts, held_out = open_texts(run)
+    sample = sample_texts(texts, int(run.sample_megabytes * 1e6), run.seed)
+    has_bars = sys.stderr.isatty()  # the library draws its bars for a terminal only, but empty lines for all
+    tokenizer = train_tokenizer(sample, **asked, model_max_length=run.model_max_length, show_progress=has_bars)
+    held_out = sample_texts(held_out, HELD_OUT_MEGABYTES * 1_000_000, run.seed)
+    report = tokenizer_report(tokenizer, held_out, load_peer(run.compare), sample, run.rare)
+    report.update(
+        {
+            "bytes_seen": sample.bytes_seen,
+            "bytes_used": sample.bytes_used,
+            "run": {name: relative(value) for name, value in asdict(run).items()},
+        }
+    )
+    draft = folder.with_name(DRAFT + folder.name)
+    remove(draft)
+    try:
+        draft.mkdir(parents=True)
+        tokenizer.save_pretrained(draft)
+        (draft / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        replace_folder(draft, folder)
+    finally:
+        remove(draft)
+    return report
+
+
 def main(argv: list[str] | None = None) -> None:
     with one_clear_line(stopped=""):
-        run = parse(TokenizerRun, argv)
+        run = parse(TokenizerRun, argv, unused=unused_fields)
         check(run)
-        folder = check_folder(run)
+        check_writable(Path(run.output_dir))
 
-        import json
-
-        from scratch_gpt.checkpoints import DRAFT, replace_folder
-        from scratch_gpt.folders import remove
         from scratch_gpt.foreign import shown
-        from scratch_gpt.tokenizer import tokenizer_report
-        from scratch_gpt.tokenizer_training import plan_tokenizer, sample_texts, train_tokenizer
+        from scratch_gpt.locks import hold
 
-        asked = {
-            "vocab_size": run.vocab_size,
-            "special_tokens": [token.strip() for token in (run.special_tokens or "").split(",") if token.strip()],
-            "min_frequency": run.min_frequency,
-            "kind": run.kind,
-            "chat_template": run.chat_template,
-        }
-        plan_tokenizer(**asked)  # what can be wrong without reading a word
-        texts, held_out = open_texts(run)
-        sample = sample_texts(texts, int(run.sample_megabytes * 1e6), run.seed)
-        has_bars = sys.stderr.isatty()  # the library draws its bars for a terminal only, but empty lines for all
-        tokenizer = train_tokenizer(sample, **asked, model_max_length=run.model_max_length, show_progress=has_bars)
-        held_out = sample_texts(held_out, HELD_OUT_MEGABYTES * 1_000_000, run.seed)
-        report = tokenizer_report(tokenizer, held_out, load_peer(run.compare), sample, run.rare)
-        report.update(
-            {
-                "bytes_seen": sample.bytes_seen,
-                "bytes_used": sample.bytes_used,
-                "run": {name: relative(value) for name, value in asdict(run).items()},
-            }
-        )
-        draft = folder.with_name(DRAFT + folder.name)
-        remove(draft)
-        try:
-            draft.mkdir(parents=True)
-            tokenizer.save_pretrained(draft)
-            (draft / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            replace_folder(draft, folder)
-        finally:
-            remove(draft)
+        with hold(run.output_dir):
+            report = make_tokenizer(run, choose_folder(run))
     print(shown(describe(run, report)))
 
 

@@ -8,9 +8,11 @@ mixture    {asked, actual, alpha, ...} or null    shares of tokens
 splits     {train: {documents, bytes, rows, tokens, asked, sha256}, ...}
 rows, tokens, bytes, sha256                       over all splits; sha256 is of the exact rows
 files      [{name, bytes, sha256}]                of a prepared folder
+manifest_sha256                                   of a prepared folder: of all the rest; absent in older ones
 """
 
 import hashlib
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +23,7 @@ from .files import local_path
 
 
 FORMAT_VERSION = 1
-NAME = "manifest.json"
+NAME, DIGEST = "manifest.json", "manifest_sha256"
 
 
 def place(name: str) -> str:
@@ -70,27 +72,43 @@ def make_manifest(
     }
 
 
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """Return what `manifest.json` of a prepared folder holds: the manifest, and a hash of it."""
+    return json.dumps({**manifest, DIGEST: _digest(manifest)}, indent=2) + "\n"
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def is_prepared(dataset: str) -> bool:
     """Whether a dataset is a folder that training/prepare.py has written."""
     return (local_path(dataset) / NAME).is_file()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder or of a run, or the file itself.
+    """The manifest of a prepared folder or of a run, or the file itself; without its hash, which is checked.
 
     Raises:
-        ValueError: it is not there, is no manifest, or of another format.
+        ValueError: it is not there, is no manifest, of another format, or not what was written.
     """
     path = local_path(str(path))
     path = path / NAME if path.is_dir() else path
     try:
         manifest = read_json(path)
+        parts = DIGEST.split("_")  # a damaged name has one of them
+        names = [
+            name for name in manifest if name.startswith(parts[0]) or (name.endswith(parts[1]) and name != parts[1])
+        ]
+        digests = {name: manifest.pop(name) for name in names}
         version = manifest["format_version"]
         _check_keys(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as a data manifest ({type(error).__name__}: {error}).") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}.")
+    if digests and digests != {DIGEST: _digest(manifest)}:
+        raise ValueError(f"{path} is not what was written: its hash differs. Prepare the data again.")
     return manifest
 
 
@@ -175,6 +193,7 @@ __all__ = [
     "hash_of",
     "is_prepared",
     "make_manifest",
+    "manifest_text",
     "place",
     "read_manifest",
     "verify_files",

@@ -8,7 +8,18 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection, Iterable
 
-from ..key_shapes import ASSIGNED, BEGIN_PRIVATE, NETRC, PASSWORD, SHAPES, WORD_BEGINS, WORD_ENDS, is_code
+from ..key_shapes import (
+    ASSIGNED,
+    AWS_SECRET,
+    BEGIN_PRIVATE,
+    NETRC,
+    PASSWORD,
+    SHAPES,
+    WORD_BEGINS,
+    WORD_ENDS,
+    is_code,
+    is_not_random,
+)
 
 
 # Every quantifier is bounded or gives nothing back (a++), and a match starts only where a word does: linear time.
@@ -188,7 +199,7 @@ def _is_no_ssn(match: re.Match) -> bool:
 MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]] = {
     "key": [
         *((PRIVATE_KEY, "-----BEGIN ", None), (KEY, "", None), (PASSWORD, "://", None), (NETRC, "login", None)),
-        (ASSIGNED, "", is_code),
+        *((ASSIGNED, "", is_code), (AWS_SECRET, "", is_not_random)),
     ],
     "email": [(EMAIL, "@", _is_no_mail)],
     "iban": [(IBAN, "", _is_no_iban)],
