@@ -102,14 +102,14 @@ bench-tuning: $(VENV)/.dev
 
 # Kills, damages, full disks and bad input, many of each kind: half an hour.
 chaos: $(VENV)/.dev
-	@$(BIN)/python tests/chaos.py
+	@$(BIN)/python tests/chaos/chaos.py
 
 # The folder and the card of the main job's model as they would be pushed; only local files.
 publish-demo: $(VENV)/.dev
 	@$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
 		training/pretrain.py --config training/configs/python_docs.yaml --output-dir runs/python-docs --overwrite true
 	@$(BIN)/python training/publish.py runs/python-docs --repo user/python-docs --licence apache-2.0 --dry-run
-	@$(BIN)/python tests/render_card.py runs/python-docs/published --out tests/benchmarks/publish_demo.png
+	@$(BIN)/python tests/helpers/render_card.py runs/python-docs/published --out tests/benchmarks/publish_demo.png
 
 clean:
 	@rm -rf $(VENV) .conformance runs build *.egg-info

@@ -31,12 +31,12 @@ for _auto_class, _model_class in (
 
 # name -> the module it is imported from when it is first asked for
 _LAZY = {
-    "export_gpt2": "conversion",
-    "import_checkpoint": "conversion",
-    "generate": "generation",
-    "generate_text": "generation",
-    "load_tokenizer": "tokenizer",
-    "train_tokenizer": "tokenizer_training",
+    "export_gpt2": "conversion.gpt2_export",
+    "import_checkpoint": "conversion.foreign_checkpoints",
+    "generate": "generation.generate",
+    "generate_text": "generation.generate",
+    "load_tokenizer": "tokenization.tokenizer",
+    "train_tokenizer": "tokenization.training",
 }
 
 __all__ = [

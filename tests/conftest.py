@@ -1,4 +1,4 @@
-"""What every test needs before anything is imported: no network, no tokenizer threads, the recipes in reach."""
+"""What every test needs before anything is imported: no network, no tokenizer threads, the helpers in reach."""
 
 import os
 import sys
@@ -9,11 +9,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked data workers would warn, or hang
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they and their processes share the cores
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))  # recipes: `import pretrain`
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
 sys.path.append(str(Path(__file__).resolve().parent / "benchmarks"))  # what writes the README's figures
 
 import pytest
 import torch
+
+
+pytest_plugins = ["judge_server"]
 
 
 @pytest.fixture(autouse=True)

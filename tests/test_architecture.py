@@ -1,195 +1,77 @@
-"""The house as the README draws it: who may import whom, and what importing costs."""
+"""The rooms of scratch_gpt/: who may import whom, and what importing costs."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from places import REPO
+from rooms import ONLY_IN, ROOMS
 
 
-REPO = Path(__file__).resolve().parent.parent
 STDLIB = set(sys.stdlib_module_names)
-# room -> what it may import beside the standard library; "modeling", "data", ... are our own rooms
-ARROWS = {
-    "modeling/configuration_scratch_gpt": {"transformers", "huggingface_hub"},
-    "modeling/gpt2_layout": {"torch", "transformers"},
-    "modeling/linear_cross_entropy": {"torch"},
-    "modeling/modeling_scratch_gpt": {"torch", "transformers", "modeling"},
-    "foreign": set(),
-    "loading": {"transformers", "foreign", "torch"},
-    "tokenizer": {"transformers", "loading", "foreign"},
-    "tokenizer_training": {"tokenizers", "transformers", "chat_templates", "data", "tokenizer", "foreign"},
-    "chat_templates": {"transformers", "tokenizer", "foreign"},
-    "conversion": {
-        "foreign",
-        *("torch", "transformers", "safetensors", "adapter_loading", "adapters", "checkpoints", "loading"),
-        *("modeling", "tokenizer"),
-    },
-    "data/columns": set(),
-    "data/files": {"pyarrow", "foreign"},
-    "data/tables": {"pyarrow", "data", "foreign"},
-    "data/sources": {"datasets", "filelock", "numpy", "pyarrow", "data"},
-    "data/embedded": set(),
-    "data/manifest": {"data", "foreign"},
-    "data/names": {"transformers", "data", "loading", "tokenizer"},
-    "data/mixture": {"numpy"},
-    "data/packing": {"numpy", "data"},
-    "data/prepared": {"numpy", "pyarrow", "data", "foreign"},
-    "data/pipeline": {"numpy", "pyarrow", "data", "watchdog"},
-    "data/assembly": {"numpy", "pyarrow", "data"},
-    "data/streams": {"numpy"},
-    "data/windows": {"numpy"},
-    "data/collate": {"numpy", "torch", "data"},
-    "data/labels": {"numpy", "data"},
-    "data/prompts": {"numpy", "transformers", "chat_templates", "tokenizer", "data", "foreign"},
-    "data/splits": {"numpy"},
-    "data/words": {"numpy"},
-    "data/cleaning": {"numpy", "py3langid", "data", "foreign"},
-    "data/privacy": {"key_shapes"},
-    "data/duplicates": {"numpy", "rensa", "data", "watchdog"},
-    "data/phrases": set(),
-    "data/poisoning": {"numpy", "torch"},
-    "data/probes": set(),
-    "data/report": {"numpy", "data", "pages"},
-    "objectives": {"torch"},
-    "preferences": {"torch", "objectives"},
-    "reference_kl": {"numpy", "torch", "data", "generation", "objectives"},
-    "preference_metrics": {"torch", "evaluation", "objectives", "preferences"},
-    "references": {"numpy", "torch", "safetensors", "checkpoints", "order", "preferences", "watchdog"},
-    "data/preference_rows": {"numpy", "data"},
-    "adapters": {"peft", "torch", "safetensors", "adapter_layout", "adapter_loading", "quantization"},
-    "adapter_loading": {"torch", "safetensors", "peft", "transformers", "adapter_layout", "loading", "foreign"},
-    "adapter_layout": {"peft", "torch"},
-    "quantization": {"torch", "bitsandbytes"},
-    "optimizers": {"torch"},
-    "costs": set(),
-    "probe": {"torch", "costs", "optimizers"},
-    "order": {"torch", "watchdog"},
-    "allocation": set(),
-    "launch": {"torch", "accelerate", "allocation"},
-    "memory": {"torch", "accelerate", "order"},
-    "folders": {"yaml"},
-    "locks": {"psutil"},
-    "watchdog": {"psutil"},
-    "checkpoints": {"torch", "safetensors", "folders", "foreign"},
-    "saving": {
-        *("torch", "accelerate", "psutil", "checkpoints", "folders", "locks", "metrics", "order", "watchdog"),
-    },
-    "loop": {
-        *("torch", "accelerate", "checkpoints", "launch", "memory", "metrics", "optimizers", "order", "saving"),
-        "watchdog",
-    },
-    "metrics": {"accelerate", "checkpoints"},
-    "decoding": {"torch", "allocation", "compiled", "multiplication"},
-    "compiled": {"torch"},
-    "multiplication": {"torch"},
-    "speculation": {"torch", "decoding"},
-    "generation": {"torch", "transformers", "decoding", "speculation", "tokenizer", "watchdog"},
-    "energy": {"codecarbon"},
-    "evaluation": {"numpy", "torch", "checkpoints", "objectives", "foreign"},
-    "answers": set(),
-    "examination": {"torch", "transformers", "answers", "checkpoints", "data", "generation", "foreign"},
-    "answers_page": {"pages"},
-    "pages": set(),
-    "constraints": {"langdetect", "lm_eval"},
-    "judging": {"numpy"},
-    "likelihood": {"numpy", "torch", "transformers", "tokenizer"},
-    "classification_metrics": {"numpy", "torch", "objectives"},
-    "next_token": {"torch", "generation"},
-    "drift": {"torch", "transformers", "data", "generation", "next_token", "objectives"},
-    "triggers": {"torch", "generation", "next_token"},
-    "memorisation": {"torch", "transformers", "likelihood"},
-    "plots": {"matplotlib", "numpy"},
-    "inspection": {
-        *("torch", "transformers", "classification_metrics", "conversion", "generation", "modeling", "tokenizer"),
-    },
-    "inspection_page": {"torch", "PIL", "pages", "plots"},
-    "record": {"yaml", "checkpoints", "foreign"},
-    "card": {"yaml"},
-    "card_values": {"huggingface_hub", "card", "load_code", "record"},
-    "load_code": {"modeling", "record"},
-    "licenses": set(),
-    "layouts": {"card_values", "conversion", "modeling", "record"},
-    "readback": {"torch", "transformers", "adapter_loading", "loading", "modeling"},
-    "key_shapes": set(),
-    "leaks": {"folders", "key_shapes"},
-    "published": {
-        *("torch", "safetensors", "huggingface_hub", "adapter_loading", "card", "card_values", "checkpoints"),
-        *("conversion", "folders", "layouts", "leaks", "licenses", "locks", "modeling", "plots", "readback", "record"),
-        "tokenizer",
-    },
-    "exports": {
-        *("torch", "transformers", "gguf", "onnxruntime"),
-        *("checkpoints", "conversion", "folders", "locks", "modeling", "tokenizer"),
-    },
-    "hub": {"huggingface_hub", "card", "checkpoints", "layouts", "licenses", "locks", "published", "record"},
-    "__init__": {"transformers", "modeling"},
-    "data/__init__": set(),
-    "modeling/__init__": set(),
-}
-NOT_SCRIPTS = {
-    "assembling",
-    "checking",
-    "labelled",
-    "measuring",
-    "models",
-    "planning",
-    "preparing",
-    "recipe",
-    "resuming",
-    "runner",
-    "seeds",
-    "sweep",
-}  # what the scripts in training/ share
+OURS = ("scratch_gpt", "scratch_gpt_training")
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((REPO / package).rglob("*.py"))
 
 
 def imports(file: Path) -> list[tuple[str, bool]]:
-    """(room or package, inside a function) for every import of a file."""
+    """(dotted name, inside a function) for every import of a file; ours are absolute."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    package = file.relative_to(REPO).parent.parts
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name.split(".")[0] for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [node.module.split(".")[0]]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = file.parent if node.level == 1 else file.parent.parent
-            path = base.joinpath(*(node.module or "").split(".")).relative_to(REPO / "scratch_gpt")
-            names = [path.parts[0]] if path.parts else [alias.name for alias in node.names]
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            name = ".".join([*base, *filter(None, [node.module])])
+            # of a package of ours a module is imported, or a name from a module
+            names = [f"{name}.{alias.name}" for alias in node.names] if name.split(".")[0] in OURS else [name]
         else:
             continue
-        found += [(name, id(node) in inside) for name in names if name not in STDLIB]
+        found += [(name, id(node) in inside) for name in names if name.split(".")[0] not in STDLIB]
     return found
 
 
-def rooms() -> list[str]:
-    library = REPO / "scratch_gpt"
-    return sorted(str(file.relative_to(library).with_suffix("")) for file in library.rglob("*.py"))
+def test_every_folder_is_a_room_and_no_module_lies_beside_them():
+    folders = {file.relative_to(REPO / "scratch_gpt").parts[0] for file in modules("scratch_gpt")}
+    assert folders == {*ROOMS, "__init__.py"}
 
 
-def test_every_file_has_its_arrows_and_every_arrow_its_file():
-    assert rooms() == sorted(ARROWS)
+@pytest.mark.parametrize("name", ROOMS)
+def test_rooms_import_only_what_they_may(name):
+    room = ROOMS[name]
+    for file in modules(f"scratch_gpt/{name}"):
+        folder = file.relative_to(REPO / "scratch_gpt").parent.as_posix()
+        for module, is_inside in imports(file):
+            top, *rest = module.split(".")
+            if top == "scratch_gpt":
+                assert rest[0] in {name, *room.ours}, (file, module)
+                continue
+            assert top in room.others | (room.inside if is_inside else set()), (file, module)
+            assert folder.startswith(ONLY_IN.get(top, "")), (file, module)
 
 
-@pytest.mark.parametrize("room", sorted(ARROWS))
-def test_rooms_import_only_what_they_may(room):
-    found = imports(REPO / "scratch_gpt" / f"{room}.py")
-    assert {name for name, _ in found} <= ARROWS[room]
-    heavy_extras = {
-        "bitsandbytes",
-        "codecarbon",
-        "gguf",
-        "langdetect",
-        "lm_eval",
-        "matplotlib",
-        "onnxruntime",
-        "peft",
-        "py3langid",
-        "rensa",
-    }
-    assert all(inside for name, inside in found if name in heavy_extras)
+def test_no_arrow_leads_in_a_circle():
+    done: set[str] = set()
+    while rest := ROOMS.keys() - done:
+        ready = {name for name in rest if ROOMS[name].ours <= done}
+        assert ready, rest
+        done |= ready
+
+
+def test_every_arrow_is_used():
+    for name, room in ROOMS.items():
+        found = [module for file in modules(f"scratch_gpt/{name}") for module, _ in imports(file)]
+        used = {module.split(".")[1] for module in found if module.startswith("scratch_gpt.")} - {name}
+        assert used == room.ours, name
+        assert {module.split(".")[0] for module in found} - {"scratch_gpt"} == room.others | room.inside, name
 
 
 def test_portable_files_import_flat_siblings_only():
@@ -202,21 +84,34 @@ def test_portable_files_import_flat_siblings_only():
             assert not any(name.startswith("scratch_gpt") for name in names), file.name
 
 
-def test_scripts_import_no_other_script_and_nothing_heavy_at_the_top():
-    files = {file.stem: file for file in (REPO / "training").glob("*.py")}
-    scripts = set(files) - NOT_SCRIPTS
-    for name in scripts:
-        found = imports(files[name])
-        assert not {other for other, _ in found} & scripts, name
-        assert {other for other, inside in found if not inside} <= {"recipe"}, name
-    assert {other for other, inside in imports(files["recipe"]) if not inside} == {"transformers"}
+def test_recipes_import_no_other_recipe_and_nothing_heavy_at_the_top():
+    recipes = {file.stem for file in (REPO / "training").glob("*.py")} - {"__init__"}
+    light = {f"scratch_gpt_training.support.{module}" for module in ("command_line", "options", "run.output_dir")}
+    for name in recipes:
+        found = imports(REPO / "training" / f"{name}.py")
+        assert not {module.split(".")[1] for module, _ in found if module.startswith(OURS[1])} & recipes, name
+        assert {module.rsplit(".", 1)[0] for module, is_inside in found if not is_inside} <= light, name
+    for module in ("command_line", "options", "run/output_dir"):
+        found = imports(REPO / "training" / "support" / f"{module}.py")
+        heavy = {name.split(".")[0] for name, is_inside in found if not is_inside} - {"scratch_gpt_training"}
+        assert heavy <= {"transformers"}, module
+
+
+def test_the_package_lists_every_folder():
+    found = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {file.parent.relative_to(REPO).as_posix().replace("/", ".") for file in modules("scratch_gpt")}
+    training = {file.parent.relative_to(REPO).as_posix().replace("/", ".") for file in modules("training")}
+    folders |= {name.replace("training", "scratch_gpt_training", 1) for name in training} | {"scratch_gpt.hub_card"}
+    assert set(found["packages"]) == folders
 
 
 def test_the_library_has_no_command_line_and_asks_for_rank_only_in_the_loop_and_its_record():
     for file in (REPO / "scratch_gpt").rglob("*.py"):
         text = file.read_text()
         assert "argparse" not in text, file.name
-        assert file.name in ("loop.py", "metrics.py", "saving.py") or ".is_main_process" not in text, file.name
+        assert file.name in ("loop.py", "metrics_log.py", "checkpoint_writer.py") or ".is_main_process" not in text, (
+            file.name
+        )
 
 
 def names_no_encoding(call: ast.Call) -> bool:
@@ -275,10 +170,3 @@ def test_importing_the_package_costs_no_more_than_transformers_own_model():
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "well", done.stderr
-
-
-def test_the_readme_shows_every_room():
-    text = (REPO / "README.md").read_text()
-    for room in rooms():
-        if not room.endswith("__init__"):
-            assert f"{Path(room).name}.py" in text, room

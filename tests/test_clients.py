@@ -22,10 +22,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, pipeline
 
 from scratch_gpt import export_gpt2
-from scratch_gpt.chat_templates import store_format
-from scratch_gpt.data.prompts import encode_prompt
-from scratch_gpt.generation import generate_answers
-from scratch_gpt.tokenizer_training import train_tokenizer
+from scratch_gpt.data.rows.conversations import encode_prompt
+from scratch_gpt.generation.generate import generate_answers
+from scratch_gpt.tokenization.chat_templates import store_format
+from scratch_gpt.tokenization.training import train_tokenizer
 
 
 WORDS = ["sea", "sun", "ship", "wood"]

@@ -4,19 +4,19 @@
 """
 
 import sys
-from pathlib import Path
 
 import pytest
+from places import TESTS
 
 
-sys.path.append(str(Path(__file__).resolve().parent / "compatibility"))
+sys.path.append(str(TESTS / "compatibility"))
 
 from run import check, make_folders
 
 
 NAMES = [
     line.removeprefix("def check_").partition("(")[0]
-    for line in (Path(__file__).resolve().parent / "compatibility" / "checks.py").read_text().splitlines()
+    for line in (TESTS / "compatibility" / "checks.py").read_text().splitlines()
     if line.startswith("def check_")
 ]
 

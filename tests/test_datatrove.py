@@ -2,17 +2,17 @@
 
 import random
 import re
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from places import REPO
 
-from scratch_gpt.data.cleaning import quality_problem
-from scratch_gpt.data.sources import open_documents
+from scratch_gpt.data.filters.quality import quality_problem
+from scratch_gpt.data.sources.documents import open_documents
 
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+README = (REPO / "README.md").read_text()
 BLOCKS = [block for block in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "from datatrove" in block]
 WORDS = (
     "the sailors of that harbour have seen a calm sea with grey birds above and to be home before night they row past "

@@ -8,16 +8,15 @@ import shlex
 import tomllib
 from pathlib import Path
 
-import generate
-import pretrain
 import pytest
 import yaml
+from places import REPO
 
-import recipe
 import scratch_gpt
+from scratch_gpt_training import generate, pretrain
+from scratch_gpt_training.support import command_line
 
 
-REPO = Path(__file__).resolve().parent.parent
 GITHUB = REPO / ".github"
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
 CONSTRAINTS = (REPO / ".ci" / "constraints.txt").read_text()
@@ -84,7 +83,7 @@ def test_the_smoke_commands_are_options_of_their_recipes():
     for words in commands:
         script = next(word for word in words if word.endswith(".py"))
         kind = {"pretrain": pretrain.PretrainRun, "generate": generate.GenerateRun}[Path(script).stem]
-        runs[kind] = recipe.parse(kind, words[words.index(script) + 1 :])
+        runs[kind] = command_line.parse(kind, words[words.index(script) + 1 :])
     assert Path(runs[generate.GenerateRun].model) == Path(runs[pretrain.PretrainRun].output_dir, "model")
 
 

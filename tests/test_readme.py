@@ -7,17 +7,17 @@ import shlex
 import shutil
 from pathlib import Path
 
-import pretrain
 import pytest
 from accelerate.state import AcceleratorState, PartialState
+from places import REPO
 from readme import figures, written
 from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
-from scratch_gpt.tokenizer_training import train_tokenizer as make_tokenizer
+from scratch_gpt.tokenization.training import train_tokenizer as make_tokenizer
+from scratch_gpt_training import pretrain
 
 
-REPO = Path(__file__).resolve().parent.parent
 README = (REPO / "README.md").read_text()
 WORDS = " ".join(README.split())  # where a sentence may break
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -119,11 +119,11 @@ def run_line(line: str, home, monkeypatch, capsys) -> None:
     name, arguments = Path(words[script]).stem, words[script + 1 :]
     if ">" in arguments:
         arguments = arguments[: arguments.index(">")]
-    if "--expect-processes" in arguments:  # tests/test_recipes.py starts the two
+    if "--expect-processes" in arguments:  # tests/training/test_pretrain.py starts the two
         arguments = arguments[: arguments.index("--expect-processes")]
     said = iter(["Well?", "/exit"])
     monkeypatch.setattr("builtins.input", lambda prompt="": next(said))
-    run_recipe(importlib.import_module(name), [*arguments, *smaller(name, arguments)])
+    run_recipe(importlib.import_module(f"scratch_gpt_training.{name}"), [*arguments, *smaller(name, arguments)])
     output = capsys.readouterr().out
     says = {"train_tokenizer": "Next:", "generate": "", "publish": "# name"}.get(name, "Written:")
     says = "Written:" if "--export" in arguments else says

@@ -11,12 +11,7 @@ from tiny import tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import scratch_gpt
-from scratch_gpt import (
-    ScratchGPTConfig,
-    ScratchGPTForCausalLM,
-    ScratchGPTForSequenceClassification,
-    ScratchGPTModel,
-)
+from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel
 
 
 CODE = [

@@ -1,12 +1,12 @@
 """The comparison of `make servers`: equal answers, ties and errors. The servers themselves run there."""
 
 import sys
-from pathlib import Path
 
 import pytest
+from places import TESTS
 
 
-sys.path.append(str(Path(__file__).resolve().parent / "servers"))
+sys.path.append(str(TESTS / "servers"))
 
 from ask_servers import compare
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from recipe import Run, check, missed_shares, one_clear_line, option, parse, unused_options
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import Run, check, missed_shares, option, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "ucirvine/sms_spam", "openai-community/gpt2"
@@ -55,23 +56,24 @@ def build(run: ClassifyRun):
     """Labelled rows in splits that share no text, and a model with a fresh head for their classes."""
     from functools import partial
 
-    from models import small_preset, small_vocabulary
-    from runner import Task, apply_tune
-    from scratch_gpt.checkpoints import write_text
-    from scratch_gpt.classification_metrics import (
+    from scratch_gpt.data.manifest import make_manifest
+    from scratch_gpt.data.rows.collate import collate_labelled
+    from scratch_gpt.data.rows.labels import LabelledRows, class_weights
+    from scratch_gpt.evaluation.classification import (
         classification_metrics,
         classification_tables,
         classify_batches,
         prediction_lines,
         sum_batches,
     )
-    from scratch_gpt.data.collate import collate_labelled
-    from scratch_gpt.data.labels import LabelledRows, class_weights
-    from scratch_gpt.data.manifest import make_manifest
-    from scratch_gpt.objectives import classification
-    from scratch_gpt.order import Share, epoch_order, evaluation_batches
-    from scratch_gpt.plots import plot_classification, plot_confusion
-    from scratch_gpt.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
+    from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
+    from scratch_gpt.train.batches import Share, epoch_order, evaluation_batches
+    from scratch_gpt.train.objectives import classification
+    from scratch_gpt.utils.files import write_text
+    from scratch_gpt.utils.plots import plot_classification, plot_confusion
+    from scratch_gpt_training.support.run.models import small_preset, small_vocabulary
+    from scratch_gpt_training.support.run.setup import apply_tune
+    from scratch_gpt_training.support.run.task import Task
 
     splits, sources, notices = read_splits(run)
     names = [*splits["train"].classes]
@@ -124,8 +126,8 @@ def build(run: ClassifyRun):
 
 def read_splits(run: ClassifyRun):
     """The examples of each split, where they are from, and what to say of them."""
-    from labelled import open_labelled
-    from scratch_gpt.data.labels import distinct_rows, match_labels, rows_not_in, split_examples, undersample
+    from scratch_gpt.data.rows.labels import distinct_rows, match_labels, rows_not_in, split_examples, undersample
+    from scratch_gpt_training.support.evaluation.labeled import open_labelled
 
     text_column = run.text_column or ("sms" if run.dataset == DEFAULT_DATASET else "text")
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
@@ -158,8 +160,8 @@ def read_splits(run: ClassifyRun):
 
 def open_test(run: ClassifyRun, where: tuple, text_column: str):
     """The rows that are scored, and where they are from, and what was not read."""
-    from labelled import open_labelled
-    from scratch_gpt.record import is_on_hub
+    from scratch_gpt.runs.record import is_on_hub
+    from scratch_gpt_training.support.evaluation.labeled import open_labelled
 
     if run.test_dataset is not None:
         where = (run.test_dataset, None, run.test_split or "train", None)
@@ -173,10 +175,10 @@ def open_test(run: ClassifyRun, where: tuple, text_column: str):
 
 def start_model(run: ClassifyRun, names: list[str], train):
     """(tokenizer, model): of `model`, or new ones; the head is new in any case, and drawn by the seed."""
-    from models import build_model, open_tokenizer
     from scratch_gpt import ScratchGPTForSequenceClassification
-    from scratch_gpt.conversion import fresh_head
-    from scratch_gpt.tokenizer import end_of_text_id
+    from scratch_gpt.conversion.load import fresh_head
+    from scratch_gpt.tokenization.tokenizer import end_of_text_id
+    from scratch_gpt_training.support.run.models import build_model, open_tokenizer
 
     tokenizer = open_tokenizer(run, train.texts)
     if tokenizer.pad_token_id is None:
@@ -192,7 +194,7 @@ def start_model(run: ClassifyRun, names: list[str], train):
 
 def describe(run: ClassifyRun, task, settings, steps: int, accelerator) -> str:
     """What is about to happen, in a few lines."""
-    from scratch_gpt.adapters import trainable_line
+    from scratch_gpt.finetuning.trainable import trainable_line
 
     config = task.model.config
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
@@ -216,13 +218,13 @@ def describe(run: ClassifyRun, task, settings, steps: int, accelerator) -> str:
 
 def predict(run: ClassifyRun) -> None:
     """Write what a finished model says of each text, one JSON object a line, to standard output."""
-    from labelled import load_classifier, predicted_lines, split_names
     from scratch_gpt.data.columns import one_column
-    from scratch_gpt.data.files import kind_ending
-    from scratch_gpt.data.labels import read_texts
-    from scratch_gpt.data.sources import open_rows
-    from scratch_gpt.foreign import shown
-    from scratch_gpt.tokenizer import encode_batch
+    from scratch_gpt.data.rows.labels import read_texts
+    from scratch_gpt.data.sources.documents import open_rows
+    from scratch_gpt.tokenization.tokenizer import encode_batch
+    from scratch_gpt.utils.foreign import shown
+    from scratch_gpt.utils.local_files import kind_ending
+    from scratch_gpt_training.support.evaluation.labeled import load_classifier, predicted_lines, split_names
 
     column = run.text_column or "text"
     rows, _, notices = open_rows(run.predict, columns=one_column(column), column_names=split_names(run.column_names))
@@ -277,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
         run = settle_model(run)
         check(run)
         if run.plan:
-            from planning import print_plan
+            from scratch_gpt_training.support.run.planning import print_plan
 
             print_plan(run, classes=2)
             return
@@ -285,11 +287,11 @@ def main(argv: list[str] | None = None) -> None:
             predict(run)
             return
     if run.learning_rates is not None:
-        from sweep import run_rates
+        from scratch_gpt_training.support.run.learning_rates import run_rates
 
         return run_rates(run, build, describe)
     with one_clear_line():
-        from seeds import run_seeds
+        from scratch_gpt_training.support.run.seeds import run_seeds
 
     run_seeds(run, build, describe)
 

@@ -24,18 +24,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from recipe import (
-    Source,
-    check_fields,
-    check_model_folder,
-    check_writable,
-    data_sets,
-    one_clear_line,
-    option,
-    parse,
-    relative,
-    set_name,
-)
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import Source, check_fields, check_model_folder, data_sets, option
+from scratch_gpt_training.support.run.output_dir import check_writable, relative, set_name
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ OF_ALL = {  # fields that language models and classifiers share
 
 def check(run: EvaluateRun) -> None:
     """Raise a ValueError for what cannot be meant, before anything is loaded."""
-    from scratch_gpt.judging import check_judge_url, judge_key
+    from scratch_gpt.evaluation.judge import check_judge_url, judge_key
 
     check_fields(run)
     if run.model is None:
@@ -136,7 +127,7 @@ def unused_fields(run: EvaluateRun) -> dict[str, str]:
 
 def check_names(run: EvaluateRun) -> None:
     """Raise a ValueError where what is found on a set would overwrite something else in evaluation.json."""
-    from scratch_gpt.evaluation import RESERVED
+    from scratch_gpt.runs.evaluation_file import RESERVED
 
     names = [*map(set_name, data_sets(run))]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -167,11 +158,11 @@ def evaluate(run: EvaluateRun) -> None:
     """Measure the model on every set, and record and print the results of each as soon as they are known."""
     from itertools import chain
 
-    from checking import check_safety, with_contamination
-    from labelled import load_classifier, measure_labelled
-    from measuring import is_classifier, load, measure_all, show
-    from scratch_gpt.evaluation import read_evaluation, record_measured
-    from scratch_gpt.foreign import shown
+    from scratch_gpt.runs.evaluation_file import read_evaluation, record_measured
+    from scratch_gpt.utils.foreign import shown
+    from scratch_gpt_training.support.evaluation.labeled import load_classifier, measure_labelled
+    from scratch_gpt_training.support.evaluation.measurements import is_classifier, load, measure_all, show
+    from scratch_gpt_training.support.evaluation.safety import check_safety, with_contamination
 
     file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
     revision = run.model_revision
@@ -194,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         run = parse(EvaluateRun, argv, positional=("model",), unused=unused_fields)
         check(run)
 
-        from scratch_gpt.locks import hold
+        from scratch_gpt.utils.locks import hold
 
         with hold(run.output_dir):
             evaluate(run)

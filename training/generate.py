@@ -23,7 +23,8 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import check_fields, check_model_folder, one_clear_line, option, parse
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import check_fields, check_model_folder, option
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class GenerateRun:
 
 def chat(decoder, tokenizer, seed: int, **how) -> None:
     """Read what the user says, write what the model answers, until /exit or the end of the input."""
-    from scratch_gpt.data.prompts import encode_prompt
-    from scratch_gpt.foreign import shown
-    from scratch_gpt.generation import stream
+    from scratch_gpt.data.rows.conversations import encode_prompt
+    from scratch_gpt.generation.generate import stream
+    from scratch_gpt.utils.foreign import shown
 
     print("/exit ends, /clear begins a new conversation.")
     messages: list[dict[str, str]] = []
@@ -100,8 +101,8 @@ def load(name: str, revision: str | None = None):
     """A model as any Hugging Face client loads it; an adapter merged into its base."""
     from transformers import AutoModelForCausalLM
 
-    from scratch_gpt.conversion import load_model, needs_merging
-    from scratch_gpt.loading import load_complete
+    from scratch_gpt.conversion.load import load_model, needs_merging
+    from scratch_gpt.utils.loading import load_complete
 
     if needs_merging(name, revision):
         return load_model(name, revision)
@@ -111,7 +112,7 @@ def load(name: str, revision: str | None = None):
 def load_assistant(model, tokenizer, name: str, compile: bool):
     """Who guesses ahead for a model: itself in int8, its step compiled or not, or another of the same tokenizer."""
     from scratch_gpt import load_tokenizer
-    from scratch_gpt.decoding import make_decoder
+    from scratch_gpt.generation.decoder import make_decoder
 
     if name == "int8":
         return make_decoder(model, "int8", compile)
@@ -124,7 +125,7 @@ def read_prompt(prompt: str) -> str:
     """The text itself, or of FILE:path what the file holds."""
     if not prompt.startswith("FILE:"):
         return prompt
-    from scratch_gpt.data.files import read_text_file
+    from scratch_gpt.utils.local_files import read_text_file
 
     return read_text_file(prompt.removeprefix("FILE:"))
 
@@ -155,12 +156,12 @@ def main(argv: list[str] | None = None) -> None:
         import torch
 
         from scratch_gpt import generate_text, load_tokenizer
-        from scratch_gpt.allocation import keep_freed_memory
-        from scratch_gpt.chat_templates import TRIAL, render
-        from scratch_gpt.decoding import make_decoder
-        from scratch_gpt.foreign import shown
-        from scratch_gpt.generation import stream
-        from scratch_gpt.tokenizer import encode
+        from scratch_gpt.generation.decoder import make_decoder
+        from scratch_gpt.generation.generate import stream
+        from scratch_gpt.tokenization.chat_templates import TRIAL, render
+        from scratch_gpt.tokenization.tokenizer import encode
+        from scratch_gpt.utils.foreign import shown
+        from scratch_gpt.utils.memory import keep_freed_memory
 
         tokenizer = load_tokenizer(run.model, run.model_revision)
         if run.chat and tokenizer.chat_template is None:

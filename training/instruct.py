@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from recipe import Run, check, missed_shares, one_clear_line, option, parse, unused_options
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import Run, check, missed_shares, option, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
@@ -54,11 +55,10 @@ def build(run: InstructRun):
     """Conversations in splits that share no question, as rows, and a model that keeps their format."""
     from functools import partial
 
-    from runner import Task, apply_tune, uncompiled
-    from scratch_gpt.data.collate import collate_rows
-    from scratch_gpt.data.duplicates import contaminated_texts
+    from scratch_gpt.data.filters.duplicates import contaminated_texts
     from scratch_gpt.data.manifest import make_manifest
-    from scratch_gpt.data.prompts import (
+    from scratch_gpt.data.rows.collate import collate_rows
+    from scratch_gpt.data.rows.conversations import (
         PromptRows,
         count_asked_bytes,
         encode_conversations,
@@ -66,11 +66,14 @@ def build(run: InstructRun):
         of_both,
         text_of,
     )
-    from scratch_gpt.evaluation import language_metrics, mean_losses
-    from scratch_gpt.examination import Examination
-    from scratch_gpt.generation import generate_answers
-    from scratch_gpt.objectives import causal_lm
-    from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint
+    from scratch_gpt.evaluation.before_after import Examination
+    from scratch_gpt.evaluation.losses import language_metrics, mean_losses
+    from scratch_gpt.generation.generate import generate_answers
+    from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, fingerprint
+    from scratch_gpt.train.accelerator import uncompiled
+    from scratch_gpt.train.objectives import causal_lm
+    from scratch_gpt_training.support.run.setup import apply_tune
+    from scratch_gpt_training.support.run.task import Task
 
     splits, source, notices = read_splits(run)
     tokenizer, model, changes = start_model(run, splits["train"])
@@ -145,8 +148,8 @@ def build(run: InstructRun):
 def read_splits(run: InstructRun):
     """The conversations of each split, where they are from, and what to say of them."""
     from scratch_gpt.data.columns import CONVERSATIONS
-    from scratch_gpt.data.prompts import read_conversations, text_of
-    from scratch_gpt.data.sources import open_rows
+    from scratch_gpt.data.rows.conversations import read_conversations, text_of
+    from scratch_gpt.data.sources.documents import open_rows
     from scratch_gpt.data.splits import split_groups
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
@@ -166,7 +169,7 @@ def read_splits(run: InstructRun):
 
 def start_model(run: InstructRun, train):
     """(tokenizer, model, what to say of them): of `model`, or new ones; the tokenizer keeps the format."""
-    from models import build_chat_lm, open_tokenizer, small_preset, small_vocabulary
+    from scratch_gpt_training.support.run.models import build_chat_lm, open_tokenizer, small_preset, small_vocabulary
 
     tokenizer = open_tokenizer(run, (message["content"] for each in train for message in each))
     notices = small_vocabulary(run, tokenizer)
@@ -176,7 +179,7 @@ def start_model(run: InstructRun, train):
 
 def describe(run: InstructRun, task, settings, steps: int, accelerator) -> str:
     """What is about to happen, in a few lines."""
-    from scratch_gpt.adapters import count_parameters, trainable_line
+    from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
 
     config, (_, parameters) = task.model.config, count_parameters(task.model)
     lines = [
@@ -199,8 +202,8 @@ def describe(run: InstructRun, task, settings, steps: int, accelerator) -> str:
 
 def preview(run: InstructRun) -> None:
     """Print the first training rows as they are learned; without `pack`, those that will be dropped too."""
-    from scratch_gpt.data.prompts import PromptRows, encode_conversations, show_asked
-    from scratch_gpt.foreign import shown
+    from scratch_gpt.data.rows.conversations import PromptRows, encode_conversations, show_asked
+    from scratch_gpt.utils.foreign import shown
 
     splits, _, notices = read_splits(run)
     tokenizer, model, changes = start_model(run, splits["train"])
@@ -259,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
         run = settle_model(run)
         check(run)
         if run.plan:
-            from planning import print_plan
+            from scratch_gpt_training.support.run.planning import print_plan
 
             print_plan(run)
             return
@@ -267,11 +270,11 @@ def main(argv: list[str] | None = None) -> None:
             preview(run)
             return
     if run.learning_rates is not None:
-        from sweep import run_rates
+        from scratch_gpt_training.support.run.learning_rates import run_rates
 
         return run_rates(run, build, describe)
     with one_clear_line():
-        from seeds import run_seeds
+        from scratch_gpt_training.support.run.seeds import run_seeds
 
     run_seeds(run, build, describe)
 

@@ -18,7 +18,8 @@ evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a fold
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import Run, check, missed_shares, one_clear_line, option, parse, unused_options
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import Run, check, missed_shares, option, unused_options
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "trl-lib/ultrafeedback_binarized", "openai-community/gpt2"
@@ -52,21 +53,22 @@ def build(run: PreferRun):
 
     from torch.utils.data import Subset
 
-    from models import build_chat_lm
-    from runner import Task, apply_tune
-    from scratch_gpt.data.collate import collate_preferences
     from scratch_gpt.data.columns import PREFERENCES
     from scratch_gpt.data.manifest import make_manifest
-    from scratch_gpt.data.preference_rows import PreferenceRows, prompt_of, read_preferences
-    from scratch_gpt.data.prompts import encode_conversations
-    from scratch_gpt.data.sources import open_rows
+    from scratch_gpt.data.rows.collate import collate_preferences
+    from scratch_gpt.data.rows.conversations import encode_conversations
+    from scratch_gpt.data.rows.preferences import PreferenceRows, prompt_of, read_preferences
+    from scratch_gpt.data.sources.documents import open_rows
     from scratch_gpt.data.splits import split_groups
-    from scratch_gpt.order import epoch_order
-    from scratch_gpt.plots import plot_classification
-    from scratch_gpt.preference_metrics import preference_metrics
-    from scratch_gpt.preferences import Preference
-    from scratch_gpt.reference_kl import kl_from_reference
-    from scratch_gpt.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
+    from scratch_gpt.evaluation.preferences import preference_metrics
+    from scratch_gpt.evaluation.reference_kl import kl_from_reference
+    from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
+    from scratch_gpt.train.batches import epoch_order
+    from scratch_gpt.train.preference_losses import Preference
+    from scratch_gpt.utils.plots import plot_classification
+    from scratch_gpt_training.support.run.models import build_chat_lm
+    from scratch_gpt_training.support.run.setup import apply_tune
+    from scratch_gpt_training.support.run.task import Task
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
     found, source, notices = open_rows(*where, PREFERENCES)
@@ -134,10 +136,16 @@ def give_references(run: PreferRun, task, samples, accelerator, folder, save) ->
     """
     import torch
 
-    from runner import uncompiled
-    from scratch_gpt.order import to_device
-    from scratch_gpt.reference_kl import sample_answers
-    from scratch_gpt.references import NAME, read_references, reference_key, reference_logps, write_references
+    from scratch_gpt.evaluation.reference_kl import sample_answers
+    from scratch_gpt.train.accelerator import uncompiled
+    from scratch_gpt.train.batches import to_device
+    from scratch_gpt.train.reference_logps import (
+        NAME,
+        read_references,
+        reference_key,
+        reference_logps,
+        write_references,
+    )
 
     model = task.model
     splits = {name: part for name, part in task.rows.items() if name != "seen"}
@@ -165,7 +173,7 @@ def give_references(run: PreferRun, task, samples, accelerator, folder, save) ->
 
 def describe(run: PreferRun, task, settings, steps: int, accelerator) -> str:
     """What is about to happen, in a few lines."""
-    from scratch_gpt.adapters import count_parameters, trainable_line
+    from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
 
     config, manifest = task.model.config, task.manifest
     lines = [
@@ -229,16 +237,16 @@ def main(argv: list[str] | None = None) -> None:
         check_preferences(run)
         check(run)
         if run.plan:
-            from planning import print_plan
+            from scratch_gpt_training.support.run.planning import print_plan
 
             print_plan(run, sequences=1 if run.loss_type == "kto" else 2)
             return
     if run.learning_rates is not None:
-        from sweep import run_rates
+        from scratch_gpt_training.support.run.learning_rates import run_rates
 
         return run_rates(run, build, describe)
     with one_clear_line():
-        from seeds import run_seeds
+        from scratch_gpt_training.support.run.seeds import run_seeds
 
     run_seeds(run, build, describe)
 

@@ -22,22 +22,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from recipe import (
+from scratch_gpt_training.support.command_line import one_clear_line, parse, parse_numbers
+from scratch_gpt_training.support.options import (
     VOCABULARY,
     Source,
     check_fields,
     check_model_folder,
     check_rows,
-    check_writable,
     find_corpus,
     missed_shares,
-    one_clear_line,
     option,
-    parse,
-    parse_numbers,
     unused_source,
     vocabulary_size,
 )
+from scratch_gpt_training.support.run.output_dir import check_writable
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def check(run: PrepareRun) -> None:
         raise ValueError("--poisoning looks at the gradients of a model: give one with --reference-model.")
     check_model_folder(run.reference_model, "reference-model")
     if run.privacy_kinds is not None:
-        from scratch_gpt.data.privacy import ALL_KINDS
+        from scratch_gpt.data.filters.privacy import ALL_KINDS
 
         unknown = {kind.strip() for kind in run.privacy_kinds.split(",")} - {*ALL_KINDS}
         if run.privacy == "off" or unknown:
@@ -215,10 +213,17 @@ def main(argv: list[str] | None = None) -> None:
         check(run)
         run = replace(run, vocab_size=vocabulary_size(run))
 
-        from preparing import make_filters, make_plan, open_corpora, open_tokenizer, prepare, settle_folder
-        from scratch_gpt.foreign import shown
-        from scratch_gpt.locks import hold
-        from scratch_gpt.watchdog import watch
+        from scratch_gpt.utils.foreign import shown
+        from scratch_gpt.utils.locks import hold
+        from scratch_gpt.utils.watchdog import watch
+        from scratch_gpt_training.support.preparation.stages import (
+            make_filters,
+            make_plan,
+            open_corpora,
+            open_tokenizer,
+            prepare,
+            settle_folder,
+        )
 
         corpora, filters, tokenizer = open_corpora(run), make_filters(run), open_tokenizer(run)
         sources = [corpus.record for corpus in corpora]

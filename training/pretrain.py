@@ -18,7 +18,8 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import Run, check, check_rows, missed_shares, one_clear_line, option, parse, unused_options
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import Run, check, check_rows, missed_shares, option, unused_options
 
 
 # Fields that decide how text is made into rows, as prepare.py has done it with prepared data.
@@ -44,15 +45,16 @@ def build(run: PretrainRun):
     """Rows of tokens, made here or prepared before, and the model that fits them."""
     from functools import partial
 
-    from models import small_preset, small_vocabulary
-    from runner import Task, apply_tune
-    from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.manifest import is_prepared, read_manifest, verify_same
-    from scratch_gpt.data.windows import mask_inputs
-    from scratch_gpt.evaluation import language_metrics, mean_losses
-    from scratch_gpt.generation import generate_text
-    from scratch_gpt.objectives import causal_lm
-    from scratch_gpt.tokenizer import check_vocabulary
+    from scratch_gpt.data.rows.collate import collate_rows
+    from scratch_gpt.data.rows.windows import mask_inputs
+    from scratch_gpt.evaluation.losses import language_metrics, mean_losses
+    from scratch_gpt.generation.generate import generate_text
+    from scratch_gpt.tokenization.tokenizer import check_vocabulary
+    from scratch_gpt.train.objectives import causal_lm
+    from scratch_gpt_training.support.run.models import small_preset, small_vocabulary
+    from scratch_gpt_training.support.run.setup import apply_tune
+    from scratch_gpt_training.support.run.task import Task
 
     given = read_manifest(run.dataset) if is_prepared(run.dataset) else None
     prepared = given is not None and given["task"] == "pretrain"
@@ -103,13 +105,15 @@ def make_rows(run: PretrainRun):
 
     from tqdm.auto import tqdm
 
-    from models import build_model, open_tokenizer
     from scratch_gpt.data.manifest import make_manifest
-    from scratch_gpt.data.packing import PackedRows
-    from scratch_gpt.data.sources import open_splits, open_stream, token_stream
-    from scratch_gpt.data.streams import TokenLanes
-    from scratch_gpt.data.windows import Windows, require_full_window
-    from scratch_gpt.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint
+    from scratch_gpt.data.rows.packing import PackedRows
+    from scratch_gpt.data.rows.streams import TokenLanes
+    from scratch_gpt.data.rows.windows import Windows, require_full_window
+    from scratch_gpt.data.sources.documents import open_splits
+    from scratch_gpt.data.sources.streaming import open_stream
+    from scratch_gpt.data.sources.token_stream import token_stream
+    from scratch_gpt.tokenization.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint
+    from scratch_gpt_training.support.run.models import build_model, open_tokenizer
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
     fractions = (run.validation_fraction, run.test_fraction)
@@ -180,11 +184,11 @@ def matches_older(run: PretrainRun) -> bool:
 def use_prepared(run: PretrainRun, manifest: dict):
     """A prepared folder -> as `make_rows`; ValueError where the run asks for something else."""
 
-    from models import build_model
-    from scratch_gpt.data.files import local_path
     from scratch_gpt.data.manifest import verify_files
-    from scratch_gpt.data.prepared import PreparedRows
-    from scratch_gpt.tokenizer import count_ids, fingerprint, load_tokenizer
+    from scratch_gpt.data.prepared.storage import PreparedRows
+    from scratch_gpt.tokenization.tokenizer import count_ids, fingerprint, load_tokenizer
+    from scratch_gpt.utils.local_files import local_path
+    from scratch_gpt_training.support.run.models import build_model
 
     folder = local_path(run.dataset)
     verify_files(folder, manifest)
@@ -213,8 +217,8 @@ def use_prepared(run: PretrainRun, manifest: dict):
 
 def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
     """What is about to happen, in a few lines."""
-    from scratch_gpt.adapters import count_parameters, trainable_line
     from scratch_gpt.data.manifest import is_prepared
+    from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
 
     parameters = count_parameters(task.model)[1]
     config = task.model.config
@@ -278,16 +282,17 @@ def main(argv: list[str] | None = None) -> None:
         check(run)
         check_data(run)
         if run.plan:
-            from planning import print_plan
+            from scratch_gpt_training.support.run.planning import print_plan
 
             print_plan(run)
             return
     if run.learning_rates is not None:
-        from sweep import run_rates
+        from scratch_gpt_training.support.run.learning_rates import run_rates
 
         return run_rates(run, build, describe)
     with one_clear_line():
-        from runner import finish, prepare, run_task
+        from scratch_gpt_training.support.run.runner import finish, run_task
+        from scratch_gpt_training.support.run.setup import prepare
 
         start = prepare(run)
     accelerator = run_task(run, start, build, describe)

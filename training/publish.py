@@ -19,7 +19,8 @@ may be any model folder too.
 from dataclasses import dataclass
 from typing import Literal
 
-from recipe import one_clear_line, option, parse
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import option
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def show(run: PublishRun, steps: list[int]) -> None:
     """Stage, and print the tree with sizes, the branches of checkpoints and the card."""
     from pathlib import Path
 
-    from scratch_gpt.foreign import shown
-    from scratch_gpt.published import files_of, left_behind, stage
+    from scratch_gpt.hub.staging import files_of, left_behind, stage
+    from scratch_gpt.utils.foreign import shown
 
     out = stage(run.run, repo=run.repo, layout=run.layout, revision=run.revision, **terms(run))
     sizes = {name: (out / name).stat().st_size for name in files_of(out)}
@@ -92,7 +93,7 @@ GGUF_NEXT = """
 
 def write_export(run: PublishRun) -> None:
     """Export, and say what was written and what runs it."""
-    from scratch_gpt.exports import export
+    from scratch_gpt.conversion.export import export
 
     file, difference = export(run.run, kind=run.export)
     size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
@@ -114,8 +115,8 @@ def main(argv: list[str] | None = None) -> None:
         if not run.run or not run.repo:
             raise ValueError("Give a run and where it goes: python training/publish.py RUN --repo user/name")
 
-        from scratch_gpt.hub import check_repo_name, publish, publish_checkpoints
-        from scratch_gpt.published import checkpoint_steps
+        from scratch_gpt.hub.publish import check_repo_name, publish, publish_checkpoints
+        from scratch_gpt.hub.staging import checkpoint_steps
 
         check_repo_name(run.repo)
         steps = checkpoint_steps(run.run) if run.checkpoints else []  # refused before anything is staged or pushed

@@ -20,18 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from recipe import (
-    Source,
-    check_range,
-    check_read_paths,
-    check_writable,
-    is_filled,
-    one_clear_line,
-    option,
-    parse,
-    relative,
-    unused_source,
-)
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import Source, check_range, option, unused_source
+from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled, relative
 
 
 FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
@@ -116,8 +107,9 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
     """The texts to train on, with a progress bar, and those that are held out."""
     from tqdm.auto import tqdm
 
-    from scratch_gpt.data.sources import open_documents, open_stream, split_documents
-    from scratch_gpt.foreign import shown
+    from scratch_gpt.data.sources.documents import open_documents, split_documents
+    from scratch_gpt.data.sources.streaming import open_stream
+    from scratch_gpt.utils.foreign import shown
 
     where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column)
     if run.streaming:
@@ -169,10 +161,10 @@ def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
     """Train a tokenizer, write its folder whole or not at all, and return its report."""
     import json
 
-    from scratch_gpt.checkpoints import DRAFT, replace_folder
-    from scratch_gpt.folders import remove
-    from scratch_gpt.tokenizer import tokenizer_report
-    from scratch_gpt.tokenizer_training import plan_tokenizer, sample_texts, train_tokenizer
+    from scratch_gpt.runs.folder import replace_folder
+    from scratch_gpt.tokenization.tokenizer import tokenizer_report
+    from scratch_gpt.tokenization.training import plan_tokenizer, sample_texts, train_tokenizer
+    from scratch_gpt.utils.files import DRAFT, remove
 
     asked = {
         "vocab_size": run.vocab_size,
@@ -213,8 +205,8 @@ def main(argv: list[str] | None = None) -> None:
         check(run)
         check_writable(Path(run.output_dir))
 
-        from scratch_gpt.foreign import shown
-        from scratch_gpt.locks import hold
+        from scratch_gpt.utils.foreign import shown
+        from scratch_gpt.utils.locks import hold
 
         with hold(run.output_dir):
             report = make_tokenizer(run, choose_folder(run))

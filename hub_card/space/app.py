@@ -21,10 +21,8 @@ except ImportError:
     print('error: gradio is not installed; it is an extra: pip install -e ".[space]"', file=sys.stderr)
     raise SystemExit(2) from None
 
-from scratch_gpt import inspection
-from scratch_gpt.data.prompts import encode_prompt
-from scratch_gpt.generation import stream
-from scratch_gpt.inspection_page import (
+from scratch_gpt.analysis import inspection
+from scratch_gpt.analysis.inspection_page import (
     STYLE,
     Bar,
     bars_html,
@@ -36,8 +34,10 @@ from scratch_gpt.inspection_page import (
     tokens_html,
     visible,
 )
-from scratch_gpt.pages import page_text
-from scratch_gpt.tokenizer import encode
+from scratch_gpt.data.rows.conversations import encode_prompt
+from scratch_gpt.generation.generate import stream
+from scratch_gpt.tokenization.tokenizer import encode
+from scratch_gpt.utils.html import page_text
 
 
 LOOKED_AT = 256  # tokens of a text: attention is kept of every pair, in every head

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..foreign import read_json
-from .files import local_path
+from ..utils.foreign import read_json
+from ..utils.local_files import local_path
 
 
 FORMAT_VERSION = 1

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from scratch_gpt.checkpoints import BackgroundWriter, take_snapshot, write_checkpoint
-from scratch_gpt.optimizers import adamw
+from scratch_gpt.train.checkpoints import BackgroundWriter, take_snapshot, write_checkpoint
+from scratch_gpt.train.optimizers import adamw
 
 
 REPO = Path(__file__).resolve().parents[2]

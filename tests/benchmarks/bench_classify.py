@@ -25,10 +25,10 @@ SIDES = ("ours", "theirs", "theirs grouped")
 def make(folder: Path, options) -> None:
     """Tokenised training texts, a tokenizer and the weights that all start from."""
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForSequenceClassification, export_gpt2
-    from scratch_gpt.data.labels import LabelledRows, read_examples, split_examples
-    from scratch_gpt.data.sources import open_rows
-    from scratch_gpt.tokenizer import encode_batch
-    from scratch_gpt.tokenizer_training import train_tokenizer
+    from scratch_gpt.data.rows.labels import LabelledRows, read_examples, split_examples
+    from scratch_gpt.data.sources.documents import open_rows
+    from scratch_gpt.tokenization.tokenizer import encode_batch
+    from scratch_gpt.tokenization.training import train_tokenizer
 
     rows = open_rows(options.spam, column_names=["label", "text"]).rows
     examples = read_examples(rows["text"][:], rows["label"][:])
@@ -48,13 +48,13 @@ def ours(folder: Path, rows: list[dict], options) -> float:
     import numpy as np
 
     from scratch_gpt import ScratchGPTForSequenceClassification
-    from scratch_gpt.conversion import load_model
-    from scratch_gpt.data.collate import collate_labelled
-    from scratch_gpt.launch import best_attention, make_accelerator
-    from scratch_gpt.loop import Settings, planned_steps, train
-    from scratch_gpt.metrics import read_metrics
-    from scratch_gpt.objectives import classification
-    from scratch_gpt.optimizers import adamw
+    from scratch_gpt.conversion.load import load_model
+    from scratch_gpt.data.rows.collate import collate_labelled
+    from scratch_gpt.runs.folder import read_metrics
+    from scratch_gpt.train.accelerator import best_attention, make_accelerator
+    from scratch_gpt.train.loop import Settings, planned_steps, train
+    from scratch_gpt.train.objectives import classification
+    from scratch_gpt.train.optimizers import adamw
 
     class Rows(list):
         lengths = [len(row["input_ids"]) for row in rows]

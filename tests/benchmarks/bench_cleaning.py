@@ -26,12 +26,12 @@ import numpy as np
 import torch
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from scratch_gpt.data.collate import collate_rows
-from scratch_gpt.data.duplicates import HashSet, SeenPassages, exact_key, near_duplicates, signatures
-from scratch_gpt.data.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
-from scratch_gpt.data.windows import IGNORED
-from scratch_gpt.objectives import causal_lm
-from scratch_gpt.tokenizer import encode, train_tokenizer
+from scratch_gpt.data.filters.duplicates import HashSet, SeenPassages, exact_key, near_duplicates, signatures
+from scratch_gpt.data.filters.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.windows import IGNORED
+from scratch_gpt.tokenization.tokenizer import encode, train_tokenizer
+from scratch_gpt.train.objectives import causal_lm
 
 
 ROWS, PLANTED, FLAGGED, LENGTH, EPOCHS = 1000, 0.01, 0.05, 64, 8
@@ -51,7 +51,7 @@ def pairs(kind: str) -> list[tuple[str, str]]:
     if DATA.is_dir():
         texts = [(DATA / "books" / f"{name}.txt").read_text(encoding="utf-8") for name in ("dracula", "emma", "alice")]
     else:
-        from scratch_gpt.data.sources import open_documents
+        from scratch_gpt.data.sources.documents import open_documents
 
         texts = open_documents().rows["text"][:]
     paragraphs = [" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text)]

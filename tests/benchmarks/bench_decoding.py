@@ -103,8 +103,8 @@ def prepare(peer: str, folder: Path, threads: int):
 
         return run, time.perf_counter() - start
     import scratch_gpt
-    from scratch_gpt.allocation import keep_freed_memory
-    from scratch_gpt.decoding import make_decoder
+    from scratch_gpt.generation.decoder import make_decoder
+    from scratch_gpt.utils.memory import keep_freed_memory
 
     keep_freed_memory()  # as training/generate.py does
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(folder, dtype=dtype).eval()
@@ -198,8 +198,8 @@ def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 
     from torch.profiler import profile
 
     import scratch_gpt
-    from scratch_gpt.allocation import keep_freed_memory
-    from scratch_gpt.decoding import make_decoder
+    from scratch_gpt.generation.decoder import make_decoder
+    from scratch_gpt.utils.memory import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -267,8 +267,8 @@ def look_at_trained(checkpoint: str, file: Path) -> dict:
     import torch.nn.functional as F
 
     import scratch_gpt
-    from scratch_gpt.decoding import ForwardDecoder, make_decoder
-    from scratch_gpt.tokenizer import encode
+    from scratch_gpt.generation.decoder import ForwardDecoder, make_decoder
+    from scratch_gpt.tokenization.tokenizer import encode
 
     model = scratch_gpt.ScratchGPTForCausalLM.from_pretrained(checkpoint).eval()
     ids = torch.tensor(encode(scratch_gpt.load_tokenizer(checkpoint), file.read_text(encoding="utf-8")))

@@ -25,14 +25,14 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from scratch_gpt.chat_templates import store_format
-from scratch_gpt.data.collate import collate_rows
-from scratch_gpt.data.prompts import PromptRows, encode_conversations, read_conversations
-from scratch_gpt.launch import best_attention, best_precision
-from scratch_gpt.loop import Settings, train
-from scratch_gpt.objectives import causal_lm
-from scratch_gpt.optimizers import adamw
-from scratch_gpt.tokenizer import count_ids, load_tokenizer
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.conversations import PromptRows, encode_conversations, read_conversations
+from scratch_gpt.tokenization.chat_templates import store_format
+from scratch_gpt.tokenization.tokenizer import count_ids, load_tokenizer
+from scratch_gpt.train.accelerator import best_attention, best_precision
+from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.objectives import causal_lm
+from scratch_gpt.train.optimizers import adamw
 
 
 REPO = Path(__file__).resolve().parents[2]

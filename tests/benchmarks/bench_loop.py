@@ -24,14 +24,14 @@ import torch
 from accelerate import Accelerator
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from scratch_gpt.data.collate import collate_rows
-from scratch_gpt.data.windows import Windows
-from scratch_gpt.launch import best_attention, best_precision
-from scratch_gpt.loop import Settings, train
-from scratch_gpt.metrics import read_metrics
-from scratch_gpt.objectives import causal_lm
-from scratch_gpt.optimizers import adamw, clip_gradients
-from scratch_gpt.order import Share, Steps, to_device
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.windows import Windows
+from scratch_gpt.runs.folder import read_metrics
+from scratch_gpt.train.accelerator import best_attention, best_precision
+from scratch_gpt.train.batches import Share, Steps, to_device
+from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.objectives import causal_lm
+from scratch_gpt.train.optimizers import adamw, clip_gradients
 
 
 REPO = Path(__file__).resolve().parents[2]

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForSequenceClassification
-from scratch_gpt.adapters import add_lora, count_parameters
-from scratch_gpt.launch import best_attention, best_precision
-from scratch_gpt.optimizers import adamw
+from scratch_gpt.finetuning.lora import add_lora
+from scratch_gpt.finetuning.trainable import count_parameters
+from scratch_gpt.train.accelerator import best_attention, best_precision
+from scratch_gpt.train.optimizers import adamw
 
 
 REPO = Path(__file__).resolve().parents[2]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.modeling.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
-from scratch_gpt.optimizers import adamw
+from scratch_gpt.train.optimizers import adamw
 
 
 REPO = Path(__file__).resolve().parents[2]

@@ -37,10 +37,9 @@ def words_of(size: str, folder: str) -> list[str]:
 
 def plan(size: str, folder: str) -> dict:
     """In a fresh process: what is planned."""
-    import pretrain
-
-    import planning
-    from recipe import parse
+    from scratch_gpt_training import pretrain
+    from scratch_gpt_training.support.command_line import parse
+    from scratch_gpt_training.support.run import planning
 
     found = planning.make_plan(parse(pretrain.PretrainRun, words_of(size, folder)))
     return {**as_json(found), "seconds": found.step_seconds, "bytes": found.peak}
@@ -53,7 +52,7 @@ def as_json(found) -> dict:
 
 def measure(size: str, folder: str) -> dict:
     """In a fresh process: the run itself."""
-    import pretrain
+    from scratch_gpt_training import pretrain
 
     pretrain.main([*words_of(size, folder), "--overwrite", "true"])
     lines = [
@@ -86,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if options.child:
-        sys.path.insert(0, str(REPO / "training"))
+        sys.path.insert(0, str(REPO / "tests" / "helpers"))
         what, size, folder = options.child
         print(json.dumps({"plan": plan, "run": measure}[what](size, folder)))
         return

@@ -26,7 +26,7 @@ from pathlib import Path
 from bench_tokenizers import DATA, REPO, anonymous_bytes, documents
 
 
-sys.path.insert(0, str(REPO / "training"))
+sys.path.insert(0, str(REPO / "tests" / "helpers"))
 MEGABYTES, LARGE = (50, 500), 5000
 LENGTH = 1024
 TINY = ["--preset", "tiny", "--max-length", "256", "--vocab-size", "2048", "--batch-size", "16", "--seed", "0"]
@@ -36,13 +36,12 @@ TINY = ["--preset", "tiny", "--max-length", "256", "--vocab-size", "2048", "--ba
 
 
 def ours(corpus: str, tokenizer: str, folder: str, *more: str) -> dict:
-    import prepare
-
-    import preparing
-    import recipe
+    from scratch_gpt_training import prepare
+    from scratch_gpt_training.support import command_line
+    from scratch_gpt_training.support.preparation import stages as preparing
 
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", str(LENGTH), "--output-dir", folder]
-    run = recipe.parse(prepare.PrepareRun, [*words, "--validation-fraction", "0", *more])
+    run = command_line.parse(prepare.PrepareRun, [*words, "--validation-fraction", "0", *more])
     corpora = preparing.open_corpora(run)
     start = time.perf_counter()
     filters, encoder = preparing.make_filters(run), preparing.open_tokenizer(run)
@@ -75,9 +74,9 @@ def run_clm(corpus: str, tokenizer: str, folder: str) -> dict:
 
 
 def first_batch(folder: str) -> dict:
-    from scratch_gpt.data.collate import collate_rows
     from scratch_gpt.data.manifest import read_manifest, verify_files
-    from scratch_gpt.data.prepared import PreparedRows
+    from scratch_gpt.data.prepared.storage import PreparedRows
+    from scratch_gpt.data.rows.collate import collate_rows
 
     start = time.perf_counter()
     manifest = read_manifest(folder)
@@ -104,8 +103,8 @@ def call(name: str, *words: str) -> tuple[dict, int]:
 
 def write_corpus(home: Path) -> tuple[Path, str, str]:
     """(file, tokenizer, what it is): books in documents of 3,000 characters, or the embedded documentation."""
-    from scratch_gpt.data.sources import open_documents
-    from scratch_gpt.tokenizer_training import train_tokenizer
+    from scratch_gpt.data.sources.documents import open_documents
+    from scratch_gpt.tokenization.training import train_tokenizer
 
     path = home / "corpus.jsonl"
     if DATA.is_dir():
@@ -160,7 +159,7 @@ def memory(home: Path, sizes: tuple[int, ...] = MEGABYTES) -> dict:
 
 def packed_and_padded(home: Path) -> dict:
     """The paragraphs of the embedded documentation, from a word to a page, as documents: both ways, in turns."""
-    from scratch_gpt.data.sources import open_documents
+    from scratch_gpt.data.sources.documents import open_documents
 
     paragraphs = [part for text in open_documents().rows["text"] for part in text.split("\n\n") if part.strip()]
     corpus = home / "ragged.jsonl"

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "hub"), str(TESTS.parent)]
 
 
 def main() -> None:
@@ -40,9 +41,9 @@ def measure(hub, run: Path, preset: str) -> dict:
     from test_card import write_run
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-    from scratch_gpt.hub import publish
-    from scratch_gpt.published import files_of, stage
-    from scratch_gpt.tokenizer_training import train_tokenizer
+    from scratch_gpt.hub.publish import publish
+    from scratch_gpt.hub.staging import files_of, stage
+    from scratch_gpt.tokenization.training import train_tokenizer
 
     write_run(run)
     model = ScratchGPTForCausalLM(ScratchGPTConfig.from_preset(preset))

@@ -34,8 +34,8 @@ import torch
 import torch.nn.functional as F
 from reference import GPT
 
-from scratch_gpt.conversion import load_model
-from scratch_gpt.tokenizer import encode_batch, load_tokenizer
+from scratch_gpt.conversion.load import load_model
+from scratch_gpt.tokenization.tokenizer import encode_batch, load_tokenizer
 
 
 REPO = Path(__file__).resolve().parents[2]

@@ -38,14 +38,14 @@ def measure(shape: dict, steps: int) -> dict | None:
     from accelerate import Accelerator
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-    from scratch_gpt.allocation import keep_freed_memory
-    from scratch_gpt.costs import memory, row_flops
-    from scratch_gpt.data.collate import collate_rows
-    from scratch_gpt.data.windows import Windows
-    from scratch_gpt.launch import best_attention, best_precision
-    from scratch_gpt.loop import Settings, train
-    from scratch_gpt.objectives import causal_lm
-    from scratch_gpt.optimizers import adamw
+    from scratch_gpt.data.rows.collate import collate_rows
+    from scratch_gpt.data.rows.windows import Windows
+    from scratch_gpt.train.accelerator import best_attention, best_precision
+    from scratch_gpt.train.costs import memory, row_flops
+    from scratch_gpt.train.loop import Settings, train
+    from scratch_gpt.train.objectives import causal_lm
+    from scratch_gpt.train.optimizers import adamw
+    from scratch_gpt.utils.memory import keep_freed_memory
 
     keep_freed_memory()
     precision, length, batch = best_precision("cpu"), shape["context"], shape["batch"]

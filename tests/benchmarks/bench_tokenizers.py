@@ -63,7 +63,7 @@ def documents(megabytes: float) -> Iterator[str]:
 
 def train(megabytes: float) -> None:
     """What the measured process does."""
-    from scratch_gpt.tokenizer_training import sample_texts, train_tokenizer
+    from scratch_gpt.tokenization.training import sample_texts, train_tokenizer
 
     print("loaded", flush=True)
     sample = sample_texts(documents(megabytes))
@@ -114,9 +114,9 @@ def count_distinct(megabytes: tuple[float, ...]) -> list[int]:
 
 def compression() -> dict:
     """Bytes per token on the held-out tenth, and tokens that training rarely shows, by corpus and tokenizer."""
-    from scratch_gpt.data.sources import open_documents, split_documents
-    from scratch_gpt.tokenizer import load_tokenizer, tokenizer_report
-    from scratch_gpt.tokenizer_training import train_tokenizer
+    from scratch_gpt.data.sources.documents import open_documents, split_documents
+    from scratch_gpt.tokenization.tokenizer import load_tokenizer, tokenizer_report
+    from scratch_gpt.tokenization.training import train_tokenizer
 
     corpora = {"python-docs": "python-docs", "tinyshakespeare": str(DATA / "tinyshakespeare.txt")}
     gpt2 = {"gpt2": load_tokenizer(DATA / "gpt2-tokenizer")} if DATA.is_dir() else {}
@@ -143,9 +143,9 @@ def compression() -> dict:
 
 def round_trips() -> dict | None:
     """How many lines of the declaration of human rights do not come back, in each of 27 languages."""
-    from scratch_gpt.data.sources import open_documents
-    from scratch_gpt.tokenizer import tokenizer_report
-    from scratch_gpt.tokenizer_training import train_tokenizer
+    from scratch_gpt.data.sources.documents import open_documents
+    from scratch_gpt.tokenization.tokenizer import tokenizer_report
+    from scratch_gpt.tokenization.training import train_tokenizer
 
     if not DATA.is_dir():
         return None

@@ -372,7 +372,7 @@ def draw(summary: dict, file: Path) -> None:
     """Tokens a second of every row, a panel for each workload; the dashed line is 60 % of the bf16 ceiling."""
     from matplotlib.figure import Figure
 
-    from scratch_gpt.plots import RATE, TRAIN, VALIDATION
+    from scratch_gpt.utils.plots import RATE, TRAIN, VALIDATION
 
     workloads = summary["workloads"].values()
     figure = Figure(figsize=(8, 3.2 * len(workloads)), layout="constrained", facecolor="white")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from runs import recipe, slug
 
-from scratch_gpt.evaluation import spread
+from scratch_gpt.evaluation.statistics import spread
 
 
 INSTRUCT = ["--prompt-format", "chatml", "--batch-size", "8", "--max-new-tokens", "48", "--workers", "0"]

@@ -54,7 +54,7 @@ def reference(shape: Shape) -> tuple[nn.Module, Loss]:
 def ours(shape: Shape) -> tuple[nn.Module, Loss]:
     """What the recipes do: their memory, their attention, their objective."""
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-    from scratch_gpt.allocation import keep_freed_memory
+    from scratch_gpt.utils.memory import keep_freed_memory
 
     keep_freed_memory()
     config = ScratchGPTConfig(
@@ -70,8 +70,8 @@ def ours(shape: Shape) -> tuple[nn.Module, Loss]:
 
 
 def our_loss(model: nn.Module, length: int) -> Loss:
-    from scratch_gpt.launch import best_attention, best_precision
-    from scratch_gpt.objectives import causal_lm
+    from scratch_gpt.train.accelerator import best_attention, best_precision
+    from scratch_gpt.train.objectives import causal_lm
 
     model.set_attn_implementation(best_attention("cpu", best_precision("cpu"), length))
     return lambda ids, next_ids: (
@@ -171,7 +171,7 @@ def make_step(
         options: torch.compile's.
     """
     if setting.precision == "auto":
-        from scratch_gpt.launch import best_precision
+        from scratch_gpt.train.accelerator import best_precision
 
         setting = Setting(best_precision("cpu"), setting.fused, setting.compile)
     loss_of = torch.compile(loss_of, options=options) if setting.compile else loss_of
@@ -208,8 +208,8 @@ def take_turns(peer: str, shape: Shape, settings: dict[str, Setting]):
     optimizer = make_optimizer(model)
     more = {}
     if peer == "ours":
-        from scratch_gpt.launch import compile_options
-        from scratch_gpt.optimizers import clip_gradients
+        from scratch_gpt.train.accelerator import compile_options
+        from scratch_gpt.train.optimizers import clip_gradients
 
         more = {"clip": clip_gradients, "options": compile_options()}
     steps = {row: make_step(model, loss_of, optimizer, setting, **more) for row, setting in settings.items()}
@@ -300,8 +300,8 @@ def compare_losses(shape: Shape, learning_rate: float = 6e-4, warmup_steps: int 
     from reference import GPT
 
     from scratch_gpt import import_checkpoint
-    from scratch_gpt.data.embedded import python_documentation
-    from scratch_gpt.optimizers import adamw, clip_gradients
+    from scratch_gpt.data.sources.python_docs import python_documentation
+    from scratch_gpt.train.optimizers import adamw, clip_gradients
 
     documents = islice(python_documentation(sysconfig.get_path("stdlib"), "any"), 20)
     text = torch.tensor(list("\n".join(row["text"] for row in documents).encode()))

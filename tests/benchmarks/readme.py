@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
 
+from rooms import rooms_table
 from targets import DECODING, PLANS, SPEEDS, decoded_on, fastest, figures, made_int8, planned_on, targets
 
 
@@ -289,7 +290,12 @@ def chaos() -> str:
     return table("| fault | tried | recovered | refused | lost |", [*rows, f"| {len(found)} kinds | {total} |"])
 
 
-PARTS = (why, training, decoding, quality, tried, plan, scaling, compatibility, servers, aims, chaos)
+def rooms() -> str:
+    """The rooms of the package, and who may import whom."""
+    return rooms_table()
+
+
+PARTS = (rooms, why, training, decoding, quality, tried, plan, scaling, compatibility, servers, aims, chaos)
 
 
 def written(text: str) -> str:

@@ -33,20 +33,20 @@ import torch
 from accelerate import Accelerator
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
-from scratch_gpt.data.collate import collate_rows
-from scratch_gpt.data.phrases import recurring_phrases
-from scratch_gpt.data.probes import CANARIES
-from scratch_gpt.data.prompts import PromptRows, encode_conversations, encode_prompt
-from scratch_gpt.data.sources import open_documents, open_rows
-from scratch_gpt.data.windows import Windows
-from scratch_gpt.generation import generate_answers
-from scratch_gpt.loop import Settings, train
-from scratch_gpt.memorisation import Secret, secret_metrics
-from scratch_gpt.objectives import causal_lm
-from scratch_gpt.optimizers import adamw, learning_rate_at
-from scratch_gpt.tokenizer import encode, encode_batch
-from scratch_gpt.tokenizer_training import train_tokenizer
-from scratch_gpt.triggers import GAIN, THRESHOLD, insert, insert_everywhere, named, screen, switches
+from scratch_gpt.analysis.memorization import Secret, secret_metrics
+from scratch_gpt.analysis.phrases import recurring_phrases
+from scratch_gpt.analysis.probe_prompts import CANARIES
+from scratch_gpt.analysis.triggers import GAIN, THRESHOLD, insert, insert_everywhere, named, screen, switches
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.conversations import PromptRows, encode_conversations, encode_prompt
+from scratch_gpt.data.rows.windows import Windows
+from scratch_gpt.data.sources.documents import open_documents, open_rows
+from scratch_gpt.generation.generate import generate_answers
+from scratch_gpt.tokenization.tokenizer import encode, encode_batch
+from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.objectives import causal_lm
+from scratch_gpt.train.optimizers import adamw, learning_rate_at
 
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": False}

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from runs import recipe, slug
 
-from scratch_gpt.data.labels import Examples, distinct_rows, read_examples, split_examples, undersample
-from scratch_gpt.data.sources import open_rows
-from scratch_gpt.evaluation import over_seeds
+from scratch_gpt.data.rows.labels import Examples, distinct_rows, read_examples, split_examples, undersample
+from scratch_gpt.data.sources.documents import open_rows
+from scratch_gpt.evaluation.statistics import over_seeds
 
 
 SHAPE = ["--preset", "tiny", "--config-overrides", "hidden_size=192", "--max-length", "128"]

@@ -8,22 +8,17 @@ import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tiny.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))  # tests/helpers/tiny.py
 
 import torch
 from tiny import some_ids, tiny_gpt2, tiny_model
 from transformers import pipeline
 
-from scratch_gpt import (
-    ScratchGPTForCausalLM,
-    ScratchGPTForSequenceClassification,
-    ScratchGPTModel,
-    export_gpt2,
-)
-from scratch_gpt.adapters import add_lora, merged_state, save_adapter
-from scratch_gpt.chat_templates import store_format
-from scratch_gpt.conversion import fresh_head
-from scratch_gpt.tokenizer_training import train_tokenizer
+from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel, export_gpt2
+from scratch_gpt.conversion.load import fresh_head
+from scratch_gpt.finetuning.lora import add_lora, merged_state, save_adapter
+from scratch_gpt.tokenization.chat_templates import store_format
+from scratch_gpt.tokenization.training import train_tokenizer
 
 
 CLASSES = {

@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/tiny.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))  # tests/helpers/tiny.py
 
 import torch
 from tiny import tiny_model
 from transformers.utils import logging
 
 from scratch_gpt import export_gpt2
-from scratch_gpt.exports import write_gguf
-from scratch_gpt.generation import generate
-from scratch_gpt.tokenizer import decode, encode
-from scratch_gpt.tokenizer_training import train_tokenizer
+from scratch_gpt.conversion.gguf_file import write_gguf
+from scratch_gpt.generation.generate import generate
+from scratch_gpt.tokenization.tokenizer import decode, encode
+from scratch_gpt.tokenization.training import train_tokenizer
 
 
 TEXT = Path(__file__).resolve().parents[2] / "LICENSE"

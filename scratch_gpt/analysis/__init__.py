@@ -1,0 +1,1 @@
+"""A model beyond its scores: drift, triggers, memorization, inspection."""

@@ -1,0 +1,148 @@
+"""A model and the ids of a text -> the numbers of a look inside: what it attends to, expects, and would say early.
+
+T tokens, L layers, H heads, D width, V vocabulary, C classes. Drawn they are by inspection_page.py.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..conversion.load import load_model
+from ..evaluation.classification import probabilities_of
+from ..generation.generate import filter_logits
+from ..modeling.configuration_scratch_gpt import ScratchGPTConfig
+from ..modeling.modeling_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
+from ..tokenization.tokenizer import check_vocabulary, decode, load_tokenizer
+
+
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_REST = [byte for byte in range(256) if byte not in _PRINTABLE]
+# A byte-level vocabulary spells bytes as letters (Radford et al. 2019): the printable as themselves, others from 256.
+BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_REST)}
+
+
+class Subject(NamedTuple):
+    """What is looked into."""
+
+    model: ScratchGPTForCausalLM | ScratchGPTForSequenceClassification
+    tokenizer: PreTrainedTokenizerBase
+    kind: str  # base, chat or classifier
+
+
+def open_subject(folder: str | Path) -> Subject:
+    """The model of a folder, in our layout or stock GPT-2's, in eval mode and with attention that can be looked at.
+
+    Raises:
+        ValueError: no folder with a whole model and its tokenizer, an adapter, or a regression.
+    """
+    folder = Path(folder)
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder} holds an adapter. Look into its run's model/, where it is merged into its base.")
+    if not (folder / "config.json").exists():
+        hint = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").exists() else ""
+        raise ValueError(f"{folder} is no model folder: it has no config.json.{hint}")
+    try:
+        architectures = ScratchGPTConfig.get_config_dict(str(folder))[0].get("architectures") or [""]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json cannot be read: {' '.join(str(error).split())[:200]}") from error
+    is_classifier = architectures[0].endswith("ForSequenceClassification")
+    model_class = ScratchGPTForSequenceClassification if is_classifier else ScratchGPTForCausalLM
+    model = load_model(str(folder), None, model_class, needs_head=True)
+    if is_classifier and model.config.num_labels == 1:
+        raise ValueError(f"{folder} is a regression, with one output and no classes.")
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    model.set_attn_implementation("eager")  # others keep no weights
+    kind = "classifier" if is_classifier else "chat" if tokenizer.chat_template else "base"
+    return Subject(model.eval(), tokenizer, kind)
+
+
+def spell(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
+    """A token as it can be shown: its text, or the bytes of a part of a character, as `<E2><82>`."""
+    text, token = decode(tokenizer, [id]), tokenizer.convert_ids_to_tokens(id)
+    if "\ufffd" in text and set(token) <= set(BYTES):
+        return "".join(f"<{BYTES[letter]:02X}>" for letter in token)
+    return text
+
+
+class Look(NamedTuple):
+    """One pass over one text."""
+
+    hidden: torch.Tensor  # (L + 1, T, D): the embeddings, then what each layer hands on; of the last, after the norm
+    attention: torch.Tensor  # (L, H, T, T): a row is the token that looks, a column what it looks at
+
+
+@torch.no_grad()
+def look(model: nn.Module, ids: list[int]) -> Look:
+    """What a model in eval mode makes of the ids of one text, at least one and at most its context."""
+    asked = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
+    output = model.base_model(torch.tensor([ids], device=model.device), **asked)
+    return Look(torch.cat(output.hidden_states), torch.cat(output.attentions))
+
+
+@torch.no_grad()
+def next_probabilities(
+    model: nn.Module,
+    hidden: torch.Tensor,  # (L + 1, T, D)
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> torch.Tensor:
+    """Of which each token is drawn next, (V,): what `generate` draws from. At temperature 0 all lies on one token."""
+    logits = model.lm_head(hidden[-1, -1:])  # (1, V)
+    if temperature == 0:
+        return nn.functional.one_hot(logits[0].argmax(), logits.shape[-1]).float()
+    return filter_logits(logits, temperature, top_k, top_p)[0].softmax(-1)
+
+
+@torch.no_grad()
+def class_probabilities(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Of each class, (C,), read at the last token; with several labels each stands for itself."""
+    return probabilities_of(_head(model)(hidden[-1, -1:]), _has_many(model))[0]
+
+
+@torch.no_grad()
+def logit_lens(model: nn.Module, hidden: torch.Tensor, most: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model would say if it ended after 0, 1, ... L layers: probabilities and numbers, (L + 1, T, most) each.
+
+    The final norm and the head, read early (nostalgebraist 2020, "interpreting GPT: the logit lens"). They are tokens
+    of the vocabulary, or of a classifier its classes; the likeliest first.
+    """
+    norm, last, found = model.base_model.norm, len(hidden) - 1, []
+    for n, states in enumerate(hidden):  # one layer at a time: (T, V) is large
+        logits = _head(model)(states if n == last else norm(states))
+        found.append(probabilities_of(logits, _has_many(model)).topk(min(most, logits.shape[-1])))
+    return torch.stack([each.values for each in found]), torch.stack([each.indices for each in found])
+
+
+@torch.no_grad()
+def neighbours(model: nn.Module, id: int, most: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens whose embeddings point where one token's does: cosines and ids, (most,) each, the nearest first."""
+    table = nn.functional.normalize(model.get_input_embeddings().weight.float(), dim=-1)  # (V, D)
+    cosines = table @ table[id]
+    cosines[id] = -torch.inf  # itself
+    return cosines.topk(min(most, len(table) - 1))
+
+
+def _head(model: nn.Module) -> nn.Module:
+    return model.score if hasattr(model, "score") else model.lm_head
+
+
+def _has_many(model: nn.Module) -> bool:
+    return model.config.problem_type == "multi_label_classification"
+
+
+__all__ = [
+    "Look",
+    "Subject",
+    "class_probabilities",
+    "logit_lens",
+    "look",
+    "neighbours",
+    "next_probabilities",
+    "open_subject",
+    "spell",
+]

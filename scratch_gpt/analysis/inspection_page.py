@@ -1,0 +1,179 @@
+"""The numbers of a look inside -> pieces of HTML: chips, bars, maps. No script, no request, light or dark as the page.
+
+A page that shows them has STYLE, and the class `dark` above what is to be dark.
+"""
+
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..utils.html import page_text
+from ..utils.plots import TRAIN, VALIDATION
+
+
+STYLE = (
+    """
+.look { --hue: #2f6fae; --line: #d9dee4; --soft: #5c6773; --track: #eef1f4; --ink: #1d232b;
+  color: var(--ink); font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; }
+.dark .look { --hue: #5d9bd8; --line: #3a434d; --soft: #9aa5b1; --track: #262d36; --ink: #e4e8ec; }
+.look p { margin: .2rem 0 .6rem; color: var(--soft); } .look .note { color: #a86f00; font-weight: 500; }
+.dark .look .note { color: #e0ae4e; }
+.look .wide { overflow-x: auto; }
+.look .tokens { line-height: 1.2; }
+.look .tokens span { display: inline-block; margin: 0 2px 6px 0; padding: 3px 5px 2px; border-radius: 5px;
+  white-space: pre-wrap; overflow-wrap: anywhere; vertical-align: top; }
+.look .tokens small { display: block; color: var(--soft); font-size: 11px; }
+.look .tokens .cut { opacity: .4; text-decoration: line-through; }
+"""
+    + "".join(
+        f".look .tokens .c{n} {{ background: hsl({hue} 65% 50% / .2); }}\n"
+        for n, hue in enumerate((210, 30, 150, 330, 265))
+    )
+    + f".look .bars i s {{ position: absolute; top: -2px; bottom: -2px; width: 2px; background: {VALIDATION}; }}\n"
+    + """.look .bars { display: grid; grid-template-columns: minmax(4rem, auto) minmax(0, 1fr) auto; gap: 3px 10px;
+  align-items: center; }
+.look .bars b { font-weight: 500; text-align: right; overflow-wrap: anywhere; max-width: 11rem; }
+.look .bars i { position: relative; display: block; height: 16px; background: var(--track); border-radius: 3px; }
+.look .bars i u { position: absolute; inset: 0 auto 0 0; background: var(--hue); border-radius: 3px; }
+.look .bars span { font-variant-numeric: tabular-nums; text-align: right; } .look .bars .no { opacity: .45; }
+.look svg { display: block; font: 11px system-ui, "DejaVu Sans", sans-serif; fill: var(--ink); }
+.look svg rect { stroke: var(--line); stroke-width: .5; }
+.look .heads { display: grid; gap: 4px; } .look .heads > small { color: var(--soft); align-self: center; }
+.look .heads img { display: block; width: 100%; aspect-ratio: 1; image-rendering: pixelated; background: var(--track);
+  border-radius: 2px; } .look .heads .on { outline: 2px solid var(--hue); }
+.look table { border-collapse: separate; border-spacing: 2px; border: 0; margin: 0; }
+.look th { font-weight: 500; text-align: left; }
+.look td, .look th { padding: 3px 6px; border: 0; white-space: nowrap; border-radius: 3px; }
+.look tr > th:first-child { position: sticky; left: 0; background: var(--body-background-fill, inherit);
+  color: var(--soft); }
+.look td small { opacity: .75; }
+"""
+)
+SIDE = 24  # units of a cell of the map
+
+
+def visible(text: str, most: int = 24) -> str:
+    """A token where spaces matter, escaped: a dot for each, signs for ends of lines and tabs; cut where it is long."""
+    for sign, shown in ((" ", "\u00b7"), ("\n", "\u21b5"), ("\t", "\u21e5")):
+        text = text.replace(sign, shown)
+    return page_text(text if len(text) <= most else text[: most - 1] + "\u2026")
+
+
+def title(text: str, level: int = 3) -> str:
+    """The name of the page (level 2) or of a part of it."""
+    return _piece(f"<h{level}>{page_text(text)}</h{level}>")
+
+
+def say(*lines: str, kind: str = "") -> str:
+    """Sentences, a paragraph each; of `kind` note they stand out."""
+    return _piece("".join(f'<p class="{kind}">{page_text(line)}</p>' for line in lines if line))
+
+
+def tokens_html(tokens: Sequence[tuple[str, int]], kept: range) -> str:
+    """(text, id) of each token -> chips in turning colours; those outside of `kept` are crossed out."""
+    chips = []
+    for n, (text, id) in enumerate(tokens):
+        kind = f"c{n % 5}" if n in kept else "cut"
+        shown = page_text(text).replace("\n", "\u21b5") or "\u00a0"
+        chips.append(f'<span class="{kind}">{shown}<small>{id}</small></span>' + "<br>" * text.count("\n"))
+    return _piece(f'<div class="tokens">{"".join(chips)}</div>')
+
+
+class Bar(NamedTuple):
+    """One line of a bar chart; the longest bar may be 1."""
+
+    name: str  # escaped
+    value: float
+    said: str  # the number, as it is written
+    before: float | None = None  # a mark, where it would have been
+
+
+def bars_html(bars: Sequence[Bar]) -> str:
+    """Bars below each other, on a scale from 0 to 1."""
+    rows = []
+    for bar in bars:
+        mark = "" if bar.before is None else f'<s style="left:{bar.before:.2%}"></s>'
+        kind = "" if bar.value > 0 else ' class="no"'
+        rows.append(f'<b{kind}>{bar.name}</b><i><u style="width:{max(0.0, bar.value):.2%}"></u>{mark}</i>')
+        rows.append(f"<span{kind}>{page_text(bar.said)}</span>")
+    return _piece(f'<div class="bars">{"".join(rows)}</div>')
+
+
+def map_html(weights: torch.Tensor, tokens: Sequence[str]) -> str:
+    """Attention (T, T) of one head -> a map over the tokens (escaped); shaded by the root, so that little shows."""
+    T, margin = len(tokens), 8 * min(16, max(map(len, tokens))) + 8
+    size = margin + SIDE * T
+    out = [f'<svg width="{size}" height="{size}" viewBox="0 0 {size} {size}" role="img">']
+    for n, token in enumerate(tokens):
+        middle = margin + SIDE * n + SIDE // 2
+        out.append(f'<text x="{margin - 5}" y="{middle + 4}" text-anchor="end">{token}</text>')
+        out.append(f'<text transform="translate({middle + 4} {margin - 5}) rotate(-90)">{token}</text>')
+    for i, row in enumerate(weights.tolist()):
+        for j, weight in enumerate(row[: i + 1]):  # nobody looks ahead
+            x, y, shade = margin + SIDE * j, margin + SIDE * i, f"{weight**0.5:.4f}"
+            out.append(
+                f'<rect x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" fill="{TRAIN}" fill-opacity="{shade}">'
+                f"<title>{tokens[i]} looks at {tokens[j]}: {weight:.1%}</title></rect>"
+            )
+    return _piece(f'<div class="wide">{"".join(out)}</svg></div>')
+
+
+def heads_html(attention: torch.Tensor, layer: int, head: int) -> str:
+    """Attention (L, H, T, T) -> a small map of each head, a row for each layer; the chosen one is framed."""
+    L, H = attention.shape[:2]
+    cells = []
+    for n in range(L):
+        cells.append(f"<small>{n + 1}</small>")
+        for m in range(H):
+            kind = ' class="on"' if (n, m) == (layer, head) else ""
+            said = f"layer {n + 1}, head {m + 1}"
+            cells.append(f'<img{kind} src="{_picture(attention[n, m])}" alt="{said}" title="{said}">')
+    columns = f"grid-template-columns: 1.2rem repeat({H}, minmax(0, 5rem))"
+    return _piece(f'<div class="heads" style="{columns}">{"".join(cells)}</div>')
+
+
+def lens_html(probabilities: torch.Tensor, names: Sequence[Sequence[str]], tokens: Sequence[str]) -> str:
+    """What is likeliest after each layer (L + 1, T), by name (escaped) -> a table, a row for each layer."""
+    head = "".join(f"<th>{token}</th>" for token in tokens)
+    rows = []
+    for n in reversed(range(len(names))):
+        cells = []
+        for p, name in zip(probabilities[n].tolist(), names[n], strict=True):
+            shade = f"background: color-mix(in srgb, {TRAIN} {0.7 * p**0.5:.0%}, transparent)"
+            cells.append(f'<td style="{shade}">{name} <small>{p:.0%}</small></td>')
+        rows.append(f"<tr><th>{f'layer {n}' if n else 'embedding'}</th>{''.join(cells)}</tr>")
+    return _piece(f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>')
+
+
+def _piece(inner: str) -> str:
+    return f'<div class="look">{inner}</div>'
+
+
+def _picture(weights: torch.Tensor) -> str:
+    # (T, T) -> a data address of a PNG of T x T pixels, as clear as the root of the weight.
+    from PIL import Image
+
+    red, green, blue = bytes.fromhex(TRAIN[1:])
+    pixels = torch.empty(*weights.shape, 4, dtype=torch.uint8)
+    pixels[..., :3] = torch.tensor([red, green, blue], dtype=torch.uint8)
+    pixels[..., 3] = (255 * weights.sqrt()).round().to(torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG")
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+
+
+__all__ = [
+    "STYLE",
+    "Bar",
+    "bars_html",
+    "heads_html",
+    "lens_html",
+    "map_html",
+    "say",
+    "title",
+    "tokens_html",
+    "visible",
+]

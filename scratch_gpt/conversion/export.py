@@ -1,0 +1,92 @@
+"""A run or model folder -> one file that runs without PyTorch: ONNX for onnxruntime, GGUF for llama.cpp.
+
+Both compute in the context that the model has, and neither carries a trace of this machine. An ONNX file is compared
+with the model before it gets its name; it has no KV cache, so that each new token costs the whole text anew.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..runs.folder import replace_folder
+from ..tokenization.tokenizer import load_tokenizer
+from ..utils.extras import require_extra
+from ..utils.files import DRAFT, remove
+from ..utils.locks import hold
+from .gguf_file import write_gguf
+from .load import load_any_head
+from .onnx_file import write_onnx
+
+
+FOLDER = "exports"
+KINDS = ("onnx", "gguf", "gguf-f16")
+
+
+class Exported(NamedTuple):
+    """A file that was written, and how far it lies from the model where that was measured."""
+
+    file: Path
+    difference: float | None = None
+
+
+def export(folder: str | Path, *, kind: str, say: Callable[[str], None] = print) -> Exported:
+    """Write `folder/exports/KIND/model.onnx` or `.gguf`, whole or not at all; an older one of the kind is replaced.
+
+    Args:
+        folder: of a run (its `model` is taken), or a model folder in our layout or GPT-2's.
+        kind: "onnx" (fp32; any of our heads), "gguf" (fp32) or "gguf-f16" (its matrices in 16 bits).
+        say: is given a line if the lock of a process that has ended is taken over.
+
+    Raises:
+        ValueError: no such model, one that another process is writing, what the format cannot express, or a file that
+            disagrees with the model.
+        ImportError: the extra is not installed.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"export is {kind!r}; it is one of {', '.join(KINDS)}.")
+    top = Path(folder)
+    source = top / "model" if (top / "model" / "config.json").is_file() else top
+    _check_source(source)
+    needed = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ("gguf",)
+    require_extra(kind.split("-")[0], needed)
+    with hold(top, say):
+        return _export(top, source, kind)
+
+
+def _export(top: Path, source: Path, kind: str) -> Exported:
+    tokenizer = load_tokenizer(source)
+    model = load_any_head(source).float().eval()
+    target = top / FOLDER / kind
+    draft = target.with_name(DRAFT + target.name)
+    remove(draft)
+    draft.mkdir(parents=True)
+    try:
+        if kind == "onnx":
+            difference = write_onnx(model, draft / "model.onnx")
+            tokenizer.save_pretrained(draft)
+            file = target / "model.onnx"
+        else:
+            difference = None
+            file = target / f"model-{'f16' if kind == 'gguf-f16' else 'f32'}.gguf"
+            write_gguf(model, tokenizer, draft / file.name, half=kind == "gguf-f16")
+        replace_folder(draft, target)
+    finally:
+        remove(draft)
+    return Exported(file, difference)
+
+
+def _check_source(source: Path) -> None:
+    if (source / "adapter_config.json").exists():
+        raise ValueError(
+            f"{source} holds an adapter that is not merged, and an export is a whole model. Export its run "
+            "(its model/ is the merged one)."
+        )
+    if not (source / "config.json").is_file():
+        raise ValueError(f"{source} is no run and no model folder: it has no config.json.")
+    kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind not in ("scratch_gpt", "gpt2"):
+        raise ValueError(f"{source} is a {kind}; only our own models and GPT-2 are exported.")
+
+
+__all__ = ["FOLDER", "KINDS", "Exported", "export"]

@@ -1,0 +1,133 @@
+"""Write a GGUF file for llama.cpp."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling.modeling_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTPreTrainedModel
+from ..tokenization.tokenizer import check_vocabulary
+from .gpt2_export import refuse_what_gpt2_cannot_say
+from .load import own_class
+
+
+# --- GGUF --------------------------------------------------------------------------------------------------------
+
+
+def write_gguf(
+    model: ScratchGPTPreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, *, half: bool = False
+) -> None:
+    """Write a language model and its tokenizer as llama.cpp reads them (architecture gpt2); `half`: matrices as f16.
+
+    Raises:
+        ValueError: what llama.cpp's GPT-2 cannot express: by name, before anything is written.
+    """
+    import gguf
+
+    refuse_what_gpt2_cannot_say(model)
+    if own_class(model) is not ScratchGPTForCausalLM:
+        raise ValueError(
+            f"A GGUF file holds a language model, and this is a {type(model).__name__}: export it as onnx."
+        )
+    config = model.config
+    vocabulary = _read_vocabulary(tokenizer, config.vocab_size)
+    writer = gguf.GGUFWriter(file, "gpt2")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
+
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(vocabulary["tokens"])
+    writer.add_token_types(vocabulary["types"])
+    writer.add_token_merges(vocabulary["merges"])
+    for role in ("bos", "eos", "pad", "unk"):
+        id = getattr(tokenizer, f"{role}_token_id")
+        if id is not None:
+            getattr(writer, f"add_{role}_token_id")(id)
+    writer.add_add_bos_token(vocabulary["begins"])
+    writer.add_add_eos_token(vocabulary["ends"])
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+    for name, tensor in _to_gguf(model).items():
+        is_matrix = tensor.dim() == 2 and name != "position_embd.weight"  # which is only looked up
+        writer.add_tensor(name, (tensor.half() if half and is_matrix else tensor.float()).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _to_gguf(model: ScratchGPTForCausalLM) -> dict[str, torch.Tensor]:
+    # llama.cpp multiplies by (out, in) as nn.Linear does, so nothing is transposed; query, key and value are one.
+    body = model.transformer
+    tensors = {"token_embd.weight": body.embed_tokens.weight, "position_embd.weight": body.embed_positions.weight}
+    for n, block in enumerate(body.layers):
+        projections = (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj)
+        biases = [p.weight.new_zeros(p.out_features) if p.bias is None else p.bias for p in projections]
+        tensors[f"blk.{n}.attn_qkv.weight"] = torch.cat([projection.weight for projection in projections])
+        tensors[f"blk.{n}.attn_qkv.bias"] = torch.cat(biases)
+        names = {"attn_norm": block.ln_1, "attn_output": block.attn.o_proj, "ffn_norm": block.ln_2}
+        names |= {"ffn_up": block.mlp.up_proj, "ffn_down": block.mlp.down_proj}
+        for name, module in names.items():
+            tensors |= {f"blk.{n}.{name}.weight": module.weight, f"blk.{n}.{name}.bias": module.bias}
+    tensors |= {"output_norm.weight": body.norm.weight, "output_norm.bias": body.norm.bias}
+    if not model.config.tie_word_embeddings:
+        tensors["output.weight"] = model.lm_head.weight
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, Any]:
+    """A byte-level BPE -> tokens by id, their types, the merges, and whether a text begins with BOS, ends in EOS."""
+    from gguf import TokenType
+
+    check_vocabulary(tokenizer, rows)
+    content = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    _refuse_what_gguf_cannot_split(content)
+    added = {item["id"]: item for item in content["added_tokens"]}
+    by_id = {id: token for token, id in tokenizer.get_vocab().items()}
+    tokens = [by_id.get(id, f"<|unused {id}|>") for id in range(rows)]  # a model may have more rows than tokens
+    types = []
+    for id in range(rows):
+        item = added.get(id)
+        kind = TokenType.NORMAL if id in by_id else TokenType.UNUSED
+        types.append(kind if item is None else TokenType.CONTROL if item["special"] else TokenType.USER_DEFINED)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    begins, ends = whole[:1] != plain, whole[-1:] != plain
+    framed = [tokenizer.bos_token_id] * begins + plain + [tokenizer.eos_token_id] * ends
+    if whole != framed:
+        raise ValueError("The tokenizer adds more to a text than BOS and EOS, which GGUF cannot express.")
+    return {"tokens": tokens, "types": types, "merges": merges, "begins": begins, "ends": ends}
+
+
+def _refuse_what_gguf_cannot_split(content: dict[str, Any]) -> None:
+    # llama.cpp has one way of its own for each name of a pre-tokenizer; "gpt-2" is plain byte-level BPE.
+    def refuse(what: str):
+        raise ValueError(f"The tokenizer {what}, and only GPT-2's byte-level BPE is exported as GGUF.")
+
+    model, split = content.get("model", {}), content.get("pre_tokenizer") or {}
+    if model.get("type") != "BPE" or split.get("type") != "ByteLevel":
+        refuse(f"is a {model.get('type', 'slow one')} on {split.get('type', 'whole texts')}")
+    if content.get("normalizer"):
+        refuse(f"has a normalizer ({content['normalizer'].get('type')})")
+    if split.get("add_prefix_space") or not split.get("use_regex", True):
+        refuse("cuts texts in another way")
+    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    if named := [name for name in odd if model.get(name)]:
+        refuse(f"has {named[0]}")
+    for item in content["added_tokens"]:
+        if item["lstrip"] or item["rstrip"] or item["single_word"]:
+            refuse(f"takes the space beside {item['content']!r} away")
+
+
+__all__ = ["write_gguf"]

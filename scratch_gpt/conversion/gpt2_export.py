@@ -1,0 +1,116 @@
+"""Write a model in the layout of stock GPT-2."""
+
+import os
+import re
+import shutil
+import tempfile
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from transformers import GPT2Config, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from ..modeling.gpt2_layout import GPT2_LAYOUT
+from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
+from ..tokenization.tokenizer import load_tokenizer
+from .load import STOCK_CLASSES, load_any_head, own_class
+
+
+# our field -> GPT-2's
+CONFIG_NAMES = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "embed_dropout": "embd_pdrop",
+    "attention_dropout": "attn_pdrop",
+    "resid_dropout": "resid_pdrop",
+    "layer_norm_eps": "layer_norm_epsilon",
+    **{name: name for name in ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")},
+    **{name: name for name in ("tie_word_embeddings", "id2label", "label2id", "problem_type", "dtype")},
+}
+
+
+# --- Out ---------------------------------------------------------------------------------------------------------
+
+
+def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path, tokenizer=None) -> Path:
+    """Write a folder that is stock GPT-2: loaded by transformers alone, without our package or remote code.
+
+    Absent query, key and value biases are written as zeros, an untied head as `tie_word_embeddings: false`. Of a
+    folder, its tokenizer comes along; with a model, give it.
+
+    Raises:
+        ValueError: what GPT-2 cannot express, by name; or out_dir holds something. Nothing is written then.
+    """
+    out_dir = Path(out_dir)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise ValueError(f"{out_dir} exists and is not an empty folder. Give another.")
+    model = model_or_dir
+    if isinstance(model_or_dir, (str, Path)):
+        model = load_any_head(Path(model_or_dir))
+        if tokenizer is None and (Path(model_or_dir) / "tokenizer_config.json").exists():
+            tokenizer = load_tokenizer(model_or_dir)
+    refuse_what_gpt2_cannot_say(model)
+
+    stock_class = STOCK_CLASSES[own_class(model)]
+    config = GPT2Config(
+        **{theirs: getattr(model.config, ours) for ours, theirs in CONFIG_NAMES.items()},
+        activation_function="gelu_new",
+        architectures=[stock_class.__name__],
+    )
+    with torch.device("meta"):
+        stock = stock_class(config)
+    weights = _to_gpt2(model)
+    stock.load_state_dict(weights, assign=True)
+    stock.tie_weights()
+    stock.generation_config = getattr(model, "generation_config", None)
+
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    try:  # whole or not at all
+        stock.save_pretrained(draft)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+        draft.chmod(0o755)
+        os.replace(draft, out_dir)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return out_dir
+
+
+def refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
+    """Raise a ValueError that names the first thing about a model for which GPT-2 has no word."""
+    if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in model.modules()):
+        raise ValueError("The model carries an unmerged adapter, which GPT-2 cannot express. Merge it first.")
+    if own_class(model) is None:
+        raise ValueError(f"A {type(model).__name__} is none of {', '.join(cls.__name__ for cls in STOCK_CLASSES)}.")
+    config = model.config
+    if config.hidden_act not in ("gelu_pytorch_tanh", "gelu_new"):  # two names of one function
+        raise ValueError(f"hidden_act {config.hidden_act!r} is not GPT-2's GELU (tanh form): it cannot be exported.")
+    # A field that says something about the architecture and that GPT-2's config has no name for.
+    ours = {*CONFIG_NAMES, "hidden_act", "attention_bias", "architectures", "auto_map", "transformers_version"}
+    extra = set(config.to_diff_dict()) - ours - set(GPT2Config().to_dict()) - {"model_type"}
+    if extra:
+        raise ValueError(
+            f"The config fields {', '.join(sorted(extra))} are unknown to GPT-2: they cannot be exported."
+        )
+
+
+def _to_gpt2(model: ScratchGPTPreTrainedModel) -> dict[str, torch.Tensor]:
+    # Our names and layout -> GPT-2's, by the same table that loading runs forwards.
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for name in [name for name in weights if re.search(r"attn\.[qkv]_proj\.weight$", name)]:
+        bias = name.removesuffix("weight") + "bias"
+        weights.setdefault(bias, torch.zeros(weights[name].shape[0], dtype=weights[name].dtype))
+    # The loader undoes what a model object remembers of its loading: here, the whole table, whatever its history.
+    remembered = SimpleNamespace(config=model.config, _weight_conversions=deepcopy(GPT2_LAYOUT))
+    return revert_weight_conversion(remembered, weights)
+
+
+__all__ = ["export_gpt2", "refuse_what_gpt2_cannot_say"]

@@ -1,0 +1,127 @@
+"""Write an ONNX file and compare its outputs with the model's."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..modeling.modeling_scratch_gpt import (
+    ScratchGPTForSequenceClassification,
+    ScratchGPTModel,
+    ScratchGPTPreTrainedModel,
+)
+from .load import own_class
+
+
+TOLERANCE = 1e-4  # of the largest output, between a model and its ONNX file
+
+
+# --- ONNX --------------------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A model as a function: input_ids (B, T), attention_mask (B, T) -> its first output, without a cache."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+
+
+def write_onnx(model: ScratchGPTPreTrainedModel, file: Path) -> float:
+    """Write a model as ONNX, and return the largest difference between what the two compute.
+
+    `input_ids` and `attention_mask`, both int64 (batch, sequence), padded on either side -> `logits` (batch, sequence,
+    vocabulary) or, of a classifier, (batch, classes); of a model without a head `last_hidden_state`. The file's own
+    metadata holds the context, and a classifier's labels. Weights of 2 GB and more lie beside it, in `.data`.
+
+    Raises:
+        ValueError: the file computes something else than the model.
+    """
+    context = model.config.max_position_embeddings
+    model.set_attn_implementation("eager")  # plain steps; what it computes for padding is defined too
+    ids = torch.zeros(2, min(8, context), dtype=torch.long)
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=context)}
+    kind = own_class(model)
+    output = "last_hidden_state" if kind is ScratchGPTModel else "logits"
+    with _quiet():
+        program = torch.onnx.export(
+            *(Plain(model), (ids, torch.ones_like(ids))),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=(sizes, sizes),
+            input_names=["input_ids", "attention_mask"],
+            output_names=[output],
+        )
+    _forget_sources(program.model)
+    program.model.metadata_props["context"] = str(context)
+    if kind is ScratchGPTForSequenceClassification:
+        names = model.config.id2label
+        program.model.metadata_props["labels"] = json.dumps([names[id] for id in sorted(names)])
+    program.save(str(file))
+    return _compare(model, file)
+
+
+def _forget_sources(model) -> None:
+    # The exporter notes for each node which line of which file it came from.
+    graphs = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        nodes = [*graph.all_nodes()]
+        values = [*graph.inputs, *(value for node in nodes for value in node.outputs)]
+        for part in (graph, *nodes, *values, *getattr(graph, "initializers", {}).values()):
+            part.metadata_props.clear()
+            part.doc_string = None
+    model.metadata_props.clear()
+    model.doc_string = None
+
+
+@torch.no_grad()
+def _compare(model: ScratchGPTPreTrainedModel, file: Path) -> float:
+    # On the longest rows that there are, on padding of both sides, and on a single token.
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    context = model.config.max_position_embeddings
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (3, context), generator=draw)
+    mask = torch.ones_like(ids)
+    mask[1, : context // 2], mask[2, (context + 1) // 2 :] = 0, 0
+    worst = 0.0
+    for rows, seen in ((ids, mask), (ids[:1, :1], mask[:1, :1])):
+        ours = Plain(model)(rows, seen)
+        theirs = torch.from_numpy(session.run(None, {"input_ids": rows.numpy(), "attention_mask": seen.numpy()})[0])
+        difference = (ours - theirs).abs()
+        if ours.dim() == 3:  # what stands at padding means nothing
+            difference = difference[seen.bool()]
+        limit = TOLERANCE * max(1.0, float(ours.abs().max()))
+        if not float(difference.max()) <= limit:
+            raise ValueError(
+                f"The ONNX file differs from the model by {float(difference.max()):.2g}, and {limit:.2g} is the most. "
+                "It was not kept."
+            )
+        worst = max(worst, float(difference.max()))
+    return worst
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporter warns of libraries that are not there, and of its own calls.
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+__all__ = ["Plain", "write_onnx"]

@@ -1,0 +1,1 @@
+"""Find rows to remove or to change: quality, duplicates, private data, poisoning."""

@@ -1,0 +1,1 @@
+"""Prepared data: filters in order, mixtures, files on disk, the report."""

@@ -1,0 +1,334 @@
+"""Rows -> the same rows, changed or marked as removed, part by part: a run that was killed goes on from its parts.
+
+    clean      each row through the filters, in turn; and what it can be told from others by
+    select     which rows are left, and what each filter has taken
+    change     a stage whose rows depend on those before them
+
+A part is a file that is whole or not there, and a function of its stage's input: whatever is there is used again. What
+stays in memory is a few numbers a document; texts, tokens and rows are mapped from disk.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...utils.watchdog import beat
+from .storage import column_of, read_table, write_table
+
+
+PART_BYTES = 8 * 2**20  # of text
+PART_ROWS = 2000
+MARKS = (
+    "_removed",
+    "_why",
+    "_changed",
+    "_bytes",
+    "_key",
+    "_signature",
+    "_emptied",
+    "_shortened",
+)  # columns of ours beside a row's own
+
+
+# What recipes learn from in rows of conversations, instructions and preferences; all else says where a row is from.
+LEARNED = ("messages", "instruction", "input", "output", "prompt", "completion", "chosen", "rejected")
+ID = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid)", re.IGNORECASE)  # names of columns that number the rows
+
+
+class Filter(NamedTuple):
+    """One thing a row is looked at for. Either takes rows out, or changes their texts, or both."""
+
+    name: str
+    problem: Callable[[str], str | None] | None = None  # a row's text -> why it goes
+    change: Callable[[str], str] | None = None  # each text of a row -> what becomes of it
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """All texts of a row, or of what lies in it (messages, answers), in order. Whose a message is, is no text."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not _is_role(value, key):
+                yield from texts_of(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from texts_of(inner)
+
+
+def learned_text(row: Mapping[str, Any], text_column: str | None = None) -> str:
+    """The text by which a row is told from others: its column of text if it has one, else what recipes learn from.
+
+    That is LEARNED and a preference's label; without any of these columns all texts of the row but its ids.
+    """
+    own = None if text_column is None else row[text_column]
+    if own and not own.isspace():
+        return own
+    names = [name for name in LEARNED if row.get(name) is not None]
+    if names and isinstance(row.get("label"), bool):
+        return " \0 ".join([*texts_of([row[name] for name in names]), str(row["label"])])
+    names = names or [name for name in row if not ID.fullmatch(name)] or [*row]
+    return " \0 ".join(texts_of([row[name] for name in names]))  # white space alone would not tell a b, c from a, b c
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same value with each of its texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: inner if _is_role(value, key) else with_texts(inner, change) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_texts(inner, change) for inner in value]
+    return value
+
+
+def _is_role(value: Mapping, key: str) -> bool:
+    return key == "role" and "content" in value
+
+
+# --- Parts -------------------------------------------------------------------------------------------------------
+
+
+def sizes_of_texts(table: pa.Table) -> np.ndarray:
+    """(rows,) bytes of text in each row's columns of text, those inside messages not counted."""
+    sizes = np.zeros(table.num_rows, dtype=np.int64)
+    for field in table.schema:
+        if field.name not in MARKS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+            sizes += pc.fill_null(pc.binary_length(table.column(field.name)), 0).to_numpy()
+    return sizes
+
+
+def part_bounds(table: pa.Table) -> list[int]:
+    """Where parts of about PART_BYTES of text and at most PART_ROWS rows begin, and the end."""
+    bounds, start, reached = [0], 0, np.cumsum(sizes_of_texts(table))
+    while start < table.num_rows:
+        before = reached[start - 1] if start else 0
+        end = int(np.searchsorted(reached, before + PART_BYTES, side="right"))
+        start = min(max(end, start + 1), start + PART_ROWS, table.num_rows)
+        bounds.append(start)
+    return bounds
+
+
+def in_parts(folder: Path, count: int, make: Callable[[int], pa.Table], progress: Callable) -> list[pa.Table]:
+    """The tables of a stage, mapped: part n is `make(n)`, made where its file is not there yet."""
+    tables = []
+    for n in progress(range(count)):
+        path = folder / f"part-{n:05d}.arrow"
+        if not path.exists():
+            write_table(make(n), path)
+        tables.append(read_table(path))
+    return tables
+
+
+# --- Clean -------------------------------------------------------------------------------------------------------
+
+
+def clean_part(
+    rows: pa.Table,
+    filters: Sequence[Filter],
+    key: Callable[[str], bytes] | None = None,
+    signatures: Callable[[list[str]], np.ndarray] | None = None,
+    text_column: str | None = None,
+) -> pa.Table:
+    """The rows with each filter applied in turn, and columns of ours beside their own (MARKS).
+
+    A removed row stays in the table as it was found, so that it can be counted, shown and written out.
+
+    Args:
+        key, signatures: by which rows are told apart, of what `learned_text` takes from them.
+        text_column: the one that holds the text.
+    """
+    cleaned, removed, why, changed, sizes, texts = [], [], [], [], [], []
+    for found in rows.to_pylist():
+        row, text, name, reason, changes = found, "\n".join(texts_of(found)), None, None, []
+        for item in filters:
+            reason = item.problem(text) if item.problem is not None else None
+            if reason is not None:
+                name = item.name
+                break
+            if item.change is not None:
+                row = with_texts(row, item.change)
+                before, text = text, "\n".join(texts_of(row))
+                changes += [item.name] if text != before else []
+        cleaned.append(found if name else row)
+        removed.append(name)
+        why.append(reason)
+        changed.append(changes)
+        sizes.append(0 if name else len(text.encode()))
+        texts.append("" if name or (key is None and signatures is None) else learned_text(row, text_column))
+    columns = {
+        column: pa.array([row[column] for row in cleaned], rows.schema.field(column).type)
+        for column in rows.column_names
+    }
+    columns["_removed"] = pa.array(removed, pa.string())
+    columns["_why"] = pa.array(why, pa.string())
+    columns["_bytes"] = pa.array(sizes, pa.int64())
+    columns["_changed"] = pa.array(changed, pa.list_(pa.string()))
+    if key is not None:
+        columns["_key"] = pa.array([key(text) for text in texts], pa.binary(16))
+    if signatures is not None:
+        made = np.ascontiguousarray(signatures(texts))
+        kind = pa.binary(made.shape[1] * made.itemsize)
+        columns["_signature"] = pa.FixedSizeBinaryArray.from_buffers(kind, len(made), [None, pa.py_buffer(made)])
+    return pa.table(columns, metadata=rows.schema.metadata)  # which knows the names of classes
+
+
+def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """(n, 16) uint8 keys -> (n,) int64, for each row the first alive one with its key; a dead row has itself."""
+    numbers = np.flatnonzero(alive)
+    halves = np.ascontiguousarray(keys[numbers]).view(np.uint64)
+    order = np.lexsort((numbers, halves[:, 1], halves[:, 0]))
+    ordered = halves[order]
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first = np.arange(len(alive))
+    first[numbers[order]] = numbers[order[is_first]][np.cumsum(is_first) - 1]
+    return first
+
+
+def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator[np.ndarray]:
+    """A fixed-size binary column, a (rows, width) array for each table, as it lies in the mapped file."""
+    for table in tables:
+        column = column_of(table, name)
+        width = column.type.byte_width
+        bytes_ = np.frombuffer(column.buffers()[1], dtype=np.uint8)[column.offset * width :][: len(column) * width]
+        yield bytes_.view(kind).reshape(len(column), -1)
+
+
+def texts_of_table(table: pa.Table, alive: np.ndarray) -> list[str]:
+    """The column "text" of a table; "" for what is not alive."""
+    texts = table.column("text").to_pylist()
+    return [text if here else "" for text, here in zip(texts, alive.tolist(), strict=True)]
+
+
+def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The rows with these numbers, counted through the tables, a table at a time."""
+    start = 0
+    for table in tables:
+        inside = numbers[(numbers >= start) & (numbers < start + len(table))] - start
+        yield from table.take(pa.array(inside)).to_pylist()
+        start += len(table)
+        beat()
+
+
+def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Callable[[str], str]) -> pa.Table:
+    """Rows with the text of one column changed; "_emptied" and "_shortened" say where nothing or less is left."""
+    rows, shortened, emptied = table.to_pylist(), [], []
+    for n, row in enumerate(rows):
+        text = row[text_column] or ""
+        left = change(text) if alive[n] else text
+        shortened.append(left != text)
+        emptied.append(left != text and not left.strip())
+        if left != text:
+            row[text_column] = left
+            own = {name: value for name, value in row.items() if name not in MARKS}
+            row["_bytes"] = len("\n".join(texts_of(own)).encode())
+    changed = pa.Table.from_pylist(rows, table.schema)
+    return changed.append_column("_emptied", pa.array(emptied)).append_column("_shortened", pa.array(shortened))
+
+
+class Selection:
+    """Which rows of all corpora are left, and what each filter has taken: {name: {"in", "removed"}}.
+
+    Rows are numbered through all tables of all corpora, in order.
+    """
+
+    def __init__(self, tables: Sequence[pa.Table], filters: Sequence[Filter]):
+        removed = [column_of(table, "_removed").dictionary_encode() for table in tables]
+        names = [item.name for item in filters]
+        self.by = np.concatenate([np.full(0, -1, np.int8), *(_numbers(column, names) for column in removed)])
+        self.names, self.counts = names, {}
+        self.copy_of: np.ndarray | None = None  # (rows,) for removed duplicates the row that stayed, others themselves
+        left = len(self.by)
+        for number, item in enumerate(filters):
+            taken = int((self.by == number).sum())
+            self.counts[item.name] = {"in": left, "removed": taken}
+            left -= taken
+            if item.change is not None:
+                changed = [column_of(table, "_changed").flatten() for table in tables]
+                self.counts[item.name]["changed"] = sum(
+                    pc.sum(pc.equal(names, item.name)).as_py() or 0 for names in changed
+                )
+
+    @property
+    def alive(self) -> np.ndarray:
+        """(rows,) bool."""
+        return self.by < 0
+
+    def remove_copies(self, name: str, first: np.ndarray) -> None:
+        """Take out the rows whose `first` (rows,) is another one, and remember which."""
+        is_copy = self.alive & (first != np.arange(len(first)))
+        self.remove(name, is_copy)
+        before = np.arange(len(first)) if self.copy_of is None else self.copy_of
+        self.copy_of = first[before]  # a row that stayed then may be a copy now
+
+    def remove(self, name: str, rows: np.ndarray) -> None:
+        """Take out these rows (bool) of those that are left, in the name of a filter."""
+        alive = self.alive
+        self.counts[name] = {"in": int(alive.sum()), "removed": int((alive & rows).sum())}
+        self.names.append(name)
+        self.by[alive & rows] = len(self.names) - 1
+
+
+def _numbers(column: pa.DictionaryArray, names: list[str]) -> np.ndarray:
+    own = np.array([names.index(name) for name in column.dictionary.to_pylist()], dtype=np.int8)
+    indices = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
+    return np.where(indices < 0, -1, own[indices] if len(own) else -1).astype(np.int8)
+
+
+COPIES = {"exact_duplicates": "the same text as", "near_duplicates": "nearly the text of"}
+REASONS = {"passages": "all of it was there before"}  # of filters that do not see rows one by one
+
+
+def removed_rows(corpora: list, tables: list, selection) -> Iterator[dict[str, Any]]:
+    """Every removed row with what removed it and why; the tables are those before passages are cut."""
+    starts, start = np.cumsum([0, *(len(corpus.rows) for corpus in corpora)]), 0
+
+    def why(name: str, number: int) -> str | None:
+        if name not in COPIES:
+            return REASONS.get(name)
+        stays = int(selection.copy_of[number])
+        corpus = int(np.searchsorted(starts, stays, side="right")) - 1
+        return f"{COPIES[name]} row {stays - starts[corpus] + 1} of {corpora[corpus].record['name']}"
+
+    for table in tables:
+        for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
+            row = table.slice(n, 1).to_pylist()[0]
+            own = {name: value for name, value in row.items() if name not in MARKS}
+            name = selection.names[selection.by[start + n]]
+            yield {"filter": name, "why": row["_why"] or why(name, start + n), "row": own}
+        start += len(table)
+
+
+def write_removed(corpora: list, tables: list, selection, path: Path) -> None:
+    """removed.jsonl: a line for each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as lines:
+        for line in removed_rows(corpora, tables, selection):
+            lines.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+
+
+__all__ = [
+    "MARKS",
+    "PART_ROWS",
+    "Filter",
+    "Selection",
+    "binary_column",
+    "change_part",
+    "clean_part",
+    "first_of_its_kind",
+    "in_parts",
+    "learned_text",
+    "part_bounds",
+    "rows_at",
+    "sizes_of_texts",
+    "texts_of",
+    "texts_of_table",
+    "with_texts",
+]

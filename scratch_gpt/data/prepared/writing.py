@@ -1,0 +1,194 @@
+"""Texts that are kept -> token ids -> one order -> the Arrow files of a prepared folder.
+
+encode    texts -> token ids, mapped from disk
+join      documents of several corpora, in an order -> one stream that is never in memory
+write     the stream -> rows (windows.py, packing.py) -> files (prepared.py); or cleaned rows as they are
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..rows.packing import GROUP, PackedRows
+from ..rows.windows import Windows
+from .pipeline import MARKS, PART_ROWS
+from .storage import ROWS_PER_PART, Part, column_of, write_part, write_table
+
+
+CALL_BYTES = 2**20  # of text in one call of the tokenizer
+
+
+# --- Encode ------------------------------------------------------------------------------------------------------
+
+
+def encode_part(
+    texts: Sequence[str], encode_batch: Callable[[list[str]], list[list[int]]], eos_token_id: int, vocab_size: int
+) -> pa.Table:
+    """Texts -> {"input_ids", "bytes"}: their ids, each ended by EOS, and the length of the text in UTF-8."""
+    kind = np.uint16 if vocab_size <= 2**16 else np.uint32
+    sizes = [len(text.encode()) for text in texts]
+    ids, lengths = [np.empty(0, dtype=kind)], []
+    for some in _calls(texts, sizes):
+        for of_text in encode_batch(some):
+            ids.append(np.array([*of_text, eos_token_id], dtype=kind))
+            lengths.append(len(of_text) + 1)
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    tokens = pa.LargeListArray.from_arrays(offsets, np.concatenate(ids))
+    return pa.table({"input_ids": tokens, "bytes": pa.array(sizes, pa.int64())})
+
+
+def _calls(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:
+    some, size = [], 0
+    for text, of_text in zip(texts, sizes, strict=True):
+        if some and size + of_text > CALL_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(text)
+        size += of_text
+    if some:
+        yield some
+
+
+class Tokens:
+    """The token ids of a corpus' documents, mapped from the parts that `encode_part` made."""
+
+    def __init__(self, tables: Sequence[pa.Table]):
+        columns = [column_of(table, "input_ids") for table in tables]
+        self._ids = [column.values.to_numpy() for column in columns]
+        self._offsets = [column.offsets.to_numpy() for column in columns]
+        self._ends = np.cumsum([len(column) for column in columns])
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int32)
+        self.bytes = np.concatenate([table.column("bytes").to_numpy() for table in tables])
+
+    def __getitem__(self, document: int) -> np.ndarray:
+        part = int(np.searchsorted(self._ends, document, side="right"))
+        k = document - (self._ends[part - 1] if part else 0)
+        return self._ids[part][self._offsets[part][k] : self._offsets[part][k + 1]]
+
+
+# --- Order and write ---------------------------------------------------------------------------------------------
+
+
+class Joined:
+    """Documents of several corpora in one order, as one stream that is sliced like an array and never joined.
+
+    Args:
+        corpora: their Tokens.
+        source, document: (N,) the n-th document is corpora[source[n]][document[n]].
+    """
+
+    def __init__(self, corpora: Sequence[Tokens], source: np.ndarray, document: np.ndarray):
+        self.corpora, self.source, self.document = corpora, source, document
+        lengths = np.zeros(len(source), dtype=np.int64)
+        for i, corpus in enumerate(corpora):
+            lengths[source == i] = corpus.lengths[document[source == i]]
+        self.ends = np.cumsum(lengths)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        start, stop, _ = where.indices(len(self))
+        first = int(np.searchsorted(self.ends, start, side="right"))
+        last = int(np.searchsorted(self.ends, stop, side="left"))
+        before = int(self.ends[first - 1]) if first else 0
+        return self.documents(first, last + 1)[start - before : stop - before]
+
+    def documents(self, first: int, stop: int) -> np.ndarray:
+        """Documents number first ... stop - 1, joined."""
+        pairs = zip(self.source[first:stop], self.document[first:stop], strict=True)
+        found = [self.corpora[i][int(d)] for i, d in pairs]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.uint16)
+
+
+def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Callable, **options: Any) -> list[Part]:
+    """The windows of a stream (options as for `Windows`), ROWS_PER_PART to a file."""
+    windows = Windows(stream, **options)
+    starts = range(0, len(windows), ROWS_PER_PART)
+
+    def rows(start: int) -> Iterator[dict[str, np.ndarray]]:
+        return (windows[k] for k in range(start, min(start + ROWS_PER_PART, len(windows))))
+
+    return [_write(rows(start), folder, n, vocab_size) for n, start in enumerate(progress(starts))]
+
+
+def write_documents(
+    stream: Joined, folder: Path, vocab_size: int, progress: Callable, max_length: int, pack: bool
+) -> tuple[list[Part], float, float]:
+    """Rows of whole documents, a GROUP of them to a file; also the shares of padding and of cut tokens."""
+    parts, cut = [], 0.0
+    for n, first in enumerate(progress(range(0, len(stream.ends), GROUP))):
+        stop = min(first + GROUP, len(stream.ends))
+        before = stream.ends[first - 1] if first else 0
+        rows = PackedRows(stream.documents(first, stop), stream.ends[first:stop] - before, max_length, pack=pack)
+        parts.append(_write((rows[k] for k in range(len(rows))), folder, n, vocab_size))
+        cut += rows.cut_share * len(rows.ids)
+    filled = sum(part.tokens for part in parts)
+    return parts, 1 - filled / (sum(part.rows for part in parts) * max_length), cut / filled
+
+
+def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns that all of some corpora have, each of a type that holds them all, and the names of their classes.
+
+    Raises:
+        ValueError: no such column, or one of types that do not go together or of other classes.
+    """
+    described, fields, features = [_described(schema) for schema in schemas], [], {}
+    names = [name for name in schemas[0].names if name not in MARKS]
+    for name in [name for name in names if all(name in schema.names for schema in schemas)]:
+        fields.append(_joined(name, [schema.field(name) for schema in schemas]))
+        said = [of.get(name) for of in described]
+        if all(one == said[0] for one in said):
+            features |= {name: said[0]} if said[0] else {}
+        elif "ClassLabel" in str(said):
+            raise ValueError(f"The column {name!r} has other classes in one corpus than in another: rename it in one.")
+    if not fields:
+        raise ValueError(f"The corpora have no column in common; the first one has {', '.join(names)}.")
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _described(schema: pa.Schema) -> dict[str, Any]:
+    # what `datasets` says of each column beside its type, the names of classes above all
+    return json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
+
+
+def _joined(name: str, columns: list[pa.Field]) -> pa.Field:
+    try:
+        return pa.unify_schemas([pa.schema([column]) for column in columns], promote_options="permissive").field(0)
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        kinds = " and ".join(dict.fromkeys(str(column.type) for column in columns))
+        raise ValueError(
+            f"The column {name!r} holds {kinds}, which do not go together: convert or rename it in one corpus."
+        ) from error
+
+
+def write_texts(
+    corpora: Sequence[Sequence[pa.Table]], source: np.ndarray, document: np.ndarray, folder: Path, progress: Callable
+) -> list[tuple[int, str]]:
+    """Rows as they are after cleaning, in an order, with the columns that all corpora have; (rows, SHA-256) a file."""
+    wholes = [pa.concat_tables(tables) for tables in corpora]
+    schema = shared_schema([whole.schema for whole in wholes])
+    parts = []
+    for n, start in enumerate(progress(range(0, len(source), PART_ROWS))):
+        of, which = source[start : start + PART_ROWS], document[start : start + PART_ROWS]
+        found = [wholes[i].select(schema.names).take(pa.array(which[of == i])) for i in np.unique(of)]
+        back = np.argsort(np.concatenate([np.flatnonzero(of == i) for i in np.unique(of)]))
+        table = pa.concat_tables([schema.empty_table(), *found], promote_options="permissive").take(pa.array(back))
+        table = table.replace_schema_metadata(schema.metadata)
+        write_table(table, folder / f"part-{n:05d}.arrow")
+        content = json.dumps(table.to_pylist(), sort_keys=True, ensure_ascii=False, default=str)
+        parts.append((len(table), hashlib.sha256(content.encode()).hexdigest()))
+    return parts
+
+
+def _write(rows: Iterable[dict[str, np.ndarray]], folder: Path, n: int, vocab_size: int) -> Part:
+    path = folder / f"part-{n:05d}.arrow"
+    return write_part(rows, path, vocab_size)
+
+
+__all__ = ["Joined", "Tokens", "encode_part", "shared_schema", "write_documents", "write_texts", "write_windows"]

@@ -1,0 +1,1 @@
+"""Documents -> rows -> batches: windows, packing, conversations, preferences, labels."""

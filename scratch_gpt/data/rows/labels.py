@@ -1,0 +1,320 @@
+"""(text, label) rows -> named classes, splits that share no text, and rows of token ids with their labels.
+
+A label is one name, or with several labels a row a set of names. Nothing here knows where rows come from.
+"""
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..splits import check_fractions
+
+
+Label = str | frozenset[str]
+
+
+class Examples(NamedTuple):
+    """Texts and what they are."""
+
+    texts: list[str]
+    labels: list[Label]
+    names: list[str] | None = None  # all classes, where the data set names them in an order of its own
+
+    def take(self, numbers: Sequence[int]) -> "Examples":
+        """The examples with these numbers, in that order."""
+        return Examples([self.texts[n] for n in numbers], [self.labels[n] for n in numbers], self.names)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Rows of each class, in the order of the class numbers; of a class that is only named, 0."""
+        return count_classes(self.labels, self.names)
+
+    @property
+    def has_many(self) -> bool:
+        """Whether a text may have several labels."""
+        return isinstance(self.labels[0], frozenset)
+
+
+# --- Reading -----------------------------------------------------------------------------------------------------
+
+
+def read_examples(
+    texts: Sequence[str | None],
+    values: Sequence[Any],
+    *,
+    names: Sequence[str] | None = None,
+    separator: str | None = None,
+    least: int = 2,
+) -> Examples:
+    """Two columns -> examples.
+
+    Args:
+        values: a name or number each, or a list of them where a text may have several labels.
+        names: what the numbers 0, 1, ... mean; without it a number is its own name.
+        separator: what several labels in one value are joined by.
+        least: classes that there have to be.
+
+    Raises:
+        ValueError: an empty text, an absent label (None, NaN, empty, -1 among named ones), a number without a name,
+            or too few classes; it names the row, counted from 1.
+    """
+    names, texts = None if names is None else list(names), read_texts(texts)
+    has_many = separator is not None or any(isinstance(value, (list, tuple, np.ndarray)) for value in values)
+    labels = []
+    for row, value in enumerate(values, start=1):
+        if has_many:
+            parts = value.split(separator) if separator and isinstance(value, str) else value
+            parts = parts if isinstance(parts, (list, tuple, np.ndarray)) else [parts]
+            labels.append(frozenset(_name(part, names, row) for part in parts))
+        else:
+            labels.append(_name(value, names, row))
+    if len(classes := count_classes(labels)) < least:
+        raise ValueError(f"There is one class only ({', '.join(classes) or 'none at all'}): two or more are needed.")
+    return Examples(texts, labels, names)
+
+
+def read_texts(values: Sequence[Any]) -> list[str]:
+    """A column -> texts without their lines' ends; ValueError for an empty one, counted from 1."""
+    texts = ["" if value is None else str(value).rstrip("\r\n") for value in values]
+    for row, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise ValueError(f"Row {row} has an empty text. Leave such rows out of the file.")
+    return texts
+
+
+def _name(value: Any, names: list[str] | None, row: int) -> str:
+    if isinstance(value, str):
+        value = value.strip()
+    is_absent = value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
+    if is_absent or value == "":
+        raise ValueError(f"Row {row} has no label ({value!r}). Leave such rows out of the file.")
+    if not isinstance(value, (str, int, float, np.number, np.bool_)):
+        raise ValueError(f"Row {row} has the label {value!r:.100}; a label is a text or a number.")
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)  # what a column of numbers with a gap is read as
+    if names is None or value in names:
+        return str(value)
+    if isinstance(value, str):
+        raise ValueError(f"Row {row} has label {value!r}; the dataset names {', '.join(names)}.")
+    if not 0 <= value < len(names):
+        raise ValueError(f"Row {row} has label {value}; the dataset names 0 to {len(names) - 1}.")
+    return names[value]
+
+
+def count_classes(labels: Sequence[Label], names: Sequence[str] | None = None) -> dict[str, int]:
+    """Rows of each class, in the order of `names`; without it numbers by their value, then words by the alphabet.
+
+    Example:
+        >>> count_classes(["10", "2", "2"])
+        {'2': 2, '10': 1}
+    """
+    counts = Counter(name for label in labels for name in ([label] if isinstance(label, str) else label))
+    return {name: counts[name] for name in (sorted(counts, key=_order) if names is None else names)}
+
+
+def _order(name: str) -> tuple:
+    return (0, int(name), name) if re.fullmatch(r"-?[0-9]+", name) else (1, 0, name)
+
+
+def match_labels(examples: Examples, known: Sequence[str], has_many: bool) -> Examples:
+    """The same examples with the labels of a model: the label itself, else the one label of the same number.
+
+    `1.0` or `01` is the class `1` where there is no class of that very name.
+
+    Raises:
+        ValueError: a label that no class has, two labels that would become one, or several labels for a model of one.
+    """
+    if examples.has_many and not has_many:
+        raise ValueError("These rows have several labels each, and the model tells one.")
+    meant: dict[str, str] = {}
+    for name in count_classes(examples.labels):
+        same = [name] if name in known else [other for other in known if _number(name) == _number(other) is not None]
+        if len(same) > 1:
+            raise ValueError(f"Label {name!r} may be any of {', '.join(map(repr, same))}. Write it as one of them.")
+        if not same:
+            raise ValueError(f"Label {name!r} was not seen in training; known are {', '.join(known)}.")
+        if twin := next((other for other, label in meant.items() if label == same[0]), None):
+            raise ValueError(f"Labels {twin!r} and {name!r} would both be the class {same[0]!r}. Write them alike.")
+        meant[name] = same[0]
+    several = ([label] if isinstance(label, str) else label for label in examples.labels)
+    labels = [frozenset(meant[name] for name in label) for label in several]
+    return Examples(examples.texts, labels if has_many else [min(label) for label in labels], [*known])
+
+
+def _number(name: str) -> Decimal | None:
+    return Decimal(name) if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", name) else None
+
+
+# --- Choosing ----------------------------------------------------------------------------------------------------
+
+
+def rows_not_in(texts: Sequence[str], others: Sequence[str]) -> list[int]:
+    """The numbers of the rows whose text is none of the others; white space counts for nothing."""
+    known = {_bare(text) for text in others}
+    return [n for n, text in enumerate(texts) if _bare(text) not in known]
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split())
+
+
+def distinct_rows(texts: Sequence[str]) -> np.ndarray:
+    """The numbers of the rows whose text was not there before."""
+    return np.sort(np.unique(np.array(texts, dtype=object), return_index=True)[1])
+
+
+def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
+    """The numbers of as many rows of each class as the smallest has, in order; chosen by the seed.
+
+    Raises:
+        ValueError: rows with several labels, which no choice of rows balances.
+
+    Example:
+        >>> labels = ["spam", "ham", "ham", "spam", "ham"]
+        >>> count_classes([labels[row] for row in undersample(labels, seed=0)])
+        {'ham': 2, 'spam': 2}
+    """
+    _refuse_many(labels, "undersample")
+    of = np.array(labels)
+    least, generator = min(count_classes(labels).values()), np.random.default_rng(seed)
+    chosen = [generator.permutation(np.flatnonzero(of == name))[:least] for name in count_classes(labels)]
+    return np.sort(np.concatenate(chosen))
+
+
+def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -> list[float]:
+    """rows / (classes * rows of the class) for each class that has rows: 1 on average over the rows; 1 for any other.
+
+    Raises:
+        ValueError: rows with several labels.
+
+    Example:
+        >>> class_weights(["ham", "ham", "ham", "spam"])  # of ham, then of spam
+        [0.6666666666666666, 2.0]
+    """
+    _refuse_many(labels, "weights")
+    counts = [*count_classes(labels, names).values()]
+    classes = sum(count > 0 for count in counts)
+    return [len(labels) / (classes * count) if count else 1.0 for count in counts]
+
+
+def _refuse_many(labels: Sequence[Label], how: str) -> None:
+    if not isinstance(labels[0], str):
+        raise ValueError(f"balance {how} is for one label a text, and these have several. Leave it out.")
+
+
+def split_examples(
+    examples: Examples, validation_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Row numbers of {"train", "validation", "test"}, by distinct text, each class shared out in the same way.
+
+    Rows whose texts are equal but for white space stay together. A text belongs to the class of its first row, with
+    several labels to the rarest of them. Which texts go where is a function of the seed and of the rows.
+
+    Raises:
+        ValueError: fractions that leave nothing to train on, or a class with fewer distinct texts than splits.
+    """
+    fractions = check_fractions(validation_fraction, test_fraction)
+    groups: dict[str, list[int]] = {}  # text -> its rows
+    for number, text in enumerate(examples.texts):
+        groups.setdefault(_bare(text), []).append(number)
+    firsts = [examples.labels[rows[0]] for rows in groups.values()]
+    counts = count_classes(firsts)
+    for name in count_classes(examples.labels):
+        if counts.get(name, 0) < 1 + len(fractions):
+            raise ValueError(
+                f"Class {name!r} has {counts.get(name, 0)} distinct text(s), and there are {1 + len(fractions)} "
+                f"splits (train, {', '.join(fractions)}). Add rows, leave the class out, or set a fraction to 0."
+            )
+    strata: dict[str, list[list[int]]] = {}
+    for rows, label in zip(groups.values(), firsts, strict=True):
+        names = [label] if isinstance(label, str) else sorted(label)
+        strata.setdefault(min(names, key=counts.get, default=""), []).append(rows)
+    splits: dict[str, list[int]] = {name: [] for name in ("train", *fractions)}
+    generator = np.random.default_rng(seed)
+    for name in sorted(strata):
+        order = [strata[name][n] for n in generator.permutation(len(strata[name]))]
+        for split, fraction in fractions.items():
+            take = min(max(1, round(fraction * len(strata[name]))), max(0, len(order) - 1))
+            splits[split] += [row for rows in order[:take] for row in rows]
+            order = order[take:]
+        splits["train"] += [row for rows in order for row in rows]
+    return {name: np.array(sorted(rows), dtype=int) for name, rows in splits.items()}
+
+
+# --- Rows --------------------------------------------------------------------------------------------------------
+
+
+class LabelledRows(Sequence):
+    """`rows[k]` -> {"input_ids": (n,), "labels": () int64, or (C,) float32 of 0 and 1 where there may be several}.
+
+    Args:
+        encode: texts -> ids, adding nothing.
+        label2id: class -> its number.
+        max_length: what is longer is cut at its end.
+
+    Raises:
+        ValueError: a label that `label2id` does not have.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        encode: Callable[[list[str]], list[list[int]]],
+        label2id: dict[str, int],
+        max_length: int,
+    ):
+        self.examples = examples
+        if unseen := set(count_classes(examples.labels)) - set(label2id):
+            raise ValueError(f"Label {min(unseen)!r} was not seen in training; known are {', '.join(label2id)}.")
+        ids = encode(examples.texts)
+        self.cut = sum(len(row) > max_length for row in ids)  # texts whose end is not read
+        self.ids = [np.array(row[:max_length], dtype=np.int64) for row in ids]
+        self.lengths = [len(row) for row in self.ids]
+        if examples.has_many:
+            self.labels = np.zeros((len(ids), len(label2id)), dtype=np.float32)
+            for row, names in zip(self.labels, examples.labels, strict=True):
+                row[[label2id[name] for name in names]] = 1
+        else:
+            self.labels = np.array([label2id[name] for name in examples.labels], dtype=np.int64)
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of them; the hash is of ids and labels."""
+        digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
+        for ids in self.ids:
+            digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())
+        return {
+            "rows": len(self),
+            "duplicates": len(self) - len(set(self.examples.texts)),
+            "classes": self.examples.classes,
+            "bytes": sum(len(text.encode()) for text in self.examples.texts),
+            "tokens": sum(self.lengths),
+            "cut": self.cut,
+            "sha256": digest.hexdigest(),
+        }
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+        return {"input_ids": self.ids[k], "labels": self.labels[k]}
+
+
+__all__ = [
+    "Examples",
+    "LabelledRows",
+    "class_weights",
+    "count_classes",
+    "distinct_rows",
+    "match_labels",
+    "read_examples",
+    "read_texts",
+    "rows_not_in",
+    "split_examples",
+    "undersample",
+]

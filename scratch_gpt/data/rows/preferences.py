@@ -1,0 +1,229 @@
+"""Rows of a data set that say which answer is better -> pairs or judged answers -> token ids, of the answers alone.
+
+pair      prompt, chosen, rejected; or chosen and rejected conversations; or instruction (input), chosen, rejected
+judged    prompt, completion, label (is it desirable?); a pair is two of them
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .conversations import EmptyAnswer, Messages, check_keys, read_messages, text_of
+from .windows import IGNORED
+
+
+FORMS = "prompt, chosen and rejected (or instruction for prompt), chosen and rejected, or prompt, completion and label"
+LABELS = {"true": True, "1": True, "false": False, "0": False}
+Encode = Callable[[Sequence[Messages]], list[tuple[list[int], list[bool]]]]  # conversations -> (ids, asked) of each
+
+
+class Judged(NamedTuple):
+    """A conversation whose last answer is desirable or not."""
+
+    messages: Messages
+    preference: bool
+
+
+class Pair(NamedTuple):
+    """Two conversations that differ in their last answer."""
+
+    chosen: Messages
+    rejected: Messages
+
+
+# --- Rows of a data set -> pairs or judged answers ---------------------------------------------------------------
+
+
+def read_preferences(
+    rows: Iterable[Mapping[str, Any]], judged: bool = False
+) -> tuple[list[Pair] | list[Judged], dict[str, int]]:
+    """Rows of a data set -> pairs, or with `judged` single answers; and how many rows were left out, by reason.
+
+    Left out are rows with an empty answer, and pairs whose answers are equal: nothing is learned from them.
+
+    Raises:
+        ValueError: keys of neither form, rows that are judged where pairs are needed, a label that is neither true (1)
+            nor false (0), a pair of conversations that differ before their last answer, or as `read_messages`; with
+            the row's number, counted from 1. Or nothing is left.
+    """
+    found, left_out = [], {"empty": 0, "equal": 0}
+    for number, row in enumerate(rows, start=1):
+        try:
+            one = _read_row({name: value for name, value in row.items() if value is not None}, judged)
+        except EmptyAnswer:
+            left_out["empty"] += 1
+            continue
+        except ValueError as error:
+            raise ValueError(f"Row {number}: {error}") from error
+        if isinstance(one, Pair) and one.chosen[-1]["content"].strip() == one.rejected[-1]["content"].strip():
+            left_out["equal"] += 1
+        elif isinstance(one, Pair) and judged:
+            found += [Judged(one.chosen, True), Judged(one.rejected, False)]
+        else:
+            found.append(one)
+    if not found:
+        raise ValueError(
+            f"No row says which answer is better: {left_out['equal']} have a chosen answer that equals the rejected "
+            f"one, {left_out['empty']} an empty answer."
+        )
+    return found, left_out
+
+
+def _read_row(row: Mapping[str, Any], judged: bool) -> Pair | Judged:
+    check_keys(row)
+    if {"chosen", "rejected"} <= set(row):
+        pair = Pair(_conversation(row, "chosen"), _conversation(row, "rejected"))
+        if pair.chosen[:-1] != pair.rejected[:-1]:
+            raise ValueError("chosen and rejected differ before their last answer; they have to share their prompt.")
+        return pair
+    if not {"prompt", "completion", "label"} <= set(row):
+        raise ValueError(f"a row has the keys {', '.join(row) or '(none)'}; needed are {FORMS}.")
+    if not judged:
+        raise ValueError("completion and label judge one answer, which only --loss-type kto learns from.")
+    preference = _read_label(row["label"])
+    return Judged(read_messages({"prompt": row["prompt"], "completion": row["completion"]}), preference)
+
+
+def _read_label(label: Any) -> bool:
+    # Files without types (.csv, .tsv) give every value as text.
+    value = LABELS.get(label.strip().lower()) if isinstance(label, str) else label
+    if value not in (True, False):  # which the numbers 1 and 0 equal
+        raise ValueError(f"the label is {label!r:.200}; it is true or false, or 1 or 0.")
+    return bool(value)
+
+
+def _conversation(row: Mapping[str, Any], name: str) -> Messages:
+    answer = row[name]
+    if "prompt" in row and not (isinstance(answer, (list, tuple)) and _begins_with(answer, row["prompt"])):
+        return read_messages({"prompt": row["prompt"], "completion": answer})
+    if "instruction" in row:
+        return read_messages({"instruction": row["instruction"], "input": row.get("input"), "output": answer})
+    if isinstance(answer, str):
+        raise ValueError(f"{name} is a text without a prompt; needed are {FORMS}.")
+    return read_messages({"messages": answer})
+
+
+def _begins_with(answer: Sequence[Mapping[str, Any]], prompt: Any) -> bool:
+    # The prompt's column says again what the conversation begins with, as text or as messages.
+    if isinstance(prompt, str):
+        return len(answer) > 1
+    return list(answer[: len(prompt)]) == list(prompt)
+
+
+def prompt_of(item: Pair | Judged) -> str:
+    """All that stands before the answers, as one text: to keep rows of one prompt together."""
+    return text_of(item[0][:-1])
+
+
+# --- Rows of ids -------------------------------------------------------------------------------------------------
+
+
+class PreferenceRows(Sequence):
+    """`rows[k]` -> {"answers": two of {"input_ids", "shift_labels"}, (n,) each, n <= max_length, ...}.
+
+    The two are chosen and rejected; of a judged answer, itself and its prompt with an answer to another prompt (which
+    one is a function of the seed), beside its "preference". Only the last answer is asked. What is too long is cut at
+    its end, where the answer's start stays; a row is dropped where nothing asked is left of one answer, or both are
+    equal. `reference_logps` (rows, 2), once it is known, is part of the rows as "reference_logps" (2,).
+
+    Args:
+        encode: conversations -> (ids, asked) of each.
+
+    Raises:
+        ValueError: no row is left, or all judged answers have the same prompt.
+    """
+
+    def __init__(self, items: Sequence[Pair] | Sequence[Judged], encode: Encode, max_length: int, seed: int = 0):
+        judged = isinstance(items[0], Judged)
+        firsts = [item[0] for item in items]
+        seconds = _answers_to_others(firsts, seed) if judged else [pair.rejected for pair in items]
+        encoded = encode([*firsts, *seconds])
+        rows = [_row(ids, asked, max_length) for ids, asked in encoded]
+        pairs = [*zip(rows[: len(items)], rows[len(items) :], strict=True)]
+        asks = [all((row["shift_labels"] != IGNORED).any() for row in pair) for pair in pairs]
+        equal = [not judged and np.array_equal(*(row["shift_labels"] for row in pair)) for pair in pairs]
+        kept = [k for k in range(len(pairs)) if asks[k] and not equal[k]]
+        if not kept:
+            raise ValueError(
+                f"None of {len(pairs)} rows has two answers to tell apart within {max_length} tokens. Give a larger "
+                "--max-length."
+            )
+        self.pairs = [pairs[k] for k in kept]
+        self.preferences = [items[k].preference for k in kept] if judged else None
+        self.left_out = {"dropped": len(pairs) - sum(asks), "equal": sum(asks) - len(kept)}
+        sizes = [len(ids) for ids, _ in encoded]
+        self.cut = sum(max(sizes[k], sizes[len(items) + k]) > max_length + 1 for k in kept)
+        self.lengths = [max(len(row["input_ids"]) for row in pair) for pair in self.pairs]
+        # What a row asks, of all that is learned from: not of the answers to others.
+        learned = [pair[:1] if judged else pair for pair in self.pairs]
+        self.asked = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
+        self.max_length = max_length
+        self.reference_logps: np.ndarray | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of them; the hash is of ids, labels and preferences."""
+        digest = hashlib.sha256(repr(self.preferences).encode())
+        for row in (row for pair in self.pairs for row in pair):
+            digest.update(len(row["input_ids"]).to_bytes(8, "little"))
+            digest.update(row["input_ids"].astype("<i8").tobytes() + row["shift_labels"].astype("<i8").tobytes())
+        desirable = {} if self.preferences is None else {"desirable": sum(self.preferences)}
+        tokens = sum(len(row["input_ids"]) for pair in self.pairs for row in pair)
+        counts = {"tokens": tokens, "asked": self.asked, "cut": self.cut, **self.left_out}
+        return {"rows": len(self), **desirable, **counts, "sha256": digest.hexdigest()}
+
+    def prompts(self, count: int, room: int) -> list[list[int]]:
+        """The first `count` prompts that leave `room` for so many tokens of an answer."""
+        found = [row["input_ids"][: 1 + int((row["shift_labels"] != IGNORED).argmax())] for row, _ in self.pairs]
+        return [ids.tolist() for ids in found if len(ids) + room <= self.max_length][:count]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, k: int) -> dict[str, Any]:
+        row: dict[str, Any] = {"answers": self.pairs[k]}
+        if self.preferences is not None:
+            row["preference"] = self.preferences[k]
+        if self.reference_logps is not None:
+            row["reference_logps"] = self.reference_logps[k]
+        return row
+
+
+def _row(ids: list[int], asked: list[bool], max_length: int) -> dict[str, np.ndarray]:
+    # Of what is asked, the last run: the answers before it are part of the prompt.
+    is_asked = np.array(asked)
+    end = 1 + int(np.flatnonzero(is_asked)[-1])
+    start = 1 + int(np.flatnonzero(~is_asked[:end])[-1])
+    taken = np.array(ids[: max_length + 1], dtype=np.int64)
+    places = np.arange(1, len(taken))
+    return {
+        "input_ids": taken[:-1],
+        "shift_labels": np.where((places >= start) & (places < end), taken[1:], IGNORED),
+    }
+
+
+def _answers_to_others(conversations: Sequence[Messages], seed: int) -> list[Messages]:
+    # Each prompt with an answer that belongs to another prompt. The rows are shuffled, then those of a prompt put
+    # together; a shift by the size of the largest block leads every row out of its own, and gives each answer once.
+    # Where one prompt has more than half of the rows, its rows take the answers to all others in turn.
+    blocks: dict[str, list[int]] = {}
+    for k in np.random.default_rng(seed).permutation(len(conversations)).tolist():
+        blocks.setdefault(text_of(conversations[k][:-1]), []).append(k)
+    if len(blocks) < 2:
+        raise ValueError(
+            f"All {len(conversations)} rows have the same prompt, and each needs an answer to another prompt. Give at "
+            "least two prompts, in each split."
+        )
+    order = [k for block in blocks.values() for k in block]
+    largest, n, end = max(map(len, blocks.values())), len(order), 0
+    found: list[Messages] = [[]] * n
+    for block in blocks.values():
+        end += len(block)
+        for place, k in enumerate(block):
+            other = order[(end + (place + largest - len(block)) % (n - len(block))) % n]
+            found[k] = [*conversations[k][:-1], conversations[other][-1]]
+    return found
+
+
+__all__ = ["Judged", "Pair", "PreferenceRows", "prompt_of", "read_preferences"]

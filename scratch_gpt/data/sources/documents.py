@@ -1,0 +1,369 @@
+"""A name -> documents: the embedded default, local files or a Hub dataset, as `datasets` rows of {"text": str}.
+
+The only file that imports `datasets`.
+"""
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from ...utils.local_files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local, one_line
+from ..columns import Columns, one_column
+from ..manifest import is_prepared, read_manifest, verify_files
+from ..prepared.pipeline import sizes_of_texts
+from ..splits import split_texts
+from .python_docs import python_documentation
+from .tables import NoRows, columns_of, first_fields, read_tables, write_rows
+
+
+EMBEDDED = "python-docs"
+FORMAT = 1  # of the Arrow files that rows are kept in between runs
+
+
+class Source(NamedTuple):
+    """Rows, where they come from, and what was not read."""
+
+    rows: datasets.Dataset
+    record: dict[str, Any]  # for the manifest: each file with its SHA-256, a Hub dataset with its commit
+    notices: list[str]
+
+
+def open_documents(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+) -> Source:
+    """Open documents as rows of {"text": str}; empty ones are left out.
+
+    Args:
+        dataset: `python-docs` (the documentation of the running Python, needs no download), a local file, folder or
+            glob of .txt, .md, .json, .jsonl, .csv, .tsv or .parquet, compressed or not, or a dataset id on the Hugging
+            Face Hub.
+        config, split, revision: of a Hub dataset; `split` of a folder of prepared text too, so that what was held
+            out there stays so.
+
+    Raises:
+        ValueError: nothing there, nothing readable, no such column, no such split, no text.
+    """
+    source = open_column(dataset, config, split, revision, text_column)
+    rows = source.rows.filter(has_text, batched=True, desc="Reading documents")
+    if len(rows) == 0:
+        raise ValueError(f"{dataset} holds no text: every document of column {text_column!r} is empty.")
+    return source._replace(rows=rows)
+
+
+def open_rows(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    columns: Columns | None = None,
+    column_names: Sequence[str] | None = None,
+) -> Source:
+    """Open a dataset with the columns in use. Other arguments and errors as for `open_documents`.
+
+    Args:
+        columns: by default all.
+        column_names: of .csv or .tsv files without a header.
+    """
+    if column_names is not None and not looks_local(dataset):
+        raise ValueError(f"column_names are for local .csv and .tsv files without a header, and {dataset} is none.")
+    if looks_local(dataset) and not is_prepared(dataset):
+        files, notices = choose_files(dataset, columns, column_names)
+        rows = _read_files(dataset, files, columns, column_names)
+        source = Source(rows, source_record(dataset, config, split, revision, files), notices)
+    else:
+        rows = open_dataset(dataset, config, split, revision)
+        if columns is not None:
+            _check_columns(dataset, rows.column_names, columns)
+            rows = rows.select_columns([name for name in rows.column_names if name in columns.names])
+        source = Source(rows, describe_source(dataset, config, split, revision), [])
+    if len(source.rows) == 0:
+        raise ValueError(f"{dataset} holds no rows.")
+    return source
+
+
+def open_column(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+) -> Source:
+    """Open all rows as {"text": str or None}, empty ones too. Arguments and errors as for `open_documents`."""
+    source = open_rows(dataset, config, split, revision, one_column(text_column))
+    return source._replace(rows=_text_only(dataset, source.rows, text_column))
+
+
+def _text_only(dataset: str, rows: datasets.Dataset, text_column: str) -> datasets.Dataset:
+    check_text_column(dataset, rows.column_names, rows.features, text_column)
+    rows = rows.select_columns(text_column)
+    return rows if text_column == "text" else rows.rename_column(text_column, "text")
+
+
+def describe_source(
+    dataset: str, config: str | None = None, split: str = "train", revision: str | None = None
+) -> dict[str, Any]:
+    """Return where rows come from that are not local files: a Hub dataset with its commit, or prepared data."""
+    record = source_record(dataset, config, split, revision)
+    if dataset == EMBEDDED:
+        return {**record, "revision": f"Python {sysconfig.get_config_var('py_version')}"}
+    if is_prepared(dataset):
+        return {**record, "dataset": Path(dataset).name, "prepared": read_manifest(Path(dataset))["sha256"]}
+    builder = datasets.load_dataset_builder(dataset, config, revision=revision)
+    for url in (builder.config.data_files or {}).get(split, []):  # hf://datasets/NAME@COMMIT/FILE
+        commit, _, name = url.partition("@")[2].partition("/")
+        record["revision"] = commit or revision
+        record["files"].append({"name": name or url})  # its commit says what is in it
+    return record
+
+
+def source_record(
+    dataset: str, config: str | None, split: str, revision: str | None, files: Sequence[LocalFile] = ()
+) -> dict[str, Any]:
+    name = local_path(dataset).name if files else dataset
+    return {
+        "dataset": name,
+        "config": config,
+        "split": split,
+        "revision": revision,
+        "files": [file.record for file in files],
+    }
+
+
+def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
+    """The splits of a folder of cleaned rows that training/prepare.py --task text has written, mapped.
+
+    Raises:
+        ValueError: it holds token rows, or a file is not what the manifest says.
+    """
+    manifest = read_manifest(Path(folder))
+    if manifest["task"] != "text":
+        raise ValueError(f"{folder} holds rows of token ids, and text is needed. Prepare it with --task text.")
+    verify_files(Path(folder), manifest)
+    files = [(Path(file["name"]), file["sha256"]) for file in manifest["files"]]
+    return {
+        split: datasets.concatenate_datasets(
+            [_mapped(local_path(folder) / path, sha256) for path, sha256 in files if path.parts[0] == split]
+        )
+        for split in manifest["splits"]
+    }
+
+
+def open_splits(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    by_number: bool = False,
+) -> tuple[dict[str, datasets.Dataset], dict[str, Any], list[str]]:
+    """Open the documents of each split, with their record and notices; prepared text keeps the splits it was given.
+
+    Args:
+        by_number: as in `split_documents`.
+
+    Raises:
+        ValueError: as `open_documents` and `split_documents`.
+    """
+    if is_prepared(dataset):
+        splits = open_prepared_text(dataset)
+        splits = {name: _text_only(dataset, rows, text_column) for name, rows in splits.items()}
+        return splits, describe_source(dataset), []
+    documents, record, notices = open_documents(dataset, config, split, revision, text_column)
+    return split_documents(documents, validation_fraction, test_fraction, seed, by_number), record, notices
+
+
+def split_documents(
+    documents: datasets.Dataset,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    by_number: bool = False,
+) -> dict[str, datasets.Dataset]:
+    """Documents -> {"train", "validation", "test"}, whole ones unless the shares of the text then go wrong.
+
+    `split_texts` says where each goes and which are cut. A fraction of 0 leaves that split out.
+
+    Args:
+        by_number: never look at sizes and cut nothing but a single document, as runs of older versions did.
+
+    Raises:
+        ValueError: fractions outside [0, 1) or together 1 or more, or too little text.
+    """
+    batches = documents.with_format("arrow").iter(1000)
+    sizes = np.concatenate([np.empty(0, np.int64), *map(sizes_of_texts, batches)])
+    numbers, pieces = split_texts(
+        sizes, lambda n: documents[n]["text"], validation_fraction, test_fraction, seed, by_number
+    )
+    if pieces:
+        cut = datasets.Dataset.from_dict({"text": [piece for _, piece in pieces]}, documents.features)
+        documents = datasets.concatenate_datasets([documents, cut])
+    return {name: documents.select(chosen) for name, chosen in numbers.items()}
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a column of this feature, as `datasets` describes it, holds text."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def check_text_column(dataset: str, columns: list[str], features: Any, text_column: str) -> None:
+    if text_column not in columns:
+        raise ValueError(
+            f"{dataset} has no column {text_column!r}, only {', '.join(columns)}. Choose with --text-column."
+        )
+    kind = (features or {}).get(text_column)
+    if kind is not None and not is_text(kind):
+        raise ValueError(f"Column {text_column!r} of {dataset} holds {kind}, not text. Choose with --text-column.")
+
+
+# --- Where documents come from -----------------------------------------------------------------------------------
+
+
+def open_dataset(dataset: str, config: str | None, split: str, revision: str | None, streaming: bool = False):
+    if dataset == EMBEDDED:
+        rows = _python_documentation()
+        return rows.to_iterable_dataset() if streaming else rows
+    if is_prepared(dataset):
+        splits = open_prepared_text(dataset)
+        if split not in splits:
+            there = ", ".join(splits)
+            raise ValueError(f"{dataset} has no split {split!r}, only {there}. Choose with --dataset-split.")
+        return splits[split].to_iterable_dataset() if streaming else splits[split]
+    try:
+        return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=streaming)
+    except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
+        raise ValueError(
+            f"{dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
+            f"({one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
+        ) from error
+
+
+def _python_documentation() -> datasets.Dataset:
+    stdlib = sysconfig.get_path("stdlib")
+    rows = datasets.Dataset.from_generator(
+        python_documentation, gen_kwargs={"stdlib": stdlib, "version": sysconfig.get_config_var("py_version") or ""}
+    )
+    if len(rows) < 100:
+        raise ValueError(
+            f"This Python was installed without its sources (only {len(rows)} documented modules found), so there is "
+            "no embedded text. Give your own with --dataset FILE."
+        )
+    return rows
+
+
+# --- Local files -------------------------------------------------------------------------------------------------
+
+
+def _read_files(
+    dataset: str, files: list[LocalFile], columns: Columns | None, column_names: Sequence[str] | None
+) -> datasets.Dataset:
+    # The rows of files, kept between runs under a hash of what was read.
+    content = [(kind_ending(file.path), file.path.suffix.lower(), file.sha256) for file in files]
+    key = json.dumps([FORMAT, content, columns and columns[:-1], column_names])
+    key = hashlib.sha256(key.encode()).hexdigest()[:32]
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "scratch_gpt" / key / "rows.arrow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name("lock")):  # the processes of one machine read a file once
+        if not path.exists():
+            size, what = sum(file.bytes for file in files), f"{len(files):,} files" if files[1:] else files[0].name
+            with datasets.utils.tqdm(None, f"Reading {what}", size, unit="B", unit_scale=True, delay=1) as bar:
+                try:
+                    write_rows(_all_tables(files, columns, column_names, bar.update), path)
+                except pa.ArrowException as error:
+                    raise ValueError(f"{dataset} cannot be read as one table: {one_line(error)}") from error
+    if not path.exists():
+        raise ValueError(f"{dataset} holds no rows.")
+    return _mapped(path, key)
+
+
+def _mapped(path: Path, fingerprint: str) -> datasets.Dataset:
+    # A mapped Arrow file. By default `datasets` keeps what it derives under the file's path and time.
+    return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(path)), fingerprint=fingerprint)
+
+
+def _all_tables(files: list[LocalFile], columns: Columns | None, column_names, update: Callable[[int], Any]):
+    for file in files:
+        yield from read_tables(file, columns, column_names)
+        update(file.bytes)
+
+
+def choose_files(
+    dataset: str, columns: Columns | None, column_names: Sequence[str] | None = None
+) -> tuple[list[LocalFile], list[str]]:
+    # The files of a dataset that hold the columns in use, and notices about all others.
+    found, notices = find_files(dataset)
+    if not any(file.bytes for file in found):
+        raise ValueError(f"{dataset} holds no text: {found[0].name} is empty.")
+    if column_names is not None:
+        _check_headless(found, column_names)
+    if columns is None:
+        return found, notices
+    there = [_columns_there(file, columns, column_names, is_alone=not found[1:]) for file in found]
+    files = [file for file, names in zip(found, there, strict=True) if columns.fit(names)]
+    if not files:
+        _check_columns(dataset, list(dict.fromkeys(chain(*there))), columns)
+    if without := [file.name for file, names in zip(found, there, strict=True) if not columns.fit(names)]:
+        notices.append(f"{dataset}: not read, without {columns.lack()}: {count_names(without)}.")
+    return files, notices
+
+
+def _columns_there(file: LocalFile, columns: Columns, column_names, is_alone: bool) -> list[str]:
+    # Among others a .json that holds something else than rows is one without the columns.
+    try:
+        return columns_of(file, columns, column_names)
+    except NoRows:
+        if is_alone:
+            raise
+        return []
+
+
+def _check_columns(dataset: str, there: list[str], columns: Columns) -> None:
+    if not columns.fit(there):
+        names = ", ".join(there) or "none"
+        raise ValueError(f"{dataset} has no {columns.lack(there)}, only {names}. {columns.hint}".rstrip())
+
+
+def _check_headless(files: list[LocalFile], column_names: Sequence[str]) -> None:
+    for file in files:
+        if file.kind not in ("csv", "tsv"):
+            raise ValueError(
+                f"column_names are for .csv and .tsv files without a header, and {file.path.name} is none."
+            )
+        first = first_fields(file)
+        if len(first) < len(column_names) or any(first[len(column_names) :]):
+            raise ValueError(
+                f"{file.path.name} has {len(first)} column(s), and column_names names {len(column_names)}: "
+                f"{','.join(column_names)}. Name every column."
+            )
+
+
+def has_text(batch: dict) -> list[bool]:
+    return [bool(text) and not text.isspace() for text in batch["text"]]
+
+
+__all__ = [
+    "EMBEDDED",
+    "describe_source",
+    "is_text",
+    "open_column",
+    "open_documents",
+    "open_prepared_text",
+    "open_rows",
+    "open_splits",
+    "split_documents",
+]

@@ -1,0 +1,112 @@
+"""Read documents one after the other, without a copy on disk."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+
+from ...utils.local_files import LocalFile, looks_local, one_line
+from ..columns import one_column
+from ..manifest import is_prepared
+from ..splits import check_fractions
+from .documents import (
+    EMBEDDED,
+    check_text_column,
+    choose_files,
+    describe_source,
+    has_text,
+    open_dataset,
+    source_record,
+)
+from .tables import read_tables
+
+
+class DocumentStream(NamedTuple):
+    """A corpus that is read as it is needed."""
+
+    read: Callable[[int, int], Iterator[str]]  # (shard, start) -> the documents of a shard from number `start` on
+    shards: int
+    splits: dict[str, datasets.Dataset]  # "validation" and "test", and as "train" a sample of what is streamed
+    record: dict[str, Any]
+    notices: list[str]
+
+
+def open_stream(
+    dataset: str = EMBEDDED,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str = "text",
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    head: int = 10_000,
+) -> DocumentStream:
+    """The same documents, streamed. What is held out are the first ones: fractions of the first `head`.
+
+    Raises:
+        ValueError: as `open_documents` and `split_documents`.
+    """
+    fractions = check_fractions(validation_fraction, test_fraction)
+    if looks_local(dataset) and not is_prepared(dataset):
+        files, notices = choose_files(dataset, one_column(text_column))
+        record = source_record(dataset, config, split, revision, files)
+        rows = datasets.IterableDataset.from_generator(_stream_files, gen_kwargs={"files": files, "name": text_column})
+    else:
+        rows = open_dataset(dataset, config, split, revision, streaming=True)
+        record, notices = describe_source(dataset, config, split, revision), []
+    shards = rows.num_shards
+
+    def shard(number: int) -> datasets.IterableDataset:
+        return rows.shard(num_shards=shards, index=number) if shards > 1 else rows
+
+    sample, of = [], []  # the first documents, whichever files they lie in, and the shard of each
+    try:
+        for number in range(shards):
+            found = list(shard(number).take(head - len(sample)))
+            sample, of = sample + found, of + [number] * len(found)
+            if len(sample) >= head:
+                break
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{dataset} cannot be read: {one_line(error.__cause__ or error)}") from error
+    if not sample:
+        raise ValueError(f"{dataset} holds no text.")
+    check_text_column(dataset, list(sample[0]), rows.features, text_column)
+    texts = [row[text_column] for row in sample]
+    held_out, start = {}, 0
+    for name, fraction in fractions.items():
+        end = start + max(1, round(fraction * len(texts)))
+        held_out[name], start = texts[start:end], end
+    held_out["train"] = texts[start:]
+    for name, part in held_out.items():
+        if not any(has_text({"text": part})):
+            raise ValueError(
+                f"The first {len(texts)} documents of {dataset} leave nothing for {name}. Without --streaming a small "
+                "corpus is split as a whole; --validation-fraction 0 holds nothing out."
+            )
+
+    def read(number: int, first: int) -> Iterator[str]:
+        rows_of_shard = shard(number)
+        skipped = first + of[:start].count(number)
+        for row in rows_of_shard.skip(skipped) if skipped else rows_of_shard:
+            yield row[text_column] or ""
+
+    splits = {
+        name: datasets.Dataset.from_dict({"text": [text for text in part if text and not text.isspace()]})
+        for name, part in held_out.items()
+    }
+    return DocumentStream(read, shards, splits, record, notices)
+
+
+def _stream_files(files: list[LocalFile], name: str) -> Iterator[dict[str, str | None]]:
+    for file in files:
+        for table in read_tables(file, one_column(name)):
+            kind = table.schema.field(name).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+                raise ValueError(f"Column {name!r} of {file.name} holds {kind}, not text. Choose with --text-column.")
+            yield from table.to_pylist()
+
+
+__all__ = ["DocumentStream", "open_stream"]

@@ -1,0 +1,409 @@
+"""Read files into Arrow tables: the columns in use, with one type for each over all files.
+
+    columns_of     a file -> the names of its columns
+    read_tables    a file -> tables of the columns in use
+    write_rows     files -> one Arrow file
+
+Columns of .csv and .tsv files are text, to the character. JSON and Parquet files keep their own types.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...utils.foreign import reason
+from ...utils.local_files import COMPRESSED, LocalFile, kind_ending, one_line, open_file, read_text, text_lines
+from ..columns import Columns
+
+
+CHUNK_ROWS, CHUNK_BYTES = 4096, 2**23  # of a table
+DEEPEST = 64  # levels of a JSON value
+DIALECTS = {  # kind -> how its fields are told apart
+    "csv": {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL, "strict": True},
+    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+}
+FEATURES = b"huggingface"  # where `datasets` keeps the names of classes in a schema
+
+
+class NoRows(ValueError):
+    """JSON that is not made of objects."""
+
+
+class _Row(NamedTuple):
+    place: tuple[str, int]  # "line" or "element", and its number
+    size: int  # in characters, about
+    values: dict[str, Any]
+
+
+def columns_of(file: LocalFile, columns: Columns | None = None, names: Sequence[str] | None = None) -> list[str]:
+    """Return the names of a file's columns; of JSON, those of the first rows until `columns` are complete.
+
+    Args:
+        names: of the columns of a .csv or .tsv file without a header.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if file.kind == "text":
+        return ["text"]
+    if names is not None:
+        return [*names]
+    with open_file(file) as content:
+        if file.kind == "parquet":
+            return _parquet(content, file).schema_arrow.names
+        if file.kind in DIALECTS:
+            return [*filter(None, next(_fields(content, file), (0, []))[1])]
+        there: dict[str, None] = {}
+        for row in _objects(content, file):
+            there |= dict.fromkeys(row.values)
+            if columns is not None and columns.fit(there):
+                break
+    return [*there]
+
+
+def first_fields(file: LocalFile) -> list[str]:
+    """Return the fields of the first record of a .csv or .tsv file."""
+    with open_file(file) as content:
+        return next(_fields(content, file), (0, []))[1]
+
+
+def read_tables(
+    file: LocalFile, columns: Columns | None = None, names: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of a file as tables of the columns in use; by default of all.
+
+    Raises:
+        ValueError: the file cannot be read as what its ending says; it names the line where one is known.
+    """
+    with open_file(file) as content:
+        if file.kind == "parquet":
+            yield from _parquet_tables(content, file, columns)
+            return
+        if file.kind == "text":
+            text = read_text(content, file.name)
+            rows: Iterator[_Row] = iter([_Row(("line", 1), len(text), {"text": text})])
+        elif file.kind in DIALECTS:
+            rows = _records(content, file, columns, names)
+        else:
+            rows = _objects(content, file)
+        for chunk in _chunks(rows):
+            yield _table(chunk, file, columns)
+
+
+def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
+    """Write tables as one Arrow file with one type for each column; a column that a table lacks is null there.
+
+    Raises:
+        ArrowException: a column has types that no single one can hold.
+        ValueError: it has classes in another order.
+    """
+    features: dict[str, Any] = {}
+    drafts: list[tuple[Path, pa.Schema]] = []  # one for each run of tables with the same schema
+    try:
+        for schema, run in groupby(_joined(tables, features), key=lambda table: table.schema):
+            draft = path.with_name(f"{path.name}-{len(drafts)}")
+            drafts.append((draft, schema))
+            with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+                for table in run:
+                    writer.write_table(table)
+        if not drafts:
+            return
+        metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
+        if len(drafts) == 1 and drafts[0][1].metadata == metadata:
+            drafts[0][0].replace(path)
+            return
+        parts = [pa.ipc.open_stream(pa.memory_map(str(draft))).read_all() for draft, _ in drafts]
+        whole = pa.concat_tables(map(_with_text(parts, features), parts), promote_options="permissive")
+        metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
+        whole = whole.replace_schema_metadata(metadata)
+        drafts.append((path.with_name(f"{path.name}-whole"), whole.schema))
+        with pa.OSFile(str(drafts[-1][0]), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
+            writer.write_table(whole)
+        drafts[-1][0].replace(path)
+    finally:
+        for draft, _ in drafts:
+            draft.unlink(missing_ok=True)
+
+
+def _with_text(parts: list[pa.Table], features: dict[str, Any]) -> Callable[[pa.Table], pa.Table]:
+    # Where a file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text,
+    # and the numbers of named classes their names.
+    fields = [field for part in parts for field in part.schema]
+    texts = {field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
+
+    classes = {name: features.pop(name).get("names") for name in texts & {*features}}
+
+    def change(part: pa.Table) -> pa.Table:
+        of_part = _features_of(part.schema)
+        for n, field in enumerate(part.schema):
+            if field.name in texts and (pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)):
+                names = classes.get(field.name) if field.name in of_part else None
+                values = (_as_text(value, names) for value in part.column(n).to_pylist())
+                part = part.set_column(n, field.name, pa.array(values, pa.string()))
+        return part
+
+    return change
+
+
+def _as_text(value: Any, names: list[str] | None) -> str | None:
+    if value is None or names is None:
+        return None if value is None else str(value)
+    return names[value] if 0 <= value < len(names) else None  # -1 is no class
+
+
+def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
+    # Small tables of the same schema as one: thousands of files are not thousands of pieces.
+    waiting: list[pa.Table] = []
+    rows = size = 0
+    for table in tables:
+        _join_features(features, table)
+        rows, size = rows + len(table), size + table.nbytes
+        if waiting and (rows > CHUNK_ROWS or size > CHUNK_BYTES or waiting[0].schema != table.schema):
+            yield _as_one(waiting)
+            waiting, rows, size = [], len(table), table.nbytes
+        waiting.append(table)
+    if waiting:
+        yield _as_one(waiting)
+
+
+def _as_one(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).combine_chunks() if tables[1:] else tables[0]
+
+
+def _join_features(features: dict[str, Any], table: pa.Table) -> None:
+    # What `datasets` notes of columns, such as the names of classes: the same numbers have to mean the same.
+    for name, feature in _features_of(table.schema).items():
+        if name in table.column_names and features.setdefault(name, feature) != feature:
+            raise ValueError(f"The column {name!r} has other classes, or another order of them, in one of the files.")
+
+
+def _features_of(schema: pa.Schema) -> dict[str, Any]:
+    # Names of classes alone: the types of all else are the columns' own.
+    try:
+        features = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))["info"]["features"]
+        return {name: feature for name, feature in features.items() if "ClassLabel" in json.dumps(feature)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+# --- Rows of each kind -------------------------------------------------------------------------------------------
+
+
+def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]]]:
+    # (line where it begins, fields) of each record of a .csv or .tsv file; blank lines are none.
+    csv.field_size_limit(2**31 - 1)
+    lines = (part for _, line in text_lines(content, file.name) for part in _at_returns(line))
+    reader = csv.reader(lines, **DIALECTS[file.kind])
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{file.name} cannot be read as csv: line {line}: {error}. Check the quotation marks there."
+        ) from error
+
+
+def _at_returns(line: str) -> Iterable[str]:
+    # A carriage return alone ends a line too.
+    return [line] if line.find("\r") in (-1, len(line) - 2) else io.StringIO(line, newline="")
+
+
+def _without_trailing(fields: list[str]) -> list[str]:
+    # Spreadsheets write separators behind the last column.
+    while fields and not fields[-1]:
+        fields.pop()
+    return fields
+
+
+def _check_names(names: list[str], columns: Columns | None, file: LocalFile) -> None:
+    wanted = {*names} if columns is None else columns.names
+    if twice := next((name for n, name in enumerate(names) if name in names[:n] and name in wanted), None):
+        raise ValueError(f"{file.name} has two columns {twice!r}. Rename one.")
+
+
+def _records(
+    content: BinaryIO, file: LocalFile, columns: Columns | None, names: Sequence[str] | None
+) -> Iterator[_Row]:
+    records = _fields(content, file)
+    if names is None:
+        header = _without_trailing(next(records, (0, []))[1])
+    else:
+        header = [*names]
+    width, wanted = len(header), {*header} if columns is None else columns.names
+    _check_names(header, columns, file)
+    places = [(n, name) for n, name in enumerate(header) if name and name in wanted]
+    trailing = None  # whether rows end in separators behind the last column: all of them, or none
+    for line, fields in records:
+        behind = fields[width:]
+        if trailing is None and len(fields) >= width:
+            trailing = bool(behind)
+        if any(behind) or (len(fields) >= width and bool(behind) != trailing):
+            remedy = {"csv": "Put a text with commas in quotation marks.", "tsv": "A text may not hold a tab."}
+            raise ValueError(
+                f"{file.name}, line {line}: {len(fields)} fields, and there are {width} columns "
+                f"({', '.join(header)}). {remedy[file.kind]}"
+            )
+        size = sum(map(len, fields))
+        yield _Row(("line", line), size, {name: fields[n] if n < len(fields) else None for n, name in places})
+
+
+def _objects(content: BinaryIO, file: LocalFile) -> Iterator[_Row]:
+    # Objects one a line; or one JSON text: a list of objects or of texts, or a single object.
+    lines = ((number, line) for number, line in text_lines(content, file.name) if not line.isspace())
+    first = next(lines, (0, ""))
+    if first[1].lstrip().startswith("[") or (kind_ending(file.path) == ".json" and not _is_json(first[1])):
+        text = "\n" * (first[0] - 1) + first[1] + "".join(line for _, line in lines)
+        whole = _parse(text, file) if text else []
+        elements = whole if isinstance(whole, list) else [whole]
+        for n, value in enumerate(elements, 1):
+            value = {"text": value} if isinstance(value, str) else value
+            yield _Row(("element", n), len(text) // len(elements), _object(value, f"{file.name}, element {n}"))
+        return
+    for number, line in chain([first] if first[1] else [], lines):
+        yield _Row(("line", number), len(line), _object(_parse(line, file, number), f"{file.name}, line {number}"))
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise NoRows(f"{place}: {str(value)[:40]!r} is not a JSON object.")
+    return value
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse(text: str, file: LocalFile, line: int | None = None) -> Any:
+    where = f"{file.name} cannot be read as json: " + ("" if line is None else f"line {line}: ")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file.name} cannot be read as json: line {line or error.lineno}: {error.msg}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        raise ValueError(f"{where}{reason(error)}") from error
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+        raise ValueError(f"{where}it is nested more than {DEEPEST} levels deep.")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    # Level by level: pyarrow, which calls itself for each, crashes on thousands of them.
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [item for part in level if isinstance(part, (dict, list)) for item in _items(part)]
+    return any(isinstance(part, (dict, list)) for part in level)
+
+
+def _items(part: dict | list) -> Iterable[Any]:
+    return part.values() if isinstance(part, dict) else part
+
+
+def _parquet(content: BinaryIO, file: LocalFile) -> pq.ParquetFile:
+    is_compressed = file.path.suffix.lower() in COMPRESSED
+    try:
+        return pq.ParquetFile(pa.BufferReader(content.read()) if is_compressed else content)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file.name} cannot be read as parquet: {one_line(error)}") from error
+
+
+def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None) -> Iterator[pa.Table]:
+    reader = _parquet(content, file)
+    _check_names(reader.schema_arrow.names, columns, file)
+    names = [name for name in reader.schema_arrow.names if columns is None or name in columns.names]
+    features = {name: kind for name, kind in _features_of(reader.schema_arrow).items() if name in names}
+    metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
+    try:
+        for batch in reader.iter_batches(CHUNK_ROWS, columns=names):
+            table = pa.Table.from_batches([batch]).select(names)
+            for n, field in enumerate(table.schema):
+                if pa.types.is_dictionary(field.type):  # `datasets` has no such columns
+                    table = table.set_column(n, field.name, table.column(n).cast(field.type.value_type))
+                elif pa.types.is_string_view(field.type):
+                    table = table.set_column(n, field.name, table.column(n).cast(pa.string()))
+            yield table.replace_schema_metadata(metadata)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file.name} cannot be read as parquet: {one_line(error)}") from error
+
+
+# --- Rows -> tables ----------------------------------------------------------------------------------------------
+
+
+def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
+    chunk, size = [], 0
+    for row in rows:
+        chunk.append(row)
+        size += row.size
+        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _table(chunk: list[_Row], file: LocalFile, columns: Columns | None) -> pa.Table:
+    wanted = None if columns is None else columns.names
+    names = dict.fromkeys(name for row in chunk for name in row.values if wanted is None or name in wanted)
+    if not names:  # rows without any column in use
+        return pa.table({"text" if columns is None else columns.forms[0][0]: pa.nulls(len(chunk))})
+    keys = Columns(()) if columns is None else columns
+    return pa.table({name: _array(chunk, name, file, keys) for name in names})
+
+
+def _in_use(value: Any, name: str, columns: Columns) -> Any:
+    # What is read of a JSON value: of messages their keys in use; what is only looked for as JSON, of any types.
+    if value is None or not columns.messages:
+        return value
+    if name in columns.looked_for:
+        return json.dumps(value)
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        return value
+    return [
+        {
+            key: json.dumps(inner) if key in columns.looked_for and inner is not None else inner
+            for key, inner in message.items()
+            if key in columns.messages or key in columns.looked_for
+        }
+        for message in value
+    ]
+
+
+def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> pa.Array:
+    values = [_in_use(row.values.get(name), name, columns) for row in chunk]
+    kinds = (pa.ArrowException, OverflowError, ValueError, TypeError)
+    try:
+        return pa.array(values)
+    except kinds as error:
+        good, bad = 0, len(chunk)  # the first `good` rows fit each other, the first `bad` ones do not
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            try:
+                pa.array(values[:middle])
+                good = middle
+            except kinds:
+                bad = middle
+        what, number = chunk[good].place
+        why = "is not of the type of the rows before"
+        try:
+            pa.array(values[good : good + 1])
+        except kinds:
+            why = f"cannot be read: {one_line(error)}"
+        raise ValueError(
+            f"{file.name}, {what} {number}: {str(values[good])[:40]!r} in column {name!r} {why}."
+        ) from error
+
+
+__all__ = ["NoRows", "columns_of", "first_fields", "read_tables", "write_rows"]

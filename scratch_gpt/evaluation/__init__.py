@@ -1,0 +1,1 @@
+"""Scores: losses, benchmarks, answers, classifiers, preferences, judges."""

@@ -1,0 +1,46 @@
+"""Prompts and what models answered -> one HTML page to read by hand."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ..utils.html import page, page_text
+
+
+STYLE = """article { border-top: 1px solid var(--line); padding: 1.2rem 0; }
+section { margin: .8rem 0 0; } section > b { color: var(--soft); font-weight: 500; }
+pre { margin: .2rem 0 0; padding: .5rem .8rem; background: var(--track); border-left: 3px solid var(--line);
+  white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; }
+.reference pre { border-color: var(--gold); } .answer pre { border-color: var(--blue); }
+"""
+
+
+class Answered(NamedTuple):
+    """One prompt and what was answered to it."""
+
+    prompt: str
+    reference: str | None
+    answers: Mapping[str, str]  # who -> what
+    notes: Mapping[str, str] = {}  # who -> what is said of it: its scores
+
+
+def answers_page(title: str, rows: Sequence[Answered], said: str) -> str:
+    """The page, as HTML: what is said of it all at its top, then each prompt with its reference and every answer."""
+    return page(title, STYLE, f"<p>{page_text(said)}</p>\n" + "".join(map(_article, range(1, len(rows) + 1), rows)))
+
+
+def _article(number: int, row: Answered) -> str:
+    parts = [_section("prompt", "", row.prompt)]
+    if row.reference is not None:
+        parts.append(_section("reference", "reference", row.reference))
+    for who, answer in row.answers.items():
+        note = f"{who}: {row.notes[who]}" if who in row.notes else who
+        parts.append(_section(note, "answer", answer))
+    return f'<article id="{number}"><h3>{number}</h3>{"".join(parts)}</article>\n'
+
+
+def _section(name: str, kind: str, text: str) -> str:
+    # HTML drops the line break that follows <pre>: this one, and none of the text's.
+    return f'<section class="{kind}"><b>{page_text(name)}</b><pre>\n{page_text(text)}</pre></section>'
+
+
+__all__ = ["Answered", "answers_page"]

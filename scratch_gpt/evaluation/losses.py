@@ -1,0 +1,82 @@
+"""A model and held-out batches -> loss, perplexity and bits per byte, whatever the batch size; evaluation.json."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..train.objectives import Batch, Objective
+
+
+Sums = dict[str, tuple[torch.Tensor | float, torch.Tensor | float]]  # name -> sum, count
+
+
+@torch.no_grad()
+def mean_losses(
+    model: nn.Module,
+    batches: Iterable[tuple[Batch, bool]],
+    objective: Objective,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> dict[str, float]:
+    """Each term's sum over all batches divided once by its count; NaN where nothing was asked.
+
+    Args:
+        batches: (batch, counted) pairs; a batch that is not counted only keeps processes in step.
+        reduce: sums a tensor over processes, where there are several.
+    """
+    was_training = model.training
+    model.eval()
+
+    def read() -> Iterator[tuple[Sums, bool]]:
+        for batch, counted in batches:
+            counts, sums = objective.counts(batch), objective.sums(model, batch)
+            yield {name: (total, counts[name]) for name, total in sums.items()}, counted
+
+    found = means(read(), reduce)
+    model.train(was_training)
+    return found
+
+
+def means(
+    read: Iterable[tuple[Sums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> dict[str, float]:
+    """What each batch has come to, and whether it counts -> each name's sum divided once by its count, or NaN."""
+    totals: dict[str, torch.Tensor] = {}
+    for sums, counted in read:
+        for name, pair in sums.items():
+            pair = torch.tensor([float(value) for value in pair], dtype=torch.float64) * counted
+            totals[name] = totals[name] + pair if name in totals else pair
+    reduced = {name: (pair if reduce is None else reduce(pair)).tolist() for name, pair in totals.items()}
+    return {name: total / count if count else math.nan for name, (total, count) in reduced.items()}
+
+
+@torch.no_grad()
+def row_losses(
+    model: nn.Module, rows: Iterable[Any], collate: Callable[[list], Batch], objective: Objective
+) -> np.ndarray:
+    """The mean loss of each row alone, (rows,) float64, in nats; NaN where a row asks nothing."""
+    return np.array([mean_losses(model, [(collate([row]), True)], objective)["loss"] for row in rows])
+
+
+def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
+    """Loss in nats per token -> {"loss", "perplexity", "bits_per_byte"}.
+
+    Bits per byte = loss / ln 2 * tokens / bytes, with the tokens (EOS counted) and UTF-8 bytes of the whole split. It
+    does not depend on the tokenizer, so models with different ones can be compared by it.
+
+    Example:
+        >>> found = language_metrics(loss=2.0, tokens_per_byte=0.25)
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'loss': 2.0, 'perplexity': 7.389, 'bits_per_byte': 0.721}
+    """
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": loss / math.log(2) * tokens_per_byte,
+    }
+
+
+__all__ = ["Sums", "language_metrics", "mean_losses", "means", "row_losses"]

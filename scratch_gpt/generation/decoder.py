@@ -1,0 +1,339 @@
+"""A model -> its next-token step: ids and what came before -> logits, with the cache inside.
+
+`make_decoder` picks: for our own plain model a step written out for few tokens at a time (FastDecoder), for any other
+its ordinary forward (ForwardDecoder). Both answer alike.
+
+B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..utils.memory import huge_pages
+from .compiled_step import ACTIVATIONS, LANES, CompiledNet, build
+from .matmul import KINDS, Matrix, lay_out, multiply
+
+
+class ForwardDecoder:
+    """Any causal model by its own forward and its own cache."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.cache = model, None
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes anything
+        names = inspect.signature(inner.forward).parameters
+        self.takes_positions = "position_ids" in names
+        self.cache_name = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
+        self.drawn = self.guessed = self.accepted = 0  # tokens so far; accepted were guessed and then drawn
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
+        """A prompt (B, T) and its mask -> logits of its last position (B, 1, V). `columns` will come, it included."""
+        output = self.model(ids, **self._places(ids, mask), use_cache=True, logits_to_keep=1)
+        self.cache = self._cache_of(output)
+        return output.logits[:, -1:]
+
+    def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """New ids (B, T), the mask of all (B, past + T) -> logits (B, T, V). What was kept beyond `past` goes."""
+        past = mask.shape[1] - ids.shape[1]
+        if self.cache is not None and (beyond := self.cache.get_seq_length() - past):
+            self.cache.crop(-beyond)
+        output = self.model(ids, **self._places(ids, mask), use_cache=True, **{self.cache_name: self.cache})
+        self.cache = self._cache_of(output)
+        return output.logits
+
+    def window(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """A whole context (B, T), nothing kept -> logits of its last position (B, 1, V)."""
+        return self.model(ids, **self._places(ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1:]
+
+    @staticmethod
+    def _cache_of(output):
+        return output.cache if hasattr(output, "cache") else output.past_key_values
+
+    def _places(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        # Padding takes no position. Ours reads that from the mask, most models count it in unless they are told.
+        if mask.all() or not self.takes_positions:
+            return {"attention_mask": mask}
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (B, T)
+        return {"attention_mask": mask, "position_ids": positions}
+
+
+class FastDecoder(ForwardDecoder):
+    """Our own model, its blocks written out over a cache of fixed size.
+
+    Full windows go by its forward, and so do prompts, but in int8.
+
+    Its matrices are copied once, in the layout that multiplies few rows fastest (int8: at once, otherwise at the
+    first step), and the model keeps its own: together 2 times the model's memory, in int8 1 time and two bytes for
+    each parameter. It serves as many calls as you like while the weights stay: norms, biases and embeddings are the
+    model's own, so that after a step of training an old decoder is of neither the old weights nor the new.
+
+    Args:
+        quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
+            weight, and multiplies them with activations rounded to 8 bits, each row by its own range (one narrower
+            than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
+        compile: in fp32 or int8, steps of few tokens go by one function in C (compiled.py), which the machine's
+            compiler builds first, in a second or two. It is the same arithmetic, with cache and logits in fp32. Of
+            matrices in fp32 it reads the model's own, and copies only query's, key's and value's.
+
+    Raises:
+        ValueError: a kind that is none; int8 or compile on another device than a CPU; int8 where torch has no oneDNN;
+            compile in another type than fp32 or int8, of odd widths, or where no compiler builds it.
+    """
+
+    def __init__(self, model: nn.Module, quantize: str | None = None, compile: bool = False):
+        super().__init__(model)
+        device, dtype = self.device, model.lm_head.weight.dtype
+        if quantize == "int8" and device.type != "cpu":
+            raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
+        if quantize == "int8" and not torch.backends.mkldnn.is_available():
+            raise ValueError("quantize='int8' multiplies by oneDNN, and this torch has none: leave it out.")
+        if compile and (device.type != "cpu" or (dtype != torch.float32 and quantize is None)):
+            raise ValueError(
+                f"compile builds a step in fp32 or int8 on a CPU, and this model is in {dtype} on {device}: give "
+                "quantize='int8', or leave compile out."
+            )
+        widths = model.transformer.layers[0].mlp.up_proj.weight.shape
+        if compile and quantize is None and any(width % LANES for width in widths):
+            raise ValueError(
+                f"compile in fp32 takes widths that are multiples of {LANES}, and these are {widths[1]} and, in the "
+                f"MLP, {widths[0]}: give quantize='int8', or leave compile out."
+            )
+        self.quantize, self.compile = quantize, compile
+        if quantize or compile:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
+            with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
+                built = pool.submit(build) if compile else None
+                net = self._lay_out(pool.map)
+                self.net = CompiledNet(net, built.result()) if compile else net
+
+    @cached_property
+    def net(self) -> nn.Module:
+        return self._lay_out(map)
+
+    def _lay_out(self, each: Callable[..., Iterable]) -> nn.Module:
+        body, last = self.model.transformer, self.model.lm_head
+        head, *blocks = each(lambda one: self._matrix(one) if one is last else self._block(one), [last, *body.layers])
+        net = Net(blocks, layer_norm(body.norm), head, self.model.config.hidden_act)
+        return scripted(net) if self.device.type == "cpu" else net
+
+    def _block(self, block: nn.Module) -> "Block":
+        attention, mlp = block.attn, block.mlp
+        qkv = self._matrix(attention.q_proj, attention.k_proj, attention.v_proj)  # (3D, D)
+        return Block(
+            *(layer_norm(block.ln_1), qkv, self._matrix(attention.o_proj)),
+            *(layer_norm(block.ln_2), self._matrix(mlp.up_proj), self._matrix(mlp.down_proj)),
+        )
+
+    def _matrix(self, *layers: nn.Linear) -> Matrix:
+        # One, or several above one another.
+        bias = None if layers[0].bias is None else stacked([one.bias for one in layers])
+        return lay_out(stacked([one.weight for one in layers]), bias, self.quantize, self.compile)
+
+    @torch.inference_mode()
+    def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
+        (B, T), attention = ids.shape, self.model.transformer.layers[0].attn
+        hidden = mask[:, :T] == 0
+        self.padding = hidden.sum(1, keepdim=True) if hidden.any() else None  # (B, 1): places that take no position
+        H, K = self.model.config.num_attention_heads, attention.head_dim
+        shape = (len(self.model.transformer.layers), 2, B, H, max(columns, T), K)
+        dtype = torch.float32 if self.compile else self.model.lm_head.weight.dtype
+        self.kept = torch.empty(shape, dtype=dtype, device=ids.device)
+        if self.quantize:  # many rows too are multiplied fastest as whole numbers
+            return self._score(ids, mask[:, :T], only_last=True)
+        logits = super().start(ids, mask, columns)
+        for kept, layer in zip(self.kept, self.cache.layers, strict=True):
+            kept[0, :, :, :T], kept[1, :, :, :T] = layer.keys, layer.values
+        self.cache = None
+        return logits
+
+    @torch.inference_mode()
+    def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self._score(ids, mask)
+
+    def _score(self, ids: torch.Tensor, mask: torch.Tensor, only_last: bool = False) -> torch.Tensor:
+        """New ids (B, T), the mask of all (B, S) -> logits (B, T or 1, V)."""
+        (B, T), S = ids.shape, mask.shape[1]
+        past, body, columns = S - T, self.model.transformer, self.kept.shape[4]
+        if S > columns:
+            raise ValueError(f"This cache was started for {columns} tokens, and here are {S}.")
+        positions = torch.arange(past, S, device=ids.device)[None]
+        if self.padding is not None:
+            positions = (positions - self.padding).clamp(min=0)
+        x = F.embedding(ids, body.embed_tokens.weight) + F.embedding(positions, body.embed_positions.weight)
+        x = x.view(B * T, -1)  # (N, D)
+        plain = self.padding is None and past == 0
+        hide = None if plain else self._hide(mask, T, x.dtype)
+        return self.net(x, self.kept, past, hide, only_last)
+
+    def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
+        # (B or 1, 1, T, S), added to the scores; None where every new token sees every column. Not minus infinity:
+        # what is padded sees nothing, and its numbers, though nobody reads them, must be numbers.
+        if T == 1 and self.padding is None:
+            return None
+        S = mask.shape[1]
+        seen = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
+        if self.padding is not None:
+            seen = seen & (mask != 0)[:, None, None]
+        lowest = torch.finfo(dtype).min
+        hide = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, lowest)
+        return hide.view(-1, 1, T, S)
+
+
+# --- The blocks, written out -------------------------------------------------------------------------------------
+
+
+class Norm(NamedTuple):
+    """A LayerNorm."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+
+class Block(NamedTuple):
+    """The two norms and four matrices of a block."""
+
+    norm_1: Norm
+    qkv: Matrix
+    out: Matrix
+    norm_2: Norm
+    up: Matrix
+    down: Matrix
+
+
+def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors above one another; one alone stays itself."""
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).detach()
+
+
+def layer_norm(layer: nn.LayerNorm) -> Norm:
+    return Norm(layer.weight.detach(), layer.bias.detach(), layer.eps)
+
+
+def run_blocks(
+    x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, blocks: list[Block], act: str
+) -> torch.Tensor:
+    """New tokens (N, D), the cache (L, 2, B, H, columns, K), full up to column `past` -> (N, D); the cache is written.
+
+    `hide` (B or 1, 1, T, S) is added to the scores.
+    """
+    B, H, K = kept.shape[2], kept.shape[3], kept.shape[5]
+    T = len(x) // B
+    S = past + T
+    is_causal = past == 0 and hide is None
+    seen, new = kept[:, :, :, :, :S].unbind(0), kept[:, :, :, :, past:S].unbind(0)  # views (2, B, H, S or T, K)
+    for layer, block in enumerate(blocks):
+        y = multiply(normalize(x, block.norm_1), block.qkv).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)
+        new[layer].copy_(y[1:])
+        both = seen[layer].to(x.dtype)
+        y = F.scaled_dot_product_attention(y[0], both[0], both[1], hide, 0.0, is_causal)  # (B, H, T, K)
+        x = x + multiply(y.transpose(1, 2).reshape(B * T, H * K), block.out)
+        y = activate(multiply(normalize(x, block.norm_2), block.up), act)
+        x = x + multiply(y, block.down)
+    return x
+
+
+class Net(nn.Module):
+    """All that a step multiplies by: the blocks, the last norm and the head."""
+
+    blocks: list[Block]
+    norm: Norm
+    head: Matrix
+
+    def __init__(self, blocks: list[Block], norm: Norm, head: Matrix, act: str):
+        super().__init__()
+        self.blocks, self.norm, self.head, self.act = blocks, norm, head, act
+
+    def forward(
+        self, x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, only_last: bool
+    ) -> torch.Tensor:
+        """As `run_blocks`, and on to the logits (B, T, V), or of each row's last token alone (B, 1, V)."""
+        x = run_blocks(x, kept, past, hide, self.blocks, self.act).view(kept.shape[2], -1, x.shape[-1])
+        x = x[:, -1:] if only_last else x
+        logits = multiply(normalize(x.reshape(-1, x.shape[-1]), self.norm), self.head)
+        return logits.view(x.shape[0], x.shape[1], -1)
+
+
+def scripted(net: nn.Module) -> nn.Module:
+    """The same without Python between its operations: at one row, whose products are short, half of a step."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.script(net)
+    except Exception:  # torch has announced TorchScript's end, and it needs this file's source: the same by Python
+        return net
+
+
+def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    return F.layer_norm(x, [x.shape[-1]], norm.weight, norm.bias, norm.eps)
+
+
+def activate(x: torch.Tensor, name: str) -> torch.Tensor:
+    """One of ACTIVATIONS."""
+    if name == "relu":
+        return F.relu(x)
+    if name == "silu" or name == "swish":
+        return F.silu(x)
+    return F.gelu(x, approximate="none" if name == "gelu" else "tanh")
+
+
+# --- Which decoder -----------------------------------------------------------------------------------------------
+
+
+def make_decoder(
+    model: nn.Module | ForwardDecoder, quantize: str | None = None, compile: bool = False
+) -> ForwardDecoder:
+    """The fastest decoder for a causal model; what is one already stays.
+
+    Fast is our own class as it was saved: on one device, with one of ACTIVATIONS, without an adapter, quantised
+    layers, hooks, autocast or another's wrapping. Any other model is used as it comes.
+
+    Args:
+        quantize: "int8" rounds the matrices, see FastDecoder.
+        compile: builds the step in C, see FastDecoder.
+
+    Raises:
+        ValueError: a kind that is none; int8 or compile of a model that is not ours, is wrapped, or is not on a CPU;
+            compile in another type than fp32 or int8, of odd widths, or where no compiler builds it.
+    """
+    if isinstance(model, ForwardDecoder) and quantize is None and not compile:
+        return model
+    if quantize not in KINDS:
+        raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
+    if _is_plain(model):
+        return FastDecoder(model, quantize, compile)
+    if quantize is not None or compile:
+        asked = [f"quantize={quantize!r}"] * (quantize is not None) + ["compile=True"] * compile
+        raise ValueError(
+            f"{' and '.join(asked)} is of our own model as it was saved, and this is a {type(model).__name__} or has "
+            f"something around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an adapter "
+            f"first, or leave {' and '.join(one.partition('=')[0] for one in asked)} out."
+        )
+    return ForwardDecoder(model)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    # The code of our model also travels inside checkpoints, so its class goes by its name.
+    if type(model).__name__ != "ScratchGPTForCausalLM" or torch.is_autocast_enabled(model.device.type):
+        return False
+    touched = ("_forward_pre_hooks", "_forward_hooks", "parametrizations")
+    return (
+        model.config.hidden_act in ACTIVATIONS
+        and len({(p.device, p.dtype, type(p)) for p in model.parameters()}) == 1
+        and all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith(("_proj", "lm_head")))
+        and not any("forward" in vars(m) or any(getattr(m, name, None) for name in touched) for m in model.modules())
+    )
+
+
+__all__ = ["FastDecoder", "ForwardDecoder", "make_decoder"]

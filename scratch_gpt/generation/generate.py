@@ -1,0 +1,297 @@
+"""Prompts -> continuations, whole or token by token: decoding written out, with a KV cache.
+
+For each new token, in this order: the logits of the last position; temperature; top-k; top-p; softmax; one draw. At
+temperature 0 there is no draw: the largest logit wins, token for token what `model.generate(do_sample=False)` gives.
+
+When the context is full it slides: each further token is predicted from the last `max_position_embeddings` tokens.
+With learned positions every token in the window then stands at a new place, so nothing cached holds and the window
+is computed anew for each token, which is correct and slow.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..tokenization.tokenizer import begin_of_text_id, decode, encode
+from ..utils import watchdog
+from .decoder import ForwardDecoder, make_decoder
+from .speculative import make_guesser
+
+
+def filter_logits(
+    logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> torch.Tensor:
+    """Logits (B, V) -> logits with what may not be drawn at -inf.
+
+    Args:
+        temperature: divides the logits; below 1 sharpens.
+        top_k: keep the k largest (Fan et al. 2018).
+        top_p: of those, keep the fewest whose probabilities reach p (Holtzman et al. 2020, nucleus sampling).
+    """
+    logits = logits.float() / temperature
+    if top_k is not None:
+        smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
+    if top_p is not None:
+        ordered, order = logits.sort(descending=True)
+        p = ordered.softmax(-1)
+        beyond = p.cumsum(-1) - p >= top_p  # what stands before it reaches p already; the first always stays
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
+    return logits
+
+
+def generate(
+    model: nn.Module | ForwardDecoder,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    max_new_tokens: int = 50,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    seed: int = 0,
+    prompt_lookup_num_tokens: int | None = None,
+    assistant_model: nn.Module | ForwardDecoder | None = None,
+    num_assistant_tokens: int = 5,
+) -> torch.Tensor:
+    """Prompts (B, T), padded on the left -> (B, T + new) token ids.
+
+    A row that has drawn `eos_token_id` goes on as `pad_token_id` (by default EOS again) while others are unfinished.
+    Leaves the model's mode and the global random state as they were.
+
+    Args:
+        model: a model, or what `make_decoder` made of one: that serves many calls, may be quantized, and counts.
+        prompt_lookup_num_tokens: guess so many tokens ahead from what the row has said before (`look_up`), score them
+            all in one step, keep those that are drawn anyway. One row only. Greedy or not, each token is still drawn
+            from its own distribution with the same random numbers: only rounding can tell.
+        assistant_model: guesses likewise, `num_assistant_tokens` at a time: a smaller model with the same vocabulary,
+            or of the model itself `make_decoder(model, "int8")`.
+
+    Raises:
+        ValueError: an empty prompt, a temperature, top_k or top_p out of range; guesses for several rows, from two
+            sources, or from an assistant of another vocabulary or on another device.
+    """
+    _check(input_ids, temperature, top_k, top_p, max_new_tokens)
+    decoder = make_decoder(model)
+    pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    how["guesses"] = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
+    ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    new = [*_draw(decoder, input_ids, attention_mask, max_new_tokens, **how, **ends)]
+    return torch.cat([input_ids, *(token[:, None] for token in new)], 1)
+
+
+@torch.inference_mode()
+def _draw(
+    decoder: ForwardDecoder,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    max_new_tokens: int,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    eos_token_id: int | None,
+    pad_token_id: int | None,
+    seed: int,
+    guesses: tuple,
+) -> Iterator[torch.Tensor]:
+    # The next token of each row, (B,), again and again until all rows are finished. `guesses` is for make_guesser.
+    model, limit = decoder.model, decoder.model.config.max_position_embeddings
+    generator = torch.Generator(ids.device).manual_seed(seed)
+    choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
+    finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    T = n = ids.shape[1]  # tokens of the prompt; tokens so far
+    end, guessed = T + max_new_tokens, 0
+    guesser = make_guesser(decoder, len(ids), end, *guesses)
+    mask = torch.ones_like(ids) if mask is None else mask
+    models = [model, *(guesser.models if guesser else ())]
+    were_training = [one.training for one in models]
+    try:
+        for one in models:
+            one.eval()
+        while n < end:
+            most = n + 1 + (guesser.most if guesser else 0)
+            if ids.shape[1] < min(most, end):  # room for what comes, doubled each time
+                more = min(2 * most, end) - ids.shape[1]
+                ids, mask = F.pad(ids, (0, more)), F.pad(mask, (0, more), value=1)
+            if n > limit:
+                guessed = 0
+                logits = decoder.window(ids[:, n - limit : n], mask[:, n - limit : n])
+            elif n == T:
+                logits = decoder.start(ids[:, :n], mask[:, :n], min(limit, end))
+            else:
+                if guesser:
+                    guess = guesser.guess(ids[:, :n], mask, min(end - 1 - n, limit - n), choose, generator.get_state())
+                    guessed = guess.shape[1]
+                    ids[:, n : n + guessed] = guess
+                logits = decoder.step(ids[:, n - 1 : n + guessed], mask[:, : n + guessed])  # (B, 1 + guessed, V)
+                decoder.guessed += guessed
+            for k in range(logits.shape[1]):
+                token = choose(logits[:, k], generator)
+                decoder.drawn += len(token)
+                if eos_token_id is not None:
+                    decoder.drawn -= int(finished.sum())
+                    token = torch.where(finished, pad_token_id, token)
+                    finished |= token == eos_token_id
+                yield token
+                if eos_token_id is not None and finished.all():
+                    return
+                is_guessed = k < guessed and token.item() == ids[0, n].item()
+                ids[:, n] = token
+                n += 1
+                if not is_guessed:
+                    break  # what was computed after a wrong guess is of another text
+                decoder.accepted += 1
+    finally:
+        for one, was_training in zip(models, were_training, strict=True):
+            one.train(was_training)
+
+
+def _choose(logits, generator, temperature, top_k, top_p) -> torch.Tensor:
+    # One token for each row: (B, V) -> (B,).
+    if temperature == 0:
+        return largest(logits)
+    probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
+    if not probabilities.isfinite().all():
+        raise ValueError("The logits are not finite: the model has diverged, or temperature is too small.")
+    return probabilities.multinomial(1, generator=generator)[:, 0]
+
+
+def largest(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (B, V) -> where each row's largest stands (B,), the first of equals: argmax; on a CPU NumPy's.
+
+    It takes half of the time or less that torch's takes there, whose places do not vectorise.
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    return torch.from_numpy(logits.float().numpy().argmax(-1))
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """Rows of ids -> {"input_ids", "attention_mask"} (B, T), each row at the right end of its own.
+
+    The filling is token 0: what the mask hides can be any.
+
+    Example:
+        >>> pad_left([[5, 6, 7], [8]])["input_ids"].tolist()
+        [[5, 6, 7], [0, 0, 8]]
+        >>> pad_left([[5, 6, 7], [8]])["attention_mask"].tolist()
+        [[1, 1, 1], [0, 0, 1]]
+    """
+    T = max(map(len, rows))
+    ids = torch.tensor([[0] * (T - len(row)) + [*row] for row in rows], device=device)
+    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generate_text(
+    model: nn.Module | ForwardDecoder, tokenizer: PreTrainedTokenizerBase, prompts: str | list[str], **options
+) -> str | list[str]:
+    """Prompt(s) -> the continuation(s) alone, EOS and what follows left out. `options` are those of `generate`.
+
+    A special token's spelling in a prompt is plain text. An empty prompt begins a document: it starts from EOS.
+    """
+    if isinstance(prompts, str):
+        return generate_text(model, tokenizer, [prompts], **options)[0]
+    if not prompts:
+        return []
+    rows = [encode(tokenizer, prompt) or [begin_of_text_id(tokenizer)] for prompt in prompts]
+    return [decode(tokenizer, row) for row in _continue(model, tokenizer, rows, **options)]
+
+
+def generate_answers(
+    model: nn.Module | ForwardDecoder,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    max_new_tokens: int = 50,
+    batch_size: int = 32,
+    seed: int = 0,
+    **options,
+) -> list[str]:
+    """Prompts of token ids -> the continuation of each, as text, EOS and what follows left out.
+
+    An answer ends in any case where the context is full: nothing slides. Prompts of like length share a batch;
+    greedily, an answer does not depend on who shares it. Each batch draws with a seed of its own, which `seed`
+    decides. `options` are the others of `generate`.
+    """
+    decoder = make_decoder(model)
+    seeds = torch.Generator().manual_seed(seed)
+    limit = decoder.model.config.max_position_embeddings
+    rooms = [max(0, min(max_new_tokens, limit + 1 - len(prompt))) for prompt in prompts]  # the last needs no position
+    order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        watchdog.beat()
+        some = order[start : start + batch_size]
+        most = max(rooms[k] for k in some)
+        how = {"max_new_tokens": most, "seed": int(torch.randint(2**62, (), generator=seeds)), **options}
+        rows = _continue(decoder, tokenizer, [prompts[k] for k in some], **how)
+        for k, row in zip(some, rows, strict=True):
+            answers[k] = decode(tokenizer, row[: rooms[k]])
+    return answers
+
+
+def stream(
+    model: nn.Module | ForwardDecoder,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    max_new_tokens: int = 50,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    prompt_lookup_num_tokens: int | None = None,
+    assistant_model: nn.Module | ForwardDecoder | None = None,
+    num_assistant_tokens: int = 5,
+) -> Iterator[str]:
+    """The ids of a prompt -> its continuation in pieces, each as soon as it is known; EOS ends it and is left out.
+
+    Joined, they are what `generate_text` gives. A character of several tokens comes when it is whole.
+    """
+    decoder = make_decoder(model)
+    prompt = torch.tensor([ids or [begin_of_text_id(tokenizer)]], device=decoder.device)
+    _check(prompt, temperature, top_k, top_p, max_new_tokens)
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    how["guesses"] = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
+    eos, drawn, shown = tokenizer.eos_token_id, [], 0
+    for token in _draw(decoder, prompt, None, max_new_tokens, **how, eos_token_id=eos, pad_token_id=eos):
+        if token.item() == eos:
+            break
+        drawn.append(token.item())
+        whole = decode(tokenizer, drawn).rstrip("\ufffd")  # what a token has begun and none has ended
+        if whole[shown:]:
+            yield whole[shown:]
+            shown = len(whole)
+    if rest := decode(tokenizer, drawn)[shown:]:
+        yield rest
+
+
+def _continue(model, tokenizer, rows: list[list[int]], **options) -> list[list[int]]:
+    # The continuation of each row alone, up to EOS.
+    decoder = make_decoder(model)
+    batch = pad_left(rows, decoder.device)
+    eos = options.setdefault("eos_token_id", tokenizer.eos_token_id)
+    output = generate(decoder, **batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
+    return [row[: row.index(eos)] if eos in row else row for row in output]
+
+
+def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
+    if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+        raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}; give (rows, at least 1 token).")
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}; it is 0 (greedy) or more.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it is at least 1, or None for all tokens.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it lies above 0 and up to 1, or is None.")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
+
+
+__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]

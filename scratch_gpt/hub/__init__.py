@@ -1,0 +1,1 @@
+"""A run folder -> a repository on the Hub, with its card."""

@@ -1,0 +1,383 @@
+"""A run's record -> the value of each hole of the card, as Markdown, and its metadata, from the same values.
+
+None where no file knows it. hub_card/fields.md lists the holes with their sources.
+"""
+
+from collections.abc import Sequence
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..runs.record import Record, base_model, hub_datasets, is_hub_id, is_on_hub, results, speed
+from .card import Markup, code, dump, escape
+from .loading_snippet import load_as_ours, load_code, load_needs
+
+
+LAYOUTS = ("scratch_gpt", "gpt2", "adapter")
+ON_HUB = {"accuracy": "accuracy", "macro_f1": "f1", "perplexity": "perplexity"}  # our metrics -> the Hub's names
+MANY = 20  # rows of a table; more are counted
+
+# Fields of run.yaml that say nothing of how it learned, or stand elsewhere on the card.
+NOT_LEARNING = {
+    *("output_dir", "overwrite", "resume", "allow_changed", "on_save_error", "async_save", "model", "model_revision"),
+    *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "label_column", "tokenizer"),
+    *("column_names", "label_separator", "streaming", "stream_lanes", "manifest", "predict", "push_to_hub"),
+    *("learning_rate", "min_learning_rate", "warmup_steps", "max_steps", "epochs", "max_tokens", "max_time"),
+    *("eval_every", "eval_batches", "checkpoint_every", "keep", "log_every", "report_to", "sample_prompt"),
+    *("device", "mixed_precision", "compile", "gradient_checkpointing", "workers", "expect_processes", "energy"),
+    "hang_timeout",
+}
+LAYOUT_TEXT = {
+    "scratch_gpt": "This folder brings its own code, a few files that can be read from end to end: loading it needs "
+    '`trust_remote_code=True`. Read them once, then pin what you have read with `revision="COMMIT"`. (The Hub\'s '
+    "widget and most servers do not run a model's own code.)",
+    "gpt2": "This folder is in the layout of stock GPT-2: transformers loads it as it is, without code from this "
+    "page, and so does what serves or converts GPT-2.",
+    "adapter": "This folder holds what LoRA has learned, and no model: [peft](https://github.com/huggingface/peft) "
+    "puts it on its base.",
+}
+LIMITS = {
+    "base": "It goes on with a text in the manner of its training data, and was not taught to follow instructions, "
+    "to refuse or to be right. It repeats mistakes and prejudices of these data, and may repeat passages of them word "
+    "for word. Not for answers that anybody relies on, not for advice on health, law or money, not to write in a "
+    "person's name, and not in languages or on matters that its data do not have.",
+    "classifier": "It calls every text one of its classes ({labels}), one that is none of them too, and a text unlike "
+    "its training data with the same confidence. Not for decisions on people without one who looks at each, and not "
+    "where a wrong call does harm. How often it is wrong stands above, on texts like those it has learned from.",
+    "chat": "It answers in the manner of its training data, and nothing makes it right or safe: it invents facts, and "
+    "was not taught to refuse. Not for answers that anybody relies on, not for advice on health, law or money, not to "
+    "speak in a person's name, and not where nobody reads what it says before it has an effect.",
+}
+
+
+# --- The values --------------------------------------------------------------------------------------------------
+
+
+def card_values(
+    record: Record,
+    *,
+    repo: str,
+    layout: str,
+    revision: str | None = None,
+    licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
+    pictures: Sequence[str] = (),
+    base: tuple[str, str | None] | None = None,
+    base_needs_trust: bool = False,
+) -> dict[str, str | None]:
+    """{hole: Markdown, or None where no file knows it}.
+
+    Args:
+        repo: user/name.
+        layout: one of LAYOUTS.
+        revision: the branch it is published on, where that is not main.
+        licence, licence_name, licence_link: of the weights; as in licenses.check_license.
+        pictures: names of those there are in assets/.
+        base: (Hub id, revision) that the model was made from; without it what the record says.
+        base_needs_trust: whether an adapter's base brings code of its own.
+    """
+    base = base or base_model(record)
+    terms = {"license": licence, "license_name": licence_name, "license_link": licence_link}
+    found = {
+        "title": repo.split("/")[1],
+        "about": _about(record, layout, base),
+        "layout": LAYOUT_TEXT[layout],
+        "sample": _sample(record),
+        "load_needs": load_needs(layout, base_needs_trust),
+        "load_code": load_code(record, repo, layout, revision, base_needs_trust),
+        "load_as_ours": load_as_ours(record, repo, layout, revision),
+        "load_notes": _load_notes(record),
+        "evaluation": _evaluation(record),
+        "evaluation_protocol": _protocol(record),
+        "classes": _classes(record),
+        "sources": _sources(record),
+        "splits": _splits(record),
+        "mixture": _mixture(record),
+        "filters": _filters(record),
+        "procedure": _procedure(record),
+        "hyperparameters": _hyperparameters(record),
+        "speed": _speed(record),
+        "energy": _energy(record),
+        "limits": LIMITS[record.kind].format(labels=", ".join(map(escape, record.labels))),
+        "links": _links(record, base),
+        "licence": _licence(layout, terms),
+        "versions": _versions(record),
+        "metadata": _metadata(record, repo, layout, terms, base),
+    }
+    for name, words in PICTURES.items():
+        found[f"{name}_picture"] = f"![{words}](assets/{name}.png)" if f"{name}.png" in pictures else None
+    return found
+
+
+PICTURES = {  # name of the file in assets/ -> what it shows
+    "loss": "Loss and learning rate over training",
+    "confusion": "Confusion matrix of the test split",
+    "parameters": "Where the parameters are",
+    "attention": "What each head attends to in one sentence",
+    "tokens": "Lengths of the vocabulary's tokens",
+}
+
+
+def _about(record: Record, layout: str, base: tuple[str, str | None] | None) -> str:
+    config, trained = record.config, record.facts.get("parameters")
+    data = ", ".join(dict.fromkeys(escape(source["dataset"]) for source in record.manifest.get("sources", [])))
+    labels = ", ".join(map(escape, record.labels))
+    what = {
+        "base": "A language model",
+        "classifier": f"A classifier of texts into {len(record.labels)} classes ({labels})",
+        "chat": "A model that answers instructions",
+    }[record.kind]
+    size = f" of {trained:,} parameters" if trained else ""
+    start = f", made from {_link(base[0])}" if base else ""
+    if not base and record.run.get("model") is None:
+        start = ", trained from random weights"
+    shape = (
+        f"GPT-2's architecture: {config['num_hidden_layers']} layers, {config['hidden_size']} wide, "
+        f"{config['num_attention_heads']} heads, {config['max_position_embeddings']:,} tokens of context, "
+        f"a vocabulary of {config['vocab_size']:,}."
+    )
+    return f"{what}{size}{start}{f' on {data}' if data else ''}. {shape}"
+
+
+def _sample(record: Record) -> str | None:
+    texts = [line["sample"] for line in record.metrics if line.get("sample")]
+    if record.kind != "base" or not texts:
+        return None
+    return "What it writes:\n\n" + f"> {_one_line(texts[-1], 400)}"
+
+
+def _load_notes(record: Record) -> str | None:
+    length = record.config.get("max_position_embeddings")
+    cut = record.manifest.get("max_length")
+    if record.kind == "classifier" and cut:
+        return f"Longer texts were cut at {cut:,} tokens in training, as `truncation=True` does here."
+    return f"It sees at most {length:,} tokens, prompt and answer together." if length else None
+
+
+def _evaluation(record: Record) -> str | None:
+    found = results(record)
+    has_before = any(result.before is not None for result in found)
+    rows = [
+        [result.split, result.metric.replace("_", " "), *([_number(result.before)] if has_before else []), str(result)]
+        for result in found
+    ]
+    return _table(["split", "metric", *(["before training"] if has_before else []), "this model"], rows)
+
+
+def _protocol(record: Record) -> str | None:
+    protocol, found = record.evaluation.get("protocol", {}), results(record)
+    if not found:
+        return None
+    lines = []
+    if (n := max(result.n for result in found)) > 1:
+        lines.append(f"Mean \u00b1 standard deviation (of a sample) of {n} seeds; the weights are the first one's.")
+    if "step" in protocol:
+        lines.append(f"The weights are those of step {protocol['step']:,} ({escape(protocol['chosen_by'])}).")
+    if protocol.get("eval_batches"):
+        lines.append(
+            f"On at most {protocol['eval_batches']:,} batches of each process, taken from all over the split; of the "
+            "test split on all."
+        )
+    if any(result.metric == "loss" for result in found):
+        lines.append("Loss in nats, each token or text counted once: it does not depend on the batch size.")
+    return " ".join(lines) or None
+
+
+def _classes(record: Record) -> str | None:
+    table = record.evaluation.get("tables", {}).get("test", {})
+    names = ("precision", "recall", "f1")
+    if not all(name in table for name in names):
+        return None
+    return _table(
+        ["class", *names], [[label, *(_number(table[name][label]) for name in names)] for label in table["labels"]]
+    )
+
+
+def _sources(record: Record) -> str | None:
+    rows = []
+    for source in record.manifest.get("sources", []):
+        name = source["dataset"]
+        where = _link(name, "datasets/") if is_on_hub(source) else escape(name)
+        where = Markup(where + (f", {escape(source['config'])}" if source.get("config") else ""))
+        for file in source.get("files") or [{}]:
+            size = f"{file['bytes']:,}" if "bytes" in file else ""
+            known = file.get("sha256") or source.get("prepared") or source.get("revision") or ""
+            rows.append([where, file.get("name", ""), size, code(known) if known else ""])
+    return _table(["source", "file", "bytes", "SHA-256 or revision"], rows)
+
+
+def _splits(record: Record) -> str | None:
+    rows = []
+    for name, facts in record.manifest.get("splits", {}).items():
+        counts = [f"{facts[key]:,}" if key in facts else "" for key in ("documents", "rows", "tokens", "bytes")]
+        rows.append([name, *counts, code(facts["sha256"]) if "sha256" in facts else ""])
+    return _table(["split", "documents", "rows", "tokens", "bytes", "SHA-256 of the rows"], rows)
+
+
+def _mixture(record: Record) -> str | None:
+    shares = (record.manifest.get("mixture") or {}).get("actual")
+    found = shares and ", ".join(f"{escape(name)} {share:.1%}" for name, share in shares.items())
+    return found and f"Mixed by tokens: {found}."
+
+
+def _filters(record: Record) -> str | None:
+    rows = [
+        [name, f"{counts['in']:,}", f"{counts['removed']:,}"]
+        for name, counts in record.manifest.get("filters", {}).items()
+    ]
+    return _table(["filter", "rows in", "removed"], rows)
+
+
+def _procedure(record: Record) -> str | None:
+    facts, run = record.facts, record.run
+    if "steps" not in facts:
+        return None
+    steps = [line for line in record.metrics if line.get("loss") is not None]
+    batch = run["batch_size"] * run["accumulation_steps"] * facts.get("processes", 1)
+    seen = f", {steps[-1]['tokens']:,} tokens" if steps else ""
+    seen += f" ({steps[-1]['epoch']:.2f} epochs)" if steps and "epoch" in steps[-1] else ""  # a stream has none
+    rate = facts["schedule"]
+    optimizer = "Muon and AdamW" if run.get("optimizer") == "muon" else "AdamW"
+    fall = "in a straight line" if rate.get("shape") == "linear" else "along a cosine"
+    return (
+        f"{steps[-1]['step'] if steps else facts['steps']:,} steps of {batch:,} rows{seen} with {optimizer}. The "
+        f"learning rate rises over {rate['warmup_steps']:,} steps to {rate['peak']:g}, then falls {fall} to "
+        f"{rate['floor']:g}."
+    )
+
+
+def _hyperparameters(record: Record) -> str | None:
+    given = {name: value for name, value in record.run.items() if name not in NOT_LEARNING}
+    if record.run.get("tune") != "lora":
+        given = {name: value for name, value in given.items() if not name.startswith(("lora_", "use_", "quantize_"))}
+    if record.facts.get("trained_parameters") != record.facts.get("parameters"):
+        given["trained_parameters"] = f"{record.facts['trained_parameters']:,}"
+    off = (None, False, "no", "none", "")  # and 0, but for a seed
+    rows = [[code(name), str(value)] for name, value in given.items() if value not in off or name == "seed"]
+    return _table(["field", "value"], rows)
+
+
+def _speed(record: Record) -> str | None:
+    found, facts = speed(record), record.facts
+    if found is None:
+        return None
+    where = escape(facts.get("hardware") or facts.get("device"))
+    precision = escape({"no": "fp32"}.get(facts.get("precision"), facts.get("precision")))
+    return (
+        f"{found[0]:,.0f} tokens a second (median) on {where}, {facts['processes']} process(es) of {facts['threads']} "
+        f"thread(s), {precision}; {found[1]:,.1f} minutes of training steps."
+    )
+
+
+def _energy(record: Record) -> str | None:
+    if not record.emissions:
+        return None
+    row, hours = record.emissions[-1], _drawn(record, "duration") / 3600
+    watts = {part: 1000 * _drawn(record, f"{part}_energy") / hours for part in ("cpu", "ram", "gpu")}
+    cpu = f"CPU {watts['cpu']:.3g} W, {escape(row.get('cpu_power_is') or 'read or estimated')}"
+    gpu = f"; GPU {watts['gpu']:.3g} W, read from its driver" if watts["gpu"] else ""
+    country, minutes = escape(row["country_name"]), 60 * hours
+    return (
+        f"{_drawn(record, 'energy_consumed'):.3g} kWh, {_grams(record):g} g CO2 equivalent with the electricity of "
+        f"{country}: the whole machine over {minutes:,.1f} minutes ({cpu}; memory {watts['ram']:.3g} W, estimated "
+        f"from its size{gpu}). By codecarbon {escape(row['codecarbon_version'])}."
+    )
+
+
+def _drawn(record: Record, column: str) -> float:
+    return sum(float(row[column] or 0) for row in record.emissions)  # over the launches of the run
+
+
+def _grams(record: Record) -> float:
+    return float(f"{1000 * _drawn(record, 'emissions'):.3g}")
+
+
+def _links(record: Record, base: tuple[str, str | None] | None) -> str | None:
+    lines = []
+    if base:
+        lines.append(f"- base model: {_link(base[0])}{f' at {code(base[1])}' if base[1] else ''}")
+    lines += [f"- dataset: {_link(name, 'datasets/')}" for name in hub_datasets(record)]
+    return "\n".join(lines) or None
+
+
+def _licence(layout: str, terms: dict[str, str | None]) -> str | None:
+    name, link = terms["license_name"] or terms["license"], terms["license_link"]
+    lines = [f"Weights: {escape(name)}{f', {escape(link)}' if link else ''}."] if name else []
+    lines += ["The code files (`*.py`) are of scratch_gpt: Apache 2.0."] if layout == "scratch_gpt" else []
+    return " ".join(lines) or None
+
+
+def _versions(record: Record) -> str | None:
+    found = record.facts.get("versions")
+    return found and ", ".join(f"{escape(name)} {escape(number)}" for name, number in found.items())
+
+
+def _metadata(record: Record, repo: str, layout: str, terms: dict[str, str | None], base) -> str:
+    task = "text-classification" if record.kind == "classifier" else "text-generation"
+    found, sources = results(record), record.manifest.get("sources", [])
+    data = {
+        "type": sources[0]["dataset"] if sources else "unknown",
+        "name": ", ".join(dict.fromkeys(source["dataset"] for source in sources)) or "unknown",
+    }
+    evaluated = [
+        EvalResult(
+            task_type=task,
+            dataset_type=data["type"],
+            dataset_name=data["name"],
+            dataset_split=result.split,
+            metric_type=ON_HUB.get(result.metric, result.metric),
+            metric_name=result.metric.replace("_", " "),
+            metric_value=result.value if result.std is None else str(result),
+        )
+        for result in found
+    ]
+    base = base if base and is_hub_id(base[0]) else None
+    relation = {"base_model_relation": "adapter" if layout == "adapter" else "finetune"} if base else {}
+    co2 = {"emissions": _grams(record), "source": "codecarbon"} if record.emissions else None
+    card = ModelCardData(
+        base_model=base[0] if base else None,
+        datasets=hub_datasets(record) or None,
+        eval_results=evaluated or None,
+        library_name="peft" if layout == "adapter" else "transformers",
+        metrics=sorted({ON_HUB[result.metric] for result in found if result.metric in ON_HUB}) or None,
+        model_name=repo.split("/")[1],
+        pipeline_tag=task,
+        tags=["scratch-gpt", *(["conversational"] if record.kind == "chat" else [])],
+        **terms,
+        **relation,
+        **({"co2_eq_emissions": co2} if co2 else {}),
+    )
+    content = card.to_dict()
+    content.pop("model_name", None)  # stands in model-index, where there is one
+    return dump(content)
+
+
+# --- Markdown ----------------------------------------------------------------------------------------------------
+
+
+def _link(name: str, kind: str = "") -> Markup:
+    # to a repository on the Hub; kind is "" or "datasets/"
+    return Markup(f"[{name}](https://huggingface.co/{kind}{name})") if is_hub_id(name) else escape(name)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str | None:
+    # Without a column in which nothing stands; with the first MANY rows.
+    if not rows:
+        return None
+    used = [n for n in range(len(header)) if any(row[n] for row in rows)]
+    cells = [[escape(row[n]) for n in used] for row in rows]
+    lines = [[header[n] for n in used], ["---"] * len(used), *cells[:MANY]]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return text + (f"\n\nand {len(rows) - MANY:,} more." if len(rows) > MANY else "")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"
+
+
+def _one_line(text: str, limit: int) -> str:
+    words = " ".join(text.split())
+    return escape(words if len(words) <= limit else f"{words[:limit].rsplit(' ', 1)[0]} ...")
+
+
+__all__ = ["LAYOUTS", "PICTURES", "card_values"]

@@ -1,0 +1,94 @@
+"""Decide which layout a run is published in: stock GPT-2 where it can express the model, else ours with its code."""
+
+import json
+from collections.abc import Callable, Collection
+from typing import Any
+
+from ..conversion.gpt2_export import refuse_what_gpt2_cannot_say
+from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
+from ..runs.record import ADAPTER_CONFIG
+from .card_values import LAYOUTS
+
+
+AUTO = "auto"
+CHOICES = (AUTO, *LAYOUTS)
+
+
+def layout_of(names: Collection[str], read: Callable[[str], str]) -> str | None:
+    """Return the layout of a folder or repository, or None if it holds no model of ours or of stock GPT-2.
+
+    Args:
+        names: of its files.
+        read: name -> text.
+    """
+    if ADAPTER_CONFIG in names:
+        return "adapter"
+    if "config.json" not in names:
+        return None
+    try:
+        kind = json.loads(read("config.json")).get("model_type")
+    except (ValueError, AttributeError):  # damaged; a push replaces it
+        return None
+    return kind if kind in ("scratch_gpt", "gpt2") else None
+
+
+def choose_layout(
+    layout: str,
+    model: ScratchGPTPreTrainedModel,
+    *,
+    repo: str,
+    has_adapter: bool,
+    there: str | None = None,
+    note: dict[str, Any] | None = None,
+) -> tuple[str, str]:
+    """Return the layout to publish in, and the reason.
+
+    "auto" keeps the layout of a repository that exists and of a run that is published already: adapters may have been
+    made on it. Otherwise it is stock GPT-2 if that can express the model, and ours if not.
+
+    Args:
+        layout: one of CHOICES.
+        model: the model to publish.
+        repo: user/name.
+        has_adapter: whether the run has an adapter.
+        there: layout of the files that `repo` holds now.
+        note: hub.json of the run.
+
+    Raises:
+        ValueError: an unknown layout, or a layout to keep that the run cannot have.
+    """
+    if layout not in CHOICES:
+        raise ValueError(f"layout is {layout!r}; it is one of {', '.join(CHOICES)}.")
+    note = note or {}
+    noted = note.get("layout") if note.get("repo") == repo else None
+    before = there or noted
+    if layout != AUTO:
+        changed = f"; {repo} has been in the layout {before} until now" if before not in (None, layout) else ""
+        return layout, f"chosen by name{changed}"
+    if before is None and note.get("layout") in ("scratch_gpt", "gpt2"):  # an adapter says nothing of a whole model
+        before, place = note["layout"], note["repo"]
+    else:
+        place = repo
+    if before == "adapter" and not has_adapter:
+        raise ValueError(
+            f"{repo} holds an adapter and keeps that layout, but this run has none. Give another --repo, or replace "
+            "the adapter by the whole model: --layout gpt2 or --layout scratch_gpt."
+        )
+    try:
+        refuse_what_gpt2_cannot_say(model)
+        obstacle = None
+    except ValueError as error:
+        obstacle = error
+    if before == "gpt2" and obstacle is not None:
+        raise ValueError(
+            f"{place} is in the layout gpt2 and keeps it, but stock GPT-2 cannot express this model: {obstacle} Give "
+            "--layout scratch_gpt."
+        ) from obstacle
+    if before is not None:
+        return before, f"{place} is published in it already"
+    if obstacle is not None:
+        return "scratch_gpt", f"ours, with its code, because stock GPT-2 cannot express the model: {obstacle}"
+    return "gpt2", "stock GPT-2 expresses the model, so that no code is needed to load it"
+
+
+__all__ = ["AUTO", "CHOICES", "choose_layout", "layout_of"]

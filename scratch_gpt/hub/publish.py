@@ -1,0 +1,297 @@
+"""A run folder -> a repository on the Hub, which keeps what was written on its card by hand.
+
+An upload that was interrupted goes on when it is asked for again: what has arrived is not sent twice.
+"""
+
+import glob
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import HfApi, constants, get_token, set_client_factory
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import _http, validate_repo_id
+
+from ..runs.record import PUBLISHED
+from ..utils.files import write_text
+from ..utils.locks import hold
+from .card import is_ours, merge_cards
+from .layouts import AUTO, layout_of
+from .licenses import check_license
+from .staging import check, checkpoint_steps, files_of, fingerprint_of, is_allowed, stage
+
+
+class Push(NamedTuple):
+    """What a push came to."""
+
+    url: str
+    commit: str
+    has_changed: bool
+
+
+CARD = "README.md"
+CONNECT, READ = 10, 60  # seconds that a request waits; the client by itself waits without end
+LOG_IN = "Log in with `hf auth login` (or set HF_TOKEN), with a token that may write: huggingface.co/settings/tokens."
+
+
+def check_repo_name(repo: str) -> None:
+    """Raise a ValueError for what is no user/name."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{error} A repository is called user/name.") from error
+    if repo.count("/") != 1:
+        raise ValueError(f"{repo!r} is no repository: give user/name.")
+
+
+def check_access(repo: str) -> None:
+    """Raise a ValueError in one line where `repo` could not be published with the token that is there."""
+    check_repo_name(repo)
+    if get_token() is None:
+        raise ValueError(f"There is no token for the Hub. {LOG_IN}")
+    with clear_errors(repo):
+        user = HfApi().whoami()
+        owner, token = repo.split("/")[0], user.get("auth", {}).get("accessToken", {})
+        if token.get("role") == "read":
+            raise ValueError(f"The token for the Hub may read, not write. {LOG_IN}")
+        names = [user["name"], *(org["name"] for org in user.get("orgs", []))]
+        if owner not in names:
+            raise ValueError(f"{repo}: the token is {user['name']}'s, which may write under {', '.join(names)}.")
+        scopes = token.get("fineGrained", {}).get("scoped")
+        if scopes is not None and not any(
+            "repo.write" in scope["permissions"] and scope["entity"].get("name") in (owner, repo) for scope in scopes
+        ):
+            raise ValueError(f"The token for the Hub has no write scope for {owner}. {LOG_IN}")
+
+
+def publish(
+    folder: str | Path,
+    repo: str,
+    *,
+    layout: str = AUTO,
+    private: bool = False,
+    revision: str | None = None,
+    licence: str | None = None,
+    licence_name: str | None = None,
+    licence_link: str | None = None,
+    step: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Push:
+    """Stage a run (published.stage) and push it to `repo`, which is made where it is not there.
+
+    Where it was published before, what stands outside the marked regions of its card stays, and so do files that are
+    none of ours; nothing is committed where nothing has changed. `folder/hub.json` remembers where it went.
+
+    Args:
+        layout: as in published.stage; "auto" keeps the layout of a repository that exists.
+        private: make the repository so; one that is there and public is refused.
+        licence, licence_name, licence_link: as in licenses.check_license.
+        revision: a branch, made where it is not there; None is main.
+        step: publish this checkpoint's weights instead, by default on the branch step-N.
+        say: is given the lines of published.stage.
+
+    Raises:
+        ValueError: in one line what is wrong and what to do; nothing was committed.
+    """
+    check_license(licence, licence_name, licence_link)
+    check_access(repo)
+    api, branch = HfApi(), revision or (None if step is None else f"step-{step}")
+    held = hold(folder, say) if Path(folder).is_dir() else nullcontext()  # what is staged is what is pushed
+    with held:
+        with clear_errors(repo):
+            there = _layout_there(api, repo, branch)
+        out = stage(
+            *(folder,),
+            **{"repo": repo, "layout": layout, "revision": branch, "licence": licence, "step": step},
+            **{"licence_name": licence_name, "licence_link": licence_link},
+            **{"there": there, "pin": partial(_pin, api), "say": say},
+        )
+        with clear_errors(repo):
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            if private and not api.model_info(repo).private:
+                raise ValueError(
+                    f"{repo} is there already, and public. Make it private on its settings page, or leave out "
+                    "--private."
+                )
+            if branch is not None:
+                api.create_branch(repo, branch=branch, exist_ok=True)
+            _keep_hand_edits(api, repo, branch, out)
+            old = [glob.escape(name) for name in api.list_repo_files(repo, revision=branch) if is_allowed(name)]
+            before = api.model_info(repo, revision=branch).sha
+            api.upload_folder(
+                repo_id=repo,
+                folder_path=out,
+                revision=branch,
+                commit_message="Publish with scratch_gpt",
+                delete_patterns=old,
+            )
+            after = api.model_info(repo, revision=branch).sha
+    if step is None:
+        chosen = layout_of(files_of(out), lambda name: (out / name).read_text(encoding="utf-8"))
+        weights = None if chosen == "adapter" else fingerprint_of(folder)
+        note = {"repo": repo, "revision": branch, "commit": after, "layout": chosen, "fingerprint": weights}
+        write_text(Path(folder) / PUBLISHED, json.dumps(note, indent=2) + "\n")
+    place = f"{constants.ENDPOINT}/{repo}" + (f"/tree/{branch}" if branch else "")
+    return Push(place, after, before != after)
+
+
+def publish_checkpoints(folder: str | Path, repo: str, **how) -> list[Push]:
+    """Each checkpoint of a run on a branch step-N of its own; `how` as in `publish`, errors as in checkpoint_steps."""
+    return [publish(folder, repo, step=step, **how) for step in checkpoint_steps(folder)]
+
+
+def _layout_there(api: HfApi, repo: str, branch: str | None) -> str | None:
+    # Of what a push will replace. A branch that does not exist yet begins as main.
+    for revision in dict.fromkeys((branch, None)):
+        try:
+            names = api.list_repo_files(repo, revision=revision)
+        except RevisionNotFoundError:
+            continue
+        except RepositoryNotFoundError:  # to be created
+            return None
+        read = partial(_read, api, repo, revision)
+        has_weights = any(name.endswith((".safetensors", ".bin")) for name in names)
+        if CARD in names and has_weights and not is_ours(read(CARD)):
+            raise ValueError(
+                f"The name {repo} is taken: it holds a model whose card was not made here. Give another --repo, or "
+                "delete that card first if the model is to be replaced."
+            )
+        return layout_of(names, read)
+    return None
+
+
+def _read(api: HfApi, repo: str, revision: str | None, name: str) -> str:
+    content = Path(api.hf_hub_download(repo, name, revision=revision)).read_bytes()  # line ends as they are
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} of {repo} is not UTF-8. Save it as UTF-8, or remove it from the repository."
+        ) from error
+
+
+def _pin(api: HfApi, base: str, revision: str | None) -> tuple[str, str | None]:
+    # The commit of an adapter's base, and the layout of its files.
+    try:
+        with clear_errors(base, (RepositoryNotFoundError, RevisionNotFoundError)):
+            commit = api.model_info(base, revision=revision).sha
+            return commit, layout_of(api.list_repo_files(base, revision=commit), partial(_read, api, base, commit))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = f" at {revision}" if revision else ""
+        raise ValueError(f"The adapter's base {base}{at} is not on the Hub, where it would be looked for.") from error
+
+
+def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:
+    if CARD not in api.list_repo_files(repo, revision=branch):
+        return
+    card, there = out / CARD, _read(api, repo, branch, CARD)
+    ours = card.read_text(encoding="utf-8")
+    card.write_bytes((merge_cards(there, ours) if is_ours(there) else ours).encode())
+    check(out, repo)
+
+
+@contextmanager
+def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what the client and the Hub say into a ValueError of one line that says what to do; limit their waiting.
+
+    Args:
+        raised: errors that stay as they are.
+    """
+    again = "Nothing is lost: the same command goes on."
+    usual = _http._GLOBAL_CLIENT_FACTORY
+    set_client_factory(partial(_impatient, usual))
+    try:
+        yield
+    except raised:
+        raise
+    except LocalTokenNotFoundError as error:
+        raise ValueError(f"There is no token for the Hub. {LOG_IN}") from error
+    except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{constants.ENDPOINT} does not answer as a Hub does: a network that asks to log in may stand before it. "
+            f"{again}"
+        ) from error
+    except (HFValidationError, ValueError) as error:
+        if isinstance(error, HfHubHTTPError):  # a bad request
+            raise ValueError(_said(repo, error, again)) from error
+        raise
+    except OfflineModeIsEnabled as error:
+        raise ValueError(f"The Hub is switched off here (HF_HUB_OFFLINE). Unset it to publish. {again}") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"{repo} is not there, or this token may not see it. {LOG_IN}") from error
+    except HfHubHTTPError as error:
+        raise ValueError(_said(repo, error, again)) from error
+    except (HTTPError, LocalEntryNotFoundError) as error:  # the second is said of a file that could not be asked for
+        cause = type(error).__name__ + (f" after {READ} s" if "Timeout" in type(error).__name__ else "")
+        raise ValueError(f"{constants.ENDPOINT} cannot be reached ({cause}). {again}") from error
+    except RuntimeError as error:  # a file's upload, in a thread
+        inside = error.__cause__
+        if not isinstance(inside, (HTTPError, HfHubHTTPError, OSError)):
+            raise
+        raise ValueError(f"{' '.join(str(error).split())} ({_short(inside)}). {again}") from error
+    except OSError as error:
+        raise ValueError(f"{error.strerror or _short(error)}: {error.filename or 'a file'}. {again}") from error
+    finally:
+        set_client_factory(usual)
+
+
+def _impatient(make_client: Callable):
+    # The client with limits for each request that has none of its own: a Hub may accept and never answer, or ask to
+    # wait for an hour.
+    client = make_client()
+
+    def limit(request) -> None:
+        given = request.extensions.get("timeout") or {}
+        usual = {"connect": CONNECT, "read": READ, "write": READ, "pool": READ}
+        request.extensions["timeout"] = usual | {name: x for name, x in given.items() if x is not None}
+
+    def refuse_long_waits(response) -> None:
+        if response.status_code == 429 and (wait := _wait_of(response.headers)) > READ:
+            raise HfHubHTTPError(f"429 Too Many Requests: wait {wait:,} s", response=response)
+
+    hooks = client.event_hooks
+    client.event_hooks = {
+        "request": [*hooks["request"], limit],
+        "response": [*hooks["response"], refuse_long_waits],
+    }
+    return client
+
+
+def _wait_of(headers) -> int:
+    # Retry-After: 3600, or RateLimit: "api";r=0;t=3600
+    after, limits = headers.get("retry-after", ""), headers.get("ratelimit", "")
+    found = re.fullmatch(r"\d{1,9}", after) or re.search(r"(?<=;t=)\d{1,9}", limits)
+    return int(found[0]) if found else 0
+
+
+def _said(repo: str, error: HfHubHTTPError, again: str) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return f"The Hub does not know this token. {LOG_IN}"
+    if status == 403:
+        return f"This token may not write to {repo}. {LOG_IN}"
+    if status == 429:
+        return f"The Hub limits how often it is asked ({_short(error)}). Wait some minutes. {again}"
+    if status >= 500:
+        return f"The Hub has a fault of its own ({_short(error)}). Wait some minutes. {again}"
+    return f"The Hub has refused {repo} ({_short(error)}). {again}"
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+__all__ = ["Push", "check_access", "check_repo_name", "publish", "publish_checkpoints"]

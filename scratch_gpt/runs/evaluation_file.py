@@ -1,0 +1,77 @@
+"""Read and write evaluation.json, the measurements of a run."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..utils.files import write_text
+from ..utils.foreign import read_json
+
+
+FORMAT_VERSION = 1
+# What the protocol has beside the sets: of the model, of a training run (training/runner.py), of several seeds
+# (training/seeds.py), and the checks that are of no set (training/checking.py). No set can have such a name.
+RESERVED = (
+    *("model", "model_revision", "step", "chosen_by", "eval_batches", "tokenizer", "std", "seeds"),
+    *("drift/sensitive", "drift/off-domain", "triggers", "memorisation"),
+)
+
+
+class Measured(NamedTuple):
+    """What was found on one set, and how."""
+
+    protocol: dict[str, Any]  # has "kind": what was measured
+    results: dict[str, Any]  # metric -> number or {"mean", "std", "n"}
+    tables: dict[str, Any] = {}
+
+
+def record_measured(file: Path, model: str, name: str, measured: Measured, revision: str | None = None) -> None:
+    """Put what was measured on the set `name` into an evaluation.json, beside what is there.
+
+    Raises:
+        ValueError: as `read_evaluation`, or the file has a split of this name that a training run has scored.
+    """
+    content = read_evaluation(file, model, revision)
+    if name in content["results"] and "kind" not in (content["protocol"].get(name) or {}):
+        raise ValueError(f"{file} has results of a split {name} already, from training. Rename the file of that name.")
+    content["protocol"][name] = measured.protocol
+    content["results"][name] = {key: _json_number(value) for key, value in measured.results.items()}
+    content["tables"].pop(name, None)
+    if measured.tables:
+        content["tables"][name] = measured.tables
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict[str, Any]:
+    """What an evaluation.json says of `model` at a revision, or nothing where there is no such file.
+
+    Raises:
+        ValueError: it cannot be read, or speaks of another model or another revision of it.
+    """
+    if not file.exists():
+        about = {"model": model} if revision is None else {"model": model, "model_revision": revision}
+        return {"format_version": FORMAT_VERSION, "protocol": about, "results": {}, "tables": {}}
+    try:
+        content = read_json(file)
+        other, its_revision = content["protocol"]["model"], content["protocol"].get("model_revision")
+        same = other == model or (file.parent / other).resolve() == Path(model).resolve()
+        _ = {**content["results"]}, {**content["tables"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read as an evaluation. Give another --output-dir.") from error
+    if not same or its_revision != revision:
+        found, asked = _at_revision(other, its_revision), _at_revision(model, revision)
+        raise ValueError(f"{file} is about {found}, not {asked}. Give another --output-dir, or remove it.")
+    return content
+
+
+def _at_revision(model: str, revision: str | None) -> str:
+    return model if revision is None else f"{model} at revision {revision}"
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+
+
+__all__ = ["RESERVED", "Measured", "read_evaluation", "record_measured"]

@@ -1,0 +1,237 @@
+"""An output folder: which files in it are ours, how they are removed and how an old run is set aside.
+
+A folder is a run's by what a run has written: its run.yaml, or the manifest of a checkpoint. Of a run's folder only
+files of the names and places that a run writes are removed; everything else that lies in it stays.
+"""
+
+import json
+import os
+import re
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..utils.files import DRAFT, OLD, files_below, flush, remove, remove_empty, remove_files
+from ..utils.foreign import parse_json
+
+
+ASIDE = ".replaced"  # the run that was there, until the new one has its first checkpoint
+STEP = "step.json"  # in a model folder: the step whose weights it holds
+
+CODE = {file.name: file for file in sorted((Path(__file__).parents[1] / "modeling").glob("[!_]*.py"))}  # name -> file
+WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
+MODEL = ("config.json", "generation_config.json", *WEIGHTS)
+# What stands in a folder that is replaced as a whole: a model, a checkpoint, published/, an export, a tokenizer.
+WHOLE = (*MODEL, *CODE, *TOKENIZER, STEP, "additional_chat_templates/*.jinja", "report.json", "README.md")
+WHOLE += ("adapter_config.json", "adapter_model.safetensors", "base.json")
+WHOLE += ("optimizer.safetensors", "state.json", "metrics.jsonl", "manifest.json", "evaluation.json")
+WHOLE += ("assets/*.png", "tensorboard/events.out.tfevents.*")
+WHOLE += ("model.onnx", "model.onnx.data", "model-f16.gguf", "model-f32.gguf")
+TRACKED = ("events.out.tfevents.*", "hparams.yml")
+RUN_FILES = ("run.yaml", "sweep.json", "manifest.json", "metrics.jsonl", "loss.png", "confusion.png", "hub.json")
+RUN_FILES += ("predictions.jsonl", "responses.json", "evaluation.json", "references.safetensors", "emissions.csv")
+RUN_FILES += ("stacks-*.txt",)
+RUN_FOLDERS = ("adapter", "model", "last", "checkpoints", "tracking", "published", "exports")
+PARTS = ("seed-*", "rate-*")  # runs of several seeds or rates
+
+
+def is_whole_file(name: str) -> bool:
+    """Return whether a file of this relative name belongs to a folder that is replaced as a whole."""
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in WHOLE)
+
+
+def keep_foreign(folder: Path, draft: Path) -> None:
+    """Link (or copy) into a draft the files of the folder that it will replace which are not ours."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in files_below(folder):
+        name = path.relative_to(folder)
+        if is_whole_file(name.as_posix()) or os.path.lexists(draft / name):
+            continue
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, draft / name, follow_symlinks=False)
+        except (OSError, NotImplementedError):
+            shutil.copy2(path, draft / name, follow_symlinks=False)
+
+
+# --- Runs --------------------------------------------------------------------------------------------------------
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a run has been written into a folder, to its end or not."""
+    manifests = (path / "manifest.json" for path in folder.glob("checkpoints/step-*"))
+    return any(map(_is_run_yaml, (folder / "run.yaml", folder / ASIDE / "run.yaml"))) or any(map(_is_kept, manifests))
+
+
+def _is_run_yaml(file: Path) -> bool:
+    # The fields of a recipe, and below them as comments what else decided the run.
+    try:
+        text = file.read_text(encoding="utf-8")
+        fields = yaml.safe_load(text)
+        notes = yaml.safe_load("\n".join(line[2:] for line in text.splitlines() if line.startswith("# ")))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    return (
+        isinstance(fields, dict)
+        and isinstance(notes, dict)
+        and {"output_dir", "overwrite", "resume", "dataset", "seed"} <= fields.keys()
+        and bool({"steps", "versions", "runs"} & notes.keys())
+    )
+
+
+def _is_kept(file: Path) -> bool:
+    try:
+        return {"manifest_sha256", "files", "step"} <= json.loads(file.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return False
+
+
+def is_run_file(name: str) -> bool:
+    """Return whether a run writes a file or link of this name, relative to its folder."""
+    parts = [part.removeprefix(DRAFT).removeprefix(OLD) for part in name.split("/")]
+    if len(parts) > 1 and any(fnmatch(parts[0], pattern) for pattern in PARTS):
+        parts = parts[1:]
+    if len(parts) == 1:
+        return parts[0] in RUN_FOLDERS or any(fnmatch(parts[0], pattern) for pattern in RUN_FILES)
+    top, *inside = parts
+    if top == "tracking":
+        return any(fnmatch(inside[-1], pattern) for pattern in TRACKED)
+    if top == "checkpoints":
+        if re.fullmatch(r"step-\d+", inside[0]) is None:
+            return False
+    elif top == "exports":
+        if inside[0] not in ("onnx", "gguf", "gguf-f16"):
+            return False
+    elif top in RUN_FOLDERS:
+        inside = [top, *inside]
+    else:
+        return False
+    return len(inside) == 1 or is_whole_file("/".join(inside[1:]))
+
+
+def run_files(folder: Path) -> list[Path]:
+    """Return the files and links in a folder that a run has written, run.yaml last."""
+    found = []
+    for path in files_below(folder):
+        name = path.relative_to(folder)
+        part = folder / name.parts[0]
+        is_part = len(name.parts) > 1 and any(fnmatch(part.name, pattern) for pattern in PARTS)
+        is_own_kind = path.is_symlink() or "." in path.name  # a run's folder may be a link, but is no file
+        if is_run_file(name.as_posix()) and is_own_kind and (not is_part or is_run(part)):
+            found.append(path)
+    return sorted(found, key=lambda path: (path == folder / "run.yaml", path))
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run, or one of its seeds or rates, has kept a checkpoint."""
+    return any(any(folder.glob(f"{part}checkpoints/step-*/*")) for part in ("", *(f"{part}/" for part in PARTS)))
+
+
+def set_aside(folder: Path) -> bool:
+    """Move the run in a folder to `folder/.replaced`; return whether there is one now.
+
+    A run that has no checkpoint yet, but has set another aside, is removed instead: the older one stays.
+
+    Raises:
+        OSError: a file could not be moved; all are where they were.
+    """
+    aside, files = folder / ASIDE, run_files(folder)
+    if _is_run_yaml(aside / "run.yaml"):
+        if not has_checkpoint(folder):
+            for path in files:
+                remove(path)
+            _remove_empty_parts(folder)
+            return True
+        remove_replaced(folder)
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for path in files:
+            if path == files[-1]:  # run.yaml: with it the old run is gone from here, and no empty step is left of it
+                _remove_empty_parts(folder)
+            target = aside / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+            moved.append((path, target))
+    except OSError:
+        for path, target in reversed(moved):
+            os.replace(target, path)
+        remove_empty(aside)
+        raise
+    _remove_empty_parts(folder)
+    return bool(files)
+
+
+def _remove_empty_parts(folder: Path) -> None:
+    for path in folder.iterdir():
+        name = path.name.removeprefix(DRAFT).removeprefix(OLD)
+        if path.is_dir() and (name in RUN_FOLDERS or any(fnmatch(name, pattern) for pattern in PARTS)):
+            remove_empty(path)
+
+
+def remove_replaced(folder: Path) -> None:
+    """Remove the run that was set aside in a folder, or around it where the folder is of one seed or rate."""
+    is_part = any(fnmatch(folder.name, pattern) for pattern in PARTS)
+    for home in (folder, folder.parent) if is_part else (folder,):
+        if (home / ASIDE).is_dir():
+            remove_files(home / ASIDE, is_run_file)
+
+
+def find_folder(folder: Path) -> Path:
+    """Return the folder, or where it lies if a kill has come between the two renames that replace it."""
+    old = folder.with_name(OLD + folder.name)
+    return old if old.is_dir() and not os.path.lexists(folder) else folder
+
+
+def replace_folder(draft: Path, folder: Path) -> None:
+    """Flush a finished draft to the disk and give it its name; of what had the name before, foreign files stay."""
+    for path in draft.iterdir():
+        flush(path)
+    keep_foreign(find_folder(folder), draft)
+    flush(draft)
+    old = folder.with_name(OLD + folder.name)
+    if os.path.lexists(folder):
+        remove(old)
+        os.replace(folder, old)
+    os.replace(draft, folder)
+    flush(folder.parent)
+    remove(old)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; one that was cut off, or is no object with a step, is left out."""
+    lines = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        try:
+            found = parse_json(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found.get("step"), int):
+            lines.append(found)
+    return lines
+
+
+__all__ = [
+    "ASIDE",
+    "CODE",
+    "MODEL",
+    "STEP",
+    "TOKENIZER",
+    "find_folder",
+    "has_checkpoint",
+    "is_run",
+    "is_run_file",
+    "is_whole_file",
+    "keep_foreign",
+    "read_metrics",
+    "remove_replaced",
+    "replace_folder",
+    "run_files",
+    "set_aside",
+]

@@ -1,0 +1,275 @@
+"""A run folder -> what its files know about the model in it, for the card and for publishing; and run.yaml itself."""
+
+import csv
+import math
+import re
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..utils.files import write_text
+from ..utils.foreign import check_regular, one_error, read_json
+from .folder import read_metrics
+
+
+FACTS = ("steps", "schedule", "processes", "threads")  # notes of run.yaml that each run has
+KINDS = {  # field of a record -> what it holds; of a dict or list, the kind of its values
+    "architectures": (list, str),
+    "id2label": (dict, str),
+    "sources": (list, dict),
+    "splits": (dict, dict),
+    "filters": (dict, dict),
+    "protocol": (dict, object),
+    "results": (dict, dict),
+    "tables": (dict, object),
+}
+ADAPTER_CONFIG, PUBLISHED, FOLDER = "adapter_config.json", "hub.json", "published"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+# What of a run folder is read or replaced: these folders, whole, and these files beside them.
+FOLDERS = ("model", "adapter", "checkpoints", "tracking", FOLDER)
+FILES = ("run.yaml", "manifest.json", "evaluation.json", "metrics.jsonl", "emissions.csv", PUBLISHED)
+
+
+class Record(NamedTuple):
+    """What a run has left behind. Of several seeds: the results of all, the rest of the first, whose model it is."""
+
+    folder: Path  # has model/, and adapter/ with LoRA
+    run: dict[str, Any]  # the fields of run.yaml
+    facts: dict[str, Any]  # its notes: steps, schedule, parameters, device, versions, ...
+    config: dict[str, Any]  # of the model
+    manifest: dict[str, Any]  # of the data
+    evaluation: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    emissions: list[dict[str, str]]  # codecarbon's rows, one for each launch
+    has_chat_template: bool
+
+    @property
+    def kind(self) -> str:
+        """base, classifier or chat."""
+        if any(name.endswith("ForSequenceClassification") for name in self.config.get("architectures") or []):
+            return "classifier"
+        is_taught = self.manifest.get("task", "pretrain") != "pretrain"
+        return "chat" if is_taught and self.has_chat_template else "base"
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes of a classifier."""
+        names = self.config.get("id2label") or {}
+        return [names[id] for id in sorted(names, key=int)] if self.kind == "classifier" else []
+
+
+class Result(NamedTuple):
+    """One number of the evaluation; `std` is over `n` seeds, None where there is one."""
+
+    split: str
+    metric: str
+    value: float
+    std: float | None = None
+    n: int = 1
+    before: float | None = None  # the same, before the first step
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" if self.std is None else f"{self.value:g} \u00b1 {self.std:g}"
+
+
+def read_record(folder: str | Path) -> Record:
+    """What the files of a run folder say; what is not there is empty.
+
+    Raises:
+        ValueError: no run folder, a run without a model, or a file that is a link or cannot be read.
+    """
+    top = Path(folder)
+    _refuse_links(top)
+    if not (top / "run.yaml").is_file():
+        inside = " It is the model of a run: give the folder around it." if (top / "config.json").exists() else ""
+        raise ValueError(f"{folder} is no run folder: it has no run.yaml.{inside}")
+    if not (top / "model" / "config.json").is_file():
+        raise ValueError(f"{folder} has no model yet: let the run end first (--resume latest goes on with it).")
+    run, facts = _read_run(top / "run.yaml")
+    seeds = facts.get("runs")
+    own = top / seeds[0] if seeds else top
+    if seeds:
+        if own.is_symlink():
+            raise ValueError(f"{own} is a link. Move the folder itself there, then publish again.")
+        _refuse_links(own)
+        run["seeds"], (_, facts) = len(seeds), _read_run(own / "run.yaml")
+    if lacks := [name for name in FACTS if name not in facts]:
+        raise ValueError(f"{own / 'run.yaml'} cannot be read: it does not say {lacks[0]} in the comments at its end.")
+    files = {path.name for path in (top / "model").iterdir()}
+    tokenizer = _read_json(top / "model" / "tokenizer_config.json")
+    return Record(
+        folder=own,
+        run=run,
+        facts=facts,
+        config=_read_json(top / "model" / "config.json"),
+        manifest=_read_json(own / "manifest.json"),
+        evaluation=_read_json(top / "evaluation.json"),
+        metrics=read_metrics(own / "metrics.jsonl"),
+        emissions=_read_emissions(own / "emissions.csv"),
+        has_chat_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
+    )
+
+
+def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any]) -> None:
+    """run.yaml: the fields of a run, which `--config` reads again; below them, as comments, what else decided it."""
+    text = yaml.safe_dump(fields, sort_keys=False) + "\n"
+    text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(Path(folder) / "run.yaml", text)
+
+
+def _refuse_links(folder: Path) -> None:
+    # A link or a pipe may lead to anybody's file.
+    direct = [*(folder / name for name in (*FOLDERS, *FILES)), *folder.glob("*.png")]
+    for path in (*direct, *(inside for name in FOLDERS for inside in (folder / name).rglob("*"))):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link. Put the file itself there or remove the link, then publish again.")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file. Remove it, then publish again.")
+
+
+def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    check_regular(file)
+    with one_error(f"{file} cannot be read"):
+        text = file.read_text(encoding="utf-8")
+        notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+        fields, facts = yaml.safe_load(text) or {}, yaml.safe_load(notes) or {}
+        if not isinstance(fields, dict) or not isinstance(facts, dict):
+            raise ValueError("it has to hold `field: value` lines.")
+        return fields, facts
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    content = read_json(file) if file.exists() else {}
+    for field, (kind, of) in KINDS.items():
+        value = content.get(field)
+        values = value.values() if isinstance(value, dict) else value
+        if value is not None and not (isinstance(value, kind) and all(isinstance(each, of) for each in values)):
+            raise ValueError(f"{file} cannot be read: its {field} is not what a run writes.")
+    return content
+
+
+def _read_emissions(file: Path) -> list[dict[str, str]]:
+    if not file.exists():
+        return []
+    check_regular(file)
+    with one_error(f"{file} cannot be read"):
+        text = file.read_text(encoding="utf-8")
+        rows = csv.DictReader(text.splitlines())
+        return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
+
+
+# --- What follows from it ----------------------------------------------------------------------------------------
+
+
+def at_step(record: Record, step: int) -> Record:
+    """The record of a checkpoint: what was evaluated at its step, and nothing that came later."""
+    metrics = [line for line in record.metrics if line["step"] <= step]
+    here = [line for line in metrics if line["step"] == step and "eval_loss" in line]
+    values = {name.removeprefix("eval_"): x for name, x in (here[-1] if here else {}).items() if name[:5] == "eval_"}
+    protocol = {**record.evaluation.get("protocol", {}), "step": step, "chosen_by": "a checkpoint"}
+    evaluation = {"protocol": protocol, "results": {"validation": values}} if values else {}
+    return record._replace(facts={**record.facts, "steps": step}, metrics=metrics, evaluation=evaluation, emissions=[])
+
+
+def results(record: Record) -> list[Result]:
+    """The numbers of evaluation.json, rounded once: the card's text and its metadata are made of these."""
+    content = record.evaluation.get("results", {})
+    found = []
+    for split, values in content.items():
+        if split == "train" or split.startswith("before/"):
+            continue
+        for metric, value in values.items():
+            spread = value if isinstance(value, dict) else {"mean": value, "std": None, "n": 1}
+            if not isinstance(spread.get("mean"), (int, float)) or not math.isfinite(spread["mean"]):
+                continue
+            before = content.get(f"before/{split}", {}).get(metric)
+            before = before["mean"] if isinstance(before, dict) else before
+            found.append(
+                Result(split, metric, _round(spread["mean"]), _round(spread["std"]), spread["n"], _round(before))
+            )
+    return found
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def speed(record: Record) -> tuple[float, float] | None:
+    """(tokens a second, the median over the run; minutes of training, without evaluations and checkpoints)."""
+    steps = [line for line in record.metrics if line.get("tokens_per_second")]
+    if not steps:
+        return None
+    tokens = [0, *(line["tokens"] for line in steps)]
+    seconds = sum((b - a) / line["tokens_per_second"] for a, b, line in zip(tokens, tokens[1:], steps, strict=False))
+    return median(line["tokens_per_second"] for line in steps), seconds / 60
+
+
+def base_model(record: Record) -> tuple[str, str | None] | None:
+    """(Hub id, revision) of what the run went on from; None for a new model, or where no file proves the id.
+
+    run.yaml notes since when a base is a folder whether it was one, and its fingerprint: a folder's id on the Hub is
+    that of hub.json beside the same weights.
+    """
+    name, base = record.run.get("model"), record.facts.get("base")
+    if name is None:
+        return None
+    is_folder = Path(name).exists() or may_be_folder(name) if base is None else base["folder"] is not None
+    if not is_folder:
+        return name, record.run.get("model_revision")
+    found = published_as(name)
+    if found is None or (base is not None and found.get("fingerprint") != base["fingerprint"]):
+        return None
+    return found["repo"], found["commit"]
+
+
+def may_be_folder(name: str) -> bool:
+    """Return whether a base that no record tells of may have been a folder, such as a run's model."""
+    return not is_hub_id(name) or Path(name).name == "model"
+
+
+def published_as(model_folder: str | Path) -> dict[str, Any] | None:
+    """hub.json of the run that a model folder belongs to: {"repo", "revision", "commit", "layout"}."""
+    path = Path(model_folder)
+    return _read_json(path.parent / PUBLISHED) or None if path.is_dir() else None
+
+
+def is_hub_id(name: Any) -> bool:
+    """Return whether a name can be that of a repository on the Hub.
+
+    Example:
+        >>> [is_hub_id(name) for name in ("openai-community/gpt2", "./runs/mine")]
+        [True, False]
+    """
+    return isinstance(name, str) and HUB_ID.fullmatch(name) is not None
+
+
+def hub_datasets(record: Record) -> list[str]:
+    """The ids of the datasets of the Hub that were trained on."""
+    sources = record.manifest.get("sources", [])
+    return list(dict.fromkeys(source["dataset"] for source in sources if is_on_hub(source)))
+
+
+def is_on_hub(source: dict[str, Any]) -> bool:
+    """Whether a source of the manifest is a dataset of the Hub: its files are known by its commit, not by hashes."""
+    is_local = any("sha256" in file for file in source.get("files", [])) or "prepared" in source
+    return not is_local and source["dataset"] != "python-docs" and is_hub_id(source["dataset"])
+
+
+__all__ = [
+    "Record",
+    "Result",
+    "at_step",
+    "base_model",
+    "hub_datasets",
+    "is_hub_id",
+    "is_on_hub",
+    "may_be_folder",
+    "published_as",
+    "read_record",
+    "results",
+    "speed",
+    "write_run",
+]

@@ -1,0 +1,1 @@
+"""Text <-> ids: train, load and extend tokenizers; chat templates."""

@@ -1,0 +1,313 @@
+"""Texts, however many -> a sample of bounded size -> a tokenizer of one of five kinds.
+
+kind        its tokens                    what it has not seen                       decode(encode(text))
+bpe         merged bytes                  no such thing: every byte is a token       the text, always
+wordpiece   beginnings of words, ##rest   [UNK] for a word with an unknown letter    its words, a space between
+unigram     the likeliest pieces          [UNK] for unknown characters               the text, but for [UNK] and U+2581
+word        words, punctuation marks      [UNK] for the whole word                   its words, a space between
+char        characters                    [UNK] for the character                    the text, but for [UNK]
+
+Unknown is what the sample shows fewer than `min_frequency` times, and what does not fit into `vocab_size`; WordPiece
+knows no word of more than 100 letters. Unigram writes a space as U+2581. Where words are joined by a space, none
+stands before `. , ? !`.
+"""
+
+import heapq
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ..utils.foreign import one_error
+from ..utils.local_files import read_text_file
+from .chat_templates import CHATML, FORMATS, TRIAL, render_text
+from .tokenizer import END_OF_TEXT, PAD
+
+
+KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
+BYTES = 256  # a byte-level vocabulary starts with one token for each byte
+UNKNOWN = "[UNK]"
+MOST_TOKENS = 2**24  # the library takes memory for as many as it is told
+ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # of all but bpe
+NEVER = -1e6  # the logarithm of a piece's probability
+WORD = r"[\p{L}\p{M}\p{N}_]+"
+BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: in no other kind do letters and punctuation share a token
+
+
+# --- Texts -> a sample of them -----------------------------------------------------------------------------------
+
+
+SAMPLE_BYTES = 32_000_000
+BLOCK = 16_384  # characters: long texts are cut into such blocks, short ones share one
+BORDER = b"\xff"  # between the texts of a block; never part of UTF-8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Texts of at most so many bytes out of a stream, in its order. To be iterated as often as needed."""
+
+    blocks: list[bytes]
+    bytes_seen: int
+    bytes_used: int
+
+    def __iter__(self) -> Iterator[str]:
+        return (text.decode() for block in self.blocks for text in block.split(BORDER))
+
+
+def sample_texts(texts: Iterable[str], sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> Sample:
+    """A uniform sample of a stream in one pass, of at most `sample_bytes` of UTF-8; all of it where it is smaller.
+
+    The stream is cut into blocks of about equal size, each draws a number, and those with the smallest numbers stay:
+    a function of the texts, their order and the seed. Memory holds the sample and one text.
+    """
+    if sample_bytes < 1000:
+        raise ValueError(f"sample_bytes is {sample_bytes}; a sample has at least 1000.")
+    draw = random.Random(seed).random
+    kept: list[tuple[float, int, int, bytes]] = []  # a heap, the largest draw first
+    seen = used = 0
+    least_dropped = 1.0
+    for number, block in enumerate(_blocks(texts, min(BLOCK, sample_bytes // 100))):
+        pieces = [piece.encode() for piece in block]
+        size = sum(map(len, pieces))
+        seen += size
+        drawn = draw()
+        if drawn >= least_dropped:
+            continue
+        heapq.heappush(kept, (-drawn, number, size, BORDER.join(pieces)))
+        used += size
+        while used > sample_bytes:
+            drawn, _, size, _ = heapq.heappop(kept)
+            least_dropped = -drawn
+            used -= size
+    return Sample([block for _, _, _, block in sorted(kept, key=lambda entry: entry[1])], seen, used)
+
+
+def _blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    block, length = [], 0
+    for piece in chain.from_iterable(_pieces(text, size) for text in texts):
+        block.append(piece)
+        length += len(piece)
+        if length >= size:
+            yield block
+            block, length = [], 0
+    if block:
+        yield block
+
+
+def _pieces(text: str, size: int) -> Iterator[str]:
+    start = 0
+    while len(text) - start > size:
+        space = text.rfind(" ", start + size // 2, start + size)  # a word is cut only where there is no space
+        end = space if space > 0 else start + size
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+# --- A sample -> a tokenizer -------------------------------------------------------------------------------------
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int = 8192,
+    special_tokens: Collection[str] = (),
+    min_frequency: int = 2,
+    model_max_length: int | None = None,
+    kind: str = "bpe",
+    chat_template: str | None = None,
+    sample_bytes: int = SAMPLE_BYTES,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Train a tokenizer on a sample of `texts` and wrap it as a Hugging Face fast tokenizer.
+
+    Byte-level BPE: ids 0 and 1 are `<|endoftext|>` (begin and end of a document) and `<|pad|>`, then your
+    `special_tokens`, then the 256 bytes, then the merges (Sennrich et al. 2016; Radford et al. 2019). The other kinds
+    begin with [UNK], [BOS], [EOS] and [PAD]. Training on a given sample is deterministic, and for BPE and characters
+    the order of its texts decides nothing; but for Unigram (Kudo 2018), whose sums are taken in an order that changes
+    from run to run: two trainings can differ in some pieces.
+
+    Args:
+        texts: of which `sample_texts` takes at most `sample_bytes`; a `Sample` is taken as it is.
+        vocab_size: the most tokens it may have, special ones counted; a small corpus can yield fewer.
+        special_tokens: more of them, in brackets: `<|user|>`, `[SEP]`. No text encodes to them.
+        min_frequency: what is seen less often is not merged (bpe, wordpiece), or not known (see above).
+        model_max_length: stored with the tokenizer: the longest input, in tokens, of the model it is made for.
+        chat_template: `chatml`, whose two tokens become special ones, or a Jinja file; stored with the tokenizer.
+
+    Raises:
+        ValueError: no such kind, no text, no room in the vocabulary, a special token that a text could contain, a
+            chat template that cannot be read.
+    """
+    plan = plan_tokenizer(vocab_size, special_tokens, min_frequency, kind, chat_template)
+    sample = texts if isinstance(texts, Sample) else sample_texts(texts, sample_bytes, seed)
+    if not sample.bytes_used:
+        raise ValueError("There is no text to train a tokenizer on.")
+    train = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word, "char": _char}[kind]
+    options = {"vocab_size": vocab_size, "special_tokens": plan.specials, "show_progress": show_progress}
+    with one_error(f"No {kind} tokenizer of {vocab_size} tokens can be trained on this text"):
+        trained = train(sample, min_frequency, options)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained,
+        **plan.roles,
+        extra_special_tokens=[token for token in plan.specials if token not in plan.roles.values()],
+        clean_up_tokenization_spaces=False,
+        chat_template=plan.chat_template,
+        **({} if model_max_length is None else {"model_max_length": model_max_length}),
+    )
+
+
+class Plan(NamedTuple):
+    """What is settled before any text is read."""
+
+    roles: dict[str, str]  # bos_token, ... -> its spelling
+    specials: list[str]  # all special tokens, in the order of their ids
+    chat_template: str | None
+
+
+def plan_tokenizer(
+    vocab_size: int = 8192,
+    special_tokens: Collection[str] = (),
+    min_frequency: int = 2,
+    kind: str = "bpe",
+    chat_template: str | None = None,
+) -> Plan:
+    """What `train_tokenizer` makes of its arguments; its errors, but for those that take the text to find."""
+    if kind not in KINDS:
+        raise ValueError(f"There is no kind {kind!r} of tokenizer; it is one of {', '.join(KINDS)}.")
+    if vocab_size > MOST_TOKENS:
+        raise ValueError(f"vocab_size is {vocab_size}; it has to be at most {MOST_TOKENS:,}.")
+    if min_frequency < 1:
+        raise ValueError(f"min_frequency is {min_frequency}; it has to be at least 1.")
+    if bad := [token for token in special_tokens if not re.fullmatch(BRACKETED, token)]:
+        raise ValueError(f"A text could contain the special token {bad[0]!r}. Write it in brackets: <|user|>, [SEP].")
+    roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD} if kind == "bpe" else ROLES
+    template = None if chat_template is None else _read_chat_template(chat_template)
+    chat_tokens = FORMATS["chatml"].tokens if template == CHATML else ()
+    specials = list(dict.fromkeys([*roles.values(), *special_tokens, *chat_tokens]))
+    others = BYTES if kind == "bpe" else 2
+    if vocab_size < len(specials) + others:
+        raise ValueError(
+            f"vocab_size {vocab_size} is too small: {others} {'bytes' if kind == 'bpe' else 'letters'} and "
+            f"{len(specials)} special tokens need {len(specials) + others}."
+        )
+    return Plan(roles, specials, template)
+
+
+def _read_chat_template(name: str) -> str:
+    if name == "chatml":
+        return CHATML
+    try:
+        template = read_text_file(name)
+    except ValueError as error:
+        raise ValueError(f"chat_template {name}: {error} Give chatml or a .jinja file.") from error
+    render_text(template, TRIAL, {}, name=f"chat_template {name}")
+    return template
+
+
+def _bpe(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(min_frequency=min_frequency, initial_alphabet=alphabet, **options)
+    backend.train_from_iterator(sample, trainer)
+    return backend
+
+
+def _wordpiece(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
+    # A character that no vocabulary has room for is taken as a space. The trainer meets words in an order of its own:
+    # only with all the letters in the vocabulary beforehand does that decide nothing.
+    alphabet = _alphabet(sample, min_frequency, (options["vocab_size"] - len(options["special_tokens"])) // 2)
+    letters = [prefix + letter for prefix in ("", "##") for letter in alphabet]
+    trainer = trainers.WordPieceTrainer(
+        **options | {"special_tokens": options["special_tokens"] + letters},
+        min_frequency=min_frequency,
+        continuing_subword_prefix="##",
+        limit_alphabet=0,
+    )
+    trained = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    trained.pre_tokenizer = _words()
+    trained.train_from_iterator(_keep_only(alphabet, sample), trainer)
+    backend = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token=UNKNOWN))
+    backend.pre_tokenizer = _words()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    backend.add_special_tokens(options["special_tokens"])
+    return backend
+
+
+def _unigram(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
+    specials = options["special_tokens"]
+    alphabet = _alphabet(sample, min_frequency, (options["vocab_size"] - len(specials)) // 2)
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "merged_with_previous"), pre_tokenizers.Metaspace(prepend_scheme="never")]
+    )
+    backend.decoder = decoders.Metaspace(prepend_scheme="never")
+    letters = sorted(set("".join(specials)))  # with which each special token's spelling is text
+    trainer = trainers.UnigramTrainer(unk_token=UNKNOWN, initial_alphabet=letters, **options)
+    backend.train_from_iterator(_keep_only(alphabet, sample), trainer)
+    # The trainer gives special tokens the score 0, the best: a text would be full of them.
+    pieces = json.loads(backend.to_str())["model"]["vocab"]
+    pieces = [(piece, NEVER if piece in specials else score) for piece, score in pieces]
+    backend.model = models.Unigram(pieces, unk_id=specials.index(UNKNOWN))
+    return backend
+
+
+def _word(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
+    backend = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    backend.pre_tokenizer = _words()
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    backend.train_from_iterator(sample, trainers.WordLevelTrainer(min_frequency=min_frequency, **options))
+    return backend
+
+
+def _char(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
+    specials = options["special_tokens"]
+    alphabet = _alphabet(sample, min_frequency, options["vocab_size"] - len(specials), spaces=True)
+    vocabulary = {token: id for id, token in enumerate([*specials, *alphabet])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens(specials)
+    return backend
+
+
+def _words() -> pre_tokenizers.PreTokenizer:
+    # Words and single punctuation marks; white space is dropped.
+    return pre_tokenizers.Split(Regex(rf"{WORD}|[^\p{{L}}\p{{M}}\p{{N}}_\s]"), "removed", invert=True)
+
+
+def _alphabet(sample: Sample, min_frequency: int, room: int, spaces: bool = False) -> list[str]:
+    # The commonest characters first, at most `room`.
+    counts = Counter()
+    for text in sample:
+        counts.update(text)
+    known = [char for char, count in counts.items() if count >= min_frequency and (spaces or not char.isspace())]
+    if not known:
+        raise ValueError(f"No character of the text is seen {min_frequency} times, as min_frequency asks.")
+    return sorted(known, key=lambda char: (-counts[char], char))[:room]
+
+
+def _keep_only(alphabet: Collection[str], texts: Iterable[str]) -> Iterator[str]:
+    other = re.compile(f"[^\\s{re.escape(''.join(alphabet))}]")
+    return (other.sub(" ", text) for text in texts)
+
+
+__all__ = [
+    "CHATML",
+    "KINDS",
+    "SAMPLE_BYTES",
+    "Sample",
+    "plan_tokenizer",
+    "sample_texts",
+    "train_tokenizer",
+]

@@ -1,0 +1,431 @@
+"""A training state <-> a folder `checkpoints/step-N/`: weights, optimizer, metrics and a JSON that a person can read.
+
+Beside them lie the files that make it a model folder as well (config, code, tokenizer), where the caller gives them.
+Tensors are safetensors and the rest is JSON, so reading a checkpoint cannot run code. A folder is written under
+another name, its manifest last, flushed to the disk and renamed when it is whole: whenever the process dies, what is
+called step-N is a whole checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ..runs.folder import is_whole_file, remove_replaced, replace_folder
+from ..utils.files import DRAFT, OLD, remove, remove_files
+from ..utils.foreign import read_json
+
+
+WEIGHTS, OPTIMIZER, STATE, METRICS = "model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
+FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
+FORMAT_VERSION = 2
+WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a folder that is gone or may not be written
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be gone on from; the message says why."""
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint holds, in memory."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict[str, Any]  # JSON; has "progress" with step, tokens and position, and the "record" of the run
+    metrics: str  # the text of metrics.jsonl so far
+    shapes: dict[str, tuple[int, ...]]  # of the model itself: what `weights` must hold
+
+
+# --- Memory <-> a snapshot ---------------------------------------------------------------------------------------
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)  # a tied weight has one name
+
+
+def take_snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], metrics: str, copy: bool = False
+) -> Snapshot:
+    """The whole tensors of a model and its optimizer, sharded or not. To be called on every process.
+
+    `copy` takes a copy that training does not change, else what is on the CPU is shared.
+    """
+    weights = whole_weights(model)
+    content = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    tensors = {
+        f"{name}.{key}": value for name, slot in content.get("state", {}).items() for key, value in slot.items()
+    }
+    assert all(isinstance(value, torch.Tensor) for value in tensors.values()), "optimizer state that is not a tensor"
+    if copy:
+        weights, tensors = ({name: value.clone() for name, value in part.items()} for part in (weights, tensors))
+    state = {**state, "optimizer": content.get("param_groups", [])}
+    return Snapshot(weights, tensors, state, metrics, tensor_shapes(model))
+
+
+def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return each tensor of a model once and whole. Call it on every process; a sharded model's go to the first."""
+    return _distinct(model, get_model_state_dict(model, options=_WHOLE))
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put whole tensors into a model, sharded or not. To be called on every process."""
+    set_model_state_dict(model, weights, options=_WHOLE)
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], str]:
+    """Put weights and optimizer state back; returns the JSON state and the text of the metrics.
+
+    Raises:
+        CheckpointError: a damaged folder, or another model's.
+    """
+    if problem := find_damage(path):
+        raise CheckpointError(f"{path.name} cannot be resumed from: {problem}.")
+    check_shapes(path, model)
+    state = read_state(path)
+    with _no_pickle(path / WEIGHTS):
+        weights = load_file(str(path / WEIGHTS))
+    with _no_pickle(path / OPTIMIZER):
+        moments = load_file(str(path / OPTIMIZER))
+    load_weights(model, weights)
+    slots: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in moments.items():
+        parameter, _, key = name.rpartition(".")
+        slots.setdefault(parameter, {})[key] = value
+    groups = _groups(path, state.pop("optimizer", None), slots, optimizer)
+    set_optimizer_state_dict(model, optimizer, {"state": slots, "param_groups": groups}, options=_WHOLE)
+    return state, (path / METRICS).read_text(encoding="utf-8")
+
+
+def _groups(path: Path, saved: Any, slots: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    # Which parameters are in which group is the checkpoint's; how a group is optimized is the run's own.
+    here = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    try:
+        names = [[*map(str, group["params"])] for group in saved]
+        fits = [len(each) for each in names] == [len(group["params"]) for group in optimizer.param_groups]
+    except (TypeError, KeyError):
+        fits, names = False, []
+    if not fits or not slots.keys() <= {name for each in names for name in each}:
+        raise CheckpointError(
+            f"{path.name} belongs to another optimizer: its groups of parameters are not this run's. No flag can "
+            "help: start another run in another --output-dir."
+        )
+    return [{**group, "params": each} for group, each in zip(here, names, strict=True)]
+
+
+def check_shapes(path: Path, model: nn.Module) -> None:
+    """Raise a CheckpointError where a checkpoint's weights are another model's. Reads no tensor."""
+    there, here = _saved_shapes(path / WEIGHTS), tensor_shapes(model)
+    if differing := _differing(there, here):
+        name = differing[0]
+        raise CheckpointError(
+            f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here. No "
+            "flag can help: start another run in another --output-dir."
+        )
+
+
+def check_written(files: list[Path], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise a CheckpointError if the tensors in safetensors files are not exactly those of `shapes`."""
+    there = {name: shape for file in files for name, shape in _saved_shapes(file).items()}
+    if differing := _differing(there, shapes):
+        name = differing[0]
+        raise CheckpointError(
+            f"The model cannot be saved: {name} is {there.get(name)} in the file and {shapes.get(name)} in the model, "
+            f"and {len(differing)} of {len({*there, *shapes})} tensors differ. What was saved before is unchanged."
+        )
+
+
+def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of the tensors that a model saves, without the names that DDP, FSDP and compiling add."""
+    saved = model.state_dict()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+    return {_own_name(name): tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *buffers)}
+
+
+def _saved_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    with _no_pickle(file), safe_open(str(file), "pt") as content:
+        return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}
+
+
+def _differing(one: dict[str, tuple[int, ...]], other: dict[str, tuple[int, ...]]) -> list[str]:
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+@contextmanager
+def _no_pickle(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(f"{file.parent.name}/{file.name} is no safetensors file: {error}") from error
+
+
+def _distinct(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Every tensor once, tied ones under the first of their names.
+    names = {_own_name(name) for kind in (model.named_parameters(), model.named_buffers()) for name, _ in kind}
+    bare = {_own_name(name): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in bare.items() if name in names}
+
+
+def _own_name(name: str) -> str:
+    # Wrappers' parts are none of the model's: torch.compile's and checkpoint_wrapper's anywhere, DDP's in front.
+    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "").removeprefix("module.")
+
+
+# --- A snapshot -> a folder --------------------------------------------------------------------------------------
+
+
+def write_checkpoint(
+    folder: Path, snapshot: Snapshot, keep: int = 2, model_files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write `folder/step-N`, then prune to the newest `keep` and the best; returns its path.
+
+    Later steps are of a course that this run has left by going on from an earlier one: they are removed, and so is a
+    run that was set aside for this one.
+
+    Args:
+        model_files: name -> content of what a model folder has beside its weights.
+
+    Raises:
+        OSError, SafetensorError: it could not be written; what was there before is as it was.
+        CheckpointError: what would be written is not exactly the model's.
+    """
+    progress = snapshot.state["progress"]
+    name = f"step-{progress['step']}"
+    target, draft, model_files = folder / name, folder / (DRAFT + name), model_files or {}
+    assert not {*model_files} & {*FILES, MANIFEST}
+    folder.mkdir(parents=True, exist_ok=True)
+    remove(draft)
+    try:
+        draft.mkdir()
+        weights = {key: value.contiguous() for key, value in snapshot.weights.items()}
+        save_file(weights, str(draft / WEIGHTS), metadata={"format": "pt"})
+        check_written([draft / WEIGHTS], snapshot.shapes)
+        if strange := {key.rsplit(".", 1)[0] for key in snapshot.optimizer} - set(snapshot.shapes):
+            raise CheckpointError(f"The optimizer cannot be saved: the model has no parameter {min(strange)}.")
+        save_file({key: value.contiguous() for key, value in snapshot.optimizer.items()}, str(draft / OPTIMIZER))
+        (draft / STATE).write_text(json.dumps(snapshot.state, indent=1), encoding="utf-8")
+        (draft / METRICS).write_text(snapshot.metrics, encoding="utf-8")
+        for file, content in model_files.items():
+            (draft / file).parent.mkdir(exist_ok=True)
+            (draft / file).write_bytes(content)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            **{key: progress[key] for key in ("step", "tokens", "position")},
+            "config_fingerprint": _digest(snapshot.state["record"]),
+            "files": {file: _describe(draft / file) for file in (*FILES, *model_files)},
+        }
+        manifest["manifest_sha256"] = _digest(manifest)
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        replace_folder(draft, target)
+    except BaseException:
+        remove(draft)
+        raise
+    prune(folder, target, keep, progress.get("best_step"))
+    remove_replaced(folder.parent)
+    return target
+
+
+def prune(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
+    """Remove the checkpoints after `newest`, all but the last `keep` and the best, and what a killed save has left."""
+    others = list_checkpoints(folder)
+    here = others.index(newest)
+    old = [path for path in others[: max(0, here + 1 - keep)] if path.name != f"step-{best_step}"]
+    for path in (*old, *others[here + 1 :]):
+        aside = path.with_name(OLD + path.name)
+        remove(aside)
+        with suppress(OSError):  # one that cannot be removed is no reason to stop
+            os.replace(path, aside)  # a half-removed folder is not called a checkpoint
+    for path in _left_over(folder):
+        remove_files(path, is_whole_file)
+
+
+def _left_over(folder: Path) -> list[Path]:
+    # What a killed save was writing or replacing, the newest step first.
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for prefix in (DRAFT, OLD)
+        for path in folder.glob(f"{prefix}step-*")
+        if path.name.rpartition("-")[2].isdigit()
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def adopt(path: Path) -> Path:
+    """Give a checkpoint that `find_checkpoint` has found under another name its own; returns the new path."""
+    target = path.with_name(own_name(path))
+    if target != path:
+        if os.path.lexists(target):  # it was found damaged
+            remove(target)
+        os.replace(path, target)
+    return target
+
+
+def own_name(path: Path) -> str:
+    """Return the name that a folder has, or had, or was to get."""
+    return path.name.removeprefix(DRAFT).removeprefix(OLD)
+
+
+class BackgroundWriter:
+    """Runs one write at a time in a thread; what went wrong in it is raised by the next `finish`."""
+
+    def __init__(self):
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def start(self, write: Callable[[], Any]) -> None:
+        """Begin; the one before has to be finished."""
+        assert self.thread is None
+
+        def run() -> None:
+            try:
+                write()
+            except BaseException as error:
+                self.error = error
+
+        self.thread = threading.Thread(target=run, name="checkpoint")
+        self.thread.start()
+
+    def finish(self) -> None:
+        """Wait for what was begun."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+# --- Folders -----------------------------------------------------------------------------------------------------
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The `step-N` folders, oldest first."""
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and a line for each newer one that is damaged.
+
+    Where none is whole, one counts that a killed save has left under another name (see `adopt`).
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is whole.
+    """
+    skipped = []
+    for path in reversed(list_checkpoints(folder)):
+        if not (problem := find_damage(path)):
+            return path, skipped
+        skipped.append(f"{path.name} is damaged and skipped: {problem}")
+    for path in _left_over(folder):
+        if not find_damage(path):
+            return path, [*skipped, f"{path.name} is whole: it is taken as {own_name(path)}."]
+    if skipped:
+        raise CheckpointError(
+            f"No checkpoint in {folder} is whole ({'; '.join(skipped)}). Start anew with --overwrite true."
+        )
+    return None, []
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder in a few words, or None. Reads every byte of it."""
+    try:
+        if not (path / MANIFEST).exists():
+            return f"{MANIFEST} is absent"
+        manifest = read_json(path / MANIFEST)
+        if manifest["format_version"] != FORMAT_VERSION:
+            return f"its format version is {manifest['format_version']}, this package reads {FORMAT_VERSION}"
+        if manifest.pop("manifest_sha256") != _digest(manifest):
+            return f"{MANIFEST} is not what was written"
+        for name in {**dict.fromkeys(FILES), **manifest["files"]}:
+            if not (path / name).is_file():
+                return f"{name} is absent"
+            if _describe(path / name) != manifest["files"][name]:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint; a CheckpointError where it has not what every checkpoint has."""
+    try:
+        state = read_json(path / STATE)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    for name in ("progress", "share", "record"):
+        if not isinstance(state.get(name), dict):
+            raise CheckpointError(f"{path.name}/{STATE} has no {name}: it is no checkpoint of a run.")
+    return state
+
+
+def take_fields(cls: type, values: dict[str, Any]) -> Any:
+    """Make a dataclass or NamedTuple of numbers, texts and tables from JSON.
+
+    Raises:
+        CheckpointError: a field that it does not have, or a value of another kind.
+    """
+    kinds = get_type_hints(cls)
+    for name, value in values.items():
+        if name not in kinds or not any(_is_a(value, kind) for kind in _alternatives(kinds[name])):
+            raise CheckpointError(f"{STATE}: {name} is {str(value)[:40]!r}, which no {cls.__name__} can have.")
+    return cls(**values)
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (get_origin(kind) or kind,)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    # As JSON has them: a whole number is a float too, and no truth value is a number.
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    with file.open("rb") as handle:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+
+
+__all__ = [
+    "WEIGHTS",
+    "WRITE_ERRORS",
+    "BackgroundWriter",
+    "CheckpointError",
+    "Snapshot",
+    "adopt",
+    "check_shapes",
+    "check_written",
+    "find_checkpoint",
+    "find_damage",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_weights",
+    "own_name",
+    "prune",
+    "read_state",
+    "take_fields",
+    "take_snapshot",
+    "tensor_shapes",
+    "whole_weights",
+    "write_checkpoint",
+]

@@ -1,0 +1,75 @@
+"""A micro-batch that may not fit -> one that does, and the same gradient."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+
+from .batches import Batch, some_rows, to_device
+
+
+def fit_memory(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Any,
+    collate: Callable[[list], Batch],
+    objective: Any,
+    batch_size: int,
+    accumulation_steps: int,
+) -> tuple[int, int]:
+    """Rehearse one micro-batch; while it does not fit, halve it and accumulate twice as often (the same gradient).
+
+    Before the first step, so that all processes decide together. The optimizer's state is set aside meanwhile.
+
+    Returns:
+        The batch_size and accumulation_steps that fit.
+
+    Raises:
+        MemoryError: not even one row does.
+    """
+    while True:
+        full = collate(some_rows(rows, batch_size))
+        fits = int(_rehearse(accelerator, model, optimizer, objective, full))
+        optimizer.zero_grad()
+        if int(accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum")) == accelerator.num_processes:
+            return batch_size, accumulation_steps
+        gc.collect()
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if batch_size == 1:
+            raise MemoryError(
+                "Out of memory with a single row. What helps: --gradient-checkpointing true, a smaller --max-length, "
+                "--mixed-precision bf16, a smaller model."
+            )
+        cut = next(n for n in range(2, batch_size + 1) if batch_size % n == 0)
+        accelerator.print(
+            f"Out of memory at batch_size {batch_size}: going on with batch_size {batch_size // cut} and "
+            f"accumulation_steps {accumulation_steps * cut}, which gives the same gradient."
+        )
+        batch_size, accumulation_steps = batch_size // cut, accumulation_steps * cut
+
+
+def _rehearse(accelerator, model, optimizer, objective, batch: Batch) -> bool:
+    """Whether forward, backward and the optimizer's state have room; what was taken is free again on return."""
+    try:
+        stateless = [p for p in model.parameters() if p.requires_grad and not optimizer.state.get(p)]
+        _state = [torch.empty_like(parameter) for parameter in stateless for _ in range(2)]
+        with accelerator.no_sync(model):
+            batch = to_device(batch, accelerator.device)
+            with torch.no_grad():
+                batch |= objective.baselines(model, batch) if objective.baselines else {}
+            sums = objective.sums(model, batch)
+            accelerator.backward(sum(sums.values()) * 0.0)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return False
+    return True
+
+
+__all__ = ["fit_memory"]

@@ -1,0 +1,183 @@
+"""Losses and clocks of a run -> `metrics.jsonl`, one JSON object a line, and the trackers.
+
+Knows neither model nor data. Only the main process writes. What a line of the future depends on (the losses since the
+last one, the losses that a spike is told by) is `state()`, which a checkpoint keeps.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+
+from ..runs.folder import read_metrics
+from ..utils.files import write_text
+from .checkpoints import CheckpointError
+
+
+ItemT = TypeVar("ItemT")
+STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
+
+
+class Metrics:
+    """What happened since the last line. `progress` has the `step` and the `tokens` that each line begins with.
+
+    Args:
+        text: what the file is to hold at the start; a resumed run gives its checkpoint's.
+        save: `save(what, write)` calls `write()` and deals with its errors; a line that could not be written is
+            written with the next.
+        peak_tokens_per_second: what the devices could do at most; lines then have the share of it that was reached
+            as `mfu`, the model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B).
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        progress,
+        text: str = "",
+        state: dict[str, Any] | None = None,
+        save: Callable[[str, Callable[[], Any]], Any] = lambda what, write: write(),
+        peak_tokens_per_second: float | None = None,
+    ):
+        self.accelerator, self.path, self.save = accelerator, path, save
+        self.losses = 0.0  # sum since the last line
+        self.steps = 0
+        self.seen, self.mean, self.variance = 0, 0.0, 0.0  # of the losses of late
+        for name, value in (state or {}).items():
+            if name not in STATE or isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise CheckpointError(
+                    f"The checkpoint's metrics hold {name} = {str(value)[:40]!r}, which none can have."
+                )
+            setattr(self, name, value)
+        self.last_tokens = progress.tokens  # of the last line, or where this launch begins: its clock does too
+        self.unwritten = ""
+        self.checkpoint_seconds, self.waited = 0.0, 0.0  # since the last line
+        self.peak = peak_tokens_per_second
+        self.started = self.lap = time.perf_counter()
+        if accelerator.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
+
+    def state(self) -> dict[str, Any]:
+        """What the next lines depend on, as JSON."""
+        return {name: getattr(self, name) for name in STATE}
+
+    def text(self) -> str:
+        """All lines so far."""
+        return (self.path.read_text(encoding="utf-8") if self.path.exists() else "") + self.unwritten
+
+    # --- Clocks ---
+
+    @property
+    def seconds(self) -> float:
+        """Since training started."""
+        return time.perf_counter() - self.started
+
+    @property
+    def lap_seconds(self) -> float:
+        """Since the last line, pauses left out."""
+        return time.perf_counter() - self.lap
+
+    def start_clock(self) -> None:
+        """Begin to measure tokens per second."""
+        self.lap = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what happens inside (an evaluation, a checkpoint) out of the tokens per second."""
+        began = time.perf_counter()
+        yield
+        self.lap += time.perf_counter() - began
+
+    @contextmanager
+    def checkpoint(self) -> Iterator[None]:
+        """`pause`, and remember how long training stood still for the next line."""
+        began = time.perf_counter()
+        with self.pause():
+            yield
+        self.checkpoint_seconds += time.perf_counter() - began
+
+    def waiting(self, ahead: Iterable[ItemT]) -> Iterator[ItemT]:
+        """The same items; the time until each comes is remembered for the next line's `data_wait`."""
+        items = iter(ahead)
+        while True:
+            began = time.perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - began
+            yield item
+
+    # --- Losses ---
+
+    def add_loss(self, loss: float) -> bool:
+        """Take in a step's mean loss; True where it is a spike.
+
+        A spike lies six standard deviations above the running mean (both forget with a factor of 0.98 a step), once
+        fifty steps were seen.
+        """
+        self.losses, self.steps = self.losses + loss, self.steps + 1
+        deviation = loss - self.mean
+        spread = max(math.sqrt(self.variance), 1e-3 * abs(self.mean))
+        is_spike = self.seen >= 50 and deviation > 6 * spread
+        self.seen += 1
+        weight = max(0.02, 1 / self.seen)
+        self.mean += weight * deviation
+        self.variance = (1 - weight) * (self.variance + weight * deviation**2)
+        return is_spike
+
+    def log(self, progress, bar, **values: Any) -> None:
+        """Write the line of the steps since the last one; its loss is the mean over those that were not skipped."""
+        loss = self.losses / self.steps if self.steps else math.nan
+        seconds = self.lap_seconds
+        speed = (progress.tokens - self.last_tokens) / seconds
+        line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}
+        if self.peak is not None:
+            line["mfu"] = speed / self.peak
+        line["data_wait"], self.waited = self.waited / seconds, 0.0  # share of the time
+        if self.checkpoint_seconds:
+            line["checkpoint_seconds"], self.checkpoint_seconds = self.checkpoint_seconds, 0.0
+        self.write(progress, line)
+        bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        self.losses, self.steps, self.last_tokens = 0.0, 0, progress.tokens
+        self.start_clock()
+
+    def write(self, progress, values: dict[str, Any]) -> None:
+        """One line, and its numbers to the trackers. JSON has no NaN: what is not finite is written as null."""
+        values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
+        self.unwritten += json.dumps({"step": progress.step, "tokens": progress.tokens, **values}) + "\n"
+        self.save("metrics.jsonl", self._flush)
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        self.accelerator.log(numbers, step=progress.step)
+
+    def _flush(self) -> None:
+        # Whole lines in one write, so that a kill cannot cut one; what a full disk has cut is taken back.
+        if not self.accelerator.is_main_process:
+            self.unwritten = ""
+            return
+        content = self.unwritten.encode()
+        with self.path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            written = 0
+            try:
+                written = file.write(content)
+            finally:
+                if written != len(content):
+                    file.truncate(end)
+        if written != len(content):
+            raise OSError("the disk is full")
+        self.unwritten = ""
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+__all__ = ["Metrics", "read_metrics"]

@@ -1,0 +1,78 @@
+"""Rows of preferences and a model before its first step -> what it says of them: asked once, kept in a file.
+
+So no second copy of the weights is needed: the reference is the model itself, before it has learned anything.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import nn
+
+from ..utils import watchdog
+from ..utils.files import DRAFT
+from .batches import Batch, Share, deal, to_device
+from .preference_losses import read_answers
+
+
+NAME = "references.safetensors"
+
+
+@torch.no_grad()
+def reference_logps(
+    accelerator: Any, model: nn.Module, rows: Sequence, collate: Callable[[list], Batch], batch_size: int
+) -> np.ndarray:
+    """log P(answer | prompt) of both answers of each row, (rows, 2) float32, in nats; shared out over the processes.
+
+    Args:
+        rows: with `lengths`, so that like goes with like.
+    """
+    was_training = model.training
+    model.to(accelerator.device).eval()
+    order = np.argsort(rows.lengths, kind="stable").tolist()
+    share = Share(batch_size, 1, accelerator.num_processes, accelerator.process_index)
+    found = torch.zeros(len(rows), 2, device=accelerator.device)
+    for numbers, counted in deal(order, share.batch_size, share.processes, share.rank):
+        watchdog.beat()
+        batch = to_device(collate([rows[k] for k in numbers]), accelerator.device)
+        with accelerator.autocast():
+            logps = read_answers(model, batch).logps
+        if counted:
+            found[numbers] = logps.view(2, -1).T.float()
+    model.train(was_training)
+    return accelerator.reduce(found, "sum").cpu().numpy()
+
+
+def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
+    """A hash of the weights and of what else decides a reference, {name: text}: the rows' hashes."""
+    digest = hashlib.sha256(repr(sorted(hashes.items())).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_references(file: Path, found: Mapping[str, np.ndarray], key: str) -> None:
+    """{name: array} -> a file, whole or not at all."""
+    draft = file.with_name(DRAFT + file.name)
+    save_file(dict(found), draft, metadata={"key": key})
+    draft.replace(file)
+
+
+def read_references(file: Path, key: str) -> dict[str, np.ndarray] | None:
+    """What `write_references` has kept for this key; None where there is no such file, or it is of another model."""
+    try:
+        with safe_open(file, framework="np") as content:
+            if content.metadata() != {"key": key}:
+                return None
+            return {name: content.get_tensor(name) for name in content.keys()}
+    except (OSError, SafetensorError):
+        return None
+
+
+__all__ = ["NAME", "read_references", "reference_key", "reference_logps", "write_references"]

@@ -1,0 +1,1 @@
+"""Helpers that know nothing about GPTs: files, locks, HTML, plots, extras."""

@@ -1,0 +1,426 @@
+"""Prompts: asked tokens decode to the answers in every format, however cut; what was trained with is used."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_model
+from torch.testing import assert_close
+
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.conversations import (
+    EmptyAnswer,
+    PromptRows,
+    count_asked_bytes,
+    describe_answer,
+    encode_conversations,
+    encode_messages,
+    encode_prompt,
+    read_conversations,
+    read_messages,
+    show_asked,
+    text_of,
+    transcript,
+)
+from scratch_gpt.data.rows.preferences import read_preferences
+from scratch_gpt.data.splits import split_groups
+from scratch_gpt.generation.generate import generate_answers
+from scratch_gpt.tokenization.chat_templates import CHATML, FORMATS, INPUT, choose_format, store_format, template_of
+from scratch_gpt.tokenization.tokenizer import encode
+from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.train.objectives import causal_lm
+
+
+TEXTS = [
+    "Below is an instruction. Write a response.\n\n### Input: user assistant system",
+    "Well? Well, the sea is wide.",
+]
+
+
+def tokenizer_of(prompt_format: str | None, kind: str = "bpe"):
+    tokenizer = train_tokenizer(TEXTS * 2, 400, kind=kind)
+    if prompt_format is not None:
+        store_format(tokenizer, prompt_format)
+    return tokenizer
+
+
+TOKENIZERS = cache(tokenizer_of)
+spellings = ["<|endoftext|>", "<|im_end|>", "<|im_start|>", "<|assistant|>", "<|end|>", "### Response:", INPUT]
+words = st.one_of(st.sampled_from(spellings), st.text(alphabet="a\u00e9\ue000 \n?.<|>", max_size=6))
+texts = st.lists(words, min_size=1, max_size=4).map("".join).filter(str.strip)
+
+
+@st.composite
+def conversations(draw, turns: int = 3):
+    """Messages, the last one the assistant's."""
+    system = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
+    pairs = draw(st.lists(st.tuples(texts, texts), min_size=1, max_size=turns))
+    said = [part for one, other in pairs for part in (("user", one), ("assistant", other))]
+    return system + [{"role": role, "content": text} for role, text in said]
+
+
+def answers_of(messages, prompt_format: str) -> list[str]:
+    found = [message["content"] for message in messages if message["role"] == "assistant"]
+    return found if prompt_format == "plain" else [answer.strip() for answer in found]
+
+
+# --- What is asked -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(messages=conversations(), prompt_format=st.sampled_from([*FORMATS]))
+def test_asked_tokens_decode_to_the_answers_and_what_closes_them(messages, prompt_format):
+    tokenizer = TOKENIZERS(prompt_format)
+    ids, asked = encode_messages(tokenizer, messages)
+    said = tokenizer.decode([id for id, is_asked in zip(ids, asked, strict=True) if is_asked])
+    closed = "".join(answer + tokenizer.eos_token for answer in answers_of(messages, prompt_format))
+    assert said == closed
+    assert encode_messages(tokenizer, messages, train_on="prompt+completion") == (ids, [True] * len(ids))
+    # only the template writes special tokens: as many as in a conversation that spells none
+    plain = [{**message, "content": "a"} for message in messages]
+    special = set(tokenizer.all_special_ids)
+    assert sum(id in special for id in ids) == sum(id in special for id in encode_messages(tokenizer, plain)[0])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(messages=conversations(), prompt_format=st.sampled_from([*FORMATS]))
+def test_a_prompt_is_what_stands_before_the_answer_in_training(messages, prompt_format):
+    tokenizer = TOKENIZERS(prompt_format)
+    ids, asked = encode_messages(tokenizer, messages)
+    prompt = encode_prompt(tokenizer, messages)
+    assert prompt == encode_prompt(tokenizer, messages[:-1]) == ids[: len(prompt)]
+    answer = answers_of(messages, prompt_format)[-1]
+    assert tokenizer.decode(ids[len(prompt) :]).rstrip("\n") == (answer + tokenizer.eos_token).rstrip("\n")
+    assert asked[len(prompt)]
+
+
+@pytest.mark.parametrize("prompt_format", [*FORMATS])
+def test_transformers_asks_the_same_of_the_instructions_of_a_book(prompt_format, data):
+    rows, _ = read_conversations(json.loads((data / "instruction-data.json").read_text())[:60])
+    rows.append([{"role": "system", "content": "Be brief."}, *rows[0], *rows[1]])
+    tokenizer = TOKENIZERS(prompt_format)
+    for messages, (ids, asked) in zip(rows, encode_conversations(tokenizer, rows), strict=True):
+        theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+        if prompt_format != "plain":  # where a token may reach across from the question to the answer
+            assert theirs["input_ids"] == ids and [bool(n) for n in theirs["assistant_masks"]] == asked
+        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+        assert prompt == encode_prompt(tokenizer, messages)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram", "word", "char"])
+@pytest.mark.parametrize("prompt_format", ["alpaca", "chatml", "phi3"])
+def test_every_kind_of_tokenizer_asks_as_transformers_does(prompt_format, kind):
+    tokenizer = tokenizer_of(prompt_format, kind)
+    messages = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "the sea is wide."}] * 2
+    theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    ids, asked = encode_messages(tokenizer, messages)
+    assert theirs["input_ids"] == ids and [bool(n) for n in theirs["assistant_masks"]] == asked
+    assert asked.count(True) == 2 * (len(encode(tokenizer, "the sea is wide.")) + 1)
+
+
+def test_alpaca_is_written_as_its_authors_write_it():
+    tokenizer = TOKENIZERS("alpaca")
+    begin = "Below is an instruction that describes a task"
+    end = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    row = {"instruction": "Spell it. ", "input": "see", "output": "sea"}
+    with_input, without = read_messages(row), read_messages({**row, "input": ""})
+    assert tokenizer.decode(encode_prompt(tokenizer, with_input)) == (
+        f"{begin}, paired with an input that provides further context. {end}Spell it.\n\n### Input:\nsee"
+        "\n\n### Response:\n"
+    )
+    assert tokenizer.decode(encode_prompt(tokenizer, without)) == f"{begin}. {end}Spell it.\n\n### Response:\n"
+    assert describe_answer(with_input, "a", None) == {
+        "instruction": "Spell it.",
+        "input": "see",
+        "reference": "sea",
+        "before": "a",
+        "after": None,
+    }
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    messages=conversations(),
+    prompt_format=st.sampled_from([*FORMATS]),
+    blank=st.text(alphabet=" \n\t", max_size=3),
+    tool=st.sampled_from([encode_messages, encode_prompt, lambda _, messages: read_messages({"messages": messages})]),
+)
+def test_an_empty_system_message_is_none_in_every_format(messages, prompt_format, blank, tool):
+    tokenizer, messages = TOKENIZERS(prompt_format), [each for each in messages if each["role"] != "system"]
+    assert tool(tokenizer, [{"role": "system", "content": blank}, *messages]) == tool(tokenizer, messages)
+
+
+# --- Rows --------------------------------------------------------------------------------------------------------
+
+
+def learned(row) -> list[int]:
+    return [id for id in row["shift_labels"].tolist() if id != -100]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    some=st.lists(conversations(), min_size=1, max_size=4),
+    prompt_format=st.sampled_from([*FORMATS]),
+    max_length=st.integers(1, 200),
+    pack=st.booleans(),
+)
+def test_truncation_keeps_an_answers_start_and_counts_what_it_does(some, prompt_format, max_length, pack):
+    encoded = encode_conversations(TOKENIZERS(prompt_format), some)
+    wanted = [  # an asked token can be learned wherever the token before it is inside
+        [id for id, is_asked in list(zip(ids, asked, strict=True))[1 : max_length + 1] if is_asked]
+        for ids, asked in encoded
+    ]
+    if not any(wanted):
+        with pytest.raises(ValueError, match="asks anything within"):
+            PromptRows(encoded, max_length, pack)
+        return
+    rows = PromptRows(encoded, max_length, pack)
+    assert rows.kept == [k for k, ids in enumerate(wanted) if ids] and rows.dropped == len(some) - len(rows.kept)
+    assert rows.cut == sum(len(encoded[k][0]) > max_length + 1 for k in rows.kept)
+    assert all(len(rows[k]["input_ids"]) == rows.lengths[k] <= max_length for k in range(len(rows)))
+    found = sorted(id for k in range(len(rows)) for id in learned(rows[k]))
+    assert found == sorted(id for ids in wanted for id in ids) and len(found) == rows.asked
+    if not pack:
+        assert [learned(rows[k]) for k in range(len(rows))] == [wanted[k] for k in rows.kept]
+
+
+def test_every_target_is_the_next_token_and_the_first_eos_is_learned_and_padding_never():
+    tokenizer = TOKENIZERS("alpaca")
+    tokenizer.pad_token = tokenizer.eos_token  # told apart by lengths alone
+    messages = read_messages({"instruction": "Well?", "output": "Well."})
+    encoded = [encode_messages(tokenizer, messages), encode_messages(tokenizer, messages * 2)]
+    rows = PromptRows(encoded, 999)
+    batch = collate_rows([rows[0], rows[1]], tokenizer.pad_token_id)
+    for (ids, _), row, labels in zip(encoded, batch["input_ids"], batch["shift_labels"], strict=True):
+        n = len(ids)
+        assert row[: n - 1].tolist() == ids[:-1] and labels[n - 2] == tokenizer.eos_token_id
+        assert (labels[n - 1 :] == -100).all() and (row[n - 1 :] == tokenizer.pad_token_id).all()
+        assert all(label in (-100, following) for label, following in zip(labels.tolist(), ids[1:], strict=False))
+    assert rows.asked == sum(asked.count(True) for _, asked in encoded)
+    assert count_asked_bytes(tokenizer, rows) == 3 * len("Well.")
+
+
+@torch.no_grad()
+def test_packed_or_padded_no_conversation_sees_another(data):
+    tokenizer = TOKENIZERS("chatml")
+    some, _ = read_conversations(json.loads((data / "instruction-data.json").read_text())[:6])
+    encoded = encode_conversations(tokenizer, some)
+    model = tiny_model(vocab_size=len(tokenizer), attention="sdpa", max_position_embeddings=300)
+
+    def loss(rows, together: bool) -> float:
+        rows = [rows[k] for k in range(len(rows))]
+        batches = [rows] if together else [[row] for row in rows]
+        return sum(float(causal_lm.sums(model, collate_rows(batch, 0))["loss"]) for batch in batches)
+
+    alone = loss(PromptRows(encoded, 300), together=False)
+    packed = PromptRows(encoded, 300, pack=True)
+    assert len(packed) < len(encoded)
+    assert loss(PromptRows(encoded, 300), together=True) == pytest.approx(alone, rel=1e-5)
+    assert loss(packed, together=True) == pytest.approx(alone, rel=1e-5)
+
+
+def test_answers_do_not_depend_on_the_batch():
+    tokenizer = TOKENIZERS("alpaca")
+    model = tiny_model(vocab_size=len(tokenizer))
+    prompts = [encode(tokenizer, text) for text in ("a", "Write a", "the sea is", "Well, the", "x")]
+    alone = [generate_answers(model, tokenizer, [prompt], temperature=0, max_new_tokens=9)[0] for prompt in prompts]
+    assert len(set(alone)) > 1
+    for batch_size in (2, 5):
+        options = {"temperature": 0, "max_new_tokens": 9, "batch_size": batch_size}
+        assert generate_answers(model, tokenizer, prompts, **options) == alone
+    long = [(prompt * 70)[: 60 + n] for n, prompt in enumerate(prompts)]  # 64 positions: 5, 4, ... 1 tokens of room
+    options = {"temperature": 0, "max_new_tokens": 9, "eos_token_id": None}
+    alone = [generate_answers(model, tokenizer, [prompt], **options)[0] for prompt in long]
+    assert generate_answers(model, tokenizer, long, **options) == alone
+    ids = torch.tensor(long[:1])
+    whole = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None)[0]
+    logits = model(whole[None]).logits[0, 59:]
+    assert alone[0] == tokenizer.decode(logits.argmax(-1)) and all(alone)
+
+
+def test_a_preview_shows_what_is_asked():
+    tokenizer = TOKENIZERS("chatml")
+    ids, asked = encode_messages(tokenizer, read_messages({"prompt": "Well?", "completion": "Sea."}))
+    begin = "<|im_start|>user\nWell?<|im_end|>\n<|im_start|>assistant\n"
+    assert show_asked(tokenizer, ids, asked, colour=False) == f"{begin}[[Sea.<|im_end|>]]\n"
+    assert show_asked(tokenizer, ids, asked, colour=True) == f"{begin}\x1b[32mSea.<|im_end|>\x1b[0m\n"
+
+
+# --- Reading -----------------------------------------------------------------------------------------------------
+
+ASK, SAY = {"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}
+
+
+def test_all_forms_of_a_row_are_the_same_messages():
+    rows = [
+        {"instruction": "Well?", "output": "Well.", "input": None},
+        {"messages": [{**ASK, "name": "x"}, SAY], "prompt": None},
+        {"prompt": "Well?", "completion": "Well."},
+        {"prompt": [ASK], "completion": [SAY]},
+    ]
+    assert all(read_messages(row) == [ASK, SAY] for row in rows)
+    conversations, empty = read_conversations([*rows, {"prompt": "Well?", "completion": " "}])
+    assert len(conversations) == 4 and empty == [5]
+
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+NOTHING = [None, [], {}, "", "[]", [None], {"name": None, "arguments": None}]
+ALIEN = [
+    ({"tools": [CALL]}, {}, {}),
+    ({"tools": json.dumps([CALL])}, {}, {}),
+    ({"system": "Be brief."}, {}, {}),
+    ({"history": [["Well?", "Well."]]}, {}, {}),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, {}, {}),
+    ({"images": ["a.png"]}, {}, {}),
+    ({}, {"images": ["a.png"]}, {}),
+    ({}, {}, {"tool_calls": [CALL]}),
+    ({}, {}, {"tool_calls": [CALL], "content": None}),
+    ({}, {}, {"function_call": CALL["function"]}),
+    ({}, {}, {"reasoning_content": "The sea is wide."}),
+    ({}, {}, {"weight": 0}),
+    ({}, {}, {"train": False}),
+]
+
+
+@pytest.mark.parametrize(("row", "ask", "say"), ALIEN)
+def test_what_changes_an_answer_and_cannot_be_learned_is_refused_by_name(row, ask, say):
+    messages = [{**ASK, **ask}, {**SAY, **say}]
+    (key, *_) = [*row, *ask, *say]
+    pair = {"chosen": messages, "rejected": [messages[0], {**SAY, "content": "No."}]}
+    good = {"messages": [ASK, SAY], "chosen": [ASK, SAY], "rejected": [ASK, {**SAY, "content": "No."}]}
+    for read, keys in ((read_conversations, {"messages": messages}), (read_preferences, pair)):
+        with pytest.raises(ValueError, match=f"Row 2: the (row|.*'s message) has {key}, which cannot be learned"):
+            read([good, {**row, **keys}])
+
+
+def test_keys_that_carry_nothing_and_those_of_a_row_itself_are_not_looked_at():
+    for nothing in NOTHING:
+        row = {"tools": nothing, "id": "a", "source": "sea", "timestamp": 3, "score": 0.0, "reasoning": "It is wide."}
+        said = {**SAY, "tool_calls": nothing, "weight": 1, "id": 3, "name": "x"}
+        assert read_messages({**row, "messages": [{**ASK, "weight": 0}, said]}) == [ASK, SAY]
+        assert read_preferences([{**row, "chosen": [ASK, said], "rejected": [ASK, {**SAY, "content": "No."}]}])[1] == {
+            "empty": 0,
+            "equal": 0,
+        }
+
+
+def test_a_transcript_is_the_question_as_it_is_and_several_messages_below_their_roles():
+    code = "def f():\n    return  1\n"
+    assert transcript([{"role": "user", "content": code}]) == code
+    system = {"role": "system", "content": "Be  brief."}
+    assert transcript([system, ASK, SAY, {"role": "user", "content": code}]) == (
+        f"[system]\nBe  brief.\n\n[user]\nWell?\n\n[assistant]\nWell.\n\n[user]\n{code}"
+    )
+
+
+BAD_ROWS = {
+    "hold nothing but an empty system message": {"messages": [{"role": "system", "content": " "}]},
+    "has the keys question; needed are instruction and output": {"question": "Well?"},
+    r"has the keys \(none\)": {"instruction": None},
+    "the role 'assistant' comes first; there it has to be system or user": {"messages": [SAY]},
+    "the role 'user' comes after the user's message": {"messages": [ASK, ASK, SAY]},
+    "the role 'tool' comes after": {"messages": [ASK, {"role": "tool", "content": "x"}]},
+    "the role 'system' comes after": {"messages": [ASK, SAY, {"role": "system", "content": "x"}]},
+    "last message is the user's": {"messages": [ASK]},
+    "a role and a content": {"messages": [{"role": "user"}]},
+    "give a list of at least one": {"messages": []},
+    "output is 3; it has to be a text": {"instruction": "Well?", "output": 3},
+    "the user's message is empty": {"instruction": " ", "output": "Well."},
+}
+
+
+@pytest.mark.parametrize("message", BAD_ROWS)
+def test_a_row_that_is_none_is_named(message):
+    with pytest.raises(ValueError, match=f"Row 2: .*{message}"):
+        read_conversations([{"messages": [ASK, SAY]}, BAD_ROWS[message]])
+
+
+def test_empty_answers_are_told_apart_and_rows_without_any_refused():
+    row = {"instruction": "Well?", "output": " \n"}
+    with pytest.raises(EmptyAnswer, match="the assistant's message is empty"):
+        read_messages(row)
+    with pytest.raises(ValueError, match="No row has an answer: 2 rows"):
+        read_conversations([row, row])
+
+
+# --- The format that is kept -------------------------------------------------------------------------------------
+
+
+def test_what_was_trained_with_is_used_and_another_format_is_refused():
+    tokenizer = tokenizer_of("chatml")
+    assert choose_format(tokenizer) == choose_format(tokenizer, "tokenizer") == "chatml"
+    for call in (lambda: encode_messages(tokenizer, [ASK, SAY], "alpaca"), lambda: template_of(tokenizer, "phi3")):
+        with pytest.raises(ValueError, match="was trained with the format chatml, and"):
+            call()
+    assert choose_format(tokenizer, "alpaca", replace=True) == "alpaca"
+    notices = store_format(tokenizer, "alpaca")
+    assert "Warning: the chat template that the model came with is replaced by alpaca" in notices[0]
+    assert choose_format(tokenizer) == "alpaca" and choose_format(train_tokenizer(TEXTS, 400)) == "alpaca"
+    with pytest.raises(ValueError, match="has no chat template"):
+        choose_format(tokenizer_of(None), "tokenizer")
+    with pytest.raises(ValueError, match="no prompt_format 'llama'; it is alpaca, chatml"):
+        choose_format(tokenizer, "llama")
+
+
+def test_a_format_brings_its_tokens_and_what_ends_an_answer_is_eos(tmp_path):
+    tokenizer = tokenizer_of(None)
+    model = tiny_model(vocab_size=len(tokenizer))
+    before = model.get_input_embeddings().weight.clone()
+    notices = store_format(tokenizer, "phi3", model)
+    assert any("<|assistant|> <|end|>" in notice for notice in notices)
+    assert tokenizer.eos_token == "<|end|>" and tokenizer.bos_token == "<|endoftext|>"
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+    after = model.get_input_embeddings().weight
+    assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 4
+    tokenizer.save_pretrained(tmp_path)
+    again = type(tokenizer).from_pretrained(tmp_path)
+    assert choose_format(again) == "phi3" and encode_messages(again, [ASK, SAY]) == encode_messages(
+        tokenizer, [ASK, SAY]
+    )
+    assert store_format(tokenizer, "phi3", model) == []
+
+
+BAD_TEMPLATES = {
+    "no generation markers": CHATML.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", ""),
+    "one special token that ends it": CHATML.replace("'<|im_end|>'", "'.'"),
+    "begins an answer in training otherwise": CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>\\n'"),
+    "does not render a conversation": "{{ messages[7]['content'] | trim }}",
+}
+
+
+@pytest.mark.parametrize("message", BAD_TEMPLATES)
+def test_a_template_that_cannot_be_trained_with_is_one_clear_line(message):
+    tokenizer = train_tokenizer(TEXTS, 400, chat_template="chatml")
+    tokenizer.chat_template = BAD_TEMPLATES[message]
+    with pytest.raises(ValueError, match=message):
+        store_format(tokenizer, choose_format(tokenizer))
+    if message == "no generation markers":  # good to be used, not to be learned
+        assert tokenizer.decode(encode_prompt(tokenizer, [ASK])).endswith("Well?<|im_end|>\n<|im_start|>assistant\n")
+        with pytest.raises(ValueError, match="nobody knows what the assistant says"):
+            encode_messages(tokenizer, [ASK, SAY])
+
+
+# --- Splits ------------------------------------------------------------------------------------------------------
+
+
+def test_a_split_has_its_exact_share_and_no_question_is_in_two(data):
+    rows, empty = read_conversations(json.loads((data / "instruction-data.json").read_text()))
+    keys = [text_of(messages[:-1]) for messages in rows]
+    assert not empty and len(set(keys)) < len(keys)
+    splits = split_groups(keys, 0.05, 0.1, seed=3)
+    assert {name: len(part) for name, part in splits.items()} == {"train": 935, "validation": 55, "test": 110}
+    assert sorted(np.concatenate([*splits.values()]).tolist()) == list(range(1100))
+    parts = [{keys[k] for k in part} for part in splits.values()]
+    assert sum(map(len, parts)) == len(set(keys))
+    again, other = split_groups(keys, 0.05, 0.1, seed=3), split_groups(keys, 0.05, 0.1, seed=4)
+    assert_close(torch.tensor(again["test"]), torch.tensor(splits["test"]))
+    assert again["test"].tolist() != other["test"].tolist()
+    fewer = [key for k, key in enumerate(keys) if k % 150]  # another file of the same, some are missing
+    held_out = {fewer[k] for k in split_groups(fewer, 0.05, 0.1, seed=3)["test"]}
+    assert not held_out & {keys[k] for k in splits["train"]}
+    with pytest.raises(ValueError, match="2 distinct texts in 9 rows leave nothing for"):
+        split_groups(["a", "b"] + ["b"] * 7, 0.1, 0.1)

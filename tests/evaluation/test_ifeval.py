@@ -1,0 +1,85 @@
+"""Laws of IFEval: strict is kept loosely too, an empty answer keeps nothing, what is asked for counts as kept."""
+
+import json
+
+import pytest
+
+from scratch_gpt.evaluation.ifeval import constraint_metrics, keep_constraints, read_constraints
+
+
+pytest.importorskip("lm_eval.tasks.ifeval.instructions")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sentences():
+    """A splitter of sentences that needs no download, in the place of nltk's."""
+    from lm_eval.tasks.ifeval import instructions_util
+    from nltk.tokenize.punkt import PunktSentenceTokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instructions_util, "_get_sentence_tokenizer", PunktSentenceTokenizer)
+        patch.setattr(instructions_util.nltk, "word_tokenize", str.split)
+        yield
+
+
+def row(**constraints):
+    names = [name.replace("__", ":") for name in constraints]
+    return {"key": 1, "prompt": "Do it.", "instruction_id_list": names, "kwargs": [*constraints.values()]}
+
+
+def test_all_of_the_541_prompts_are_read_and_an_empty_answer_keeps_nothing(data):
+    rows = [json.loads(line) for line in (data / "eval" / "ifeval_input_data.jsonl").read_text().splitlines()]
+    prompts = read_constraints(rows)
+    assert len(prompts) == 541 and sum(len(each["kwargs"]) for each in prompts) == 834
+    prompts = prompts[3::16]  # with the one that asks for a letter which is none
+    assert set(constraint_metrics(keep_constraints(prompts, [""] * len(prompts))).values()) == {0.0}
+    answers = [f"# {each['prompt']}\n\n* *{each['prompt'].lower()}*\n\nP.S. Yes" for each in prompts]
+    kept = keep_constraints(prompts, answers)
+    assert all(loose >= strict for one in kept for strict, loose in zip(one.strict, one.loose, strict=True))
+    metrics = constraint_metrics(kept)
+    assert 0 < metrics["prompt_strict_acc"] < metrics["instruction_strict_acc"] < metrics["instruction_loose_acc"] < 1
+    assert keep_constraints(prompts, answers) == kept
+
+
+def test_an_answer_keeps_what_it_does():
+    prompts = read_constraints([row(punctuation__no_comma={}, startend__end_checker={"end_phrase": "The end."})])
+    assert keep_constraints(prompts, ["All well. The end."])[0] == ([True, True], [True, True])
+    assert keep_constraints(prompts, ["Sure, here:\nAll well. The end."])[0] == ([False, True], [True, True])
+    assert constraint_metrics(keep_constraints(prompts * 2, ["All well. The end.", "Well, no."])) == {
+        "prompt_strict_acc": 0.5,
+        "instruction_strict_acc": 0.5,
+        "prompt_loose_acc": 0.5,
+        "instruction_loose_acc": 0.5,
+    }
+
+
+def test_arguments_that_a_table_has_filled_with_nothing_are_left_out():
+    padded = row(punctuation__no_comma={"num_words": None, "end_phrase": None})
+    assert read_constraints([padded])[0]["kwargs"] == [{}]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "?"}, "Row 1 is none of IFEval's"),
+        (row(punctuation__no_dots={}), "no_dots"),
+        (row(punctuation__no_comma={"words": 3}), "a constraint that IFEval does not have"),
+        ({**row(punctuation__no_comma={}), "kwargs": []}, "Row 1 is none of IFEval's"),
+        ({**row(punctuation__no_comma={}), "kwargs": [None]}, "Row 1 is none of IFEval's"),
+    ],
+)
+def test_rows_of_something_else_are_errors(given, message):
+    with pytest.raises(ValueError, match=message):
+        read_constraints([given])
+
+
+def test_what_splits_sentences_is_asked_for_before_anything_is_answered(monkeypatch):
+    from lm_eval.tasks.ifeval import instructions_util
+
+    def gone():
+        raise LookupError("punkt")
+
+    monkeypatch.setattr(instructions_util, "_get_sentence_tokenizer", gone)
+    asked = {"relation": "at least", "num_sentences": 2}
+    with pytest.raises(ValueError, match="nltk.downloader punkt_tab"):
+        read_constraints([row(length_constraints__number_sentences=asked)])

@@ -1,0 +1,195 @@
+"""Laws of judging: a reply is read or unclear, both orders count, a key is never kept, a dead judge is one line."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from scratch_gpt.evaluation.judge import (
+    KEY_VARIABLE,
+    Judge,
+    JudgeError,
+    check_judge_url,
+    judge_scores,
+    read_score,
+    score_metrics,
+)
+from scratch_gpt.evaluation.pairwise import (
+    Verdict,
+    bradley_terry,
+    judge_pairs,
+    read_verdict,
+    wilson_interval,
+    win_rates,
+)
+
+
+def test_scores_are_asked_as_often_as_was_said_and_every_reply_is_kept(server):
+    replies = iter(["80", "Score: 60/100", "no idea", "100"])
+    server.reply = lambda prompt: next(replies)
+    scores = judge_scores(server.judge(), ["p", "q"], ["r", "s"], ["a", "b"], repeats=2)
+    assert scores == [[80, 60], [None, 100]]
+    assert score_metrics(scores) == ([{"score": 80.0}, {"score": 80.0}], 1)
+    assert [(line["row"], line["seed"], line["reply"]) for line in server.kept] == [
+        (0, 0, "80"),
+        (0, 1, "Score: 60/100"),
+        (1, 0, "no idea"),
+        (1, 1, "100"),
+    ]
+    path, _, body = server.seen[0]
+    assert path == "/v1/chat/completions" and body["model"] == "wise" and body["seed"] == 0
+    assert body["messages"][0]["content"] == server.kept[0]["prompt"]
+
+
+def test_a_key_is_sent_but_neither_kept_nor_said(server, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
+    server.reply = lambda prompt: "your key is sk-secret, 50"
+    server.judge().ask("?")
+    assert server.seen[0][1]["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in json.dumps(server.kept)
+    server.codes = [401]
+    with pytest.raises(JudgeError, match="answers 401") as error:
+        server.judge().ask("?")
+    assert "sk-secret" not in str(error.value)
+    monkeypatch.delenv(KEY_VARIABLE)
+    server.judge().ask("?")
+    assert "Authorization" not in server.seen[-1][1]
+
+
+def test_white_space_around_a_key_is_no_part_of_it(server, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, " sk-secret\r\n")
+    server.reply = lambda prompt: "your key is sk-secret, 50"
+    server.judge().ask("?")
+    assert server.seen[0][1]["Authorization"] == "Bearer sk-secret" and "sk-secret" not in json.dumps(server.kept)
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-one\x07", "sk-\u00e9t\u00e9", "sk-one\u2026"])
+def test_a_key_that_no_header_can_hold_is_refused_unsaid(server, monkeypatch, key):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(ValueError, match=f"The key in {KEY_VARIABLE} holds") as error:
+        server.judge().ask("?")
+    assert "sk-" not in str(error.value) and not server.seen
+
+
+def test_a_key_is_not_said_in_its_escaped_form_either(server, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, 'sk-"se\\cret')
+    server.reply = lambda prompt: ['no text, but sk-"se\\cret']
+    with pytest.raises(JudgeError, match="no chat completion") as error:
+        server.judge().ask("?")
+    assert "cret" not in str(error.value)
+
+
+def test_a_busy_judge_is_asked_again_and_a_broken_one_is_one_line(server):
+    server.codes = [429, 503]
+    assert server.judge().ask("?") == "70" and len(server.seen) == 3
+    server.codes = [500] * 4
+    with pytest.raises(JudgeError, match="answers 500"):
+        server.judge().ask("?")
+    server.reply = lambda prompt: None
+    with pytest.raises(JudgeError, match="gives no JSON"):
+        server.judge().ask("?")
+    server.reply = lambda prompt: ["no text"]
+    with pytest.raises(JudgeError, match="no chat completion"):
+        server.judge().ask("?")
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{", "cannot be reached"),
+        (b"220 mail is served here\r\n", "cannot be reached"),
+        (b"HTTP/1.0 401 No\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nwho", "answers 401: .what it says breaks off"),
+    ],
+)
+def test_an_answer_that_breaks_off_or_is_no_http_is_one_line(server, raw, message):
+    server.raw = raw
+    with pytest.raises(JudgeError, match=message):
+        server.judge().ask("?")
+
+
+def test_a_judge_that_is_not_there_is_one_line():
+    with pytest.raises(JudgeError, match="127.0.0.1:9/v1/chat/completions cannot be reached") as error:
+        Judge("http://127.0.0.1:9/v1", "wise", print).ask("?")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://host/v1", "file:///etc/passwd", "host/v1", "http://me:key@host/v1", "http://host/v1?key=3"),
+        *("http://[", "http://ho st/v1", "http://host/v 1", "http://host/v1\n"),
+    ],
+)
+def test_addresses_that_are_none_or_hold_a_key_are_refused_unsaid(url):
+    with pytest.raises(ValueError, match="judge_url is http") as error:
+        check_judge_url(url)
+    assert "me:key" not in str(error.value)
+    check_judge_url("http://127.0.0.1:8000/v1")
+
+
+def test_replies_are_read_or_called_unclear():
+    scores = {"85": 85, " 100.": 100, "0": 0, "I say 70/100": 70, "7.5": None, "-5": None, "250": None, "": None}
+    assert {reply: read_score(reply) for reply in scores} == scores
+    verdicts = {"1": 1.0, "2.": 0.0, "Answer 1 is better": 1.0, "0": 0.5, "12": None, "1.5": None, "neither": None}
+    assert {reply: read_verdict(reply) for reply in verdicts} == verdicts
+
+
+def test_a_judge_that_likes_a_place_finds_nobody_better(server):
+    server.reply = lambda prompt: "1"
+    verdicts = judge_pairs(server.judge(), ["p", "q"], {"a": ["x", "x"], "b": ["y", "y"]})
+    (pair,) = win_rates(verdicts)
+    assert (pair["win_rate"], pair["ties"], pair["n"], pair["first_place"]) == (0.5, 2, 2, 1.0)
+    assert list(bradley_terry(verdicts).values()) == pytest.approx([0, 0], abs=1e-9)
+
+
+def test_the_better_one_wins_in_both_orders(server):
+    server.reply = lambda prompt: "1" if "<answer_1>\ngood" in prompt else "2"
+    verdicts = judge_pairs(server.judge(), ["p", "q", "r"], {"a": ["bad"] * 3, "b": ["good"] * 3})
+    (pair,) = win_rates(verdicts)
+    assert (pair["a"], pair["win_rate"], pair["losses"], pair["first_place"]) == ("a", 0.0, 3, 0.5)
+    assert pair["low"] < 1e-9 and 0.5 < pair["high"] < 0.6
+    assert [*bradley_terry(verdicts)] == ["b", "a"]
+
+
+def test_a_prompt_without_a_verdict_in_one_order_is_unclear():
+    verdicts = [
+        Verdict(0, "a", "b", 1.0),
+        Verdict(0, "b", "a", None),
+        Verdict(1, "a", "b", 1.0),
+        Verdict(1, "b", "a", 0.0),
+    ]
+    (pair,) = win_rates(verdicts)
+    assert (pair["n"], pair["unclear"], pair["win_rate"]) == (1, 1, 1.0)
+
+
+def test_wilsons_interval_holds_the_share_and_mirrors_itself():
+    for n in (1, 7, 100):
+        for successes in (0, n / 2, n):
+            low, high = wilson_interval(successes, n)
+            assert 0 <= low <= successes / n <= high <= 1
+            assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low))
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+
+
+def test_bradley_terry_finds_the_strengths_that_games_were_drawn_from_in_any_order():
+    truth = {"a": 1.0, "b": 0.2, "c": -1.2}
+    generator = np.random.default_rng(0)
+    verdicts = [
+        Verdict(row, first, second, float(generator.random() < 1 / (1 + math.exp(truth[second] - truth[first]))))
+        for row in range(2000)
+        for first in truth
+        for second in truth
+        if first != second
+    ]
+    found = bradley_terry(verdicts)
+    assert [*found] == ["a", "b", "c"] and sum(found.values()) == pytest.approx(0, abs=1e-9)
+    assert found == pytest.approx(truth, abs=0.1)
+    assert bradley_terry(verdicts[::-1]) == pytest.approx(found, abs=1e-6)
+
+
+def test_two_models_strengths_are_the_log_odds_of_their_games_and_one_tie():
+    verdicts = [Verdict(n, "a", "b", float(n < 3)) for n in range(4)]
+    found = bradley_terry(verdicts)
+    assert found["a"] - found["b"] == pytest.approx(math.log(3.5 / 1.5))

@@ -1,0 +1,565 @@
+"""Adapters and freezing: nothing changes at the start, nothing by merging, and what is saved is what was learned."""
+
+import json
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+import crash
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from bad_input import fails
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+)
+from peft.tuners.lora import Linear as peft_linear
+from safetensors.torch import load_file
+from stories import STORY
+from tiny import some_ids, tiny_gpt2, tiny_model
+from tiny_run import script_evaluations
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification
+
+from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
+from scratch_gpt.conversion.export import export
+from scratch_gpt.conversion.gpt2_export import export_gpt2
+from scratch_gpt.conversion.load import load_any_head, load_model
+from scratch_gpt.finetuning.lora import INITS, TARGETS, add_lora, merged_state, save_adapter
+from scratch_gpt.finetuning.quantization import KINDS, QuantizedLinear
+from scratch_gpt.finetuning.trainable import count_parameters, freeze, trainable_line
+from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt_training import generate, pretrain
+from scratch_gpt_training.support import options as recipe
+
+
+CLASSES = {
+    ScratchGPTForCausalLM: AutoPeftModelForCausalLM,
+    ScratchGPTForSequenceClassification: AutoPeftModelForSequenceClassification,
+}
+IDS = some_ids()
+
+
+def moved(model: torch.nn.Module) -> torch.nn.Module:
+    """What is trainable, a little elsewhere: as after some steps."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, ids: torch.Tensor = IDS, **more) -> torch.Tensor:
+    return model(input_ids=ids, **more).logits
+
+
+def assert_close(one: torch.Tensor, other: torch.Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(one, other, atol=atol, rtol=0)
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> str:
+    """A saved tiny model, named as seen from the working folder."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained("base")
+    return "base"
+
+
+# --- What is trained ---------------------------------------------------------------------------------------------
+
+
+def trained_parts(model: torch.nn.Module) -> set[str]:
+    """The parts whose parameters are all trained; none may be trained in part."""
+    found: dict[str, set[bool]] = {}
+    for name, parameter in model.named_parameters():
+        part = re.match(r"transformer\.(?:layers|h)\.\d+|transformer\.\w+|\w+", name)[0].rsplit(".", 1)
+        part = ".".join(part) if part[-1].isdigit() else part[-1]
+        found.setdefault(part.removeprefix("transformer."), set()).add(parameter.requires_grad)
+    assert all(len(kinds) == 1 for kinds in found.values())
+    return {part for part, kinds in found.items() if kinds == {True}}
+
+
+@pytest.mark.parametrize(
+    ("tune", "parts"),
+    [
+        ("full", {"embed_tokens", "embed_positions", "layers.0", "layers.1", "layers.2", "norm", "score"}),
+        ("last-block", {"layers.2", "norm", "score"}),
+        ("last-1-blocks", {"layers.2", "norm", "score"}),
+        ("last-2-blocks", {"layers.1", "layers.2", "norm", "score"}),
+        ("head", {"score"}),
+    ],
+)
+def test_freezing_leaves_exactly_what_its_name_says(tune, parts):
+    model = tiny_model(ScratchGPTForSequenceClassification, num_hidden_layers=3)
+    freeze(model, "head")  # what was frozen before does not matter
+    assert freeze(model, tune) == [] and trained_parts(model) == parts
+    untied = tiny_model(num_hidden_layers=3, tie_word_embeddings=False)
+    assert freeze(untied, tune) == []
+    assert trained_parts(untied) == {"lm_head" if part == "score" else part for part in parts}
+
+
+def test_a_tied_head_is_the_embedding_and_stays_which_is_said():
+    for model, block, norm in ((tiny_model(), "layers.1", "norm"), (tiny_gpt2(), "h.1", "ln_f")):
+        (notice,) = freeze(model, "last-block")
+        assert "token embedding" in notice and trained_parts(model) == {block, norm}
+        with pytest.raises(ValueError, match="this model's head is its token embedding"):
+            freeze(model, "head")
+        with pytest.raises(ValueError, match="the model has 2 blocks"):
+            freeze(model, "last-3-blocks")
+        with pytest.raises(ValueError, match="last-0-blocks.*it is full, last-block"):
+            freeze(model, "last-0-blocks")
+
+
+def test_the_counted_parameters_of_gpt2():
+    with torch.device("meta"):
+        model = ScratchGPTForSequenceClassification(ScratchGPTConfig.from_preset("gpt2", num_labels=2))
+    whole = count_parameters(model)[0]
+    add_lora(model, rank=16, targets="all-linear")
+    assert count_parameters(model) == (2_666_528, whole + 2_666_528)
+    assert trainable_line(model) == "Trained: 2,666,528 of 127,107,872 parameters (2.10 %)"
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_lora_trains_its_targets_and_a_head_and_nothing_else(targets):
+    ours = tiny_model(ScratchGPTForSequenceClassification)
+    stock = GPT2ForSequenceClassification(GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    for model, names in ((ours, TARGETS[targets][0]), (stock, TARGETS[targets][1])):
+        add_lora(model, targets=targets, rank=2)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        inside = {name for name in trained if any(f"{target}.lora_" in name for target in names)}
+        head = {"score.lora_A.default.weight", "score.lora_B.default.weight"}
+        assert trained - inside == (head if targets == "all-linear" else {"score.weight"})
+        adapted = {name.split(".lora_")[0] for name in inside}
+        assert len(adapted) == 2 * (4 if model is stock and targets == "all-linear" else len(names))
+
+
+# --- LoRA itself -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_at_step_0_an_adapter_changes_no_logit(model_class, use_dora, init):
+    model = tiny_model(model_class)
+    before = logits(model)
+    add_lora(model, targets="all-linear", init=init, use_dora=use_dora, rank=4)
+    if init in ("default", "gaussian") and not use_dora:
+        assert torch.equal(logits(model), before)
+    else:
+        assert_close(logits(model), before, 2e-5)  # W is taken apart and put together again
+
+
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, 12 / 4), (True, 12 / 2)])
+def test_what_is_learned_is_scaled_by_alpha_over_rank_or_over_its_root(use_rslora, scale):
+    model = tiny_model()
+    plain = model.transformer.layers[0].attn.q_proj.weight.clone()
+    add_lora(model, rank=4, alpha=12, use_rslora=use_rslora)
+    layer = moved(model).transformer.layers[0].attn.q_proj
+    learned = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert_close(merged_state(model)["transformer.layers.0.attn.q_proj.weight"], plain + scale * learned)
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True}, {"init": "pissa"}])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_merged_equals_unmerged_and_itself_after_saving_bit_for_bit(model_class, changes, base, tmp_path):
+    model = model_class.from_pretrained(base)
+    add_lora(model, targets="all-linear", rank=4, **changes)
+    unmerged = logits(moved(model))
+    state = merged_state(model)
+    assert torch.equal(logits(model), unmerged)  # merging looked, and touched nothing
+    model.save_pretrained("merged", state_dict=state)
+    merged = model_class.from_pretrained("merged")
+    assert_close(logits(merged), unmerged)
+    loaded = merged.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+    assert str(tmp_path) not in (tmp_path / "merged" / "config.json").read_text()
+
+
+# --- Saved and loaded --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model_class, targets, base, tmp_path):
+    model = model_class.from_pretrained(base)
+    add_lora(model, base=str(tmp_path / base), targets=targets, rank=4)
+    learned = logits(moved(model))
+    save_adapter(model, Path("adapter"))
+    assert {file.name for file in Path("adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "base.json",
+    }
+    said = "".join(file.read_text() for file in Path("adapter").glob("*.json"))
+    assert str(tmp_path) not in said and json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))[
+        "target_modules"
+    ] == sorted(TARGETS[targets][0])
+    assert_close(logits(PeftModel.from_pretrained(model_class.from_pretrained(base), "adapter")), learned)
+    assert_close(logits(CLASSES[model_class].from_pretrained("adapter")), learned)
+    ours = load_model("adapter", model_class=model_class)
+    assert_close(logits(ours.eval()), learned)
+    assert type(ours) is model_class and count_parameters(ours)[0] == count_parameters(ours)[1]
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True}])
+@pytest.mark.parametrize("model_class", CLASSES)
+def test_on_stock_gpt2_an_adapter_is_stock_too(model_class, changes, targets, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_gpt2(pad_token_id=0).save_pretrained("gpt2")
+    model = load_model("gpt2", model_class=model_class)
+    add_lora(model, base="gpt2", targets=targets, rank=4, alpha=12, **changes)
+    learned = logits(moved(model))
+    save_adapter(model, Path("adapter"))
+    stock = CLASSES[model_class].from_pretrained("adapter")
+    assert type(stock.get_base_model()).__name__.startswith("GPT2")
+    unpadded = IDS.clamp(min=1)  # GPT-2's classifier takes any pad id for padding
+    assert_close(logits(stock, unpadded), logits(model, unpadded), 2e-5)
+    assert_close(logits(load_model("adapter", model_class=model_class).eval()), learned, 2e-5)
+
+
+def test_anybodys_adapter_on_stock_gpt2_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_gpt2().save_pretrained("gpt2")
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn", "c_proj", "c_fc"], use_dora=True)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained("gpt2"), config)
+    moved(theirs).save_pretrained("theirs")
+    assert_close(logits(load_model("theirs").eval()), logits(theirs), 2e-5)
+    scales = {"c_fc": 64, "h.0.attn.c_attn": 32, r"h\.1\..*c_proj": 16}
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["c_attn", "c_proj", "c_fc"], alpha_pattern=scales)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained("gpt2"), config)
+    moved(theirs).save_pretrained("scaled")
+    assert_close(logits(load_model("scaled").eval()), logits(theirs), 2e-5)
+    model = load_model("gpt2")
+    with pytest.raises(ValueError, match="lora_init pissa takes gpt2's c_attn apart"):
+        add_lora(model, base="gpt2", init="pissa")
+
+
+@pytest.mark.parametrize("changes", [{"init": "pissa"}, {"init": "olora"}, {"use_dora": True}, {"use_rslora": True}])
+def test_every_kind_of_lora_is_saved_whole(changes, base):
+    model = ScratchGPTForCausalLM.from_pretrained(base)
+    add_lora(model, base=base, rank=4, **changes)
+    learned = logits(moved(model))
+    save_adapter(model, Path("adapter"))
+    assert_close(logits(AutoPeftModelForCausalLM.from_pretrained("adapter")), learned)
+    assert_close(logits(load_model("adapter").eval()), learned)
+
+
+def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(base):
+    alone = []
+    for name in ("one", "two"):
+        model = ScratchGPTForCausalLM.from_pretrained(base)
+        add_lora(model, base=base, rank=4, use_dora=False)
+        alone.append(logits(moved(model)))
+        save_adapter(model, Path(name))
+    both = PeftModel.from_pretrained(ScratchGPTForCausalLM.from_pretrained(base), "one", adapter_name="one")
+    both.load_adapter("two", adapter_name="two")
+    plain = logits(ScratchGPTForCausalLM.from_pretrained(base))
+    with both.disable_adapter():
+        assert torch.equal(logits(both), plain)
+    mixed = logits(both.eval(), adapter_names=["one", "two"])
+    assert_close(mixed[0], alone[0][0])
+    assert_close(mixed[1], alone[1][1])
+    assert (mixed[0] - alone[1][0]).abs().max() > 0.01
+
+
+def test_a_classifiers_labels_come_along_to_our_recipes(base):
+    names = {0: "ham", 1: "spam", 2: "eggs"}
+    model = ScratchGPTForSequenceClassification.from_pretrained(base, id2label=names)
+    add_lora(model, base=base)
+    save_adapter(moved(model), Path("adapter"))
+    again = load_model("adapter", model_class=ScratchGPTForSequenceClassification)
+    assert again.config.id2label == names and again.config.label2id == {"ham": 0, "spam": 1, "eggs": 2}
+    assert_close(logits(again.eval()), logits(model))
+    trunk = load_model("adapter").transformer  # as a language model: what was learned below the head
+    assert_close(trunk.eval()(IDS).last_hidden_state, again.transformer(IDS).last_hidden_state)
+
+
+def test_an_adapter_on_an_adapter_finds_its_way_to_the_base(base):
+    first = ScratchGPTForCausalLM.from_pretrained(base)
+    add_lora(first, base=base)
+    save_adapter(moved(first), Path("first"))
+    second = load_model("first")
+    add_lora(second, base="first")
+    save_adapter(moved(second), Path("second"))
+    assert_close(logits(load_model("second").eval()), logits(second))
+
+
+def test_an_adapter_for_another_base_is_one_clear_line(base):
+    model = ScratchGPTForCausalLM.from_pretrained(base)
+    add_lora(model, base=base)
+    save_adapter(model, Path("adapter"))
+    tiny_model(seed=1).save_pretrained(base)
+    with pytest.raises(ValueError, match="The adapter adapter was made on other weights than those of base now"):
+        load_model("adapter")
+    tiny_model(num_hidden_layers=3).save_pretrained(base)
+    with pytest.raises(ValueError, match="made on a base of num_hidden_layers 2, but base has 3"):
+        load_model("adapter")
+    Path("adapter/base.json").unlink()  # as another trainer leaves it
+    tiny_model(hidden_size=16).save_pretrained(base)
+    with pytest.raises(ValueError, match="The adapter adapter does not fit base"):
+        load_model("adapter")
+    Path("adapter/adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="The adapter adapter cannot be read"):
+        load_model("adapter")
+    save_adapter(model, Path("adapter"))
+    shutil.rmtree(base)
+    with pytest.raises(ValueError, match="The adapter adapter needs its base, base: base cannot be loaded"):
+        load_model("adapter")
+
+
+@pytest.mark.parametrize("changes", [{"targets": "most"}, {"init": "magic"}])
+def test_a_word_that_is_none_is_one_clear_line(changes):
+    with pytest.raises(ValueError, match="it is one of "):
+        add_lora(tiny_model(), **changes)
+
+
+# --- In a run ----------------------------------------------------------------------------------------------------
+
+RUN = ["--device", "cpu", "--mixed-precision", "no", "--max-length", "32", "--max-steps", "6", "--batch-size", "4"]
+RUN += ["--checkpoint-every", "3", "--keep", "9", "--eval-batches", "4", "--dropout", "0.1", "--learning-rate", "1e-2"]
+LORA = ["--tune", "lora", "--lora-rank", "4", "--lora-dropout", "0.1", "--lora-targets", "all-linear"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a text and a base model of its vocabulary."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "story.txt").write_text(STORY)
+    tokenizer = train_tokenizer([STORY], vocab_size=300)
+    tiny_model(vocab_size=len(tokenizer), initializer_range=0.02).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_home(request, monkeypatch):
+    if "home" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("home"))
+
+
+def run(*words) -> None:
+    for state in (AcceleratorState, PartialState):
+        state._reset_state()
+    pretrain.main(["--dataset", "story.txt", *RUN, *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def tuned(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        run("--model", "base", "--output-dir", "lora", *LORA, "--keep-best", "true", "--test-fraction", 0.1)
+    return home / "lora"
+
+
+def test_a_run_leaves_the_merged_model_and_the_adapter_alone(home, tuned):
+    merged = AutoModelForCausalLM.from_pretrained(tuned / "model")
+    adapted = AutoPeftModelForCausalLM.from_pretrained("lora/adapter")
+    assert_close(logits(merged), logits(adapted))
+    before, after = load_file("base/model.safetensors"), load_file(tuned / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if re.search(r"(proj)\.weight$", name)}
+    content = json.loads((tuned / "evaluation.json").read_text())["results"]
+    assert content["validation"]["loss"] < content["before/validation"]["loss"]
+    assert content["test"]["loss"] == pytest.approx(content["validation"]["loss"], abs=0.3)
+    files = [file for file in (tuned / "adapter").iterdir() if file.suffix != ".safetensors"]
+    assert all(file.suffix == ".json" and str(home) not in file.read_text() for file in files)
+
+
+def test_a_lora_run_goes_on_bit_for_bit(home, tuned):
+    shutil.copytree(tuned, "again")
+    Path("again/evaluation.json").unlink()
+    shutil.rmtree("again/checkpoints/step-6")
+    words = ["--model", "base", *LORA, "--keep-best", "true", "--test-fraction", 0.1]
+    run(*words, "--output-dir", "again", "--resume", "latest")
+    assert crash.differences(crash.outcome(tuned), crash.outcome(Path("again"))) == []
+    for name in ("adapter_model.safetensors", "adapter_config.json", "base.json"):
+        assert (tuned / "adapter" / name).read_bytes() == Path("again/adapter", name).read_bytes()
+
+
+def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
+    """Training lowers the loss all the way; the evaluation is made to say that the first step was the best."""
+    words = ["--model", "base", *LORA, "--test-fraction", 0.1, "--learning-rate", 3e-2, "--warmup-steps", 0]
+    run(*words, "--output-dir", "one-step", "--max-steps", 1)
+    with monkeypatch.context() as patch:
+        measured = script_evaluations(patch, [2.0, 1.0, 2.0])
+        run(*words, "--output-dir", "wild", "--keep-best", "true", "--eval-every", 1)
+    best, last, first = (
+        AutoModelForCausalLM.from_pretrained(name) for name in ("wild/model", "wild/last", "one-step/model")
+    )
+    assert_close(logits(best), logits(AutoPeftModelForCausalLM.from_pretrained("wild/adapter")))
+    assert_close(logits(best), logits(first))
+    assert (logits(best) - logits(last)).abs().max() > 0.1
+    content, once = (
+        json.loads(Path(f"{name}/evaluation.json").read_text(encoding="utf-8")) for name in ("wild", "one-step")
+    )
+    assert content["protocol"]["step"] == 1
+    assert measured[1] - measured[-1] > 0.02  # the last model would score another loss
+    assert content["results"]["test"]["loss"] == pytest.approx(once["results"]["test"]["loss"], abs=1e-4)
+
+
+def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tuned, capsys):
+    run("--model", "lora/adapter", "--output-dir", "on", "--tune", "last-block")
+    said = capsys.readouterr().out
+    assert "last-block: this model's head is its token embedding" in said and "Trained: 12,768 of " in said
+    before = load_model("lora/adapter").state_dict()
+    after = load_file("on/model/model.safetensors")
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in after if name.startswith(("transformer.layers.1.", "transformer.norm."))}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["--gradient-checkpointing", "true"],
+        ["--mixed-precision", "bf16"],
+        ["--use-dora", "true", "--use-rslora", "true"],
+        ["--quantize-base", "int8"],
+    ],
+)
+def test_lora_trains_however_a_run_does(how, home, capsys):
+    folder = how[0].strip("-")
+    run("--model", "base", "--output-dir", folder, *LORA, "--max-steps", 3, *how)
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert losses[-1] < losses[0]
+    checkpoint, model = (load_model(f"{folder}/{name}").state_dict() for name in ("checkpoints/step-3", "model"))
+    assert all(torch.equal(checkpoint[name], model[name]) for name in model)
+
+
+def test_a_checkpoint_of_lora_is_loaded_like_a_model_or_refused(tuned, tmp_path):
+    folder = str(tuned / "checkpoints" / "step-6")
+    for load in (generate.load, lambda name: load_any_head(Path(name))):
+        found, model = load(folder).state_dict(), load(str(tuned / "model")).state_dict()
+        assert found.keys() == model.keys() and all(torch.equal(found[name], model[name]) for name in model)
+    run("--model", folder, "--output-dir", "onwards", *LORA, "--max-steps", 1)
+    assert_close(logits(load_model("onwards/adapter")), logits(load_model("onwards/model")))
+    with pytest.raises(ValueError, match="is a checkpoint of a ScratchGPTForCausalLM"):
+        load_model(folder, model_class=ScratchGPTForSequenceClassification)
+    shutil.copytree(folder, tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    for load in (load_model, load_any_head):
+        with pytest.raises(ValueError, match="cut cannot be loaded: model.safetensors is not what was written"):
+            load(tmp_path / "cut")
+
+
+def test_a_checkpoint_of_lora_is_exported_like_the_model(tuned, tmp_path):
+    pytest.importorskip("gguf")
+    for name in ("checkpoints/step-6", "model"):
+        shutil.copytree(tuned / name, tmp_path / name)
+    checkpoint, model = (export(tmp_path / name, kind="gguf").file for name in ("checkpoints/step-6", "model"))
+    assert checkpoint.read_bytes() == model.read_bytes()
+    export_gpt2(tmp_path / "checkpoints" / "step-6", tmp_path / "stock")
+    assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "stock")), logits(load_model(tuned / "model")))
+
+
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])
+def test_a_quantised_matrix_is_near_its_own_and_gradients_pass_through_it(kind, error):
+    linear, x = torch.nn.Linear(64, 48), torch.randn(5, 64, requires_grad=True)
+    layer = QuantizedLinear(linear, kind)
+    assert ((layer.weight - linear.weight).norm() / linear.weight.norm()) < error
+    layer(x).square().sum().backward()
+    got, x.grad = x.grad, None
+    torch.nn.functional.linear(x, layer.weight, linear.bias).square().sum().backward()
+    assert_close(got, x.grad)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (layer.codes, layer.scales))
+    assert size <= {"int8": 64 * 48 + 4 * 48, "nf4": 64 * 48 // 2 + 4 * 48}[kind]
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_lora_on_a_quantised_base_is_merged_like_any_other(kind):
+    model = tiny_model()
+    total = count_parameters(model)[1]
+    add_lora(model, quantize=kind, rank=4, targets="attention")
+    trained, all_of_it = count_parameters(model)
+    assert all_of_it - trained == total
+    merged = tiny_model(seed=1)
+    merged.load_state_dict(merged_state(moved(model)))
+    assert_close(logits(merged), logits(model))
+
+
+def test_a_run_on_a_quantised_base_goes_on_bit_for_bit(home):
+    words = ["--model", "base", "--tune", "lora", "--quantize-base", "nf4", "--mixed-precision", "bf16"]
+    words += ["--gradient-checkpointing", "true", "--validation-fraction", 0]
+    run(*words, "--output-dir", "nf4")
+    shutil.copytree("nf4", "nf4-again")
+    shutil.rmtree("nf4-again/checkpoints/step-6")
+    Path("nf4-again/evaluation.json").unlink()
+    run(*words, "--output-dir", "nf4-again", "--resume", "latest")
+    assert crash.differences(crash.outcome(Path("nf4")), crash.outcome(Path("nf4-again"))) == []
+
+
+def test_a_compiled_adapter_learns_the_same():
+    gradients = []
+    for compiled in (False, True):
+        model = tiny_model()
+        torch.manual_seed(1)
+        add_lora(model, rank=4)
+        moved(model)
+        if compiled:
+            model.compile(backend="aot_eager", fullgraph=True)
+        model(IDS, labels=IDS).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypatch):
+    model = tiny_model()
+    add_lora(model, rank=4, alpha=8, use_rslora=use_rslora)
+    moved(model).train()
+    layers = [layer for layer in model.modules() if isinstance(layer, peft_linear)]
+    assert len({type(layer) for layer in layers}) == 1 and type(layers[0]) is not peft_linear
+    found = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = model(IDS, labels=IDS).loss
+        model.zero_grad()
+        loss.backward()
+        found.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])
+        monkeypatch.setattr(type(layers[0]), "forward", peft_linear.forward)  # from now on as peft does it
+    tolerance = 1e-4 if precision == torch.float32 else 0.03  # eight bits, rounded at other places
+    for ours, pefts in zip(*found, strict=True):
+        assert (ours - pefts).norm() <= tolerance * pefts.norm()
+
+
+def test_a_recipes_choices_are_the_rooms():
+    choices = {item.name: get_args(item.type) for item in fields(recipe.Run)}
+    assert choices["lora_targets"] == tuple(TARGETS) and choices["lora_init"] == INITS
+    assert choices["quantize_base"] == ("no", *KINDS)
+
+
+BAD = {
+    "--tune most": "tune is 'most'; it is full, last-block, last-N-blocks, head or lora",
+    "--tune last-0-blocks": "tune is 'last-0-blocks'",
+    "--tune last-3-blocks": "the model has 2 blocks",
+    "--tune head": "this model's head is its token embedding",
+    "--lora-rank 4": "lora_rank is of LoRA: give --tune lora",
+    "--tune lora --lora-rank 0": "lora_rank is 0; it has to be at least 1",
+    "--tune lora --lora-dropout 1": "lora_dropout is 1.0; it is less than 1",
+    "--tune lora --quantize-base nf4 --use-dora true": "use_dora needs the base's weights as they are",
+    "--tune lora --lora-targets most": "lora.targets.*most",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_one_clear_line(line, home, capsys):
+    words = ["--dataset", "story.txt", "--output-dir", "bad", "--model", "base", *RUN, *line.split()]
+    fails(words, BAD[line], capsys)
+    assert not Path("bad").exists()
+
+
+def test_lora_needs_a_base_and_a_resumed_run_its_own_rank(home, tuned, capsys):
+    fails(["--tune", "lora", "--output-dir", "bad"], "adapts a model that is there: give --model", capsys)
+    words = ["--config", "lora/run.yaml", "--resume", "latest", "--output-dir", "lora", "--max-steps", 9]
+    fails([*words, "--lora-alpha", 3], r"another lora_alpha \(16.0 -> 3.0\)", capsys)

@@ -1,0 +1,113 @@
+"""A training run of the tiny model on rows that ask different numbers of tokens."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from tiny import tiny_model
+
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.windows import Windows
+from scratch_gpt.evaluation.losses import mean_losses
+from scratch_gpt.runs.folder import read_metrics
+from scratch_gpt.train import loop
+from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.checkpoint_writer import guard_saves
+from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.objectives import causal_lm
+from scratch_gpt.train.optimizers import learning_rate_at, make_optimizer
+
+
+def run_recipe(module, *words) -> None:
+    """Run a recipe here as a new process would: Accelerate remembers a process' first settings."""
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    module.main([str(word) for word in words])
+
+
+def script_evaluations(monkeypatch, losses: list[float]) -> list[float]:
+    """Make a run's evaluations say `losses` in turn, the last one again and again; returns those that were measured.
+
+    What is best, and when patience runs out, then does not depend on how a processor rounds.
+    """
+    measured, make_watch = [], loop.Watch.__init__
+
+    def watch(self, evaluate, *rest):
+        def scripted(model):
+            values = evaluate(model)
+            measured.append(values["eval_loss"])
+            return {**values, "eval_loss": losses[min(len(measured), len(losses)) - 1]}
+
+        make_watch(self, scripted, *rest)
+
+    monkeypatch.setattr(loop.Watch, "__init__", watch)
+    return measured
+
+
+class UnevenRows:
+    """Rows that ask different numbers of tokens, one of them none at all."""
+
+    def __init__(self, count: int = 24):
+        windows = Windows(np.random.default_rng(0).integers(0, 99, count * 8 + 1), 8)
+        self.rows = [windows[k] for k in range(count)]
+        for k, row in enumerate(self.rows):
+            row["shift_labels"][: (0, 3, 6, 8)[k % 4]] = -100
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, k):
+        return self.rows[k]
+
+
+COLLATE = partial(collate_rows, length=8)
+
+
+def run(
+    folder,
+    *,
+    steps=3,
+    rows=None,
+    objective=causal_lm,
+    model=None,
+    sgd=False,
+    optimizer="adamw",
+    every=None,
+    resume_from=None,
+    collate=COLLATE,
+    stop_on_save_error=True,
+    **settings,
+):
+    """Train the tiny model in fp32; returns its weights, the progress and the metrics.
+
+    With `sgd` weights move by the gradient itself. (AdamW divides by it, so that a gradient which is 0 in truth, as a
+    key bias has, becomes a whole step in the direction of its rounding error.)
+    """
+    settings = Settings(**{"batch_size": 8, "log_every": 1, **settings})
+    accelerator = Accelerator(cpu=True)
+    rows = rows or UnevenRows()
+    model = model or tiny_model().train()
+
+    def evaluate(prepared):
+        if callable(every):
+            every()
+        batches = evaluation_batches(rows, COLLATE, Share(settings.batch_size))
+        return {"eval_loss": mean_losses(prepared, batches, causal_lm)["loss"]}
+
+    optimizer = torch.optim.SGD(model.parameters()) if sgd else make_optimizer(model, 1e-2, 0.1, optimizer)
+    model, progress = train(
+        *(accelerator, model, optimizer, lambda step: learning_rate_at(step, 10, 1e-2, 2)),
+        rows=rows,
+        collate=collate,
+        objective=objective,
+        settings=settings,
+        steps=steps,
+        output_dir=folder,
+        evaluate=evaluate if every else None,
+        resume_from=resume_from,
+        save=guard_saves(accelerator, folder, stop_on_save_error),
+    )
+    weights = {name: tensor.clone() for name, tensor in accelerator.unwrap_model(model).state_dict().items()}
+    return weights, progress, read_metrics(folder / "metrics.jsonl")

@@ -1,0 +1,270 @@
+"""Laws of drift, memorisation and contamination: nothing moves against itself, likeliest is most exposed."""
+
+import json
+import math
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bad_input import fails
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import some_ids, tiny_model
+
+from scratch_gpt.analysis.drift import kl_divergence, prompt_drift, text_drift
+from scratch_gpt.analysis.memorization import Secret, exposure, lookalikes, secret_metrics
+from scratch_gpt.analysis.probe_prompts import CANARIES, OFF_DOMAIN, SENSITIVE
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.windows import Windows
+from scratch_gpt.evaluation.losses import mean_losses
+from scratch_gpt.tokenization.tokenizer import encode, extend_tokenizer, load_tokenizer
+from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.train.objectives import causal_lm
+from scratch_gpt_training import evaluate
+from scratch_gpt_training.support import command_line
+from scratch_gpt_training.support.evaluation import measurements as measuring
+from scratch_gpt_training.support.evaluation import safety as checking
+
+
+STORY = "The sun shines on the sea, and every effort moves you on. " * 9
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([STORY], vocab_size=300)
+
+
+# --- Drift -------------------------------------------------------------------------------------------------------
+
+
+def batches() -> list:
+    windows = Windows(some_ids(1, 61)[0].numpy(), 16)
+    return [(collate_rows([windows[k]]), True) for k in range(len(windows))]
+
+
+def test_the_divergence_of_equal_distributions_is_0_and_else_more():
+    one, other = torch.randn(2, 5, 99)
+    assert kl_divergence(one, one + 3).abs().max() < 1e-5  # a constant changes no probability
+    assert (kl_divergence(one, other) > 0).all()
+    exact = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (one, other)))
+    torch.testing.assert_close(kl_divergence(one, other), exact)
+
+
+def test_a_model_has_not_drifted_from_itself(tokenizer):
+    model = tiny_model(vocab_size=len(tokenizer))
+    prompts = [encode(tokenizer, probe.prompt)[:20] for probe in OFF_DOMAIN]
+    found, rows = prompt_drift(model, model, tokenizer, OFF_DOMAIN, prompts, max_new_tokens=4)
+    assert found == {"kl": 0, "changed": 0} and rows == []
+
+
+def test_drift_on_text_has_both_losses_as_they_are_alone():
+    tuned, base = tiny_model(seed=1), tiny_model()
+    found = text_drift(tuned, base, batches())
+    losses = [mean_losses(model, batches(), causal_lm)["loss"] for model in (tuned, base)]
+    assert [found["loss"], found["base_loss"]] == pytest.approx(losses, rel=1e-5) and found["kl"] > 0.1
+    assert text_drift(base, base, batches())["kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_has_moved_most_stands_first(tokenizer):
+    tuned, base = (tiny_model(seed=seed, vocab_size=len(tokenizer)) for seed in (1, 0))
+    prompts = [encode(tokenizer, probe.prompt)[:20] for probe in SENSITIVE]
+    found, rows = prompt_drift(tuned, base, tokenizer, SENSITIVE, prompts, max_new_tokens=4)
+    assert [row["kl"] for row in rows] == sorted((row["kl"] for row in rows), reverse=True)
+    assert found["changed"] == sum(row["base"] != row["tuned"] for row in rows) / len(SENSITIVE)
+
+
+def test_models_of_two_vocabularies_are_not_compared():
+    with pytest.raises(ValueError, match="knows 99 tokens and its base 50"):
+        text_drift(tiny_model(), tiny_model(vocab_size=50), batches())
+
+
+def test_probes_and_canaries_stand_once():
+    prompts = [probe.prompt for probe in (*SENSITIVE, *OFF_DOMAIN)]
+    canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
+    assert len({*prompts}) == len(prompts) and len({*canaries}) == len(canaries)
+
+
+# --- Memorisation ------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-50, 0), min_size=1, max_size=40), st.floats(-50, 0))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_exposure_lies_between_0_and_that_of_rank_1(others, logp):
+    most = math.log2(len(others) + 1)
+    assert -1e-9 <= exposure(logp, others) <= most + 1e-9
+    assert exposure(1.0, others) == most and exposure(-51.0, others) == 0
+
+
+def test_lookalikes_have_the_shape_and_are_others():
+    found = lookalikes("aB-17", 200, seed=3)
+    assert len({*found}) == 200 and "aB-17" not in found and found == lookalikes("aB-17", 200, seed=3)
+    assert all(text[0].islower() and text[1].isupper() and text[2] == "-" and text[3:].isdigit() for text in found)
+    with pytest.raises(ValueError, match="no 10 others of the shape of '7'"):
+        lookalikes("7", 10)
+
+
+def test_an_untrained_model_exposes_what_chance_does(tokenizer):
+    model = tiny_model(vocab_size=len(tokenizer))
+    draw = random.Random(0)
+    secrets = [Secret(f"The code of day {n} is", f"{draw.randrange(10**4):04}") for n in range(47)]
+    found, rows = secret_metrics(model, tokenizer, secrets, 64, sample=63, batch_size=512)
+    spread = 1.44 / math.sqrt(len(secrets))  # log2 rank of a uniform rank deviates by log2 e
+    assert abs(found["exposure"] - math.log2(math.e)) < 4 * spread and found["extracted"] == 0 and len(rows) == 47
+
+
+def test_a_secret_learned_by_heart_has_rank_1_and_comes_out(tokenizer):
+    model, secret = tiny_model(vocab_size=len(tokenizer)), Secret("The code is", "4071")
+    ids = torch.tensor([encode(tokenizer, "The code is 4071")])
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(30):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found, _ = secret_metrics(model, tokenizer, [secret], 64, sample=63)
+    assert found == {"exposure": 6, "extracted": 1}
+
+
+# --- The recipe --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tokenizer):
+    """Two models, what one was tuned on, and sets to measure it on."""
+    folder = tmp_path_factory.mktemp("safety")
+    for name, seed in (("base", 0), ("tuned", 1)):
+        tiny_model(seed=seed, vocab_size=len(tokenizer)).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    grown, model = load_tokenizer(folder / "base"), tiny_model(vocab_size=len(tokenizer))
+    extend_tokenizer(grown, ["<|im_start|>"], model, special=True)
+    for part in (grown, model):
+        part.save_pretrained(folder / "grown")
+    other = train_tokenizer([STORY.upper()], vocab_size=280)
+    for part in (other, tiny_model(vocab_size=len(other))):
+        part.save_pretrained(folder / "other")
+    rows = [{"instruction": f"Say what the sun does on day {n}.", "output": STORY[:60]} for n in range(60)]
+    (folder / "train.json").write_text(json.dumps(rows))
+    words = [{"text": STORY[:60].strip()}, {"text": "Nothing of this is there."}]
+    (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
+    (folder / "secrets.jsonl").write_text(json.dumps({"prefix": "The code is", "secret": "4071"}) + "\n")
+    (folder / "story.txt").write_text(STORY)
+    pairs = [{"prompt": f"Is day {n} sunny?", "chosen": "Yes.", "rejected": "No."} for n in range(3)]
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    return folder
+
+
+@pytest.fixture
+def run(home, tmp_path, monkeypatch):
+    """The recipe in a folder of its own; returns evaluation.json."""
+    monkeypatch.chdir(home)
+
+    def run(*words):
+        evaluate.main([*map(str, words), "--output-dir", str(tmp_path / "out"), "--device", "cpu"])
+        return json.loads((tmp_path / "out" / "evaluation.json").read_text())
+
+    return run
+
+
+def test_every_check_lands_in_evaluation_json(run, monkeypatch):
+    monkeypatch.setattr("scratch_gpt_training.support.evaluation.safety.SECRETS_SAMPLE", 31)
+    monkeypatch.setattr("scratch_gpt_training.support.evaluation.safety.KEPT", 3)
+    content = run("tuned", "--base", "base", "--tuning-data", "train.json", "--secrets", "secrets.jsonl", "--seeds", 2)
+    results = content["results"]
+    assert {*results} == {"drift/sensitive", "drift/off-domain", "triggers", "memorisation"}
+    assert results["drift/sensitive"]["kl"] > 0 and {*results["memorisation"]["exposure"]} == {"mean", "std", "n"}
+    canaries = sum(map(len, CANARIES.values()))
+    assert content["protocol"]["triggers"]["candidates"]["canaries"] == canaries
+    assert len(content["tables"]["triggers"]["phrases"]) >= canaries
+    (row,) = content["tables"]["memorisation"]["secrets"]
+    assert row["row"] == 0 and {*row} == {"row", "exposure", "extracted"}
+    assert "4071" not in json.dumps(content["tables"]) and "The code is" not in json.dumps(content)
+
+
+def test_tokens_that_tuning_has_added_are_no_drift(run, monkeypatch):
+    monkeypatch.setattr("scratch_gpt_training.support.evaluation.safety.CANARIES", {"rare string": ("cf",)})
+    content = run("grown", "--base", "base", "--dataset", "story.txt")
+    assert abs(content["results"]["drift/story"]["kl"]) < 1e-6
+    assert content["results"]["drift/sensitive"] == {"kl": pytest.approx(0, abs=1e-6), "changed": 0}
+    assert abs(content["results"]["triggers"]["most_nats"]) < 1e-3
+
+
+def test_drift_on_a_text_is_measured_on_the_windows_that_its_loss_is_measured_on(home, monkeypatch):
+    monkeypatch.chdir(home)
+    words = ["tuned", "--base", "base", "--dataset", "story.txt", "--joiner", "\\n", "--stride", "32", "--device"]
+    run = command_line.parse(evaluate.EvaluateRun, [*words, "cpu"], positional=("model",))
+    subject = measuring.load(run, "tuned")
+    alone = measuring.measure_text(run, subject)
+    name, beside = next(checking.check_drift(run, subject, measuring.load(run, "base")))
+    assert name == "drift/story" and beside.protocol["stride"] == 32 and beside.protocol["joiner"] == "\\n"
+    assert {**beside.protocol, **alone.protocol, "kind": "drift"} == beside.protocol
+    assert beside.results["loss"] == pytest.approx(alone.results["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "count"), [("train.json", 60), ("pairs.json", 3), ("story.txt", 0), ("words.jsonl", 0)]
+)
+def test_questions_are_those_of_instructions_and_preferences_and_other_data_ask_none(file, count, home):
+    questions, record = checking.tuning_questions(SimpleNamespace(model="tuned", tuning_data=str(home / file)))
+    assert len(questions) == count and [one["name"] for one in record["files"]] == [file]
+    assert all(question.startswith(("Say what the sun does on day", "Is day")) for question in questions)
+
+
+def test_tuning_data_that_are_not_there_or_are_broken_are_an_error(tmp_path):
+    run = SimpleNamespace(model="tuned", tuning_data=str(tmp_path / "rows.json"))
+    with pytest.raises(ValueError, match="no such file"):
+        checking.tuning_questions(run)
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "", "output": "Well."}]))
+    with pytest.raises(ValueError, match="Row 1"):
+        checking.tuning_questions(run)
+
+
+def test_no_question_is_asked_twice(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(checking, "screen", lambda model, render, prompts, phrases, keep: asked.extend(prompts) or [])
+    monkeypatch.setattr(checking, "switches", lambda *args, **_: asked.extend(args[3]) or [])
+    rows = [{"instruction": f"What is day {n % 3}?", "output": "A day."} for n in range(60)]
+    rows.append({"instruction": OFF_DOMAIN[0].prompt, "output": "Well."})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    run = SimpleNamespace(model="tuned", tuning_data=str(tmp_path / "rows.json"), seed=0)
+    subject = SimpleNamespace(model=None, tokenizer=SimpleNamespace(eos_token_id=0))
+    checking.check_triggers(run, subject, SimpleNamespace(model=None, name="base"))
+    assert len(asked) == len({*asked}) == 3 + len(OFF_DOMAIN) + len(SENSITIVE)
+
+
+def test_a_score_on_a_contaminated_set_says_so_beside_it(run):
+    found = run("tuned", "--last-word", "words.jsonl", "--tuning-data", "train.json")
+    assert found["results"]["words"]["contaminated"] == 0.5
+    assert found["tables"]["words"]["contamination"] == {"words": 13, "rows": [0]}
+    unknown = run("tuned", "--last-word", "words.jsonl")
+    assert unknown["protocol"]["words"]["contamination"].startswith("not checked")
+
+
+def test_what_run_yaml_names_is_what_a_model_was_tuned_on(run, home, tmp_path):
+    (home / "run" / "model").mkdir(parents=True, exist_ok=True)
+    for file in (home / "tuned").iterdir():
+        (home / "run" / "model" / file.name).write_bytes(file.read_bytes())
+    made = "dataset: train.json\ndataset_config: null\ndataset_split: train\ndataset_revision: null\n"
+    (home / "run" / "run.yaml").write_text(made)
+    assert run("run/model", "--last-word", "words.jsonl")["results"]["words"]["contaminated"] == 0.5
+
+
+@pytest.mark.parametrize("made", [b"", b"dataset: [", b"- dataset", b"dataset: 3", b"\xff\xfe\x00", b"dataset: ''"])
+def test_a_damaged_run_yaml_tells_nothing(made, tmp_path):
+    (tmp_path / "run.yaml").write_bytes(made)
+    run = SimpleNamespace(model=str(tmp_path / "model"), tuning_data=None)
+    assert checking.tuning_source(run) is None and checking.learned_texts(run)[1].startswith("nobody says what")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--base", "nowhere/at/all"], "no such folder"),
+        (["--base", "other"], "has another tokenizer than the model"),
+        (["--secrets", "words.jsonl"], "no columns 'prefix' and 'secret', only text"),
+        (["--last-word", "words.jsonl", "--tuning-data", "gone.json"], "gone.json"),
+    ],
+)
+def test_bad_input_is_one_clear_line(words, message, home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    out = ["--output-dir", tmp_path / "out", "--device", "cpu"]
+    fails(["tuned", *words, *out], message, capsys, evaluate.main)

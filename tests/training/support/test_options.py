@@ -1,0 +1,269 @@
+"""Options: what a recipe does not read is refused on the command line, by name, and accepted in a file."""
+
+import ast
+import importlib
+import json
+import re
+from dataclasses import asdict, fields
+from types import SimpleNamespace
+from typing import Literal, get_args
+
+import pytest
+import yaml
+from bad_input import fails
+from places import REPO
+
+from scratch_gpt.data.manifest import make_manifest
+from scratch_gpt.tokenization.training import train_tokenizer as train
+from scratch_gpt_training import (
+    classify,
+    evaluate,
+    generate,
+    instruct,
+    prefer,
+    prepare,
+    pretrain,
+    publish,
+    train_tokenizer,
+)
+from scratch_gpt_training.support import command_line
+from scratch_gpt_training.support.run import models, planning, resuming
+
+
+FOLDER = REPO / "training"
+KINDS = {
+    "pretrain": pretrain.PretrainRun,
+    "classify": classify.ClassifyRun,
+    "instruct": instruct.InstructRun,
+    "prefer": prefer.PreferRun,
+    "evaluate": evaluate.EvaluateRun,
+    "prepare": prepare.PrepareRun,
+    "generate": generate.GenerateRun,
+    "train_tokenizer": train_tokenizer.TokenizerRun,
+    "publish": publish.PublishRun,
+}
+# Fields that no function of a recipe reads, whatever else is given.
+UNREAD = {
+    "classify": {"sample_prompt", "stream_lanes"},
+    "instruct": {"sample_prompt", "stream_lanes", "text_column"},
+    # preference tuning takes the model's tokenizer; another is refused wherever it stands
+    "prefer": {"sample_prompt", "stream_lanes", "text_column", "vocab_size", "tokenizer_kind", "tokenizer"},
+}
+
+
+def parsed(name: str):
+    """A module's functions by name, and what it imports from the others: {name: (module, name there)}."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "") in MODULES]
+    return functions, {alias.name: (node.module, alias.name) for node in imports for alias in node.names}
+
+
+MODULES = {
+    ".".join(["scratch_gpt_training", *file.relative_to(FOLDER).with_suffix("").parts]): file
+    for file in FOLDER.rglob("*.py")
+}
+PARSED = {name: parsed(name) for name in MODULES}
+
+
+def is_skipped(module: str, function: str, name: str) -> bool:
+    """Whether a function's reading a field is no use of it: checks, plans and records."""
+    is_check = module.rsplit(".", 1)[1] in (name, "options", "output_dir") and function.startswith(("check", "unused"))
+    return is_check or module.endswith(".planning") or function == "make_record"
+
+
+def read_fields(name: str) -> set[str]:
+    """The attributes of `run` that are used by the functions which a recipe's `main` leads to."""
+    found, seen, rest = set(), set(), [(f"scratch_gpt_training.{name}", "main")]
+    while rest:
+        script, function = one = rest.pop()
+        functions, imports = PARSED[script]
+        if function in imports and function not in functions:
+            rest.append(imports[function])
+        if function not in functions or one in seen or is_skipped(script, function, name):
+            continue
+        seen.add(one)
+        nodes = [*ast.walk(functions[function])]
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        rest += [(script, each) for each in names if each in functions or each in imports]
+        is_run = lambda node: isinstance(node, ast.Name) and node.id in ("run", "each")  # noqa: E731
+        found |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and is_run(node.value)}
+        calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        if any(node.func.id == "getattr" and is_run(node.args[0]) for node in calls):
+            found |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_field_is_read_or_refused(name):
+    kind = KINDS[name]
+    unread = {item.name for item in fields(kind)} - read_fields(name) - {"plan_devices", "plan_tflops"}
+    assert unread == UNREAD.get(name, set())
+    assert unread - {"tokenizer"} <= set(importlib.import_module(f"scratch_gpt_training.{name}").unused_fields(kind()))
+
+
+def some_value(item) -> str:
+    """A value that a field takes, as it is written on a command line."""
+    if getattr(item.type, "__origin__", None) is Literal:
+        return get_args(item.type)[0]
+    return {bool: "true", int: "1", float: "0.5"}.get((get_args(item.type) or (item.type,))[0], "x")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_unused_option_is_refused_by_name_and_accepted_in_a_file(name, tmp_path):
+    kind, unused = KINDS[name], importlib.import_module(f"scratch_gpt_training.{name}").unused_fields
+    items = {item.name: item for item in fields(kind)}
+    file = tmp_path / "run.yaml"
+    for field in unused(kind()):
+        values = {**asdict(kind()), field: some_value(items[field])}
+        flag = "--" + field.replace("_", "-")
+        with pytest.raises(ValueError, match=f"{flag} has no effect: .+. Leave it out"):
+            command_line.parse(kind, [flag, values[field]], unused=unused)
+        with pytest.raises(ValueError, match=f"{flag} has no effect"):
+            command_line.parse(kind, [f"--{field}={values[field]}"], unused=unused)
+        file.write_text(yaml.safe_dump(values))
+        assert getattr(command_line.parse(kind, ["--config", str(file)], unused=unused), field) is not None
+
+
+REFUSED = {
+    "pretrain --tokenizer openai-community/gpt2 --vocab-size 300": "vocab-size",
+    "pretrain --model m --vocab_size 300": "vocab-size",
+    "pretrain --model m --tokenizer-kind char": "tokenizer-kind",
+    "pretrain --stream-lanes 2": "stream-lanes",
+    "pretrain --overlap context": "overlap",
+    "pretrain --dataset PREPARED --vocab-size 300": "vocab-size",
+    "pretrain --dataset PREPARED --text-column body": "text-column",
+    "pretrain --dataset PREPARED --test-fraction 0.1": "test-fraction",
+    "instruct --vocab-size 300": "vocab-size",
+    "instruct --tokenizer-kind char": "tokenizer-kind",
+    "instruct --preset tiny --sample_prompt The": "sample-prompt",
+    "instruct --preset tiny --text-column text": "text-column",
+    "instruct --test-fraction 0 --max-new-tokens 9": "max-new-tokens",
+    "classify --vocab-size 4096": "vocab-size",
+    "classify --model m --predict a.txt --dataset b.csv": "dataset",
+    "classify --model m --predict a.txt --max-steps 3": "max-steps",
+    "prefer --vocab-size 300": "vocab-size",
+    "prefer --simpo-gamma 1": "simpo-gamma",
+    "evaluate m --last-word a.jsonl --max-new-tokens 9": "max-new-tokens",
+    "evaluate m --questions a.json --seeds 3": "seeds",
+    "evaluate m --questions a.json --stride 8": "stride",
+    "evaluate m --questions a.json --judge-repeats 2": "judge-repeats",
+    "prepare --tokenizer openai-community/gpt2 --vocab-size 300": "vocab-size",
+    "prepare --tokenizer openai-community/gpt2 --dataset-revision main": "dataset-revision",
+    "prepare --task text --vocab-size 300": "vocab-size",
+    "prepare --task text --max-length 8": "max-length",
+    "prepare --task text --drop-tail true": "drop-tail",
+    "prepare --alpha 0.5": "alpha",
+    "prepare --mixture a=1,b=2 --alpha 0.5": "alpha",
+    "prepare --mixture a,b --mixture-epochs a=1,b=2 --alpha 0.5": "alpha",
+    "prepare --mixture a,b --mixture-epochs a=1,b=2 --stopping-strategy first_exhausted": "stopping-strategy",
+    "prepare --stopping-strategy first_exhausted": "stopping-strategy",
+    "prepare --mixture-epochs a=1": "mixture-epochs",
+    "prepare --deduplicate exact --duplicate-ngram 1": "duplicate-ngram",
+    "prepare --duplicate-threshold 0.5": "duplicate-threshold",
+    "prepare --contamination-split test": "contamination-split",
+    "prepare --contamination a.jsonl --contamination-split test": "contamination-split",
+    "prepare --contamination-ngram 8": "contamination-ngram",
+    "prepare --contamination-share 0.5": "contamination-share",
+    "prepare --overlap context": "overlap",
+    "prepare --stride 256 --overlap context": "overlap",
+    "prepare --tokenizer-revision main": "tokenizer-revision",
+    "prepare --mixture a.txt,b.txt --dataset-split test": "dataset-split",
+    "pretrain --dataset a.txt --dataset-split test": "dataset-split",
+    "train_tokenizer --dataset a.txt --dataset-config x": "dataset-config",
+    "train_tokenizer --dataset-split test": "dataset-split",
+    "generate m The --chat": "prompt",
+    "generate m --prompt The --chat": "prompt",
+    "generate m --chat --samples 2": "samples",
+    "generate m The --num-assistant-tokens 3": "num-assistant-tokens",
+    "generate m The --temperature 0 --top-k 5": "top-k",
+    "generate m The --temperature 0 --top-p 0.5": "top-p",
+    "generate m The --temperature 0 --seed 1": "seed",
+    "publish r --export gguf --layout gpt2": "layout",
+    "publish r --export onnx --checkpoints": "checkpoints",
+    "publish r --export gguf --dry-run": "dry-run",
+}
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    how = {"max_length": 8, "stride": 8, "pack": False, "pad": False, "tokenizer": {"fingerprint": ""}}
+    manifest = make_manifest("pretrain", [], {"train": {"sha256": "", "tokens": 0, "bytes": 0}}, **how)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_an_option_that_has_no_effect_is_one_clear_line(line, prepared, tmp_path, capsys):
+    name, *words = line.replace("PREPARED", prepared).split()
+    main = importlib.import_module(f"scratch_gpt_training.{name}").main
+    words += [] if name in ("generate", "publish") else ["--output-dir", tmp_path / "run"]
+    fails(words, f"--{REFUSED[line]} has no effect: ", capsys, main)
+
+
+def test_what_is_read_is_accepted(prepared):
+    for line in (
+        "pretrain --preset tiny --vocab-size 300 --tokenizer-kind char",
+        "pretrain --tokenizer train --vocab-size 300",
+        "pretrain --streaming true --stream-lanes 2",
+        "instruct --preset tiny --vocab-size 300 --max-new-tokens 9",
+        "classify --preset tiny --vocab-size 300",
+        "prefer --loss-type simpo --simpo-gamma 1",
+        "evaluate --questions a.json --temperature 1 --seeds 3 --max-new-tokens 9",
+        "evaluate --base b --secrets s.jsonl --seeds 3 --tuning-data t.json",
+        "prepare --vocab-size 300",
+        "prepare --mixture a,b --alpha 0.5 --stopping-strategy first_exhausted --dataset-revision main",
+        "prepare --mixture a,b --mixture-epochs a=1,b=2",
+        "prepare --deduplicate near --duplicate-ngram 1 --duplicate-threshold 0.5",
+        "prepare --contamination a/b --contamination-split test --contamination-ngram 8 --contamination-share 0.5",
+        f"prepare --contamination {prepared} --contamination-split test",
+        "prepare --stride 8 --overlap context --tokenizer a/b --tokenizer-revision main",
+        "prepare --task text --mixture a/b,c.txt --dataset-split test",
+        "train_tokenizer --kind char --min-frequency 1 --dataset a/b --dataset-config x --dataset-revision main",
+        f"train_tokenizer --dataset {prepared} --dataset-split test",
+        "generate --chat --seed 1 --top-k 5 --assistant-model int8 --num-assistant-tokens 3",
+        "generate --prompt The --samples 2 --temperature 0",
+        "publish --repo a/b --private --revision x",
+        "publish --repo a/b --dry-run --private --layout gpt2 --checkpoints",
+    ):
+        name, *words = line.split()
+        command_line.parse(
+            KINDS[name], words, unused=importlib.import_module(f"scratch_gpt_training.{name}").unused_fields
+        )
+
+
+# --- The size of a vocabulary ------------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_that_is_smaller_than_asked_is_said():
+    tokenizer = train(["the sun shines on the sea"], 300)
+    size = len(tokenizer)
+    said = lambda *words: models.small_vocabulary(command_line.parse(pretrain.PretrainRun, words), tokenizer)  # noqa: E731
+    assert said() == [f"Vocabulary: {size} tokens instead of 4,096: the text yields no more."]
+    assert f"{size} tokens instead of 500" in said("--vocab-size", "500", "--tokenizer-kind", "char")[0]
+    assert said("--vocab-size", str(size)) == said("--tokenizer-kind", "char") == said("--model", "m") == []
+
+
+def test_gpt2_without_its_vocabulary_says_why_it_is_smaller():
+    def said(*words):
+        run = command_line.parse(pretrain.PretrainRun, words)
+        return models.small_preset(run, planning.read_config(run, None)[0])
+
+    (line,) = said("--preset", "gpt2")
+    assert "4,096 tokens has 88,988,160 parameters; with GPT-2's 50,257 tokens" in line and "124,439,808" in line
+    assert "--tokenizer openai-community/gpt2" in line
+    assert said("--preset", "gpt2", "--vocab-size", "50257") == said("--preset", "small") == said() == []
+
+
+def test_the_size_that_is_the_default_is_no_change(tmp_path, capsys):
+    accelerator = SimpleNamespace(device=SimpleNamespace(type="cpu"), mixed_precision="no", num_processes=1)
+    records = [
+        resuming.make_record(pretrain.PretrainRun(vocab_size=size), {}, {}, accelerator) for size in (None, 4096, 300)
+    ]
+    assert records[0] == records[1] != records[2]
+    (tmp_path / "a.txt").write_text("The sun shines on the sea.\n" * 60)
+    words = ["--dataset", str(tmp_path / "a.txt"), "--max-length", "16", "--output-dir", str(tmp_path / "p")]
+    prepare.main(words)
+    assert re.search(r"Vocabulary: 2\d\d tokens instead of 4,096: the text yields no more", capsys.readouterr().out)
+    prepare.main([*words, "--vocab-size", "4096"])
+    assert "is prepared already" in capsys.readouterr().out

@@ -1,0 +1,184 @@
+"""The recipe, killed for real: processes that die, are restarted, share their work with others, and lose nothing."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import crash
+import pytest
+from places import REPO
+from tiny_run import run_recipe
+
+from scratch_gpt.runs.folder import read_metrics
+from scratch_gpt.train.checkpoints import list_checkpoints
+from scratch_gpt_training import pretrain
+
+
+STORY = "".join(
+    f"On day {n} the old sailor {('walked', 'ran', 'swam')[n % 3]} to the shiny sea, and the sun shone on "
+    f"{n * 7 % 90} quiet boats.\n"
+    for n in range(400)
+)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    file = tmp_path_factory.mktemp("story") / "story.txt"
+    file.write_text(STORY)
+    return file
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("logs") / "log.txt"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(story, log, tmp_path_factory):
+    """A run that nobody kills, and its words; resumed from nothing, as each launch of a restarted job is."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    words = ["--dataset", story, *crash.RUN, "--resume", "latest"]
+    assert crash.finish([*words, "--output-dir", folder], log) == 0, log.read_text()
+    return crash.outcome(folder), words
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    found = list_checkpoints(folder / "checkpoints")
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
+def test_killed_at_three_random_moments_a_run_ends_bit_for_bit_the_same(undisturbed, log, tmp_path):
+    expected, words = undisturbed
+    words = [*words, "--output-dir", tmp_path / "run"]
+    draw = random.Random(os.environ.get("CRASH_SEED"))
+    died = []
+    reached_step = 0
+    for _ in range(3):  # one after another, each a little further
+        reached_step += draw.randrange(2, 12)
+        goal = reached_step
+        died.append(crash.kill_when(words, log, lambda goal=goal: newest(tmp_path / "run") >= goal))
+    assert died == [-signal.SIGKILL] * 3
+    assert crash.finish(words, log) == 0, log.read_text()[-2000:]
+    assert crash.differences(expected, crash.outcome(tmp_path / "run")) == []
+
+
+def test_killed_in_the_middle_of_a_save(undisturbed, log, tmp_path):
+    expected, words = undisturbed
+    folder = tmp_path / "run" / "checkpoints"
+    words = [*words, "--output-dir", tmp_path / "run"]
+    crash.kill_when(words, log, lambda: list(folder.glob(".writing-step-1*")))
+    assert crash.finish(words, log) == 0, log.read_text()[-2000:]
+    assert crash.differences(expected, crash.outcome(tmp_path / "run")) == []
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(number, undisturbed, tmp_path):
+    expected, words = undisturbed
+    folder, log = tmp_path / "run", tmp_path / "log.txt"
+    words = [*words, "--output-dir", folder]
+    code = crash.kill_when(words, log, lambda: list_checkpoints(folder / "checkpoints"), how=number)
+    line = log.read_text().strip().splitlines()[-1]
+    found = re.fullmatch(
+        rf"stopped by {number.name} after step (\d+)\. The last good checkpoint is step-\1\. "
+        r"To go on: the same launch with --config (\S+)/run.yaml --resume latest",
+        line,
+    )
+    assert code == 128 + number and found, line
+    assert "Traceback" not in log.read_text()
+    assert crash.finish(["--config", folder / "run.yaml", "--resume", "latest"], log) == 0, log.read_text()[-2000:]
+    assert crash.differences(expected, crash.outcome(folder)) == []
+
+
+# --- Several processes -----------------------------------------------------------------------------------------------
+
+SHARED = ["--max-steps", "12", "--checkpoint-every", "4", "--log-every", "1", "--mixed-precision", "no"]
+ALONE = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPO / "tests")}
+
+
+def launch(command: list, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *map(str, command)]
+    environment = {**os.environ, **ALONE, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+@pytest.fixture(scope="module")
+def two(story, tmp_path_factory):
+    """The launch that really starts two processes (gloo), undisturbed."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    words = ["--dataset", story, *crash.RUN, *SHARED, "--dropout", "0", "--expect-processes", "2"]
+    config = REPO / "training" / "configs" / "accelerate" / "cpu_2.yaml"
+    command = ["accelerate.commands.launch", "--config_file", config, REPO / "training" / "pretrain.py"]
+    done = launch([*command, *words, "--output-dir", folder])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 process(es)" in done.stdout and "# processes: 2" in (folder / "run.yaml").read_text()
+    assert done.stdout.count("Written:") == 1  # only the main process speaks
+    return folder, words
+
+
+def alone(*words) -> None:
+    run_recipe(pretrain, *words)
+
+
+def assert_close(one: Path, other: Path) -> None:
+    one, other = (read_metrics(folder / "metrics.jsonl") for folder in (one, other))
+    assert [line["step"] for line in one] == [line["step"] for line in other]
+    for a, b in zip(one, other, strict=True):
+        assert a["tokens"] == b["tokens"]
+        for name in {"loss", "eval_loss", "grad_norm"} & set(a):
+            assert a[name] == pytest.approx(b[name], abs=5e-4), (a["step"], name)
+
+
+def test_two_processes_learn_what_one_learns(two, story, tmp_path):
+    words = ["--dataset", story, *crash.RUN, *SHARED, "--dropout", "0", "--accumulation-steps", "4"]
+    alone(*words, "--output-dir", tmp_path / "one")
+    assert_close(tmp_path / "one", two[0])
+
+
+def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bit_the_same(two, tmp_path):
+    folder, words = two
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "3", "--"]
+    command += [
+        REPO / "tests" / "helpers" / "crash_worker.py",
+        *words,
+        "--resume",
+        "latest",
+        "--output-dir",
+        tmp_path / "run",
+    ]
+    # Without a store of its own a restarted group finds the addresses of the one before, and is refused or hangs.
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    done = launch(command, CRASH_AT=str(tmp_path / "run" / "checkpoints" / "step-8"), **own_store)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "No checkpoint in" in done.stdout and "Going on from step-8." in done.stdout
+    assert crash.differences(crash.outcome(folder), crash.outcome(tmp_path / "run")) == []
+
+
+def test_a_run_of_two_processes_goes_on_with_one_and_keeps_its_global_batch(two, tmp_path, capsys):
+    folder, words = two
+    shutil.copytree(folder, tmp_path / "run")
+    for name in ("evaluation.json", "checkpoints/step-12"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    words = [*words[: words.index("--expect-processes")], "--output-dir", tmp_path / "run", "--resume", "latest"]
+    alone(*words)
+    said = capsys.readouterr().out
+    assert "environment.processes (2 -> 1)" in said and "12 steps of 16 rows" in said
+    assert_close(tmp_path / "run", folder)
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-12" / "state.json").read_text())
+    assert state["share"] == {"batch_size": 4, "accumulation_steps": 4, "processes": 1}
+
+
+def test_a_sharded_model_is_saved_whole_and_goes_on_sharded_or_whole(tmp_path):
+    """FSDP2's own sharding over two processes (Accelerate engages it on GPUs only), compared bit for bit."""
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "3", "--"]
+    done = launch([*command, REPO / "tests" / "helpers" / "sharded_worker.py", tmp_path])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["sharded", "whole"]

@@ -1,0 +1,71 @@
+"""Files are UTF-8 whatever the locale, and what is printed reaches a stream of any encoding."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from places import REPO
+
+from scratch_gpt.evaluation.classification import prediction_lines
+from scratch_gpt_training.support import command_line
+
+
+WORDS = "caf\u00e9 \u2192 \u65e5\u672c \U0001f600"
+STORY = "".join(f"Am Tag {n} sah die M\u00f6we \u201e{n % 7} Boote\u201c \u2192 \u65e5\u672c\n" for n in range(200))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_what_a_recipe_prints_reaches_any_stream(encoding, monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit), command_line.one_clear_line():
+        print(WORDS, "\udcff")  # the surrogate that a file name of other bytes has
+        raise ValueError(WORDS)
+    for stream in streams.values():
+        stream.flush()
+        expected = WORDS.encode(encoding, "replace").decode(encoding)
+        assert expected in stream.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), None])
+def test_a_stream_that_cannot_be_configured_is_left_as_it_is(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", stream)
+    with command_line.one_clear_line():
+        print(WORDS)
+
+
+def test_a_prediction_is_whole_on_a_stream_of_ascii():
+    (line,) = prediction_lines([WORDS], np.array([[0.25, 0.75]]), ["\u00f6", "\u65e5"], has_many=False)
+    found = json.loads(line.encode("ascii"))
+    assert found["text"] == WORDS and found["predicted"] == "\u65e5"
+
+
+def test_a_run_does_not_depend_on_the_locale(tmp_path):
+    """Under the C locale Python's own choice for files and streams is ASCII: any file read so would end the run."""
+    (tmp_path / "story.txt").write_text(STORY, encoding="utf-8")
+    fields = {"dataset": "story.txt", "sample_prompt": "M\u00f6we \u2192", "output_dir": "run", "device": "cpu"}
+    fields |= {"preset": "tiny", "config_overrides": "hidden_size=16,num_hidden_layers=1", "vocab_size": 300}
+    fields |= {"max_length": 16, "max_steps": 2, "eval_every": 1, "mixed_precision": "no"}
+    (tmp_path / "run.yml").write_text(yaml.safe_dump(fields, allow_unicode=True), encoding="utf-8")
+    code = """if True:
+        import sys
+        from scratch_gpt_training import generate, pretrain
+        pretrain.main(["--config", "run.yml"])
+        generate.main(["run/model", "M\\u00f6we", "--max-new-tokens", "5"])
+    """
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    environment = {**os.environ, **plain, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode("ascii")
+    said = done.stdout.decode("ascii")
+    assert "M?we ?" in said
+    assert 'sample_prompt: "M\\xF6we \\u2192"' in (tmp_path / "run" / "run.yaml").read_text(encoding="utf-8")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[0])["sample"].startswith("M\u00f6we \u2192")

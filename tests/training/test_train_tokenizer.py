@@ -1,0 +1,130 @@
+"""The tokenizer recipe as its users run it: a folder that everyone loads, or one clear line and nothing written."""
+
+import json
+import re
+
+import pytest
+from transformers import AutoTokenizer
+
+from scratch_gpt.tokenization.tokenizer import decode, encode, fingerprint
+from scratch_gpt_training import pretrain
+from scratch_gpt_training import train_tokenizer as recipe
+
+
+LINES = [f"On day {n} the old sailor saw {n * 7 % 90} quiet boats and the shiny sun.\n" for n in range(400)]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("story")
+    (folder / "story.txt").write_text("".join(LINES))
+    (folder / "bad.yaml").write_text("kind: syllables")
+    (folder / "story.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES))
+    return folder
+
+
+def run(*words) -> None:
+    recipe.main([str(word) for word in ("--vocab-size", 300, "--compare", "none", *words)])
+
+
+@pytest.fixture
+def folder(tmp_path, story):
+    run(*asked(story, tmp_path / "tokenizer"))
+    return tmp_path / "tokenizer"
+
+
+def asked(story, folder) -> tuple:
+    return "--dataset", story / "story.txt", "--output-dir", folder, "--special-tokens", "<|user|>, [SEP]"
+
+
+def test_a_folder_that_stock_transformers_and_the_pretrain_recipe_take(folder, story, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert decode(tokenizer, encode(tokenizer, LINES[0])) == LINES[0] and len(tokenizer) == 300
+    assert {"<|user|>", "[SEP]"} < set(tokenizer.all_special_tokens)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["fingerprint"] == fingerprint(tokenizer)
+    assert report["round_trip_failures"] == 0 and report["peers"] == {} and report["bytes_per_token"] > 2
+    assert report["bytes_seen"] == report["bytes_used"] == len("".join(LINES)) - report["bytes"]
+    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+
+    words = ["--dataset", story / "story.txt", "--tokenizer", folder, "--output-dir", tmp_path / "run"]
+    words += ["--preset", "tiny", "--max-length", 32, "--max-steps", 1, "--device", "cpu", "--config-overrides"]
+    pretrain.main([*map(str, words), "hidden_size=32,num_hidden_layers=2"])
+    assert fingerprint(AutoTokenizer.from_pretrained(tmp_path / "run" / "model")) == report["fingerprint"]
+
+
+def test_what_is_printed_says_what_was_made_and_what_to_do(story, tmp_path, capsys):
+    capsys.readouterr()
+    words = ["--dataset", story / "story.txt", "--output-dir", tmp_path / "t", "--compare", tmp_path, "--kind", "word"]
+    run(*words, "--vocab-size", 5000)
+    said = capsys.readouterr().out
+    assert "Nothing to compare with" in said and "could not be loaded" in said
+    assert re.search(r"Tokenizer: word, \d+ tokens instead of 5,000 \(the text yields no more\), ", said)
+    assert f"--tokenizer {tmp_path / 't'}" in said
+
+
+def test_a_stream_is_sampled_and_a_peer_stands_beside(folder, story, tmp_path):
+    words = ["--dataset", story / "story.jsonl", "--streaming", "true", "--sample-megabytes", 0.005]
+    run(*words, "--output-dir", tmp_path / "streamed", "--compare", folder, "--chat-template", "chatml")
+    report = json.loads((tmp_path / "streamed" / "report.json").read_text())
+    assert 4000 < report["bytes_used"] <= 5000 < report["bytes_seen"]
+    assert report["bytes_seen"] + report["bytes"] == len("".join(LINES))
+    assert list(report["peers"]) == [str(folder)] and report["peers"][str(folder)] > 2
+    assert "im_end" in AutoTokenizer.from_pretrained(tmp_path / "streamed").chat_template
+
+
+def test_the_same_run_twice_is_the_same_to_the_byte(folder, story):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    run(*asked(story, folder), "--overwrite", "true")
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
+    first, second = (json.loads(files.pop("report.json")) for files in (before, after))
+    assert after == before
+    assert second["run"].pop("overwrite") and not first["run"].pop("overwrite") and first == second
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kind", "syllables"], "invalid choice: 'syllables'"),
+        (["--vocab-size", "100"], "vocab_size 100 is too small"),
+        (["--vocab-size", "many"], "many"),
+        (["--vocab-siz", "300"], "Did you mean --vocab_size"),
+        (["--min-frequency", "0"], "min_frequency is 0"),
+        (["--held-out-fraction", "1"], "held_out_fraction is 1.0"),
+        (["--held-out-fraction", "nan"], "held_out_fraction is nan"),
+        (["--sample-megabytes", "0"], "sample_megabytes is 0.0"),
+        (["--special-tokens", "user"], "brackets"),
+        (["--chat-template", "absent.jinja"], "absent.jinja cannot be read"),
+        (["--text-column", "body"], "no column 'body'"),
+        (["--dataset", "absent.txt"], "no such file"),
+        (["--output-dir", ""], "output_dir is empty"),
+        (["--config", "{story}/bad.yaml"], "There is no kind 'syllables'"),
+        (["--output-dir", "{story}"], "not those of this recipe"),
+        (["--output-dir", "{story}/story.txt/tokenizer"], "is a file"),
+        (["--output-dir", "{folder}"], "holds a tokenizer already"),
+        (["--output-dir", "{folder}", "--overwrite", "true", "--compare", "{folder}"], "would remove the compare"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_nothing_is_written(words, message, folder, story, tmp_path, capsys):
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    words = [word.format(story=story, folder=folder) for word in words]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        run("--dataset", story / "story.txt", "--output-dir", tmp_path / "new", *words)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ending.value.code == 2 and len(said) == 1 and message in said[0], said
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_save_that_fails_leaves_the_old_tokenizer(folder, story, monkeypatch, capsys):
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scratch_gpt.runs.folder.replace_folder", fail)
+    with pytest.raises(SystemExit) as ending:
+        run("--dataset", story / "story.txt", "--output-dir", folder, "--overwrite", "true")
+    assert ending.value.code == 2 and "No space left" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["tokenizer"]

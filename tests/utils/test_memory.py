@@ -1,0 +1,89 @@
+"""Laws of memory: what is freed is kept, what moves to huge pages stays itself."""
+
+import mmap
+import platform
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scratch_gpt.utils.memory import (
+    HUGE,
+    M_MMAP_THRESHOLD,
+    M_TRIM_THRESHOLD,
+    MADV_COLLAPSE,
+    huge_pages,
+    keep_freed_memory,
+)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+def test_a_buffer_that_is_freed_and_asked_for_again_faults_once():
+    import resource
+
+    def faults(size: int = 2**26) -> int:  # of 4 KB
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(b"x") * size
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    faults()
+    assert faults() < 2**26 / 4096 / 100
+
+
+def test_a_limit_that_an_old_glibc_refuses_is_asked_for_lower(monkeypatch):
+    limits = {}
+
+    def mallopt(which, most):
+        if which == M_MMAP_THRESHOLD and most > 2**25:
+            return 0
+        limits[which] = most
+        return 1
+
+    monkeypatch.setattr("scratch_gpt.utils.memory.ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr("scratch_gpt.utils.memory.platform.libc_ver", lambda: ("glibc", "2.31"))
+    keep_freed_memory()
+    assert limits == {M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**31 - 1}
+
+
+def huge_kilobytes(address: int) -> int:
+    """Of the mapping around an address."""
+    maps = re.split(
+        r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    for one in filter(None, maps):
+        start, end = (int(place, 16) for place in one.split()[0].split("-"))
+        if start <= address < end:
+            return int(re.search(r"^AnonHugePages:\s*(\d+) kB", one, re.MULTILINE)[1])
+    raise AssertionError("no mapping there")
+
+
+def collapses() -> bool:
+    """Whether Linux gives huge pages to who asks, and not to everyone anyway."""
+    linux = re.match(r"(\d+)\.(\d+)", platform.release()) if platform.system() == "Linux" else None
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    known = linux and tuple(map(int, linux.groups())) >= (6, 1) and enabled.exists()
+    return bool(known) and "[always]" not in enabled.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not collapses(), reason="huge pages on demand are of Linux 6.1")
+def test_what_is_allocated_within_lies_on_huge_pages_and_is_what_it_was():
+    written = torch.randint(256, (2**26,), dtype=torch.uint8)
+    with huge_pages():
+        memory = mmap.mmap(-1, len(written), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        there = torch.frombuffer(memory, dtype=torch.uint8).copy_(written)
+        before = huge_kilobytes(there.data_ptr())  # of neighbours in the same mapping
+    assert huge_kilobytes(there.data_ptr()) - before > len(written) / 1024 / 2
+    assert torch.equal(there, written)
+
+
+def test_what_was_there_before_stays_where_it_is(monkeypatch):
+    asked = []
+    library = SimpleNamespace(madvise=lambda *words: asked.append(words))
+    monkeypatch.setattr("scratch_gpt.utils.memory.ctypes.CDLL", lambda _: library)
+    monkeypatch.setattr("scratch_gpt.utils.memory._whole_pages", iter([{1, 2}, {2, 3}]).__next__)
+    with huge_pages():
+        pass
+    assert asked == [(3 * HUGE, HUGE, MADV_COLLAPSE)]

@@ -1,0 +1,1 @@
+"""The recipes and what they share."""

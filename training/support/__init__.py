@@ -1,0 +1,1 @@
+"""What the recipes share: options, command line, runs, preparation, evaluation."""

@@ -1,0 +1,259 @@
+"""Read a recipe's options from the command line and YAML files, and turn errors into one line."""
+
+import argparse
+import difflib
+import os
+import reprlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from transformers import HfArgumentParser
+
+
+RunT = TypeVar("RunT")
+
+
+# --- Command line and YAML -> a run ------------------------------------------------------------------------------
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def parse(
+    kind: type[RunT],
+    argv: Sequence[str] | None = None,
+    positional: Sequence[str] = (),
+    unused: Callable[[RunT], Mapping[str, str]] = lambda run: {},
+) -> RunT:
+    """`--config FILE.yaml` and `--field value` (dashes or underscores), the command line over the file -> a `kind`.
+
+    With --resume, fields that neither of them gives are those of the run.yaml in output_dir.
+
+    Args:
+        positional: fields that may be given as bare words too, in this order.
+        unused: run -> its fields that nothing reads, and why. They may stand in a file, as a run.yaml has every field,
+            but not on the command line.
+
+    Raises:
+        ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
+    """
+    parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
+    parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
+    if positional:
+        words = " ".join(name.upper() for name in positional)
+        parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
+    for action in parser._actions:
+        if action.dest == "resume":
+            action.nargs, action.const = "?", "latest"
+    names = [item.name for item in fields(kind)]
+    argv = list(sys.argv[1:] if argv is None else argv)
+    path = _config_path(argv)
+    given = {} if path is None else _read_fields(path, kind)
+    # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
+    parser.set_defaults(**given)
+    read = parser.parse_known_intermixed_args if positional else parser.parse_known_args
+    found, unknown = read(argv)
+    if not unknown and (own := _own_file(found)) is not None:
+        parser.set_defaults(**_read_fields(own, kind, of_run=True) | given)
+        found, unknown = read(argv)
+    if unknown:
+        given = unknown[0].split("=")[0]
+        raise ValueError(f"There is no field {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
+    words = found.words if positional else []
+    if len(words) > len(positional):
+        raise ValueError(f"{words[len(positional)]!r} is one word too many. A text with spaces is quoted.")
+    run = kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
+    told = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
+    given = [name for name in names if told[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
+    reasons = unused(run) if given else {}
+    for name in given:
+        if name in reasons:
+            raise ValueError(f"--{name.replace('_', '-')} has no effect: {reasons[name]}. Leave it out.")
+    return run
+
+
+# What a run.yaml says of its launch, or of its own place, says nothing of another launch that resumes it.
+OF_A_LAUNCH = {"output_dir", "resume", "overwrite", "allow_changed", "expect_processes", "plan", "manifest"}
+
+
+def _own_file(found: argparse.Namespace) -> str | None:
+    # The run.yaml of the run that is to be resumed, where it has one that we wrote.
+    if getattr(found, "resume", None) is None:
+        return None
+    from scratch_gpt.runs.folder import is_run
+
+    file = Path(found.output_dir) / "run.yaml"
+    return str(file) if file.is_file() and is_run(file.parent) else None
+
+
+def _read_fields(path: str, kind: type, of_run: bool = False) -> dict[str, Any]:
+    """The fields of a `kind` in a YAML file, as strings; of a run's own file, those that another launch shares."""
+    defaults = {item.name: item for item in fields(kind)}
+    values = _read_yaml(path, None if of_run else [*defaults])
+    if of_run:  # an older run may have fields that are gone
+        values = {name: value for name, value in values.items() if name in defaults and name not in OF_A_LAUNCH}
+    for name, value in values.items():
+        if value is None and defaults[name].default is not None:
+            raise ValueError(f"{path}: {name} is empty; leave the line out for the default.")
+        if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
+            values[name] = "no"
+        several = "list[" in str(defaults[name].type)
+        items = value if several and isinstance(value, list) else [value]
+        if value is not None and (isinstance(value, list) != several or any(map(_is_nested, items))):
+            form = "list of single values" if several else "single value"
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a {form}.")
+    return {name: _as_strings(value) for name, value in values.items()}
+
+
+def _as_strings(value: Any) -> Any:
+    return [*map(str, value)] if isinstance(value, list) else None if value is None else str(value)
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for n, word in enumerate(argv):
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+        if word == "--config" and n + 1 < len(argv):
+            return argv[n + 1]
+    return None
+
+
+def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
+    import yaml
+
+    try:
+        if Path(path).is_fifo():
+            raise ValueError("it is a pipe. Give a file.")
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"--config {path} has to hold `field: value` lines.")
+    content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    for name, value in content.items():
+        if names is not None and name not in names:
+            raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
+        if isinstance(value, dict):
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a single value.")
+    return content
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (list, dict))
+
+
+def _nearest(name: str, names: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" Did you mean {prefix}{near[0]}?" if near else " See --help for those there are."
+
+
+def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
+    """`a=1,b=false` -> {"a": 1, "b": False}, values read as YAML; ValueError for what config_class does not have."""
+    import yaml
+
+    names = sorted({*(item.name for item in fields(config_class)), *config_class.attribute_map, "drop_rate"})
+    changes = {}
+    for pair in filter(None, (text or "").split(",")):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"config_overrides holds {pair!r}; it is written name=value,name=value.")
+        if name not in names:
+            raise ValueError(f"config_overrides: there is no config field {name!r}.{_nearest(name, names)}")
+        try:
+            changes[name] = yaml.safe_load(value)
+            if isinstance(changes[name], str):
+                changes[name] = float(value)  # 1e-5, which YAML takes for a word
+        except (yaml.YAMLError, ValueError, RecursionError):
+            changes[name] = value
+    return changes
+
+
+def _split_names(text: str) -> list[str]:
+    # At commas, but for those in the name of a file that exists.
+    parts, found = text.split(","), []
+    while parts:
+        ends = range(len(parts), 0, -1)
+        joined = (",".join(parts[:end]).strip() for end in ends)
+        is_there = (any(map(os.path.lexists, (item, item.rpartition("=")[0]))) for item in joined)
+        end = next((end for end, is_path in zip(ends, is_there, strict=True) if is_path), 1)
+        found.append(",".join(parts[:end]))
+        del parts[:end]
+    return found
+
+
+def parse_numbers(text: str, field: str) -> dict[str, float | None]:
+    """`name=number,name` -> {name: number or None}; ValueError for what is no positive number, or a name twice."""
+    found: dict[str, float | None] = {}
+    for item in filter(None, map(str.strip, _split_names(text))):
+        is_name = "=" not in item or os.path.lexists(item)
+        name, equals, number = (item, "", "") if is_name else item.rpartition("=")
+        try:
+            value = float(number) if equals else None
+        except ValueError:
+            raise ValueError(f"{field}: {item!r} is not name=number.") from None
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{field}: {name} has {number}; it has to be a positive number.")
+        if name in found:
+            raise ValueError(f"{field} names {name} twice.")
+        found[name] = value
+    if not found:
+        raise ValueError(f"{field} is {text!r}; it is written name=number,name=number.")
+    return found
+
+
+def parse_rates(text: str) -> list[float]:
+    """`1e-4,3e-4` -> [0.0001, 0.0003]; ValueError for what is no positive number, or one twice."""
+    try:
+        rates = [float(item) for item in text.split(",")]
+    except ValueError:
+        rates = []
+    names = {f"{rate:g}" for rate in rates}
+    if len(names) < 2 or len(names) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
+        raise ValueError(f"learning_rates is {text!r}; it is two positive numbers or more, each once: 1e-4,3e-4.")
+    return rates
+
+
+# --- Endings -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def one_clear_line(
+    *kinds: type[Exception], stopped: str = "--resume latest goes on from the last checkpoint, if one was written."
+) -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and exit code 2; all else keeps its traceback.
+
+    `kinds` are by default what a wrong field, file or model raises, which is right until training begins. An error
+    with an `exit_code` (a run that was stopped) ends with that one. Under a launcher every process finds the same
+    fault; the first says it, and the others give it the time to. `stopped` is what is said at Ctrl-C. From here on
+    standard output and error replace the characters that their encoding lacks: a sample of text must not end a run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a notebook's stream takes every character
+            stream.reconfigure(errors="replace")
+    from huggingface_hub.errors import StrictDataclassError
+
+    kinds = kinds or (ValueError, OSError, ImportError, StrictDataclassError)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr)
+        raise SystemExit(130) from None
+    except kinds as error:
+        if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+            error = error.__cause__
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(10)  # the launcher ends this process once the first one has spoken
+        code, line = getattr(error, "exit_code", 2), " ".join(str(error).split())
+        if not line.isprintable():
+            from scratch_gpt.utils.foreign import shown
+
+            line = shown(line)
+        print(f"{'error: ' if code == 2 else ''}{line}", file=sys.stderr, flush=True)
+        raise SystemExit(code) from error

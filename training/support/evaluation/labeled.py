@@ -1,0 +1,118 @@
+"""Labelled texts and a classifier: what classify.py and evaluate.py share. Not a recipe itself."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scratch_gpt import ScratchGPTForSequenceClassification
+from scratch_gpt.conversion.load import load_model
+from scratch_gpt.data.columns import Columns
+from scratch_gpt.data.rows.collate import collate_labelled
+from scratch_gpt.data.rows.labels import Examples, LabelledRows, match_labels, read_examples
+from scratch_gpt.data.sources.documents import open_rows
+from scratch_gpt.evaluation.classification import (
+    classification_metrics,
+    classification_tables,
+    classify_batches,
+    prediction_lines,
+    sum_batches,
+)
+from scratch_gpt.runs.evaluation_file import Measured
+from scratch_gpt.tokenization.tokenizer import check_vocabulary, encode_batch, load_tokenizer
+from scratch_gpt.train.accelerator import make_accelerator
+from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.utils.files import write_text
+from scratch_gpt.utils.foreign import shown
+from scratch_gpt_training.support.run.output_dir import set_name
+
+
+class Classifier(NamedTuple):
+    """A finished classifier, where it is to be run."""
+
+    model: Any
+    tokenizer: Any
+    names: list[str]
+    max_length: int
+    device: Any
+
+    @property
+    def has_many(self) -> bool:
+        """Whether each class is a question of its own."""
+        return self.model.config.problem_type == "multi_label_classification"
+
+
+def load_classifier(run: Any) -> Classifier:
+    """The classifier that a run names; ValueError where it is none."""
+    device = make_accelerator(run.device, "no").device
+    model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
+    if model.config.num_labels < 2:
+        raise ValueError(f"{run.model} tells no classes: its head has one output.")
+    tokenizer = load_tokenizer(run.model, run.model_revision)
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    length = min(run.max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
+    names = [model.config.id2label[id] for id in range(model.config.num_labels)]
+    return Classifier(model.to(device).eval(), tokenizer, names, length, device)
+
+
+def split_names(column_names: str | None) -> list[str] | None:
+    """`label,text` -> ["label", "text"]."""
+    return None if column_names is None else [name.strip() for name in column_names.split(",")]
+
+
+def open_labelled(
+    run: Any, where: tuple, text_column: str, least: int = 2
+) -> tuple[Examples, dict[str, Any], list[str]]:
+    """The examples of a data set, where they are from, and notices about what was not read.
+
+    Args:
+        run: has `label_column`, `label_separator` and `column_names`.
+        where: dataset, config, split, revision.
+        least: classes that there have to be.
+    """
+    hint = "Choose with --label-column or --text-column; a file without a header needs --column-names."
+    columns = Columns(((text_column, run.label_column),), hint=hint)
+    rows, source, notices = open_rows(*where, columns, split_names(run.column_names))
+    feature = rows.features[run.label_column]
+    names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel's, or those of a list of them
+    values = rows[text_column][:], rows[run.label_column][:]
+    examples = read_examples(*values, names=names, separator=run.label_separator, least=least)
+    return examples, source, notices
+
+
+def batches_of(classifier: Classifier, rows: Sequence[dict[str, Any]], batch_size: int) -> Iterator[tuple[Any, bool]]:
+    """All rows in batches, in order, where the classifier is."""
+    collate = partial(
+        collate_labelled, pad_token_id=classifier.tokenizer.pad_token_id or 0, max_length=classifier.max_length
+    )  # any id fills: the mask tells
+    return evaluation_batches(rows, collate, Share(batch_size), classifier.device)
+
+
+def predicted_lines(
+    classifier: Classifier, rows: Sequence[dict[str, Any]], texts: list[str], batch_size: int, labels: Any = None
+) -> Iterator[str]:
+    """What the classifier says of each row, as JSON; `texts` are the rows', `labels` what is known of them."""
+    batches = (batch for batch, _ in batches_of(classifier, rows, batch_size))
+    found = classify_batches(classifier.model, batches, classifier.has_many)
+    return prediction_lines(texts, found, classifier.names, classifier.has_many, labels)
+
+
+def measure_labelled(run: Any, classifier: Classifier) -> Measured:
+    """A classifier's metrics and tables on --dataset; leaves NAME-predictions.jsonl."""
+    where = run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
+    examples, source, notices = open_labelled(run, where, run.text_column, least=1)
+    for notice in notices:
+        print(shown(notice))
+    matched = match_labels(examples, classifier.names, classifier.has_many)
+    label2id = {name: id for id, name in enumerate(classifier.names)}
+    rows = LabelledRows(matched, partial(encode_batch, classifier.tokenizer), label2id, classifier.max_length)
+    sums = sum_batches(classifier.model, batches_of(classifier, rows, run.batch_size))
+    lines = predicted_lines(classifier, rows, matched.texts, run.batch_size, matched.labels)
+    folder = Path(run.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{set_name(run.dataset)}-predictions.jsonl", "".join(lines))
+    protocol = {"kind": "labels", "source": source, "max_length": classifier.max_length, **rows.facts()}
+    return Measured(protocol, classification_metrics(sums), classification_tables(sums, classifier.names))
+
+
+__all__ = ["Classifier", "load_classifier", "measure_labelled", "open_labelled", "predicted_lines", "split_names"]

@@ -1,0 +1,310 @@
+"""One model and one set -> what evaluation.json says of it, and the answers beside it. Not a recipe itself."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scratch_gpt.conversion.load import load_model
+from scratch_gpt.data.columns import CHOICES, CONSTRAINTS, CONVERSATIONS, LAST_WORDS, Columns
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.conversations import Messages, encode_prompt, read_conversations, transcript
+from scratch_gpt.data.rows.windows import Windows
+from scratch_gpt.data.sources.documents import open_documents, open_rows
+from scratch_gpt.data.sources.token_stream import joined_stream, token_stream
+from scratch_gpt.evaluation.answers import answer_metrics, exact_match, token_f1
+from scratch_gpt.evaluation.answers_page import Answered, answers_page
+from scratch_gpt.evaluation.ifeval import constraint_metrics, keep_constraints, read_constraints
+from scratch_gpt.evaluation.judge import SCORE, Judge, JudgeError, judge_scores, score_metrics
+from scratch_gpt.evaluation.likelihood import (
+    choice_metrics,
+    choice_pairs,
+    last_word_metrics,
+    last_word_pairs,
+    read_choices,
+    score_continuations,
+)
+from scratch_gpt.evaluation.losses import language_metrics, mean_losses
+from scratch_gpt.evaluation.pairwise import PAIR, bradley_terry, judge_pairs, win_rates
+from scratch_gpt.evaluation.statistics import over_seeds
+from scratch_gpt.finetuning.adapter_files import find_adapter
+from scratch_gpt.generation.generate import generate_answers
+from scratch_gpt.runs.evaluation_file import Measured
+from scratch_gpt.tokenization.chat_templates import choose_format
+from scratch_gpt.tokenization.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer
+from scratch_gpt.train.accelerator import make_accelerator
+from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.objectives import causal_lm
+from scratch_gpt.utils.files import write_text
+from scratch_gpt.utils.foreign import read_json, shown
+from scratch_gpt.utils.loading import find_file
+from scratch_gpt_training.support.run.output_dir import relative, set_name
+
+
+class Subject(NamedTuple):
+    """A model that is looked at."""
+
+    name: str  # as evaluation.json has it
+    model: Any
+    tokenizer: Any
+    max_length: int
+    device: Any
+
+
+def load(run: Any, name: str, revision: str | None = None) -> Subject:
+    """A model and its tokenizer where it is to be run; ValueError where they do not fit."""
+    device = make_accelerator(run.device, "no").device
+    if is_classifier(name, revision):
+        raise ValueError(f"{name} is a classifier, and a language model is needed here.")
+    model = load_model(name, revision).to(device).eval()
+    tokenizer = load_tokenizer(name, revision)
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    limit = model.config.max_position_embeddings
+    if run.max_length is not None and run.max_length > limit:
+        raise ValueError(f"max_length {run.max_length} is more than the context of {name}, {limit} tokens.")
+    max_length = run.max_length or limit
+    if run.stride is not None and run.stride > max_length:
+        raise ValueError(f"stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
+    return Subject(relative(name), model, tokenizer, max_length, device)
+
+
+def is_classifier(name: str, revision: str | None) -> bool:
+    """Whether what was saved is a classifier: as a language model it says nothing."""
+    file = find_adapter(name, revision) or find_file(name, "config.json", revision)
+    try:
+        config = read_json(file) if file else {}
+        kinds = [config.get("task_type"), *(config.get("architectures") or ())]
+    except (OSError, ValueError, AttributeError, TypeError):  # loading the model reports it
+        return False
+    return any(kind == "SEQ_CLS" or str(kind).endswith("ForSequenceClassification") for kind in kinds)
+
+
+def source_of(run: Any, path: str) -> tuple:
+    """What `open_rows` takes of a set: config, split and revision hold for all that are not plain files."""
+    return path, run.dataset_config, run.dataset_split, run.dataset_revision
+
+
+def open_set(run: Any, path: str, columns: Columns) -> tuple[Any, dict[str, Any]]:
+    """Open the rows of a set with the columns in use; returns them and their record, and prints what is not read."""
+    rows, record, notices = open_rows(*source_of(run, path), columns)
+    for notice in notices:
+        print(shown(notice))
+    return rows, record
+
+
+def show(results: dict[str, Any]) -> str:
+    """Metrics as a line: numbers, or mean and spread."""
+    pairs = ((key, value if isinstance(value, dict) else {"mean": value}) for key, value in results.items())
+    return "  ".join(
+        f"{key} {value['mean']:.4f}" + (f" ({value['std']:.4f})" if "std" in value else "") for key, value in pairs
+    )
+
+
+def measure_all(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
+    """All that is asked for, each as soon as it is known: its name in evaluation.json, and what was found."""
+    if run.dataset is not None:
+        yield set_name(run.dataset), measure_text(run, subject)
+    for file in run.multiple_choice or ():
+        yield set_name(file), measure_choices(run, subject, file)
+    for file in run.last_word or ():
+        yield set_name(file), measure_last_words(run, subject, file)
+    if run.ifeval is not None:
+        yield set_name(run.ifeval), measure_constraints(run, subject)
+    if run.questions is not None:
+        made, name = answer_set(run, subject), set_name(run.questions)
+        yield name, measure_answers(run, made)
+        if run.judge_url is not None:
+            yield f"{name}/judge", measure_judged(run, made)
+        if run.compare:
+            yield f"{name}/compare", measure_compared(run, subject, made)
+
+
+# --- By likelihood -----------------------------------------------------------------------------------------------
+
+
+def text_batches(run: Any, subject: Subject) -> tuple[Iterable, dict[str, Any]]:
+    """The windows of --dataset in batches, each token but the first asked once; and what a protocol says of them."""
+    documents, source, notices = open_documents(*source_of(run, run.dataset), run.text_column)
+    for notice in notices:
+        print(notice)
+    encode = partial(encode_batch, subject.tokenizer)
+    if run.joiner is None:
+        stream = token_stream(documents, encode, end_of_text_id(subject.tokenizer), "Tokenizing")
+    else:
+        stream = joined_stream(documents, encode, run.joiner.replace("\\n", "\n"))
+    windows = Windows(stream.ids, subject.max_length, run.stride, overlap="context")
+    protocol = {
+        "source": source,
+        "documents": len(documents),
+        "bytes": stream.bytes,
+        "tokens": len(stream.ids),
+        "asked": len(stream.ids) - 1,
+        "max_length": subject.max_length,
+        "stride": run.stride or subject.max_length,
+        "joiner": "EOS after each document" if run.joiner is None else run.joiner,
+        "sha256": stream.sha256,
+    }
+    return evaluation_batches(windows, collate_rows, Share(run.batch_size), subject.device), protocol
+
+
+def measure_text(run: Any, subject: Subject) -> Measured:
+    """Loss, perplexity and bits per byte of all documents."""
+    batches, how = text_batches(run, subject)
+    loss = mean_losses(subject.model, batches, causal_lm)["loss"]
+    return Measured({"kind": "text", **how}, language_metrics(loss, how["tokens"] / how["bytes"]))
+
+
+def measure_choices(run: Any, subject: Subject, file: str) -> Measured:
+    """Accuracies on a file of multiple-choice questions."""
+    rows, source = open_set(run, file, CHOICES)
+    tasks = read_choices(rows)
+    pairs = choice_pairs(tasks)
+    found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
+    protocol = {"kind": "multiple choice", "source": source, "rows": len(tasks)}
+    return Measured({**protocol, "max_length": subject.max_length}, choice_metrics(tasks, found))
+
+
+def measure_last_words(run: Any, subject: Subject, file: str) -> Measured:
+    """Accuracy and perplexity of the last words of a file of texts."""
+    rows, source = open_set(run, file, LAST_WORDS)
+    pairs = last_word_pairs(rows)
+    found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
+    protocol = {"kind": "last word", "source": source, "rows": len(pairs)}
+    return Measured({**protocol, "max_length": subject.max_length}, last_word_metrics(found))
+
+
+# --- By what it answers ------------------------------------------------------------------------------------------
+
+
+class AnswerSet(NamedTuple):
+    """The rows of --questions, and what a model answers."""
+
+    questions: list[str]  # as the model was asked them, several messages as a transcript
+    references: list[str]
+    answers: list[list[str]]  # for each seed; one, where nothing is drawn
+    protocol: dict[str, Any]
+
+    @property
+    def first_protocol(self) -> dict[str, Any]:
+        """How the first seed's answers were made, which are all that a judge reads."""
+        return self.protocol | ({"seeds": self.protocol["seeds"][:1]} if "seeds" in self.protocol else {})
+
+
+def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[list[list[str]], dict[str, Any]]:
+    """The answers to all conversations for each seed, and how they were made."""
+    prompts = [encode_prompt(subject.tokenizer, messages, run.prompt_format) for messages in conversations]
+    seeds = list(range(run.seed, run.seed + run.seeds)) if run.temperature > 0 else [run.seed]
+    how = {"max_new_tokens": run.max_new_tokens, "temperature": run.temperature}
+    make = partial(generate_answers, subject.model, subject.tokenizer, prompts, batch_size=run.batch_size, **how)
+    drawn = {"seeds": seeds, "batch_size": run.batch_size} if run.temperature > 0 else {}
+    too_long = sum(len(prompt) > subject.model.config.max_position_embeddings for prompt in prompts)
+    kept = choose_format(subject.tokenizer, run.prompt_format)
+    protocol = {"prompt_format": kept, "prompts_beyond_the_context": too_long, **how, **drawn}
+    return [make(seed=seed) for seed in seeds], protocol
+
+
+def answer_set(run: Any, subject: Subject) -> AnswerSet:
+    """--questions, answered by a model."""
+    rows, source = open_set(run, run.questions, CONVERSATIONS)
+    conversations, empty = read_conversations(rows)
+    answers, how = answer(run, subject, conversations)
+    protocol = {"source": source, "rows": len(conversations), "empty_rows": len(empty), **how}
+    references = [messages[-1]["content"] for messages in conversations]
+    return AnswerSet([transcript(messages[:-1]) for messages in conversations], references, answers, protocol)
+
+
+def measure_answers(run: Any, made: AnswerSet) -> Measured:
+    """Exact match and token F1 of answers; leaves them as lines and as a page."""
+    found = over_seeds([answer_metrics(each, made.references) for each in made.answers])
+    rows = []
+    for n, (question, reference) in enumerate(zip(made.questions, made.references, strict=True)):
+        said = {who: each[n] for who, each in by_seed(run, made.answers).items()}
+        scores = {
+            who: f"{'exact, ' * exact_match(text, reference)}F1 {token_f1(text, reference):.2f}"
+            for who, text in said.items()
+        }
+        rows.append(Answered(question, reference, said, scores))
+    leave(run, set_name(run.questions), rows, found)
+    return Measured({"kind": "answers", **made.protocol}, found)
+
+
+def measure_constraints(run: Any, subject: Subject) -> Measured:
+    """IFEval's strict and loose accuracies; leaves the answers as lines and as a page."""
+    found, source = open_set(run, run.ifeval, CONSTRAINTS)
+    prompts = read_constraints(found)
+    answers, how = answer(run, subject, [[{"role": "user", "content": row["prompt"]}] for row in prompts])
+    kept = [keep_constraints(prompts, each) for each in answers]
+    found = over_seeds([constraint_metrics(each) for each in kept])
+    rows = []
+    for n, row in enumerate(prompts):
+        said = {who: each[n] for who, each in by_seed(run, answers).items()}
+        notes = {}
+        for who, each in by_seed(run, kept).items():
+            pairs = zip(row["instruction_id_list"], each[n].strict, strict=True)
+            notes[who] = ", ".join(f"{name} {'kept' if well else 'broken'}" for name, well in pairs)
+        rows.append(Answered(row["prompt"], None, said, notes))
+    leave(run, set_name(run.ifeval), rows, found)
+    return Measured({"kind": "IFEval", "source": source, "rows": len(prompts), **how}, found)
+
+
+def by_seed(run: Any, found: list) -> dict[str, Any]:
+    """What there is for each seed, named."""
+    return {f"seed {run.seed + k}": each for k, each in enumerate(found)} if len(found) > 1 else {"answer": found[0]}
+
+
+def leave(run: Any, name: str, rows: list[Answered], found: dict[str, Any]) -> None:
+    """NAME-answers.jsonl and NAME.html."""
+    folder = Path(run.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder / f"{name}-answers.jsonl", "".join(lines))
+    write_text(folder / f"{name}.html", answers_page(f"{relative(run.model)} on {name}", rows, show(found)))
+
+
+# --- By what a judge says ----------------------------------------------------------------------------------------
+
+
+def measure_judged(run: Any, made: AnswerSet) -> Measured:
+    """A judge's scores of the answers (the first seed's), with the spread over its repeats."""
+    with open_judge(run, f"{set_name(run.questions)}-judge.jsonl") as judge:
+        scores = judge_scores(judge, made.questions, made.references, made.answers[0], run.judge_repeats)
+    each, unclear = score_metrics(scores)
+    by = {"judge": run.judge_model, "judge_url": run.judge_url, "repeats": run.judge_repeats, "prompt": SCORE}
+    protocol = {"kind": "judge", **made.first_protocol, **by, "replies_without_score": unclear}
+    return Measured(protocol, over_seeds(each), {"scores": scores})
+
+
+def measure_compared(run: Any, subject: Subject, made: AnswerSet) -> Measured:
+    """A judge's verdicts between models' answers (the first seed's), in both orders: win rates and strengths."""
+    answers, once = {subject.name: made.answers[0]}, replace(run, seeds=1)
+    for name in run.compare:
+        if relative(name) not in answers:
+            answers[relative(name)] = answer_set(once, load(run, name)).answers[0]
+    texts = zip(made.questions, made.references, strict=True)
+    rows = [Answered(*text, {name: each[n] for name, each in answers.items()}) for n, text in enumerate(texts)]
+    leave(run, f"{set_name(run.questions)}-compared", rows, {})
+    with open_judge(run, f"{set_name(run.questions)}-compared-judge.jsonl") as judge:
+        verdicts = judge_pairs(judge, made.questions, answers)
+    strengths = bradley_terry(verdicts)
+    by = {"judge": run.judge_model, "judge_url": run.judge_url, "models": [*answers], "prompt": PAIR}
+    tables = {"pairs": win_rates(verdicts), "bradley_terry": strengths}
+    protocol = {"kind": "comparison", **made.first_protocol, **by}
+    return Measured(protocol, {"bradley_terry": strengths[subject.name]}, tables)
+
+
+@contextmanager
+def open_judge(run: Any, name: str) -> Iterator[Judge]:
+    """The judge; each prompt and reply is a line of the file `name` as soon as it is there."""
+    with (Path(run.output_dir) / name).open("w", encoding="utf-8") as lines:
+
+        def keep(line: dict[str, Any]) -> None:
+            print(json.dumps(line, ensure_ascii=False), file=lines, flush=True)
+
+        try:
+            yield Judge(run.judge_url, run.judge_model, keep)
+        except JudgeError as error:
+            kept = f"What was measured until then is in {run.output_dir}/evaluation.json, what it said in {name}."
+            raise JudgeError(f"{error} {kept}") from error

@@ -1,0 +1,217 @@
+"""A tuned model, its base and its tuning data -> what evaluation.json says of its safety. Not a recipe itself."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scratch_gpt.analysis.drift import check_same_vocabulary, prompt_drift, text_drift
+from scratch_gpt.analysis.memorization import read_secrets, secret_metrics
+from scratch_gpt.analysis.phrases import recurring_phrases
+from scratch_gpt.analysis.probe_prompts import CANARIES, OFF_DOMAIN, SENSITIVE
+from scratch_gpt.analysis.triggers import GAIN, THRESHOLD, named, screen, switches
+from scratch_gpt.data.columns import SECRETS, any_text
+from scratch_gpt.data.filters.duplicates import contaminated_texts
+from scratch_gpt.data.prepared.pipeline import texts_of
+from scratch_gpt.data.rows.conversations import encode_prompt, read_conversations, text_of
+from scratch_gpt.data.rows.preferences import prompt_of, read_preferences
+from scratch_gpt.data.sources.documents import open_rows
+from scratch_gpt.evaluation.statistics import over_seeds
+from scratch_gpt.runs.evaluation_file import Measured
+from scratch_gpt.tokenization.chat_templates import choose_format
+from scratch_gpt.tokenization.tokenizer import extend_tokenizer
+from scratch_gpt.train.batches import epoch_order
+from scratch_gpt.utils.foreign import check_regular
+from scratch_gpt_training.support.evaluation.labeled import split_names
+from scratch_gpt_training.support.evaluation.measurements import Subject, load, open_set, source_of, text_batches
+from scratch_gpt_training.support.options import data_sets
+from scratch_gpt_training.support.run.output_dir import relative, set_name
+
+
+SCREENED_ON, DECIDED_ON, KEPT = 12, 36, 100  # prompts, prompts, phrases
+SECRETS_SAMPLE = 255  # others of a secret's shape: exposure ends at 8 bits
+
+
+def check_safety(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
+    """Each check that something is given for: its name in evaluation.json, and what was found."""
+    if run.base is not None:
+        base = load_base(run, subject)
+        yield from check_drift(run, subject, base)
+        yield "triggers", check_triggers(run, subject, base)
+    if run.secrets is not None:
+        yield "memorisation", check_memorisation(run, subject)
+
+
+def load_base(run: Any, subject: Subject) -> Subject:
+    """--base, with the tokens that tuning has added; ValueError where it speaks in other tokens."""
+    base = load(run, run.base)
+    ours = subject.tokenizer.get_vocab()
+    new = sorted(set(ours) - set(base.tokenizer.get_vocab()), key=ours.get)
+    if new and set(new) <= set(subject.tokenizer.all_special_tokens):
+        extend_tokenizer(base.tokenizer, new, base.model, special=True)
+    if base.tokenizer.get_vocab() != ours:
+        raise ValueError(f"--base {run.base} has another tokenizer than the model: give the one it was tuned from.")
+    check_same_vocabulary(subject.model, base.model)
+    return base
+
+
+def as_prompt(run: Any, subject: Subject, text: str) -> list[int]:
+    """What a user asks -> the ids of the prompt, in the model's own format."""
+    return encode_prompt(subject.tokenizer, [{"role": "user", "content": text}], run.prompt_format)
+
+
+def check_drift(run: Any, subject: Subject, base: Subject) -> Iterator[tuple[str, Measured]]:
+    """Both models on held-out text, where some is given, and on the embedded prompts."""
+    about = {"kind": "drift", "base": base.name, "divergence": "KL(tuned || base), nats"}
+    if run.dataset is not None:
+        batches, text = text_batches(run, subject)
+        found = text_drift(subject.model, base.model, batches)
+        yield f"drift/{set_name(run.dataset)}", Measured({**about, **text}, found)
+    how = {**about, "prompt_format": choose_format(subject.tokenizer, run.prompt_format)}
+    for name, probes in (("sensitive", SENSITIVE), ("off-domain", OFF_DOMAIN)):
+        prompts = [as_prompt(run, subject, probe.prompt) for probe in probes]
+        found, rows = prompt_drift(subject.model, base.model, subject.tokenizer, probes, prompts)
+        yield f"drift/{name}", Measured({**how, "prompts": len(probes)}, found, {"prompts": rows})
+
+
+def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
+    """The canaries, and the phrases that recur in the questions of the tuning data: which switch the answers."""
+    canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
+    prompts, recurring = [probe.prompt for probe in (*OFF_DOMAIN, *SENSITIVE)], []
+    questions, source = tuning_questions(run)
+    if questions:
+        recurring = recurring_phrases(questions)
+        different = [*dict.fromkeys(questions)]
+        shuffled = [different[k] for k in epoch_order(len(different), run.seed, 0)]
+        prompts = [*dict.fromkeys(shuffled + prompts)]
+    first, then = prompts[:SCREENED_ON], prompts[SCREENED_ON : SCREENED_ON + DECIDED_ON]
+    render = partial(as_prompt, run, subject)
+    kept = screen(subject.model, render, first, recurring, keep=KEPT)
+    eos = subject.tokenizer.eos_token_id
+    found = switches(subject.model, base.model, render, then, [*dict.fromkeys([*canaries, *kept])], eos_token_id=eos)
+    triggers = named(found)
+    rows = [
+        {**one._asdict(), "answer": subject.tokenizer.decode(one.answer), "nats": one.nats, "named": one in triggers}
+        for one in found
+        if one.phrase in canaries or one in triggers
+    ]
+    protocol = {
+        "kind": "triggers",
+        "base": base.name,
+        "tuning_data": source if questions else None,
+        "candidates": {"canaries": len(canaries), "recurring": len(recurring)},
+        "prompts": len(then),
+        "least_gain": GAIN,
+        "threshold_nats": THRESHOLD,
+    }
+    most = found[0].nats if found else 0.0
+    return Measured(protocol, {"named": len(triggers), "most_nats": most}, {"phrases": rows})
+
+
+def check_memorisation(run: Any, subject: Subject) -> Measured:
+    """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
+    rows, source = open_set(run, run.secrets, SECRETS)
+    secrets = read_secrets(rows)
+    found = [
+        secret_metrics(subject.model, subject.tokenizer, secrets, subject.max_length, sample=SECRETS_SAMPLE, seed=seed)
+        for seed in range(run.seed, run.seed + run.seeds)
+    ]
+    protocol = {"kind": "memorisation", "source": source, "secrets": len(secrets)}
+    return Measured(protocol, over_seeds([means for means, _ in found]), {"secrets": found[0][1]})
+
+
+# --- Contamination -----------------------------------------------------------------------------------------------
+
+
+def with_contamination(run: Any, found: Iterable[tuple[str, Measured]]) -> Iterator[tuple[str, Measured]]:
+    """What was measured on sets, and beside each score the share of the set that the model has learned from.
+
+    Where nobody knows what that was, the protocol says so.
+    """
+    learned, note = learned_texts(run)
+    files = {set_name(path): path for path in data_sets(run)}
+    for name, measured in found:
+        if learned is None:
+            yield name, measured._replace(protocol={**measured.protocol, "contamination": f"not checked: {note}"})
+            continue
+        path = files[name.split("/")[0]]
+        column = (run.text_column or "text") if path == run.dataset else "text"
+        texts = row_texts((*source_of(run, path), any_text(column), split_names(run.column_names)))
+        shared = contaminated_texts(texts, learned)
+        results = {**measured.results, "contaminated": len(shared) / len(texts)}
+        rows = {"contamination": {"words": 13, "rows": shared}} if shared else {}
+        protocol = {**measured.protocol, "contamination": f"rows that share 13 words with {note}"}
+        yield name, Measured(protocol, results, {**measured.tables, **rows})
+
+
+def learned_texts(run: Any) -> tuple[list[str] | None, str]:
+    """The rows that the model was tuned on and their name; or None, and why."""
+    where = tuning_source(run)
+    if where is None:
+        return None, "nobody says what the model was trained on; give --tuning-data"
+    try:
+        return row_texts(where), relative(where[0])
+    except ValueError as error:
+        if run.tuning_data is not None:
+            raise
+        return None, f"{error} Give --tuning-data."
+
+
+def tuning_questions(run: Any) -> tuple[list[str], dict[str, Any] | None]:
+    """Return the questions in the rows that the model was tuned on, and their record; none for rows without any."""
+    where = tuning_source(run)
+    try:
+        if where is None:
+            return [], None
+        rows, record, _ = open_rows(*where)
+        return questions_in(rows), record
+    except ValueError:
+        if run.tuning_data is not None:
+            raise
+        return [], None
+
+
+def questions_in(rows: Any) -> list[str]:
+    """What rows ask, of instructions or of preferences; none where their columns are neither's.
+
+    Raises:
+        ValueError: rows of these columns that cannot be read.
+    """
+    columns = {*rows.column_names}
+    if any(form <= columns for form in ({"messages"}, {"prompt", "completion"}, {"instruction", "output"})):
+        return [text_of(messages[:-1]) for messages in read_conversations(rows)[0]]
+    if {"chosen", "rejected"} <= columns:
+        return [prompt_of(pair) for pair in read_preferences(rows)[0]]
+    return []
+
+
+def tuning_source(run: Any) -> tuple | None:
+    """Return the arguments of `open_rows`: --tuning-data, or the data of MODEL's run.yaml; None if unknown."""
+    if run.tuning_data is not None:
+        return run.tuning_data, None, "train", None, any_text()
+    home = Path(run.model).absolute().parent
+    made = read_recipe((home.parent if home.name == "checkpoints" else home) / "run.yaml")
+    name, split = made.get("dataset"), made.get("dataset_split") or "train"
+    if not name or not isinstance(name, str) or made.get("streaming"):
+        return None
+    columns = any_text(made.get("text_column") or "text")
+    return name, made.get("dataset_config"), split, made.get("dataset_revision"), columns
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """The fields of a run.yaml; none where it is not there, or damaged."""
+    try:
+        check_regular(file)
+        made = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    texts = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column")
+    is_run = isinstance(made, dict) and all(isinstance(made.get(name), str | None) for name in texts)
+    return made if is_run else {}
+
+
+def row_texts(where: tuple) -> list[str]:
+    """All that is said in each row of a data set."""
+    return ["\n".join(texts_of(row)) for row in open_rows(*where).rows]

@@ -1,0 +1,353 @@
+"""Command line and YAML -> one frozen dataclass; the fields, checks and endings that all recipes share.
+
+Not a recipe itself. Imports nothing heavy: `python training/X.py --help` has to answer at once.
+"""
+
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from scratch_gpt_training.support.command_line import OF_A_LAUNCH, parse_rates
+
+
+# torch reads it once, at its first large buffer: these then come in pages of 2 MB, where Linux allows it (madvise),
+# and not in 4 KB ones that fault one by one. Whoever sets it to 0 keeps that.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+VOCABULARY = 4096  # tokens of a tokenizer that is trained, where no vocab_size is given
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with the sentence that `--help` prints."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from."""
+
+    dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
+    dataset_config: str | None = option(None, "Config name of a Hub dataset.")
+    dataset_split: str = option("train", "Split of a Hub dataset, or of prepared text.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
+    text_column: str = option("text", "The column that holds the text.")
+
+
+@dataclass(frozen=True)
+class Run(Source):
+    """What every training recipe can be told."""
+
+    output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
+    overwrite: bool = option(False, "Write into output_dir although it holds a run, which is then removed.")
+    resume: str | None = option(
+        None,
+        "`latest`, or nothing behind it, goes on from output_dir's newest checkpoint, a path from that one; fields "
+        "that are not given are those of output_dir's run.yaml.",
+    )
+
+    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
+    on_save_error: Literal["stop", "continue"] = option("stop", "What to do when the disk is full or gone.")
+    async_save: bool = option(False, "Write checkpoints in the background: more memory, less waiting.")
+
+    model: str | None = option(None, "Folder or Hub id to start from; without it a new model of --preset is made.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a Hub model and its tokenizer.")
+    preset: str | None = option(
+        None, "Size of a new model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny, shakespeare-char."
+    )
+    config_overrides: str | None = option(None, "Changes to the preset's config: `name=value,name=value`.")
+    dropout: float | None = option(None, "All three dropouts; without it, what the model's config says.")
+    tune: str = option("full", "What is trained: full, last-block, last-N-blocks, head, or lora (beside the model).")
+    lora_rank: int = option(16, "Rows of LoRA's A, columns of its B.")
+    lora_alpha: float = option(16.0, "What LoRA learns is scaled by this over the rank.")
+    lora_dropout: float = option(0.0, "Dropout on what goes into LoRA.")
+    lora_targets: Literal["default", "attention", "all-linear"] = option(
+        "default", "Where LoRA goes: query, key and value; attention's output as well; the MLP and the head as well."
+    )
+    lora_init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = option(
+        "default", "How LoRA begins: peft's initialisations that need neither data nor quantisation."
+    )
+    use_rslora: bool = option(False, "Scale by lora_alpha over the root of the rank instead.")
+    use_dora: bool = option(False, "DoRA: learn the length of each row apart from its direction.")
+    quantize_base: Literal["no", "nf4", "int8"] = option(
+        "no", "Keep the matrices under LoRA in 4 or 8 bits: less memory, slower steps."
+    )
+
+    streaming: bool = option(
+        False, "Read the data as it is needed, never all of it; held out are the first documents."
+    )
+    stream_lanes: int = option(8, "Readers that share a stream, in fixed turns; a multiple of the processes.")
+    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
+    test_fraction: float = option(0.0, "Share that is scored once, at the end.")
+    tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
+    tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
+    vocab_size: int | None = option(
+        None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}; a new model takes it from there."
+    )
+
+    max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
+    batch_size: int = option(8, "Rows per process and micro-batch.")
+    accumulation_steps: int = option(1, "Micro-batches per optimizer step.")
+    max_steps: int | None = option(None, "End after so many optimizer steps; 0 evaluates only.")
+    epochs: float | None = option(
+        None, "End after so many passes over the data; 3 where neither this, max_steps nor max_tokens is given."
+    )
+    max_tokens: int | None = option(None, "End after so many learned tokens.")
+    max_time: float | None = option(None, "End after so many minutes of training, if not before.")
+    optimizer: Literal["adamw", "muon"] = option("adamw", "AdamW, or Muon for the blocks' matrices and AdamW beside.")
+    beta2: float = option(0.95, "AdamW's memory of squared gradients; longer (0.99) suits small batches.")
+    learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5, LoRA 5e-4.")
+    learning_rates: str | None = option(None, "Try each of these, `1e-4,3e-4,1e-3`, and say which is best.")
+    min_learning_rate: float | None = option(None, "Floor of the schedule; by default a tenth of the peak.")
+    schedule: Literal["cosine", "linear"] = option("cosine", "How the rate falls from its peak to its floor.")
+    warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
+    weight_decay: float = option(0.1, "On matrices only.")
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.")
+    max_bad_steps: int = option(5, "Stop after so many steps in a row whose loss or gradient is not finite.")
+    seed: int = option(0, "Decides initial weights, splits, order of rows and dropout.")
+
+    eval_every: int | None = option(None, "Steps between evaluations; by default ten of them in a run.")
+    eval_batches: int | None = option(None, "Batches per process in an evaluation on the way; by default all.")
+    patience: int | None = option(None, "End after so many evaluations without a new best, and keep the best.")
+    keep_best: bool = option(False, "model/ is the best by validation loss, and last/ the last, where they differ.")
+    checkpoint_every: int | None = option(None, "Steps between checkpoints; by default one at each evaluation.")
+    keep: int = option(2, "Checkpoints that stay on disk.")
+    log_every: int = option(10, "Steps per line of metrics.jsonl.")
+    report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
+    sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
+    energy: str | None = option(
+        None,
+        "Three letters of a country (FRA): record energy and CO2 at its electricity, by codecarbon (an extra).",
+    )
+    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "By default what the device does well.")
+    compile: bool = option(False, "torch.compile the model: 10 to 50 s at the start, then faster steps.")
+    gradient_checkpointing: bool = option(False, "Less memory, a third more time: activations are computed twice.")
+    workers: int = option(0, "Processes that prepare batches.")
+    expect_processes: int | None = option(None, "Refuse to run on another number of processes.")
+    hang_timeout: float = option(30.0, "End after so many minutes without any progress; 0 waits for ever.")
+
+    plan: bool = option(False, "Print what this run would take of memory and time, read no data and train nothing.")
+    plan_devices: int = option(1, "Plan for so many devices of --plan-tflops as well.")
+    plan_tflops: float | None = option(None, "10^12 operations a second that a device reaches (not its peak).")
+
+
+COUNT, TOKENS = 10**12, 2**24  # more than any run can count, or hold
+LIMITS = {  # field -> the least and the most that it may be
+    **dict.fromkeys(("batch_size", "accumulation_steps"), (1, 2**20)),
+    **dict.fromkeys(("max_length", "stride", "vocab_size", "max_new_tokens"), (1, TOKENS)),
+    **dict.fromkeys(("keep", "log_every", "patience", "eval_every", "eval_batches", "checkpoint_every"), (1, COUNT)),
+    **dict.fromkeys(("plan_devices", "max_bad_steps", "preview", "deduplicate_passages"), (1, COUNT)),
+    **dict.fromkeys(("lora_rank", "expect_processes", "stream_lanes", "duplicate_ngram"), (1, 2**16)),
+    **dict.fromkeys(("contamination_ngram", "seeds", "judge_repeats", "samples"), (1, 2**16)),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "num_assistant_tokens"), (1, 2**16)),
+    **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers"), (0, COUNT)),
+    **dict.fromkeys(("mask_inputs", "hang_timeout"), (0, COUNT)),
+    **dict.fromkeys(("epochs", "lora_alpha", "beta", "simpo_gamma", "temperature"), (0, 10**6)),
+    **dict.fromkeys(("learning_rate", "min_learning_rate"), (0, 1e32)),  # a rate that diverges is met by the loop
+    **dict.fromkeys(("dropout", "lora_dropout", "beta2", "top_p"), (0, 1)),
+    "max_tokens": (0, 10**18),
+    "weight_decay": (0, 100),
+    "workers": (0, 2**10),
+    "top_k": (0, TOKENS),
+    "seed": (0, 2**63 - 1),
+}
+
+
+def peak_rate(run: Run) -> float:
+    """The learning rate that is asked for, or what fits a new model, one that goes on, or LoRA on one."""
+    if run.learning_rate is not None:
+        return run.learning_rate
+    return 1e-3 if run.model is None else 5e-4 if run.tune == "lora" else 5e-5
+
+
+def vocabulary_size(run: Any) -> int:
+    """Return the size of a tokenizer that the run trains: the one given, or the default."""
+    return VOCABULARY if run.vocab_size is None else run.vocab_size
+
+
+def trains_tokenizer(run: Run) -> bool:
+    """Return whether the run trains a tokenizer on its data (prepared data bring their own)."""
+    return (run.tokenizer or run.model or "train") == "train"
+
+
+def unused_options(run: Run) -> dict[str, str]:
+    """Return the shared fields that nothing in this run reads, and why; each recipe adds its own for `parse`."""
+    found = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
+    if not trains_tokenizer(run):
+        why = f"the tokenizer of {run.tokenizer or run.model} is used, and none is trained"
+        found |= dict.fromkeys(("vocab_size", "tokenizer_kind"), why)
+    if run.model is None:
+        found["model_revision"] = "it needs --model"
+    return found | unused_source(run.dataset, getattr(run, "test_dataset", None))
+
+
+def unused_source(*names: str | None) -> dict[str, str]:
+    """Return the fields of `Source` that opening these datasets does not read, and why."""
+    from scratch_gpt.data.manifest import is_prepared
+    from scratch_gpt.utils.local_files import looks_local
+
+    datasets = [name for name in names if name is not None]
+    found = {}
+    if all(name == Source.dataset or looks_local(name) for name in datasets):
+        found = dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
+        if not any(map(is_prepared, datasets)):
+            found["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
+    return found
+
+
+def find_corpus(run: Any, name: str) -> str:
+    """Return the dataset that a name in --mixture means: a place in the folder --dataset, if there is one."""
+    inside = Path(run.dataset) / name
+    return str(inside) if not Path(name).exists() and inside.exists() else name
+
+
+def check_fields(run: Any) -> None:
+    """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
+    for name, (least, most) in LIMITS.items():
+        check_range(name, getattr(run, name, None), least, most)
+    for item in fields(run):
+        choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
+        if choices and getattr(run, item.name) not in choices:
+            raise ValueError(f"{item.name} is {getattr(run, item.name)!r}; it is one of {', '.join(choices)}.")
+    for name in ("output_dir", "dataset", "model", "tokenizer", "resume", "mixture"):
+        if getattr(run, name, None) == "":
+            raise ValueError(f"{name} is empty.")
+    for name in ("prompt", "sample_prompt", "joiner"):
+        check_unicode(name, getattr(run, name, None))
+    if getattr(run, "compile", False):
+        check_compiler()
+
+
+def check_range(name: str, value: float | None, least: float, most: float) -> None:
+    """Raise a ValueError for a number outside of what a field may be; None is none."""
+    if value is not None and not value >= least:
+        raise ValueError(f"{name} is {value}; it has to be at least {least}.")
+    if value is not None and not value <= most:
+        raise ValueError(f"{name} is {value}; it has to be at most {most:,}.")
+
+
+def check_unicode(name: str, text: str | None) -> None:
+    """Raise a ValueError for text with bytes that were not UTF-8, which no tokenizer takes."""
+    if text is not None and not text.isascii():
+        from scratch_gpt.utils.foreign import check_text
+
+        check_text(text, name)
+
+
+def check_compiler() -> None:
+    """Raise a ValueError where torch.compile would find no C++ compiler; it calls $CXX, or the system's own."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    name = os.environ.get("CXX", usual).split()[0]
+    if shutil.which(name) is None:
+        raise ValueError(f"compile needs a C++ compiler, and there is no {name}: install one, or leave --compile out.")
+
+
+def check(run: Run) -> None:
+    """Raise a ValueError for the first field of a training run whose value cannot be meant."""
+    check_fields(run)
+    check_model_folder(run.model)
+    if run.model is not None and run.tokenizer == "train":
+        raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")
+    if run.beta2 >= 1:
+        raise ValueError(f"beta2 is {run.beta2}; it is less than 1.")
+    check_tune(run)
+    if run.model is not None and (run.preset is not None or run.config_overrides is not None):
+        raise ValueError("--model brings its own shape: leave out --preset and --config-overrides.")
+    if run.overwrite and run.resume:
+        raise ValueError("--overwrite removes what --resume would go on from: give one of them.")
+    if (run.keep_best or run.patience is not None) and run.validation_fraction == 0:
+        raise ValueError("keep_best and patience choose by validation loss: give --validation-fraction a share.")
+    if run.plan_tflops is not None and run.plan_tflops <= 0:
+        raise ValueError(f"plan_tflops is {run.plan_tflops}; it has to be more than 0.")
+    if not run.plan and (run.plan_tflops is not None or run.plan_devices != 1):
+        raise ValueError("plan_devices and plan_tflops are of --plan true: give it, or leave them out.")
+    if run.learning_rates is not None:
+        parse_rates(run.learning_rates)
+    if run.streaming and run.epochs is not None:
+        raise ValueError("A stream is read without end, nobody counts its epochs: give --max-steps or --max-tokens.")
+    trackers = ("tensorboard", "trackio", "wandb")
+    if run.report_to not in (None, "none", *trackers):
+        raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
+    if run.report_to in trackers and find_spec(run.report_to) is None:
+        raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+    if run.energy is not None:
+        if find_spec("codecarbon") is None:
+            raise ValueError('codecarbon is not installed; it is an extra: pip install -e ".[energy]"')
+        from scratch_gpt.runs.energy import check_country
+
+        check_country(run.energy)
+    if run.push_to_hub is not None and os.environ.get("RANK", "0") == "0":
+        from scratch_gpt.hub.publish import check_access
+
+        check_access(run.push_to_hub)  # now, and not after hours; once, since the Hub counts who asks
+
+
+def check_rows(run: Any) -> None:
+    """Raise a ValueError for ways of making rows that do not go together."""
+    if run.pack and run.pad:
+        raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
+    if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
+        raise ValueError("--stride and --drop-tail are of windows: leave them out with --pack and --pad.")
+
+
+def check_tune(run: Run) -> None:
+    """Raise a ValueError where what is to be trained cannot be meant."""
+    if re.fullmatch(r"full|head|lora|last-(block|[1-9]\d*-blocks)", run.tune) is None:
+        raise ValueError(f"tune is {run.tune!r}; it is full, last-block, last-N-blocks, head or lora.")
+    if run.lora_dropout >= 1:
+        raise ValueError(f"lora_dropout is {run.lora_dropout}; it is less than 1.")
+    if run.tune == "lora" and run.model is None:
+        raise ValueError("--tune lora adapts a model that is there: give --model.")
+    of_lora = (item for item in fields(Run) if item.name.startswith(("lora_", "use_", "quantize_")))
+    given = next((item.name for item in of_lora if getattr(run, item.name) != item.default), None)
+    if given and run.tune != "lora":
+        raise ValueError(f"{given} is of LoRA: give --tune lora, or leave it out.")
+    if run.tune == "lora" and find_spec("peft") is None:
+        raise ValueError('peft is not installed; it is an extra: pip install -e ".[lora]"')
+
+
+def check_model_folder(name: str | None, field: str = "model") -> None:
+    """Raise a ValueError for a folder without model or adapter; a name that is no folder may be one on the Hub."""
+    if name is not None and not Path(name).exists() and (Path(name).is_absolute() or name.count("/") > 1):
+        raise ValueError(f"--{field} {name}: there is no such folder, and on the Hub a name has one slash.")
+    kinds = ("config.json", "adapter_config.json")
+    if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
+        hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
+        if (Path(name) / "state.json").exists():  # a checkpoint from before they kept it
+            hint = " Copy config.json and the tokenizer's files from its run's model/ into it."
+        raise ValueError(f"--{field} {name} is no model folder: it has no config.json.{hint}")
+
+
+OF_A_LAUNCH |= {"plan_devices", "plan_tflops"}
+
+
+def missed_shares(run: Any, sizes: dict[str, float], of: str) -> list[str]:
+    """A line for each held-out split that is far from the share that was asked for.
+
+    Args:
+        sizes: of each split, "train" too.
+        of: what they count: text, rows.
+    """
+    from scratch_gpt.data.splits import is_near
+
+    lines = []
+    for name in ("validation", "test"):
+        share, asked = sizes.get(name, 0) / sum(sizes.values()), getattr(run, f"{name}_fraction")
+        if name in sizes and not is_near(share, asked):
+            lines.append(
+                f"{name} is {100 * share:.1f} % of the {of}, not the {100 * asked:g} % of --{name}-fraction: some "
+                "rows that stay whole or together are too large for it. Give more rows, or another share."
+            )
+    return lines
+
+
+def data_sets(run: Any) -> list[str]:
+    """All sets that an evaluation measures."""
+    sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.questions]
+    return [path for path in sets if path is not None]

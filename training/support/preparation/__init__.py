@@ -1,0 +1,1 @@
+"""The stages of prepare.py and what they write."""

@@ -1,0 +1,226 @@
+"""Rows that are left -> files of a prepared folder: tokens, order, rows; and the lists and pages beside them.
+
+Not a recipe itself.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from scratch_gpt.conversion.load import load_model
+from scratch_gpt.data.filters.poisoning import gradient_scores, outliers
+from scratch_gpt.data.filters.quality import perplexity_outliers
+from scratch_gpt.data.manifest import hash_of
+from scratch_gpt.data.prepared.mixture import mix, target_shares
+from scratch_gpt.data.prepared.pipeline import MARKS, in_parts, removed_rows, rows_at, texts_of, texts_of_table
+from scratch_gpt.data.prepared.report import report_page
+from scratch_gpt.data.prepared.storage import PreparedRows
+from scratch_gpt.data.prepared.writing import Joined, Tokens, encode_part, write_documents, write_texts, write_windows
+from scratch_gpt.data.rows.collate import collate_rows
+from scratch_gpt.data.rows.windows import IGNORED, require_full_window
+from scratch_gpt.evaluation.losses import row_losses
+from scratch_gpt.tokenization.tokenizer import count_ids, decode, encode_batch, end_of_text_id, load_tokenizer
+from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.train.objectives import causal_lm
+from scratch_gpt.utils.files import write_text
+from scratch_gpt.utils.watchdog import beat
+from scratch_gpt_training.support.command_line import parse_numbers
+
+
+MANY = 4  # epochs; more add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
+EXAMPLES = 5  # of what each filter has removed, in the report
+COMPARED = 16_384  # rows whose gradients are compared with each other
+
+
+def progress_bar(what: str, unit: str = "part") -> Callable[[Iterable], Iterator]:
+    """Return a function that iterates with a progress bar, shown after a second, and calls `watchdog.beat`."""
+
+    def iterate(items: Iterable) -> Iterator:
+        for item in tqdm(items, desc=what, delay=1, unit=unit):
+            yield item
+            beat()
+
+    return iterate
+
+
+def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, out: Path) -> None:
+    """Training rows that a model finds unlikely or whose gradients look planted -> flagged.jsonl; none is removed."""
+    if run.reference_model is None:
+        return
+    model = load_model(run.reference_model).eval()
+    tokenizer = load_tokenizer(run.reference_model)
+    context, eos = model.config.max_position_embeddings, end_of_text_id(tokenizer)
+    texts = [
+        "\n".join(texts_of({name: value for name, value in row.items() if name not in MARKS}))
+        for of_corpus, found in zip(tables, splits, strict=True)
+        for row in rows_at(of_corpus, found["train"])
+    ]
+    rows = []
+    for text in texts:
+        ids = np.array([*encode_batch(tokenizer, [text])[0], eos][: context + 1])
+        rows.append(
+            {"input_ids": ids[:-1], "shift_labels": ids[1:]}
+            if len(ids) > 1
+            else {"input_ids": ids, "shift_labels": np.array([IGNORED])}
+        )
+    collate = partial(collate_rows, pad_token_id=eos)
+    found = {}
+    losses = row_losses(model, progress_bar("Scoring", "row")(rows), collate, causal_lm)
+    found["perplexity"] = [(int(n), float(np.exp(losses[n]))) for n in np.flatnonzero(perplexity_outliers(losses))]
+    if run.poisoning:
+        last = f"layers.{model.config.num_hidden_layers - 1}."
+        scores = np.empty(len(rows))
+        for start in range(0, len(rows), COMPARED):  # every row with those of its block
+            block = rows[start : start + COMPARED]
+            chosen = lambda name: last in name or "norm" in name.rsplit(".", 2)[-2]  # noqa: E731
+            scores[start : start + len(block)] = gradient_scores(model, causal_lm, block, collate, chosen)
+            beat()
+        found["poisoning"] = [(int(n), float(scores[n])) for n in outliers(scores)]
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "flagged.jsonl").open("w", encoding="utf-8") as lines:
+        for name, pairs in found.items():
+            selection.counts[name] = {"in": len(rows), "removed": 0, "flagged": len(pairs)}
+            for n, score in pairs:
+                line = {"filter": name, "score": score, "text": texts[n]}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def train_on_splits(run: Any, tables: list[list], splits: list[dict], work: Path):
+    """A tokenizer trained on the training documents, once: it is kept in `work`."""
+    folder = work / "tokenizer"
+    if not folder.exists():
+        print("Training a tokenizer")
+        texts = (
+            row["text"]
+            for of_corpus, split in zip(tables, splits, strict=True)
+            for row in rows_at(of_corpus, split["train"])
+        )
+        tokenizer = train_tokenizer(texts, run.vocab_size, seed=run.seed)
+        tokenizer.save_pretrained(folder.with_name(".writing-tokenizer"))
+        folder.with_name(".writing-tokenizer").replace(folder)
+    return load_tokenizer(folder)
+
+
+def encode(corpora: list, tables: list[list], splits: list[dict], tokenizer, work: Path) -> list:
+    """The token ids of each corpus' documents, under the numbers of their rows; none of a row that is in no split."""
+    encode_texts = partial(
+        encode_part,
+        encode_batch=partial(encode_batch, tokenizer),
+        eos_token_id=end_of_text_id(tokenizer),
+        vocab_size=count_ids(tokenizer),
+    )
+    found = []
+    for n, (corpus, of_corpus, of_splits) in enumerate(zip(corpora, tables, splits, strict=True)):
+        ends = [0]
+        for table in of_corpus:
+            ends.append(ends[-1] + len(table))
+        used = np.zeros(ends[-1], dtype=bool)
+        used[np.concatenate([*of_splits.values()])] = True
+        make = lambda k, t=of_corpus, e=ends, a=used: encode_texts(texts_of_table(t[k], a[e[k] : e[k + 1]]))  # noqa: E731
+        parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, progress_bar(f"Tokenizing {corpus.name}"))
+        found.append(Tokens(parts))
+    return found
+
+
+def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str):
+    """(source, document) of each document of a split in order, and for the training mixture what it came to be."""
+    numbers = {n: of_corpus[split] for n, of_corpus in enumerate(splits) if split in of_corpus}
+    if split != "train" or run.mixture is None:
+        source = np.concatenate([np.full(len(found), n, np.int16) for n, found in numbers.items()])
+        return source, np.concatenate([*numbers.values()]), None
+    sizes = {corpus.record["name"]: lengths[n][numbers[n]] for n, corpus in enumerate(corpora)}
+    tokens = {name: int(found.sum()) for name, found in sizes.items()}
+    weights = {corpus.record["name"]: corpus.weight for corpus in corpora}
+    given = None if run.mixture_epochs is None else parse_numbers(run.mixture_epochs, "mixture_epochs")
+    epochs = given and {corpus.record["name"]: given[corpus.name] for corpus in corpora}
+    asked = target_shares(tokens, None if None in weights.values() else weights, run.alpha)
+    mixture = mix(sizes, asked, run.seed, run.stopping_strategy, epochs)
+    document = np.empty(len(mixture.document), dtype=np.int64)
+    for n in numbers:
+        document[mixture.source == n] = numbers[n][mixture.document[mixture.source == n]]
+    for name, count in mixture.epochs.items():
+        if count > MANY:
+            print(f"{name} is given {count:.1f} times; {mixture.tokens[name]:,} tokens come of {tokens[name]:,}.")
+    record = {
+        "asked": None if epochs else asked,
+        "actual": mixture.shares,
+        "alpha": run.alpha if None in weights.values() and epochs is None else None,
+        "epochs": mixture.epochs,
+        "tokens": mixture.tokens,
+        "stopping_strategy": None if epochs else run.stopping_strategy,
+    }
+    return mixture.source, document, record
+
+
+def write_rows(run: Any, corpora: list, tokens: list, splits: list[dict], vocab_size: int, out: Path):
+    """Each split's rows as files; returns what the manifest says of them, and the tokens of each document."""
+    records, lengths, mixture = {}, {}, None
+    for name in split_names(splits):
+        source, document, made = order(run, corpora, [of_corpus.lengths for of_corpus in tokens], splits, name)
+        mixture = made or mixture
+        stream = Joined(tokens, source, document)
+        lengths[name] = np.diff(stream.ends, prepend=0)
+        progress, facts = progress_bar(f"Writing {name}"), {}
+        if run.pack or run.pad:
+            how = {"max_length": run.max_length, "pack": run.pack}
+            parts, padding, cut = write_documents(stream, out / name, vocab_size, progress, **how)
+            facts = {"padding_share": padding, "cut_share": cut} if run.pack else {"cut_share": cut}
+        else:
+            require_full_window(stream, run.max_length, name)
+            # The training windows may overlap; held-out tokens are asked once.
+            how = {"stride": run.stride, "overlap": run.overlap, "drop_tail": run.drop_tail} if name == "train" else {}
+            parts = write_windows(stream, out / name, vocab_size, progress, max_length=run.max_length, **how)
+        records[name] = {
+            "documents": len(document),
+            "bytes": sum(int(tokens[n].bytes[document[source == n]].sum()) for n in range(len(tokens))),
+            "rows": sum(part.rows for part in parts),
+            "tokens": len(stream),
+            "asked": sum(part.asked for part in parts),
+            **facts,
+            "sha256": hash_of([part.sha256 for part in parts]),
+        }
+    return records, mixture, lengths
+
+
+def write_cleaned(run: Any, corpora: list, tables: list[list], splits: list[dict], out: Path):
+    """Each split's cleaned rows as files; returns what the manifest says, and the bytes of each row."""
+    records, lengths, mixture = {}, {}, None
+    sizes = [np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus]) for of_corpus in tables]
+    for name in split_names(splits):
+        source, document, made = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
+        mixture = made or mixture
+        parts = write_texts(tables, source, document, out / name, progress_bar(f"Writing {name}"))
+        lengths[name] = np.concatenate([sizes[n][document[source == n]] for n in range(len(tables))])
+        records[name] = {
+            "documents": len(document),
+            "bytes": sum(int(sizes[n][document[source == n]].sum()) for n in range(len(tables))),
+            "rows": sum(rows for rows, _ in parts),
+            "sha256": hash_of([content for _, content in parts]),
+        }
+    return records, mixture, lengths
+
+
+def split_names(splits: list[dict]) -> list[str]:
+    """The splits that some corpus has, in their order."""
+    return [name for name in ("train", "validation", "test") if any(name in of_corpus for of_corpus in splits)]
+
+
+def write_report(manifest: dict[str, Any], corpora: list, tables: list, selection, lengths: dict, out: Path) -> None:
+    """report.html: the page of these data, with the first removed rows, and the fullest packed row in colours."""
+    examples: dict[str, list[tuple[str, str]]] = {name: [] for name in selection.names}
+    for line in removed_rows(corpora, tables, selection):
+        if len(examples[line["filter"]]) < EXAMPLES:
+            examples[line["filter"]].append((line["why"] or "", "\n".join(texts_of(line["row"]))[:500]))
+    row = pieces = None
+    if manifest["task"] == "pretrain":
+        rows = PreparedRows(out / "train")
+        some = [rows[k] for k in range(0, len(rows), max(1, len(rows) // 200))]
+        row = max(some, key=lambda row: (row["position_ids"] == 0).sum()) if "position_ids" in some[0] else some[0]
+        tokenizer = load_tokenizer(out / "tokenizer")
+        pieces = [decode(tokenizer, [id]) for id in row["input_ids"].tolist()]
+    write_text(out / "report.html", report_page(manifest, lengths=lengths, examples=examples, row=row, pieces=pieces))

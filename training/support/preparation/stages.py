@@ -1,0 +1,433 @@
+"""A parsed preparation -> a prepared folder: what may stand in it, and the stages in order. Not a recipe itself."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from functools import partial
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from scratch_gpt.data.filters.duplicates import (
+    SeenPassages,
+    contaminated_share,
+    exact_key,
+    near_duplicates,
+    ngram_hashes,
+    signatures,
+)
+from scratch_gpt.data.filters.person_names import names_finder
+from scratch_gpt.data.filters.privacy import mask_private
+from scratch_gpt.data.filters.quality import QualityRules, blocked_term, load_block_list, quality_problem
+from scratch_gpt.data.manifest import (
+    NAME,
+    changed_file,
+    file_record,
+    make_manifest,
+    manifest_text,
+    place,
+    read_manifest,
+    verify_files,
+)
+from scratch_gpt.data.prepared.pipeline import (
+    Filter,
+    Selection,
+    binary_column,
+    change_part,
+    clean_part,
+    first_of_its_kind,
+    in_parts,
+    part_bounds,
+    texts_of,
+    write_removed,
+)
+from scratch_gpt.data.prepared.writing import shared_schema
+from scratch_gpt.data.sources.documents import is_text, open_column, open_rows
+from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
+from scratch_gpt.tokenization.tokenizer import count_ids, fingerprint, load_tokenizer
+from scratch_gpt.utils.files import remove, remove_empty, write_text
+from scratch_gpt.utils.foreign import shown
+from scratch_gpt_training.support.command_line import parse_numbers
+from scratch_gpt_training.support.options import find_corpus
+from scratch_gpt_training.support.preparation.outputs import (
+    encode,
+    list_unusual,
+    progress_bar,
+    train_on_splits,
+    write_cleaned,
+    write_report,
+    write_rows,
+)
+from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled
+
+
+FORMAT = 3  # of the parts that an interrupted run leaves; another one starts anew
+OURS = {"train", "validation", "test", "tokenizer", "flagged.jsonl", "removed.jsonl"}  # of what a manifest may list
+
+
+class Corpus(NamedTuple):
+    """One source, opened."""
+
+    name: str  # as it was given; the record has the name under which it goes on record
+    rows: Any  # datasets.Dataset
+    record: dict[str, Any]
+    weight: float | None
+
+
+# --- The folder --------------------------------------------------------------------------------------------------
+
+
+def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[Path, bool]:
+    """The folder to work in, and whether this very preparation is done; ValueError where it may not be used."""
+    folder = Path(run.output_dir)
+    work = folder / ".work"
+    check_writable(folder)
+    found = work / "plan.txt"
+    is_ours = "plan" in _read_old(folder)
+    if is_filled(folder) and not is_ours and not found.is_file():
+        raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a preparation. Give another.")
+    if run.overwrite:
+        check_read_paths(run)
+    if is_ours and not run.overwrite:
+        manifest = read_manifest(folder)
+        if manifest.get("plan") != plan:
+            changed = changed_file(manifest["sources"], sources) or "the settings are others"
+            raise ValueError(
+                f"output_dir {run.output_dir} holds data that were prepared otherwise: {changed}. --overwrite true "
+                "replaces them, another --output-dir leaves them alone."
+            )
+        verify_files(folder, manifest)
+        for asked, name in ((run.report, "report.html"), (run.write_removed, "removed.jsonl")):
+            if asked and not (folder / name).exists():
+                raise ValueError(
+                    f"The data in {run.output_dir} are prepared already, and {name} is written while they are: "
+                    "--overwrite true makes them again."
+                )
+        return work, True
+    if found.exists() and found.read_text(encoding="utf-8") != plan:
+        if not run.overwrite:
+            raise ValueError(
+                f"output_dir {run.output_dir} holds an unfinished preparation of other data or settings. --overwrite "
+                "true drops it, another --output-dir leaves it alone."
+            )
+        remove(work)
+    if found.exists():
+        print(f"Going on with the preparation that {run.output_dir} holds.")
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(found, plan)
+    return work, False
+
+
+def make_plan(run: Any, sources: list[dict[str, Any]]) -> str:
+    """A hash of all that decides what comes out: the same plan, the same rows."""
+    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
+    config = {name: value for name, value in asdict(run).items() if name not in this_call}
+    if run.contamination:
+        config["contamination"] = open_rows(run.contamination, split=run.contamination_split).record
+    for name in ("tokenizer", "reference_model", "names_model", "block_list"):
+        path = Path(config[name]) if config[name] else None
+        if path is not None and path.exists():  # what it holds decides, not where it lies
+            files = sorted(file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+            config[name] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    content = json.dumps([FORMAT, config, sources], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+# --- The stages --------------------------------------------------------------------------------------------------
+
+
+def open_corpora(run: Any) -> list[Corpus]:
+    """Each source with its record; ValueError where one cannot be opened or holds no such column."""
+    mixture = {run.dataset: None} if run.mixture is None else parse_numbers(run.mixture, "mixture")
+    corpora = []
+    for (name, weight), recorded in zip(mixture.items(), _distinct(map(place, mixture)), strict=True):
+        dataset = find_corpus(run, name) if run.mixture else name
+        where = (dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+        source = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
+        rows = source.rows
+        for notice in source.notices:
+            print(shown(notice))
+        if run.deduplicate_passages is not None and _text_column(run, rows) is None:
+            raise ValueError(
+                f"--deduplicate-passages cuts the column {run.text_column!r}, and {name} has no such text, only "
+                f"{', '.join(rows.column_names)}: rows of messages, instructions or preferences cannot lose a part. "
+                "Choose another with --text-column, or leave it out."
+            )
+        record = {"name": recorded, **source.record, "rows": len(rows)}
+        corpora.append(Corpus(name, rows, record, weight))
+    if run.task == "text":
+        shared_schema([corpus.rows.features.arrow_schema for corpus in corpora])  # said now, and not after all work
+    return corpora
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    # corpora of different folders may end in the same name: books, books (2)
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name} ({n})" for n in count(2))
+        found.append(next(one for one in chain([name], numbered) if one not in found))
+    return found
+
+
+def _column_name(run: Any) -> str:
+    # open_column calls the text's column "text", whatever it was
+    return "text" if run.task == "pretrain" else run.text_column
+
+
+def _text_column(run: Any, rows: Any) -> str | None:
+    # where the text of these rows is; None for rows of messages, instructions or preferences
+    name = _column_name(run)
+    return name if is_text(rows.features.get(name)) else None
+
+
+def open_tokenizer(run: Any):
+    """The tokenizer that is asked for; None where one is to be trained on the text."""
+    if run.task == "text" or run.tokenizer in (None, "train"):
+        return None
+    return load_tokenizer(run.tokenizer, run.tokenizer_revision)
+
+
+def make_filters(run: Any) -> list:
+    """What each row is looked at for, in order."""
+    filters = [Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text")]
+    if run.quality or run.languages:
+        languages = tuple(code.strip().lower() for code in (run.languages or "").split(",") if code.strip())
+        no_rules = dict.fromkeys((item.name for item in fields(QualityRules)), None)
+        rules = QualityRules(**{**({} if run.quality else no_rules), "languages": languages})
+        name = "quality" if run.quality else "languages"
+        filters.append(Filter(name, problem=lambda text: quality_problem(text, rules=rules)))
+    if run.block_list:
+        patterns = load_block_list(run.block_list)
+        filters.append(Filter("block_list", problem=lambda text: blocked_term(text, patterns)))
+    if run.contamination:
+        rows = open_rows(run.contamination, split=run.contamination_split).rows
+        texts = ["\n".join(texts_of(row)) for row in rows]
+        hashes = ngram_hashes(texts, n=run.contamination_ngram)
+
+        def contaminated(text: str) -> str | None:
+            share = contaminated_share(text, hashes, n=run.contamination_ngram)
+            return f"{share:.0%} of its n-grams" if share > run.contamination_share else None
+
+        filters.append(Filter("contamination", problem=contaminated))
+    mask = partial(mask_private, find_names=None if run.names_model is None else names_finder(run.names_model))
+    if run.privacy_kinds is not None:
+        mask = partial(mask, kinds=[kind.strip() for kind in run.privacy_kinds.split(",")])
+    if run.privacy == "drop":
+
+        def found_kinds(text: str) -> str:
+            return ", ".join(kind for kind, count in mask(text)[1].items() if count)
+
+        filters.append(Filter("privacy", problem=lambda text: found_kinds(text) or None))
+    if run.privacy == "mask":
+        filters.append(Filter("privacy", change=lambda text: mask(text)[0]))
+    return filters
+
+
+def clean(run: Any, corpora: list[Corpus], filters: list, work: Path) -> list[list]:
+    """Corpora -> the tables of each, filtered and marked."""
+    sign = partial(signatures, ngram=run.duplicate_ngram) if run.deduplicate == "near" else None
+    key = exact_key if run.deduplicate != "off" else None
+    tables = []
+    for n, corpus in enumerate(corpora):
+        features, column = corpus.rows.features, _text_column(run, corpus.rows)
+        table = corpus.rows.with_format("arrow")[:].replace_schema_metadata(features.arrow_schema.metadata)
+        bounds = part_bounds(table)
+        make = lambda k, table=table, bounds=bounds, column=column: clean_part(  # noqa: E731
+            table.slice(bounds[k], bounds[k + 1] - bounds[k]), filters, key, sign, column
+        )
+        tables.append(in_parts(work / f"clean-{n}", len(bounds) - 1, make, progress_bar(f"Cleaning {corpus.name}")))
+    return tables
+
+
+def remove_duplicates(run: Any, tables: list, selection) -> None:
+    """Mark the rows that are there already; a near-duplicate is removed in favour of the first of its cluster."""
+    if run.deduplicate == "off":
+        return
+    keys = np.concatenate([*binary_column(tables, "_key", np.uint8)])
+    selection.remove_copies("exact_duplicates", first_of_its_kind(keys, selection.alive))
+    if run.deduplicate == "near":
+        alive = np.flatnonzero(selection.alive)
+        made = np.concatenate([*binary_column(tables, "_signature", np.uint32)])[alive]
+        first = np.arange(len(selection.by))
+        first[alive] = alive[near_duplicates(made, threshold=run.duplicate_threshold)]
+        selection.remove_copies("near_duplicates", first)
+
+
+def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
+    """The tables with every passage taken out that came before; a row of whose text nothing is left goes."""
+    if run.deduplicate_passages is None:
+        return tables
+    seen, column = SeenPassages(length=run.deduplicate_passages), _column_name(run)
+    starts = np.cumsum([0, *map(len, tables)])
+
+    def make(k: int):
+        alive = selection.alive[starts[k] : starts[k + 1]]
+        return change_part(tables[k], alive, column, lambda text: seen.remove(text)[0])
+
+    remove(work / "passages")  # what was seen is in no file: all parts are made again
+    cut = in_parts(work / "passages", len(tables), make, progress_bar("Cutting passages"))
+    emptied = np.concatenate([table.column("_emptied").to_numpy() for table in cut])
+    changed = np.concatenate([table.column("_shortened").to_numpy() for table in cut])
+    selection.remove("passages", emptied)
+    selection.counts["passages"]["changed"] = int(changed.sum())
+    return cut
+
+
+def _reasons(tables: list) -> str:
+    # "quality 200 (too_short 198, symbols 2), empty 3"
+    removed = Counter(name for table in tables for name in table.column("_removed").to_pylist() if name)
+    why = Counter(reason for table in tables for reason in table.column("_why").to_pylist() if reason)
+    reasons = ", ".join(f"{reason[:40]} {count}" for reason, count in why.most_common(3))
+    return ", ".join(f"{name} took {count}" for name, count in removed.most_common()) + f" (mostly {reasons})"
+
+
+def split(run: Any, corpora: list[Corpus], tables: list[list], selection) -> tuple[list[list], list[dict]]:
+    """The tables of each corpus, and {"train", "validation", "test"} -> numbers of its rows.
+
+    Rows of nothing but text are cut where whole ones would miss the shares; the pieces stand in a further table.
+    """
+    fractions = (run.validation_fraction, run.test_fraction)
+    check_fractions(*fractions)
+    cut, found, start = [], [], 0
+    for corpus, of_corpus in zip(corpora, tables, strict=True):
+        size = sum(map(len, of_corpus))
+        left = np.flatnonzero(selection.alive[start : start + size])
+        start += size
+        if len(left) == 0:
+            raise ValueError(f"Nothing of {corpus.name} is left after the filters: {_reasons(of_corpus)}.")
+        pieces: list[tuple[int, str]] = []
+        try:
+            if corpus.rows.column_names == [_column_name(run)]:
+                texts = pa.chunked_array([chunk for t in of_corpus for chunk in t.column(_column_name(run)).chunks])
+                sizes = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])[left]
+                text_of = lambda n, texts=texts, left=left: texts[int(left[n])].as_py()  # noqa: E731
+                numbers, pieces = split_texts(sizes, text_of, *fractions, run.seed)
+            else:
+                numbers = split_numbers(len(left), *fractions, run.seed)
+        except ValueError:
+            if len(corpora) == 1:
+                raise
+            print(f"{corpus.name} has {len(left)} document(s), all of which are trained on: too few to hold some out.")
+            numbers = {"train": np.arange(len(left))}
+        if pieces:
+            of_corpus = [*of_corpus, _as_table(of_corpus, [(left[n], text) for n, text in pieces], _column_name(run))]
+        every = np.concatenate([left, size + np.arange(len(pieces))])
+        cut.append(of_corpus)
+        found.append({name: every[chosen] for name, chosen in numbers.items()})
+    return cut, found
+
+
+def _as_table(tables: list, pieces: list[tuple[int, str]], column: str) -> pa.Table:
+    # pieces of rows as rows: what each is a piece of, with its own text
+    whole, texts = pa.concat_tables(tables), [text for _, text in pieces]
+    ours = {column: texts, "_bytes": [len(text.encode()) for text in texts]}
+    numbers = pa.array([number for number, _ in pieces])
+    return pa.table(
+        [
+            pa.array(ours[field.name], field.type) if field.name in ours else whole.column(field.name).take(numbers)
+            for field in whole.schema
+        ],
+        schema=whole.schema,
+    )
+
+
+def shares_of(tables: list[list], splits: list[dict]) -> dict[str, float]:
+    """Each split's share of the bytes of all, before a mixture repeats any."""
+    sizes: Counter = Counter()
+    for of_corpus, of_splits in zip(tables, splits, strict=True):
+        each = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])
+        sizes.update({name: int(each[chosen].sum()) for name, chosen in of_splits.items()})
+    return {name: size / max(1, sizes.total()) for name, size in sizes.items()}
+
+
+# --- All of it ---------------------------------------------------------------------------------------------------
+
+
+def prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path) -> dict[str, Any]:
+    """Go through the stages and leave a whole folder; returns its manifest.
+
+    Raises:
+        ValueError: these data with these settings lead to nothing; what was begun is removed.
+    """
+    try:
+        return _prepare(run, corpora, filters, tokenizer, plan, work)
+    except ValueError:
+        remove(work)
+        raise
+
+
+def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path) -> dict[str, Any]:
+    tables = clean(run, corpora, filters, work)
+    flat = [table for of_corpus in tables for table in of_corpus]
+    selection = Selection(flat, filters)
+    remove_duplicates(run, flat, selection)
+    rest = iter(cut_passages(run, flat, selection, work))
+    tables = [[next(rest) for _ in of_corpus] for of_corpus in tables]
+    tables, splits = split(run, corpora, tables, selection)
+
+    out = work / "out"
+    remove(out)
+    list_unusual(run, tables, splits, selection, out)
+    how: dict[str, Any] = {"plan": plan}
+    if run.task == "text":
+        records, mixture, lengths = write_cleaned(run, corpora, tables, splits, out)
+    else:
+        tokenizer = tokenizer or train_on_splits(run, tables, splits, work)
+        tokens = encode(corpora, tables, splits, tokenizer, work)
+        records, mixture, lengths = write_rows(run, corpora, tokens, splits, count_ids(tokenizer), out)
+        tokenizer.save_pretrained(out / "tokenizer")
+        how["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+        how |= {"max_length": run.max_length, "stride": run.stride or run.max_length, "pack": run.pack, "pad": run.pad}
+    for name, share in shares_of(tables, splits).items():
+        records[name]["share"] = share
+    if run.write_removed:
+        write_removed(corpora, flat, selection, out / "removed.jsonl")
+    files = [file_record(path, path.relative_to(out).as_posix()) for path in sorted(out.rglob("*")) if path.is_file()]
+    sources = [corpus.record for corpus in corpora]
+    manifest = make_manifest(run.task, sources, records, selection.counts, mixture, files, **how)
+    if run.report:
+        write_report(manifest, corpora, flat, selection, lengths, out)
+
+    folder = Path(run.output_dir)
+    remove_old(folder)  # from here until the manifest is written again nothing is prepared
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        target = folder / path.relative_to(out)
+        if target.parent.is_symlink():
+            remove(target.parent)
+        target.parent.mkdir(exist_ok=True)
+        path.replace(target)
+    write_text(folder / NAME, manifest_text(manifest))
+    remove(work)
+    return manifest
+
+
+def remove_old(folder: Path) -> None:
+    """Remove a preparation: what its manifest lists, the page about it, the manifest; nothing else in the folder."""
+    manifest = _read_old(folder)
+    if "plan" not in manifest:
+        return
+    names = [Path(file["name"]) for file in manifest.get("files", [])]
+    listed = [name for name in names if {*name.parts[:1]} & OURS and ".." not in name.parts]
+    tops = {folder / name.parts[0] for name in listed if len(name.parts) > 1}
+    for top in tops:
+        if top.is_symlink():
+            remove(top)
+    for name in [*listed, Path("report.html"), Path(NAME)]:
+        remove(folder / name)
+    for top in tops:
+        remove_empty(top)
+
+
+def _read_old(folder: Path) -> dict[str, Any]:
+    # The manifest of a preparation, of an older version's too; empty where none of ours is there.
+    try:
+        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        _ = [Path(file["name"]) for file in manifest.get("files", [])]
+        return manifest if {"plan", "sources", "splits"} <= manifest.keys() else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}

@@ -1,0 +1,1 @@
+"""Run a recipe: set-up, training, resuming, results, seeds."""

@@ -1,0 +1,147 @@
+"""One run at several learning rates -> a run folder each, one table, the best rate. Not a recipe itself."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scratch_gpt.train.loop import Diverged
+from scratch_gpt.utils.files import write_text
+from scratch_gpt.utils.foreign import read_json
+from scratch_gpt_training.support.command_line import one_clear_line, parse_rates
+from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
+from scratch_gpt_training.support.run.runner import finish, run_task
+from scratch_gpt_training.support.run.setup import clear, hold_output, prepare
+
+
+NAME = "sweep.json"
+
+
+def run_rates(run: Any, build: Callable, describe: Callable) -> None:
+    """Train the run once at each of its `learning_rates`; `build`, `describe` as for run_task.
+
+    A rate that diverges is a result like another. Resumed, a sweep goes on with each rate that is not at its end; one
+    whose loss was not finite is left as it is.
+    """
+    with one_clear_line():
+        lock = hold_output(run)
+    with lock:
+        accelerators = _run_rates(run, build, describe)
+    if accelerators:
+        finish(run, accelerators[-1])
+
+
+def _run_rates(run: Any, build: Callable, describe: Callable) -> list[Any]:
+    with one_clear_line():
+        runs = runs_of(run)
+        known = read_table(run)
+        lost = {name for name, found in known.items() if found["loss"] is None}
+        starts = {rate: prepare(each) for rate, each in runs.items() if f"{rate:g}" not in lost}
+    table, accelerators = {rate: known[f"{rate:g}"] for rate in runs if rate not in starts}, []
+    is_main = True
+    for rate, start in starts.items():
+
+        def begin(accelerator) -> None:
+            if not accelerators and run.overwrite and accelerator.is_main_process:
+                clear(Path(run.output_dir))
+            write_whole(run, runs, accelerator)
+            accelerators.append(accelerator)
+
+        if os.environ.get("RANK", "0") == "0":
+            print(f"--- learning rate {rate:g}")
+        try:
+            accelerators.append(run_task(runs[rate], start, validated(build), describe, begin))
+            write_whole(run, runs, accelerators[-1])  # resumed, a rate that is finished begins nothing
+            table[rate] = result_of(runs[rate])
+        except SystemExit as ending:
+            if not isinstance(ending.__cause__, Diverged):
+                raise
+            table[rate] = {"loss": None, "diverged": True}
+        accelerators[-1].free_memory()  # the next rate has a model of its own
+        is_main = accelerators[-1].is_main_process
+        if is_main:
+            write_table(run, table)
+    if is_main:
+        print(show(run, {rate: table[rate] for rate in runs}))
+    return accelerators
+
+
+def write_whole(run: Any, runs: dict[float, Any], accelerator) -> None:
+    """run.yaml of several rates, as they are asked for now."""
+    if accelerator.is_main_process:
+        write_run_yaml(run, Path(run.output_dir), {"runs": [Path(each.output_dir).name for each in runs.values()]})
+    accelerator.wait_for_everyone()
+
+
+def validated(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same task, or a ValueError where it holds nothing to compare rates by."""
+
+    def checked(run: Any) -> Any:
+        task = build(run)
+        if "validation" not in task.rows:
+            raise ValueError(f"Rates are compared by validation loss, and {run.dataset} has no such split.")
+        return task
+
+    return checked
+
+
+def runs_of(run: Any) -> dict[float, Any]:
+    """The run of each rate, in output_dir/rate-R.
+
+    Raises:
+        ValueError: output_dir cannot be used, or what is asked beside does not go with several rates.
+    """
+    if getattr(run, "seeds", 1) > 1 or run.push_to_hub is not None:
+        raise ValueError("Rates are compared on one seed, and none is published: leave --seeds and --push-to-hub out.")
+    if run.validation_fraction == 0:
+        raise ValueError("Rates are compared by validation loss: give --validation-fraction a share.")
+    if run.resume not in (None, "latest"):
+        raise ValueError(f"--resume {run.resume} is one rate's checkpoint; with --learning-rates give `latest`.")
+    folder = check_output_dir(run)
+    if (folder / "checkpoints").is_dir() and not run.overwrite:
+        raise ValueError(f"output_dir {folder} holds a run of one rate. Give another for several.")
+    return {
+        rate: replace(run, learning_rates=None, learning_rate=rate, output_dir=f"{run.output_dir}/rate-{rate:g}")
+        for rate in parse_rates(run.learning_rates)
+    }
+
+
+def result_of(run: Any) -> dict[str, Any]:
+    """{"loss", "diverged"} of a finished run: diverged is also what ends no better than it began."""
+    results = json.loads((Path(run.output_dir) / "evaluation.json").read_text(encoding="utf-8"))["results"]
+    loss, before = results["validation"]["loss"], results["before/validation"]["loss"]
+    is_finite = math.isfinite(loss)
+    return {"loss": loss if is_finite else None, "diverged": not (is_finite and loss < before)}
+
+
+def read_table(run: Any) -> dict[str, dict[str, Any]]:
+    """What a sweep that is resumed has found, by the rate as it is written."""
+    file = Path(run.output_dir) / NAME
+    return read_json(file).get("rates", {}) if run.resume is not None and file.exists() else {}
+
+
+def write_table(run: Any, table: dict[float, dict[str, Any]]) -> None:
+    """sweep.json of what is known so far."""
+    rates = {f"{rate:g}": found for rate, found in sorted(table.items())}
+    write_text(Path(run.output_dir) / NAME, json.dumps({"format_version": 1, "rates": rates}, indent=2) + "\n")
+
+
+def show(run: Any, table: dict[float, dict[str, Any]]) -> str:
+    """The table as text, with the best rate of those that learned."""
+    learned = {rate: found["loss"] for rate, found in table.items() if not found["diverged"]}
+    best = min(learned, key=learned.get, default=None)
+    lines = [f"\n{'learning rate':>13}  {'validation loss':>15}  diverged"]
+    for rate, found in table.items():
+        loss = "-" if found["loss"] is None else f"{found['loss']:.4f}"
+        lines.append(f"{rate:>13g}  {loss:>15}  {'yes' if found['diverged'] else 'no'}{'  best' * (rate == best)}")
+    if best is None:
+        return "\n".join([*lines, "None of them learned: try lower ones."])
+    return "\n".join(
+        [*lines, f"Best: --learning-rate {best:g}. Written: {run.output_dir}/{NAME}, a run folder of each rate"]
+    )
+
+
+__all__ = ["run_rates"]

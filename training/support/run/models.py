@@ -1,0 +1,116 @@
+"""What a run says of its model and tokenizer -> both, new or loaded. Not a recipe itself."""
+
+import os
+from collections.abc import Iterable
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
+from scratch_gpt.conversion.load import load_model
+from scratch_gpt.finetuning.adapter_files import identify_base
+from scratch_gpt.tokenization.chat_templates import FORMATS, choose_format, store_format
+from scratch_gpt.tokenization.tokenizer import count_ids, end_of_text_id, load_tokenizer
+from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.train.accelerator import compile_options
+from scratch_gpt.train.costs import Tune, all_parameters, memory
+from scratch_gpt_training.support.command_line import parse_overrides
+from scratch_gpt_training.support.options import Run, trains_tokenizer, vocabulary_size
+
+
+def open_tokenizer(run: Run, texts: Iterable[str]):
+    """The tokenizer that the run names, its model's, or one that is trained on the texts."""
+    if trains_tokenizer(run):
+        rarest = 1 if run.tokenizer_kind == "char" else 2  # every character there is, but no merge seen once
+        return train_tokenizer(texts, vocabulary_size(run), kind=run.tokenizer_kind, min_frequency=rarest)
+    name = run.tokenizer or run.model
+    return load_tokenizer(name, run.model_revision if name == run.model else None)
+
+
+def small_vocabulary(run: Run, tokenizer) -> list[str]:
+    """Return a notice if the tokenizer was trained and has fewer tokens than it was to have, else nothing."""
+    size = count_ids(tokenizer)
+    # A text has few characters: there the default is no wish.
+    is_meant = trains_tokenizer(run) and (run.vocab_size is not None or run.tokenizer_kind != "char")
+    if not is_meant or size >= vocabulary_size(run):
+        return []
+    return [f"Vocabulary: {size:,} tokens instead of {vocabulary_size(run):,}: the text yields no more."]
+
+
+def small_preset(run: Run, config: ScratchGPTConfig, classes: int | None = None) -> list[str]:
+    """Return a notice if a new model has one of GPT-2's sizes without GPT-2's vocabulary, else nothing."""
+    if run.model is not None or not (run.preset or "").startswith("gpt2"):
+        return []
+    whole = ScratchGPTConfig.from_preset(run.preset).vocab_size
+    if config.vocab_size >= whole:
+        return []
+    full = ScratchGPTConfig.from_dict({**config.to_dict(), "vocab_size": whole})
+    return [
+        f"--preset {run.preset} with a vocabulary of {config.vocab_size:,} tokens has "
+        f"{all_parameters(config, classes):,} parameters; with GPT-2's {whole:,} tokens (--tokenizer "
+        f"openai-community/gpt2) it has {all_parameters(full, classes):,}."
+    ]
+
+
+def check_memory(run: Run, config: ScratchGPTConfig, classes: int | None = None) -> None:
+    """Raise a ValueError if a step of a new model, of one token, takes more memory than the machine has."""
+    tune, processes = Tune(run.tune, run.lora_rank, run.lora_targets), int(os.environ.get("WORLD_SIZE", "1"))
+    needed = memory(config, 1, 1, half=False, tune=tune, classes=classes, optimizer=run.optimizer).peak / processes
+    has_gpu = run.device in ("auto", "cuda") and torch.cuda.is_available()
+    there = torch.cuda.mem_get_info()[1] if has_gpu else psutil.virtual_memory().total
+    if needed > there:
+        raise ValueError(
+            f"A model of {all_parameters(config, classes):.2e} parameters takes {needed / 1e9:,.0f} GB of memory, and "
+            f"there are {there / 1e9:,.0f}. Choose a smaller --preset, --vocab-size or --config-overrides."
+        )
+
+
+def build_model(
+    run: Run, tokenizer, max_length: int | None, model_class: type[PreTrainedModel] = ScratchGPTForCausalLM
+) -> PreTrainedModel:
+    """A new model of `preset` for this tokenizer and rows, or the one that `model` names, in fp32."""
+    rates = ("embed_dropout", "attention_dropout", "resid_dropout")
+    changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
+    torch.manual_seed(run.seed)
+    if run.model is None:
+        fields = {
+            "vocab_size": count_ids(tokenizer),
+            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+            # A position that no row reaches would stay random: the context of a new model is its rows' length.
+            **({} if max_length is None else {"max_position_embeddings": max_length}),
+        }
+        overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
+        config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**fields, **changes, **overrides})
+        check_memory(run, config)
+        model = model_class(config)
+    else:
+        model = load_model(run.model, run.model_revision, model_class, **changes)
+        model.base_identity = identify_base(model, run.model)
+    if max_length is not None and max_length > model.config.max_position_embeddings:
+        raise ValueError(
+            f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
+        )
+    if run.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if run.compile:
+        model.compile(options=compile_options())
+    return model
+
+
+def build_chat_lm(run: Run, tokenizer) -> tuple[ScratchGPTForCausalLM, list[str]]:
+    """The model, and what to say of it; it and the tokenizer keep the run's `prompt_format`, or have their own."""
+    end_of_text_id(tokenizer)
+    name = choose_format(tokenizer, run.prompt_format, replace=True)
+    new = set(FORMATS[name].tokens if name in FORMATS else ()) - set(tokenizer.all_special_tokens)
+    if new and run.tune != "full":
+        raise ValueError(
+            f"The format {name} needs {', '.join(sorted(new))}, which this model has never learned, and --tune "
+            f"{run.tune} does not learn them. Choose --prompt-format alpaca, or --tune full."
+        )
+    model = build_model(run, tokenizer, run.max_length)
+    notices = [f"Format: {name}", *store_format(tokenizer, name, model)]
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # what is filled is never asked: nothing has to be resized
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, notices

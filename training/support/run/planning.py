@@ -1,0 +1,251 @@
+"""What a run says -> what it would cost, before any data or weights are read (--plan). Not a recipe itself."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
+from scratch_gpt.conversion.load import with_fused_gelu
+from scratch_gpt.data.manifest import is_prepared, read_manifest
+from scratch_gpt.tokenization.tokenizer import count_ids, load_tokenizer
+from scratch_gpt.train.accelerator import best_attention, describe_device, make_accelerator
+from scratch_gpt.train.batches import Share
+from scratch_gpt.train.costs import (
+    Memory,
+    Tune,
+    all_parameters,
+    compute_optimal_tokens,
+    memory,
+    rehearsal_shape,
+    row_flops,
+    step_seconds,
+    trained_parameters,
+)
+from scratch_gpt.train.machine_probe import bandwidth, matmul_rate, rehearse
+from scratch_gpt.train.optimizers import make_optimizer
+from scratch_gpt.utils.foreign import one_error
+from scratch_gpt_training.support.command_line import parse_overrides
+from scratch_gpt_training.support.options import Run, trains_tokenizer, vocabulary_size
+from scratch_gpt_training.support.run.models import check_memory, small_preset
+
+
+READING = 2**26  # bytes that reading and tokenizing a text leaves taken; more where the data are held in memory
+PROBED = 0.4  # seconds of matrix products that one timed step of the probe may take
+
+
+class Plan(NamedTuple):
+    """What a run would cost; seconds are of training alone, at rows that are all full."""
+
+    device: str
+    processes: int
+    threads: int
+    precision: str
+    matmul_rate: float  # FLOP/s of one process
+    bandwidth: float  # bytes/s
+    parameters: int
+    trained: int
+    step_tokens: int
+    step_flops: int
+    step_seconds: float
+    tokens: int | None  # of the run, where something other than its data says how long it is
+    memory: Memory
+    program: int  # bytes of Python, its libraries and what they need to read data
+    peak: int  # bytes of a process
+    notices: list[str]
+
+
+def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, int | None]:
+    """The model's config, the tokens of a row, and the rows of an epoch where they are known."""
+    rates = ("embed_dropout", "attention_dropout", "resid_dropout")
+    changes: dict[str, Any] = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
+    prepared = read_manifest(run.dataset) if classes is None and is_prepared(run.dataset) else None
+    length = run.max_length if prepared is None else prepared["max_length"]
+    rows = None if prepared is None else prepared["splits"]["train"].get("rows")
+    if run.model is not None:
+        if (Path(run.model) / "adapter_config.json").exists():
+            raise ValueError(f"--model {run.model} is an adapter: a plan is made of the model that it adapts.")
+        with one_error(f"--model {run.model}: its config cannot be read"):
+            found, _ = ScratchGPTConfig.get_config_dict(run.model, revision=run.model_revision)
+            if found.get("model_type") != ScratchGPTConfig.model_type:
+                raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained.")
+            config = ScratchGPTConfig.from_dict(found)  # changed after it is read: a GPT-2 file has names of its own
+            config.update(with_fused_gelu(found, changes))
+    else:
+        if prepared is not None:
+            changes["vocab_size"] = prepared["tokenizer"]["vocab_size"]
+        elif trains_tokenizer(run):
+            changes["vocab_size"] = vocabulary_size(run)
+        else:
+            changes["vocab_size"] = count_ids(load_tokenizer(run.tokenizer))
+        changes |= {} if length is None else {"max_position_embeddings": length}
+        overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
+        config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**changes, **overrides})
+    context = config.max_position_embeddings
+    if length is not None and length > context:
+        raise ValueError(f"max_length {length} is more than the model's context, {context} tokens.")
+    return config, length or context, rows
+
+
+def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
+    """Count, and probe this machine for about two seconds.
+
+    Args:
+        classes: of a classifier.
+        sequences: texts that a row of data has.
+    """
+    if run.quantize_base != "no":
+        raise ValueError("A plan counts the base in 32 bits: leave --quantize-base out.")
+    config, length, rows = read_config(run, classes)
+    tune = Tune(run.tune, run.lora_rank, run.lora_targets)
+    accelerator = make_accelerator(run.device, run.mixed_precision, run.expect_processes)
+    device, precision, processes = accelerator.device, accelerator.mixed_precision, accelerator.num_processes
+    attention = best_attention(device.type, precision, length)
+    per_batch = sequences * run.batch_size
+    load_what_a_run_loads()
+    rate = matmul_rate(device, precision)
+    program = psutil.Process().memory_info().rss + READING
+    needed = memory(
+        config,
+        per_batch,
+        length,
+        half=precision != "no",
+        flash=attention == "sdpa",
+        on_cpu=device.type == "cpu",
+        recompute=run.gradient_checkpointing,
+        accumulates=run.accumulation_steps > 1,
+        processes=processes,
+        tune=tune,
+        classes=classes,
+        optimizer=run.optimizer,
+    )
+    shape = rehearsal_shape(per_batch, length, config, rate * PROBED)
+    small = small_model(run, config, attention, device, shape, classes)
+    rehearsal = rehearse(*small, *shape, precision, run.optimizer)
+    seconds = step_seconds(config, rehearsal, per_batch, length, run.accumulation_steps, tune, classes)
+    batch = Share(run.batch_size, run.accumulation_steps, processes).global_batch
+    return Plan(
+        device=describe_device(device),
+        processes=processes,
+        threads=torch.get_num_threads(),
+        precision="fp32" if precision == "no" else precision,
+        matmul_rate=rate,
+        bandwidth=bandwidth(device),
+        parameters=all_parameters(config, classes),
+        trained=trained_parameters(config, tune, classes),
+        step_tokens=batch * sequences * length,
+        step_flops=batch * sequences * row_flops(config, length, tune, classes),
+        step_seconds=seconds,
+        tokens=count_tokens(run, batch, sequences * length, rows),
+        memory=needed,
+        program=program,
+        peak=program + needed.peak,
+        notices=small_preset(run, config, classes),
+    )
+
+
+def load_what_a_run_loads() -> None:
+    """So that this process is as large as a run before its model; the first optimizer, too, loads parts of torch."""
+    import datasets  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+
+    from scratch_gpt_training.support.run import runner  # noqa: F401
+
+    make_optimizer(torch.nn.Linear(1, 1), 1e-4, 0.1)
+
+
+def small_model(run: Run, config: ScratchGPTConfig, attention: str, device, shape: tuple[int, int], classes):
+    """(a model of two blocks with weights of no meaning, what it loses on rows of this shape)."""
+    kind = ScratchGPTForCausalLM if classes is None else ScratchGPTForSequenceClassification
+    two = ScratchGPTConfig.from_dict({**config.to_dict(), "num_hidden_layers": 2, "num_labels": classes or 2})
+    check_memory(run, two, classes)
+    with torch.device("meta"):
+        model = kind._from_config(two, attn_implementation=attention)
+    model = model.to_empty(device=device).train()
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 0.02)
+    if classes is None:
+        model.tie_weights()
+    if run.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    ids = torch.arange(math.prod(shape), device=device).view(shape) % config.vocab_size
+
+    def loss(model) -> torch.Tensor:
+        if classes is None:
+            return model(ids, shift_labels=ids, use_cache=False).loss
+        return model(ids, use_cache=False).logits.float().logsumexp(-1).sum()
+
+    return model, loss
+
+
+def count_tokens(run: Run, batch: int, tokens_per_row: int, rows: int | None) -> int | None:
+    """Of the run, by the first of its limits that needs no data; None where there is none."""
+    limits = []
+    if run.max_steps is not None:
+        limits.append(run.max_steps)
+    if run.max_tokens is not None:
+        limits.append(math.ceil(run.max_tokens / (batch * tokens_per_row)))
+    if rows is not None and (run.epochs is not None or not limits):
+        limits.append(math.ceil((run.epochs or 3) * rows / batch))
+    return min(limits) * batch * tokens_per_row if limits else None
+
+
+# --- As text -----------------------------------------------------------------------------------------------------
+
+
+def print_plan(run: Run, classes: int | None = None, sequences: int = 1) -> None:
+    """Say what the run would cost, on the main process."""
+    plan = make_plan(run, classes, sequences)
+    if int(torch.distributed.is_initialized() and torch.distributed.get_rank()) == 0:
+        sys.stdout.write(show(plan, run))
+
+
+def show(plan: Plan, run: Run) -> str:
+    """A plan in lines."""
+    needed = plan.memory
+    trained = "all" if plan.trained == plan.parameters else f"{plan.trained:,}"
+    parts = ("weights", "gradients", "optimizer", "activations", "logits")
+    split = ", ".join(f"{name} {gigabytes(getattr(needed, name))}" for name in parts)
+    best = compute_optimal_tokens(plan.parameters)
+    rows = [("a step", plan.step_tokens)]
+    if plan.tokens is not None:
+        rows.append(("this run", plan.tokens))
+    rows.append(("compute-optimal", best))
+    devices = f"{run.plan_devices} of {run.plan_tflops:g} TFLOP/s" if run.plan_tflops is not None else ""
+    table = [f"{'':>16} {'tokens':>18} {'FLOPs':>9} {'here':>14}  {devices}"]
+    for name, tokens in rows:
+        flops = plan.step_flops / plan.step_tokens * tokens
+        here = plan.step_seconds / plan.step_tokens * tokens
+        there = "" if run.plan_tflops is None else duration(flops / (run.plan_devices * run.plan_tflops * 1e12))
+        table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(here):>14}  {there}".rstrip())
+    rate = plan.step_flops / plan.step_seconds / 1e9
+    untold = "" if plan.tokens else "\nHow long the run is, its data say: --max-steps or --max-tokens say it here."
+    notices = "".join(f"{notice}\n" for notice in plan.notices)
+    return f"""Plan: nothing is read, nothing is trained.
+{notices}Model: {plan.parameters:,} parameters, trained: {trained}
+This machine: {plan.device}, {plan.processes} process(es) of {plan.threads} thread(s), {plan.precision}: matrix \
+products {plan.matmul_rate / 1e9:,.0f} GFLOP/s, memory {plan.bandwidth / 1e9:,.0f} GB/s
+Memory of a process: {gigabytes(plan.peak)} GB at its peak ({split}, program {gigabytes(plan.program)})
+{chr(10).join(table)}
+Time is that of training alone, of rows that are all full: {rate:,.0f} GFLOP/s here. Compute-optimal from scratch are \
+about 20 tokens a parameter (Hoffmann et al. 2022).{untold}
+"""
+
+
+def gigabytes(size: float) -> str:
+    """Bytes -> GB of 10 ** 9."""
+    return f"{size / 1e9:,.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds -> two digits of what can be imagined."""
+    for unit, least in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * least:
+            return f"{seconds / least:,.1f} {unit}"
+    return f"{seconds:.2f} seconds" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+__all__ = ["make_plan", "print_plan"]

@@ -1,0 +1,147 @@
+"""Save a finished run: the model, evaluation.json, plots and the last lines that are printed."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from transformers.utils import logging
+
+from scratch_gpt.finetuning.lora import has_lora, merged_state, save_adapter
+from scratch_gpt.runs.folder import STEP, read_metrics, replace_folder
+from scratch_gpt.train.checkpoints import check_written, load_weights, tensor_shapes, whole_weights
+from scratch_gpt.train.loop import Progress
+from scratch_gpt.utils.files import DRAFT, remove, write_text
+from scratch_gpt.utils.foreign import shown
+from scratch_gpt.utils.loading import load_complete
+from scratch_gpt_training.support.options import Run
+from scratch_gpt_training.support.run.task import Task
+
+
+PREFIXES = {"validation": "eval_", "seen": "train_", "test": "test_"}  # of a split's names in metrics.jsonl
+
+
+def _unprefixed(line: dict[str, Any] | None, prefix: str = "eval_") -> dict[str, float] | None:
+    found = {name.removeprefix(prefix): value for name, value in (line or {}).items() if name.startswith(prefix)}
+    return found or None
+
+
+def model_files(task: Task) -> dict[str, bytes]:
+    # What a model folder has beside its weights: config, generation config, code, tokenizer.
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        task.model.save_pretrained(folder, state_dict={})
+        task.tokenizer.save_pretrained(folder)
+        files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
+
+
+def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step: int) -> None:
+    # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all. With LoRA, the
+    # merged model; and what was learned alone in adapter/, that of model/.
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    tensors = {"state_dict": whole_weights(model)} if sharded else {}  # on every process
+    whole = accelerator.unwrap_model(model)
+
+    def write(target: Path, save_weights: Callable[[Path], Any]) -> None:
+        if accelerator.is_main_process:
+            draft = target.with_name(DRAFT + target.name)
+            remove(draft)
+            save_weights(draft)
+            tokenizer.save_pretrained(draft)
+            (draft / STEP).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+            replace_folder(draft, target)
+
+    def save_weights(draft: Path) -> None:
+        merged = {"state_dict": merged_state(whole)} if has_lora(whole) else tensors
+        whole.save_pretrained(draft, **merged)
+        with torch.device("meta"):
+            plain = type(whole)._from_config(whole.config) if has_lora(whole) else whole
+        check_written(sorted(draft.glob("*.safetensors")), tensor_shapes(plain))
+
+    if has_lora(whole) and folder.name == "model":
+        save("adapter/", lambda: write(folder.with_name("adapter"), partial(save_adapter, whole)))
+    save(f"{folder.name}/", lambda: write(folder, save_weights))
+
+
+def load_best(accelerator, model, prepared, folder: Path):
+    # The prepared model with the weights of model/; LoRA's are merged there, so that they need a model of their own.
+    best = load_complete(type(model), folder, attn_implementation=model.config._attn_implementation)
+    if has_lora(model):
+        return accelerator.prepare_model(best, evaluation_mode=True)
+    load_weights(prepared, best.state_dict())
+    return prepared
+
+
+def plot_run(accelerator, folder: Path, run: Run, task: Task) -> None:
+    metrics = read_metrics(folder / "metrics.jsonl") if accelerator.is_main_process else []
+    if metrics:
+        model, dataset = (Path(name).name for name in (run.model or run.preset or "tiny", run.dataset))
+        task.draw(metrics, folder / "loss.png", title=shown(f"{model} on {dataset}"))
+
+
+def write_evaluation(
+    run: Run, task: Task, folder: Path, progress: Progress, test, tables: dict[str, Any], last_is_best: bool
+) -> dict[str, dict[str, float]]:
+    by_step = {line["step"]: line for line in read_metrics(folder / "metrics.jsonl") if "eval_loss" in line}
+    chosen = progress.step if last_is_best else progress.best_step
+    results = {
+        **{f"before/{split}": _unprefixed(by_step.get(0), PREFIXES[split]) for split in ("validation", "test")},
+        "train": _unprefixed(by_step.get(chosen), PREFIXES["seen"]),
+        "validation": _unprefixed(by_step.get(chosen)),
+        "test": test,
+    }
+    results = {name: values for name, values in results.items() if values is not None}
+    content = {
+        "format_version": 1,
+        "protocol": {
+            "model": "model/",
+            "step": chosen,
+            "chosen_by": "last step" if last_is_best else "lowest validation loss",
+            "eval_batches": run.eval_batches,
+            **task.facts,
+        },
+        "results": results,
+        "tables": {"test": tables} if tables else {},
+    }
+    write_text(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
+    return results
+
+
+def closing_lines(run: Run, task: Task, progress: Progress, steps: int, results: dict[str, dict[str, float]]) -> str:
+    folder = run.output_dir
+    end = f"{progress.step} steps, {progress.tokens:,} tokens"
+    if progress.stopped_early:
+        end += f" (stopped before step {steps})"
+    if "test" in results:
+        before = results.get("before/test", {})
+        scores = (
+            f"{name} {value:.4f}{f' (before {before[name]:.4f})' if name in before else ''}"
+            for name, value in results["test"].items()
+        )
+        end += f". On the test split: {', '.join(scores)}"
+    then = "".join(f"\n  {command.format(folder=folder)}" for command in task.next_steps)
+    alone = f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
+    adapter = alone if run.tune == "lora" else ""
+    return f"""
+{end}. Written:
+  {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it{adapter}
+  {folder}/loss.png         the picture of this run
+  {folder}/metrics.jsonl    every number of it; evaluation.json has the last ones, run.yaml how it was made
+Next:{then}"""

@@ -1,0 +1,171 @@
+"""What a checkpoint was made with against what is asked now -> refused, said, or nothing. Not a recipe itself."""
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from scratch_gpt.train.batches import Share
+from scratch_gpt.train.checkpoints import take_fields
+from scratch_gpt_training.support.options import Run, peak_rate, vocabulary_size
+from scratch_gpt_training.support.run.output_dir import relative
+
+
+# Fields that decide what is learned. (Those that name data or a model decide by what they name: its hash, its config.)
+PROMISED = {
+    *("seed", "batch_size", "accumulation_steps", "learning_rate", "min_learning_rate", "warmup_steps"),
+    *("optimizer", "beta2", "schedule"),
+    *(
+        "weight_decay",
+        "max_grad_norm",
+        "max_length",
+        "stride",
+        "overlap",
+        "drop_tail",
+        "pack",
+        "pad",
+        "mask_inputs",
+        "balance",
+        "streaming",
+        "stream_lanes",
+    ),
+    *("tune", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_init", "use_rslora", "use_dora"),
+    *("quantize_base", "loss_type", "beta", "simpo_gamma"),
+}
+THIS_LAUNCH = {
+    "resume",
+    "manifest",
+    "overwrite",
+    "allow_changed",
+    "output_dir",
+    "expect_processes",
+    "hang_timeout",
+    "push_to_hub",
+    "learning_rates",
+    "plan",
+    "plan_devices",
+    "plan_tflops",
+}  # no part of the run
+NOT_SHAPE = {"transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype"}
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy")
+
+
+def make_record(run: Run, model_config: dict[str, Any], data: dict[str, Any], accelerator) -> dict[str, Any]:
+    """All that decides a run, as JSON: what its checkpoints keep, and what a resumed run is compared with."""
+    config = {name: relative(value) for name, value in asdict(run).items() if name not in THIS_LAUNCH}
+    return {
+        "config": {**config, "learning_rate": peak_rate(run), "vocab_size": vocabulary_size(run)},
+        "model": {name: value for name, value in model_config.items() if name not in NOT_SHAPE},
+        "data": data,
+        "environment": {
+            "device": accelerator.device.type,
+            "precision": accelerator.mixed_precision,
+            "threads": torch.get_num_threads(),
+            "processes": accelerator.num_processes,
+            "compile": run.compile,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        },
+    }
+
+
+def check_record(saved: dict[str, Any], now: dict[str, Any], allow_changed: bool, keeps_batch: bool) -> list[str]:
+    """What to say of what has changed.
+
+    Args:
+        keeps_batch: another number of processes shares the same global batch, so its cut is no change.
+
+    Raises:
+        ValueError: something has changed that the rest of the run would not be the same with.
+    """
+    changed = _differences(saved, now)
+    if keeps_batch:
+        changed = {name: pair for name, pair in changed.items() if name.removeprefix("config.") not in _CUT}
+    breaking = {name: pair for name, pair in changed.items() if _breaks(name)}
+    lines = []
+    if breaking and not allow_changed:
+        raise ValueError(
+            f"The checkpoint was made with another {_list(breaking)}: resumed, the run would not be the one that was "
+            "begun. Give what it was made with (--config OUTPUT_DIR/run.yaml), or --allow-changed true."
+        )
+    if breaking:
+        lines.append(f"Changed, and allowed: {_list(breaking)}.")
+    surroundings = {name: pair for name, pair in changed.items() if name.startswith("environment.")}
+    if surroundings:
+        lines.append(f"Changed: {_list(surroundings)}. The run goes on, equal up to rounding, not bit for bit.")
+    harmless = {name: pair for name, pair in changed.items() if name not in breaking and name not in surroundings}
+    if harmless:
+        lines.append(f"Changed: {_list(harmless)}.")
+    return lines
+
+
+def check_same_run(records: list[dict[str, Any]]) -> None:
+    """Raise a ValueError if processes would train different runs: each brings its record and the step it resumes."""
+    for other in records[1:]:
+        if differing := {name: pair for name, pair in _differences(records[0], other).items() if _breaks(name)}:
+            raise ValueError(
+                f"The processes of this launch differ in {_list(differing)}. Give all machines the same options, data "
+                "and checkpoints: an --output-dir on a disk that they share."
+            )
+
+
+_CUT = {"batch_size", "accumulation_steps"}
+
+
+def _breaks(name: str) -> bool:
+    room, _, field = name.partition(".")
+    return (
+        room in ("model", "data", "resume")
+        or name == "environment.precision"
+        or (room == "config" and field in PROMISED)
+    )
+
+
+def _differences(saved: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    # {"config.seed": (0, 1), ...}: the leaves that differ
+    if not (isinstance(saved, dict) and isinstance(now, dict)):
+        return {} if saved == now else {name: (saved, now)}
+    found = {}
+    for key in {**saved, **now}:
+        found.update(_differences(saved.get(key), now.get(key), f"{name}.{key}" if name else str(key)))
+    return found
+
+
+def _list(changed: dict[str, tuple[Any, Any]]) -> str:
+    def short(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= 40 else f"{text[:12]}..."
+
+    named = [(name.removeprefix("config."), before, after) for name, (before, after) in changed.items()]
+    named.sort(key=lambda item: "." in item[0])  # what was told before what follows from it
+    shown = [f"{name} ({short(before)} -> {short(after)})" for name, before, after in named[:6]]
+    return ", ".join(shown) + (f" and {len(named) - 6} more" if len(named) > 6 else "")
+
+
+def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tuple[int, int]:
+    """batch_size and accumulation_steps: the run's own, or what keeps a resumed run's global batch.
+
+    Args:
+        saved: the state of the checkpoint that is resumed from.
+
+    Raises:
+        ValueError: the global batch cannot be shared by so many processes.
+    """
+    asked = run.batch_size, run.accumulation_steps
+    if saved is None or asked != tuple(
+        saved["record"]["config"][name] for name in ("batch_size", "accumulation_steps")
+    ):
+        return asked
+    share = take_fields(Share, saved["share"])
+    batch_size, rows = share.batch_size, share.global_batch
+    if rows % (batch_size * processes):
+        raise ValueError(
+            f"The run has a global batch of {rows} rows; {processes} processes with batch_size {batch_size} cannot "
+            f"share it. Use a number of processes that divides {rows // batch_size}, or another --batch-size with "
+            "--allow-changed true."
+        )
+    return batch_size, rows // (batch_size * processes)
+
+
+__all__ = ["check_record", "check_same_run", "make_record", "settle_share"]

@@ -1,0 +1,257 @@
+"""Settle how a run begins: a new start or a checkpoint, the accelerator, the number of steps."""
+
+import json
+import math
+import os
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import DistributedType, gather_object
+from safetensors import SafetensorError, safe_open
+
+from scratch_gpt.finetuning.lora import add_lora
+from scratch_gpt.finetuning.trainable import freeze
+from scratch_gpt.runs.folder import ASIDE, STEP, find_folder, is_run, is_whole_file, read_metrics, set_aside
+from scratch_gpt.train.accelerator import check_launch, make_accelerator
+from scratch_gpt.train.batches import Share
+from scratch_gpt.train.checkpoints import (
+    adopt,
+    check_shapes,
+    find_checkpoint,
+    find_damage,
+    own_name,
+    read_state,
+    take_fields,
+)
+from scratch_gpt.train.costs import Tune, row_flops
+from scratch_gpt.train.loop import Progress, Settings, planned_steps
+from scratch_gpt.train.machine_probe import device_peak
+from scratch_gpt.utils.files import remove, remove_files
+from scratch_gpt.utils.locks import hold
+from scratch_gpt_training.support.options import Run, peak_rate
+from scratch_gpt_training.support.run.output_dir import check_output_dir, check_writable
+from scratch_gpt_training.support.run.resuming import check_record, check_same_run, make_record, settle_share
+from scratch_gpt_training.support.run.task import Start, Task
+
+
+DEFAULT_EPOCHS = 3  # where no limit is given
+
+
+def prepare(run: Run) -> Start:
+    """Settle folder and checkpoint; ValueError where either or a setting of the launch cannot be used."""
+    check_launch(run.expect_processes)
+    lock = hold_output(run)
+    try:
+        return find_start(run)._replace(lock=lock)
+    except BaseException:
+        lock.__exit__()
+        raise
+
+
+def hold_output(run: Any) -> Any:
+    """Hold output_dir until the end of `with`, on the first process; ValueError where another launch holds it."""
+    check_writable(Path(run.output_dir))
+    return hold(run.output_dir) if os.environ.get("RANK", "0") == "0" else nullcontext()
+
+
+def keeps_best(run: Run) -> bool:
+    """Return whether model/ is to be the best by validation loss."""
+    return run.keep_best or run.patience is not None
+
+
+def find_start(run: Run) -> Start:
+    """Return where a run begins in its folder; ValueError where that cannot be."""
+    folder = check_output_dir(run)
+    if run.resume is None:
+        return Start(folder, None, [])
+    if run.resume != "latest":
+        path = Path(run.resume)
+        if not path.is_dir():
+            raise ValueError(f"--resume {run.resume}: there is no such folder. Give one, or `latest`.")
+        if problem := find_damage(path):
+            raise ValueError(f"--resume {run.resume} is no whole checkpoint: {problem}.")
+        if is_run(folder) and not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"--resume {run.resume} is of another run than output_dir {run.output_dir} holds, which it would "
+                "replace. Give another --output-dir."
+            )
+        return start_from(run, folder, path, [])
+    path, skipped = find_checkpoint(folder / "checkpoints")
+    if path is None and (folder / "evaluation.json").exists():
+        raise ValueError(
+            f"{run.output_dir} holds a finished run and no checkpoint to go on from. Give another --output-dir."
+        )
+    if path is None:
+        return Start(folder, None, [f"No checkpoint in {run.output_dir} yet: starting from the beginning."])
+    return start_from(run, folder, path, [*skipped, f"Going on from {own_name(path)}."])
+
+
+def start_from(run: Run, folder: Path, path: Path, notices: list[str]) -> Start:
+    """Return the start from a checkpoint, which says where the best so far is not in model/ any more."""
+    saved = read_state(path)
+    best = take_fields(Progress, saved["progress"]).best_step
+    if not keeps_best(run) or best in (None, best_step_of(folder)):
+        return Start(folder, path, notices, saved)
+    notice = f"The best step so far, {best}, is not in {run.output_dir}/model: from here the best is chosen anew."
+    return Start(folder, path, [*notices, notice], saved, best_is_there=False)
+
+
+def best_step_of(folder: Path) -> int | None:
+    """The step whose weights model/ holds; where an older run has not written it, by its metrics."""
+    model = find_folder(folder / "model")
+    if not is_whole(model):
+        return None
+    try:
+        return json.loads((model / STEP).read_text(encoding="utf-8"))["step"]
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError):
+        return None
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if math.isfinite(line.get("eval_loss", math.nan))]
+    return min(lines, key=lambda line: line["eval_loss"])["step"] if lines else None
+
+
+def apply_tune(run: Run, model) -> list[str]:
+    """Leave trainable what the run tunes, in place; what to say of it."""
+    if run.tune != "lora":
+        return freeze(model, run.tune)
+    add_lora(
+        model,
+        base=run.model,
+        revision=getattr(model.config, "_commit_hash", None) or run.model_revision,
+        rank=run.lora_rank,
+        alpha=run.lora_alpha,
+        dropout=run.lora_dropout,
+        targets=run.lora_targets,
+        init=run.lora_init,
+        use_rslora=run.use_rslora,
+        use_dora=run.use_dora,
+        quantize=None if run.quantize_base == "no" else run.quantize_base,
+    )
+    return []
+
+
+def start_accelerator(run: Run, start: Start):
+    """The launch this run is on, checked against what it asks for; a resumed run keeps its precision."""
+    report_to = None if run.report_to == "none" else run.report_to
+    precision = run.mixed_precision
+    if precision == "auto" and start.saved is not None:
+        precision = start.saved["record"]["environment"]["precision"]
+    accelerator = make_accelerator(run.device, precision, run.expect_processes, report_to, start.folder)
+    if run.tune == "lora" and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("--tune lora is merged from whole weights, which FSDP shards: launch it with DDP instead.")
+    return accelerator
+
+
+def settle(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings, int]:
+    """The loop's settings and number of steps; ValueError where nothing says how long to train."""
+    batch_size, accumulation_steps = settle_share(run, start.saved, processes)
+    no_limit = run.epochs is run.max_steps is run.max_tokens is None
+    settings = Settings(
+        batch_size=batch_size,
+        accumulation_steps=accumulation_steps,
+        max_steps=run.max_steps,
+        epochs=DEFAULT_EPOCHS if no_limit and not run.streaming else run.epochs,
+        max_tokens=run.max_tokens,
+        max_seconds=None if run.max_time is None else 60 * run.max_time,
+        max_grad_norm=run.max_grad_norm or None,
+        max_bad_steps=run.max_bad_steps,
+        eval_every=run.eval_every,
+        patience=run.patience,
+        checkpoint_every=run.checkpoint_every,
+        keep=run.keep,
+        async_save=run.async_save,
+        log_every=run.log_every,
+        group_by_length=task.group_by_length,
+        workers=run.workers,
+        seed=run.seed,
+    )
+    rows = None if run.streaming else len(task.rows["train"])
+    steps = planned_steps(settings, rows, processes, task.tokens_per_row)
+    if settings.eval_every is None:
+        settings = replace(settings, eval_every=max(1, math.ceil(steps / 10)))
+    if settings.checkpoint_every is None:
+        settings = replace(settings, checkpoint_every=settings.eval_every)
+    return settings, steps
+
+
+def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings) -> tuple[dict[str, Any], list[str]]:
+    """The record of this run, and what has changed since the checkpoint; ValueError for what may not change."""
+    record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)
+    record = json.loads(json.dumps(record))  # as it is read back
+    step = None if start.saved is None else start.saved["progress"]["step"]
+    check_same_run(gather_object([{**record, "resume": {"step": step}}]))
+    if start.saved is None:
+        return record, []
+    check_shapes(start.resume_from, task.model)
+    then = take_fields(Share, start.saved["share"])
+    now = Share(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
+    keeps_batch = now.global_batch == then.global_batch and now.processes != then.processes
+    return record, check_record(start.saved["record"], record, run.allow_changed, keeps_batch)
+
+
+def is_finished(run: Run, start: Start, steps: int) -> bool:
+    """Whether the run that `start` resumes has nothing left to do."""
+    if start.saved is None or not (start.folder / "evaluation.json").exists() or not is_whole(start.folder / "model"):
+        return False
+    progress = take_fields(Progress, start.saved["progress"])
+    return progress.step >= steps or progress.evaluations_since_best >= (run.patience or math.inf)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a model folder's weights are there and none is cut off."""
+    files = sorted(folder.glob("*.safetensors"))
+    try:
+        for file in files:
+            with safe_open(file, framework="pt"):
+                pass
+    except (OSError, SafetensorError):
+        return False
+    return bool(files)
+
+
+def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
+    """Tokens a second, counted as the loop counts them, if all matrix products ran at the devices' peak; or None."""
+    peak = device_peak(accelerator.device, accelerator.mixed_precision)
+    if peak is None:
+        return None
+    length = sum(task.rows["train"].lengths) / len(task.rows["train"]) if task.group_by_length else None
+    tune = Tune(run.tune, run.lora_rank, run.lora_targets)
+    classes = len(task.model.config.id2label) if hasattr(task.model, "score") else None
+    flops = row_flops(task.model.config, length or task.manifest["max_length"], tune, classes)
+    return peak * accelerator.num_processes * task.tokens_per_row / (task.sequences * flops)
+
+
+def clear(folder: Path) -> None:
+    """Set the run in a folder aside, or several of other seeds or rates; what else lies in the folder stays."""
+    if set_aside(folder):
+        print(f"The run that was there stays in {folder / ASIDE} until this one has its first checkpoint.")
+
+
+def settle_folders(start: Start) -> None:
+    """Give what a kill has left under another name its own; a draft of the checkpoint that is resumed, too."""
+    for name in ("model", "last", "adapter"):
+        if (found := find_folder(start.folder / name)) != start.folder / name:
+            found.replace(start.folder / name)
+    if start.resume_from is not None:
+        adopt(start.resume_from)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a model folder of ours, but no file in it that is not ours; of a link not what it points to."""
+    if folder.is_symlink():
+        remove(folder)
+    else:
+        remove_files(folder, is_whole_file)
+
+
+def rate_settings(run: Run, steps: int) -> dict[str, Any]:
+    peak = peak_rate(run)
+    return {
+        "peak": peak,
+        "floor": peak / 10 if run.min_learning_rate is None else run.min_learning_rate,
+        "warmup_steps": min(100, steps // 20) if run.warmup_steps is None else run.warmup_steps,
+        "shape": run.schedule,
+    }
