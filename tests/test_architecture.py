@@ -1,6 +1,7 @@
 """The rooms of scratch_gpt/: who may import whom, and what importing costs."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -72,6 +73,23 @@ def test_every_arrow_is_used():
         used = {module.split(".")[1] for module in found if module.startswith("scratch_gpt.")} - {name}
         assert used == room.ours, name
         assert {module.split(".")[0] for module in found} - {"scratch_gpt"} == room.others | room.inside, name
+
+
+def test_every_import_of_ours_names_what_is_there():
+    """Also in the benches and scripts that no test runs."""
+    for folder in ("scratch_gpt", "training", "tests", "hub_card"):
+        for file in modules(folder):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in OURS:
+                    continue
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    is_module = (
+                        importlib.util.find_spec(f"{node.module}.{alias.name}")
+                        if hasattr(module, "__path__")
+                        else None
+                    )
+                    assert is_module or hasattr(module, alias.name), f"{file}: {node.module} has no {alias.name}"
 
 
 def test_portable_files_import_flat_siblings_only():

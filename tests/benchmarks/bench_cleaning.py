@@ -30,7 +30,8 @@ from scratch_gpt.data.filters.duplicates import HashSet, SeenPassages, exact_key
 from scratch_gpt.data.filters.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
 from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import IGNORED
-from scratch_gpt.tokenization.tokenizer import encode, train_tokenizer
+from scratch_gpt.tokenization.tokenizer import encode
+from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
 
 

@@ -8,10 +8,14 @@ A test compares the two.
 
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, median
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "helpers"))
 
 from rooms import rooms_table
 from targets import DECODING, PLANS, SPEEDS, decoded_on, fastest, figures, made_int8, planned_on, targets
