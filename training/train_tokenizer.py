@@ -95,11 +95,11 @@ def choose_folder(run: TokenizerRun) -> Path:
 
 def is_report(file: Path) -> bool:
     """Return whether a file is what this recipe writes about a tokenizer."""
-    import json
+    from scratch_gpt.utils.foreign import read_json
 
     try:
-        return {"fingerprint", "run", "unused"} <= json.loads(file.read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return {"fingerprint", "run", "unused"} <= read_json(file).keys()
+    except ValueError:
         return False
 
 

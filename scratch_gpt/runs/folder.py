@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..utils.files import DRAFT, OLD, files_below, flush, remove, remove_empty, remove_files
-from ..utils.foreign import parse_json
+from ..utils.foreign import parse_json, read_text
 
 
 ASIDE = ".replaced"  # the run that was there, until the new one has its first checkpoint
@@ -72,7 +72,7 @@ def is_run(folder: Path) -> bool:
 def _is_run_yaml(file: Path) -> bool:
     # The fields of a recipe, and below them as comments what else decided the run.
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         fields = yaml.safe_load(text)
         notes = yaml.safe_load("\n".join(line[2:] for line in text.splitlines() if line.startswith("# ")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -87,7 +87,7 @@ def _is_run_yaml(file: Path) -> bool:
 
 def _is_kept(file: Path) -> bool:
     try:
-        return {"manifest_sha256", "files", "step"} <= json.loads(file.read_text(encoding="utf-8")).keys()
+        return {"manifest_sha256", "files", "step"} <= json.loads(read_text(file)).keys()
     except (OSError, ValueError, RecursionError, AttributeError):
         return False
 

@@ -94,6 +94,12 @@ def check_regular(path: Path) -> None:
         raise ValueError(f"{path} is not a regular file. Give a file that can be read more than once.")
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a regular file; a ValueError for what is none, or is not UTF-8."""
+    check_regular(path)
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path, kind: type = dict) -> Any:
     """Return what a JSON file holds.
 
@@ -102,7 +108,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """
     check_regular(path)
     with one_error(f"{path} cannot be read"):
-        return parse_json(path.read_text(encoding="utf-8"), kind)
+        return parse_json(read_text(path), kind)
 
 
 def parse_json(text: str, kind: type = dict) -> Any:

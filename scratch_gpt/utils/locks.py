@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from .foreign import read_text
+
 
 LOCK = ".scratch_gpt.lock"
 BEAT, STALE = 10, 120  # seconds: between two signs of life, and after which there will be none
@@ -130,11 +132,11 @@ def _space() -> str:
 
 def _read(file: Path) -> dict[str, Any] | None:
     # None where there is no file, nothing in it where nobody can read it (or its owner is about to write it)
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None
-    except (OSError, ValueError):
+    try:
+        content = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -33,6 +33,7 @@ from places import REPO
 from safetensors.torch import load_file, save_file
 
 from scratch_gpt.train.checkpoints import find_checkpoint, find_damage, list_checkpoints
+from scratch_gpt.utils.locks import LOCK
 from scratch_gpt_training.support import options as recipe
 
 
@@ -162,10 +163,15 @@ def _damaged(bench: Bench, harm: Callable[[Path], object], resume: bool = False)
         yield RECOVERED if falls_back else LOST
         for path in older:
             harm(path / name)
-        before = sorted(copy.rglob("*"))
+        before = _files(copy)
         refused = _refuses(copy, bench if resume else None)
-        yield REFUSED if refused and sorted(copy.rglob("*")) == before else LOST
+        yield REFUSED if refused and _files(copy) == before else LOST
         shutil.rmtree(copy)
+
+
+def _files(folder: Path) -> list[Path]:
+    # without the lock of the killed run, which the next one takes over
+    return sorted(path for path in folder.rglob("*") if path.name != LOCK)
 
 
 def _flip(content: bytes) -> bytes:
@@ -216,17 +222,17 @@ def full_disk(bench: Bench) -> Iterator[str]:
 
 def bad_command_line(bench: Bench) -> Iterator[str]:
     """A command line with a wrong option or value: one line, exit code 2"""
-    return _tested("test_command_lines", 100, "test_bad_input.py")
+    return _tested("test_command_lines", 100, "training/test_bad_input.py")
 
 
 def bad_config(bench: Bench) -> Iterator[str]:
     """A --config file that is not one"""
-    return _tested("test_configs", 60, "test_bad_input.py")
+    return _tested("test_configs", 60, "training/test_bad_input.py")
 
 
 def empty_or_binary_data(bench: Bench) -> Iterator[str]:
     """A data file that is empty or binary"""
-    return _tested("test_files", 40, "test_bad_input.py")
+    return _tested("test_files", 40, "training/test_bad_input.py")
 
 
 def file_without_content(bench: Bench) -> Iterator[str]:
@@ -334,7 +340,7 @@ def _changed_fields(bench: Bench, folder: str, name: str, words: str) -> Iterato
     shutil.rmtree(bad)
 
 
-def _tested(test: str, count: int, file: str = "test_hostile.py") -> Iterator[str]:
+def _tested(test: str, count: int, file: str = "training/test_hostile.py") -> Iterator[str]:
     # A test that tries so many inputs.
     words = ["-q", "-p", "no:cacheprovider", f"{REPO / 'tests' / file}::{test}"]
     passed = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=REPO).returncode == 0

@@ -51,7 +51,7 @@ from scratch_gpt.data.sources.documents import is_text, open_column, open_rows
 from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
 from scratch_gpt.tokenization.tokenizer import count_ids, fingerprint, load_tokenizer
 from scratch_gpt.utils.files import remove, remove_empty, write_text
-from scratch_gpt.utils.foreign import shown
+from scratch_gpt.utils.foreign import read_json, read_text, shown
 from scratch_gpt_training.support.command_line import parse_numbers
 from scratch_gpt_training.support.options import find_corpus
 from scratch_gpt_training.support.preparation.outputs import (
@@ -109,7 +109,7 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
                     "--overwrite true makes them again."
                 )
         return work, True
-    if found.exists() and found.read_text(encoding="utf-8") != plan:
+    if found.exists() and read_text(found) != plan:
         if not run.overwrite:
             raise ValueError(
                 f"output_dir {run.output_dir} holds an unfinished preparation of other data or settings. --overwrite "
@@ -426,8 +426,8 @@ def remove_old(folder: Path) -> None:
 def _read_old(folder: Path) -> dict[str, Any]:
     # The manifest of a preparation, of an older version's too; empty where none of ours is there.
     try:
-        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        manifest = read_json(folder / NAME)
         _ = [Path(file["name"]) for file in manifest.get("files", [])]
         return manifest if {"plan", "sources", "splits"} <= manifest.keys() else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return {}

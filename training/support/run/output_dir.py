@@ -1,7 +1,6 @@
 """Check and mark the folder that a run writes."""
 
 import glob
-import json
 import os
 import re
 import tempfile
@@ -85,10 +84,12 @@ def _links(path: Path) -> Iterator[Path]:
 
 def _bases(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
     # What an adapter is loaded on, and what that is loaded on.
+    from scratch_gpt.utils.foreign import read_json
+
     try:
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = read_json(path / "adapter_config.json")["base_model_name_or_path"]
         found = next(place for place in (Path(base), path / base) if place.is_dir())
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (ValueError, KeyError, TypeError, StopIteration):
         return
     if found.resolve() not in seen:
         yield found

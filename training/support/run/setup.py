@@ -29,6 +29,7 @@ from scratch_gpt.train.costs import Tune, row_flops
 from scratch_gpt.train.loop import Progress, Settings, planned_steps
 from scratch_gpt.train.machine_probe import device_peak
 from scratch_gpt.utils.files import remove, remove_files
+from scratch_gpt.utils.foreign import read_json
 from scratch_gpt.utils.locks import hold
 from scratch_gpt_training.support.options import Run, peak_rate
 from scratch_gpt_training.support.run.output_dir import check_output_dir, check_writable
@@ -104,10 +105,9 @@ def best_step_of(folder: Path) -> int | None:
     if not is_whole(model):
         return None
     try:
-        return json.loads((model / STEP).read_text(encoding="utf-8"))["step"]
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError):
+        if (model / STEP).exists():
+            return read_json(model / STEP)["step"]
+    except (ValueError, KeyError):
         return None
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if math.isfinite(line.get("eval_loss", math.nan))]
     return min(lines, key=lambda line: line["eval_loss"])["step"] if lines else None
