@@ -121,5 +121,10 @@ def test_what_writes_a_folder_refuses_one_that_is_held_and_changes_nothing(name,
     write(tmp_path, owner(tmp_path))
     before = snapshot(tmp_path)
     words = WRITERS[name].format(home=tmp_path).split()
-    fails(words, "is in use: process .*Wait for its end", capsys, importlib.import_module(name).main)
+    fails(
+        words,
+        "is in use: process .*Wait for its end",
+        capsys,
+        importlib.import_module(f"scratch_gpt_training.{name}").main,
+    )
     assert snapshot(tmp_path) == before
