@@ -11,7 +11,7 @@ from places import REPO
 from transformers import AutoModelForCausalLM
 
 
-FILE = REPO / "training" / "notebook.ipynb"
+FILE = REPO / "training" / "notebooks" / "text_to_hub.ipynb"
 NOTEBOOK = json.loads(FILE.read_text())
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 TEXT = "The sun shines on the sea, and every effort moves you on. Return the boat to the harbour.\n" * 40
