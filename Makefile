@@ -48,7 +48,7 @@ style: $(VENV)/.dev
 conformance: $(VENV)/.dev
 	@$(INSTALL) -e ".[conformance]"
 	@$(BIN)/python tests/conformance/fetch.py
-	@$(BIN)/python -m pytest tests/conformance -q
+	@$(BIN)/python -m pytest tests/conformance -q --import-mode=prepend
 
 # What we publish, in stock transformers of six versions, each installed in a folder of its own.
 compatibility: $(VENV)/.dev
