@@ -176,7 +176,7 @@ def test_another_column_is_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"body": "x"}\n', "no column 'text', only body. Choose with --text-column"),
+        ("a.jsonl", '{"body": "x"}\n', "no column 'text', only body. Choose another text_column"),
         ("a.jsonl", '{"text": 3}\n', "not text"),
         ("a.jsonl", '{"text": ""}\n', "no text"),
         ("a.jsonl", "{nonsense", "cannot be read as json"),
@@ -209,7 +209,7 @@ def test_the_embedded_default_is_english_prose_without_a_download():
 
 def test_a_python_without_sources_names_dataset(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match="--dataset"):
+    with pytest.raises(ValueError, match="dataset of your own"):
         open_documents()
 
 
