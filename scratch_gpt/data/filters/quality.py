@@ -13,7 +13,7 @@ import numpy as np
 
 from ...utils.foreign import time_limit
 from ...utils.local_files import read_text_file
-from .words import PLANES, UNSPACED, comes_again, run_hashes, slices, words
+from .words import PLANES, UNSPACED, is_repeated, run_hashes, slices, words
 
 
 # --- Quality -----------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def quality_problem(text: str, *, rules: QualityRules = ENGLISH_WEB) -> str | No
 def _repeated_share(text: str, run: int = 10) -> float:
     # the share of a text's words that lie in a run of ten which stood further left
     hashes = words(text).hashes
-    again = np.flatnonzero(comes_again(run_hashes(hashes, run)))
+    again = np.flatnonzero(is_repeated(run_hashes(hashes, run)))
     if not len(again):
         return 0.0
     edges = np.zeros(len(hashes) + 1, dtype=np.int64)
@@ -145,9 +145,10 @@ def load_block_list(path: str | Path) -> list[re.Pattern]:
             terms.append(r"\s+".join(map(re.escape, term.split())))
     if terms:
         longest_first = sorted(set(terms), key=lambda term: (-len(term), term))
-        first = "".join(sorted({re.match(r"\\?.", term)[0] for term in terms}))  # looked at before the words: faster
-        whole = rf"(?=[{first}]){BEGINS_WORD}(?:{'|'.join(longest_first)}){ENDS_WORD}"
-        patterns.insert(0, re.compile(whole, re.IGNORECASE))
+        # A word's first character, which may be escaped, is looked at before the words: faster.
+        first = "".join(sorted({term[: 2 if term[0] == "\\" else 1] for term in terms}))
+        word_pattern = rf"(?=[{first}]){BEGINS_WORD}(?:{'|'.join(longest_first)}){ENDS_WORD}"
+        patterns.insert(0, re.compile(word_pattern, re.IGNORECASE))
     if not patterns:
         raise ValueError(f"The block list {path} holds no word; write one word or /regex/ a line.")
     return patterns
