@@ -52,8 +52,10 @@ def collate_labelled(
     bare = [{"input_ids": row["input_ids"]} for row in rows]
     ids = collate_rows(bare, pad_token_id, max_length=max_length)["input_ids"]
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    known = {"labels": torch.from_numpy(np.stack([row["labels"] for row in rows]))} if "labels" in rows[0] else {}
-    return {"input_ids": ids, "attention_mask": mask, **known}
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if "labels" in rows[0]:
+        batch["labels"] = torch.from_numpy(np.stack([row["labels"] for row in rows]))
+    return batch
 
 
 def collate_preferences(

@@ -102,9 +102,13 @@ def _name(value: Any, names: list[str] | None, row: int) -> str:
         return str(value)
     if isinstance(value, str):
         raise ValueError(f"Row {row} has label {value!r}; the dataset names {', '.join(names)}.")
-    if not 0 <= value < len(names):
+    if isinstance(value, (float, np.floating)) or not 0 <= value < len(names):
         raise ValueError(f"Row {row} has label {value}; the dataset names 0 to {len(names) - 1}.")
-    return names[value]
+    return names[int(value)]
+
+
+def _names_of(label: Label) -> list[str]:
+    return [label] if isinstance(label, str) else sorted(label)
 
 
 def count_classes(labels: Sequence[Label], names: Sequence[str] | None = None) -> dict[str, int]:
@@ -114,7 +118,7 @@ def count_classes(labels: Sequence[Label], names: Sequence[str] | None = None) -
         >>> count_classes(["10", "2", "2"])
         {'2': 2, '10': 1}
     """
-    counts = Counter(name for label in labels for name in ([label] if isinstance(label, str) else label))
+    counts = Counter(name for label in labels for name in _names_of(label))
     return {name: counts[name] for name in (sorted(counts, key=_order) if names is None else names)}
 
 
@@ -122,7 +126,7 @@ def _order(name: str) -> tuple:
     return (0, int(name), name) if re.fullmatch(r"-?[0-9]+", name) else (1, 0, name)
 
 
-def match_labels(examples: Examples, known: Sequence[str], has_many: bool) -> Examples:
+def match_labels(examples: Examples, classes: Sequence[str], has_many: bool) -> Examples:
     """The same examples with the labels of a model: the label itself, else the one label of the same number.
 
     `1.0` or `01` is the class `1` where there is no class of that very name.
@@ -132,19 +136,24 @@ def match_labels(examples: Examples, known: Sequence[str], has_many: bool) -> Ex
     """
     if examples.has_many and not has_many:
         raise ValueError("These rows have several labels each, and the model tells one.")
-    meant: dict[str, str] = {}
+    class_of_name: dict[str, str] = {}
     for name in count_classes(examples.labels):
-        same = [name] if name in known else [other for other in known if _number(name) == _number(other) is not None]
-        if len(same) > 1:
-            raise ValueError(f"Label {name!r} may be any of {', '.join(map(repr, same))}. Write it as one of them.")
-        if not same:
-            raise ValueError(f"Label {name!r} was not seen in training; known are {', '.join(known)}.")
-        if twin := next((other for other, label in meant.items() if label == same[0]), None):
-            raise ValueError(f"Labels {twin!r} and {name!r} would both be the class {same[0]!r}. Write them alike.")
-        meant[name] = same[0]
-    several = ([label] if isinstance(label, str) else label for label in examples.labels)
-    labels = [frozenset(meant[name] for name in label) for label in several]
-    return Examples(examples.texts, labels if has_many else [min(label) for label in labels], [*known])
+        matches = [name] if name in classes else _same_number(name, classes)
+        if len(matches) > 1:
+            raise ValueError(f"Label {name!r} may be any of {', '.join(map(repr, matches))}. Write it as one of them.")
+        if not matches:
+            raise ValueError(f"Label {name!r} was not seen in training; known are {', '.join(classes)}.")
+        if twin := next((earlier for earlier, label in class_of_name.items() if label == matches[0]), None):
+            raise ValueError(f"Labels {twin!r} and {name!r} would both be the class {matches[0]!r}. Write them alike.")
+        class_of_name[name] = matches[0]
+    sets = [frozenset(class_of_name[name] for name in _names_of(label)) for label in examples.labels]
+    labels: list[Label] = [names if has_many else min(names) for names in sets]
+    return Examples(examples.texts, labels, [*classes])
+
+
+def _same_number(name: str, classes: Sequence[str]) -> list[str]:
+    # The classes that write the same number as a name.
+    return [candidate for candidate in classes if _number(name) == _number(candidate) is not None]
 
 
 def _number(name: str) -> Decimal | None:
@@ -154,10 +163,10 @@ def _number(name: str) -> Decimal | None:
 # --- Choosing ----------------------------------------------------------------------------------------------------
 
 
-def rows_not_in(texts: Sequence[str], others: Sequence[str]) -> list[int]:
+def rows_not_in(texts: Sequence[str], excluded: Sequence[str]) -> list[int]:
     """The numbers of the rows whose text is none of the others; white space counts for nothing."""
-    known = {_bare(text) for text in others}
-    return [n for n, text in enumerate(texts) if _bare(text) not in known]
+    excluded_texts = {_bare(text) for text in excluded}
+    return [n for n, text in enumerate(texts) if _bare(text) not in excluded_texts]
 
 
 def _bare(text: str) -> str:
@@ -181,10 +190,12 @@ def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
         {'ham': 2, 'spam': 2}
     """
     _refuse_many(labels, "undersample")
-    of = np.array(labels)
-    least, generator = min(count_classes(labels).values()), np.random.default_rng(seed)
-    chosen = [generator.permutation(np.flatnonzero(of == name))[:least] for name in count_classes(labels)]
-    return np.sort(np.concatenate(chosen))
+    label_array = np.array(labels)
+    smallest, generator = min(count_classes(labels).values()), np.random.default_rng(seed)
+    row_numbers = [
+        generator.permutation(np.flatnonzero(label_array == name))[:smallest] for name in count_classes(labels)
+    ]
+    return np.sort(np.concatenate(row_numbers))
 
 
 def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -> list[float]:
@@ -203,9 +214,9 @@ def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -
     return [len(labels) / (classes * count) if count else 1.0 for count in counts]
 
 
-def _refuse_many(labels: Sequence[Label], how: str) -> None:
+def _refuse_many(labels: Sequence[Label], method: str) -> None:
     if not isinstance(labels[0], str):
-        raise ValueError(f"balance {how} is for one label a text, and these have several. Leave it out.")
+        raise ValueError(f"balance {method} is for one label a text, and these have several. Leave it out.")
 
 
 def split_examples(
@@ -233,8 +244,8 @@ def split_examples(
             )
     strata: dict[str, list[list[int]]] = {}
     for rows, label in zip(groups.values(), firsts, strict=True):
-        names = [label] if isinstance(label, str) else sorted(label)
-        strata.setdefault(min(names, key=counts.get, default=""), []).append(rows)
+        rarest = min(_names_of(label), key=counts.__getitem__, default="")
+        strata.setdefault(rarest, []).append(rows)
     splits: dict[str, list[int]] = {name: [] for name in ("train", *fractions)}
     generator = np.random.default_rng(seed)
     for name in sorted(strata):
@@ -281,7 +292,9 @@ class LabelledRows(Sequence):
             for row, names in zip(self.labels, examples.labels, strict=True):
                 row[[label2id[name] for name in names]] = 1
         else:
-            self.labels = np.array([label2id[name] for name in examples.labels], dtype=np.int64)
+            self.labels = np.array(
+                [label2id[name] for label in examples.labels for name in _names_of(label)], dtype=np.int64
+            )
 
     def facts(self) -> dict[str, Any]:
         """What a manifest says of them; the hash is of ids and labels."""

@@ -246,8 +246,8 @@ def test_a_preview_shows_what_is_asked():
     tokenizer = TOKENIZERS("chatml")
     ids, asked = encode_messages(tokenizer, read_messages({"prompt": "Well?", "completion": "Sea."}))
     begin = "<|im_start|>user\nWell?<|im_end|>\n<|im_start|>assistant\n"
-    assert show_asked(tokenizer, ids, asked, colour=False) == f"{begin}[[Sea.<|im_end|>]]\n"
-    assert show_asked(tokenizer, ids, asked, colour=True) == f"{begin}\x1b[32mSea.<|im_end|>\x1b[0m\n"
+    assert show_asked(tokenizer, ids, asked, color=False) == f"{begin}[[Sea.<|im_end|>]]\n"
+    assert show_asked(tokenizer, ids, asked, color=True) == f"{begin}\x1b[32mSea.<|im_end|>\x1b[0m\n"
 
 
 # --- Reading -----------------------------------------------------------------------------------------------------
