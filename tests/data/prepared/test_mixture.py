@@ -79,7 +79,7 @@ def test_all_exhausted_gives_each_corpus_once_at_least_and_first_exhausted_at_mo
     assert most.shares == least.shares == {"large": 0.5, "small": 0.5}
 
 
-def test_neighbours_come_from_different_sources():
+def test_neighbors_come_from_different_sources():
     lengths = {"a": np.full(50, 10), "b": np.full(50, 10)}
     source = mix(lengths, {"a": 0.5, "b": 0.5}).source
     assert (source[1:] != source[:-1]).all()
