@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        any(library.mallopt(M_MMAP_THRESHOLD, most) for most in (2**31 - 1, 2**25))  # 0 is a refusal
+        any(library.mallopt(M_MMAP_THRESHOLD, limit) for limit in (2**31 - 1, 2**25))  # 0 is a refusal
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

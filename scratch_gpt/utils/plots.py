@@ -3,7 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 TRAIN, VALIDATION, RATE = "#7aa6d6", "#d1495b", "#8a8a8a"
@@ -25,7 +29,7 @@ def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Pat
     loss.plot(
         [m["tokens"] for m in held_out],
         [m["eval_loss"] for m in held_out],
-        *("o-",),
+        "o-",
         color=VALIDATION,
         markersize=3,
         label="validation",
@@ -205,13 +209,13 @@ def plot_token_lengths(lengths: Sequence[int], file: Path, title: str = "", long
     return file
 
 
-def _exp(values):
+def _exp(values: "np.ndarray") -> "np.ndarray":
     import numpy as np
 
     return np.exp(np.clip(values, -700, 700))
 
 
-def _log(values):
+def _log(values: "np.ndarray") -> "np.ndarray":
     import numpy as np
 
     return np.log(np.maximum(values, 1e-300))
