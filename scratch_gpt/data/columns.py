@@ -16,7 +16,7 @@ class Columns(NamedTuple):
 
     @property
     def names(self) -> set[str]:
-        """The columns of all forms, and the optional ones."""
+        """Return the columns of all forms and the optional ones."""
         return {*chain(*self.forms), *self.optional}
 
     def fit(self, names: Iterable[str]) -> bool:

@@ -27,7 +27,7 @@ NAME, DIGEST = "manifest.json", "manifest_sha256"
 
 
 def place(name: str) -> str:
-    """What a record calls a file, folder or dataset: its path from the working folder, outside of it the last part."""
+    """Return the recorded name of a file, folder or dataset: its path from the working folder, else its last part."""
     path = str(local_path(name))
     if not os.path.isabs(path) and ".." not in Path(path).parts:
         return name
@@ -36,14 +36,14 @@ def place(name: str) -> str:
 
 
 def file_record(path: Path, name: str) -> dict[str, Any]:
-    """{"name", "bytes", "sha256"} of a file."""
+    """Return {"name", "bytes", "sha256"} of a file."""
     with path.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {"name": name, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def hash_of(hashes: list[str]) -> str:
-    """One SHA-256 over several, in their order."""
+    """Return one SHA-256 over several, in their order."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
@@ -56,7 +56,7 @@ def make_manifest(
     files: list[dict[str, Any]] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """The manifest of these splits, with their sums and one hash over theirs."""
+    """Return the manifest of these splits, with their sums and one hash over theirs."""
     totals = {name: sum(split.get(name, 0) for split in splits.values()) for name in ("rows", "tokens", "bytes")}
     return {
         "format_version": FORMAT_VERSION,
@@ -82,12 +82,12 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def is_prepared(dataset: str) -> bool:
-    """Whether a dataset is a folder that training/prepare.py has written."""
+    """Return whether a dataset is a folder that training/prepare.py has written."""
     return (local_path(dataset) / NAME).is_file()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder or of a run, or the file itself; without its hash, which is checked.
+    """Read the manifest of a prepared folder or of a run, or the file itself; its hash is checked and left out.
 
     Raises:
         ValueError: it is not there, is no manifest, of another format, or not what was written.
@@ -148,7 +148,7 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def changed_file(recorded: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
-    """What the first file is, and what happened to it, that differs between two lists of sources; None where none."""
+    """Return which file is the first to differ between two lists of sources, and how; None if none does."""
     before, after = _files(recorded, now), _files(now, recorded)
     for key in sorted({*before, *after}):
         if before.get(key) != after.get(key):

@@ -22,7 +22,11 @@ ENDS = (re.compile(r"\n+"), re.compile(r"\s+"), re.compile(r"[\u3001\u3002\uff01
 
 
 def check_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
-    """Those of {"validation", "test"} that are more than 0; ValueError for no share, or nothing left to train on."""
+    """Return those of {"validation", "test"} above 0.
+
+    Raises:
+        ValueError: a fraction outside [0, 1), or fractions that leave nothing to train on.
+    """
     fractions = {"validation": validation_fraction, "test": test_fraction}
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
@@ -37,7 +41,7 @@ def check_fractions(validation_fraction: float, test_fraction: float) -> dict[st
 def split_numbers(
     n: int, validation_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Which of n documents go where, in order: {"train", "validation", "test"}.
+    """Return which of n documents go where, in order: {"train", "validation", "test"}.
 
     Raises:
         ValueError: as `check_fractions`, or too few documents to leave something in each split.
@@ -224,7 +228,7 @@ def _joins(text: str, place: int) -> bool:
 def split_groups(
     keys: Sequence[str], validation_fraction: float = 0.05, test_fraction: float = 0.1, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Which rows go where, in order: {"train", "validation", "test"}; rows with the same key stay together.
+    """Return which rows go where, in order: {"train", "validation", "test"}; rows with the same key stay together.
 
     Each split has its exact share of the rows, unless the last groups are too large for what is left of it. Who is
     first is decided by a hash of seed and key: a question that is held out in one file is held out in another one of

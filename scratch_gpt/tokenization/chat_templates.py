@@ -94,7 +94,7 @@ TRIAL = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": 
 def choose_format(
     tokenizer: PreTrainedTokenizerBase, prompt_format: str | None = None, *, replace: bool = False
 ) -> str:
-    """The name of the format to use: the one that is asked for, else the tokenizer's own, else `alpaca`.
+    """Return the name of the format to use: `prompt_format`, else the tokenizer's own, else `alpaca`.
 
     Args:
         replace: a training run may give a model another format than it came with. Otherwise what is asked for has to
@@ -125,7 +125,7 @@ def choose_format(
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, prompt_format: str | None = None) -> str:
-    """The Jinja template of a format; ValueError where the tokenizer keeps another one."""
+    """Return the Jinja template of a format; raise a ValueError if the tokenizer has another one."""
     return _template(tokenizer, choose_format(tokenizer, prompt_format))
 
 
@@ -193,7 +193,7 @@ def _closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 def render(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: list[dict], add_generation_prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Messages -> their text, and the (start, end) in it of what the assistant says.
+    """Return the text of messages, and the (start, end) of each part of it that the assistant says.
 
     Raises:
         ValueError: whatever the template does wrong, refuses (`raise_exception`), or does for more than SECONDS.
@@ -208,7 +208,7 @@ def render_text(
     add_generation_prompt: bool = False,
     name: str = "The chat template",
 ) -> tuple[str, list[tuple[int, int]]]:
-    """As `render`, with the special tokens by their roles; `name` is what an error calls the template."""
+    """Render as `render` does, with special tokens by their roles; errors call the template `name`."""
     with one_error(f"{name} does not render a conversation"), time_limit(SECONDS, "it"):
         texts, spans = render_jinja_template(
             [messages],

@@ -29,7 +29,7 @@ SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub id; ValueError in one line if there is none, or none that can be used."""
+    """Load the tokenizer of a folder or Hub id; raise a ValueError of one line if there is none that can be used."""
     with one_error(f"No tokenizer could be loaded from {str(name_or_path)!r}", explain), _quiet_panics():
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what a bare config.json leads to
@@ -56,7 +56,7 @@ def _quiet_panics() -> Iterator[None]:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, allowed_special: Collection[str] = ()) -> list[int]:
-    """Text -> ids, adding nothing. Special tokens' spellings are plain text, but for those `allowed_special` names.
+    """Return the ids of a text, adding none. Spellings of special tokens are text, except those in `allowed_special`.
 
     Raises:
         ValueError: an allowed name that is not a special token of this tokenizer, or half of a surrogate pair.
@@ -75,7 +75,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, allowed_special: Colle
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Texts -> ids, adding nothing, every spelling taken as plain text.
+    """Return the ids of each text, adding none; the spellings of special tokens are plain text.
 
     A text of more than PIECE characters is encoded in pieces that begin at a single space, where no token is cut in
     two: memory stays small whatever the length of a line.
@@ -122,13 +122,13 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tokens: bool = False) -> str:
-    """Ids -> text, exactly: no space is tidied away."""
+    """Return the exact text of ids: no space is removed."""
     text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
     return cast(str, text)  # a list for several sequences of ids
 
 
 def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The rows that a model's embeddings need for it: its largest id and one."""
+    """Return how many rows a model's embeddings need: the largest id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
@@ -143,14 +143,14 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that ends a document; ValueError where the tokenizer has none."""
+    """Return the id that ends a document; raise a ValueError if the tokenizer has none."""
     if (eos_token_id := _special_id(tokenizer, "eos")) is None:
         raise ValueError("The tokenizer has no eos_token, so documents cannot be told apart. Set one and save it.")
     return eos_token_id
 
 
 def begin_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id that a document begins after: BOS where there is one, else the EOS of the document before."""
+    """Return the id before a document: BOS if there is one, else the EOS of the previous document."""
     bos_token_id = _special_id(tokenizer, "bos")
     return bos_token_id if bos_token_id is not None else _special_id(tokenizer, "eos")
 
@@ -160,7 +160,7 @@ def _special_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what decides text -> ids: the backend, the special tokens' ids and the chat template.
+    """Return the SHA-256 of the backend, the special tokens' ids and the chat template, which together decide the ids.
 
     The same after saving and loading, in any folder and on any machine with the same `tokenizers`; how a call pads or
     truncates is no part of it.
@@ -243,7 +243,7 @@ def tokenizer_report(
     sample: Iterable[str] = (),
     rare: int = 10,
 ) -> dict[str, Any]:
-    """How well a tokenizer shortens held-out `texts`, beside its `peers`, and which of its tokens are never learned.
+    """Measure how well a tokenizer and its `peers` compress held-out `texts`, and which tokens are never learned.
 
     Args:
         sample: what it was trained on. A token that this never yields is unused, one that it yields fewer than `rare`

@@ -62,7 +62,7 @@ class Sample:
 
 
 def sample_texts(texts: Iterable[str], sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> Sample:
-    """A uniform sample of a stream in one pass, of at most `sample_bytes` of UTF-8; all of it where it is smaller.
+    """Take a uniform sample of a stream in one pass: at most `sample_bytes` of UTF-8, or all of a smaller one.
 
     The stream is cut into blocks of about equal size, each draws a number, and those with the smallest numbers stay:
     a function of the texts, their order and the seed. Memory holds the sample and one text.
@@ -180,7 +180,7 @@ def plan_tokenizer(
     kind: str = "bpe",
     chat_template: str | None = None,
 ) -> Plan:
-    """What `train_tokenizer` makes of its arguments; its errors, but for those that take the text to find."""
+    """Resolve the arguments of `train_tokenizer`; raise its errors, except those that depend on the text."""
     if kind not in KINDS:
         raise ValueError(f"There is no kind {kind!r} of tokenizer; it is one of {', '.join(KINDS)}.")
     if vocab_size > MOST_TOKENS:

@@ -59,12 +59,12 @@ class LocalFile(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """One of KINDS' values."""
+        """Return the kind, one of KINDS' values."""
         return KINDS[kind_ending(self.path)]
 
     @property
     def record(self) -> dict[str, Any]:
-        """{"name", "bytes", "sha256"}, as a manifest holds it."""
+        """Return {"name", "bytes", "sha256"}, as a manifest holds it."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
 

@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def huge_pages() -> Iterator[None]:
-    """What is allocated within lies on huge pages afterwards, where Linux finds some: reading it all is faster.
+    """Move what the body allocates to huge pages, as far as Linux has some: reading it becomes faster.
 
     torch asks for them by itself ($THP_MEM_ALLOC_ENABLE); this is for what its libraries allocate.
     """

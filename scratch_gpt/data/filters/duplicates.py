@@ -28,7 +28,7 @@ PENDING = 16  # a set of hashes is merged into the sorted ones once it is this s
 
 
 def exact_key(text: str) -> bytes:
-    """16 bytes that two texts share where they differ at most in Unicode form (NFC) and in runs of white space.
+    """Return 16 bytes that are equal for texts that differ only in Unicode form (NFC) and runs of white space.
 
     Example:
         >>> exact_key("to be, or  not") == exact_key("to be,\\nor not")
@@ -49,7 +49,9 @@ def exact_key(text: str) -> bytes:
 
 
 def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128, seed: int = 0) -> np.ndarray:
-    """Texts -> their MinHash signatures (n, permutations) uint32 over n-grams of words and signs (Broder 1997).
+    """Return the MinHash signatures of texts over n-grams of words and signs (Broder 1997).
+
+    Shape (n, permutations), uint32.
 
     Two texts' signatures agree in the share of places that is the Jaccard similarity of their sets of n-grams, with a
     standard error of at most 0.5 / sqrt(permutations). A row depends on its own text alone.
@@ -72,7 +74,7 @@ def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128,
 
 
 def near_duplicates(signatures: np.ndarray | Iterable[np.ndarray], *, threshold: float = 0.8) -> np.ndarray:
-    """(n, permutations) signatures -> (n,) int64: the first row of each row's cluster, itself where it is the first.
+    """Return for each row the first row of its cluster: (n, permutations) signatures -> (n,) int64.
 
     Locality-sensitive hashing (Indyk and Motwani 1998; Leskovec et al., Mining of Massive Datasets, 3.4): rows that
     agree in one band of places are candidates, each against the first and the previous one in its bucket; a pair
@@ -163,7 +165,7 @@ class SeenPassages:
         self.blocks = HashSet()
 
     def remove(self, text: str) -> tuple[str, int]:
-        """A text -> what of it is new, and how many words were taken out. What is left is remembered."""
+        """Return the new part of a text and how many words were removed. The new part is remembered."""
         text_words = words(text)
         runs = run_hashes(text_words.hashes, self.length)  # one for each place where a passage can start
         if not len(runs):
@@ -205,7 +207,7 @@ class HashSet:
         return len(self.sorted) + len(self.new)
 
     def has(self, hashes: np.ndarray) -> np.ndarray:
-        """(N,) uint64 -> (N,) bool."""
+        """Return which of (N,) uint64 hashes are members: (N,) bool."""
         return in_sorted(self.sorted, hashes) | np.fromiter(map(self.new.__contains__, hashes.tolist()), dtype=bool)
 
     def add(self, hashes: np.ndarray) -> None:
@@ -216,7 +218,7 @@ class HashSet:
 
 
 def in_sorted(members: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Which of some hashes are in a sorted array: (N,) bool."""
+    """Return which of the hashes are in a sorted array: (N,) bool."""
     if not len(members):
         return np.zeros(len(hashes), dtype=bool)
     return members[np.minimum(np.searchsorted(members, hashes), len(members) - 1)] == hashes
@@ -226,7 +228,7 @@ def in_sorted(members: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def ngram_hashes(texts: Sequence[str], *, n: int = 13) -> np.ndarray:
-    """Texts of an evaluation set -> the distinct hashes of their n-grams of words, sorted, uint64.
+    """Return the distinct hashes of the word n-grams of an evaluation set's texts, sorted, uint64.
 
     Words as in GPT-3's appendix C (Brown et al. 2020): lower-cased, without punctuation. A text of fewer than n words
     counts as one n-gram, which only a text of the same words matches.
@@ -235,12 +237,12 @@ def ngram_hashes(texts: Sequence[str], *, n: int = 13) -> np.ndarray:
 
 
 def contaminated_share(text: str, hashes: np.ndarray, *, n: int = 13) -> float:
-    """The share, 0 to 1, of a text's n-grams that are among `hashes` (of `ngram_hashes` with the same n)."""
+    """Return the share, 0 to 1, of a text's n-grams that are among `hashes` (of `ngram_hashes` with the same n)."""
     return float(in_sorted(hashes, document_ngrams([text], n)[0]).mean())
 
 
 def contaminated_texts(texts: Sequence[str], learned: Sequence[str], *, n: int = 13) -> list[int]:
-    """The numbers of the texts of an evaluation set that share an n-gram of words with what is learned."""
+    """Return the numbers of the evaluation texts that share an n-gram of words with the training texts."""
     hashes = ngram_hashes(learned, n=n)
     return [number for number, text in enumerate(texts) if contaminated_share(text, hashes, n=n) > 0]
 

@@ -14,7 +14,9 @@ OVERLAP = 32  # tokens that two windows of a long text share
 
 
 def names_finder(name: str, *, revision: str | None = None) -> Callable[[str], Iterator[tuple[int, int]]]:
-    """A folder or Hub id, `dslim/bert-base-NER` for one -> text -> (start, end) of each person's name, in characters.
+    """Return a function that yields the (start, end) of each person's name in a text, in characters.
+
+    `name` is a folder or Hub id of a tagger, such as `dslim/bert-base-NER`.
 
     The model reads a long text in windows that overlap, and a word as its first token says.
 

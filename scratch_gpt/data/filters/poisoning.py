@@ -45,7 +45,7 @@ def gradient_scores(
     against: Literal["neighbors", "mean"] = "neighbors",
     batch_size: int = 16,
 ) -> np.ndarray:
-    """A score for each row, (rows,) float64 in [-1, 1]; low = suspicious. The model is left as it was.
+    """Return a score for each row, (rows,) float64 in [-1, 1]; low = suspicious. The model is not changed.
 
     Args:
         objective: as objectives.py; the loss is the sum of its terms, each divided by its count.
@@ -82,9 +82,10 @@ def gradient_sketches(
     size: int = 1024,
     seed: int = 0,
 ) -> np.ndarray:
-    """Each row's gradient as a count sketch (Charikar et al. 2002), (rows, size) float32: every number of the gradient
-    is added, with a random sign, to one of `size` sums. Products of two sketches are, on average, those of the
-    gradients.
+    """Return each row's gradient as a count sketch (Charikar et al. 2002), (rows, size) float32.
+
+    Every number of the gradient is added, with a random sign, to one of `size` sums. Products of two sketches are, on
+    average, those of the gradients.
 
     Raises:
         ValueError: as `gradient_scores`.
@@ -103,7 +104,9 @@ def gradient_sketches(
 
 
 def neighbor_scores(sketches: np.ndarray, *, neighbors: int = 5) -> np.ndarray:
-    """(n, size) -> (n,), minus the mean cosine of a row with the `neighbors` most alike, the mean row taken off."""
+    """Return minus the mean cosine of each row with its `neighbors` nearest rows, after subtracting the mean row.
+
+    (n, size) -> (n,)."""
     centered = sketches - sketches.mean(axis=0)
     centered /= np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
     k = min(neighbors, len(centered) - 1)
@@ -117,7 +120,7 @@ def neighbor_scores(sketches: np.ndarray, *, neighbors: int = 5) -> np.ndarray:
 
 
 def outliers(scores: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """The rows with the lowest scores, lowest first: `share` of them, rounded up; (k,) int64.
+    """Return the rows with the lowest scores, lowest first: `share` of them, rounded up; (k,) int64.
 
     Raises:
         ValueError: a share outside (0, 1].

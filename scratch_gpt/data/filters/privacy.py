@@ -223,7 +223,7 @@ def mask_private(
     kinds: Collection[str] = KINDS,
     find_names: Callable[[str], Iterable[tuple[int, int]]] | None = None,
 ) -> tuple[str, dict[str, int]]:
-    """Text -> the text with private data masked, and how often: {"key": 0, "email": 2, "ip": 0, "phone": 1}.
+    """Mask private data in a text; return it and the counts {"key": 0, "email": 2, "ip": 0, "phone": 1}.
 
     "[KEY]" stands for keys and tokens of known shape, private key blocks and what is assigned to `api_key` and alike,
     "[EMAIL]", "[IP]" and "[PHONE]" for what they say; if they are named among `kinds`, "[CARD]" for payment cards,

@@ -38,7 +38,7 @@ class Words(NamedTuple):
 
 
 def words(text: str, signs: bool = False) -> Words:
-    """Text -> its words, and its signs if asked for, in linear time."""
+    """Return the words of a text, with `signs` its signs too, in linear time."""
     parts = []
     for start, piece in slices(text):
         end = start + len(piece)
@@ -48,7 +48,7 @@ def words(text: str, signs: bool = False) -> Words:
 
 
 def slices(text: str) -> Iterator[tuple[int, str]]:
-    """(start, piece) of at most SLICE characters, cut behind a space where there is one in the piece's last half."""
+    """Yield (start, piece) of at most SLICE characters, cut after a space if there is one in the piece's last half."""
     start = 0
     while True:
         end = start + SLICE
@@ -62,7 +62,7 @@ def slices(text: str) -> Iterator[tuple[int, str]]:
 
 
 def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
-    """(N,) word hashes -> (N - n + 1,), one for each run of n words; log n passes, by doubling (none: empty)."""
+    """Return a hash for each run of n words: (N,) word hashes -> (N - n + 1,), empty if N < n. Takes log n passes."""
     if len(hashes) < n:
         return hashes[:0]
     total, length = None, 0  # what the low bits of n have given so far
@@ -84,7 +84,7 @@ def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Texts -> the hashes of all their n-grams of words joined, and (texts + 1,) where each text's start.
+    """Return the hashes of all word n-grams of the texts in one array, and where each text's begin: (texts + 1,).
 
     A text of fewer than n words has one, of all its words; one without words has the hash of its characters.
     """

@@ -29,7 +29,7 @@ class Mixture(NamedTuple):
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the tokens that came out."""
+        """Return each corpus' share of the mixture's tokens."""
         total = sum(self.tokens.values())
         return {name: count / total for name, count in self.tokens.items()}
 
@@ -37,7 +37,7 @@ class Mixture(NamedTuple):
 def target_shares(
     tokens: Mapping[str, int], weights: Mapping[str, float] | None = None, alpha: float = 0.7
 ) -> dict[str, float]:
-    """Shares of the mixture: explicit `weights`, made to sum to 1, or p_i proportional to w_i^alpha.
+    """Return the shares of the mixture: explicit `weights`, made to sum to 1, or p_i proportional to w_i^alpha.
 
     w_i is a corpus' share of all tokens; alpha < 1 gives small corpora more than that (Conneau & Lample 2019,
     "Cross-lingual Language Model Pretraining", section 3.1).
@@ -71,7 +71,7 @@ def mix(
     stopping_strategy: Stopping = "all_exhausted",
     epochs: Mapping[str, float] | None = None,
 ) -> Mixture:
-    """The order of the mixture.
+    """Return the mixture: its documents in order.
 
     Args:
         lengths: corpus -> (documents,) tokens of each.

@@ -53,7 +53,7 @@ class Filter(NamedTuple):
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """All texts of a row, or of what lies in it (messages, answers), in order. Whose a message is, is no text."""
+    """Yield all texts of a row, or of a part of it (messages, answers), in order. The role of a message is skipped."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -66,9 +66,9 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def learned_text(row: Mapping[str, Any], text_column: str | None = None) -> str:
-    """The text by which a row is told from others: its column of text if it has one, else what recipes learn from.
+    """Return the text that identifies a row: its text column if it has one, else the columns that recipes learn from.
 
-    That is LEARNED and a preference's label; without any of these columns all texts of the row but its ids.
+    Those are LEARNED and a preference's label; without any of them, all texts of the row except its ids.
     """
     text = None if text_column is None else row[text_column]
     if text and not text.isspace():
@@ -81,7 +81,7 @@ def learned_text(row: Mapping[str, Any], text_column: str | None = None) -> str:
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The same value with each of its texts changed."""
+    """Return the value with each of its texts changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -99,7 +99,7 @@ def _is_role(value: Mapping, key: str) -> bool:
 
 
 def sizes_of_texts(table: pa.Table) -> np.ndarray:
-    """(rows,) bytes of text in each row's columns of text, those inside messages not counted."""
+    """Return the bytes of text in each row's text columns, without those inside messages: (rows,)."""
     sizes = np.zeros(table.num_rows, dtype=np.int64)
     for field in table.schema:
         if field.name not in MARKS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
@@ -109,7 +109,7 @@ def sizes_of_texts(table: pa.Table) -> np.ndarray:
 
 
 def part_bounds(table: pa.Table) -> list[int]:
-    """Where parts of about PART_BYTES of text and at most PART_ROWS rows begin, and the end."""
+    """Return where parts of about PART_BYTES of text and at most PART_ROWS rows begin, and the end."""
     bounds, start, reached = [0], 0, np.cumsum(sizes_of_texts(table))
     while start < table.num_rows:
         before = reached[start - 1] if start else 0
@@ -120,7 +120,7 @@ def part_bounds(table: pa.Table) -> list[int]:
 
 
 def in_parts(folder: Path, count: int, make: Callable[[int], pa.Table], progress: Progress) -> list[pa.Table]:
-    """The tables of a stage, mapped: part n is `make(n)`, made where its file is not there yet."""
+    """Return the mapped tables of a stage: part n is `make(n)`, written if its file does not exist yet."""
     tables = []
     for n in progress(range(count)):
         path = folder / f"part-{n:05d}.arrow"
@@ -140,13 +140,13 @@ def clean_part(
     signatures: Callable[[list[str]], np.ndarray] | None = None,
     text_column: str | None = None,
 ) -> pa.Table:
-    """The rows with each filter applied in turn, and columns of ours beside their own (MARKS).
+    """Return the rows after each filter in turn, with our own columns (MARKS) added.
 
-    A removed row stays in the table as it was found, so that it can be counted, shown and written out.
+    A removed row stays in the table unchanged, so that it can be counted, shown and written out.
 
     Args:
-        key, signatures: by which rows are told apart, of what `learned_text` takes from them.
-        text_column: the one that holds the text.
+        key, signatures: functions of the row's `learned_text`, used to find duplicates.
+        text_column: the column that holds the text.
     """
     cleaned, removed, reasons, changed, sizes, texts = [], [], [], [], [], []
     for original in rows.to_pylist():
@@ -184,7 +184,7 @@ def clean_part(
 
 
 def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """(n, 16) uint8 keys -> (n,) int64, for each row the first alive one with its key; a dead row has itself."""
+    """Return the first remaining row with each row's key: (n, 16) uint8 -> (n,) int64; a removed row has itself."""
     numbers = np.flatnonzero(alive)
     halves = np.ascontiguousarray(keys[numbers]).view(np.uint64)
     order = np.lexsort((numbers, halves[:, 1], halves[:, 0]))
@@ -197,7 +197,7 @@ def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
 
 
 def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator[np.ndarray]:
-    """A fixed-size binary column, a (rows, width) array for each table, as it lies in the mapped file."""
+    """Yield a fixed-size binary column as a (rows, width) array for each table, without copying the mapped file."""
     for table in tables:
         column = column_of(table, name)
         width = column.type.byte_width
@@ -206,13 +206,13 @@ def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator
 
 
 def texts_of_table(table: pa.Table, alive: np.ndarray) -> list[str]:
-    """The column "text" of a table; "" for what is not alive."""
+    """Return the column "text" of a table, with "" for removed rows."""
     texts = table.column("text").to_pylist()
     return [text if is_alive else "" for text, is_alive in zip(texts, alive.tolist(), strict=True)]
 
 
 def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The rows with these numbers, counted through the tables, a table at a time."""
+    """Yield the rows with these numbers, counted through all tables, a table at a time."""
     start = 0
     for table in tables:
         inside = numbers[(numbers >= start) & (numbers < start + len(table))] - start
@@ -222,7 +222,7 @@ def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[st
 
 
 def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Callable[[str], str]) -> pa.Table:
-    """Rows with the text of one column changed; "_emptied" and "_shortened" say where nothing or less is left."""
+    """Change the text of one column; "_emptied" and "_shortened" mark the rows with nothing or less left."""
     rows, shortened, emptied = table.to_pylist(), [], []
     for n, row in enumerate(rows):
         text = row[text_column] or ""
@@ -263,7 +263,7 @@ class Selection:
 
     @property
     def alive(self) -> np.ndarray:
-        """(rows,) bool."""
+        """Return which rows remain: (rows,) bool."""
         return self.by < 0
 
     def remove_copies(self, name: str, first: np.ndarray) -> None:

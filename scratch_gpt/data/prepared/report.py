@@ -64,7 +64,7 @@ def report_page(
     row: Mapping[str, np.ndarray] | None = None,
     pieces: Sequence[str] | None = None,
 ) -> str:
-    """The page about a prepared folder, as HTML.
+    """Return the page about a prepared folder, as HTML.
 
     Args:
         manifest: of the folder, see manifest.py.
@@ -152,7 +152,7 @@ def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | Non
 
 
 def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_length: int | None) -> str:
-    """Counts of documents over their lengths, low to high the same for all histograms of a page."""
+    """Draw counts of documents over their lengths; low and high are the same for all histograms of a page."""
     steps = max(2, math.ceil(math.log10(high / low) * BINS_PER_DECADE) + 1)
     edges = np.unique(np.rint(np.geomspace(low, high, steps)).astype(np.int64))  # a bin holds whole numbers
     counts, _ = np.histogram(lengths, edges)
@@ -272,7 +272,7 @@ def _section(title: str, note: str, body: str) -> str:
 
 
 def _bar(name: str, description: str, tracks: Iterable[Sequence[tuple[str, float]]]) -> str:
-    """A name, what is said of it, and under them bars: each of (color, share of the width), side by side."""
+    """Draw a name, its description and bars below them, each of parts (color, share of the width) side by side."""
     html = ""
     for track in tracks:
         parts = "".join(f'<div class="{color}" style="width: {100 * share:.2f}%"></div>' for color, share in track)

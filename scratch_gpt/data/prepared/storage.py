@@ -68,7 +68,7 @@ def write_part(rows: Iterable[dict[str, np.ndarray]], path: Path, vocab_size: in
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """One Arrow file, whole or not there."""
+    """Write one Arrow file, completely or not at all."""
     draft = path.with_name(f".writing-{path.name}")
     draft.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -77,13 +77,13 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """The file, mapped into memory: what is not looked at is not read."""
+    """Return the file mapped into memory: unused parts are not read."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_stream(source).read_all()
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:
-    """A column of a mapped file as one array, where it lies (`combine_chunks` would copy it into memory)."""
+    """Return a column of a mapped file as one array, without a copy (`combine_chunks` would copy it into memory)."""
     column = table.column(name)
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
@@ -124,12 +124,12 @@ class PreparedRows(Sequence):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Positions of each row."""
+        """Return the positions of each row."""
         return np.concatenate([part.lengths for part in self._parts])
 
     @property
     def asked_per_row(self) -> float:
-        """Targets of a row, on average."""
+        """Return the mean number of targets in a row."""
         return self.asked / len(self)
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ CALL_BYTES = 2**20  # of text in one call of the tokenizer
 def encode_part(
     texts: Sequence[str], encode_batch: Callable[[list[str]], list[list[int]]], eos_token_id: int, vocab_size: int
 ) -> pa.Table:
-    """Texts -> {"input_ids", "bytes"}: their ids, each ended by EOS, and the length of the text in UTF-8."""
+    """Return {"input_ids", "bytes"}: the ids of each text, ended by EOS, and its length in UTF-8."""
     kind = np.uint16 if vocab_size <= 2**16 else np.uint32
     sizes = [len(text.encode()) for text in texts]
     ids, lengths = [np.empty(0, dtype=kind)], []
@@ -100,14 +100,14 @@ class Joined:
         return self.documents(first, last + 1)[start - before : stop - before]
 
     def documents(self, first: int, stop: int) -> np.ndarray:
-        """Documents number first ... stop - 1, joined."""
+        """Return documents number first ... stop - 1, joined."""
         pairs = zip(self.source[first:stop], self.document[first:stop], strict=True)
         parts = [self.corpora[i][int(d)] for i, d in pairs]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
 
 
 def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Progress, **options: Any) -> list[Part]:
-    """The windows of a stream (options as for `Windows`), ROWS_PER_PART to a file."""
+    """Write the windows of a stream (options as for `Windows`), ROWS_PER_PART to a file."""
     windows = Windows(stream, **options)
     starts = range(0, len(windows), ROWS_PER_PART)
 
@@ -120,7 +120,7 @@ def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Progr
 def write_documents(
     stream: Joined, folder: Path, vocab_size: int, progress: Progress, max_length: int, pack: bool
 ) -> tuple[list[Part], float, float]:
-    """Rows of whole documents, a GROUP of them to a file; also the shares of padding and of cut tokens."""
+    """Write rows of complete documents, a GROUP to a file; return the shares of padding and of cut tokens too."""
     parts, cut_tokens = [], 0.0
     for n, first in enumerate(progress(range(0, len(stream.ends), GROUP))):
         stop = min(first + GROUP, len(stream.ends))
@@ -133,7 +133,7 @@ def write_documents(
 
 
 def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The columns that all of some corpora have, each of a type that holds them all, and the names of their classes.
+    """Return the columns that all corpora have, each with a type for all values, and the names of their classes.
 
     Raises:
         ValueError: no such column, or one of types that do not go together or of other classes.
@@ -170,7 +170,7 @@ def _joined(name: str, columns: list[pa.Field]) -> pa.Field:
 def write_texts(
     corpora: Sequence[Sequence[pa.Table]], source: np.ndarray, document: np.ndarray, folder: Path, progress: Progress
 ) -> list[tuple[int, str]]:
-    """Rows as they are after cleaning, in an order, with the columns that all corpora have; (rows, SHA-256) a file."""
+    """Write cleaned rows in an order, with the columns that all corpora have; return (rows, SHA-256) of each file."""
     corpus_tables = [pa.concat_tables(tables) for tables in corpora]
     schema = shared_schema([table.schema for table in corpus_tables])
     parts = []

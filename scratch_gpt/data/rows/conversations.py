@@ -41,7 +41,7 @@ class EmptyAnswer(ValueError):
 
 
 def read_messages(row: Mapping[str, Any]) -> Messages:
-    """One row of a data set -> [{"role": "system", "user" or "assistant", "content": str}, ...], the answer last.
+    """Return a row as [{"role": "system", "user" or "assistant", "content": str}, ...], the answer last.
 
     Alpaca form: `instruction`, `output` and perhaps `input`, which follows the instruction under "### Input:".
     Messages form: `messages`. Prompt and completion: a string each, or a list of messages each. A key without a value
@@ -147,7 +147,7 @@ def check_messages(messages: Any) -> Messages:
 
 
 def read_conversations(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Messages], list[int]]:
-    """Rows of a data set -> the conversations, and the numbers of the rows (from 1) left out for an empty answer.
+    """Return the conversations of rows, and the numbers of the rows (from 1) left out for an empty answer.
 
     Raises:
         ValueError: as `read_messages`, with the row's number; or nothing is left.
@@ -193,9 +193,9 @@ def without_system(messages: Messages) -> Messages:
 
 
 def describe_answer(messages: Messages, before: str | None, after: str | None) -> dict[str, Any]:
-    """What a person reads of an answered row: {"instruction", "input", "reference", "before", "after"}.
+    """Return an answered row as {"instruction", "input", "reference", "before", "after"}, to be read by a person.
 
-    Of a longer conversation, `history` has the messages before the last question.
+    For a longer conversation, `history` has the messages before the last question.
     """
     instruction, _, extra_input = messages[-2]["content"].partition(INPUT)
     history = {"history": messages[:-2]} if messages[:-2] else {}
@@ -209,7 +209,7 @@ def describe_answer(messages: Messages, before: str | None, after: str | None) -
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt_format: str | None = None
 ) -> list[int]:
-    """The ids of everything up to where the answer begins. A last message of the assistant's is left out.
+    """Return the ids of everything before the answer. A last message of the assistant is left out.
 
     `encode_messages` of the same messages with an answer begins with these ids. Arguments and errors as there.
     """
@@ -225,7 +225,7 @@ def encode_messages(
     prompt_format: str | None = None,
     train_on: str = "completion",
 ) -> tuple[list[int], list[bool]]:
-    """Messages -> (ids, asked): whether each token is to be learned; both (n,).
+    """Return (ids, target mask) of messages: whether each token is to be learned; both (n,).
 
     Args:
         prompt_format: as `choose_format` has it: None is what the tokenizer keeps, or `alpaca`.
@@ -244,7 +244,7 @@ def encode_conversations(
     prompt_format: str | None = None,
     train_on: str = "completion",
 ) -> list[tuple[list[int], list[bool]]]:
-    """`encode_messages` for many at once, which is faster."""
+    """Encode many conversations at once, which is faster than `encode_messages` for each."""
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on is {train_on!r}; it is {' or '.join(TRAIN_ON)}.")
     encoded = _encode(tokenizer, _split(tokenizer, conversations, prompt_format))
@@ -347,7 +347,7 @@ class PromptRows(Sequence):
         self.asked_per_row = self.asked / len(self)
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of them; the hash is of ids and labels."""
+        """Return the manifest's entry for these rows; the hash is of ids and labels."""
         digest = hashlib.sha256()
         for ids, labels in self.pairs:
             digest.update(len(ids).to_bytes(8, "little"))

@@ -27,17 +27,17 @@ class Examples(NamedTuple):
     names: list[str] | None = None  # all classes, where the data set names them in an order of its own
 
     def take(self, numbers: Sequence[int]) -> "Examples":
-        """The examples with these numbers, in that order."""
+        """Return the examples with these numbers, in that order."""
         return Examples([self.texts[n] for n in numbers], [self.labels[n] for n in numbers], self.names)
 
     @property
     def classes(self) -> dict[str, int]:
-        """Rows of each class, in the order of the class numbers; of a class that is only named, 0."""
+        """Return the rows of each class, in the order of the class numbers; 0 for a class that is only named."""
         return count_classes(self.labels, self.names)
 
     @property
     def has_many(self) -> bool:
-        """Whether a text may have several labels."""
+        """Return whether a text may have several labels."""
         return isinstance(self.labels[0], frozenset)
 
 
@@ -52,7 +52,7 @@ def read_examples(
     separator: str | None = None,
     least: int = 2,
 ) -> Examples:
-    """Two columns -> examples.
+    """Make examples of two columns.
 
     Args:
         values: a name or number each, or a list of them where a text may have several labels.
@@ -80,7 +80,7 @@ def read_examples(
 
 
 def read_texts(values: Sequence[Any]) -> list[str]:
-    """A column -> texts without their lines' ends; ValueError for an empty one, counted from 1."""
+    """Return a column's texts without line ends; raise a ValueError for an empty one, counted from 1."""
     texts = ["" if value is None else str(value).rstrip("\r\n") for value in values]
     for row, text in enumerate(texts, start=1):
         if not text.strip():
@@ -112,7 +112,7 @@ def _names_of(label: Label) -> list[str]:
 
 
 def count_classes(labels: Sequence[Label], names: Sequence[str] | None = None) -> dict[str, int]:
-    """Rows of each class, in the order of `names`; without it numbers by their value, then words by the alphabet.
+    """Count the rows of each class, in the order of `names`; by default numbers by value, then words by alphabet.
 
     Example:
         >>> count_classes(["10", "2", "2"])
@@ -127,9 +127,9 @@ def _order(name: str) -> tuple:
 
 
 def match_labels(examples: Examples, classes: Sequence[str], has_many: bool) -> Examples:
-    """The same examples with the labels of a model: the label itself, else the one label of the same number.
+    """Return the examples with a model's labels: the label itself, else the only label of the same number.
 
-    `1.0` or `01` is the class `1` where there is no class of that very name.
+    `1.0` or `01` is the class `1` if there is no class of exactly that name.
 
     Raises:
         ValueError: a label that no class has, two labels that would become one, or several labels for a model of one.
@@ -164,7 +164,7 @@ def _number(name: str) -> Decimal | None:
 
 
 def rows_not_in(texts: Sequence[str], excluded: Sequence[str]) -> list[int]:
-    """The numbers of the rows whose text is none of the others; white space counts for nothing."""
+    """Return the numbers of the rows whose text is not among `excluded`, ignoring white space."""
     excluded_texts = {_bare(text) for text in excluded}
     return [n for n, text in enumerate(texts) if _bare(text) not in excluded_texts]
 
@@ -174,12 +174,12 @@ def _bare(text: str) -> str:
 
 
 def distinct_rows(texts: Sequence[str]) -> np.ndarray:
-    """The numbers of the rows whose text was not there before."""
+    """Return the numbers of the rows whose text does not occur before."""
     return np.sort(np.unique(np.array(texts, dtype=object), return_index=True)[1])
 
 
 def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
-    """The numbers of as many rows of each class as the smallest has, in order; chosen by the seed.
+    """Return the numbers of as many rows of each class as the smallest has, in order; chosen by the seed.
 
     Raises:
         ValueError: rows with several labels, which no choice of rows balances.
@@ -199,7 +199,9 @@ def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
 
 
 def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -> list[float]:
-    """rows / (classes * rows of the class) for each class that has rows: 1 on average over the rows; 1 for any other.
+    """Return rows / (classes * rows of the class) for each class that has rows, and 1 for any other.
+
+    The mean over the rows is 1.
 
     Raises:
         ValueError: rows with several labels.
@@ -222,7 +224,7 @@ def _refuse_many(labels: Sequence[Label], method: str) -> None:
 def split_examples(
     examples: Examples, validation_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Row numbers of {"train", "validation", "test"}, by distinct text, each class shared out in the same way.
+    """Return row numbers of {"train", "validation", "test"}, split by distinct text, with the same shares per class.
 
     Rows whose texts are equal but for white space stay together. A text belongs to the class of its first row, with
     several labels to the rarest of them. Which texts go where is a function of the seed and of the rows.
@@ -297,7 +299,7 @@ class LabelledRows(Sequence):
             )
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of them; the hash is of ids and labels."""
+        """Return the manifest's entry for these rows; the hash is of ids and labels."""
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
         for ids in self.ids:
             digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())

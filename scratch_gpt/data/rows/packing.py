@@ -66,7 +66,7 @@ class PackedRows:
 
     @property
     def padding_share(self) -> float:
-        """Positions that stay empty where every row is filled to max_length, 0 to 1."""
+        """Return the share of empty positions, 0 to 1, if every row is filled to max_length."""
         return 1 - len(self.ids) / (len(self) * self.max_length)
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class PackedRows:
 
 
 def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Numbers of items, gathered into rows of at most `capacity` in sum: best-fit decreasing.
+    """Gather the numbers of items into rows of at most `capacity` in sum: best-fit decreasing.
 
     The longest first, each into the fullest row that has room for it. (Johnson et al. 1974 bound its rows by 11/9 of
     the fewest possible, plus 4; for documents see Ding et al. 2024, "Fewer Truncations Improve Language Modeling".)

@@ -39,9 +39,9 @@ class Pair(NamedTuple):
 def read_preferences(
     rows: Iterable[Mapping[str, Any]], judged: bool = False
 ) -> tuple[list[Pair] | list[Judged], dict[str, int]]:
-    """Rows of a data set -> pairs, or with `judged` single answers; and how many rows were left out, by reason.
+    """Return the pairs of rows, or with `judged` single answers; and how many rows were left out, by reason.
 
-    Left out are rows with an empty answer, and pairs whose answers are equal: nothing is learned from them.
+    Rows with an empty answer and pairs with equal answers are left out: nothing is learned from them.
 
     Raises:
         ValueError: keys of neither form, rows that are judged where pairs are needed, a label that is neither true (1)
@@ -113,7 +113,7 @@ def _begins_with(answer: Sequence[Mapping[str, Any]], prompt: Any) -> bool:
 
 
 def prompt_of(item: Pair | Judged) -> str:
-    """All that stands before the answers, as one text: to keep rows of one prompt together."""
+    """Return everything before the answers as one text, to keep rows of one prompt together."""
     return text_of(item[0][:-1])
 
 
@@ -167,7 +167,7 @@ class PreferenceRows(Sequence):
         self.reference_logps: np.ndarray | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of them; the hash is of ids, labels and preferences."""
+        """Return the manifest's entry for these rows; the hash is of ids, labels and preferences."""
         digest = hashlib.sha256(repr(self.preferences).encode())
         for row in (row for pair in self.pairs for row in pair):
             digest.update(len(row["input_ids"]).to_bytes(8, "little"))
@@ -178,7 +178,7 @@ class PreferenceRows(Sequence):
         return {"rows": len(self), **desirable, **counts, "sha256": digest.hexdigest()}
 
     def prompts(self, count: int, room: int) -> list[list[int]]:
-        """The first `count` prompts that leave `room` for so many tokens of an answer."""
+        """Return the first `count` prompts that leave room for `room` tokens of an answer."""
         prompts = [row["input_ids"][: 1 + int((row["shift_labels"] != IGNORED).argmax())] for row, _ in self.pairs]
         return [ids.tolist() for ids in prompts if len(ids) + room <= self.max_length][:count]
 

@@ -46,7 +46,7 @@ class TokenLanes:
         self.max_length, self.lanes, self.seed = max_length, lanes, seed
 
     def rows(self, lane: int, cursor: dict[str, Any] | None = None) -> Iterator[tuple[dict, dict[str, Any]]]:
-        """({"input_ids": (T,), "shift_labels": (T,)}, the cursor behind it) for each window."""
+        """Yield ({"input_ids": (T,), "shift_labels": (T,)}, cursor after it) for each window."""
         T = self.max_length
         position = cursor or {"epoch": 0, "turn": 0, "block": None, "given": 0, "carry": []}
         windows_done, carry = (

@@ -64,7 +64,7 @@ class Windows:
 
     @property
     def asked_per_row(self) -> int:
-        """The targets of a whole window (of the first one, under overlap "context", all)."""
+        """Return the targets of a full window (with overlap "context", the first window has more)."""
         return min(self.stride, self.max_length) if self.overlap == "context" else self.max_length
 
     def __len__(self) -> int:
@@ -84,9 +84,9 @@ class Windows:
 def mask_inputs(
     row: dict[str, np.ndarray], place: int, *, mask_token_id: int, most: int = 3, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """The row with 1 to `most` of its input tokens, drawn by (seed, place), replaced; what is asked stays.
+    """Replace 1 to `most` of a row's input tokens, chosen by (seed, place); its targets stay.
 
-    A row is masked anew in each epoch, since it then stands at another place. It makes learning by heart harder.
+    A row is masked differently in each epoch, since its place differs. This makes memorization harder.
     """
     generator = np.random.default_rng([seed, place])
     ids = row["input_ids"].copy()

@@ -145,7 +145,7 @@ def source_record(
 
 
 def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
-    """The splits of a folder of cleaned rows that training/prepare.py --task text has written, mapped.
+    """Return the mapped splits of a folder of cleaned rows, as training/prepare.py --task text writes it.
 
     Raises:
         ValueError: it holds token rows, or a file is not what the manifest says.
@@ -197,9 +197,9 @@ def split_documents(
     seed: int = 0,
     by_number: bool = False,
 ) -> dict[str, datasets.Dataset]:
-    """Documents -> {"train", "validation", "test"}, whole ones unless the shares of the text then go wrong.
+    """Split documents into {"train", "validation", "test"}; they are cut only if the shares of text need it.
 
-    `split_texts` says where each goes and which are cut. A fraction of 0 leaves that split out.
+    `split_texts` decides where each goes and which are cut. A fraction of 0 leaves that split out.
 
     Args:
         by_number: never look at sizes and cut nothing but a single document, as runs of older versions did.
@@ -219,7 +219,7 @@ def split_documents(
 
 
 def is_text(feature: Any) -> bool:
-    """Whether a column of this feature, as `datasets` describes it, holds text."""
+    """Return whether a column of this feature of `datasets` holds text."""
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 

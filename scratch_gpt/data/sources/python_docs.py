@@ -9,7 +9,7 @@ NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2
 
 
 def python_documentation(stdlib: str, version: str) -> Iterator[dict]:
-    """One document {"text"} a module, its docstrings in source order; then pydoc's topics.
+    """Yield a document {"text"} for each module, its docstrings in source order; then pydoc's topics.
 
     Read as text: nothing is imported, so it works under -OO too. `version` is a name for the cache: another Python is
     another text.

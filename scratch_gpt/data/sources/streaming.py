@@ -42,7 +42,7 @@ def open_stream(
     test_fraction: float = 0.0,
     head: int = 10_000,
 ) -> DocumentStream:
-    """The same documents, streamed. What is held out are the first ones: fractions of the first `head`.
+    """Stream the documents. The first ones are held out: fractions of the first `head`.
 
     Raises:
         ValueError: as `open_documents` and `split_documents`.

@@ -17,7 +17,7 @@ class TokenStream(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the ids, independent of their dtype."""
+        """Return the SHA-256 of the ids, independent of their dtype."""
         return hashlib.sha256(self.ids.astype("<u4").tobytes()).hexdigest()
 
 
