@@ -105,6 +105,6 @@ def test_outliers_are_the_lowest_share_lowest_first():
         (lambda: outliers(np.zeros(3), share=0), "share is 0"),
     ],
 )
-def test_nothing_to_score_is_one_clear_line(call, message):
+def test_nothing_to_score_is_a_one_line_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
