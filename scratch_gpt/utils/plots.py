@@ -3,11 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-
-if TYPE_CHECKING:
-    import numpy as np
+from typing import Any
 
 
 TRAIN, VALIDATION, RATE = "#7aa6d6", "#d1495b", "#8a8a8a"
@@ -209,13 +205,13 @@ def plot_token_lengths(lengths: Sequence[int], file: Path, title: str = "", long
     return file
 
 
-def _exp(values: "np.ndarray") -> "np.ndarray":
+def _exp(values: Any) -> Any:
     import numpy as np
 
     return np.exp(np.clip(values, -700, 700))
 
 
-def _log(values: "np.ndarray") -> "np.ndarray":
+def _log(values: Any) -> Any:
     import numpy as np
 
     return np.log(np.maximum(values, 1e-300))
