@@ -86,7 +86,7 @@ def is_prepared(dataset: str) -> bool:
     return (local_path(dataset) / NAME).is_file()
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: str | Path) -> dict[str, Any]:
     """Read the manifest of a prepared folder or of a run, or the file itself; its hash is checked and left out.
 
     Raises:

@@ -14,7 +14,7 @@ and rows of one template are alike too, so remove duplicates first, and look at 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,19 +25,9 @@ Batch = dict[str, torch.Tensor]
 BLOCK = 1024  # rows that are compared with all others at a time
 
 
-class Objective(Protocol):
-    """The named terms of a loss, as in train/objectives.py: each is a sum divided by its count."""
-
-    @property
-    def sums(self) -> Callable[[nn.Module, Batch], dict[str, torch.Tensor]]: ...
-
-    @property
-    def counts(self) -> Callable[[Batch], dict[str, torch.Tensor]]: ...
-
-
 def gradient_scores(
     model: nn.Module,
-    objective: Objective,
+    objective: Any,
     rows: Sequence[Any],
     collate: Callable[[list[Any]], Batch],
     parameters: Callable[[str], bool],
@@ -48,7 +38,7 @@ def gradient_scores(
     """Return a score for each row, (rows,) float64 in [-1, 1]; low = suspicious. The model is not changed.
 
     Args:
-        objective: as objectives.py; the loss is the sum of its terms, each divided by its count.
+        objective: as in train/objectives.py; the loss is the sum of its terms, each divided by its count.
         rows: indexable and sized; `collate` makes a batch of a list of them.
         parameters: name -> whether that parameter's gradient counts; the last block and the head are enough.
         against: "mean" takes two passes, batches of `batch_size` and then row by row, and holds nothing of a row;
@@ -74,7 +64,7 @@ def gradient_scores(
 
 def gradient_sketches(
     model: nn.Module,
-    objective: Objective,
+    objective: Any,
     rows: Sequence[Any],
     collate: Callable[[list[Any]], Batch],
     parameters: Callable[[str], bool],
@@ -133,7 +123,7 @@ def outliers(scores: np.ndarray, share: float = 0.05) -> np.ndarray:
 @contextmanager
 def _gradients(
     model: nn.Module,
-    objective: Objective,
+    objective: Any,
     rows: Sequence[Any],
     collate: Callable[[list[Any]], Batch],
     parameters: Callable[[str], bool],

@@ -26,7 +26,7 @@ class Examples(NamedTuple):
     labels: list[Label]
     names: list[str] | None = None  # all classes, where the data set names them in an order of its own
 
-    def take(self, numbers: Sequence[int]) -> "Examples":
+    def take(self, numbers: Sequence[int] | np.ndarray) -> "Examples":
         """Return the examples with these numbers, in that order."""
         return Examples([self.texts[n] for n in numbers], [self.labels[n] for n in numbers], self.names)
 
