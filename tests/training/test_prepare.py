@@ -724,7 +724,7 @@ def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
     stream = open_stream(str(folder), validation_fraction=0.25)
     streamed = {*stream.read(0, 0), *stream.splits["validation"]["text"][:]}
     assert streamed == parts["train"] and len(stream.splits["validation"]) == 7
-    with pytest.raises(ValueError, match="has no split 'dev', only train, validation, test. Choose with"):
+    with pytest.raises(ValueError, match="has no split 'dev', only train, validation, test. Choose another split"):
         open_rows(str(folder), split="dev")
 
 

@@ -23,7 +23,7 @@ def lanes(count, shards=3, seed=0):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_an_epoch_of_all_lanes_asks_every_document_once(count):
+def test_an_epoch_over_all_lanes_has_every_document_once(count):
     seen = []
     for lane in range(count):
         stream, own = lanes(count), []
@@ -39,7 +39,7 @@ def test_an_epoch_of_all_lanes_asks_every_document_once(count):
 
 
 @pytest.mark.parametrize("count", [2, 6])
-def test_a_cursor_is_enough_to_go_on(count):
+def test_windows_continue_exactly_from_a_cursor(count):
     for lane in range(count):
         rows = list(islice(lanes(count).rows(lane), 300))
         for k in (0, 1, 57, 130, 298):
