@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ..conversion.gpt2_export import refuse_what_gpt2_cannot_say
+from ..conversion.gpt2_export import check_exportable_to_gpt2
 from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from ..runs.record import ADAPTER_CONFIG
 from .card_values import LAYOUTS
@@ -75,7 +75,7 @@ def choose_layout(
             "the adapter by the whole model: --layout gpt2 or --layout scratch_gpt."
         )
     try:
-        refuse_what_gpt2_cannot_say(model)
+        check_exportable_to_gpt2(model)
         obstacle = None
     except ValueError as error:
         obstacle = error
