@@ -360,7 +360,7 @@ def test_a_card_that_lost_its_metadata_gets_them_again(runs):
     card = card_of(runs["pretrain"])
     bare = card.split("---\n", 2)[2]
     assert ModelCard(merge_cards(bare, card)).data.to_dict() == ModelCard(card).data.to_dict()
-    with pytest.raises(ValueError, match="no YAML"):
+    with pytest.raises(ValueError, match="not YAML"):
         merge_cards(card.replace("library_name: transformers", "a: b: c"), card)
 
 

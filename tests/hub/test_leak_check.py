@@ -173,7 +173,11 @@ def test_pickles_are_found_by_ending_and_by_content(tmp_path):
     (tmp_path / "c.bin").write_bytes(b"anything")
     leaks_found = find_leaks(tmp_path, ["a.safetensors", "b.json", "c.bin"])
     assert [leak.file for leak in leaks_found] == ["a.safetensors", "b.json", "c.bin"]
-    assert [leak.what.split()[:2] for leak in leaks_found] == [["no", "safetensors"], ["a", "pickle"], ["a", "pickle"]]
+    assert [leak.problem.split()[:2] for leak in leaks_found] == [
+        ["no", "safetensors"],
+        ["a", "pickle"],
+        ["a", "pickle"],
+    ]
 
 
 def test_weights_whose_header_begins_like_a_pickle_are_weights(tmp_path):
@@ -185,7 +189,7 @@ def test_weights_whose_header_begins_like_a_pickle_are_weights(tmp_path):
 def test_weights_are_looked_through_above_their_numbers(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt", "from": "/home/ada/x"})
     (leak,) = find_leaks(tmp_path, ["model.safetensors"])
-    assert leak.what == "a home folder"
+    assert leak.problem == "a home folder"
 
 
 def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
@@ -193,7 +197,7 @@ def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
         with (tmp_path / name).open("wb") as file:
             file.truncate(size + 1)  # a hole: it takes no room
         (leak,) = find_leaks(tmp_path, [name])
-        assert f"{size + 1:,} bytes" in leak.what
+        assert f"{size + 1:,} bytes" in leak.problem
 
 
 @pytest.mark.parametrize(
