@@ -263,13 +263,13 @@ def check_classes(run: ClassifyRun) -> None:
     if run.streaming:
         raise ValueError("The rows of each class have to be counted before they are split: leave --streaming out.")
     if run.predict == "":
-        raise ValueError("predict is empty.")
+        raise ValueError("--predict is empty.")
     if "" in (run.test_dataset, run.test_split):
-        raise ValueError("test_dataset or test_split is empty; give what is scored, or leave it out.")
+        raise ValueError("--test-dataset or --test-split is empty. Give the rows to score, or leave it out.")
     if (run.test_dataset or run.test_split) and run.test_fraction != ClassifyRun.test_fraction:
         raise ValueError("--test-fraction holds out a share of --dataset; with a test set of its own leave it out.")
     if run.label_separator == "":
-        raise ValueError("label_separator is empty; give what stands between two labels.")
+        raise ValueError("--label-separator is empty. Give the text between two labels, or leave it out.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -225,10 +225,10 @@ def check_preferences(run: PreferRun) -> None:
         raise ValueError("The reference is computed for all rows before the first step: leave --streaming out.")
     if run.model is None or run.preset is not None or run.tokenizer is not None:
         raise ValueError(
-            "What is preferred is learned by a model that answers already: give --model, which brings all."
+            "Preference tuning needs a model that answers already: give --model, which brings its size and tokenizer."
         )
     if run.beta == 0:
-        raise ValueError("beta is 0, which leaves nothing to learn; it is more than 0.")
+        raise ValueError("--beta must be above 0 (you gave 0).")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -170,8 +170,8 @@ class StreamedSteps(IterableDataset):
     ):
         if stream.lanes % share.processes:
             raise ValueError(
-                f"{stream.lanes} stream lanes cannot be shared by {share.processes} processes. Give a --stream-lanes "
-                "that is a multiple of them (and stays as it is for the whole run)."
+                f"{stream.lanes} stream lanes cannot be shared by {share.processes} processes. Choose a "
+                "stream_lanes that is a multiple of them, and keep it for the whole run."
             )
         mine = map(str, range(share.rank, stream.lanes, share.processes))
         self.cursors = {lane: (cursors or {}).get(lane) for lane in mine}  # None is a lane's beginning

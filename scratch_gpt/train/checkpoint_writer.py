@@ -56,10 +56,10 @@ def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -
             return True
         message = f"{what} could not be written ({problem or 'on another process'}). {last_good(output_dir)}"
         if is_odd:
-            raise RunStopped(f"{message} --resume latest goes on from there.") from cause
+            raise RunStopped(f"{message} Resume from there with resume='latest'.") from cause
         if stop:
             raise RunStopped(
-                f"{message} Make room, then go on with --resume latest (--on-save-error continue goes on)."
+                f"{message} Free some space, then resume with resume='latest' (on_save_error='continue' does not stop)."
             ) from cause
         accelerator.print(f"{message} Training goes on.")
         return False
@@ -101,17 +101,17 @@ def name_last_good(output_dir: Path) -> Iterator[None]:
     except WRITE_ERRORS as error:
         what = getattr(error, "filename", None) or output_dir
         raise RunStopped(
-            f"{what}: {describe(error)}. {last_good(output_dir)} Mend it, then go on with --resume latest."
+            f"{what}: {describe(error)}. {last_good(output_dir)} Correct this, then resume with resume='latest'."
         ) from error
     except RuntimeError as error:
         text = str(error)
         if "DataLoader worker" in text and "exited unexpectedly" in text:
-            gone = "A process that prepares batches has ended (killed, or out of memory; --workers 0 needs none)."
+            gone = "A process that prepares batches has ended (killed, or out of memory; workers=0 starts none)."
         elif isinstance(error, torch.distributed.DistError) or "gloo" in text:
             gone = f"The processes have lost each other ({text.splitlines()[0][:200]})."
         else:
             raise
-        raise RunStopped(f"{gone} {last_good(output_dir)} --resume latest goes on from there.") from error
+        raise RunStopped(f"{gone} {last_good(output_dir)} Resume from there with resume='latest'.") from error
 
 
 class Keeper:

@@ -43,8 +43,8 @@ def fit_memory(
             torch.cuda.empty_cache()
         if batch_size == 1:
             raise MemoryError(
-                "Out of memory with a single row. What helps: --gradient-checkpointing true, a smaller --max-length, "
-                "--mixed-precision bf16, a smaller model."
+                "Out of memory with a single row. Pass gradient_checkpointing=True, a smaller max_length or "
+                "mixed_precision='bf16', or choose a smaller model."
             )
         cut = next(n for n in range(2, batch_size + 1) if batch_size % n == 0)
         accelerator.print(

@@ -90,8 +90,8 @@ def planned_steps(settings: Settings, rows: int | None, processes: int, tokens_p
     if settings.max_tokens is not None:
         limits.append(math.ceil(settings.max_tokens / (tokens_per_row * global_batch)))
     if not limits:
-        epochs = "--max-steps, --epochs" if rows is not None else "with --streaming --max-steps"
-        raise ValueError(f"Nothing says how long to train: give {epochs} or --max-tokens.")
+        epochs = "max_steps, epochs=" if rows is not None else "max_steps"
+        raise ValueError(f"No training length given: set {epochs} or max_tokens.")
     return min(limits)
 
 
@@ -301,8 +301,8 @@ def _baselines(accelerator: Accelerator, model, objective, micro_batches: list, 
 def _stopped(received: signal.Signals | None, progress: Progress, output_dir: Path) -> tuple[str, int]:
     number = received or signal.SIGTERM  # it came to another process
     return (
-        f"stopped by {number.name} after step {progress.step}. {last_good(output_dir)} To go on: the same launch with "
-        f"--config {shlex.quote(f'{output_dir}/run.yaml')} --resume latest",
+        f"stopped by {number.name} after step {progress.step}. {last_good(output_dir)} To continue: the same launch with "
+        f"config={shlex.quote(f'{output_dir}/run.yaml')} resume='latest'",
         128 + number,
     )
 
@@ -310,7 +310,7 @@ def _stopped(received: signal.Signals | None, progress: Progress, output_dir: Pa
 def _diverged(what: str, progress: Progress, output_dir: Path) -> str:
     return (
         f"{what} not finite after step {progress.step}; metrics.jsonl names the rows of skipped steps. "
-        f"{last_good(output_dir)} Go on from there with a lower --learning-rate and --allow-changed true, or look at "
+        f"{last_good(output_dir)} Resume from there with a lower learning_rate and allow_changed=True, or look at "
         "those rows."
     )
 

@@ -161,7 +161,7 @@ def test_out_of_memory_at_one_row_names_what_helps(tmp_path):
     def sums(model, batch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    with pytest.raises(MemoryError, match="--gradient-checkpointing"):
+    with pytest.raises(MemoryError, match="gradient_checkpointing=True"):
         run(tmp_path, batch_size=2, objective=Objective(causal_lm.counts, sums))
 
 
@@ -213,7 +213,7 @@ def test_the_first_limit_ends_a_run():
     assert planned_steps(Settings(**settings, epochs=2, max_steps=3), 20, 1, 10) == 3
     assert planned_steps(Settings(**settings, max_tokens=170), 20, 1, 10) == 3
     assert planned_steps(Settings(**settings, epochs=2), 20, 2, 10) == 3
-    with pytest.raises(ValueError, match="how long to train"):
+    with pytest.raises(ValueError, match="No training length given"):
         planned_steps(Settings(**settings), 20, 1, 10)
 
 
@@ -292,5 +292,5 @@ def test_a_launch_without_the_processes_it_was_asked_for_is_an_error():
 
 def test_a_device_that_is_not_there_is_an_error():
     if not torch.backends.mps.is_available():
-        with pytest.raises(ValueError, match="device mps was asked for"):
+        with pytest.raises(ValueError, match="device='mps' is not available"):
             make_accelerator("mps")

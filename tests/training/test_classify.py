@@ -376,7 +376,7 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(places, tmp_path
     run(*arguments, "--resume", "latest")
     assert "seed-0 is already finished" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == content
-    fails(arguments, "holds a run already", capsys, classify.main)
+    fails(arguments, "already holds a run", capsys, classify.main)
     one_seed = [*arguments[:3], folders[0], *arguments[4:], "--resume", "latest"]
     fails(one_seed, "holds a run of one seed", capsys, classify.main)
 
@@ -480,7 +480,7 @@ def test_a_split_of_prepared_text_is_the_test_set(tmp_path):
 
 BAD = {
     "--test-split test": "has no splits: leave --test-split out; --test-dataset names a file",
-    "--test-dataset=": "test_dataset or test_split is empty",
+    "--test-dataset=": "--test-dataset or --test-split is empty",
     "--test-dataset x.jsonl --test-fraction 0.5": "with a test set of its own leave it out",
     "--test-dataset places": "is in the test set: nothing is left to train on",
     "--label-column kind": "no column 'kind', only text, label. Choose with --label-column",
@@ -488,12 +488,12 @@ BAD = {
     "--label-column text": r"distinct text\(s\), and there are 3 splits",
     "--column-names a,b": "without a header, and places.jsonl is none",
     "--balance some": "balance.*some",
-    "--seeds 0": "seeds is 0; it has to be at least 1",
+    "--seeds 0": "--seeds must be at least 1",
     "--streaming true": "leave --streaming out",
     "--seeds 2 --resume .": "one seed's checkpoint",
-    "--validation-fraction 0": "keep_best and patience choose by validation loss",
-    "--label-separator=": "label_separator is empty",
-    "--predict=": "predict is empty",
+    "--validation-fraction 0": "--keep-best and --patience choose by validation loss",
+    "--label-separator=": "--label-separator is empty",
+    "--predict=": "--predict is empty",
     "--dataset /no/where.csv": "no such file",
 }
 
@@ -529,4 +529,4 @@ def test_predicting_with_what_is_no_classifier_is_one_clear_line(trained, tmp_pa
     file = write_rows(tmp_path / "b.jsonl", [{"text": "boat"}])
     fails(["--model", tmp_path / "causal", "--predict", file], "it lacks score.weight", capsys, classify.main)
     absent = ["--output-dir", tmp_path / "absent", "--predict", file]
-    fails(absent, "absent/model: there is no such folder", capsys, classify.main)
+    fails(absent, "absent/model: no such folder", capsys, classify.main)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from scratch_gpt_training.support.command_line import OF_A_LAUNCH, parse_rates
+from scratch_gpt_training.support.command_line import OF_A_LAUNCH, flag, parse_rates
 
 
 # torch reads it once, at its first large buffer: these then come in pages of 2 MB, where Linux allows it (madvise),
@@ -214,10 +214,12 @@ def check_fields(run: Any) -> None:
     for item in fields(run):
         choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(run, item.name) not in choices:
-            raise ValueError(f"{item.name} is {getattr(run, item.name)!r}; it is one of {', '.join(choices)}.")
+            raise ValueError(
+                f"{flag(item.name)} must be one of {', '.join(choices)} (you gave {getattr(run, item.name)})."
+            )
     for name in ("output_dir", "dataset", "model", "tokenizer", "resume", "mixture"):
         if getattr(run, name, None) == "":
-            raise ValueError(f"{name} is empty.")
+            raise ValueError(f"{flag(name)} is empty.")
     for name in ("prompt", "sample_prompt", "joiner"):
         check_unicode(name, getattr(run, name, None))
     if getattr(run, "compile", False):
@@ -227,9 +229,9 @@ def check_fields(run: Any) -> None:
 def check_range(name: str, value: float | None, least: float, most: float) -> None:
     """Raise a ValueError for a number outside of what a field may be; None is none."""
     if value is not None and not value >= least:
-        raise ValueError(f"{name} is {value}; it has to be at least {least}.")
+        raise ValueError(f"{flag(name)} must be at least {least} (you gave {value}).")
     if value is not None and not value <= most:
-        raise ValueError(f"{name} is {value}; it has to be at most {most:,}.")
+        raise ValueError(f"{flag(name)} must be at most {most:,} (you gave {value}).")
 
 
 def check_unicode(name: str, text: str | None) -> None:
@@ -245,7 +247,9 @@ def check_compiler() -> None:
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     name = os.environ.get("CXX", usual).split()[0]
     if shutil.which(name) is None:
-        raise ValueError(f"compile needs a C++ compiler, and there is no {name}: install one, or leave --compile out.")
+        raise ValueError(
+            f"--compile needs a C++ compiler, and {name} is not installed. Install one, or leave --compile out."
+        )
 
 
 def check(run: Run) -> None:
@@ -255,25 +259,25 @@ def check(run: Run) -> None:
     if run.model is not None and run.tokenizer == "train":
         raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")
     if run.beta2 >= 1:
-        raise ValueError(f"beta2 is {run.beta2}; it is less than 1.")
+        raise ValueError(f"--beta2 must be below 1 (you gave {run.beta2}).")
     check_tune(run)
     if run.model is not None and (run.preset is not None or run.config_overrides is not None):
-        raise ValueError("--model brings its own shape: leave out --preset and --config-overrides.")
+        raise ValueError("--model already fixes the size: leave out --preset and --config-overrides.")
     if run.overwrite and run.resume:
-        raise ValueError("--overwrite removes what --resume would go on from: give one of them.")
+        raise ValueError("--overwrite removes the run that --resume would continue: give one of them.")
     if (run.keep_best or run.patience is not None) and run.validation_fraction == 0:
-        raise ValueError("keep_best and patience choose by validation loss: give --validation-fraction a share.")
+        raise ValueError("--keep-best and --patience choose by validation loss: give --validation-fraction a share.")
     if run.plan_tflops is not None and run.plan_tflops <= 0:
-        raise ValueError(f"plan_tflops is {run.plan_tflops}; it has to be more than 0.")
+        raise ValueError(f"--plan-tflops must be above 0 (you gave {run.plan_tflops}).")
     if not run.plan and (run.plan_tflops is not None or run.plan_devices != 1):
-        raise ValueError("plan_devices and plan_tflops are of --plan true: give it, or leave them out.")
+        raise ValueError("--plan-devices and --plan-tflops need --plan true: give it, or leave them out.")
     if run.learning_rates is not None:
         parse_rates(run.learning_rates)
     if run.streaming and run.epochs is not None:
-        raise ValueError("A stream is read without end, nobody counts its epochs: give --max-steps or --max-tokens.")
+        raise ValueError("--streaming has no epochs: give --max-steps or --max-tokens instead of --epochs.")
     trackers = ("tensorboard", "trackio", "wandb")
     if run.report_to not in (None, "none", *trackers):
-        raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
+        raise ValueError(f"--report-to must be one of {', '.join(trackers)}, or none (you gave {run.report_to}).")
     if run.report_to in trackers and find_spec(run.report_to) is None:
         raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
     if run.energy is not None:
@@ -293,21 +297,21 @@ def check_rows(run: Any) -> None:
     if run.pack and run.pad:
         raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
     if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
-        raise ValueError("--stride and --drop-tail are of windows: leave them out with --pack and --pad.")
+        raise ValueError("--stride and --drop-tail only work with windows: leave them out with --pack and --pad.")
 
 
 def check_tune(run: Run) -> None:
     """Raise a ValueError where what is to be trained cannot be meant."""
     if re.fullmatch(r"full|head|lora|last-(block|[1-9]\d*-blocks)", run.tune) is None:
-        raise ValueError(f"tune is {run.tune!r}; it is full, last-block, last-N-blocks, head or lora.")
+        raise ValueError(f"--tune must be full, last-block, last-N-blocks, head or lora (you gave {run.tune}).")
     if run.lora_dropout >= 1:
-        raise ValueError(f"lora_dropout is {run.lora_dropout}; it is less than 1.")
+        raise ValueError(f"--lora-dropout must be below 1 (you gave {run.lora_dropout}).")
     if run.tune == "lora" and run.model is None:
-        raise ValueError("--tune lora adapts a model that is there: give --model.")
+        raise ValueError("--tune lora needs --model: it adapts an existing model.")
     of_lora = (item for item in fields(Run) if item.name.startswith(("lora_", "use_", "quantize_")))
-    given = next((item.name for item in of_lora if getattr(run, item.name) != item.default), None)
-    if given and run.tune != "lora":
-        raise ValueError(f"{given} is of LoRA: give --tune lora, or leave it out.")
+    changed = next((item.name for item in of_lora if getattr(run, item.name) != item.default), None)
+    if changed and run.tune != "lora":
+        raise ValueError(f"{flag(changed)} only works with --tune lora.")
     if run.tune == "lora" and find_spec("peft") is None:
         raise ValueError('peft is not installed; it is an extra: pip install -e ".[lora]"')
 
@@ -315,13 +319,13 @@ def check_tune(run: Run) -> None:
 def check_model_folder(name: str | None, field: str = "model") -> None:
     """Raise a ValueError for a folder without model or adapter; a name that is no folder may be one on the Hub."""
     if name is not None and not Path(name).exists() and (Path(name).is_absolute() or name.count("/") > 1):
-        raise ValueError(f"--{field} {name}: there is no such folder, and on the Hub a name has one slash.")
+        raise ValueError(f"--{field} {name}: no such folder. A Hub name looks like user/model.")
     kinds = ("config.json", "adapter_config.json")
     if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
         if (Path(name) / "state.json").exists():  # a checkpoint from before they kept it
             hint = " Copy config.json and the tokenizer's files from its run's model/ into it."
-        raise ValueError(f"--{field} {name} is no model folder: it has no config.json.{hint}")
+        raise ValueError(f"--{field} {name} is not a model folder (no config.json).{hint}")
 
 
 OF_A_LAUNCH |= {"plan_devices", "plan_tflops"}

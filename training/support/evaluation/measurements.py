@@ -64,10 +64,10 @@ def load(run: Any, name: str, revision: str | None = None) -> Subject:
     check_vocabulary(tokenizer, model.config.vocab_size)
     limit = model.config.max_position_embeddings
     if run.max_length is not None and run.max_length > limit:
-        raise ValueError(f"max_length {run.max_length} is more than the context of {name}, {limit} tokens.")
+        raise ValueError(f"--max-length {run.max_length} is more than the context of {name}, {limit} tokens.")
     max_length = run.max_length or limit
     if run.stride is not None and run.stride > max_length:
-        raise ValueError(f"stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
+        raise ValueError(f"--stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
     return Subject(relative(name), model, tokenizer, max_length, device)
 
 

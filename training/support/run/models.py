@@ -89,7 +89,7 @@ def build_model(
         model.base_identity = identify_base(model, run.model)
     if max_length is not None and max_length > model.config.max_position_embeddings:
         raise ValueError(
-            f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
+            f"--max-length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
         )
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()

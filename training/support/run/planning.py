@@ -86,7 +86,7 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**changes, **overrides})
     context = config.max_position_embeddings
     if length is not None and length > context:
-        raise ValueError(f"max_length {length} is more than the model's context, {context} tokens.")
+        raise ValueError(f"--max-length {length} is more than the model's context, {context} tokens.")
     return config, length or context, rows
 
 

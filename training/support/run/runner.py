@@ -74,7 +74,9 @@ def _run_task(run: Run, start: Start, build, describe, begin):
     with one_clear_line():
         task = build(run)
         if "validation" not in task.rows and keeps_best(run):
-            raise ValueError(f"keep_best and patience choose by validation loss, and {run.dataset} has no such split.")
+            raise ValueError(
+                f"--keep-best and --patience choose by validation loss, and {run.dataset} has no such split."
+            )
         accelerator = start_accelerator(run, start)
         task.model.set_attn_implementation(
             best_attention(accelerator.device.type, accelerator.mixed_precision, task.manifest["max_length"])
