@@ -540,14 +540,14 @@ def test_a_recipes_choices_are_the_rooms():
 
 
 BAD = {
-    "--tune most": "tune is 'most'; it is full, last-block, last-N-blocks, head or lora",
-    "--tune last-0-blocks": "tune is 'last-0-blocks'",
+    "--tune most": "--tune must be full, last-block, last-N-blocks, head or lora",
+    "--tune last-0-blocks": "--tune must be full",
     "--tune last-3-blocks": "the model has 2 blocks",
     "--tune head": "this model's head is its token embedding",
     "--lora-rank 4": "--lora-rank only works with --tune lora",
     "--tune lora --lora-rank 0": "--lora-rank must be at least 1",
     "--tune lora --lora-dropout 1": "--lora-dropout must be below 1",
-    "--tune lora --quantize-base nf4 --use-dora true": "use_dora needs the base's weights as they are",
+    "--tune lora --quantize-base nf4 --use-dora true": "--use-dora needs the base's weights as they are",
     "--tune lora --lora-targets most": "lora.targets.*most",
 }
 

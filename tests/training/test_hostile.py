@@ -344,8 +344,8 @@ def test_a_tokenizer_of_an_absurd_size_is_refused_before_it_is_trained(home, tmp
     words = ["--dataset", home / "data.txt", "--output-dir", tmp_path / "out", "--compare", "none", "--vocab-size"]
     for size in ("1000000000000", str(2**24 + 1)):
         how, said = outcome("train_tokenizer", [*words, size])
-        assert how == REFUSED and "must be at most 16,777,216" in said
-        with pytest.raises(ValueError, match="must be at most 16,777,216"):
+        assert how == REFUSED and "at most 16,777,216" in said
+        with pytest.raises(ValueError, match="at most 16,777,216"):
             train_tokenizer(["the sun"], vocab_size=int(size))
 
 

@@ -226,7 +226,7 @@ def test_a_preview_asks_what_training_asks(tmp_path, capsys):
 
 
 BAD = {
-    "--prompt-format llama": "no prompt_format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
+    "--prompt-format llama": "no --prompt-format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
     "--prompt-format tokenizer": "The tokenizer has no chat template",
     "--train-on answers": "train_on.*answers",
     "--streaming true": "leave --streaming out",

@@ -129,11 +129,11 @@ def test_a_reference_of_other_weights_or_rows_or_a_damaged_one_is_not_used(tmp_p
 
 BAD = {
     "--loss-type ppo": "loss_type.*ppo",
-    "--beta 0": "beta is 0",
+    "--beta 0": "--beta must be above 0",
     "--beta=-1": "--beta must be at least 0",
     "--streaming true": "leave --streaming out",
     "--preset tiny": "give --model",
-    "--prompt-format llama": "There is no prompt_format 'llama'",
+    "--prompt-format llama": "There is no --prompt-format 'llama'",
     "--max-length 9": "has two answers to tell apart within 9 tokens",
     "--max-length 999": "more than the model's context, 192",
     "--resume latest --beta 0.2": "beta",

@@ -649,19 +649,19 @@ def fails(arguments, message, capsys, main=prepare.main):
 
 
 BAD = {
-    "--stride 0": "stride is 0",
+    "--stride 0": "--stride must be at least 1",
     "--max-length 0": "--max-length must be at least 1",
     "--alpha 0.5": "--alpha has no effect: it needs --mixture",
-    "--mixture a,b --alpha 0": "alpha is 0",
-    "--mixture a,b --alpha 1.01": "alpha is 1.01",
-    "--mixture a,b --alpha nan": "alpha is nan",
+    "--mixture a,b --alpha 0": "--alpha must be above 0",
+    "--mixture a,b --alpha 1.01": "--alpha must be above 0 and at most 1",
+    "--mixture a,b --alpha nan": "--alpha must be above 0",
     "--mixture a=0,b=1": "--mixture: a has 0; it must be a positive number",
     "--mixture a=nan,b=1": "mixture: a has nan",
     "--mixture a=-1": "mixture: a has -1",
     "--mixture a=x": "'a=x' is not name=number",
     "--mixture a=1,a=2": "names a twice",
     "--mixture a=1,b": "every corpus a weight, or none",
-    "--mixture a,b --mixture-epochs a=1": "mixture_epochs gives every corpus",
+    "--mixture a,b --mixture-epochs a=1": "--mixture-epochs needs a number for every corpus",
     "--mixture-epochs a=1": "--mixture-epochs has no effect: it needs --mixture",
     "--mixture /no/where": "/no/where",
     "--text-column body": "no column 'body', only text",
@@ -679,7 +679,7 @@ BAD = {
     "--contamination /no/where.txt": "no such file",
     "--tokenizer /no/where": "No tokenizer could be loaded",
     "--validation-fraction 1": "--validation-fraction is 1",
-    "--max-length 99999": "train split has .* tokens, but one window of max_length 99999 takes 100000",
+    "--max-length 99999": "train split has .* tokens, but one window of --max-length 99999 takes 100000",
     "--nonsense 1": "Unknown option --nonsense",
 }
 

@@ -20,7 +20,7 @@ NAMES = {"text_column", "max_length", "stride", "seed", "overwrite", "output_dir
         ("Pass resume='latest'.", "Pass --resume latest."),
         ("With output_dir='a/b-1.c', or output_dir=a/b.", "With --output-dir a/b-1.c, or --output-dir a/b."),
         ("Pass stride=4, seed=-1 or overwrite=True.", "Pass --stride 4, --seed -1 or --overwrite true."),
-        ("--max-length is the text_column's.", "--max-length is the --text-column's."),
+        ("--max-length is a text_column's.", "--max-length is a --text-column's."),
         ("The parents' max_length isn't theirs.", "The parents' --max-length isn't theirs."),
     ],
 )
@@ -32,6 +32,7 @@ def test_arguments_become_flags(message, printed):
     "message",
     [
         "The stride and the seed are the model's; stride 4 is small.",  # words of the language as well
+        "The model's max_length is 3.",
         "It has the columns 'max_length', \"text_column=\" and `{max_length: 3}`.",
         "runs/max_length/a b.md, ./text_column, C:\\output_dir",
         "https://example.org/?max_length=3&stride=4",

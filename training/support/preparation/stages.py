@@ -112,8 +112,8 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
     if found.exists() and found.read_text(encoding="utf-8") != plan:
         if not run.overwrite:
             raise ValueError(
-                f"--output-dir {run.output_dir} holds an unfinished preparation of other data or settings. --overwrite "
-                "true drops it, another --output-dir leaves it alone."
+                f"--output-dir {run.output_dir} holds an unfinished preparation of other data or settings. "
+                "--overwrite true drops it, another --output-dir leaves it alone."
             )
         remove(work)
     if found.exists():
