@@ -31,7 +31,7 @@ READ_TO_PREDICT |= {"batch_size", "device"}
 
 @dataclass(frozen=True)
 class ClassifyRun(Run):
-    """The shared fields and this recipe's own."""
+    """Classification."""
 
     output_dir: str = option("runs/classify", "Folder to write; one that holds a run is refused without --overwrite.")
     model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
@@ -67,7 +67,7 @@ def build(run: ClassifyRun):
         sum_batches,
     )
     from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
-    from scratch_gpt.train.batches import Share, epoch_order, evaluation_batches
+    from scratch_gpt.train.batches import BatchLayout, epoch_order, evaluation_batches
     from scratch_gpt.train.objectives import classification
     from scratch_gpt.utils.files import write_text
     from scratch_gpt.utils.plots import plot_classification, plot_confusion
@@ -100,7 +100,9 @@ def build(run: ClassifyRun):
 
     def leave(model, tables):
         device = next(model.parameters()).device
-        batches = (batch for batch, _ in evaluation_batches(rows["test"], collate, Share(run.batch_size), device))
+        batches = (
+            batch for batch, _ in evaluation_batches(rows["test"], collate, BatchLayout(run.batch_size), device)
+        )
         found = classify_batches(model, batches, has_many)
         lines = prediction_lines(splits["test"].texts, found, names, has_many, splits["test"].labels)
         matrix = tables["confusion_matrix"]

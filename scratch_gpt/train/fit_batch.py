@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from .batches import Batch, some_rows, to_device
+from .batches import Batch, sample_rows, to_device
 
 
 def fit_memory(
@@ -33,7 +33,7 @@ def fit_memory(
         MemoryError: not even one row does.
     """
     while True:
-        full = collate(some_rows(rows, batch_size))
+        full = collate(sample_rows(rows, batch_size))
         fits = int(_rehearse(accelerator, model, optimizer, objective, full))
         optimizer.zero_grad()
         if int(accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum")) == accelerator.num_processes:

@@ -158,7 +158,7 @@ def test_a_damaged_file_is_met_named_and_passed_over(name, harm, straight, tmp_p
     assert path.name == "step-5" and len(skipped) == 1
     assert skipped[0].startswith(f"step-6 is damaged and skipped: {name} ")
     harm(tmp_path / "checkpoints" / "step-5" / name)
-    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole \(step-6 .*; step-5 .*\)"):
+    with pytest.raises(ValueError, match=r"Every checkpoint in .* is damaged \(step-6 .*; step-5 .*\)"):
         find_checkpoint(tmp_path / "checkpoints")
 
 
