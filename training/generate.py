@@ -29,7 +29,7 @@ from scratch_gpt_training.support.options import check_fields, check_model_folde
 
 @dataclass(frozen=True)
 class GenerateRun:
-    """What to continue, and how."""
+    """Generation."""
 
     model: str = option("runs/pretrain/model", "Folder or Hub id; may be given as the first word.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")

@@ -29,7 +29,7 @@ BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 @dataclass(frozen=True)
 class PreferRun(Run):
-    """The shared fields and this recipe's own."""
+    """Preference tuning."""
 
     output_dir: str = option("runs/prefer", "Folder to write; one that holds a run is refused without --overwrite.")
     model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model that answers: best one that was instructed.")

@@ -40,7 +40,7 @@ from scratch_gpt_training.support.run.output_dir import check_writable
 
 @dataclass(frozen=True)
 class PrepareRun(Source):
-    """What to prepare, and how."""
+    """Preparation."""
 
     output_dir: str = option("data/prepared", "Folder to write; one that holds anything else is refused.")
     overwrite: bool = option(False, "Replace what another preparation has left in output_dir.")

@@ -29,7 +29,7 @@ PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vo
 
 @dataclass(frozen=True)
 class PretrainRun(Run):
-    """The shared fields and this recipe's own."""
+    """Pretraining."""
 
     output_dir: str = option("runs/pretrain", "Folder to write; one that holds a run is refused without --overwrite.")
     stride: int | None = option(None, "From one window's start to the next; by default max_length: nothing repeats.")

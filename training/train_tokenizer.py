@@ -31,7 +31,7 @@ HELD_OUT_MEGABYTES = 8  # more of the held-out text would only take longer to me
 
 @dataclass(frozen=True)
 class TokenizerRun(Source):
-    """What to train on, and which tokenizer."""
+    """Tokenizer training."""
 
     output_dir: str = option("runs/tokenizer", "Folder to write; one that holds files is refused without --overwrite.")
     overwrite: bool = option(False, "Replace the tokenizer that output_dir holds.")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import inspect
 import os
 import re
 import reprlib
@@ -46,14 +47,13 @@ def parse(
     Raises:
         ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
+    _known_fields.clear()  # errors in the options themselves are worded for their origin
     parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
     parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
     if positional:
         words = " ".join(name.upper() for name in positional)
         parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
-    for action in parser._actions:
-        if action.dest == "resume":
-            action.nargs, action.const = "?", "latest"
+    _group_options(parser, kind)
     names = [item.name for item in fields(kind)]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
@@ -78,9 +78,31 @@ def parse(
     for name in given:
         if name in reasons:
             raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Leave it out.")
-    _known_fields.clear()
     _known_fields.update(names)
     return run
+
+
+def group_fields(kind: type) -> dict[str, list[str]]:
+    """Return the fields of a dataclass by the class that first defines them: title (from its docstring) -> names."""
+    groups: dict[str, list[str]] = {}
+    for item in fields(kind):
+        owner = next(base for base in reversed(kind.__mro__) if item.name in inspect.get_annotations(base))
+        groups.setdefault((owner.__doc__ or "").split("\n")[0].rstrip("."), []).append(item.name)
+    return groups
+
+
+def _group_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    # argparse has no call that moves an option to a group; HfArgumentParser has added all of them already.
+    ungrouped = parser._optionals._group_actions
+    actions = {action.dest: [] for action in ungrouped}
+    for action in ungrouped:
+        actions[action.dest].append(action)
+        if action.dest == "resume":
+            action.nargs, action.const = "?", "latest"
+    for title, names in group_fields(kind).items():
+        moved = [action for name in names for action in actions[name]]
+        parser.add_argument_group(title)._group_actions.extend(moved)
+        ungrouped[:] = [action for action in ungrouped if action not in moved]
 
 
 # What a run.yaml says of its launch, or of its own place, says nothing of another launch that resumes it.
@@ -155,7 +177,9 @@ def _is_nested(value: Any) -> bool:
 
 def _nearest(name: str, names: list[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" Did you mean {prefix}{near[0]}?" if near else " --help lists all."
+    return (
+        f" Did you mean {prefix}{near[0].replace('_', '-') if prefix else near[0]}?" if near else " --help lists all."
+    )
 
 
 def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
@@ -229,7 +253,7 @@ def parse_rates(text: str) -> list[float]:
 # --- Errors of the library -> errors of the command line ---------------------------------------------------------
 
 _QUOTED = r"""(?<!\w)'(?:\\.|[^'\\])*'(?!\w)|"(?:\\.|[^"\\])*"|`(?P<ticked>[a-z]\w*)`|`[^`]*`"""
-_NAME = r"(?<![\w.@~&?-])(?P<name>[a-z]\w*)(?!\.\w)(?![\w([/\\-])"
+_NAME = r"(?<![\w.@~&?-])(?<!'s )(?P<name>[a-z]\w*)(?!\.\w)(?![\w([/\\-])"
 _VALUE = r"(?P<equals>=(?:(?P<truth>True|False)\b|'(?P<word>[\w./-]+)')?)?"
 _FILE = r"\S*[/\\]\S*|[\w-]+(?:\.[\w-]+)+"  # paths, URLs, names with an ending
 _WORDS = re.compile(f"{_QUOTED}|{_NAME}{_VALUE}|{_FILE}")
@@ -244,7 +268,7 @@ def name_flags(message: str, names: Collection[str]) -> str:
     """Return a message with the arguments that it names spelled as on the command line.
 
     An argument is one of `names` that has an underscore or is followed by `=`. Quoted text, paths, URLs and file names
-    stay as they are.
+    stay as they are, and so does the attribute of something else ("the model's vocab_size").
 
     Example:
         >>> name_flags("max_length 9 is more than 'max_length': pass pad=True.", {"max_length", "pad"})

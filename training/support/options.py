@@ -28,7 +28,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from."""
+    """Data source."""
 
     dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
     dataset_config: str | None = option(None, "Config name of a Hub dataset.")
@@ -38,20 +38,26 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Run(Source):
-    """What every training recipe can be told."""
+class DataOptions(Source):
+    """Splits, tokenizer and rows."""
 
-    output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
-    overwrite: bool = option(False, "Write into output_dir although it holds a run, which is then removed.")
-    resume: str | None = option(
-        None,
-        "`latest`, or nothing behind it, goes on from output_dir's newest checkpoint, a path from that one; fields "
-        "that are not given are those of output_dir's run.yaml.",
+    streaming: bool = option(
+        False, "Read the data as it is needed, never all of it; held out are the first documents."
     )
+    stream_lanes: int = option(8, "Readers that share a stream, in fixed turns; a multiple of the processes.")
+    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
+    test_fraction: float = option(0.0, "Share that is scored once, at the end.")
+    tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
+    tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
+    vocab_size: int | None = option(
+        None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}; a new model takes it from there."
+    )
+    max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
 
-    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
-    on_save_error: Literal["stop", "continue"] = option("stop", "What to do when the disk is full or gone.")
-    async_save: bool = option(False, "Write checkpoints in the background: more memory, less waiting.")
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Model and fine-tuning."""
 
     model: str | None = option(None, "Folder or Hub id to start from; without it a new model of --preset is made.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model and its tokenizer.")
@@ -76,19 +82,11 @@ class Run(Source):
         "no", "Keep the matrices under LoRA in 4 or 8 bits: less memory, slower steps."
     )
 
-    streaming: bool = option(
-        False, "Read the data as it is needed, never all of it; held out are the first documents."
-    )
-    stream_lanes: int = option(8, "Readers that share a stream, in fixed turns; a multiple of the processes.")
-    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
-    test_fraction: float = option(0.0, "Share that is scored once, at the end.")
-    tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
-    tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
-    vocab_size: int | None = option(
-        None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}; a new model takes it from there."
-    )
 
-    max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
+@dataclass(frozen=True)
+class OptimizationOptions:
+    """Optimization."""
+
     batch_size: int = option(8, "Rows per process and micro-batch.")
     accumulation_steps: int = option(1, "Micro-batches per optimizer step.")
     max_steps: int | None = option(None, "End after so many optimizer steps; 0 evaluates only.")
@@ -109,12 +107,27 @@ class Run(Source):
     max_bad_steps: int = option(5, "Stop after so many steps in a row whose loss or gradient is not finite.")
     seed: int = option(0, "Decides initial weights, splits, order of rows and dropout.")
 
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Evaluation and output."""
+
+    output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
+    overwrite: bool = option(False, "Write into output_dir although it holds a run, which is then removed.")
+    resume: str | None = option(
+        None,
+        "`latest`, or nothing behind it, goes on from output_dir's newest checkpoint, a path from that one; fields "
+        "that are not given are those of output_dir's run.yaml.",
+    )
+    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
     eval_every: int | None = option(None, "Steps between evaluations; by default ten of them in a run.")
     eval_batches: int | None = option(None, "Batches per process in an evaluation on the way; by default all.")
     patience: int | None = option(None, "End after so many evaluations without a new best, and keep the best.")
     keep_best: bool = option(False, "model/ is the best by validation loss, and last/ the last, where they differ.")
     checkpoint_every: int | None = option(None, "Steps between checkpoints; by default one at each evaluation.")
     keep: int = option(2, "Checkpoints that stay on disk.")
+    on_save_error: Literal["stop", "continue"] = option("stop", "What to do when the disk is full or gone.")
+    async_save: bool = option(False, "Write checkpoints in the background: more memory, less waiting.")
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
     report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
     sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
@@ -124,6 +137,11 @@ class Run(Source):
     )
     push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
 
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Launch."""
+
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "By default what the device does well.")
     compile: bool = option(False, "torch.compile the model: 10 to 50 s at the start, then faster steps.")
@@ -131,10 +149,14 @@ class Run(Source):
     workers: int = option(0, "Processes that prepare batches.")
     expect_processes: int | None = option(None, "Refuse to run on another number of processes.")
     hang_timeout: float = option(30.0, "End after so many minutes without any progress; 0 waits for ever.")
-
     plan: bool = option(False, "Print what this run would take of memory and time, read no data and train nothing.")
     plan_devices: int = option(1, "Plan for so many devices of --plan-tflops as well.")
     plan_tflops: float | None = option(None, "10^12 operations a second that a device reaches (not its peak).")
+
+
+@dataclass(frozen=True)
+class Run(LaunchOptions, OutputOptions, OptimizationOptions, ModelOptions, DataOptions):
+    """Options shared by all training recipes, in the groups that `--help` prints."""
 
 
 COUNT, TOKENS = 10**12, 2**24  # more than any run can count, or hold
