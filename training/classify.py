@@ -31,7 +31,7 @@ READ_TO_PREDICT |= {"batch_size", "device"}
 
 @dataclass(frozen=True)
 class ClassifyRun(Run):
-    """The shared fields and this recipe's own."""
+    """Classification."""
 
     output_dir: str = option("runs/classify", "Folder to write; one that holds a run is refused without --overwrite.")
     model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
@@ -67,7 +67,7 @@ def build(run: ClassifyRun):
         sum_batches,
     )
     from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
-    from scratch_gpt.train.batches import Share, epoch_order, evaluation_batches
+    from scratch_gpt.train.batches import BatchLayout, epoch_order, evaluation_batches
     from scratch_gpt.train.objectives import classification
     from scratch_gpt.utils.files import write_text
     from scratch_gpt.utils.plots import plot_classification, plot_confusion
@@ -100,7 +100,9 @@ def build(run: ClassifyRun):
 
     def leave(model, tables):
         device = next(model.parameters()).device
-        batches = (batch for batch, _ in evaluation_batches(rows["test"], collate, Share(run.batch_size), device))
+        batches = (
+            batch for batch, _ in evaluation_batches(rows["test"], collate, BatchLayout(run.batch_size), device)
+        )
         found = classify_batches(model, batches, has_many)
         lines = prediction_lines(splits["test"].texts, found, names, has_many, splits["test"].labels)
         matrix = tables["confusion_matrix"]
@@ -263,13 +265,13 @@ def check_classes(run: ClassifyRun) -> None:
     if run.streaming:
         raise ValueError("The rows of each class have to be counted before they are split: leave --streaming out.")
     if run.predict == "":
-        raise ValueError("predict is empty.")
+        raise ValueError("--predict is empty.")
     if "" in (run.test_dataset, run.test_split):
-        raise ValueError("test_dataset or test_split is empty; give what is scored, or leave it out.")
+        raise ValueError("--test-dataset or --test-split is empty. Give the rows to score, or leave it out.")
     if (run.test_dataset or run.test_split) and run.test_fraction != ClassifyRun.test_fraction:
         raise ValueError("--test-fraction holds out a share of --dataset; with a test set of its own leave it out.")
     if run.label_separator == "":
-        raise ValueError("label_separator is empty; give what stands between two labels.")
+        raise ValueError("--label-separator is empty. Give the text between two labels, or leave it out.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -31,7 +31,7 @@ from scratch_gpt_training.support.run.output_dir import check_writable, relative
 
 @dataclass(frozen=True)
 class EvaluateRun(Source):
-    """What to measure, on what, and how."""
+    """Evaluation."""
 
     model: str | None = option(None, "Folder or Hub id; may be given as the first word.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")

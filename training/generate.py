@@ -29,7 +29,7 @@ from scratch_gpt_training.support.options import check_fields, check_model_folde
 
 @dataclass(frozen=True)
 class GenerateRun:
-    """What to continue, and how."""
+    """Generation."""
 
     model: str = option("runs/pretrain/model", "Folder or Hub id; may be given as the first word.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
@@ -117,7 +117,7 @@ def load_assistant(model, tokenizer, name: str, compile: bool):
     if name == "int8":
         return make_decoder(model, "int8", compile)
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"assistant_model {name} has another tokenizer: its tokens would be guesses at other words.")
+        raise ValueError(f"--assistant-model {name} has another tokenizer. Choose one with the same tokenizer.")
     return make_decoder(load(name).to(model.dtype))
 
 
@@ -146,9 +146,9 @@ def main(argv: list[str] | None = None) -> None:
         check_fields(run)
         check_model_folder(run.model)
         if run.top_p == 0:
-            raise ValueError("top_p is 0; it has to be more than 0. For the likeliest token give --temperature 0.")
+            raise ValueError("--top-p must be above 0 (you gave 0). For the likeliest token give --temperature 0.")
         if run.assistant_model == "int8" and run.quantize == "int8":
-            raise ValueError("assistant_model int8 guesses for a model in its own precision: leave out quantize.")
+            raise ValueError("--assistant-model int8 only works with an unquantized model: leave out --quantize.")
         if run.assistant_model not in (None, "int8"):
             check_model_folder(run.assistant_model, "assistant-model")
         prompt = read_prompt(run.prompt)

@@ -31,7 +31,7 @@ DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
 
 @dataclass(frozen=True)
 class InstructRun(Run):
-    """The shared fields and this recipe's own."""
+    """Instruction tuning."""
 
     output_dir: str = option("runs/instruct", "Folder to write; one that holds a run is refused without --overwrite.")
     model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")

@@ -29,7 +29,7 @@ BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 @dataclass(frozen=True)
 class PreferRun(Run):
-    """The shared fields and this recipe's own."""
+    """Preference tuning."""
 
     output_dir: str = option("runs/prefer", "Folder to write; one that holds a run is refused without --overwrite.")
     model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model that answers: best one that was instructed.")
@@ -225,10 +225,10 @@ def check_preferences(run: PreferRun) -> None:
         raise ValueError("The reference is computed for all rows before the first step: leave --streaming out.")
     if run.model is None or run.preset is not None or run.tokenizer is not None:
         raise ValueError(
-            "What is preferred is learned by a model that answers already: give --model, which brings all."
+            "Preference tuning needs a model that answers already: give --model, which brings its size and tokenizer."
         )
     if run.beta == 0:
-        raise ValueError("beta is 0, which leaves nothing to learn; it is more than 0.")
+        raise ValueError("--beta must be above 0 (you gave 0).")
 
 
 def main(argv: list[str] | None = None) -> None:

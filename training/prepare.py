@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse, parse_numbers
+from scratch_gpt_training.support.command_line import flag, one_clear_line, parse, parse_numbers
 from scratch_gpt_training.support.options import (
     VOCABULARY,
     Source,
@@ -40,7 +40,7 @@ from scratch_gpt_training.support.run.output_dir import check_writable
 
 @dataclass(frozen=True)
 class PrepareRun(Source):
-    """What to prepare, and how."""
+    """Preparation."""
 
     output_dir: str = option("data/prepared", "Folder to write; one that holds anything else is refused.")
     overwrite: bool = option(False, "Replace what another preparation has left in output_dir.")
@@ -116,9 +116,9 @@ def check(run: PrepareRun) -> None:
     check_fields(run)
     for name in ("duplicate_threshold", "contamination_share"):
         if not 0 <= getattr(run, name) <= 1:
-            raise ValueError(f"{name} is {getattr(run, name)}; it lies between 0 and 1.")
+            raise ValueError(f"{flag(name)} must be between 0 and 1 (you gave {getattr(run, name)}).")
     if not 0 < run.alpha <= 1:
-        raise ValueError(f"alpha is {run.alpha}; it has to be more than 0 and at most 1.")
+        raise ValueError(f"--alpha must be above 0 and at most 1 (you gave {run.alpha}).")
     check_rows(run)
     if run.poisoning and run.reference_model is None:
         raise ValueError("--poisoning looks at the gradients of a model: give one with --reference-model.")
@@ -140,13 +140,13 @@ def check(run: PrepareRun) -> None:
     if run.mixture is not None:
         weights = parse_numbers(run.mixture, "mixture")
         if len({weight is None for weight in weights.values()}) > 1:
-            raise ValueError(f"mixture {run.mixture}: give every corpus a weight, or none (then --alpha decides).")
+            raise ValueError(f"--mixture {run.mixture}: give every corpus a weight, or none (then --alpha decides).")
         if run.mixture_epochs is not None and None not in weights.values():
-            raise ValueError("mixture gives weights and mixture_epochs how often each corpus comes: give one of them.")
+            raise ValueError("--mixture gives weights and --mixture-epochs repetitions: give one of them.")
     if run.mixture_epochs is not None:
         epochs = parse_numbers(run.mixture_epochs, "mixture_epochs")
         if run.mixture is None or set(epochs) != set(parse_numbers(run.mixture, "mixture")) or None in epochs.values():
-            raise ValueError("mixture_epochs gives every corpus of --mixture its number: name=2,name=1.")
+            raise ValueError("--mixture-epochs needs a number for every corpus of --mixture: name=2,name=1.")
 
 
 def unused_fields(run: PrepareRun) -> dict[str, str]:

@@ -29,7 +29,7 @@ PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vo
 
 @dataclass(frozen=True)
 class PretrainRun(Run):
-    """The shared fields and this recipe's own."""
+    """Pretraining."""
 
     output_dir: str = option("runs/pretrain", "Folder to write; one that holds a run is refused without --overwrite.")
     stride: int | None = option(None, "From one window's start to the next; by default max_length: nothing repeats.")
@@ -273,7 +273,7 @@ def check_data(run: PretrainRun) -> None:
         raise ValueError("A stream is cut into windows end to end: leave --stride, --drop-tail, --pack and --pad out.")
     check_rows(run)
     if run.mask_inputs > 3:
-        raise ValueError(f"mask_inputs is {run.mask_inputs}; it is at most 3, and 0 for none.")
+        raise ValueError(f"--mask-inputs must be at most 3, or 0 for none (you gave {run.mask_inputs}).")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,7 +25,7 @@ from scratch_gpt_training.support.options import option
 
 @dataclass(frozen=True)
 class PublishRun:
-    """What to publish, and where."""
+    """Publication."""
 
     run: str = option("", "The folder of a finished run; may be given as the first word.")
     repo: str = option("", "user/name on the Hub; it is made where it is not there.")

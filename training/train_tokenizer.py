@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.command_line import flag, one_clear_line, parse
 from scratch_gpt_training.support.options import Source, check_range, option, unused_source
 from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled, relative
 
@@ -31,7 +31,7 @@ HELD_OUT_MEGABYTES = 8  # more of the held-out text would only take longer to me
 
 @dataclass(frozen=True)
 class TokenizerRun(Source):
-    """What to train on, and which tokenizer."""
+    """Tokenizer training."""
 
     output_dir: str = option("runs/tokenizer", "Folder to write; one that holds files is refused without --overwrite.")
     overwrite: bool = option(False, "Replace the tokenizer that output_dir holds.")
@@ -75,10 +75,10 @@ def check(run: TokenizerRun) -> None:
     for name, (least, most) in LIMITS.items():
         check_range(name, getattr(run, name), least, most)
     if not 0 < run.held_out_fraction < 1:
-        raise ValueError(f"held_out_fraction is {run.held_out_fraction}; it lies between 0 and 1.")
+        raise ValueError(f"--held-out-fraction must be between 0 and 1 (you gave {run.held_out_fraction}).")
     for name in ("output_dir", "dataset"):
         if not getattr(run, name):
-            raise ValueError(f"{name} is empty.")
+            raise ValueError(f"{flag(name)} is empty.")
 
 
 def choose_folder(run: TokenizerRun) -> Path:
@@ -86,9 +86,11 @@ def choose_folder(run: TokenizerRun) -> Path:
     folder = Path(run.output_dir).resolve()
     if is_filled(folder):
         if not FILES <= {path.name for path in folder.iterdir()} or not is_report(folder / "report.json"):
-            raise ValueError(f"output_dir {run.output_dir} holds files, and not those of this recipe. Give another.")
+            raise ValueError(
+                f"--output-dir {run.output_dir} exists but was not written by this recipe. Choose another."
+            )
         if not run.overwrite:
-            raise ValueError(f"output_dir {run.output_dir} holds a tokenizer already. --overwrite true replaces it.")
+            raise ValueError(f"--output-dir {run.output_dir} holds a tokenizer already. --overwrite true replaces it.")
         check_read_paths(run)
     return folder
 

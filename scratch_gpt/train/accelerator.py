@@ -64,14 +64,14 @@ def describe_device(device: torch.device) -> str:
 _OFF = ("false", "0", "no", "off", "f", "n")
 _TRUTH = ("true", "1", "yes", "on", "t", "y", *_OFF)
 _FP8 = "The recipes train in fp32, bf16 or fp16."
-_COMPILE = "To compile the model, leave out dynamo and give the recipe --compile true."
+_COMPILE = "To compile the model, leave out dynamo and pass compile=True to the recipe."
 _DDP_OR_FSDP = "Several processes train with DDP or FSDP2: see training/configs/accelerate/."
 _DEEPSPEED = f"DeepSpeed is not supported. {_DDP_OR_FSDP}"
 _MEGATRON = f"Megatron-LM is not supported. {_DDP_OR_FSDP}"
 _PARALLELISM = f"Tensor, context and sequence parallelism are not supported. {_DDP_OR_FSDP}"
 _DEVICES = "The recipes train on CPUs, CUDA devices and Apple's MPS, without cloud launchers."
 _FSDP = "Use training/configs/accelerate/gpu_fsdp2.yaml."
-_RECOMPUTE = "To compute activations twice, give the recipe --gradient-checkpointing true."
+_RECOMPUTE = "To compute activations twice, pass gradient_checkpointing=True to the recipe."
 
 # Each variable that `accelerate launch` sets from its options and config file -> the values that a run obeys (None for
 # any), and what to do instead of another value. A name that ends with an underscore stands for all that begin with it.
@@ -79,7 +79,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "ACCELERATE_USE_CPU": (_TRUTH, ""),
     "ACCELERATE_DEBUG_MODE": (_TRUTH, ""),
     "ACCELERATE_CPU_AFFINITY": (_TRUTH, ""),
-    "ACCELERATE_TORCH_DEVICE": ((), "Choose with --device, and one of several GPUs with CUDA_VISIBLE_DEVICES."),
+    "ACCELERATE_TORCH_DEVICE": ((), "Choose with device=, and one of several GPUs with CUDA_VISIBLE_DEVICES."),
     "ACCELERATE_MIXED_PRECISION": (("no", "bf16", "fp16"), _FP8),
     "ACCELERATE_FP8_": ((), _FP8),
     "ACCELERATE_DYNAMO_BACKEND": (("no",), _COMPILE),
@@ -90,8 +90,8 @@ VARIABLES: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "ACCELERATE_USE_DEEPSPEED": (_OFF, _DEEPSPEED),
     "ACCELERATE_DEEPSPEED_": ((), _DEEPSPEED),
     "ACCELERATE_CONFIG_DS_FIELDS": ((), _DEEPSPEED),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "Give the recipe --accumulation-steps."),
-    "ACCELERATE_GRADIENT_CLIPPING": ((), "Give the recipe --max-grad-norm."),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "Pass accumulation_steps to the recipe."),
+    "ACCELERATE_GRADIENT_CLIPPING": ((), "Pass max_grad_norm to the recipe."),
     "ACCELERATE_USE_MEGATRON_LM": (_OFF, _MEGATRON),
     "MEGATRON_LM_": ((), _MEGATRON),
     "ACCELERATE_USE_PARALLELISM_CONFIG": (_OFF, _PARALLELISM),
@@ -147,7 +147,7 @@ def check_launch(expect_processes: int | None = None) -> None:
         raise ValueError(
             "`accelerate launch` was asked for several processes or machines and started this process alone: on CPUs "
             "it always does. Start them with torchrun, or with training/configs/accelerate/cpu_2.yaml (README); or "
-            "give --expect-processes 1."
+            "pass expect_processes=1."
         )
 
 
@@ -173,19 +173,19 @@ def make_accelerator(
         found = "cpu"
     device = found if device == "auto" else device
     if device not in ("cpu", found):
-        raise ValueError(f"device {device} was asked for, but this machine has {found}. Give --device {found}.")
+        raise ValueError(f"device={device!r} is not available: this machine has {found}. Pass device={found!r}.")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if expect_processes is not None and launched != expect_processes:
         raise ValueError(
             f"expect_processes is {expect_processes}, but {launched} started. (`accelerate launch --cpu "
-            "--num_processes N` always starts one.) Launch as the README shows for several processes, or give "
-            f"--expect-processes {launched}."
+            "--num_processes N` always starts one.) Launch as the README shows for several processes, or pass "
+            f"expect_processes={launched}."
         )
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if mixed_precision == "auto":
         mixed_precision = best_precision(device) if asked == "no" else asked
     if mixed_precision == "fp16" and device == "cpu":
-        raise ValueError("mixed_precision fp16 needs a GPU; on a CPU give bf16 or no.")
+        raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU pass 'bf16' or 'no'.")
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         if device != "cuda" or "LOCAL_RANK" not in os.environ:
             raise ValueError(

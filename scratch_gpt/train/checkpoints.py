@@ -121,8 +121,8 @@ def _groups(path: Path, saved: Any, slots: dict[str, Any], optimizer: torch.opti
         fits, names = False, []
     if not fits or not slots.keys() <= {name for each in names for name in each}:
         raise CheckpointError(
-            f"{path.name} belongs to another optimizer: its groups of parameters are not this run's. No flag can "
-            "help: start another run in another --output-dir."
+            f"{path.name} belongs to another optimizer: its groups of parameters are not this run's. "
+            "Start a new run in a new output_dir."
         )
     return [{**group, "params": each} for group, each in zip(here, names, strict=True)]
 
@@ -133,8 +133,8 @@ def check_shapes(path: Path, model: nn.Module) -> None:
     if differing := _differing(there, here):
         name = differing[0]
         raise CheckpointError(
-            f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here. No "
-            "flag can help: start another run in another --output-dir."
+            f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here. "
+            "Start a new run in a new output_dir."
         )
 
 
@@ -336,7 +336,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
             return path, [*skipped, f"{path.name} is whole: it is taken as {own_name(path)}."]
     if skipped:
         raise CheckpointError(
-            f"No checkpoint in {folder} is whole ({'; '.join(skipped)}). Start anew with --overwrite true."
+            f"Every checkpoint in {folder} is damaged ({'; '.join(skipped)}). Restart with overwrite=True."
         )
     return None, []
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022 ("Chinchilla"), table 3, about; for a model that begins at random
 LOGITS_BYTES = 2**26  # of the head's one table (modeling/linear_cross_entropy.py)
-LORA = {  # --lora-targets -> (how many matrices D x D have it in a block, how many D x F)
+LORA = {  # lora_targets -> (how many matrices D x D have it in a block, how many D x F)
     "default": (3, 0),
     "attention": (4, 0),
     "all-linear": (4, 2),
@@ -22,7 +22,7 @@ LORA = {  # --lora-targets -> (how many matrices D x D have it in a block, how m
 
 
 class Tune(NamedTuple):
-    """What of a model is trained: `what` as the recipes' --tune."""
+    """What of a model is trained: `what` as the recipes' `tune`."""
 
     what: str = "full"
     lora_rank: int = 16

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..utils import watchdog
 from ..utils.files import DRAFT
-from .batches import Batch, Share, deal, to_device
+from .batches import Batch, BatchLayout, split_across_processes, to_device
 from .preference_losses import read_answers
 
 
@@ -35,17 +35,17 @@ def reference_logps(
     was_training = model.training
     model.to(accelerator.device).eval()
     order = np.argsort(rows.lengths, kind="stable").tolist()
-    share = Share(batch_size, 1, accelerator.num_processes, accelerator.process_index)
-    found = torch.zeros(len(rows), 2, device=accelerator.device)
-    for numbers, counted in deal(order, share.batch_size, share.processes, share.rank):
+    layout = BatchLayout(batch_size, 1, accelerator.num_processes, accelerator.process_index)
+    logps_of_rows = torch.zeros(len(rows), 2, device=accelerator.device)
+    for numbers, is_counted in split_across_processes(order, layout.batch_size, layout.processes, layout.rank):
         watchdog.beat()
         batch = to_device(collate([rows[k] for k in numbers]), accelerator.device)
         with accelerator.autocast():
             logps = read_answers(model, batch).logps
-        if counted:
-            found[numbers] = logps.view(2, -1).T.float()
+        if is_counted:
+            logps_of_rows[numbers] = logps.view(2, -1).T.float()
     model.train(was_training)
-    return accelerator.reduce(found, "sum").cpu().numpy()
+    return accelerator.reduce(logps_of_rows, "sum").cpu().numpy()
 
 
 def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
@@ -57,10 +57,10 @@ def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def write_references(file: Path, found: Mapping[str, np.ndarray], key: str) -> None:
+def write_references(file: Path, logps_of_rows: Mapping[str, np.ndarray], key: str) -> None:
     """{name: array} -> a file, whole or not at all."""
     draft = file.with_name(DRAFT + file.name)
-    save_file(dict(found), draft, metadata={"key": key})
+    save_file(dict(logps_of_rows), draft, metadata={"key": key})
     draft.replace(file)
 
 

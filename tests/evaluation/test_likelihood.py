@@ -21,7 +21,7 @@ from scratch_gpt.evaluation.likelihood import (
 from scratch_gpt.evaluation.losses import mean_losses
 from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt.tokenization.training import train_tokenizer
-from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.objectives import causal_lm
 
 
@@ -111,7 +111,7 @@ def test_the_loss_of_a_text_depends_neither_on_the_batch_size_nor_on_the_way_of_
     windows = Windows(stream, 16, 8, overlap="context")
 
     def loss(batch_size):
-        batches = evaluation_batches(windows, collate_rows, Share(batch_size))
+        batches = evaluation_batches(windows, collate_rows, BatchLayout(batch_size))
         return mean_losses(tiny_model(), batches, causal_lm)["loss"]
 
     assert [loss(3), loss(7), loss(99)] == pytest.approx([loss(1)] * 3, rel=1e-6)

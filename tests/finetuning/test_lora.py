@@ -540,14 +540,14 @@ def test_a_recipes_choices_are_the_rooms():
 
 
 BAD = {
-    "--tune most": "tune is 'most'; it is full, last-block, last-N-blocks, head or lora",
-    "--tune last-0-blocks": "tune is 'last-0-blocks'",
+    "--tune most": "--tune must be full, last-block, last-N-blocks, head or lora",
+    "--tune last-0-blocks": "--tune must be full",
     "--tune last-3-blocks": "the model has 2 blocks",
     "--tune head": "this model's head is its token embedding",
-    "--lora-rank 4": "lora_rank is of LoRA: give --tune lora",
-    "--tune lora --lora-rank 0": "lora_rank is 0; it has to be at least 1",
-    "--tune lora --lora-dropout 1": "lora_dropout is 1.0; it is less than 1",
-    "--tune lora --quantize-base nf4 --use-dora true": "use_dora needs the base's weights as they are",
+    "--lora-rank 4": "--lora-rank only works with --tune lora",
+    "--tune lora --lora-rank 0": "--lora-rank must be at least 1",
+    "--tune lora --lora-dropout 1": "--lora-dropout must be below 1",
+    "--tune lora --quantize-base nf4 --use-dora true": "--use-dora needs the base's weights as they are",
     "--tune lora --lora-targets most": "lora.targets.*most",
 }
 
@@ -560,6 +560,6 @@ def test_bad_input_is_one_clear_line(line, home, capsys):
 
 
 def test_lora_needs_a_base_and_a_resumed_run_its_own_rank(home, tuned, capsys):
-    fails(["--tune", "lora", "--output-dir", "bad"], "adapts a model that is there: give --model", capsys)
+    fails(["--tune", "lora", "--output-dir", "bad"], "--tune lora needs --model", capsys)
     words = ["--config", "lora/run.yaml", "--resume", "latest", "--output-dir", "lora", "--max-steps", 9]
     fails([*words, "--lora-alpha", 3], r"another lora_alpha \(16.0 -> 3.0\)", capsys)

@@ -126,7 +126,7 @@ def test_the_old_run_stays_until_the_new_one_has_a_checkpoint(trained, story, ca
         assert files(trained / ASIDE) == before
         said = capsys.readouterr()
         assert "stays in" in said.out and f"The run that was there before is in {trained / ASIDE}" in said.err
-    fails(["--dataset", story, "--output-dir", trained], "holds a run already", capsys)
+    fails(["--dataset", story, "--output-dir", trained], "already holds a run", capsys)
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--learning-rate", "1e-3")
     assert not (trained / ASIDE).exists() and (trained / "notes.txt").read_text() == "mine"
 

@@ -88,7 +88,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(number, undisturbed, tmp_p
     line = log.read_text().strip().splitlines()[-1]
     found = re.fullmatch(
         rf"stopped by {number.name} after step (\d+)\. The last good checkpoint is step-\1\. "
-        r"To go on: the same launch with --config (\S+)/run.yaml --resume latest",
+        r"To continue: the same launch with --config (\S+)/run.yaml --resume latest",
         line,
     )
     assert code == 128 + number and found, line

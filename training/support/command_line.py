@@ -2,11 +2,13 @@
 
 import argparse
 import difflib
+import inspect
 import os
+import re
 import reprlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +18,7 @@ from transformers import HfArgumentParser
 
 
 RunT = TypeVar("RunT")
+_known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
 
 
 # --- Command line and YAML -> a run ------------------------------------------------------------------------------
@@ -44,14 +47,13 @@ def parse(
     Raises:
         ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
+    _known_fields.clear()  # errors in the options themselves are worded for their origin
     parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
     parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
     if positional:
         words = " ".join(name.upper() for name in positional)
         parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
-    for action in parser._actions:
-        if action.dest == "resume":
-            action.nargs, action.const = "?", "latest"
+    _group_options(parser, kind)
     names = [item.name for item in fields(kind)]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
@@ -65,18 +67,42 @@ def parse(
         found, unknown = read(argv)
     if unknown:
         given = unknown[0].split("=")[0]
-        raise ValueError(f"There is no field {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
+        raise ValueError(f"Unknown option {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
     words = found.words if positional else []
     if len(words) > len(positional):
-        raise ValueError(f"{words[len(positional)]!r} is one word too many. A text with spaces is quoted.")
+        raise ValueError(f"{words[len(positional)]!r} is one word too many. Put a text with spaces in quotes.")
     run = kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
     told = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
     given = [name for name in names if told[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
     reasons = unused(run) if given else {}
     for name in given:
         if name in reasons:
-            raise ValueError(f"--{name.replace('_', '-')} has no effect: {reasons[name]}. Leave it out.")
+            raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Leave it out.")
+    _known_fields.update(names)
     return run
+
+
+def group_fields(kind: type) -> dict[str, list[str]]:
+    """Return the fields of a dataclass by the class that first defines them: title (from its docstring) -> names."""
+    groups: dict[str, list[str]] = {}
+    for item in fields(kind):
+        owner = next(base for base in reversed(kind.__mro__) if item.name in inspect.get_annotations(base))
+        groups.setdefault((owner.__doc__ or "").split("\n")[0].rstrip("."), []).append(item.name)
+    return groups
+
+
+def _group_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    # argparse has no call that moves an option to a group; HfArgumentParser has added all of them already.
+    ungrouped = parser._optionals._group_actions
+    actions = {action.dest: [] for action in ungrouped}
+    for action in ungrouped:
+        actions[action.dest].append(action)
+        if action.dest == "resume":
+            action.nargs, action.const = "?", "latest"
+    for title, names in group_fields(kind).items():
+        moved = [action for name in names for action in actions[name]]
+        parser.add_argument_group(title)._group_actions.extend(moved)
+        ungrouped[:] = [action for action in ungrouped if action not in moved]
 
 
 # What a run.yaml says of its launch, or of its own place, says nothing of another launch that resumes it.
@@ -108,7 +134,7 @@ def _read_fields(path: str, kind: type, of_run: bool = False) -> dict[str, Any]:
         items = value if several and isinstance(value, list) else [value]
         if value is not None and (isinstance(value, list) != several or any(map(_is_nested, items))):
             form = "list of single values" if several else "single value"
-            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a {form}.")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it must be a {form}.")
     return {name: _as_strings(value) for name, value in values.items()}
 
 
@@ -135,13 +161,13 @@ def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"--config {path} has to hold `field: value` lines.")
+        raise ValueError(f"--config {path} must hold `field: value` lines.")
     content = {str(name).replace("-", "_"): value for name, value in content.items()}
     for name, value in content.items():
         if names is not None and name not in names:
-            raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
+            raise ValueError(f"{path}: unknown field {name!r}.{_nearest(name, names)}")
         if isinstance(value, dict):
-            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a single value.")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it must be a single value.")
     return content
 
 
@@ -151,7 +177,9 @@ def _is_nested(value: Any) -> bool:
 
 def _nearest(name: str, names: list[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" Did you mean {prefix}{near[0]}?" if near else " See --help for those there are."
+    return (
+        f" Did you mean {prefix}{near[0].replace('_', '-') if prefix else near[0]}?" if near else " --help lists all."
+    )
 
 
 def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
@@ -163,9 +191,9 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
     for pair in filter(None, (text or "").split(",")):
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"config_overrides holds {pair!r}; it is written name=value,name=value.")
+            raise ValueError(f"--config-overrides must be name=value,name=value (you gave {pair!r}).")
         if name not in names:
-            raise ValueError(f"config_overrides: there is no config field {name!r}.{_nearest(name, names)}")
+            raise ValueError(f"--config-overrides: unknown config field {name!r}.{_nearest(name, names)}")
         try:
             changes[name] = yaml.safe_load(value)
             if isinstance(changes[name], str):
@@ -197,14 +225,14 @@ def parse_numbers(text: str, field: str) -> dict[str, float | None]:
         try:
             value = float(number) if equals else None
         except ValueError:
-            raise ValueError(f"{field}: {item!r} is not name=number.") from None
+            raise ValueError(f"{flag(field)}: {item!r} is not name=number.") from None
         if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{field}: {name} has {number}; it has to be a positive number.")
+            raise ValueError(f"{flag(field)}: {name} has {number}; it must be a positive number.")
         if name in found:
-            raise ValueError(f"{field} names {name} twice.")
+            raise ValueError(f"{flag(field)} names {name} twice.")
         found[name] = value
     if not found:
-        raise ValueError(f"{field} is {text!r}; it is written name=number,name=number.")
+        raise ValueError(f"{flag(field)} must be name=number,name=number (you gave {text!r}).")
     return found
 
 
@@ -216,8 +244,47 @@ def parse_rates(text: str) -> list[float]:
         rates = []
     names = {f"{rate:g}" for rate in rates}
     if len(names) < 2 or len(names) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
-        raise ValueError(f"learning_rates is {text!r}; it is two positive numbers or more, each once: 1e-4,3e-4.")
+        raise ValueError(
+            f"--learning-rates must be two or more different positive numbers, such as 1e-4,3e-4 (you gave {text})."
+        )
     return rates
+
+
+# --- Errors of the library -> errors of the command line ---------------------------------------------------------
+
+_QUOTED = r"""(?<!\w)'(?:\\.|[^'\\])*'(?!\w)|"(?:\\.|[^"\\])*"|`(?P<ticked>[a-z]\w*)`|`[^`]*`"""
+_NAME = r"(?<![\w.@~&?-])(?<!'s )(?P<name>[a-z]\w*)(?!\.\w)(?![\w([/\\-])"
+_VALUE = r"(?P<equals>=(?:(?P<truth>True|False)\b|'(?P<word>[\w./-]+)')?)?"
+_FILE = r"\S*[/\\]\S*|[\w-]+(?:\.[\w-]+)+"  # paths, URLs, names with an ending
+_WORDS = re.compile(f"{_QUOTED}|{_NAME}{_VALUE}|{_FILE}")
+
+
+def flag(name: str) -> str:
+    """Return the command line's spelling of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def name_flags(message: str, names: Collection[str]) -> str:
+    """Return a message with the arguments that it names spelled as on the command line.
+
+    An argument is one of `names` that has an underscore or is followed by `=`. Quoted text, paths, URLs and file names
+    stay as they are, and so does the attribute of something else ("the model's vocab_size").
+
+    Example:
+        >>> name_flags("max_length 9 is more than 'max_length': pass pad=True.", {"max_length", "pad"})
+        "--max-length 9 is more than 'max_length': pass --pad true."
+    """
+
+    def spell(match: re.Match[str]) -> str:
+        name, equals = match["ticked"] or match["name"], match["equals"] or ""
+        if name not in names or not (equals or "_" in name):
+            return match[0]
+        if value := match["word"] or (match["truth"] or "").lower():
+            return f"{flag(name)} {value}"
+        has_value = equals and re.match(r"[\w'\"-]", message[match.end() :])
+        return f"{flag(name)} " if has_value else flag(name)
+
+    return _WORDS.sub(spell, message)
 
 
 # --- Endings -----------------------------------------------------------------------------------------------------
@@ -251,6 +318,8 @@ def one_clear_line(
         if int(os.environ.get("RANK", "0")) > 0:
             time.sleep(10)  # the launcher ends this process once the first one has spoken
         code, line = getattr(error, "exit_code", 2), " ".join(str(error).split())
+        if not isinstance(error, (OSError, ImportError)):
+            line = name_flags(line, _known_fields | {"config"})
         if not line.isprintable():
             from scratch_gpt.utils.foreign import shown
 

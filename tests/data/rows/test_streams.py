@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratch_gpt.data.rows.streams import BLOCK, TokenLanes
-from scratch_gpt.train.batches import Share, StreamedSteps
+from scratch_gpt.train.batches import BatchLayout, StreamedSteps
 
 
 T = 5
@@ -63,7 +63,7 @@ def test_a_step_has_the_same_rows_on_any_number_of_processes(cut):
     def steps(batch_size, accumulation, processes):
         found = []
         for rank in range(processes):
-            source = StreamedSteps(lanes(6), collate, Share(batch_size, accumulation, processes, rank))
+            source = StreamedSteps(lanes(6), collate, BatchLayout(batch_size, accumulation, processes, rank))
             found.append([step.micro_batches for step in source.loader(4, workers=0, pin_memory=False)])
         rows = [
             [r for parts in (f[n] for f in found) for b, _ in parts for r in b["input_ids"].tolist()] for n in range(4)
@@ -75,6 +75,6 @@ def test_a_step_has_the_same_rows_on_any_number_of_processes(cut):
 
 def test_lanes_that_cannot_be_shared_or_have_nothing_are_said():
     with pytest.raises(ValueError, match="6 stream lanes cannot be shared by 4 processes"):
-        StreamedSteps(lanes(6), None, Share(1, 1, 4, 0))
+        StreamedSteps(lanes(6), None, BatchLayout(1, 1, 4, 0))
     with pytest.raises(ValueError, match="Lane 12 of 13 has no documents"):
         next(lanes(13).rows(12))

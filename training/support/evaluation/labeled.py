@@ -21,7 +21,7 @@ from scratch_gpt.evaluation.classification import (
 from scratch_gpt.runs.evaluation_file import Measured
 from scratch_gpt.tokenization.tokenizer import check_vocabulary, encode_batch, load_tokenizer
 from scratch_gpt.train.accelerator import make_accelerator
-from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import shown
 from scratch_gpt_training.support.run.output_dir import set_name
@@ -85,7 +85,7 @@ def batches_of(classifier: Classifier, rows: Sequence[dict[str, Any]], batch_siz
     collate = partial(
         collate_labelled, pad_token_id=classifier.tokenizer.pad_token_id or 0, max_length=classifier.max_length
     )  # any id fills: the mask tells
-    return evaluation_batches(rows, collate, Share(batch_size), classifier.device)
+    return evaluation_batches(rows, collate, BatchLayout(batch_size), classifier.device)
 
 
 def predicted_lines(

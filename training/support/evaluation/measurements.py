@@ -36,7 +36,7 @@ from scratch_gpt.runs.evaluation_file import Measured
 from scratch_gpt.tokenization.chat_templates import choose_format
 from scratch_gpt.tokenization.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer
 from scratch_gpt.train.accelerator import make_accelerator
-from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import read_json, shown
@@ -64,10 +64,10 @@ def load(run: Any, name: str, revision: str | None = None) -> Subject:
     check_vocabulary(tokenizer, model.config.vocab_size)
     limit = model.config.max_position_embeddings
     if run.max_length is not None and run.max_length > limit:
-        raise ValueError(f"max_length {run.max_length} is more than the context of {name}, {limit} tokens.")
+        raise ValueError(f"--max-length {run.max_length} is more than the context of {name}, {limit} tokens.")
     max_length = run.max_length or limit
     if run.stride is not None and run.stride > max_length:
-        raise ValueError(f"stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
+        raise ValueError(f"--stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
     return Subject(relative(name), model, tokenizer, max_length, device)
 
 
@@ -147,7 +147,7 @@ def text_batches(run: Any, subject: Subject) -> tuple[Iterable, dict[str, Any]]:
         "joiner": "EOS after each document" if run.joiner is None else run.joiner,
         "sha256": stream.sha256,
     }
-    return evaluation_batches(windows, collate_rows, Share(run.batch_size), subject.device), protocol
+    return evaluation_batches(windows, collate_rows, BatchLayout(run.batch_size), subject.device), protocol
 
 
 def measure_text(run: Any, subject: Subject) -> Measured:

@@ -90,7 +90,7 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
     found = work / "plan.txt"
     is_ours = "plan" in _read_old(folder)
     if is_filled(folder) and not is_ours and not found.is_file():
-        raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a preparation. Give another.")
+        raise ValueError(f"--output-dir {run.output_dir} exists but is not a folder of prepared data. Choose another.")
     if run.overwrite:
         check_read_paths(run)
     if is_ours and not run.overwrite:
@@ -98,7 +98,7 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
         if manifest.get("plan") != plan:
             changed = changed_file(manifest["sources"], sources) or "the settings are others"
             raise ValueError(
-                f"output_dir {run.output_dir} holds data that were prepared otherwise: {changed}. --overwrite true "
+                f"--output-dir {run.output_dir} holds data that were prepared otherwise: {changed}. --overwrite true "
                 "replaces them, another --output-dir leaves them alone."
             )
         verify_files(folder, manifest)
@@ -112,8 +112,8 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
     if found.exists() and read_text(found) != plan:
         if not run.overwrite:
             raise ValueError(
-                f"output_dir {run.output_dir} holds an unfinished preparation of other data or settings. --overwrite "
-                "true drops it, another --output-dir leaves it alone."
+                f"--output-dir {run.output_dir} holds an unfinished preparation of other data or settings. "
+                "--overwrite true drops it, another --output-dir leaves it alone."
             )
         remove(work)
     if found.exists():

@@ -102,7 +102,7 @@ def runs_of(run: Any) -> dict[float, Any]:
         raise ValueError(f"--resume {run.resume} is one rate's checkpoint; with --learning-rates give `latest`.")
     folder = check_output_dir(run)
     if (folder / "checkpoints").is_dir() and not run.overwrite:
-        raise ValueError(f"output_dir {folder} holds a run of one rate. Give another for several.")
+        raise ValueError(f"--output-dir {folder} holds a run of one rate. Give another for several.")
     return {
         rate: replace(run, learning_rates=None, learning_rate=rate, output_dir=f"{run.output_dir}/rate-{rate:g}")
         for rate in parse_rates(run.learning_rates)

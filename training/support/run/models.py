@@ -87,10 +87,9 @@ def build_model(
     else:
         model = load_model(run.model, run.model_revision, model_class, **changes)
         model.base_identity = identify_base(model, run.model)
-    if max_length is not None and max_length > model.config.max_position_embeddings:
-        raise ValueError(
-            f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
-        )
+    context = model.config.max_position_embeddings
+    if max_length is not None and max_length > context:
+        raise ValueError(f"--max-length {max_length} is more than the model's context, {context} tokens.")
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if run.compile:

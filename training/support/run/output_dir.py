@@ -23,13 +23,13 @@ def check_output_dir(run: Run) -> Path:
     check_writable(folder)
     if is_filled(folder):
         if not is_run(folder):
-            raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a run. Give another.")
+            raise ValueError(f"--output-dir {run.output_dir} exists but is not a run folder. Choose another.")
         if run.overwrite:
             check_read_paths(run)
         if not run.overwrite and not run.resume:
             raise ValueError(
-                f"output_dir {run.output_dir} holds a run already. --resume latest goes on with it, --overwrite "
-                "replaces it, another --output-dir leaves it alone."
+                f"--output-dir {run.output_dir} already holds a run. Give --resume latest to continue it, "
+                "--overwrite true to replace it, or another --output-dir."
             )
     return folder
 
@@ -49,7 +49,9 @@ def check_read_paths(run: Any) -> None:
     homes = folder.absolute(), folder.resolve()
     for name, path in read_paths(run):
         if any(place.is_relative_to(home) for home in homes for place in (path.absolute(), path.resolve())):
-            raise ValueError(f"--overwrite would remove the {name} {path}, which lies in output_dir. Give another.")
+            raise ValueError(
+                f"--overwrite would remove the {name} {path}, which is inside --output-dir. Give another."
+            )
 
 
 def read_paths(run: Any) -> Iterator[tuple[str, Path]]:
@@ -102,17 +104,17 @@ def check_writable(folder: Path) -> None:
         str(folder).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"output_dir {folder} is not UTF-8, and safetensors writes no other. Give another."
+            f"--output-dir {folder} is not UTF-8, and safetensors writes no other. Give another."
         ) from error
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            raise ValueError(f"output_dir {folder}: {path} is a file. Give a folder.")
+            raise ValueError(f"--output-dir {folder}: {path} is a file. Give a folder.")
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=there):
             pass
     except OSError as error:
-        raise ValueError(f"output_dir {folder} cannot be written to ({error.strerror}). Give another.") from error
+        raise ValueError(f"--output-dir {folder} cannot be written to ({error.strerror}). Give another.") from error
 
 
 def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from scratch_gpt.conversion.load import with_fused_gelu
 from scratch_gpt.data.manifest import is_prepared, read_manifest
 from scratch_gpt.tokenization.tokenizer import count_ids, load_tokenizer
 from scratch_gpt.train.accelerator import best_attention, describe_device, make_accelerator
-from scratch_gpt.train.batches import Share
+from scratch_gpt.train.batches import BatchLayout
 from scratch_gpt.train.costs import (
     Memory,
     Tune,
@@ -86,7 +86,7 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**changes, **overrides})
     context = config.max_position_embeddings
     if length is not None and length > context:
-        raise ValueError(f"max_length {length} is more than the model's context, {context} tokens.")
+        raise ValueError(f"--max-length {length} is more than the model's context, {context} tokens.")
     return config, length or context, rows
 
 
@@ -126,7 +126,7 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
     small = small_model(run, config, attention, device, shape, classes)
     rehearsal = rehearse(*small, *shape, precision, run.optimizer)
     seconds = step_seconds(config, rehearsal, per_batch, length, run.accumulation_steps, tune, classes)
-    batch = Share(run.batch_size, run.accumulation_steps, processes).global_batch
+    batch = BatchLayout(run.batch_size, run.accumulation_steps, processes).global_batch
     return Plan(
         device=describe_device(device),
         processes=processes,

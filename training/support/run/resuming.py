@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scratch_gpt.train.batches import Share
+from scratch_gpt.train.batches import BatchLayout
 from scratch_gpt.train.checkpoints import take_fields
 from scratch_gpt_training.support.options import Run, peak_rate, vocabulary_size
 from scratch_gpt_training.support.run.output_dir import relative
@@ -157,7 +157,7 @@ def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tupl
         saved["record"]["config"][name] for name in ("batch_size", "accumulation_steps")
     ):
         return asked
-    share = take_fields(Share, saved["share"])
+    share = take_fields(BatchLayout, saved["share"])
     batch_size, rows = share.batch_size, share.global_batch
     if rows % (batch_size * processes):
         raise ValueError(

@@ -8,6 +8,8 @@ finish(...)       leave the process group; publish
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -17,10 +19,10 @@ from scratch_gpt.finetuning.trainable import count_parameters
 from scratch_gpt.runs.energy import EMISSIONS, measure_energy
 from scratch_gpt.runs.folder import remove_replaced
 from scratch_gpt.train.accelerator import best_attention, describe_device, uncompiled
-from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.checkpoint_writer import RunStopped, guard_saves, last_good, name_last_good
 from scratch_gpt.train.checkpoints import CheckpointError, own_name
-from scratch_gpt.train.loop import Progress, Settings, train
+from scratch_gpt.train.loop import Callbacks, Progress, Settings, train
 from scratch_gpt.train.optimizers import learning_rate_at, make_optimizer
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import FileChanged, shown
@@ -74,7 +76,9 @@ def _run_task(run: Run, start: Start, build, describe, begin):
     with one_clear_line():
         task = build(run)
         if "validation" not in task.rows and keeps_best(run):
-            raise ValueError(f"keep_best and patience choose by validation loss, and {run.dataset} has no such split.")
+            raise ValueError(
+                f"--keep-best and --patience choose by validation loss, and {run.dataset} has no such split."
+            )
         accelerator = start_accelerator(run, start)
         task.model.set_attn_implementation(
             best_attention(accelerator.device.type, accelerator.mixed_precision, task.manifest["max_length"])
@@ -143,7 +147,7 @@ def carry_out(
     task.ready(accelerator, folder, save)
 
     def evaluate(model, split: str) -> tuple[dict[str, float], dict[str, Any]]:
-        share = Share(settings.batch_size, 1, accelerator.num_processes, accelerator.process_index)
+        share = BatchLayout(settings.batch_size, 1, accelerator.num_processes, accelerator.process_index)
         batches = evaluation_batches(
             *(task.rows[split], task.collate, share, accelerator.device),
             batches=None if split == "test" else run.eval_batches,
@@ -179,9 +183,12 @@ def carry_out(
 
     has_validation = "validation" in task.rows
     betas = (0.9, run.beta2)
-    fastest = tokens_at_peak(run, task, accelerator) if accelerator.is_main_process else None
+    peak = tokens_at_peak(run, task, accelerator) if accelerator.is_main_process else None
+    settings = replace(settings, peak_tokens_per_second=peak)
     model, progress = train(
-        *(accelerator, task.model, make_optimizer(task.model, rates["peak"], run.weight_decay, run.optimizer, betas)),
+        accelerator,
+        task.model,
+        make_optimizer(task.model, rates["peak"], run.weight_decay, run.optimizer, betas),
         learning_rate=lambda step: learning_rate_at(step, steps, **rates),
         rows=task.rows["train"],
         collate=task.collate,
@@ -189,15 +196,16 @@ def carry_out(
         settings=settings,
         steps=steps,
         output_dir=folder,
-        evaluate=evaluate_and_sample if has_validation else None,
-        on_evaluation=on_evaluation,
+        callbacks=Callbacks(
+            evaluate=evaluate_and_sample if has_validation else None,
+            on_evaluation=on_evaluation,
+            augment=task.alter,
+            save=save,
+            model_files=partial(model_files, task),
+        ),
         resume_from=resume_from,
-        best_is_there=start.best_is_there,
+        has_best=start.best_is_there,
         record=record,
-        model_files=model_files(task) if accelerator.is_main_process else None,
-        save=save,
-        alter=task.alter,
-        peak_tokens_per_second=fastest,
     )
     save = guard_saves(accelerator, folder)  # without its model a run has not ended
     last_is_best = not keep_best or progress.best_step in (None, progress.step)

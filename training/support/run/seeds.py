@@ -49,7 +49,7 @@ def runs_of(run: RunT) -> list[RunT]:
     folder = check_output_dir(run)
     if (folder / "checkpoints").is_dir() and not run.overwrite:
         raise ValueError(
-            f"output_dir {folder} holds a run of one seed. Give another for several, or --overwrite true."
+            f"--output-dir {folder} holds a run of one seed. Give another for several, or --overwrite true."
         )
     numbers = range(run.seed, run.seed + run.seeds)
     return [replace(run, seeds=1, seed=seed, output_dir=f"{run.output_dir}/seed-{seed}") for seed in numbers]

@@ -15,7 +15,7 @@ from scratch_gpt.finetuning.lora import add_lora
 from scratch_gpt.finetuning.trainable import freeze
 from scratch_gpt.runs.folder import ASIDE, STEP, find_folder, is_run, is_whole_file, read_metrics, set_aside
 from scratch_gpt.train.accelerator import check_launch, make_accelerator
-from scratch_gpt.train.batches import Share
+from scratch_gpt.train.batches import BatchLayout
 from scratch_gpt.train.checkpoints import (
     adopt,
     check_shapes,
@@ -186,8 +186,8 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
     if start.saved is None:
         return record, []
     check_shapes(start.resume_from, task.model)
-    then = take_fields(Share, start.saved["share"])
-    now = Share(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
+    then = take_fields(BatchLayout, start.saved["share"])
+    now = BatchLayout(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
     keeps_batch = now.global_batch == then.global_batch and now.processes != then.processes
     return record, check_record(start.saved["record"], record, run.allow_changed, keeps_batch)
 
