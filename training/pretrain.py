@@ -9,9 +9,9 @@
 
     accelerate launch training/pretrain.py [--config FILE.yaml] [--field value ...]
 
-The data are text, or a folder that training/prepare.py has written. Without arguments: the documentation of the Python
-that runs this, a tokenizer trained on it and a model of a few million parameters. Writes output_dir/model (weights,
-config, code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/.
+The data are text, or a folder of the recipe `prepare`. Without arguments: the documentation of the Python that runs
+this, a tokenizer trained on it and a model of a few million parameters. Writes output_dir/model (weights, config,
+code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/.
 """
 
 import os
@@ -90,8 +90,9 @@ def build(run: PretrainRun):
         tokens_per_row=manifest["max_length"] if run.streaming else rows["train"].asked_per_row,
         manifest=manifest,
         next_steps=(
-            'python training/generate.py --model {folder}/model --prompt "The"',
-            "python training/pretrain.py --dataset YOUR.txt --output-dir runs/mine",
+            'generate --model {folder}/model --prompt "The"',
+            "pretrain --dataset YOUR.txt --output-dir runs/mine",
+            "publish {folder} --repo USER/NAME --dry-run",
         ),
         group_by_length=manifest["pad"],
         alter=alter if run.mask_inputs else None,
