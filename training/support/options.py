@@ -122,7 +122,7 @@ class Run(Source):
         None,
         "Three letters of a country (FRA): record energy and CO2 at its electricity, by codecarbon (an extra).",
     )
-    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
+    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as `publish` does.")
 
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "By default what the device does well.")
