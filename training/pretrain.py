@@ -15,8 +15,9 @@ code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.j
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
 from scratch_gpt_training.support.options import Run, check, check_rows, missed_shares, option, unused_options
@@ -277,7 +278,8 @@ def check_data(run: PretrainRun) -> None:
         raise ValueError(f"mask_inputs is {run.mask_inputs}; it is at most 3, and 0 for none.")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, build: Callable[..., Any] = build) -> None:
+    """Run the recipe; `build` makes its task, and can be another function than the one above."""
     with one_clear_line():
         run = parse(PretrainRun, argv, unused=unused_fields)
         check(run)
