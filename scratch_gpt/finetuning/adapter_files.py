@@ -104,7 +104,7 @@ def import_peft():
     try:
         import peft
     except ImportError as error:
-        raise ImportError('LoRA needs peft, which is an extra: pip install -e ".[lora]"') from error
+        raise ImportError('LoRA needs peft, which is an extra: pip install "scratch_gpt[lora]"') from error
     return peft
 
 

@@ -275,10 +275,12 @@ def check(run: Run) -> None:
     if run.report_to not in (None, "none", *trackers):
         raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
     if run.report_to in trackers and find_spec(run.report_to) is None:
-        raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+        raise ValueError(
+            f'{run.report_to} is not installed; it is an extra: pip install "scratch_gpt[{run.report_to}]"'
+        )
     if run.energy is not None:
         if find_spec("codecarbon") is None:
-            raise ValueError('codecarbon is not installed; it is an extra: pip install -e ".[energy]"')
+            raise ValueError('codecarbon is not installed; it is an extra: pip install "scratch_gpt[energy]"')
         from scratch_gpt.runs.energy import check_country
 
         check_country(run.energy)
@@ -309,7 +311,7 @@ def check_tune(run: Run) -> None:
     if given and run.tune != "lora":
         raise ValueError(f"{given} is of LoRA: give --tune lora, or leave it out.")
     if run.tune == "lora" and find_spec("peft") is None:
-        raise ValueError('peft is not installed; it is an extra: pip install -e ".[lora]"')
+        raise ValueError('peft is not installed; it is an extra: pip install "scratch_gpt[lora]"')
 
 
 def check_model_folder(name: str | None, field: str = "model") -> None:
