@@ -118,7 +118,7 @@ def build(run: ClassifyRun):
         measure=measure,
         tokens_per_row=records["train"]["tokens"] / len(rows["train"]),
         manifest=manifest,
-        next_steps=("python training/classify.py --model {folder}/model --predict YOUR.txt",),
+        next_steps=("classify --model {folder}/model --predict YOUR.txt",),
         group_by_length=True,
         notices=notices,
         draw=plot_classification,

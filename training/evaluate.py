@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Source, check_fields, check_model_folder, data_sets, option
 from scratch_gpt_training.support.run.output_dir import check_writable, relative, set_name
 
@@ -83,7 +84,7 @@ def check(run: EvaluateRun) -> None:
 
     check_fields(run)
     if run.model is None:
-        raise ValueError("Which model? Give its folder or Hub id: python training/evaluate.py MODEL ...")
+        raise ValueError(f"Which model? Give its folder or Hub id: {command('evaluate MODEL')} ...")
     for name in (run.model, run.base, *(run.compare or ())):
         check_model_folder(name)
     check_writable(Path(run.output_dir))

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import check_fields, check_model_folder, option
 
 
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(run.model, run.model_revision)
         if run.chat and tokenizer.chat_template is None:
             raise ValueError(
-                f"{run.model} keeps no chat template: it was not tuned to talk. training/instruct.py makes a model "
+                f"{run.model} keeps no chat template: it was not tuned to talk. `{command('instruct')}` makes a model "
                 "that does; without --chat this one continues a text."
             )
         if run.chat:

@@ -140,7 +140,7 @@ def build(run: InstructRun):
         sample=sample,
         tokens_per_row=rows["train"].asked_per_row,
         manifest=manifest,
-        next_steps=("python training/generate.py {folder}/model --chat",),
+        next_steps=("generate {folder}/model --chat",),
         group_by_length=not run.pack,
         notices=notices,
         leave=leave if exam.prompts else None,

@@ -120,7 +120,7 @@ def build(run: PreferRun):
         measure=measure,
         tokens_per_row=records["train"]["asked"] / len(rows["train"]),
         manifest=manifest,
-        next_steps=("python training/generate.py {folder}/model --chat",),
+        next_steps=("generate {folder}/model --chat",),
         group_by_length=True,
         notices=notices,
         draw=plot_classification,

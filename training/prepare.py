@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scratch_gpt_training.support.command_line import flag, one_clear_line, parse, parse_numbers
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import (
     VOCABULARY,
     Source,
@@ -201,7 +202,7 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
         lines.append(f"{name:>18}: {share:.1%} of the training mixture, given {mixture['epochs'][name]:.2f} times")
     report = f"; {run.output_dir}/report.html is a page to look at" if run.report else ""
     lines.append(f"Written: {run.output_dir}, manifest.json says what is in it{report}. Next:")
-    which = "python training/pretrain.py" if run.task == "pretrain" else "any recipe that takes such rows, with"
+    which = command("pretrain") if run.task == "pretrain" else "any recipe that takes such rows, with"
     lines.append(f"  {which} --dataset {run.output_dir}")
     return "\n".join(lines)
 

@@ -9,14 +9,15 @@
 
     accelerate launch training/pretrain.py [--config FILE.yaml] [--field value ...]
 
-The data are text, or a folder that training/prepare.py has written. Without arguments: the documentation of the Python
-that runs this, a tokenizer trained on it and a model of a few million parameters. Writes output_dir/model (weights,
-config, code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/.
+The data are text, or a folder of the recipe `prepare`. Without arguments: the documentation of the Python that runs
+this, a tokenizer trained on it and a model of a few million parameters. Writes output_dir/model (weights, config,
+code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
 from scratch_gpt_training.support.options import Run, check, check_rows, missed_shares, option, unused_options
@@ -90,8 +91,9 @@ def build(run: PretrainRun):
         tokens_per_row=manifest["max_length"] if run.streaming else rows["train"].asked_per_row,
         manifest=manifest,
         next_steps=(
-            'python training/generate.py --model {folder}/model --prompt "The"',
-            "python training/pretrain.py --dataset YOUR.txt --output-dir runs/mine",
+            'generate --model {folder}/model --prompt "The"',
+            "pretrain --dataset YOUR.txt --output-dir runs/mine",
+            "publish {folder} --repo USER/NAME --dry-run",
         ),
         group_by_length=manifest["pad"],
         alter=alter if run.mask_inputs else None,
@@ -276,7 +278,8 @@ def check_data(run: PretrainRun) -> None:
         raise ValueError(f"--mask-inputs must be at most 3, or 0 for none (you gave {run.mask_inputs}).")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, build: Callable[..., Any] = build) -> None:
+    """Run the recipe; `build` makes its task, and can be another function than the one above."""
     with one_clear_line():
         run = parse(PretrainRun, argv, unused=unused_fields)
         check(run)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import option
 
 
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
             write_export(run)
             return
         if not run.run or not run.repo:
-            raise ValueError("Give a run and where it goes: python training/publish.py RUN --repo user/name")
+            raise ValueError(f"Give a run and where it goes: {command('publish RUN --repo user/name')}")
 
         from scratch_gpt.hub.publish import check_repo_name, publish, publish_checkpoints
         from scratch_gpt.hub.staging import checkpoint_steps

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from scratch_gpt_training.support.command_line import flag, one_clear_line, parse
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Source, check_range, option, unused_source
 from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled, relative
 
@@ -154,7 +155,7 @@ def describe(run: TokenizerRun, report: dict) -> str:
         f"{report['unknown']:,} of {report['tokens']:,} tokens",
         f"  never seen in training: {report['unused']['count']:,} tokens; fewer than {report['rare']} times: "
         f"{report['under_trained']['count']:,} (report.json names them)",
-        f"Next: python training/pretrain.py --tokenizer {run.output_dir}",
+        f"Next: {command(f'pretrain --tokenizer {run.output_dir}')}",
     ]
     return "\n".join(lines)
 

@@ -89,7 +89,7 @@ def _import_checkers():
             from lm_eval.tasks.ifeval import utils
     except ImportError as error:
         raise ImportError(
-            'IFEval\'s checkers are in lm_eval, which is an extra: pip install -e ".[evaluation]"'
+            'IFEval\'s checkers are in lm_eval, which is an extra: pip install "scratch_gpt[evaluation]"'
         ) from error
     langdetect.DetectorFactory.seed = 0  # else it guesses anew in each call
     return utils

@@ -110,7 +110,7 @@ def import_peft() -> ModuleType:
     try:
         import peft
     except ImportError as error:
-        raise ImportError('LoRA needs peft, which is an extra: pip install -e ".[lora]"') from error
+        raise ImportError('LoRA needs peft, which is an extra: pip install "scratch_gpt[lora]"') from error
     return peft
 
 

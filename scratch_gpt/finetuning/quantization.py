@@ -80,7 +80,7 @@ def _quantize(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tens
     try:
         from bitsandbytes.functional import quantize_4bit
     except ImportError as error:
-        raise ImportError('nf4 needs bitsandbytes, which is an extra: pip install -e ".[quantize]"') from error
+        raise ImportError('nf4 needs bitsandbytes, which is an extra: pip install "scratch_gpt[quantize]"') from error
     codes, state = quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
     return codes, state.absmax
 

@@ -45,10 +45,14 @@ def code(value: Any) -> Markup:
 
 
 def template() -> str:
-    """hub_card/template.md: beside the package where it is installed, beside its folder in a checkout."""
+    """Return the text of hub_card/template.md."""
+    return (card_folder() / "template.md").read_text(encoding="utf-8")
+
+
+def card_folder() -> Path:
+    """Return the folder hub_card: inside the installed package, next to its folder in a clone."""
     here = Path(__file__).resolve().parents[1]
-    found = next(place for place in (here / "hub_card", here.parent / "hub_card") if place.is_dir())
-    return (found / "template.md").read_text(encoding="utf-8")
+    return next(place for place in (here / "hub_card", here.parent / "hub_card") if place.is_dir())
 
 
 def fill(text: str, values: Mapping[str, str | None]) -> str:

@@ -270,8 +270,8 @@ def _put_adapter(
         base_note = published_as(place)
         if base_note is None:
             raise ValueError(
-                f"The adapter's base is {base}, a folder of this machine. Publish it first (python "
-                f"training/publish.py {Path(base).parent} --repo USER/NAME{by_name}), or {MERGED}"
+                f"The adapter's base is {base}, a folder of this machine. Publish it first ({Path(base).parent} as "
+                f"USER/NAME{by_name}), or {MERGED}"
             )
         if base_note["layout"] != layout:
             raise ValueError(

@@ -65,12 +65,12 @@ _OFF = ("false", "0", "no", "off", "f", "n")
 _TRUTH = ("true", "1", "yes", "on", "t", "y", *_OFF)
 _FP8 = "The recipes train in fp32, bf16 or fp16."
 _COMPILE = "To compile the model, leave out dynamo and pass compile=True to the recipe."
-_DDP_OR_FSDP = "Several processes train with DDP or FSDP2: see training/configs/accelerate/."
+_DDP_OR_FSDP = "Several processes train with DDP or FSDP2: see the launch files cpu_2, gpu_ddp and gpu_fsdp2."
 _DEEPSPEED = f"DeepSpeed is not supported. {_DDP_OR_FSDP}"
 _MEGATRON = f"Megatron-LM is not supported. {_DDP_OR_FSDP}"
 _PARALLELISM = f"Tensor, context and sequence parallelism are not supported. {_DDP_OR_FSDP}"
 _DEVICES = "The recipes train on CPUs, CUDA devices and Apple's MPS, without cloud launchers."
-_FSDP = "Use training/configs/accelerate/gpu_fsdp2.yaml."
+_FSDP = "Use the launch file gpu_fsdp2 (configs/accelerate)."
 _RECOMPUTE = "To compute activations twice, pass gradient_checkpointing=True to the recipe."
 
 # Each variable that `accelerate launch` sets from its options and config file -> the values that a run obeys (None for
@@ -146,8 +146,8 @@ def check_launch(expect_processes: int | None = None) -> None:
     if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= set(os.environ) and expect_processes != 1:
         raise ValueError(
             "`accelerate launch` was asked for several processes or machines and started this process alone: on CPUs "
-            "it always does. Start them with torchrun, or with training/configs/accelerate/cpu_2.yaml (README); or "
-            "pass expect_processes=1."
+            "it always does. Start them with torchrun, or with the launch file cpu_2 (configs/accelerate); or pass "
+            "expect_processes=1."
         )
 
 
@@ -190,7 +190,7 @@ def make_accelerator(
         if device != "cuda" or "LOCAL_RANK" not in os.environ:
             raise ValueError(
                 "The launch asks for FSDP, and Accelerate would train without it: it shards on GPUs only, and only in "
-                "processes that a launcher started. Launch with another file of training/configs/accelerate/."
+                "processes that a launcher started. Use another launch file (configs/accelerate)."
             )
         if "FSDP_VERSION" not in os.environ:
             raise ValueError(f"The launch asks for FSDP version 1, which is not supported. {_FSDP}")

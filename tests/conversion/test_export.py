@@ -270,7 +270,7 @@ def test_folders_that_are_no_models_and_extras_that_are_not_there_are_refused(tr
     refused([folder, "--export", "tflite"], "invalid choice: 'tflite'")
     for extra, library in (("onnx", "onnxruntime"), ("gguf", "gguf")):
         monkeypatch.setitem(sys.modules, library, None)
-        refused([folder, "--export", extra], rf'{library} is not installed.*pip install -e "\.\[{extra}\]"')
+        refused([folder, "--export", extra], rf'{library} is not installed.*pip install "scratch_gpt\[{extra}\]"')
 
 
 # --- Other clients -----------------------------------------------------------------------------------------------

@@ -550,7 +550,7 @@ def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monk
     refused("has no adapter/", run, "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
     shutil.copytree(home / "lora", run.parent / "lora")
     refused(
-        r"Publish it first \(python training/publish\.py base ",
+        r"Publish it first \(base as USER/NAME",
         "lora",
         "--repo",
         "ada/x",

@@ -264,7 +264,7 @@ BAD = {
     "--on-save-error panic": "on.save.error.*panic",
     "--patience 2 --validation-fraction 0": "choose by validation loss",
     "--report-to excel": "--report-to must be one of",
-    "--report-to wandb": r"wandb is not installed; it is an extra: pip install -e .*\[wandb\]",
+    "--report-to wandb": r"wandb is not installed; it is an extra: pip install .*\[wandb\]",
     "--seed 99999999999999999999": "at most 9,223,372,036,854,775,807",
     "--model m --tokenizer train": "does not fit the embeddings",
     "--mixed-precision fp16 --device cpu": "fp16 needs a GPU",

@@ -16,6 +16,8 @@ from typing import Any, TypeVar, get_args
 
 from transformers import HfArgumentParser
 
+from scratch_gpt_training.support.commands import find_config, spell_commands
+
 
 RunT = TypeVar("RunT")
 _known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
@@ -48,8 +50,10 @@ def parse(
         ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
     _known_fields.clear()  # errors in the options themselves are worded for their origin
-    parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
-    parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
+    parser = _Parser(kind, allow_abbrev=False, description=spell_commands(sys.modules[kind.__module__].__doc__ or ""))
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="Read fields from this file, or from ours of this name, first."
+    )
     if positional:
         words = " ".join(name.upper() for name in positional)
         parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
@@ -155,9 +159,10 @@ def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
     import yaml
 
     try:
-        if Path(path).is_fifo():
+        file = find_config(path)
+        if file.is_fifo():
             raise ValueError("it is a pipe. Give a file.")
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:

@@ -135,7 +135,7 @@ class OutputOptions:
         None,
         "Three letters of a country (FRA): record energy and CO2 at its electricity, by codecarbon (an extra).",
     )
-    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
+    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as `publish` does.")
 
 
 @dataclass(frozen=True)
@@ -301,10 +301,12 @@ def check(run: Run) -> None:
     if run.report_to not in (None, "none", *trackers):
         raise ValueError(f"--report-to must be one of {', '.join(trackers)}, or none (you gave {run.report_to}).")
     if run.report_to in trackers and find_spec(run.report_to) is None:
-        raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+        raise ValueError(
+            f'{run.report_to} is not installed; it is an extra: pip install "scratch_gpt[{run.report_to}]"'
+        )
     if run.energy is not None:
         if find_spec("codecarbon") is None:
-            raise ValueError('codecarbon is not installed; it is an extra: pip install -e ".[energy]"')
+            raise ValueError('codecarbon is not installed; it is an extra: pip install "scratch_gpt[energy]"')
         from scratch_gpt.runs.energy import check_country
 
         check_country(run.energy)
@@ -335,7 +337,7 @@ def check_tune(run: Run) -> None:
     if changed and run.tune != "lora":
         raise ValueError(f"{flag(changed)} only works with --tune lora.")
     if run.tune == "lora" and find_spec("peft") is None:
-        raise ValueError('peft is not installed; it is an extra: pip install -e ".[lora]"')
+        raise ValueError('peft is not installed; it is an extra: pip install "scratch_gpt[lora]"')
 
 
 def check_model_folder(name: str | None, field: str = "model") -> None:

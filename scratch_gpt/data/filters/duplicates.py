@@ -64,7 +64,7 @@ def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128,
     try:
         from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without types
     except ImportError as error:
-        raise ValueError('Near-duplicates need the extra "dedup": pip install -e ".[dedup]"') from error
+        raise ValueError('Near-duplicates need the extra "dedup": pip install "scratch_gpt[dedup]"') from error
     result = np.empty((len(texts), permutations), dtype=np.uint32)
     for first in range(0, len(texts), BATCH):
         hashes, starts = document_ngrams(texts[first : first + BATCH], ngram, signs=True)

@@ -105,7 +105,7 @@ def detect_language(text: str) -> str:
         from py3langid.langid import classify
     except ImportError as error:
         raise ValueError(
-            'Telling languages apart needs the extra "languages": pip install -e ".[languages]"'
+            'Telling languages apart needs the extra "languages": pip install "scratch_gpt[languages]"'
         ) from error
     return classify(text[:5000])[0]
 

@@ -19,6 +19,7 @@ from scratch_gpt.train.loop import Progress
 from scratch_gpt.utils.files import DRAFT, remove, write_text
 from scratch_gpt.utils.foreign import shown
 from scratch_gpt.utils.loading import load_complete
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.task import Task
 
@@ -136,7 +137,7 @@ def closing_lines(run: Run, task: Task, progress: Progress, steps: int, results:
             for name, value in results["test"].items()
         )
         end += f". On the test split: {', '.join(scores)}"
-    then = "".join(f"\n  {command.format(folder=folder)}" for command in task.next_steps)
+    then = "".join(f"\n  {command(step.format(folder=folder))}" for step in task.next_steps)
     alone = f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
     adapter = alone if run.tune == "lora" else ""
     return f"""

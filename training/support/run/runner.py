@@ -28,6 +28,7 @@ from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import FileChanged, shown
 from scratch_gpt.utils.watchdog import watch
 from scratch_gpt_training.support.command_line import one_clear_line
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.output_dir import write_run_yaml
 from scratch_gpt_training.support.run.results import (
@@ -103,14 +104,15 @@ def _run_task(run: Run, start: Start, build, describe, begin):
 
 
 def finish(run: Run, accelerator) -> None:
-    """Leave the process group, and publish the run where it is asked to: what training/publish.py does."""
+    """Leave the process group, and publish the run where it is asked to."""
     is_main = accelerator.is_main_process
     accelerator.end_training()
     if run.push_to_hub is None or not is_main:
         return
     from scratch_gpt.hub.publish import publish
 
-    by_hand = f"The run is whole: python training/publish.py {run.output_dir} --repo {run.push_to_hub} publishes it."
+    line = command(f"publish {run.output_dir} --repo {run.push_to_hub}")
+    by_hand = f"The run is whole: {line} publishes it."
     with one_clear_line(stopped=by_hand):
         try:
             push = publish(run.output_dir, run.push_to_hub)

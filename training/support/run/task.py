@@ -26,7 +26,7 @@ class Task(NamedTuple):
     measure: Callable[..., tuple[dict[str, float], dict[str, Any]]]  # model, batches, reduce, split -> metrics, tables
     tokens_per_row: float
     manifest: dict[str, Any]  # of the data (data/manifest.py)
-    next_steps: tuple[str, ...]  # commands, {folder} is the run's
+    next_steps: tuple[str, ...]  # a verb and its options; {folder} is the run's
     sample: Callable[[Any], str] | None = None  # model -> a text to look at after each evaluation
     group_by_length: bool = False
     alter: Callable[[Any, int], Any] | None = None  # (row, place) -> the row as it is learned from there
