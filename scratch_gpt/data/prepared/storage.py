@@ -1,9 +1,9 @@
 """Rows <-> a folder of Arrow files, which are checked once and then mapped: memory holds only the rows in use.
 
     part-00000.arrow   input_ids        list of uint16 (uint32 for a large vocabulary), the row's positions
-                       next_token       what the last position asks; null where it asks nothing
+                       next_token       the target of the last position; null if it has none
                        document_starts  packed rows: where documents begin
-                       asked            bits, one a position, where not all that could be asked are; else null
+                       asked            bits, one a position, if some possible targets are left out; else null
 
 Everything a batch needs follows from these; -100 arises only in `_labels`. `datasets` and any Arrow reader open the
 same files.
@@ -92,7 +92,7 @@ class PreparedRows(Sequence):
     """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", as `write_part` was given them.
 
     Args:
-        asked: targets of all rows together, which the manifest knows.
+        targets: the number of targets of all rows, from the manifest.
         vocab_size: no token id may reach it; without it the ids are not looked at.
         max_length: no row may have more positions.
 
@@ -220,7 +220,7 @@ def _check_types(table: pa.Table) -> None:
 
 
 def _labels(ids: np.ndarray, following: int | None, starts: np.ndarray) -> np.ndarray:
-    # The next token at each position; a document's last one asks nothing.
+    # The next token at each position; a document's last one has no target.
     labels = np.empty(len(ids), dtype=np.int64)
     labels[:-1] = ids[1:]
     labels[-1] = IGNORED if following is None else following

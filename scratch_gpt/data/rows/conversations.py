@@ -1,10 +1,10 @@
-"""Instructions and conversations -> token ids and which of them are asked -> rows.
+"""Instructions and conversations -> token ids and which of them are targets -> rows.
 
     messages     user "Well?"                                        assistant "Well."
     ids          <|im_start|> user \\n We ll ? <|im_end|> \\n <|im_start|> assistant \\n  We ll . <|im_end|>  \\n
-    asked        -            -    -  -  -  -  -          -  -            -         -   *  *  * *           -
+    targets      -            -    -  -  -  -  -          -  -            -         -   *  *  * *           -
 
-What is asked is known from lengths: each answer is encoded apart from what stands before it. A special token's
+The targets are known from lengths: each answer is encoded separately from the text before it. A special token's
 spelling inside a message is plain text; only the template writes special tokens.
 """
 
@@ -229,7 +229,7 @@ def encode_messages(
 
     Args:
         prompt_format: as `choose_format` has it: None is what the tokenizer keeps, or `alpaca`.
-        train_on: `completion` asks every token of every answer, with the one that closes it; `prompt+completion` all.
+        train_on: `completion` has every token of every answer as a target, and its end token; `prompt+completion` all.
 
     Raises:
         ValueError: a format that is not the one that the tokenizer keeps, a template without generation markers, or
@@ -315,15 +315,15 @@ def _encode(
 class PromptRows(Sequence):
     """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", each (n,), n <= max_length.
 
-    The last token of a conversation is only asked, so that one of n tokens takes n - 1 positions. A longer one is cut
-    at its end, where the answer's start stays; one that then asks nothing is dropped.
+    The last token of a conversation is only a target, so that one of n tokens takes n - 1 positions. A longer one is
+    cut at its end, so that the answer's start stays; one that then has no target is dropped.
 
     Args:
-        encoded: (ids, asked) of each conversation, from `encode_conversations`.
+        encoded: (ids, target mask) of each conversation, from `encode_conversations`.
         pack: several conversations a row, best-fit, with positions that begin again, so that none sees another.
 
     Raises:
-        ValueError: nothing is asked in any row.
+        ValueError: no row has a target.
     """
 
     def __init__(self, encoded: Sequence[tuple[list[int], list[bool]]], max_length: int, pack: bool = False):
