@@ -187,7 +187,7 @@ def transcript(messages: Messages) -> str:
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
-def without_system(messages: Messages) -> Messages:
+def of_both(messages: Messages) -> Messages:
     """Return the messages without the system message, which many rows share."""
     return [message for message in messages if message["role"] != "system"]
 
@@ -413,10 +413,10 @@ __all__ = [
     "encode_conversations",
     "encode_messages",
     "encode_prompt",
+    "of_both",
     "read_conversations",
     "read_messages",
     "show_asked",
     "text_of",
     "transcript",
-    "without_system",
 ]
