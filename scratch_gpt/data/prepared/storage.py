@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     rows: int
     tokens: int  # positions
-    asked: int  # targets
+    targets: int
     sha256: str  # of the rows themselves, whatever file holds them
 
 
@@ -102,7 +102,7 @@ class PreparedRows(Sequence):
     """
 
     def __init__(self, folder: Path, targets: int = 0, vocab_size: int | None = None, max_length: int | None = None):
-        self.folder, self.asked = Path(folder), targets
+        self.folder, self.targets = Path(folder), targets
         self._parts, self._files = [], []
         for path in sorted(self.folder.glob("part-*.arrow")):
             try:
@@ -120,7 +120,7 @@ class PreparedRows(Sequence):
     ) -> tuple[
         type["PreparedRows"], tuple[Path, int]
     ]:  # a data worker maps the files itself; their ids have been looked at
-        return PreparedRows, (self.folder, self.asked)
+        return PreparedRows, (self.folder, self.targets)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -130,7 +130,7 @@ class PreparedRows(Sequence):
     @property
     def asked_per_row(self) -> float:
         """Return the mean number of targets in a row."""
-        return self.asked / len(self)
+        return self.targets / len(self)
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -343,8 +343,8 @@ class PromptRows(Sequence):
         self.pack = pack
         self.groups = best_fit(sizes, max_length) if pack else [[k] for k in range(len(sizes))]
         self.lengths = [sum(sizes[k] for k in group) for group in self.groups]
-        self.asked = sum(int((labels != IGNORED).sum()) for _, labels in self.pairs)
-        self.asked_per_row = self.asked / len(self)
+        self.targets = sum(int((labels != IGNORED).sum()) for _, labels in self.pairs)
+        self.asked_per_row = self.targets / len(self)
 
     def facts(self) -> dict[str, Any]:
         """Return the manifest's entry for these rows; the hash is of ids and labels."""
@@ -356,7 +356,7 @@ class PromptRows(Sequence):
             "conversations": len(self.pairs),
             "rows": len(self),
             "tokens": sum(self.lengths),
-            "asked": self.asked,
+            "asked": self.targets,
             "cut": self.cut,
             "dropped": self.dropped,
             "sha256": digest.hexdigest(),

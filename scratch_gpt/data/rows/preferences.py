@@ -163,7 +163,7 @@ class PreferenceRows(Sequence):
         self.lengths = [max(len(row["input_ids"]) for row in pair) for pair in self.pairs]
         # The targets of the answers that are learned from: answers to other prompts do not count.
         learned = [pair[:1] if judged else pair for pair in self.pairs]
-        self.asked = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
+        self.targets = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
         self.max_length = max_length
         self.reference_logps: np.ndarray | None = None
 
@@ -175,7 +175,7 @@ class PreferenceRows(Sequence):
             digest.update(row["input_ids"].astype("<i8").tobytes() + row["shift_labels"].astype("<i8").tobytes())
         desirable = {} if self.preferences is None else {"desirable": sum(self.preferences)}
         tokens = sum(len(row["input_ids"]) for pair in self.pairs for row in pair)
-        counts = {"tokens": tokens, "asked": self.asked, "cut": self.cut, **self.left_out}
+        counts = {"tokens": tokens, "asked": self.targets, "cut": self.cut, **self.left_out}
         return {"rows": len(self), **desirable, **counts, "sha256": digest.hexdigest()}
 
     def prompts(self, count: int, room: int) -> list[list[int]]:
