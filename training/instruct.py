@@ -63,8 +63,8 @@ def build(run: InstructRun):
         count_asked_bytes,
         encode_conversations,
         encode_prompt,
+        of_both,
         text_of,
-        without_system,
     )
     from scratch_gpt.evaluation.before_after import Examination
     from scratch_gpt.evaluation.losses import language_metrics, mean_losses
@@ -92,9 +92,7 @@ def build(run: InstructRun):
     notices += apply_tune(run, model)
 
     test = [splits["test"][k] for k in rows["test"].kept] if "test" in rows else []
-    shared = contaminated_texts(
-        *([text_of(without_system(each)) for each in part] for part in (test, splits["train"]))
-    )
+    shared = contaminated_texts(*([text_of(of_both(each)) for each in part] for part in (test, splits["train"])))
     if test:
         notices.append(
             f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows."

@@ -66,7 +66,8 @@ def keep_foreign(folder: Path, draft: Path) -> None:
 def is_run(folder: Path) -> bool:
     """Return whether a run has been written into a folder, to its end or not."""
     manifests = (path / "manifest.json" for path in folder.glob("checkpoints/step-*"))
-    return any(map(_is_run_yaml, (folder / "run.yaml", folder / ASIDE / "run.yaml"))) or any(map(_is_kept, manifests))
+    run_yamls = (folder / "run.yaml", folder / ASIDE / "run.yaml")
+    return any(map(_is_run_yaml, run_yamls)) or any(map(_is_checkpoint_manifest, manifests))
 
 
 def _is_run_yaml(file: Path) -> bool:
@@ -85,7 +86,7 @@ def _is_run_yaml(file: Path) -> bool:
     )
 
 
-def _is_kept(file: Path) -> bool:
+def _is_checkpoint_manifest(file: Path) -> bool:
     try:
         return {"manifest_sha256", "files", "step"} <= json.loads(read_text(file)).keys()
     except (OSError, ValueError, RecursionError, AttributeError):

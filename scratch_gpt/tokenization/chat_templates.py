@@ -8,7 +8,8 @@ plain       {question}{answer}, nothing trimmed                                 
 tokenizer   what the tokenizer's own template writes                                              its own
 
 Between `{% generation %}` and `{% endgeneration %}` stands what a model says: the answer and the token that ends it.
-So `apply_chat_template(..., return_assistant_tokens_mask=True)` asks the same tokens as our rows (data/prompts.py).
+So `apply_chat_template(..., return_assistant_tokens_mask=True)` marks the same tokens as our rows do
+(data/rows/conversations.py).
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A title and a body -> an HTML page that is whole in itself: no script, no request, light or dark as readers are."""
+"""A title and a body -> a self-contained HTML page: no script, no request, light or dark as readers are."""
 
 import unicodedata
 from html import escape

@@ -1,6 +1,6 @@
 """Where this process' memory lies: what is freed is kept, what is read again and again lies on huge pages.
 
-Both ask the C library or Linux, and do nothing where those are others.
+Both use the C library or Linux, and do nothing on other systems.
 """
 
 import ctypes

@@ -100,7 +100,7 @@ class _Guard:
     """A process that ends this one if no sign of it comes for `seconds`."""
 
     def __init__(self, seconds: float, file: Path, say_more: Callable[[], str]):
-        self.say_more, self.teller = say_more, threading.Thread()
+        self.say_more, self.sender = say_more, threading.Thread()
         self.stacks = tempfile.TemporaryFile()
         faulthandler.register(signal.SIGUSR2, self.stacks, all_threads=True)  # its handler needs no lock
         numbers = (os.getpid(), seconds, self.stacks.fileno())
@@ -115,14 +115,14 @@ class _Guard:
         assert self.process.stdin is not None  # a pipe
         self.pipe = self.process.stdin
         os.set_blocking(self.pipe.fileno(), False)
-        self._tell()
+        self._send_advice()
 
     def sign(self, has_progress: bool) -> None:
         """Say that this process runs; after progress the line may end otherwise, which a thread of its own finds."""
         self._write("")
-        if has_progress and not self.teller.is_alive():
-            self.teller = threading.Thread(target=self._tell, daemon=True)
-            self.teller.start()
+        if has_progress and not self.sender.is_alive():
+            self.sender = threading.Thread(target=self._send_advice, daemon=True)
+            self.sender.start()
 
     def close(self) -> None:
         self.process.kill()
@@ -131,7 +131,7 @@ class _Guard:
         faulthandler.unregister(signal.SIGUSR2)
         self.stacks.close()
 
-    def _tell(self) -> None:
+    def _send_advice(self) -> None:
         self._write(self.say_more())
 
     def _write(self, text: str) -> None:
@@ -139,7 +139,7 @@ class _Guard:
             os.write(self.pipe.fileno(), " ".join(text.split()).encode("utf-8", "replace") + b"\n")
 
 
-def _stand_guard(parent: int, seconds: float, stacks: int, file: Path) -> None:
+def _guard_process(parent: int, seconds: float, stacks: int, file: Path) -> None:
     """Read a line a tick from standard input, empty or what an error ends with; without any, end the parent."""
     import psutil
 
@@ -171,7 +171,7 @@ def _stand_guard(parent: int, seconds: float, stacks: int, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    _stand_guard(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    _guard_process(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
 
 
 __all__ = ["beat", "watch"]

@@ -225,8 +225,8 @@ def test_the_step_in_c_leaves_out_what_is_hidden_by_far():
     model, long = tiny_model(), some_ids(1, 60)
     alone = some_ids(1, 9, seed=1)
     batch = padded([long[0], alone[0]])
-    without_system = scored(make_decoder(model, compile=True), batch["input_ids"], batch["attention_mask"], 57)[1]
-    assert worst(without_system, scored(make_decoder(model), alone, torch.ones_like(alone), 6)[0]) < 1e-5
+    of_both = scored(make_decoder(model, compile=True), batch["input_ids"], batch["attention_mask"], 57)[1]
+    assert worst(of_both, scored(make_decoder(model), alone, torch.ones_like(alone), 6)[0]) < 1e-5
 
 
 @needs_a_compiler

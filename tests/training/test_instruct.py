@@ -20,9 +20,9 @@ from scratch_gpt.data.rows.conversations import (
     PromptRows,
     encode_conversations,
     encode_prompt,
+    of_both,
     read_messages,
     text_of,
-    without_system,
 )
 from scratch_gpt.data.splits import split_groups
 from scratch_gpt.evaluation.answers import answer_metrics, exact_match, token_f1
@@ -125,7 +125,7 @@ def test_a_systems_word_that_all_rows_have_is_no_contamination():
     def row(question):
         return [word, {"role": "user", "content": question}, {"role": "assistant", "content": "Yes."}]
 
-    texts = [text_of(without_system(row(question))) for question in ("Is it red?", "Is it late?")]
+    texts = [text_of(of_both(row(question))) for question in ("Is it red?", "Is it late?")]
     assert contaminated_texts(texts[:1], texts[1:]) == [] and word["content"] not in texts[0]
 
 

@@ -134,7 +134,10 @@ def test_a_new_head_no_head_and_old_buffers_are_the_only_differences_allowed(tmp
         load_model(folder, None, CLASSIFIER, needs_head=True)
 
     buffers = {"attn.bias": torch.ones(1, 1, 64, 64), "attn.masked_bias": torch.tensor(-1e4)}
-    add = lambda w: w.update({f"transformer.h.{n}.{name}": t + n for n in (0, 1) for name, t in buffers.items()})  # noqa: E731
+
+    def add(weights):
+        weights.update({f"transformer.h.{n}.{name}": t + n for n in (0, 1) for name, t in buffers.items()})
+
     stock = tiny_gpt2()
     assert_close(load_model(str(saved(tmp_path / "old", stock, None, add))).eval()(ids).logits, stock(ids).logits)
     headless = GPT2Model(stock.config)

@@ -1,6 +1,6 @@
 """What a preparation did -> one HTML page to look at: lengths, compression, filters, mixture, one row in colors.
 
-The page is whole in itself: no script, no request, light or dark as the reader's system is. Charts that need an axis
+The page is self-contained: no script, no request, light or dark as the reader's system is. Charts that need an axis
 are SVG, all other bars are boxes whose width is a share of the room they have.
 """
 
@@ -143,7 +143,7 @@ def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | Non
     bounds += [] if max_length is None else [max_length]
     low, high = float(min(bounds)), float(max(bounds))
     charts = "".join(
-        f"<figure><h3>{page_text(name)}: {_things(len(token_counts), 'document')}</h3>"
+        f"<figure><h3>{page_text(name)}: {_plural(len(token_counts), 'document')}</h3>"
         f"{_histogram(token_counts, low, high, unit, max_length)}</figure>"
         for name, token_counts in lengths.items()
     )
@@ -174,7 +174,7 @@ def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_leng
     for start, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
             width = max(1.0, x(end) - x(start) - 1)
-            label = f"{start:,} to {end - 1:,} {unit}: {_things(int(count), 'document')}"
+            label = f"{start:,} to {end - 1:,} {unit}: {_plural(int(count), 'document')}"
             elements.append(
                 f'<rect x="{x(start):.1f}" y="{y(count):.1f}" width="{width:.1f}" height="{y(0) - y(count):.1f}">'
                 f"<title>{label}</title></rect>"
@@ -240,7 +240,7 @@ def _row(row: Mapping[str, np.ndarray], pieces: Sequence[str], max_length: int) 
     for number, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         hue = f"{(number * 137.508 + 205) % 360:.1f}"  # golden angle: neighbors are far apart, and none comes twice
         goes_on = ", goes on in another row" if labels[end - 1] != IGNORED else ""
-        title = f"<small>document {number + 1}: {_things(end - start, 'token')}{goes_on}</small>" if packed else ""
+        title = f"<small>document {number + 1}: {_plural(end - start, 'token')}{goes_on}</small>" if packed else ""
         tokens = "".join(_token(k, ids, labels, positions, pieces) for k in range(start, end))
         blocks.append(f'<div style="--hue: {hue}">{title}{tokens}</div>\n')
     note = (
@@ -289,7 +289,7 @@ def _key(**meanings: str) -> str:
     return f'<div class="key">{entries}</div>\n'
 
 
-def _things(count: int, name: str) -> str:
+def _plural(count: int, name: str) -> str:
     return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 

@@ -1,9 +1,9 @@
 """Rows <-> a folder of Arrow files, which are checked once and then mapped: memory holds only the rows in use.
 
     part-00000.arrow   input_ids        list of uint16 (uint32 for a large vocabulary), the row's positions
-                       next_token       what the last position asks; null where it asks nothing
+                       next_token       the target of the last position; null if it has none
                        document_starts  packed rows: where documents begin
-                       asked            bits, one a position, where not all that could be asked are; else null
+                       asked            bits, one a position, if some possible targets are left out; else null
 
 Everything a batch needs follows from these; -100 arises only in `_labels`. `datasets` and any Arrow reader open the
 same files.
@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     rows: int
     tokens: int  # positions
-    asked: int  # targets
+    targets: int
     sha256: str  # of the rows themselves, whatever file holds them
 
 
@@ -92,7 +92,7 @@ class PreparedRows(Sequence):
     """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", as `write_part` was given them.
 
     Args:
-        asked: targets of all rows together, which the manifest knows.
+        targets: the number of targets of all rows, from the manifest.
         vocab_size: no token id may reach it; without it the ids are not looked at.
         max_length: no row may have more positions.
 
@@ -102,7 +102,7 @@ class PreparedRows(Sequence):
     """
 
     def __init__(self, folder: Path, targets: int = 0, vocab_size: int | None = None, max_length: int | None = None):
-        self.folder, self.asked = Path(folder), targets
+        self.folder, self.targets = Path(folder), targets
         self._parts, self._files = [], []
         for path in sorted(self.folder.glob("part-*.arrow")):
             try:
@@ -120,7 +120,7 @@ class PreparedRows(Sequence):
     ) -> tuple[
         type["PreparedRows"], tuple[Path, int]
     ]:  # a data worker maps the files itself; their ids have been looked at
-        return PreparedRows, (self.folder, self.asked)
+        return PreparedRows, (self.folder, self.targets)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -130,7 +130,7 @@ class PreparedRows(Sequence):
     @property
     def asked_per_row(self) -> float:
         """Return the mean number of targets in a row."""
-        return self.asked / len(self)
+        return self.targets / len(self)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -220,7 +220,7 @@ def _check_types(table: pa.Table) -> None:
 
 
 def _labels(ids: np.ndarray, following: int | None, starts: np.ndarray) -> np.ndarray:
-    # The next token at each position; a document's last one asks nothing.
+    # The next token at each position; a document's last one has no target.
     labels = np.empty(len(ids), dtype=np.int64)
     labels[:-1] = ids[1:]
     labels[-1] = IGNORED if following is None else following

@@ -138,10 +138,10 @@ def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     Raises:
         ValueError: no such column, or one of types that do not go together or of other classes.
     """
-    described, fields, features = [_described(schema) for schema in schemas], [], {}
+    described, fields, features = [_feature_descriptions(schema) for schema in schemas], [], {}
     names = [name for name in schemas[0].names if name not in MARKS]
     for name in [name for name in names if all(name in schema.names for schema in schemas)]:
-        fields.append(_joined(name, [schema.field(name) for schema in schemas]))
+        fields.append(_unify_column(name, [schema.field(name) for schema in schemas]))
         descriptions = [columns.get(name) for columns in described]
         if all(description == descriptions[0] for description in descriptions):
             features |= {name: descriptions[0]} if descriptions[0] else {}
@@ -152,12 +152,12 @@ def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _described(schema: pa.Schema) -> dict[str, Any]:
+def _feature_descriptions(schema: pa.Schema) -> dict[str, Any]:
     # what `datasets` says of each column beside its type, the names of classes above all
     return json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
 
 
-def _joined(name: str, columns: list[pa.Field]) -> pa.Field:
+def _unify_column(name: str, columns: list[pa.Field]) -> pa.Field:
     try:
         return pa.unify_schemas([pa.schema([column]) for column in columns], promote_options="permissive").field(0)
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:

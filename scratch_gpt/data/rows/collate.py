@@ -1,8 +1,8 @@
 """Rows -> the one batch contract: int64 tensors (B, T), short rows filled on the right.
 
-The filling asks nothing (-100), and no attention_mask is needed: under a causal mask no token sees what is behind it.
-In packed rows the filling's positions start again at 0, like those of one more document. A row with a label of its own
-(labels.py) is asked at its last token, so its batch says by an attention_mask where that is.
+Padding has no targets (-100) and needs no attention_mask: under a causal mask no token sees what follows it. In packed
+rows the padding's positions start again at 0, like those of one more document. A row with one label (labels.py)
+is classified at its last token, so its batch has an attention_mask.
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
-"""Instructions and conversations -> token ids and which of them are asked -> rows.
+"""Instructions and conversations -> token ids and which of them are targets -> rows.
 
     messages     user "Well?"                                        assistant "Well."
     ids          <|im_start|> user \\n We ll ? <|im_end|> \\n <|im_start|> assistant \\n  We ll . <|im_end|>  \\n
-    asked        -            -    -  -  -  -  -          -  -            -         -   *  *  * *           -
+    targets      -            -    -  -  -  -  -          -  -            -         -   *  *  * *           -
 
-What is asked is known from lengths: each answer is encoded apart from what stands before it. A special token's
+The targets are known from lengths: each answer is encoded separately from the text before it. A special token's
 spelling inside a message is plain text; only the template writes special tokens.
 """
 
@@ -187,7 +187,7 @@ def transcript(messages: Messages) -> str:
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
 
 
-def without_system(messages: Messages) -> Messages:
+def of_both(messages: Messages) -> Messages:
     """Return the messages without the system message, which many rows share."""
     return [message for message in messages if message["role"] != "system"]
 
@@ -229,7 +229,7 @@ def encode_messages(
 
     Args:
         prompt_format: as `choose_format` has it: None is what the tokenizer keeps, or `alpaca`.
-        train_on: `completion` asks every token of every answer, with the one that closes it; `prompt+completion` all.
+        train_on: `completion` has every token of every answer as a target, and its end token; `prompt+completion` all.
 
     Raises:
         ValueError: a format that is not the one that the tokenizer keeps, a template without generation markers, or
@@ -315,15 +315,15 @@ def _encode(
 class PromptRows(Sequence):
     """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", each (n,), n <= max_length.
 
-    The last token of a conversation is only asked, so that one of n tokens takes n - 1 positions. A longer one is cut
-    at its end, where the answer's start stays; one that then asks nothing is dropped.
+    The last token of a conversation is only a target, so that one of n tokens takes n - 1 positions. A longer one is
+    cut at its end, so that the answer's start stays; one that then has no target is dropped.
 
     Args:
-        encoded: (ids, asked) of each conversation, from `encode_conversations`.
+        encoded: (ids, target mask) of each conversation, from `encode_conversations`.
         pack: several conversations a row, best-fit, with positions that begin again, so that none sees another.
 
     Raises:
-        ValueError: nothing is asked in any row.
+        ValueError: no row has a target.
     """
 
     def __init__(self, encoded: Sequence[tuple[list[int], list[bool]]], max_length: int, pack: bool = False):
@@ -343,8 +343,8 @@ class PromptRows(Sequence):
         self.pack = pack
         self.groups = best_fit(sizes, max_length) if pack else [[k] for k in range(len(sizes))]
         self.lengths = [sum(sizes[k] for k in group) for group in self.groups]
-        self.asked = sum(int((labels != IGNORED).sum()) for _, labels in self.pairs)
-        self.asked_per_row = self.asked / len(self)
+        self.targets = sum(int((labels != IGNORED).sum()) for _, labels in self.pairs)
+        self.asked_per_row = self.targets / len(self)
 
     def facts(self) -> dict[str, Any]:
         """Return the manifest's entry for these rows; the hash is of ids and labels."""
@@ -356,7 +356,7 @@ class PromptRows(Sequence):
             "conversations": len(self.pairs),
             "rows": len(self),
             "tokens": sum(self.lengths),
-            "asked": self.asked,
+            "asked": self.targets,
             "cut": self.cut,
             "dropped": self.dropped,
             "sha256": digest.hexdigest(),
@@ -413,10 +413,10 @@ __all__ = [
     "encode_conversations",
     "encode_messages",
     "encode_prompt",
+    "of_both",
     "read_conversations",
     "read_messages",
     "show_asked",
     "text_of",
     "transcript",
-    "without_system",
 ]

@@ -3,10 +3,11 @@
     documents      a1 a2 a3 <e>   b1 <e>   c1 c2 c3 c4 c5 c6 <e>         max_length 6
     rows           [c1 c2 c3 c4 c5 c6]   [a1 a2 a3 <e> b1 <e>]   [<e>]
     position_ids   [0  1  2  3  4  5 ]   [0  1  2  3   0  1  ]   [0  ]
-    shift_labels   [c2 c3 c4 c5 c6 <e>]  [a2 a3 <e> -  <e> - ]   [-  ]   (- asks nothing: -100)
+    shift_labels   [c2 c3 c4 c5 c6 <e>]  [a2 a3 <e> -  <e> - ]   [-  ]   (- no target: -100)
 
-Nothing is dropped. Every token but each document's first is asked exactly once: where a long document is cut, the last
-position of a piece asks the first token of the next. What a cut costs is context: the next piece begins without it.
+Nothing is dropped. Every token except each document's first is a target exactly once: if a long document is cut, the
+last position of a piece has the first token of the next as its target. A cut costs context: the next piece begins
+without it.
 """
 
 from collections import defaultdict

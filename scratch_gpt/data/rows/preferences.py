@@ -16,7 +16,8 @@ from .windows import IGNORED
 
 FORMS = "prompt, chosen and rejected (or instruction for prompt), chosen and rejected, or prompt, completion and label"
 LABELS = {"true": True, "1": True, "false": False, "0": False}
-Encode = Callable[[Sequence[Messages]], list[tuple[list[int], list[bool]]]]  # conversations -> (ids, asked) of each
+# conversations -> (ids, target mask) of each
+Encode = Callable[[Sequence[Messages]], list[tuple[list[int], list[bool]]]]
 
 
 class Judged(NamedTuple):
@@ -124,12 +125,12 @@ class PreferenceRows(Sequence):
     """`rows[k]` -> {"answers": two of {"input_ids", "shift_labels"}, (n,) each, n <= max_length, ...}.
 
     The two are chosen and rejected; of a judged answer, itself and its prompt with an answer to another prompt (which
-    one is a function of the seed), beside its "preference". Only the last answer is asked. What is too long is cut at
-    its end, where the answer's start stays; a row is dropped where nothing asked is left of one answer, or both are
+    one is a function of the seed), next to its "preference". Only the last answer has targets. Too long rows are
+    cut at their end, so that the answer's start stays; a row is dropped if an answer has no target left, or both are
     equal. `reference_logps` (rows, 2), once it is known, is part of the rows as "reference_logps" (2,).
 
     Args:
-        encode: conversations -> (ids, asked) of each.
+        encode: conversations -> (ids, target mask) of each.
 
     Raises:
         ValueError: no row is left, or all judged answers have the same prompt.
@@ -160,9 +161,9 @@ class PreferenceRows(Sequence):
         sizes = [len(ids) for ids, _ in encoded]
         self.cut = sum(max(sizes[k], sizes[len(items) + k]) > max_length + 1 for k in row_numbers)
         self.lengths = [max(len(row["input_ids"]) for row in pair) for pair in self.pairs]
-        # What a row asks, of all that is learned from: not of the answers to others.
+        # The targets of the answers that are learned from: answers to other prompts do not count.
         learned = [pair[:1] if judged else pair for pair in self.pairs]
-        self.asked = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
+        self.targets = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
         self.max_length = max_length
         self.reference_logps: np.ndarray | None = None
 
@@ -174,7 +175,7 @@ class PreferenceRows(Sequence):
             digest.update(row["input_ids"].astype("<i8").tobytes() + row["shift_labels"].astype("<i8").tobytes())
         desirable = {} if self.preferences is None else {"desirable": sum(self.preferences)}
         tokens = sum(len(row["input_ids"]) for pair in self.pairs for row in pair)
-        counts = {"tokens": tokens, "asked": self.asked, "cut": self.cut, **self.left_out}
+        counts = {"tokens": tokens, "asked": self.targets, "cut": self.cut, **self.left_out}
         return {"rows": len(self), **desirable, **counts, "sha256": digest.hexdigest()}
 
     def prompts(self, count: int, room: int) -> list[list[int]]:
@@ -195,7 +196,7 @@ class PreferenceRows(Sequence):
 
 
 def _row(ids: list[int], target_mask: list[bool], max_length: int) -> dict[str, np.ndarray]:
-    # Of what is asked, the last run: the answers before it are part of the prompt.
+    # The last run of targets: the answers before it are part of the prompt.
     is_target = np.array(target_mask)
     end = 1 + int(np.flatnonzero(is_target)[-1])
     start = 1 + int(np.flatnonzero(~is_target[:end])[-1])

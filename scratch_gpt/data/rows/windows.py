@@ -1,10 +1,10 @@
 """A token stream -> overlapping windows of `max_length`, each with the token that comes next at every position.
 
     stream             I  HAD always thought Jack Gis burn rather ...
-    window 0 asks      input_ids [I, HAD, always, thought] -> shift_labels [HAD, always, thought, Jack]
+    window 0           input_ids [I, HAD, always, thought] -> shift_labels [HAD, always, thought, Jack]
     window 1, stride 4 input_ids [Jack, Gis, burn, rather] -> shift_labels [Gis, burn, rather, ...]
 
-At stride = max_length every token but the stream's first is asked exactly once, at a window's edge too.
+At stride = max_length every token except the stream's first is a target exactly once, at a window's edge too.
 """
 
 from typing import Literal, Protocol
@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 
-IGNORED = -100  # the label of a position that asks nothing
+IGNORED = -100  # the label of a position without a target
 
 
 class Stream(Protocol):
@@ -30,8 +30,8 @@ class Windows:
         ids: (N,) the stream.
         max_length: positions in a window.
         stride: from one window's start to the next. Smaller than max_length repeats tokens, larger leaves gaps.
-        overlap: what tokens that an earlier window has asked do: "ask" again (the book's way, the default), or stand
-            as "context" only, so that each token is still asked once.
+        overlap: how to use tokens that were targets in an earlier window: "ask" makes them targets again (the book's
+            way, the default), "context" only reads them, so that each token is a target once.
         drop_tail: leave out the last window where it is shorter than max_length.
 
     Raises:
@@ -51,13 +51,13 @@ class Windows:
             raise ValueError(f"max_length {max_length} and stride {stride} have to be at least 1.")
         if overlap not in ("ask", "context"):
             raise ValueError(f"overlap is {overlap!r}; it is 'ask' or 'context'.")
-        target_count = len(ids) - 1  # every token but the first can be asked
+        target_count = len(ids) - 1  # every token except the first
         needed = max_length if drop_tail else 1
         if target_count < needed:
             raise ValueError(f"{len(ids)} tokens are fewer than one window takes ({needed + 1}).")
         self.ids, self.max_length, self.stride, self.overlap = ids, max_length, stride, overlap
         full_windows = max(0, (target_count - max_length) // stride + 1)
-        # a shorter window at the end, where the whole ones leave tokens unasked and it starts before the last token
+        # a shorter window at the end, if full windows leave targets out and it starts before the last token
         reached = (full_windows - 1) * stride + max_length if full_windows else 0
         tail = not drop_tail and reached < target_count and full_windows * stride < target_count
         self.count = full_windows + tail

@@ -107,7 +107,7 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
     features: dict[str, Any] = {}
     drafts: list[tuple[Path, pa.Schema]] = []  # one for each run of tables with the same schema
     try:
-        for schema, run in groupby(_joined(tables, features), key=lambda table: table.schema):
+        for schema, run in groupby(_join_small_tables(tables, features), key=lambda table: table.schema):
             draft = path.with_name(f"{path.name}-{len(drafts)}")
             drafts.append((draft, schema))
             with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -120,7 +120,7 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
             drafts[0][0].replace(path)
             return
         parts = [pa.ipc.open_stream(pa.memory_map(str(draft))).read_all() for draft, _ in drafts]
-        combined = pa.concat_tables(map(_with_text(parts, features), parts), promote_options="permissive")
+        combined = pa.concat_tables(map(_text_converter(parts, features), parts), promote_options="permissive")
         metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
         combined = combined.replace_schema_metadata(metadata)
         drafts.append((path.with_name(f"{path.name}-whole"), combined.schema))
@@ -132,7 +132,7 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
-def _with_text(parts: list[pa.Table], features: dict[str, Any]) -> Callable[[pa.Table], pa.Table]:
+def _text_converter(parts: list[pa.Table], features: dict[str, Any]) -> Callable[[pa.Table], pa.Table]:
     # Where a file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text,
     # and the numbers of named classes their names.
     fields = [field for part in parts for field in part.schema]
@@ -158,7 +158,7 @@ def _as_text(value: Any, names: list[str] | None) -> str | None:
     return names[value] if 0 <= value < len(names) else None  # -1 is no class
 
 
-def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
+def _join_small_tables(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
     # Small tables of the same schema as one: thousands of files are not thousands of pieces.
     waiting: list[pa.Table] = []
     rows = size = 0
@@ -166,14 +166,14 @@ def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa
         _join_features(features, table)
         rows, size = rows + len(table), size + table.nbytes
         if waiting and (rows > CHUNK_ROWS or size > CHUNK_BYTES or waiting[0].schema != table.schema):
-            yield _as_one(waiting)
+            yield _concatenate(waiting)
             waiting, rows, size = [], len(table), table.nbytes
         waiting.append(table)
     if waiting:
-        yield _as_one(waiting)
+        yield _concatenate(waiting)
 
 
-def _as_one(tables: list[pa.Table]) -> pa.Table:
+def _concatenate(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks() if tables[1:] else tables[0]
 
 
@@ -199,7 +199,7 @@ def _features_of(schema: pa.Schema) -> dict[str, Any]:
 def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]]]:
     # (line where it begins, fields) of each record of a .csv or .tsv file; blank lines are none.
     csv.field_size_limit(2**31 - 1)
-    lines = (part for _, line in text_lines(content, file.name) for part in _at_returns(line))
+    lines = (part for _, line in text_lines(content, file.name) for part in _split_at_returns(line))
     reader = csv.reader(lines, **DIALECTS[file.kind])
     line = 1
     try:
@@ -213,7 +213,7 @@ def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]
         ) from error
 
 
-def _at_returns(line: str) -> Iterable[str]:
+def _split_at_returns(line: str) -> Iterable[str]:
     # A carriage return alone ends a line too.
     return [line] if line.find("\r") in (-1, len(line) - 2) else io.StringIO(line, newline="")
 
@@ -363,7 +363,7 @@ def _table(chunk: list[_Row], file: LocalFile, columns: Columns | None) -> pa.Ta
     return pa.table({name: _array(chunk, name, file, keys) for name in names})
 
 
-def _in_use(value: Any, name: str, columns: Columns) -> Any:
+def _select_keys(value: Any, name: str, columns: Columns) -> Any:
     # What is read of a JSON value: of messages their keys in use; what is only looked for as JSON, of any types.
     if value is None or not columns.messages:
         return value
@@ -382,7 +382,7 @@ def _in_use(value: Any, name: str, columns: Columns) -> Any:
 
 
 def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> pa.Array:
-    values = [_in_use(row.values.get(name), name, columns) for row in chunk]
+    values = [_select_keys(row.values.get(name), name, columns) for row in chunk]
     kinds = (pa.ArrowException, OverflowError, ValueError, TypeError)
     try:
         return pa.array(values)

@@ -32,7 +32,7 @@ def written(rows: list[dict], folder, vocab_size: int = 50_000, parts: int = 1) 
     assert sum(part.rows for part in made) == len(rows)
     assert sum(part.tokens for part in made) == sum(len(row["input_ids"]) for row in rows)
     asked = sum(int((row["shift_labels"] != IGNORED).sum()) for row in rows)
-    assert sum(part.asked for part in made) == asked
+    assert sum(part.targets for part in made) == asked
     return PreparedRows(folder, asked)
 
 

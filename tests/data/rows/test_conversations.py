@@ -183,7 +183,7 @@ def test_truncation_keeps_an_answers_start_and_is_counted(some, prompt_format, m
     assert rows.cut == sum(len(encoded[k][0]) > max_length + 1 for k in rows.kept)
     assert all(len(rows[k]["input_ids"]) == rows.lengths[k] <= max_length for k in range(len(rows)))
     found = sorted(id for k in range(len(rows)) for id in learned(rows[k]))
-    assert found == sorted(id for ids in wanted for id in ids) and len(found) == rows.asked
+    assert found == sorted(id for ids in wanted for id in ids) and len(found) == rows.targets
     if not pack:
         assert [learned(rows[k]) for k in range(len(rows))] == [wanted[k] for k in rows.kept]
 
@@ -200,7 +200,7 @@ def test_every_target_is_the_next_token_and_the_first_eos_is_learned_and_padding
         assert row[: n - 1].tolist() == ids[:-1] and labels[n - 2] == tokenizer.eos_token_id
         assert (labels[n - 1 :] == -100).all() and (row[n - 1 :] == tokenizer.pad_token_id).all()
         assert all(label in (-100, following) for label, following in zip(labels.tolist(), ids[1:], strict=False))
-    assert rows.asked == sum(asked.count(True) for _, asked in encoded)
+    assert rows.targets == sum(asked.count(True) for _, asked in encoded)
     assert count_asked_bytes(tokenizer, rows) == 3 * len("Well.")
 
 

@@ -18,7 +18,9 @@ def read(shard, start):
 
 
 def lanes(count, shards=3, seed=0):
-    encode = lambda texts: [[int(text)] * (1 + int(text) % 3) for text in texts]  # noqa: E731
+    def encode(texts):
+        return [[int(text)] * (1 + int(text) % 3) for text in texts]
+
     return TokenLanes(read, shards, encode, eos_token_id=9999, max_length=T, lanes=count, seed=seed)
 
 

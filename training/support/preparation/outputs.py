@@ -180,7 +180,7 @@ def write_rows(run: Any, corpora: list, tokens: list, splits: list[dict], vocab_
             "bytes": sum(int(tokens[n].bytes[document[source == n]].sum()) for n in range(len(tokens))),
             "rows": sum(part.rows for part in parts),
             "tokens": len(stream),
-            "asked": sum(part.asked for part in parts),
+            "asked": sum(part.targets for part in parts),
             **facts,
             "sha256": hash_of([part.sha256 for part in parts]),
         }
