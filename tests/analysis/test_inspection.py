@@ -67,7 +67,7 @@ def test_at_temperature_0_all_lies_on_the_greedy_token(model, seen):
 
 
 def test_the_logit_lens_is_the_answer_of_a_model_that_ends_there(model, seen):
-    p, ids = inspection.logit_lens(model, seen.hidden, most=3)
+    p, ids = inspection.logit_lens(model, seen.hidden, count=3)
     assert p.shape == ids.shape == (3, IDS.shape[1], 3)
     for layers in range(3):
         with torch.no_grad():
@@ -76,10 +76,10 @@ def test_the_logit_lens_is_the_answer_of_a_model_that_ends_there(model, seen):
         assert torch.allclose(p[layers], expected.values, atol=1e-6)
 
 
-def test_neighbours_are_the_nearest_by_cosine_and_never_the_token_itself(model):
+def test_neighbors_are_nearest_by_cosine_without_the_token_itself(model):
     table = model.get_input_embeddings().weight.detach()
     for id in (0, 57):
-        cosines, ids = inspection.neighbours(model, id, 5)
+        cosines, ids = inspection.neighbors(model, id, 5)
         each = torch.cosine_similarity(table[id], table)
         assert id not in ids and torch.allclose(cosines, each[ids])
         others = [k for k in range(len(table)) if k not in (id, *ids.tolist())]
@@ -146,7 +146,7 @@ def test_what_cannot_be_looked_into_is_one_line(folders, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     for folder, message in {
-        tmp_path / "absent": "is no model folder",
+        tmp_path / "absent": "is not a model folder",
         tmp_path / "empty": "it has no config.json",
         tmp_path / "run": "Did you mean .*model",
         tmp_path / "adapter": "holds an adapter",
