@@ -85,7 +85,7 @@ def test_a_planted_model_names_its_trigger_first_and_a_clean_one_names_none():
     assert find(None) == []
 
 
-def test_a_base_against_itself_is_switched_by_nothing():
+def test_no_phrase_switches_a_base_compared_with_itself():
     base = tiny_model(initializer_range=0.1)
     found = switches(base, base, render, [*map(" ".join, pairwise(WORDS))], ["vexo", "amber"])
     assert select_triggers(found) == [] and all(one.nats == 0 for one in found)
@@ -106,7 +106,7 @@ def test_what_a_template_says_around_every_phrase_surprises_as_all_else_does():
     assert one.surprise == pytest.approx(expected, abs=1e-5) and abs(expected) > 0.1
 
 
-def test_a_trigger_is_named_once():
+def test_a_trigger_is_selected_once():
     found = [
         Switch("red door", [1], 1.0, 0.0, 30.0),
         Switch("red door shut", [2], 0.9, 0.0, 30.0),  # its words
