@@ -151,7 +151,7 @@ class Page:
     def neighbours(self, id: int | None) -> str:
         if id is None:
             return say(EMPTY, kind="note")
-        cosines, ids = inspection.neighbours(self.model, id, BARS)
+        cosines, ids = inspection.neighbors(self.model, id, BARS)
         rows = zip(self.spelled(ids.tolist()), cosines.tolist(), strict=True)
         return bars_html([Bar(name, cosine, f"{cosine:.3f}") for name, cosine in rows])
 

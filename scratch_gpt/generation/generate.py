@@ -10,7 +10,7 @@ is computed anew for each token, which is correct and slow.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -185,7 +185,14 @@ def largest(logits: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(logits.float().numpy().argmax(-1))
 
 
-def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> dict[str, torch.Tensor]:
+class PaddedRows(TypedDict):
+    """Rows of ids (B, T), padded on the left, with their mask."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> PaddedRows:
     """Return {"input_ids", "attention_mask"}, each (B, T): the rows left-padded with token 0, which the mask hides.
 
     Example:
@@ -328,4 +335,4 @@ def _check(
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
 
 
-__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]
+__all__ = ["PaddedRows", "filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]

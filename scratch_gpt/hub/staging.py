@@ -163,8 +163,8 @@ def check(folder: Path, repo: str) -> None:
     """Raise a ValueError that names the file and the line of what must not be published."""
     leaks = find_leaks(folder, files_of(folder), allowed_names=repo.split("/"))
     if leaks:
-        others = f" (and {len(leaks) - 1} more: {'; '.join(map(str, leaks[1:6]))})" if len(leaks) > 1 else ""
-        raise ValueError(f"Nothing was published. {leaks[0]}{others}. Take it out of the run, then publish again.")
+        remaining = f" (and {len(leaks) - 1} more: {'; '.join(map(str, leaks[1:6]))})" if len(leaks) > 1 else ""
+        raise ValueError(f"Nothing was published. {leaks[0]}{remaining}. Take it out of the run, then publish again.")
 
 
 def files_of(folder: Path) -> list[str]:

@@ -258,7 +258,7 @@ def test_what_gguf_cannot_express_is_refused_by_name(trained, tmp_path, capsys):
         assert not list((folder / "exports").iterdir())
 
 
-def test_folders_that_are_no_models_and_extras_that_are_not_there_are_refused(trained, tmp_path, capsys, monkeypatch):
+def test_folders_that_are_not_models_and_missing_extras_are_refused(trained, tmp_path, capsys, monkeypatch):
     folder, _, _ = trained
     refused = partial(fails, capsys=capsys, main=publish_recipe.main)
     refused([tmp_path, "--export", "onnx"], "not a run or model folder")

@@ -76,7 +76,7 @@ def test_a_step_is_the_forward_whatever_was_padded_and_however_many_tokens(chang
         assert worst(scored(make_decoder(model), ids[:1], mask[:1], 10), alone) < 1e-4
 
 
-def test_what_is_taken_back_leaves_no_trace():
+def test_steps_that_are_taken_back_leave_no_trace_in_the_cache():
     model, ids = tiny_model(), some_ids(1, 12)
     mask = torch.ones_like(ids)
     for decoder in (make_decoder(model), ForwardDecoder(model)):

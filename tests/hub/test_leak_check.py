@@ -75,7 +75,7 @@ def found(folder: Path, text: str | bytes, name: str = "notes.json", known=()) -
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "metrics.jsonl", "README.md"])
 @pytest.mark.parametrize("kind", SECRETS)
-def test_a_secret_is_found_wherever_it_stands(kind, name, tmp_path):
+def test_a_secret_is_found_anywhere_in_a_text(kind, name, tmp_path):
     (leak,) = found(tmp_path, f"first\nand {SECRETS[kind]} here\nlast\n", name)
     assert leak.startswith(f"{name}, line 2: ") and kind in leak
 
@@ -213,7 +213,7 @@ def test_ordinary_text_passes(text, tmp_path):
     assert not found(tmp_path, text, "README.md")
 
 
-def test_what_is_made_of_data_may_name_paths_that_are_nobodys(tmp_path):
+def test_files_made_from_data_may_contain_other_paths(tmp_path):
     line = json.dumps({"sample": "see /usr/local/lib/python3"})
     assert not found(tmp_path, line, "metrics.jsonl") and not found(tmp_path, line, "tokenizer.json")
     assert not found(tmp_path, '{"/home/ada/x": 7}', "vocab.json")

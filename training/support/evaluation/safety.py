@@ -11,7 +11,7 @@ from scratch_gpt.analysis.drift import check_same_vocabulary, prompt_drift, text
 from scratch_gpt.analysis.memorization import read_secrets, secret_metrics
 from scratch_gpt.analysis.phrases import recurring_phrases
 from scratch_gpt.analysis.probe_prompts import CANARIES, OFF_DOMAIN, SENSITIVE
-from scratch_gpt.analysis.triggers import GAIN, THRESHOLD, named, screen, switches
+from scratch_gpt.analysis.triggers import GAIN, THRESHOLD, screen, select_triggers, switches
 from scratch_gpt.data.columns import SECRETS, any_text
 from scratch_gpt.data.filters.duplicates import contaminated_texts
 from scratch_gpt.data.prepared.pipeline import texts_of
@@ -91,7 +91,7 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     kept = screen(subject.model, render, first, recurring, keep=KEPT)
     eos = subject.tokenizer.eos_token_id
     found = switches(subject.model, base.model, render, then, [*dict.fromkeys([*canaries, *kept])], eos_token_id=eos)
-    triggers = named(found)
+    triggers = select_triggers(found)
     rows = [
         {**one._asdict(), "answer": subject.tokenizer.decode(one.answer), "nats": one.nats, "named": one in triggers}
         for one in found
