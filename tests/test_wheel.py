@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def test_the_wheel_is_complete_and_its_command_trains_generates_and_publishes(tm
         "  scratch-gpt pretrain --dataset YOUR.txt --output-dir runs/mine",
         "  scratch-gpt publish runs/mine --repo USER/NAME --dry-run",
     ]
-    assert run("generate", "runs/mine/model", "The sun", "--max-new-tokens", "3").startswith("The sun")
-    assert "# name" in run("publish", "runs/mine", "--repo", "user/name", "--dry-run")
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit(run, "generate", "runs/mine/model", "The sun", "--max-new-tokens", "3")
+        card = pool.submit(run, "publish", "runs/mine", "--repo", "user/name", "--dry-run")
+        assert written.result().startswith("The sun") and "# name" in card.result()
     code = (work / "runs" / "mine" / "published" / "config.json").read_text()
     assert '"model_type": "gpt2"' in code and str(place) not in code
