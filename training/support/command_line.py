@@ -57,25 +57,29 @@ def parse(
     names = [item.name for item in fields(kind)]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
-    given = {} if path is None else _read_fields(path, kind)
+    file_values = {} if path is None else _read_fields(path, kind)
     # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
-    parser.set_defaults(**given)
+    parser.set_defaults(**file_values)
     read = parser.parse_known_intermixed_args if positional else parser.parse_known_args
-    found, unknown = read(argv)
-    if not unknown and (own := _own_file(found)) is not None:
-        parser.set_defaults(**_read_fields(own, kind, of_run=True) | given)
-        found, unknown = read(argv)
+    namespace, unknown = read(argv)
+    if not unknown and (run_file := _own_file(namespace)) is not None:
+        parser.set_defaults(**_read_fields(run_file, kind, of_run=True) | file_values)
+        namespace, unknown = read(argv)
     if unknown:
-        given = unknown[0].split("=")[0]
-        raise ValueError(f"Unknown option {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
-    words = found.words if positional else []
+        file_values = unknown[0].split("=")[0]
+        raise ValueError(
+            f"Unknown option {file_values}.{_nearest(file_values.lstrip('-').replace('-', '_'), names, '--')}"
+        )
+    words = namespace.words if positional else []
     if len(words) > len(positional):
         raise ValueError(f"{words[len(positional)]!r} is one word too many. Put a text with spaces in quotes.")
-    run = kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
-    told = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
-    given = [name for name in names if told[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
-    reasons = unused(run) if given else {}
-    for name in given:
+    run = kind(**{**{name: getattr(namespace, name) for name in names}, **dict(zip(positional, words, strict=False))})
+    explicit = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
+    file_values = [
+        name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]
+    ]
+    reasons = unused(run) if file_values else {}
+    for name in file_values:
         if name in reasons:
             raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Leave it out.")
     _known_fields.update(names)
@@ -109,13 +113,13 @@ def _group_options(parser: argparse.ArgumentParser, kind: type) -> None:
 OF_A_LAUNCH = {"output_dir", "resume", "overwrite", "allow_changed", "expect_processes", "plan", "manifest"}
 
 
-def _own_file(found: argparse.Namespace) -> str | None:
+def _own_file(namespace: argparse.Namespace) -> str | None:
     # The run.yaml of the run that is to be resumed, where it has one that we wrote.
-    if getattr(found, "resume", None) is None:
+    if getattr(namespace, "resume", None) is None:
         return None
     from scratch_gpt.runs.folder import is_run
 
-    file = Path(found.output_dir) / "run.yaml"
+    file = Path(namespace.output_dir) / "run.yaml"
     return str(file) if file.is_file() and is_run(file.parent) else None
 
 
@@ -205,20 +209,20 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
 
 def _split_names(text: str) -> list[str]:
     # At commas, but for those in the name of a file that exists.
-    parts, found = text.split(","), []
+    parts, names = text.split(","), []
     while parts:
         ends = range(len(parts), 0, -1)
         joined = (",".join(parts[:end]).strip() for end in ends)
         is_there = (any(map(os.path.lexists, (item, item.rpartition("=")[0]))) for item in joined)
         end = next((end for end, is_path in zip(ends, is_there, strict=True) if is_path), 1)
-        found.append(",".join(parts[:end]))
+        names.append(",".join(parts[:end]))
         del parts[:end]
-    return found
+    return names
 
 
 def parse_numbers(text: str, field: str) -> dict[str, float | None]:
     """`name=number,name` -> {name: number or None}; ValueError for what is no positive number, or a name twice."""
-    found: dict[str, float | None] = {}
+    numbers: dict[str, float | None] = {}
     for item in filter(None, map(str.strip, _split_names(text))):
         is_name = "=" not in item or os.path.lexists(item)
         name, equals, number = (item, "", "") if is_name else item.rpartition("=")
@@ -228,12 +232,12 @@ def parse_numbers(text: str, field: str) -> dict[str, float | None]:
             raise ValueError(f"{flag(field)}: {item!r} is not name=number.") from None
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{flag(field)}: {name} has {number}; it must be a positive number.")
-        if name in found:
+        if name in numbers:
             raise ValueError(f"{flag(field)} names {name} twice.")
-        found[name] = value
-    if not found:
+        numbers[name] = value
+    if not numbers:
         raise ValueError(f"{flag(field)} must be name=number,name=number (you gave {text!r}).")
-    return found
+    return numbers
 
 
 def parse_rates(text: str) -> list[float]:

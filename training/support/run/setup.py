@@ -1,4 +1,4 @@
-"""Settle how a run begins: a new start or a checkpoint, the accelerator, the number of steps."""
+"""Open a run: a new start or a checkpoint, the accelerator, the number of steps."""
 
 import json
 import math
@@ -32,21 +32,25 @@ from scratch_gpt.utils.files import remove, remove_files
 from scratch_gpt.utils.locks import hold
 from scratch_gpt_training.support.options import Run, peak_rate
 from scratch_gpt_training.support.run.output_dir import check_output_dir, check_writable
-from scratch_gpt_training.support.run.resuming import check_record, check_same_run, make_record, settle_share
+from scratch_gpt_training.support.run.resuming import check_record, check_same_run, make_record, resolve_split
 from scratch_gpt_training.support.run.task import Start, Task
 
 
 DEFAULT_EPOCHS = 3  # where no limit is given
 
 
-def prepare(run: Run) -> Start:
-    """Settle folder and checkpoint; ValueError where either or a setting of the launch cannot be used."""
+def open_run(run: Run) -> Start:
+    """Choose the folder and the checkpoint, and lock the folder.
+
+    Raises:
+        ValueError: the folder, the checkpoint or a setting of the launch cannot be used.
+    """
     check_launch(run.expect_processes)
     lock = hold_output(run)
     try:
         return find_start(run)._replace(lock=lock)
     except BaseException:
-        lock.__exit__()
+        lock.__exit__(None, None, None)
         raise
 
 
@@ -95,7 +99,7 @@ def start_from(run: Run, folder: Path, path: Path, notices: list[str]) -> Start:
     if not keeps_best(run) or best in (None, best_step_of(folder)):
         return Start(folder, path, notices, saved)
     notice = f"The best step so far, {best}, is not in {run.output_dir}/model: from here the best is chosen anew."
-    return Start(folder, path, [*notices, notice], saved, best_is_there=False)
+    return Start(folder, path, [*notices, notice], saved, has_best=False)
 
 
 def best_step_of(folder: Path) -> int | None:
@@ -145,9 +149,9 @@ def start_accelerator(run: Run, start: Start):
     return accelerator
 
 
-def settle(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings, int]:
-    """The loop's settings and number of steps; ValueError where nothing says how long to train."""
-    batch_size, accumulation_steps = settle_share(run, start.saved, processes)
+def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings, int]:
+    """Return the loop's settings and the number of steps."""
+    batch_size, accumulation_steps = resolve_split(run, start.saved, processes)
     no_limit = run.epochs is run.max_steps is run.max_tokens is None
     settings = Settings(
         batch_size=batch_size,
@@ -186,9 +190,9 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
     if start.saved is None:
         return record, []
     check_shapes(start.resume_from, task.model)
-    then = take_fields(BatchLayout, start.saved["share"])
-    now = BatchLayout(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
-    keeps_batch = now.global_batch == then.global_batch and now.processes != then.processes
+    saved_layout = take_fields(BatchLayout, start.saved["share"])
+    layout = BatchLayout(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
+    keeps_batch = layout.global_batch == saved_layout.global_batch and layout.processes != saved_layout.processes
     return record, check_record(start.saved["record"], record, run.allow_changed, keeps_batch)
 
 
@@ -221,7 +225,7 @@ def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
     tune = Tune(run.tune, run.lora_rank, run.lora_targets)
     classes = len(task.model.config.id2label) if hasattr(task.model, "score") else None
     flops = row_flops(task.model.config, length or task.manifest["max_length"], tune, classes)
-    return peak * accelerator.num_processes * task.tokens_per_row / (task.sequences * flops)
+    return peak * accelerator.num_processes * task.tokens_per_row / (task.sequences_per_row * flops)
 
 
 def clear(folder: Path) -> None:
@@ -230,11 +234,11 @@ def clear(folder: Path) -> None:
         print(f"The run that was there stays in {folder / ASIDE} until this one has its first checkpoint.")
 
 
-def settle_folders(start: Start) -> None:
-    """Give what a kill has left under another name its own; a draft of the checkpoint that is resumed, too."""
+def restore_names(start: Start) -> None:
+    """Rename folders that a killed run has left under a temporary name, and so the resumed checkpoint."""
     for name in ("model", "last", "adapter"):
-        if (found := find_folder(start.folder / name)) != start.folder / name:
-            found.replace(start.folder / name)
+        if (current := find_folder(start.folder / name)) != start.folder / name:
+            current.replace(start.folder / name)
     if start.resume_from is not None:
         adopt(start.resume_from)
 
