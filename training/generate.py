@@ -132,7 +132,9 @@ def read_prompt(prompt: str) -> str:
 
 def unused_fields(run: GenerateRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
-    unread = dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once") if run.chat else {}
+    unread: dict[str, str] = {}
+    if run.chat:
+        unread |= dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once")
     if run.assistant_model is None:
         unread["num_assistant_tokens"] = "it needs --assistant-model"
     if run.temperature == 0:

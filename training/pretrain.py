@@ -63,12 +63,13 @@ def build(run: PretrainRun):
     from scratch_gpt_training.support.run.setup import apply_tune
     from scratch_gpt_training.support.run.task import Hooks, Task
 
-    prepared_manifest = read_manifest(run.dataset) if is_prepared(run.dataset) else None
-    prepared = prepared_manifest is not None and prepared_manifest["task"] == "pretrain"
-    parts = use_prepared(run, prepared_manifest) if prepared else make_rows(run)
+    prepared = read_manifest(run.dataset) if is_prepared(run.dataset) else None
+    if prepared is not None and prepared["task"] != "pretrain":
+        prepared = None
+    parts = make_rows(run) if prepared is None else use_prepared(run, prepared)
     tokenizer, model, rows, manifest, notices = parts
     check_vocabulary(tokenizer, model.config.vocab_size)
-    notices += [] if prepared else small_vocabulary(run, tokenizer)
+    notices += small_vocabulary(run, tokenizer) if prepared is None else []
     notices += [*small_preset(run, model.config), *apply_tune(run, model)]
     if run.manifest is not None:
         verify_same(read_manifest(run.manifest), manifest, run.manifest)

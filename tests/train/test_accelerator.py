@@ -254,9 +254,9 @@ def test_our_launch_files_and_a_bare_launch_ask_for_nothing_that_is_refused(file
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "must be no. To compile the model, .*compile=True"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "must be 1. Pass accumulation_steps to the recipe"),
-        ("ACCELERATE_GRADIENT_CLIPPING", "0.5", "Pass max_grad_norm to the recipe"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "must be no. To compile the model, .*--compile true"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "must be 1. Pass --accumulation-steps to the recipe"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "0.5", "Pass --max-grad-norm to the recipe"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "must be no or bf16 or fp16"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16 needs a GPU"),
         ("ACCELERATE_USE_CPU", "perhaps", "ACCELERATE_USE_CPU to 'perhaps'; it must be true or false"),

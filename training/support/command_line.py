@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from transformers import HfArgumentParser
 
 
-RunT = TypeVar("RunT")
+RunT = TypeVar("RunT")  # a dataclass
 _known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
 
 
@@ -48,13 +48,13 @@ def parse(
         ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
     _known_fields.clear()  # errors in the options themselves are worded for their origin
-    parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
+    parser = _Parser(cast(Any, kind), allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
     parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
     if positional:
         words = " ".join(name.upper() for name in positional)
         parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
     _group_options(parser, kind)
-    names = [item.name for item in fields(kind)]
+    names = [item.name for item in fields(cast(Any, kind))]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
     file_values = {} if path is None else _read_fields(path, kind)
@@ -306,8 +306,8 @@ def one_clear_line(
     standard output and error replace the characters that their encoding lacks: a sample of text must not end a run.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's stream takes every character
-            stream.reconfigure(errors="replace")
+        if reconfigure := getattr(stream, "reconfigure", None):  # a notebook's stream takes every character
+            reconfigure(errors="replace")
     from huggingface_hub.errors import StrictDataclassError
 
     kinds = kinds or (ValueError, OSError, ImportError, StrictDataclassError)

@@ -226,9 +226,9 @@ def unused_source(*names: str | None) -> dict[str, str]:
     from scratch_gpt.utils.local_files import looks_local
 
     datasets = [name for name in names if name is not None]
-    unread = {}
+    unread: dict[str, str] = {}
     if all(name == Source.dataset or looks_local(name) for name in datasets):
-        unread = dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
+        unread |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
         if not any(map(is_prepared, datasets)):
             unread["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
     return unread

@@ -79,7 +79,7 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
         elif trains_tokenizer(run):
             changes["vocab_size"] = vocabulary_size(run)
         else:
-            changes["vocab_size"] = count_ids(load_tokenizer(run.tokenizer))
+            changes["vocab_size"] = count_ids(load_tokenizer(run.tokenizer or ""))
         changes |= {} if length is None else {"max_position_embeddings": length}
         overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**changes, **overrides})

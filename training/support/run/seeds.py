@@ -14,7 +14,7 @@ from scratch_gpt.evaluation.statistics import spread
 from scratch_gpt.runs.folder import replace_folder
 from scratch_gpt.train.checkpoint_writer import RunStopped, name_last_good
 from scratch_gpt.utils.files import DRAFT, remove, write_text
-from scratch_gpt_training.support.command_line import RunT, one_clear_line
+from scratch_gpt_training.support.command_line import one_clear_line
 from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
 from scratch_gpt_training.support.run.runner import close_run, run_task
 from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
@@ -40,7 +40,7 @@ def run_seeds(run: Any, build: Callable[[Any], Task]) -> None:
     close_run(run, accelerator)
 
 
-def runs_of(run: RunT) -> list[RunT]:
+def runs_of(run: Any) -> list[Any]:
     """Return the runs of all seeds: this one, or one for each of seed, seed + 1, ... in output_dir/seed-N.
 
     Raises:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError, safe_open
 
@@ -117,7 +118,7 @@ def best_step_of(folder: Path) -> int | None:
     return min(lines, key=lambda line: line["eval_loss"])["step"] if lines else None
 
 
-def apply_tune(run: Run, model) -> list[str]:
+def apply_tune(run: Run, model: Any) -> list[str]:
     """Leave trainable what the run tunes, in place; what to say of it."""
     if run.tune != "lora":
         return freeze(model, run.tune)
@@ -137,7 +138,7 @@ def apply_tune(run: Run, model) -> list[str]:
     return []
 
 
-def start_accelerator(run: Run, start: Start):
+def start_accelerator(run: Run, start: Start) -> Accelerator:
     """The launch this run is on, checked against what it asks for; a resumed run keeps its precision."""
     report_to = None if run.report_to == "none" else run.report_to
     precision = run.mixed_precision
@@ -181,7 +182,9 @@ def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tupl
     return settings, steps
 
 
-def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings) -> tuple[dict[str, Any], list[str]]:
+def compare(
+    run: Run, start: Start, task: Task, accelerator: Accelerator, settings: Settings
+) -> tuple[dict[str, Any], list[str]]:
     """The record of this run, and what has changed since the checkpoint; ValueError for what may not change."""
     record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)
     record = json.loads(json.dumps(record))  # as it is read back
@@ -189,6 +192,7 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
     check_same_run(gather_object([{**record, "resume": {"step": step}}]))
     if start.saved is None:
         return record, []
+    assert start.resume_from is not None
     check_shapes(start.resume_from, task.model)
     saved_layout = take_fields(BatchLayout, start.saved["share"])
     layout = BatchLayout(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
@@ -216,15 +220,16 @@ def is_whole(folder: Path) -> bool:
     return bool(files)
 
 
-def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
+def tokens_at_peak(run: Run, task: Task, accelerator: Accelerator) -> float | None:
     """Tokens a second, counted as the loop counts them, if all matrix products ran at the devices' peak; or None."""
     peak = device_peak(accelerator.device, accelerator.mixed_precision)
     if peak is None:
         return None
-    length = sum(task.rows["train"].lengths) / len(task.rows["train"]) if task.group_by_length else None
+    length: Any = sum(task.rows["train"].lengths) / len(task.rows["train"]) if task.group_by_length else None
     tune = Tune(run.tune, run.lora_rank, run.lora_targets)
-    classes = len(task.model.config.id2label) if hasattr(task.model, "score") else None
-    flops = row_flops(task.model.config, length or task.manifest["max_length"], tune, classes)
+    config: Any = task.model.config
+    classes = len(config.id2label) if hasattr(task.model, "score") else None
+    flops = row_flops(config, length or task.manifest["max_length"], tune, classes)
     return peak * accelerator.num_processes * task.tokens_per_row / (task.sequences_per_row * flops)
 
 

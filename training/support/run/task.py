@@ -40,7 +40,7 @@ class Task(NamedTuple):
     optional.
     """
 
-    model: "PreTrainedModel"
+    model: Any  # a PreTrainedModel with our config
     tokenizer: "PreTrainedTokenizerBase"
     rows: dict[str, Any]
     collate: Callable[[list], dict[str, torch.Tensor]]
