@@ -285,7 +285,7 @@ def name_flags(message: str, names: Collection[str]) -> str:
             return match[0]
         if value := match["word"] or (match["truth"] or "").lower():
             return f"{flag(name)} {value}"
-        has_value = equals and re.match(r"[\w'\"-]", message[match.end() :])
+        has_value = equals and re.match(r"[\w'\"/~-]|\.{1,2}/", message[match.end() :])
         return f"{flag(name)} " if has_value else flag(name)
 
     return _WORDS.sub(spell, message)
