@@ -18,7 +18,7 @@ metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with -
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
 from scratch_gpt_training.support.run.recipe import run_recipe
@@ -83,7 +83,7 @@ def build(run: ClassifyRun):
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
-    rows = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
+    rows: dict[str, Any] = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
     records = {name: part.facts() for name, part in rows.items()}
     tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
     manifest = make_manifest("classify", sources, records, tokenizer=tokenizer_facts, max_length=max_length)
@@ -175,7 +175,7 @@ def open_test(run: ClassifyRun, where: tuple, text_column: str):
     return examples, source, notices
 
 
-def start_model(run: ClassifyRun, names: list[str], train):
+def start_model(run: ClassifyRun, names: list[str], train) -> tuple[Any, Any]:
     """(tokenizer, model): of `model`, or new ones; the head is new in any case, and drawn by the seed."""
     from scratch_gpt import ScratchGPTForSequenceClassification
     from scratch_gpt.conversion.load import fresh_head
@@ -186,7 +186,7 @@ def start_model(run: ClassifyRun, names: list[str], train):
     if tokenizer.pad_token_id is None:
         end_of_text_id(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token  # what is filled is told by the mask: nothing has to be resized
-    model = build_model(run, tokenizer, run.max_length, ScratchGPTForSequenceClassification)
+    model: Any = build_model(run, tokenizer, run.max_length, ScratchGPTForSequenceClassification)
     fresh_head(model, names, has_many=train.has_many, seed=run.seed)
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, role, getattr(tokenizer, role))

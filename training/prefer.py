@@ -16,7 +16,7 @@ evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a fold
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
 from scratch_gpt_training.support.run.recipe import run_recipe
@@ -77,7 +77,7 @@ def build(run: PreferRun):
     except ValueError as error:
         raise ValueError(f"{run.dataset}: {error}") from error
     parts = split_groups([*map(prompt_of, items)], run.validation_fraction, run.test_fraction, run.seed)
-    tokenizer = load_tokenizer(run.model, run.model_revision)
+    tokenizer: Any = load_tokenizer(run.model, run.model_revision)
     model, changes = build_chat_lm(run, tokenizer)
     notices += [*changes, *apply_tune(run, model)]
     notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")

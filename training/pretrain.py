@@ -16,7 +16,7 @@ config, code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, ma
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from scratch_gpt_training.support.options import (
     Run,
@@ -85,7 +85,7 @@ def build(run: PretrainRun):
         return language_metrics(loss, splits[split]["tokens"] / splits[split]["bytes"]), {}
 
     def sample_text(model) -> str:
-        text = generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
+        text: Any = generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
         return run.sample_prompt + text
 
     return Task(
@@ -108,7 +108,7 @@ def build(run: PretrainRun):
     )
 
 
-def make_rows(run: PretrainRun):
+def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any], list[str]]:
     """Documents -> splits -> tokenizer -> rows: (tokenizer, model, rows, manifest, notices)."""
     from functools import partial
 
@@ -190,7 +190,9 @@ def matches_older(run: PretrainRun) -> bool:
     return any("split_by" not in manifest for manifest in manifests)
 
 
-def use_prepared(run: PretrainRun, manifest: dict):
+def use_prepared(
+    run: PretrainRun, manifest: dict[str, Any]
+) -> tuple[Any, Any, dict[str, Any], dict[str, Any], list[str]]:
     """A prepared folder -> as `make_rows`; ValueError where the run asks for something else."""
 
     from scratch_gpt.data.manifest import verify_files
