@@ -104,13 +104,15 @@ def test_portable_files_import_flat_siblings_only():
 
 def test_recipes_import_no_other_recipe_and_nothing_heavy_at_the_top():
     recipes = {file.stem for file in (REPO / "training").glob("*.py")} - {"__init__", "__main__"}
-    light = {f"scratch_gpt_training.support.{module}" for module in ("command_line", "commands", "options")}
-    light.add("scratch_gpt_training.support.run.output_dir")
+    light = {
+        f"scratch_gpt_training.support.{module}"
+        for module in ("command_line", "commands", "options", "run.output_dir", "run.recipe")
+    }
     for name in recipes:
         found = imports(REPO / "training" / f"{name}.py")
         assert not {module.split(".")[1] for module, _ in found if module.startswith(OURS[1])} & recipes, name
         assert {module.rsplit(".", 1)[0] for module, is_inside in found if not is_inside} <= light, name
-    for module in ("command_line", "commands", "options", "run/output_dir"):
+    for module in ("command_line", "commands", "options", "run/output_dir", "run/recipe"):
         found = imports(REPO / "training" / "support" / f"{module}.py")
         heavy = {name.split(".")[0] for name, is_inside in found if not is_inside} - {"scratch_gpt_training"}
         assert heavy <= {"transformers"}, module

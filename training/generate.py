@@ -56,7 +56,7 @@ class GenerateRun:
     num_assistant_tokens: int = option(5, "How many tokens ahead it guesses.")
 
 
-def chat(decoder, tokenizer, seed: int, **how) -> None:
+def chat(decoder, tokenizer, seed: int, **options) -> None:
     """Read what the user says, write what the model answers, until /exit or the end of the input."""
     from scratch_gpt.data.rows.conversations import encode_prompt
     from scratch_gpt.generation.generate import stream
@@ -66,36 +66,36 @@ def chat(decoder, tokenizer, seed: int, **how) -> None:
     messages: list[dict[str, str]] = []
     while True:
         try:
-            said = input("> ").strip()
+            line = input("> ").strip()
         except EOFError:
             return
-        if said == "/exit":
+        if line == "/exit":
             return
-        if said == "/clear":
+        if line == "/clear":
             messages = []
-        if said in ("", "/clear"):
+        if line in ("", "/clear"):
             continue
-        asked = [*messages, {"role": "user", "content": said}]
-        ids = encode_prompt(tokenizer, asked)
+        conversation = [*messages, {"role": "user", "content": line}]
+        ids = encode_prompt(tokenizer, conversation)
         if len(ids) > decoder.model.config.max_position_embeddings:
             print("(The conversation is longer than the model's context; its beginning is no longer seen.)")
         answer = ""
-        for piece in stream(decoder, tokenizer, ids, seed=seed + len(messages), **how):
+        for piece in stream(decoder, tokenizer, ids, seed=seed + len(messages), **options):
             print(shown(piece), end="", flush=True)
             answer += piece
         print()
         if answer.strip():  # where it says nothing, nothing was asked
-            messages = [*asked, {"role": "assistant", "content": answer}]
+            messages = [*conversation, {"role": "assistant", "content": answer}]
 
 
 def speed(decoder, seconds: float) -> str:
     """What was drawn and how fast; reading the prompt and, but in int8, laying out the matrices are included."""
-    said = f"{decoder.drawn} tokens in {seconds:.2f} s: {decoder.drawn / seconds:.1f} tokens/s"
+    text = f"{decoder.drawn} tokens in {seconds:.2f} s: {decoder.drawn / seconds:.1f} tokens/s"
     if decoder.guessed:
-        said += (
+        text += (
             f"; {decoder.accepted} of {decoder.guessed} guesses accepted ({decoder.accepted / decoder.guessed:.0%})"
         )
-    return said
+    return text
 
 
 def load(name: str, revision: str | None = None):
@@ -133,12 +133,14 @@ def read_prompt(prompt: str) -> str:
 
 def unused_fields(run: GenerateRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
-    found = dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once") if run.chat else {}
+    unread: dict[str, str] = {}
+    if run.chat:
+        unread |= dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once")
     if run.assistant_model is None:
-        found["num_assistant_tokens"] = "it needs --assistant-model"
+        unread["num_assistant_tokens"] = "it needs --assistant-model"
     if run.temperature == 0:
-        found |= dict.fromkeys(("top_k", "top_p", "seed"), "nothing is drawn at --temperature 0")
-    return found
+        unread |= dict.fromkeys(("top_k", "top_p", "seed"), "nothing is drawn at --temperature 0")
+    return unread
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -180,23 +182,23 @@ def main(argv: list[str] | None = None) -> None:
         quantize = None if run.quantize == "no" else run.quantize
         compiled = run.compile and (run.assistant_model != "int8" or model.dtype == torch.float32)
         decoder = make_decoder(model, quantize, compiled)  # in bf16 the assistant alone
-        how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
-        how |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
+        options = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
+        options |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
         if run.assistant_model:
             assistant = load_assistant(model, tokenizer, run.assistant_model, run.compile)
-            how |= {"assistant_model": assistant, "num_assistant_tokens": run.num_assistant_tokens}
+            options |= {"assistant_model": assistant, "num_assistant_tokens": run.num_assistant_tokens}
         if run.compile:
             print(f"matrices laid out, the step compiled: {time.perf_counter() - start:.1f} s", file=sys.stderr)
         start = time.perf_counter()
         if run.chat:
-            return chat(decoder, tokenizer, run.seed, **how)
+            return chat(decoder, tokenizer, run.seed, **options)
         if run.samples == 1:
             print(shown(prompt), end="", flush=True)
-            for piece in stream(decoder, tokenizer, ids, seed=run.seed, **how):
+            for piece in stream(decoder, tokenizer, ids, seed=run.seed, **options):
                 print(shown(piece), end="", flush=True)
             print("\n")
         else:
-            for text in generate_text(decoder, tokenizer, [prompt] * run.samples, seed=run.seed, **how):
+            for text in generate_text(decoder, tokenizer, [prompt] * run.samples, seed=run.seed, **options):
                 print(shown(f"{prompt}{text}\n"))
         print(speed(decoder, time.perf_counter() - start), file=sys.stderr)
 

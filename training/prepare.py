@@ -153,7 +153,7 @@ def check(run: PrepareRun) -> None:
 def unused_fields(run: PrepareRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
     weights = {} if run.mixture is None else parse_numbers(run.mixture, "mixture")
-    found = unused_source(*([run.dataset] if run.mixture is None else (find_corpus(run, name) for name in weights)))
+    unread = unused_source(*([run.dataset] if run.mixture is None else (find_corpus(run, name) for name in weights)))
     exam = unused_source(run.contamination).get("dataset_split")
     groups = (  # of several reasons the last is given
         (("alpha",), None in weights.values(), "--mixture gives the weights"),
@@ -167,9 +167,9 @@ def unused_fields(run: PrepareRun) -> dict[str, str]:
         (("vocab_size",), run.tokenizer in (None, "train"), f"the tokenizer of {run.tokenizer} is used"),
         (OF_TOKENS, run.task == "pretrain", "--task text writes text"),
     )
-    for names, is_read, why in groups:
-        found |= {} if is_read else dict.fromkeys(names, why)
-    return found
+    for names, is_read, reason in groups:
+        unread |= {} if is_read else dict.fromkeys(names, reason)
+    return unread
 
 
 def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
@@ -179,8 +179,8 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
         size = manifest["tokenizer"]["vocab_size"]
         lines.append(f"Vocabulary: {size:,} tokens instead of {run.vocab_size:,}: the text yields no more.")
     for name, counts in manifest["filters"].items():
-        more = "".join(f", {counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts)
-        lines.append(f"{name:>18}: {counts['in']:,} rows in, {counts['removed']:,} removed{more}")
+        details = "".join(f", {counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts)
+        lines.append(f"{name:>18}: {counts['in']:,} rows in, {counts['removed']:,} removed{details}")
     for name, facts in manifest["splits"].items():
         tokens = f", {facts['tokens']:,} tokens in {facts['rows']:,} rows" if "tokens" in facts else ""
         shares = [f"{facts['padding_share']:.1%} filling"] if "padding_share" in facts else []
@@ -202,8 +202,8 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
         lines.append(f"{name:>18}: {share:.1%} of the training mixture, given {mixture['epochs'][name]:.2f} times")
     report = f"; {run.output_dir}/report.html is a page to look at" if run.report else ""
     lines.append(f"Written: {run.output_dir}, manifest.json says what is in it{report}. Next:")
-    which = command("pretrain") if run.task == "pretrain" else "any recipe that takes such rows, with"
-    lines.append(f"  {which} --dataset {run.output_dir}")
+    recipe = command("pretrain") if run.task == "pretrain" else "any recipe that takes such rows, with"
+    lines.append(f"  {recipe} --dataset {run.output_dir}")
     return "\n".join(lines)
 
 
@@ -231,8 +231,8 @@ def main(argv: list[str] | None = None) -> None:
         plan = make_plan(run, sources)
         check_writable(Path(run.output_dir))
         with hold(run.output_dir):
-            work, done = settle_folder(run, plan, sources)
-            if done:
+            work, is_done = settle_folder(run, plan, sources)
+            if is_done:
                 print(f"{run.output_dir} is prepared already, from these sources with these settings.")
                 return
             with watch(60 * run.hang_timeout, work / "stacks.txt", lambda: goes_on):

@@ -124,9 +124,9 @@ def main(argv: list[str] | None = None) -> None:
         if run.dry_run:
             show(run, steps)
             return
-        how = {"layout": run.layout, "private": run.private, **terms(run)}
-        show_push(publish(run.run, run.repo, revision=run.revision, **how))
-        for push in publish_checkpoints(run.run, run.repo, **how) if run.checkpoints else ():
+        options = {"layout": run.layout, "private": run.private, **terms(run)}
+        show_push(publish(run.run, run.repo, revision=run.revision, **options))
+        for push in publish_checkpoints(run.run, run.repo, **options) if run.checkpoints else ():
             show_push(push)
 
 

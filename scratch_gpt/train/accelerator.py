@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -53,8 +54,8 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
-    told = Path("/proc/cpuinfo")
-    text = told.read_text(encoding="utf-8", errors="replace") if told.exists() else ""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     names = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
@@ -168,12 +169,14 @@ def make_accelerator(
             for what a run would not do.
     """
     check_launch(expect_processes)
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if parse_flag_from_env("ACCELERATE_USE_CPU"):  # what `use_cpu: true` in a launch file becomes
-        found = "cpu"
-    device = found if device == "auto" else device
-    if device not in ("cpu", found):
-        raise ValueError(f"device={device!r} is not available: this machine has {found}. Pass device={found!r}.")
+        available = "cpu"
+    device = available if device == "auto" else device
+    if device not in ("cpu", available):
+        raise ValueError(
+            f"device={device!r} is not available: this machine has {available}. Pass device={available!r}."
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if expect_processes is not None and launched != expect_processes:
         raise ValueError(
@@ -181,9 +184,9 @@ def make_accelerator(
             "--num_processes N` always starts one.) Launch as the README shows for several processes, or pass "
             f"expect_processes={launched}."
         )
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    launch_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if mixed_precision == "auto":
-        mixed_precision = best_precision(device) if asked == "no" else asked
+        mixed_precision = best_precision(device) if launch_precision == "no" else launch_precision
     if mixed_precision == "fp16" and device == "cpu":
         raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU pass 'bf16' or 'no'.")
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
@@ -208,14 +211,19 @@ def make_accelerator(
         raise ValueError(f"{launched} processes were launched, but they do not form one group of {launched}.")
     if accelerator.device.type != device:
         raise ValueError(f"The device is {device}, but Accelerate chose {accelerator.device.type}. {_DEVICES}")
-    if asked not in ("no", mixed_precision):
-        text = f"The launch's mixed precision {asked} is not used: this run's own is {mixed_precision}."
+    if launch_precision not in ("no", mixed_precision):
+        text = f"The launch's mixed precision {launch_precision} is not used: this run's own is {mixed_precision}."
         accelerator.print(text, file=sys.stderr)
     return accelerator
 
 
+def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes, on each of them."""
+    return cast(torch.Tensor, accelerator.reduce(tensor, "sum"))
+
+
 @contextmanager
-def uncompiled(model) -> Iterator[None]:
+def uncompiled(model: Any) -> Iterator[None]:
     """Without torch.compile, which would compile again for an evaluation and each length of what is generated."""
     compiled, model._compiled_call_impl = model._compiled_call_impl, None
     try:
@@ -232,4 +240,6 @@ __all__ = [
     "compile_options",
     "describe_device",
     "make_accelerator",
+    "sum_over_processes",
+    "uncompiled",
 ]

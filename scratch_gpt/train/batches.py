@@ -8,14 +8,15 @@ micro-batches; so a global batch holds the same rows however many processes shar
 import hashlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..utils import watchdog
 
 
+ItemT = TypeVar("ItemT")
 Batch = dict[str, torch.Tensor]
 Augment = Callable[[Any, int], Any]
 SORTED_BATCHES = 50  # batches whose rows are sorted together by length
@@ -45,7 +46,9 @@ def group_by_length(order: list[int], lengths: Sequence[int], batch: int, seed: 
     return [i for b in torch.randperm(len(batches), generator=generator).tolist() for i in batches[b]]
 
 
-def split_across_processes(items: Sequence, batch_size: int, processes: int, rank: int) -> list[tuple[Sequence, bool]]:
+def split_across_processes(
+    items: Sequence[ItemT], batch_size: int, processes: int, rank: int
+) -> list[tuple[Sequence[ItemT], bool]]:
     """Return the items of one process, cut into micro-batches of batch_size, as (items, is_counted).
 
     All processes get the same number of micro-batches: a process without items repeats one that does not count.
@@ -57,9 +60,9 @@ def split_across_processes(items: Sequence, batch_size: int, processes: int, ran
         [(['b', 'd'], True), (['a'], False)]
     """
     mine = items[rank::processes]
-    most = -(-len(items) // processes)  # items of the first process
+    largest = -(-len(items) // processes)  # items of the first process
     chunks = [(mine[i : i + batch_size], True) for i in range(0, len(mine), batch_size)]
-    missing = -(-most // batch_size) - len(chunks)
+    missing = -(-largest // batch_size) - len(chunks)
     return chunks + [(items[:1], False)] * missing
 
 
@@ -199,7 +202,7 @@ class StreamedSteps(IterableDataset):
                     row, cursors[name] = next(lanes[name])
                     rows.append(row if self.augment is None else self.augment(row, position))
             batches = [
-                (self.collate(chunk), is_counted)
+                (self.collate([*chunk]), is_counted)
                 for chunk, is_counted in split_across_processes(rows, self.layout.batch_size, 1, 0)
             ]
             yield Step(batches, self.positions(step).stop, dict(cursors))
@@ -251,10 +254,9 @@ def evaluation_batches(
     parts = split_across_processes(
         [k * len(rows) // n for k in range(n)], layout.batch_size, layout.processes, layout.rank
     )
-    mine = [chunk for chunk, _ in parts]
     source = DataLoader(
-        rows,
-        batch_sampler=mine,
+        cast(Dataset, rows),  # torch takes any sequence
+        batch_sampler=[[*numbers] for numbers, _ in parts],
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_leave_signals,

@@ -15,6 +15,7 @@ from torch import nn
 from ..runs.folder import ASIDE
 from ..utils import watchdog
 from ..utils.locks import check_held
+from .accelerator import sum_over_processes
 from .batches import BatchLayout
 from .checkpoints import (
     WRITE_ERRORS,
@@ -73,7 +74,7 @@ def all_reduce_flags(accelerator: Accelerator, loss: Any, *flags: bool) -> tuple
     if accelerator.num_processes == 1:
         return float(loss), *flags
     values = torch.tensor([float(loss), *map(float, flags)], device=accelerator.device)
-    total, *sums = accelerator.reduce(values, "sum").tolist()
+    total, *sums = sum_over_processes(accelerator, values).tolist()
     return total, *(value > 0 for value in sums)
 
 
@@ -180,11 +181,13 @@ class Checkpointer:
         # A copy of the weights and two moments fits on every process, so that all do the same.
         size = 3 * sum(value.numel() * value.element_size() for value in self.model.parameters())
         lacks = torch.tensor(float(psutil.virtual_memory().available < 1.2 * size), device=self.accelerator.device)
-        return float(self.accelerator.reduce(lacks, "sum")) == 0
+        return float(sum_over_processes(self.accelerator, lacks)) == 0
 
 
 def _local(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().to_local() if hasattr(value, "to_local") else value.detach()  # FSDP: this process' part
+    tensor = value.detach()
+    to_local = getattr(tensor, "to_local", None)  # FSDP: this process' part
+    return tensor if to_local is None else to_local()
 
 
 __all__ = ["Checkpointer", "RunStopped", "all_reduce_flags", "guard_saves", "last_good", "name_last_good"]

@@ -4,18 +4,20 @@ So no second copy of the weights is needed: the reference is the model itself, b
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
 from ..utils import watchdog
 from ..utils.files import DRAFT
+from .accelerator import sum_over_processes
 from .batches import Batch, BatchLayout, split_across_processes, to_device
 from .preference_losses import read_answers
 
@@ -25,7 +27,7 @@ NAME = "references.safetensors"
 
 @torch.no_grad()
 def reference_logps(
-    accelerator: Any, model: nn.Module, rows: Sequence, collate: Callable[[list], Batch], batch_size: int
+    accelerator: Accelerator, model: nn.Module, rows: Any, collate: Callable[[list], Batch], batch_size: int
 ) -> np.ndarray:
     """log P(answer | prompt) of both answers of each row, (rows, 2) float32, in nats; shared out over the processes.
 
@@ -45,7 +47,7 @@ def reference_logps(
         if is_counted:
             logps_of_rows[numbers] = logps.view(2, -1).T.float()
     model.train(was_training)
-    return accelerator.reduce(logps_of_rows, "sum").cpu().numpy()
+    return sum_over_processes(accelerator, logps_of_rows).cpu().numpy()
 
 
 def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
@@ -57,10 +59,10 @@ def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def write_references(file: Path, logps_of_rows: Mapping[str, np.ndarray], key: str) -> None:
+def write_references(file: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:
     """{name: array} -> a file, whole or not at all."""
     draft = file.with_name(DRAFT + file.name)
-    save_file(dict(logps_of_rows), draft, metadata={"key": key})
+    save_file(dict(arrays), draft, metadata={"key": key})
     draft.replace(file)
 
 

@@ -8,12 +8,13 @@ gradient does not depend on how the global batch was split.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from .accelerator import sum_over_processes
 from .batches import Batch, to_device
 from .checkpoint_writer import all_reduce_flags
 from .objectives import Objective
@@ -55,7 +56,7 @@ def train_step(
     for n, (batch, is_counted) in enumerate(micro_batches, start=1):
         with nullcontext() if n == len(micro_batches) else accelerator.no_sync(model):
             sums = objective.sums(model, to_device(batch, accelerator.device) | baselines)
-            part = sum(sums[name] * is_counted / counts[name] for name in sums)
+            part = cast(torch.Tensor, sum(sums[name] * is_counted / counts[name] for name in sums))
             # DDP averages over processes, and backward divides by the accumulation that Accelerate was told.
             accelerator.backward(part * accelerator.num_processes * accelerator.gradient_accumulation_steps)
         local_loss += part.detach()
@@ -77,7 +78,7 @@ def count_targets(accelerator: Accelerator, objective: Objective, micro_batches:
             counts[name] = counts.get(name, 0) + count.item() * is_counted
     if accelerator.num_processes > 1:
         totals = torch.tensor([*counts.values()], device=accelerator.device)
-        counts = dict(zip(counts, accelerator.reduce(totals, "sum").tolist(), strict=True))
+        counts = dict(zip(counts, sum_over_processes(accelerator, totals).tolist(), strict=True))
     return {name: count or 1 for name, count in counts.items()}
 
 
@@ -90,11 +91,13 @@ def compute_baselines(
     counts: dict[str, float],
 ) -> dict[str, torch.Tensor]:
     """Return the objective's baselines: 0-d means over all micro-batches and processes."""
+    if objective.baselines is None:
+        return {}
     totals: dict[str, torch.Tensor] = {}
-    for batch, is_counted in micro_batches if objective.baselines else []:
+    for batch, is_counted in micro_batches:
         for name, total in objective.baselines(model, to_device(batch, accelerator.device)).items():
             totals[name] = totals.get(name, 0) + total * is_counted
-    return {name: accelerator.reduce(total, "sum") / counts[name] for name, total in totals.items()}
+    return {name: sum_over_processes(accelerator, total) / counts[name] for name, total in totals.items()}
 
 
 def _clip(accelerator: Accelerator, model: nn.Module, optimizer: Any, max_norm: float) -> float:

@@ -562,4 +562,4 @@ def test_bad_input_is_one_clear_line(line, home, capsys):
 def test_lora_needs_a_base_and_a_resumed_run_its_own_rank(home, tuned, capsys):
     fails(["--tune", "lora", "--output-dir", "bad"], "--tune lora needs --model", capsys)
     words = ["--config", "lora/run.yaml", "--resume", "latest", "--output-dir", "lora", "--max-steps", 9]
-    fails([*words, "--lora-alpha", 3], r"another lora_alpha \(16.0 -> 3.0\)", capsys)
+    fails([*words, "--lora-alpha", 3], r"another --lora-alpha \(16.0 -> 3.0\)", capsys)

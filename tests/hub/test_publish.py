@@ -663,7 +663,7 @@ def test_a_recipe_checks_access_before_it_starts_and_publishes_at_its_end(home, 
     with pytest.raises(SystemExit):
         recipe(pretrain, *words, "lab/base")
     said = capsys.readouterr().err
-    assert "The run is whole: python training/publish.py" in said and "--repo lab/base publishes it" in said
+    assert "The run is complete. Publish it with: python training/publish.py" in said and "--repo lab/base" in said
     hub.refuse = ""
     recipe(pretrain, *words, "lab/base", "--resume", "latest")  # nothing is left to do but this
     said = capsys.readouterr().out

@@ -315,5 +315,5 @@ def test_lists_stand_in_yaml_as_lists(tmp_path):
         positional=("model",),
     )
     file.write_text("multiple_choice: a.jsonl\n")
-    with pytest.raises(ValueError, match="has to be a list"):
+    with pytest.raises(ValueError, match="must be a list"):
         command_line.parse(evaluate.EvaluateRun, ["--config", str(file)])

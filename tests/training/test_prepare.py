@@ -629,7 +629,7 @@ def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp
     (tmp_path / "one.txt").write_text(f"{' '.join(texts)} forbidden")
     (tmp_path / "blocked.txt").write_text("forbidden\n")
     words = ["--dataset", tmp_path / "one.txt", "--tokenizer", tokenizer, "--block-list", tmp_path / "blocked.txt"]
-    message = r"Nothing of .*one.txt is left after the filters: block_list took 1 \(mostly forbidden 1\)"
+    message = r"Nothing of .*one.txt is left after the filters: --block-list took 1 \(mostly forbidden 1\)"
     fails([*words, "--max-length", "16", "--output-dir", tmp_path / "p"], message, capsys)
     assert not (tmp_path / "p" / "manifest.json").exists()
 

@@ -160,7 +160,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(story, tmp_path, capsys):
     before = snapshot(tmp_path / "b")
     with pytest.raises(SystemExit):
         run(*arguments, "--output-dir", str(tmp_path / "b"), "--resume", str(middle))
-    assert "is of another run than output_dir" in capsys.readouterr().err and snapshot(tmp_path / "b") == before
+    assert "is of another run than --output-dir" in capsys.readouterr().err and snapshot(tmp_path / "b") == before
     run(*arguments, "--output-dir", str(tmp_path / "c"), "--resume", str(middle))
     run(*arguments, "--output-dir", str(tmp_path / "b"), "--resume", str(tmp_path / "b" / "checkpoints" / "step-4"))
     straight, *resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "acb")

@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from transformers import HfArgumentParser
 
 from scratch_gpt_training.support.commands import find_config, spell_commands
 
 
-RunT = TypeVar("RunT")
+RunT = TypeVar("RunT")  # a dataclass
 _known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
 
 
@@ -50,7 +50,8 @@ def parse(
         ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
     _known_fields.clear()  # errors in the options themselves are worded for their origin
-    parser = _Parser(kind, allow_abbrev=False, description=spell_commands(sys.modules[kind.__module__].__doc__ or ""))
+    description = spell_commands(sys.modules[kind.__module__].__doc__ or "")
+    parser = _Parser(cast(Any, kind), allow_abbrev=False, description=description)
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="Read fields from this file, or from ours of this name, first."
     )
@@ -58,28 +59,32 @@ def parse(
         words = " ".join(name.upper() for name in positional)
         parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
     _group_options(parser, kind)
-    names = [item.name for item in fields(kind)]
+    names = [item.name for item in fields(cast(Any, kind))]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
-    given = {} if path is None else _read_fields(path, kind)
+    file_values = {} if path is None else _read_fields(path, kind)
     # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
-    parser.set_defaults(**given)
+    parser.set_defaults(**file_values)
     read = parser.parse_known_intermixed_args if positional else parser.parse_known_args
-    found, unknown = read(argv)
-    if not unknown and (own := _own_file(found)) is not None:
-        parser.set_defaults(**_read_fields(own, kind, of_run=True) | given)
-        found, unknown = read(argv)
+    namespace, unknown = read(argv)
+    if not unknown and (run_file := _own_file(namespace)) is not None:
+        parser.set_defaults(**_read_fields(run_file, kind, of_run=True) | file_values)
+        namespace, unknown = read(argv)
     if unknown:
-        given = unknown[0].split("=")[0]
-        raise ValueError(f"Unknown option {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
-    words = found.words if positional else []
+        file_values = unknown[0].split("=")[0]
+        raise ValueError(
+            f"Unknown option {file_values}.{_nearest(file_values.lstrip('-').replace('-', '_'), names, '--')}"
+        )
+    words = namespace.words if positional else []
     if len(words) > len(positional):
         raise ValueError(f"{words[len(positional)]!r} is one word too many. Put a text with spaces in quotes.")
-    run = kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
-    told = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
-    given = [name for name in names if told[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
-    reasons = unused(run) if given else {}
-    for name in given:
+    run = kind(**{**{name: getattr(namespace, name) for name in names}, **dict(zip(positional, words, strict=False))})
+    explicit = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
+    file_values = [
+        name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]
+    ]
+    reasons = unused(run) if file_values else {}
+    for name in file_values:
         if name in reasons:
             raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Leave it out.")
     _known_fields.update(names)
@@ -113,13 +118,13 @@ def _group_options(parser: argparse.ArgumentParser, kind: type) -> None:
 OF_A_LAUNCH = {"output_dir", "resume", "overwrite", "allow_changed", "expect_processes", "plan", "manifest"}
 
 
-def _own_file(found: argparse.Namespace) -> str | None:
+def _own_file(namespace: argparse.Namespace) -> str | None:
     # The run.yaml of the run that is to be resumed, where it has one that we wrote.
-    if getattr(found, "resume", None) is None:
+    if getattr(namespace, "resume", None) is None:
         return None
     from scratch_gpt.runs.folder import is_run
 
-    file = Path(found.output_dir) / "run.yaml"
+    file = Path(namespace.output_dir) / "run.yaml"
     return str(file) if file.is_file() and is_run(file.parent) else None
 
 
@@ -210,20 +215,20 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
 
 def _split_names(text: str) -> list[str]:
     # At commas, but for those in the name of a file that exists.
-    parts, found = text.split(","), []
+    parts, names = text.split(","), []
     while parts:
         ends = range(len(parts), 0, -1)
         joined = (",".join(parts[:end]).strip() for end in ends)
         is_there = (any(map(os.path.lexists, (item, item.rpartition("=")[0]))) for item in joined)
         end = next((end for end, is_path in zip(ends, is_there, strict=True) if is_path), 1)
-        found.append(",".join(parts[:end]))
+        names.append(",".join(parts[:end]))
         del parts[:end]
-    return found
+    return names
 
 
 def parse_numbers(text: str, field: str) -> dict[str, float | None]:
     """`name=number,name` -> {name: number or None}; ValueError for what is no positive number, or a name twice."""
-    found: dict[str, float | None] = {}
+    numbers: dict[str, float | None] = {}
     for item in filter(None, map(str.strip, _split_names(text))):
         is_name = "=" not in item or os.path.lexists(item)
         name, equals, number = (item, "", "") if is_name else item.rpartition("=")
@@ -233,12 +238,12 @@ def parse_numbers(text: str, field: str) -> dict[str, float | None]:
             raise ValueError(f"{flag(field)}: {item!r} is not name=number.") from None
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{flag(field)}: {name} has {number}; it must be a positive number.")
-        if name in found:
+        if name in numbers:
             raise ValueError(f"{flag(field)} names {name} twice.")
-        found[name] = value
-    if not found:
+        numbers[name] = value
+    if not numbers:
         raise ValueError(f"{flag(field)} must be name=number,name=number (you gave {text!r}).")
-    return found
+    return numbers
 
 
 def parse_rates(text: str) -> list[float]:
@@ -286,7 +291,7 @@ def name_flags(message: str, names: Collection[str]) -> str:
             return match[0]
         if value := match["word"] or (match["truth"] or "").lower():
             return f"{flag(name)} {value}"
-        has_value = equals and re.match(r"[\w'\"-]", message[match.end() :])
+        has_value = equals and re.match(r"[\w'\"/~-]|\.{1,2}/", message[match.end() :])
         return f"{flag(name)} " if has_value else flag(name)
 
     return _WORDS.sub(spell, message)
@@ -307,8 +312,8 @@ def one_clear_line(
     standard output and error replace the characters that their encoding lacks: a sample of text must not end a run.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's stream takes every character
-            stream.reconfigure(errors="replace")
+        if reconfigure := getattr(stream, "reconfigure", None):  # a notebook's stream takes every character
+            reconfigure(errors="replace")
     from huggingface_hub.errors import StrictDataclassError
 
     kinds = kinds or (ValueError, OSError, ImportError, StrictDataclassError)

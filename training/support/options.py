@@ -181,6 +181,17 @@ LIMITS = {  # field -> the least and the most that it may be
 }
 
 
+def dataset_location(run: Any) -> tuple[str, str | None, str, str | None]:
+    """Return the name, config, split and revision of a run's dataset."""
+    return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
+
+
+def dropout_changes(run: Run) -> dict[str, float]:
+    """Return the config fields that --dropout sets."""
+    names = ("embed_dropout", "attention_dropout", "resid_dropout")
+    return {} if run.dropout is None else dict.fromkeys(names, run.dropout)
+
+
 def peak_rate(run: Run) -> float:
     """The learning rate that is asked for, or what fits a new model, one that goes on, or LoRA on one."""
     if run.learning_rate is not None:
@@ -200,13 +211,13 @@ def trains_tokenizer(run: Run) -> bool:
 
 def unused_options(run: Run) -> dict[str, str]:
     """Return the shared fields that nothing in this run reads, and why; each recipe adds its own for `parse`."""
-    found = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
+    unread = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
     if not trains_tokenizer(run):
-        why = f"the tokenizer of {run.tokenizer or run.model} is used, and none is trained"
-        found |= dict.fromkeys(("vocab_size", "tokenizer_kind"), why)
+        reason = f"the tokenizer of {run.tokenizer or run.model} is used, and none is trained"
+        unread |= dict.fromkeys(("vocab_size", "tokenizer_kind"), reason)
     if run.model is None:
-        found["model_revision"] = "it needs --model"
-    return found | unused_source(run.dataset, getattr(run, "test_dataset", None))
+        unread["model_revision"] = "it needs --model"
+    return unread | unused_source(run.dataset, getattr(run, "test_dataset", None))
 
 
 def unused_source(*names: str | None) -> dict[str, str]:
@@ -215,12 +226,12 @@ def unused_source(*names: str | None) -> dict[str, str]:
     from scratch_gpt.utils.local_files import looks_local
 
     datasets = [name for name in names if name is not None]
-    found = {}
+    unread: dict[str, str] = {}
     if all(name == Source.dataset or looks_local(name) for name in datasets):
-        found = dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
+        unread |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
         if not any(map(is_prepared, datasets)):
-            found["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
-    return found
+            unread["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
+    return unread
 
 
 def find_corpus(run: Any, name: str) -> str:
@@ -231,8 +242,8 @@ def find_corpus(run: Any, name: str) -> str:
 
 def check_fields(run: Any) -> None:
     """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
-    for name, (least, most) in LIMITS.items():
-        check_range(name, getattr(run, name, None), least, most)
+    for name, (smallest, largest) in LIMITS.items():
+        check_range(name, getattr(run, name, None), smallest, largest)
     for item in fields(run):
         choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(run, item.name) not in choices:
@@ -248,12 +259,12 @@ def check_fields(run: Any) -> None:
         check_compiler()
 
 
-def check_range(name: str, value: float | None, least: float, most: float) -> None:
+def check_range(name: str, value: float | None, smallest: float, largest: float) -> None:
     """Raise a ValueError for a number outside of what a field may be; None is none."""
-    if value is not None and not value >= least:
-        raise ValueError(f"{flag(name)} must be at least {least} (you gave {value}).")
-    if value is not None and not value <= most:
-        raise ValueError(f"{flag(name)} must be at most {most:,} (you gave {value}).")
+    if value is not None and not value >= smallest:
+        raise ValueError(f"{flag(name)} must be at least {smallest} (you gave {value}).")
+    if value is not None and not value <= largest:
+        raise ValueError(f"{flag(name)} must be at most {largest:,} (you gave {value}).")
 
 
 def check_unicode(name: str, text: str | None) -> None:
@@ -366,11 +377,11 @@ def missed_shares(run: Any, sizes: dict[str, float], of: str) -> list[str]:
 
     lines = []
     for name in ("validation", "test"):
-        share, asked = sizes.get(name, 0) / sum(sizes.values()), getattr(run, f"{name}_fraction")
-        if name in sizes and not is_near(share, asked):
+        share, target_share = sizes.get(name, 0) / sum(sizes.values()), getattr(run, f"{name}_fraction")
+        if name in sizes and not is_near(share, target_share):
             lines.append(
-                f"{name} is {100 * share:.1f} % of the {of}, not the {100 * asked:g} % of --{name}-fraction: some "
-                "rows that stay whole or together are too large for it. Give more rows, or another share."
+                f"{name} is {100 * share:.1f} % of the {of}, not the {100 * target_share:g} % of --{name}-fraction: "
+                "some rows that stay whole or together are too large for it. Give more rows, or another share."
             )
     return lines
 

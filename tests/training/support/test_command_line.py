@@ -18,6 +18,7 @@ NAMES = {"text_column", "max_length", "stride", "seed", "overwrite", "output_dir
         ("Give text_column=.", "Give --text-column."),
         ("Give text_column='the text'.", "Give --text-column 'the text'."),
         ("Pass resume='latest'.", "Pass --resume latest."),
+        ("With output_dir=/a/b.c and resume='latest'.", "With --output-dir /a/b.c and --resume latest."),
         ("With output_dir='a/b-1.c', or output_dir=a/b.", "With --output-dir a/b-1.c, or --output-dir a/b."),
         ("Pass stride=4, seed=-1 or overwrite=True.", "Pass --stride 4, --seed -1 or --overwrite true."),
         ("--max-length is a text_column's.", "--max-length is a --text-column's."),
