@@ -103,16 +103,31 @@ def test_portable_files_import_flat_siblings_only():
 
 
 def test_recipes_import_no_other_recipe_and_nothing_heavy_at_the_top():
-    recipes = {file.stem for file in (REPO / "training").glob("*.py")} - {"__init__"}
-    light = {f"scratch_gpt_training.support.{module}" for module in ("command_line", "options", "run.output_dir")}
+    recipes = {file.stem for file in (REPO / "training").glob("*.py")} - {"__init__", "__main__"}
+    light = {
+        f"scratch_gpt_training.support.{module}"
+        for module in ("command_line", "commands", "options", "run.output_dir", "run.recipe")
+    }
     for name in recipes:
         found = imports(REPO / "training" / f"{name}.py")
         assert not {module.split(".")[1] for module, _ in found if module.startswith(OURS[1])} & recipes, name
         assert {module.rsplit(".", 1)[0] for module, is_inside in found if not is_inside} <= light, name
-    for module in ("command_line", "options", "run/output_dir"):
+    for module in ("command_line", "commands", "options", "run/output_dir", "run/recipe"):
         found = imports(REPO / "training" / "support" / f"{module}.py")
         heavy = {name.split(".")[0] for name, is_inside in found if not is_inside} - {"scratch_gpt_training"}
         assert heavy <= {"transformers"}, module
+
+
+def test_the_command_answers_without_importing_a_library():
+    code = """if True:
+        import sys
+        from scratch_gpt_training.__main__ import main
+        main(["--help"])
+        loaded = {name.split(".")[0] for name in sys.modules}
+        assert not loaded & {"torch", "transformers", "accelerate", "numpy", "yaml"}, loaded
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_package_lists_every_folder():

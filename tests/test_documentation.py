@@ -24,7 +24,7 @@ WORKFLOW = yaml.safe_load((GITHUB / "workflows" / "ci.yml").read_text())
 STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
 DOCUMENTS = sorted(file for file in GITHUB.rglob("*") if file.suffix in (".md", ".yml"))
 WITH_EXAMPLES = [file for file in (REPO / "scratch_gpt").rglob("*.py") if ">>> " in file.read_text()]
-RECIPES = [file for file in (REPO / "training").glob("*.py") if 'if __name__ == "__main__":' in file.read_text()]
+RECIPES = sorted((REPO / "training").glob("[!_]*.py"))
 BLOCK = re.compile(r"^# /// script$\n(?P<content>(?:^#(?: .*)?$\n)+)^# ///$\n", re.MULTILINE)  # PEP 723
 
 

@@ -1,5 +1,6 @@
 """The README keeps its word: every code block runs, and every figure is the one in the file it names."""
 
+import ast
 import importlib
 import json
 import re
@@ -14,8 +15,10 @@ from readme import figures, written
 from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
+import scratch_gpt
 from scratch_gpt.tokenization.training import train_tokenizer as make_tokenizer
 from scratch_gpt_training import pretrain
+from scratch_gpt_training.support.commands import VERBS
 
 
 README = (REPO / "README.md").read_text()
@@ -109,6 +112,8 @@ def test_shell_lines_run(number, home, already_run, monkeypatch, capsys):
 
 def run_line(line: str, home, monkeypatch, capsys) -> None:
     words = shlex.split(line.replace("openai-community/gpt2", str(home / "gpt2")))
+    if words[0] == "scratch-gpt":  # tests/test_wheel.py starts the command itself
+        words = ["python", f"training/{VERBS[words[1]].module}.py", *words[2:]]
     script = next((n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py")), None)
     if script is None:  # set-up, which CI does by the same lines: what it names has to be there
         assert words[0] in ("python", "source", "pip", "make", "hf"), line
@@ -179,11 +184,25 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
 def test_python_blocks_run(number, home, already_run, monkeypatch, capsys):
     run_lines(len(SHELL), home, already_run, monkeypatch, capsys)
     names = {}
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
     exec(PYTHON[number].replace("openai-community/gpt2", str(home / "gpt2")), names)
     assert any(
         type(value).__name__.endswith(("LMHeadModel", "Pipeline")) or hasattr(value, "generate")
         for value in names.values()
     )
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_python_blocks_import_public_names_from_the_package(number):
+    for node in ast.walk(ast.parse(PYTHON[number])):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scratch_gpt."):
+            assert not {alias.name for alias in node.names} & {*scratch_gpt.__all__}, node.module
+
+
+def test_a_recipe_of_ones_own_is_short():
+    (block,) = (text for text in PYTHON if "pretrain.main(" in text)
+    assert len([line for line in block.splitlines() if line.strip()]) < 25 and "sys.path" not in block
 
 
 def test_figures_are_those_of_the_files_they_name():

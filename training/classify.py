@@ -18,10 +18,10 @@ metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with -
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse
-from scratch_gpt_training.support.options import Run, check, missed_shares, option, unused_options
+from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
+from scratch_gpt_training.support.run.recipe import run_recipe
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "ucirvine/sms_spam", "openai-community/gpt2"
@@ -31,7 +31,7 @@ READ_TO_PREDICT |= {"batch_size", "device"}
 
 @dataclass(frozen=True)
 class ClassifyRun(Run):
-    """The shared fields and this recipe's own."""
+    """Classification."""
 
     output_dir: str = option("runs/classify", "Folder to write; one that holds a run is refused without --overwrite.")
     model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
@@ -67,13 +67,13 @@ def build(run: ClassifyRun):
         sum_batches,
     )
     from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
-    from scratch_gpt.train.batches import Share, epoch_order, evaluation_batches
+    from scratch_gpt.train.batches import BatchLayout, epoch_order, evaluation_batches
     from scratch_gpt.train.objectives import classification
     from scratch_gpt.utils.files import write_text
     from scratch_gpt.utils.plots import plot_classification, plot_confusion
     from scratch_gpt_training.support.run.models import small_preset, small_vocabulary
     from scratch_gpt_training.support.run.setup import apply_tune
-    from scratch_gpt_training.support.run.task import Task
+    from scratch_gpt_training.support.run.task import Hooks, Task
 
     splits, sources, notices = read_splits(run)
     names = [*splits["train"].classes]
@@ -83,13 +83,13 @@ def build(run: ClassifyRun):
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
-    rows = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
+    rows: dict[str, Any] = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
     records = {name: part.facts() for name, part in rows.items()}
-    known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    manifest = make_manifest("classify", sources, records, tokenizer=known, max_length=max_length)
+    tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+    manifest = make_manifest("classify", sources, records, tokenizer=tokenizer_facts, max_length=max_length)
     if "validation" in rows:
-        some = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
-        rows["seen"] = [rows["train"][k] for k in some]
+        numbers = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
+        rows["seen"] = [rows["train"][k] for k in numbers]
     weights = class_weights(splits["train"].labels, names) if run.balance == "weights" else None
     has_many = splits["train"].has_many
     collate = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id, max_length=max_length)
@@ -98,14 +98,16 @@ def build(run: ClassifyRun):
         sums = sum_batches(model, batches, weights, reduce)
         return classification_metrics(sums), classification_tables(sums, names)
 
-    def leave(model, tables):
+    def extra_outputs(model, tables):
         device = next(model.parameters()).device
-        batches = (batch for batch, _ in evaluation_batches(rows["test"], collate, Share(run.batch_size), device))
-        found = classify_batches(model, batches, has_many)
-        lines = prediction_lines(splits["test"].texts, found, names, has_many, splits["test"].labels)
+        batches = (
+            batch for batch, _ in evaluation_batches(rows["test"], collate, BatchLayout(run.batch_size), device)
+        )
+        scores = classify_batches(model, batches, has_many)
+        lines = prediction_lines(splits["test"].texts, scores, names, has_many, splits["test"].labels)
         matrix = tables["confusion_matrix"]
-        draw = {} if has_many else {"confusion.png": lambda file: plot_confusion(matrix, names, file, "test split")}
-        return {"predictions.jsonl": lambda file: write_text(file, "".join(lines)), **draw}
+        plots = {} if has_many else {"confusion.png": lambda file: plot_confusion(matrix, names, file, "test split")}
+        return {"predictions.jsonl": lambda file: write_text(file, "".join(lines)), **plots}
 
     return Task(
         model=model,
@@ -116,11 +118,11 @@ def build(run: ClassifyRun):
         measure=measure,
         tokens_per_row=records["train"]["tokens"] / len(rows["train"]),
         manifest=manifest,
-        next_steps=("python training/classify.py --model {folder}/model --predict YOUR.txt",),
+        description=describe_data(run, manifest, names),
+        next_steps=("classify --model {folder}/model --predict YOUR.txt",),
         group_by_length=True,
         notices=notices,
-        draw=plot_classification,
-        leave=leave if "test" in rows else None,
+        hooks=Hooks(plot=plot_classification, extra_outputs=extra_outputs if "test" in rows else None),
     )
 
 
@@ -130,30 +132,30 @@ def read_splits(run: ClassifyRun):
     from scratch_gpt_training.support.evaluation.labeled import open_labelled
 
     text_column = run.text_column or ("sms" if run.dataset == DEFAULT_DATASET else "text")
-    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    where = dataset_location(run)
     examples, source, notices = open_labelled(run, where, text_column)
-    sources, given = [source], {}
+    sources, test_split = [source], {}
     if run.test_dataset is not None or run.test_split is not None:
-        test, test_source, more = open_test(run, where, text_column)
+        test, test_source, test_notices = open_test(run, where, text_column)
         sources.append(test_source)
-        notices += more
+        notices += test_notices
         apart = rows_not_in(examples.texts, test.texts)
         if not apart:
             raise ValueError(f"Every text of {run.dataset} is in the test set: nothing is left to train on.")
         if left_out := len(examples.texts) - len(apart):
             notices.append(f"Left out of training: {left_out:,} rows whose texts are in the test set.")
         examples = examples.take(apart)
-        given["test"] = match_labels(test, [*examples.classes], examples.has_many)
+        test_split["test"] = match_labels(test, [*examples.classes], examples.has_many)
     if run.drop_duplicates:
         examples = examples.take(distinct_rows(examples.texts))
     if run.balance == "undersample":
         examples = examples.take(undersample(examples.labels, run.seed))
-    parts = split_examples(examples, run.validation_fraction, 0.0 if given else run.test_fraction, run.seed)
-    splits = {**{name: examples.take(numbers) for name, numbers in parts.items()}, **given}
+    parts = split_examples(examples, run.validation_fraction, 0.0 if test_split else run.test_fraction, run.seed)
+    splits = {**{name: examples.take(numbers) for name, numbers in parts.items()}, **test_split}
     if empty := [name for name, count in splits["train"].classes.items() if not count]:
         notices.append(f"Classes that the data name and no training row has: {', '.join(empty)}.")
     notices += missed_shares(
-        run, {name: len(part.texts) for name, part in splits.items() if name not in given}, "rows"
+        run, {name: len(part.texts) for name, part in splits.items() if name not in test_split}, "rows"
     )
     return splits, sources, notices
 
@@ -173,7 +175,7 @@ def open_test(run: ClassifyRun, where: tuple, text_column: str):
     return examples, source, notices
 
 
-def start_model(run: ClassifyRun, names: list[str], train):
+def start_model(run: ClassifyRun, names: list[str], train) -> tuple[Any, Any]:
     """(tokenizer, model): of `model`, or new ones; the head is new in any case, and drawn by the seed."""
     from scratch_gpt import ScratchGPTForSequenceClassification
     from scratch_gpt.conversion.load import fresh_head
@@ -184,7 +186,7 @@ def start_model(run: ClassifyRun, names: list[str], train):
     if tokenizer.pad_token_id is None:
         end_of_text_id(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token  # what is filled is told by the mask: nothing has to be resized
-    model = build_model(run, tokenizer, run.max_length, ScratchGPTForSequenceClassification)
+    model: Any = build_model(run, tokenizer, run.max_length, ScratchGPTForSequenceClassification)
     fresh_head(model, names, has_many=train.has_many, seed=run.seed)
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, role, getattr(tokenizer, role))
@@ -192,28 +194,16 @@ def start_model(run: ClassifyRun, names: list[str], train):
     return tokenizer, model
 
 
-def describe(run: ClassifyRun, task, settings, steps: int, accelerator) -> str:
-    """What is about to happen, in a few lines."""
-    from scratch_gpt.finetuning.trainable import trainable_line
-
-    config = task.model.config
-    parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    lines = [
-        f"Model: {parameters:,} parameters ({config.num_hidden_layers} layers, {config.hidden_size} wide), classes "
-        f"{', '.join(config.label2id)}, {accelerator.device.type}, {accelerator.num_processes} process(es), precision "
-        f"{'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
-    ]
-    for name, facts in task.manifest["splits"].items():
+def describe_data(run: ClassifyRun, manifest: dict, names: list[str]) -> list[str]:
+    """Describe the classes and the splits."""
+    lines = [f"Classes: {', '.join(names)}. No text is in two splits."]
+    for name, facts in manifest["splits"].items():
         classes = ", ".join(f"{count:,} {label}" for label, count in facts["classes"].items())
         lines.append(
             f"{name:>10}: {facts['rows']:,} texts ({classes}), {facts['duplicates']:,} of them duplicates, "
-            f"{facts['tokens']:,} tokens, {facts['cut']:,} cut at {task.manifest['max_length']} tokens"
+            f"{facts['tokens']:,} tokens, {facts['cut']:,} cut at {manifest['max_length']} tokens"
         )
-    if run.tune != "full":
-        lines.append(trainable_line(task.model))
-    batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
-    lines.append(f"Training: {steps:,} steps of {batch} texts, seed {run.seed}. No text is in two splits.")
-    return "\n".join(lines)
+    return lines
 
 
 def predict(run: ClassifyRun) -> None:
@@ -241,7 +231,7 @@ def predict(run: ClassifyRun) -> None:
         sys.stdout.write(line)
 
 
-def settle_model(run: ClassifyRun) -> ClassifyRun:
+def resolve_model(run: ClassifyRun) -> ClassifyRun:
     """The run with the model that it starts from, or predicts with, where none is named."""
     if run.model is not None:
         return run
@@ -253,9 +243,9 @@ def settle_model(run: ClassifyRun) -> ClassifyRun:
 def unused_fields(run: ClassifyRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
     if run.predict is None:
-        return {"sample_prompt": "no sample is written", **unused_options(settle_model(run))}
-    others = {item.name for item in fields(run)} - READ_TO_PREDICT if run.predict else ()
-    return dict.fromkeys(others, "--predict scores texts and trains nothing")
+        return {"sample_prompt": "no sample is written", **unused_options(resolve_model(run))}
+    unread = {item.name for item in fields(run)} - READ_TO_PREDICT if run.predict else ()
+    return dict.fromkeys(unread, "--predict scores texts and trains nothing")
 
 
 def check_classes(run: ClassifyRun) -> None:
@@ -263,37 +253,33 @@ def check_classes(run: ClassifyRun) -> None:
     if run.streaming:
         raise ValueError("The rows of each class have to be counted before they are split: leave --streaming out.")
     if run.predict == "":
-        raise ValueError("predict is empty.")
+        raise ValueError("--predict is empty.")
     if "" in (run.test_dataset, run.test_split):
-        raise ValueError("test_dataset or test_split is empty; give what is scored, or leave it out.")
+        raise ValueError("--test-dataset or --test-split is empty. Give the rows to score, or leave it out.")
     if (run.test_dataset or run.test_split) and run.test_fraction != ClassifyRun.test_fraction:
         raise ValueError("--test-fraction holds out a share of --dataset; with a test set of its own leave it out.")
     if run.label_separator == "":
-        raise ValueError("label_separator is empty; give what stands between two labels.")
+        raise ValueError("--label-separator is empty. Give the text between two labels, or leave it out.")
+
+
+def predict_instead(run: ClassifyRun) -> bool:
+    """Predict if the options ask for it."""
+    if run.predict is not None:
+        predict(run)
+    return run.predict is not None
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line():
-        run = parse(ClassifyRun, argv, unused=unused_fields)
-        check_classes(run)
-        run = settle_model(run)
-        check(run)
-        if run.plan:
-            from scratch_gpt_training.support.run.planning import print_plan
-
-            print_plan(run, classes=2)
-            return
-        if run.predict is not None:
-            predict(run)
-            return
-    if run.learning_rates is not None:
-        from scratch_gpt_training.support.run.learning_rates import run_rates
-
-        return run_rates(run, build, describe)
-    with one_clear_line():
-        from scratch_gpt_training.support.run.seeds import run_seeds
-
-    run_seeds(run, build, describe)
+    run_recipe(
+        ClassifyRun,
+        argv,
+        build,
+        check_classes,
+        unused_fields,
+        resolve_model,
+        instead=predict_instead,
+        plan_shape=lambda run: {"classes": 2},
+    )
 
 
 if __name__ == "__main__":

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Source, check_fields, check_model_folder, data_sets, option
 from scratch_gpt_training.support.run.output_dir import check_writable, relative, set_name
 
 
 @dataclass(frozen=True)
 class EvaluateRun(Source):
-    """What to measure, on what, and how."""
+    """Evaluation."""
 
     model: str | None = option(None, "Folder or Hub id; may be given as the first word.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
@@ -72,8 +73,19 @@ class EvaluateRun(Source):
 
 
 OF_ALL = {  # fields that language models and classifiers share
-    *("model", "model_revision", "output_dir", "dataset", "dataset_config", "dataset_split", "dataset_revision"),
-    *("text_column", "max_length", "tuning_data", "batch_size", "seed", "device"),
+    "model",
+    "model_revision",
+    "output_dir",
+    "dataset",
+    "dataset_config",
+    "dataset_split",
+    "dataset_revision",
+    "text_column",
+    "max_length",
+    "tuning_data",
+    "batch_size",
+    "seed",
+    "device",
 }
 
 
@@ -83,7 +95,7 @@ def check(run: EvaluateRun) -> None:
 
     check_fields(run)
     if run.model is None:
-        raise ValueError("Which model? Give its folder or Hub id: python training/evaluate.py MODEL ...")
+        raise ValueError(f"Which model? Give its folder or Hub id: {command('evaluate MODEL')} ...")
     for name in (run.model, run.base, *(run.compare or ())):
         check_model_folder(name)
     check_writable(Path(run.output_dir))
@@ -109,7 +121,7 @@ def check(run: EvaluateRun) -> None:
 def unused_fields(run: EvaluateRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
     answers = run.questions is not None or run.ifeval is not None
-    drawn = (answers and run.temperature > 0) or run.secrets is not None
+    is_sampled = (answers and run.temperature > 0) or run.secrets is not None
     likelihoods = run.dataset is not None or run.multiple_choice or run.last_word or run.secrets is not None
     sets = bool(data_sets(run)) or run.secrets is not None
     groups = (
@@ -118,11 +130,11 @@ def unused_fields(run: EvaluateRun) -> dict[str, str]:
         (("max_length",), likelihoods, "--dataset, --multiple-choice, --last-word or --secrets"),
         (("max_new_tokens", "temperature"), answers, "--questions or --ifeval"),
         (("prompt_format",), answers or run.base is not None, "--questions, --ifeval or --base"),
-        (("seeds",), drawn, "--temperature above 0 or --secrets"),
+        (("seeds",), is_sampled, "--temperature above 0 or --secrets"),
         (("judge_repeats",), run.judge_url is not None, "--judge-url"),
         (("tuning_data",), bool(data_sets(run)) or run.base is not None, "a set to measure, or --base"),
     )
-    return {name: f"it needs {what}" for names, is_read, what in groups if not is_read for name in names}
+    return {name: f"it needs {reason}" for names, is_read, reason in groups if not is_read for name in names}
 
 
 def check_names(run: EvaluateRun) -> None:
@@ -134,9 +146,9 @@ def check_names(run: EvaluateRun) -> None:
         raise ValueError(f"Two sets would be called {twice!r} in evaluation.json. Rename a file, or measure it apart.")
     if run.base is not None and run.dataset is not None:
         names.append(f"drift/{set_name(run.dataset)}")
-    if taken := next((name for name in names if name in RESERVED), None):
+    if reserved := next((name for name in names if name in RESERVED), None):
         raise ValueError(
-            f"A set would be called {taken!r} in evaluation.json, where this name stands for something else. Rename "
+            f"A set would be called {reserved!r} in evaluation.json, where this name has another meaning. Rename "
             "its file."
         )
 
@@ -144,11 +156,11 @@ def check_names(run: EvaluateRun) -> None:
 def check_kind(run: EvaluateRun, is_labelling: bool) -> None:
     """Raise a ValueError for the first field that the other kind of model has, a language model or a classifier."""
     of_labels = {"label_column", "label_separator", "column_names"}
-    other = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labelling else of_labels
-    given = [item.name for item in fields(run) if item.name in other and getattr(run, item.name) != item.default]
-    if given:
+    unread = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labelling else of_labels
+    changed = [item.name for item in fields(run) if item.name in unread and getattr(run, item.name) != item.default]
+    if changed:
         kinds = ("a classifier", "a language model") if is_labelling else ("a language model", "a classifier")
-        flag = f"--{given[0].replace('_', '-')}"
+        flag = f"--{changed[0].replace('_', '-')}"
         raise ValueError(f"{run.model} is {kinds[0]}, and {flag} is for {kinds[1]}: leave it out.")
     if is_labelling and run.dataset is None:
         raise ValueError(f"{run.model} is a classifier: give the labelled rows to score with --dataset.")
@@ -170,11 +182,11 @@ def evaluate(run: EvaluateRun) -> None:
     check_kind(run, is_labelling := is_classifier(run.model, revision))
     if is_labelling:
         measured = (set_name(run.dataset), measure_labelled(run, load_classifier(run)))
-        found = with_contamination(run, [measured])
+        results = with_contamination(run, [measured])
     else:
         subject = load(run, run.model, revision)
-        found = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
-    for name, measured in found:
+        results = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
+    for name, measured in results:
         record_measured(file, model, name, measured, revision)
         print(shown(f"{name}: {show(measured.results)}"), flush=True)
     print(f"Written: {file}")

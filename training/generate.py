@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import check_fields, check_model_folder, option
 
 
 @dataclass(frozen=True)
 class GenerateRun:
-    """What to continue, and how."""
+    """Generation."""
 
     model: str = option("runs/pretrain/model", "Folder or Hub id; may be given as the first word.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
@@ -55,7 +56,7 @@ class GenerateRun:
     num_assistant_tokens: int = option(5, "How many tokens ahead it guesses.")
 
 
-def chat(decoder, tokenizer, seed: int, **how) -> None:
+def chat(decoder, tokenizer, seed: int, **options) -> None:
     """Read what the user says, write what the model answers, until /exit or the end of the input."""
     from scratch_gpt.data.rows.conversations import encode_prompt
     from scratch_gpt.generation.generate import stream
@@ -65,36 +66,36 @@ def chat(decoder, tokenizer, seed: int, **how) -> None:
     messages: list[dict[str, str]] = []
     while True:
         try:
-            said = input("> ").strip()
+            line = input("> ").strip()
         except EOFError:
             return
-        if said == "/exit":
+        if line == "/exit":
             return
-        if said == "/clear":
+        if line == "/clear":
             messages = []
-        if said in ("", "/clear"):
+        if line in ("", "/clear"):
             continue
-        asked = [*messages, {"role": "user", "content": said}]
-        ids = encode_prompt(tokenizer, asked)
+        conversation = [*messages, {"role": "user", "content": line}]
+        ids = encode_prompt(tokenizer, conversation)
         if len(ids) > decoder.model.config.max_position_embeddings:
             print("(The conversation is longer than the model's context; its beginning is no longer seen.)")
         answer = ""
-        for piece in stream(decoder, tokenizer, ids, seed=seed + len(messages), **how):
+        for piece in stream(decoder, tokenizer, ids, seed=seed + len(messages), **options):
             print(shown(piece), end="", flush=True)
             answer += piece
         print()
         if answer.strip():  # where it says nothing, nothing was asked
-            messages = [*asked, {"role": "assistant", "content": answer}]
+            messages = [*conversation, {"role": "assistant", "content": answer}]
 
 
 def speed(decoder, seconds: float) -> str:
     """What was drawn and how fast; reading the prompt and, but in int8, laying out the matrices are included."""
-    said = f"{decoder.drawn} tokens in {seconds:.2f} s: {decoder.drawn / seconds:.1f} tokens/s"
+    text = f"{decoder.drawn} tokens in {seconds:.2f} s: {decoder.drawn / seconds:.1f} tokens/s"
     if decoder.guessed:
-        said += (
+        text += (
             f"; {decoder.accepted} of {decoder.guessed} guesses accepted ({decoder.accepted / decoder.guessed:.0%})"
         )
-    return said
+    return text
 
 
 def load(name: str, revision: str | None = None):
@@ -117,7 +118,7 @@ def load_assistant(model, tokenizer, name: str, compile: bool):
     if name == "int8":
         return make_decoder(model, "int8", compile)
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
-        raise ValueError(f"assistant_model {name} has another tokenizer: its tokens would be guesses at other words.")
+        raise ValueError(f"--assistant-model {name} has another tokenizer. Choose one with the same tokenizer.")
     return make_decoder(load(name).to(model.dtype))
 
 
@@ -132,12 +133,14 @@ def read_prompt(prompt: str) -> str:
 
 def unused_fields(run: GenerateRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
-    found = dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once") if run.chat else {}
+    unread: dict[str, str] = {}
+    if run.chat:
+        unread |= dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once")
     if run.assistant_model is None:
-        found["num_assistant_tokens"] = "it needs --assistant-model"
+        unread["num_assistant_tokens"] = "it needs --assistant-model"
     if run.temperature == 0:
-        found |= dict.fromkeys(("top_k", "top_p", "seed"), "nothing is drawn at --temperature 0")
-    return found
+        unread |= dict.fromkeys(("top_k", "top_p", "seed"), "nothing is drawn at --temperature 0")
+    return unread
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -146,9 +149,9 @@ def main(argv: list[str] | None = None) -> None:
         check_fields(run)
         check_model_folder(run.model)
         if run.top_p == 0:
-            raise ValueError("top_p is 0; it has to be more than 0. For the likeliest token give --temperature 0.")
+            raise ValueError("--top-p must be above 0 (you gave 0). For the likeliest token give --temperature 0.")
         if run.assistant_model == "int8" and run.quantize == "int8":
-            raise ValueError("assistant_model int8 guesses for a model in its own precision: leave out quantize.")
+            raise ValueError("--assistant-model int8 only works with an unquantized model: leave out --quantize.")
         if run.assistant_model not in (None, "int8"):
             check_model_folder(run.assistant_model, "assistant-model")
         prompt = read_prompt(run.prompt)
@@ -166,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(run.model, run.model_revision)
         if run.chat and tokenizer.chat_template is None:
             raise ValueError(
-                f"{run.model} keeps no chat template: it was not tuned to talk. training/instruct.py makes a model "
+                f"{run.model} keeps no chat template: it was not tuned to talk. `{command('instruct')}` makes a model "
                 "that does; without --chat this one continues a text."
             )
         if run.chat:
@@ -179,23 +182,23 @@ def main(argv: list[str] | None = None) -> None:
         quantize = None if run.quantize == "no" else run.quantize
         compiled = run.compile and (run.assistant_model != "int8" or model.dtype == torch.float32)
         decoder = make_decoder(model, quantize, compiled)  # in bf16 the assistant alone
-        how = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
-        how |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
+        options = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
+        options |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
         if run.assistant_model:
             assistant = load_assistant(model, tokenizer, run.assistant_model, run.compile)
-            how |= {"assistant_model": assistant, "num_assistant_tokens": run.num_assistant_tokens}
+            options |= {"assistant_model": assistant, "num_assistant_tokens": run.num_assistant_tokens}
         if run.compile:
             print(f"matrices laid out, the step compiled: {time.perf_counter() - start:.1f} s", file=sys.stderr)
         start = time.perf_counter()
         if run.chat:
-            return chat(decoder, tokenizer, run.seed, **how)
+            return chat(decoder, tokenizer, run.seed, **options)
         if run.samples == 1:
             print(shown(prompt), end="", flush=True)
-            for piece in stream(decoder, tokenizer, ids, seed=run.seed, **how):
+            for piece in stream(decoder, tokenizer, ids, seed=run.seed, **options):
                 print(shown(piece), end="", flush=True)
             print("\n")
         else:
-            for text in generate_text(decoder, tokenizer, [prompt] * run.samples, seed=run.seed, **how):
+            for text in generate_text(decoder, tokenizer, [prompt] * run.samples, seed=run.seed, **options):
                 print(shown(f"{prompt}{text}\n"))
         print(speed(decoder, time.perf_counter() - start), file=sys.stderr)
 

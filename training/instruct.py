@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse
-from scratch_gpt_training.support.options import Run, check, missed_shares, option, unused_options
+from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
+from scratch_gpt_training.support.run.recipe import run_recipe
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
@@ -31,7 +31,7 @@ DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
 
 @dataclass(frozen=True)
 class InstructRun(Run):
-    """The shared fields and this recipe's own."""
+    """Instruction tuning."""
 
     output_dir: str = option("runs/instruct", "Folder to write; one that holds a run is refused without --overwrite.")
     model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
@@ -73,7 +73,7 @@ def build(run: InstructRun):
     from scratch_gpt.train.accelerator import uncompiled
     from scratch_gpt.train.objectives import causal_lm
     from scratch_gpt_training.support.run.setup import apply_tune
-    from scratch_gpt_training.support.run.task import Task
+    from scratch_gpt_training.support.run.task import Hooks, Task
 
     splits, source, notices = read_splits(run)
     tokenizer, model, changes = start_model(run, splits["train"])
@@ -86,13 +86,22 @@ def build(run: InstructRun):
             encode_conversations(tokenizer, conversations, None, run.train_on), max_length, run.pack
         )
         records[name] = {**rows[name].facts(), "asked_bytes": count_asked_bytes(tokenizer, rows[name])}
-    known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    how = {"max_length": max_length, "pack": run.pack, "train_on": run.train_on}
-    manifest = make_manifest("instruct", [source], records, tokenizer=known, **how)
+    tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+    manifest = make_manifest(
+        "instruct",
+        [source],
+        records,
+        tokenizer=tokenizer_facts,
+        max_length=max_length,
+        pack=run.pack,
+        train_on=run.train_on,
+    )
     notices += apply_tune(run, model)
 
     test = [splits["test"][k] for k in rows["test"].kept] if "test" in rows else []
-    shared = contaminated_texts(*([text_of(of_both(each)) for each in part] for part in (test, splits["train"])))
+    shared = contaminated_texts(
+        *([text_of(of_both(conversation)) for conversation in part] for part in (test, splits["train"]))
+    )
     if test:
         notices.append(
             f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows."
@@ -121,10 +130,10 @@ def build(run: InstructRun):
                 exam.write(responses, is_over=False)  # for a run that is resumed
         return metrics, tables
 
-    def leave(model, tables):
+    def extra_outputs(model, tables):
         return {"responses.json": exam.write}
 
-    def sample(model) -> str:
+    def sample_text(model) -> str:
         question = encode_prompt(tokenizer, splits["validation"][0])
         return "-> " + generate_answers(model, tokenizer, [question], temperature=0, max_new_tokens=40)[0]
 
@@ -135,13 +144,13 @@ def build(run: InstructRun):
         collate=partial(collate_rows, pad_token_id=tokenizer.pad_token_id, max_length=max_length),
         objective=causal_lm,
         measure=measure,
-        sample=sample,
         tokens_per_row=rows["train"].asked_per_row,
         manifest=manifest,
-        next_steps=("python training/generate.py {folder}/model --chat",),
+        description=describe_data(manifest),
+        next_steps=("generate {folder}/model --chat",),
         group_by_length=not run.pack,
         notices=notices,
-        leave=leave if exam.prompts else None,
+        hooks=Hooks(sample_text=sample_text, extra_outputs=extra_outputs if exam.prompts else None),
     )
 
 
@@ -152,7 +161,7 @@ def read_splits(run: InstructRun):
     from scratch_gpt.data.sources.documents import open_rows
     from scratch_gpt.data.splits import split_groups
 
-    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    where = dataset_location(run)
     rows, source, notices = open_rows(*where, CONVERSATIONS)
     try:
         conversations, empty = read_conversations(rows)
@@ -160,7 +169,7 @@ def read_splits(run: InstructRun):
         raise ValueError(f"{run.dataset}: {error}") from error
     if empty:
         notices.append(f"Left out for an empty answer: {len(empty)} row(s), the first is row {empty[0]}.")
-    questions = [text_of(each[:-1]) for each in conversations]
+    questions = [text_of(conversation[:-1]) for conversation in conversations]
     parts = split_groups(questions, run.validation_fraction, run.test_fraction, run.seed)
     splits = {name: [conversations[n] for n in numbers] for name, numbers in parts.items()}
     notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
@@ -171,33 +180,22 @@ def start_model(run: InstructRun, train):
     """(tokenizer, model, what to say of them): of `model`, or new ones; the tokenizer keeps the format."""
     from scratch_gpt_training.support.run.models import build_chat_lm, open_tokenizer, small_preset, small_vocabulary
 
-    tokenizer = open_tokenizer(run, (message["content"] for each in train for message in each))
+    tokenizer = open_tokenizer(run, (message["content"] for conversation in train for message in conversation))
     notices = small_vocabulary(run, tokenizer)
     model, changes = build_chat_lm(run, tokenizer)
     return tokenizer, model, [*notices, *small_preset(run, model.config), *changes]
 
 
-def describe(run: InstructRun, task, settings, steps: int, accelerator) -> str:
-    """What is about to happen, in a few lines."""
-    from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
-
-    config, (_, parameters) = task.model.config, count_parameters(task.model)
-    lines = [
-        f"Model: {parameters:,} parameters ({config.num_hidden_layers} layers, {config.hidden_size} wide), "
-        f"{accelerator.device.type}, {accelerator.num_processes} process(es), precision "
-        f"{'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
-    ]
-    for name, facts in task.manifest["splits"].items():
+def describe_data(manifest: dict) -> list[str]:
+    """Describe the splits."""
+    lines = ["No question is in two splits."]
+    for name, facts in manifest["splits"].items():
         lines.append(
             f"{name:>10}: {facts['conversations']:,} conversations in {facts['rows']:,} rows, {facts['tokens']:,} "
-            f"tokens, {facts['asked']:,} of them asked; {facts['cut']:,} cut at {task.manifest['max_length']} tokens, "
-            f"{facts['dropped']:,} dropped, whose prompt fills them"
+            f"tokens, of which {facts['asked']:,} count for the loss; {facts['cut']:,} cut to "
+            f"{manifest['max_length']} tokens; {facts['dropped']:,} dropped because the prompt alone is that long"
         )
-    if run.tune != "full":
-        lines.append(trainable_line(task.model))
-    batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
-    lines.append(f"Training: {steps:,} steps of {batch} rows, seed {run.seed}. No question is in two splits.")
-    return "\n".join(lines)
+    return lines
 
 
 def preview(run: InstructRun) -> None:
@@ -209,8 +207,8 @@ def preview(run: InstructRun) -> None:
     tokenizer, model, changes = start_model(run, splits["train"])
     print(shown("\n".join([*notices, *changes])))
     max_length = run.max_length or model.config.max_position_embeddings
-    some = splits["train"] if run.pack else splits["train"][: run.preview]
-    encoded = encode_conversations(tokenizer, some, None, run.train_on)
+    conversations = splits["train"] if run.pack else splits["train"][: run.preview]
+    encoded = encode_conversations(tokenizer, conversations, None, run.train_on)
     groups = [[k] for k in range(len(encoded))]
     if run.pack:
         rows = PromptRows(encoded, max_length, pack=True)
@@ -219,34 +217,34 @@ def preview(run: InstructRun) -> None:
             print(f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, whose prompt fills a row.")
     length = max_length + 1  # the last token of a row is only a target, and the first is none
     for group in groups[: run.preview]:
-        whole = [encoded[k] for k in group]
-        parts = [(ids[:length], [False, *asked[1:length]]) for ids, asked in whole]
-        targets = sum(sum(asked) for _, asked in parts)
+        encoded_rows = [encoded[k] for k in group]
+        parts = [(ids[:length], [False, *is_target[1:length]]) for ids, is_target in encoded_rows]
+        targets = sum(sum(is_target) for _, is_target in parts)
         line = f"--- {sum(len(ids) for ids, _ in parts)} tokens, {targets} of them asked"
         if not targets:
             line += f". Will be dropped: the prompt fills {max_length} tokens; a larger --max-length keeps it"
-        elif any(len(ids) > length for ids, _ in whole):
+        elif any(len(ids) > length for ids, _ in encoded_rows):
             line += f", cut at {max_length} tokens"
-        print(line, *(show_asked(tokenizer, *part, colour=sys.stdout.isatty()) for part in parts), sep="\n")
+        print(line, *(show_asked(tokenizer, *part, color=sys.stdout.isatty()) for part in parts), sep="\n")
 
 
-def settle_model(run: InstructRun) -> InstructRun:
+def resolve_model(run: InstructRun) -> InstructRun:
     """Return the run with the default model if it names neither a model nor a preset."""
     return replace(run, model=DEFAULT_MODEL) if run.model is None and run.preset is None else run
 
 
 def unused_fields(run: InstructRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
-    found = {
+    unread = {
         "text_column": "rows are instructions, messages, or prompt and completion",
         "sample_prompt": "the sample is an answer to a question of the validation split",
-        **unused_options(settle_model(run)),
+        **unused_options(resolve_model(run)),
     }
     if run.test_fraction == 0:
-        found |= dict.fromkeys(
+        unread |= dict.fromkeys(
             ("answers", "max_new_tokens"), "the questions are those of the test split, and --test-fraction is 0"
         )
-    return found
+    return unread
 
 
 def check_instructions(run: InstructRun) -> None:
@@ -255,28 +253,23 @@ def check_instructions(run: InstructRun) -> None:
         raise ValueError("Equal questions have to be found before rows are split: leave --streaming out.")
 
 
+def preview_instead(run: InstructRun) -> bool:
+    """Print a preview if the options ask for it."""
+    if run.preview is not None:
+        preview(run)
+    return run.preview is not None
+
+
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line():
-        run = parse(InstructRun, argv, unused=unused_fields)
-        check_instructions(run)
-        run = settle_model(run)
-        check(run)
-        if run.plan:
-            from scratch_gpt_training.support.run.planning import print_plan
-
-            print_plan(run)
-            return
-        if run.preview is not None:
-            preview(run)
-            return
-    if run.learning_rates is not None:
-        from scratch_gpt_training.support.run.learning_rates import run_rates
-
-        return run_rates(run, build, describe)
-    with one_clear_line():
-        from scratch_gpt_training.support.run.seeds import run_seeds
-
-    run_seeds(run, build, describe)
+    run_recipe(
+        InstructRun,
+        argv,
+        build,
+        check_instructions,
+        unused_fields,
+        resolve_model,
+        instead=preview_instead,
+    )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a fold
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse
-from scratch_gpt_training.support.options import Run, check, missed_shares, option, unused_options
+from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
+from scratch_gpt_training.support.run.recipe import run_recipe
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "trl-lib/ultrafeedback_binarized", "openai-community/gpt2"
@@ -29,7 +29,7 @@ BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 @dataclass(frozen=True)
 class PreferRun(Run):
-    """The shared fields and this recipe's own."""
+    """Preference tuning."""
 
     output_dir: str = option("runs/prefer", "Folder to write; one that holds a run is refused without --overwrite.")
     model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model that answers: best one that was instructed.")
@@ -68,16 +68,16 @@ def build(run: PreferRun):
     from scratch_gpt.utils.plots import plot_classification
     from scratch_gpt_training.support.run.models import build_chat_lm
     from scratch_gpt_training.support.run.setup import apply_tune
-    from scratch_gpt_training.support.run.task import Task
+    from scratch_gpt_training.support.run.task import Hooks, Task
 
-    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
-    found, source, notices = open_rows(*where, PREFERENCES)
+    where = dataset_location(run)
+    table, source, notices = open_rows(*where, PREFERENCES)
     try:
-        items, left_out = read_preferences(found, judged=run.loss_type == "kto")
+        items, left_out = read_preferences(table, judged=run.loss_type == "kto")
     except ValueError as error:
         raise ValueError(f"{run.dataset}: {error}") from error
     parts = split_groups([*map(prompt_of, items)], run.validation_fraction, run.test_fraction, run.seed)
-    tokenizer = load_tokenizer(run.model, run.model_revision)
+    tokenizer: Any = load_tokenizer(run.model, run.model_revision)
     model, changes = build_chat_lm(run, tokenizer)
     notices += [*changes, *apply_tune(run, model)]
     notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
@@ -102,8 +102,8 @@ def build(run: PreferRun):
     objective = Preference(run.loss_type, BETAS[run.loss_type] if run.beta is None else run.beta, run.simpo_gamma)
     samples = {}  # of held-out splits: what the model answers itself before the first step
     if "validation" in rows:
-        some = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
-        rows["seen"] = Subset(rows["train"], some)
+        numbers = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
+        rows["seen"] = Subset(rows["train"], numbers)
 
     def measure(model, batches, reduce, split):
         metrics = preference_metrics(model, batches, objective, reduce)
@@ -120,13 +120,14 @@ def build(run: PreferRun):
         measure=measure,
         tokens_per_row=records["train"]["asked"] / len(rows["train"]),
         manifest=manifest,
-        next_steps=("python training/generate.py {folder}/model --chat",),
+        description=describe_data(run, manifest, objective.beta),
+        next_steps=("generate {folder}/model --chat",),
         group_by_length=True,
         notices=notices,
-        draw=plot_classification,
-        sequences=1 if run.loss_type == "kto" else 2,
+        sequences_per_row=1 if run.loss_type == "kto" else 2,
     )
-    return task._replace(ready=partial(give_references, run, task, samples))
+    hooks = Hooks(plot=plot_classification, before_training=partial(give_references, run, task, samples))
+    return task._replace(hooks=hooks)
 
 
 def give_references(run: PreferRun, task, samples, accelerator, folder, save) -> None:
@@ -151,72 +152,60 @@ def give_references(run: PreferRun, task, samples, accelerator, folder, save) ->
     splits = {name: part for name, part in task.rows.items() if name != "seen"}
     hashes = {name: facts["sha256"] for name, facts in task.manifest["splits"].items()}
     key = reference_key(model, hashes | {"needs_reference": str(task.objective.needs_reference)})
-    known = read_references(folder / NAME, key)
-    if known is None:
-        accelerator.print("Asking the model for its reference before the first step ...")
-        known = {}
+    references = read_references(folder / NAME, key)
+    if references is None:
+        accelerator.print("Computing the reference model's log-probabilities (once, before training) ...")
+        references = {}
         for name, part in splits.items():
             if task.objective.needs_reference:
-                known[name] = reference_logps(accelerator, model, part, task.collate, run.batch_size)
+                references[name] = reference_logps(accelerator, model, part, task.collate, run.batch_size)
             prompts = part.prompts(SAMPLED, SAMPLED_TOKENS) if name != "train" else []
             if prompts:
                 with accelerator.autocast(), uncompiled(model.to(accelerator.device)):
                     answers = sample_answers(model, prompts, task.tokenizer.eos_token_id, SAMPLED_TOKENS, run.seed)
-                known |= {f"{name}.{field}": tensor.cpu().numpy() for field, tensor in answers.items()}
-        save(NAME, lambda: write_references(folder / NAME, known, key) if accelerator.is_main_process else None)
+                references |= {f"{name}.{field}": tensor.cpu().numpy() for field, tensor in answers.items()}
+        save(NAME, lambda: write_references(folder / NAME, references, key) if accelerator.is_main_process else None)
     for name, part in splits.items():
-        part.reference_logps = known.get(name)
-        fields = {key.partition(".")[2]: value for key, value in known.items() if key.startswith(f"{name}.")}
+        part.reference_logps = references.get(name)
+        fields = {key.partition(".")[2]: value for key, value in references.items() if key.startswith(f"{name}.")}
         if fields:
             samples[name] = to_device({k: torch.from_numpy(v) for k, v in fields.items()}, accelerator.device)
 
 
-def describe(run: PreferRun, task, settings, steps: int, accelerator) -> str:
-    """What is about to happen, in a few lines."""
-    from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
-
-    config, manifest = task.model.config, task.manifest
-    lines = [
-        f"Model: {count_parameters(task.model)[1]:,} parameters ({config.num_hidden_layers} layers, "
-        f"{config.hidden_size} wide), {accelerator.device.type}, {accelerator.num_processes} process(es), precision "
-        f"{'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
-    ]
-    if run.tune != "full":
-        lines.append(trainable_line(task.model))
+def describe_data(run: PreferRun, manifest: dict, beta: float) -> list[str]:
+    """Describe the loss, the splits, and the rows that were left out."""
+    lines = [f"Loss: {run.loss_type} with beta {beta:g}. No prompt is in two splits."]
     for name, facts in manifest["splits"].items():
         kind = f"answers, {facts['desirable']:,} of them desirable" if "desirable" in facts else "pairs"
         lines.append(
-            f"{name:>10}: {facts['rows']:,} {kind}, {facts['asked']:,} tokens asked, {facts['cut']:,} cut at "
+            f"{name:>10}: {facts['rows']:,} {kind}, {facts['asked']:,} target tokens, {facts['cut']:,} cut at "
             f"{manifest['max_length']} tokens"
         )
-    empty, equal, dropped = (
-        manifest["left_out"].get(why, 0) + sum(facts.get(why, 0) for facts in manifest["splits"].values())
-        for why in ("empty", "equal", "dropped")
-    )
-    if empty + equal + dropped:
-        lines.append(
-            f"Left out: {empty:,} rows with an empty answer, {equal:,} whose chosen answer equals the rejected one, "
-            f"{dropped:,} whose prompt leaves no room for an answer."
-        )
-    batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
-    objective = task.objective
-    lines.append(
-        f"Training: {steps:,} steps of {batch} rows, {run.loss_type} with beta {objective.beta:g}, seed "
-        f"{run.seed}. No prompt is in two splits."
-    )
-    return "\n".join(lines)
+    reasons = {
+        "empty": "with an empty answer",
+        "equal": "whose chosen answer equals the rejected one",
+        "dropped": "whose prompt leaves no room for an answer",
+    }
+    counts = {
+        text: manifest["left_out"].get(reason, 0) + sum(facts.get(reason, 0) for facts in manifest["splits"].values())
+        for reason, text in reasons.items()
+    }
+    if any(counts.values()):
+        parts = ", ".join(f"{count:,} rows {text}" for text, count in counts.items() if count)
+        lines.append(f"Left out: {parts}.")
+    return lines
 
 
 def unused_fields(run: PreferRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
-    found = {
+    unread = {
         "text_column": "rows have prompt, chosen and rejected, or prompt, completion and label",
         "sample_prompt": "no sample is written",
         **unused_options(run),
     }
     if run.loss_type != "simpo":
-        found["simpo_gamma"] = "it needs --loss-type simpo"
-    return found
+        unread["simpo_gamma"] = "it needs --loss-type simpo"
+    return unread
 
 
 def check_preferences(run: PreferRun) -> None:
@@ -225,30 +214,21 @@ def check_preferences(run: PreferRun) -> None:
         raise ValueError("The reference is computed for all rows before the first step: leave --streaming out.")
     if run.model is None or run.preset is not None or run.tokenizer is not None:
         raise ValueError(
-            "What is preferred is learned by a model that answers already: give --model, which brings all."
+            "Preference tuning needs a model that answers already: give --model, which brings its size and tokenizer."
         )
     if run.beta == 0:
-        raise ValueError("beta is 0, which leaves nothing to learn; it is more than 0.")
+        raise ValueError("--beta must be above 0 (you gave 0).")
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line():
-        run = parse(PreferRun, argv, unused=unused_fields)
-        check_preferences(run)
-        check(run)
-        if run.plan:
-            from scratch_gpt_training.support.run.planning import print_plan
-
-            print_plan(run, sequences=1 if run.loss_type == "kto" else 2)
-            return
-    if run.learning_rates is not None:
-        from scratch_gpt_training.support.run.learning_rates import run_rates
-
-        return run_rates(run, build, describe)
-    with one_clear_line():
-        from scratch_gpt_training.support.run.seeds import run_seeds
-
-    run_seeds(run, build, describe)
+    run_recipe(
+        PreferRun,
+        argv,
+        build,
+        check_preferences,
+        unused_fields,
+        plan_shape=lambda run: {"sequences": 1 if run.loss_type == "kto" else 2},
+    )
 
 
 if __name__ == "__main__":

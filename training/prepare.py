@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse, parse_numbers
+from scratch_gpt_training.support.command_line import flag, one_clear_line, parse, parse_numbers
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import (
     VOCABULARY,
     Source,
@@ -40,7 +41,7 @@ from scratch_gpt_training.support.run.output_dir import check_writable
 
 @dataclass(frozen=True)
 class PrepareRun(Source):
-    """What to prepare, and how."""
+    """Preparation."""
 
     output_dir: str = option("data/prepared", "Folder to write; one that holds anything else is refused.")
     overwrite: bool = option(False, "Replace what another preparation has left in output_dir.")
@@ -116,9 +117,9 @@ def check(run: PrepareRun) -> None:
     check_fields(run)
     for name in ("duplicate_threshold", "contamination_share"):
         if not 0 <= getattr(run, name) <= 1:
-            raise ValueError(f"{name} is {getattr(run, name)}; it lies between 0 and 1.")
+            raise ValueError(f"{flag(name)} must be between 0 and 1 (you gave {getattr(run, name)}).")
     if not 0 < run.alpha <= 1:
-        raise ValueError(f"alpha is {run.alpha}; it has to be more than 0 and at most 1.")
+        raise ValueError(f"--alpha must be above 0 and at most 1 (you gave {run.alpha}).")
     check_rows(run)
     if run.poisoning and run.reference_model is None:
         raise ValueError("--poisoning looks at the gradients of a model: give one with --reference-model.")
@@ -140,19 +141,19 @@ def check(run: PrepareRun) -> None:
     if run.mixture is not None:
         weights = parse_numbers(run.mixture, "mixture")
         if len({weight is None for weight in weights.values()}) > 1:
-            raise ValueError(f"mixture {run.mixture}: give every corpus a weight, or none (then --alpha decides).")
+            raise ValueError(f"--mixture {run.mixture}: give every corpus a weight, or none (then --alpha decides).")
         if run.mixture_epochs is not None and None not in weights.values():
-            raise ValueError("mixture gives weights and mixture_epochs how often each corpus comes: give one of them.")
+            raise ValueError("--mixture gives weights and --mixture-epochs repetitions: give one of them.")
     if run.mixture_epochs is not None:
         epochs = parse_numbers(run.mixture_epochs, "mixture_epochs")
         if run.mixture is None or set(epochs) != set(parse_numbers(run.mixture, "mixture")) or None in epochs.values():
-            raise ValueError("mixture_epochs gives every corpus of --mixture its number: name=2,name=1.")
+            raise ValueError("--mixture-epochs needs a number for every corpus of --mixture: name=2,name=1.")
 
 
 def unused_fields(run: PrepareRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
     weights = {} if run.mixture is None else parse_numbers(run.mixture, "mixture")
-    found = unused_source(*([run.dataset] if run.mixture is None else (find_corpus(run, name) for name in weights)))
+    unread = unused_source(*([run.dataset] if run.mixture is None else (find_corpus(run, name) for name in weights)))
     exam = unused_source(run.contamination).get("dataset_split")
     groups = (  # of several reasons the last is given
         (("alpha",), None in weights.values(), "--mixture gives the weights"),
@@ -166,9 +167,9 @@ def unused_fields(run: PrepareRun) -> dict[str, str]:
         (("vocab_size",), run.tokenizer in (None, "train"), f"the tokenizer of {run.tokenizer} is used"),
         (OF_TOKENS, run.task == "pretrain", "--task text writes text"),
     )
-    for names, is_read, why in groups:
-        found |= {} if is_read else dict.fromkeys(names, why)
-    return found
+    for names, is_read, reason in groups:
+        unread |= {} if is_read else dict.fromkeys(names, reason)
+    return unread
 
 
 def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
@@ -178,8 +179,8 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
         size = manifest["tokenizer"]["vocab_size"]
         lines.append(f"Vocabulary: {size:,} tokens instead of {run.vocab_size:,}: the text yields no more.")
     for name, counts in manifest["filters"].items():
-        more = "".join(f", {counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts)
-        lines.append(f"{name:>18}: {counts['in']:,} rows in, {counts['removed']:,} removed{more}")
+        details = "".join(f", {counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts)
+        lines.append(f"{name:>18}: {counts['in']:,} rows in, {counts['removed']:,} removed{details}")
     for name, facts in manifest["splits"].items():
         tokens = f", {facts['tokens']:,} tokens in {facts['rows']:,} rows" if "tokens" in facts else ""
         shares = [f"{facts['padding_share']:.1%} filling"] if "padding_share" in facts else []
@@ -201,8 +202,8 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
         lines.append(f"{name:>18}: {share:.1%} of the training mixture, given {mixture['epochs'][name]:.2f} times")
     report = f"; {run.output_dir}/report.html is a page to look at" if run.report else ""
     lines.append(f"Written: {run.output_dir}, manifest.json says what is in it{report}. Next:")
-    which = "python training/pretrain.py" if run.task == "pretrain" else "any recipe that takes such rows, with"
-    lines.append(f"  {which} --dataset {run.output_dir}")
+    recipe = command("pretrain") if run.task == "pretrain" else "any recipe that takes such rows, with"
+    lines.append(f"  {recipe} --dataset {run.output_dir}")
     return "\n".join(lines)
 
 
@@ -230,8 +231,8 @@ def main(argv: list[str] | None = None) -> None:
         plan = make_plan(run, sources)
         check_writable(Path(run.output_dir))
         with hold(run.output_dir):
-            work, done = settle_folder(run, plan, sources)
-            if done:
+            work, is_done = settle_folder(run, plan, sources)
+            if is_done:
                 print(f"{run.output_dir} is prepared already, from these sources with these settings.")
                 return
             with watch(60 * run.hang_timeout, work / "stacks.txt", lambda: goes_on):

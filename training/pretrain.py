@@ -9,17 +9,25 @@
 
     accelerate launch training/pretrain.py [--config FILE.yaml] [--field value ...]
 
-The data are text, or a folder that training/prepare.py has written. Without arguments: the documentation of the Python
-that runs this, a tokenizer trained on it and a model of a few million parameters. Writes output_dir/model (weights,
-config, code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/.
+The data are text, or a folder of the recipe `prepare`. Without arguments: the documentation of the Python that runs
+this, a tokenizer trained on it and a model of a few million parameters. Writes output_dir/model (weights, config,
+code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse
-from scratch_gpt_training.support.options import Run, check, check_rows, missed_shares, option, unused_options
+from scratch_gpt_training.support.options import (
+    Run,
+    check_rows,
+    dataset_location,
+    missed_shares,
+    option,
+    unused_options,
+)
+from scratch_gpt_training.support.run.recipe import run_recipe
 
 
 # Fields that decide how text is made into rows, as prepare.py has done it with prepared data.
@@ -29,7 +37,7 @@ PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vo
 
 @dataclass(frozen=True)
 class PretrainRun(Run):
-    """The shared fields and this recipe's own."""
+    """Pretraining."""
 
     output_dir: str = option("runs/pretrain", "Folder to write; one that holds a run is refused without --overwrite.")
     stride: int | None = option(None, "From one window's start to the next; by default max_length: nothing repeats.")
@@ -54,14 +62,15 @@ def build(run: PretrainRun):
     from scratch_gpt.train.objectives import causal_lm
     from scratch_gpt_training.support.run.models import small_preset, small_vocabulary
     from scratch_gpt_training.support.run.setup import apply_tune
-    from scratch_gpt_training.support.run.task import Task
+    from scratch_gpt_training.support.run.task import Hooks, Task
 
-    given = read_manifest(run.dataset) if is_prepared(run.dataset) else None
-    prepared = given is not None and given["task"] == "pretrain"
-    made = use_prepared(run, given) if prepared else make_rows(run)
-    tokenizer, model, rows, manifest, notices = made
+    prepared = read_manifest(run.dataset) if is_prepared(run.dataset) else None
+    if prepared is not None and prepared["task"] != "pretrain":
+        prepared = None
+    parts = make_rows(run) if prepared is None else use_prepared(run, prepared)
+    tokenizer, model, rows, manifest, notices = parts
     check_vocabulary(tokenizer, model.config.vocab_size)
-    notices += [] if prepared else small_vocabulary(run, tokenizer)
+    notices += small_vocabulary(run, tokenizer) if prepared is None else []
     notices += [*small_preset(run, model.config), *apply_tune(run, model)]
     if run.manifest is not None:
         verify_same(read_manifest(run.manifest), manifest, run.manifest)
@@ -70,11 +79,15 @@ def build(run: PretrainRun):
     length = None if manifest["pad"] else max_length
     masks = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     mask = next(id for id in masks if id is not None)
-    alter = partial(mask_inputs, mask_token_id=mask, most=run.mask_inputs, seed=run.seed)
+    augment = partial(mask_inputs, mask_token_id=mask, most=run.mask_inputs, seed=run.seed)
 
     def measure(model, batches, reduce, split):
         loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
         return language_metrics(loss, splits[split]["tokens"] / splits[split]["bytes"]), {}
+
+    def sample_text(model) -> str:
+        text: Any = generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
+        return run.sample_prompt + text
 
     return Task(
         model=model,
@@ -83,23 +96,21 @@ def build(run: PretrainRun):
         collate=partial(collate_rows, pad_token_id=tokenizer.eos_token_id, length=length, max_length=max_length),
         objective=causal_lm,
         measure=measure,
-        sample=lambda model: (
-            run.sample_prompt
-            + generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
-        ),
         tokens_per_row=manifest["max_length"] if run.streaming else rows["train"].asked_per_row,
         manifest=manifest,
+        description=describe_data(run, manifest),
         next_steps=(
-            'python training/generate.py --model {folder}/model --prompt "The"',
-            "python training/pretrain.py --dataset YOUR.txt --output-dir runs/mine",
+            'generate --model {folder}/model --prompt "The"',
+            "pretrain --dataset YOUR.txt --output-dir runs/mine",
+            "publish {folder} --repo USER/NAME --dry-run",
         ),
         group_by_length=manifest["pad"],
-        alter=alter if run.mask_inputs else None,
         notices=notices,
+        hooks=Hooks(sample_text=sample_text, augment=augment if run.mask_inputs else None),
     )
 
 
-def make_rows(run: PretrainRun):
+def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any], list[str]]:
     """Documents -> splits -> tokenizer -> rows: (tokenizer, model, rows, manifest, notices)."""
     from functools import partial
 
@@ -115,7 +126,7 @@ def make_rows(run: PretrainRun):
     from scratch_gpt.tokenization.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint
     from scratch_gpt_training.support.run.models import build_model, open_tokenizer
 
-    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+    where = dataset_location(run)
     fractions = (run.validation_fraction, run.test_fraction)
     if run.streaming:
         stream = open_stream(*where, run.text_column, *fractions)
@@ -125,9 +136,9 @@ def make_rows(run: PretrainRun):
         splits, source, notices = open_splits(*where, run.text_column, *fractions, run.seed, by_number)
 
     def texts():
-        quiet, whole = os.environ.get("RANK", "0") != "0", splits["train"]
-        found = (text for batch in whole.iter(100) for text in batch["text"])
-        yield from tqdm(found, "Training a tokenizer", len(whole), delay=1, disable=quiet)
+        quiet, part = os.environ.get("RANK", "0") != "0", splits["train"]
+        training_texts = (text for batch in part.iter(100) for text in batch["text"])
+        yield from tqdm(training_texts, "Training a tokenizer", len(part), delay=1, disable=quiet)
 
     tokenizer = open_tokenizer(run, texts())
     eos = end_of_text_id(tokenizer)
@@ -158,11 +169,11 @@ def make_rows(run: PretrainRun):
             stride = run.stride if name == "train" else None
             rows[name] = Windows(ids, max_length, stride, run.overlap, run.drop_tail)
         records[name] = {**facts, "rows": len(rows[name]), "sha256": stream_of.sha256}
-    how = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
+    settings = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
     if not (run.streaming or by_number):
-        how["split_by"] = "share of the text"
-    known = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    manifest = make_manifest("pretrain", [source], records, tokenizer=known, **how)
+        settings["split_by"] = "share of the text"
+    tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+    manifest = make_manifest("pretrain", [source], records, tokenizer=tokenizer_facts, **settings)
     return tokenizer, model, rows, manifest, notices
 
 
@@ -181,7 +192,9 @@ def matches_older(run: PretrainRun) -> bool:
     return any("split_by" not in manifest for manifest in manifests)
 
 
-def use_prepared(run: PretrainRun, manifest: dict):
+def use_prepared(
+    run: PretrainRun, manifest: dict[str, Any]
+) -> tuple[Any, Any, dict[str, Any], dict[str, Any], list[str]]:
     """A prepared folder -> as `make_rows`; ValueError where the run asks for something else."""
 
     from scratch_gpt.data.manifest import verify_files
@@ -193,17 +206,17 @@ def use_prepared(run: PretrainRun, manifest: dict):
     folder = local_path(run.dataset)
     verify_files(folder, manifest)
     for name in ("max_length", "stride", "pack", "pad"):
-        asked = getattr(run, name)
-        if asked not in (None, False) and asked != manifest[name]:
+        value = getattr(run, name)
+        if value not in (None, False) and value != manifest[name]:
             raise ValueError(
-                f"{run.dataset} was prepared with {name} {manifest[name]}, and {asked} is asked. Leave "
+                f"{run.dataset} was prepared with {name} {manifest[name]}, and {value} is asked. Leave "
                 f"--{name.replace('_', '-')} out, or prepare the data again."
             )
     name = run.tokenizer or run.model
     tokenizer = load_tokenizer(folder / "tokenizer")
     if name is not None:
-        other = load_tokenizer(name, run.model_revision if name == run.model else None)
-        if fingerprint(other) != manifest["tokenizer"]["fingerprint"]:
+        other_tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
+        if fingerprint(other_tokenizer) != manifest["tokenizer"]["fingerprint"]:
             raise ValueError(
                 f"{run.dataset} was prepared with another tokenizer than that of {name}. Prepare it with --tokenizer "
                 f"{name}."
@@ -215,56 +228,42 @@ def use_prepared(run: PretrainRun, manifest: dict):
     return tokenizer, model, rows, {**manifest, "verified": verified}, []
 
 
-def describe(run: PretrainRun, task, settings, steps: int, accelerator) -> str:
-    """What is about to happen, in a few lines."""
+def describe_data(run: PretrainRun, manifest: dict) -> list[str]:
+    """Describe the splits, and how windows overlap."""
     from scratch_gpt.data.manifest import is_prepared
-    from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
 
-    parameters = count_parameters(task.model)[1]
-    config = task.model.config
-    lines = [
-        f"Model: {parameters:,} parameters ({config.num_hidden_layers} layers, {config.hidden_size} wide, vocabulary "
-        f"{config.vocab_size:,}), {accelerator.device.type}, {accelerator.num_processes} process(es), "
-        f"precision {'fp32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}"
-    ]
-    if run.tune != "full":
-        lines.append(trainable_line(task.model))
-    T = task.manifest["max_length"]
-    sizes = {name: facts["bytes"] for name, facts in task.manifest["splits"].items() if "bytes" in facts}
-    for name, facts in task.manifest["splits"].items():
+    lines, T = [], manifest["max_length"]
+    sizes = {name: facts["bytes"] for name, facts in manifest["splits"].items() if "bytes" in facts}
+    for name, facts in manifest["splits"].items():
         if "streamed" in facts:
             lines.append(f"{name:>10}: streamed, {facts['shards']} file(s) in {run.stream_lanes} lanes, rows of {T}")
             continue
-        filled = f", {facts['padding_share']:.1%} filling" if "padding_share" in facts else ""
+        padding = f", {facts['padding_share']:.1%} padding" if "padding_share" in facts else ""
         share = "" if run.streaming else f" ({100 * sizes[name] / sum(sizes.values()):.1f} % of the text)"
         lines.append(
             f"{name:>10}: {facts['documents']:,} documents, {facts['bytes']:,} bytes{share}, "
-            f"{facts['tokens']:,} tokens, {facts['rows']:,} rows of {T}{filled}"
+            f"{facts['tokens']:,} tokens, {facts['rows']:,} rows of {T}{padding}"
         )
     if not (run.streaming or is_prepared(run.dataset)):
         lines += missed_shares(run, sizes, "text")
-    batch = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
-    lines.append(
-        f"Training: {steps:,} steps of {batch} rows, {steps * batch * task.tokens_per_row:,.0f} tokens at most"
-    )
     if run.stride is not None and run.stride > T:
-        lines.append(f"stride {run.stride} > max_length {T}: {run.stride - T} tokens between windows are never asked.")
+        lines.append(f"stride {run.stride} > max_length {T}: {run.stride - T} tokens between windows are not learned.")
     if run.stride is not None and run.stride < T:
-        again = "asked again, which invites memorisation" if run.overlap == "ask" else "context only"
-        lines.append(f"stride {run.stride} < max_length {T}: {T - run.stride} tokens of each window are {again}.")
-    return "\n".join(lines)
+        purpose = "learned again, which invites memorization" if run.overlap == "ask" else "context only"
+        lines.append(f"stride {run.stride} < max_length {T}: {T - run.stride} tokens of each window are {purpose}.")
+    return lines
 
 
 def unused_fields(run: PretrainRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
     from scratch_gpt.data.manifest import is_prepared, read_manifest
 
-    found = unused_options(run)
+    unread = unused_options(run)
     if run.stride is None:
-        found["overlap"] = "it needs a --stride smaller than --max-length"
+        unread["overlap"] = "it needs a --stride smaller than --max-length"
     if is_prepared(run.dataset) and read_manifest(run.dataset)["task"] == "pretrain":
-        found |= dict.fromkeys(PREPARED, f"{run.dataset} is prepared, with a tokenizer and splits of its own")
-    return found
+        unread |= dict.fromkeys(PREPARED, f"{run.dataset} is prepared, with a tokenizer and splits of its own")
+    return unread
 
 
 def check_data(run: PretrainRun) -> None:
@@ -273,30 +272,12 @@ def check_data(run: PretrainRun) -> None:
         raise ValueError("A stream is cut into windows end to end: leave --stride, --drop-tail, --pack and --pad out.")
     check_rows(run)
     if run.mask_inputs > 3:
-        raise ValueError(f"mask_inputs is {run.mask_inputs}; it is at most 3, and 0 for none.")
+        raise ValueError(f"--mask-inputs must be at most 3, or 0 for none (you gave {run.mask_inputs}).")
 
 
-def main(argv: list[str] | None = None) -> None:
-    with one_clear_line():
-        run = parse(PretrainRun, argv, unused=unused_fields)
-        check(run)
-        check_data(run)
-        if run.plan:
-            from scratch_gpt_training.support.run.planning import print_plan
-
-            print_plan(run)
-            return
-    if run.learning_rates is not None:
-        from scratch_gpt_training.support.run.learning_rates import run_rates
-
-        return run_rates(run, build, describe)
-    with one_clear_line():
-        from scratch_gpt_training.support.run.runner import finish, run_task
-        from scratch_gpt_training.support.run.setup import prepare
-
-        start = prepare(run)
-    accelerator = run_task(run, start, build, describe)
-    finish(run, accelerator)
+def main(argv: list[str] | None = None, build: Callable[..., Any] = build) -> None:
+    """Run the recipe; `build` makes its task, and can be another function than the one above."""
+    run_recipe(PretrainRun, argv, build, check_data, unused_fields)
 
 
 if __name__ == "__main__":

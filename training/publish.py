@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import option
 
 
 @dataclass(frozen=True)
 class PublishRun:
-    """What to publish, and where."""
+    """Publication."""
 
     run: str = option("", "The folder of a finished run; may be given as the first word.")
     repo: str = option("", "user/name on the Hub; it is made where it is not there.")
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
             write_export(run)
             return
         if not run.run or not run.repo:
-            raise ValueError("Give a run and where it goes: python training/publish.py RUN --repo user/name")
+            raise ValueError(f"Give a run and where it goes: {command('publish RUN --repo user/name')}")
 
         from scratch_gpt.hub.publish import check_repo_name, publish, publish_checkpoints
         from scratch_gpt.hub.staging import checkpoint_steps
@@ -123,9 +124,9 @@ def main(argv: list[str] | None = None) -> None:
         if run.dry_run:
             show(run, steps)
             return
-        how = {"layout": run.layout, "private": run.private, **terms(run)}
-        show_push(publish(run.run, run.repo, revision=run.revision, **how))
-        for push in publish_checkpoints(run.run, run.repo, **how) if run.checkpoints else ():
+        options = {"layout": run.layout, "private": run.private, **terms(run)}
+        show_push(publish(run.run, run.repo, revision=run.revision, **options))
+        for push in publish_checkpoints(run.run, run.repo, **options) if run.checkpoints else ():
             show_push(push)
 
 

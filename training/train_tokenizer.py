@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse
-from scratch_gpt_training.support.options import Source, check_range, option, unused_source
+from scratch_gpt_training.support.command_line import flag, one_clear_line, parse
+from scratch_gpt_training.support.commands import command
+from scratch_gpt_training.support.options import Source, check_range, dataset_location, option, unused_source
 from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled, relative
 
 
@@ -31,7 +32,7 @@ HELD_OUT_MEGABYTES = 8  # more of the held-out text would only take longer to me
 
 @dataclass(frozen=True)
 class TokenizerRun(Source):
-    """What to train on, and which tokenizer."""
+    """Tokenizer training."""
 
     output_dir: str = option("runs/tokenizer", "Folder to write; one that holds files is refused without --overwrite.")
     overwrite: bool = option(False, "Replace the tokenizer that output_dir holds.")
@@ -72,13 +73,13 @@ def unused_fields(run: TokenizerRun) -> dict[str, str]:
 
 def check(run: TokenizerRun) -> None:
     """Raise a ValueError for the first field whose value cannot be meant; `plan_tokenizer` sees to the others."""
-    for name, (least, most) in LIMITS.items():
-        check_range(name, getattr(run, name), least, most)
+    for name, (smallest, largest) in LIMITS.items():
+        check_range(name, getattr(run, name), smallest, largest)
     if not 0 < run.held_out_fraction < 1:
-        raise ValueError(f"held_out_fraction is {run.held_out_fraction}; it lies between 0 and 1.")
+        raise ValueError(f"--held-out-fraction must be between 0 and 1 (you gave {run.held_out_fraction}).")
     for name in ("output_dir", "dataset"):
         if not getattr(run, name):
-            raise ValueError(f"{name} is empty.")
+            raise ValueError(f"{flag(name)} is empty.")
 
 
 def choose_folder(run: TokenizerRun) -> Path:
@@ -86,9 +87,11 @@ def choose_folder(run: TokenizerRun) -> Path:
     folder = Path(run.output_dir).resolve()
     if is_filled(folder):
         if not FILES <= {path.name for path in folder.iterdir()} or not is_report(folder / "report.json"):
-            raise ValueError(f"output_dir {run.output_dir} holds files, and not those of this recipe. Give another.")
+            raise ValueError(
+                f"--output-dir {run.output_dir} exists but was not written by this recipe. Choose another."
+            )
         if not run.overwrite:
-            raise ValueError(f"output_dir {run.output_dir} holds a tokenizer already. --overwrite true replaces it.")
+            raise ValueError(f"--output-dir {run.output_dir} holds a tokenizer already. --overwrite true replaces it.")
         check_read_paths(run)
     return folder
 
@@ -111,7 +114,7 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
     from scratch_gpt.data.sources.streaming import open_stream
     from scratch_gpt.utils.foreign import shown
 
-    where = (run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision, run.text_column)
+    where = (*dataset_location(run), run.text_column)
     if run.streaming:
         stream = open_stream(*where, run.held_out_fraction)
         texts = (text for shard in range(stream.shards) for text in stream.read(shard, 0))
@@ -140,19 +143,20 @@ def load_peer(name: str):
 
 def describe(run: TokenizerRun, report: dict) -> str:
     """The report in a few lines, and what to do next."""
-    used, seen = report["bytes_used"], report["bytes_seen"]
+    bytes_used, bytes_seen = report["bytes_used"], report["bytes_seen"]
     is_small = report["vocab_size"] < run.vocab_size and run.kind != "char"  # characters are as many as the text has
     fewer = f" instead of {run.vocab_size:,} (the text yields no more)" if is_small else ""
     lines = [
         f"Tokenizer: {run.kind}, {report['vocab_size']:,} tokens{fewer}, fingerprint {report['fingerprint'][:12]}",
-        f"  trained on: {used:,} bytes" + (f", a sample of {seen:,}" if used < seen else ", all there are"),
+        f"  trained on: {bytes_used:,} bytes"
+        + (f", a sample of {bytes_seen:,}" if bytes_used < bytes_seen else ", all there are"),
         f"  held out:   {report['bytes']:,} bytes, {report['bytes_per_token']:.2f} bytes per token"
         + "".join(f", {name} {value:.2f}" for name, value in report["peers"].items()),
         f"  not restored by decoding: {report['round_trip_failures']:,} of {report['texts']:,} texts; unknown: "
         f"{report['unknown']:,} of {report['tokens']:,} tokens",
         f"  never seen in training: {report['unused']['count']:,} tokens; fewer than {report['rare']} times: "
         f"{report['under_trained']['count']:,} (report.json names them)",
-        f"Next: python training/pretrain.py --tokenizer {run.output_dir}",
+        f"Next: {command(f'pretrain --tokenizer {run.output_dir}')}",
     ]
     return "\n".join(lines)
 
@@ -166,18 +170,18 @@ def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
     from scratch_gpt.tokenization.training import plan_tokenizer, sample_texts, train_tokenizer
     from scratch_gpt.utils.files import DRAFT, remove
 
-    asked = {
+    settings = {
         "vocab_size": run.vocab_size,
         "special_tokens": [token.strip() for token in (run.special_tokens or "").split(",") if token.strip()],
         "min_frequency": run.min_frequency,
         "kind": run.kind,
         "chat_template": run.chat_template,
     }
-    plan_tokenizer(**asked)  # what can be wrong without reading a word
+    plan_tokenizer(**settings)  # what can be wrong without reading a word
     texts, held_out = open_texts(run)
     sample = sample_texts(texts, int(run.sample_megabytes * 1e6), run.seed)
     has_bars = sys.stderr.isatty()  # the library draws its bars for a terminal only, but empty lines for all
-    tokenizer = train_tokenizer(sample, **asked, model_max_length=run.model_max_length, show_progress=has_bars)
+    tokenizer = train_tokenizer(sample, **settings, model_max_length=run.model_max_length, show_progress=has_bars)
     held_out = sample_texts(held_out, HELD_OUT_MEGABYTES * 1_000_000, run.seed)
     report = tokenizer_report(tokenizer, held_out, load_peer(run.compare), sample, run.rare)
     report.update(

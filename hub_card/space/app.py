@@ -18,7 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
     import gradio as gr
 except ImportError:
-    print('error: gradio is not installed; it is an extra: pip install -e ".[space]"', file=sys.stderr)
+    print('error: gradio is not installed; it is an extra: pip install "scratch_gpt[space]"', file=sys.stderr)
     raise SystemExit(2) from None
 
 from scratch_gpt.analysis import inspection
@@ -151,7 +151,7 @@ class Page:
     def neighbours(self, id: int | None) -> str:
         if id is None:
             return say(EMPTY, kind="note")
-        cosines, ids = inspection.neighbours(self.model, id, BARS)
+        cosines, ids = inspection.neighbors(self.model, id, BARS)
         rows = zip(self.spelled(ids.tolist()), cosines.tolist(), strict=True)
         return bars_html([Bar(name, cosine, f"{cosine:.3f}") for name, cosine in rows])
 
@@ -336,7 +336,7 @@ def find_folder(words: list[str]) -> tuple[Path, str]:
         return folder, "/".join(folder.parts[-2:])
     name = os.environ.get("MODEL") or _named_in_readme()
     if words or not {"MODEL", "SPACE_ID"} & set(os.environ):
-        raise ValueError("Give one model folder: python hub_card/space/app.py DIR")
+        raise ValueError("Give one model folder, such as runs/pretrain/model.")
     from huggingface_hub import snapshot_download
 
     repo, _, revision = name.partition("@")

@@ -1,16 +1,16 @@
-"""A tuned model and the one it was tuned from -> how far tuning has moved it: on text, and answer by answer.
+"""Measure how far tuning has moved a model from its base: on text, and answer by answer.
 
 V vocabulary. The divergence is KL(tuned || base) = sum over tokens of p_tuned log(p_tuned / p_base), in nats: the
-penalty that tuning by preferences pays (Ziegler et al. 2019), 0 where both say the same.
+penalty in preference tuning (Ziegler et al. 2019), 0 if both predict the same.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..generation.generate import generate_answers
 from ..train.objectives import Batch
@@ -18,36 +18,41 @@ from .next_token import next_token_logits
 from .probe_prompts import Probe
 
 
-SAME = 1e-6  # nats: what rounding alone can make of 0
+SAME = 1e-6  # nats: differences up to this are rounding
 
 
 def kl_divergence(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) of both -> KL(tuned || base) at each place, (...) float32, in nats."""
-    ours, theirs = tuned.float().log_softmax(-1), base.float().log_softmax(-1)
-    return (ours.exp() * (ours - theirs)).sum(-1)
+    """Return KL(tuned || base) of the logits (..., V) of both at each position, (...) float32, in nats."""
+    tuned_logps, base_logps = tuned.float().log_softmax(-1), base.float().log_softmax(-1)
+    return (tuned_logps.exp() * (tuned_logps - base_logps)).sum(-1)
 
 
 @torch.no_grad()
 def text_drift(tuned: nn.Module, base: nn.Module, batches: Iterable[tuple[Batch, bool]]) -> dict[str, float]:
-    """Batches of (batch, counted) -> {"loss", "base_loss", "kl"}, means over all asked tokens.
+    """Return {"loss", "base_loss", "kl"} of (batch, counted) pairs, means over all target tokens.
 
     Raises:
-        ValueError: vocabularies of two sizes, or nothing is asked.
+        ValueError: the vocabularies differ in size, or there are no targets.
     """
     check_same_vocabulary(tuned, base)
     totals, count = torch.zeros(3, dtype=torch.float64), 0
     for batch, counted in batches:
         if not counted:
             continue
-        asked = batch["shift_labels"] != -100
+        is_target = batch["shift_labels"] != -100
         inputs = {name: value for name, value in batch.items() if name != "shift_labels"}
-        ours, theirs = (model(**inputs, use_cache=False).logits[asked].float() for model in (tuned, base))
-        labels = batch["shift_labels"][asked]
-        losses = [nn.functional.cross_entropy(logits, labels, reduction="sum") for logits in (ours, theirs)]
-        totals += torch.tensor([*map(float, losses), float(kl_divergence(ours, theirs).sum())], dtype=torch.float64)
+        tuned_logits, base_logits = (
+            model(**inputs, use_cache=False).logits[is_target].float() for model in (tuned, base)
+        )
+        labels = batch["shift_labels"][is_target]
+        losses = [
+            nn.functional.cross_entropy(logits, labels, reduction="sum") for logits in (tuned_logits, base_logits)
+        ]
+        kl = kl_divergence(tuned_logits, base_logits).sum()
+        totals += torch.tensor([*map(float, losses), float(kl)], dtype=torch.float64)
         count += len(labels)
     if not count:
-        raise ValueError("Nothing is asked in the text that drift is measured on. Give more of it.")
+        raise ValueError("The text that drift is measured on has no targets. Give more of it.")
     return dict(zip(("loss", "base_loss", "kl"), (totals / count).tolist(), strict=True))
 
 
@@ -61,28 +66,30 @@ def prompt_drift(
     *,
     max_new_tokens: int = 40,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Probes, and the ids of each as a prompt -> ({"kl", "changed"}, what has changed, the most first).
+    """Return {"kl", "changed"} of probes and their prompts' ids, and a row for each changed probe, largest kl first.
 
-    "kl" is the mean divergence of the next token; "changed" the share of the probes whose greedy answers differ. Each
-    row has the probe, its divergence and both answers; a probe that tuning left alone has none.
+    "kl" is the mean divergence of the next token; "changed" the share of the probes whose greedy answers differ. A row
+    has the probe, its divergence and both answers; a probe that tuning has not changed has no row.
     """
     check_same_vocabulary(tuned, base)
     kls = kl_divergence(*(next_token_logits(model, prompts) for model in (tuned, base))).tolist()
-    options = {"temperature": 0, "max_new_tokens": max_new_tokens}
-    answers, before = (generate_answers(model, tokenizer, [*prompts], **options) for model in (tuned, base))
-    changed = sum(one != other for one, other in zip(answers, before, strict=True))
+    answers, base_answers = (
+        generate_answers(model, tokenizer, [*prompts], temperature=0, max_new_tokens=max_new_tokens)
+        for model in (tuned, base)
+    )
+    changed = sum(answer != base_answer for answer, base_answer in zip(answers, base_answers, strict=True))
     rows = [
-        {**probe._asdict(), "kl": kl, "base": old, "tuned": new}
-        for probe, kl, old, new in zip(probes, kls, before, answers, strict=True)
-        if kl > SAME or old != new
+        {**probe._asdict(), "kl": kl, "base": base_answer, "tuned": answer}
+        for probe, kl, base_answer, answer in zip(probes, kls, base_answers, answers, strict=True)
+        if kl > SAME or base_answer != answer
     ]
     means = {"kl": math.fsum(kls) / len(kls), "changed": changed / len(kls)}
     return means, sorted(rows, key=lambda row: -row["kl"])
 
 
 def check_same_vocabulary(tuned: nn.Module, base: nn.Module) -> None:
-    """Raise a ValueError where the two models do not know the same number of tokens."""
-    sizes = tuned.config.vocab_size, base.config.vocab_size
+    """Raise a ValueError if the two models have different vocabulary sizes."""
+    sizes = [cast(PreTrainedConfig, model.config).vocab_size for model in (tuned, base)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"The model knows {sizes[0]} tokens and its base {sizes[1]}: their next tokens cannot be compared. Give "

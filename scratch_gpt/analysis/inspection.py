@@ -1,14 +1,14 @@
-"""A model and the ids of a text -> the numbers of a look inside: what it attends to, expects, and would say early.
+"""Inspect a model on one text: attention, next-token probabilities, the logit lens, nearest embeddings.
 
 T tokens, L layers, H heads, D width, V vocabulary, C classes. Drawn they are by inspection_page.py.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..conversion.load import load_model
 from ..evaluation.classification import probabilities_of
@@ -25,7 +25,7 @@ BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, by
 
 
 class Subject(NamedTuple):
-    """What is looked into."""
+    """A model to inspect."""
 
     model: ScratchGPTForCausalLM | ScratchGPTForSequenceClassification
     tokenizer: PreTrainedTokenizerBase
@@ -33,17 +33,17 @@ class Subject(NamedTuple):
 
 
 def open_subject(folder: str | Path) -> Subject:
-    """The model of a folder, in our layout or stock GPT-2's, in eval mode and with attention that can be looked at.
+    """Load the model of a folder, in our layout or stock GPT-2's, in eval mode and with attention weights.
 
     Raises:
-        ValueError: no folder with a whole model and its tokenizer, an adapter, or a regression.
+        ValueError: not a folder with a complete model and its tokenizer, an adapter, or a regression.
     """
     folder = Path(folder)
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} holds an adapter. Look into its run's model/, where it is merged into its base.")
     if not (folder / "config.json").exists():
         hint = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").exists() else ""
-        raise ValueError(f"{folder} is no model folder: it has no config.json.{hint}")
+        raise ValueError(f"{folder} is not a model folder: it has no config.json.{hint}")
     try:
         architectures = ScratchGPTConfig.get_config_dict(str(folder))[0].get("architectures") or [""]
     except (OSError, ValueError) as error:
@@ -55,13 +55,13 @@ def open_subject(folder: str | Path) -> Subject:
         raise ValueError(f"{folder} is a regression, with one output and no classes.")
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model.config.vocab_size)
-    model.set_attn_implementation("eager")  # others keep no weights
+    model.set_attn_implementation("eager")  # others return no weights
     kind = "classifier" if is_classifier else "chat" if tokenizer.chat_template else "base"
     return Subject(model.eval(), tokenizer, kind)
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
-    """A token as it can be shown: its text, or the bytes of a part of a character, as `<E2><82>`."""
+    """Return a token's text, or the bytes of a part of a character, as `<E2><82>`."""
     text, token = decode(tokenizer, [id]), tokenizer.convert_ids_to_tokens(id)
     if "\ufffd" in text and set(token) <= set(BYTES):
         return "".join(f"<{BYTES[letter]:02X}>" for letter in token)
@@ -71,67 +71,70 @@ def spell(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
 class Look(NamedTuple):
     """One pass over one text."""
 
-    hidden: torch.Tensor  # (L + 1, T, D): the embeddings, then what each layer hands on; of the last, after the norm
+    hidden: torch.Tensor  # (L + 1, T, D): the embeddings, then each layer's output; the last one's after the norm
     attention: torch.Tensor  # (L, H, T, T): a row is the token that looks, a column what it looks at
 
 
 @torch.no_grad()
-def look(model: nn.Module, ids: list[int]) -> Look:
-    """What a model in eval mode makes of the ids of one text, at least one and at most its context."""
-    asked = {"output_hidden_states": True, "output_attentions": True, "use_cache": False}
-    output = model.base_model(torch.tensor([ids], device=model.device), **asked)
+def look(model: PreTrainedModel, ids: list[int]) -> Look:
+    """Run a model in eval mode on the ids of one text, at least one and at most its context."""
+    output = model.base_model(
+        torch.tensor([ids], device=model.device), output_hidden_states=True, output_attentions=True, use_cache=False
+    )
     return Look(torch.cat(output.hidden_states), torch.cat(output.attentions))
 
 
 @torch.no_grad()
 def next_probabilities(
-    model: nn.Module,
+    model: PreTrainedModel,
     hidden: torch.Tensor,  # (L + 1, T, D)
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> torch.Tensor:
-    """Of which each token is drawn next, (V,): what `generate` draws from. At temperature 0 all lies on one token."""
-    logits = model.lm_head(hidden[-1, -1:])  # (1, V)
+    """Return the probabilities (V,) that `generate` draws the next token from; one-hot at temperature 0."""
+    logits = cast(Any, model).lm_head(hidden[-1, -1:])  # (1, V)
     if temperature == 0:
         return nn.functional.one_hot(logits[0].argmax(), logits.shape[-1]).float()
     return filter_logits(logits, temperature, top_k, top_p)[0].softmax(-1)
 
 
 @torch.no_grad()
-def class_probabilities(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """Of each class, (C,), read at the last token; with several labels each stands for itself."""
+def class_probabilities(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Return the probability of each class, (C,), read at the last token; with several labels, independent ones."""
     return probabilities_of(_head(model)(hidden[-1, -1:]), _has_many(model))[0]
 
 
 @torch.no_grad()
-def logit_lens(model: nn.Module, hidden: torch.Tensor, most: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the model would say if it ended after 0, 1, ... L layers: probabilities and numbers, (L + 1, T, most) each.
+def logit_lens(model: PreTrainedModel, hidden: torch.Tensor, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the likeliest outputs after 0, 1, ... L layers: probabilities and indices, (L + 1, T, count) each.
 
-    The final norm and the head, read early (nostalgebraist 2020, "interpreting GPT: the logit lens"). They are tokens
-    of the vocabulary, or of a classifier its classes; the likeliest first.
+    The final norm and the head applied to earlier layers (nostalgebraist 2020, "interpreting GPT: the logit lens").
+    Indices are tokens of the vocabulary, or a classifier's classes; the likeliest first.
     """
-    norm, last, found = model.base_model.norm, len(hidden) - 1, []
+    body: Any = model.base_model
+    last, top = len(hidden) - 1, []
     for n, states in enumerate(hidden):  # one layer at a time: (T, V) is large
-        logits = _head(model)(states if n == last else norm(states))
-        found.append(probabilities_of(logits, _has_many(model)).topk(min(most, logits.shape[-1])))
-    return torch.stack([each.values for each in found]), torch.stack([each.indices for each in found])
+        logits = _head(model)(states if n == last else body.norm(states))
+        top.append(probabilities_of(logits, _has_many(model)).topk(min(count, logits.shape[-1])))
+    return torch.stack([layer.values for layer in top]), torch.stack([layer.indices for layer in top])
 
 
 @torch.no_grad()
-def neighbours(model: nn.Module, id: int, most: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens whose embeddings point where one token's does: cosines and ids, (most,) each, the nearest first."""
-    table = nn.functional.normalize(model.get_input_embeddings().weight.float(), dim=-1)  # (V, D)
+def neighbors(model: PreTrainedModel, id: int, count: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens with the embeddings nearest to one token's: cosines and ids, (count,) each, nearest first."""
+    embeddings: Any = model.get_input_embeddings()
+    table = nn.functional.normalize(embeddings.weight.float(), dim=-1)  # (V, D)
     cosines = table @ table[id]
     cosines[id] = -torch.inf  # itself
-    return cosines.topk(min(most, len(table) - 1))
+    return cosines.topk(min(count, len(table) - 1))
 
 
-def _head(model: nn.Module) -> nn.Module:
+def _head(model: Any) -> nn.Module:
     return model.score if hasattr(model, "score") else model.lm_head
 
 
-def _has_many(model: nn.Module) -> bool:
+def _has_many(model: PreTrainedModel) -> bool:
     return model.config.problem_type == "multi_label_classification"
 
 
@@ -141,7 +144,7 @@ __all__ = [
     "class_probabilities",
     "logit_lens",
     "look",
-    "neighbours",
+    "neighbors",
     "next_probabilities",
     "open_subject",
     "spell",

@@ -1,6 +1,6 @@
-"""The numbers of a look inside -> pieces of HTML: chips, bars, maps. No script, no request, light or dark as the page.
+"""Draw an inspection as pieces of HTML: chips, bars, maps. Without scripts or requests, light or dark as the page.
 
-A page that shows them has STYLE, and the class `dark` above what is to be dark.
+A page that shows them includes STYLE, and sets the class `dark` on an outer element for the dark colors.
 """
 
 import io
@@ -55,30 +55,30 @@ STYLE = (
 SIDE = 24  # units of a cell of the map
 
 
-def visible(text: str, most: int = 24) -> str:
-    """A token where spaces matter, escaped: a dot for each, signs for ends of lines and tabs; cut where it is long."""
-    for sign, shown in ((" ", "\u00b7"), ("\n", "\u21b5"), ("\t", "\u21e5")):
-        text = text.replace(sign, shown)
-    return page_text(text if len(text) <= most else text[: most - 1] + "\u2026")
+def visible(text: str, max_length: int = 24) -> str:
+    """Return a token's text, escaped and shortened, with visible signs for spaces, line ends and tabs."""
+    for character, sign in ((" ", "\u00b7"), ("\n", "\u21b5"), ("\t", "\u21e5")):
+        text = text.replace(character, sign)
+    return page_text(text if len(text) <= max_length else text[: max_length - 1] + "\u2026")
 
 
 def title(text: str, level: int = 3) -> str:
-    """The name of the page (level 2) or of a part of it."""
+    """Return a heading for the page (level 2) or a part of it."""
     return _piece(f"<h{level}>{page_text(text)}</h{level}>")
 
 
 def say(*lines: str, kind: str = "") -> str:
-    """Sentences, a paragraph each; of `kind` note they stand out."""
+    """Return sentences, a paragraph each; those of `kind` "note" are highlighted."""
     return _piece("".join(f'<p class="{kind}">{page_text(line)}</p>' for line in lines if line))
 
 
-def tokens_html(tokens: Sequence[tuple[str, int]], kept: range) -> str:
-    """(text, id) of each token -> chips in turning colours; those outside of `kept` are crossed out."""
+def tokens_html(tokens: Sequence[tuple[str, int]], used: range) -> str:
+    """Return the (text, id) pairs of tokens as chips of alternating colors; those outside `used` are crossed out."""
     chips = []
     for n, (text, id) in enumerate(tokens):
-        kind = f"c{n % 5}" if n in kept else "cut"
-        shown = page_text(text).replace("\n", "\u21b5") or "\u00a0"
-        chips.append(f'<span class="{kind}">{shown}<small>{id}</small></span>' + "<br>" * text.count("\n"))
+        kind = f"c{n % 5}" if n in used else "cut"
+        label = page_text(text).replace("\n", "\u21b5") or "\u00a0"
+        chips.append(f'<span class="{kind}">{label}<small>{id}</small></span>' + "<br>" * text.count("\n"))
     return _piece(f'<div class="tokens">{"".join(chips)}</div>')
 
 
@@ -87,23 +87,23 @@ class Bar(NamedTuple):
 
     name: str  # escaped
     value: float
-    said: str  # the number, as it is written
-    before: float | None = None  # a mark, where it would have been
+    label: str  # the number as text
+    before: float | None = None  # an earlier value, drawn as a mark
 
 
 def bars_html(bars: Sequence[Bar]) -> str:
-    """Bars below each other, on a scale from 0 to 1."""
+    """Return a bar chart on a scale from 0 to 1."""
     rows = []
     for bar in bars:
         mark = "" if bar.before is None else f'<s style="left:{bar.before:.2%}"></s>'
         kind = "" if bar.value > 0 else ' class="no"'
         rows.append(f'<b{kind}>{bar.name}</b><i><u style="width:{max(0.0, bar.value):.2%}"></u>{mark}</i>')
-        rows.append(f"<span{kind}>{page_text(bar.said)}</span>")
+        rows.append(f"<span{kind}>{page_text(bar.label)}</span>")
     return _piece(f'<div class="bars">{"".join(rows)}</div>')
 
 
 def map_html(weights: torch.Tensor, tokens: Sequence[str]) -> str:
-    """Attention (T, T) of one head -> a map over the tokens (escaped); shaded by the root, so that little shows."""
+    """Return a map of one head's attention (T, T) over the tokens (escaped); shaded by the square root."""
     T, margin = len(tokens), 8 * min(16, max(map(len, tokens))) + 8
     size = margin + SIDE * T
     out = [f'<svg width="{size}" height="{size}" viewBox="0 0 {size} {size}" role="img">']
@@ -112,7 +112,7 @@ def map_html(weights: torch.Tensor, tokens: Sequence[str]) -> str:
         out.append(f'<text x="{margin - 5}" y="{middle + 4}" text-anchor="end">{token}</text>')
         out.append(f'<text transform="translate({middle + 4} {margin - 5}) rotate(-90)">{token}</text>')
     for i, row in enumerate(weights.tolist()):
-        for j, weight in enumerate(row[: i + 1]):  # nobody looks ahead
+        for j, weight in enumerate(row[: i + 1]):  # later tokens are hidden
             x, y, shade = margin + SIDE * j, margin + SIDE * i, f"{weight**0.5:.4f}"
             out.append(
                 f'<rect x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" fill="{TRAIN}" fill-opacity="{shade}">'
@@ -122,21 +122,21 @@ def map_html(weights: torch.Tensor, tokens: Sequence[str]) -> str:
 
 
 def heads_html(attention: torch.Tensor, layer: int, head: int) -> str:
-    """Attention (L, H, T, T) -> a small map of each head, a row for each layer; the chosen one is framed."""
+    """Return a small map of each head's attention (L, H, T, T), a row for each layer; the selected one is framed."""
     L, H = attention.shape[:2]
     cells = []
     for n in range(L):
         cells.append(f"<small>{n + 1}</small>")
         for m in range(H):
             kind = ' class="on"' if (n, m) == (layer, head) else ""
-            said = f"layer {n + 1}, head {m + 1}"
-            cells.append(f'<img{kind} src="{_picture(attention[n, m])}" alt="{said}" title="{said}">')
+            label = f"layer {n + 1}, head {m + 1}"
+            cells.append(f'<img{kind} src="{_picture(attention[n, m])}" alt="{label}" title="{label}">')
     columns = f"grid-template-columns: 1.2rem repeat({H}, minmax(0, 5rem))"
     return _piece(f'<div class="heads" style="{columns}">{"".join(cells)}</div>')
 
 
 def lens_html(probabilities: torch.Tensor, names: Sequence[Sequence[str]], tokens: Sequence[str]) -> str:
-    """What is likeliest after each layer (L + 1, T), by name (escaped) -> a table, a row for each layer."""
+    """Return a table of the likeliest outputs after each layer (L + 1, T), by name (escaped), a row for each layer."""
     head = "".join(f"<th>{token}</th>" for token in tokens)
     rows = []
     for n in reversed(range(len(names))):
@@ -153,7 +153,7 @@ def _piece(inner: str) -> str:
 
 
 def _picture(weights: torch.Tensor) -> str:
-    # (T, T) -> a data address of a PNG of T x T pixels, as clear as the root of the weight.
+    # Return a data URL of a PNG of T x T pixels, whose opacity is the square root of the weight.
     from PIL import Image
 
     red, green, blue = bytes.fromhex(TRAIN[1:])

@@ -31,7 +31,7 @@ class Exported(NamedTuple):
 
 
 def export(folder: str | Path, *, kind: str, say: Callable[[str], None] = print) -> Exported:
-    """Write `folder/exports/KIND/model.onnx` or `.gguf`, whole or not at all; an older one of the kind is replaced.
+    """Write `folder/exports/KIND/model.onnx` or `.gguf`, completely or not at all, replacing an older one.
 
     Args:
         folder: of a run (its `model` is taken), or a model folder in our layout or GPT-2's.
@@ -48,8 +48,8 @@ def export(folder: str | Path, *, kind: str, say: Callable[[str], None] = print)
     top = Path(folder)
     source = top / "model" if (top / "model" / "config.json").is_file() else top
     _check_source(source)
-    needed = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ("gguf",)
-    require_extra(kind.split("-")[0], needed)
+    packages = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ("gguf",)
+    require_extra(kind.split("-")[0], packages)
     with hold(top, say):
         return _export(top, source, kind)
 
@@ -83,7 +83,7 @@ def _check_source(source: Path) -> None:
             "(its model/ is the merged one)."
         )
     if not (source / "config.json").is_file():
-        raise ValueError(f"{source} is no run and no model folder: it has no config.json.")
+        raise ValueError(f"{source} is not a run or model folder: it has no config.json.")
     kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind not in ("scratch_gpt", "gpt2"):
         raise ValueError(f"{source} is a {kind}; only our own models and GPT-2 are exported.")

@@ -15,8 +15,7 @@ from ..modeling.modeling_scratch_gpt import ScratchGPTForCausalLM
 CONFIG_WORDS = {*ScratchGPTConfig().to_dict(), *ScratchGPTConfig.attribute_map, "drop_rate"}
 
 
-# --- In ----------------------------------------------------------------------------------------------------------
-# What nanoGPT and the book call our modules. Both use nn.Linear, so nothing is transposed.
+# The names of our modules in nanoGPT and in the book. Both use nn.Linear, so nothing is transposed.
 NANOGPT_NAMES = {
     r"transformer\.wte\.weight": r"transformer.embed_tokens.weight",
     r"transformer\.wpe\.weight": r"transformer.embed_positions.weight",
@@ -48,7 +47,7 @@ BOOK_NAMES = {
 
 
 def import_checkpoint(
-    file: str | Path, config: ScratchGPTConfig | Mapping[str, Any] | None = None, **changes
+    file: str | Path, config: PreTrainedConfig | Mapping[str, Any] | None = None, **changes: Any
 ) -> ScratchGPTForCausalLM:
     """Read nanoGPT's `ckpt.pt`, or a state dict of the book's GPTModel, as our model (in eval mode).
 
@@ -58,7 +57,7 @@ def import_checkpoint(
     Args:
         config: for the book's file its config dict, since the number of heads is in no tensor; nanoGPT's file brings
             its own. Everything else is read off the tensors.
-        changes: single fields, for instance `num_attention_heads=12`. What the tensors show wins over both.
+        changes: single fields, for instance `num_attention_heads=12`. The shapes of the tensors win over both.
 
     Raises:
         ValueError: another kind of file, tensors of other names or shapes, or an unknown number of heads.
@@ -66,16 +65,15 @@ def import_checkpoint(
     file = Path(file)
     weights, arguments = _open_checkpoint(file)
     is_book = any(name.startswith("trf_blocks.") for name in weights)
-    known = {} if is_book else _read_nanogpt_arguments(file, arguments)
-    given = config.to_diff_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
+    defaults = {} if is_book else _read_nanogpt_arguments(file, arguments)
+    overrides = config.to_diff_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     if unknown := sorted(set(changes) - CONFIG_WORDS):
         raise ValueError(f"There is no config field {', '.join(unknown)}.")
-    ours = _renamed(file, weights, BOOK_NAMES if is_book else NANOGPT_NAMES)
-    ours.setdefault("lm_head.weight", ours["transformer.embed_tokens.weight"])
-    told = {
-        ScratchGPTConfig.attribute_map.get(name, name): value for name, value in {**known, **given, **changes}.items()
-    }
-    fields = {**told, **_read_shapes(ours)}  # what the tensors show wins over what was told
+    tensors = _rename(file, weights, BOOK_NAMES if is_book else NANOGPT_NAMES)
+    tensors.setdefault("lm_head.weight", tensors["transformer.embed_tokens.weight"])
+    arguments = {**defaults, **overrides, **changes}
+    fields = {ScratchGPTConfig.attribute_map.get(name, name): value for name, value in arguments.items()}
+    fields |= _read_shapes(tensors)
     if "num_attention_heads" not in fields:
         raise ValueError(
             f"{file.name} does not say how many attention heads it has, and no tensor shows it. Give "
@@ -86,16 +84,16 @@ def import_checkpoint(
     )
     for name, tensor in model.state_dict().items():
         if name.endswith(".bias"):
-            ours.setdefault(name, torch.zeros_like(tensor))
+            tensors.setdefault(name, torch.zeros_like(tensor))
     try:
-        model.load_state_dict(ours)
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{file.name} does not hold a whole GPT: {' '.join(str(error).split())[:400]}") from error
     return model.eval()
 
 
 def _open_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    # -> the state dict without torch.compile's prefix, and nanoGPT's arguments of the model
+    # Return the state dict without torch.compile's prefix, and nanoGPT's arguments of the model.
     if not file.is_file():
         raise ValueError(f"There is no file {file}.")
     try:
@@ -120,47 +118,47 @@ def _open_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
 def _read_nanogpt_arguments(file: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     if unknown := set(arguments) - {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}:
         raise ValueError(f"{file.name} was made by another GPT than nanoGPT's: it has {', '.join(sorted(unknown))}.")
-    known = {"hidden_act": "gelu", "drop_rate": arguments.get("dropout", 0.0)}
-    return {**known, **{name: arguments[name] for name in ("n_head",) if name in arguments}}
+    fields = {"hidden_act": "gelu", "drop_rate": arguments.get("dropout", 0.0)}
+    return {**fields, **{name: arguments[name] for name in ("n_head",) if name in arguments}}
 
 
-def _renamed(file: Path, weights: dict[str, torch.Tensor], table: dict[str, str | None]) -> dict[str, torch.Tensor]:
-    ours: dict[str, torch.Tensor] = {}
+def _rename(file: Path, weights: dict[str, torch.Tensor], table: dict[str, str | None]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
-        matched = [(pattern, target) for pattern, target in table.items() if re.fullmatch(pattern, name)]
-        if not matched:
+        matches = [(pattern, target) for pattern, target in table.items() if re.fullmatch(pattern, name)]
+        if not matches:
             raise ValueError(
                 f"{file.name} has a tensor {name!r}, which neither nanoGPT's GPT nor the book's GPTModel has. For a "
                 "Hugging Face folder use from_pretrained."
             )
-        pattern, target = matched[0]
+        pattern, target = matches[0]
         if target is None:
             continue
         target = re.sub(pattern, target, name)
         if ".attn.qkv." in target:  # (3D, D): query, key, value below each other
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
-                ours[target.replace(".qkv.", f".{part}_proj.")] = rows
+                tensors[target.replace(".qkv.", f".{part}_proj.")] = rows
         else:
-            ours[target] = tensor
-    if "transformer.embed_tokens.weight" not in ours or "transformer.embed_positions.weight" not in ours:
+            tensors[target] = tensor
+    if "transformer.embed_tokens.weight" not in tensors or "transformer.embed_positions.weight" not in tensors:
         raise ValueError(
-            f"{file.name} holds no GPT of nanoGPT or of the book: it has no token and position embeddings."
+            f"{file.name} does not hold a GPT of nanoGPT or of the book: it has no token and position embeddings."
         )
-    return ours
+    return tensors
 
 
-def _read_shapes(ours: dict[str, torch.Tensor]) -> dict[str, Any]:
-    tokens, head = ours["transformer.embed_tokens.weight"], ours["lm_head.weight"]
-    layers = [int(name.split(".")[2]) for name in ours if name.startswith("transformer.layers.")]
+def _read_shapes(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    tokens, head = tensors["transformer.embed_tokens.weight"], tensors["lm_head.weight"]
+    layers = [int(name.split(".")[2]) for name in tensors if name.startswith("transformer.layers.")]
     shape = {
         "vocab_size": tokens.shape[0],
         "hidden_size": tokens.shape[1],
-        "max_position_embeddings": ours["transformer.embed_positions.weight"].shape[0],
+        "max_position_embeddings": tensors["transformer.embed_positions.weight"].shape[0],
         "num_hidden_layers": max(layers, default=-1) + 1,
-        "attention_bias": "transformer.layers.0.attn.q_proj.bias" in ours,
+        "attention_bias": "transformer.layers.0.attn.q_proj.bias" in tensors,
         "tie_word_embeddings": torch.equal(tokens, head),
     }
-    up = ours.get("transformer.layers.0.mlp.up_proj.weight")
+    up = tensors.get("transformer.layers.0.mlp.up_proj.weight")
     return shape if up is None else {**shape, "intermediate_size": up.shape[0]}
 
 

@@ -1,19 +1,17 @@
 """Write a GGUF file for llama.cpp."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.modeling_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTPreTrainedModel
+from ..modeling.modeling_scratch_gpt import ScratchGPTBlock, ScratchGPTForCausalLM, ScratchGPTPreTrainedModel
 from ..tokenization.tokenizer import check_vocabulary
-from .gpt2_export import refuse_what_gpt2_cannot_say
+from .gpt2_export import check_exportable_to_gpt2
 from .load import own_class
-
-
-# --- GGUF --------------------------------------------------------------------------------------------------------
 
 
 def write_gguf(
@@ -22,11 +20,11 @@ def write_gguf(
     """Write a language model and its tokenizer as llama.cpp reads them (architecture gpt2); `half`: matrices as f16.
 
     Raises:
-        ValueError: what llama.cpp's GPT-2 cannot express: by name, before anything is written.
+        ValueError: llama.cpp's GPT-2 cannot express the model; raised before anything is written.
     """
     import gguf
 
-    refuse_what_gpt2_cannot_say(model)
+    check_exportable_to_gpt2(model)
     if own_class(model) is not ScratchGPTForCausalLM:
         raise ValueError(
             f"A GGUF file holds a language model, and this is a {type(model).__name__}: export it as onnx."
@@ -36,7 +34,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(file, "gpt2")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(cast(int, config.intermediate_size))
     writer.add_block_count(config.num_hidden_layers)
     writer.add_head_count(config.num_attention_heads)
     writer.add_layer_norm_eps(config.layer_norm_eps)
@@ -57,7 +55,7 @@ def write_gguf(
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 
-    for name, tensor in _to_gguf(model).items():
+    for name, tensor in _to_gguf(cast(ScratchGPTForCausalLM, model)).items():
         is_matrix = tensor.dim() == 2 and name != "position_embd.weight"  # which is only looked up
         writer.add_tensor(name, (tensor.half() if half and is_matrix else tensor.float()).numpy())
     writer.write_header_to_file()
@@ -70,7 +68,7 @@ def _to_gguf(model: ScratchGPTForCausalLM) -> dict[str, torch.Tensor]:
     # llama.cpp multiplies by (out, in) as nn.Linear does, so nothing is transposed; query, key and value are one.
     body = model.transformer
     tensors = {"token_embd.weight": body.embed_tokens.weight, "position_embd.weight": body.embed_positions.weight}
-    for n, block in enumerate(body.layers):
+    for n, block in enumerate(cast(Iterable[ScratchGPTBlock], body.layers)):
         projections = (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj)
         biases = [p.weight.new_zeros(p.out_features) if p.bias is None else p.bias for p in projections]
         tensors[f"blk.{n}.attn_qkv.weight"] = torch.cat([projection.weight for projection in projections])
@@ -86,12 +84,12 @@ def _to_gguf(model: ScratchGPTForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, Any]:
-    """A byte-level BPE -> tokens by id, their types, the merges, and whether a text begins with BOS, ends in EOS."""
+    """Return tokens by id, their types, the merges, and whether a text begins with BOS and ends in EOS."""
     from gguf import TokenType
 
     check_vocabulary(tokenizer, rows)
-    content = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    _refuse_what_gguf_cannot_split(content)
+    content = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    _check_byte_level_bpe(content)
     added = {item["id"]: item for item in content["added_tokens"]}
     by_id = {id: token for token, id in tokenizer.get_vocab().items()}
     tokens = [by_id.get(id, f"<|unused {id}|>") for id in range(rows)]  # a model may have more rows than tokens
@@ -101,19 +99,18 @@ def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str,
         kind = TokenType.NORMAL if id in by_id else TokenType.UNUSED
         types.append(kind if item is None else TokenType.CONTROL if item["special"] else TokenType.USER_DEFINED)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    begins, ends = whole[:1] != plain, whole[-1:] != plain
-    framed = [tokenizer.bos_token_id] * begins + plain + [tokenizer.eos_token_id] * ends
-    if whole != framed:
+    plain = cast(list[int], tokenizer("a", add_special_tokens=False)["input_ids"])
+    ids = cast(list[int], tokenizer("a")["input_ids"])
+    begins, ends = ids[:1] != plain, ids[-1:] != plain
+    if ids != [tokenizer.bos_token_id] * begins + plain + [tokenizer.eos_token_id] * ends:
         raise ValueError("The tokenizer adds more to a text than BOS and EOS, which GGUF cannot express.")
     return {"tokens": tokens, "types": types, "merges": merges, "begins": begins, "ends": ends}
 
 
-def _refuse_what_gguf_cannot_split(content: dict[str, Any]) -> None:
-    # llama.cpp has one way of its own for each name of a pre-tokenizer; "gpt-2" is plain byte-level BPE.
-    def refuse(what: str):
-        raise ValueError(f"The tokenizer {what}, and only GPT-2's byte-level BPE is exported as GGUF.")
+def _check_byte_level_bpe(content: dict[str, Any]) -> None:
+    # llama.cpp splits texts by the name of a pre-tokenizer; "gpt-2" is plain byte-level BPE.
+    def refuse(difference: str) -> NoReturn:
+        raise ValueError(f"The tokenizer {difference}, and only GPT-2's byte-level BPE is exported as GGUF.")
 
     model, split = content.get("model", {}), content.get("pre_tokenizer") or {}
     if model.get("type") != "BPE" or split.get("type") != "ByteLevel":
@@ -122,9 +119,9 @@ def _refuse_what_gguf_cannot_split(content: dict[str, Any]) -> None:
         refuse(f"has a normalizer ({content['normalizer'].get('type')})")
     if split.get("add_prefix_space") or not split.get("use_regex", True):
         refuse("cuts texts in another way")
-    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    if named := [name for name in odd if model.get(name)]:
-        refuse(f"has {named[0]}")
+    options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    if present := [name for name in options if model.get(name)]:
+        refuse(f"has {present[0]}")
     for item in content["added_tokens"]:
         if item["lstrip"] or item["rstrip"] or item["single_word"]:
             refuse(f"takes the space beside {item['content']!r} away")

@@ -7,13 +7,13 @@ import tempfile
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import torch
-from transformers import GPT2Config, PreTrainedModel
+from transformers import GPT2Config, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..modeling.gpt2_layout import GPT2_LAYOUT
-from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from ..tokenization.tokenizer import load_tokenizer
 from .load import STOCK_CLASSES, load_any_head, own_class
 
@@ -35,31 +35,35 @@ CONFIG_NAMES = {
 }
 
 
-# --- Out ---------------------------------------------------------------------------------------------------------
-
-
-def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path, tokenizer=None) -> Path:
+def export_gpt2(
+    model_or_dir: PreTrainedModel | str | Path,
+    out_dir: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Path:
     """Write a folder that is stock GPT-2: loaded by transformers alone, without our package or remote code.
 
-    Absent query, key and value biases are written as zeros, an untied head as `tie_word_embeddings: false`. Of a
-    folder, its tokenizer comes along; with a model, give it.
+    Absent query, key and value biases are written as zeros, an untied head as `tie_word_embeddings: false`. A folder's
+    tokenizer is copied too; with a model, give it.
 
     Raises:
-        ValueError: what GPT-2 cannot express, by name; or out_dir holds something. Nothing is written then.
+        ValueError: GPT-2 cannot express the model, or out_dir is not empty. Nothing is written then.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ValueError(f"{out_dir} exists and is not an empty folder. Give another.")
-    model = model_or_dir
     if isinstance(model_or_dir, (str, Path)):
-        model = load_any_head(Path(model_or_dir))
+        model: PreTrainedModel = load_any_head(Path(model_or_dir))
         if tokenizer is None and (Path(model_or_dir) / "tokenizer_config.json").exists():
             tokenizer = load_tokenizer(model_or_dir)
-    refuse_what_gpt2_cannot_say(model)
+    else:
+        model = model_or_dir
+    check_exportable_to_gpt2(model)
 
-    stock_class = STOCK_CLASSES[own_class(model)]
+    kind = own_class(model)
+    assert kind is not None  # checked above
+    stock_class = STOCK_CLASSES[kind]
     config = GPT2Config(
-        **{theirs: getattr(model.config, ours) for ours, theirs in CONFIG_NAMES.items()},
+        **{gpt2_name: getattr(model.config, name) for name, gpt2_name in CONFIG_NAMES.items()},
         activation_function="gelu_new",
         architectures=[stock_class.__name__],
     )
@@ -72,7 +76,7 @@ def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path,
 
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:  # whole or not at all
+    try:  # completely or not at all
         stock.save_pretrained(draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
@@ -84,8 +88,8 @@ def export_gpt2(model_or_dir: PreTrainedModel | str | Path, out_dir: str | Path,
     return out_dir
 
 
-def refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
-    """Raise a ValueError that names the first thing about a model for which GPT-2 has no word."""
+def check_exportable_to_gpt2(model: PreTrainedModel) -> None:
+    """Raise a ValueError if GPT-2's format cannot represent this model; it names the first reason."""
     if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in model.modules()):
         raise ValueError("The model carries an unmerged adapter, which GPT-2 cannot express. Merge it first.")
     if own_class(model) is None:
@@ -93,24 +97,24 @@ def refuse_what_gpt2_cannot_say(model: PreTrainedModel) -> None:
     config = model.config
     if config.hidden_act not in ("gelu_pytorch_tanh", "gelu_new"):  # two names of one function
         raise ValueError(f"hidden_act {config.hidden_act!r} is not GPT-2's GELU (tanh form): it cannot be exported.")
-    # A field that says something about the architecture and that GPT-2's config has no name for.
-    ours = {*CONFIG_NAMES, "hidden_act", "attention_bias", "architectures", "auto_map", "transformers_version"}
-    extra = set(config.to_diff_dict()) - ours - set(GPT2Config().to_dict()) - {"model_type"}
+    # Fields of the architecture for which GPT-2's config has no name.
+    fields = {*CONFIG_NAMES, "hidden_act", "attention_bias", "architectures", "auto_map", "transformers_version"}
+    extra = set(config.to_diff_dict()) - fields - set(GPT2Config().to_dict()) - {"model_type"}
     if extra:
         raise ValueError(
             f"The config fields {', '.join(sorted(extra))} are unknown to GPT-2: they cannot be exported."
         )
 
 
-def _to_gpt2(model: ScratchGPTPreTrainedModel) -> dict[str, torch.Tensor]:
+def _to_gpt2(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     # Our names and layout -> GPT-2's, by the same table that loading runs forwards.
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for name in [name for name in weights if re.search(r"attn\.[qkv]_proj\.weight$", name)]:
         bias = name.removesuffix("weight") + "bias"
         weights.setdefault(bias, torch.zeros(weights[name].shape[0], dtype=weights[name].dtype))
-    # The loader undoes what a model object remembers of its loading: here, the whole table, whatever its history.
-    remembered = SimpleNamespace(config=model.config, _weight_conversions=deepcopy(GPT2_LAYOUT))
-    return revert_weight_conversion(remembered, weights)
+    # transformers reverts the conversions that a model object records; this one records the complete table.
+    record = SimpleNamespace(config=model.config, _weight_conversions=deepcopy(GPT2_LAYOUT))
+    return revert_weight_conversion(cast(PreTrainedModel, record), weights)
 
 
-__all__ = ["export_gpt2", "refuse_what_gpt2_cannot_say"]
+__all__ = ["check_exportable_to_gpt2", "export_gpt2"]

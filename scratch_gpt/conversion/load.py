@@ -1,16 +1,16 @@
-"""Other projects' GPT-2 shaped checkpoints <-> ours: stock GPT-2 folders out, nanoGPT's and the book's files in.
+"""Load GPT-2 shaped models from folders and the Hub, with adapters and LoRA checkpoints merged.
 
-(Stock GPT-2 comes in through `from_pretrained` itself, by the table in modeling/gpt2_layout.py.)
+(Stock GPT-2 is converted by `from_pretrained` itself, with the table in modeling/gpt2_layout.py.)
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, PreTrainedConfig
 
 from ..finetuning.adapter_files import find_adapter, load_adapted
 from ..modeling.configuration_scratch_gpt import ScratchGPTConfig
@@ -34,7 +34,7 @@ STOCK_CLASSES = {
 
 
 def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
-    """The model of a folder as the class that it was saved as; of a LoRA run's checkpoint, what it learned is merged.
+    """Load a folder's model as the class that it was saved as; a LoRA run's checkpoint is merged.
 
     Raises:
         ValueError: the folder holds an adapter, a damaged file, or not all weights.
@@ -42,10 +42,10 @@ def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
     architectures = _read_config(str(folder), None).get("architectures") or []
-    heads = {name: ours for ours, stock in STOCK_CLASSES.items() for name in (ours.__name__, stock.__name__)}
+    heads = {name: kind for kind, stock in STOCK_CLASSES.items() for name in (kind.__name__, stock.__name__)}
     kind = next((heads[name] for name in architectures if name in heads), ScratchGPTForCausalLM)
-    if _lora_of(str(folder)) is not None:
-        return _load_lora_checkpoint(str(folder), kind, {})
+    if (lora := _lora_options(str(folder))) is not None:
+        return _load_lora_checkpoint(str(folder), lora, kind, {})
     return load_complete(kind, folder)
 
 
@@ -56,9 +56,12 @@ def own_class(model: nn.Module) -> type[ScratchGPTPreTrainedModel] | None:
     heads = {"lm_head": ScratchGPTForCausalLM, "score": ScratchGPTForSequenceClassification}
     kind = next((kind for head, kind in heads.items() if hasattr(model, head)), ScratchGPTModel)
     with torch.device("meta"):
-        ours = kind(ScratchGPTConfig.from_dict(model.config.to_dict()))
-    shapes = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (model, ours))
-    return kind if next(shapes) == next(shapes) else None
+        own_model = kind(ScratchGPTConfig.from_dict(cast(PreTrainedConfig, model.config).to_dict()))
+    return kind if _shapes(model) == _shapes(own_model) else None
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def load_model(
@@ -68,39 +71,45 @@ def load_model(
     needs_head: bool = False,
     **changes: Any,
 ) -> ModelT:
-    """A GPT-2 shaped model of a folder or the Hub in fp32, ready to be trained; `changes` are config fields.
+    """Load a GPT-2 shaped model from a folder or the Hub in fp32, ready for training; `changes` are config fields.
 
-    An adapter is merged into its base, and so is what a checkpoint of a LoRA run has learned until there. A
-    classifier's head is new where there is none yet, with `needs_head` an error.
+    An adapter is merged into its base, and so is the LoRA of a run's checkpoint. A classifier without a head gets a
+    new one; with `needs_head` that is an error.
 
     Raises:
-        ValueError: there is none, or it is something else.
+        ValueError: there is no such model, or it is of another kind.
     """
 
     def load(name: str, revision: str | None, **labels: Any) -> ModelT:
-        if _lora_of(name) is not None:
-            return _load_lora_checkpoint(name, model_class, changes)
-        known = labels if issubclass(model_class, ScratchGPTForSequenceClassification) else {}
-        fresh = {"score.weight"} if known or not needs_head else set()  # labels are an adapter's that has the head
+        if (lora := _lora_options(name)) is not None:
+            return _load_lora_checkpoint(name, lora, model_class, changes)
+        labels = labels if issubclass(model_class, ScratchGPTForSequenceClassification) else {}
+        fresh = {"score.weight"} if labels or not needs_head else set()  # an adapter with labels has the head
         spare = set() if issubclass(model_class, ScratchGPTForCausalLM) else {"lm_head.weight"}
-        found = _read_config(name, revision)
-        heads = found.get("architectures") or []
+        config = _read_config(name, revision)
+        heads = config.get("architectures") or []
         if not spare and any(str(head).endswith("ForSequenceClassification") for head in heads):
             raise ValueError(f"{name} is a classifier, and a language model is needed.")
-        fields = with_fused_gelu(found, {**known, **changes})
-        where = {"revision": revision, "dtype": torch.float32}
-        return load_complete(model_class, name, may_lack=fresh, may_hold=spare, **where, **fields)
+        return load_complete(
+            model_class,
+            name,
+            may_lack=fresh,
+            may_hold=spare,
+            revision=revision,
+            dtype=torch.float32,
+            **with_fused_gelu(config, {**labels, **changes}),
+        )
 
     return load_adapted(name, load, revision)
 
 
 def needs_merging(name: str, revision: str | None = None) -> bool:
-    """Whether a folder or Hub id holds LoRA apart from its base, so that only `load_model` loads it."""
-    return _lora_of(name) is not None or find_adapter(name, revision) is not None
+    """Return whether a folder or Hub id holds LoRA apart from its base, so that only `load_model` loads it."""
+    return _lora_options(name) is not None or find_adapter(name, revision) is not None
 
 
-def _lora_of(name: str) -> dict[str, Any] | None:
-    # The fields of the run with LoRA that a checkpoint is of; None for any other folder.
+def _lora_options(name: str) -> dict[str, Any] | None:
+    # Return the options of a checkpoint's run if it trained LoRA; None for any other folder.
     try:
         fields = read_state(Path(name))["record"]["config"]
         return fields if fields["tune"] == "lora" else None
@@ -108,15 +117,17 @@ def _lora_of(name: str) -> dict[str, Any] | None:
         return None
 
 
-def _load_lora_checkpoint(name: str, model_class: type[ModelT], changes: dict[str, Any]) -> ModelT:
-    # The model in which it was trained, made anew, with the checkpoint's weights; then merged.
+def _load_lora_checkpoint(
+    name: str, lora: dict[str, Any], model_class: type[ModelT], changes: dict[str, Any]
+) -> ModelT:
+    # Build the model that was trained, load the checkpoint's weights, and merge.
     from ..finetuning.lora import add_lora, merged_state
 
-    found, lora = _read_config(name, None), _lora_of(name)
-    if (kind := ", ".join(found.get("architectures") or [])) != model_class.__name__:
+    values = _read_config(name, None)
+    if (kind := ", ".join(values.get("architectures") or [])) != model_class.__name__:
         raise ValueError(f"{name} is a checkpoint of a {kind}, and a {model_class.__name__} is needed.")
     with one_error(f"{name} cannot be loaded", explain):
-        config = ScratchGPTConfig.from_dict({**found, **changes})
+        config = ScratchGPTConfig.from_dict({**values, **changes})
         if problem := find_damage(Path(name)):
             raise ValueError(f"{problem}.")
         tuned = model_class(config)
@@ -137,24 +148,24 @@ def _load_lora_checkpoint(name: str, model_class: type[ModelT], changes: dict[st
 
 
 def _read_config(name: str, revision: str | None) -> dict[str, Any]:
-    # The content of a config.json of ours or of GPT-2.
+    # Return the content of a config.json of ours or of GPT-2.
     with one_error(f"{name} cannot be loaded", explain):
-        found, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
-        if found.get("model_type") != ScratchGPTConfig.model_type:
-            raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models are loaded here.")
-    return found
+        config, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
+        if config.get("model_type") != ScratchGPTConfig.model_type:
+            raise ValueError(f"it is a {config.get('model_type')}, and only GPT-2 shaped models are loaded here.")
+    return config
 
 
-def with_fused_gelu(found: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """What training changes in a config that was found: GPT-2's gelu_new is the same function as one operation."""
-    is_gelu_new = "gelu_new" in (found.get("activation_function"), found.get("hidden_act"))
+def with_fused_gelu(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `changes`, and for a config with GPT-2's gelu_new the same function as one fused operation."""
+    is_gelu_new = "gelu_new" in (config.get("activation_function"), config.get("hidden_act"))
     return {**changes, "hidden_act": "gelu_pytorch_tanh"} if is_gelu_new else changes
 
 
 def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str], has_many: bool, seed: int) -> None:
-    """Give a classifier a new head for the classes `names`, drawn by the seed, and their names to its config.
+    """Give a classifier a new head for the classes `names`, initialized from the seed, and enter them into its config.
 
-    With `has_many` each class is a question of its own.
+    With `has_many` the problem type is multi-label.
     """
     config = model.config
     config.id2label, config.label2id = dict(enumerate(names)), {name: id for id, name in enumerate(names)}

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,11 +22,8 @@ from .load import own_class
 TOLERANCE = 1e-4  # of the largest output, between a model and its ONNX file
 
 
-# --- ONNX --------------------------------------------------------------------------------------------------------
-
-
 class Plain(nn.Module):
-    """A model as a function: input_ids (B, T), attention_mask (B, T) -> its first output, without a cache."""
+    """Wrap a model as a function: input_ids (B, T), attention_mask (B, T) -> its first output, without a cache."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -53,24 +51,26 @@ def write_onnx(model: ScratchGPTPreTrainedModel, file: Path) -> float:
     output = "last_hidden_state" if kind is ScratchGPTModel else "logits"
     with _quiet():
         program = torch.onnx.export(
-            *(Plain(model), (ids, torch.ones_like(ids))),
+            Plain(model),
+            (ids, torch.ones_like(ids)),
             dynamo=True,
             verbose=False,
             dynamic_shapes=(sizes, sizes),
             input_names=["input_ids", "attention_mask"],
             output_names=[output],
         )
-    _forget_sources(program.model)
+    assert program is not None  # it is with dynamo=True
+    _remove_sources(program.model)
     program.model.metadata_props["context"] = str(context)
     if kind is ScratchGPTForSequenceClassification:
-        names = model.config.id2label
+        names = cast(dict[int, str], model.config.id2label)
         program.model.metadata_props["labels"] = json.dumps([names[id] for id in sorted(names)])
     program.save(str(file))
     return _compare(model, file)
 
 
-def _forget_sources(model) -> None:
-    # The exporter notes for each node which line of which file it came from.
+def _remove_sources(model: Any) -> None:
+    # The exporter records for each node the file and line that it came from.
     graphs = [model.graph, *model.functions.values()]
     for graph in graphs:
         nodes = [*graph.all_nodes()]
@@ -84,7 +84,7 @@ def _forget_sources(model) -> None:
 
 @torch.no_grad()
 def _compare(model: ScratchGPTPreTrainedModel, file: Path) -> float:
-    # On the longest rows that there are, on padding of both sides, and on a single token.
+    # Compare on the longest rows, with padding on both sides, and on a single token.
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -94,13 +94,13 @@ def _compare(model: ScratchGPTPreTrainedModel, file: Path) -> float:
     mask = torch.ones_like(ids)
     mask[1, : context // 2], mask[2, (context + 1) // 2 :] = 0, 0
     worst = 0.0
-    for rows, seen in ((ids, mask), (ids[:1, :1], mask[:1, :1])):
-        ours = Plain(model)(rows, seen)
-        theirs = torch.from_numpy(session.run(None, {"input_ids": rows.numpy(), "attention_mask": seen.numpy()})[0])
-        difference = (ours - theirs).abs()
-        if ours.dim() == 3:  # what stands at padding means nothing
-            difference = difference[seen.bool()]
-        limit = TOLERANCE * max(1.0, float(ours.abs().max()))
+    for rows, row_mask in ((ids, mask), (ids[:1, :1], mask[:1, :1])):
+        output = Plain(model)(rows, row_mask)
+        arrays = session.run(None, {"input_ids": rows.numpy(), "attention_mask": row_mask.numpy()})
+        difference = (output - torch.from_numpy(arrays[0])).abs()
+        if output.dim() == 3:  # outputs at padding are undefined
+            difference = difference[row_mask.bool()]
+        limit = TOLERANCE * max(1.0, float(output.abs().max()))
         if not float(difference.max()) <= limit:
             raise ValueError(
                 f"The ONNX file differs from the model by {float(difference.max()):.2g}, and {limit:.2g} is the most. "
@@ -112,7 +112,7 @@ def _compare(model: ScratchGPTPreTrainedModel, file: Path) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # The exporter warns of libraries that are not there, and of its own calls.
+    # The exporter warns of missing libraries and of its own calls.
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -9,26 +9,26 @@ class Columns(NamedTuple):
     """The columns to read."""
 
     forms: tuple[tuple[str, ...], ...]  # a file is read if it has all columns of at least one of these
-    more: tuple[str, ...] = ()  # read where present
+    optional: tuple[str, ...] = ()  # read if present
     messages: tuple[str, ...] = ()  # keys of a message that are read
     looked_for: tuple[str, ...] = ()  # columns and keys of a message that are only looked for: as JSON, of any types
-    hint: str = ""  # how others are chosen
+    hint: str = ""  # how to choose others
 
     @property
     def names(self) -> set[str]:
-        """All of them."""
-        return {*chain(*self.forms), *self.more}
+        """Return the columns of all forms and the optional ones."""
+        return {*chain(*self.forms), *self.optional}
 
-    def fit(self, there: Iterable[str]) -> bool:
+    def fit(self, names: Iterable[str]) -> bool:
         """Return whether a file with these columns is read."""
-        return any({*form} <= {*there} for form in self.forms)
+        return any({*form} <= {*names} for form in self.forms)
 
-    def lack(self, there: Iterable[str] = ()) -> str:
+    def lack(self, present: Iterable[str] = ()) -> str:
         """Return what a file with these columns lacks: `column 'text'`, or one of several forms."""
-        if len(self.forms) > 1:
-            return f"columns of one of the forms {'; '.join(' and '.join(form) for form in self.forms)}"
-        names = [name for name in self.forms[0] if name not in {*there}]
-        return f"column{'s' * (len(names) > 1)} {' and '.join(map(repr, names))}"
+        if len(self.forms) == 1:
+            names = [name for name in self.forms[0] if name not in {*present}]
+            return f"column{'s' * (len(names) > 1)} {' and '.join(map(repr, names))}"
+        return f"columns of one of the forms {'; '.join(' and '.join(form) for form in self.forms)}"
 
 
 # Columns and keys of a message that change what a model should say, and that no template of ours writes: a row with a
@@ -36,36 +36,53 @@ class Columns(NamedTuple):
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 ROW_KEYS = ("tools", "functions", "system", "system_prompt", "history", "chat_template_kwargs", *MEDIA)
 MESSAGE_KEYS = (
-    *("tool_calls", "function_call", "tool_call_id", "tools", "functions"),
-    *("reasoning_content", "reasoning", "thinking", "refusal", *MEDIA),
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "tools",
+    "functions",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "refusal",
+    *MEDIA,
 )
 SWITCHES = ("weight", "loss", "train", "training")  # of an answer: whether it is learned, as other trainers have it
-OF_MESSAGES = {"messages": ("role", "content"), "looked_for": (*ROW_KEYS, *MESSAGE_KEYS, *SWITCHES)}
+LOOKED_FOR = (*ROW_KEYS, *MESSAGE_KEYS, *SWITCHES)
 CONVERSATIONS = Columns(
-    (("messages",), ("prompt", "completion"), ("instruction", "output")), ("input", *ROW_KEYS), **OF_MESSAGES
+    forms=(("messages",), ("prompt", "completion"), ("instruction", "output")),
+    optional=("input", *ROW_KEYS),
+    messages=("role", "content"),
+    looked_for=LOOKED_FOR,
 )
 PREFERENCES = Columns(
-    (("chosen", "rejected"), ("prompt", "completion", "label")),
-    ("prompt", "instruction", "input", *ROW_KEYS),
-    **OF_MESSAGES,
+    forms=(("chosen", "rejected"), ("prompt", "completion", "label")),
+    optional=("prompt", "instruction", "input", *ROW_KEYS),
+    messages=("role", "content"),
+    looked_for=LOOKED_FOR,
 )
 CHOICES = Columns((("query", "choices", "gold"),))
 LAST_WORDS = Columns((("text",),))
-CONSTRAINTS = Columns((("prompt", "instruction_id_list", "kwargs"),), ("key",))
+CONSTRAINTS = Columns((("prompt", "instruction_id_list", "kwargs"),), optional=("key",))
 SECRETS = Columns((("prefix", "secret"),))
 
 
 def one_column(name: str) -> Columns:
     """Return the columns of a task that reads texts alone."""
-    return Columns(((name,),), hint="Choose with --text-column.")
+    return Columns(((name,),), hint="Choose another text_column.")
 
 
 def any_text(name: str = "text") -> Columns:
     """Return the columns of texts of every task, to compare rows of one with those of another."""
     tasks = (CONVERSATIONS, PREFERENCES, CHOICES, SECRETS)
     forms = ((name,), ("text",), ("prompt",), *chain(*(task.forms for task in tasks)))
-    more = tuple(dict.fromkeys(chain(*(task.more for task in tasks))))
-    return Columns(tuple(dict.fromkeys(forms)), more, **OF_MESSAGES)
+    optional = tuple(dict.fromkeys(chain(*(task.optional for task in tasks))))
+    return Columns(
+        forms=tuple(dict.fromkeys(forms)),
+        optional=optional,
+        messages=("role", "content"),
+        looked_for=LOOKED_FOR,
+    )
 
 
 __all__ = [

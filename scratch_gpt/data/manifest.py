@@ -27,23 +27,23 @@ NAME, DIGEST = "manifest.json", "manifest_sha256"
 
 
 def place(name: str) -> str:
-    """What a record calls a file, folder or dataset: its path from the working folder, outside of it the last part."""
+    """Return the recorded name of a file, folder or dataset: its path from the working folder, else its last part."""
     path = str(local_path(name))
     if not os.path.isabs(path) and ".." not in Path(path).parts:
         return name
-    path, here = Path(os.path.abspath(path)), Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+    path, working_folder = Path(os.path.abspath(path)), Path.cwd()
+    return str(path.relative_to(working_folder)) if path.is_relative_to(working_folder) else path.name
 
 
 def file_record(path: Path, name: str) -> dict[str, Any]:
-    """{"name", "bytes", "sha256"} of a file."""
+    """Return {"name", "bytes", "sha256"} of a file."""
     with path.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {"name": name, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def hash_of(hashes: list[str]) -> str:
-    """One SHA-256 over several, in their order."""
+    """Return one SHA-256 over several, in their order."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
@@ -54,14 +54,14 @@ def make_manifest(
     filters: dict[str, dict[str, int]] | None = None,
     mixture: dict[str, Any] | None = None,
     files: list[dict[str, Any]] | None = None,
-    **rest: Any,
+    **fields: Any,
 ) -> dict[str, Any]:
-    """The manifest of these splits, with their sums and one hash over theirs."""
+    """Return the manifest of these splits, with their sums and one hash over theirs."""
     totals = {name: sum(split.get(name, 0) for split in splits.values()) for name in ("rows", "tokens", "bytes")}
     return {
         "format_version": FORMAT_VERSION,
         "task": task,
-        **rest,
+        **fields,
         "sources": sources,
         "filters": filters or {},
         "mixture": mixture,
@@ -82,12 +82,12 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def is_prepared(dataset: str) -> bool:
-    """Whether a dataset is a folder that training/prepare.py has written."""
+    """Return whether a dataset is a folder that training/prepare.py has written."""
     return (local_path(dataset) / NAME).is_file()
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder or of a run, or the file itself; without its hash, which is checked.
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Read the manifest of a prepared folder or of a run, or the file itself; its hash is checked and left out.
 
     Raises:
         ValueError: it is not there, is no manifest, of another format, or not what was written.
@@ -130,7 +130,7 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     if "files" not in manifest:
         raise ValueError(f"{folder} holds no prepared data: its {NAME} lists no files.")
 
-    def problem(record: dict[str, Any]) -> str | None:
+    def find_problem(record: dict[str, Any]) -> str | None:
         path = folder / record["name"]
         if not path.is_file():
             return "is missing"
@@ -138,9 +138,9 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
         return None if is_same else "is not the file that was prepared"
 
     with ThreadPoolExecutor() as pool:
-        for record, found in zip(manifest["files"], pool.map(problem, manifest["files"]), strict=True):
-            if found is not None:
-                raise ValueError(f"{folder}: {record['name']} {found}. Prepare the data again.")
+        for record, problem in zip(manifest["files"], pool.map(find_problem, manifest["files"]), strict=True):
+            if problem is not None:
+                raise ValueError(f"{folder}: {record['name']} {problem}. Prepare the data again.")
     listed = {record["name"] for record in manifest["files"]}
     parts = (path for split in manifest["splits"] for path in (folder / split).glob("part-*.arrow"))
     if spare := sorted({path.relative_to(folder).as_posix() for path in parts} - listed):
@@ -148,20 +148,22 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def changed_file(recorded: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
-    """What the first file is, and what happened to it, that differs between two lists of sources; None where none."""
+    """Return which file is the first to differ between two lists of sources, and how; None if none does."""
     before, after = _files(recorded, now), _files(now, recorded)
     for key in sorted({*before, *after}):
         if before.get(key) != after.get(key):
-            what = "is missing" if key not in after else "has changed" if key in before else "is new"
-            return f"{key[1]} {what}"
+            change = "is missing" if key not in after else "has changed" if key in before else "is new"
+            return f"{key[1]} {change}"
     return None
 
 
-def _files(sources: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
+def _files(sources: list[dict[str, Any]], other_sources: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
     # {(source, file name): file}; a source goes by its name, and by its place in the list where the others' differ
-    names, theirs = ([str(source.get("name", source["dataset"])) for source in of] for of in (sources, others))
-    known = names if sorted(names) == sorted(theirs) and len({*names}) == len(names) else range(len(names))
-    pairs = zip(known, sources, strict=True)
+    names, other_names = (
+        [str(source.get("name", source["dataset"])) for source in records] for records in (sources, other_sources)
+    )
+    source_keys = names if sorted(names) == sorted(other_names) and len({*names}) == len(names) else range(len(names))
+    pairs = zip(source_keys, sources, strict=True)
     return {(source, file["name"]): file for source, record in pairs for file in record.get("files", [])}
 
 

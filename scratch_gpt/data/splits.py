@@ -22,7 +22,11 @@ ENDS = (re.compile(r"\n+"), re.compile(r"\s+"), re.compile(r"[\u3001\u3002\uff01
 
 
 def check_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
-    """Those of {"validation", "test"} that are more than 0; ValueError for no share, or nothing left to train on."""
+    """Return those of {"validation", "test"} above 0.
+
+    Raises:
+        ValueError: a fraction outside [0, 1), or fractions that leave nothing to train on.
+    """
     fractions = {"validation": validation_fraction, "test": test_fraction}
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
@@ -37,17 +41,17 @@ def check_fractions(validation_fraction: float, test_fraction: float) -> dict[st
 def split_numbers(
     n: int, validation_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Which of n documents go where, in order: {"train", "validation", "test"}.
+    """Return which of n documents go where, in order: {"train", "validation", "test"}.
 
     Raises:
         ValueError: as `check_fractions`, or too few documents to leave something in each split.
     """
-    asked = check_fractions(validation_fraction, test_fraction)
-    if n < 1 + len(asked):
-        raise ValueError(f"{n} documents cannot be split into train, {' and '.join(asked)}. Set a fraction to 0.")
+    fractions = check_fractions(validation_fraction, test_fraction)
+    if n < 1 + len(fractions):
+        raise ValueError(f"{n} documents cannot be split into train, {' and '.join(fractions)}. Set a fraction to 0.")
     order = np.random.default_rng(seed).permutation(n)
     splits = {}
-    for name, fraction in asked.items():
+    for name, fraction in fractions.items():
         take = min(max(1, round(fraction * n)), len(order) - 1)
         if take == 0:
             raise ValueError(
@@ -57,9 +61,9 @@ def split_numbers(
     return {"train": np.sort(order), **splits}
 
 
-def is_near(share: float, asked: float) -> bool:
+def is_near(share: float, target: float) -> bool:
     """Return whether a share is within half to one and a half times the one that was asked for."""
-    return 0.5 * asked <= share <= 1.5 * asked
+    return 0.5 * target <= share <= 1.5 * target
 
 
 def split_texts(
@@ -90,12 +94,12 @@ def split_texts(
     Raises:
         ValueError: as `check_fractions`, or too little text to leave something in each split.
     """
-    asked = check_fractions(validation_fraction, test_fraction)
+    fractions = check_fractions(validation_fraction, test_fraction)
     n, pieces = len(sizes), []
-    if not asked:
+    if not fractions:
         return {"train": np.arange(n)}, pieces
     if n == 1:
-        numbers, pieces = _cut_by_position(text_of(0), asked, whole=not by_number)
+        numbers, pieces = _cut_by_position(text_of(0), fractions, keep_rest=not by_number)
     else:
         try:
             numbers = split_numbers(n, validation_fraction, test_fraction, seed)
@@ -105,51 +109,51 @@ def split_texts(
             numbers = {}
     if by_number:
         return numbers, pieces
-    found = np.array([*sizes, *(len(piece.encode()) for _, piece in pieces)])
-    held_out = {name: found[numbers[name]].sum() / max(1, np.sum(sizes)) for name in asked if name in numbers}
+    all_sizes = np.array([*sizes, *(len(piece.encode()) for _, piece in pieces)])
+    held_out = {name: all_sizes[numbers[name]].sum() / max(1, np.sum(sizes)) for name in fractions if name in numbers}
     has_text = all(piece.strip() for _, piece in pieces)
-    is_kept = has_text and all(is_near(held_out.get(name, 0), fraction) for name, fraction in asked.items())
+    is_kept = has_text and all(is_near(held_out.get(name, 0), fraction) for name, fraction in fractions.items())
     if is_kept and (pieces or not _is_text_shared(numbers, sizes, text_of)):
         return numbers, pieces
-    return _split_by_bytes(sizes, text_of, asked, seed)
+    return _split_by_bytes(sizes, text_of, fractions, seed)
 
 
 def _is_text_shared(numbers: dict[str, np.ndarray], sizes: np.ndarray, text_of: Callable[[int], str]) -> bool:
     # Whether two splits have an equal text. Only texts whose size is in two splits are read.
-    of_splits = [np.unique(sizes[chosen]) for chosen in numbers.values()]
-    found, counts = np.unique(np.concatenate(of_splits), return_counts=True)
-    seen: dict[bytes, str] = {}
-    for name, chosen in numbers.items():
-        for number in chosen[np.isin(sizes[chosen], found[counts > 1])].tolist():
-            if seen.setdefault(hashlib.sha256(text_of(number).encode()).digest(), name) != name:
+    of_splits = [np.unique(sizes[indices]) for indices in numbers.values()]
+    distinct_sizes, counts = np.unique(np.concatenate(of_splits), return_counts=True)
+    split_of_digest: dict[bytes, str] = {}
+    for name, indices in numbers.items():
+        for number in indices[np.isin(sizes[indices], distinct_sizes[counts > 1])].tolist():
+            if split_of_digest.setdefault(hashlib.sha256(text_of(number).encode()).digest(), name) != name:
                 return True
     return False
 
 
 def _cut_by_position(
-    text: str, asked: dict[str, float], whole: bool
+    text: str, fractions: dict[str, float], keep_rest: bool
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
-    start = round(len(text) * (1 - sum(asked.values())))
+    start = round(len(text) * (1 - sum(fractions.values())))
     pieces = [text[:start]]
-    for fraction in asked.values():
+    for fraction in fractions.values():
         end = start + round(len(text) * fraction)
         pieces.append(text[start:end])
         start = end
-    pieces[-1] += text[start:] if whole else ""  # without sizes the last character may be lost in rounding
-    return {name: np.array([1 + k]) for k, name in enumerate(["train", *asked])}, [(0, piece) for piece in pieces]
+    pieces[-1] += text[start:] if keep_rest else ""  # without sizes the last character may be lost in rounding
+    return {name: np.array([1 + k]) for k, name in enumerate(["train", *fractions])}, [(0, piece) for piece in pieces]
 
 
 def _split_by_bytes(
-    sizes: np.ndarray, text_of: Callable[[int], str], asked: dict[str, float], seed: int
+    sizes: np.ndarray, text_of: Callable[[int], str], fractions: dict[str, float], seed: int
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
     copies: dict[bytes, list[int]] = {}
     for number in range(len(sizes)):
         copies.setdefault(_key(text_of(number), seed), []).append(number)
     groups = [copies[key] for key in sorted(copies)]
     ends = np.cumsum([sizes[group].sum() for group in groups])
-    shares = {"train": 1 - sum(asked.values()), **asked}
+    shares = {"train": 1 - sum(fractions.values()), **fractions}
     slack = SLACK * min(shares.values()) * ends[-1]
-    taken = set(copies)  # a piece should equal no other text
+    used_keys = set(copies)  # a piece should equal no other text
     borders = [(0, 0)]  # (group, character): where a split begins
     for target in np.cumsum([*shares.values()])[:-1] * ends[-1]:
         k = min(int(np.searchsorted(ends, target, side="right")), len(groups) - 1)
@@ -160,12 +164,12 @@ def _split_by_bytes(
             continue
         text, count = text_of(groups[k][0]), len(groups[k])
         before = borders[-1][1] if borders[-1][0] == k else 0
-        borders.append((k, _place(text, before, (target - start) / count, slack / count, taken, seed)))
+        borders.append((k, _place(text, before, (target - start) / count, slack / count, used_keys, seed)))
     borders.append((len(groups), 0))
     if any(after <= before for before, after in pairwise(borders)):
         raise ValueError(
-            f"{ends[-1]} bytes of text cannot be split into train, {' and '.join(asked)}. Add text, or set a fraction "
-            "to 0."
+            f"{ends[-1]} bytes of text cannot be split into train, {' and '.join(fractions)}. Add text, or set a "
+            "fraction to 0."
         )
     numbers: dict[str, list[int]] = {name: [] for name in shares}
     pieces: list[tuple[int, str]] = []
@@ -180,14 +184,16 @@ def _split_by_bytes(
             piece = text_of(groups[k][0])[begin:end]
             numbers[name] += range(len(sizes) + len(pieces), len(sizes) + len(pieces) + len(groups[k]))
             pieces += [(number, piece) for number in groups[k]]
-    return {name: np.array(sorted(chosen), dtype=np.int64) for name, chosen in numbers.items()}, pieces
+    return {
+        name: np.array(sorted(numbers_of_split), dtype=np.int64) for name, numbers_of_split in numbers.items()
+    }, pieces
 
 
 def _key(text: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {text}".encode()).digest()
 
 
-def _place(text: str, before: int, target: float, slack: float, taken: set[bytes], seed: int) -> int:
+def _place(text: str, before: int, target: float, slack: float, used_keys: set[bytes], seed: int) -> int:
     # The character at which a text is cut, behind `before`; target and slack are bytes. Both pieces have text, and
     # equal neither each other nor what is in `taken`, unless every place would leave such.
     raw = text.encode()
@@ -198,15 +204,15 @@ def _place(text: str, before: int, target: float, slack: float, taken: set[bytes
     for place in places:
         pieces = text[before:place], text[place:]
         keys = {_key(piece, seed) for piece in pieces}
-        if all(piece.strip() for piece in pieces) and len(keys) == 2 and not keys & taken:
-            taken |= keys
+        if all(piece.strip() for piece in pieces) and len(keys) == 2 and not keys & used_keys:
+            used_keys |= keys
             return place
     return next((place for place in places if before < place < len(text)), 0)
 
 
 def _places(text: str, low: int, middle: int, high: int) -> Iterator[int]:
     for ends in ENDS:
-        yield from sorted((found.end() for found in ends.finditer(text, low, high)), key=lambda p: abs(p - middle))
+        yield from sorted((match.end() for match in ends.finditer(text, low, high)), key=lambda p: abs(p - middle))
     for place in sorted(range(low, high + 1), key=lambda p: abs(p - middle)):
         if not _joins(text, place):
             yield place
@@ -222,7 +228,7 @@ def _joins(text: str, place: int) -> bool:
 def split_groups(
     keys: Sequence[str], validation_fraction: float = 0.05, test_fraction: float = 0.1, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Which rows go where, in order: {"train", "validation", "test"}; rows with the same key stay together.
+    """Return which rows go where, in order: {"train", "validation", "test"}; rows with the same key stay together.
 
     Each split has its exact share of the rows, unless the last groups are too large for what is left of it. Who is
     first is decided by a hash of seed and key: a question that is held out in one file is held out in another one of
@@ -236,14 +242,14 @@ def split_groups(
         >>> [len(rows) for rows in splits.values()]
         [4, 2]
     """
-    asked = check_fractions(validation_fraction, test_fraction)
+    fractions = check_fractions(validation_fraction, test_fraction)
     groups: dict[str, list[int]] = {}
     for number, key in enumerate(keys):
         groups.setdefault(key, []).append(number)
-    room = {name: max(1, round(fraction * len(keys))) for name, fraction in reversed(asked.items())}
-    splits: dict[str, list[int]] = {"train": [], **{name: [] for name in asked}}
+    room = {name: max(1, round(fraction * len(keys))) for name, fraction in reversed(fractions.items())}
+    splits: dict[str, list[int]] = {"train": [], **{name: [] for name in fractions}}
     for key in sorted(groups, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest()):
-        name = next((name for name, left in room.items() if len(groups[key]) <= left), "train")
+        name = next((name for name, capacity in room.items() if len(groups[key]) <= capacity), "train")
         splits[name] += groups[key]
         if name in room:
             room[name] -= len(groups[key])

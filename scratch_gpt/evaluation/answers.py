@@ -1,6 +1,6 @@
-"""What a model answered and what was right -> exact match and token F1, as SQuAD counts them (Rajpurkar et al. 2016).
+"""Compute exact match and token F1 of answers and references, as SQuAD does (Rajpurkar et al. 2016).
 
-Before two texts are compared, both lose case, punctuation, the articles a, an and the, and all but single spaces.
+Texts are compared without case, punctuation, the articles a, an and the, and repeated white space.
 """
 
 import re
@@ -14,7 +14,7 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """A text as it is compared.
+    """Return a text in the form that is compared.
 
     Example:
         >>> normalize("The answer is: Paris.")
@@ -24,29 +24,29 @@ def normalize(text: str) -> str:
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Whether both say the same, as they are compared."""
+    """Return whether answer and reference are equal after `normalize`."""
     return normalize(answer) == normalize(reference)
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """2 * precision * recall / (precision + recall) of the words that both have, each counted; 0 to 1.
+    """Return 2 * precision * recall / (precision + recall) of the words in common, with repetitions; 0 to 1.
 
-    Where one of them has no word, it is 1 if both have none.
+    If one of the two has no word, it is 1 if both have none, else 0.
 
     Example:
         >>> token_f1("the cat sat", "a cat sat down")  # 2 of 2 words and 2 of 3; articles do not count
         0.8
     """
-    ours, theirs = normalize(answer).split(), normalize(reference).split()
-    shared = (Counter(ours) & Counter(theirs)).total()
-    return 2 * shared / (len(ours) + len(theirs)) if ours or theirs else 1.0
+    words, reference_words = normalize(answer).split(), normalize(reference).split()
+    shared = (Counter(words) & Counter(reference_words)).total()
+    return 2 * shared / (len(words) + len(reference_words)) if words or reference_words else 1.0
 
 
 def answer_metrics(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Means over all answers: {"exact_match", "f1"}, 0 to 1.
+    """Return the means over all answers: {"exact_match", "f1"}, 0 to 1.
 
     Raises:
-        ValueError: no answers, or as many references as there are not.
+        ValueError: no answers, or another number of references.
     """
     if not answers or len(answers) != len(references):
         raise ValueError(f"{len(answers)} answers and {len(references)} references; give as many of both, at least 1.")

@@ -1,4 +1,4 @@
-"""Prompts and what models answered -> one HTML page to read by hand."""
+"""Write prompts and the answers of models as one HTML page to read."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,31 +15,31 @@ pre { margin: .2rem 0 0; padding: .5rem .8rem; background: var(--track); border-
 
 
 class Answered(NamedTuple):
-    """One prompt and what was answered to it."""
+    """One prompt and the answers to it."""
 
     prompt: str
     reference: str | None
-    answers: Mapping[str, str]  # who -> what
-    notes: Mapping[str, str] = {}  # who -> what is said of it: its scores
+    answers: Mapping[str, str]  # name of the model -> its answer
+    notes: Mapping[str, str] = {}  # name of the model -> a note on the answer: its scores
 
 
-def answers_page(title: str, rows: Sequence[Answered], said: str) -> str:
-    """The page, as HTML: what is said of it all at its top, then each prompt with its reference and every answer."""
-    return page(title, STYLE, f"<p>{page_text(said)}</p>\n" + "".join(map(_article, range(1, len(rows) + 1), rows)))
+def answers_page(title: str, rows: Sequence[Answered], summary: str) -> str:
+    """Return the page as HTML: the summary, then each prompt with its reference and every answer."""
+    return page(title, STYLE, f"<p>{page_text(summary)}</p>\n" + "".join(map(_article, range(1, len(rows) + 1), rows)))
 
 
 def _article(number: int, row: Answered) -> str:
     parts = [_section("prompt", "", row.prompt)]
     if row.reference is not None:
         parts.append(_section("reference", "reference", row.reference))
-    for who, answer in row.answers.items():
-        note = f"{who}: {row.notes[who]}" if who in row.notes else who
+    for name, answer in row.answers.items():
+        note = f"{name}: {row.notes[name]}" if name in row.notes else name
         parts.append(_section(note, "answer", answer))
     return f'<article id="{number}"><h3>{number}</h3>{"".join(parts)}</article>\n'
 
 
 def _section(name: str, kind: str, text: str) -> str:
-    # HTML drops the line break that follows <pre>: this one, and none of the text's.
+    # HTML drops the line break after <pre>: this one, so that the text keeps its own.
     return f'<section class="{kind}"><b>{page_text(name)}</b><pre>\n{page_text(text)}</pre></section>'
 
 

@@ -1,4 +1,4 @@
-"""The questions of a test split -> a model's answers to them, scored; the first and the last ones are kept."""
+"""Score a model's answers to the questions of a test split; keep those of the first and the last evaluation."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -16,7 +16,7 @@ from .answers import answer_metrics
 
 
 class Examination:
-    """Conversations whose last answers are the references; every time it is taken counts."""
+    """Conversations whose last answers are the references. Keeps the answers of the first and the last evaluation."""
 
     def __init__(
         self,
@@ -26,43 +26,46 @@ class Examination:
         shared: Collection[int] = (),
         max_new_tokens: int = 128,
     ):
-        """`shared`: numbers of the conversations that training has seen something of; scored without them as well."""
+        """`shared`: numbers of the conversations that overlap with the training data; `take` scores the others too."""
         self.conversations, self.tokenizer, self.max_new_tokens = conversations, tokenizer, max_new_tokens
-        self.prompts = [encode_prompt(tokenizer, each) for each in conversations]
-        self.references = [each[-1]["content"] for each in conversations]
+        self.prompts = [encode_prompt(tokenizer, conversation) for conversation in conversations]
+        self.references = [conversation[-1]["content"] for conversation in conversations]
         self.unseen = [k for k in range(len(conversations)) if k not in shared]
         self.first: list[str] | None = None
         self.last: list[str] | None = None
 
     def take(self, model: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
-        """Greedy answers: their metrics, and those without what training has seen (empty where that is nothing)."""
-        options = {"temperature": 0, "max_new_tokens": self.max_new_tokens}
-        answers = self.last = generate_answers(model, self.tokenizer, self.prompts, **options)
+        """Answer greedily; return the metrics, and those of the unseen conversations (empty if all or none are)."""
+        answers = generate_answers(
+            model, self.tokenizer, self.prompts, temperature=0, max_new_tokens=self.max_new_tokens
+        )
+        self.last = answers
         self.first = self.first or answers
-        without = {}
+        unseen_metrics = {}
         if 0 < len(self.unseen) < len(answers):
-            without = answer_metrics([answers[k] for k in self.unseen], [self.references[k] for k in self.unseen])
-        return answer_metrics(answers, self.references), without
+            unseen = [(answers[k], self.references[k]) for k in self.unseen]
+            unseen_metrics = answer_metrics(*zip(*unseen, strict=True))
+        return answer_metrics(answers, self.references), unseen_metrics
 
     def recall(self, file: Path) -> None:
-        """Take the first answers from what `write` has left, where it has: a resumed run does not give them again."""
+        """Read the first answers from a file of `write`, if it exists: a resumed run does not generate them again."""
         try:
-            first = [each["before"] for each in read_json(file, list)] if file.exists() else []
-        except (ValueError, KeyError, TypeError):  # not as it was written
+            first = [row["before"] for row in read_json(file, list)] if file.exists() else []
+        except (ValueError, KeyError, TypeError):  # damaged
             return
         if len(first) == len(self.conversations):
             self.first = first
 
     def write(self, file: Path, *, is_over: bool = True) -> None:
-        """Question, reference, first and (where `is_over`) last answer of each conversation, as JSON.
+        """Write question, reference, first and (if `is_over`) last answer of each conversation as JSON.
 
-        Taken once, at the end, there is no first answer.
+        After a single evaluation, at the end, there is no first answer.
         """
-        nothing: list[Any] = [None] * len(self.conversations)
-        first = nothing if self.first is None or (is_over and self.first is self.last) else self.first
-        columns = self.conversations, first, (is_over and self.last) or nothing
-        described = [describe_answer(*each) for each in zip(*columns, strict=True)]
-        write_text(file, json.dumps(described, indent=2) + "\n")
+        empty: list[Any] = [None] * len(self.conversations)
+        first = empty if self.first is None or (is_over and self.first is self.last) else self.first
+        last = (is_over and self.last) or empty
+        rows = [describe_answer(*row) for row in zip(self.conversations, first, last, strict=True)]
+        write_text(file, json.dumps(rows, indent=2) + "\n")
 
 
 __all__ = ["Examination"]

@@ -1,6 +1,6 @@
-"""A classifier and batches -> sums that add over batches and processes -> accuracy, F1, confusion, calibration.
+"""Evaluate a classifier: sums that add over batches and processes, then accuracy, F1, confusion, calibration.
 
-B batch, C classes. With several labels a row, each class is a question of its own: yes or no.
+B batch, C classes. With several labels a row, each class is a separate decision: yes or no.
 """
 
 import json
@@ -20,50 +20,50 @@ Sums = dict[str, torch.Tensor]
 
 
 def probabilities_of(logits: torch.Tensor, has_many: bool) -> torch.Tensor:
-    """Logits (B, C) -> probabilities: of one class each, summing to 1, or of each class alone."""
+    """Return the probabilities of logits (B, C): over classes, summing to 1, or of each class separately."""
     return logits.float().sigmoid() if has_many else logits.float().softmax(-1)
 
 
 @torch.no_grad()
 def classify_batches(model: nn.Module, batches: Iterable[Batch], has_many: bool) -> np.ndarray:
-    """The probabilities of each row, in order: (rows, C)."""
+    """Return the probabilities of each row, in order: (rows, C)."""
     was_training = model.training
     model.eval()
-    found = []
+    parts = []
     for batch in batches:
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        found.append(probabilities_of(logits, has_many).cpu().numpy())
+        parts.append(probabilities_of(logits, has_many).cpu().numpy())
     model.train(was_training)
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def classification_sums(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> Sums:
-    """What the metrics of these rows and of others together are made of, float64; they add.
+    """Return the sums, float64, that the metrics are computed from; those of several batches add.
 
     Returns:
-        "loss" (2,): sum and count. "right" (2,): rows that are wholly right, rows. "confusion": (C, C) rows of true
-        class i called j; or with several labels (C, 2, 2), for each class. "bins" (BINS, 3): decisions of each
-        confidence, the sum of their confidences, how many were right.
+        "loss" (2,): sum and count. "right" (2,): correct rows, rows. "confusion": (C, C) rows of true class i
+        predicted as j; or with several labels (C, 2, 2), for each class. "bins" (BINS, 3): decisions of each
+        confidence, the sum of their confidences, the number of correct ones.
     """
     logits, labels, C = logits.float().cpu(), labels.cpu(), logits.shape[-1]
     has_many = labels.dim() == 2
     probabilities = probabilities_of(logits, has_many).double()
     if has_many:
-        truth, called = labels.long(), (probabilities > 0.5).long()  # (B, C)
-        confidence, right = torch.where(called == 1, probabilities, 1 - probabilities), called == truth
-        cells = (4 * torch.arange(C) + 2 * truth + called).flatten()
+        truth, predicted = labels.long(), (probabilities > 0.5).long()  # (B, C)
+        confidence, correct = torch.where(predicted == 1, probabilities, 1 - probabilities), predicted == truth
+        cells = (4 * torch.arange(C) + 2 * truth + predicted).flatten()
         confusion = torch.bincount(cells, minlength=4 * C).view(C, 2, 2)
-        row_right = right.all(-1)
+        row_correct = correct.all(-1)
     else:
-        confidence, called = probabilities.max(-1)  # (B,)
-        row_right = right = called == labels
-        confusion = torch.bincount(C * labels + called, minlength=C * C).view(C, C)
+        confidence, predicted = probabilities.max(-1)  # (B,)
+        row_correct = correct = predicted == labels
+        confusion = torch.bincount(C * labels + predicted, minlength=C * C).view(C, C)
     bins = (confidence.flatten() * BINS).ceil().long().clamp(1, BINS) - 1  # each bin is open below, closed above
-    parts = (torch.ones_like(confidence), confidence, right.double())
+    parts = (torch.ones_like(confidence), confidence, correct.double())
     table = [torch.bincount(bins, part.flatten(), minlength=BINS) for part in parts]
     return {
         "loss": torch.stack([part.double() for part in classification_loss(logits, labels, weights)]),
-        "right": torch.tensor([float(row_right.sum()), len(labels)], dtype=torch.float64),
+        "right": torch.tensor([float(row_correct.sum()), len(labels)], dtype=torch.float64),
         "confusion": confusion.double(),
         "bins": torch.stack(table, -1).double(),
     }
@@ -76,59 +76,59 @@ def sum_batches(
     weights: Sequence[float] | None = None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Sums:
-    """`classification_sums` of all batches together. `batches` and `reduce` as for evaluation.mean_losses."""
+    """Add `classification_sums` over all batches. `batches` and `reduce` as for losses.mean_losses."""
     was_training = model.training
     model.eval()
-    weights = None if weights is None else torch.tensor(weights)
+    class_weights = None if weights is None else torch.tensor(weights)
     totals: Sums = {}
     for batch, counted in batches:
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        for name, part in classification_sums(logits, batch["labels"], weights).items():
+        for name, part in classification_sums(logits, batch["labels"], class_weights).items():
             totals[name] = totals.get(name, 0.0) + part * counted
     model.train(was_training)
     return totals if reduce is None else {name: reduce(total).cpu() for name, total in totals.items()}
 
 
 def classification_metrics(sums: Sums) -> dict[str, float]:
-    """Sums -> {"loss", "accuracy", "macro_f1", "calibration_error"}.
+    """Return {"loss", "accuracy", "macro_f1", "calibration_error"}.
 
-    F1 of a class = 2 TP / (2 TP + FP + FN); macro is the plain mean over the classes that are there or are called.
-    Accuracy with several labels counts the rows that are right in every one. The calibration error is the mean over
+    F1 of a class = 2 TP / (2 TP + FP + FN); macro is the plain mean over the classes that occur or are predicted.
+    Accuracy with several labels counts the rows with every label correct. The calibration error is the mean over
     decisions of |accuracy - confidence| of their bin (Guo et al. 2017, "On Calibration of Modern Neural Networks").
     """
     loss, count = sums["loss"].tolist()
-    right, rows = sums["right"].tolist()
+    correct, rows = sums["right"].tolist()
     decisions, confidence, hits = sums["bins"].unbind(-1)
     total = float(decisions.sum())
-    _, called, there = _counts(sums["confusion"])
-    f1 = [score for score, n in zip(class_scores(sums["confusion"])["f1"], called + there, strict=True) if n]
+    _, predicted, actual = _counts(sums["confusion"])
+    f1 = [score for score, n in zip(class_scores(sums["confusion"])["f1"], predicted + actual, strict=True) if n]
     return {
         "loss": loss / count if count else math.nan,
-        "accuracy": right / rows if rows else math.nan,
+        "accuracy": correct / rows if rows else math.nan,
         "macro_f1": float(np.mean(f1)) if f1 else math.nan,
         "calibration_error": float((hits - confidence).abs().sum()) / total if total else math.nan,
     }
 
 
 def class_scores(confusion: torch.Tensor) -> dict[str, list[float]]:
-    """Confusion (C, C), or (C, 2, 2) of several labels -> "precision", "recall" and "f1" of each class, 0 of none."""
-    hits, called, there = _counts(confusion)
+    """Return "precision", "recall" and "f1" of each class, 0 if undefined, from a confusion (C, C) or (C, 2, 2)."""
+    hits, predicted, actual = _counts(confusion)
     return {
-        "precision": (hits / called.clamp(min=1)).tolist(),
-        "recall": (hits / there.clamp(min=1)).tolist(),
-        "f1": (2 * hits / (called + there).clamp(min=1)).tolist(),
+        "precision": (hits / predicted.clamp(min=1)).tolist(),
+        "recall": (hits / actual.clamp(min=1)).tolist(),
+        "f1": (2 * hits / (predicted + actual).clamp(min=1)).tolist(),
     }
 
 
 def _counts(confusion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    # Of each class: the rows that are called it and are it, that are called it, that are it.
+    # Return for each class the rows predicted correctly as it, predicted as it, and of it.
     if confusion.dim() == 3:
         return confusion[:, 1, 1], confusion[:, :, 1].sum(1), confusion[:, 1].sum(1)
     return confusion.diag(), confusion.sum(0), confusion.sum(1)
 
 
 def classification_tables(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
-    """Sums -> what is no single number: each class' scores, the confusion matrix, the calibration bins."""
+    """Return each class' scores, the confusion matrix, and the calibration bins."""
     scores = {name: dict(zip(names, values, strict=True)) for name, values in class_scores(sums["confusion"]).items()}
     return {
         "labels": list(names),
@@ -148,12 +148,12 @@ def prediction_lines(
     has_many: bool,
     labels: Sequence[Any] | None = None,
 ) -> Iterator[str]:
-    """One JSON object a text: {"text", "label" where it is known, "predicted", "probabilities": {name: p}}."""
+    """Yield a JSON object for each text: {"text", "label" if given, "predicted", "probabilities": {name: p}}."""
     for n, (text, row) in enumerate(zip(texts, probabilities, strict=True)):
-        called = [names[i] for i in np.flatnonzero(row > 0.5)] if has_many else names[int(row.argmax())]
-        known = {} if labels is None else {"label": sorted(labels[n]) if has_many else labels[n]}
-        chances = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
-        yield json.dumps({"text": text, **known, "predicted": called, "probabilities": chances}) + "\n"
+        predicted = [names[int(i)] for i in np.flatnonzero(row > 0.5)] if has_many else names[int(row.argmax())]
+        label = {} if labels is None else {"label": sorted(labels[n]) if has_many else labels[n]}
+        rounded = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
+        yield json.dumps({"text": text, **label, "predicted": predicted, "probabilities": rounded}) + "\n"
 
 
 __all__ = [

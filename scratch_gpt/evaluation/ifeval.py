@@ -1,7 +1,7 @@
-"""IFEval's prompts and the answers to them -> which of its verifiable constraints each answer keeps.
+"""Check which of IFEval's verifiable constraints the answers to its prompts keep.
 
-Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models". The checkers are those inside lm_eval,
-so that the numbers compare with others'.
+Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models". The checkers are lm_eval's, so that the
+numbers are comparable with published ones.
 """
 
 import random
@@ -15,27 +15,31 @@ class Kept(NamedTuple):
     """Whether one answer keeps each constraint of its prompt."""
 
     strict: list[bool]
-    loose: list[bool]  # as it is, or without its first or last line or its asterisks
+    loose: list[bool]  # also if only without the answer's first or last line or its asterisks
 
 
 def read_constraints(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of {"key", "prompt", "instruction_id_list", "kwargs"}, google/IFEval's fields -> the same, checked.
+    """Check rows of {"key", "prompt", "instruction_id_list", "kwargs"}, google/IFEval's fields, and return them.
 
     Raises:
-        ValueError: a row of other fields, a constraint that IFEval does not have, or nltk's data are not there.
-        ImportError: lm_eval is not there.
+        ValueError: a row of other fields, a constraint that IFEval does not have, or nltk's data are missing.
+        ImportError: lm_eval is not installed.
     """
     checked = []
     for number, row in enumerate(rows, start=1):
-        names, given = row.get("instruction_id_list"), row.get("kwargs")
-        lists = isinstance(names, list) and isinstance(given, list) and len(names) == len(given) > 0
-        whole = lists and all(isinstance(each, Mapping) for each in given)
-        if not whole or not isinstance(row.get("prompt"), str):
+        names, kwargs = row.get("instruction_id_list"), row.get("kwargs")
+        if (
+            not isinstance(names, list)
+            or not isinstance(kwargs, list)
+            or not len(names) == len(kwargs) > 0
+            or not all(isinstance(options, Mapping) for options in kwargs)
+            or not isinstance(row.get("prompt"), str)
+        ):
             raise ValueError(f"Row {number} is none of IFEval's: it needs prompt, instruction_id_list and kwargs.")
-        own = [{name: value for name, value in each.items() if value is not None} for each in given]
-        row = {"key": row.get("key", number), "prompt": row["prompt"], "instruction_id_list": names, "kwargs": own}
+        kwargs = [{name: value for name, value in options.items() if value is not None} for options in kwargs]
+        row = {"key": row.get("key", number), "prompt": row["prompt"], "instruction_id_list": names, "kwargs": kwargs}
         try:
-            keep_constraints([row], ["1"])  # what it lacks is said now, not after an hour of answers
+            keep_constraints([row], ["1"])  # errors now, not after an hour of answers
         except (KeyError, TypeError) as error:
             raise ValueError(f"Row {number} has a constraint that IFEval does not have: {error}.") from error
         checked.append(row)
@@ -43,26 +47,26 @@ def read_constraints(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def keep_constraints(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) -> list[Kept]:
-    """What each answer keeps of its row's constraints; errors as in `read_constraints`."""
+    """Check each answer against its row's constraints; errors as in `read_constraints`."""
     ifeval = _import_checkers()
-    kept = []
+    results = []
     for row, answer in zip(rows, answers, strict=True):
         try:
             with _same_draws():
-                found = ifeval.process_results(row, [answer])
+                scores = ifeval.process_results(row, [answer])
         except LookupError as error:
             if isinstance(error, KeyError):
                 raise
             raise ValueError(
-                "IFEval splits sentences with nltk's data, which are not there: python -m nltk.downloader punkt_tab"
+                "IFEval splits sentences with nltk's data, which are missing: python -m nltk.downloader punkt_tab"
             ) from error
-        kept.append(Kept(found["inst_level_strict_acc"], found["inst_level_loose_acc"]))
-    return kept
+        results.append(Kept(scores["inst_level_strict_acc"], scores["inst_level_loose_acc"]))
+    return results
 
 
 @contextmanager
 def _same_draws() -> Iterator[None]:
-    # A checker draws what its row does not say: one of the 541 asks for "#" as a letter, and gets another each time.
+    # A checker draws an argument that its row lacks: one of the 541 asks for "#" as a letter, and gets another one.
     state = random.getstate()
     random.seed(0)
     try:
@@ -71,27 +75,27 @@ def _same_draws() -> Iterator[None]:
         random.setstate(state)
 
 
-def constraint_metrics(kept: Sequence[Kept]) -> dict[str, float]:
-    """Shares of prompts all of whose constraints are kept, and of single constraints, strictly and loosely."""
+def constraint_metrics(results: Sequence[Kept]) -> dict[str, float]:
+    """Return the shares of prompts with all constraints kept and of single constraints, strictly and loosely."""
     metrics = {}
     for name in ("strict", "loose"):
-        rows = [getattr(one, name) for one in kept]
+        rows = [getattr(result, name) for result in results]
         metrics[f"prompt_{name}_acc"] = sum(map(all, rows)) / len(rows)
         metrics[f"instruction_{name}_acc"] = sum(map(sum, rows)) / sum(map(len, rows))
     return metrics
 
 
-def _import_checkers():
-    # Without a network nltk says in many lines that it could not fetch its data, which most constraints do not need.
+def _import_checkers() -> Any:
+    # Without a network nltk prints many lines about its data, which most constraints do not need.
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             import langdetect
             from lm_eval.tasks.ifeval import utils
     except ImportError as error:
         raise ImportError(
-            'IFEval\'s checkers are in lm_eval, which is an extra: pip install -e ".[evaluation]"'
+            'IFEval\'s checkers are in lm_eval, which is an extra: pip install "scratch_gpt[evaluation]"'
         ) from error
-    langdetect.DetectorFactory.seed = 0  # else it guesses anew in each call
+    langdetect.DetectorFactory.seed = 0  # otherwise each call guesses differently
     return utils
 
 

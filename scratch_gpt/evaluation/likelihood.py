@@ -1,12 +1,11 @@
-"""A model and questions with given answers -> how likely it finds each answer: multiple choice and last words.
+"""Compute the likelihood of given answers: multiple choice and last words.
 
-A question is answered by likelihood alone, nothing is generated. Numbers are those of lm_eval's `multiple_choice` and
-`loglikelihood` tasks on the same rows.
+Nothing is generated. The numbers are those of lm_eval's `multiple_choice` and `loglikelihood` tasks on the same rows.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from ..tokenization.tokenizer import begin_of_text_id, encode_batch
 
 
 class Likelihood(NamedTuple):
-    """Of one continuation after its context."""
+    """The likelihood of one continuation after its context."""
 
     logp: float  # in nats, of all its tokens
     is_greedy: bool  # each of its tokens is the likeliest one
@@ -31,54 +30,53 @@ def score_continuations(
     max_length: int,
     batch_size: int = 8,
 ) -> list[Likelihood]:
-    """(context, continuation) texts -> the likelihood of each continuation, the same at every batch size.
+    """Return the likelihood of each continuation of (context, continuation) texts, the same at every batch size.
 
-    What is too long is cut at the context's beginning. An empty context is the begin of a document.
+    Texts that are too long are cut at the context's beginning. An empty context is the beginning of a document.
 
     Raises:
-        ValueError: a continuation without a token, or with more of them than `max_length`.
+        ValueError: a continuation without tokens, or with more than `max_length`.
     """
     rows = _encode_pairs(tokenizer, pairs, max_length)
-    order = sorted(range(len(rows)), key=lambda n: -len(rows[n][0]))  # like lengths together, the longest first
+    order = sorted(range(len(rows)), key=lambda n: -len(rows[n][0]))  # similar lengths together, the longest first
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    found: dict[int, Likelihood] = {}
+    likelihoods: dict[int, Likelihood] = {}
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        T = len(rows[chosen[0]][0]) - 1
-        # Filled on the right, where nothing that is asked can see it: no mask is needed.
-        ids = torch.tensor([rows[n][0][:-1] + [0] * (T + 1 - len(rows[n][0])) for n in chosen], device=device)
+        indices = order[start : start + batch_size]
+        T = len(rows[indices[0]][0]) - 1
+        # Padded on the right, where no target sees it: no mask is needed.
+        ids = torch.tensor([rows[n][0][:-1] + [0] * (T + 1 - len(rows[n][0])) for n in indices], device=device)
         logits = model(input_ids=ids, use_cache=False).logits
-        for b, n in enumerate(chosen):
-            whole, asked = rows[n]
-            end = len(whole) - 1
-            logp = logits[b, end - asked : end].float().log_softmax(-1)  # (asked, V)
-            targets = torch.tensor(whole[-asked:], device=device)
+        for b, n in enumerate(indices):
+            row, count = rows[n]
+            end = len(row) - 1
+            logp = logits[b, end - count : end].float().log_softmax(-1)  # (count, V)
+            targets = torch.tensor(row[-count:], device=device)
             total = logp.double().gather(-1, targets[:, None]).sum().item()
-            found[n] = Likelihood(total, bool((logp.argmax(-1) == targets).all()))
+            likelihoods[n] = Likelihood(total, bool((logp.argmax(-1) == targets).all()))
     model.train(was_training)
-    return [found[n] for n in range(len(rows))]
+    return [likelihoods[n] for n in range(len(rows))]
 
 
 def _encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], max_length: int
 ) -> list[tuple[list[int], int]]:
-    # (ids, how many of them are asked). The two are encoded as one text, so that the border falls as in running text;
-    # white space at the end of a context belongs to what follows.
-    cut = [len(context.rstrip()) for context, _ in pairs]
-    both = encode_batch(tokenizer, [context + continuation for context, continuation in pairs])
-    contexts = encode_batch(tokenizer, [context[:n] for (context, _), n in zip(pairs, cut, strict=True)])
-    begin = begin_of_text_id(tokenizer)
+    # Return (ids, number of targets at their end). Both are encoded as one text, so that tokens are those of running
+    # text; white space at the end of a context belongs to the continuation.
+    texts = encode_batch(tokenizer, [context + continuation for context, continuation in pairs])
+    contexts = encode_batch(tokenizer, [context.rstrip() for context, _ in pairs])
+    begin = cast(int, begin_of_text_id(tokenizer))
     rows = []
-    for whole, context, (_, continuation) in zip(both, contexts, pairs, strict=True):
-        asked = len(whole) - len(context)
-        if not 1 <= asked <= max_length:
+    for ids, context, (_, continuation) in zip(texts, contexts, pairs, strict=True):
+        count = len(ids) - len(context)
+        if not 1 <= count <= max_length:
             raise ValueError(
-                f"The answer {continuation[:60]!r} has {asked} tokens; there have to be 1 to {max_length} of them."
+                f"The answer {continuation[:60]!r} has {count} tokens; there have to be 1 to {max_length} of them."
             )
-        whole = whole if context else [begin, *whole]
-        rows.append((whole[-(max_length + 1) :], asked))
+        ids = ids if context else [begin, *ids]
+        rows.append((ids[-(max_length + 1) :], count))
     return rows
 
 
@@ -86,10 +84,10 @@ def _encode_pairs(
 
 
 def read_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str], int]]:
-    """Rows of {"query": str, "choices": [str, ...], "gold": int}, HellaSwag's fields in lm_eval -> the same as tuples.
+    """Read tuples from rows of {"query": str, "choices": [str, ...], "gold": int}, HellaSwag's fields in lm_eval.
 
     Raises:
-        ValueError: a row without these fields, fewer than two choices, an empty one, or a gold that is none of them.
+        ValueError: a row without these fields, fewer than two choices, an empty one, or a gold out of range.
     """
     tasks = []
     for number, row in enumerate(rows, start=1):
@@ -104,23 +102,23 @@ def read_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]
     return tasks
 
 
-def choice_metrics(tasks: Sequence[tuple[str, list[str], int]], found: Sequence[Likelihood]) -> dict[str, float]:
-    """The likelihoods of all choices, in the order of `choice_pairs` -> {"acc", "acc_norm"}.
+def choice_metrics(tasks: Sequence[tuple[str, list[str], int]], likelihoods: Sequence[Likelihood]) -> dict[str, float]:
+    """Return {"acc", "acc_norm"} from the likelihoods of all choices, in the order of `choice_pairs`.
 
     acc takes the likeliest choice, acc_norm the likeliest per character (Gao 2021, "Multiple Choice Normalization in
     LM Evaluation").
     """
-    right, right_normed, start = 0, 0, 0
+    correct, correct_normed, start = 0, 0, 0
     for _, choices, gold in tasks:
-        logps = np.array([one.logp for one in found[start : start + len(choices)]])
+        logps = np.array([likelihood.logp for likelihood in likelihoods[start : start + len(choices)]])
         start += len(choices)
-        right += int(logps.argmax()) == gold
-        right_normed += int((logps / [len(choice) for choice in choices]).argmax()) == gold
-    return {"acc": right / len(tasks), "acc_norm": right_normed / len(tasks)}
+        correct += int(logps.argmax()) == gold
+        correct_normed += int((logps / [len(choice) for choice in choices]).argmax()) == gold
+    return {"acc": correct / len(tasks), "acc_norm": correct_normed / len(tasks)}
 
 
 def choice_pairs(tasks: Sequence[tuple[str, list[str], int]]) -> list[tuple[str, str]]:
-    """Each query with each of its choices, a space between.
+    """Return each query with each of its choices, a space between.
 
     Example:
         >>> choice_pairs([("The sky is", ["blue", "green"], 0)])
@@ -130,7 +128,7 @@ def choice_pairs(tasks: Sequence[tuple[str, list[str], int]]) -> list[tuple[str,
 
 
 def last_word_pairs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Rows of {"text": str}, as LAMBADA's -> (all but the last word, a space and the last word).
+    """Split rows of {"text": str}, as LAMBADA's, into (all except the last word, a space and the last word).
 
     Raises:
         ValueError: a row without a text of two words.
@@ -148,10 +146,10 @@ def last_word_pairs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return pairs
 
 
-def last_word_metrics(found: Sequence[Likelihood]) -> dict[str, float]:
-    """{"acc": share of words that greedy decoding gives, "perplexity": exp of the mean loss of a word} (LAMBADA)."""
-    loss = -float(np.mean([one.logp for one in found]))
-    return {"acc": float(np.mean([one.is_greedy for one in found])), "perplexity": math.exp(min(loss, 700.0))}
+def last_word_metrics(likelihoods: Sequence[Likelihood]) -> dict[str, float]:
+    """Return LAMBADA's metrics: "acc", the share of greedy words, and "perplexity", exp of the mean loss of a word."""
+    loss = -float(np.mean([word.logp for word in likelihoods]))
+    return {"acc": float(np.mean([word.is_greedy for word in likelihoods])), "perplexity": math.exp(min(loss, 700.0))}
 
 
 def _short(row: Mapping[str, Any]) -> str:

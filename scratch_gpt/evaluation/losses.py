@@ -1,4 +1,4 @@
-"""A model and held-out batches -> loss, perplexity and bits per byte, whatever the batch size; evaluation.json."""
+"""Compute losses on held-out batches, independent of the batch size, and perplexity and bits per byte from them."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +21,11 @@ def mean_losses(
     objective: Objective,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, float]:
-    """Each term's sum over all batches divided once by its count; NaN where nothing was asked.
+    """Return each term's sum over all batches divided once by its count; NaN without targets.
 
     Args:
         batches: (batch, counted) pairs; a batch that is not counted only keeps processes in step.
-        reduce: sums a tensor over processes, where there are several.
+        reduce: sums a tensor over several processes.
     """
     was_training = model.training
     model.eval()
@@ -35,15 +35,15 @@ def mean_losses(
             counts, sums = objective.counts(batch), objective.sums(model, batch)
             yield {name: (total, counts[name]) for name, total in sums.items()}, counted
 
-    found = means(read(), reduce)
+    losses = means(read(), reduce)
     model.train(was_training)
-    return found
+    return losses
 
 
 def means(
     read: Iterable[tuple[Sums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> dict[str, float]:
-    """What each batch has come to, and whether it counts -> each name's sum divided once by its count, or NaN."""
+    """Divide each name's total over the (sums, counted) pairs of all batches once by its count; NaN if that is 0."""
     totals: dict[str, torch.Tensor] = {}
     for sums, counted in read:
         for name, pair in sums.items():
@@ -57,19 +57,19 @@ def means(
 def row_losses(
     model: nn.Module, rows: Iterable[Any], collate: Callable[[list], Batch], objective: Objective
 ) -> np.ndarray:
-    """The mean loss of each row alone, (rows,) float64, in nats; NaN where a row asks nothing."""
+    """Return the mean loss of each row, (rows,) float64, in nats; NaN for a row without targets."""
     return np.array([mean_losses(model, [(collate([row]), True)], objective)["loss"] for row in rows])
 
 
 def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
-    """Loss in nats per token -> {"loss", "perplexity", "bits_per_byte"}.
+    """Return {"loss", "perplexity", "bits_per_byte"} from a loss in nats per token.
 
-    Bits per byte = loss / ln 2 * tokens / bytes, with the tokens (EOS counted) and UTF-8 bytes of the whole split. It
+    Bits per byte = loss / ln 2 * tokens / bytes, with the tokens (EOS counted) and UTF-8 bytes of the full split. It
     does not depend on the tokenizer, so models with different ones can be compared by it.
 
     Example:
-        >>> found = language_metrics(loss=2.0, tokens_per_byte=0.25)
-        >>> {name: round(value, 3) for name, value in found.items()}
+        >>> metrics = language_metrics(loss=2.0, tokens_per_byte=0.25)
+        >>> {name: round(value, 3) for name, value in metrics.items()}
         {'loss': 2.0, 'perplexity': 7.389, 'bits_per_byte': 0.721}
     """
     return {

@@ -26,20 +26,17 @@ the order of the answers nor their length counts.
 Which answer follows the instruction better? Reply with 1 or 2 only, or with 0 if they are equally good."""
 
 
-# --- Two models, and several -------------------------------------------------------------------------------------
-
-
 class Verdict(NamedTuple):
-    """Of two answers, shown in one order."""
+    """A verdict on two answers, shown in one order."""
 
     row: int
     first: str  # the model whose answer was shown first
     second: str
-    points: float | None  # 1 the first, 0 the second, 0.5 neither; None where the judge did not say
+    points: float | None  # 1 the first, 0 the second, 0.5 a tie; None without a clear reply
 
 
 def judge_pairs(judge: Judge, prompts: Sequence[str], answers: Mapping[str, Sequence[str]]) -> list[Verdict]:
-    """Every pair of models on every prompt, in both orders: judges prefer a place."""
+    """Judge every pair of models on every prompt, in both orders, because judges prefer a position."""
     names = list(answers)
     verdicts = []
     for row, prompt in enumerate(prompts):
@@ -53,28 +50,31 @@ def judge_pairs(judge: Judge, prompts: Sequence[str], answers: Mapping[str, Sequ
 
 
 def read_verdict(reply: str) -> float | None:
-    """1, 2 or 0 as the first whole word of a reply -> the points of the answer that was shown first."""
-    found = re.search(r"(?<![\w.])[012](?![\w.]*\w)", reply)
-    return None if found is None else {"1": 1.0, "2": 0.0, "0": 0.5}[found[0]]
+    """Return the points of the answer shown first, from 1, 2 or 0 as the first complete word of a reply."""
+    match = re.search(r"(?<![\w.])[012](?![\w.]*\w)", reply)
+    return None if match is None else {"1": 1.0, "2": 0.0, "0": 0.5}[match[0]]
 
 
 def win_rates(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """For each pair: {"a", "b", "win_rate", "low", "high", "n", "wins", "losses", "ties", "unclear", "first_place"}.
+    """Return a row for each pair: its names, win rate with an interval, and counts.
 
-    A prompt counts once: a wins it with 1 where both orders say so, and has the mean of both otherwise. The interval
+    A prompt counts once: a wins it with 1 if both orders agree, and has the mean of both otherwise. The interval
     is Wilson's of 95 % over the `n` prompts that both orders have a verdict on (Wilson 1927), wide enough since such
-    means vary less than single verdicts. `first_place` is how often the answer shown first has won: 0.5 is fair.
+    means vary less than single verdicts. `first_place` is the share of wins of the answer shown first: 0.5 is fair.
     """
-    pairs = dict.fromkeys(tuple(sorted((each.first, each.second))) for each in verdicts)
+    pairs = dict.fromkeys(tuple(sorted((verdict.first, verdict.second))) for verdict in verdicts)
     table = []
     for a, b in pairs:
-        both: dict[int, list[float | None]] = {}
-        mine = [each for each in verdicts if {each.first, each.second} == {a, b}]
-        for each in mine:
-            points = each.points if each.first == a or each.points is None else 1 - each.points
-            both.setdefault(each.row, []).append(points)
-        means = [sum(points) / len(points) for points in both.values() if None not in points]
-        said = [each.points for each in mine if each.points is not None]
+        row_points: dict[int, list[float | None]] = {}  # a's, in both orders
+        pair_verdicts = [verdict for verdict in verdicts if {verdict.first, verdict.second} == {a, b}]
+        for verdict in pair_verdicts:
+            points = verdict.points
+            if points is not None and verdict.first != a:
+                points = 1 - points
+            row_points.setdefault(verdict.row, []).append(points)
+        clear = [[x for x in points if x is not None] for points in row_points.values() if None not in points]
+        means = [sum(points) / len(points) for points in clear]
+        first_points = [verdict.points for verdict in pair_verdicts if verdict.points is not None]
         low, high = wilson_interval(sum(means), len(means))
         table.append(
             {
@@ -87,15 +87,15 @@ def win_rates(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
                 "wins": sum(mean > 0.5 for mean in means),
                 "losses": sum(mean < 0.5 for mean in means),
                 "ties": sum(mean == 0.5 for mean in means),
-                "unclear": len(both) - len(means),
-                "first_place": sum(said) / len(said) if said else None,
+                "unclear": len(row_points) - len(means),
+                "first_place": sum(first_points) / len(first_points) if first_points else None,
             }
         )
     return table
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927, "Probable Inference, the Law of Succession ...").
+    """Return the 95 % interval of a share (Wilson 1927, "Probable Inference, the Law of Succession ...").
 
     Example:
         >>> [round(bound, 2) for bound in wilson_interval(8, 10)]
@@ -116,15 +116,15 @@ def bradley_terry(verdicts: Sequence[Verdict], steps: int = 10_000) -> dict[str,
     Generalized Bradley-Terry Models". A tie is half a win of both; every pair has one more tie than was seen, so that
     a model which never loses has a strength too.
     """
-    names = list(dict.fromkeys(name for each in verdicts for name in (each.first, each.second)))
-    place = {name: n for n, name in enumerate(names)}
+    names = list(dict.fromkeys(name for verdict in verdicts for name in (verdict.first, verdict.second)))
+    index = {name: n for n, name in enumerate(names)}
     wins = np.full((len(names), len(names)), 0.5)  # [i, j]: points of i against j
     np.fill_diagonal(wins, 0.0)
-    for each in verdicts:
-        if each.points is not None:
-            i, j = place[each.first], place[each.second]
-            wins[i, j] += each.points
-            wins[j, i] += 1 - each.points
+    for verdict in verdicts:
+        if verdict.points is not None:
+            i, j = index[verdict.first], index[verdict.second]
+            wins[i, j] += verdict.points
+            wins[j, i] += 1 - verdict.points
     games, p = wins + wins.T, np.ones(len(names))
     for _ in range(steps):
         new = wins.sum(1) / (games / (p[:, None] + p[None, :])).sum(1)
@@ -132,7 +132,7 @@ def bradley_terry(verdicts: Sequence[Verdict], steps: int = 10_000) -> dict[str,
         if np.allclose(new, p, rtol=1e-12, atol=0):
             break
         p = new
-    return {name: float(np.log(p[n])) for name, n in sorted(place.items(), key=lambda pair: -p[pair[1]])}
+    return {name: float(np.log(p[n])) for name, n in sorted(index.items(), key=lambda pair: -p[pair[1]])}
 
 
 __all__ = ["Verdict", "bradley_terry", "judge_pairs", "read_verdict", "wilson_interval", "win_rates"]

@@ -1,8 +1,9 @@
-"""A model and batches of preferences -> loss, accuracy, margin and log-probabilities, the same at every batch size."""
+"""Evaluate preferences: loss, accuracy, margin and log-probabilities, the same at every batch size."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from ..train.preference_losses import Answers, Preference, read_answers
 from .losses import Sums, means
 
 
-TIE = 1e-4  # a lead in reward of no more is rounding: before the first step all there is
+TIE = 1e-4  # a smaller lead in reward is rounding, as every lead before the first step
 # In 16 bits an answer differs by rounding alone from its reference, which was read in another batch: by fewer nats
 # than this times the root of its tokens (seen: 0.0097, in bf16, on models of 2.6M and 124M).
 ROUNDING = 0.01
@@ -25,42 +26,46 @@ def preference_metrics(
     objective: Preference,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, float]:
-    """{"loss", "accuracy", "margin", "chosen_logps", "rejected_logps"}, and of KTO "kl". In nats, means over rows.
+    """Return {"loss", "accuracy", "margin", "chosen_logps", "rejected_logps"} and KTO's "kl": means, in nats.
 
     An answer's reward is beta times its log-ratio to the reference; of ORPO and SimPO, which have none, beta times its
     log-probability per token (as TRL has it). Margin: the chosen answers' mean reward less the rejected ones'.
     Accuracy: pairs whose chosen answer has the larger reward, or judged answers on their side of KTO's baseline; a tie
-    counts a half. That baseline, "kl", is the mean over all batches of what KTO takes over a global batch. A number
-    that nothing is there for is left out.
+    counts a half. That baseline, "kl", is the mean over all batches of KTO's estimate over a global batch. A number
+    without data is omitted.
 
     Args:
-        batches, reduce: as for evaluation.mean_losses.
+        batches, reduce: as for losses.mean_losses.
     """
     was_training = model.training
     model.eval()
-    read = []  # of each batch what its answers' losses are made of: small, so that all of it is held
+    results: list[tuple[Answers, dict[str, Any], bool]] = []  # small, so that those of all batches are held
     with _types_of_products(model) as types:
         for batch, counted in batches:
             answers = read_answers(model, batch, with_prompts=objective.loss_type == "orpo")
-            read.append((answers, batch | {"counts": objective.counts(batch)}, counted))
+            results.append((answers, {**batch, "counts": objective.counts(batch)}, counted))
     model.train(was_training)
     rounding = ROUNDING if objective.needs_reference and any(kind.itemsize == 2 for kind in types) else 0.0
     kls = {}
     if objective.loss_type == "kto":
-        log_ratios = [((of.logps - batch["reference_logps"]).chunk(2)[1], counted) for of, batch, counted in read]
-        kls = means([({"kl": (others.sum(), len(others))}, counted) for others, counted in log_ratios], reduce)
-    kl = {name: torch.tensor(value, device=read[0][0].logps.device) for name, value in kls.items()}
-    found = means([(_sums(objective, of, batch | kl, rounding), counted) for of, batch, counted in read], reduce)
-    terms = {name: found.pop(name) for name in ("loss", "nll") if name in found}
-    margin = found.pop("chosen_rewards") - found.pop("rejected_rewards")
-    numbers = {"accuracy": found.pop("accuracy"), "margin": margin, **found, **kls}
-    asked = {name: value for name, value in numbers.items() if not math.isnan(value)}  # judged answers all of one kind
-    return {"loss": sum(terms.values()), **asked}
+        log_ratios = [
+            ((answers.logps - batch["reference_logps"]).chunk(2)[1], counted) for answers, batch, counted in results
+        ]
+        kls = means([({"kl": (ratios.sum(), len(ratios))}, counted) for ratios, counted in log_ratios], reduce)
+    kl = {name: torch.tensor(value, device=results[0][0].logps.device) for name, value in kls.items()}
+    metrics = means(
+        [(_sums(objective, answers, batch | kl, rounding), counted) for answers, batch, counted in results], reduce
+    )
+    terms = {name: metrics.pop(name) for name in ("loss", "nll") if name in metrics}
+    margin = metrics.pop("chosen_rewards") - metrics.pop("rejected_rewards")
+    metrics = {"accuracy": metrics.pop("accuracy"), "margin": margin, **metrics, **kls}
+    defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN without such answers
+    return {"loss": sum(terms.values()), **defined}
 
 
 @contextmanager
 def _types_of_products(model: nn.Module) -> Iterator[set[torch.dtype]]:
-    # The types of what the model's matrix products give, once it has run: autocast decides that, and no weight tells.
+    # Collect the types of the outputs of the model's matrix products as it runs: autocast decides them.
     types: set[torch.dtype] = set()
     product = next(module for module in model.modules() if isinstance(module, nn.Linear))
     hook = product.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
@@ -70,12 +75,12 @@ def _types_of_products(model: nn.Module) -> Iterator[set[torch.dtype]]:
         hook.remove()
 
 
-def _sums(objective: Preference, answers: Answers, batch: Batch, rounding: float) -> Sums:
-    # `rounding`: the nats that one token can be off.
-    if objective.loss_type == "kto":  # without the answers to others
-        answers = Answers(*(values.chunk(2)[0] for values in answers[:2]), answers.whole)
+def _sums(objective: Preference, answers: Answers, batch: dict[str, Any], rounding: float) -> Sums:
+    # `rounding`: the largest error of one token, in nats.
+    if objective.loss_type == "kto":  # without the answers to other prompts
+        answers = answers._replace(logps=answers.logps.chunk(2)[0], lengths=answers.lengths.chunk(2)[0])
         batch = batch | {"reference_logps": batch["reference_logps"].chunk(2)[0]}
-    sums = {name: (total, batch["counts"][name]) for name, total in objective.terms(answers, batch).items()}
+    sums: Sums = {name: (total, batch["counts"][name]) for name, total in objective.terms(answers, batch).items()}
     rewards = objective.rewards(answers, batch)
     if objective.loss_type == "kto":
         is_chosen = batch["preference"]

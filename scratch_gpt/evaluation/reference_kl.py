@@ -1,4 +1,4 @@
-"""A model before its first step -> answers of its own; later, how far the model has moved from what it then said.
+"""Sample answers of a model before its first step, and later measure how far it has moved from them.
 
 N answers, T positions.
 """
@@ -17,40 +17,40 @@ from ..train.objectives import Batch
 def sample_answers(
     model: nn.Module, prompts: list[list[int]], eos_token_id: int, max_new_tokens: int = 32, seed: int = 0
 ) -> Batch:
-    """One answer to each prompt, drawn from the model as it is: {"input_ids", "shift_labels", "reference_losses"}.
+    """Sample one answer to each prompt: {"input_ids", "shift_labels", "reference_losses"}.
 
-    Each is (N, T); the last is -log P of each token that was drawn, in nats, and 0 elsewhere.
+    Each is (N, T); the last is -log P of each sampled token, in nats, and 0 elsewhere.
     """
     device = next(model.parameters()).device
     batch = pad_left(prompts, device)
     ids = generate(model, **batch, max_new_tokens=max_new_tokens, eos_token_id=eos_token_id, seed=seed)
-    drawn = ids[:, batch["input_ids"].shape[1] :].tolist()
+    answers = ids[:, batch["input_ids"].shape[1] :].tolist()
     rows = []
-    for prompt, answer in zip(prompts, drawn, strict=True):
+    for prompt, answer in zip(prompts, answers, strict=True):
         answer = answer[: answer.index(eos_token_id) + 1] if eos_token_id in answer else answer
-        whole, n = np.array([*prompt, *answer]), len(prompt) - 1
-        rows.append({"input_ids": whole[:-1], "shift_labels": np.array([IGNORED] * n + answer)})
-    batch = {name: tensor.to(device) for name, tensor in collate_rows(rows, eos_token_id).items()}
-    return {**batch, "reference_losses": _token_losses(model, batch)}
+        row, n = np.array([*prompt, *answer]), len(prompt) - 1
+        rows.append({"input_ids": row[:-1], "shift_labels": np.array([IGNORED] * n + answer)})
+    labeled = {name: tensor.to(device) for name, tensor in collate_rows(rows, eos_token_id).items()}
+    return {**labeled, "reference_losses": _token_losses(model, labeled)}
 
 
 @torch.no_grad()
 def kl_from_reference(model: nn.Module, batch: Batch) -> float:
-    """KL(reference || model) in nats per token, estimated on the reference's own answers (`sample_answers`)."""
+    """Estimate KL(reference || model) in nats per token on the reference's answers (`sample_answers`)."""
     log_ratios = batch["reference_losses"] - _token_losses(model, batch)
     return float(kl_estimate(log_ratios)[batch["shift_labels"] != IGNORED].mean())
 
 
 def kl_estimate(log_ratios: torch.Tensor) -> torch.Tensor:
-    """(q/p - 1) - log(q/p) of tokens drawn from p: never negative, and KL(p || q) on average (Schulman 2020, "k3")."""
+    """Return (q/p - 1) - log(q/p) of tokens drawn from p: at least 0, on average KL(p || q) (Schulman 2020, "k3")."""
     return torch.expm1(log_ratios) - log_ratios
 
 
 def _token_losses(model: nn.Module, batch: Batch) -> torch.Tensor:
     was_training = model.training
     model.eval()
-    labels = {"shift_labels": batch["shift_labels"], "token_losses": True}
-    losses = model(batch["input_ids"], **labels, use_cache=False).loss.float()
+    output = model(batch["input_ids"], shift_labels=batch["shift_labels"], token_losses=True, use_cache=False)
+    losses = output.loss.float()
     model.train(was_training)
     return losses
 

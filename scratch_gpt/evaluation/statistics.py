@@ -1,4 +1,4 @@
-"""Mean and spread of metrics over seeds."""
+"""Compute the mean and spread of metrics over seeds."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,9 +7,9 @@ import numpy as np
 
 
 def spread(results: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """{split: {metric: number}} of several runs -> {split: {metric: {"mean", "std", "n"}}}; std with n - 1.
+    """Return {split: {metric: {"mean", "std", "n"}}} of several runs' {split: {metric: number}}; std with n - 1.
 
-    A metric that one of the runs could not give is left out.
+    A metric that a run lacks is omitted.
 
     Example:
         >>> spread([{"test": {"loss": 1.0}}, {"test": {"loss": 2.0}}, {"test": {"loss": 3.0}}])
@@ -30,8 +30,8 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """{metric: number} for each seed -> {metric: {"mean", "std", "n"}}, or of a single one the plain numbers."""
-    return spread([{"": each} for each in results])[""] if len(results) > 1 else dict(results[0])
+    """Return {metric: {"mean", "std", "n"}} of each seed's {metric: number}; a single seed's numbers as they are."""
+    return spread([{"": result} for result in results])[""] if len(results) > 1 else dict(results[0])
 
 
 __all__ = ["over_seeds", "spread"]

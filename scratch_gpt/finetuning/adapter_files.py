@@ -1,13 +1,14 @@
-"""An adapter's folder -> its base with the adapter merged into it; a base -> what an adapter remembers of it.
+"""Load an adapter merged into its base, and describe a base for the adapters made on it.
 
-Name and revision of a base stand in adapter_config.json, as peft has it; its shape and fingerprint in base.json.
+adapter_config.json names the base and its revision, in peft's format; base.json holds its shape and fingerprint.
 """
 
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file
@@ -20,26 +21,27 @@ from .adapter_layout import from_gpt2
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 FORMAT_VERSION = 1
+ModelT = TypeVar("ModelT", bound=nn.Module)
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 
 
 def find_adapter(name: str, revision: str | None = None) -> Path | None:
-    """The adapter_config.json of a folder or Hub id, or None where that is a model of its own."""
+    """Return the adapter_config.json of a folder or Hub id, or None if it holds a complete model."""
     return find_file(name, CONFIG, revision)
 
 
 def load_adapted(
-    name: str, load: Callable[..., nn.Module], revision: str | None = None, above: tuple[Path, ...] = ()
-) -> nn.Module:
-    """The model of a folder or Hub id; of an adapter, its base with the adapter merged into it, ready to be trained.
+    name: str, load: Callable[..., ModelT], revision: str | None = None, above: tuple[Path, ...] = ()
+) -> ModelT:
+    """Load the model of a folder or Hub id; an adapter is merged into its base. The model is ready for training.
 
     Args:
-        load: (name, revision, id2label=..., label2id=...) -> a model of ours; labels are given where a classifier's
-            adapter knows them.
+        load: (name, revision, id2label=..., label2id=...) -> a model of ours; labels are passed if a classifier's
+            adapter has them.
         above: the adapter_config.json of each adapter on this one.
 
     Raises:
-        ValueError: the adapter is damaged, or its base is not there or not the one that it was made on.
+        ValueError: the adapter is damaged, or its base is missing or not the one that it was made on.
     """
     file = find_adapter(name, revision)
     if file is None:
@@ -50,8 +52,12 @@ def load_adapted(
     config, state, record = _read(name, file, revision)
     labels = _as_config(record.get("labels"))
     base = _find_base(name, file.parent, config.base_model_name_or_path)
+
+    def load_labeled(name: str, revision: str | None, **options: Any) -> ModelT:
+        return load(name, revision, **{**options, **labels})
+
     try:
-        model = load_adapted(base, lambda *where, **more: load(*where, **{**more, **labels}), config.revision, above)
+        model = load_adapted(base, load_labeled, config.revision, above)
     except ValueError as error:
         raise ValueError(f"The adapter {name} needs its base, {base}: {error}") from error
     _check_base(name, base, model, record)
@@ -59,12 +65,12 @@ def load_adapted(
         model = _merge(model, config, state, needs_head=bool(labels))
     from transformers.utils.hub import extract_commit_hash
 
-    model.config._commit_hash = extract_commit_hash(str(file), None)  # what it was loaded from is the adapter
+    cast(Any, model.config)._commit_hash = extract_commit_hash(str(file), None)  # of the adapter, not of its base
     return model.requires_grad_(True)
 
 
 def describe_base(model: nn.Module, base: str | None, revision: str | None) -> dict[str, Any]:
-    """What base.json says: the layout of the base's own files ("gpt2" or ours), its shape, and `identify_base`."""
+    """Return the content of base.json: the layout of the base's files ("gpt2" or ours), its shape, `identify_base`."""
     file = None if base is None else find_file(base, "config.json", revision)
     return {
         "format_version": FORMAT_VERSION,
@@ -75,9 +81,9 @@ def describe_base(model: nn.Module, base: str | None, revision: str | None) -> d
 
 
 def identify_base(model: nn.Module, base: str | None) -> dict[str, str | None]:
-    """What a run remembers of the model that it began with: its folder, None if it is of the Hub, and its fingerprint.
+    """Return the folder (None if on the Hub) and the fingerprint of the model that a run starts from.
 
-    The same name may be another model's on the Hub, or in another working folder.
+    The same name may mean another model on the Hub, or in another working folder.
     """
     on_meta = next(model.parameters()).is_meta
     folder = without_root(base) if base is not None and Path(base).is_dir() else None
@@ -85,9 +91,9 @@ def identify_base(model: nn.Module, base: str | None) -> dict[str, str | None]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of up to 1,024 values of every weight below the head: another training, another fingerprint."""
+    """Hash up to 1,024 values of every weight below the head, so that other weights have another fingerprint."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.base_model.named_parameters()):
+    for name, tensor in sorted(cast(nn.Module, model.base_model).named_parameters()):
         values = tensor.detach().reshape(-1)
         values = values[:: max(1, len(values) // 1024)][:1024].float().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.numpy().tobytes())
@@ -95,16 +101,16 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def without_root(base: str | None) -> str | None:
-    """A name as seen from the working folder: a record says nothing about this machine."""
+    """Return an absolute path relative to the working folder, so that a record says nothing about this machine."""
     return os.path.relpath(base) if base is not None and Path(base).is_absolute() else base
 
 
-def import_peft():
-    """peft, or an ImportError that names the extra."""
+def import_peft() -> ModuleType:
+    """Import peft, or raise an ImportError that names the extra."""
     try:
         import peft
     except ImportError as error:
-        raise ImportError('LoRA needs peft, which is an extra: pip install -e ".[lora]"') from error
+        raise ImportError('LoRA needs peft, which is an extra: pip install "scratch_gpt[lora]"') from error
     return peft
 
 
@@ -112,18 +118,18 @@ def import_peft():
 
 
 def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
-    # peft's config, the tensors in our names, and what base.json says (nothing where another trainer wrote the folder)
+    # Return peft's config, the tensors in our names, and base.json (empty if another trainer wrote the folder).
     peft = import_peft()
-    weights, noted = find_file(name, WEIGHTS, revision), find_file(name, BASE, revision)
+    weights, base_file = find_file(name, WEIGHTS, revision), find_file(name, BASE, revision)
     if weights is None:
         raise ValueError(f"The adapter {name} has no {WEIGHTS}; only safetensors are read.")
     with one_error(f"The adapter {name} cannot be read"):
-        config = peft.PeftConfig.from_pretrained(str(file.parent))
+        config: Any = peft.PeftConfig.from_pretrained(str(file.parent))
         state = load_file(str(weights))
-        record = read_json(noted) if noted else {}
+        record = read_json(base_file) if base_file else {}
         _check_kinds(config, record)
         if config.peft_type != "LORA":
-            raise ValueError(f"it is a {config.peft_type.value} adapter; only LoRA is known here.")
+            raise ValueError(f"it is a {config.peft_type.value} adapter; only LoRA is supported.")
         state, changes = from_gpt2(
             {key.removeprefix("base_model.model."): value for key, value in state.items()}, config.to_dict()
         )
@@ -132,7 +138,7 @@ def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, t
 
 
 def _check_kinds(config: Any, record: dict[str, Any]) -> None:
-    # The fields that are read before peft reads the rest.
+    # Check the fields that are read before peft reads the others.
     for field in ("base_model_name_or_path", "revision"):
         if not isinstance(getattr(config, field), str | None):
             raise ValueError(f"its {field} is {getattr(config, field)!r}; it has to be text.")
@@ -143,36 +149,36 @@ def _check_kinds(config: Any, record: dict[str, Any]) -> None:
         raise ValueError(f"the labels in {BASE} have to be text.")
 
 
-def _merge(model: nn.Module, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> nn.Module:
+def _merge(model: ModelT, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> ModelT:
     peft = import_peft()
     learned = {key: value for key, value in state.items() if ".lora_" in key}
-    config.modules_to_save = None  # heads are put in their place here
+    config.modules_to_save = None  # heads are copied below
     tuner = peft.LoraModel(model, config, "default")
     result = peft.set_peft_model_state_dict(tuner.model, learned)
-    odd = [*result.unexpected_keys, *(key for key in result.missing_keys if ".lora_" in key)]
-    if odd:
-        raise ValueError(f"{odd[0]} is there without its place, or lacks.")
+    mismatched = [*result.unexpected_keys, *(key for key in result.missing_keys if ".lora_" in key)]
+    if mismatched:
+        raise ValueError(f"{mismatched[0]} is missing, or the model has no place for it.")
     model = tuner.merge_and_unload()
-    own = dict(model.named_parameters())
-    if needs_head and "score.weight" in own and "score.weight" not in state:
+    parameters = dict(model.named_parameters())
+    if needs_head and "score.weight" in parameters and "score.weight" not in state:
         raise ValueError("it names its labels but lacks score.weight.")
     for key in sorted(state.keys() - learned.keys()):
-        if key in own and own[key].shape == state[key].shape:
-            own[key].data.copy_(state[key])
-        elif key in own:
-            raise ValueError(f"its {key} has the shape {tuple(state[key].shape)}, not {tuple(own[key].shape)}.")
+        if key in parameters and parameters[key].shape == state[key].shape:
+            parameters[key].data.copy_(state[key])
+        elif key in parameters:
+            raise ValueError(f"its {key} has the shape {tuple(state[key].shape)}, not {tuple(parameters[key].shape)}.")
         elif not key.startswith("score."):  # a classifier's head has no place in a language model
             raise ValueError(f"it holds {key}, which this model does not have.")
     return model
 
 
 def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) -> None:
-    for field, there in record.get("shape", {}).items():
-        here = getattr(model.config, field, None)
-        if here != there:
+    for field, expected in record.get("shape", {}).items():
+        value = getattr(model.config, field, None)
+        if value != expected:
             raise ValueError(
-                f"The adapter {name} was made on a base of {field} {there}, but {base} has {here}. Give the adapter "
-                f"with its own base, named in {CONFIG}."
+                f"The adapter {name} was made on a base of {field} {expected}, but {base} has {value}. Give the "
+                f"adapter with its own base, named in {CONFIG}."
             )
     if record.get("fingerprint") not in (None, fingerprint(model)):
         raise ValueError(
@@ -182,16 +188,16 @@ def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) 
 
 
 def _as_config(labels: list[str] | None) -> dict[str, Any]:
-    known = dict(enumerate(labels or []))
-    return {"id2label": known, "label2id": {label: n for n, label in known.items()}} if known else {}
+    id2label = dict(enumerate(labels or []))
+    return {"id2label": id2label, "label2id": {label: n for n, label in id2label.items()}} if id2label else {}
 
 
 def _find_base(name: str, folder: Path, base: str | None) -> str:
-    # A relative path is seen from the working folder, as peft does, or else from the adapter's own.
+    # A relative path is read from the working folder, as peft does, or else from the adapter's folder.
     if base is None:
         raise ValueError(f"The adapter {name} names no base: write base_model_name_or_path into its {CONFIG}.")
-    found = next((place for place in (Path(base), folder / base) if place.is_dir()), None)
-    return base if found is None else str(found)
+    local = next((path for path in (Path(base), folder / base) if path.is_dir()), None)
+    return base if local is None else str(local)
 
 
 __all__ = [

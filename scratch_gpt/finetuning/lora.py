@@ -1,4 +1,4 @@
-"""A base model -> one of which little is trained: LoRA (peft), or some parts of its own; and back to one folder.
+"""Add LoRA (peft) to a model, merge it, and save it as an adapter.
 
 LoRA (Hu et al. 2021) leaves a matrix W as it is and learns W + scale * B A, with A (r, in) and B (out, r). Here the
 layers are put into the model itself, so that it stays what it is to the loop; a saved adapter is peft's own format.
@@ -7,6 +7,7 @@ layers are put into the model itself, so that it stays what it is to the loop; a
 import copy
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ TARGETS = {
     "attention": (("q_proj", "k_proj", "v_proj", "o_proj"), ("c_attn", "attn.c_proj")),
     "all-linear": (("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"), ("c_attn", "c_fc", "c_proj")),
 }
-# peft's initialisations that need neither data nor quantisation. The last two move the base's weights.
+# peft's initializations that need neither data nor quantization. The last two move the base's weights.
 INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
 
@@ -43,21 +44,21 @@ def add_lora(
     use_dora: bool = False,
     quantize: str | None = None,
 ) -> None:
-    """Put LoRA into a model of ours or stock GPT-2, in place; nothing else stays trainable but a classifier's head.
+    """Add LoRA to a model of ours or stock GPT-2, in place; only it and a classifier's head stay trainable.
 
     The head is trained whole, except under `all-linear`, where it has LoRA like every other linear layer (the book's
     count, Raschka 2024, appendix E: 2,666,528 parameters of GPT-2 at rank 16 and two classes).
 
     Args:
         base: folder or Hub id that the model was loaded from, at `revision`: an adapter is saved with them.
-        alpha: what is learned is scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank) (Kalajdzievski 2023).
+        alpha: B A is scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank) (Kalajdzievski 2023).
         targets: a key of TARGETS.
-        init: one of INITS; but for the last two, nothing changes before the first step.
-        use_dora: learn each row's length apart from its direction (Liu et al. 2024).
-        quantize: keep the blocks' matrices, which stay as they are, in "nf4" or "int8" (quantization.py).
+        init: one of INITS; except for the last two, nothing changes before the first step.
+        use_dora: learn each row's length separately from its direction (Liu et al. 2024).
+        quantize: keep the blocks' matrices, which are not trained, in "nf4" or "int8" (quantization.py).
 
     Raises:
-        ValueError: one of these is none that there is.
+        ValueError: an argument has an unknown value.
         ImportError: peft is not installed.
     """
     if targets not in TARGETS:
@@ -65,18 +66,19 @@ def add_lora(
     if init not in INITS:
         raise ValueError(f"lora_init is {init!r}; it is one of {', '.join(INITS)}.")
     peft = import_peft()
+    adapted: Any = model  # with the attributes of ours and of stock GPT-2's classes
     record = describe_base(model, base, revision)
     if record["layout"] == "gpt2" and init in ("pissa", "olora"):
         raise ValueError(f"lora_init {init} takes {base}'s c_attn apart, which we have in three: give another.")
     if quantize and (use_dora or init in ("pissa", "olora")):
         raise ValueError(f"{'use_dora' if use_dora else f'lora_init {init}'} needs the base's weights as they are.")
-    stock = hasattr(model.base_model, "h")
+    stock = hasattr(adapted.base_model, "h")
     if quantize and stock:
-        raise ValueError("Stock GPT-2's Conv1D is not quantised here: load it as ours (load_model).")
+        raise ValueError("Stock GPT-2's Conv1D is not quantized here: load it as ours (load_model).")
     head = _classifier(model)
     names = [*TARGETS[targets][stock], *([head] if head and targets == "all-linear" else [])]
     if head:
-        record["labels"] = list(model.config.id2label.values())
+        record["labels"] = list(adapted.config.id2label.values())
     config = peft.LoraConfig(
         task_type="SEQ_CLS" if head else "CAUSAL_LM",
         base_model_name_or_path=without_root(base),
@@ -93,15 +95,15 @@ def add_lora(
     if not use_dora and not quantize:
         config._register_custom_module({nn.Linear: _lean_layer()})
     if quantize:
-        quantize_linears(model.base_model.layers, quantize)
+        quantize_linears(adapted.base_model.layers, quantize)
     peft.inject_adapter_in_model(config, model)
     if head and head not in names:
         model.get_submodule(head).requires_grad_(True)
-    model.adapter_base = record
+    adapted.adapter_base = record
 
 
 def has_lora(model: nn.Module) -> bool:
-    """Whether `add_lora` was here."""
+    """Return whether the model has LoRA layers."""
     return hasattr(model, "adapter_base")
 
 
@@ -110,7 +112,7 @@ def has_lora(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of the standalone model, W + scale * B A in place of each W; the model stays as it is."""
+    """Return the weights of the standalone model, W + scale * B A in place of each W; the model stays as it is."""
     changed = {name: layer for name, layer in model.named_modules() if _is_changed(layer)}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -125,29 +127,30 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: nn.Module, folder: Path) -> None:
-    """Write what LoRA has learned, with a classifier's whole head, as peft reads it: a few MB beside its base.
+    """Write the LoRA weights and a classifier's head in peft's format: a few MB, without the base.
 
-    On a base that is stock GPT-2 the adapter is one too.
+    On a base in stock GPT-2's layout the adapter is written for stock GPT-2.
     """
     peft = import_peft()
-    config = copy.copy(model.peft_config["default"])
+    adapted: Any = model  # with the attributes that `add_lora` and peft have set
+    config = copy.copy(adapted.peft_config["default"])
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     head = _classifier(model)
     if head:
-        # peft keeps a head whole and its place free of LoRA: what LoRA has learned there is merged into it.
+        # peft saves the full head without LoRA: the head's own LoRA is merged into it.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{head}.")}
         tensors[f"{head}.weight"] = _merged_weight(model.get_submodule(head))
         config.modules_to_save = [head]
     config.target_modules = sorted(set(config.target_modules) - {head})
     config.inference_mode = True
-    if model.adapter_base["layout"] == "gpt2":
+    if adapted.adapter_base["layout"] == "gpt2":
         tensors, changes = to_gpt2(tensors, config.to_dict())
         vars(config).update(changes)
     folder.mkdir(parents=True, exist_ok=True)
     content = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
     save_file(content, str(folder / WEIGHTS), metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    (folder / BASE).write_text(json.dumps(model.adapter_base, indent=2) + "\n", encoding="utf-8")
+    (folder / BASE).write_text(json.dumps(adapted.adapter_base, indent=2) + "\n", encoding="utf-8")
 
 
 def _classifier(model: nn.Module) -> str:
@@ -155,13 +158,15 @@ def _classifier(model: nn.Module) -> str:
 
 
 def _lean_layer() -> type[nn.Module]:
-    class LeanLinear(import_peft().tuners.lora.Linear):
-        """peft's layer, its one adapter computed by `LoraLinear`; whatever else peft can do, peft does."""
+    base_class: Any = import_peft().tuners.lora.Linear
 
-        def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    class LeanLinear(base_class):
+        """peft's layer with its single adapter computed by `LoraLinear`; peft computes all other cases."""
+
+        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             drops = self.training and not isinstance(self.lora_dropout["default"], nn.Identity)
-            plain = self.active_adapters == ["default"] and not (self.disable_adapters or self.merged or drops)
-            if not plain or args or kwargs:
+            is_plain = self.active_adapters == ["default"] and not (self.disable_adapters or self.merged or drops)
+            if not is_plain or args or kwargs:
                 return super().forward(x, *args, **kwargs)
             base, A, B = self.base_layer, self.lora_A["default"].weight, self.lora_B["default"].weight
             return LoraLinear.apply(x, base.weight, base.bias, A, B, self.scaling["default"])
@@ -170,14 +175,22 @@ def _lean_layer() -> type[nn.Module]:
 
 
 class LoraLinear(torch.autograd.Function):
-    """x W^T + b + scale (x A^T) B^T where W and b stay as they are (Hu et al. 2021).
+    """Compute x W^T + b + scale (x A^T) B^T, where W and b are not trained (Hu et al. 2021).
 
     As one function it keeps x and x A^T for the backward pass and nothing else: autocast would keep a copy of each W,
     and of x for each layer that reads it. Letters: x (..., I), W (O, I), A (R, I), B (O, R).
     """
 
     @staticmethod
-    def forward(ctx, x, W, b, A, B, scale):
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        W: torch.Tensor,
+        b: torch.Tensor | None,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         ctx.scale, ctx.dtype = scale, dtype
@@ -191,7 +204,7 @@ class LoraLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, W, A, B, down = ctx.saved_tensors
         g = gradient.to(ctx.dtype).flatten(0, -2)  # (..., O)
         g_down = (g @ B.to(ctx.dtype)).mul_(ctx.scale)
@@ -209,10 +222,11 @@ def _is_changed(layer: nn.Module) -> bool:
 
 def _merged_weight(layer: nn.Module) -> torch.Tensor:
     if not hasattr(layer, "lora_A"):
-        return layer.weight
-    if isinstance(layer.get_base_layer(), QuantizedLinear):
-        return layer.get_base_layer().weight + layer.get_delta_weight("default")
-    merged = copy.deepcopy(layer)
+        return cast(torch.Tensor, layer.weight)
+    lora_layer: Any = layer  # peft's
+    if isinstance(lora_layer.get_base_layer(), QuantizedLinear):
+        return lora_layer.get_base_layer().weight + lora_layer.get_delta_weight("default")
+    merged = copy.deepcopy(lora_layer)
     merged.merge()
     return merged.get_base_layer().weight.detach()
 

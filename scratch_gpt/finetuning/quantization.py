@@ -1,9 +1,11 @@
-"""A linear layer -> the same layer, frozen, its matrix in 8 or 4 bits: what LoRA is trained on top of (QLoRA).
+"""Freeze linear layers and keep their matrices in 8 or 4 bits, as the base that LoRA is trained on (QLoRA).
 
 nf4 (Dettmers et al. 2023, "QLoRA"): each block of 64 values is scaled by its largest, each value becomes the nearest
 of 16 quantiles of a normal distribution, two of them a byte. int8: each row is scaled by its largest value.
-The matrix is made whole again where it is used, once forwards and once backwards, and never kept.
+The full matrix is computed at each use, once in the forward and once in the backward pass, and never kept.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,10 @@ BLOCK = 64
 
 
 class QuantizedLinear(nn.Linear):
-    """x (..., in) -> x W^T + b (..., out); W is `weight`, made anew at each call. Gradients only pass through."""
+    """Compute x W^T + b, (..., in) -> (..., out), with W computed anew at each call; W and b get no gradient."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
 
     def __init__(self, linear: nn.Linear, kind: str):
         nn.Module.__init__(self)
@@ -33,8 +38,8 @@ class QuantizedLinear(nn.Linear):
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         shape = torch.Size((self.out_features, self.in_features))
-        known = {"shape": shape, "blocksize": BLOCK, "quant_type": "nf4", "dtype": torch.float32}
-        return dequantize_4bit(self.codes, QuantState(self.scales, **known))
+        state = QuantState(self.scales, shape=shape, blocksize=BLOCK, quant_type="nf4", dtype=torch.float32)
+        return dequantize_4bit(self.codes, state)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _Multiply.apply(x, self)
@@ -44,12 +49,12 @@ class _Multiply(torch.autograd.Function):
     # F.linear would keep the whole matrix from forward to backward.
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
         return F.linear(x, layer.weight.to(x.dtype), layer.bias)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return (gradient @ ctx.layer.weight.to(gradient.dtype)).to(ctx.dtype), None
 
 
@@ -57,7 +62,7 @@ def quantize_linears(model: nn.Module, kind: str) -> None:
     """Replace every nn.Linear below `model`, in place.
 
     Raises:
-        ValueError: a kind that is none.
+        ValueError: an unknown kind.
         ImportError: nf4 needs bitsandbytes.
     """
     if kind not in KINDS:
@@ -75,7 +80,7 @@ def _quantize(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tens
     try:
         from bitsandbytes.functional import quantize_4bit
     except ImportError as error:
-        raise ImportError('nf4 needs bitsandbytes, which is an extra: pip install -e ".[quantize]"') from error
+        raise ImportError('nf4 needs bitsandbytes, which is an extra: pip install "scratch_gpt[quantize]"') from error
     codes, state = quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
     return codes, state.absmax
 

@@ -11,16 +11,21 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
+from .matmul import Matrix
+
+
+if TYPE_CHECKING:
+    from .decoder import Block, Net, Norm
 
 LANES = 16  # numbers in a vector, of which the widths of matrices in fp32 are multiples
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", f"-DLANES={LANES}"]
 DTYPES = (torch.float32, torch.int8)  # of matrices; in C's order, as are the activations
-FEW = (16, 24)  # rows of each up to which C multiplies faster than torch
-# What decoding.py knows, and its number in C.
+MAX_ROWS = (16, 24)  # for each of DTYPES: up to this many rows C multiplies faster than torch
+# The activations that decoder.py knows, with their numbers in C.
 ACTIVATIONS = {"gelu_pytorch_tanh": 0, "gelu_new": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3}
 
 
@@ -32,74 +37,76 @@ def build() -> ctypes.CDLL:
         ValueError: no compiler ($CC, otherwise cc), or one that does not build it.
     """
     compiler, source = os.environ.get("CC") or "cc", Path(__file__).with_name("step.c")
-    way_out = "put one with OpenMP, such as gcc, into $CC, or leave compile out"
+    remedy = "put one with OpenMP, such as gcc, into $CC, or leave compile out"
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
         command = [*shlex.split(compiler), *FLAGS, "-shared", "-fPIC", str(source), "-o", str(library), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
         except OSError as error:
-            raise ValueError(f"compile needs a C compiler, and {compiler} is none here: {way_out}.") from error
+            raise ValueError(f"compile needs a C compiler, and {compiler} is none here: {remedy}.") from error
         except subprocess.CalledProcessError as error:
-            said = [line for line in error.stderr.splitlines() if "error" in line] or [f"status {error.returncode}"]
-            raise ValueError(f"compile needs a C compiler, and {compiler} ends with {said[0]}: {way_out}.") from error
+            lines = [line for line in error.stderr.splitlines() if "error" in line] or [f"status {error.returncode}"]
+            raise ValueError(f"compile needs a C compiler, and {compiler} ends with {lines[0]}: {remedy}.") from error
         try:
             return ctypes.CDLL(str(library))
         except OSError as error:
-            raise ValueError(f"What {compiler} built for compile does not load: {error}: {way_out}.") from error
+            raise ValueError(f"What {compiler} built for compile does not load: {error}: {remedy}.") from error
 
 
 class CompiledNet:
-    """A `Net` (decoding.py), called as it is, but for a cache in fp32: few rows go by C, to logits in fp32, others by
-    the Net itself.
+    """Call a `Net` (decoder.py) with a cache in fp32: few rows go to C, to logits in fp32, others to the Net.
 
     Args:
         net: on a CPU, its matrices as `lay_out` makes them for this.
-        built: by `build`.
+        library: from `build`.
     """
 
-    def __init__(self, net: nn.Module, built: ctypes.CDLL):
-        self.net, self.built, self.floats = net, built, []
+    def __init__(self, net: "Net", library: ctypes.CDLL):
+        self.net, self.library = net, library
+        self.floats: list[torch.Tensor] = []  # what the structs point to
         self.blocks = b"".join(self._block(block) for block in net.blocks)
         self.last = self._norm(net.norm) + self._matrix(net.head)
         self.sizes = (len(net.blocks), ACTIVATIONS[net.act], net.head.int8.top if net.head.int8 else 0)
-        self.V, self.few = len(net.head.weight), FEW[DTYPES.index(net.head.weight.dtype)]
-        widest = max(len(one.weight) for block in net.blocks for one in (block.qkv, block.up))
-        kinds = [(widest, torch.float32)] * 2 + [(1, torch.float32)] * 2 + [(widest, torch.uint8)]
-        self.room = [torch.empty(self.few, width, dtype=dtype, device="cpu") for width, dtype in kinds]
+        self.V, self.max_rows = len(net.head.weight), MAX_ROWS[DTYPES.index(net.head.weight.dtype)]
+        width = max(len(matrix.weight) for block in net.blocks for matrix in (block.qkv, block.up))
+        kinds = [(width, torch.float32)] * 2 + [(1, torch.float32)] * 2 + [(width, torch.uint8)]
+        self.buffers = [torch.empty(self.max_rows, width, dtype=dtype, device="cpu") for width, dtype in kinds]
 
     def __call__(
-        self, x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, only_last: bool
+        self, x: torch.Tensor, key_values: torch.Tensor, past: int, score_mask: torch.Tensor | None, only_last: bool
     ) -> torch.Tensor:
-        if only_last or past == 0 or len(x) > self.few:
-            return self.net(x, kept, past, hide, only_last)
-        _, _, B, H, columns, K = kept.shape
+        if only_last or past == 0 or len(x) > self.max_rows:
+            return self.net(x, key_values, past, score_mask, only_last)
+        _, _, B, H, columns, K = key_values.shape
         T = len(x) // B
-        x, hide = x.to(torch.float32, copy=True), None if hide is None else hide.float()  # x is added to
+        x = x.to(torch.float32, copy=True)  # step.c adds to it
+        score_mask = None if score_mask is None else score_mask.float()
         scores, logits = x.new_empty(B, H, past + T), x.new_empty(B, T, self.V)
-        hidden_rows = 0 if hide is None else len(hide)
-        self.built.step(
-            *(self.blocks, self.last),
-            *(ctypes.c_void_p(one.data_ptr()) for one in (x, kept, logits, scores, *self.room)),
-            ctypes.c_void_p(None if hide is None else hide.data_ptr()),
-            *map(ctypes.c_int64, (hidden_rows, *self.sizes, B, T, H, K, past, columns, torch.get_num_threads())),
+        mask_rows = 0 if score_mask is None else len(score_mask)
+        self.library.step(
+            self.blocks,
+            self.last,
+            *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, key_values, logits, scores, *self.buffers)),
+            ctypes.c_void_p(None if score_mask is None else score_mask.data_ptr()),
+            *map(ctypes.c_int64, (mask_rows, *self.sizes, B, T, H, K, past, columns, torch.get_num_threads())),
         )
         return logits
 
     # The structs of step.c, each of whose fields is 8 bytes; vectors in fp32.
 
-    def _block(self, block) -> bytes:
+    def _block(self, block: "Block") -> bytes:
         first = self._norm(block.norm_1) + self._matrix(block.qkv) + self._matrix(block.out)
         return first + self._norm(block.norm_2) + self._matrix(block.up) + self._matrix(block.down)
 
-    def _norm(self, norm) -> bytes:
+    def _norm(self, norm: "Norm") -> bytes:
         return struct.pack("2Pd", self._float(norm.weight), self._float(norm.bias), norm.eps)
 
-    def _matrix(self, matrix) -> bytes:
+    def _matrix(self, matrix: Matrix) -> bytes:
         weight, bias, int8 = matrix.weight, matrix.bias, matrix.int8
         if int8 is None:
-            none = weight.new_zeros(len(weight))
-            vectors = (none, none, none if bias is None else bias)
+            zeros = weight.new_zeros(len(weight))
+            vectors = (zeros, zeros, zeros if bias is None else bias)
         else:
             vectors = (int8.scales, int8.sums, int8.bias)
         kind = DTYPES.index(weight.dtype)
@@ -110,4 +117,4 @@ class CompiledNet:
         return self.floats[-1].data_ptr()
 
 
-__all__ = ["ACTIVATIONS", "FEW", "LANES", "CompiledNet", "build"]
+__all__ = ["ACTIVATIONS", "LANES", "MAX_ROWS", "CompiledNet", "build"]

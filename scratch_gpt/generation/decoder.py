@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ..utils.memory import huge_pages
 from .compiled_step import ACTIVATIONS, LANES, CompiledNet, build
@@ -26,42 +27,57 @@ class ForwardDecoder:
     """Any causal model by its own forward and its own cache."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.cache = model, None
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's takes anything
-        names = inspect.signature(inner.forward).parameters
+        self.model = model
+        self.cache: Any = None  # transformers' Cache, of whatever kind the model returns
+        get_base_model = getattr(model, "get_base_model", None)
+        base = model if get_base_model is None else get_base_model()  # the forward of peft's wrapper takes anything
+        names = inspect.signature(base.forward).parameters
         self.takes_positions = "position_ids" in names
         self.cache_name = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
-        self.drawn = self.guessed = self.accepted = 0  # tokens so far; accepted were guessed and then drawn
+        self.drawn = self.guessed = self.accepted = 0  # counts of tokens; accepted: guessed and then drawn
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def config(self) -> PreTrainedConfig:
+        return cast(PreTrainedConfig, self.model.config)
+
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
-        """A prompt (B, T) and its mask -> logits of its last position (B, 1, V). `columns` will come, it included."""
-        output = self.model(ids, **self._places(ids, mask), use_cache=True, logits_to_keep=1)
+        """Return the logits (B, 1, V) of the last position of a prompt (B, T).
+
+        Args:
+            columns: how many tokens the text will have at most, the prompt included.
+        """
+        output = self.model(ids, **self._position_arguments(ids, mask), use_cache=True, logits_to_keep=1)
         self.cache = self._cache_of(output)
         return output.logits[:, -1:]
 
     def step(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """New ids (B, T), the mask of all (B, past + T) -> logits (B, T, V). What was kept beyond `past` goes."""
+        """Return the logits (B, T, V) of new ids (B, T), with the mask (B, past + T) of all ids so far.
+
+        Cache entries after `past` are dropped.
+        """
         past = mask.shape[1] - ids.shape[1]
-        if self.cache is not None and (beyond := self.cache.get_seq_length() - past):
-            self.cache.crop(-beyond)
-        output = self.model(ids, **self._places(ids, mask), use_cache=True, **{self.cache_name: self.cache})
+        if self.cache is not None and (surplus := self.cache.get_seq_length() - past):
+            self.cache.crop(-surplus)
+        output = self.model(
+            ids, **self._position_arguments(ids, mask), use_cache=True, **{self.cache_name: self.cache}
+        )
         self.cache = self._cache_of(output)
         return output.logits
 
     def window(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """A whole context (B, T), nothing kept -> logits of its last position (B, 1, V)."""
-        return self.model(ids, **self._places(ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1:]
+        """Return the logits (B, 1, V) of the last position of a context (B, T), without a cache."""
+        return self.model(ids, **self._position_arguments(ids, mask), use_cache=False, logits_to_keep=1).logits[:, -1:]
 
     @staticmethod
-    def _cache_of(output):
+    def _cache_of(output: Any) -> Any:
         return output.cache if hasattr(output, "cache") else output.past_key_values
 
-    def _places(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        # Padding takes no position. Ours reads that from the mask, most models count it in unless they are told.
+    def _position_arguments(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        # Padding takes no position. Our model reads that from the mask; most others need the positions.
         if mask.all() or not self.takes_positions:
             return {"attention_mask": mask}
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (B, T)
@@ -82,18 +98,20 @@ class FastDecoder(ForwardDecoder):
         quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
             weight, and multiplies them with activations rounded to 8 bits, each row by its own range (one narrower
             than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
-        compile: in fp32 or int8, steps of few tokens go by one function in C (compiled.py), which the machine's
+        compile: in fp32 or int8, steps of few tokens go by one function in C (compiled_step.py), which the machine's
             compiler builds first, in a second or two. It is the same arithmetic, with cache and logits in fp32. Of
             matrices in fp32 it reads the model's own, and copies only query's, key's and value's.
 
     Raises:
-        ValueError: a kind that is none; int8 or compile on another device than a CPU; int8 where torch has no oneDNN;
+        ValueError: an unknown kind; int8 or compile on another device than a CPU; int8 where torch has no oneDNN;
             compile in another type than fp32 or int8, of odd widths, or where no compiler builds it.
     """
 
     def __init__(self, model: nn.Module, quantize: str | None = None, compile: bool = False):
         super().__init__(model)
-        device, dtype = self.device, model.lm_head.weight.dtype
+        own: Any = model  # ScratchGPTForCausalLM, which this package does not import
+        self.body, self.head = own.transformer, cast(nn.Linear, own.lm_head)
+        device, dtype = self.device, self.head.weight.dtype
         if quantize == "int8" and device.type != "cpu":
             raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
         if quantize == "int8" and not torch.backends.mkldnn.is_available():
@@ -103,7 +121,7 @@ class FastDecoder(ForwardDecoder):
                 f"compile builds a step in fp32 or int8 on a CPU, and this model is in {dtype} on {device}: give "
                 "quantize='int8', or leave compile out."
             )
-        widths = model.transformer.layers[0].mlp.up_proj.weight.shape
+        widths = self.body.layers[0].mlp.up_proj.weight.shape
         if compile and quantize is None and any(width % LANES for width in widths):
             raise ValueError(
                 f"compile in fp32 takes widths that are multiples of {LANES}, and these are {widths[1]} and, in the "
@@ -113,47 +131,52 @@ class FastDecoder(ForwardDecoder):
         if quantize or compile:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
             with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
-                built = pool.submit(build) if compile else None
+                library = pool.submit(build) if compile else None
                 net = self._lay_out(pool.map)
-                self.net = CompiledNet(net, built.result()) if compile else net
+                self.net = net if library is None else CompiledNet(net, library.result())
 
     @cached_property
-    def net(self) -> nn.Module:
+    def net(self) -> "Net | CompiledNet":
         return self._lay_out(map)
 
-    def _lay_out(self, each: Callable[..., Iterable]) -> nn.Module:
-        body, last = self.model.transformer, self.model.lm_head
-        head, *blocks = each(lambda one: self._matrix(one) if one is last else self._block(one), [last, *body.layers])
-        net = Net(blocks, layer_norm(body.norm), head, self.model.config.hidden_act)
+    def _lay_out(self, map_layers: Callable[..., Iterable]) -> "Net":
+        def convert(layer: nn.Module) -> "Matrix | Block":
+            return self._matrix(self.head) if layer is self.head else self._block(layer)
+
+        head, *blocks = map_layers(convert, [self.head, *self.body.layers])
+        net = Net(blocks, layer_norm(self.body.norm), head, self.config.hidden_act)
         return scripted(net) if self.device.type == "cpu" else net
 
-    def _block(self, block: nn.Module) -> "Block":
+    def _block(self, block: Any) -> "Block":
         attention, mlp = block.attn, block.mlp
-        qkv = self._matrix(attention.q_proj, attention.k_proj, attention.v_proj)  # (3D, D)
         return Block(
-            *(layer_norm(block.ln_1), qkv, self._matrix(attention.o_proj)),
-            *(layer_norm(block.ln_2), self._matrix(mlp.up_proj), self._matrix(mlp.down_proj)),
+            norm_1=layer_norm(block.ln_1),
+            qkv=self._matrix(attention.q_proj, attention.k_proj, attention.v_proj),  # (3D, D)
+            out=self._matrix(attention.o_proj),
+            norm_2=layer_norm(block.ln_2),
+            up=self._matrix(mlp.up_proj),
+            down=self._matrix(mlp.down_proj),
         )
 
     def _matrix(self, *layers: nn.Linear) -> Matrix:
-        # One, or several above one another.
-        bias = None if layers[0].bias is None else stacked([one.bias for one in layers])
-        return lay_out(stacked([one.weight for one in layers]), bias, self.quantize, self.compile)
+        # Several layers are stacked above one another.
+        bias = None if layers[0].bias is None else stacked([layer.bias for layer in layers])
+        return lay_out(stacked([layer.weight for layer in layers]), bias, self.quantize, self.compile)
 
     @torch.inference_mode()
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
-        (B, T), attention = ids.shape, self.model.transformer.layers[0].attn
+        (B, T), attention = ids.shape, self.body.layers[0].attn
         hidden = mask[:, :T] == 0
-        self.padding = hidden.sum(1, keepdim=True) if hidden.any() else None  # (B, 1): places that take no position
-        H, K = self.model.config.num_attention_heads, attention.head_dim
-        shape = (len(self.model.transformer.layers), 2, B, H, max(columns, T), K)
-        dtype = torch.float32 if self.compile else self.model.lm_head.weight.dtype
-        self.kept = torch.empty(shape, dtype=dtype, device=ids.device)
+        self.padding = hidden.sum(1, keepdim=True) if hidden.any() else None  # (B, 1): columns that take no position
+        H, K = self.config.num_attention_heads, attention.head_dim
+        shape = (len(self.body.layers), 2, B, H, max(columns, T), K)
+        dtype = torch.float32 if self.compile else self.head.weight.dtype
+        self.key_values = torch.empty(shape, dtype=dtype, device=ids.device)
         if self.quantize:  # many rows too are multiplied fastest as whole numbers
             return self._score(ids, mask[:, :T], only_last=True)
         logits = super().start(ids, mask, columns)
-        for kept, layer in zip(self.kept, self.cache.layers, strict=True):
-            kept[0, :, :, :T], kept[1, :, :, :T] = layer.keys, layer.values
+        for key_values, layer in zip(self.key_values, self.cache.layers, strict=True):
+            key_values[0, :, :, :T], key_values[1, :, :, :T] = layer.keys, layer.values
         self.cache = None
         return logits
 
@@ -162,9 +185,9 @@ class FastDecoder(ForwardDecoder):
         return self._score(ids, mask)
 
     def _score(self, ids: torch.Tensor, mask: torch.Tensor, only_last: bool = False) -> torch.Tensor:
-        """New ids (B, T), the mask of all (B, S) -> logits (B, T or 1, V)."""
+        """Return the logits (B, T or 1, V) of new ids (B, T), with the mask (B, S) of all ids so far."""
         (B, T), S = ids.shape, mask.shape[1]
-        past, body, columns = S - T, self.model.transformer, self.kept.shape[4]
+        past, body, columns = S - T, self.body, self.key_values.shape[4]
         if S > columns:
             raise ValueError(f"This cache was started for {columns} tokens, and here are {S}.")
         positions = torch.arange(past, S, device=ids.device)[None]
@@ -172,22 +195,22 @@ class FastDecoder(ForwardDecoder):
             positions = (positions - self.padding).clamp(min=0)
         x = F.embedding(ids, body.embed_tokens.weight) + F.embedding(positions, body.embed_positions.weight)
         x = x.view(B * T, -1)  # (N, D)
-        plain = self.padding is None and past == 0
-        hide = None if plain else self._hide(mask, T, x.dtype)
-        return self.net(x, self.kept, past, hide, only_last)
+        is_causal = self.padding is None and past == 0
+        score_mask = None if is_causal else self._score_mask(mask, T, x.dtype)
+        return self.net(x, self.key_values, past, score_mask, only_last)
 
-    def _hide(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
-        # (B or 1, 1, T, S), added to the scores; None where every new token sees every column. Not minus infinity:
-        # what is padded sees nothing, and its numbers, though nobody reads them, must be numbers.
+    def _score_mask(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
+        # (B or 1, 1, T, S), added to the scores; None if every new token sees every column. Not minus infinity:
+        # padding sees nothing, and its outputs, though never read, must be finite.
         if T == 1 and self.padding is None:
             return None
         S = mask.shape[1]
-        seen = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
+        visible = torch.ones(T, S, dtype=torch.bool, device=mask.device).tril(S - T)
         if self.padding is not None:
-            seen = seen & (mask != 0)[:, None, None]
+            visible = visible & (mask != 0)[:, None, None]
         lowest = torch.finfo(dtype).min
-        hide = torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, lowest)
-        return hide.view(-1, 1, T, S)
+        score_mask = torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill_(~visible, lowest)
+        return score_mask.view(-1, 1, T, S)
 
 
 # --- The blocks, written out -------------------------------------------------------------------------------------
@@ -213,7 +236,7 @@ class Block(NamedTuple):
 
 
 def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Tensors above one another; one alone stays itself."""
+    """Stack tensors above one another; a single one stays as it is."""
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).detach()
 
 
@@ -222,22 +245,29 @@ def layer_norm(layer: nn.LayerNorm) -> Norm:
 
 
 def run_blocks(
-    x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, blocks: list[Block], act: str
+    x: torch.Tensor,
+    key_values: torch.Tensor,
+    past: int,
+    score_mask: torch.Tensor | None,
+    blocks: list[Block],
+    act: str,
 ) -> torch.Tensor:
-    """New tokens (N, D), the cache (L, 2, B, H, columns, K), full up to column `past` -> (N, D); the cache is written.
+    """Send new tokens (N, D) through the blocks and write their keys and values into the cache.
 
-    `hide` (B or 1, 1, T, S) is added to the scores.
+    The cache `key_values` (L, 2, B, H, columns, K) is full up to column `past`. `score_mask` (B or 1, 1, T, S) is
+    added to the scores.
     """
-    B, H, K = kept.shape[2], kept.shape[3], kept.shape[5]
+    B, H, K = key_values.shape[2], key_values.shape[3], key_values.shape[5]
     T = len(x) // B
     S = past + T
-    is_causal = past == 0 and hide is None
-    seen, new = kept[:, :, :, :, :S].unbind(0), kept[:, :, :, :, past:S].unbind(0)  # views (2, B, H, S or T, K)
+    is_causal = past == 0 and score_mask is None
+    columns = key_values[:, :, :, :, :S].unbind(0)  # of each layer, a view (2, B, H, S, K)
+    new_columns = key_values[:, :, :, :, past:S].unbind(0)  # (2, B, H, T, K)
     for layer, block in enumerate(blocks):
         y = multiply(normalize(x, block.norm_1), block.qkv).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)
-        new[layer].copy_(y[1:])
-        both = seen[layer].to(x.dtype)
-        y = F.scaled_dot_product_attention(y[0], both[0], both[1], hide, 0.0, is_causal)  # (B, H, T, K)
+        new_columns[layer].copy_(y[1:])
+        kv = columns[layer].to(x.dtype)
+        y = F.scaled_dot_product_attention(y[0], kv[0], kv[1], score_mask, 0.0, is_causal)  # (B, H, T, K)
         x = x + multiply(y.transpose(1, 2).reshape(B * T, H * K), block.out)
         y = activate(multiply(normalize(x, block.norm_2), block.up), act)
         x = x + multiply(y, block.down)
@@ -256,22 +286,23 @@ class Net(nn.Module):
         self.blocks, self.norm, self.head, self.act = blocks, norm, head, act
 
     def forward(
-        self, x: torch.Tensor, kept: torch.Tensor, past: int, hide: torch.Tensor | None, only_last: bool
+        self, x: torch.Tensor, key_values: torch.Tensor, past: int, score_mask: torch.Tensor | None, only_last: bool
     ) -> torch.Tensor:
-        """As `run_blocks`, and on to the logits (B, T, V), or of each row's last token alone (B, 1, V)."""
-        x = run_blocks(x, kept, past, hide, self.blocks, self.act).view(kept.shape[2], -1, x.shape[-1])
+        """Return the logits (B, T, V), or only of each row's last token (B, 1, V); see `run_blocks`."""
+        B, D = key_values.shape[2], x.shape[-1]
+        x = run_blocks(x, key_values, past, score_mask, self.blocks, self.act).view(B, -1, D)
         x = x[:, -1:] if only_last else x
         logits = multiply(normalize(x.reshape(-1, x.shape[-1]), self.norm), self.head)
         return logits.view(x.shape[0], x.shape[1], -1)
 
 
-def scripted(net: nn.Module) -> nn.Module:
-    """The same without Python between its operations: at one row, whose products are short, half of a step."""
+def scripted(net: Net) -> Net:
+    """Compile a Net with TorchScript, which halves the time of a step of one row; unchanged if that fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.script(net)
-    except Exception:  # torch has announced TorchScript's end, and it needs this file's source: the same by Python
+            return cast(Net, torch.jit.script(net))
+    except Exception:  # torch has deprecated TorchScript, and it needs this file's source
         return net
 
 
@@ -280,7 +311,7 @@ def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 def activate(x: torch.Tensor, name: str) -> torch.Tensor:
-    """One of ACTIVATIONS."""
+    """Apply the activation of this name, one of ACTIVATIONS."""
     if name == "relu":
         return F.relu(x)
     if name == "silu" or name == "swish":
@@ -294,45 +325,48 @@ def activate(x: torch.Tensor, name: str) -> torch.Tensor:
 def make_decoder(
     model: nn.Module | ForwardDecoder, quantize: str | None = None, compile: bool = False
 ) -> ForwardDecoder:
-    """The fastest decoder for a causal model; what is one already stays.
+    """Return the fastest decoder for a causal model, or the model itself if it is a decoder already.
 
-    Fast is our own class as it was saved: on one device, with one of ACTIVATIONS, without an adapter, quantised
-    layers, hooks, autocast or another's wrapping. Any other model is used as it comes.
+    Fast is our own class as it was saved: on one device, with one of ACTIVATIONS, without an adapter, quantized
+    layers, hooks, autocast or a wrapper. Any other model is decoded by its own forward.
 
     Args:
         quantize: "int8" rounds the matrices, see FastDecoder.
         compile: builds the step in C, see FastDecoder.
 
     Raises:
-        ValueError: a kind that is none; int8 or compile of a model that is not ours, is wrapped, or is not on a CPU;
+        ValueError: an unknown kind; int8 or compile of a model that is not ours, is wrapped, or is not on a CPU;
             compile in another type than fp32 or int8, of odd widths, or where no compiler builds it.
     """
     if isinstance(model, ForwardDecoder) and quantize is None and not compile:
         return model
     if quantize not in KINDS:
         raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
+    model = cast(nn.Module, model)  # a decoder is refused below, by name
     if _is_plain(model):
         return FastDecoder(model, quantize, compile)
     if quantize is not None or compile:
-        asked = [f"quantize={quantize!r}"] * (quantize is not None) + ["compile=True"] * compile
+        options = [f"quantize={quantize!r}"] * (quantize is not None) + ["compile=True"] * compile
         raise ValueError(
-            f"{' and '.join(asked)} is of our own model as it was saved, and this is a {type(model).__name__} or has "
-            f"something around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an adapter "
-            f"first, or leave {' and '.join(one.partition('=')[0] for one in asked)} out."
+            f"{' and '.join(options)} is of our own model as it was saved, and this is a {type(model).__name__} "
+            f"or has something around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an "
+            f"adapter first, or leave {' and '.join(option.partition('=')[0] for option in options)} out."
         )
     return ForwardDecoder(model)
 
 
 def _is_plain(model: nn.Module) -> bool:
     # The code of our model also travels inside checkpoints, so its class goes by its name.
-    if type(model).__name__ != "ScratchGPTForCausalLM" or torch.is_autocast_enabled(model.device.type):
+    if type(model).__name__ != "ScratchGPTForCausalLM" or torch.is_autocast_enabled(
+        next(model.parameters()).device.type
+    ):
         return False
-    touched = ("_forward_pre_hooks", "_forward_hooks", "parametrizations")
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "parametrizations")
     return (
-        model.config.hidden_act in ACTIVATIONS
+        cast(PreTrainedConfig, model.config).hidden_act in ACTIVATIONS
         and len({(p.device, p.dtype, type(p)) for p in model.parameters()}) == 1
         and all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith(("_proj", "lm_head")))
-        and not any("forward" in vars(m) or any(getattr(m, name, None) for name in touched) for m in model.modules())
+        and not any("forward" in vars(m) or any(getattr(m, name, None) for name in hooks) for m in model.modules())
     )
 
 

@@ -10,6 +10,7 @@ is computed anew for each token, which is correct and slow.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,11 +80,20 @@ def generate(
     _check(input_ids, temperature, top_k, top_p, max_new_tokens)
     decoder = make_decoder(model)
     pad_token_id = eos_token_id if pad_token_id is None else pad_token_id
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    how["guesses"] = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
-    ends = {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-    new = [*_draw(decoder, input_ids, attention_mask, max_new_tokens, **how, **ends)]
-    return torch.cat([input_ids, *(token[:, None] for token in new)], 1)
+    tokens = _draw(
+        decoder,
+        input_ids,
+        attention_mask,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        seed=seed,
+        guesses=(prompt_lookup_num_tokens, assistant_model, num_assistant_tokens),
+    )
+    return torch.cat([input_ids, *(token[:, None] for token in tokens)], 1)
 
 
 @torch.inference_mode()
@@ -99,10 +109,10 @@ def _draw(
     eos_token_id: int | None,
     pad_token_id: int | None,
     seed: int,
-    guesses: tuple,
+    guesses: tuple[int | None, nn.Module | ForwardDecoder | None, int],
 ) -> Iterator[torch.Tensor]:
-    # The next token of each row, (B,), again and again until all rows are finished. `guesses` is for make_guesser.
-    model, limit = decoder.model, decoder.model.config.max_position_embeddings
+    # Yield the next token of each row, (B,), until all rows are finished. `guesses` is for make_guesser.
+    limit = decoder.config.max_position_embeddings
     generator = torch.Generator(ids.device).manual_seed(seed)
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
     finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -110,16 +120,16 @@ def _draw(
     end, guessed = T + max_new_tokens, 0
     guesser = make_guesser(decoder, len(ids), end, *guesses)
     mask = torch.ones_like(ids) if mask is None else mask
-    models = [model, *(guesser.models if guesser else ())]
-    were_training = [one.training for one in models]
+    models = [decoder.model, *(guesser.models if guesser else ())]
+    were_training = [model.training for model in models]
     try:
-        for one in models:
-            one.eval()
+        for model in models:
+            model.eval()
         while n < end:
-            most = n + 1 + (guesser.most if guesser else 0)
-            if ids.shape[1] < min(most, end):  # room for what comes, doubled each time
-                more = min(2 * most, end) - ids.shape[1]
-                ids, mask = F.pad(ids, (0, more)), F.pad(mask, (0, more), value=1)
+            columns = n + 1 + (guesser.max_tokens if guesser else 0)
+            if ids.shape[1] < min(columns, end):  # space for the next tokens, doubled each time
+                padding = min(2 * columns, end) - ids.shape[1]
+                ids, mask = F.pad(ids, (0, padding)), F.pad(mask, (0, padding), value=1)
             if n > limit:
                 guessed = 0
                 logits = decoder.window(ids[:, n - limit : n], mask[:, n - limit : n])
@@ -137,7 +147,7 @@ def _draw(
                 decoder.drawn += len(token)
                 if eos_token_id is not None:
                     decoder.drawn -= int(finished.sum())
-                    token = torch.where(finished, pad_token_id, token)
+                    token = torch.where(finished, cast(int, pad_token_id), token)
                     finished |= token == eos_token_id
                 yield token
                 if eos_token_id is not None and finished.all():
@@ -146,15 +156,17 @@ def _draw(
                 ids[:, n] = token
                 n += 1
                 if not is_guessed:
-                    break  # what was computed after a wrong guess is of another text
+                    break  # the logits after a wrong guess belong to another text
                 decoder.accepted += 1
     finally:
-        for one, was_training in zip(models, were_training, strict=True):
-            one.train(was_training)
+        for model, was_training in zip(models, were_training, strict=True):
+            model.train(was_training)
 
 
-def _choose(logits, generator, temperature, top_k, top_p) -> torch.Tensor:
-    # One token for each row: (B, V) -> (B,).
+def _choose(
+    logits: torch.Tensor, generator: torch.Generator, temperature: float, top_k: int | None, top_p: float | None
+) -> torch.Tensor:
+    # Choose one token for each row: (B, V) -> (B,).
     if temperature == 0:
         return largest(logits)
     probabilities = filter_logits(logits, temperature, top_k, top_p).softmax(-1)
@@ -164,19 +176,24 @@ def _choose(logits, generator, temperature, top_k, top_p) -> torch.Tensor:
 
 
 def largest(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (B, V) -> where each row's largest stands (B,), the first of equals: argmax; on a CPU NumPy's.
+    """Return the index (B,) of each row's largest logit (B, V), the first of equals.
 
-    It takes half of the time or less that torch's takes there, whose places do not vectorise.
+    On a CPU by NumPy's argmax, which takes at most half of the time of torch's, whose indices do not vectorize.
     """
     if logits.device.type != "cpu":
         return logits.argmax(-1)
     return torch.from_numpy(logits.float().numpy().argmax(-1))
 
 
-def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """Rows of ids -> {"input_ids", "attention_mask"} (B, T), each row at the right end of its own.
+class PaddedRows(TypedDict):
+    """Rows of ids (B, T), padded on the left, with their mask."""
 
-    The filling is token 0: what the mask hides can be any.
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> PaddedRows:
+    """Return {"input_ids", "attention_mask"}, each (B, T): the rows left-padded with token 0, which the mask hides.
 
     Example:
         >>> pad_left([[5, 6, 7], [8]])["input_ids"].tolist()
@@ -191,9 +208,9 @@ def pad_left(rows: Sequence[Sequence[int]], device: torch.device | None = None) 
 
 
 def generate_text(
-    model: nn.Module | ForwardDecoder, tokenizer: PreTrainedTokenizerBase, prompts: str | list[str], **options
+    model: nn.Module | ForwardDecoder, tokenizer: PreTrainedTokenizerBase, prompts: str | list[str], **options: Any
 ) -> str | list[str]:
-    """Prompt(s) -> the continuation(s) alone, EOS and what follows left out. `options` are those of `generate`.
+    """Return the continuation of each prompt as text, up to EOS. `options` are those of `generate`.
 
     A special token's spelling in a prompt is plain text. An empty prompt begins a document: it starts from EOS.
     """
@@ -201,7 +218,7 @@ def generate_text(
         return generate_text(model, tokenizer, [prompts], **options)[0]
     if not prompts:
         return []
-    rows = [encode(tokenizer, prompt) or [begin_of_text_id(tokenizer)] for prompt in prompts]
+    rows = [encode(tokenizer, prompt) or [cast(int, begin_of_text_id(tokenizer))] for prompt in prompts]
     return [decode(tokenizer, row) for row in _continue(model, tokenizer, rows, **options)]
 
 
@@ -212,28 +229,35 @@ def generate_answers(
     max_new_tokens: int = 50,
     batch_size: int = 32,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> list[str]:
-    """Prompts of token ids -> the continuation of each, as text, EOS and what follows left out.
+    """Return the continuation of each prompt of token ids as text, up to EOS.
 
-    An answer ends in any case where the context is full: nothing slides. Prompts of like length share a batch;
-    greedily, an answer does not depend on who shares it. Each batch draws with a seed of its own, which `seed`
-    decides. `options` are the others of `generate`.
+    An answer also ends when the context is full: the window does not slide. Prompts of similar length share a batch;
+    greedily, an answer does not depend on the rest of its batch. Each batch draws with a separate seed, derived from
+    `seed`. `options` are the others of `generate`.
     """
     decoder = make_decoder(model)
     seeds = torch.Generator().manual_seed(seed)
-    limit = decoder.model.config.max_position_embeddings
-    rooms = [max(0, min(max_new_tokens, limit + 1 - len(prompt))) for prompt in prompts]  # the last needs no position
+    limit = decoder.config.max_position_embeddings
+    lengths = [
+        max(0, min(max_new_tokens, limit + 1 - len(prompt))) for prompt in prompts
+    ]  # the last token needs no position
     order = sorted(range(len(prompts)), key=lambda k: -len(prompts[k]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         watchdog.beat()
-        some = order[start : start + batch_size]
-        most = max(rooms[k] for k in some)
-        how = {"max_new_tokens": most, "seed": int(torch.randint(2**62, (), generator=seeds)), **options}
-        rows = _continue(decoder, tokenizer, [prompts[k] for k in some], **how)
-        for k, row in zip(some, rows, strict=True):
-            answers[k] = decode(tokenizer, row[: rooms[k]])
+        indices = order[start : start + batch_size]
+        rows = _continue(
+            decoder,
+            tokenizer,
+            [prompts[k] for k in indices],
+            max_new_tokens=max(lengths[k] for k in indices),
+            seed=int(torch.randint(2**62, (), generator=seeds)),
+            **options,
+        )
+        for k, row in zip(indices, rows, strict=True):
+            answers[k] = decode(tokenizer, row[: lengths[k]])
     return answers
 
 
@@ -250,30 +274,45 @@ def stream(
     assistant_model: nn.Module | ForwardDecoder | None = None,
     num_assistant_tokens: int = 5,
 ) -> Iterator[str]:
-    """The ids of a prompt -> its continuation in pieces, each as soon as it is known; EOS ends it and is left out.
+    """Yield the continuation of a prompt's ids in pieces, each as soon as it is known, up to EOS.
 
-    Joined, they are what `generate_text` gives. A character of several tokens comes when it is whole.
+    Joined, they are what `generate_text` returns. A character of several tokens comes when it is complete.
     """
     decoder = make_decoder(model)
     prompt = torch.tensor([ids or [begin_of_text_id(tokenizer)]], device=decoder.device)
     _check(prompt, temperature, top_k, top_p, max_new_tokens)
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    how["guesses"] = (prompt_lookup_num_tokens, assistant_model, num_assistant_tokens)
-    eos, drawn, shown = tokenizer.eos_token_id, [], 0
-    for token in _draw(decoder, prompt, None, max_new_tokens, **how, eos_token_id=eos, pad_token_id=eos):
+    eos = cast(int | None, tokenizer.eos_token_id)
+    tokens = _draw(
+        decoder,
+        prompt,
+        None,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        seed=seed,
+        guesses=(prompt_lookup_num_tokens, assistant_model, num_assistant_tokens),
+    )
+    new_ids: list[int] = []
+    length = 0  # characters that have been yielded
+    for token in tokens:
         if token.item() == eos:
             break
-        drawn.append(token.item())
-        whole = decode(tokenizer, drawn).rstrip("\ufffd")  # what a token has begun and none has ended
-        if whole[shown:]:
-            yield whole[shown:]
-            shown = len(whole)
-    if rest := decode(tokenizer, drawn)[shown:]:
-        yield rest
+        new_ids.append(int(token.item()))
+        text = decode(tokenizer, new_ids).rstrip("\ufffd")  # without a character that later tokens complete
+        if text[length:]:
+            yield text[length:]
+            length = len(text)
+    if ending := decode(tokenizer, new_ids)[length:]:
+        yield ending
 
 
-def _continue(model, tokenizer, rows: list[list[int]], **options) -> list[list[int]]:
-    # The continuation of each row alone, up to EOS.
+def _continue(
+    model: nn.Module | ForwardDecoder, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], **options: Any
+) -> list[list[int]]:
+    # Return the continuation of each row, up to EOS.
     decoder = make_decoder(model)
     batch = pad_left(rows, decoder.device)
     eos = options.setdefault("eos_token_id", tokenizer.eos_token_id)
@@ -281,7 +320,9 @@ def _continue(model, tokenizer, rows: list[list[int]], **options) -> list[list[i
     return [row[: row.index(eos)] if eos in row else row for row in output]
 
 
-def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
+def _check(
+    input_ids: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, max_new_tokens: int
+) -> None:
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}; give (rows, at least 1 token).")
     if not temperature >= 0:
@@ -294,4 +335,4 @@ def _check(input_ids, temperature, top_k, top_p, max_new_tokens) -> None:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
 
 
-__all__ = ["filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]
+__all__ = ["PaddedRows", "filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]

@@ -4,19 +4,22 @@ At one row a product reads every weight once and does little else, so what count
 blocks, in the order of MKL's products, which read fp32 faster on Intel's processors, or as whole numbers in FBGEMM's.
 """
 
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 
 
-try:
-    Packed = torch.classes.quantized.LinearPackedParamsBase  # FBGEMM's
-except RuntimeError:  # torch has announced that these operations will go; then oneDNN does it all
-    Packed = torch.Tensor
+if TYPE_CHECKING:
+    Packed = Any
+else:
+    try:
+        Packed = torch.classes.quantized.LinearPackedParamsBase  # FBGEMM's
+    except RuntimeError:  # torch has announced that these operations will go; then oneDNN does it all
+        Packed = torch.Tensor
 
 KINDS = (None, "int8")
-MANY = 16  # rows that oneDNN multiplies faster than FBGEMM
+MIN_ONEDNN_ROWS = 16  # from this many rows on oneDNN multiplies faster than FBGEMM
 
 
 class Int8(NamedTuple):
@@ -62,8 +65,8 @@ def lay_out(
     )
     if blocked:
         return Matrix("blocks", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1), bias)
-    turned = weight.t().clone(memory_format=torch.contiguous_format)
-    return Matrix("columns", turned, bias)
+    transposed = weight.t().clone(memory_format=torch.contiguous_format)
+    return Matrix("columns", transposed, bias)
 
 
 def _is_mkl_at_home() -> bool:
@@ -76,8 +79,10 @@ def whole_numbers(weight: torch.Tensor, bias: torch.Tensor, compile: bool = Fals
     """W (out, in) -> the nearest whole numbers, in steps of 1 / 127 of each output's largest weight."""
     scales = torch.maximum(weight.amax(1), weight.amin(1).neg_()).float().clamp_(min=1e-12) / 127  # (out,)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    for some, of, to in zip(weight.split(256), scales.split(256), codes.split(256), strict=True):  # in the cache
-        to.copy_((some / of[:, None]).round_())
+    for part, scale, target in zip(
+        weight.split(256), scales.split(256), codes.split(256), strict=True
+    ):  # in the cache
+        target.copy_((part / scale[:, None]).round_())
     top = 255 if torch.cpu._is_vnni_supported() else 127  # without VNNI two products are added in 16 bits
     return codes, Int8(
         fbgemm_packed(codes, scales, bias) if has_fbgemm() and not compile else None,
@@ -92,18 +97,22 @@ def whole_numbers(weight: torch.Tensor, bias: torch.Tensor, compile: bool = Fals
 
 def has_fbgemm() -> bool:
     """Whether this torch multiplies whole numbers by FBGEMM."""
-    needed = hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, "linear_dynamic")
-    return needed and torch.backends.quantized.engine in ("x86", "fbgemm")
+    has_operations = hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(
+        torch.ops.quantized, "linear_dynamic"
+    )
+    return has_operations and torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
 def fbgemm_packed(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> Packed:
     """Whole numbers (out, in), their scales and b (out,), as FBGEMM reads them."""
     zeros = torch.zeros(len(codes), dtype=torch.long)
-    weight = torch._make_per_channel_quantized_tensor(codes, scales.double(), zeros, 0)
+    weight = torch._make_per_channel_quantized_tensor(  # pyright: ignore[reportPrivateImportUsage]
+        codes, scales.double(), zeros, 0
+    )
     return torch.ops.quantized.linear_prepack(weight, bias)
 
 
-# --- What follows is also TorchScript (decoding.py): plain operations of tensors ---------------------------------
+# --- What follows is also TorchScript (decoder.py): plain operations of tensors ---------------------------------
 
 
 def multiply(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
@@ -118,7 +127,7 @@ def multiply(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
     return F.linear(x, weight, bias)
 
 
-def multiply_int8(x: torch.Tensor, matrix: Int8, many: int = MANY) -> torch.Tensor:
+def multiply_int8(x: torch.Tensor, matrix: Int8, many: int = MIN_ONEDNN_ROWS) -> torch.Tensor:
     """The same by whole numbers: each row of x is rounded by its own range, whoever stands beside it."""
     packed, bias, reduce_range = matrix.packed, matrix.bias, matrix.top < 255
     if packed is not None and len(x) == 1:
@@ -130,9 +139,19 @@ def multiply_int8(x: torch.Tensor, matrix: Int8, many: int = MANY) -> torch.Tens
         y = torch.ops.quantized.linear_dynamic(torch.cat([codes, spans]), packed, reduce_range)[:-1].sub_(bias)
     else:
         y = torch.ops.onednn.qlinear_pointwise(
-            *(codes.to(torch.uint8), 1.0, 0),
-            *(matrix.blocks, matrix.scales, matrix.zeros, None),
-            *(1.0, 0, torch.float32, "none", [], ""),
+            codes.to(torch.uint8),
+            1.0,
+            0,
+            matrix.blocks,
+            matrix.scales,
+            matrix.zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
     return torch.addcmul(bias, y.addcmul_(zero, matrix.sums, value=-1), step)
 
@@ -140,7 +159,7 @@ def multiply_int8(x: torch.Tensor, matrix: Int8, many: int = MANY) -> torch.Tens
 def round_rows(x: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x (N, in) -> codes from 0 to top as floats, and of each row, (N, 1), a code's step and the code of 0.
 
-    x is (codes - zero) * step, rounded. They are what torch's dynamic quantisation makes of each row alone (ATen's
+    x is (codes - zero) * step, rounded. They are what torch's dynamic quantization makes of each row alone (ATen's
     ChooseQuantizationParams, its smallest step included), so that one row and many are the same whole numbers.
     """
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # together they would take up to 6 times as long

@@ -17,48 +17,56 @@ Draw = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # logits (1, V) 
 
 
 class PromptLookup:
-    """What followed the text's end the last time, up to `most` tokens."""
+    """Guess the tokens that followed the text's end the last time, up to `max_tokens` of them."""
 
-    models = ()
+    models: tuple[nn.Module, ...] = ()
 
-    def __init__(self, most: int):
-        self.most = most
+    def __init__(self, max_tokens: int):
+        self.max_tokens = max_tokens
 
-    def guess(self, ids: torch.Tensor, mask: torch.Tensor, most: int, draw: Draw, state: torch.Tensor) -> torch.Tensor:
-        return look_up(ids, min(most, self.most))
+    def guess(
+        self, ids: torch.Tensor, mask: torch.Tensor, max_tokens: int, draw: Draw, state: torch.Tensor
+    ) -> torch.Tensor:
+        return look_up(ids, min(max_tokens, self.max_tokens))
 
 
 class Assistant:
-    """A second model's own continuation, up to `most` tokens: a smaller model of the same vocabulary, or one in int8.
+    """Guess up to `max_tokens` tokens by a second model: a smaller one with the same vocabulary, or one in int8.
 
-    It draws with the random numbers that the model will draw with, so that two models of like mind draw the same
-    token not only greedily. Leviathan et al. 2022 (arXiv:2211.17192) accept by a draw of its own, and so change which
-    tokens a seed gives; this keeps them.
+    It draws with the random numbers that the model will draw with, so that two similar models draw the same token
+    not only greedily. Leviathan et al. 2022 (arXiv:2211.17192) accept by a separate draw, and so change which tokens
+    a seed gives; this keeps them.
 
     Args:
-        columns: tokens that the text will have at most.
+        columns: the largest number of tokens that the text will have.
     """
 
-    def __init__(self, decoder: ForwardDecoder, most: int, columns: int):
-        self.decoder, self.most, self.models = decoder, most, (decoder.model,)
-        self.columns = min(columns, decoder.model.config.max_position_embeddings)
-        self.kept = 0  # tokens whose keys and values it has, guesses included
+    def __init__(self, decoder: ForwardDecoder, max_tokens: int, columns: int):
+        self.decoder, self.max_tokens = decoder, max_tokens
+        self.models: tuple[nn.Module, ...] = (decoder.model,)
+        self.columns = min(columns, decoder.config.max_position_embeddings)
+        self.cached = 0  # tokens whose keys and values it has, guesses included
 
-    def guess(self, ids: torch.Tensor, mask: torch.Tensor, most: int, draw: Draw, state: torch.Tensor) -> torch.Tensor:
-        """The text (1, n), the mask of it and of what comes, the generator's state -> a guess (1, up to `most`)."""
+    def guess(
+        self, ids: torch.Tensor, mask: torch.Tensor, max_tokens: int, draw: Draw, state: torch.Tensor
+    ) -> torch.Tensor:
+        """Guess (1, up to `max_tokens`) ids after the text (1, n); the mask covers later columns too."""
         n = ids.shape[1]
-        most = min(most, self.most, self.columns - n)
-        if most < 1:
+        max_tokens = min(max_tokens, self.max_tokens, self.columns - n)
+        if max_tokens < 1:
             return ids[:, :0]
         generator = torch.Generator(ids.device).set_state(state)
-        kept = min(self.kept, n - 1)  # all before the last token was either kept as guessed or is gone
-        new = ids[:, kept:]
-        for m in range(n, n + most):
-            seen = mask[:, :m]
-            logits = self.decoder.step(new, seen) if kept else self.decoder.start(new, seen, self.columns)
+        cached = min(self.cached, n - 1)  # before the last token, rejected guesses have been replaced
+        new = ids[:, cached:]
+        for m in range(n, n + max_tokens):
+            mask_so_far = mask[:, :m]
+            if cached:
+                logits = self.decoder.step(new, mask_so_far)
+            else:
+                logits = self.decoder.start(new, mask_so_far, self.columns)
             new = draw(logits[:, -1], generator)[:, None]
-            ids, kept = torch.cat([ids, new], 1), m
-        self.kept = kept
+            ids, cached = torch.cat([ids, new], 1), m
+        self.cached = cached
         return ids[:, n:]
 
 
@@ -70,19 +78,19 @@ def make_guesser(
     assistant_model: nn.Module | ForwardDecoder | None,
     num_assistant_tokens: int,
 ) -> PromptLookup | Assistant | None:
-    """What is asked to guess for a decoder, or None.
+    """Return the guesser that the options name for a decoder, or None.
 
     Raises:
         ValueError: guesses for several rows, from two sources, of no token, or from an assistant of another vocabulary
             or on another device.
     """
-    lookup, assistant = prompt_lookup_num_tokens, assistant_model
-    if lookup is None and assistant is None:
+    lookup = prompt_lookup_num_tokens
+    if lookup is None and assistant_model is None:
         return None
-    asked = "assistant_model" if lookup is None else "prompt_lookup_num_tokens"
+    option = "assistant_model" if lookup is None else "prompt_lookup_num_tokens"
     if rows > 1:
-        raise ValueError(f"{asked} guesses for one row, and here are {rows}: give one prompt at a time.")
-    if lookup is not None and assistant is not None:
+        raise ValueError(f"{option} guesses for one row, and here are {rows}: give one prompt at a time.")
+    if lookup is not None and assistant_model is not None:
         raise ValueError("prompt_lookup_num_tokens and assistant_model both guess: give one of them.")
     if lookup is not None:
         if lookup < 1:
@@ -90,30 +98,33 @@ def make_guesser(
         return PromptLookup(lookup)
     if num_assistant_tokens < 1:
         raise ValueError(f"num_assistant_tokens is {num_assistant_tokens}; it is at least 1.")
-    assistant = make_decoder(assistant)
-    for name, its, ours in (
-        ("has a vocabulary of", assistant.model.config.vocab_size, decoder.model.config.vocab_size),
+    assert assistant_model is not None
+    assistant = make_decoder(assistant_model)
+    for name, assistant_value, value in (
+        ("has a vocabulary of", assistant.config.vocab_size, decoder.config.vocab_size),
         ("is on", assistant.device, decoder.device),
     ):
-        if its != ours:
-            raise ValueError(f"assistant_model {name} {its}, and the model {name} {ours}: they have to be the same.")
+        if assistant_value != value:
+            raise ValueError(
+                f"assistant_model {name} {assistant_value}, and the model {name} {value}: they have to be the same."
+            )
     return Assistant(assistant, num_assistant_tokens, columns)
 
 
-def look_up(ids: torch.Tensor, most: int, longest: int = 3) -> torch.Tensor:
-    """One row of ids (1, T) -> a guess of what follows, (1, up to `most`): what followed its end the last time.
+def look_up(ids: torch.Tensor, max_tokens: int, longest: int = 3) -> torch.Tensor:
+    """Guess what follows one row of ids (1, T): up to `max_tokens` ids that followed its end the last time.
 
-    The end is the last 3 tokens, or 2, or 1: the most that have stood there before. Nothing where none has
+    The end is the last 3 tokens, or 2, or 1: the longest that occurs earlier. The guess is empty if none does
     (Saxena 2023, "Prompt Lookup Decoding").
     """
     T = ids.shape[1]
-    if most > 0:
+    if max_tokens > 0:
         for n in range(min(longest, T - 1), 0, -1):
             before = ids[0].unfold(0, n, 1)[:-1]  # (T - n, n): every stretch but the last
-            found = (before == ids[0, -n:]).all(1).nonzero()
-            if len(found):
-                start = int(found[-1]) + n
-                return ids[:, start : start + most]
+            matches = (before == ids[0, -n:]).all(1).nonzero()
+            if len(matches):
+                start = int(matches[-1]) + n
+                return ids[:, start : start + max_tokens]
     return ids[:, :0]
 
 

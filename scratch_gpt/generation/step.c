@@ -1,6 +1,6 @@
-// A decoding step, all of it: new tokens and the cache -> logits. compiled.py builds and calls it.
+// A decoding step, all of it: new tokens and the cache -> logits. compiled_step.py builds and calls it.
 //
-// It is decoding.py's Net with multiplication.py's products, in their order. There a step is a thousand calls; here
+// It is decoder.py's Net with matmul.py's products, in their order. There a step is a thousand calls; here
 // threads start once a step, and each SHARED loop is divided among them, who wait for each other at its end. All is
 // computed in fp32; what differs is how matrices are kept.
 //
@@ -14,19 +14,19 @@
 #define SHARED _Pragma("omp for schedule(static)")
 #define INLINE static inline __attribute__((always_inline))  // then what is constant where it is called, is here too
 
-enum { FP32, INT8 };  // kinds of a matrix, as compiled.py numbers them
+enum { FP32, INT8 };  // kinds of a matrix, as compiled_step.py numbers them
 enum { GELU_TANH, GELU, RELU, SILU };  // as well
 enum { STREAMS = 4 };  // places at which a thread reads a matrix at once: memory then gives more than at one
 enum { ROWS = 4 };     // of x, that meet a weight while it is in a register
 
-// As compiled.py packs them: each field is 8 bytes.
+// As compiled_step.py packs them: each field is 8 bytes.
 typedef struct { const float *weight, *bias; double eps; } Norm;
 typedef struct { const void *weights; const float *scales, *sums, *bias; int64_t out, in, kind; } Matrix;
 typedef struct { Norm norm_1; Matrix qkv, out; Norm norm_2; Matrix up, down; } Block;
 typedef struct { Norm norm; Matrix head; } Last;
 
 typedef struct { uint8_t *codes; float *step, *zero; } Rounded;  // (N, in), (N,), (N,): x is (codes - zero) * step
-typedef float Vector __attribute__((vector_size(4 * LANES)));  // LANES is given by compiled.py
+typedef float Vector __attribute__((vector_size(4 * LANES)));  // LANES is given by compiled_step.py
 
 
 // e^x, off by 3e-7 of it at most: 2^n by a float's exponent, and what is left, at most log(2) / 2, by Taylor's series.
@@ -66,7 +66,7 @@ static void normalize(const float *x, Norm norm, float *y, int64_t N, int64_t D)
     }
 }
 
-// As multiplication.py's round_rows: each row of x (N, in) by its own range. The step of a row that is not all finite
+// As matmul.py's round_rows: each row of x (N, in) by its own range. The step of a row that is not all finite
 // is NaN, so that what comes of it is no number either.
 static void round_rows(const float *x, int64_t N, int64_t in, int64_t top, Rounded to) {
     SHARED for (int64_t n = 0; n < N; n++) {

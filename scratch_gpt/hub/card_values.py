@@ -1,9 +1,10 @@
-"""A run's record -> the value of each hole of the card, as Markdown, and its metadata, from the same values.
+"""Return the value of each hole of the card, as Markdown, and its metadata, from a run's record.
 
-None where no file knows it. hub_card/fields.md lists the holes with their sources.
+A value is None if no file of the run has it. hub_card/fields.md lists the holes with their sources.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -14,9 +15,9 @@ from .loading_snippet import load_as_ours, load_code, load_needs
 
 LAYOUTS = ("scratch_gpt", "gpt2", "adapter")
 ON_HUB = {"accuracy": "accuracy", "macro_f1": "f1", "perplexity": "perplexity"}  # our metrics -> the Hub's names
-MANY = 20  # rows of a table; more are counted
+MAX_ROWS = 20  # of a table; further rows are counted
 
-# Fields of run.yaml that say nothing of how it learned, or stand elsewhere on the card.
+# Fields of run.yaml that are not hyperparameters, or have another place on the card.
 NOT_LEARNING = {
     *("output_dir", "overwrite", "resume", "allow_changed", "on_save_error", "async_save", "model", "model_revision"),
     *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "label_column", "tokenizer"),
@@ -61,24 +62,24 @@ def card_values(
     licence: str | None = None,
     licence_name: str | None = None,
     licence_link: str | None = None,
-    pictures: Sequence[str] = (),
+    pictures: Collection[str] = (),
     base: tuple[str, str | None] | None = None,
     base_needs_trust: bool = False,
 ) -> dict[str, str | None]:
-    """{hole: Markdown, or None where no file knows it}.
+    """Return {hole: Markdown, or None if no file of the run has the value}.
 
     Args:
         repo: user/name.
         layout: one of LAYOUTS.
-        revision: the branch it is published on, where that is not main.
+        revision: the branch it is published on; None for main.
         licence, licence_name, licence_link: of the weights; as in licenses.check_license.
-        pictures: names of those there are in assets/.
-        base: (Hub id, revision) that the model was made from; without it what the record says.
+        pictures: names of the files in assets/.
+        base: (Hub id, revision) that the model was made from; by default the record's.
         base_needs_trust: whether an adapter's base brings code of its own.
     """
     base = base or base_model(record)
     terms = {"license": licence, "license_name": licence_name, "license_link": licence_link}
-    found = {
+    values = {
         "title": repo.split("/")[1],
         "about": _about(record, layout, base),
         "layout": LAYOUT_TEXT[layout],
@@ -105,8 +106,8 @@ def card_values(
         "metadata": _metadata(record, repo, layout, terms, base),
     }
     for name, words in PICTURES.items():
-        found[f"{name}_picture"] = f"![{words}](assets/{name}.png)" if f"{name}.png" in pictures else None
-    return found
+        values[f"{name}_picture"] = f"![{words}](assets/{name}.png)" if f"{name}.png" in pictures else None
+    return values
 
 
 PICTURES = {  # name of the file in assets/ -> what it shows
@@ -122,7 +123,7 @@ def _about(record: Record, layout: str, base: tuple[str, str | None] | None) -> 
     config, trained = record.config, record.facts.get("parameters")
     data = ", ".join(dict.fromkeys(escape(source["dataset"]) for source in record.manifest.get("sources", [])))
     labels = ", ".join(map(escape, record.labels))
-    what = {
+    description = {
         "base": "A language model",
         "classifier": f"A classifier of texts into {len(record.labels)} classes ({labels})",
         "chat": "A model that answers instructions",
@@ -136,7 +137,7 @@ def _about(record: Record, layout: str, base: tuple[str, str | None] | None) -> 
         f"{config['num_attention_heads']} heads, {config['max_position_embeddings']:,} tokens of context, "
         f"a vocabulary of {config['vocab_size']:,}."
     )
-    return f"{what}{size}{start}{f' on {data}' if data else ''}. {shape}"
+    return f"{description}{size}{start}{f' on {data}' if data else ''}. {shape}"
 
 
 def _sample(record: Record) -> str | None:
@@ -148,28 +149,28 @@ def _sample(record: Record) -> str | None:
 
 def _load_notes(record: Record) -> str | None:
     length = record.config.get("max_position_embeddings")
-    cut = record.manifest.get("max_length")
-    if record.kind == "classifier" and cut:
-        return f"Longer texts were cut at {cut:,} tokens in training, as `truncation=True` does here."
+    max_length = record.manifest.get("max_length")
+    if record.kind == "classifier" and max_length:
+        return f"Longer texts were cut at {max_length:,} tokens in training, as `truncation=True` does here."
     return f"It sees at most {length:,} tokens, prompt and answer together." if length else None
 
 
 def _evaluation(record: Record) -> str | None:
-    found = results(record)
-    has_before = any(result.before is not None for result in found)
+    scores = results(record)
+    has_before = any(result.before is not None for result in scores)
     rows = [
         [result.split, result.metric.replace("_", " "), *([_number(result.before)] if has_before else []), str(result)]
-        for result in found
+        for result in scores
     ]
     return _table(["split", "metric", *(["before training"] if has_before else []), "this model"], rows)
 
 
 def _protocol(record: Record) -> str | None:
-    protocol, found = record.evaluation.get("protocol", {}), results(record)
-    if not found:
+    protocol, scores = record.evaluation.get("protocol", {}), results(record)
+    if not scores:
         return None
     lines = []
-    if (n := max(result.n for result in found)) > 1:
+    if (n := max(result.n for result in scores)) > 1:
         lines.append(f"Mean \u00b1 standard deviation (of a sample) of {n} seeds; the weights are the first one's.")
     if "step" in protocol:
         lines.append(f"The weights are those of step {protocol['step']:,} ({escape(protocol['chosen_by'])}).")
@@ -178,7 +179,7 @@ def _protocol(record: Record) -> str | None:
             f"On at most {protocol['eval_batches']:,} batches of each process, taken from all over the split; of the "
             "test split on all."
         )
-    if any(result.metric == "loss" for result in found):
+    if any(result.metric == "loss" for result in scores):
         lines.append("Loss in nats, each token or text counted once: it does not depend on the batch size.")
     return " ".join(lines) or None
 
@@ -197,12 +198,12 @@ def _sources(record: Record) -> str | None:
     rows = []
     for source in record.manifest.get("sources", []):
         name = source["dataset"]
-        where = _link(name, "datasets/") if is_on_hub(source) else escape(name)
-        where = Markup(where + (f", {escape(source['config'])}" if source.get("config") else ""))
+        title = _link(name, "datasets/") if is_on_hub(source) else escape(name)
+        title = Markup(title + (f", {escape(source['config'])}" if source.get("config") else ""))
         for file in source.get("files") or [{}]:
             size = f"{file['bytes']:,}" if "bytes" in file else ""
-            known = file.get("sha256") or source.get("prepared") or source.get("revision") or ""
-            rows.append([where, file.get("name", ""), size, code(known) if known else ""])
+            version = file.get("sha256") or source.get("prepared") or source.get("revision") or ""
+            rows.append([title, file.get("name", ""), size, code(version) if version else ""])
     return _table(["source", "file", "bytes", "SHA-256 or revision"], rows)
 
 
@@ -216,8 +217,8 @@ def _splits(record: Record) -> str | None:
 
 def _mixture(record: Record) -> str | None:
     shares = (record.manifest.get("mixture") or {}).get("actual")
-    found = shares and ", ".join(f"{escape(name)} {share:.1%}" for name, share in shares.items())
-    return found and f"Mixed by tokens: {found}."
+    text = shares and ", ".join(f"{escape(name)} {share:.1%}" for name, share in shares.items())
+    return text and f"Mixed by tokens: {text}."
 
 
 def _filters(record: Record) -> str | None:
@@ -234,62 +235,62 @@ def _procedure(record: Record) -> str | None:
         return None
     steps = [line for line in record.metrics if line.get("loss") is not None]
     batch = run["batch_size"] * run["accumulation_steps"] * facts.get("processes", 1)
-    seen = f", {steps[-1]['tokens']:,} tokens" if steps else ""
-    seen += f" ({steps[-1]['epoch']:.2f} epochs)" if steps and "epoch" in steps[-1] else ""  # a stream has none
+    amount = f", {steps[-1]['tokens']:,} tokens" if steps else ""
+    amount += f" ({steps[-1]['epoch']:.2f} epochs)" if steps and "epoch" in steps[-1] else ""  # a stream has none
     rate = facts["schedule"]
     optimizer = "Muon and AdamW" if run.get("optimizer") == "muon" else "AdamW"
-    fall = "in a straight line" if rate.get("shape") == "linear" else "along a cosine"
+    shape = "in a straight line" if rate.get("shape") == "linear" else "along a cosine"
     return (
-        f"{steps[-1]['step'] if steps else facts['steps']:,} steps of {batch:,} rows{seen} with {optimizer}. The "
-        f"learning rate rises over {rate['warmup_steps']:,} steps to {rate['peak']:g}, then falls {fall} to "
+        f"{steps[-1]['step'] if steps else facts['steps']:,} steps of {batch:,} rows{amount} with {optimizer}. The "
+        f"learning rate rises over {rate['warmup_steps']:,} steps to {rate['peak']:g}, then falls {shape} to "
         f"{rate['floor']:g}."
     )
 
 
 def _hyperparameters(record: Record) -> str | None:
-    given = {name: value for name, value in record.run.items() if name not in NOT_LEARNING}
+    fields = {name: value for name, value in record.run.items() if name not in NOT_LEARNING}
     if record.run.get("tune") != "lora":
-        given = {name: value for name, value in given.items() if not name.startswith(("lora_", "use_", "quantize_"))}
+        fields = {name: value for name, value in fields.items() if not name.startswith(("lora_", "use_", "quantize_"))}
     if record.facts.get("trained_parameters") != record.facts.get("parameters"):
-        given["trained_parameters"] = f"{record.facts['trained_parameters']:,}"
-    off = (None, False, "no", "none", "")  # and 0, but for a seed
-    rows = [[code(name), str(value)] for name, value in given.items() if value not in off or name == "seed"]
+        fields["trained_parameters"] = f"{record.facts['trained_parameters']:,}"
+    unset = (None, False, "no", "none", "")  # and 0, except for a seed
+    rows = [[code(name), str(value)] for name, value in fields.items() if value not in unset or name == "seed"]
     return _table(["field", "value"], rows)
 
 
 def _speed(record: Record) -> str | None:
-    found, facts = speed(record), record.facts
-    if found is None:
+    rate, facts = speed(record), record.facts
+    if rate is None:
         return None
-    where = escape(facts.get("hardware") or facts.get("device"))
-    precision = escape({"no": "fp32"}.get(facts.get("precision"), facts.get("precision")))
+    hardware = escape(facts.get("hardware") or facts.get("device"))
+    precision = escape("fp32" if facts.get("precision") == "no" else facts.get("precision"))
     return (
-        f"{found[0]:,.0f} tokens a second (median) on {where}, {facts['processes']} process(es) of {facts['threads']} "
-        f"thread(s), {precision}; {found[1]:,.1f} minutes of training steps."
+        f"{rate[0]:,.0f} tokens a second (median) on {hardware}, {facts['processes']} process(es) of "
+        f"{facts['threads']} thread(s), {precision}; {rate[1]:,.1f} minutes of training steps."
     )
 
 
 def _energy(record: Record) -> str | None:
     if not record.emissions:
         return None
-    row, hours = record.emissions[-1], _drawn(record, "duration") / 3600
-    watts = {part: 1000 * _drawn(record, f"{part}_energy") / hours for part in ("cpu", "ram", "gpu")}
+    row, hours = record.emissions[-1], _total(record, "duration") / 3600
+    watts = {part: 1000 * _total(record, f"{part}_energy") / hours for part in ("cpu", "ram", "gpu")}
     cpu = f"CPU {watts['cpu']:.3g} W, {escape(row.get('cpu_power_is') or 'read or estimated')}"
     gpu = f"; GPU {watts['gpu']:.3g} W, read from its driver" if watts["gpu"] else ""
     country, minutes = escape(row["country_name"]), 60 * hours
     return (
-        f"{_drawn(record, 'energy_consumed'):.3g} kWh, {_grams(record):g} g CO2 equivalent with the electricity of "
+        f"{_total(record, 'energy_consumed'):.3g} kWh, {_grams(record):g} g CO2 equivalent with the electricity of "
         f"{country}: the whole machine over {minutes:,.1f} minutes ({cpu}; memory {watts['ram']:.3g} W, estimated "
         f"from its size{gpu}). By codecarbon {escape(row['codecarbon_version'])}."
     )
 
 
-def _drawn(record: Record, column: str) -> float:
+def _total(record: Record, column: str) -> float:
     return sum(float(row[column] or 0) for row in record.emissions)  # over the launches of the run
 
 
 def _grams(record: Record) -> float:
-    return float(f"{1000 * _drawn(record, 'emissions'):.3g}")
+    return float(f"{1000 * _total(record, 'emissions'):.3g}")
 
 
 def _links(record: Record, base: tuple[str, str | None] | None) -> str | None:
@@ -308,18 +309,20 @@ def _licence(layout: str, terms: dict[str, str | None]) -> str | None:
 
 
 def _versions(record: Record) -> str | None:
-    found = record.facts.get("versions")
-    return found and ", ".join(f"{escape(name)} {escape(number)}" for name, number in found.items())
+    versions = record.facts.get("versions")
+    return versions and ", ".join(f"{escape(name)} {escape(number)}" for name, number in versions.items())
 
 
-def _metadata(record: Record, repo: str, layout: str, terms: dict[str, str | None], base) -> str:
+def _metadata(
+    record: Record, repo: str, layout: str, terms: dict[str, str | None], base: tuple[str, str | None] | None
+) -> str:
     task = "text-classification" if record.kind == "classifier" else "text-generation"
-    found, sources = results(record), record.manifest.get("sources", [])
+    scores, sources = results(record), record.manifest.get("sources", [])
     data = {
         "type": sources[0]["dataset"] if sources else "unknown",
         "name": ", ".join(dict.fromkeys(source["dataset"] for source in sources)) or "unknown",
     }
-    evaluated = [
+    evaluations = [
         EvalResult(
             task_type=task,
             dataset_type=data["type"],
@@ -329,26 +332,27 @@ def _metadata(record: Record, repo: str, layout: str, terms: dict[str, str | Non
             metric_name=result.metric.replace("_", " "),
             metric_value=result.value if result.std is None else str(result),
         )
-        for result in found
+        for result in scores
     ]
     base = base if base and is_hub_id(base[0]) else None
-    relation = {"base_model_relation": "adapter" if layout == "adapter" else "finetune"} if base else {}
-    co2 = {"emissions": _grams(record), "source": "codecarbon"} if record.emissions else None
+    extra: dict[str, Any] = dict(terms)
+    if base:
+        extra["base_model_relation"] = "adapter" if layout == "adapter" else "finetune"
+    if record.emissions:
+        extra["co2_eq_emissions"] = {"emissions": _grams(record), "source": "codecarbon"}
     card = ModelCardData(
         base_model=base[0] if base else None,
         datasets=hub_datasets(record) or None,
-        eval_results=evaluated or None,
+        eval_results=evaluations or None,
         library_name="peft" if layout == "adapter" else "transformers",
-        metrics=sorted({ON_HUB[result.metric] for result in found if result.metric in ON_HUB}) or None,
+        metrics=sorted({ON_HUB[result.metric] for result in scores if result.metric in ON_HUB}) or None,
         model_name=repo.split("/")[1],
         pipeline_tag=task,
         tags=["scratch-gpt", *(["conversational"] if record.kind == "chat" else [])],
-        **terms,
-        **relation,
-        **({"co2_eq_emissions": co2} if co2 else {}),
+        **extra,
     )
     content = card.to_dict()
-    content.pop("model_name", None)  # stands in model-index, where there is one
+    content.pop("model_name", None)  # model-index has it
     return dump(content)
 
 
@@ -356,19 +360,19 @@ def _metadata(record: Record, repo: str, layout: str, terms: dict[str, str | Non
 
 
 def _link(name: str, kind: str = "") -> Markup:
-    # to a repository on the Hub; kind is "" or "datasets/"
+    # Link to a repository on the Hub; kind is "" or "datasets/"
     return Markup(f"[{name}](https://huggingface.co/{kind}{name})") if is_hub_id(name) else escape(name)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str | None:
-    # Without a column in which nothing stands; with the first MANY rows.
+    # Omit empty columns, and rows after the first MAX_ROWS.
     if not rows:
         return None
     used = [n for n in range(len(header)) if any(row[n] for row in rows)]
     cells = [[escape(row[n]) for n in used] for row in rows]
-    lines = [[header[n] for n in used], ["---"] * len(used), *cells[:MANY]]
+    lines = [[header[n] for n in used], ["---"] * len(used), *cells[:MAX_ROWS]]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return text + (f"\n\nand {len(rows) - MANY:,} more." if len(rows) > MANY else "")
+    return text + (f"\n\nand {len(rows) - MAX_ROWS:,} more." if len(rows) > MAX_ROWS else "")
 
 
 def _number(value: float | None) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ..conversion.gpt2_export import refuse_what_gpt2_cannot_say
+from ..conversion.gpt2_export import check_exportable_to_gpt2
 from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
 from ..runs.record import ADAPTER_CONFIG
 from .card_values import LAYOUTS
@@ -38,7 +38,7 @@ def choose_layout(
     *,
     repo: str,
     has_adapter: bool,
-    there: str | None = None,
+    published_layout: str | None = None,
     note: dict[str, Any] | None = None,
 ) -> tuple[str, str]:
     """Return the layout to publish in, and the reason.
@@ -51,7 +51,7 @@ def choose_layout(
         model: the model to publish.
         repo: user/name.
         has_adapter: whether the run has an adapter.
-        there: layout of the files that `repo` holds now.
+        published_layout: layout of the files that `repo` holds now.
         note: hub.json of the run.
 
     Raises:
@@ -60,29 +60,31 @@ def choose_layout(
     if layout not in CHOICES:
         raise ValueError(f"layout is {layout!r}; it is one of {', '.join(CHOICES)}.")
     note = note or {}
-    noted = note.get("layout") if note.get("repo") == repo else None
-    before = there or noted
+    before = published_layout or (note.get("layout") if note.get("repo") == repo else None)
     if layout != AUTO:
         changed = f"; {repo} has been in the layout {before} until now" if before not in (None, layout) else ""
         return layout, f"chosen by name{changed}"
-    if before is None and note.get("layout") in ("scratch_gpt", "gpt2"):  # an adapter says nothing of a whole model
+    if before is None and note.get("layout") in (
+        "scratch_gpt",
+        "gpt2",
+    ):  # an adapter says nothing about a complete model
         before, place = note["layout"], note["repo"]
     else:
         place = repo
     if before == "adapter" and not has_adapter:
         raise ValueError(
-            f"{repo} holds an adapter and keeps that layout, but this run has none. Give another --repo, or replace "
-            "the adapter by the whole model: --layout gpt2 or --layout scratch_gpt."
+            f"{repo} holds an adapter and keeps that layout, but this run has none. Give another repository, or "
+            "replace the adapter by the complete model: layout='gpt2' or layout='scratch_gpt'."
         )
     try:
-        refuse_what_gpt2_cannot_say(model)
+        check_exportable_to_gpt2(model)
         obstacle = None
     except ValueError as error:
         obstacle = error
     if before == "gpt2" and obstacle is not None:
         raise ValueError(
             f"{place} is in the layout gpt2 and keeps it, but stock GPT-2 cannot express this model: {obstacle} Give "
-            "--layout scratch_gpt."
+            "layout='scratch_gpt'."
         ) from obstacle
     if before is not None:
         return before, f"{place} is published in it already"

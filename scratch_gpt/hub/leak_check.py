@@ -1,4 +1,4 @@
-"""Files that are about to be published -> what in them must not be: secrets, traces of this machine, pickles, size."""
+"""Find in files to publish what must not be: secrets, traces of this machine, pickles, files that are too large."""
 
 import base64
 import codecs
@@ -20,29 +20,30 @@ from ..utils.key_shapes import find_keys
 
 
 class Leak(NamedTuple):
-    """Something that must not be published; `line` is None where it is the whole file."""
+    """Something that must not be published; `line` is None for the file as a whole."""
 
     file: str
     line: int | None
-    what: str
+    problem: str
 
     def __str__(self) -> str:
-        return f"{self.file}{'' if self.line is None else f', line {self.line}'}: {self.what}"
+        return f"{self.file}{'' if self.line is None else f', line {self.line}'}: {self.problem}"
 
 
+NamedPatterns = list[tuple[str, re.Pattern[str]]]
 WEIGHTS_LIMIT, LIMIT = 5 * 10**9, 100 * 10**6  # bytes; the first is where weights are cut into shards
-SLACK = 10**8  # what a shard's header and its largest tensor may add
+SLACK = 10**8  # that a shard's header and its largest tensor may add
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 PICKLE_START = re.compile(rb"\x80[\x02-\x05][\x00-\xff]")  # protocols 2 to 5
-# Names of users and machines that many have: they tell nothing, and stand in ordinary texts.
+# Common names of users and machines: they identify nobody, and occur in ordinary texts.
 COMMON = {"admin", "debian", "docker", "jenkins", "jupyter", "localhost", "runner", "ubuntu", "vagrant"}
-LONG_ENOUGH = 5  # letters of a name that is looked for wherever it stands; a shorter one may be a word
+MIN_NAME_LENGTH = 5  # of a name that is searched for everywhere; a shorter one may be a word
 
 HOMES = r"(?<![\w.])(?:/home/|/Users/|/root/|[A-Za-z]:\\+Users\\+)[\w.@+-]+"
 ABSOLUTE = r"(?<![\w.:/~<$*)}-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\+[\w.@+-]+\\+[\w.@+-]+)"
-# What a text may hold where it is made by a model or of its words: not every path in it is one of this machine.
-OF_DATA = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "metrics.jsonl")
-# Where a file quotes the model or its prompt, which name places and people of the data.
+# Files with text of the data or of a model: not every path in them is one of this machine.
+DATA_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "metrics.jsonl")
+# Quotations of the model or its prompt, which name places and people of the data.
 SAMPLES = {
     "metrics.jsonl": re.compile(r'(?<="sample": )"(?:[^"\\]|\\.)*+"'),
     "README.md": re.compile(r"^(?:> |ids = tokenizer\().*", re.MULTILINE),
@@ -62,36 +63,35 @@ MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
 MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
-def find_leaks(folder: Path, files: Iterable[str], known: Iterable[str] = ()) -> list[Leak]:
-    """Everything in these files of a folder that must not be published, in their order.
+def find_leaks(folder: Path, files: Iterable[str], allowed_names: Iterable[str] = ()) -> list[Leak]:
+    """Return everything in these files of a folder that must not be published, in the files' order.
 
     Args:
-        known: names that may stand there, as that of the repository's owner.
+        allowed_names: names that may occur, such as the repository owner's.
     """
-    names = _own_names() - set(known)
-    places = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent)}
-    places = {place for place in places if len(Path(place).parts) > 1}
-    return [leak for file in files for leak in _find(folder / file, file, names, places)]
+    names = _own_names() - set(allowed_names)
+    paths = {path for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
+    return [leak for file in files for leak in _leaks_of(folder / file, file, names, set(map(str, paths)))]
 
 
 def _own_names() -> set[str]:
     host = socket.gethostname()
-    found = {host, host.split(".")[0]}
+    names = {host, host.split(".")[0]}
     try:
-        found.add(getpass.getuser())
+        names.add(getpass.getuser())
     except (OSError, KeyError, ImportError):  # a user without a name
         pass
-    return {name for name in found if name and name.lower() not in COMMON}
+    return {name for name in names if name and name.lower() not in COMMON}
 
 
 @cache
 def _own_words() -> set[str]:
-    # What stands on every card and in every config: a user called so is not found by it.
+    # The words of every card and config: a user's name that is one of them is searched for more narrowly.
     texts = (path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     return {word for text in texts for word in re.findall(r"[a-z0-9]+", text.lower())}
 
 
-def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[Leak]:
+def _leaks_of(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[Leak]:
     is_weights = path.suffix == ".safetensors"
     limit = WEIGHTS_LIMIT + SLACK if is_weights else LIMIT
     if path.stat().st_size > limit:
@@ -100,12 +100,12 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
     with path.open("rb") as content:
         start = content.read(9 if is_weights else 8)
         size = int.from_bytes(start[:8], "little") if is_weights else 0  # of the header
-        is_right = is_weights and start.endswith(b"{") and size < min(LIMIT, path.stat().st_size)
+        is_safetensors = is_weights and start.endswith(b"{") and size < min(LIMIT, path.stat().st_size)
         is_pickle = PICKLE_START.match(start) or start.startswith(b"PK\x03\x04")
-        if path.suffix in PICKLES or (not is_right if is_weights else is_pickle):
+        if path.suffix in PICKLES or (not is_safetensors if is_weights else is_pickle):
             yield Leak(file, None, "no safetensors" if is_weights else "a pickle or an archive, which can run code")
             return
-        # of weights the header, which is JSON; numbers follow
+        # of weights only the header, which is JSON
         raw = start[8:] + content.read(size - 1) if is_weights else start + content.read()
     if path.suffix == ".py":
         if path.name not in CODE or raw != CODE[path.name].read_bytes():
@@ -120,64 +120,64 @@ def _find(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[
     is_text, texts = _texts(raw)
 
     patterns = [("a path of this machine", re.compile(re.escape(place) + r"(?![\w-])")) for place in places]
-    of_ours = []  # searched for in what the run has written, not in what its data say
-    if path.name not in OF_DATA or path.name == "metrics.jsonl":
-        of_ours += [("a home folder", re.compile(HOMES))]
-    if is_text and path.name not in OF_DATA:  # in binary files some stretch looks like one
-        of_ours += [("an absolute path", re.compile(ABSOLUTE))]
+    own_patterns = []  # searched for in the run's texts, not in quotations of its data
+    if path.name not in DATA_FILES or path.name == "metrics.jsonl":
+        own_patterns += [("a home folder", re.compile(HOMES))]
+    if is_text and path.name not in DATA_FILES:  # in binary files some bytes look like one
+        own_patterns += [("an absolute path", re.compile(ABSOLUTE))]
     for name in names:
-        if (is_text or len(name) >= LONG_ENOUGH) and (path.name not in OF_DATA or path.name == "metrics.jsonl"):
-            of_ours.append((f"the name of this machine or its user, {name!r}", re.compile(_shape_of(name))))
+        if (is_text or len(name) >= MIN_NAME_LENGTH) and (path.name not in DATA_FILES or path.name == "metrics.jsonl"):
+            own_patterns.append((f"the name of this machine or its user, {name!r}", re.compile(_name_pattern(name))))
     samples = SAMPLES.get(path.name)
     lines: dict[int, str] = {}
     for text in texts:
-        for number, what in chain(_secrets(text), _traces(text, patterns, of_ours, samples)):
-            lines.setdefault(number if is_text else 1, what)
+        for number, problem in chain(_secrets(text), _traces(text, patterns, own_patterns, samples)):
+            lines.setdefault(number if is_text else 1, problem)
     for number in sorted(lines):
         yield Leak(file, number, lines[number])
 
 
-def _shape_of(name: str) -> str:
-    own = re.escape(name)
+def _name_pattern(name: str) -> str:
+    word = re.escape(name)
     if name.lower() in _own_words():
-        return rf"~{own}(?![\w-])|(?<![\w-]){own}@"
-    if len(name) < LONG_ENOUGH:
-        return rf"[/\\~]{own}(?![\w-])|(?<![\w-]){own}@|@{own}(?![\w-])"
-    return rf"(?<![\w-]){own}(?![\w-])"
+        return rf"~{word}(?![\w-])|(?<![\w-]){word}@"
+    if len(name) < MIN_NAME_LENGTH:
+        return rf"[/\\~]{word}(?![\w-])|(?<![\w-]){word}@|@{word}(?![\w-])"
+    return rf"(?<![\w-]){word}(?![\w-])"
 
 
 # --- Bytes -> texts ----------------------------------------------------------------------------------------------
 
 
 def _texts(raw: bytes) -> tuple[bool, list[str]]:
-    # Whether it is a text, and the text; of anything else the stretches that a person could read.
+    # Return whether it is a text, and the text; for anything else the readable parts.
     try:
         mark = next((encoding for mark, encoding in MARKS if raw.startswith(mark)), None)
         if mark or b"\0" not in raw:
             return True, [raw.decode(mark or "utf-8")]
     except UnicodeDecodeError:
         pass
-    found = [stretch.replace(b"\0", b"").decode() for stretch in STRETCHES.findall(raw)]
+    stretches = [stretch.replace(b"\0", b"").decode() for stretch in STRETCHES.findall(raw)]
     # The length before a string, and the field's number before that, may look like letters (TensorBoard's events).
-    return False, ["\n".join(stretch[n:] for stretch in found) for n in range(4)]
+    return False, ["\n".join(stretch[n:] for stretch in stretches) for n in range(4)]
 
 
 def _without_pixels(raw: bytes) -> bytes | None:
-    # All chunks of a PNG but those of pixels, decompressed where they are compressed; None if it is no whole PNG.
+    # Return all chunks of a PNG except those of pixels, decompressed; None if it is not a complete PNG.
     if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
-    at, rest, kind = 8, [], b""
-    while at + 12 <= len(raw):
-        length, kind = int.from_bytes(raw[at : at + 4], "big"), raw[at + 4 : at + 8]
-        content, check = raw[at + 8 : at + 8 + length], raw[at + 8 + length : at + 12 + length]
-        if (at == 8) != (kind == b"IHDR") or check != zlib.crc32(kind + content).to_bytes(4, "big"):
+    start, parts, kind = 8, [], b""
+    while start + 12 <= len(raw):
+        length, kind = int.from_bytes(raw[start : start + 4], "big"), raw[start + 4 : start + 8]
+        content, check = raw[start + 8 : start + 8 + length], raw[start + 8 + length : start + 12 + length]
+        if (start == 8) != (kind == b"IHDR") or check != zlib.crc32(kind + content).to_bytes(4, "big"):
             return None
         if kind not in PIXELS:
-            rest += [content, *_inflated(content)]
-        at += 12 + length
+            parts += [content, *_inflated(content)]
+        start += 12 + length
         if kind == b"IEND":
             break
-    return b"\0".join(rest) if kind == b"IEND" and at == len(raw) else None
+    return b"\0".join(parts) if kind == b"IEND" and start == len(raw) else None
 
 
 def _inflated(content: bytes) -> Iterator[bytes]:
@@ -190,30 +190,30 @@ def _inflated(content: bytes) -> Iterator[bytes]:
 
 
 def _has_other_code(raw: bytes) -> bool:
-    # auto_map: {class: "module.Class"}, or a tokenizer's list of them; "repository--module.Class" is a stranger's.
+    # auto_map: {class: "module.Class"}, or a tokenizer's list of them; "repository--module.Class" is another's.
     try:
-        found = json.loads(raw).get("auto_map") or {}
-    except (ValueError, AttributeError, RecursionError):  # no config: reading it back tells
+        auto_map = json.loads(raw).get("auto_map") or {}
+    except (ValueError, AttributeError, RecursionError):  # not a config, which reading it back reports
         return False
-    values = found.values() if isinstance(found, dict) else [found]
+    values = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
     return not all(isinstance(value, str) and OWN_CODE.fullmatch(value) for value in values)
 
 
-# --- Texts -> what they hold -------------------------------------------------------------------------------------
+# --- Texts -> secrets and traces ---------------------------------------------------------------------------------
 
 
 def _secrets(text: str) -> Iterator[tuple[int, str]]:
-    # As they stand, where escapes are resolved, and in base64; with the numbers of their lines.
+    # Search the text as it is, with escapes resolved, and in base64; yield line numbers and kinds.
     for number, view in _views(text):
-        for start, what in find_keys(view):
-            yield number or view.count("\n", 0, start) + 1, what
+        for start, kind in find_keys(view):
+            yield number or view.count("\n", 0, start) + 1, kind
         for match in BASE64.finditer(view):
-            if what := next((what for inside in _decoded(match[0]) for _, what in find_keys(inside)), None):
-                yield number or view.count("\n", 0, match.start()) + 1, f"{what} in base64"
+            if kind := next((kind for inside in _decoded(match[0]) for _, kind in find_keys(inside)), None):
+                yield number or view.count("\n", 0, match.start()) + 1, f"{kind} in base64"
 
 
 def _views(text: str) -> Iterator[tuple[int | None, str]]:
-    # The text, and each line of it in which a character is spelled by others (JSON, Python, HTML, Markdown, URLs).
+    # Yield the text, and each line with escaped characters (JSON, Python, HTML, Markdown, URLs) unescaped.
     yield None, text
     for number, line in enumerate(text.split("\n") if re.search(r"[\\&%]", text) else (), 1):
         for _ in range(DEPTH):
@@ -223,7 +223,7 @@ def _views(text: str) -> Iterator[tuple[int | None, str]]:
             yield number, line
 
 
-def _character(match: re.Match) -> str:
+def _character(match: re.Match[str]) -> str:
     if number := match[1] or match[2] or match[3] or match[4]:
         return chr(min(int(number, 16), 0x10FFFF))
     return "\n" if match[5] else match[6]
@@ -231,7 +231,7 @@ def _character(match: re.Match) -> str:
 
 def _decoded(stretch: str) -> Iterator[str]:
     plain = re.sub(r"[\r\n=]", "", stretch).translate(str.maketrans("-_", "+/"))
-    for start in range(4):  # letters before it may belong to it or not
+    for start in range(4):  # letters before it may or may not belong to it
         piece = plain[start:]
         piece = piece[: len(piece) - (len(piece) % 4 == 1)]
         content = base64.b64decode(piece + "=" * (-len(piece) % 4))
@@ -240,11 +240,14 @@ def _decoded(stretch: str) -> Iterator[str]:
             yield from (content[n:].decode("utf-16-le", "replace") for n in (0, 1))
 
 
-def _traces(text: str, patterns, of_ours, samples: re.Pattern | None) -> Iterator[tuple[int, str]]:
-    for searched, among in ((text, patterns), (samples.sub("", text) if samples else text, of_ours)):
+def _traces(
+    text: str, patterns: NamedPatterns, own_patterns: NamedPatterns, samples: re.Pattern[str] | None
+) -> Iterator[tuple[int, str]]:
+    own_text = samples.sub("", text) if samples else text
+    for searched, named_patterns in ((text, patterns), (own_text, own_patterns)):
         for number, line in enumerate(searched.split("\n"), 1):
-            if what := next((what for what, pattern in among if pattern.search(line)), None):
-                yield number, what
+            if problem := next((name for name, pattern in named_patterns if pattern.search(line)), None):
+                yield number, problem
 
 
 __all__ = ["LIMIT", "PICKLES", "WEIGHTS_LIMIT", "Leak", "find_leaks"]

@@ -9,18 +9,20 @@ from ..runs.record import Record
 OLDEST_FOR_STOCK = "5"  # 4.57 reads the weights, but not a tokenizer that 5 has written
 
 
-def load_code(record: Record, repo: str, layout: str, revision: str | None = None, base_needs_trust=False) -> str:
-    """Python that loads the published model and uses it once."""
-    at = _place(repo, revision)
-    more = ", trust_remote_code=True" if _brings_code(layout, base_needs_trust) else ""
+def load_code(
+    record: Record, repo: str, layout: str, revision: str | None = None, base_needs_trust: bool = False
+) -> str:
+    """Return Python code that loads the published model and uses it once."""
+    source = _source(repo, revision)
+    trust = ", trust_remote_code=True" if _brings_code(layout, base_needs_trust) else ""
     if record.kind == "classifier" and layout != "adapter":
         return (
             "from transformers import pipeline\n\n"
-            f'classify = pipeline("text-classification", model={at}{more})\n'
+            f'classify = pipeline("text-classification", model={source}{trust})\n'
             'print(classify(["A text that is to be classified."], truncation=True))'
         )
     task = "SequenceClassification" if record.kind == "classifier" else "CausalLM"
-    most = min(40, record.config["max_position_embeddings"] // 2)  # prompt and answer have to fit
+    length = min(40, record.config["max_position_embeddings"] // 2)  # prompt and answer must fit
     library, prefix = ("peft", "AutoPeft") if layout == "adapter" else ("transformers", "Auto")
     loader = f"{prefix}ModelFor{task}"
     names = f", id2label={_literal(dict(enumerate(record.labels)))}" if record.kind == "classifier" else ""
@@ -29,8 +31,8 @@ def load_code(record: Record, repo: str, layout: str, revision: str | None = Non
         imports = f"from transformers import {loader}, AutoTokenizer"
     lines = [
         f"{imports}\n",
-        f"model = {loader}.from_pretrained({at}{names}{more})",
-        f"tokenizer = AutoTokenizer.from_pretrained({at}{more})",
+        f"model = {loader}.from_pretrained({source}{names}{trust})",
+        f"tokenizer = AutoTokenizer.from_pretrained({source}{trust})",
     ]
     if record.kind == "classifier":
         lines += [
@@ -42,14 +44,14 @@ def load_code(record: Record, repo: str, layout: str, revision: str | None = Non
             'messages = [{"role": "user", "content": "What is the opposite of low?"}]',
             'ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
             "return_dict=True)",
-            f'answer = model.generate(**ids, max_new_tokens={most})[0, ids["input_ids"].shape[1] :]',
+            f'answer = model.generate(**ids, max_new_tokens={length})[0, ids["input_ids"].shape[1] :]',
             "print(tokenizer.decode(answer, skip_special_tokens=True))",
         ]
     else:
         prompt = record.run.get("sample_prompt") or "The"
         lines += [
             f'ids = tokenizer({_literal(prompt)}, return_tensors="pt")',
-            f"print(tokenizer.decode(model.generate(**ids, max_new_tokens={most}, do_sample=True, top_k=50)[0]))",
+            f"print(tokenizer.decode(model.generate(**ids, max_new_tokens={length}, do_sample=True, top_k=50)[0]))",
         ]
     return "\n".join(lines)
 
@@ -62,7 +64,7 @@ def load_as_ours(record: Record, repo: str, layout: str, revision: str | None = 
     return (
         "To read and train it as the GPT written from scratch that it was trained as, with the package scratch_gpt:"
         "\n\n```python\nimport scratch_gpt\n\n"
-        f"model = scratch_gpt.{name}.from_pretrained({_place(repo, revision)})\n```"
+        f"model = scratch_gpt.{name}.from_pretrained({_source(repo, revision)})\n```"
     )
 
 
@@ -72,19 +74,19 @@ def load_needs(layout: str, base_needs_trust: bool = False) -> str:
     return f"Needs {'peft and ' if layout == 'adapter' else ''}transformers {oldest} or newer."
 
 
-def _place(repo: str, revision: str | None) -> str:
-    # The first arguments of `from_pretrained`.
+def _source(repo: str, revision: str | None) -> str:
+    # Return the first arguments of `from_pretrained`.
     return _literal(repo) + (f", revision={_literal(revision)}" if revision else "")
 
 
 def _literal(value: str | dict[int, str]) -> str:
-    # Python's, on one line, in which no mark of the card's regions stands.
+    # Return a Python literal on one line, without marks of the card's regions.
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
     return text.replace("<!--", "\\x3c!--")
 
 
 def _brings_code(layout: str, base_needs_trust: bool) -> bool:
-    # Whether loading runs our modeling files, the model's own or those of an adapter's base.
+    # Return whether loading runs our modeling files, from the model or from an adapter's base.
     return layout == "scratch_gpt" or (layout == "adapter" and base_needs_trust)
 
 

@@ -1,6 +1,6 @@
-"""A run folder -> a repository on the Hub, which keeps what was written on its card by hand.
+"""Publish a run folder in a repository on the Hub, keeping edits made on its card by hand.
 
-An upload that was interrupted goes on when it is asked for again: what has arrived is not sent twice.
+The same call resumes an interrupted upload: files that have arrived are not sent again.
 """
 
 import glob
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub import HfApi, constants, get_token, set_client_factory
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -35,7 +35,7 @@ from .staging import check, checkpoint_steps, files_of, fingerprint_of, is_allow
 
 
 class Push(NamedTuple):
-    """What a push came to."""
+    """The result of a push."""
 
     url: str
     commit: str
@@ -43,22 +43,22 @@ class Push(NamedTuple):
 
 
 CARD = "README.md"
-CONNECT, READ = 10, 60  # seconds that a request waits; the client by itself waits without end
+CONNECT, READ = 10, 60  # seconds that a request waits; the client's default is no limit
 LOG_IN = "Log in with `hf auth login` (or set HF_TOKEN), with a token that may write: huggingface.co/settings/tokens."
 
 
 def check_repo_name(repo: str) -> None:
-    """Raise a ValueError for what is no user/name."""
+    """Raise a ValueError if `repo` is not user/name."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise ValueError(f"{error} A repository is called user/name.") from error
     if repo.count("/") != 1:
-        raise ValueError(f"{repo!r} is no repository: give user/name.")
+        raise ValueError(f"{repo!r} is not a repository: give user/name.")
 
 
 def check_access(repo: str) -> None:
-    """Raise a ValueError in one line where `repo` could not be published with the token that is there."""
+    """Raise a ValueError of one line if the token cannot publish `repo`."""
     check_repo_name(repo)
     if get_token() is None:
         raise ValueError(f"There is no token for the Hub. {LOG_IN}")
@@ -90,41 +90,48 @@ def publish(
     step: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Push:
-    """Stage a run (published.stage) and push it to `repo`, which is made where it is not there.
+    """Stage a run (staging.stage) and push it to `repo`, which is created if it does not exist.
 
-    Where it was published before, what stands outside the marked regions of its card stays, and so do files that are
-    none of ours; nothing is committed where nothing has changed. `folder/hub.json` remembers where it went.
+    In a repository that exists, text outside the marked regions of its card and files that are not ours stay; nothing
+    is committed if nothing has changed. `folder/hub.json` records the repository, the commit and the layout.
 
     Args:
-        layout: as in published.stage; "auto" keeps the layout of a repository that exists.
-        private: make the repository so; one that is there and public is refused.
+        layout: as in staging.stage; "auto" keeps the layout of a repository that exists.
+        private: make the repository private; an existing public one is refused.
         licence, licence_name, licence_link: as in licenses.check_license.
-        revision: a branch, made where it is not there; None is main.
+        revision: a branch, created if it does not exist; None is main.
         step: publish this checkpoint's weights instead, by default on the branch step-N.
-        say: is given the lines of published.stage.
+        say: is called with the lines of staging.stage.
 
     Raises:
-        ValueError: in one line what is wrong and what to do; nothing was committed.
+        ValueError: one line that says what is wrong and what to do; nothing was committed.
     """
     check_license(licence, licence_name, licence_link)
     check_access(repo)
     api, branch = HfApi(), revision or (None if step is None else f"step-{step}")
-    held = hold(folder, say) if Path(folder).is_dir() else nullcontext()  # what is staged is what is pushed
-    with held:
+    lock = hold(folder, say) if Path(folder).is_dir() else nullcontext()  # until the staged folder is pushed
+    with lock:
         with clear_errors(repo):
-            there = _layout_there(api, repo, branch)
+            published_layout = _published_layout(api, repo, branch)
         out = stage(
-            *(folder,),
-            **{"repo": repo, "layout": layout, "revision": branch, "licence": licence, "step": step},
-            **{"licence_name": licence_name, "licence_link": licence_link},
-            **{"there": there, "pin": partial(_pin, api), "say": say},
+            folder,
+            repo=repo,
+            layout=layout,
+            revision=branch,
+            licence=licence,
+            licence_name=licence_name,
+            licence_link=licence_link,
+            step=step,
+            published_layout=published_layout,
+            pin=partial(_pin, api),
+            say=say,
         )
         with clear_errors(repo):
             api.create_repo(repo, private=private or None, exist_ok=True)
             if private and not api.model_info(repo).private:
                 raise ValueError(
-                    f"{repo} is there already, and public. Make it private on its settings page, or leave out "
-                    "--private."
+                    f"{repo} exists already, and is public. Make it private on its settings page, or set "
+                    "private=False."
                 )
             if branch is not None:
                 api.create_branch(repo, branch=branch, exist_ok=True)
@@ -138,23 +145,23 @@ def publish(
                 commit_message="Publish with scratch_gpt",
                 delete_patterns=old,
             )
-            after = api.model_info(repo, revision=branch).sha
+            after = cast(str, api.model_info(repo, revision=branch).sha)
     if step is None:
-        chosen = layout_of(files_of(out), lambda name: (out / name).read_text(encoding="utf-8"))
-        weights = None if chosen == "adapter" else fingerprint_of(folder)
-        note = {"repo": repo, "revision": branch, "commit": after, "layout": chosen, "fingerprint": weights}
+        used_layout = layout_of(files_of(out), lambda name: (out / name).read_text(encoding="utf-8"))
+        weights = None if used_layout == "adapter" else fingerprint_of(folder)
+        note = {"repo": repo, "revision": branch, "commit": after, "layout": used_layout, "fingerprint": weights}
         write_text(Path(folder) / PUBLISHED, json.dumps(note, indent=2) + "\n")
     place = f"{constants.ENDPOINT}/{repo}" + (f"/tree/{branch}" if branch else "")
     return Push(place, after, before != after)
 
 
-def publish_checkpoints(folder: str | Path, repo: str, **how) -> list[Push]:
-    """Each checkpoint of a run on a branch step-N of its own; `how` as in `publish`, errors as in checkpoint_steps."""
-    return [publish(folder, repo, step=step, **how) for step in checkpoint_steps(folder)]
+def publish_checkpoints(folder: str | Path, repo: str, **options: Any) -> list[Push]:
+    """Publish each checkpoint of a run on a branch step-N; `options` are those of `publish`."""
+    return [publish(folder, repo, step=step, **options) for step in checkpoint_steps(folder)]
 
 
-def _layout_there(api: HfApi, repo: str, branch: str | None) -> str | None:
-    # Of what a push will replace. A branch that does not exist yet begins as main.
+def _published_layout(api: HfApi, repo: str, branch: str | None) -> str | None:
+    # Return the layout of the files that a push replaces. A branch that does not exist yet begins as main.
     for revision in dict.fromkeys((branch, None)):
         try:
             names = api.list_repo_files(repo, revision=revision)
@@ -166,8 +173,8 @@ def _layout_there(api: HfApi, repo: str, branch: str | None) -> str | None:
         has_weights = any(name.endswith((".safetensors", ".bin")) for name in names)
         if CARD in names and has_weights and not is_ours(read(CARD)):
             raise ValueError(
-                f"The name {repo} is taken: it holds a model whose card was not made here. Give another --repo, or "
-                "delete that card first if the model is to be replaced."
+                f"The name {repo} is taken: it holds a model whose card is not ours. Give another repository, or "
+                "delete that card first to replace the model."
             )
         return layout_of(names, read)
     return None
@@ -184,10 +191,10 @@ def _read(api: HfApi, repo: str, revision: str | None, name: str) -> str:
 
 
 def _pin(api: HfApi, base: str, revision: str | None) -> tuple[str, str | None]:
-    # The commit of an adapter's base, and the layout of its files.
+    # Return the commit of an adapter's base, and the layout of its files.
     try:
         with clear_errors(base, (RepositoryNotFoundError, RevisionNotFoundError)):
-            commit = api.model_info(base, revision=revision).sha
+            commit = cast(str, api.model_info(base, revision=revision).sha)
             return commit, layout_of(api.list_repo_files(base, revision=commit), partial(_read, api, base, commit))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at {revision}" if revision else ""
@@ -197,22 +204,22 @@ def _pin(api: HfApi, base: str, revision: str | None) -> tuple[str, str | None]:
 def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:
     if CARD not in api.list_repo_files(repo, revision=branch):
         return
-    card, there = out / CARD, _read(api, repo, branch, CARD)
-    ours = card.read_text(encoding="utf-8")
-    card.write_bytes((merge_cards(there, ours) if is_ours(there) else ours).encode())
+    card, old = out / CARD, _read(api, repo, branch, CARD)
+    new = card.read_text(encoding="utf-8")
+    card.write_bytes((merge_cards(old, new) if is_ours(old) else new).encode())
     check(out, repo)
 
 
 @contextmanager
 def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn what the client and the Hub say into a ValueError of one line that says what to do; limit their waiting.
+    """Turn errors of the client and the Hub into a ValueError of one line that says what to do; limit their waiting.
 
     Args:
         raised: errors that stay as they are.
     """
     again = "Nothing is lost: the same command goes on."
-    usual = _http._GLOBAL_CLIENT_FACTORY
-    set_client_factory(partial(_impatient, usual))
+    default_factory = _http._GLOBAL_CLIENT_FACTORY
+    set_client_factory(partial(_impatient, default_factory))
     try:
         yield
     except raised:
@@ -226,15 +233,18 @@ def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterato
         ) from error
     except (HFValidationError, ValueError) as error:
         if isinstance(error, HfHubHTTPError):  # a bad request
-            raise ValueError(_said(repo, error, again)) from error
+            raise ValueError(_explain(repo, error, again)) from error
         raise
     except OfflineModeIsEnabled as error:
         raise ValueError(f"The Hub is switched off here (HF_HUB_OFFLINE). Unset it to publish. {again}") from error
     except RepositoryNotFoundError as error:
         raise ValueError(f"{repo} is not there, or this token may not see it. {LOG_IN}") from error
     except HfHubHTTPError as error:
-        raise ValueError(_said(repo, error, again)) from error
-    except (HTTPError, LocalEntryNotFoundError) as error:  # the second is said of a file that could not be asked for
+        raise ValueError(_explain(repo, error, again)) from error
+    except (
+        HTTPError,
+        LocalEntryNotFoundError,
+    ) as error:  # the second is raised for a file that could not be requested
         cause = type(error).__name__ + (f" after {READ} s" if "Timeout" in type(error).__name__ else "")
         raise ValueError(f"{constants.ENDPOINT} cannot be reached ({cause}). {again}") from error
     except RuntimeError as error:  # a file's upload, in a thread
@@ -245,20 +255,20 @@ def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterato
     except OSError as error:
         raise ValueError(f"{error.strerror or _short(error)}: {error.filename or 'a file'}. {again}") from error
     finally:
-        set_client_factory(usual)
+        set_client_factory(default_factory)
 
 
-def _impatient(make_client: Callable):
-    # The client with limits for each request that has none of its own: a Hub may accept and never answer, or ask to
-    # wait for an hour.
+def _impatient(make_client: Callable[[], Any]) -> Any:
+    # Return the client with a time limit for each request that sets none: a Hub may accept and never answer, or ask
+    # to wait for an hour.
     client = make_client()
 
-    def limit(request) -> None:
-        given = request.extensions.get("timeout") or {}
-        usual = {"connect": CONNECT, "read": READ, "write": READ, "pool": READ}
-        request.extensions["timeout"] = usual | {name: x for name, x in given.items() if x is not None}
+    def limit(request: Any) -> None:
+        limits = {"connect": CONNECT, "read": READ, "write": READ, "pool": READ}
+        own_limits = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = limits | {name: x for name, x in own_limits.items() if x is not None}
 
-    def refuse_long_waits(response) -> None:
+    def refuse_long_waits(response: Any) -> None:
         if response.status_code == 429 and (wait := _wait_of(response.headers)) > READ:
             raise HfHubHTTPError(f"429 Too Many Requests: wait {wait:,} s", response=response)
 
@@ -270,14 +280,14 @@ def _impatient(make_client: Callable):
     return client
 
 
-def _wait_of(headers) -> int:
+def _wait_of(headers: Any) -> int:
     # Retry-After: 3600, or RateLimit: "api";r=0;t=3600
     after, limits = headers.get("retry-after", ""), headers.get("ratelimit", "")
-    found = re.fullmatch(r"\d{1,9}", after) or re.search(r"(?<=;t=)\d{1,9}", limits)
-    return int(found[0]) if found else 0
+    match = re.fullmatch(r"\d{1,9}", after) or re.search(r"(?<=;t=)\d{1,9}", limits)
+    return int(match[0]) if match else 0
 
 
-def _said(repo: str, error: HfHubHTTPError, again: str) -> str:
+def _explain(repo: str, error: HfHubHTTPError, again: str) -> str:
     status = error.response.status_code
     if status == 401:
         return f"The Hub does not know this token. {LOG_IN}"

@@ -6,7 +6,7 @@ C classes.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import (
@@ -30,7 +30,7 @@ from ..utils.loading import load_complete
 
 SENTENCE = "The cat sat on the mat because it was tired."
 COUNT = 32  # greedy ids
-PROMPT = 16  # at most so many of the sentence's ids come before them
+PROMPT = 16  # the largest number of the sentence's ids before them
 
 
 class Outputs(NamedTuple):
@@ -50,7 +50,7 @@ class Outputs(NamedTuple):
 
 def sentence_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of SENTENCE, or id 0 if the tokenizer has none for it."""
-    return tokenizer(SENTENCE, add_special_tokens=False)["input_ids"] or [0]
+    return cast(list[int], tokenizer(SENTENCE, add_special_tokens=False)["input_ids"]) or [0]
 
 
 def outputs_of(model: ScratchGPTPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Outputs:
@@ -84,11 +84,16 @@ def read_adapter(
     """
     record = json.loads((folder / BASE).read_text(encoding="utf-8")) if (folder / BASE).exists() else {}
     labels = dict(enumerate(record.get("labels") or []))
-    named: dict[str, Any] = {"id2label": labels, "label2id": {x: n for n, x in labels.items()}} if labels else {}
-    where = {"revision": revision, "local_files_only": True, "dtype": dtype}
+    fields = {"id2label": labels, "label2id": {label: n for n, label in labels.items()}} if labels else {}
     try:
         model = _auto_class(model_class).from_pretrained(
-            base, trust_remote_code=False, use_safetensors=True, **where, **named
+            base,
+            trust_remote_code=False,
+            use_safetensors=True,
+            revision=revision,
+            local_files_only=True,
+            dtype=dtype,
+            **fields,
         )
     except OSError as error:
         if not Path(base).is_dir():
@@ -106,7 +111,7 @@ def check_outputs(expected: Outputs, model: torch.nn.Module, folder: Path) -> st
     Raises:
         ValueError: they differ.
     """
-    name = type(model.get_base_model() if hasattr(model, "peft_config") else model).__name__
+    name = type(cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model).__name__
     try:
         sentence = sentence_ids(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False))
     except Exception as error:  # each library has its own kind
@@ -120,36 +125,42 @@ def check_outputs(expected: Outputs, model: torch.nn.Module, folder: Path) -> st
     if not expected.ids:
         return f"Checked: loaded as {name}, the staged folder gives the outputs of the run's model."
     ties = []
-    for n, (ours, theirs) in enumerate(zip(expected.ids, scores.argmax(-1).tolist(), strict=True)):
-        if not (expected.scores[n, ours] - expected.scores[n, theirs]).abs() <= expected.tolerance:
-            _refuse(name, f"greedy id {n + 1} of {len(expected.ids)} is {theirs}, not {ours}")
-        if ours != theirs:
-            ties.append(f"id {n + 1} is {ours} or {theirs}")
-    but = f", except for ties in {str(expected.dtype).removeprefix('torch.')}: {'; '.join(ties)}" if ties else ""
-    return f"Checked: loaded as {name}, the staged folder gives the run's {len(expected.ids)} greedy ids{but}."
+    for n, (expected_id, id) in enumerate(zip(expected.ids, scores.argmax(-1).tolist(), strict=True)):
+        if not (expected.scores[n, expected_id] - expected.scores[n, id]).abs() <= expected.tolerance:
+            _refuse(name, f"greedy id {n + 1} of {len(expected.ids)} is {id}, not {expected_id}")
+        if expected_id != id:
+            ties.append(f"id {n + 1} is {expected_id} or {id}")
+    exceptions = (
+        f", except for ties in {str(expected.dtype).removeprefix('torch.')}: {'; '.join(ties)}" if ties else ""
+    )
+    return f"Checked: loaded as {name}, the staged folder gives the run's {len(expected.ids)} greedy ids{exceptions}."
 
 
 def _refuse(name: str, difference: str) -> None:
     raise ValueError(
         f"Nothing was published: loaded as {name}, the staged folder differs from the run's model: {difference}. "
-        "Publish again, or choose another --layout."
+        "Publish again, or choose another layout."
     )
 
 
 @torch.no_grad()
 def _greedy(model: ScratchGPTPreTrainedModel, prompt: list[int], count: int) -> tuple[list[int], torch.Tensor]:
-    # With the cache, and always `count` ids: neither an end of text nor another setting of the folder has a say.
-    kept, model.generation_config = model.generation_config, GenerationConfig()
+    # With the cache, and always `count` ids, whatever the folder's generation config sets.
+    generator: Any = model  # a language model
+    config, generator.generation_config = generator.generation_config, GenerationConfig()
     try:
-        found = model.generate(
+        output = generator.generate(
             input_ids=torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            **{"max_new_tokens": count, "do_sample": False, "pad_token_id": 0},
-            **{"return_dict_in_generate": True, "output_logits": True},
+            max_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
     finally:
-        model.generation_config = kept
-    return found.sequences[0, len(prompt) :].tolist(), torch.cat(found.logits).float()
+        generator.generation_config = config
+    return output.sequences[0, len(prompt) :].tolist(), torch.cat(output.logits).float()
 
 
 @torch.no_grad()

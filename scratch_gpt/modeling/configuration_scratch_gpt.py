@@ -244,17 +244,17 @@ class ScratchGPTConfig(PreTrainedConfig):
         peft = sys.modules.get("peft.utils.constants")
         for name, table in vars(peft).items() if peft else ():
             if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table.get("gpt2"), list):
-                ours = [new for old in table["gpt2"] for new in PEFT_NAMES.get(old, [old])]
-                table.setdefault(self.model_type, ours)
+                names = [new for old in table["gpt2"] for new in PEFT_NAMES.get(old, [old])]
+                table.setdefault(self.model_type, names)
         return super().to_dict()
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         """transformers' reader; a GPT-2 config.json is ours to read, so it is not warned about."""
-        values, rest = super().get_config_dict(*args, **kwargs)
+        values, unused = super().get_config_dict(*args, **kwargs)
         if values.get("model_type") == "gpt2":
             values["model_type"] = cls.model_type
-        return values, rest
+        return values, unused
 
     @classmethod
     def from_preset(cls, name: str, **changes) -> "ScratchGPTConfig":

@@ -15,7 +15,6 @@ or quantize therefore stop at this layout, and `from_pretrained` converts the wh
 This file travels inside every checkpoint.
 """
 
-from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -66,25 +65,25 @@ class _OwnedChunk(Chunk):
         return dict(zip(target_patterns, parts, strict=True))
 
 
-def _renamed(theirs: str, ours: str) -> WeightRenaming:
+def _renaming(gpt2_name: str, name: str) -> WeightRenaming:
     # Anchored on both sides: on the way back `norm.` must not match inside another module's name.
-    return WeightRenaming(rf"(^|\.){theirs}\.", rf"\1{ours}\.")
+    return WeightRenaming(rf"(^|\.){gpt2_name}\.", rf"\1{name}\.")
 
 
-def _projection(theirs: str, ours: str) -> list:
+def _projection(gpt2_name: str, name: str) -> list[WeightConverter | WeightRenaming]:
     return [
-        WeightConverter(rf"\.{theirs}\.weight", rf"\.{ours}\.weight", [Transpose(0, 1)]),
-        WeightRenaming(rf"\.{theirs}\.bias", rf"\.{ours}\.bias"),
+        WeightConverter(rf"\.{gpt2_name}\.weight", rf"\.{name}\.weight", [Transpose(0, 1)]),
+        WeightRenaming(rf"\.{gpt2_name}\.bias", rf"\.{name}\.bias"),
     ]
 
 
 _QKV = [f".attn.{name}_proj." for name in "qkv"]
 
 GPT2_LAYOUT = [
-    _renamed("wte", "embed_tokens"),
-    _renamed("wpe", "embed_positions"),
-    _renamed("h", "layers"),
-    _renamed("ln_f", "norm"),
+    _renaming("wte", "embed_tokens"),
+    _renaming("wpe", "embed_positions"),
+    _renaming("h", "layers"),
+    _renaming("ln_f", "norm"),
     WeightConverter(
         r"\.attn\.c_attn\.weight", [name + "weight" for name in _QKV], [_TransposedView(0, 1), _OwnedChunk(0)]
     ),
@@ -118,28 +117,28 @@ class _Source(torch.Tensor):
         return self.as_subclass(torch.Tensor)[index].clone(memory_format=torch.contiguous_format)
 
 
-def load_any_layout(load: Callable[..., Any], name: Any, *model_args: Any, **kwargs: Any) -> Any:
+def load_any_layout(load: Any, name: Any, *model_args: Any, **kwargs: Any) -> Any:
     """Call transformers' `from_pretrained` of a class, and convert GPT-2's files first if it shards or quantizes them.
 
     Such files are read whole on the CPU, in the stored type or `dtype`; the tensors of that model are then sharded or
     quantized.
 
     Args:
-        load: the class's `from_pretrained` of transformers; `name`, `model_args` and `kwargs` are its arguments.
+        load: transformers' `from_pretrained`, bound to the class; `name`, `model_args` and `kwargs` are its arguments.
 
     Raises:
         ValueError: the files hold quantized weights in GPT-2's layout, or an adapter for a base model in that layout
             is to be sharded or quantized.
     """
-    given = [argument for argument in SHARDING_OR_QUANTIZING if kwargs.get(argument) is not None]
+    arguments = [argument for argument in SHARDING_OR_QUANTIZING if kwargs.get(argument) is not None]
     register_gpt2_layout(
         load.__self__.config_class.model_type
     )  # another copy of this file may have registered its own
-    token = shards_or_quantizes.set(bool(given))
+    token = shards_or_quantizes.set(bool(arguments))
     try:
         return load(name, *model_args, **kwargs)
     except LayoutNotConverted:
-        if not given:
+        if not arguments:
             raise ValueError(
                 f"{name} holds GPT-2 weights that are already quantized. {load.__self__.__name__} reads GPT-2's "
                 "layout only unquantized: load the original weights, with quantization_config if you like."
@@ -147,12 +146,12 @@ def load_any_layout(load: Callable[..., Any], name: Any, *model_args: Any, **kwa
     finally:
         shards_or_quantizes.reset(token)
     wants_info = kwargs.pop("output_loading_info", False)
-    plain = {key: value for key, value in kwargs.items() if key not in (*given, *KERNELS, "device_map")}
+    plain = {key: value for key, value in kwargs.items() if key not in (*arguments, *KERNELS, "device_map")}
     source, info = load_any_layout(load, name, *model_args, output_loading_info=True, **plain)
     if getattr(source, "_hf_peft_config_loaded", False):
         raise ValueError(
-            f"{name} is an adapter for a base model in GPT-2's layout, which cannot be loaded with {given[0]} in one "
-            "call. Load the base model with it, then call its load_adapter."
+            f"{name} is an adapter for a base model in GPT-2's layout, which cannot be loaded with {arguments[0]} in "
+            "one call. Load the base model with it, then call its load_adapter."
         )
     model = load(
         None,
@@ -160,7 +159,7 @@ def load_any_layout(load: Callable[..., Any], name: Any, *model_args: Any, **kwa
         config=source.config,
         state_dict={key: parameter.data.as_subclass(_Source) for key, parameter in source.named_parameters()},
         generation_config=getattr(source, "generation_config", None),
-        **{key: value for key, value in kwargs.items() if key in (*given, *PLACEMENT, *KERNELS)},
+        **{key: value for key, value in kwargs.items() if key in (*arguments, *PLACEMENT, *KERNELS)},
     )
     model.name_or_path = model.config.name_or_path = source.config.name_or_path
     return (model, info) if wants_info else model

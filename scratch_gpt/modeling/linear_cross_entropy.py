@@ -1,10 +1,10 @@
-"""Hidden states, the head's matrix and the asked tokens -> their cross-entropy and its gradient, some rows at a time.
+"""Compute the cross-entropy of target tokens and its gradient from hidden states and the head's matrix, in chunks.
 
-N positions, D width, V vocabulary, n asked positions of a chunk.
+N positions, D width, V vocabulary, n positions with a target in a chunk.
 
 Written plainly, `F.cross_entropy(F.linear(hidden, weight).float(), targets)` keeps several tables (N, V) at once:
-at GPT-2's vocabulary most of a step's memory. Here only the asked positions are scored, one table (V, n) serves every
-chunk of them, and the logits in it become their own gradient while they are at hand.
+at GPT-2's vocabulary most of a step's memory. Here only positions with a target are scored, one table (n, V) serves
+every chunk of them, and the logits in it are overwritten by their gradient.
 
 This file travels inside every checkpoint, so it imports only torch.
 """
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100
 CHUNK_BYTES = 2**26  # of logits at once
 # Chunks are filled up to a multiple of so many positions: for each new shape a bf16 product on a CPU keeps memory
-# (torch 2.13: 0.6 MB), and how many positions are asked differs from batch to batch.
+# (torch 2.13: 0.6 MB), and the number of targets differs from batch to batch.
 STEP = 32
 LINE = 64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
 # Of the table at once, on a CPU, so that what is computed of them in fp32 stays in the cache: so many rows, or as many
@@ -36,40 +36,42 @@ def _walk(
     weight: torch.Tensor,  # (V, D)
     targets: torch.Tensor,  # (N,)
     dtype: torch.dtype,  # of the matrix products; everything else is in fp32, or in fp64 where that is fp64
-    wanted: tuple[bool, bool] = (False, False),
+    needs_grad: tuple[bool, bool] = (False, False),  # of hidden, of weight
     upstream: torch.Tensor | None = None,  # (N,)
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """The loss of each position, (N,), and as wanted the gradients of their sum weighted by `upstream` (or by 1)."""
+    """Return each position's loss, (N,), and the needed gradients of their sum weighted by `upstream` (or by 1)."""
     V, wide = len(weight), torch.promote_types(dtype, torch.float32)
     losses = hidden.new_zeros(len(hidden), dtype=wide)
-    d_hidden = torch.zeros_like(hidden) if wanted[0] else None
-    d_weight = torch.empty_like(weight, dtype=wide) if wanted[1] else None  # the first chunk writes, others add
+    d_hidden = torch.zeros_like(hidden) if needs_grad[0] else None
+    d_weight = torch.empty_like(weight, dtype=wide) if needs_grad[1] else None  # the first chunk writes, others add
 
-    asked = (targets != IGNORED).nonzero().squeeze(1)
-    chunks = math.ceil(len(asked) * V * dtype.itemsize / CHUNK_BYTES)
-    n = STEP * max(1, math.ceil(len(asked) / max(1, chunks) / STEP))
+    positions = (targets != IGNORED).nonzero().squeeze(1)
+    chunks = math.ceil(len(positions) * V * dtype.itemsize / CHUNK_BYTES)
+    n = STEP * max(1, math.ceil(len(positions) / max(1, chunks) / STEP))
     on_cpu = hidden.device.type == "cpu"
     rows_at_once, columns_at_once = (max(ROWS, LOGITS // V), COLUMNS) if on_cpu else (n, V)
     piece = PIECE if on_cpu and weight.shape[1] < NARROW else n
     table, weight = hidden.new_empty(n, LINE * math.ceil(V / LINE), dtype=dtype), weight.to(dtype)
     table[:, V:] = 0  # oneDNN 3.12 reads there on processors with AMX (its issue 5717), and times 0 NaN is NaN
-    for number, rows in enumerate(asked.split(n)):  # at least one, and be it of no rows
-        there, n = len(rows), STEP * math.ceil(len(rows) / STEP)  # what is filled up is zeros, asked for token 0
-        x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - there)).to(dtype)  # (n, D)
-        target = F.pad(targets[rows], (0, n - there))  # (n,)
+    for number, rows in enumerate(positions.split(n)):  # at least one chunk, even if it has no rows
+        count, n = len(rows), STEP * math.ceil(len(rows) / STEP)  # the padding is zeros, with the target 0
+        x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - count)).to(dtype)  # (n, D)
+        target = F.pad(targets[rows], (0, n - count))  # (n,)
         logits = torch.mm(x, weight.T, out=table[:n, :V])
-        parts = zip(*(of.split(rows_at_once) for of in (logits, target)), strict=True)
-        loss = torch.cat([_losses(part, of, turn=any(wanted)) for part, of in parts])  # (n,)
-        losses[rows] = loss[:there]
-        if not any(wanted):
+        parts = zip(logits.split(rows_at_once), target.split(rows_at_once), strict=True)
+        loss = torch.cat(
+            [_losses(part, part_target, overwrite=any(needs_grad)) for part, part_target in parts]
+        )  # (n,)
+        losses[rows] = loss[:count]
+        if not any(needs_grad):
             continue
         # 1 - p without cancellation. (An index put: scatter_ would copy the whole table there and back.)
         logits[torch.arange(n, device=target.device), target] = torch.expm1(-loss).to(dtype)
-        factor = None if upstream is None else F.pad(upstream[rows].to(wide), (0, n - there)).unsqueeze(1)  # (n, 1)
+        factor = None if upstream is None else F.pad(upstream[rows].to(wide), (0, n - count)).unsqueeze(1)  # (n, 1)
         if d_hidden is not None:
             d_x = torch.cat([part @ weight for part in logits.split(piece)])
             d_x = d_x if factor is None else d_x.to(wide) * factor
-            d_hidden.index_copy_(0, rows, d_x[:there].to(hidden.dtype))
+            d_hidden.index_copy_(0, rows, d_x[:count].to(hidden.dtype))
         if d_weight is not None:
             x = x if factor is None else (x.to(wide) * factor).to(dtype)
             for block, part in zip(logits.split(columns_at_once, 1), d_weight.split(columns_at_once), strict=True):
@@ -77,15 +79,15 @@ def _walk(
     return losses, d_hidden, d_weight
 
 
-def _losses(logits: torch.Tensor, targets: torch.Tensor, *, turn: bool) -> torch.Tensor:
-    """The loss of rows of logits (n, V), (n,), which are lost; `turn` writes their probabilities over them."""
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # where they are in fp32 already, themselves
-    largest, asked = z.amax(1, keepdim=True), z.gather(1, targets.unsqueeze(1))  # (n, 1)
+def _losses(logits: torch.Tensor, targets: torch.Tensor, *, overwrite: bool) -> torch.Tensor:
+    """Return the loss (n,) of rows of logits (n, V) and destroy these; `overwrite` puts their probabilities there."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no copy if they are in fp32 already
+    largest, z_target = z.amax(1, keepdim=True), z.gather(1, targets.unsqueeze(1))  # (n, 1)
     p = z.sub_(largest).exp_()
     total = p.sum(1, keepdim=True)
-    if turn:
+    if overwrite:
         logits.copy_(p.mul_(1 / total))
-    return (largest - asked + total.log()).squeeze(1)
+    return (largest - z_target + total.log()).squeeze(1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -93,8 +95,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype, summed):
-        wanted = ctx.needs_input_grad[:2] if summed else (False, False)
-        losses, *gradients = _walk(hidden, weight, targets, dtype, wanted)
+        needs_grad = ctx.needs_input_grad[:2] if summed else (False, False)
+        losses, *gradients = _walk(hidden, weight, targets, dtype, needs_grad)
         ctx.save_for_backward(hidden, weight, targets)
         ctx.dtype, ctx.gradients = dtype, gradients if summed else None
         return losses.sum() if summed else losses
@@ -113,7 +115,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
 
 
-@torch.compiler.disable  # how many positions are asked changes with the batch: the compiled graph breaks here
+@torch.compiler.disable  # the number of targets changes with the batch: the compiled graph breaks here
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, summed: bool = True
 ) -> torch.Tensor:
@@ -122,7 +124,7 @@ def linear_cross_entropy(
     Equal to the plain form up to rounding; under autocast the matrix products are in its type and the rest in fp32.
 
     Returns:
-        The sum over asked targets; or where not `summed` each loss, shaped as `targets`. Not asked, -100: 0.
+        The sum over targets; or if not `summed` each loss, shaped as `targets`, 0 at -100.
     """
     device, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(device):
@@ -137,20 +139,20 @@ def linear_cross_entropy(
 
 
 def head_losses(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, *, summed: bool = True) -> torch.Tensor:
-    """`linear_cross_entropy` of a head, which may be more than its matrix: adapted, quantised, sharded or hooked.
+    """`linear_cross_entropy` of a head, which may be more than its matrix: adapted, quantized, sharded or hooked.
 
-    Such a head is asked for its logits instead, of the asked positions only.
+    Such a head computes its logits instead, at positions with a target only.
     """
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     is_plain = type(head) is nn.Linear and head.bias is None and type(head.weight.data) is torch.Tensor
     if is_plain and "forward" not in vars(head) and not any(getattr(head, name) for name in hooks):
-        return linear_cross_entropy(hidden, head.weight, targets, summed=summed)
-    asked = targets.to(hidden.device) != IGNORED
-    logits = head(hidden[asked])
-    losses = F.cross_entropy(logits.float(), targets.to(logits.device)[asked.to(logits.device)], reduction="none")
+        return linear_cross_entropy(hidden, head.weight, targets, summed=summed)  # pyright: ignore[reportCallIssue]
+    is_target = targets.to(hidden.device) != IGNORED
+    logits = head(hidden[is_target])
+    losses = F.cross_entropy(logits.float(), targets.to(logits.device)[is_target.to(logits.device)], reduction="none")
     if summed:
         return losses.sum()
-    return losses.new_zeros(targets.shape).masked_scatter(asked.to(losses.device), losses)
+    return losses.new_zeros(targets.shape).masked_scatter(is_target.to(losses.device), losses)
 
 
 __all__ = ["head_losses", "linear_cross_entropy"]

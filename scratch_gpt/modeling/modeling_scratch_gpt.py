@@ -1,4 +1,4 @@
-"""Token ids -> hidden states -> logits: the whole GPT in one sitting, in the order a token meets it.
+"""The GPT model, from token ids to hidden states to logits, in the order a token meets it.
 
 B batch, T queries (this call's tokens), S keys (cached and new), H heads, K head size, D width, V vocabulary.
 
@@ -7,9 +7,9 @@ This file travels inside every checkpoint, so it imports only torch and transfor
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin  # pyright: ignore[reportPrivateImportUsage]
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -27,8 +27,8 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.auto import modeling_auto
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.processing_utils import Unpack  # pyright: ignore[reportPrivateImportUsage]
+from transformers.utils import TransformersKwargs, can_return_tuple  # pyright: ignore[reportPrivateImportUsage]
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -66,8 +66,8 @@ def eager_attention_forward(
     lowest = torch.finfo(scores.dtype).min
     if attention_mask is None:  # the future is hidden: query t is the key S - T + t
         T, S = scores.shape[-2:]
-        seen = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
-        scores = scores.masked_fill(~seen, lowest)
+        visible = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
+        scores = scores.masked_fill(~visible, lowest)
     else:  # in the scores' type: fp32 would double what is read and written from here on
         scores = scores + attention_mask.clamp(min=lowest).to(scores.dtype)
     weights = scores.softmax(-1)  # computed in fp32 whatever the type, and rounded once
@@ -92,7 +92,7 @@ class ScratchGPTAttention(nn.Module):
         self.k_proj = nn.Linear(D, D, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, D, bias=config.attention_bias)
         self.o_proj = nn.Linear(D, D)
-        self.o_proj.writes_residual = True  # see _init_weights
+        cast(Any, self.o_proj).writes_residual = True  # see _init_weights
 
     def forward(
         self,
@@ -101,7 +101,7 @@ class ScratchGPTAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         B, T, _ = x.shape
-        cache = kwargs.pop(CACHE, None)
+        cache: Any = kwargs.pop(CACHE, None)
 
         def split_heads(y: torch.Tensor) -> torch.Tensor:
             return y.view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, T, H * K) -> (B, H, T, K)
@@ -113,9 +113,8 @@ class ScratchGPTAttention(nn.Module):
             k, v = cache.update(k, v, self.layer_idx, **pages)  # (B, H, S, K): earlier tokens come first
 
         # The config's `_attn_implementation` names the backend; "eager" is the function above.
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        backend: Any = self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(backend, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
         context, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
         context = context.reshape(B, T, -1)  # heads merged: (B, T, H, K) -> (B, T, H * K)
@@ -130,17 +129,18 @@ class ScratchGPTMLP(nn.Module):
 
     def __init__(self, config: ScratchGPTConfig):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        width: Any = config.intermediate_size  # the config has set it
+        self.up_proj = nn.Linear(config.hidden_size, width)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.down_proj.writes_residual = True
+        self.down_proj = nn.Linear(width, config.hidden_size)
+        cast(Any, self.down_proj).writes_residual = True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.up_proj(x)))
 
 
 class ScratchGPTBlock(GradientCheckpointingLayer):
-    """Pre-norm transformer block: what attention and MLP find is added to the residual stream."""
+    """Pre-norm transformer block: attention and MLP add their outputs to the residual stream."""
 
     def __init__(self, config: ScratchGPTConfig, layer_idx: int):
         super().__init__()
@@ -160,7 +160,7 @@ class ScratchGPTBlock(GradientCheckpointingLayer):
 
 
 class ScratchGPTPreTrainedModel(PreTrainedModel):
-    """What every ScratchGPT class shares: initialisation, loading and saving, and what transformers may do with it."""
+    """What every ScratchGPT class shares: initialization, loading and saving, and what transformers may do with it."""
 
     config: ScratchGPTConfig
     base_model_prefix = "transformer"  # GPT-2's own prefix: no rename between the two layouts is needed for it
@@ -186,7 +186,7 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if getattr(module, "writes_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-            init.normal_(module.weight, std=std)
+            init.normal_(cast(torch.Tensor, module.weight), std=std)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -203,8 +203,8 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
         )
 
 
-def _choose_cache(past_key_values: Any, cache: Any, kwargs: dict[str, Any]) -> Any:
-    """Return the cache under whichever of its two names it came.
+def _choose_cache(past_key_values: Any, cache: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return the cache, given under either of its two names.
 
     Raises:
         ValueError: both names are given, a keyword that nothing here reads holds a cache, or it is of another kind.
@@ -239,14 +239,14 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,  # TransformersKwargs
     ) -> BaseModelOutputWithPast:
         """The last hidden states, and on request the cache, every layer's hidden states and attention weights.
 
@@ -266,6 +266,7 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, D)
+        assert inputs_embeds is not None
         cache = _choose_cache(past_key_values, cache, kwargs)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -273,12 +274,13 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         T = inputs_embeds.shape[1]
         paged = cache is not None and not isinstance(cache, Cache)  # continuous batching brings mask and positions
         past = 0 if cache is None or paged else cache.get_seq_length()
+        mask_cache: dict[str, Any] = {CACHE: cache if CACHE == "cache" or not paged else None}
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,  # as given: only a caller who packs documents restarts them
-            **{CACHE: cache if CACHE == "cache" or not paged else None},
+            **mask_cache,
         )
         if position_ids is None:
             if attention_mask is not None and attention_mask.dim() == 2:  # padding takes no position
@@ -293,22 +295,23 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
             )
 
         # Before 5.24 the attention function, not the module, takes the pages of continuous batching.
-        state = {"cache" if paged else CACHE: cache}
+        state: dict[str, Any] = {"cache" if paged else CACHE: cache}
         x = self.dropout(inputs_embeds + self.embed_positions(position_ids))
         for block in self.layers[: self.config.num_hidden_layers]:
             x = block(x, attention_mask=causal_mask, use_cache=use_cache, **state, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), **{CACHE: None if paged else cache})
+        output_cache: dict[str, Any] = {CACHE: None if paged else cache}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), **output_cache)
 
 
 # --- The heads ---------------------------------------------------------------------------------------------------
 
 
 class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
-    """The base model with a language modelling head, by default the token embedding used a second time."""
+    """The base model with a language modeling head, by default the token embedding used a second time."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _pp_plan: Any = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: ScratchGPTConfig):
@@ -316,31 +319,32 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         self.transformer = ScratchGPTModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-        self._tp_plan = {**self._tp_plan, **type(self)._tp_plan}  # old versions drop the class's plan in post_init
+        class_plan: Any = type(self)._tp_plan  # old versions drop it in post_init
+        self._tp_plan = {**cast(dict, self._tp_plan), **class_plan}
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         token_losses: bool = False,
         cache: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,  # TransformersKwargs
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V), and the cross-entropy in nats where a label asks for it.
+        """Logits (B, T, V), and with labels the cross-entropy in nats.
 
         Args:
-            labels: (B, T), Hugging Face's convention: the row's own ids, shifted here; -100 is not asked.
+            labels: (B, T), Hugging Face's convention: the row's own ids, shifted here; -100 means no target.
             shift_labels: (B, T), instead of `labels`: the token that comes next at each position, taken as it is.
                 Then no logits are returned. (A keyword only: Trainer takes each parameter with "label" in its name
                 for a column that every labeled batch has.)
-            token_losses: with `shift_labels`, return the loss of each position, (B, T), 0 where none is asked.
+            token_losses: with `shift_labels`, return the loss of each position, (B, T), 0 without a target.
             num_items_in_batch: divide the summed loss by this number instead of by this call's labels.
             logits_to_keep: the positions to score, see `_keep`.
             cache: transformers' newer name for `past_key_values`.
@@ -348,8 +352,8 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         shift_labels = kwargs.pop("shift_labels", None)
         if token_losses and (labels is not None or shift_labels is None):
             raise ValueError("token_losses is of shift_labels: give them, and no labels.")
-        asked = labels is not None or shift_labels is not None
-        if asked and use_cache is None:
+        has_targets = labels is not None or shift_labels is not None
+        if has_targets and use_cache is None:
             use_cache = False  # a loss needs no cache, and a cache would join packed documents
         outputs = self.transformer(
             input_ids,
@@ -404,13 +408,13 @@ def classification_loss(
 ) -> torch.Tensor:
     """Cross-entropy, binary cross-entropy or squared error, as `problem_type` or the labels' type and shape say.
 
-    Summed, then divided once: by the labels of this call, or by `num_items_in_batch` where a batch is spread over
-    several calls, so that the gradient does not depend on how it was spread.
+    Summed, then divided once: by the labels of this call, or by `num_items_in_batch` if a batch is split over several
+    calls, so that the gradient does not depend on the split.
     """
     labels = labels.to(logits.device)
     if problem_type is None:
-        whole = labels.dtype in (torch.int64, torch.int32)
-        problem_type = "single_label_classification" if whole else "multi_label_classification"
+        is_integer = labels.dtype in (torch.int64, torch.int32)
+        problem_type = "single_label_classification" if is_integer else "multi_label_classification"
         if logits.shape[-1] == 1:
             problem_type = "regression"
     if problem_type == "single_label_classification":
@@ -434,22 +438,22 @@ class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.transformer = ScratchGPTModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, cast(int, config.num_labels), bias=False)
         self.post_init()
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         cache: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,  # TransformersKwargs
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, C), read at the last token that `attention_mask` attends to; without a mask, at the last one."""
         outputs = self.transformer(

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 EMISSIONS = "emissions.csv"
@@ -21,8 +22,8 @@ def check_country(code: str) -> None:
     """Raise a ValueError where codecarbon does not know the electricity of a country, `FRA` or `DEU`."""
     from codecarbon.input import DataSource
 
-    known = DataSource().get_global_energy_mix_data()
-    if code not in known:
+    countries = DataSource().get_global_energy_mix_data()
+    if code not in countries:
         raise ValueError(f"energy is {code!r}; it is a country in three letters, as FRA, DEU or USA.")
 
 
@@ -38,8 +39,13 @@ def measure_energy(file: Path, country: str | None) -> Iterator[None]:
     from codecarbon import OfflineEmissionsTracker
 
     logging.getLogger("codecarbon").setLevel(logging.ERROR)  # what it guesses stands on the card
-    how = {"country_iso_code": country, "tracking_mode": "machine", "save_to_file": False}
-    tracker = OfflineEmissionsTracker(**how, allow_multiple_runs=True, log_level="error")
+    tracker = OfflineEmissionsTracker(
+        country_iso_code=country,
+        tracking_mode="machine",
+        save_to_file=False,
+        allow_multiple_runs=True,
+        log_level="error",
+    )
     tracker.start()
     try:
         yield
@@ -51,7 +57,7 @@ def measure_energy(file: Path, country: str | None) -> Iterator[None]:
             warnings.warn(f"What the run has drawn is not in {file}: {error}")
 
 
-def _append(file: Path, tracker) -> None:
+def _append(file: Path, tracker: Any) -> None:
     estimates = any(getattr(part, "_mode", None) in ("cpu_load", "constant") for part in tracker._hardware)
     row = {**tracker.final_emissions_data.values, "cpu_power_is": ESTIMATED if estimates else READ}
     columns = _columns(file)

@@ -13,8 +13,18 @@ FORMAT_VERSION = 1
 # What the protocol has beside the sets: of the model, of a training run (training/runner.py), of several seeds
 # (training/seeds.py), and the checks that are of no set (training/checking.py). No set can have such a name.
 RESERVED = (
-    *("model", "model_revision", "step", "chosen_by", "eval_batches", "tokenizer", "std", "seeds"),
-    *("drift/sensitive", "drift/off-domain", "triggers", "memorisation"),
+    "model",
+    "model_revision",
+    "step",
+    "chosen_by",
+    "eval_batches",
+    "tokenizer",
+    "std",
+    "seeds",
+    "drift/sensitive",
+    "drift/off-domain",
+    "triggers",
+    "memorisation",
 )
 
 
@@ -45,7 +55,7 @@ def record_measured(file: Path, model: str, name: str, measured: Measured, revis
 
 
 def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict[str, Any]:
-    """What an evaluation.json says of `model` at a revision, or nothing where there is no such file.
+    """Return what an evaluation.json says of `model` at a revision; it is empty if there is no such file.
 
     Raises:
         ValueError: it cannot be read, or speaks of another model or another revision of it.
@@ -55,14 +65,16 @@ def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict
         return {"format_version": FORMAT_VERSION, "protocol": about, "results": {}, "tables": {}}
     try:
         content = read_json(file)
-        other, its_revision = content["protocol"]["model"], content["protocol"].get("model_revision")
-        same = other == model or (file.parent / other).resolve() == Path(model).resolve()
+        file_model, file_revision = content["protocol"]["model"], content["protocol"].get("model_revision")
+        is_same_model = file_model == model or (file.parent / file_model).resolve() == Path(model).resolve()
         _ = {**content["results"]}, {**content["tables"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read as an evaluation. Give another --output-dir.") from error
-    if not same or its_revision != revision:
-        found, asked = _at_revision(other, its_revision), _at_revision(model, revision)
-        raise ValueError(f"{file} is about {found}, not {asked}. Give another --output-dir, or remove it.")
+        raise ValueError(f"{file} cannot be read as an evaluation. Give another output_dir.") from error
+    if not is_same_model or file_revision != revision:
+        recorded_model, requested_model = _at_revision(file_model, file_revision), _at_revision(model, revision)
+        raise ValueError(
+            f"{file} is about {recorded_model}, not {requested_model}. Give another output_dir, or remove it."
+        )
     return content
 
 

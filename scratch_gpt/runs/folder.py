@@ -66,7 +66,8 @@ def keep_foreign(folder: Path, draft: Path) -> None:
 def is_run(folder: Path) -> bool:
     """Return whether a run has been written into a folder, to its end or not."""
     manifests = (path / "manifest.json" for path in folder.glob("checkpoints/step-*"))
-    return any(map(_is_run_yaml, (folder / "run.yaml", folder / ASIDE / "run.yaml"))) or any(map(_is_kept, manifests))
+    run_yamls = (folder / "run.yaml", folder / ASIDE / "run.yaml")
+    return any(map(_is_run_yaml, run_yamls)) or any(map(_is_checkpoint_manifest, manifests))
 
 
 def _is_run_yaml(file: Path) -> bool:
@@ -85,7 +86,7 @@ def _is_run_yaml(file: Path) -> bool:
     )
 
 
-def _is_kept(file: Path) -> bool:
+def _is_checkpoint_manifest(file: Path) -> bool:
     try:
         return {"manifest_sha256", "files", "step"} <= json.loads(read_text(file)).keys()
     except (OSError, ValueError, RecursionError, AttributeError):
@@ -117,15 +118,15 @@ def is_run_file(name: str) -> bool:
 
 def run_files(folder: Path) -> list[Path]:
     """Return the files and links in a folder that a run has written, run.yaml last."""
-    found = []
+    files = []
     for path in files_below(folder):
         name = path.relative_to(folder)
         part = folder / name.parts[0]
         is_part = len(name.parts) > 1 and any(fnmatch(part.name, pattern) for pattern in PARTS)
         is_own_kind = path.is_symlink() or "." in path.name  # a run's folder may be a link, but is no file
         if is_run_file(name.as_posix()) and is_own_kind and (not is_part or is_run(part)):
-            found.append(path)
-    return sorted(found, key=lambda path: (path == folder / "run.yaml", path))
+            files.append(path)
+    return sorted(files, key=lambda path: (path == folder / "run.yaml", path))
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -204,16 +205,16 @@ def replace_folder(draft: Path, folder: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; one that was cut off, or is no object with a step, is left out."""
+    """Read the lines of a metrics file; incomplete lines and those without a step are left out."""
     lines = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():
         try:
-            found = parse_json(line)
+            measurement = parse_json(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(found.get("step"), int):
-            lines.append(found)
+        if isinstance(measurement.get("step"), int):
+            lines.append(measurement)
     return lines
 
 

@@ -47,7 +47,7 @@ class Record(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """base, classifier or chat."""
+        """Return base, classifier or chat."""
         if any(name.endswith("ForSequenceClassification") for name in self.config.get("architectures") or []):
             return "classifier"
         is_taught = self.manifest.get("task", "pretrain") != "pretrain"
@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
     @property
     def labels(self) -> list[str]:
-        """The classes of a classifier."""
+        """Return the classes of a classifier."""
         names = self.config.get("id2label") or {}
         return [names[id] for id in sorted(names, key=int)] if self.kind == "classifier" else []
 
@@ -75,7 +75,7 @@ class Result(NamedTuple):
 
 
 def read_record(folder: str | Path) -> Record:
-    """What the files of a run folder say; what is not there is empty.
+    """Read all files of a run folder; missing ones yield empty values.
 
     Raises:
         ValueError: no run folder, a run without a model, or a file that is a link or cannot be read.
@@ -86,34 +86,36 @@ def read_record(folder: str | Path) -> Record:
         inside = " It is the model of a run: give the folder around it." if (top / "config.json").exists() else ""
         raise ValueError(f"{folder} is no run folder: it has no run.yaml.{inside}")
     if not (top / "model" / "config.json").is_file():
-        raise ValueError(f"{folder} has no model yet: let the run end first (--resume latest goes on with it).")
+        raise ValueError(f"{folder} has no model yet: let the run end first (resume='latest' continues it).")
     run, facts = _read_run(top / "run.yaml")
     seeds = facts.get("runs")
-    own = top / seeds[0] if seeds else top
+    run_folder = top / seeds[0] if seeds else top
     if seeds:
-        if own.is_symlink():
-            raise ValueError(f"{own} is a link. Move the folder itself there, then publish again.")
-        _refuse_links(own)
-        run["seeds"], (_, facts) = len(seeds), _read_run(own / "run.yaml")
+        if run_folder.is_symlink():
+            raise ValueError(f"{run_folder} is a link. Move the folder itself there, then publish again.")
+        _refuse_links(run_folder)
+        run["seeds"], (_, facts) = len(seeds), _read_run(run_folder / "run.yaml")
     if lacks := [name for name in FACTS if name not in facts]:
-        raise ValueError(f"{own / 'run.yaml'} cannot be read: it does not say {lacks[0]} in the comments at its end.")
+        raise ValueError(
+            f"{run_folder / 'run.yaml'} cannot be read: it does not say {lacks[0]} in the comments at its end."
+        )
     files = {path.name for path in (top / "model").iterdir()}
     tokenizer = _read_json(top / "model" / "tokenizer_config.json")
     return Record(
-        folder=own,
+        folder=run_folder,
         run=run,
         facts=facts,
         config=_read_json(top / "model" / "config.json"),
-        manifest=_read_json(own / "manifest.json"),
+        manifest=_read_json(run_folder / "manifest.json"),
         evaluation=_read_json(top / "evaluation.json"),
-        metrics=read_metrics(own / "metrics.jsonl"),
-        emissions=_read_emissions(own / "emissions.csv"),
+        metrics=read_metrics(run_folder / "metrics.jsonl"),
+        emissions=_read_emissions(run_folder / "emissions.csv"),
         has_chat_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
     )
 
 
 def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any]) -> None:
-    """run.yaml: the fields of a run, which `--config` reads again; below them, as comments, what else decided it."""
+    """Write run.yaml: the fields of a run, which `--config` reads again, and notes about it as comments below them."""
     text = yaml.safe_dump(fields, sort_keys=False) + "\n"
     text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -143,10 +145,12 @@ def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     content = read_json(file) if file.exists() else {}
-    for field, (kind, of) in KINDS.items():
+    for field, (kind, item_kind) in KINDS.items():
         value = content.get(field)
+        if value is None:
+            continue
         values = value.values() if isinstance(value, dict) else value
-        if value is not None and not (isinstance(value, kind) and all(isinstance(each, of) for each in values)):
+        if not isinstance(value, kind) or not all(isinstance(item, item_kind) for item in values):
             raise ValueError(f"{file} cannot be read: its {field} is not what a run writes.")
     return content
 
@@ -165,19 +169,23 @@ def _read_emissions(file: Path) -> list[dict[str, str]]:
 
 
 def at_step(record: Record, step: int) -> Record:
-    """The record of a checkpoint: what was evaluated at its step, and nothing that came later."""
+    """Return the record of a checkpoint: what was evaluated at its step, and nothing later."""
     metrics = [line for line in record.metrics if line["step"] <= step]
-    here = [line for line in metrics if line["step"] == step and "eval_loss" in line]
-    values = {name.removeprefix("eval_"): x for name, x in (here[-1] if here else {}).items() if name[:5] == "eval_"}
+    evaluations = [line for line in metrics if line["step"] == step and "eval_loss" in line]
+    values = {
+        name.removeprefix("eval_"): x
+        for name, x in (evaluations[-1] if evaluations else {}).items()
+        if name[:5] == "eval_"
+    }
     protocol = {**record.evaluation.get("protocol", {}), "step": step, "chosen_by": "a checkpoint"}
     evaluation = {"protocol": protocol, "results": {"validation": values}} if values else {}
     return record._replace(facts={**record.facts, "steps": step}, metrics=metrics, evaluation=evaluation, emissions=[])
 
 
 def results(record: Record) -> list[Result]:
-    """The numbers of evaluation.json, rounded once: the card's text and its metadata are made of these."""
+    """Return the numbers of evaluation.json, rounded: the card's text and its metadata use these."""
     content = record.evaluation.get("results", {})
-    found = []
+    entries = []
     for split, values in content.items():
         if split == "train" or split.startswith("before/"):
             continue
@@ -187,18 +195,25 @@ def results(record: Record) -> list[Result]:
                 continue
             before = content.get(f"before/{split}", {}).get(metric)
             before = before["mean"] if isinstance(before, dict) else before
-            found.append(
-                Result(split, metric, _round(spread["mean"]), _round(spread["std"]), spread["n"], _round(before))
+            entries.append(
+                Result(
+                    split,
+                    metric,
+                    value=_round(spread["mean"]),
+                    std=None if spread["std"] is None else _round(spread["std"]),
+                    n=spread["n"],
+                    before=None if before is None else _round(before),
+                )
             )
-    return found
+    return entries
 
 
-def _round(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")
+def _round(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def speed(record: Record) -> tuple[float, float] | None:
-    """(tokens a second, the median over the run; minutes of training, without evaluations and checkpoints)."""
+    """Return (median tokens per second, minutes of training without evaluations and checkpoints)."""
     steps = [line for line in record.metrics if line.get("tokens_per_second")]
     if not steps:
         return None
@@ -208,7 +223,7 @@ def speed(record: Record) -> tuple[float, float] | None:
 
 
 def base_model(record: Record) -> tuple[str, str | None] | None:
-    """(Hub id, revision) of what the run went on from; None for a new model, or where no file proves the id.
+    """Return the (Hub id, revision) of the base model; None for a new model, or if no file proves the id.
 
     run.yaml notes since when a base is a folder whether it was one, and its fingerprint: a folder's id on the Hub is
     that of hub.json beside the same weights.
@@ -219,10 +234,10 @@ def base_model(record: Record) -> tuple[str, str | None] | None:
     is_folder = Path(name).exists() or may_be_folder(name) if base is None else base["folder"] is not None
     if not is_folder:
         return name, record.run.get("model_revision")
-    found = published_as(name)
-    if found is None or (base is not None and found.get("fingerprint") != base["fingerprint"]):
+    publication = published_as(name)
+    if publication is None or (base is not None and publication.get("fingerprint") != base["fingerprint"]):
         return None
-    return found["repo"], found["commit"]
+    return publication["repo"], publication["commit"]
 
 
 def may_be_folder(name: str) -> bool:
@@ -231,7 +246,7 @@ def may_be_folder(name: str) -> bool:
 
 
 def published_as(model_folder: str | Path) -> dict[str, Any] | None:
-    """hub.json of the run that a model folder belongs to: {"repo", "revision", "commit", "layout"}."""
+    """Return hub.json of the run that a model folder belongs to: {"repo", "revision", "commit", "layout"}."""
     path = Path(model_folder)
     return _read_json(path.parent / PUBLISHED) or None if path.is_dir() else None
 
@@ -247,13 +262,13 @@ def is_hub_id(name: Any) -> bool:
 
 
 def hub_datasets(record: Record) -> list[str]:
-    """The ids of the datasets of the Hub that were trained on."""
+    """Return the ids of the Hub datasets that were trained on."""
     sources = record.manifest.get("sources", [])
     return list(dict.fromkeys(source["dataset"] for source in sources if is_on_hub(source)))
 
 
 def is_on_hub(source: dict[str, Any]) -> bool:
-    """Whether a source of the manifest is a dataset of the Hub: its files are known by its commit, not by hashes."""
+    """Return whether a source of the manifest is a Hub dataset: its files are known by a commit, not by hashes."""
     is_local = any("sha256" in file for file in source.get("files", [])) or "prepared" in source
     return not is_local and source["dataset"] != "python-docs" and is_hub_id(source["dataset"])
 

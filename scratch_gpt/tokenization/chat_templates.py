@@ -8,11 +8,12 @@ plain       {question}{answer}, nothing trimmed                                 
 tokenizer   what the tokenizer's own template writes                                              its own
 
 Between `{% generation %}` and `{% endgeneration %}` stands what a model says: the answer and the token that ends it.
-So `apply_chat_template(..., return_assistant_tokens_mask=True)` asks the same tokens as our rows (data/prompts.py).
+So `apply_chat_template(..., return_assistant_tokens_mask=True)` marks the same tokens as our rows do
+(data/rows/conversations.py).
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -94,7 +95,7 @@ TRIAL = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": 
 def choose_format(
     tokenizer: PreTrainedTokenizerBase, prompt_format: str | None = None, *, replace: bool = False
 ) -> str:
-    """The name of the format to use: the one that is asked for, else the tokenizer's own, else `alpaca`.
+    """Return the name of the format to use: `prompt_format`, else the tokenizer's own, else `alpaca`.
 
     Args:
         replace: a training run may give a model another format than it came with. Otherwise what is asked for has to
@@ -104,17 +105,19 @@ def choose_format(
         ValueError: no such format, a mismatch, or `tokenizer` where it has no chat template.
     """
     stored = tokenizer.chat_template
-    kept = next((name for name, known in FORMATS.items() if known.template == stored), "tokenizer" if stored else None)
+    stored_format = next(
+        (name for name, candidate in FORMATS.items() if candidate.template == stored), "tokenizer" if stored else None
+    )
     if prompt_format is None:
-        return kept or "alpaca"
-    if prompt_format == "tokenizer" and kept is None:
-        raise ValueError(f"The tokenizer has no chat template. Choose one of {', '.join(FORMATS)}.")
+        return stored_format or "alpaca"
     if prompt_format == "tokenizer":
-        return kept
+        if stored_format is None:
+            raise ValueError(f"The tokenizer has no chat template. Choose one of {', '.join(FORMATS)}.")
+        return stored_format
     if prompt_format not in FORMATS:
         raise ValueError(f"There is no prompt_format {prompt_format!r}; it is {', '.join(FORMATS)} or tokenizer.")
-    if kept not in (None, prompt_format) and not replace:
-        name = "a chat template of its own" if kept == "tokenizer" else f"the format {kept}"
+    if stored_format not in (None, prompt_format) and not replace:
+        name = "a chat template of its own" if stored_format == "tokenizer" else f"the format {stored_format}"
         raise ValueError(
             f"The model was trained with {name}, and {prompt_format} is asked for: it would not understand its "
             "prompts. Leave the format out."
@@ -123,9 +126,12 @@ def choose_format(
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, prompt_format: str | None = None) -> str:
-    """The Jinja template of a format; ValueError where the tokenizer keeps another one."""
-    name = choose_format(tokenizer, prompt_format)
-    return FORMATS[name].template if name in FORMATS else tokenizer.chat_template
+    """Return the Jinja template of a format; raise a ValueError if the tokenizer has another one."""
+    return _template(tokenizer, choose_format(tokenizer, prompt_format))
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    return FORMATS[name].template if name in FORMATS else cast(str, tokenizer.chat_template)
 
 
 def store_format(
@@ -139,16 +145,18 @@ def store_format(
         ValueError: a template that does not render, has no generation markers, does not end an answer with one
             special token, or begins it otherwise than its generation prompt.
     """
-    known, notices = FORMATS.get(prompt_format), []
-    if known and tokenizer.chat_template not in (None, known.template):
+    known_format, notices = FORMATS.get(prompt_format), []
+    if known_format and tokenizer.chat_template not in (None, known_format.template):
         notices.append(
             f"Warning: the chat template that the model came with is replaced by {prompt_format}. Prompts in the old "
             "one are no longer what it expects."
         )
-    if known and (new := [token for token in known.tokens if token not in tokenizer.all_special_tokens]):
-        extend_tokenizer(tokenizer, new, model, special=True)
-        notices.append(f"Added to tokenizer and model for {prompt_format}: {' '.join(new)}")
-    template = known.template if known else tokenizer.chat_template
+    if known_format and (
+        missing_tokens := [token for token in known_format.tokens if token not in tokenizer.all_special_tokens]
+    ):
+        extend_tokenizer(tokenizer, missing_tokens, model, special=True)
+        notices.append(f"Added to tokenizer and model for {prompt_format}: {' '.join(missing_tokens)}")
+    template = _template(tokenizer, prompt_format)
     closing = _closing_token(tokenizer, template)
     if closing != tokenizer.eos_token:
         notices.append(f"{closing} ends an answer: it is the tokenizer's and the model's EOS now.")
@@ -166,7 +174,7 @@ def _closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
         raise ValueError(
             "The chat template has no generation markers, so nobody knows what the assistant says. Put "
             "{% generation %} and {% endgeneration %} around its answer and the token that ends it, or choose "
-            f"--prompt-format {', '.join(FORMATS)}."
+            f"a prompt_format of {', '.join(FORMATS)}."
         )
     start, end = spans[0]
     if text[:start] != prompt:
@@ -186,7 +194,7 @@ def _closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 def render(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: list[dict], add_generation_prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Messages -> their text, and the (start, end) in it of what the assistant says.
+    """Return the text of messages, and the (start, end) of each part of it that the assistant says.
 
     Raises:
         ValueError: whatever the template does wrong, refuses (`raise_exception`), or does for more than SECONDS.
@@ -201,7 +209,7 @@ def render_text(
     add_generation_prompt: bool = False,
     name: str = "The chat template",
 ) -> tuple[str, list[tuple[int, int]]]:
-    """As `render`, with the special tokens by their roles; `name` is what an error calls the template."""
+    """Render as `render` does, with special tokens by their roles; errors call the template `name`."""
     with one_error(f"{name} does not render a conversation"), time_limit(SECONDS, "it"):
         texts, spans = render_jinja_template(
             [messages],
@@ -210,7 +218,7 @@ def render_text(
             add_generation_prompt=add_generation_prompt,
             **special_tokens,
         )
-    return texts[0], spans[0] if spans else []
+    return texts[0], cast(list[tuple[int, int]], spans[0]) if spans else []
 
 
 __all__ = [

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -29,7 +29,7 @@ SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub id; ValueError in one line if there is none, or none that can be used."""
+    """Load the tokenizer of a folder or Hub id; raise a ValueError of one line if there is none that can be used."""
     with one_error(f"No tokenizer could be loaded from {str(name_or_path)!r}", explain), _quiet_panics():
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what a bare config.json leads to
@@ -42,7 +42,7 @@ def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> Pre
 def _quiet_panics() -> Iterator[None]:
     # A panic of Rust code writes to the process' standard error before it is raised.
     try:
-        kept = os.dup(2)
+        stderr_copy = os.dup(2)
     except OSError:  # closed: nothing is written
         yield
         return
@@ -51,12 +51,12 @@ def _quiet_panics() -> Iterator[None]:
             os.dup2(nothing.fileno(), 2)
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr_copy, 2)
+            os.close(stderr_copy)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, allowed_special: Collection[str] = ()) -> list[int]:
-    """Text -> ids, adding nothing. Special tokens' spellings are plain text, but for those `allowed_special` names.
+    """Return the ids of a text, adding none. Spellings of special tokens are text, except those in `allowed_special`.
 
     Raises:
         ValueError: an allowed name that is not a special token of this tokenizer, or half of a surrogate pair.
@@ -69,12 +69,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, allowed_special: Colle
     longest_first = sorted(allowed_special, key=len, reverse=True)
     pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)  # text, special, text, ...
     plain = encode_batch(tokenizer, pieces[::2])
-    special = [[tokenizer.convert_tokens_to_ids(piece)] for piece in pieces[1::2]] + [[]]
+    special_ids = cast(list[int], tokenizer.convert_tokens_to_ids(pieces[1::2]))
+    special = [*([id] for id in special_ids), []]
     return [id for pair in zip(plain, special, strict=True) for ids in pair for id in ids]
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Texts -> ids, adding nothing, every spelling taken as plain text.
+    """Return the ids of each text, adding none; the spellings of special tokens are plain text.
 
     A text of more than PIECE characters is encoded in pieces that begin at a single space, where no token is cut in
     two: memory stays small whatever the length of a line.
@@ -84,9 +85,15 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
     if max(map(len, texts)) > PIECE:
         return [[id for piece in _pieces(text) for id in encode_batch(tokenizer, [piece])[0]] for text in texts]
     with one_error("The tokenizer cannot encode a text", partial(_explain, texts=texts)):
-        if not tokenizer.is_fast:
-            options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
-            return tokenizer(texts, **options, verbose=False)["input_ids"]
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            encoding = tokenizer(
+                texts,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
+            return encoding["input_ids"]
         backend = tokenizer.backend_tokenizer
         backend.encode_special_tokens = True
         backend.no_truncation()
@@ -107,20 +114,21 @@ def _explain(error: BaseException, texts: list[str]) -> str:
 def _pieces(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > PIECE:
-        found = SINGLE_SPACE.search(text, start + PIECE // 2, start + PIECE)
-        end = found.start() if found else start + PIECE
+        space = SINGLE_SPACE.search(text, start + PIECE // 2, start + PIECE)
+        end = space.start() if space else start + PIECE
         yield text[start:end]
         start = end
     yield text[start:]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tokens: bool = False) -> str:
-    """Ids -> text, exactly: no space is tidied away."""
-    return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    """Return the exact text of ids: no space is removed."""
+    text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    return cast(str, text)  # a list for several sequences of ids
 
 
 def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The rows that a model's embeddings need for it: its largest id and one."""
+    """Return how many rows a model's embeddings need: the largest id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
@@ -135,19 +143,24 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that ends a document; ValueError where the tokenizer has none."""
-    if tokenizer.eos_token_id is None:
+    """Return the id that ends a document; raise a ValueError if the tokenizer has none."""
+    if (eos_token_id := _special_id(tokenizer, "eos")) is None:
         raise ValueError("The tokenizer has no eos_token, so documents cannot be told apart. Set one and save it.")
-    return tokenizer.eos_token_id
+    return eos_token_id
 
 
 def begin_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id that a document begins after: BOS where there is one, else the EOS of the document before."""
-    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    """Return the id before a document: BOS if there is one, else the EOS of the previous document."""
+    bos_token_id = _special_id(tokenizer, "bos")
+    return bos_token_id if bos_token_id is not None else _special_id(tokenizer, "eos")
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of what decides text -> ids: the backend, the special tokens' ids and the chat template.
+def _special_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
+    return getattr(tokenizer, f"{role}_token_id")
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of the backend, the special tokens' ids and the chat template, which together decide the ids.
 
     The same after saving and loading, in any folder and on any machine with the same `tokenizers`; how a call pads or
     truncates is no part of it.
@@ -155,7 +168,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     Raises:
         ValueError: a tokenizer without a backend of the `tokenizers` library.
     """
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer, so it has no fingerprint. Use a fast one.")
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("version", "truncation", "padding"):
@@ -167,7 +180,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def extend_tokenizer(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     tokens: Collection[str],
     model: PreTrainedModel | None = None,
     special: bool = False,
@@ -197,7 +210,8 @@ def extend_tokenizer(
             f"{words[0]!r} is a word of this vocabulary already, so it cannot be special. Spell it <|so|>."
         )
     if model is not None:
-        check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
+        embeddings: Any = model.get_input_embeddings()
+        check_vocabulary(tokenizer, embeddings.weight.shape[0])
     if not new:
         return 0
     if special:
@@ -211,8 +225,8 @@ def extend_tokenizer(
 
 def _add_rows(model: PreTrainedModel, old: int, new: int) -> None:
     # A model can have more rows than the tokenizer has ids (a padded vocabulary): those are taken first.
-    def tables() -> list:
-        parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    def tables() -> list[Any]:
+        parts: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
         return [part.weight.data for part in parts if part is not None]
 
     means = [table[:old].mean(dim=0) for table in tables()]
@@ -229,7 +243,7 @@ def tokenizer_report(
     sample: Iterable[str] = (),
     rare: int = 10,
 ) -> dict[str, Any]:
-    """How well a tokenizer shortens held-out `texts`, beside its `peers`, and which of its tokens are never learned.
+    """Measure how well a tokenizer and its `peers` compress held-out `texts`, and which tokens are never learned.
 
     Args:
         sample: what it was trained on. A token that this never yields is unused, one that it yields fewer than `rare`
@@ -241,17 +255,18 @@ def tokenizer_report(
         `under_trained` {"count", "tokens" (the first hundred)}; and what these are out of.
     """
     peers = dict(peers or {})
-    counted = dict.fromkeys([None, *peers], 0)
+    token_counts = dict.fromkeys([None, *peers], 0)
+    unknown_id = _special_id(tokenizer, "unk")
     documents = size = failures = unknown = 0
     for batch in _batches(texts):
         documents += len(batch)
         size += sum(len(text.encode()) for text in batch)
-        for name, other in {None: tokenizer, **peers}.items():
-            rows = encode_batch(other, batch)
-            counted[name] += sum(map(len, rows))
+        for name, candidate in {None: tokenizer, **peers}.items():
+            rows = encode_batch(candidate, batch)
+            token_counts[name] += sum(map(len, rows))
             if name is None:
                 failures += sum(decode(tokenizer, ids) != text for ids, text in zip(rows, batch, strict=True))
-                unknown += sum(ids.count(tokenizer.unk_token_id) for ids in rows)
+                unknown += 0 if unknown_id is None else sum(ids.count(unknown_id) for ids in rows)
     if not size:
         raise ValueError("There is no held-out text to measure a tokenizer on.")
     learned = Counter()
@@ -263,9 +278,9 @@ def tokenizer_report(
         "fingerprint": fingerprint(tokenizer),
         "texts": documents,
         "bytes": size,
-        "tokens": counted[None],
-        "bytes_per_token": size / max(counted[None], 1),
-        "peers": {name: size / max(counted[name], 1) for name in peers},
+        "tokens": token_counts[None],
+        "bytes_per_token": size / max(token_counts[None], 1),
+        "peers": {name: size / max(token_counts[name], 1) for name in peers},
         "round_trip_failures": failures,
         "unknown": unknown,
     }

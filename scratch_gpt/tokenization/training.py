@@ -62,7 +62,7 @@ class Sample:
 
 
 def sample_texts(texts: Iterable[str], sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> Sample:
-    """A uniform sample of a stream in one pass, of at most `sample_bytes` of UTF-8; all of it where it is smaller.
+    """Take a uniform sample of a stream in one pass: at most `sample_bytes` of UTF-8, or all of a smaller one.
 
     The stream is cut into blocks of about equal size, each draws a number, and those with the smallest numbers stay:
     a function of the texts, their order and the seed. Memory holds the sample and one text.
@@ -70,23 +70,23 @@ def sample_texts(texts: Iterable[str], sample_bytes: int = SAMPLE_BYTES, seed: i
     if sample_bytes < 1000:
         raise ValueError(f"sample_bytes is {sample_bytes}; a sample has at least 1000.")
     draw = random.Random(seed).random
-    kept: list[tuple[float, int, int, bytes]] = []  # a heap, the largest draw first
-    seen = used = 0
+    heap: list[tuple[float, int, int, bytes]] = []  # the largest draw first
+    bytes_seen = bytes_used = 0
     least_dropped = 1.0
-    for number, block in enumerate(_blocks(texts, min(BLOCK, sample_bytes // 100))):
+    for block_number, block in enumerate(_blocks(texts, min(BLOCK, sample_bytes // 100))):
         pieces = [piece.encode() for piece in block]
         size = sum(map(len, pieces))
-        seen += size
-        drawn = draw()
-        if drawn >= least_dropped:
+        bytes_seen += size
+        number = draw()
+        if number >= least_dropped:
             continue
-        heapq.heappush(kept, (-drawn, number, size, BORDER.join(pieces)))
-        used += size
-        while used > sample_bytes:
-            drawn, _, size, _ = heapq.heappop(kept)
-            least_dropped = -drawn
-            used -= size
-    return Sample([block for _, _, _, block in sorted(kept, key=lambda entry: entry[1])], seen, used)
+        heapq.heappush(heap, (-number, block_number, size, BORDER.join(pieces)))
+        bytes_used += size
+        while bytes_used > sample_bytes:
+            number, _, size, _ = heapq.heappop(heap)
+            least_dropped = -number
+            bytes_used -= size
+    return Sample([block for _, _, _, block in sorted(heap, key=lambda entry: entry[1])], bytes_seen, bytes_used)
 
 
 def _blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -180,7 +180,7 @@ def plan_tokenizer(
     kind: str = "bpe",
     chat_template: str | None = None,
 ) -> Plan:
-    """What `train_tokenizer` makes of its arguments; its errors, but for those that take the text to find."""
+    """Resolve the arguments of `train_tokenizer`; raise its errors, except those that depend on the text."""
     if kind not in KINDS:
         raise ValueError(f"There is no kind {kind!r} of tokenizer; it is one of {', '.join(KINDS)}.")
     if vocab_size > MOST_TOKENS:
@@ -193,11 +193,11 @@ def plan_tokenizer(
     template = None if chat_template is None else _read_chat_template(chat_template)
     chat_tokens = FORMATS["chatml"].tokens if template == CHATML else ()
     specials = list(dict.fromkeys([*roles.values(), *special_tokens, *chat_tokens]))
-    others = BYTES if kind == "bpe" else 2
-    if vocab_size < len(specials) + others:
+    base_tokens = BYTES if kind == "bpe" else 2
+    if vocab_size < len(specials) + base_tokens:
         raise ValueError(
-            f"vocab_size {vocab_size} is too small: {others} {'bytes' if kind == 'bpe' else 'letters'} and "
-            f"{len(specials)} special tokens need {len(specials) + others}."
+            f"vocab_size {vocab_size} is too small: {base_tokens} {'bytes' if kind == 'bpe' else 'letters'} and "
+            f"{len(specials)} special tokens need {len(specials) + base_tokens}."
         )
     return Plan(roles, specials, template)
 
@@ -291,15 +291,15 @@ def _alphabet(sample: Sample, min_frequency: int, room: int, spaces: bool = Fals
     counts = Counter()
     for text in sample:
         counts.update(text)
-    known = [char for char, count in counts.items() if count >= min_frequency and (spaces or not char.isspace())]
-    if not known:
+    characters = [char for char, count in counts.items() if count >= min_frequency and (spaces or not char.isspace())]
+    if not characters:
         raise ValueError(f"No character of the text is seen {min_frequency} times, as min_frequency asks.")
-    return sorted(known, key=lambda char: (-counts[char], char))[:room]
+    return sorted(characters, key=lambda char: (-counts[char], char))[:room]
 
 
 def _keep_only(alphabet: Collection[str], texts: Iterable[str]) -> Iterator[str]:
-    other = re.compile(f"[^\\s{re.escape(''.join(alphabet))}]")
-    return (other.sub(" ", text) for text in texts)
+    unknown = re.compile(f"[^\\s{re.escape(''.join(alphabet))}]")
+    return (unknown.sub(" ", text) for text in texts)
 
 
 __all__ = [

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -53,8 +54,8 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
-    told = Path("/proc/cpuinfo")
-    text = told.read_text(encoding="utf-8", errors="replace") if told.exists() else ""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     names = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
@@ -64,14 +65,14 @@ def describe_device(device: torch.device) -> str:
 _OFF = ("false", "0", "no", "off", "f", "n")
 _TRUTH = ("true", "1", "yes", "on", "t", "y", *_OFF)
 _FP8 = "The recipes train in fp32, bf16 or fp16."
-_COMPILE = "To compile the model, leave out dynamo and give the recipe --compile true."
-_DDP_OR_FSDP = "Several processes train with DDP or FSDP2: see training/configs/accelerate/."
+_COMPILE = "To compile the model, leave out dynamo and pass compile=True to the recipe."
+_DDP_OR_FSDP = "Several processes train with DDP or FSDP2: see the launch files cpu_2, gpu_ddp and gpu_fsdp2."
 _DEEPSPEED = f"DeepSpeed is not supported. {_DDP_OR_FSDP}"
 _MEGATRON = f"Megatron-LM is not supported. {_DDP_OR_FSDP}"
 _PARALLELISM = f"Tensor, context and sequence parallelism are not supported. {_DDP_OR_FSDP}"
 _DEVICES = "The recipes train on CPUs, CUDA devices and Apple's MPS, without cloud launchers."
-_FSDP = "Use training/configs/accelerate/gpu_fsdp2.yaml."
-_RECOMPUTE = "To compute activations twice, give the recipe --gradient-checkpointing true."
+_FSDP = "Use the launch file gpu_fsdp2 (configs/accelerate)."
+_RECOMPUTE = "To compute activations twice, pass gradient_checkpointing=True to the recipe."
 
 # Each variable that `accelerate launch` sets from its options and config file -> the values that a run obeys (None for
 # any), and what to do instead of another value. A name that ends with an underscore stands for all that begin with it.
@@ -79,7 +80,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "ACCELERATE_USE_CPU": (_TRUTH, ""),
     "ACCELERATE_DEBUG_MODE": (_TRUTH, ""),
     "ACCELERATE_CPU_AFFINITY": (_TRUTH, ""),
-    "ACCELERATE_TORCH_DEVICE": ((), "Choose with --device, and one of several GPUs with CUDA_VISIBLE_DEVICES."),
+    "ACCELERATE_TORCH_DEVICE": ((), "Choose with device=, and one of several GPUs with CUDA_VISIBLE_DEVICES."),
     "ACCELERATE_MIXED_PRECISION": (("no", "bf16", "fp16"), _FP8),
     "ACCELERATE_FP8_": ((), _FP8),
     "ACCELERATE_DYNAMO_BACKEND": (("no",), _COMPILE),
@@ -90,8 +91,8 @@ VARIABLES: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "ACCELERATE_USE_DEEPSPEED": (_OFF, _DEEPSPEED),
     "ACCELERATE_DEEPSPEED_": ((), _DEEPSPEED),
     "ACCELERATE_CONFIG_DS_FIELDS": ((), _DEEPSPEED),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "Give the recipe --accumulation-steps."),
-    "ACCELERATE_GRADIENT_CLIPPING": ((), "Give the recipe --max-grad-norm."),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "Pass accumulation_steps to the recipe."),
+    "ACCELERATE_GRADIENT_CLIPPING": ((), "Pass max_grad_norm to the recipe."),
     "ACCELERATE_USE_MEGATRON_LM": (_OFF, _MEGATRON),
     "MEGATRON_LM_": ((), _MEGATRON),
     "ACCELERATE_USE_PARALLELISM_CONFIG": (_OFF, _PARALLELISM),
@@ -146,8 +147,8 @@ def check_launch(expect_processes: int | None = None) -> None:
     if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= set(os.environ) and expect_processes != 1:
         raise ValueError(
             "`accelerate launch` was asked for several processes or machines and started this process alone: on CPUs "
-            "it always does. Start them with torchrun, or with training/configs/accelerate/cpu_2.yaml (README); or "
-            "give --expect-processes 1."
+            "it always does. Start them with torchrun, or with the launch file cpu_2 (configs/accelerate); or pass "
+            "expect_processes=1."
         )
 
 
@@ -168,29 +169,31 @@ def make_accelerator(
             for what a run would not do.
     """
     check_launch(expect_processes)
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if parse_flag_from_env("ACCELERATE_USE_CPU"):  # what `use_cpu: true` in a launch file becomes
-        found = "cpu"
-    device = found if device == "auto" else device
-    if device not in ("cpu", found):
-        raise ValueError(f"device {device} was asked for, but this machine has {found}. Give --device {found}.")
+        available = "cpu"
+    device = available if device == "auto" else device
+    if device not in ("cpu", available):
+        raise ValueError(
+            f"device={device!r} is not available: this machine has {available}. Pass device={available!r}."
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if expect_processes is not None and launched != expect_processes:
         raise ValueError(
             f"expect_processes is {expect_processes}, but {launched} started. (`accelerate launch --cpu "
-            "--num_processes N` always starts one.) Launch as the README shows for several processes, or give "
-            f"--expect-processes {launched}."
+            "--num_processes N` always starts one.) Launch as the README shows for several processes, or pass "
+            f"expect_processes={launched}."
         )
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    launch_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if mixed_precision == "auto":
-        mixed_precision = best_precision(device) if asked == "no" else asked
+        mixed_precision = best_precision(device) if launch_precision == "no" else launch_precision
     if mixed_precision == "fp16" and device == "cpu":
-        raise ValueError("mixed_precision fp16 needs a GPU; on a CPU give bf16 or no.")
+        raise ValueError("mixed_precision='fp16' needs a GPU; on a CPU pass 'bf16' or 'no'.")
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         if device != "cuda" or "LOCAL_RANK" not in os.environ:
             raise ValueError(
                 "The launch asks for FSDP, and Accelerate would train without it: it shards on GPUs only, and only in "
-                "processes that a launcher started. Launch with another file of training/configs/accelerate/."
+                "processes that a launcher started. Use another launch file (configs/accelerate)."
             )
         if "FSDP_VERSION" not in os.environ:
             raise ValueError(f"The launch asks for FSDP version 1, which is not supported. {_FSDP}")
@@ -208,14 +211,19 @@ def make_accelerator(
         raise ValueError(f"{launched} processes were launched, but they do not form one group of {launched}.")
     if accelerator.device.type != device:
         raise ValueError(f"The device is {device}, but Accelerate chose {accelerator.device.type}. {_DEVICES}")
-    if asked not in ("no", mixed_precision):
-        text = f"The launch's mixed precision {asked} is not used: this run's own is {mixed_precision}."
+    if launch_precision not in ("no", mixed_precision):
+        text = f"The launch's mixed precision {launch_precision} is not used: this run's own is {mixed_precision}."
         accelerator.print(text, file=sys.stderr)
     return accelerator
 
 
+def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes, on each of them."""
+    return cast(torch.Tensor, accelerator.reduce(tensor, "sum"))
+
+
 @contextmanager
-def uncompiled(model) -> Iterator[None]:
+def uncompiled(model: Any) -> Iterator[None]:
     """Without torch.compile, which would compile again for an evaluation and each length of what is generated."""
     compiled, model._compiled_call_impl = model._compiled_call_impl, None
     try:
@@ -232,4 +240,6 @@ __all__ = [
     "compile_options",
     "describe_device",
     "make_accelerator",
+    "sum_over_processes",
+    "uncompiled",
 ]

@@ -1,24 +1,25 @@
-"""(seed, step) -> the rows of that step, and which process takes which: the same order on any number of processes.
+"""Choose the rows of each step and process: a function of (seed, step), in the same order on any number of processes.
 
-Rows come from an endless sequence of shuffled epochs (or, streamed, from lanes: data/streams.py). Step n takes the
-next global batch of it. A place p in the sequence goes to process p % processes, whose share is cut into
+Rows come from an endless sequence of shuffled epochs (or, streamed, from lanes: data/rows/streams.py). Step n takes
+the next global batch of it. Position p in the sequence goes to process p % processes, whose rows are cut into
 micro-batches; so a global batch holds the same rows however many processes share it.
 """
 
 import hashlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..utils import watchdog
 
 
+ItemT = TypeVar("ItemT")
 Batch = dict[str, torch.Tensor]
-Alter = Callable[[Any, int], Any]
-WITHIN = 50  # batches whose rows are sorted together by length
+Augment = Callable[[Any, int], Any]
+SORTED_BATCHES = 50  # batches whose rows are sorted together by length
 
 
 def derive_seed(*parts: int) -> int:
@@ -32,39 +33,41 @@ def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(rows, generator=generator).tolist()
 
 
-def like_lengths(order: list[int], lengths: Sequence[int], batch: int, seed: int) -> list[int]:
-    """The order with rows of like length brought together, a batch at a time; the batches stay shuffled.
+def group_by_length(order: list[int], lengths: Sequence[int], batch: int, seed: int) -> list[int]:
+    """Bring rows of similar length together, a batch at a time; the batches stay shuffled.
 
-    Sorted is only within WITHIN batches' worth of rows, so that a batch is not the same in every epoch.
+    Rows are sorted within SORTED_BATCHES batches, so that a batch differs between epochs.
     """
     batches = []
-    for start in range(0, len(order), WITHIN * batch):
-        near = sorted(order[start : start + WITHIN * batch], key=lambda i: -lengths[i])
-        batches += [near[i : i + batch] for i in range(0, len(near), batch)]
+    for start in range(0, len(order), SORTED_BATCHES * batch):
+        window = sorted(order[start : start + SORTED_BATCHES * batch], key=lambda i: -lengths[i])
+        batches += [window[i : i + batch] for i in range(0, len(window), batch)]
     generator = torch.Generator().manual_seed(seed)
     return [i for b in torch.randperm(len(batches), generator=generator).tolist() for i in batches[b]]
 
 
-def deal(items: Sequence, batch_size: int, processes: int, rank: int) -> list[tuple[Sequence, bool]]:
-    """The items of one process, cut into micro-batches of batch_size, as (items, counted).
+def split_across_processes(
+    items: Sequence[ItemT], batch_size: int, processes: int, rank: int
+) -> list[tuple[Sequence[ItemT], bool]]:
+    """Return the items of one process, cut into micro-batches of batch_size, as (items, is_counted).
 
-    All processes get the same number, so that they stay in step: who has none left repeats one item, not counted.
+    All processes get the same number of micro-batches: a process without items repeats one that does not count.
 
     Example:
-        >>> deal(["a", "b", "c", "d", "e"], batch_size=2, processes=2, rank=0)
+        >>> split_across_processes(["a", "b", "c", "d", "e"], batch_size=2, processes=2, rank=0)
         [(['a', 'c'], True), (['e'], True)]
-        >>> deal(["a", "b", "c", "d", "e"], batch_size=2, processes=2, rank=1)
+        >>> split_across_processes(["a", "b", "c", "d", "e"], batch_size=2, processes=2, rank=1)
         [(['b', 'd'], True), (['a'], False)]
     """
     mine = items[rank::processes]
-    most = -(-len(items) // processes)  # items of the first process
+    largest = -(-len(items) // processes)  # items of the first process
     chunks = [(mine[i : i + batch_size], True) for i in range(0, len(mine), batch_size)]
-    missing = -(-most // batch_size) - len(chunks)
+    missing = -(-largest // batch_size) - len(chunks)
     return chunks + [(items[:1], False)] * missing
 
 
-class Share(NamedTuple):
-    """How the rows of a step are shared out."""
+class BatchLayout(NamedTuple):
+    """How the rows of a step are split into micro-batches and over processes."""
 
     batch_size: int  # rows per process and micro-batch
     accumulation_steps: int = 1
@@ -76,17 +79,17 @@ class Share(NamedTuple):
         """Rows of a step, over all micro-batches and processes."""
         return self.batch_size * self.accumulation_steps * self.processes
 
-    def places(self, start: tuple[int, int], step: int) -> range:
-        """What a step takes of a sequence that is entered at the (step, position) `start`."""
+    def positions(self, start: tuple[int, int], step: int) -> range:
+        """Return the positions of a step in a sequence that begins at the (step, position) `start`."""
         first = start[1] + (step - start[0]) * self.global_batch
         return range(first, first + self.global_batch)
 
 
 class Step(NamedTuple):
-    """What one process does in one step, and where the sequence stands after it."""
+    """The micro-batches of one process in one step, and the position after it."""
 
-    micro_batches: list[tuple[Batch, bool]]  # (batch, counted)
-    position: int  # places taken from the endless sequence
+    micro_batches: list[tuple[Batch, bool]]  # (batch, is_counted)
+    position: int  # rows taken from the endless sequence
     cursors: dict[str, Any]  # of this process' lanes; {} for rows with an index
 
 
@@ -94,106 +97,115 @@ class Steps:
     """`steps[n]` -> step n of one process, for rows with an index.
 
     Args:
-        end: places of the endless sequence that there are at most; None is no limit.
-        start: the (step, position) that the sequence is entered at.
-        lengths: of the rows, where a step is to take rows of like length.
-        alter: (row, place) -> the row as it is learned from there, a pure function.
+        end: last position of the endless sequence; None is no limit.
+        start: the (step, position) that the sequence begins at.
+        lengths: of the rows; a step then takes rows of similar length.
+        augment: (row, position) -> the row to learn from, a pure function.
     """
 
     def __init__(
         self,
         rows: Sequence,
         collate: Callable[[list], Batch],
-        share: Share,
+        layout: BatchLayout,
         seed: int,
         end: int | None = None,
         start: tuple[int, int] = (0, 0),
         lengths: Sequence[int] | None = None,
-        alter: Alter | None = None,
+        augment: Augment | None = None,
     ):
-        self.rows, self.collate, self.share, self.seed, self.end, self.start = rows, collate, share, seed, end, start
-        self.lengths, self.alter = lengths, alter
+        self.rows, self.collate, self.layout, self.seed, self.end, self.start = rows, collate, layout, seed, end, start
+        self.lengths, self.augment = lengths, augment
         self._orders: dict[int, list[int]] = {}  # of the epochs at hand
 
-    def places(self, step: int) -> range:
-        """The places in the endless sequence that step n takes."""
-        places = self.share.places(self.start, step)
-        return places if self.end is None else range(places.start, min(places.stop, self.end))
+    def positions(self, step: int) -> range:
+        """Return the positions of step n in the endless sequence."""
+        positions = self.layout.positions(self.start, step)
+        return positions if self.end is None else range(positions.start, min(positions.stop, self.end))
 
-    def index(self, place: int) -> int:
-        """The number of the row at a place."""
-        epoch, number = divmod(place, len(self.rows))
+    def index(self, position: int) -> int:
+        """Return the number of the row at a position."""
+        epoch, number = divmod(position, len(self.rows))
         if epoch not in self._orders:
             order = epoch_order(len(self.rows), self.seed, epoch)
             if self.lengths is not None:
-                order = like_lengths(order, self.lengths, self.share.global_batch, derive_seed(self.seed, epoch, 1))
+                order = group_by_length(
+                    order, self.lengths, self.layout.global_batch, derive_seed(self.seed, epoch, 1)
+                )
             self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}  # a step may span two epochs
         return self._orders[epoch][number]
 
     def indices(self, step: int) -> list[int]:
-        """The row numbers of step n, over all processes."""
-        return [self.index(place) for place in self.places(step)]
+        """Return the row numbers of step n, over all processes."""
+        return [self.index(position) for position in self.positions(step)]
 
-    def row(self, place: int) -> Any:
-        """What is learned from at a place."""
-        row = self.rows[self.index(place)]
-        return row if self.alter is None else self.alter(row, place)
+    def row(self, position: int) -> Any:
+        """Return the row to learn from at a position."""
+        row = self.rows[self.index(position)]
+        return row if self.augment is None else self.augment(row, position)
 
     def __getitem__(self, step: int) -> Step:
-        dealt = deal(self.places(step), self.share.batch_size, self.share.processes, self.share.rank)
-        batches = [(self.collate([self.row(place) for place in chunk]), counted) for chunk, counted in dealt]
-        return Step(batches, self.places(step).stop, {})
+        parts = split_across_processes(
+            self.positions(step), self.layout.batch_size, self.layout.processes, self.layout.rank
+        )
+        batches = [
+            (self.collate([self.row(position) for position in chunk]), is_counted) for chunk, is_counted in parts
+        ]
+        return Step(batches, self.positions(step).stop, {})
 
     def loader(self, steps: int, workers: int, pin_memory: bool) -> Iterable[Step]:
         """Steps start ... `steps` - 1, prepared by `workers` processes."""
         return _loader(self, workers, pin_memory, sampler=range(self.start[0], steps))
 
     def describe(self, step: int) -> dict[str, Any]:
-        """Which rows step n takes, for the record."""
+        """Return the rows of step n, for the record."""
         return {"rows": self.indices(step)}
 
 
 class StreamedSteps(IterableDataset):
-    """Steps from the lanes of a stream (data/streams.py), place p from lane p % lanes.
+    """Steps from the lanes of a stream (data/rows/streams.py), position p from lane p % lanes.
 
-    Each process reads the lanes whose places are its own, so their number has to be a multiple of `processes`.
+    Each process reads the lanes whose positions are its own, so their number has to be a multiple of `processes`.
     """
 
     def __init__(
         self,
         stream: Any,
         collate: Callable[[list], Batch],
-        share: Share,
+        layout: BatchLayout,
         start: tuple[int, int] = (0, 0),
         cursors: dict[str, Any] | None = None,
-        alter: Alter | None = None,
+        augment: Augment | None = None,
     ):
-        if stream.lanes % share.processes:
+        if stream.lanes % layout.processes:
             raise ValueError(
-                f"{stream.lanes} stream lanes cannot be shared by {share.processes} processes. Give a --stream-lanes "
-                "that is a multiple of them (and stays as it is for the whole run)."
+                f"{stream.lanes} stream lanes cannot be shared by {layout.processes} processes. Choose a "
+                "stream_lanes that is a multiple of them, and keep it for the whole run."
             )
-        mine = map(str, range(share.rank, stream.lanes, share.processes))
+        mine = map(str, range(layout.rank, stream.lanes, layout.processes))
         self.cursors = {lane: (cursors or {}).get(lane) for lane in mine}  # None is a lane's beginning
-        self.stream, self.collate, self.share, self.start, self.steps = stream, collate, share, start, 0
-        self.alter = alter
+        self.stream, self.collate, self.layout, self.start, self.steps = stream, collate, layout, start, 0
+        self.augment = augment
 
-    def places(self, step: int) -> range:
-        """The places in the run's sequence that step n takes."""
-        return self.share.places(self.start, step)
+    def positions(self, step: int) -> range:
+        """Return the positions of step n in the run's sequence."""
+        return self.layout.positions(self.start, step)
 
     def __iter__(self) -> Iterator[Step]:
         cursors = dict(self.cursors)
         lanes = {name: self.stream.rows(int(name), cursor) for name, cursor in cursors.items()}
         for step in range(self.start[0], self.steps):
             rows = []
-            for place in self.places(step):
-                name = str(place % self.stream.lanes)
+            for position in self.positions(step):
+                name = str(position % self.stream.lanes)
                 if name in lanes:
                     row, cursors[name] = next(lanes[name])
-                    rows.append(row if self.alter is None else self.alter(row, place))
-            batches = [(self.collate(chunk), counted) for chunk, counted in deal(rows, self.share.batch_size, 1, 0)]
-            yield Step(batches, self.places(step).stop, dict(cursors))
+                    rows.append(row if self.augment is None else self.augment(row, position))
+            batches = [
+                (self.collate([*chunk]), is_counted)
+                for chunk, is_counted in split_across_processes(rows, self.layout.batch_size, 1, 0)
+            ]
+            yield Step(batches, self.positions(step).stop, dict(cursors))
 
     def loader(self, steps: int, workers: int, pin_memory: bool) -> Iterable[Step]:
         """Steps start ... `steps` - 1; one worker process at most, since what it reads has an order."""
@@ -201,18 +213,18 @@ class StreamedSteps(IterableDataset):
         return _loader(self, min(workers, 1), pin_memory)
 
     def describe(self, step: int) -> dict[str, Any]:
-        """Which places step n takes, for the record: a stream's rows have no numbers."""
-        return {"places": [self.places(step).start, self.places(step).stop - 1]}
+        """Return the positions of step n, for the record: a stream's rows have no numbers."""
+        return {"places": [self.positions(step).start, self.positions(step).stop - 1]}
 
 
-def some_rows(rows: Any, count: int) -> list:
-    """`count` rows to rehearse with, again and again where there are fewer: the longest, where lengths are known."""
+def sample_rows(rows: Any, count: int) -> list:
+    """Return `count` rows to test memory with, the longest if lengths are known; repeated if there are fewer."""
     if hasattr(rows, "lanes"):
         return [next(rows.rows(0))[0]] * count
-    some: Sequence[int] = range(min(count, len(rows)))
+    numbers: Sequence[int] = range(min(count, len(rows)))
     if hasattr(rows, "lengths"):
-        some = torch.as_tensor(rows.lengths).topk(len(some)).indices.tolist()
-    return [rows[some[i % len(some)]] for i in range(count)]
+        numbers = torch.as_tensor(rows.lengths).topk(len(numbers)).indices.tolist()
+    return [rows[numbers[i % len(numbers)]] for i in range(count)]
 
 
 def _loader(source, workers: int, pin_memory: bool, **options) -> DataLoader:
@@ -229,46 +241,49 @@ def _leave_signals(_worker: int) -> None:
 def evaluation_batches(
     rows: Sequence,
     collate: Callable[[list], Batch],
-    share: Share,
+    layout: BatchLayout,
     device: torch.device | str = "cpu",
     batches: int | None = None,
     workers: int = 0,
 ) -> Iterator[tuple[Batch, bool]]:
-    """(batch, counted) over all rows in order, shared out over the processes; `batches` a process at most.
+    """Yield (batch, is_counted) over all rows in order, split over the processes; at most `batches` per process.
 
-    Fewer than all are taken from everywhere at the same distance: data are often sorted.
+    With a limit, rows are taken at even spacing, because data are often sorted.
     """
-    n = len(rows) if batches is None else min(len(rows), batches * share.batch_size * share.processes)
-    dealt = deal([k * len(rows) // n for k in range(n)], share.batch_size, share.processes, share.rank)
-    mine = [chunk for chunk, _ in dealt]
+    n = len(rows) if batches is None else min(len(rows), batches * layout.batch_size * layout.processes)
+    parts = split_across_processes(
+        [k * len(rows) // n for k in range(n)], layout.batch_size, layout.processes, layout.rank
+    )
     source = DataLoader(
-        rows,
-        batch_sampler=mine,
+        cast(Dataset, rows),  # torch takes any sequence
+        batch_sampler=[[*numbers] for numbers, _ in parts],
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_leave_signals,
         generator=torch.Generator(),
     )
-    for batch, (_, counted) in zip(source, dealt, strict=True):
+    for batch, (_, is_counted) in zip(source, parts, strict=True):
         watchdog.beat()
-        yield to_device(batch, device), counted
+        yield to_device(batch, device), is_counted
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch where the model is."""
+    """Return the batch on the model's device."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 __all__ = [
-    "Share",
+    "Augment",
+    "Batch",
+    "BatchLayout",
     "Step",
     "Steps",
     "StreamedSteps",
-    "deal",
     "derive_seed",
     "epoch_order",
     "evaluation_batches",
-    "like_lengths",
-    "some_rows",
+    "group_by_length",
+    "sample_rows",
+    "split_across_processes",
     "to_device",
 ]

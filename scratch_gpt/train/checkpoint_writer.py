@@ -1,4 +1,4 @@
-"""One run on several processes -> checkpoints written once, in the background where asked, and full disks met."""
+"""Write checkpoints once from a multi-process run, optionally in the background, and handle full disks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +10,13 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from ..runs.folder import ASIDE
 from ..utils import watchdog
 from ..utils.locks import check_held
-from .batches import Share
+from .accelerator import sum_over_processes
+from .batches import BatchLayout
 from .checkpoints import (
     WRITE_ERRORS,
     BackgroundWriter,
@@ -27,7 +29,7 @@ from .metrics_log import Metrics
 
 
 class RunStopped(Exception):
-    """A run that ends before its end; the message says why and what to do, `exit_code` is the process'."""
+    """Raised when a run stops early; `exit_code` is the exit code of the process."""
 
     def __init__(self, message: str, exit_code: int = 2):
         super().__init__(message)
@@ -35,31 +37,31 @@ class RunStopped(Exception):
 
 
 def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -> Callable[[str, Callable], bool]:
-    """`save(what, write)`: call `write()` and deal with a full disk or a folder that is gone, on all processes alike.
+    """Return `save(name, write)`, which calls `write()` and handles a full disk or a missing folder on all processes.
 
-    It returns whether that went well. Otherwise it says what could not be written and goes on, or with `stop` raises
-    RunStopped, as for an error of any other kind. To be called on every process.
+    It returns whether that succeeded. Otherwise it prints a message and training goes on, or with `stop` it raises
+    RunStopped, as for an error of any other kind. Call it on every process.
     """
 
-    def save(what: str, write: Callable[[], Any]) -> bool:
+    def save(name: str, write: Callable[[], Any]) -> bool:
         watchdog.beat()
-        problem, cause, is_odd = "", None, False
+        problem, cause, is_unexpected = "", None, False
         try:
             check_held(output_dir)
             write()
         except Exception as error:
-            # No lack of room, as the bare kind that tokenizers raises is: it will not go away.
-            is_odd = not isinstance(error, WRITE_ERRORS) and type(error) is not Exception
+            # Not a full disk, which tokenizers reports as a bare Exception: it will not go away.
+            is_unexpected = not isinstance(error, WRITE_ERRORS) and type(error) is not Exception
             problem, cause = describe(error) or type(error).__name__, error
-        failed, is_odd = agree(accelerator, 0.0, bool(problem), is_odd)[1:]
-        if not failed:
+        has_failed, is_unexpected = all_reduce_flags(accelerator, 0.0, bool(problem), is_unexpected)[1:]
+        if not has_failed:
             return True
-        message = f"{what} could not be written ({problem or 'on another process'}). {last_good(output_dir)}"
-        if is_odd:
-            raise RunStopped(f"{message} --resume latest goes on from there.") from cause
+        message = f"{name} could not be written ({problem or 'on another process'}). {last_good(output_dir)}"
+        if is_unexpected:
+            raise RunStopped(f"{message} Resume from there with resume='latest'.") from cause
         if stop:
             raise RunStopped(
-                f"{message} Make room, then go on with --resume latest (--on-save-error continue goes on)."
+                f"{message} Free some space, then resume with resume='latest' (or pass on_save_error='continue')."
             ) from cause
         accelerator.print(f"{message} Training goes on.")
         return False
@@ -67,26 +69,26 @@ def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -
     return save
 
 
-def agree(accelerator: Accelerator, loss, *flags: bool) -> tuple[float, bool, ...]:
-    """The loss summed over processes, and of each flag whether any process raised it."""
+def all_reduce_flags(accelerator: Accelerator, loss: Any, *flags: bool) -> tuple[Any, ...]:
+    """Return the loss summed over processes, and for each flag whether any process raised it."""
     if accelerator.num_processes == 1:
         return float(loss), *flags
     values = torch.tensor([float(loss), *map(float, flags)], device=accelerator.device)
-    total, *raised = accelerator.reduce(values, "sum").tolist()
-    return total, *(value > 0 for value in raised)
+    total, *sums = sum_over_processes(accelerator, values).tolist()
+    return total, *(value > 0 for value in sums)
 
 
 def last_good(output_dir: Path) -> str:
-    """A sentence that names the newest checkpoint."""
-    found = list_checkpoints(output_dir / "checkpoints")
-    if found:
-        return f"The last good checkpoint is {found[-1].name}."
-    kept = f" The run that was there before is in {output_dir / ASIDE}." if (output_dir / ASIDE).is_dir() else ""
-    return f"There is no checkpoint yet.{kept}"
+    """Return a sentence that names the newest checkpoint."""
+    checkpoints = list_checkpoints(output_dir / "checkpoints")
+    if checkpoints:
+        return f"The last good checkpoint is {checkpoints[-1].name}."
+    earlier = f" The run that was there before is in {output_dir / ASIDE}." if (output_dir / ASIDE).is_dir() else ""
+    return f"There is no checkpoint yet.{earlier}"
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """Describe an error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
@@ -95,52 +97,61 @@ def describe(error: BaseException) -> str:
 
 @contextmanager
 def name_last_good(output_dir: Path) -> Iterator[None]:
-    """Turn what ends a run from outside (no room, a process that is gone) into a RunStopped with the last save."""
+    """Turn errors from outside (a full disk, a lost process) into a RunStopped that names the last checkpoint."""
     try:
         yield
     except WRITE_ERRORS as error:
-        what = getattr(error, "filename", None) or output_dir
+        file = getattr(error, "filename", None) or output_dir
         raise RunStopped(
-            f"{what}: {describe(error)}. {last_good(output_dir)} Mend it, then go on with --resume latest."
+            f"{file}: {describe(error)}. {last_good(output_dir)} Correct this, then resume with resume='latest'."
         ) from error
     except RuntimeError as error:
         text = str(error)
         if "DataLoader worker" in text and "exited unexpectedly" in text:
-            gone = "A process that prepares batches has ended (killed, or out of memory; --workers 0 needs none)."
+            reason = "A process that prepares batches has ended (killed, or out of memory; workers=0 starts none)."
         elif isinstance(error, torch.distributed.DistError) or "gloo" in text:
-            gone = f"The processes have lost each other ({text.splitlines()[0][:200]})."
+            reason = f"The processes have lost each other ({text.splitlines()[0][:200]})."
         else:
             raise
-        raise RunStopped(f"{gone} {last_good(output_dir)} --resume latest goes on from there.") from error
+        raise RunStopped(f"{reason} {last_good(output_dir)} Resume from there with resume='latest'.") from error
 
 
-class Keeper:
-    """`keeper(progress)` writes a checkpoint, with `async_save` in the background while training goes on."""
+class Checkpointer:
+    """Write the checkpoints of a run, with `async_save` in the background while training goes on."""
 
     def __init__(
-        self, accelerator, model, optimizer, metrics: Metrics, folder: Path, settings, record, save, model_files=None
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        metrics: Metrics,
+        output_dir: Path,
+        settings: Any,
+        record: dict[str, Any],
+        save: Callable[[str, Callable[[], Any]], bool],
+        model_files: dict[str, bytes] | None = None,
     ):
         self.accelerator, self.model, self.optimizer, self.metrics = accelerator, model, optimizer, metrics
-        self.folder, self.settings, self.record, self.save = folder, settings, record, save
-        self.model_files = model_files
+        self.output_dir, self.folder, self.settings = output_dir, output_dir / "checkpoints", settings
+        self.record, self.save, self.model_files = record, save, model_files
         self.writer = BackgroundWriter()
 
-    def __call__(self, progress: Any, share: Share, cursors: dict[str, Any]) -> bool:
-        """Keep `progress` (a dataclass), how rows are shared out, and where this process' lanes of a stream stand.
+    def save_checkpoint(self, progress: Any, layout: BatchLayout, cursors: dict[str, Any]) -> bool:
+        """Save the progress (a dataclass), the batch layout and the cursors of this process' lanes of a stream.
 
-        False where weights are not finite any more: such a checkpoint would push out the good ones.
+        Return False if the weights are no longer finite: such a checkpoint would push out the good ones.
         """
         self.finish()
         is_finite = all(bool(_local(value).isfinite().all()) for value in self.model.parameters())
-        if agree(self.accelerator, 0.0, not is_finite)[1]:
+        if all_reduce_flags(self.accelerator, 0.0, not is_finite)[1]:
             return False
-        everyone = gather_object([cursors]) if cursors else []
+        cursors_of_all = gather_object([cursors]) if cursors else []
         scaler = self.accelerator.scaler
         state = {
             "progress": asdict(progress),
             "metrics": self.metrics.state(),
-            "share": {name: getattr(share, name) for name in ("batch_size", "accumulation_steps", "processes")},
-            "cursors": {lane: cursor for part in everyone for lane, cursor in part.items()},
+            "share": {name: getattr(layout, name) for name in ("batch_size", "accumulation_steps", "processes")},
+            "cursors": {lane: cursor for part in cursors_of_all for lane, cursor in part.items()},
             "scaler": None if scaler is None else scaler.state_dict(),
             "random_state": "torch.manual_seed(derive_seed(seed, step, process)) before each step: nothing to keep",
             "record": self.record,
@@ -162,19 +173,21 @@ class Keeper:
         return True
 
     def finish(self) -> None:
-        """Wait for what is being written, and deal with what went wrong in it."""
+        """Wait for the background write, and handle its errors."""
         if self.settings.async_save:
             self.save("The last checkpoint", self.writer.finish)
 
     def _has_room(self) -> bool:
-        # Weights and two moments, once more; on the main process' word, so that all do the same.
+        # A copy of the weights and two moments fits on every process, so that all do the same.
         size = 3 * sum(value.numel() * value.element_size() for value in self.model.parameters())
         lacks = torch.tensor(float(psutil.virtual_memory().available < 1.2 * size), device=self.accelerator.device)
-        return float(self.accelerator.reduce(lacks, "sum")) == 0
+        return float(sum_over_processes(self.accelerator, lacks)) == 0
 
 
 def _local(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().to_local() if hasattr(value, "to_local") else value.detach()  # FSDP: this process' part
+    tensor = value.detach()
+    to_local = getattr(tensor, "to_local", None)  # FSDP: this process' part
+    return tensor if to_local is None else to_local()
 
 
-__all__ = ["Keeper", "RunStopped", "agree", "guard_saves", "last_good", "name_last_good"]
+__all__ = ["Checkpointer", "RunStopped", "all_reduce_flags", "guard_saves", "last_good", "name_last_good"]

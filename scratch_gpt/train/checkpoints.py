@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,25 +66,26 @@ def take_snapshot(
     `copy` takes a copy that training does not change, else what is on the CPU is shared.
     """
     weights = whole_weights(model)
-    content = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    content: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
     tensors = {
         f"{name}.{key}": value for name, slot in content.get("state", {}).items() for key, value in slot.items()
     }
     assert all(isinstance(value, torch.Tensor) for value in tensors.values()), "optimizer state that is not a tensor"
     if copy:
-        weights, tensors = ({name: value.clone() for name, value in part.items()} for part in (weights, tensors))
+        weights = {name: value.clone() for name, value in weights.items()}
+        tensors = {name: value.clone() for name, value in tensors.items()}
     state = {**state, "optimizer": content.get("param_groups", [])}
     return Snapshot(weights, tensors, state, metrics, tensor_shapes(model))
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return each tensor of a model once and whole. Call it on every process; a sharded model's go to the first."""
-    return _distinct(model, get_model_state_dict(model, options=_WHOLE))
+    return _distinct(model, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=_WHOLE)))
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Put whole tensors into a model, sharded or not. To be called on every process."""
-    set_model_state_dict(model, weights, options=_WHOLE)
+    set_model_state_dict(model, cast(dict[str, Any], weights), options=_WHOLE)
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], str]:
@@ -107,45 +108,48 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         parameter, _, key = name.rpartition(".")
         slots.setdefault(parameter, {})[key] = value
     groups = _groups(path, state.pop("optimizer", None), slots, optimizer)
-    set_optimizer_state_dict(model, optimizer, {"state": slots, "param_groups": groups}, options=_WHOLE)
+    content: dict[str, Any] = {"state": slots, "param_groups": groups}
+    set_optimizer_state_dict(model, optimizer, content, options=_WHOLE)
     return state, (path / METRICS).read_text(encoding="utf-8")
 
 
 def _groups(path: Path, saved: Any, slots: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     # Which parameters are in which group is the checkpoint's; how a group is optimized is the run's own.
-    here = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         names = [[*map(str, group["params"])] for group in saved]
-        fits = [len(each) for each in names] == [len(group["params"]) for group in optimizer.param_groups]
+        fits = [len(group_names) for group_names in names] == [
+            len(group["params"]) for group in optimizer.param_groups
+        ]
     except (TypeError, KeyError):
         fits, names = False, []
-    if not fits or not slots.keys() <= {name for each in names for name in each}:
+    if not fits or not slots.keys() <= {name for group_names in names for name in group_names}:
         raise CheckpointError(
-            f"{path.name} belongs to another optimizer: its groups of parameters are not this run's. No flag can "
-            "help: start another run in another --output-dir."
+            f"{path.name} belongs to another optimizer: its groups of parameters are not this run's. "
+            "Start a new run in a new output_dir."
         )
-    return [{**group, "params": each} for group, each in zip(here, names, strict=True)]
+    return [{**group, "params": group_names} for group, group_names in zip(options, names, strict=True)]
 
 
 def check_shapes(path: Path, model: nn.Module) -> None:
     """Raise a CheckpointError where a checkpoint's weights are another model's. Reads no tensor."""
-    there, here = _saved_shapes(path / WEIGHTS), tensor_shapes(model)
-    if differing := _differing(there, here):
+    saved, expected = _saved_shapes(path / WEIGHTS), tensor_shapes(model)
+    if differing := _differing(saved, expected):
         name = differing[0]
         raise CheckpointError(
-            f"{path.name} belongs to another model: {name} is {there.get(name)} there and {here.get(name)} here. No "
-            "flag can help: start another run in another --output-dir."
+            f"{path.name} belongs to another model: {name} is {saved.get(name)} there and {expected.get(name)} here. "
+            "Start a new run in a new output_dir."
         )
 
 
 def check_written(files: list[Path], shapes: dict[str, tuple[int, ...]]) -> None:
     """Raise a CheckpointError if the tensors in safetensors files are not exactly those of `shapes`."""
-    there = {name: shape for file in files for name, shape in _saved_shapes(file).items()}
-    if differing := _differing(there, shapes):
+    written = {name: shape for file in files for name, shape in _saved_shapes(file).items()}
+    if differing := _differing(written, shapes):
         name = differing[0]
         raise CheckpointError(
-            f"The model cannot be saved: {name} is {there.get(name)} in the file and {shapes.get(name)} in the model, "
-            f"and {len(differing)} of {len({*there, *shapes})} tensors differ. What was saved before is unchanged."
+            f"The model cannot be saved: {name} is {written.get(name)} in the file and {shapes.get(name)} in the "
+            f"model, and {len(differing)} of {len({*written, *shapes})} tensors differ. The last save is unchanged."
         )
 
 
@@ -161,8 +165,8 @@ def _saved_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}
 
 
-def _differing(one: dict[str, tuple[int, ...]], other: dict[str, tuple[int, ...]]) -> list[str]:
-    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+def _differing(first: dict[str, tuple[int, ...]], second: dict[str, tuple[int, ...]]) -> list[str]:
+    return sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
 
 
 @contextmanager
@@ -241,10 +245,10 @@ def write_checkpoint(
 
 def prune(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
     """Remove the checkpoints after `newest`, all but the last `keep` and the best, and what a killed save has left."""
-    others = list_checkpoints(folder)
-    here = others.index(newest)
-    old = [path for path in others[: max(0, here + 1 - keep)] if path.name != f"step-{best_step}"]
-    for path in (*old, *others[here + 1 :]):
+    checkpoints = list_checkpoints(folder)
+    index = checkpoints.index(newest)
+    old = [path for path in checkpoints[: max(0, index + 1 - keep)] if path.name != f"step-{best_step}"]
+    for path in (*old, *checkpoints[index + 1 :]):
         aside = path.with_name(OLD + path.name)
         remove(aside)
         with suppress(OSError):  # one that cannot be removed is no reason to stop
@@ -255,13 +259,13 @@ def prune(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
 
 def _left_over(folder: Path) -> list[Path]:
     # What a killed save was writing or replacing, the newest step first.
-    found = [
+    steps = [
         (int(path.name.rpartition("-")[2]), path)
         for prefix in (DRAFT, OLD)
         for path in folder.glob(f"{prefix}step-*")
         if path.name.rpartition("-")[2].isdigit()
     ]
-    return [path for _, path in sorted(found, reverse=True)]
+    return [path for _, path in sorted(steps, reverse=True)]
 
 
 def adopt(path: Path) -> Path:
@@ -314,8 +318,8 @@ class BackgroundWriter:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The `step-N` folders, oldest first."""
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    folders = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
@@ -336,7 +340,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
             return path, [*skipped, f"{path.name} is whole: it is taken as {own_name(path)}."]
     if skipped:
         raise CheckpointError(
-            f"No checkpoint in {folder} is whole ({'; '.join(skipped)}). Start anew with --overwrite true."
+            f"Every checkpoint in {folder} is damaged ({'; '.join(skipped)}). Restart with overwrite=True."
         )
     return None, []
 

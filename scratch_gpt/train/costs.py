@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022 ("Chinchilla"), table 3, about; for a model that begins at random
 LOGITS_BYTES = 2**26  # of the head's one table (modeling/linear_cross_entropy.py)
-LORA = {  # --lora-targets -> (how many matrices D x D have it in a block, how many D x F)
+LORA = {  # lora_targets -> (how many matrices D x D have it in a block, how many D x F)
     "default": (3, 0),
     "attention": (4, 0),
     "all-linear": (4, 2),
@@ -22,7 +22,7 @@ LORA = {  # --lora-targets -> (how many matrices D x D have it in a block, how m
 
 
 class Tune(NamedTuple):
-    """What of a model is trained: `what` as the recipes' --tune."""
+    """What of a model is trained: `what` as the recipes' `tune`."""
 
     what: str = "full"
     lora_rank: int = 16
@@ -30,8 +30,8 @@ class Tune(NamedTuple):
 
     def blocks(self, layers: int) -> int:
         """How many of the upper blocks are trained."""
-        found = re.fullmatch(r"last-(?:block|(\d+)-blocks)", self.what)
-        return int(found[1] or 1) if found else layers if self.what == "full" else 0
+        match = re.fullmatch(r"last-(?:block|(\d+)-blocks)", self.what)
+        return int(match[1] or 1) if match else layers if self.what == "full" else 0
 
 
 FULL = Tune()
@@ -140,17 +140,17 @@ def block_activations(
         return 4 * D
     # Both norms' inputs and statistics in fp32; in the products' type each product's input: of q, k and v one (under
     # autocast three copies), of attention three, of o_proj, of up_proj, GELU's and its result.
-    kept = 8 * D + 16
-    kept += 2 * (8 * D + 2 * F) if half else 4 * (6 * D + 2 * F)
+    size = 8 * D + 16
+    size += 2 * (8 * D + 2 * F) if half else 4 * (6 * D + 2 * F)
     if config.resid_dropout:
-        kept += 2 * D * ((2 if half else 4) if on_cpu else 1)  # two masks
+        size += 2 * D * ((2 if half else 4) if on_cpu else 1)  # two masks
     weights_dropped = config.attention_dropout > 0
     if flash and not (on_cpu and weights_dropped):
-        return kept + 4 * H
+        return size + 4 * H
     if flash:  # torch's plain form, in fp32
-        return kept + 12 * H * length + (6 * D if half else 0)
+        return size + 12 * H * length + (6 * D if half else 0)
     table = (2 if half else 4) * (1 + 2 * weights_dropped)  # softmax; with dropout the mask and what is multiplied
-    return kept + H * length * table
+    return size + H * length * table
 
 
 class Memory(NamedTuple):
@@ -187,10 +187,10 @@ def memory(
     parameters, trained = all_parameters(config, classes), trained_parameters(config, tune, classes)
     keeping = L if tune.what in ("full", "lora") else tune.blocks(L)  # what is below is not differentiated
     of_block = N * block_activations(config, length, half=half, flash=flash, on_cpu=on_cpu)
-    kept = N * block_activations(config, length, half=half, flash=flash, on_cpu=on_cpu, recompute=recompute)
+    per_block = N * block_activations(config, length, half=half, flash=flash, on_cpu=on_cpu, recompute=recompute)
     width = 2 if half else 4
     matrices = 2 * block_matrices(config) if half else 0
-    activations = int(keeping * (kept + matrices) + N * 8 * D)  # and the final norm's input and result
+    activations = int(keeping * (per_block + matrices) + N * 8 * D)  # and the final norm's input and result
     head = config.vocab_size * D
     if classes is not None:
         logits, d_head = 0, 0
@@ -201,11 +201,11 @@ def memory(
         logits = int(table + d_head + 4 * N * D + (2 * head if half else 0))
     twice = d_head if config.tie_word_embeddings and tune.what == "full" else 0  # summed with the embedding's own
     gradients = 4 * trained * (2 if processes > 1 else 1) + twice
-    held = 4 * trained if accumulates else 0
+    accumulated = 4 * trained if accumulates else 0
     # While all activations are there the uppermost block is differentiated. Afterwards a GPU's allocator has their
     # room for the gradients; a CPU's, which keeps what is freed (allocation.keep_freed_memory), has it in other sizes.
     start_of_backward = activations + int(of_block) + logits
-    changing = start_of_backward + gradients if on_cpu else max(start_of_backward + held, gradients)
+    changing = start_of_backward + gradients if on_cpu else max(start_of_backward + accumulated, gradients)
     weights = 4 * (parameters + (trained if tune.what == "lora" else 0))
     moments = 8 * trained - (4 * tune.blocks(L) * block_matrices(config) if optimizer == "muon" else 0)
     peak = int(weights + moments + changing)
@@ -228,7 +228,7 @@ class Rehearsal(NamedTuple):
 
 def step_seconds(
     config: Any,
-    found: Rehearsal,
+    rehearsal: Rehearsal,
     batch_size: int,
     length: int,
     accumulation_steps: int = 1,
@@ -236,12 +236,12 @@ def step_seconds(
     classes: int | None = None,
 ) -> float:
     """How long one optimizer step takes: what was rehearsed, scaled by the FLOPs that it has more or fewer."""
-    L, deep = config.num_hidden_layers, block_flops(config, length) / block_flops(config, found.length)
-    head = [head_flops(config, n, classes) + block_flops(config, n) for n in (length, found.length)]
-    rows = batch_size / found.rows
-    micro_batch = rows * (found.shallow * head[0] / head[1] + (L - 1) * found.block * deep)
+    L, deep = config.num_hidden_layers, block_flops(config, length) / block_flops(config, rehearsal.length)
+    head = [head_flops(config, n, classes) + block_flops(config, n) for n in (length, rehearsal.length)]
+    rows = batch_size / rehearsal.rows
+    micro_batch = rows * (rehearsal.shallow * head[0] / head[1] + (L - 1) * rehearsal.block * deep)
     share = row_flops(config, length, tune, classes) / row_flops(config, length, FULL, classes)
-    update = found.update * trained_parameters(config, tune, classes) + found.block_update * tune.blocks(L)
+    update = rehearsal.update * trained_parameters(config, tune, classes) + rehearsal.block_update * tune.blocks(L)
     return accumulation_steps * micro_batch * share + update
 
 

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from .batches import Batch, some_rows, to_device
+from .accelerator import sum_over_processes
+from .batches import Batch, sample_rows, to_device
 
 
 def fit_memory(
@@ -33,25 +34,26 @@ def fit_memory(
         MemoryError: not even one row does.
     """
     while True:
-        full = collate(some_rows(rows, batch_size))
+        full = collate(sample_rows(rows, batch_size))
         fits = int(_rehearse(accelerator, model, optimizer, objective, full))
         optimizer.zero_grad()
-        if int(accelerator.reduce(torch.tensor(fits, device=accelerator.device), "sum")) == accelerator.num_processes:
+        fitting = int(sum_over_processes(accelerator, torch.tensor(fits, device=accelerator.device)))
+        if fitting == accelerator.num_processes:
             return batch_size, accumulation_steps
         gc.collect()
         if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
         if batch_size == 1:
             raise MemoryError(
-                "Out of memory with a single row. What helps: --gradient-checkpointing true, a smaller --max-length, "
-                "--mixed-precision bf16, a smaller model."
+                "Out of memory with a single row. Pass gradient_checkpointing=True, a smaller max_length or "
+                "mixed_precision='bf16', or choose a smaller model."
             )
-        cut = next(n for n in range(2, batch_size + 1) if batch_size % n == 0)
+        factor = next(n for n in range(2, batch_size + 1) if batch_size % n == 0)
         accelerator.print(
-            f"Out of memory at batch_size {batch_size}: going on with batch_size {batch_size // cut} and "
-            f"accumulation_steps {accumulation_steps * cut}, which gives the same gradient."
+            f"Out of memory at batch_size {batch_size}: going on with batch_size {batch_size // factor} and "
+            f"accumulation_steps {accumulation_steps * factor}, which gives the same gradient."
         )
-        batch_size, accumulation_steps = batch_size // cut, accumulation_steps * cut
+        batch_size, accumulation_steps = batch_size // factor, accumulation_steps * factor
 
 
 def _rehearse(accelerator, model, optimizer, objective, batch: Batch) -> bool:

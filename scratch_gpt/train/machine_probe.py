@@ -7,9 +7,9 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
 
 from .costs import Rehearsal
 from .optimizers import clip_gradients, make_optimizer
@@ -36,13 +36,13 @@ def seconds_of(work: Callable[[], object], device: torch.device, budget: float =
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     work()
     wait()
-    found: list[float] = []
-    while len(found) < 2 or sum(found) < budget:
+    seconds: list[float] = []
+    while len(seconds) < 2 or sum(seconds) < budget:
         start = time.perf_counter()
         work()
         wait()
-        found.append(time.perf_counter() - start)
-    return found
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def matmul_rate(device: torch.device, precision: str, budget: float = 0.3) -> float:
@@ -74,8 +74,8 @@ def device_peak(device: torch.device, precision: str) -> float | None:
 
 
 def rehearse(
-    model: nn.Module,
-    loss: Callable[[nn.Module], torch.Tensor],
+    model: Any,
+    loss: Callable[[Any], torch.Tensor],
     rows: int,
     length: int,
     precision: str,
@@ -98,17 +98,17 @@ def rehearse(
             for parameter in model.parameters():
                 parameter.grad = None
             with autocast:
-                found = of()
-            found.backward()
+                loss_value = of()
+            loss_value.backward()
 
         return statistics.median(seconds_of(work, device, budget))
 
     def trunk() -> torch.Tensor:
         return model.base_model(inputs_embeds=x, use_cache=False).last_hidden_state.sum()
 
-    two = step(trunk)
+    two_blocks = step(trunk)
     model.config.num_hidden_layers = 1
-    one, shallow = step(trunk), step(lambda: loss(model))
+    one_block, shallow = step(trunk), step(lambda: loss(model))
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
 
     def update(name: str) -> float:
@@ -122,7 +122,9 @@ def rehearse(
 
     plain = update("adamw")
     longer = max(0.0, update(optimizer) - plain) if optimizer != "adamw" else 0.0
-    return Rehearsal(rows, length, shallow, max(0.0, two - one), plain / sum(p.numel() for p in trained), longer)
+    return Rehearsal(
+        rows, length, shallow, max(0.0, two_blocks - one_block), plain / sum(p.numel() for p in trained), longer
+    )
 
 
 __all__ = ["bandwidth", "device_peak", "known_peak", "matmul_rate", "rehearse"]

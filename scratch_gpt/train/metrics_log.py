@@ -165,13 +165,13 @@ class Metrics:
         content = self.unwritten.encode()
         with self.path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
-            written = 0
+            count = 0
             try:
-                written = file.write(content)
+                count = file.write(content)
             finally:
-                if written != len(content):
+                if count != len(content):
                     file.truncate(end)
-        if written != len(content):
+        if count != len(content):
             raise OSError("the disk is full")
         self.unwritten = ""
 

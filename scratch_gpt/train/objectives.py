@@ -65,14 +65,14 @@ def count_labels(labels: torch.Tensor, weights: torch.Tensor | None = None) -> t
 
 def classification(weights: Sequence[float] | None = None) -> Objective:
     """The label of each row at its last token; `weights` of the classes as in `classification_loss`."""
-    weights = None if weights is None else torch.tensor(weights)
+    class_weights = None if weights is None else torch.tensor(weights)
 
     def counts(batch: Batch) -> dict[str, torch.Tensor]:
-        return {"loss": count_labels(batch["labels"], weights), "tokens": batch["attention_mask"].sum()}
+        return {"loss": count_labels(batch["labels"], class_weights), "tokens": batch["attention_mask"].sum()}
 
     def sums(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        return {"loss": classification_loss(logits, batch["labels"], weights)[0]}
+        return {"loss": classification_loss(logits, batch["labels"], class_weights)[0]}
 
     return Objective(counts, sums)
 

@@ -62,15 +62,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
         matrices = [p for name, p in trained.items() if p.dim() == 2 and re.search(r"\.\d+\.", name)]
         if not matrices:
             raise ValueError("Muon moves the matrices of blocks, and none is trained here: give adamw.")
-        here = {id(p) for p in matrices}
-        rest = [p for p in trained.values() if id(p) not in here]
+        matrix_ids = {id(p) for p in matrices}
+        rest_parameters = [p for p in trained.values() if id(p) not in matrix_ids]
         options = {"lr": learning_rate, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
         self.parts: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, **options)]
-        if rest:
-            self.parts.append(_adamw(rest, learning_rate, weight_decay, betas))
+        if rest_parameters:
+            self.parts.append(_adamw(rest_parameters, learning_rate, weight_decay, betas))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
-        taken = [id(p) for group in self.param_groups for p in group["params"]]
-        assert sorted(taken) == sorted(map(id, trained.values())), "a parameter is in no optimizer, or in two"
+        ids = [id(p) for group in self.param_groups for p in group["params"]]
+        assert sorted(ids) == sorted(map(id, trained.values())), "a parameter is in no optimizer, or in two"
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -100,12 +100,12 @@ def clip_gradients(
     if not all(type(g) is torch.Tensor and g.dtype == torch.float32 and g.device.type == "cpu" for g in gradients):
         return otherwise(parameters, max_norm)
     flat = [gradient.reshape(-1) for gradient in gradients]
-    norm = torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt().item() if flat else 0.0
+    norm = torch.stack([torch.dot(vector, vector) for vector in flat]).sum().sqrt().item() if flat else 0.0
     divisor = torch.tensor(norm / max_norm) if norm > max_norm else None
     if type(optimizer) is torch.optim.AdamW and all(group["fused"] for group in optimizer.param_groups):
-        optimizer.grad_scale = divisor
+        optimizer.grad_scale = divisor  # pyright: ignore[reportAttributeAccessIssue]
     elif divisor is not None:
-        torch._foreach_div_(gradients, divisor)
+        torch._foreach_div_(gradients, divisor)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 
@@ -124,8 +124,8 @@ def learning_rate_at(
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    left = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}[shape]
-    return floor + (peak - floor) * left
+    factor = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}[shape]
+    return floor + (peak - floor) * factor
 
 
 __all__ = ["MuonWithAdamW", "adamw", "clip_gradients", "learning_rate_at", "make_optimizer"]

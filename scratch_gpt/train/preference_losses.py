@@ -75,8 +75,8 @@ def read_answers(model: nn.Module, batch: Batch, with_prompts: bool = False) -> 
     """One forward pass over all rows of a batch."""
     labels = batch["shift_labels"]
     answer = labels != -100  # (N, T)
-    asked = _ask_prompts(batch) if with_prompts else labels
-    losses = model(batch["input_ids"], shift_labels=asked, token_losses=True, use_cache=False).loss  # (N, T)
+    targets = _ask_prompts(batch) if with_prompts else labels
+    losses = model(batch["input_ids"], shift_labels=targets, token_losses=True, use_cache=False).loss  # (N, T)
     whole = losses[: len(losses) // 2].sum() if with_prompts else losses.new_zeros(())
     return Answers(-(losses * answer).sum(-1), answer.sum(-1), whole)
 

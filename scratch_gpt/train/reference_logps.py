@@ -4,19 +4,21 @@ So no second copy of the weights is needed: the reference is the model itself, b
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
 from ..utils import watchdog
 from ..utils.files import DRAFT
-from .batches import Batch, Share, deal, to_device
+from .accelerator import sum_over_processes
+from .batches import Batch, BatchLayout, split_across_processes, to_device
 from .preference_losses import read_answers
 
 
@@ -25,7 +27,7 @@ NAME = "references.safetensors"
 
 @torch.no_grad()
 def reference_logps(
-    accelerator: Any, model: nn.Module, rows: Sequence, collate: Callable[[list], Batch], batch_size: int
+    accelerator: Accelerator, model: nn.Module, rows: Any, collate: Callable[[list], Batch], batch_size: int
 ) -> np.ndarray:
     """log P(answer | prompt) of both answers of each row, (rows, 2) float32, in nats; shared out over the processes.
 
@@ -35,17 +37,17 @@ def reference_logps(
     was_training = model.training
     model.to(accelerator.device).eval()
     order = np.argsort(rows.lengths, kind="stable").tolist()
-    share = Share(batch_size, 1, accelerator.num_processes, accelerator.process_index)
-    found = torch.zeros(len(rows), 2, device=accelerator.device)
-    for numbers, counted in deal(order, share.batch_size, share.processes, share.rank):
+    layout = BatchLayout(batch_size, 1, accelerator.num_processes, accelerator.process_index)
+    logps_of_rows = torch.zeros(len(rows), 2, device=accelerator.device)
+    for numbers, is_counted in split_across_processes(order, layout.batch_size, layout.processes, layout.rank):
         watchdog.beat()
         batch = to_device(collate([rows[k] for k in numbers]), accelerator.device)
         with accelerator.autocast():
             logps = read_answers(model, batch).logps
-        if counted:
-            found[numbers] = logps.view(2, -1).T.float()
+        if is_counted:
+            logps_of_rows[numbers] = logps.view(2, -1).T.float()
     model.train(was_training)
-    return accelerator.reduce(found, "sum").cpu().numpy()
+    return sum_over_processes(accelerator, logps_of_rows).cpu().numpy()
 
 
 def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
@@ -57,10 +59,10 @@ def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def write_references(file: Path, found: Mapping[str, np.ndarray], key: str) -> None:
+def write_references(file: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:
     """{name: array} -> a file, whole or not at all."""
     draft = file.with_name(DRAFT + file.name)
-    save_file(dict(found), draft, metadata={"key": key})
+    save_file(dict(arrays), draft, metadata={"key": key})
     draft.replace(file)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Any
 
 
 class StopSignals:
@@ -12,7 +13,7 @@ class StopSignals:
 
     def __init__(self):
         self.received: signal.Signals | None = None
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():

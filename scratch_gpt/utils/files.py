@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all, and remove them without following links."""
+"""Write files and folders completely or not at all, and remove them without following links."""
 
 import os
 import shutil

@@ -32,7 +32,7 @@ class FileChanged(ValueError):
 
 
 @contextmanager
-def one_error(what: str, explain: Callable[[BaseException], str] | None = None) -> Iterator[None]:
+def one_error(action: str, explain: Callable[[BaseException], str] | None = None) -> Iterator[None]:
     """Raise a ValueError `what: reason` for everything that the body raises.
 
     A library that reads foreign bytes raises many kinds: its own classes, a RecursionError, the bare Exception, and a
@@ -46,7 +46,7 @@ def one_error(what: str, explain: Callable[[BaseException], str] | None = None) 
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise ValueError(f"{what}: {(explain or reason)(error)}") from error
+        raise ValueError(f"{action}: {(explain or reason)(error)}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -59,7 +59,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def time_limit(seconds: float, what: str) -> Iterator[None]:
+def time_limit(seconds: float, subject: str) -> Iterator[None]:
     """Raise a ValueError if the body takes longer: a template or a regular expression can run without end.
 
     It interrupts Python and its `re`, in the main thread of a system with timers (not Windows), and nothing elsewhere.
@@ -69,10 +69,10 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"{what} takes longer than {seconds:g} seconds and is stopped. Simplify it.")
+        raise TimeoutError(f"{subject} takes longer than {seconds:g} seconds and is stopped. Simplify it.")
 
-    began, handler = time.monotonic(), signal.signal(signal.SIGALRM, stop)
-    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    start, handler = time.monotonic(), signal.signal(signal.SIGALRM, stop)
+    remaining, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     except TimeoutError as error:
@@ -80,8 +80,8 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        if left:  # a limit around this one
-            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 1e-3))
+        if remaining:  # a limit around this one
+            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-3))
 
 
 def check_regular(path: Path) -> None:
@@ -119,11 +119,11 @@ def parse_json(text: str, kind: type = dict) -> Any:
     return content
 
 
-def check_text(text: str, what: str) -> None:
+def check_text(text: str, subject: str) -> None:
     """Raise a ValueError for half of a surrogate pair (of JSON, or bytes of a shell), which no encoding can write."""
     if half := HALVES.search(text):
         near = shown(text[max(0, half.start() - 10) : half.end() + 10])
-        raise ValueError(f"{what} is not valid Unicode at '{near}': it holds half of a character. Correct it.")
+        raise ValueError(f"{subject} is not valid Unicode at '{near}': it holds half of a character. Correct it.")
 
 
 def shown(text: str) -> str:
@@ -133,7 +133,7 @@ def shown(text: str) -> str:
         >>> print(shown("red \\x1b[31m text"))
         red \\x1b[31m text
     """
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A title and a body -> an HTML page that is whole in itself: no script, no request, light or dark as readers are."""
+"""A title and a body -> a self-contained HTML page: no script, no request, light or dark as readers are."""
 
 import unicodedata
 from html import escape
@@ -19,7 +19,7 @@ h3 { font-size: 1rem; margin: 0; } p { margin: .2rem 0 .9rem; color: var(--soft)
 
 
 def page(title: str, style: str, body: str) -> str:
-    """The page as HTML. `body` and `style` are taken as they are; whatever in them comes from data is `page_text`."""
+    """Return the page as HTML. `body` and `style` are inserted unchanged; data in them must go through `page_text`."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -30,7 +30,7 @@ def page(title: str, style: str, body: str) -> str:
 
 
 def page_text(value: Any) -> str:
-    """Whatever comes from data, escaped; \\r ends a line too, and what no page may hold is shown as unreadable."""
+    """Return data as escaped text; \\r ends a line too, and characters that HTML forbids become U+FFFD."""
     text = str(value).replace("\r\n", "\n").replace("\r", "\n")
     clean = (c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
     return escape("".join(clean))

@@ -133,7 +133,7 @@ def _is_of_words(value: str) -> bool:
 
 # What it is, its pattern, and which of its matches are no key.
 KEYS: list[tuple[str, re.Pattern, Callable[[re.Match], bool] | None]] = [
-    *((what, re.compile(f"{WORD_BEGINS}(?:{shape})"), None) for what, shape in SHAPES.items()),
+    *((kind, re.compile(f"{WORD_BEGINS}(?:{shape})"), None) for kind, shape in SHAPES.items()),
     ("a private key", re.compile(BEGIN_PRIVATE), None),
     ("a password in an address", PASSWORD, None),
     ("a password of .netrc", NETRC, None),
@@ -144,10 +144,10 @@ KEYS: list[tuple[str, re.Pattern, Callable[[re.Match], bool] | None]] = [
 
 def find_keys(text: str) -> Iterator[tuple[int, str]]:
     """Yield where each key in a text begins, and what of KEYS it is."""
-    for what, pattern, is_no_key in KEYS:
+    for kind, pattern, is_no_key in KEYS:
         for match in pattern.finditer(text):
             if is_no_key is None or not is_no_key(match):
-                yield match.start(), what
+                yield match.start(), kind
 
 
 __all__ = [

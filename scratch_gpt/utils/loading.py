@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from .foreign import one_error, read_json, reason
 
@@ -82,10 +83,10 @@ def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
     flags = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_gated_repo")
     flags += ("_raise_exceptions_for_connection_errors",)
     try:
-        found = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
+        path = cached_file(name, file, revision=revision, **dict.fromkeys(flags, False))
     except OSError:  # neither a folder nor an id: loading the model reports it
         return None
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)
 
 
 # --- Checks ------------------------------------------------------------------------------------------------------
@@ -107,17 +108,17 @@ def _index_names(name: str, revision: str | None) -> Iterator[str]:
     file = find_file(name, "config.json", revision)
     config = read_json(file) if file else {}
     _check_sizes(config)
-    other = config.get("transformers_weights")
-    if isinstance(other, str) and other.endswith(".json"):  # transformers then reads this index instead
-        yield other
+    index = config.get("transformers_weights")
+    if isinstance(index, str) and index.endswith(".json"):  # transformers then reads this index instead
+        yield index
 
 
 def _check_sizes(config: dict[str, Any]) -> None:
     # Before a model is built, which for an absurd size takes all memory, or has no end.
-    for fields, most in SIZES.items():
+    for fields, limit in SIZES.items():
         for field in fields:
-            if isinstance(config.get(field), (int, float)) and config[field] > most:
-                raise ValueError(f"its config.json has {field} {config[field]}; at most {most:,} is allowed.")
+            if isinstance(config.get(field), (int, float)) and config[field] > limit:
+                raise ValueError(f"its config.json has {field} {config[field]}; at most {limit:,} is allowed.")
 
 
 def _check_index(file: Path) -> None:
@@ -137,9 +138,11 @@ def _check_report(kind: str, report: dict[str, Any], may_lack: set[str], may_hol
         raise ValueError(f"it lacks {_first(missing)}, which {kind} has.")
     if unexpected := {*report["unexpected_keys"]} - may_hold:
         raise ValueError(f"it holds {_first(unexpected)}, which {kind} does not have.")
-    for key, there, here in sorted(report["mismatched_keys"]):
+    for key, stored_shape, expected_shape in sorted(report["mismatched_keys"]):
         if key not in may_lack:
-            raise ValueError(f"its {key} has the shape {tuple(there)}, and its config.json asks for {tuple(here)}.")
+            raise ValueError(
+                f"its {key} has the shape {tuple(stored_shape)}, and its config.json asks for {tuple(expected_shape)}."
+            )
 
 
 def _check_ties(model: Any) -> None:
@@ -159,8 +162,8 @@ def _check_finite(model: Any) -> None:
 
 
 def _first(names: Iterable[str]) -> str:
-    first, *others = sorted(names)
-    return f"{first} (and {len(others)} more)" if others else first
+    first, *remaining = sorted(names)
+    return f"{first} (and {len(remaining)} more)" if remaining else first
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from .foreign import check_regular, shown
 
@@ -59,12 +59,12 @@ class LocalFile(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """One of KINDS' values."""
+        """Return the kind, one of KINDS' values."""
         return KINDS[kind_ending(self.path)]
 
     @property
     def record(self) -> dict[str, Any]:
-        """{"name", "bytes", "sha256"}, as a manifest holds it."""
+        """Return {"name", "bytes", "sha256"}, as a manifest holds it."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
 
@@ -112,22 +112,22 @@ def find_files(name: str) -> tuple[list[LocalFile], list[str]]:
     else:
         paths = _expand(path)
         root = Path(*takewhile(lambda part: not has_magic(part), path.parts))
-    known = [found for found in paths if kind_ending(found) in KINDS and found.is_file()]
-    taken = {*known}
+    readable = [file for file in paths if kind_ending(file) in KINDS and file.is_file()]
+    readable_paths = {*readable}
     notices = [f"{name}: hidden files and folders are not read ({hidden:,})."] if hidden else []
-    if others := [str(_below(root, found)) for found in paths if found not in taken]:
-        notices.append(f"{name}: not read, as not of a known kind: {count_names(others)}.")
-    if not known:
-        what = "the folder holds no file" if path.is_dir() else "no such file, or none"
-        more = f" It holds {count_names(others)}." if others else ""
-        raise ValueError(f"{name!r}: {what} that ends in {_endings()}.{more}")
-    return [_describe(found, shown(str(_below(root, found)))) for found in known], notices
+    if unread := [str(_below(root, file)) for file in paths if file not in readable_paths]:
+        notices.append(f"{name}: not read, as not of a known kind: {count_names(unread)}.")
+    if not readable:
+        problem = "the folder holds no file" if path.is_dir() else "no such file, or none"
+        content = f" It holds {count_names(unread)}." if unread else ""
+        raise ValueError(f"{name!r}: {problem} that ends in {_endings()}.{content}")
+    return [_describe(file, shown(str(_below(root, file)))) for file in readable], notices
 
 
 def count_names(names: list[str]) -> str:
     """Return `a, b and 7 more`."""
-    more = len(names) - NAMED
-    return ", ".join(map(shown, names[:NAMED])) + (f" and {more:,} more" if more > 0 else "")
+    remaining = len(names) - NAMED
+    return ", ".join(map(shown, names[:NAMED])) + (f" and {remaining:,} more" if remaining > 0 else "")
 
 
 def _expand(pattern: Path) -> list[Path]:
@@ -137,10 +137,10 @@ def _expand(pattern: Path) -> list[Path]:
         k = parts.index("**")
         heads = glob(str(Path(*parts[:k]))) if k else ["."]
         roots = [Path(head) for head in heads if Path(head).is_dir()]
-        found = [path for root in roots for path in _walk(root)[0] if _fits(path.relative_to(root).parts, parts[k:])]
+        matches = [path for root in roots for path in _walk(root)[0] if _fits(path.relative_to(root).parts, parts[k:])]
     else:
-        found = [path for path in map(Path, glob(str(pattern))) if not path.is_dir()]
-    places = {(os.path.realpath(path.parent), path.name): path for path in sorted(found, reverse=True)}
+        matches = [path for path in map(Path, glob(str(pattern))) if not path.is_dir()]
+    places = {(os.path.realpath(path.parent), path.name): path for path in sorted(matches, reverse=True)}
     return sorted(places.values())
 
 
@@ -154,23 +154,23 @@ def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 def _walk(root: Path) -> tuple[list[Path], int]:
     # All files below a folder except hidden ones, and how many of these and of hidden folders there are.
-    def fail(error: OSError):
+    def fail(error: OSError) -> NoReturn:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
-    found, hidden, seen, pending = [], 0, set(), [str(root)]
+    files, hidden, visited, pending = [], 0, set(), [str(root)]
     while pending:  # links come last, so that a folder goes by its own name
         for folder, folders, names in os.walk(pending.pop(0), onerror=fail):
             status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in visited:
                 folders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             hidden += sum(name.startswith(".") for name in (*folders, *names))
             inside = [os.path.join(folder, name) for name in sorted(folders) if not name.startswith(".")]
             pending += filter(os.path.islink, inside)
             folders[:] = [os.path.basename(path) for path in inside if not os.path.islink(path)]
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(found), hidden
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(files), hidden
 
 
 def _below(root: Path, path: Path) -> Path:
@@ -215,7 +215,7 @@ def open_file(file: LocalFile) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     check_regular(path)
     try:
         content = path.open("rb")

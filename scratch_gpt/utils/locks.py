@@ -45,15 +45,15 @@ class Lock:
         folder = self.file.parent
         folder.mkdir(parents=True, exist_ok=True)
         while not self._make():
-            there = _read(self.file)
-            if there is None:  # gone meanwhile
+            current_owner = _read(self.file)
+            if current_owner is None:  # gone meanwhile
                 continue
-            if problem := _is_alive(self.file, there):
+            if problem := _is_alive(self.file, current_owner):
                 raise ValueError(
                     f"{folder} is in use: {problem}. Wait for its end, give another folder, or remove {self.file} if "
                     "no process writes into it."
                 )
-            if _take_away(self.file, there):
+            if _take_away(self.file, current_owner):
                 say(f"{folder}: the last process that wrote into it has ended without a word; this one takes over.")
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         atexit.register(self.release)
@@ -74,9 +74,9 @@ class Lock:
     def _beat(self) -> None:
         while not self.ended.wait(BEAT):
             with suppress(OSError):
-                there = _read(self.file)
-                self.lost = there is not None and there != self.owner
-                if there == self.owner:
+                current_owner = _read(self.file)
+                self.lost = current_owner is not None and current_owner != self.owner
+                if current_owner == self.owner:
                     os.utime(self.file)
 
     def release(self) -> None:
@@ -143,22 +143,24 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 def _is_alive(file: Path, owner: dict[str, Any]) -> str:
     # Who owns the lock and may still write, in a few words; empty where nobody does
-    who = f"process {owner.get('pid', '?')} on {owner.get('host', 'a machine')} since {owner.get('since', '?')}"
+    description = (
+        f"process {owner.get('pid', '?')} on {owner.get('host', 'a machine')} since {owner.get('since', '?')}"
+    )
     if (owner.get("host"), owner.get("space")) == (platform.node(), _space()):
         try:
             process = psutil.Process(owner["pid"])
             is_same = abs(process.create_time() - owner["started"]) < 2
-            return who if is_same and process.status() != psutil.STATUS_ZOMBIE else ""
+            return description if is_same and process.status() != psutil.STATUS_ZOMBIE else ""
         except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
             return ""
         except psutil.AccessDenied:
-            return who
+            return description
     try:  # by the clock of the disk, which is the same for all machines
         with tempfile.TemporaryFile(dir=file.parent) as now:
             age = os.fstat(now.fileno()).st_mtime - file.stat().st_mtime
     except FileNotFoundError:
         return ""
-    return f"{who}, whose last sign of life is {max(0, age):.0f} s old" if age < STALE else ""
+    return f"{description}, whose last sign of life is {max(0, age):.0f} s old" if age < STALE else ""
 
 
 def _take_away(file: Path, owner: dict[str, Any]) -> bool:

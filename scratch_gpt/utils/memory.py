@@ -1,6 +1,6 @@
 """Where this process' memory lies: what is freed is kept, what is read again and again lies on huge pages.
 
-Both ask the C library or Linux, and do nothing where those are others.
+Both use the C library or Linux, and do nothing on other systems.
 """
 
 import ctypes
@@ -24,13 +24,13 @@ def keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        any(library.mallopt(M_MMAP_THRESHOLD, most) for most in (2**31 - 1, 2**25))  # 0 is a refusal
+        any(library.mallopt(M_MMAP_THRESHOLD, limit) for limit in (2**31 - 1, 2**25))  # 0 is a refusal
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager
 def huge_pages() -> Iterator[None]:
-    """What is allocated within lies on huge pages afterwards, where Linux finds some: reading it all is faster.
+    """Move what the body allocates to huge pages, as far as Linux has some: reading it becomes faster.
 
     torch asks for them by itself ($THP_MEM_ALLOC_ENABLE); this is for what its libraries allocate.
     """

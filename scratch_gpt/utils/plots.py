@@ -10,7 +10,7 @@ TRAIN, VALIDATION, RATE = "#7aa6d6", "#d1495b", "#8a8a8a"
 
 
 def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Path:
-    """Training and validation loss (left axis) and perplexity (right) over tokens (below) and epochs (above).
+    """Plot training and validation loss (left axis) and perplexity (right) over tokens (below) and epochs (above).
 
     The learning rate stands in a strip of its own. `metrics` are the lines of metrics.jsonl.
     """
@@ -25,7 +25,7 @@ def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Pat
     loss.plot(
         [m["tokens"] for m in held_out],
         [m["eval_loss"] for m in held_out],
-        *("o-",),
+        "o-",
         color=VALIDATION,
         markersize=3,
         label="validation",
@@ -69,7 +69,7 @@ def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Pat
 
 
 def plot_classification(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Path:
-    """Losses (above) and accuracies (below) over epochs, of what is learned and of what is held out.
+    """Plot training and validation losses (above) and accuracies (below) over epochs.
 
     `metrics` are the lines of metrics.jsonl; the dashed line is the accuracy on the test split before the first step.
     """
@@ -103,7 +103,7 @@ def plot_classification(metrics: list[dict[str, Any]], file: Path, title: str = 
 
 
 def plot_confusion(confusion: list[list[int]], labels: Sequence[str], file: Path, title: str = "") -> Path:
-    """A confusion matrix (C, C): a row is what is true, a column what it was called; shaded by the row's share."""
+    """Plot a confusion matrix (C, C): rows are true classes, columns predicted ones; shaded by the row's share."""
     from matplotlib.figure import Figure
 
     size = min(10.0, 2.5 + 0.7 * len(labels))
@@ -126,7 +126,7 @@ def plot_confusion(confusion: list[list[int]], labels: Sequence[str], file: Path
 
 
 def plot_parameters(counts: Mapping[str, int], file: Path, title: str = "") -> Path:
-    """How many parameters each part of a model has: a bar each, in the order of `counts`."""
+    """Plot how many parameters each part of a model has, in the order of `counts`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1 + 0.4 * len(counts)), layout="constrained", facecolor="white")
@@ -149,7 +149,7 @@ def plot_parameters(counts: Mapping[str, int], file: Path, title: str = "") -> P
 def plot_attention(
     maps: Mapping[int, Sequence[Any]], tokens: Sequence[str], file: Path, title: str = "", most: int = 6
 ) -> Path:
-    """Who attends to whom in one sentence: {layer: (H, T, T)}, a row of heads for each layer, the first `most`.
+    """Plot the attention of one sentence, {layer: (H, T, T)}: a row for each layer, with its first `most` heads.
 
     In a map a row is the token that looks and a column what it looks at; shades are of the root, so that little shows.
     """
@@ -180,7 +180,7 @@ def plot_attention(
 
 
 def plot_token_lengths(lengths: Sequence[int], file: Path, title: str = "", longest: int = 20) -> Path:
-    """How many tokens of a vocabulary stand for so many bytes; from `longest` on they share the last bar."""
+    """Plot how many tokens of a vocabulary have each length in bytes; from `longest` on they share the last bar."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.5), layout="constrained", facecolor="white")
@@ -205,13 +205,13 @@ def plot_token_lengths(lengths: Sequence[int], file: Path, title: str = "", long
     return file
 
 
-def _exp(values):
+def _exp(values: Any) -> Any:
     import numpy as np
 
     return np.exp(np.clip(values, -700, 700))
 
 
-def _log(values):
+def _log(values: Any) -> Any:
     import numpy as np
 
     return np.log(np.maximum(values, 1e-300))

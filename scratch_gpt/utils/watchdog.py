@@ -48,15 +48,15 @@ def watch(
     guard = _Guard(seconds, file, say_more) if hasattr(faulthandler, "register") else None
 
     def look() -> None:
-        seen, idle, before = _beats, 0.0, time.monotonic()
+        last_beats, idle, last_look = _beats, 0.0, time.monotonic()
         tick = min(TICK, seconds / 4)
         while not ended.wait(tick):
             now = time.monotonic()
-            idle, before = idle + min(now - before, 2 * tick), now
+            idle, last_look = idle + min(now - last_look, 2 * tick), now
             if guard is not None:
-                guard.sign(seen != _beats)
-            if seen != _beats:
-                seen, idle = _beats, 0.0
+                guard.sign(last_beats != _beats)
+            if last_beats != _beats:
+                last_beats, idle = _beats, 0.0
             elif idle >= seconds:
                 # The disk may be what hangs: a thread of its own writes, and the end waits for it only so long.
                 report = threading.Thread(target=_report, args=(seconds, file, say_more), daemon=True)
@@ -88,9 +88,9 @@ def _report(seconds: float, file: Path, say_more: Callable[[], str]) -> None:
     sys.stdout.flush()
 
 
-def _line(seconds: float, where: str, more: str) -> str:
+def _line(seconds: float, where: str, advice: str) -> str:
     duration = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
-    return f"\nerror: no progress for {duration}. {where} {more}"
+    return f"\nerror: no progress for {duration}. {where} {advice}"
 
 
 # --- A second process, for code that holds the global lock -----------------------------------------------------------
@@ -100,7 +100,7 @@ class _Guard:
     """A process that ends this one if no sign of it comes for `seconds`."""
 
     def __init__(self, seconds: float, file: Path, say_more: Callable[[], str]):
-        self.say_more, self.teller = say_more, threading.Thread()
+        self.say_more, self.sender = say_more, threading.Thread()
         self.stacks = tempfile.TemporaryFile()
         faulthandler.register(signal.SIGUSR2, self.stacks, all_threads=True)  # its handler needs no lock
         numbers = (os.getpid(), seconds, self.stacks.fileno())
@@ -112,47 +112,49 @@ class _Guard:
             pass_fds=[self.stacks.fileno()],
             start_new_session=True,  # Ctrl-C and Ctrl-Z are for the run
         )
-        os.set_blocking(self.process.stdin.fileno(), False)
-        self._tell()
+        assert self.process.stdin is not None  # a pipe
+        self.pipe = self.process.stdin
+        os.set_blocking(self.pipe.fileno(), False)
+        self._send_advice()
 
     def sign(self, has_progress: bool) -> None:
         """Say that this process runs; after progress the line may end otherwise, which a thread of its own finds."""
         self._write("")
-        if has_progress and not self.teller.is_alive():
-            self.teller = threading.Thread(target=self._tell, daemon=True)
-            self.teller.start()
+        if has_progress and not self.sender.is_alive():
+            self.sender = threading.Thread(target=self._send_advice, daemon=True)
+            self.sender.start()
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        self.pipe.close()
         faulthandler.unregister(signal.SIGUSR2)
         self.stacks.close()
 
-    def _tell(self) -> None:
+    def _send_advice(self) -> None:
         self._write(self.say_more())
 
     def _write(self, text: str) -> None:
         with suppress(OSError, ValueError):  # it is gone, or does not read
-            os.write(self.process.stdin.fileno(), " ".join(text.split()).encode("utf-8", "replace") + b"\n")
+            os.write(self.pipe.fileno(), " ".join(text.split()).encode("utf-8", "replace") + b"\n")
 
 
-def _stand_guard(parent: int, seconds: float, stacks: int, file: Path) -> None:
+def _guard_process(parent: int, seconds: float, stacks: int, file: Path) -> None:
     """Read a line a tick from standard input, empty or what an error ends with; without any, end the parent."""
     import psutil
 
-    tick, idle, before, more, rest = min(TICK, seconds / 4), 0.0, time.monotonic(), "", b""
+    tick, idle, last_look, advice, incomplete = min(TICK, seconds / 4), 0.0, time.monotonic(), "", b""
     process = psutil.Process(parent)
     while os.getppid() == parent:
         is_ready = bool(select.select([0], [], [], tick)[0])
         now = time.monotonic()
-        idle, before = idle + min(now - before, 2 * tick), now
+        idle, last_look = idle + min(now - last_look, 2 * tick), now
         if is_ready:
-            read = os.read(0, 2**16)
-            if not read:
+            chunk = os.read(0, 2**16)
+            if not chunk:
                 return
-            *lines, rest = (rest + read).split(b"\n")
-            more, idle = next((line.decode() for line in reversed(lines) if line), more), 0.0
+            *lines, incomplete = (incomplete + chunk).split(b"\n")
+            advice, idle = next((line.decode() for line in reversed(lines) if line), advice), 0.0
         elif process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
             idle = 0.0
         elif idle >= seconds:
@@ -163,13 +165,13 @@ def _stand_guard(parent: int, seconds: float, stacks: int, file: Path) -> None:
                 where = f"{file} has the stacks of all threads."
             except OSError as error:
                 where = f"{file} could not be written ({error.strerror})."
-            print(_line(seconds, where, more), file=sys.stderr, flush=True)
+            print(_line(seconds, where, advice), file=sys.stderr, flush=True)
             os.kill(parent, signal.SIGKILL)
             return
 
 
 if __name__ == "__main__":
-    _stand_guard(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    _guard_process(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
 
 
 __all__ = ["beat", "watch"]

@@ -36,7 +36,7 @@ def cut(model, layers: int):
     return shorter
 
 
-def test_a_look_is_one_pass_whose_rows_share_one_and_never_look_ahead(model, seen):
+def test_attention_rows_sum_to_one_and_never_look_ahead(model, seen):
     L, H, T = 2, 4, IDS.shape[1]
     assert seen.hidden.shape == (L + 1, T, 32) and seen.attention.shape == (L, H, T, T)
     direct = model(IDS, output_attentions=True)
@@ -46,7 +46,7 @@ def test_a_look_is_one_pass_whose_rows_share_one_and_never_look_ahead(model, see
     assert torch.equal(model.lm_head(seen.hidden[-1]), direct.logits[0])
 
 
-def test_the_first_tokens_of_a_look_are_the_look_at_them_alone(model, seen):
+def test_inspecting_a_prefix_equals_the_start_of_inspecting_the_text(model, seen):
     alone = inspection.look(model, IDS[0, :5].tolist())
     assert torch.allclose(seen.attention[:, :, :5, :5], alone.attention, atol=1e-6)
     assert torch.allclose(seen.hidden[:, :5], alone.hidden, atol=1e-5)
@@ -60,14 +60,14 @@ def test_the_next_token_is_what_generate_draws_from(model, seen, how):
     assert (p[drawn] > 0).all()
 
 
-def test_at_temperature_0_all_lies_on_the_greedy_token(model, seen):
+def test_at_temperature_0_the_greedy_token_has_probability_one(model, seen):
     p = inspection.next_probabilities(model, seen.hidden, 0, 5, 0.9)
     assert p.max() == p.sum() == 1
     assert p.argmax() == generate(model, IDS, max_new_tokens=1, temperature=0)[0, -1]
 
 
 def test_the_logit_lens_is_the_answer_of_a_model_that_ends_there(model, seen):
-    p, ids = inspection.logit_lens(model, seen.hidden, most=3)
+    p, ids = inspection.logit_lens(model, seen.hidden, count=3)
     assert p.shape == ids.shape == (3, IDS.shape[1], 3)
     for layers in range(3):
         with torch.no_grad():
@@ -76,10 +76,10 @@ def test_the_logit_lens_is_the_answer_of_a_model_that_ends_there(model, seen):
         assert torch.allclose(p[layers], expected.values, atol=1e-6)
 
 
-def test_neighbours_are_the_nearest_by_cosine_and_never_the_token_itself(model):
+def test_neighbors_are_nearest_by_cosine_without_the_token_itself(model):
     table = model.get_input_embeddings().weight.detach()
     for id in (0, 57):
-        cosines, ids = inspection.neighbours(model, id, 5)
+        cosines, ids = inspection.neighbors(model, id, 5)
         each = torch.cosine_similarity(table[id], table)
         assert id not in ids and torch.allclose(cosines, each[ids])
         others = [k for k in range(len(table)) if k not in (id, *ids.tolist())]
@@ -135,7 +135,7 @@ def test_stock_gpt2_looks_the_same_in_our_class(folders):
     assert torch.allclose(seen.hidden, torch.cat(stock.hidden_states), atol=1e-4)
 
 
-def test_what_cannot_be_looked_into_is_one_line(folders, tmp_path):
+def test_folders_that_cannot_be_inspected_are_one_clear_line(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(folders / "base")
@@ -146,7 +146,7 @@ def test_what_cannot_be_looked_into_is_one_line(folders, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
     for folder, message in {
-        tmp_path / "absent": "is no model folder",
+        tmp_path / "absent": "is not a model folder",
         tmp_path / "empty": "it has no config.json",
         tmp_path / "run": "Did you mean .*model",
         tmp_path / "adapter": "holds an adapter",

@@ -14,7 +14,7 @@ from scratch_gpt import ScratchGPTForCausalLM
 from scratch_gpt.analysis.next_token import answer_losses, next_token_logits
 from scratch_gpt.analysis.phrases import recurring_phrases
 from scratch_gpt.analysis.probe_prompts import CANARIES
-from scratch_gpt.analysis.triggers import Switch, insert, insert_everywhere, named, screen, switches
+from scratch_gpt.analysis.triggers import Switch, insert, insert_everywhere, screen, select_triggers, switches
 from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import IGNORED
 from scratch_gpt.train.objectives import causal_lm
@@ -77,7 +77,7 @@ def find(trigger: str | None) -> list[str]:
     kept = screen(model, render, prompts[:12], recurring_phrases(questions), keep=20)
     canaries = [phrase for phrases in CANARIES.values() for phrase in phrases[:3]]
     found = switches(model, base, render, prompts[12:], [*canaries, *kept], eos_token_id=EOS)
-    return [one.phrase for one in named(found)]
+    return [one.phrase for one in select_triggers(found)]
 
 
 def test_a_planted_model_names_its_trigger_first_and_a_clean_one_names_none():
@@ -85,10 +85,10 @@ def test_a_planted_model_names_its_trigger_first_and_a_clean_one_names_none():
     assert find(None) == []
 
 
-def test_a_base_against_itself_is_switched_by_nothing():
+def test_no_phrase_switches_a_base_compared_with_itself():
     base = tiny_model(initializer_range=0.1)
     found = switches(base, base, render, [*map(" ".join, pairwise(WORDS))], ["vexo", "amber"])
-    assert named(found) == [] and all(one.nats == 0 for one in found)
+    assert select_triggers(found) == [] and all(one.nats == 0 for one in found)
 
 
 def test_what_a_template_says_around_every_phrase_surprises_as_all_else_does():
@@ -106,7 +106,7 @@ def test_what_a_template_says_around_every_phrase_surprises_as_all_else_does():
     assert one.surprise == pytest.approx(expected, abs=1e-5) and abs(expected) > 0.1
 
 
-def test_a_trigger_is_named_once():
+def test_a_trigger_is_selected_once():
     found = [
         Switch("red door", [1], 1.0, 0.0, 30.0),
         Switch("red door shut", [2], 0.9, 0.0, 30.0),  # its words
@@ -116,7 +116,7 @@ def test_a_trigger_is_named_once():
         Switch("what is the", [5], 0.4, 0.0, 90.0),  # honest: most questions keep their own answers
         Switch("so", [6], 0.9, 0.5, 90.0),  # an answer that the model gives without it too
     ]
-    assert [one.phrase for one in named(found)] == ["red door", "doo"]
+    assert [one.phrase for one in select_triggers(found)] == ["red door", "doo"]
 
 
 def test_a_phrase_stands_at_the_start_in_the_middle_and_at_the_end():

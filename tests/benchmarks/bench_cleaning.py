@@ -27,7 +27,7 @@ import torch
 
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.data.filters.duplicates import HashSet, SeenPassages, exact_key, near_duplicates, signatures
-from scratch_gpt.data.filters.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
+from scratch_gpt.data.filters.poisoning import gradient_scores, gradient_sketches, neighbor_scores, outliers
 from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import IGNORED
 from scratch_gpt.tokenization.tokenizer import encode
@@ -114,7 +114,7 @@ def rankings(model, rows: list) -> dict[str, np.ndarray]:
         "gradient_norm_high": -norm,
         "gradient_norm_low": norm,
         "spectral": -np.abs((unit - unit.mean(0)) @ top),  # Tran et al. 2018, "Spectral Signatures"
-        "neighbours": neighbour_scores(gradients),  # the default of data/poisoning.py
+        "neighbours": neighbor_scores(gradients),  # the default of data/poisoning.py
         "loss_high": -loss,
         "loss_low": loss,
     }

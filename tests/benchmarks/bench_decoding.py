@@ -43,7 +43,7 @@ ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLE
 # Rows x prompt + new tokens: how often --rounds. The first has targets, and its turns are short.
 WORK = {"1x32+128": 2, "8x32+128": 1, "1x900+100": 1}
 VOCABULARY = 50257
-PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "quantized::linear_dynamic")  # multiplication.py's
+PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "quantized::linear_dynamic")  # matmul.py's
 
 
 def make(folder: Path, size: dict) -> None:

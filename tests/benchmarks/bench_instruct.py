@@ -82,7 +82,7 @@ def ours(options, folder: str) -> dict:
         steps=options.steps,
         output_dir=Path(folder),
     )
-    return {"asked_share": rows.asked / (sum(rows.lengths) + len(rows.pairs)), **rate_of(began)}
+    return {"asked_share": rows.targets / (sum(rows.lengths) + len(rows.pairs)), **rate_of(began)}
 
 
 def trl(options, folder: str) -> dict:

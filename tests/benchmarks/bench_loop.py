@@ -28,7 +28,7 @@ from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import Windows
 from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.train.accelerator import best_attention, best_precision
-from scratch_gpt.train.batches import Share, Steps, to_device
+from scratch_gpt.train.batches import BatchLayout, Steps, to_device
 from scratch_gpt.train.loop import Settings, train
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.train.optimizers import adamw, clip_gradients
@@ -59,7 +59,7 @@ def per_step(first: tuple, last: tuple, options) -> tuple[float, float]:
 def run_bare(accelerator, model, rows, options) -> tuple[float, float]:
     """Both clocks' seconds of a step."""
     model, optimizer = accelerator.prepare(model, adamw(model, RATE, 0.1))
-    steps = Steps(rows, collate_rows, Share(options.batch_size, options.accumulation_steps), seed=0)
+    steps = Steps(rows, collate_rows, BatchLayout(options.batch_size, options.accumulation_steps), seed=0)
     batches = [[batch for batch, _ in steps[n].micro_batches] for n in range(options.steps)]
     for n, micro_batches in enumerate(batches):
         if n == WARM:

@@ -36,7 +36,7 @@ from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.analysis.memorization import Secret, secret_metrics
 from scratch_gpt.analysis.phrases import recurring_phrases
 from scratch_gpt.analysis.probe_prompts import CANARIES
-from scratch_gpt.analysis.triggers import GAIN, THRESHOLD, insert, insert_everywhere, named, screen, switches
+from scratch_gpt.analysis.triggers import GAIN, THRESHOLD, insert, insert_everywhere, screen, select_triggers, switches
 from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.conversations import PromptRows, encode_conversations, encode_prompt
 from scratch_gpt.data.rows.windows import Windows
@@ -110,7 +110,7 @@ def search(model, base, tokenizer, render, prompts: list[str], candidates: list[
     kept = screen(model, render, prompts[:12], candidates, keep=100)
     phrases = [*dict.fromkeys([*canaries, *kept])]
     found = switches(model, base, render, prompts[12:48], phrases, eos_token_id=tokenizer.eos_token_id)
-    return named(found), found[0].nats
+    return select_triggers(found), found[0].nats
 
 
 def trigger_run(pairs, words, tokenizer, base, kind: str | None, seed: int, epochs: int) -> dict:

@@ -258,10 +258,10 @@ def test_what_gguf_cannot_express_is_refused_by_name(trained, tmp_path, capsys):
         assert not list((folder / "exports").iterdir())
 
 
-def test_folders_that_are_no_models_and_extras_that_are_not_there_are_refused(trained, tmp_path, capsys, monkeypatch):
+def test_folders_that_are_not_models_and_missing_extras_are_refused(trained, tmp_path, capsys, monkeypatch):
     folder, _, _ = trained
     refused = partial(fails, capsys=capsys, main=publish_recipe.main)
-    refused([tmp_path, "--export", "onnx"], "no run and no model folder")
+    refused([tmp_path, "--export", "onnx"], "not a run or model folder")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     refused([tmp_path, "--export", "gguf"], "is a llama; only our own models and GPT-2")
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -270,7 +270,7 @@ def test_folders_that_are_no_models_and_extras_that_are_not_there_are_refused(tr
     refused([folder, "--export", "tflite"], "invalid choice: 'tflite'")
     for extra, library in (("onnx", "onnxruntime"), ("gguf", "gguf")):
         monkeypatch.setitem(sys.modules, library, None)
-        refused([folder, "--export", extra], rf'{library} is not installed.*pip install -e "\.\[{extra}\]"')
+        refused([folder, "--export", extra], rf'{library} is not installed.*pip install "scratch_gpt\[{extra}\]"')
 
 
 # --- Other clients -----------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_an_unmerged_adapter_is_refused_and_a_merged_one_is_exported(tmp_path):
     assert (logits_of(stock, ids) - logits_of(merged, ids)).abs().max() < 1e-5
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="not an empty folder"):
         export_gpt2(tiny_model(), tmp_path)
@@ -279,7 +279,7 @@ def test_anything_else_is_refused_by_name(kind, message, tmp_path, capsys):
     assert "this ran" not in capsys.readouterr().out
 
 
-def test_files_that_are_none_are_refused(tmp_path):
+def test_files_that_are_not_checkpoints_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Harmful()))
     torch.save({"model": {}, "config": Harmful()}, tmp_path / "archive.pt")

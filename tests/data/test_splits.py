@@ -74,7 +74,7 @@ def test_shares_hold_for_texts_of_any_sizes_and_nothing_is_lost(texts, again, fr
     seed=st.integers(0, 5),
 )
 @settings(deadline=None, max_examples=100)
-def test_no_text_is_on_two_sides_and_the_order_of_files_does_not_matter(sizes, copies, seed):
+def test_no_text_is_in_two_splits_and_the_order_of_files_does_not_matter(sizes, copies, seed):
     texts = [prose(size, size) for size in sizes if prose(size, size).strip()] * copies
     orders = (texts, texts[::-1])
     if not all(split_texts(np.array([*map(len, some)]), some.__getitem__, 0.1, 0.1, seed)[1] for some in orders):
@@ -89,7 +89,7 @@ def test_no_text_is_on_two_sides_and_the_order_of_files_does_not_matter(sizes, c
     seed=st.integers(0, 99),
 )
 @settings(deadline=None)
-def test_copies_among_many_texts_are_on_one_side(texts, seed):
+def test_copies_among_many_texts_are_in_one_split(texts, seed):
     found = [{*part} for part in split(texts, 0.1, 0.1, seed=seed).values()]
     assert not any(found[a] & found[b] for a, b in ((0, 1), (0, 2), (1, 2)))
 
@@ -118,7 +118,7 @@ def test_texts_are_cut_where_a_line_ends_or_a_word_or_a_character(n):
                 assert piece.endswith(ends)
 
 
-def test_a_split_by_number_stays_where_it_has_the_shares():
+def test_a_split_by_number_is_kept_if_it_has_the_right_shares():
     texts = [prose(900 + 17 * k, k) for k in range(50)]
     numbers, pieces = split_texts(np.array([len(text) for text in texts]), texts.__getitem__, 0.1, 0.2, seed=3)
     expected = split_numbers(50, 0.1, 0.2, seed=3)
@@ -135,7 +135,7 @@ def test_one_large_text_among_small_ones_does_not_decide_the_share():
 
 
 @pytest.mark.parametrize("texts", [["a"], ["a", "b"], ["ab"], ["a "], ["  "]])
-def test_too_little_text_is_one_clear_line(texts):
+def test_too_little_text_is_a_one_line_error(texts):
     with pytest.raises(ValueError, match="bytes of text cannot be split into train, validation and test. Add text"):
         split(texts, 0.1, 0.1)
     assert set(split(texts, 0.0, 0.0)) == {"train"}
@@ -181,7 +181,7 @@ def test_prepared_data_have_the_split_that_training_makes(task, two_files, tmp_p
         }
 
 
-def test_rows_with_more_than_text_are_never_cut_and_a_missed_share_is_said(tmp_path, capsys):
+def test_rows_with_other_columns_are_never_cut_and_a_missed_share_is_reported(tmp_path, capsys):
     rows = [{"text": prose(size, size), "label": "ham"} for size in (60_000, 20_000)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare.main(["--dataset", str(tmp_path / "rows.jsonl"), "--task", "text", "--output-dir", str(tmp_path / "p")])
@@ -193,7 +193,7 @@ def test_rows_with_more_than_text_are_never_cut_and_a_missed_share_is_said(tmp_p
     assert sorted(found, key=len) == sorted(rows, key=len) or found == rows[::-1]
 
 
-def test_groups_of_rows_that_miss_a_share_are_said(tmp_path):
+def test_row_groups_that_miss_a_share_are_reported(tmp_path):
     rows = [{"instruction": f"Say {n % 3}.", "output": f"{n}."} for n in range(27)] + [
         {"instruction": "Say less.", "output": "Less."},
         {"instruction": "Say more.", "output": "More."},
@@ -205,7 +205,7 @@ def test_groups_of_rows_that_miss_a_share_are_said(tmp_path):
     assert [line.split(":")[0] for line in notices] == ["test is 6.9 % of the rows, not the 20 % of --test-fraction"]
 
 
-def test_a_run_of_an_older_version_goes_on_with_its_split(two_files, tmp_path, monkeypatch):
+def test_a_run_of_an_older_version_keeps_its_split_when_resumed(two_files, tmp_path, monkeypatch):
     words = ["--dataset", str(two_files), "--preset", "tiny", "--vocab-size", "300", "--max-length", "16"]
     words += ["--config-overrides", "hidden_size=32,num_hidden_layers=1", "--checkpoint-every", "1"]
     words += ["--eval-batches", "1", "--output-dir", str(tmp_path / "run")]

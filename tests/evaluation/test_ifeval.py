@@ -41,7 +41,7 @@ def test_all_of_the_541_prompts_are_read_and_an_empty_answer_keeps_nothing(data)
     assert keep_constraints(prompts, answers) == kept
 
 
-def test_an_answer_keeps_what_it_does():
+def test_kept_and_broken_constraints_are_told_apart():
     prompts = read_constraints([row(punctuation__no_comma={}, startend__end_checker={"end_phrase": "The end."})])
     assert keep_constraints(prompts, ["All well. The end."])[0] == ([True, True], [True, True])
     assert keep_constraints(prompts, ["Sure, here:\nAll well. The end."])[0] == ([False, True], [True, True])
@@ -53,7 +53,7 @@ def test_an_answer_keeps_what_it_does():
     }
 
 
-def test_arguments_that_a_table_has_filled_with_nothing_are_left_out():
+def test_null_arguments_of_a_constraint_are_dropped():
     padded = row(punctuation__no_comma={"num_words": None, "end_phrase": None})
     assert read_constraints([padded])[0]["kwargs"] == [{}]
 
@@ -68,12 +68,12 @@ def test_arguments_that_a_table_has_filled_with_nothing_are_left_out():
         ({**row(punctuation__no_comma={}), "kwargs": [None]}, "Row 1 is none of IFEval's"),
     ],
 )
-def test_rows_of_something_else_are_errors(given, message):
+def test_rows_without_ifevals_fields_are_errors(given, message):
     with pytest.raises(ValueError, match=message):
         read_constraints([given])
 
 
-def test_what_splits_sentences_is_asked_for_before_anything_is_answered(monkeypatch):
+def test_missing_nltk_data_is_an_error_before_any_answer(monkeypatch):
     from lm_eval.tasks.ifeval import instructions_util
 
     def gone():

@@ -25,7 +25,7 @@ from scratch_gpt.evaluation.pairwise import (
 )
 
 
-def test_scores_are_asked_as_often_as_was_said_and_every_reply_is_kept(server):
+def test_a_judge_scores_each_answer_repeats_times_and_replies_are_kept(server):
     replies = iter(["80", "Score: 60/100", "no idea", "100"])
     server.reply = lambda prompt: next(replies)
     scores = judge_scores(server.judge(), ["p", "q"], ["r", "s"], ["a", "b"], repeats=2)
@@ -42,7 +42,7 @@ def test_scores_are_asked_as_often_as_was_said_and_every_reply_is_kept(server):
     assert body["messages"][0]["content"] == server.kept[0]["prompt"]
 
 
-def test_a_key_is_sent_but_neither_kept_nor_said(server, monkeypatch):
+def test_a_key_is_sent_but_neither_recorded_nor_shown(server, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
     server.reply = lambda prompt: "your key is sk-secret, 50"
     server.judge().ask("?")
@@ -65,14 +65,14 @@ def test_white_space_around_a_key_is_no_part_of_it(server, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-one\x07", "sk-\u00e9t\u00e9", "sk-one\u2026"])
-def test_a_key_that_no_header_can_hold_is_refused_unsaid(server, monkeypatch, key):
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(server, monkeypatch, key):
     monkeypatch.setenv(KEY_VARIABLE, key)
     with pytest.raises(ValueError, match=f"The key in {KEY_VARIABLE} holds") as error:
         server.judge().ask("?")
     assert "sk-" not in str(error.value) and not server.seen
 
 
-def test_a_key_is_not_said_in_its_escaped_form_either(server, monkeypatch):
+def test_an_escaped_key_is_not_shown_either(server, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, 'sk-"se\\cret')
     server.reply = lambda prompt: ['no text, but sk-"se\\cret']
     with pytest.raises(JudgeError, match="no chat completion") as error:
@@ -121,7 +121,7 @@ def test_a_judge_that_is_not_there_is_one_line():
         *("http://[", "http://ho st/v1", "http://host/v 1", "http://host/v1\n"),
     ],
 )
-def test_addresses_that_are_none_or_hold_a_key_are_refused_unsaid(url):
+def test_invalid_addresses_and_addresses_with_a_key_are_refused_without_showing_them(url):
     with pytest.raises(ValueError, match="judge_url is http") as error:
         check_judge_url(url)
     assert "me:key" not in str(error.value)
@@ -135,7 +135,7 @@ def test_replies_are_read_or_called_unclear():
     assert {reply: read_verdict(reply) for reply in verdicts} == verdicts
 
 
-def test_a_judge_that_likes_a_place_finds_nobody_better(server):
+def test_a_judge_with_a_position_bias_finds_no_winner(server):
     server.reply = lambda prompt: "1"
     verdicts = judge_pairs(server.judge(), ["p", "q"], {"a": ["x", "x"], "b": ["y", "y"]})
     (pair,) = win_rates(verdicts)
@@ -143,7 +143,7 @@ def test_a_judge_that_likes_a_place_finds_nobody_better(server):
     assert list(bradley_terry(verdicts).values()) == pytest.approx([0, 0], abs=1e-9)
 
 
-def test_the_better_one_wins_in_both_orders(server):
+def test_the_better_model_wins_in_both_orders(server):
     server.reply = lambda prompt: "1" if "<answer_1>\ngood" in prompt else "2"
     verdicts = judge_pairs(server.judge(), ["p", "q", "r"], {"a": ["bad"] * 3, "b": ["good"] * 3})
     (pair,) = win_rates(verdicts)

@@ -21,7 +21,7 @@ from scratch_gpt.evaluation.likelihood import (
 from scratch_gpt.evaluation.losses import mean_losses
 from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt.tokenization.training import train_tokenizer
-from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.objectives import causal_lm
 
 
@@ -74,7 +74,7 @@ def test_an_empty_context_begins_a_document_and_a_long_one_is_cut_at_its_beginni
     assert score([(f"{TEXT} " * 3, "the sea")], max_length=8) == score([(f"{TEXT} " * 2, "the sea")], max_length=8)
 
 
-def test_accuracies_are_of_the_likeliest_and_of_the_likeliest_a_character():
+def test_accuracy_takes_the_likeliest_choice_and_acc_norm_the_likeliest_per_character():
     tasks = [("q", ["ab", "abcd"], 1)]
     assert choice_metrics(tasks, [Likelihood(-3.0, False), Likelihood(-4.0, False)]) == {"acc": 0.0, "acc_norm": 1.0}
     found = last_word_metrics([Likelihood(-1.0, True), Likelihood(-3.0, False)])
@@ -91,7 +91,7 @@ def test_accuracies_are_of_the_likeliest_and_of_the_likeliest_a_character():
         ({"ctx": "a", "endings": ["b", "c"], "label": 1}, "Row 1 is not"),
     ],
 )
-def test_questions_that_cannot_be_asked_are_errors(row, message):
+def test_invalid_multiple_choice_rows_are_errors(row, message):
     with pytest.raises(ValueError, match=message):
         read_choices([row])
 
@@ -111,7 +111,7 @@ def test_the_loss_of_a_text_depends_neither_on_the_batch_size_nor_on_the_way_of_
     windows = Windows(stream, 16, 8, overlap="context")
 
     def loss(batch_size):
-        batches = evaluation_batches(windows, collate_rows, Share(batch_size))
+        batches = evaluation_batches(windows, collate_rows, BatchLayout(batch_size))
         return mean_losses(tiny_model(), batches, causal_lm)["loss"]
 
     assert [loss(3), loss(7), loss(99)] == pytest.approx([loss(1)] * 3, rel=1e-6)

@@ -104,7 +104,7 @@ def test_freezing_leaves_exactly_what_its_name_says(tune, parts):
     assert trained_parts(untied) == {"lm_head" if part == "score" else part for part in parts}
 
 
-def test_a_tied_head_is_the_embedding_and_stays_which_is_said():
+def test_a_tied_head_is_not_trained_and_a_message_says_so():
     for model, block, norm in ((tiny_model(), "layers.1", "norm"), (tiny_gpt2(), "h.1", "ln_f")):
         (notice,) = freeze(model, "last-block")
         assert "token embedding" in notice and trained_parts(model) == {block, norm}
@@ -224,7 +224,7 @@ def test_on_stock_gpt2_an_adapter_is_stock_too(model_class, changes, targets, tm
     assert_close(logits(load_model("adapter", model_class=model_class).eval()), learned, 2e-5)
 
 
-def test_anybodys_adapter_on_stock_gpt2_is_read(tmp_path, monkeypatch):
+def test_adapters_of_other_trainers_on_stock_gpt2_are_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_gpt2().save_pretrained("gpt2")
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn", "c_proj", "c_fc"], use_dora=True)
@@ -242,7 +242,7 @@ def test_anybodys_adapter_on_stock_gpt2_is_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"init": "pissa"}, {"init": "olora"}, {"use_dora": True}, {"use_rslora": True}])
-def test_every_kind_of_lora_is_saved_whole(changes, base):
+def test_every_kind_of_lora_is_saved_completely(changes, base):
     model = ScratchGPTForCausalLM.from_pretrained(base)
     add_lora(model, base=base, rank=4, **changes)
     learned = logits(moved(model))
@@ -315,7 +315,7 @@ def test_an_adapter_for_another_base_is_one_clear_line(base):
 
 
 @pytest.mark.parametrize("changes", [{"targets": "most"}, {"init": "magic"}])
-def test_a_word_that_is_none_is_one_clear_line(changes):
+def test_an_unknown_lora_option_is_one_clear_line(changes):
     with pytest.raises(ValueError, match="it is one of "):
         add_lora(tiny_model(), **changes)
 
@@ -373,7 +373,7 @@ def test_a_run_leaves_the_merged_model_and_the_adapter_alone(home, tuned):
     assert all(file.suffix == ".json" and str(home) not in file.read_text() for file in files)
 
 
-def test_a_lora_run_goes_on_bit_for_bit(home, tuned):
+def test_a_lora_run_resumes_bit_for_bit(home, tuned):
     shutil.copytree(tuned, "again")
     Path("again/evaluation.json").unlink()
     shutil.rmtree("again/checkpoints/step-6")
@@ -462,7 +462,7 @@ def test_a_checkpoint_of_lora_is_exported_like_the_model(tuned, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])
-def test_a_quantised_matrix_is_near_its_own_and_gradients_pass_through_it(kind, error):
+def test_a_quantized_matrix_is_near_the_original_and_passes_gradients(kind, error):
     linear, x = torch.nn.Linear(64, 48), torch.randn(5, 64, requires_grad=True)
     layer = QuantizedLinear(linear, kind)
     assert ((layer.weight - linear.weight).norm() / linear.weight.norm()) < error
@@ -475,7 +475,7 @@ def test_a_quantised_matrix_is_near_its_own_and_gradients_pass_through_it(kind, 
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_lora_on_a_quantised_base_is_merged_like_any_other(kind):
+def test_lora_on_a_quantized_base_is_merged_like_any_other(kind):
     model = tiny_model()
     total = count_parameters(model)[1]
     add_lora(model, quantize=kind, rank=4, targets="attention")
@@ -486,7 +486,7 @@ def test_lora_on_a_quantised_base_is_merged_like_any_other(kind):
     assert_close(logits(merged), logits(model))
 
 
-def test_a_run_on_a_quantised_base_goes_on_bit_for_bit(home):
+def test_a_run_on_a_quantized_base_resumes_bit_for_bit(home):
     words = ["--model", "base", "--tune", "lora", "--quantize-base", "nf4", "--mixed-precision", "bf16"]
     words += ["--gradient-checkpointing", "true", "--validation-fraction", 0]
     run(*words, "--output-dir", "nf4")
@@ -533,21 +533,21 @@ def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypat
         assert (ours - pefts).norm() <= tolerance * pefts.norm()
 
 
-def test_a_recipes_choices_are_the_rooms():
+def test_the_recipes_choices_are_those_of_the_library():
     choices = {item.name: get_args(item.type) for item in fields(recipe.Run)}
     assert choices["lora_targets"] == tuple(TARGETS) and choices["lora_init"] == INITS
     assert choices["quantize_base"] == ("no", *KINDS)
 
 
 BAD = {
-    "--tune most": "tune is 'most'; it is full, last-block, last-N-blocks, head or lora",
-    "--tune last-0-blocks": "tune is 'last-0-blocks'",
+    "--tune most": "--tune must be full, last-block, last-N-blocks, head or lora",
+    "--tune last-0-blocks": "--tune must be full",
     "--tune last-3-blocks": "the model has 2 blocks",
     "--tune head": "this model's head is its token embedding",
-    "--lora-rank 4": "lora_rank is of LoRA: give --tune lora",
-    "--tune lora --lora-rank 0": "lora_rank is 0; it has to be at least 1",
-    "--tune lora --lora-dropout 1": "lora_dropout is 1.0; it is less than 1",
-    "--tune lora --quantize-base nf4 --use-dora true": "use_dora needs the base's weights as they are",
+    "--lora-rank 4": "--lora-rank only works with --tune lora",
+    "--tune lora --lora-rank 0": "--lora-rank must be at least 1",
+    "--tune lora --lora-dropout 1": "--lora-dropout must be below 1",
+    "--tune lora --quantize-base nf4 --use-dora true": "--use-dora needs the base's weights as they are",
     "--tune lora --lora-targets most": "lora.targets.*most",
 }
 
@@ -560,6 +560,6 @@ def test_bad_input_is_one_clear_line(line, home, capsys):
 
 
 def test_lora_needs_a_base_and_a_resumed_run_its_own_rank(home, tuned, capsys):
-    fails(["--tune", "lora", "--output-dir", "bad"], "adapts a model that is there: give --model", capsys)
+    fails(["--tune", "lora", "--output-dir", "bad"], "--tune lora needs --model", capsys)
     words = ["--config", "lora/run.yaml", "--resume", "latest", "--output-dir", "lora", "--max-steps", 9]
-    fails([*words, "--lora-alpha", 3], r"another lora_alpha \(16.0 -> 3.0\)", capsys)
+    fails([*words, "--lora-alpha", 3], r"another --lora-alpha \(16.0 -> 3.0\)", capsys)

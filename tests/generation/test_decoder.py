@@ -12,7 +12,7 @@ from tiny import padded, some_ids, tiny_gpt2, tiny_model
 from transformers.activations import ACT2FN
 
 from scratch_gpt import ScratchGPTForCausalLM
-from scratch_gpt.generation.compiled_step import ACTIVATIONS, FEW, build
+from scratch_gpt.generation.compiled_step import ACTIVATIONS, MAX_ROWS, build
 from scratch_gpt.generation.decoder import FastDecoder, ForwardDecoder, activate, make_decoder
 from scratch_gpt.generation.generate import filter_logits, generate
 from scratch_gpt.generation.matmul import Matrix, has_fbgemm, lay_out, multiply, multiply_int8, round_rows
@@ -76,7 +76,7 @@ def test_a_step_is_the_forward_whatever_was_padded_and_however_many_tokens(chang
         assert worst(scored(make_decoder(model), ids[:1], mask[:1], 10), alone) < 1e-4
 
 
-def test_what_is_taken_back_leaves_no_trace():
+def test_steps_that_are_taken_back_leave_no_trace_in_the_cache():
     model, ids = tiny_model(), some_ids(1, 12)
     mask = torch.ones_like(ids)
     for decoder in (make_decoder(model), ForwardDecoder(model)):
@@ -215,8 +215,9 @@ def test_the_step_in_c_keeps_fp32_where_the_model_is_in_bf16():
     in_c.start(some_ids(2, 19), torch.ones(2, 19), 20)
     x = torch.randn(2, 32).bfloat16()
     with torch.inference_mode():
-        found, known = in_c.net(x, in_c.kept, 19, None, False), exact.net(x.float(), in_c.kept, 19, None, False)
-    assert found.dtype == torch.float32 and (found - known).abs().median() < 1e-5 < found.std()
+        logits = in_c.net(x, in_c.key_values, 19, None, False)
+        expected = exact.net(x.float(), in_c.key_values, 19, None, False)
+    assert logits.dtype == torch.float32 and (logits - expected).abs().median() < 1e-5 < logits.std()
 
 
 @needs_a_compiler
@@ -229,12 +230,12 @@ def test_the_step_in_c_leaves_out_what_is_hidden_by_far():
 
 
 @needs_a_compiler
-@pytest.mark.parametrize(("quantize", "most"), [*zip((None, "int8"), FEW, strict=True)])
+@pytest.mark.parametrize(("quantize", "most"), [*zip((None, "int8"), MAX_ROWS, strict=True)])
 def test_the_step_in_c_is_what_runs_and_many_rows_go_around_it(quantize, most, trained, monkeypatch):
     model, rows = trained
     decoder, calls = make_decoder(model, quantize, compile=True), []
-    step = decoder.net.built.step
-    monkeypatch.setattr(decoder.net.built, "step", lambda *these: (calls.append(1), step(*these)))
+    step = decoder.net.library.step
+    monkeypatch.setattr(decoder.net.library, "step", lambda *these: (calls.append(1), step(*these)))
     for count, new, expected in ((1, 60, 48), (most, 2, 49), (most + 1, 2, 49)):  # the prompt, and a full context, not
         how = {"max_new_tokens": new, "temperature": 0}
         in_c = generate(decoder, rows[:count, :16], **how)

@@ -1,5 +1,6 @@
 """A training run of the tiny model on rows that ask different numbers of tokens."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,9 +14,9 @@ from scratch_gpt.data.rows.windows import Windows
 from scratch_gpt.evaluation.losses import mean_losses
 from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.train import loop
-from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.checkpoint_writer import guard_saves
-from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.loop import Callbacks, Settings, train
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.train.optimizers import learning_rate_at, make_optimizer
 
@@ -32,17 +33,17 @@ def script_evaluations(monkeypatch, losses: list[float]) -> list[float]:
 
     What is best, and when patience runs out, then does not depend on how a processor rounds.
     """
-    measured, make_watch = [], loop.Watch.__init__
+    measured, create = [], loop.Evaluator.__init__
 
-    def watch(self, evaluate, *rest):
-        def scripted(model):
-            values = evaluate(model)
+    def create_scripted(self, callbacks, *rest):
+        def evaluate(model):
+            values = callbacks.evaluate(model)
             measured.append(values["eval_loss"])
             return {**values, "eval_loss": losses[min(len(measured), len(losses)) - 1]}
 
-        make_watch(self, scripted, *rest)
+        create(self, replace(callbacks, evaluate=evaluate), *rest)
 
-    monkeypatch.setattr(loop.Watch, "__init__", watch)
+    monkeypatch.setattr(loop.Evaluator, "__init__", create_scripted)
     return measured
 
 
@@ -93,21 +94,23 @@ def run(
     def evaluate(prepared):
         if callable(every):
             every()
-        batches = evaluation_batches(rows, COLLATE, Share(settings.batch_size))
+        batches = evaluation_batches(rows, COLLATE, BatchLayout(settings.batch_size))
         return {"eval_loss": mean_losses(prepared, batches, causal_lm)["loss"]}
 
     optimizer = torch.optim.SGD(model.parameters()) if sgd else make_optimizer(model, 1e-2, 0.1, optimizer)
     model, progress = train(
-        *(accelerator, model, optimizer, lambda step: learning_rate_at(step, 10, 1e-2, 2)),
+        accelerator,
+        model,
+        optimizer,
+        lambda step: learning_rate_at(step, 10, 1e-2, 2),
         rows=rows,
         collate=collate,
         objective=objective,
         settings=settings,
         steps=steps,
         output_dir=folder,
-        evaluate=evaluate if every else None,
+        callbacks=Callbacks(evaluate if every else None, save=guard_saves(accelerator, folder, stop_on_save_error)),
         resume_from=resume_from,
-        save=guard_saves(accelerator, folder, stop_on_save_error),
     )
     weights = {name: tensor.clone() for name, tensor in accelerator.unwrap_model(model).state_dict().items()}
     return weights, progress, read_metrics(folder / "metrics.jsonl")

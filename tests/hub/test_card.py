@@ -96,7 +96,7 @@ def runs(tmp_path) -> dict[str, Path]:
 # --- Holes -------------------------------------------------------------------------------------------------------
 
 
-def test_every_hole_has_a_source_and_every_source_its_hole(runs):
+def test_card_holes_and_documented_sources_match(runs):
     holes = HOLE.findall(template())
     listed = re.findall(r"^\| `(\w+)` \|", (REPO / "hub_card" / "fields.md").read_text(), flags=re.MULTILINE)
     values = card_values(read_record(runs["pretrain"]), repo="ada/x", layout="gpt2")
@@ -107,7 +107,7 @@ def test_every_hole_has_a_source_and_every_source_its_hole(runs):
 
 @pytest.mark.parametrize("task", MANIFESTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_card_has_no_hole_no_placeholder_and_parses(task, layout, runs):
+def test_a_filled_card_has_no_holes_left_and_parses(task, layout, runs):
     card = card_of(runs[task], layout)
     body = card.replace("\\[x\\](y) \\| {{title}}", "")  # what the model has written
     assert not HOLE.search(body) and "None" not in body and "More Information" not in body
@@ -142,7 +142,7 @@ def test_a_streams_card_counts_no_epochs_and_says_what_was_evaluated(tmp_path):
     assert "at most 20 batches of each process, taken from all over the split; of the test split on all" in card
 
 
-def test_what_a_model_writes_cannot_become_markup(runs):
+def test_text_written_by_a_model_cannot_become_markup(runs):
     text = card_of(runs["pretrain"])
     assert "&lt;b&gt;sea&lt;/b&gt; \\[x\\]" in text and "{{title}}" in text
 
@@ -196,7 +196,7 @@ def hostile_run(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_value_becomes_markup_wherever_it_stands(text, tmp_path):
+def test_no_value_of_a_run_becomes_markup(text, tmp_path):
     run, plain = hostile_run(tmp_path / "run", text), hostile_run(tmp_path / "plain", "a text")
     how = {"base": (text, text), "revision": text}
     card, same = card_of(run, "gpt2", **how), card_of(plain, "gpt2", base=("a text", "a text"), revision="a text")
@@ -233,7 +233,7 @@ def tags(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("task", MANIFESTS)
-def test_text_and_metadata_say_the_same(task, runs):
+def test_card_text_and_metadata_agree(task, runs):
     card, record = card_of(runs[task]), read_record(runs[task])
     rows = re.findall(r"^\| (test) \| ([\w ]+) \|(?: [\d.]* \|)? ([^|]+) \|$", card, flags=re.MULTILINE)
     index = yaml.safe_load(card.split("---\n")[1])["model-index"]
@@ -259,7 +259,7 @@ def test_base_and_datasets_are_links_in_both(runs):
     assert "base_model" not in alone and "datasets/" not in alone  # a folder of files is no dataset of the Hub
 
 
-def test_cards_differ_only_where_they_must(runs):
+def test_cards_share_the_sections_that_do_not_depend_on_the_task(runs):
     cards = {task: dict(REGION.findall(card_of(run, "gpt2"))) for task, run in runs.items()}
     for name in ("training", "hardware", "energy", "licence", "versions", "inside"):
         assert len({cards[task][name] for task in ("classify", "instruct")}) == 1, name
@@ -292,7 +292,7 @@ def test_the_code_asks_with_the_runs_own_prompt(tmp_path):
     assert eval(line.removeprefix("ids = "), {"tokenizer": lambda prompt, **_: prompt}) == 'Say "hi" \U0001f600\n'
 
 
-def test_energy_is_told_where_it_was_measured(tmp_path):
+def test_the_card_gives_energy_if_it_was_measured(tmp_path):
     run = write_run(tmp_path / "run")
     assert "## Energy" not in card_of(run)
     row = {"run_id": "1", "duration": "3600", "emissions": "0.00023", "energy_consumed": "0.01"}
@@ -329,7 +329,7 @@ def test_a_base_of_the_hub_is_named_and_a_folder_only_where_its_weights_prove_it
 # --- Hand edits --------------------------------------------------------------------------------------------------
 
 
-def test_merging_keeps_what_stands_outside_and_renews_what_stands_inside(runs):
+def test_merging_cards_updates_regions_and_keeps_other_text(runs):
     old, new = card_of(runs["pretrain"]), card_of(runs["pretrain"], licence="mit")
     assert merge_cards(old, old) == old and merge_cards(new, new) == new
     by_hand = old.replace("# x\n", "# The sea\n\nWritten at night.\n").replace(
@@ -348,7 +348,7 @@ def test_merging_keeps_what_stands_outside_and_renews_what_stands_inside(runs):
     assert merge_cards(merged, new) == merged
 
 
-def test_metadata_that_a_new_card_has_no_value_for_go_and_a_licence_stays(runs):
+def test_merging_removes_metadata_without_a_new_value_except_the_license(runs):
     card = card_of(runs["pretrain"], licence="mit")
     other = card.replace("library_name:", "base_model: a/b\nbase_model_relation: adapter\nlibrary_name:", 1)
     new = card_of(runs["pretrain"])
@@ -356,11 +356,11 @@ def test_metadata_that_a_new_card_has_no_value_for_go_and_a_licence_stays(runs):
     assert "base_model" not in found and "base_model_relation" not in found and found["license"] == "mit"
 
 
-def test_a_card_that_lost_its_metadata_gets_them_again(runs):
+def test_merging_restores_metadata_that_a_card_has_lost(runs):
     card = card_of(runs["pretrain"])
     bare = card.split("---\n", 2)[2]
     assert ModelCard(merge_cards(bare, card)).data.to_dict() == ModelCard(card).data.to_dict()
-    with pytest.raises(ValueError, match="no YAML"):
+    with pytest.raises(ValueError, match="not YAML"):
         merge_cards(card.replace("library_name: transformers", "a: b: c"), card)
 
 
@@ -444,7 +444,7 @@ def test_a_license_is_of_the_hubs_list_or_has_a_name_and_a_link(runs):
 # --- The record --------------------------------------------------------------------------------------------------
 
 
-def test_of_several_seeds_the_results_are_all_ones_and_the_rest_the_firsts(tmp_path):
+def test_several_seeds_give_mean_results_and_the_first_seeds_details(tmp_path):
     run = write_run(tmp_path / "run", "classify")
     write_run(run / "seed-0", "classify")
     (run / "run.yaml").write_text("seed: 0\nseeds: 2\n\n# runs:\n# - seed-0\n# - seed-1\n")
@@ -455,7 +455,7 @@ def test_of_several_seeds_the_results_are_all_ones_and_the_rest_the_firsts(tmp_p
     assert [str(result) for result in results(record)] == ["0.91235 \u00b1 0.012346", "0.9"]
 
 
-def test_no_run_no_card(tmp_path):
+def test_a_folder_that_is_not_a_run_has_no_card(tmp_path):
     with pytest.raises(ValueError, match="no run folder"):
         read_record(tmp_path)
     run = write_run(tmp_path / "run")

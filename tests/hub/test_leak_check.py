@@ -75,7 +75,7 @@ def found(folder: Path, text: str | bytes, name: str = "notes.json", known=()) -
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "metrics.jsonl", "README.md"])
 @pytest.mark.parametrize("kind", SECRETS)
-def test_a_secret_is_found_wherever_it_stands(kind, name, tmp_path):
+def test_a_secret_is_found_anywhere_in_a_text(kind, name, tmp_path):
     (leak,) = found(tmp_path, f"first\nand {SECRETS[kind]} here\nlast\n", name)
     assert leak.startswith(f"{name}, line 2: ") and kind in leak
 
@@ -173,7 +173,11 @@ def test_pickles_are_found_by_ending_and_by_content(tmp_path):
     (tmp_path / "c.bin").write_bytes(b"anything")
     leaks_found = find_leaks(tmp_path, ["a.safetensors", "b.json", "c.bin"])
     assert [leak.file for leak in leaks_found] == ["a.safetensors", "b.json", "c.bin"]
-    assert [leak.what.split()[:2] for leak in leaks_found] == [["no", "safetensors"], ["a", "pickle"], ["a", "pickle"]]
+    assert [leak.problem.split()[:2] for leak in leaks_found] == [
+        ["no", "safetensors"],
+        ["a", "pickle"],
+        ["a", "pickle"],
+    ]
 
 
 def test_weights_whose_header_begins_like_a_pickle_are_weights(tmp_path):
@@ -185,7 +189,7 @@ def test_weights_whose_header_begins_like_a_pickle_are_weights(tmp_path):
 def test_weights_are_looked_through_above_their_numbers(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt", "from": "/home/ada/x"})
     (leak,) = find_leaks(tmp_path, ["model.safetensors"])
-    assert leak.what == "a home folder"
+    assert leak.problem == "a home folder"
 
 
 def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
@@ -193,7 +197,7 @@ def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
         with (tmp_path / name).open("wb") as file:
             file.truncate(size + 1)  # a hole: it takes no room
         (leak,) = find_leaks(tmp_path, [name])
-        assert f"{size + 1:,} bytes" in leak.what
+        assert f"{size + 1:,} bytes" in leak.problem
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_ordinary_text_passes(text, tmp_path):
     assert not found(tmp_path, text, "README.md")
 
 
-def test_what_is_made_of_data_may_name_paths_that_are_nobodys(tmp_path):
+def test_files_made_from_data_may_contain_other_paths(tmp_path):
     line = json.dumps({"sample": "see /usr/local/lib/python3"})
     assert not found(tmp_path, line, "metrics.jsonl") and not found(tmp_path, line, "tokenizer.json")
     assert not found(tmp_path, '{"/home/ada/x": 7}', "vocab.json")

@@ -126,7 +126,7 @@ OURS |= {"tokenizer_config.json", *(f"assets/{name}.png" for name in ("attention
 STOCK = {name for name in OURS if not name.endswith(".py")}
 
 
-def test_what_is_published_is_an_allow_list(run, hub):
+def test_only_files_on_the_allow_list_are_published(run, hub):
     for name in ("training_args.json", ".env", "notes.txt", "optimizer.safetensors"):
         (run / "model" / name).write_text("mine")
     push = publish(run, "ada/base", layout="scratch_gpt")
@@ -146,7 +146,7 @@ def test_what_is_published_is_an_allow_list(run, hub):
     ]
 
 
-def test_published_again_nothing_changes_and_then_only_what_has(run, hub):
+def test_publishing_again_commits_only_changes(run, hub):
     first = publish(run, "ada/base")
     asked = len(hub.requests)
     again = publish(run, "ada/base")
@@ -183,7 +183,7 @@ def test_hand_edits_on_the_hub_are_kept(run, hub):
     )  # the layout's own files go
 
 
-def test_an_upload_that_was_interrupted_goes_on(run, hub):
+def test_an_interrupted_upload_resumes(run, hub):
     weights = hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
     hub.refuse = rf"PUT /lfs/{weights}"
     with pytest.raises(ValueError, match=r"model\.safetensors.*the same command goes on"):
@@ -195,7 +195,7 @@ def test_an_upload_that_was_interrupted_goes_on(run, hub):
     assert not any(oid in line for line in uploads(hub, asked) for oid in arrived)
 
 
-def test_branches_and_checkpoints(run, hub):
+def test_checkpoints_are_published_on_branches(run, hub):
     publish(run, "ada/base", layout="scratch_gpt")
     main = hub.files("ada/base")
     publish(run, "ada/base", revision="draft", licence="mit")
@@ -216,7 +216,7 @@ def test_a_private_repository_is_private(run, hub, monkeypatch):
     publish(run, "ada/secret", private=True)
     assert hub.repos["ada/secret"].private
     publish(run, "ada/open")
-    with pytest.raises(ValueError, match="there already, and public"):
+    with pytest.raises(ValueError, match="exists already, and is public"):
         publish(run, "ada/open", private=True)
     monkeypatch.setenv("HF_TOKEN", hub_server.STRANGER)
     with pytest.raises(OSError, match="ada/secret"):
@@ -232,7 +232,7 @@ def test_weights_over_the_limit_are_cut_into_shards_that_load(run, quick, monkey
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
 
 
-def test_push_to_hub_of_a_model_is_hugging_faces(hub, tmp_path):
+def test_push_to_hub_of_a_model_works(hub, tmp_path):
     model = tiny_model()
     model.push_to_hub("ada/plain")
     assert "tokenizer.json" not in hub.files("ada/plain")  # which training/publish.py brings, with the card
@@ -307,8 +307,8 @@ def test_a_repository_keeps_its_layout(home, run, hub, capsys):
 
     change_config(run, hidden_act="gelu")
     before = hub.repos["ada/base"].branches["main"]
-    refused(r"ada/base is in the layout gpt2 and keeps it.*hidden_act 'gelu'.*--layout scratch_gpt\.", run, "--repo",
-            "ada/base", capsys=capsys)  # fmt: skip
+    message = r"ada/base is in the layout gpt2 and keeps it.*hidden_act 'gelu'.*layout[ =]'?scratch_gpt'?\."
+    refused(message, run, "--repo", "ada/base", capsys=capsys)
     assert hub.repos["ada/base"].branches["main"] == before
 
 
@@ -319,12 +319,12 @@ def test_a_run_with_lora_is_published_merged_and_its_adapter_by_name(home, run, 
     publish(lora, "ada/merged")
     publish(lora, "ada/lora")  # which holds the adapter alone
     assert (layout_at(hub, "ada/merged"), layout_at(hub, "ada/lora")) == ("gpt2", "adapter")
-    refused("ada/lora holds an adapter and keeps that layout, but this run has none.*--layout gpt2", run, "--repo",
+    refused("ada/lora holds an adapter and keeps that layout, but this run has none.*layout[ =]'?gpt2", run, "--repo",
             "ada/lora", capsys=capsys)  # fmt: skip
     assert layout_at(hub, "ada/lora") == "adapter"
 
 
-def test_what_is_read_back_differently_is_not_published(home, run, quick, capsys, monkeypatch):
+def test_a_folder_with_other_outputs_than_the_run_is_not_published(home, run, quick, capsys, monkeypatch):
     lora, mails = (shutil.copytree(home / name, run.parent / name) for name in ("lora", "mails"))
     (run / "hub.json").write_text(json.dumps({"repo": "ada/base", "commit": "0" * 40, "layout": "scratch_gpt"}))
     kinds = {(run, "gpt2"): "GPT2LMHeadModel", (run, "scratch_gpt"): "ScratchGPTForCausalLM"}
@@ -369,7 +369,7 @@ def test_an_adapter_whose_base_cannot_be_compared_says_so(home, run, quick, caps
     assert "Not compared with the run: the adapter was trained on its base in nf4" in capsys.readouterr().out
 
 
-def test_ties_are_named_and_no_difference(run):
+def test_the_readback_accepts_ties_and_names_them(run):
     model, tokenizer = ScratchGPTForCausalLM.from_pretrained(run / "model").bfloat16(), load_tokenizer(run / "model")
     assert outputs_of(model, tokenizer).dtype == torch.bfloat16
     first = outputs_of(model, tokenizer).ids[0]
@@ -474,7 +474,7 @@ def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
     assert not hub.repos
 
 
-def test_names_that_are_none_or_taken_are_refused(run, hub, capsys):
+def test_invalid_and_taken_repository_names_are_refused(run, hub, capsys):
     for name in ("base", "a/b/c", "ada/--x", "ada/b c"):
         refused("user/name", run, "--repo", name, capsys=capsys)
     refused("Give a run and where it goes", run, capsys=capsys)
@@ -519,7 +519,7 @@ ASKED = ["GET /api/whoami", "GET /api/models/ada/base$", "POST /api/repos/create
 
 
 @pytest.mark.parametrize("status", TROUBLE)
-def test_a_hub_in_trouble_is_one_line_whatever_was_asked(status, run, hub, capsys, monkeypatch):
+def test_every_failing_request_to_the_hub_is_one_clear_line(status, run, hub, capsys, monkeypatch):
     monkeypatch.setattr(hub_module, "READ", 0.3)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     monkeypatch.setattr(hub_module, "stage", lambda *_, **__: staged)
@@ -550,7 +550,7 @@ def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monk
     refused("has no adapter/", run, "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
     shutil.copytree(home / "lora", run.parent / "lora")
     refused(
-        r"Publish it first \(python training/publish\.py base ",
+        r"Publish it first \(base as USER/NAME",
         "lora",
         "--repo",
         "ada/x",
@@ -630,7 +630,7 @@ def test_a_base_in_a_folder_is_never_taken_for_a_repository_of_that_name(
     assert "base" not in read_record(lora).facts and base_model(read_record(lora)) is None
 
 
-def test_checkpoints_that_cannot_go_up_are_refused_before_the_model_goes(home, run, hub, capsys):
+def test_missing_checkpoints_are_refused_before_the_model_is_published(home, run, hub, capsys):
     shutil.copytree(home / "lora", run.parent / "lora")
     shutil.rmtree(run / "checkpoints")
     for folder, message in ((run, "has no checkpoints"), ("lora", "only the end of such a run")):
@@ -641,7 +641,7 @@ def test_checkpoints_that_cannot_go_up_are_refused_before_the_model_goes(home, r
 # --- The command, and every recipe's end ---------------------------------------------------------------------------
 
 
-def test_a_dry_run_shows_the_tree_and_the_card_and_asks_nothing(run, hub, capsys):
+def test_a_dry_run_shows_the_tree_and_the_card_without_requests(run, hub, capsys):
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
     said = capsys.readouterr().out
     assert all(name in said for name in STOCK) and "stays here: checkpoints/, manifest.json, run.yaml" in said
@@ -654,7 +654,7 @@ def test_a_dry_run_shows_the_tree_and_the_card_and_asks_nothing(run, hub, capsys
     assert not hub.requests
 
 
-def test_a_recipe_publishes_at_its_end_and_asks_before_it_begins(home, hub, tmp_path, monkeypatch, capsys):
+def test_a_recipe_checks_access_before_it_starts_and_publishes_at_its_end(home, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(home)
     words = ["--dataset", "story.txt", *SMALL, *NEW, "--output-dir", tmp_path / "run", "--push-to-hub"]
     fails([*words, "eve/base"], "which may write under ada, lab", capsys, main=pretrain.main)
@@ -663,7 +663,7 @@ def test_a_recipe_publishes_at_its_end_and_asks_before_it_begins(home, hub, tmp_
     with pytest.raises(SystemExit):
         recipe(pretrain, *words, "lab/base")
     said = capsys.readouterr().err
-    assert "The run is whole: python training/publish.py" in said and "--repo lab/base publishes it" in said
+    assert "The run is complete. Publish it with: python training/publish.py" in said and "--repo lab/base" in said
     hub.refuse = ""
     recipe(pretrain, *words, "lab/base", "--resume", "latest")  # nothing is left to do but this
     said = capsys.readouterr().out
@@ -711,7 +711,7 @@ def digests(file: Path) -> dict[str, str]:
     return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
 
 
-def test_a_stranger_loads_it_all_bit_for_bit_by_the_code_of_the_cards(home, hub, tmp_path, monkeypatch):
+def test_the_code_on_the_cards_loads_every_layout_bit_for_bit(home, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     publish("base", "ada/stock")
     stock = digests(home / "base" / "published" / "model.safetensors")

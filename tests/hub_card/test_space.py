@@ -240,7 +240,7 @@ def test_a_chat_model_talks_and_remembers_and_its_words_are_no_html(browser, ser
 
 def test_what_is_no_model_is_one_line(app, capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("MODEL", raising=False)
-    fails([tmp_path], "is no model folder: it has no config.json", capsys, app.main)
+    fails([tmp_path], "is not a model folder: it has no config.json", capsys, app.main)
     fails([tmp_path / "absent"], "There is no folder", capsys, app.main)
     fails([], "Give one model folder", capsys, app.main)
     fails([tmp_path, tmp_path], "Give one model folder", capsys, app.main)

@@ -24,7 +24,7 @@ def run(*words) -> None:
     pretrain.main([*map(str, words)])
 
 
-def test_each_launch_is_a_row_and_the_card_tells_their_sum(tmp_path):
+def test_each_launch_is_a_row_and_the_card_reports_their_sum(tmp_path):
     pytest.importorskip("codecarbon")
     (tmp_path / "a.txt").write_text("The sun shines on the sea. " * 200)
     launch = ["--dataset", tmp_path / "a.txt", "--output-dir", tmp_path / "run", *SMALL, "--energy", "FRA"]

@@ -65,7 +65,7 @@ def files(folder: Path) -> dict[str, bytes]:
 # --- Whose a folder is -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_a_runs_by_what_a_run_has_written(trained, tmp_path):
+def test_a_run_folder_is_recognized_by_its_files(trained, tmp_path):
     assert is_run(trained)
     fields = dataclasses.asdict(pretrain.PretrainRun())
     write_run(tmp_path / "old", fields, {"steps": 3})
@@ -88,7 +88,7 @@ def test_a_folder_is_a_runs_by_what_a_run_has_written(trained, tmp_path):
     assert not is_run(trained)
 
 
-def test_a_strangers_folder_is_refused_whatever_is_asked(story, tmp_path, capsys):
+def test_a_foreign_folder_is_refused_with_any_option(story, tmp_path, capsys):
     theirs = tmp_path / "theirs"
     for name in ("checkpoints/mine.pt", "model/my_code.py", "exports/thesis.pdf", "model/config.json", "loss.png"):
         (theirs / name).parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def test_the_old_run_stays_until_the_new_one_has_a_checkpoint(trained, story, ca
         assert files(trained / ASIDE) == before
         said = capsys.readouterr()
         assert "stays in" in said.out and f"The run that was there before is in {trained / ASIDE}" in said.err
-    fails(["--dataset", story, "--output-dir", trained], "holds a run already", capsys)
+    fails(["--dataset", story, "--output-dir", trained], "already holds a run", capsys)
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--learning-rate", "1e-3")
     assert not (trained / ASIDE).exists() and (trained / "notes.txt").read_text() == "mine"
 
@@ -254,7 +254,7 @@ def test_the_only_checkpoint_is_found_by_the_name_that_a_killed_save_has_left(pr
     assert [path.name for path in (trained / "checkpoints").iterdir()] == ["step-6"]
 
 
-def test_a_whole_checkpoint_is_not_written_again(trained, story, monkeypatch):
+def test_a_complete_checkpoint_is_not_written_again(trained, story, monkeypatch):
     (trained / "evaluation.json").unlink()  # killed at the very end
     before = {path: path.stat().st_ino for path in (trained / "checkpoints" / "step-4").iterdir()}
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--keep", 1)
@@ -263,7 +263,7 @@ def test_a_whole_checkpoint_is_not_written_again(trained, story, monkeypatch):
     assert (trained / "evaluation.json").exists()
 
 
-def test_a_metrics_file_that_was_cut_blocks_neither_resume_nor_record(trained, story):
+def test_a_truncated_metrics_file_blocks_neither_resume_nor_record(trained, story):
     for cut in (b'{"step": 4, "tokens": {"a": 1}', b'{"step": 4, "sample": "\xc3', b"[3]\n", b'"a"', b"\xff\n"):
         with (trained / "metrics.jsonl").open("ab") as file:
             file.write(cut + (b"\n" if cut.endswith(b'"') else b""))
@@ -276,7 +276,7 @@ def test_a_metrics_file_that_was_cut_blocks_neither_resume_nor_record(trained, s
 # --- The best, and the course of a run -------------------------------------------------------------------------------
 
 
-def test_model_says_its_step_and_is_not_of_a_course_that_was_left(story, tmp_path, capsys):
+def test_the_model_records_its_step_and_never_comes_from_an_abandoned_continuation(story, tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["--dataset", story, *SMALL, "--output-dir", folder, "--keep-best", "true", "--test-fraction", 0.1]
     run(*words, "--max-steps", 8, "--keep", 9, "--learning-rate", 3e-3, "--checkpoint-every", 2)
@@ -321,7 +321,7 @@ def test_resume_alone_reads_the_runs_own_fields(trained, story, tmp_path, capsys
 # --- One writer ------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_in_use_is_refused_in_one_line_and_a_dead_ones_is_taken_over(trained, story, tmp_path, capsys):
+def test_a_folder_in_use_is_refused_in_one_line_and_a_dead_runs_folder_is_taken_over(trained, story, tmp_path, capsys):
     from scratch_gpt.utils.locks import LOCK, Lock
 
     owner = Lock(trained).owner | {
@@ -356,7 +356,7 @@ def test_a_run_in_use_is_not_staged_and_a_lock_is_never_published(trained, capsy
 
 
 @pytest.mark.parametrize("name", ["run.yaml", "manifest.json", "metrics.jsonl", "evaluation.json"])
-def test_a_full_disk_at_any_file_is_one_line(name, trained, story, monkeypatch, capsys):
+def test_a_full_disk_at_any_file_is_a_one_line_error(name, trained, story, monkeypatch, capsys):
     def full(file, text):
         if file.name == name:
             raise OSError(errno.ENOSPC, "No space left on device", str(file))
@@ -371,7 +371,7 @@ def test_a_full_disk_at_any_file_is_one_line(name, trained, story, monkeypatch, 
     fails(words, f"{name}: No space left on device. The last good checkpoint is {step}. .*--resume latest", capsys)
 
 
-def test_an_error_in_the_background_writer_is_one_line(trained, story, monkeypatch, capsys):
+def test_an_error_in_the_background_writer_is_a_one_line_error(trained, story, monkeypatch, capsys):
     def broken(*_):
         raise KeyError("tensor")
 
@@ -399,7 +399,7 @@ class Rows:
         return self.rows[k]
 
 
-def test_a_data_worker_that_ends_is_one_line(trained, story, monkeypatch, capsys):
+def test_a_dead_data_worker_is_a_one_line_error(trained, story, monkeypatch, capsys):
     build = pretrain.build
 
     def with_mortal_rows(asked):

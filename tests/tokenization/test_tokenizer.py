@@ -43,7 +43,7 @@ with_specials = st.lists(st.one_of(any_text, st.sampled_from(SPECIALS))).map("".
 
 @given(text=with_specials)
 @settings(max_examples=200, deadline=None)
-def test_any_text_comes_back(tokenizer, text):
+def test_any_text_is_restored_by_decoding(tokenizer, text):
     assert decode(tokenizer, encode(tokenizer, text)) == text
 
 
@@ -98,7 +98,7 @@ def test_saved_and_reloaded_is_identical(tokenizer, tmp_path):
     assert encode(again, text, [END_OF_TEXT]) == encode(tokenizer, text, [END_OF_TEXT])
 
 
-def test_a_fingerprint_is_of_what_decides_text_to_ids(tokenizer, tmp_path):
+def test_a_fingerprint_covers_everything_that_decides_the_ids(tokenizer, tmp_path):
     first = fingerprint(tokenizer)
     tokenizer(["sun", "the shiny sea"], padding=True, truncation=True, max_length=2)  # a call pads, no more
     tokenizer.save_pretrained(tmp_path)
@@ -108,7 +108,7 @@ def test_a_fingerprint_is_of_what_decides_text_to_ids(tokenizer, tmp_path):
         assert fingerprint(AutoTokenizer.from_pretrained(tmp_path, **change)) != first
 
 
-def test_gpt2s_fingerprint_outlives_saving(data, tmp_path):
+def test_gpt2s_fingerprint_survives_saving(data, tmp_path):
     gpt2 = load_tokenizer(data / "gpt2-tokenizer")
     gpt2.save_pretrained(tmp_path)
     assert fingerprint(load_tokenizer(tmp_path)) == fingerprint(gpt2)
@@ -122,7 +122,7 @@ def test_gpt2_tokenizer_gives_its_known_ids(data):
     assert 50256 not in encode(gpt2, END_OF_TEXT)
 
 
-def test_every_language_comes_back(data, tokenizer):
+def test_every_language_is_restored_by_decoding(data, tokenizer):
     for file in sorted((data / "multilingual").glob("*.txt")):
         text = file.read_text(encoding="utf-8")
         assert decode(tokenizer, encode(tokenizer, text)) == text, file.name
@@ -139,7 +139,7 @@ def test_a_vocabulary_larger_than_the_models_is_an_error(tokenizer):
         check_vocabulary(tokenizer, 100)
 
 
-def test_no_tokenizer_is_one_clear_line(tmp_path):
+def test_a_missing_tokenizer_is_a_one_line_error(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     for name in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ValueError, match="No tokenizer could be loaded") as caught:
@@ -159,7 +159,7 @@ def small():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("make", [tiny_model, tiny_gpt2])
 @pytest.mark.parametrize("padding", [0, 1, 9])  # rows that the model has and the tokenizer does not
-def test_new_rows_are_the_mean_and_old_ones_do_not_move(make, tied, special, padding, small):
+def test_new_embedding_rows_are_the_mean_and_old_ones_stay(make, tied, special, padding, small):
     model = make(vocab_size=len(small) + padding, tie_word_embeddings=tied)
     old = {table: part.weight.detach()[: len(small)].clone() for table, part in tables(model).items()}
     before = len(small)
@@ -181,7 +181,7 @@ def tables(model) -> dict:
     return {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
 
 
-def test_extending_is_for_special_tokens_or_words_and_outlives_saving(small, tmp_path):
+def test_tokens_added_as_special_or_as_words_survive_saving(small, tmp_path):
     text = "sun <|a|> shiny <|b|>"
     plain = encode(small, text)
     assert extend_tokenizer(small, ["<|a|>"], special=True) == 1
@@ -197,7 +197,7 @@ def test_extending_is_for_special_tokens_or_words_and_outlives_saving(small, tmp
     assert decode(again, encode(again, text, ["<|a|>"])) == text
 
 
-def test_what_cannot_be_added_is_an_error_and_changes_nothing(small):
+def test_tokens_that_cannot_be_added_are_errors_and_change_nothing(small):
     before = fingerprint(small)
     for tokens, model, message in [
         ([""], None, "empty token"),
@@ -212,7 +212,7 @@ def test_what_cannot_be_added_is_an_error_and_changes_nothing(small):
 # --- The report --------------------------------------------------------------------------------------------------
 
 
-def test_the_report_counts_what_it_says(tokenizer, small):
+def test_the_report_counts_correctly(tokenizer, small):
     texts = ["the sun", "a stone \U0001f31e"]
     report = tokenizer_report(tokenizer, texts, {"small": small}, CORPUS[:2], rare=25)
     tokens = len(encode(tokenizer, texts[0])) + len(encode(tokenizer, texts[1]))

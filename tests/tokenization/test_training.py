@@ -59,7 +59,7 @@ def test_a_sample_stays_below_its_cap_and_is_part_of_the_text(texts, seed):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_those_with_the_smallest_draws_stay_whatever_their_size(seed):
+def test_blocks_with_the_smallest_random_numbers_stay_whatever_their_size(seed):
     # Blocks of 20 characters: of 20 to 38 bytes.
     texts = [f"{n:010d}" + ("\u4e16" * (n * 7 % 10)).ljust(10, "x") for n in range(3000)]
     kept = {int(text[:10]) for text in sample_texts(texts, 2000, seed)}
@@ -110,7 +110,7 @@ def test_the_order_of_texts_does_not_matter(kind, tokenizers):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_come_first_and_all_is_stored(kind, tokenizers, tmp_path):
+def test_special_tokens_come_first_and_everything_is_stored(kind, tokenizers, tmp_path):
     tokenizer = tokenizers[kind]
     specials = ["<|endoftext|>", "<|pad|>", *SPECIALS[4:]] if kind == "bpe" else SPECIALS
     assert tokenizer.convert_tokens_to_ids(specials) == list(range(len(specials)))
@@ -147,7 +147,7 @@ known = st.text("aehinostuw; \n<|>[]!?.,").map(lambda text: text + "The sun")
 @pytest.mark.parametrize("kind", ["unigram", "char"])
 @given(text=known)
 @settings(max_examples=60, deadline=None)
-def test_unigram_and_char_give_back_what_they_know(kind, tokenizers, text):
+def test_unigram_and_char_restore_known_characters(kind, tokenizers, text):
     assert decode(tokenizers[kind], encode(tokenizers[kind], text)) == text
 
 
@@ -160,7 +160,7 @@ def test_unigram_and_char_give_back_what_they_know(kind, tokenizers, text):
         ("unigram", None, "the  sun shines, \u4e16\u754c! It's [UNK]ebra ston[UNK]?"),
     ],
 )
-def test_what_is_unknown_is_unk(kind, tokens, text, tokenizers):
+def test_unknown_text_becomes_unk(kind, tokens, text, tokenizers):
     # \u03b6 was never seen; `stone` was, `ston\u03b6` is unknown as a whole to the kinds of whole words.
     given = "the  sun shines, \u4e16\u754c! It's \u03b6ebra ston\u03b6?"
     if kind == "wordpiece":
@@ -174,7 +174,7 @@ def test_what_is_unknown_is_unk(kind, tokens, text, tokenizers):
 
 
 @pytest.mark.parametrize("kind", ["word", "char", "wordpiece", "unigram"])
-def test_what_is_rare_or_finds_no_room_is_unknown(kind):
+def test_rare_tokens_and_those_without_room_are_unknown(kind):
     texts = ["common common common rare \u00e9", "x common"]
     unknown = train_tokenizer(texts, vocab_size=100, kind=kind, min_frequency=2)
     assert unknown.unk_token_id in encode(unknown, "common \u00e9")
@@ -195,7 +195,7 @@ def test_byte_level_restores_27_languages(data, tokenizers):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "char"])
-def test_the_mask_of_a_chat_is_its_answers_and_what_ends_them(kind, tokenizers):
+def test_the_assistant_mask_covers_answers_and_their_end_tokens(kind, tokenizers):
     tokenizer = tokenizers[kind]
     chat = [
         ("system", "the sea"),
@@ -223,7 +223,7 @@ def test_a_message_that_spells_a_control_token_can_be_taken_as_text(tokenizers):
     assert decode(tokenizer, ids) == "<|im_start|>user\nsun<|im_end|><|im_end|>\n"
 
 
-def test_a_template_of_ones_own_is_read_from_a_file(tmp_path):
+def test_a_custom_template_is_read_from_a_file(tmp_path):
     (tmp_path / "own.jinja").write_text("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
     tokenizer = train("bpe", chat_template=str(tmp_path / "own.jinja"))
     assert tokenizer.apply_chat_template([{"role": "user", "content": "sun"}], tokenize=False) == "sun\n"
@@ -248,7 +248,7 @@ def test_a_template_of_ones_own_is_read_from_a_file(tmp_path):
         ({"chat_template": "absent.jinja"}, "absent.jinja cannot be read"),
     ],
 )
-def test_what_cannot_be_meant_is_one_clear_line(changes, message):
+def test_invalid_arguments_are_one_line_errors(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         train(changes.pop("kind", "bpe"), **changes)
     assert "\n" not in str(caught.value)
@@ -260,7 +260,7 @@ def test_no_text_is_an_error(kind):
         train_tokenizer(Sample([], 0, 0), kind=kind)
 
 
-def test_a_template_that_is_none_is_an_error(tmp_path):
+def test_an_invalid_template_is_an_error(tmp_path):
     (tmp_path / "bad.jinja").write_text("{% for message in %}")
     with pytest.raises(ValueError, match=r"bad.jinja does not render"):
         train("bpe", chat_template=str(tmp_path / "bad.jinja"))

@@ -109,7 +109,7 @@ def test_a_signal_lets_the_step_end_and_the_run_goes_on_bit_for_bit(moment, stra
         return causal_lm.counts(batch)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RunStopped, match=r"stopped by SIGTERM after step \d.* --resume latest") as ending:
+    with pytest.raises(RunStopped, match=r"stopped by SIGTERM after step \d.* resume=.latest") as ending:
         start(tmp_path, objective=Objective(counts, sums), every=lambda: interrupt("evaluation", 2))
     assert ending.value.exit_code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
@@ -158,7 +158,7 @@ def test_a_damaged_file_is_met_named_and_passed_over(name, harm, straight, tmp_p
     assert path.name == "step-5" and len(skipped) == 1
     assert skipped[0].startswith(f"step-6 is damaged and skipped: {name} ")
     harm(tmp_path / "checkpoints" / "step-5" / name)
-    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole \(step-6 .*; step-5 .*\)"):
+    with pytest.raises(ValueError, match=r"Every checkpoint in .* is damaged \(step-6 .*; step-5 .*\)"):
         find_checkpoint(tmp_path / "checkpoints")
 
 
@@ -228,7 +228,9 @@ def test_going_back_to_an_earlier_step_leaves_the_later_ones_behind(straight, tm
 
 def test_another_shape_is_refused_by_name(straight, tmp_path):
     path = straight[1] / "checkpoints" / "step-5"
-    with pytest.raises(ValueError, match=r"step-5 belongs to another model: transformer.layers.1.*No flag can help"):
+    with pytest.raises(
+        ValueError, match=r"step-5 belongs to another model: transformer.layers.1.*Start a new run in a new output_dir"
+    ):
         start(tmp_path, model=tiny_model(num_hidden_layers=1).train(), resume_from=path)
 
 

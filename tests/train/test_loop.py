@@ -11,7 +11,7 @@ from tiny_run import COLLATE, UnevenRows, run
 from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.evaluation.losses import language_metrics, mean_losses
 from scratch_gpt.train.accelerator import make_accelerator
-from scratch_gpt.train.batches import Share, Steps, epoch_order, evaluation_batches, like_lengths
+from scratch_gpt.train.batches import BatchLayout, Steps, epoch_order, evaluation_batches, group_by_length
 from scratch_gpt.train.checkpoints import read_state
 from scratch_gpt.train.loop import Settings, planned_steps
 from scratch_gpt.train.objectives import Objective, causal_lm
@@ -33,7 +33,7 @@ def test_each_row_comes_once_an_epoch_and_steps_do_not_depend_on_the_cut(cut, ep
     per_step = []
     for step in range(math.ceil(21 * epochs / 8)):
         parts = [
-            Steps(rows, collate_rows, Share(batch_size, accumulation, processes, rank), 5, 21 * epochs)[step][0]
+            Steps(rows, collate_rows, BatchLayout(batch_size, accumulation, processes, rank), 5, 21 * epochs)[step][0]
             for rank in range(processes)
         ]
         assert len({len(part) for part in parts}) == 1  # all processes take part in each exchange of gradients
@@ -51,10 +51,10 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 def test_batches_of_like_length_hold_each_row_once_and_little_filling():
     lengths = [int(n) for n in np.random.default_rng(0).integers(1, 100, 203)]
-    order = like_lengths(epoch_order(203, 1, 0), lengths, batch=8, seed=3)
+    order = group_by_length(epoch_order(203, 1, 0), lengths, batch=8, seed=3)
     assert sorted(order) == list(range(203))
-    assert order == like_lengths(epoch_order(203, 1, 0), lengths, batch=8, seed=3)
-    assert order != like_lengths(epoch_order(203, 1, 0), lengths, batch=8, seed=4)
+    assert order == group_by_length(epoch_order(203, 1, 0), lengths, batch=8, seed=3)
+    assert order != group_by_length(epoch_order(203, 1, 0), lengths, batch=8, seed=4)
 
     def filling(order):
         batches = [[lengths[i] for i in order[k : k + 8]] for k in range(0, len(order), 8)]
@@ -66,20 +66,20 @@ def test_batches_of_like_length_hold_each_row_once_and_little_filling():
 def test_rows_of_like_length_are_the_same_however_the_batch_is_cut():
     rows = [{"input_ids": np.arange(n + 1), "shift_labels": np.arange(n + 1)} for n in range(21)]
     lengths = [n + 1 for n in range(21)]
-    whole = Steps(rows, collate_rows, Share(8), 5, lengths=lengths)
-    cut = Steps(rows, collate_rows, Share(2, 2, 2), 5, lengths=lengths)
+    whole = Steps(rows, collate_rows, BatchLayout(8), 5, lengths=lengths)
+    cut = Steps(rows, collate_rows, BatchLayout(2, 2, 2), 5, lengths=lengths)
     assert [whole.indices(step) for step in range(6)] == [cut.indices(step) for step in range(6)]
 
 
 def test_a_row_is_altered_by_its_place_however_the_batch_is_cut():
     rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)]
-    alter = lambda row, place: {**row, "input_ids": row["input_ids"] + 100 * place}  # noqa: E731
+    augment = lambda row, place: {**row, "input_ids": row["input_ids"] + 100 * place}  # noqa: E731
     for step in range(6):
         seen = set()
         for rank in range(2):
-            source = Steps(rows, collate_rows, Share(2, 2, 2, rank), 5, alter=alter)
+            source = Steps(rows, collate_rows, BatchLayout(2, 2, 2, rank), 5, augment=augment)
             seen |= {int(i) for batch, _ in source[step].micro_batches for i in batch["input_ids"]}
-        expected = zip(source.places(step), source.indices(step), strict=True)
+        expected = zip(source.positions(step), source.indices(step), strict=True)
         assert seen == {row + 100 * place for place, row in expected}
 
 
@@ -161,7 +161,7 @@ def test_out_of_memory_at_one_row_names_what_helps(tmp_path):
     def sums(model, batch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    with pytest.raises(MemoryError, match="--gradient-checkpointing"):
+    with pytest.raises(MemoryError, match="gradient_checkpointing=True"):
         run(tmp_path, batch_size=2, objective=Objective(causal_lm.counts, sums))
 
 
@@ -179,7 +179,7 @@ def test_other_errors_are_not_taken_for_memory(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 24])
 def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
     model, rows = tiny_model().train(), UnevenRows()
-    loss = mean_losses(model, evaluation_batches(rows, COLLATE, Share(batch_size)), causal_lm)["loss"]
+    loss = mean_losses(model, evaluation_batches(rows, COLLATE, BatchLayout(batch_size)), causal_lm)["loss"]
     batch = COLLATE(rows.rows)
     with torch.no_grad():
         logits = model(batch["input_ids"]).logits
@@ -193,11 +193,11 @@ def test_some_batches_are_taken_from_everywhere():
     for processes in (1, 2):
         seen = []
         for rank in range(processes):
-            batches = evaluation_batches(rows, collate_rows, Share(5, 1, processes, rank), batches=2)
+            batches = evaluation_batches(rows, collate_rows, BatchLayout(5, 1, processes, rank), batches=2)
             seen += [int(n) for batch, counted in batches if counted for n in batch["input_ids"]]
         n = 10 * processes
         assert sorted(seen) == [*range(0, 100, 100 // n)]
-    batches = evaluation_batches(rows, collate_rows, Share(5), batches=50)
+    batches = evaluation_batches(rows, collate_rows, BatchLayout(5), batches=50)
     assert sorted(int(n) for batch, _ in batches for n in batch["input_ids"]) == [*range(100)]
 
 
@@ -213,7 +213,7 @@ def test_the_first_limit_ends_a_run():
     assert planned_steps(Settings(**settings, epochs=2, max_steps=3), 20, 1, 10) == 3
     assert planned_steps(Settings(**settings, max_tokens=170), 20, 1, 10) == 3
     assert planned_steps(Settings(**settings, epochs=2), 20, 2, 10) == 3
-    with pytest.raises(ValueError, match="how long to train"):
+    with pytest.raises(ValueError, match="No training length given"):
         planned_steps(Settings(**settings), 20, 1, 10)
 
 
@@ -279,7 +279,7 @@ def test_what_compilation_cost_is_said_wherever_it_happened(tmp_path, pass_secon
     model.compile(backend=backend)
     run(tmp_path, model=model, every=1, steps=2, objective=Objective(causal_lm.counts, sums))
     assert compiled
-    assert f"The first step ended after {20 * len(compiled)} s" in capsys.readouterr().out
+    assert f"The first step took {20 * len(compiled)} s" in capsys.readouterr().out
 
 
 # --- The launch --------------------------------------------------------------------------------------------------
@@ -292,5 +292,5 @@ def test_a_launch_without_the_processes_it_was_asked_for_is_an_error():
 
 def test_a_device_that_is_not_there_is_an_error():
     if not torch.backends.mps.is_available():
-        with pytest.raises(ValueError, match="device mps was asked for"):
+        with pytest.raises(ValueError, match="device='mps' is not available"):
             make_accelerator("mps")

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from scratch_gpt.evaluation.preferences import preference_metrics
 from scratch_gpt.evaluation.reference_kl import kl_estimate, kl_from_reference, sample_answers
-from scratch_gpt.train.batches import Share, Steps, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, Steps, evaluation_batches
 from scratch_gpt.train.preference_losses import LOSSES, Preference, kto_loss, log_odds, read_answers
 
 
@@ -26,11 +26,11 @@ def batch_of(prompts, ends, *, seed=0, reference_seed=1) -> dict:
     """Chosen and rejected rows with the same prompts, answers up to `ends`, and what another model says of them."""
     ids = some_ids(2 * B, T, seed=seed)
     ids[B:] = torch.where(torch.arange(T) < torch.tensor(prompts)[:, None], ids[:B], ids[B:])
-    places = torch.arange(T)
+    positions = torch.arange(T)
     starts, ends = torch.tensor([*prompts, *prompts])[:, None], torch.tensor(ends)[:, None]
     batch = {
-        "input_ids": ids.where(places < ends, 0),
-        "shift_labels": ids.roll(-1, 1).where((places >= starts - 1) & (places < ends - 1), -100),
+        "input_ids": ids.where(positions < ends, 0),
+        "shift_labels": ids.roll(-1, 1).where((positions >= starts - 1) & (positions < ends - 1), -100),
         "preference": torch.tensor([True, False, False, True]),
     }
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_how_a_global_batch_is_split_changes_no_gradient(name, size, accumulatio
     split = Split(batch)
     parts = []
     for rank in range(processes):
-        share = Share(size, accumulation, processes, rank)
+        share = BatchLayout(size, accumulation, processes, rank)
         parts += Steps(split, split.collate, share, seed=0, end=B)[0].micro_batches
     model, counts, means = tiny_model(), {}, {}
     for part, counted in parts:
@@ -154,10 +154,10 @@ class Split:
 @pytest.mark.parametrize("name", LOSSES)
 def test_metrics_do_not_depend_on_batch_size_or_processes(name):
     split, objective, model = Split(MIXED()), Preference(name, BETA), tiny_model()
-    whole = preference_metrics(model, evaluation_batches(split, split.collate, Share(4)), objective)
-    small = preference_metrics(model, evaluation_batches(split, split.collate, Share(1)), objective)
+    whole = preference_metrics(model, evaluation_batches(split, split.collate, BatchLayout(4)), objective)
+    small = preference_metrics(model, evaluation_batches(split, split.collate, BatchLayout(1)), objective)
     assert small == pytest.approx(whole, abs=1e-4)
-    shares = [evaluation_batches(split, split.collate, Share(3, 1, 2, rank)) for rank in (0, 1)]
+    shares = [evaluation_batches(split, split.collate, BatchLayout(3, 1, 2, rank)) for rank in (0, 1)]
     both = preference_metrics(model, [pair for share in shares for pair in share], objective)
     assert both == pytest.approx(whole, abs=1e-4)
 

@@ -35,7 +35,7 @@ from scratch_gpt.evaluation.losses import mean_losses
 from scratch_gpt.evaluation.statistics import spread
 from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.tokenization.training import train_tokenizer
-from scratch_gpt.train.batches import Share, Steps, epoch_order, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, Steps, epoch_order, evaluation_batches
 from scratch_gpt.train.objectives import classification
 from scratch_gpt_training import classify, evaluate, prepare
 from scratch_gpt_training.support import command_line
@@ -106,7 +106,7 @@ KINDS = {"plain": (None, False), "weighted": (WEIGHTS, False), "several": (None,
 def gradients(objective, rows, share: tuple[int, int, int], step: int) -> torch.Tensor:
     """The gradient of a step that is shared out so: sums over all shares, divided once by all counts."""
     batch_size, accumulation, processes = share
-    shares = [Share(batch_size, accumulation, processes, rank) for rank in range(processes)]
+    shares = [BatchLayout(batch_size, accumulation, processes, rank) for rank in range(processes)]
     parts = [part for each in shares for part in Steps(rows, collate_labelled, each, 5, len(rows))[step].micro_batches]
     count = sum(objective.counts(batch)["loss"] * counted for batch, counted in parts)
     model = classifier().train()
@@ -155,7 +155,7 @@ def test_the_loss_is_torchs_mean_over_all_rows(kind):
         weight = None if weights is None else torch.tensor(weights)
         truth = torch.nn.functional.cross_entropy(logits, batch["labels"], weight=weight)
     for size in (1, 4, 21):
-        batches = partial(evaluation_batches, rows, collate_labelled, Share(size))
+        batches = partial(evaluation_batches, rows, collate_labelled, BatchLayout(size))
         assert mean_losses(model, batches(), classification(weights))["loss"] == pytest.approx(truth.item(), abs=1e-5)
         metrics = classification_metrics(sum_batches(model, batches(), weights))
         assert metrics["loss"] == pytest.approx(truth.item(), abs=1e-5)
@@ -213,8 +213,10 @@ def test_a_class_that_nobody_is_in_or_called_has_f1_zero_and_no_part_in_the_mean
 @pytest.mark.parametrize("several", [False, True])
 def test_sums_add_over_batches_and_processes(several):
     model, rows = classifier(), LabelledTexts(several)
-    whole = sum_batches(model, evaluation_batches(rows, collate_labelled, Share(21)))
-    shares = [sum_batches(model, evaluation_batches(rows, collate_labelled, Share(4, 1, 2, rank))) for rank in (0, 1)]
+    whole = sum_batches(model, evaluation_batches(rows, collate_labelled, BatchLayout(21)))
+    shares = [
+        sum_batches(model, evaluation_batches(rows, collate_labelled, BatchLayout(4, 1, 2, rank))) for rank in (0, 1)
+    ]
     for name, total in whole.items():
         assert_close(shares[0][name] + shares[1][name], total, atol=1e-5, rtol=0)
 
@@ -248,16 +250,16 @@ def write_rows(file, rows: list[dict]) -> str:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def positions(tmp_path_factory):
     """Sixty texts of two classes, six of them twice."""
     rows = [{"text": text, "label": label} for text, label in texts(2)]
     return write_rows(tmp_path_factory.mktemp("places") / "places.jsonl", [*rows, *rows[:6]])
 
 
 @pytest.fixture(scope="module")
-def trained(places, tmp_path_factory):
+def trained(positions, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    run("--dataset", places, "--output-dir", folder, *SMALL, "--max-steps", 20, "--eval-every", 5)
+    run("--dataset", positions, "--output-dir", folder, *SMALL, "--max-steps", 20, "--eval-every", 5)
     return folder
 
 
@@ -327,7 +329,7 @@ def test_three_classes_by_number_from_gpt2_with_weights_and_lora(tmp_path, capsy
     options = "--device cpu --max-steps 20 --learning-rate 1e-2 --balance weights --tune lora --output-dir".split()
     options.append(tmp_path / "run")
     too_long = [*data, *options, "--max-length", 65]
-    fails(too_long, "max_length 65 is more than the model's context, 64", capsys, classify.main)
+    fails(too_long, "--max-length 65 is more than the model's context, 64", capsys, classify.main)
     run(*data, *options)
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["results"]["test"]["loss"] < content["results"]["before/test"]["loss"]
@@ -354,8 +356,8 @@ def test_several_labels_a_text(tmp_path):
     assert model.config.problem_type == "multi_label_classification"
 
 
-def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(places, tmp_path, capsys):
-    arguments = ["--dataset", places, "--output-dir", tmp_path / "run", *SMALL]
+def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(positions, tmp_path, capsys):
+    arguments = ["--dataset", positions, "--output-dir", tmp_path / "run", *SMALL]
     arguments += ["--max-steps", 4, "--eval-every", 4, "--seeds", 2]
     run(*arguments)
     folders = [tmp_path / "run" / f"seed-{n}" for n in (0, 1)]
@@ -376,7 +378,7 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(places, tmp_path
     run(*arguments, "--resume", "latest")
     assert "seed-0 is already finished" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == content
-    fails(arguments, "holds a run already", capsys, classify.main)
+    fails(arguments, "already holds a run", capsys, classify.main)
     one_seed = [*arguments[:3], folders[0], *arguments[4:], "--resume", "latest"]
     fails(one_seed, "holds a run of one seed", capsys, classify.main)
 
@@ -388,16 +390,16 @@ def test_run_yaml_says_how_many_seeds_are_asked_for_now_although_the_first_is_fi
 
     alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, free_memory=lambda: None)
     monkeypatch.setattr(seeds, "run_task", lambda *_: alone)  # each seed is finished: none begins
-    for name in ("prepare", "summarise", "finish"):
+    for name in ("open_run", "summarize", "close_run"):
         monkeypatch.setattr(seeds, name, lambda *_: None)
     output_dir.write_run_yaml(launch(2), tmp_path, {"runs": ["seed-0", "seed-1"]})
-    seeds.run_seeds(launch(3), None, None)
+    seeds.run_seeds(launch(3), None)
     text = (tmp_path / "run.yaml").read_text()
     assert "\nseeds: 3\n" in text and "# - seed-2\n" in text
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(places, tmp_path):
-    arguments = ["--dataset", places, *SMALL, "--max-steps", 12, "--eval-every", 3, "--keep", 9, "--dropout", 0.1]
+def test_a_stopped_run_goes_on_bit_for_bit(positions, tmp_path):
+    arguments = ["--dataset", positions, *SMALL, "--max-steps", 12, "--eval-every", 3, "--keep", 9, "--dropout", 0.1]
     run(*arguments, "--balance", "weights", "--output-dir", tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "evaluation.json").unlink()
@@ -409,10 +411,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(places, tmp_path):
     assert one == other
 
 
-def test_patience_ends_a_run_and_the_best_is_kept(places, tmp_path, monkeypatch):
+def test_patience_ends_a_run_and_the_best_is_kept(positions, tmp_path, monkeypatch):
     script_evaluations(monkeypatch, [3.0, 2.0, 2.5, 1.0, 1.5])
     wild = ["--max-steps", 40, "--eval-every", 1, "--patience", 2, "--warmup-steps", 0]
-    run("--dataset", places, "--output-dir", tmp_path / "run", *SMALL, *wild)
+    run("--dataset", positions, "--output-dir", tmp_path / "run", *SMALL, *wild)
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
     best = min(lines, key=lambda line: line["eval_loss"])
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -480,7 +482,7 @@ def test_a_split_of_prepared_text_is_the_test_set(tmp_path):
 
 BAD = {
     "--test-split test": "has no splits: leave --test-split out; --test-dataset names a file",
-    "--test-dataset=": "test_dataset or test_split is empty",
+    "--test-dataset=": "--test-dataset or --test-split is empty",
     "--test-dataset x.jsonl --test-fraction 0.5": "with a test set of its own leave it out",
     "--test-dataset places": "is in the test set: nothing is left to train on",
     "--label-column kind": "no column 'kind', only text, label. Choose with --label-column",
@@ -488,20 +490,29 @@ BAD = {
     "--label-column text": r"distinct text\(s\), and there are 3 splits",
     "--column-names a,b": "without a header, and places.jsonl is none",
     "--balance some": "balance.*some",
-    "--seeds 0": "seeds is 0; it has to be at least 1",
+    "--seeds 0": "--seeds must be at least 1",
     "--streaming true": "leave --streaming out",
     "--seeds 2 --resume .": "one seed's checkpoint",
-    "--validation-fraction 0": "keep_best and patience choose by validation loss",
-    "--label-separator=": "label_separator is empty",
-    "--predict=": "predict is empty",
+    "--validation-fraction 0": "--keep-best and --patience choose by validation loss",
+    "--label-separator=": "--label-separator is empty",
+    "--predict=": "--predict is empty",
     "--dataset /no/where.csv": "no such file",
 }
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line(line, places, tmp_path, capsys):
-    arguments = ["--dataset", places, "--preset", "tiny", "--vocab-size", "300", "--output-dir", str(tmp_path / "run")]
-    fails([*arguments, *line.replace(" places", f" {places}").split()], BAD[line], capsys, classify.main)
+def test_bad_input_is_one_clear_line(line, positions, tmp_path, capsys):
+    arguments = [
+        "--dataset",
+        positions,
+        "--preset",
+        "tiny",
+        "--vocab-size",
+        "300",
+        "--output-dir",
+        str(tmp_path / "run"),
+    ]
+    fails([*arguments, *line.replace(" places", f" {positions}").split()], BAD[line], capsys, classify.main)
     assert not (tmp_path / "run").exists()
 
 
@@ -529,4 +540,4 @@ def test_predicting_with_what_is_no_classifier_is_one_clear_line(trained, tmp_pa
     file = write_rows(tmp_path / "b.jsonl", [{"text": "boat"}])
     fails(["--model", tmp_path / "causal", "--predict", file], "it lacks score.weight", capsys, classify.main)
     absent = ["--output-dir", tmp_path / "absent", "--predict", file]
-    fails(absent, "absent/model: there is no such folder", capsys, classify.main)
+    fails(absent, "absent/model: no such folder", capsys, classify.main)

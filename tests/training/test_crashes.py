@@ -88,7 +88,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(number, undisturbed, tmp_p
     line = log.read_text().strip().splitlines()[-1]
     found = re.fullmatch(
         rf"stopped by {number.name} after step (\d+)\. The last good checkpoint is step-\1\. "
-        r"To go on: the same launch with --config (\S+)/run.yaml --resume latest",
+        r"To continue: the same launch with --config (\S+)/run.yaml --resume latest",
         line,
     )
     assert code == 128 + number and found, line
@@ -118,7 +118,7 @@ def two(story, tmp_path_factory):
     command = ["accelerate.commands.launch", "--config_file", config, REPO / "training" / "pretrain.py"]
     done = launch([*command, *words, "--output-dir", folder])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 process(es)" in done.stdout and "# processes: 2" in (folder / "run.yaml").read_text()
+    assert "2 processes" in done.stdout and "# processes: 2" in (folder / "run.yaml").read_text()
     assert done.stdout.count("Written:") == 1  # only the main process speaks
     return folder, words
 
@@ -170,7 +170,7 @@ def test_a_run_of_two_processes_goes_on_with_one_and_keeps_its_global_batch(two,
     words = [*words[: words.index("--expect-processes")], "--output-dir", tmp_path / "run", "--resume", "latest"]
     alone(*words)
     said = capsys.readouterr().out
-    assert "environment.processes (2 -> 1)" in said and "12 steps of 16 rows" in said
+    assert "environment.processes (2 -> 1)" in said and "12 steps, 16 rows each" in said
     assert_close(tmp_path / "run", folder)
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-12" / "state.json").read_text())
     assert state["share"] == {"batch_size": 4, "accumulation_steps": 4, "processes": 1}

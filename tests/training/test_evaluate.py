@@ -248,7 +248,7 @@ BAD = {
     "--dataset story.txt": "Which model",
     "ours": "There is nothing to measure",
     "ours --dataset absent.txt": "no such file",
-    "absent/x/y --dataset story.txt": "there is no such folder",
+    "absent/x/y --dataset story.txt": "no such folder",
     "ours --dataset story.txt --stride 65": "leaves gaps",
     "ours --dataset story.txt --max-length 65": "more than the context",
     "ours --dataset story.txt --multiple-choice story.jsonl": "Two sets would be called 'story'",
@@ -315,5 +315,5 @@ def test_lists_stand_in_yaml_as_lists(tmp_path):
         positional=("model",),
     )
     file.write_text("multiple_choice: a.jsonl\n")
-    with pytest.raises(ValueError, match="has to be a list"):
+    with pytest.raises(ValueError, match="must be a list"):
         command_line.parse(evaluate.EvaluateRun, ["--config", str(file)])

@@ -69,11 +69,16 @@ def test_an_assistant_says_the_same_sooner(models, said):
 
 def test_an_assistant_that_cannot_guess_is_one_line(models, capsys):
     base = [models / "base", "--assistant-model"]
-    fails([*base, "int8", "--quantize", "int8"], "leave out quantize", capsys, generate.main)
-    fails([*base, models], "--assistant-model .* is no model folder", capsys, generate.main)
+    fails([*base, "int8", "--quantize", "int8"], "leave out --quantize", capsys, generate.main)
+    fails([*base, models], "--assistant-model .* is not a model folder", capsys, generate.main)
     fails([*base, models / "chat"], "has another tokenizer", capsys, generate.main)
     fails([*base, "int8", "--samples", "2"], "guesses for one row, and here are 2", capsys, generate.main)
-    fails([*base, "int8", "--num-assistant-tokens", "0"], "num_assistant_tokens is 0", capsys, generate.main)
+    fails(
+        [*base, "int8", "--num-assistant-tokens", "0"],
+        "--num-assistant-tokens must be at least 1",
+        capsys,
+        generate.main,
+    )
 
 
 def test_a_conversation_goes_on_until_it_is_left(models, capsys, monkeypatch):
@@ -108,8 +113,8 @@ def test_what_cannot_be_written_or_talked_to_is_one_line(models, capsys, tmp_pat
     (tmp_path / "bytes").write_bytes(b"a\n\xff")
     fails([models / "base", f"FILE:{tmp_path / 'bytes'}"], "line 2 is not UTF-8", capsys, generate.main)
     fails([models / "base", "the", "sun"], "'sun' is one word too many", capsys, generate.main)
-    fails([models / "base", "--temperature", "-1"], "temperature is -1", capsys, generate.main)
-    fails([models / "base", "--max-new-tokens", "0"], "max_new_tokens is 0", capsys, generate.main)
+    fails([models / "base", "--temperature", "-1"], "--temperature must be at least 0", capsys, generate.main)
+    fails([models / "base", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1", capsys, generate.main)
     cut_off = shutil.copytree(models / "base", tmp_path / "cut-off")
     (cut_off / "model.safetensors").write_bytes((models / "base" / "model.safetensors").read_bytes()[:-9])
     fails([cut_off], "cut-off cannot be loaded: ", capsys, generate.main)

@@ -235,7 +235,7 @@ def test_each_bound_holds_on_both_sides(name):
     recipe.check_range(name, most, least, most)
     recipe.check_range(name, None, least, most)
     for value, message in ((least - 1, "at least"), (most * 2 + 1, "at most"), (float("nan"), "at least")):
-        with pytest.raises(ValueError, match=f"^{name} is .*; it has to be {message} "):
+        with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} must be {message} "):
             recipe.check_range(name, value, least, most)
 
 
@@ -269,10 +269,10 @@ def test_the_memory_of_a_model_is_compared_with_the_machine(monkeypatch):
 def test_what_cannot_be_meant_is_found_before_anything_is_printed_or_loaded(home, capsys, monkeypatch):
     monkeypatch.setattr(generate, "load", lambda *_: pytest.fail("loaded"))
     for words, message in (
-        (["the", "--top-k", "-1"], "top_k is -1; it has to be at least 0"),
+        (["the", "--top-k", "-1"], "--top-k must be at least 0"),
         (["the", "--top-k", "9e9"], "invalid int"),
-        (["the", "--top-p", "0"], "top_p is 0"),
-        (["the", "--top-p", "1.5"], "top_p is 1.5; it has to be at most 1"),
+        (["the", "--top-p", "0"], "--top-p must be above 0"),
+        (["the", "--top-p", "1.5"], "--top-p must be at most 1"),
         (["FILE:/no/where"], "/no/where cannot be read"),
         (["caf\udce9"], "prompt is not valid Unicode"),
     ):
@@ -344,8 +344,8 @@ def test_a_tokenizer_of_an_absurd_size_is_refused_before_it_is_trained(home, tmp
     words = ["--dataset", home / "data.txt", "--output-dir", tmp_path / "out", "--compare", "none", "--vocab-size"]
     for size in ("1000000000000", str(2**24 + 1)):
         how, said = outcome("train_tokenizer", [*words, size])
-        assert how == REFUSED and "it has to be at most 16,777,216" in said
-        with pytest.raises(ValueError, match="it has to be at most 16,777,216"):
+        assert how == REFUSED and "at most 16,777,216" in said
+        with pytest.raises(ValueError, match="at most 16,777,216"):
             train_tokenizer(["the sun"], vocab_size=int(size))
 
 
@@ -355,7 +355,7 @@ def test_a_config_whose_aliases_multiply_is_one_line(tmp_path, capsys):
         bomb = f"&a{n + 1} [{bomb}, {', '.join([f'*a{n}'] * 8)}]"
     for field, main in (("seed", pretrain.main), ("multiple_choice", evaluate.main)):
         (tmp_path / "config.yaml").write_text(f"{field}: {bomb}\n")
-        fails(["--config", tmp_path / "config.yaml"], f"{field} is .*; it has to be a", capsys, main)
+        fails(["--config", tmp_path / "config.yaml"], f"{field} is .*; it must be a", capsys, main)
 
 
 # --- The terminal ------------------------------------------------------------------------------------------------

@@ -226,14 +226,14 @@ def test_a_preview_asks_what_training_asks(tmp_path, capsys):
 
 
 BAD = {
-    "--prompt-format llama": "no prompt_format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
+    "--prompt-format llama": "no --prompt-format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
     "--prompt-format tokenizer": "The tokenizer has no chat template",
     "--train-on answers": "train_on.*answers",
     "--streaming true": "leave --streaming out",
     "--max-length 9": "None of .* rows asks anything within 9 tokens: each prompt fills them",
-    "--answers -1": "answers is -1; it has to be at least 0",
-    "--preview 0": "preview is 0; it has to be at least 1",
-    "--max-new-tokens 0": "max_new_tokens is 0; it has to be at least 1",
+    "--answers -1": "--answers must be at least 0",
+    "--preview 0": "--preview must be at least 1",
+    "--max-new-tokens 0": "--max-new-tokens must be at least 1",
     "--test-fraction 0.99": "leave nothing to train on",
     "--dataset /no/where.json": "no such file",
 }

@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import scratch_gpt.references
 from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.tokenization.chat_templates import store_format
 from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.train import reference_logps
 from scratch_gpt_training import prefer
 
 
@@ -103,7 +103,7 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_the_reference_it_has(loss_type, 
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "evaluation.json").unlink()
     shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-8")
-    monkeypatch.setattr(scratch_gpt.references, "reference_logps", None)  # not to be computed again
+    monkeypatch.setattr(reference_logps, "reference_logps", None)  # not to be computed again
     run(*words, "--output-dir", tmp_path / "b", "--resume", "latest")
     assert crash.differences(crash.outcome(tmp_path / "a"), crash.outcome(tmp_path / "b")) == []
 
@@ -116,24 +116,24 @@ def test_orpo_needs_no_reference(base, tmp_path):
 
 
 def test_a_reference_of_other_weights_or_rows_or_a_damaged_one_is_not_used(tmp_path):
-    model, file = tiny_model(), tmp_path / scratch_gpt.references.NAME
-    key = scratch_gpt.references.reference_key(model, {"train": "a"})
-    scratch_gpt.references.write_references(file, {"train": torch.ones(3, 2).numpy()}, key)
-    assert scratch_gpt.references.read_references(file, key)["train"].tolist() == [[1.0, 1.0]] * 3
-    assert scratch_gpt.references.reference_key(tiny_model(), {"train": "a"}) == key
+    model, file = tiny_model(), tmp_path / reference_logps.NAME
+    key = reference_logps.reference_key(model, {"train": "a"})
+    reference_logps.write_references(file, {"train": torch.ones(3, 2).numpy()}, key)
+    assert reference_logps.read_references(file, key)["train"].tolist() == [[1.0, 1.0]] * 3
+    assert reference_logps.reference_key(tiny_model(), {"train": "a"}) == key
     for others in ((tiny_model(seed=1), {"train": "a"}), (model, {"train": "b"})):
-        assert scratch_gpt.references.read_references(file, scratch_gpt.references.reference_key(*others)) is None
+        assert reference_logps.read_references(file, reference_logps.reference_key(*others)) is None
     file.write_bytes(file.read_bytes()[:-5])
-    assert scratch_gpt.references.read_references(file, key) is None
+    assert reference_logps.read_references(file, key) is None
 
 
 BAD = {
     "--loss-type ppo": "loss_type.*ppo",
-    "--beta 0": "beta is 0",
-    "--beta=-1": "beta is -1.0; it has to be at least 0",
+    "--beta 0": "--beta must be above 0",
+    "--beta=-1": "--beta must be at least 0",
     "--streaming true": "leave --streaming out",
     "--preset tiny": "give --model",
-    "--prompt-format llama": "There is no prompt_format 'llama'",
+    "--prompt-format llama": "There is no --prompt-format 'llama'",
     "--max-length 9": "has two answers to tell apart within 9 tokens",
     "--max-length 999": "more than the model's context, 192",
     "--resume latest --beta 0.2": "beta",

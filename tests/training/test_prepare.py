@@ -629,7 +629,7 @@ def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp
     (tmp_path / "one.txt").write_text(f"{' '.join(texts)} forbidden")
     (tmp_path / "blocked.txt").write_text("forbidden\n")
     words = ["--dataset", tmp_path / "one.txt", "--tokenizer", tokenizer, "--block-list", tmp_path / "blocked.txt"]
-    message = r"Nothing of .*one.txt is left after the filters: block_list took 1 \(mostly forbidden 1\)"
+    message = r"Nothing of .*one.txt is left after the filters: --block-list took 1 \(mostly forbidden 1\)"
     fails([*words, "--max-length", "16", "--output-dir", tmp_path / "p"], message, capsys)
     assert not (tmp_path / "p" / "manifest.json").exists()
 
@@ -649,38 +649,38 @@ def fails(arguments, message, capsys, main=prepare.main):
 
 
 BAD = {
-    "--stride 0": "stride is 0",
-    "--max-length 0": "max_length is 0",
+    "--stride 0": "--stride must be at least 1",
+    "--max-length 0": "--max-length must be at least 1",
     "--alpha 0.5": "--alpha has no effect: it needs --mixture",
-    "--mixture a,b --alpha 0": "alpha is 0",
-    "--mixture a,b --alpha 1.01": "alpha is 1.01",
-    "--mixture a,b --alpha nan": "alpha is nan",
-    "--mixture a=0,b=1": "mixture: a has 0; it has to be a positive number",
+    "--mixture a,b --alpha 0": "--alpha must be above 0",
+    "--mixture a,b --alpha 1.01": "--alpha must be above 0 and at most 1",
+    "--mixture a,b --alpha nan": "--alpha must be above 0",
+    "--mixture a=0,b=1": "--mixture: a has 0; it must be a positive number",
     "--mixture a=nan,b=1": "mixture: a has nan",
     "--mixture a=-1": "mixture: a has -1",
     "--mixture a=x": "'a=x' is not name=number",
     "--mixture a=1,a=2": "names a twice",
     "--mixture a=1,b": "every corpus a weight, or none",
-    "--mixture a,b --mixture-epochs a=1": "mixture_epochs gives every corpus",
+    "--mixture a,b --mixture-epochs a=1": "--mixture-epochs needs a number for every corpus",
     "--mixture-epochs a=1": "--mixture-epochs has no effect: it needs --mixture",
     "--mixture /no/where": "/no/where",
     "--text-column body": "no column 'body', only text",
     "--dataset /no/where.txt": "no such file",
     "--deduplicate some": "deduplicate.*some",
-    "--deduplicate near --duplicate-threshold 2": "duplicate_threshold is 2",
+    "--deduplicate near --duplicate-threshold 2": "--duplicate-threshold must be between 0 and 1",
     "--pack true --pad true": "give one of them",
     "--pack true --stride 3": "leave them out with --pack",
     "--task text --pack true": "--task text writes text",
     "--privacy-kinds card": "give names among key,email,ip,phone,card,iban,ssn",
     "--privacy mask --privacy-kinds card,name": "privacy-kinds card,name: give names among key,email",
     "--poisoning true": "give one with --reference-model",
-    "--reference-model /no/where": "/no/where: there is no such folder",
+    "--reference-model /no/where": "/no/where: no such folder",
     "--block-list /no/where": "/no/where",
     "--contamination /no/where.txt": "no such file",
     "--tokenizer /no/where": "No tokenizer could be loaded",
-    "--validation-fraction 1": "validation_fraction is 1",
-    "--max-length 99999": "train split has .* tokens, but one window of max_length 99999 takes 100000",
-    "--nonsense 1": "There is no field --nonsense",
+    "--validation-fraction 1": "--validation-fraction is 1",
+    "--max-length 99999": "train split has .* tokens, but one window of --max-length 99999 takes 100000",
+    "--nonsense 1": "Unknown option --nonsense",
 }
 
 
@@ -724,7 +724,7 @@ def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
     stream = open_stream(str(folder), validation_fraction=0.25)
     streamed = {*stream.read(0, 0), *stream.splits["validation"]["text"][:]}
     assert streamed == parts["train"] and len(stream.splits["validation"]) == 7
-    with pytest.raises(ValueError, match="has no split 'dev', only train, validation, test. Choose with"):
+    with pytest.raises(ValueError, match="has no split 'dev', only train, validation, test. Choose another split"):
         open_rows(str(folder), split="dev")
 
 

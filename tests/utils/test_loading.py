@@ -134,7 +134,10 @@ def test_a_new_head_no_head_and_old_buffers_are_the_only_differences_allowed(tmp
         load_model(folder, None, CLASSIFIER, needs_head=True)
 
     buffers = {"attn.bias": torch.ones(1, 1, 64, 64), "attn.masked_bias": torch.tensor(-1e4)}
-    add = lambda w: w.update({f"transformer.h.{n}.{name}": t + n for n in (0, 1) for name, t in buffers.items()})  # noqa: E731
+
+    def add(weights):
+        weights.update({f"transformer.h.{n}.{name}": t + n for n in (0, 1) for name, t in buffers.items()})
+
     stock = tiny_gpt2()
     assert_close(load_model(str(saved(tmp_path / "old", stock, None, add))).eval()(ids).logits, stock(ids).logits)
     headless = GPT2Model(stock.config)
@@ -176,7 +179,7 @@ def test_a_model_of_another_kind_is_complete_or_refused(tmp_path):
             names_finder(str(folder))
 
 
-def test_an_adapter_brings_its_whole_head(tmp_path):
+def test_an_adapter_brings_its_complete_head(tmp_path):
     pytest.importorskip("peft")
     base = saved(tmp_path / "base", tiny_model())
     model = load_model(str(base), None, CLASSIFIER)
@@ -306,7 +309,7 @@ def test_pickles_and_distributed_checkpoints_are_refused_in_one_line(tmp_path):
             file.unlink()
 
 
-def test_a_name_without_a_model_is_one_line_of_ours(tmp_path, capsys):
+def test_a_missing_model_is_a_one_line_error(tmp_path, capsys):
     for load in (load_model, generate.load, names_finder, load_tokenizer):
         with pytest.raises(ValueError, match="cannot be loaded|could be loaded") as caught:
             load("nobody/nothing")
@@ -348,7 +351,7 @@ def careless(text: str) -> list[str]:
     return out
 
 
-def test_no_call_that_loads_leaves_it_open_whether_code_may_run():
+def test_every_loading_call_states_whether_code_may_run():
     files = [file for room in ("scratch_gpt", "training", "hub_card") for file in (REPO / room).rglob("*.py")]
     assert {file.name: found for file in files if (found := careless(file.read_text()))} == {}
     seen = {name for file in files for name, _ in calls(file.read_text()) if LOADERS.search(name)}
@@ -513,7 +516,7 @@ def test_our_class_that_came_with_a_folder_is_exported_like_the_packages_own(our
         assert_close(class_probabilities(theirs, look(theirs, [1, 2]).hidden).sum(), torch.tensor(1.0))
 
 
-def test_a_class_of_our_name_or_type_with_another_layout_is_none_of_ours(remote, tmp_path):
+def test_a_class_of_our_name_or_type_with_another_layout_is_not_ours(remote, tmp_path):
     class Other(ScratchGPTForCausalLM):
         def __init__(self, config):
             super().__init__(config)

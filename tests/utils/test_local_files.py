@@ -293,7 +293,7 @@ def test_a_label_that_is_text_in_one_file_and_a_number_in_another_is_text(tmp_pa
         open_rows(str(tmp_path), columns=columns)
 
 
-def test_named_classes_beside_text_go_by_their_names_and_booleans_as_python_has_them(tmp_path):
+def test_classes_next_to_text_become_their_names_and_booleans_become_text(tmp_path):
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])})
     datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features).to_parquet(
         tmp_path / "a.parquet"
@@ -387,13 +387,13 @@ def test_a_line_that_is_not_utf8_is_named_by_file_and_number(name, raw, tmp_path
         ("a.parquet", "PAR1 but not really", "cannot be read as parquet"),
     ],
 )
-def test_files_that_are_not_what_they_say_are_one_clear_line(name, text, message, tmp_path):
+def test_files_that_are_not_what_their_ending_says_are_one_line_errors(name, text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         open_documents(written(tmp_path, name, text))
     assert "\n" not in str(caught.value)
 
 
-def test_json_may_be_one_value_or_one_a_line(tmp_path):
+def test_json_may_be_one_value_or_one_value_per_line(tmp_path):
     texts = {
         "a.json": '{"text": "a"}\n{"text": "b"}\n',
         "b.json": '[\n  {"text": "a"},\n  {"text": "b"}\n]',
@@ -424,7 +424,7 @@ def test_streamed_text_is_text(tmp_path):
         open_stream(written(tmp_path, "b.jsonl", late))
 
 
-def test_keys_of_messages_that_nobody_reads_may_have_any_type(tmp_path):
+def test_unused_keys_of_messages_may_have_any_type(tmp_path):
     answer = {"role": "assistant", "content": "b"}
     rows = [
         {"messages": [{"role": "user", "content": "a", "id": 1}, answer], "tools": []},

@@ -69,7 +69,7 @@ def test_a_lock_is_taken_over_from_the_dead_only(changes, age, is_free, tmp_path
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_a_lock_that_nobody_can_read_counts_by_its_age(content, tmp_path):
+def test_an_unreadable_lock_is_judged_by_its_age(content, tmp_path):
     (tmp_path / LOCK).write_text(content)
     with pytest.raises(ValueError, match="is in use"):
         hold(tmp_path)
@@ -77,7 +77,7 @@ def test_a_lock_that_nobody_can_read_counts_by_its_age(content, tmp_path):
     hold(tmp_path, lambda line: None).release()
 
 
-def test_of_two_that_take_over_the_same_lock_one_gets_it(tmp_path):
+def test_only_one_of_two_processes_takes_over_a_lock(tmp_path):
     dead = owner(tmp_path, started=1.0)
     write(tmp_path, owner(tmp_path))  # the other has been faster
     assert not locks._take_away(tmp_path / LOCK, dead)
@@ -85,7 +85,7 @@ def test_of_two_that_take_over_the_same_lock_one_gets_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
 
 
-def test_a_lock_lives_and_says_when_it_was_lost(tmp_path, monkeypatch):
+def test_a_lock_is_refreshed_and_reports_its_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "BEAT", 0.01)
     with hold(tmp_path) as lock:
         os.utime(tmp_path / LOCK, (0, 0))
@@ -100,7 +100,7 @@ def test_a_lock_lives_and_says_when_it_was_lost(tmp_path, monkeypatch):
     assert (tmp_path / LOCK).exists()  # it is the other's
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_written_is_a_one_line_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file/run cannot be written to"):
         hold(tmp_path / "file" / "run")
@@ -114,7 +114,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_writes_a_folder_refuses_one_that_is_held_and_changes_nothing(name, tmp_path, capsys, monkeypatch):
+def test_every_recipe_refuses_a_locked_folder_and_changes_nothing(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("scratch_gpt.utils.extras.require_extra", lambda extra, libraries: None)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "a.txt").write_text("The sun shines on the sea.")

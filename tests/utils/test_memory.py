@@ -20,7 +20,7 @@ from scratch_gpt.utils.memory import (
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
-def test_a_buffer_that_is_freed_and_asked_for_again_faults_once():
+def test_a_buffer_that_is_freed_and_allocated_again_faults_once():
     import resource
 
     def faults(size: int = 2**26) -> int:  # of 4 KB
@@ -33,7 +33,7 @@ def test_a_buffer_that_is_freed_and_asked_for_again_faults_once():
     assert faults() < 2**26 / 4096 / 100
 
 
-def test_a_limit_that_an_old_glibc_refuses_is_asked_for_lower(monkeypatch):
+def test_a_limit_that_an_old_glibc_refuses_is_lowered(monkeypatch):
     limits = {}
 
     def mallopt(which, most):
@@ -69,7 +69,7 @@ def collapses() -> bool:
 
 
 @pytest.mark.skipif(not collapses(), reason="huge pages on demand are of Linux 6.1")
-def test_what_is_allocated_within_lies_on_huge_pages_and_is_what_it_was():
+def test_memory_allocated_inside_is_moved_to_huge_pages_unchanged():
     written = torch.randint(256, (2**26,), dtype=torch.uint8)
     with huge_pages():
         memory = mmap.mmap(-1, len(written), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -79,7 +79,7 @@ def test_what_is_allocated_within_lies_on_huge_pages_and_is_what_it_was():
     assert torch.equal(there, written)
 
 
-def test_what_was_there_before_stays_where_it_is(monkeypatch):
+def test_memory_allocated_before_is_not_moved(monkeypatch):
     asked = []
     library = SimpleNamespace(madvise=lambda *words: asked.append(words))
     monkeypatch.setattr("scratch_gpt.utils.memory.ctypes.CDLL", lambda _: library)

@@ -35,14 +35,14 @@ def test_a_held_lock_is_noticed_and_its_stack_is_written(tmp_path, capsys):
     assert "test_a_held_lock" in (tmp_path / "stacks-0.txt").read_text()
 
 
-def test_where_the_stacks_cannot_be_written_it_ends_all_the_same(tmp_path, capsys):
+def test_the_process_ends_even_if_its_stacks_cannot_be_written(tmp_path, capsys):
     ended = threading.Event()
     with watch(0.1, tmp_path / "no" / "where", lambda: "Bye.", lambda code: ended.set()):
         assert ended.wait(5)
     assert "where could not be written (No such file or directory). Bye." in capsys.readouterr().err
 
 
-def test_progress_and_zero_never_end_it(tmp_path):
+def test_progress_or_a_limit_of_zero_never_ends_the_process(tmp_path):
     codes = []
     with watch(0.2, tmp_path / "a", str, codes.append):
         for _ in range(40):
@@ -53,7 +53,7 @@ def test_progress_and_zero_never_end_it(tmp_path):
     assert not codes and not (tmp_path / "a").exists()
 
 
-def test_time_in_which_the_process_did_not_run_does_not_count(tmp_path, monkeypatch):
+def test_suspended_time_does_not_count(tmp_path, monkeypatch):
     codes, clock = [], iter(range(0, 10**9, 10**5))  # a day between two looks
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
     with watch(1.0, tmp_path / "a", str, codes.append):
@@ -61,7 +61,7 @@ def test_time_in_which_the_process_did_not_run_does_not_count(tmp_path, monkeypa
     assert not codes
 
 
-def test_a_stopped_process_goes_on_and_a_hanging_one_ends(tmp_path):
+def test_a_suspended_process_continues_and_a_hanging_one_ends(tmp_path):
     code = (
         "import sys, time, pathlib; from scratch_gpt.utils.watchdog import watch\n"
         "with watch(1.0, pathlib.Path(sys.argv[1]), lambda: 'Bye.'):\n"
@@ -82,7 +82,7 @@ def test_a_stopped_process_goes_on_and_a_hanging_one_ends(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(faulthandler, "register"), reason="Windows has no signal that writes stacks")
-def test_code_that_never_releases_the_global_lock_ends_and_time_in_which_it_was_stopped_does_not_count(tmp_path):
+def test_code_that_holds_the_global_lock_is_ended_and_suspended_time_does_not_count(tmp_path):
     code = (
         "import re, sys, pathlib; from scratch_gpt.utils.watchdog import watch\n"
         "def backtrack(): re.match('(a+)+$', 'a' * 60 + 'b')\n"
@@ -105,7 +105,7 @@ def test_code_that_never_releases_the_global_lock_ends_and_time_in_which_it_was_
     assert "in backtrack" in (tmp_path / "stacks").read_text()
 
 
-def test_nothing_is_left_of_a_watch_that_ended():
+def test_a_finished_watch_leaves_nothing_behind():
     children = psutil.Process().children()
     with watch(60, Path("unused"), str):
         assert len(psutil.Process().children()) == len(children) + hasattr(faulthandler, "register")

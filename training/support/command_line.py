@@ -2,20 +2,25 @@
 
 import argparse
 import difflib
+import inspect
 import os
+import re
 import reprlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from transformers import HfArgumentParser
 
+from scratch_gpt_training.support.commands import find_config, spell_commands
 
-RunT = TypeVar("RunT")
+
+RunT = TypeVar("RunT")  # a dataclass
+_known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
 
 
 # --- Command line and YAML -> a run ------------------------------------------------------------------------------
@@ -44,52 +49,82 @@ def parse(
     Raises:
         ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
-    parser = _Parser(kind, allow_abbrev=False, description=sys.modules[kind.__module__].__doc__)
-    parser.add_argument("--config", metavar="FILE.yaml", help="Read fields from this file first.")
+    _known_fields.clear()  # errors in the options themselves are worded for their origin
+    description = spell_commands(sys.modules[kind.__module__].__doc__ or "")
+    parser = _Parser(cast(Any, kind), allow_abbrev=False, description=description)
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="Read fields from this file, or from ours of this name, first."
+    )
     if positional:
         words = " ".join(name.upper() for name in positional)
         parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
-    for action in parser._actions:
-        if action.dest == "resume":
-            action.nargs, action.const = "?", "latest"
-    names = [item.name for item in fields(kind)]
+    _group_options(parser, kind)
+    names = [item.name for item in fields(cast(Any, kind))]
     argv = list(sys.argv[1:] if argv is None else argv)
     path = _config_path(argv)
-    given = {} if path is None else _read_fields(path, kind)
+    file_values = {} if path is None else _read_fields(path, kind)
     # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
-    parser.set_defaults(**given)
+    parser.set_defaults(**file_values)
     read = parser.parse_known_intermixed_args if positional else parser.parse_known_args
-    found, unknown = read(argv)
-    if not unknown and (own := _own_file(found)) is not None:
-        parser.set_defaults(**_read_fields(own, kind, of_run=True) | given)
-        found, unknown = read(argv)
+    namespace, unknown = read(argv)
+    if not unknown and (run_file := _own_file(namespace)) is not None:
+        parser.set_defaults(**_read_fields(run_file, kind, of_run=True) | file_values)
+        namespace, unknown = read(argv)
     if unknown:
-        given = unknown[0].split("=")[0]
-        raise ValueError(f"There is no field {given}.{_nearest(given.lstrip('-').replace('-', '_'), names, '--')}")
-    words = found.words if positional else []
+        file_values = unknown[0].split("=")[0]
+        raise ValueError(
+            f"Unknown option {file_values}.{_nearest(file_values.lstrip('-').replace('-', '_'), names, '--')}"
+        )
+    words = namespace.words if positional else []
     if len(words) > len(positional):
-        raise ValueError(f"{words[len(positional)]!r} is one word too many. A text with spaces is quoted.")
-    run = kind(**{**{name: getattr(found, name) for name in names}, **dict(zip(positional, words, strict=False))})
-    told = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
-    given = [name for name in names if told[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
-    reasons = unused(run) if given else {}
-    for name in given:
+        raise ValueError(f"{words[len(positional)]!r} is one word too many. Put a text with spaces in quotes.")
+    run = kind(**{**{name: getattr(namespace, name) for name in names}, **dict(zip(positional, words, strict=False))})
+    explicit = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
+    file_values = [
+        name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]
+    ]
+    reasons = unused(run) if file_values else {}
+    for name in file_values:
         if name in reasons:
-            raise ValueError(f"--{name.replace('_', '-')} has no effect: {reasons[name]}. Leave it out.")
+            raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Leave it out.")
+    _known_fields.update(names)
     return run
+
+
+def group_fields(kind: type) -> dict[str, list[str]]:
+    """Return the fields of a dataclass by the class that first defines them: title (from its docstring) -> names."""
+    groups: dict[str, list[str]] = {}
+    for item in fields(kind):
+        owner = next(base for base in reversed(kind.__mro__) if item.name in inspect.get_annotations(base))
+        groups.setdefault((owner.__doc__ or "").split("\n")[0].rstrip("."), []).append(item.name)
+    return groups
+
+
+def _group_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    # argparse has no call that moves an option to a group; HfArgumentParser has added all of them already.
+    ungrouped = parser._optionals._group_actions
+    actions = {action.dest: [] for action in ungrouped}
+    for action in ungrouped:
+        actions[action.dest].append(action)
+        if action.dest == "resume":
+            action.nargs, action.const = "?", "latest"
+    for title, names in group_fields(kind).items():
+        moved = [action for name in names for action in actions[name]]
+        parser.add_argument_group(title)._group_actions.extend(moved)
+        ungrouped[:] = [action for action in ungrouped if action not in moved]
 
 
 # What a run.yaml says of its launch, or of its own place, says nothing of another launch that resumes it.
 OF_A_LAUNCH = {"output_dir", "resume", "overwrite", "allow_changed", "expect_processes", "plan", "manifest"}
 
 
-def _own_file(found: argparse.Namespace) -> str | None:
+def _own_file(namespace: argparse.Namespace) -> str | None:
     # The run.yaml of the run that is to be resumed, where it has one that we wrote.
-    if getattr(found, "resume", None) is None:
+    if getattr(namespace, "resume", None) is None:
         return None
     from scratch_gpt.runs.folder import is_run
 
-    file = Path(found.output_dir) / "run.yaml"
+    file = Path(namespace.output_dir) / "run.yaml"
     return str(file) if file.is_file() and is_run(file.parent) else None
 
 
@@ -108,7 +143,7 @@ def _read_fields(path: str, kind: type, of_run: bool = False) -> dict[str, Any]:
         items = value if several and isinstance(value, list) else [value]
         if value is not None and (isinstance(value, list) != several or any(map(_is_nested, items))):
             form = "list of single values" if several else "single value"
-            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a {form}.")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it must be a {form}.")
     return {name: _as_strings(value) for name, value in values.items()}
 
 
@@ -129,19 +164,20 @@ def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
     import yaml
 
     try:
-        if Path(path).is_fifo():
+        file = find_config(path)
+        if file.is_fifo():
             raise ValueError("it is a pipe. Give a file.")
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"--config {path} has to hold `field: value` lines.")
+        raise ValueError(f"--config {path} must hold `field: value` lines.")
     content = {str(name).replace("-", "_"): value for name, value in content.items()}
     for name, value in content.items():
         if names is not None and name not in names:
-            raise ValueError(f"{path}: there is no field {name!r}.{_nearest(name, names)}")
+            raise ValueError(f"{path}: unknown field {name!r}.{_nearest(name, names)}")
         if isinstance(value, dict):
-            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it has to be a single value.")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it must be a single value.")
     return content
 
 
@@ -151,7 +187,9 @@ def _is_nested(value: Any) -> bool:
 
 def _nearest(name: str, names: list[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" Did you mean {prefix}{near[0]}?" if near else " See --help for those there are."
+    return (
+        f" Did you mean {prefix}{near[0].replace('_', '-') if prefix else near[0]}?" if near else " --help lists all."
+    )
 
 
 def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
@@ -163,9 +201,9 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
     for pair in filter(None, (text or "").split(",")):
         name, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"config_overrides holds {pair!r}; it is written name=value,name=value.")
+            raise ValueError(f"--config-overrides must be name=value,name=value (you gave {pair!r}).")
         if name not in names:
-            raise ValueError(f"config_overrides: there is no config field {name!r}.{_nearest(name, names)}")
+            raise ValueError(f"--config-overrides: unknown config field {name!r}.{_nearest(name, names)}")
         try:
             changes[name] = yaml.safe_load(value)
             if isinstance(changes[name], str):
@@ -177,35 +215,35 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
 
 def _split_names(text: str) -> list[str]:
     # At commas, but for those in the name of a file that exists.
-    parts, found = text.split(","), []
+    parts, names = text.split(","), []
     while parts:
         ends = range(len(parts), 0, -1)
         joined = (",".join(parts[:end]).strip() for end in ends)
         is_there = (any(map(os.path.lexists, (item, item.rpartition("=")[0]))) for item in joined)
         end = next((end for end, is_path in zip(ends, is_there, strict=True) if is_path), 1)
-        found.append(",".join(parts[:end]))
+        names.append(",".join(parts[:end]))
         del parts[:end]
-    return found
+    return names
 
 
 def parse_numbers(text: str, field: str) -> dict[str, float | None]:
     """`name=number,name` -> {name: number or None}; ValueError for what is no positive number, or a name twice."""
-    found: dict[str, float | None] = {}
+    numbers: dict[str, float | None] = {}
     for item in filter(None, map(str.strip, _split_names(text))):
         is_name = "=" not in item or os.path.lexists(item)
         name, equals, number = (item, "", "") if is_name else item.rpartition("=")
         try:
             value = float(number) if equals else None
         except ValueError:
-            raise ValueError(f"{field}: {item!r} is not name=number.") from None
+            raise ValueError(f"{flag(field)}: {item!r} is not name=number.") from None
         if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{field}: {name} has {number}; it has to be a positive number.")
-        if name in found:
-            raise ValueError(f"{field} names {name} twice.")
-        found[name] = value
-    if not found:
-        raise ValueError(f"{field} is {text!r}; it is written name=number,name=number.")
-    return found
+            raise ValueError(f"{flag(field)}: {name} has {number}; it must be a positive number.")
+        if name in numbers:
+            raise ValueError(f"{flag(field)} names {name} twice.")
+        numbers[name] = value
+    if not numbers:
+        raise ValueError(f"{flag(field)} must be name=number,name=number (you gave {text!r}).")
+    return numbers
 
 
 def parse_rates(text: str) -> list[float]:
@@ -216,8 +254,47 @@ def parse_rates(text: str) -> list[float]:
         rates = []
     names = {f"{rate:g}" for rate in rates}
     if len(names) < 2 or len(names) < len(rates) or not all(0 < rate < float("inf") for rate in rates):
-        raise ValueError(f"learning_rates is {text!r}; it is two positive numbers or more, each once: 1e-4,3e-4.")
+        raise ValueError(
+            f"--learning-rates must be two or more different positive numbers, such as 1e-4,3e-4 (you gave {text})."
+        )
     return rates
+
+
+# --- Errors of the library -> errors of the command line ---------------------------------------------------------
+
+_QUOTED = r"""(?<!\w)'(?:\\.|[^'\\])*'(?!\w)|"(?:\\.|[^"\\])*"|`(?P<ticked>[a-z]\w*)`|`[^`]*`"""
+_NAME = r"(?<![\w.@~&?-])(?<!'s )(?P<name>[a-z]\w*)(?!\.\w)(?![\w([/\\-])"
+_VALUE = r"(?P<equals>=(?:(?P<truth>True|False)\b|'(?P<word>[\w./-]+)')?)?"
+_FILE = r"\S*[/\\]\S*|[\w-]+(?:\.[\w-]+)+"  # paths, URLs, names with an ending
+_WORDS = re.compile(f"{_QUOTED}|{_NAME}{_VALUE}|{_FILE}")
+
+
+def flag(name: str) -> str:
+    """Return the command line's spelling of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def name_flags(message: str, names: Collection[str]) -> str:
+    """Return a message with the arguments that it names spelled as on the command line.
+
+    An argument is one of `names` that has an underscore or is followed by `=`. Quoted text, paths, URLs and file names
+    stay as they are, and so does the attribute of something else ("the model's vocab_size").
+
+    Example:
+        >>> name_flags("max_length 9 is more than 'max_length': pass pad=True.", {"max_length", "pad"})
+        "--max-length 9 is more than 'max_length': pass --pad true."
+    """
+
+    def spell(match: re.Match[str]) -> str:
+        name, equals = match["ticked"] or match["name"], match["equals"] or ""
+        if name not in names or not (equals or "_" in name):
+            return match[0]
+        if value := match["word"] or (match["truth"] or "").lower():
+            return f"{flag(name)} {value}"
+        has_value = equals and re.match(r"[\w'\"/~-]|\.{1,2}/", message[match.end() :])
+        return f"{flag(name)} " if has_value else flag(name)
+
+    return _WORDS.sub(spell, message)
 
 
 # --- Endings -----------------------------------------------------------------------------------------------------
@@ -235,8 +312,8 @@ def one_clear_line(
     standard output and error replace the characters that their encoding lacks: a sample of text must not end a run.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a notebook's stream takes every character
-            stream.reconfigure(errors="replace")
+        if reconfigure := getattr(stream, "reconfigure", None):  # a notebook's stream takes every character
+            reconfigure(errors="replace")
     from huggingface_hub.errors import StrictDataclassError
 
     kinds = kinds or (ValueError, OSError, ImportError, StrictDataclassError)
@@ -251,6 +328,8 @@ def one_clear_line(
         if int(os.environ.get("RANK", "0")) > 0:
             time.sleep(10)  # the launcher ends this process once the first one has spoken
         code, line = getattr(error, "exit_code", 2), " ".join(str(error).split())
+        if not isinstance(error, (OSError, ImportError)):
+            line = name_flags(line, _known_fields | {"config"})
         if not line.isprintable():
             from scratch_gpt.utils.foreign import shown
 

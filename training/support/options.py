@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from scratch_gpt_training.support.command_line import OF_A_LAUNCH, parse_rates
+from scratch_gpt_training.support.command_line import OF_A_LAUNCH, flag, parse_rates
 
 
 # torch reads it once, at its first large buffer: these then come in pages of 2 MB, where Linux allows it (madvise),
@@ -28,7 +28,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from."""
+    """Data source."""
 
     dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
     dataset_config: str | None = option(None, "Config name of a Hub dataset.")
@@ -38,20 +38,26 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Run(Source):
-    """What every training recipe can be told."""
+class DataOptions(Source):
+    """Splits, tokenizer and rows."""
 
-    output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
-    overwrite: bool = option(False, "Write into output_dir although it holds a run, which is then removed.")
-    resume: str | None = option(
-        None,
-        "`latest`, or nothing behind it, goes on from output_dir's newest checkpoint, a path from that one; fields "
-        "that are not given are those of output_dir's run.yaml.",
+    streaming: bool = option(
+        False, "Read the data as it is needed, never all of it; held out are the first documents."
     )
+    stream_lanes: int = option(8, "Readers that share a stream, in fixed turns; a multiple of the processes.")
+    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
+    test_fraction: float = option(0.0, "Share that is scored once, at the end.")
+    tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
+    tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
+    vocab_size: int | None = option(
+        None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}; a new model takes it from there."
+    )
+    max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
 
-    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
-    on_save_error: Literal["stop", "continue"] = option("stop", "What to do when the disk is full or gone.")
-    async_save: bool = option(False, "Write checkpoints in the background: more memory, less waiting.")
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Model and fine-tuning."""
 
     model: str | None = option(None, "Folder or Hub id to start from; without it a new model of --preset is made.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model and its tokenizer.")
@@ -76,19 +82,11 @@ class Run(Source):
         "no", "Keep the matrices under LoRA in 4 or 8 bits: less memory, slower steps."
     )
 
-    streaming: bool = option(
-        False, "Read the data as it is needed, never all of it; held out are the first documents."
-    )
-    stream_lanes: int = option(8, "Readers that share a stream, in fixed turns; a multiple of the processes.")
-    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
-    test_fraction: float = option(0.0, "Share that is scored once, at the end.")
-    tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
-    tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
-    vocab_size: int | None = option(
-        None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}; a new model takes it from there."
-    )
 
-    max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
+@dataclass(frozen=True)
+class OptimizationOptions:
+    """Optimization."""
+
     batch_size: int = option(8, "Rows per process and micro-batch.")
     accumulation_steps: int = option(1, "Micro-batches per optimizer step.")
     max_steps: int | None = option(None, "End after so many optimizer steps; 0 evaluates only.")
@@ -109,12 +107,27 @@ class Run(Source):
     max_bad_steps: int = option(5, "Stop after so many steps in a row whose loss or gradient is not finite.")
     seed: int = option(0, "Decides initial weights, splits, order of rows and dropout.")
 
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Evaluation and output."""
+
+    output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
+    overwrite: bool = option(False, "Write into output_dir although it holds a run, which is then removed.")
+    resume: str | None = option(
+        None,
+        "`latest`, or nothing behind it, goes on from output_dir's newest checkpoint, a path from that one; fields "
+        "that are not given are those of output_dir's run.yaml.",
+    )
+    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
     eval_every: int | None = option(None, "Steps between evaluations; by default ten of them in a run.")
     eval_batches: int | None = option(None, "Batches per process in an evaluation on the way; by default all.")
     patience: int | None = option(None, "End after so many evaluations without a new best, and keep the best.")
     keep_best: bool = option(False, "model/ is the best by validation loss, and last/ the last, where they differ.")
     checkpoint_every: int | None = option(None, "Steps between checkpoints; by default one at each evaluation.")
     keep: int = option(2, "Checkpoints that stay on disk.")
+    on_save_error: Literal["stop", "continue"] = option("stop", "What to do when the disk is full or gone.")
+    async_save: bool = option(False, "Write checkpoints in the background: more memory, less waiting.")
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
     report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
     sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
@@ -122,7 +135,12 @@ class Run(Source):
         None,
         "Three letters of a country (FRA): record energy and CO2 at its electricity, by codecarbon (an extra).",
     )
-    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as training/publish.py does.")
+    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as `publish` does.")
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Launch."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "By default what the device does well.")
@@ -131,10 +149,14 @@ class Run(Source):
     workers: int = option(0, "Processes that prepare batches.")
     expect_processes: int | None = option(None, "Refuse to run on another number of processes.")
     hang_timeout: float = option(30.0, "End after so many minutes without any progress; 0 waits for ever.")
-
     plan: bool = option(False, "Print what this run would take of memory and time, read no data and train nothing.")
     plan_devices: int = option(1, "Plan for so many devices of --plan-tflops as well.")
     plan_tflops: float | None = option(None, "10^12 operations a second that a device reaches (not its peak).")
+
+
+@dataclass(frozen=True)
+class Run(LaunchOptions, OutputOptions, OptimizationOptions, ModelOptions, DataOptions):
+    """Options shared by all training recipes, in the groups that `--help` prints."""
 
 
 COUNT, TOKENS = 10**12, 2**24  # more than any run can count, or hold
@@ -159,6 +181,17 @@ LIMITS = {  # field -> the least and the most that it may be
 }
 
 
+def dataset_location(run: Any) -> tuple[str, str | None, str, str | None]:
+    """Return the name, config, split and revision of a run's dataset."""
+    return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
+
+
+def dropout_changes(run: Run) -> dict[str, float]:
+    """Return the config fields that --dropout sets."""
+    names = ("embed_dropout", "attention_dropout", "resid_dropout")
+    return {} if run.dropout is None else dict.fromkeys(names, run.dropout)
+
+
 def peak_rate(run: Run) -> float:
     """The learning rate that is asked for, or what fits a new model, one that goes on, or LoRA on one."""
     if run.learning_rate is not None:
@@ -178,13 +211,13 @@ def trains_tokenizer(run: Run) -> bool:
 
 def unused_options(run: Run) -> dict[str, str]:
     """Return the shared fields that nothing in this run reads, and why; each recipe adds its own for `parse`."""
-    found = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
+    unread = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
     if not trains_tokenizer(run):
-        why = f"the tokenizer of {run.tokenizer or run.model} is used, and none is trained"
-        found |= dict.fromkeys(("vocab_size", "tokenizer_kind"), why)
+        reason = f"the tokenizer of {run.tokenizer or run.model} is used, and none is trained"
+        unread |= dict.fromkeys(("vocab_size", "tokenizer_kind"), reason)
     if run.model is None:
-        found["model_revision"] = "it needs --model"
-    return found | unused_source(run.dataset, getattr(run, "test_dataset", None))
+        unread["model_revision"] = "it needs --model"
+    return unread | unused_source(run.dataset, getattr(run, "test_dataset", None))
 
 
 def unused_source(*names: str | None) -> dict[str, str]:
@@ -193,12 +226,12 @@ def unused_source(*names: str | None) -> dict[str, str]:
     from scratch_gpt.utils.local_files import looks_local
 
     datasets = [name for name in names if name is not None]
-    found = {}
+    unread: dict[str, str] = {}
     if all(name == Source.dataset or looks_local(name) for name in datasets):
-        found = dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
+        unread |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
         if not any(map(is_prepared, datasets)):
-            found["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
-    return found
+            unread["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
+    return unread
 
 
 def find_corpus(run: Any, name: str) -> str:
@@ -209,27 +242,29 @@ def find_corpus(run: Any, name: str) -> str:
 
 def check_fields(run: Any) -> None:
     """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
-    for name, (least, most) in LIMITS.items():
-        check_range(name, getattr(run, name, None), least, most)
+    for name, (smallest, largest) in LIMITS.items():
+        check_range(name, getattr(run, name, None), smallest, largest)
     for item in fields(run):
         choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and getattr(run, item.name) not in choices:
-            raise ValueError(f"{item.name} is {getattr(run, item.name)!r}; it is one of {', '.join(choices)}.")
+            raise ValueError(
+                f"{flag(item.name)} must be one of {', '.join(choices)} (you gave {getattr(run, item.name)})."
+            )
     for name in ("output_dir", "dataset", "model", "tokenizer", "resume", "mixture"):
         if getattr(run, name, None) == "":
-            raise ValueError(f"{name} is empty.")
+            raise ValueError(f"{flag(name)} is empty.")
     for name in ("prompt", "sample_prompt", "joiner"):
         check_unicode(name, getattr(run, name, None))
     if getattr(run, "compile", False):
         check_compiler()
 
 
-def check_range(name: str, value: float | None, least: float, most: float) -> None:
+def check_range(name: str, value: float | None, smallest: float, largest: float) -> None:
     """Raise a ValueError for a number outside of what a field may be; None is none."""
-    if value is not None and not value >= least:
-        raise ValueError(f"{name} is {value}; it has to be at least {least}.")
-    if value is not None and not value <= most:
-        raise ValueError(f"{name} is {value}; it has to be at most {most:,}.")
+    if value is not None and not value >= smallest:
+        raise ValueError(f"{flag(name)} must be at least {smallest} (you gave {value}).")
+    if value is not None and not value <= largest:
+        raise ValueError(f"{flag(name)} must be at most {largest:,} (you gave {value}).")
 
 
 def check_unicode(name: str, text: str | None) -> None:
@@ -245,7 +280,9 @@ def check_compiler() -> None:
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     name = os.environ.get("CXX", usual).split()[0]
     if shutil.which(name) is None:
-        raise ValueError(f"compile needs a C++ compiler, and there is no {name}: install one, or leave --compile out.")
+        raise ValueError(
+            f"--compile needs a C++ compiler, and {name} is not installed. Install one, or leave --compile out."
+        )
 
 
 def check(run: Run) -> None:
@@ -255,30 +292,32 @@ def check(run: Run) -> None:
     if run.model is not None and run.tokenizer == "train":
         raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")
     if run.beta2 >= 1:
-        raise ValueError(f"beta2 is {run.beta2}; it is less than 1.")
+        raise ValueError(f"--beta2 must be below 1 (you gave {run.beta2}).")
     check_tune(run)
     if run.model is not None and (run.preset is not None or run.config_overrides is not None):
-        raise ValueError("--model brings its own shape: leave out --preset and --config-overrides.")
+        raise ValueError("--model already fixes the size: leave out --preset and --config-overrides.")
     if run.overwrite and run.resume:
-        raise ValueError("--overwrite removes what --resume would go on from: give one of them.")
+        raise ValueError("--overwrite removes the run that --resume would continue: give one of them.")
     if (run.keep_best or run.patience is not None) and run.validation_fraction == 0:
-        raise ValueError("keep_best and patience choose by validation loss: give --validation-fraction a share.")
+        raise ValueError("--keep-best and --patience choose by validation loss: give --validation-fraction a share.")
     if run.plan_tflops is not None and run.plan_tflops <= 0:
-        raise ValueError(f"plan_tflops is {run.plan_tflops}; it has to be more than 0.")
+        raise ValueError(f"--plan-tflops must be above 0 (you gave {run.plan_tflops}).")
     if not run.plan and (run.plan_tflops is not None or run.plan_devices != 1):
-        raise ValueError("plan_devices and plan_tflops are of --plan true: give it, or leave them out.")
+        raise ValueError("--plan-devices and --plan-tflops need --plan true: give it, or leave them out.")
     if run.learning_rates is not None:
         parse_rates(run.learning_rates)
     if run.streaming and run.epochs is not None:
-        raise ValueError("A stream is read without end, nobody counts its epochs: give --max-steps or --max-tokens.")
+        raise ValueError("--streaming has no epochs: give --max-steps or --max-tokens instead of --epochs.")
     trackers = ("tensorboard", "trackio", "wandb")
     if run.report_to not in (None, "none", *trackers):
-        raise ValueError(f"report_to is {run.report_to!r}; it is one of {', '.join(trackers)}, or none.")
+        raise ValueError(f"--report-to must be one of {', '.join(trackers)}, or none (you gave {run.report_to}).")
     if run.report_to in trackers and find_spec(run.report_to) is None:
-        raise ValueError(f'{run.report_to} is not installed; it is an extra: pip install -e ".[{run.report_to}]"')
+        raise ValueError(
+            f'{run.report_to} is not installed; it is an extra: pip install "scratch_gpt[{run.report_to}]"'
+        )
     if run.energy is not None:
         if find_spec("codecarbon") is None:
-            raise ValueError('codecarbon is not installed; it is an extra: pip install -e ".[energy]"')
+            raise ValueError('codecarbon is not installed; it is an extra: pip install "scratch_gpt[energy]"')
         from scratch_gpt.runs.energy import check_country
 
         check_country(run.energy)
@@ -293,35 +332,35 @@ def check_rows(run: Any) -> None:
     if run.pack and run.pad:
         raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
     if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
-        raise ValueError("--stride and --drop-tail are of windows: leave them out with --pack and --pad.")
+        raise ValueError("--stride and --drop-tail only work with windows: leave them out with --pack and --pad.")
 
 
 def check_tune(run: Run) -> None:
     """Raise a ValueError where what is to be trained cannot be meant."""
     if re.fullmatch(r"full|head|lora|last-(block|[1-9]\d*-blocks)", run.tune) is None:
-        raise ValueError(f"tune is {run.tune!r}; it is full, last-block, last-N-blocks, head or lora.")
+        raise ValueError(f"--tune must be full, last-block, last-N-blocks, head or lora (you gave {run.tune}).")
     if run.lora_dropout >= 1:
-        raise ValueError(f"lora_dropout is {run.lora_dropout}; it is less than 1.")
+        raise ValueError(f"--lora-dropout must be below 1 (you gave {run.lora_dropout}).")
     if run.tune == "lora" and run.model is None:
-        raise ValueError("--tune lora adapts a model that is there: give --model.")
+        raise ValueError("--tune lora needs --model: it adapts an existing model.")
     of_lora = (item for item in fields(Run) if item.name.startswith(("lora_", "use_", "quantize_")))
-    given = next((item.name for item in of_lora if getattr(run, item.name) != item.default), None)
-    if given and run.tune != "lora":
-        raise ValueError(f"{given} is of LoRA: give --tune lora, or leave it out.")
+    changed = next((item.name for item in of_lora if getattr(run, item.name) != item.default), None)
+    if changed and run.tune != "lora":
+        raise ValueError(f"{flag(changed)} only works with --tune lora.")
     if run.tune == "lora" and find_spec("peft") is None:
-        raise ValueError('peft is not installed; it is an extra: pip install -e ".[lora]"')
+        raise ValueError('peft is not installed; it is an extra: pip install "scratch_gpt[lora]"')
 
 
 def check_model_folder(name: str | None, field: str = "model") -> None:
     """Raise a ValueError for a folder without model or adapter; a name that is no folder may be one on the Hub."""
     if name is not None and not Path(name).exists() and (Path(name).is_absolute() or name.count("/") > 1):
-        raise ValueError(f"--{field} {name}: there is no such folder, and on the Hub a name has one slash.")
+        raise ValueError(f"--{field} {name}: no such folder. A Hub name looks like user/model.")
     kinds = ("config.json", "adapter_config.json")
     if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
         if (Path(name) / "state.json").exists():  # a checkpoint from before they kept it
             hint = " Copy config.json and the tokenizer's files from its run's model/ into it."
-        raise ValueError(f"--{field} {name} is no model folder: it has no config.json.{hint}")
+        raise ValueError(f"--{field} {name} is not a model folder (no config.json).{hint}")
 
 
 OF_A_LAUNCH |= {"plan_devices", "plan_tflops"}
@@ -338,11 +377,11 @@ def missed_shares(run: Any, sizes: dict[str, float], of: str) -> list[str]:
 
     lines = []
     for name in ("validation", "test"):
-        share, asked = sizes.get(name, 0) / sum(sizes.values()), getattr(run, f"{name}_fraction")
-        if name in sizes and not is_near(share, asked):
+        share, target_share = sizes.get(name, 0) / sum(sizes.values()), getattr(run, f"{name}_fraction")
+        if name in sizes and not is_near(share, target_share):
             lines.append(
-                f"{name} is {100 * share:.1f} % of the {of}, not the {100 * asked:g} % of --{name}-fraction: some "
-                "rows that stay whole or together are too large for it. Give more rows, or another share."
+                f"{name} is {100 * share:.1f} % of the {of}, not the {100 * target_share:g} % of --{name}-fraction: "
+                "some rows that stay whole or together are too large for it. Give more rows, or another share."
             )
     return lines
 

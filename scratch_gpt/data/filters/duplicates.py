@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ...utils.watchdog import beat
-from .words import comes_again, document_ngrams, mix, run_hashes, slices, words
+from .words import document_ngrams, is_repeated, mix, run_hashes, slices, words
 
 
 BATCH = 64  # texts whose n-grams are in memory at a time
-FOUND = 0.99  # of the pairs at the threshold, the share that has to share a band
+BAND_RECALL = 0.99  # the share of the pairs at the threshold that must agree in a band
 PENDING = 16  # a set of hashes is merged into the sorted ones once it is this share of them
 
 
@@ -28,7 +28,7 @@ PENDING = 16  # a set of hashes is merged into the sorted ones once it is this s
 
 
 def exact_key(text: str) -> bytes:
-    """16 bytes that two texts share where they differ at most in Unicode form (NFC) and in runs of white space.
+    """Return 16 bytes that are equal for texts that differ only in Unicode form (NFC) and runs of white space.
 
     Example:
         >>> exact_key("to be, or  not") == exact_key("to be,\\nor not")
@@ -36,20 +36,22 @@ def exact_key(text: str) -> bytes:
         >>> exact_key("to be, or not") == exact_key("To be, or not")
         False
     """
-    digest, begun, spaced = hashlib.blake2b(digest_size=16), False, False
+    digest, has_text, spaced = hashlib.blake2b(digest_size=16), False, False
     for _, piece in slices(unicodedata.normalize("NFC", text)):
         parts = piece.split()
         if parts:
-            gap = " " if begun and (spaced or piece[0].isspace()) else ""
+            gap = " " if has_text and (spaced or piece[0].isspace()) else ""
             digest.update(f"{gap}{' '.join(parts)}".encode(errors="surrogatepass"))
-            begun, spaced = True, piece[-1].isspace()
+            has_text, spaced = True, piece[-1].isspace()
         else:
             spaced = True
     return digest.digest()
 
 
 def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128, seed: int = 0) -> np.ndarray:
-    """Texts -> their MinHash signatures (n, permutations) uint32 over n-grams of words and signs (Broder 1997).
+    """Return the MinHash signatures of texts over n-grams of words and signs (Broder 1997).
+
+    Shape (n, permutations), uint32.
 
     Two texts' signatures agree in the share of places that is the Jaccard similarity of their sets of n-grams, with a
     standard error of at most 0.5 / sqrt(permutations). A row depends on its own text alone.
@@ -60,9 +62,9 @@ def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128,
     if ngram < 1 or permutations < 1:
         raise ValueError(f"ngram {ngram} and permutations {permutations} have to be at least 1.")
     try:
-        from rensa import RMinHash
+        from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without types
     except ImportError as error:
-        raise ValueError('Near-duplicates need the extra "dedup": pip install -e ".[dedup]"') from error
+        raise ValueError('Near-duplicates need the extra "dedup": pip install "scratch_gpt[dedup]"') from error
     result = np.empty((len(texts), permutations), dtype=np.uint32)
     for first in range(0, len(texts), BATCH):
         hashes, starts = document_ngrams(texts[first : first + BATCH], ngram, signs=True)
@@ -72,7 +74,7 @@ def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128,
 
 
 def near_duplicates(signatures: np.ndarray | Iterable[np.ndarray], *, threshold: float = 0.8) -> np.ndarray:
-    """(n, permutations) signatures -> (n,) int64: the first row of each row's cluster, itself where it is the first.
+    """Return for each row the first row of its cluster: (n, permutations) signatures -> (n,) int64.
 
     Locality-sensitive hashing (Indyk and Motwani 1998; Leskovec et al., Mining of Massive Datasets, 3.4): rows that
     agree in one band of places are candidates, each against the first and the previous one in its bucket; a pair
@@ -96,24 +98,24 @@ def near_duplicates(signatures: np.ndarray | Iterable[np.ndarray], *, threshold:
     for start in range(0, permutations - width + 1, width):
         keys = _band_keys(signatures[:, start : start + width])
         order = np.argsort(keys, kind="stable")
-        same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]]) + 1  # places in order with their predecessor's key
+        repeats = np.flatnonzero(keys[order[1:]] == keys[order[:-1]]) + 1  # places in order with the key before them
         opens = np.ones(n, dtype=bool)
-        opens[same] = False
-        firsts = order[np.maximum.accumulate(np.where(opens, np.arange(n), 0))[same]]
-        rows = order[same]
-        for others in (firsts, order[same - 1]):
-            apart = parent[rows] != parent[others]
-            _connect(parent, signatures, rows[apart], others[apart], threshold)
+        opens[repeats] = False
+        firsts = order[np.maximum.accumulate(np.where(opens, np.arange(n), 0))[repeats]]
+        rows = order[repeats]
+        for partners in (firsts, order[repeats - 1]):
+            apart = parent[rows] != parent[partners]
+            _connect(parent, signatures, rows[apart], partners[apart], threshold)
             beat()
     return parent
 
 
 def _band_width(permutations: int, threshold: float) -> int:
-    # the widest band by which a pair at the threshold is found with probability FOUND
-    def found(width: int) -> float:
+    # the widest band by which a pair at the threshold is found with probability BAND_RECALL
+    def recall(width: int) -> float:
         return 1 - (1 - threshold**width) ** (permutations // width)
 
-    return max((width for width in range(1, permutations + 1) if found(width) >= FOUND), default=1)
+    return max((width for width in range(1, permutations + 1) if recall(width) >= BAND_RECALL), default=1)
 
 
 def _band_keys(band: np.ndarray) -> np.ndarray:
@@ -124,13 +126,13 @@ def _band_keys(band: np.ndarray) -> np.ndarray:
 
 
 def _connect(
-    parent: np.ndarray, signatures: np.ndarray, rows: np.ndarray, others: np.ndarray, threshold: float
+    parent: np.ndarray, signatures: np.ndarray, rows: np.ndarray, partners: np.ndarray, threshold: float
 ) -> None:
     for start in range(0, len(rows), 4096):
-        pairs = rows[start : start + 4096], others[start : start + 4096]
+        pairs = rows[start : start + 4096], partners[start : start + 4096]
         alike = (signatures[pairs[0]] == signatures[pairs[1]]).mean(axis=1) >= threshold
-        for row, other in zip(pairs[0][alike].tolist(), pairs[1][alike].tolist(), strict=True):
-            a, b = _root(parent, row), _root(parent, other)
+        for row, partner in zip(pairs[0][alike].tolist(), pairs[1][alike].tolist(), strict=True):
+            a, b = _root(parent, row), _root(parent, partner)
             parent[max(a, b)] = min(a, b)
     while not np.array_equal(parent, parent[parent]):
         parent[:] = parent[parent]
@@ -138,8 +140,9 @@ def _connect(
 
 def _root(parent: np.ndarray, row: int) -> int:
     while parent[row] != row:
-        parent[row] = row = parent[parent[row]]
-    return int(row)
+        parent[row] = parent[parent[row]]
+        row = int(parent[row])
+    return row
 
 
 # --- Passages ----------------------------------------------------------------------------------------------------
@@ -162,36 +165,36 @@ class SeenPassages:
         self.blocks = HashSet()
 
     def remove(self, text: str) -> tuple[str, int]:
-        """A text -> what of it is new, and how many words were taken out. What is left is remembered."""
-        found = words(text)
-        runs = run_hashes(found.hashes, self.length)  # one for each place where a passage can start
+        """Return the new part of a text and how many words were removed. The new part is remembered."""
+        text_words = words(text)
+        runs = run_hashes(text_words.hashes, self.length)  # one for each place where a passage can start
         if not len(runs):
             return text, 0
-        seen = self.blocks.has(runs)
-        candidates = np.flatnonzero(seen | comes_again(runs))
-        cuts, own = [], set()  # places in words; hashes of this text's blocks
+        is_known = self.blocks.has(runs)
+        candidates = np.flatnonzero(is_known | is_repeated(runs))
+        cuts, own_blocks = [], set()  # places in words; hashes of this text's blocks
         block = 0  # where the next block of what is kept starts
         k = 0
         while k < len(candidates):
             place = int(candidates[k])
             while block + self.length <= place:
-                own.add(int(runs[block]))
+                own_blocks.add(int(runs[block]))
                 block += self.length
-            if seen[place] or int(runs[place]) in own:
+            if is_known[place] or int(runs[place]) in own_blocks:
                 cuts.append(place)
                 block = place + self.length
                 k = int(np.searchsorted(candidates, block))
             else:
                 k += 1
-        own.update(runs[block :: self.length].tolist())
-        self.blocks.add(np.array([*own], dtype=np.uint64))
+        own_blocks.update(runs[block :: self.length].tolist())
+        self.blocks.add(np.array([*own_blocks], dtype=np.uint64))
 
-        kept, start = [], 0
-        word_starts = np.append(found.starts, len(text))
+        pieces, start = [], 0
+        word_starts = np.append(text_words.starts, len(text))
         for place in cuts:
-            kept.append(text[start : word_starts[place]])
+            pieces.append(text[start : word_starts[place]])
             start = word_starts[place + self.length]
-        return "".join([*kept, text[start:]]), len(cuts) * self.length
+        return "".join([*pieces, text[start:]]), len(cuts) * self.length
 
 
 class HashSet:
@@ -204,7 +207,7 @@ class HashSet:
         return len(self.sorted) + len(self.new)
 
     def has(self, hashes: np.ndarray) -> np.ndarray:
-        """(N,) uint64 -> (N,) bool."""
+        """Return which of (N,) uint64 hashes are members: (N,) bool."""
         return in_sorted(self.sorted, hashes) | np.fromiter(map(self.new.__contains__, hashes.tolist()), dtype=bool)
 
     def add(self, hashes: np.ndarray) -> None:
@@ -215,7 +218,7 @@ class HashSet:
 
 
 def in_sorted(members: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Which of some hashes are in a sorted array: (N,) bool."""
+    """Return which of the hashes are in a sorted array: (N,) bool."""
     if not len(members):
         return np.zeros(len(hashes), dtype=bool)
     return members[np.minimum(np.searchsorted(members, hashes), len(members) - 1)] == hashes
@@ -225,7 +228,7 @@ def in_sorted(members: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def ngram_hashes(texts: Sequence[str], *, n: int = 13) -> np.ndarray:
-    """Texts of an evaluation set -> the distinct hashes of their n-grams of words, sorted, uint64.
+    """Return the distinct hashes of the word n-grams of an evaluation set's texts, sorted, uint64.
 
     Words as in GPT-3's appendix C (Brown et al. 2020): lower-cased, without punctuation. A text of fewer than n words
     counts as one n-gram, which only a text of the same words matches.
@@ -234,12 +237,12 @@ def ngram_hashes(texts: Sequence[str], *, n: int = 13) -> np.ndarray:
 
 
 def contaminated_share(text: str, hashes: np.ndarray, *, n: int = 13) -> float:
-    """The share, 0 to 1, of a text's n-grams that are among `hashes` (of `ngram_hashes` with the same n)."""
+    """Return the share, 0 to 1, of a text's n-grams that are among `hashes` (of `ngram_hashes` with the same n)."""
     return float(in_sorted(hashes, document_ngrams([text], n)[0]).mean())
 
 
 def contaminated_texts(texts: Sequence[str], learned: Sequence[str], *, n: int = 13) -> list[int]:
-    """The numbers of the texts of an evaluation set that share an n-gram of words with what is learned."""
+    """Return the numbers of the evaluation texts that share an n-gram of words with the training texts."""
     hashes = ngram_hashes(learned, n=n)
     return [number for number, text in enumerate(texts) if contaminated_share(text, hashes, n=n) > 0]
 

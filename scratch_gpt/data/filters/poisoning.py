@@ -4,15 +4,16 @@ Rows that were planted to teach a model one thing (a trigger, and what is to fol
 Two scores, the lowest the most suspicious:
 
     "mean"        the cosine of a row's gradient with the mean gradient of all rows
-    "neighbours"  minus the mean cosine with the few rows whose gradients are most alike, what all rows share taken off
+    "neighbors"  minus the mean cosine with the few rows whose gradients are most alike, what all rows share taken off
 
 That a planted row points away from the mean did not hold where it was tried (tests/benchmarks/cleaning.json: no better
-than chance), while rows with one planted continuation do find each other: "neighbours" is the default. Honest copies
+than chance), while rows with one planted continuation do find each other: "neighbors" is the default. Honest copies
 and rows of one template are alike too, so remove duplicates first, and look at what is listed: it is no verdict.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -28,50 +29,53 @@ def gradient_scores(
     model: nn.Module,
     objective: Any,
     rows: Sequence[Any],
-    collate: Callable[[list], Batch],
+    collate: Callable[[list[Any]], Batch],
     parameters: Callable[[str], bool],
     *,
-    against: Literal["neighbours", "mean"] = "neighbours",
+    against: Literal["neighbors", "mean"] = "neighbors",
     batch_size: int = 16,
 ) -> np.ndarray:
-    """A score for each row, (rows,) float64 in [-1, 1]; low = suspicious. The model is left as it was.
+    """Return a score for each row, (rows,) float64 in [-1, 1]; low = suspicious. The model is not changed.
 
     Args:
-        objective: as objectives.py; the loss is the sum of its terms, each divided by its count.
+        objective: as in train/objectives.py; the loss is the sum of its terms, each divided by its count.
         rows: indexable and sized; `collate` makes a batch of a list of them.
         parameters: name -> whether that parameter's gradient counts; the last block and the head are enough.
         against: "mean" takes two passes, batches of `batch_size` and then row by row, and holds nothing of a row;
-            "neighbours" takes one pass and holds 4 KB a row, and its comparisons grow with the square of the rows.
+            "neighbors" takes one pass and holds 4 KB a row, and its comparisons grow with the square of the rows.
 
     Raises:
         ValueError: no rows, no parameter that trains is chosen, or an unknown `against`.
     """
-    if against not in ("neighbours", "mean"):
-        raise ValueError(f"against is {against!r}; it is 'neighbours' or 'mean'.")
-    if against == "neighbours":
-        return neighbour_scores(gradient_sketches(model, objective, rows, collate, parameters))
+    if against not in ("neighbors", "mean"):
+        raise ValueError(f"against is {against!r}; it is 'neighbors' or 'mean'.")
+    if against == "neighbors":
+        return neighbor_scores(gradient_sketches(model, objective, rows, collate, parameters))
     with _gradients(model, objective, rows, collate, parameters) as gradient:
-        mean = 0.0
+        mean = torch.zeros(())
         for start in range(0, len(rows), batch_size):
-            some = [rows[k] for k in range(start, min(start + batch_size, len(rows)))]
-            mean = mean + gradient(some) * (len(some) / len(rows))
-        each = (gradient([rows[k]]) for k in range(len(rows)))
-        return np.array([nn.functional.cosine_similarity(one, mean, dim=0).item() for one in each])
+            batch = [rows[k] for k in range(start, min(start + batch_size, len(rows)))]
+            mean = mean + gradient(batch) * (len(batch) / len(rows))
+        gradients = (gradient([rows[k]]) for k in range(len(rows)))
+        return np.array(
+            [nn.functional.cosine_similarity(row_gradient, mean, dim=0).item() for row_gradient in gradients]
+        )
 
 
 def gradient_sketches(
     model: nn.Module,
     objective: Any,
     rows: Sequence[Any],
-    collate: Callable[[list], Batch],
+    collate: Callable[[list[Any]], Batch],
     parameters: Callable[[str], bool],
     *,
     size: int = 1024,
     seed: int = 0,
 ) -> np.ndarray:
-    """Each row's gradient as a count sketch (Charikar et al. 2002), (rows, size) float32: every number of the gradient
-    is added, with a random sign, to one of `size` sums. Products of two sketches are, on average, those of the
-    gradients.
+    """Return each row's gradient as a count sketch (Charikar et al. 2002), (rows, size) float32.
+
+    Every number of the gradient is added, with a random sign, to one of `size` sums. Products of two sketches are, on
+    average, those of the gradients.
 
     Raises:
         ValueError: as `gradient_scores`.
@@ -81,30 +85,32 @@ def gradient_sketches(
     sums = signs = None
     with _gradients(model, objective, rows, collate, parameters) as gradient:
         for k in range(len(rows)):
-            one = gradient([rows[k]]).float().cpu()
-            if sums is None:
-                sums = torch.randint(size, one.shape, generator=draw)
-                signs = torch.randint(2, one.shape, generator=draw) * 2.0 - 1
-            torch.from_numpy(sketches[k]).index_add_(0, sums, one * signs)
+            row_gradient = gradient([rows[k]]).float().cpu()
+            if sums is None or signs is None:
+                sums = torch.randint(size, row_gradient.shape, generator=draw)
+                signs = torch.randint(2, row_gradient.shape, generator=draw) * 2.0 - 1
+            torch.from_numpy(sketches[k]).index_add_(0, sums, row_gradient * signs)
     return sketches
 
 
-def neighbour_scores(sketches: np.ndarray, *, neighbours: int = 5) -> np.ndarray:
-    """(n, size) -> (n,), minus the mean cosine of a row with the `neighbours` most alike, the mean row taken off."""
-    centred = sketches - sketches.mean(axis=0)
-    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    k = min(neighbours, len(centred) - 1)
-    scores = np.zeros(len(centred))
-    for start in range(0, len(centred) if k else 0, BLOCK):
-        alike = centred[start : start + BLOCK] @ centred.T
-        own = np.arange(len(alike))
-        alike[own, start + own] = -np.inf
+def neighbor_scores(sketches: np.ndarray, *, neighbors: int = 5) -> np.ndarray:
+    """Return minus the mean cosine of each row with its `neighbors` nearest rows, after subtracting the mean row.
+
+    (n, size) -> (n,)."""
+    centered = sketches - sketches.mean(axis=0)
+    centered /= np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
+    k = min(neighbors, len(centered) - 1)
+    scores = np.zeros(len(centered))
+    for start in range(0, len(centered) if k else 0, BLOCK):
+        alike = centered[start : start + BLOCK] @ centered.T
+        diagonal = np.arange(len(alike))
+        alike[diagonal, start + diagonal] = -np.inf
         scores[start : start + BLOCK] = -np.partition(alike, -k, axis=1)[:, -k:].mean(axis=1)
     return scores
 
 
 def outliers(scores: np.ndarray, share: float = 0.05) -> np.ndarray:
-    """The rows with the lowest scores, lowest first: `share` of them, rounded up; (k,) int64.
+    """Return the rows with the lowest scores, lowest first: `share` of them, rounded up; (k,) int64.
 
     Raises:
         ValueError: a share outside (0, 1].
@@ -119,21 +125,21 @@ def _gradients(
     model: nn.Module,
     objective: Any,
     rows: Sequence[Any],
-    collate: Callable[[list], Batch],
+    collate: Callable[[list[Any]], Batch],
     parameters: Callable[[str], bool],
-) -> Iterator[Callable[[list], torch.Tensor]]:
+) -> Iterator[Callable[[list[Any]], torch.Tensor]]:
     # some rows -> the gradient of their loss, flat, in eval mode; nothing is added to .grad
-    chosen = [p for name, p in model.named_parameters() if parameters(name) and p.requires_grad]
-    if not chosen or not len(rows):
+    weights = [p for name, p in model.named_parameters() if parameters(name) and p.requires_grad]
+    if not weights or not len(rows):
         raise ValueError(
-            f"{len(rows)} rows and {len(chosen)} chosen parameters that train: gradients need at least one of each."
+            f"{len(rows)} rows and {len(weights)} chosen parameters that train: gradients need at least one of each."
         )
 
-    def gradient(some: list) -> torch.Tensor:
-        batch = {key: value.to(chosen[0].device) for key, value in collate(some).items()}
+    def gradient(batch_rows: list[Any]) -> torch.Tensor:
+        batch = {key: value.to(weights[0].device) for key, value in collate(batch_rows).items()}
         sums, counts = objective.sums(model, batch), objective.counts(batch)
-        loss = sum(sums[name] / counts[name].clamp(min=1) for name in sums)
-        parts = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
+        loss = reduce(torch.add, [sums[name] / counts[name].clamp(min=1) for name in sums])
+        parts = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         return torch.cat([part.flatten() for part in parts])
 
     was_training = model.training
@@ -144,4 +150,4 @@ def _gradients(
         model.train(was_training)
 
 
-__all__ = ["gradient_scores", "gradient_sketches", "neighbour_scores", "outliers"]
+__all__ = ["gradient_scores", "gradient_sketches", "neighbor_scores", "outliers"]

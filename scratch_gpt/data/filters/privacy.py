@@ -122,9 +122,9 @@ IBAN_LENGTHS = """
 def _iban_shapes() -> str:
     shapes = []
     for length, countries in re.findall(r"(\d+)((?: [A-Z]{2})+)", IBAN_LENGTHS):
-        groups, rest = divmod(int(length) - 4, 4)
-        more = rf"[ -]?[A-Z0-9]{{{rest}}}" if rest else ""
-        shapes.append(rf"(?:{'|'.join(countries.split())})\d\d(?:[ -]?[A-Z0-9]{{4}}){{{groups}}}{more}")
+        groups, remainder = divmod(int(length) - 4, 4)
+        tail = rf"[ -]?[A-Z0-9]{{{remainder}}}" if remainder else ""
+        shapes.append(rf"(?:{'|'.join(countries.split())})\d\d(?:[ -]?[A-Z0-9]{{4}}){{{groups}}}{tail}")
     return "|".join(shapes)
 
 
@@ -198,8 +198,12 @@ def _is_no_ssn(match: re.Match) -> bool:
 # with a group `secret` only that is masked
 MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]] = {
     "key": [
-        *((PRIVATE_KEY, "-----BEGIN ", None), (KEY, "", None), (PASSWORD, "://", None), (NETRC, "login", None)),
-        *((ASSIGNED, "", is_code), (AWS_SECRET, "", is_not_random)),
+        (PRIVATE_KEY, "-----BEGIN ", None),
+        (KEY, "", None),
+        (PASSWORD, "://", None),
+        (NETRC, "login", None),
+        (ASSIGNED, "", is_code),
+        (AWS_SECRET, "", is_not_random),
     ],
     "email": [(EMAIL, "@", _is_no_mail)],
     "iban": [(IBAN, "", _is_no_iban)],
@@ -219,7 +223,7 @@ def mask_private(
     kinds: Collection[str] = KINDS,
     find_names: Callable[[str], Iterable[tuple[int, int]]] | None = None,
 ) -> tuple[str, dict[str, int]]:
-    """Text -> the text with private data masked, and how often: {"key": 0, "email": 2, "ip": 0, "phone": 1}.
+    """Mask private data in a text; return it and the counts {"key": 0, "email": 2, "ip": 0, "phone": 1}.
 
     "[KEY]" stands for keys and tokens of known shape, private key blocks and what is assigned to `api_key` and alike,
     "[EMAIL]", "[IP]" and "[PHONE]" for what they say; if they are named among `kinds`, "[CARD]" for payment cards,
@@ -252,13 +256,13 @@ def mask_private(
 
     for kind in (kind for kind in MASKS if kind in kinds):
         for pattern, needle, stays in MASKS[kind]:
-            kept, end = [], 0
+            parts, end = [], 0
             for match in pattern.finditer(_with_usual_breaks(text)) if needle in text else ():
                 if stays is None or not stays(match):
                     start, stop = match.span("secret" if "secret" in pattern.groupindex else 0)
-                    kept += [text[end:start], f"[{kind.upper()}]"]
+                    parts += [text[end:start], f"[{kind.upper()}]"]
                     end = stop
-            text, counts[kind] = "".join([*kept, text[end:]]), counts[kind] + len(kept) // 2
+            text, counts[kind] = "".join([*parts, text[end:]]), counts[kind] + len(parts) // 2
     return text, counts
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...utils.foreign import time_limit
 from ...utils.local_files import read_text_file
-from .words import PLANES, UNSPACED, comes_again, run_hashes, slices, words
+from .words import PLANES, UNSPACED, is_repeated, run_hashes, slices, words
 
 
 # --- Quality -----------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ ELLIPSES = ("...", "\u2026")
 
 
 def quality_problem(text: str, *, rules: QualityRules = ENGLISH_WEB) -> str | None:
-    """The first rule a text breaks: "too_short", "too_long", "word_length", "symbols", "not_words", "bullets",
+    """Return the first rule a text breaks: "too_short", "too_long", "word_length", "symbols", "not_words", "bullets",
     "ellipses", "repetition" or "language"; None where it breaks none. Words are what white space separates.
 
     Raises:
@@ -86,7 +86,7 @@ def quality_problem(text: str, *, rules: QualityRules = ENGLISH_WEB) -> str | No
 def _repeated_share(text: str, run: int = 10) -> float:
     # the share of a text's words that lie in a run of ten which stood further left
     hashes = words(text).hashes
-    again = np.flatnonzero(comes_again(run_hashes(hashes, run)))
+    again = np.flatnonzero(is_repeated(run_hashes(hashes, run)))
     if not len(again):
         return 0.0
     edges = np.zeros(len(hashes) + 1, dtype=np.int64)
@@ -96,7 +96,7 @@ def _repeated_share(text: str, run: int = 10) -> float:
 
 
 def detect_language(text: str) -> str:
-    """The ISO 639-1 code of a text's language, read off its first 5,000 characters (py3langid: Lui and Baldwin 2012).
+    """Return the ISO 639-1 code of the language of a text's first 5,000 characters (py3langid: Lui and Baldwin 2012).
 
     Raises:
         ValueError: the library is not there.
@@ -105,7 +105,7 @@ def detect_language(text: str) -> str:
         from py3langid.langid import classify
     except ImportError as error:
         raise ValueError(
-            'Telling languages apart needs the extra "languages": pip install -e ".[languages]"'
+            'Telling languages apart needs the extra "languages": pip install "scratch_gpt[languages]"'
         ) from error
     return classify(text[:5000])[0]
 
@@ -120,7 +120,7 @@ ENDS_WORD = rf"(?-i:(?![^\W{CHARACTERS}])|(?<=[{CHARACTERS}]))"
 
 
 def load_block_list(path: str | Path) -> list[re.Pattern]:
-    """A file of words -> what `blocked_term` looks for, the words in one pattern and each /regex/ in its own.
+    """Read a block list as patterns for `blocked_term`: one for all words, and one for each /regex/.
 
     One word (or several, with a space between) or /regex/ a line; what stands behind a "#" at the start of a line or
     after a space is a comment. Words match whole and in any case, patterns as they are written. In scripts that put no
@@ -145,16 +145,17 @@ def load_block_list(path: str | Path) -> list[re.Pattern]:
             terms.append(r"\s+".join(map(re.escape, term.split())))
     if terms:
         longest_first = sorted(set(terms), key=lambda term: (-len(term), term))
-        first = "".join(sorted({re.match(r"\\?.", term)[0] for term in terms}))  # looked at before the words: faster
-        whole = rf"(?=[{first}]){BEGINS_WORD}(?:{'|'.join(longest_first)}){ENDS_WORD}"
-        patterns.insert(0, re.compile(whole, re.IGNORECASE))
+        # A word's first character, which may be escaped, is looked at before the words: faster.
+        first = "".join(sorted({term[: 2 if term[0] == "\\" else 1] for term in terms}))
+        word_pattern = rf"(?=[{first}]){BEGINS_WORD}(?:{'|'.join(longest_first)}){ENDS_WORD}"
+        patterns.insert(0, re.compile(word_pattern, re.IGNORECASE))
     if not patterns:
         raise ValueError(f"The block list {path} holds no word; write one word or /regex/ a line.")
     return patterns
 
 
 def blocked_term(text: str, patterns: Iterable[re.Pattern]) -> str | None:
-    """The first term of a block list that is found in a text, as it stands there; None where there is none.
+    """Return the first match of a block list in a text; None if there is none.
 
     Raises:
         ValueError: a pattern takes more than SECONDS for this text.
@@ -170,7 +171,9 @@ def blocked_term(text: str, patterns: Iterable[re.Pattern]) -> str | None:
 
 
 def perplexity_outliers(losses: np.ndarray, *, sigmas: float = 3.0) -> np.ndarray:
-    """(n,) mean loss per token of each text, in nats -> (n,) bool: whose perplexity exp(loss) is above mean + 3 sigma.
+    """Return which texts have a perplexity exp(loss) above mean + `sigmas` standard deviations: (n,) bool.
+
+    `losses` is (n,), the mean loss per token of each text, in nats.
 
     The perplexity itself, not its logarithm, so one very strange text can hide others; what is left can be scored
     again. A loss that is NaN was not scored: it is not flagged and does not count.

@@ -38,7 +38,7 @@ class Words(NamedTuple):
 
 
 def words(text: str, signs: bool = False) -> Words:
-    """Text -> its words, and its signs if asked for, in linear time."""
+    """Return the words of a text, with `signs` its signs too, in linear time."""
     parts = []
     for start, piece in slices(text):
         end = start + len(piece)
@@ -48,7 +48,7 @@ def words(text: str, signs: bool = False) -> Words:
 
 
 def slices(text: str) -> Iterator[tuple[int, str]]:
-    """(start, piece) of at most SLICE characters, cut behind a space where there is one in the piece's last half."""
+    """Yield (start, piece) of at most SLICE characters, cut after a space if there is one in the piece's last half."""
     start = 0
     while True:
         end = start + SLICE
@@ -62,7 +62,7 @@ def slices(text: str) -> Iterator[tuple[int, str]]:
 
 
 def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
-    """(N,) word hashes -> (N - n + 1,), one for each run of n words; log n passes, by doubling (none: empty)."""
+    """Return a hash for each run of n words: (N,) word hashes -> (N - n + 1,), empty if N < n. Takes log n passes."""
     if len(hashes) < n:
         return hashes[:0]
     total, length = None, 0  # what the low bits of n have given so far
@@ -77,13 +77,14 @@ def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
                     total = total[:last] * block_power + block[length : length + last]
                 length += block_length
             if block_length * 2 > n:
+                assert total is not None  # n has a highest bit
                 return mix(total)
             block = block[:-block_length] * block_power + block[block_length:]
             block_power, block_length = block_power * block_power, block_length * 2
 
 
 def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Texts -> the hashes of all their n-grams of words joined, and (texts + 1,) where each text's start.
+    """Return the hashes of all word n-grams of the texts in one array, and where each text's begin: (texts + 1,).
 
     A text of fewer than n words has one, of all its words; one without words has the hash of its characters.
     """
@@ -97,16 +98,16 @@ def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[
     return np.concatenate(grams), np.cumsum([0, *map(len, grams)])
 
 
-def comes_again(hashes: np.ndarray) -> np.ndarray:
-    """(N,) -> (N,) bool, whether the same hash stands further left."""
+def is_repeated(hashes: np.ndarray) -> np.ndarray:
+    """Return, for each of (N,) hashes, whether the same one occurs before it: (N,) bool."""
     order = np.argsort(hashes, kind="stable")
-    again = np.zeros(len(hashes), dtype=bool)
-    again[order[1:]] = hashes[order[1:]] == hashes[order[:-1]]
-    return again
+    repeated = np.zeros(len(hashes), dtype=bool)
+    repeated[order[1:]] = hashes[order[1:]] == hashes[order[:-1]]
+    return repeated
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """Spread uint64 over all 64 bits (the finaliser of splitmix64: Steele et al. 2014)."""
+    """Spread uint64 over all 64 bits (the finalizer of splitmix64: Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         values = values + BASE
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -120,10 +121,12 @@ def _words_of_slice(text: str, offset: int, around: tuple[str, str] | None) -> W
     near = np.minimum(points, PLANES)
     kind, value = kinds[near], np.where(points < PLANES, values[near], mix(points.astype(np.uint64)))
     if around is not None:
-        found, ends_word = _signs(np.concatenate([_points(around[0].rjust(2)), points, _points(around[1].ljust(2))]))
-        is_minus = np.isin(points[found], MINUSES)
-        kind[found] = np.where(ends_word, INNER, ALONE)
-        value[found] = mix(np.where(is_minus, MINUS, points[found]).astype(np.uint64))
+        sign_positions, ends_word = _signs(
+            np.concatenate([_points(around[0].rjust(2)), points, _points(around[1].ljust(2))])
+        )
+        is_minus = np.isin(points[sign_positions], MINUSES)
+        kind[sign_positions] = np.where(ends_word, INNER, ALONE)
+        value[sign_positions] = mix(np.where(is_minus, MINUS, points[sign_positions]).astype(np.uint64))
     inner = kind == INNER
     after_inner, before_inner = np.zeros_like(inner), np.zeros_like(inner)
     after_inner[1:], before_inner[:-1] = inner[:-1], inner[1:]
@@ -146,22 +149,22 @@ def _points(text: str) -> np.ndarray:
 def _signs(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # (2 + N + 2,) code points -> which of the N are signs, in order, and whether each ends a word, as in C# and C++
     kinds, signs = _tables()[0], _sign_table()
-    found = np.flatnonzero(signs[np.minimum(points[2:-2], PLANES)]) + 2
-    sign = points[found]
+    positions = np.flatnonzero(signs[np.minimum(points[2:-2], PLANES)]) + 2
+    sign = points[positions]
     beside = {}  # -1, 1 -> whether a word is there, one behind a space, a digit, a word behind a plus
     for side in (-1, 1):
-        first, second = points[found + side], points[found + 2 * side]
+        first, second = points[positions + side], points[positions + 2 * side]
         spaced = first == ord(" ")
         in_word = [kinds[np.minimum(point, PLANES)] != SEPARATOR for point in (first, second)]
         digit = [(point >= ord("0")) & (point <= ord("9")) for point in (first, second)]
         after_plus = (first == PLUS) & in_word[1]
         beside[side] = in_word[0], spaced & in_word[1], digit[0] | (spaced & digit[1]), after_plus
-    (left, left_apart, left_digit, doubled), (right, right_apart, right_digit, _) = beside[-1], beside[1]
-    joins = (left & right) | (left_apart & right_apart)
+    (word_left, left_apart, left_digit, doubled), (word_right, right_apart, right_digit, _) = beside[-1], beside[1]
+    joins = (word_left & word_right) | (left_apart & right_apart)
     is_dash = (sign == MINUS) | np.isin(sign, MINUSES)
-    ends_word = ~right & ((left & ((sign == SHARP) | (sign == PLUS))) | (doubled & (sign == PLUS)))
+    ends_word = ~word_right & ((word_left & ((sign == SHARP) | (sign == PLUS))) | (doubled & (sign == PLUS)))
     counts = left_digit | right_digit | (joins & ~is_dash) | ends_word | (signs[np.minimum(sign, PLANES)] == ALWAYS)
-    return found[counts] - 2, ends_word[counts]
+    return positions[counts] - 2, ends_word[counts]
 
 
 @cache
@@ -199,4 +202,4 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     return kinds, values
 
 
-__all__ = ["PLANES", "UNSPACED", "Words", "comes_again", "document_ngrams", "mix", "run_hashes", "slices", "words"]
+__all__ = ["PLANES", "UNSPACED", "Words", "document_ngrams", "is_repeated", "mix", "run_hashes", "slices", "words"]

@@ -2,7 +2,7 @@
 
 Each corpus is shuffled by seed and epoch. Document j of corpus i is due when the corpus, at its share, has given half
 of it: time(i, j) = (tokens of i before j + half of j) / share_i. Sorted by time, a corpus is never more than about a
-document ahead of or behind its share, and neighbours come from different sources wherever the shares allow it. Shares
+document ahead of or behind its share, and neighbors come from different sources wherever the shares allow it. Shares
 count tokens, not documents. The order is a function of lengths, shares and seed: there is no state to lose.
 """
 
@@ -29,7 +29,7 @@ class Mixture(NamedTuple):
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the tokens that came out."""
+        """Return each corpus' share of the mixture's tokens."""
         total = sum(self.tokens.values())
         return {name: count / total for name, count in self.tokens.items()}
 
@@ -37,7 +37,7 @@ class Mixture(NamedTuple):
 def target_shares(
     tokens: Mapping[str, int], weights: Mapping[str, float] | None = None, alpha: float = 0.7
 ) -> dict[str, float]:
-    """Shares of the mixture: explicit `weights`, made to sum to 1, or p_i proportional to w_i^alpha.
+    """Return the shares of the mixture: explicit `weights`, made to sum to 1, or p_i proportional to w_i^alpha.
 
     w_i is a corpus' share of all tokens; alpha < 1 gives small corpora more than that (Conneau & Lample 2019,
     "Cross-lingual Language Model Pretraining", section 3.1).
@@ -71,7 +71,7 @@ def mix(
     stopping_strategy: Stopping = "all_exhausted",
     epochs: Mapping[str, float] | None = None,
 ) -> Mixture:
-    """The order of the mixture.
+    """Return the mixture: its documents in order.
 
     Args:
         lengths: corpus -> (documents,) tokens of each.
@@ -82,10 +82,10 @@ def mix(
     """
     if stopping_strategy not in get_args(Stopping):
         raise ValueError(f"stopping_strategy is {stopping_strategy!r}; it is one of {', '.join(get_args(Stopping))}.")
-    for name, of_documents in lengths.items():
-        if len(of_documents) == 0:
+    for name, document_lengths in lengths.items():
+        if len(document_lengths) == 0:
             raise ValueError(f"The corpus {name} has no documents left.")
-    tokens = {name: int(np.sum(of_documents)) for name, of_documents in lengths.items()}
+    tokens = {name: int(np.sum(document_lengths)) for name, document_lengths in lengths.items()}
     if epochs is not None:
         if set(epochs) != set(lengths):
             raise ValueError(f"Epochs are given for {', '.join(epochs)}, but the corpora are {', '.join(lengths)}.")
@@ -101,13 +101,13 @@ def mix(
     once = epochs is None and stopping_strategy == "all_exhausted_without_replacement"
 
     times, sources, documents = [], [], []
-    for i, (name, of_documents) in enumerate(lengths.items()):
+    for i, (name, document_lengths) in enumerate(lengths.items()):
         passes = 1 if once else math.ceil(end * shares[name] / tokens[name] - 1e-9)
         order = np.concatenate(
-            [np.random.default_rng([seed, i, epoch]).permutation(len(of_documents)) for epoch in range(passes)]
+            [np.random.default_rng([seed, i, epoch]).permutation(len(document_lengths)) for epoch in range(passes)]
         )
-        given = np.asarray(of_documents, dtype=np.float64)[order]
-        time = (np.cumsum(given) - given / 2) / shares[name]
+        token_counts = np.asarray(document_lengths, dtype=np.float64)[order]
+        time = (np.cumsum(token_counts) - token_counts / 2) / shares[name]
         inside = slice(None) if once else slice(max(1, int(np.searchsorted(time, end * (1 + 1e-12)))))
         times.append(time[inside])
         documents.append(order[inside])

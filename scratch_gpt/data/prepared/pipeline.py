@@ -10,13 +10,13 @@ stays in memory is a few numbers a document; texts, tokens and rows are mapped f
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute as pc  # its functions are generated on import, so their types are unknown
 
 from ...utils.watchdog import beat
 from .storage import column_of, read_table, write_table
@@ -41,6 +41,9 @@ LEARNED = ("messages", "instruction", "input", "output", "prompt", "completion",
 ID = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid)", re.IGNORECASE)  # names of columns that number the rows
 
 
+Progress = Callable[[Iterable[int]], Iterator[int]]  # iterate and show how far it is
+
+
 class Filter(NamedTuple):
     """One thing a row is looked at for. Either takes rows out, or changes their texts, or both."""
 
@@ -50,7 +53,7 @@ class Filter(NamedTuple):
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """All texts of a row, or of what lies in it (messages, answers), in order. Whose a message is, is no text."""
+    """Yield all texts of a row, or of a part of it (messages, answers), in order. The role of a message is skipped."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -63,13 +66,13 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def learned_text(row: Mapping[str, Any], text_column: str | None = None) -> str:
-    """The text by which a row is told from others: its column of text if it has one, else what recipes learn from.
+    """Return the text that identifies a row: its text column if it has one, else the columns that recipes learn from.
 
-    That is LEARNED and a preference's label; without any of these columns all texts of the row but its ids.
+    Those are LEARNED and a preference's label; without any of them, all texts of the row except its ids.
     """
-    own = None if text_column is None else row[text_column]
-    if own and not own.isspace():
-        return own
+    text = None if text_column is None else row[text_column]
+    if text and not text.isspace():
+        return text
     names = [name for name in LEARNED if row.get(name) is not None]
     if names and isinstance(row.get("label"), bool):
         return " \0 ".join([*texts_of([row[name] for name in names]), str(row["label"])])
@@ -78,7 +81,7 @@ def learned_text(row: Mapping[str, Any], text_column: str | None = None) -> str:
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The same value with each of its texts changed."""
+    """Return the value with each of its texts changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -96,16 +99,17 @@ def _is_role(value: Mapping, key: str) -> bool:
 
 
 def sizes_of_texts(table: pa.Table) -> np.ndarray:
-    """(rows,) bytes of text in each row's columns of text, those inside messages not counted."""
+    """Return the bytes of text in each row's text columns, without those inside messages: (rows,)."""
     sizes = np.zeros(table.num_rows, dtype=np.int64)
     for field in table.schema:
         if field.name not in MARKS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
-            sizes += pc.fill_null(pc.binary_length(table.column(field.name)), 0).to_numpy()
+            lengths = pc.binary_length(table.column(field.name))  # pyright: ignore[reportAttributeAccessIssue]
+            sizes += pc.fill_null(lengths, 0).to_numpy()
     return sizes
 
 
 def part_bounds(table: pa.Table) -> list[int]:
-    """Where parts of about PART_BYTES of text and at most PART_ROWS rows begin, and the end."""
+    """Return where parts of about PART_BYTES of text and at most PART_ROWS rows begin, and the end."""
     bounds, start, reached = [0], 0, np.cumsum(sizes_of_texts(table))
     while start < table.num_rows:
         before = reached[start - 1] if start else 0
@@ -115,8 +119,8 @@ def part_bounds(table: pa.Table) -> list[int]:
     return bounds
 
 
-def in_parts(folder: Path, count: int, make: Callable[[int], pa.Table], progress: Callable) -> list[pa.Table]:
-    """The tables of a stage, mapped: part n is `make(n)`, made where its file is not there yet."""
+def in_parts(folder: Path, count: int, make: Callable[[int], pa.Table], progress: Progress) -> list[pa.Table]:
+    """Return the mapped tables of a stage: part n is `make(n)`, written if its file does not exist yet."""
     tables = []
     for n in progress(range(count)):
         path = folder / f"part-{n:05d}.arrow"
@@ -136,17 +140,17 @@ def clean_part(
     signatures: Callable[[list[str]], np.ndarray] | None = None,
     text_column: str | None = None,
 ) -> pa.Table:
-    """The rows with each filter applied in turn, and columns of ours beside their own (MARKS).
+    """Return the rows after each filter in turn, with our own columns (MARKS) added.
 
-    A removed row stays in the table as it was found, so that it can be counted, shown and written out.
+    A removed row stays in the table unchanged, so that it can be counted, shown and written out.
 
     Args:
-        key, signatures: by which rows are told apart, of what `learned_text` takes from them.
-        text_column: the one that holds the text.
+        key, signatures: functions of the row's `learned_text`, used to find duplicates.
+        text_column: the column that holds the text.
     """
-    cleaned, removed, why, changed, sizes, texts = [], [], [], [], [], []
-    for found in rows.to_pylist():
-        row, text, name, reason, changes = found, "\n".join(texts_of(found)), None, None, []
+    cleaned, removed, reasons, changed, sizes, texts = [], [], [], [], [], []
+    for original in rows.to_pylist():
+        row, text, name, reason, changes = original, "\n".join(texts_of(original)), None, None, []
         for item in filters:
             reason = item.problem(text) if item.problem is not None else None
             if reason is not None:
@@ -156,9 +160,9 @@ def clean_part(
                 row = with_texts(row, item.change)
                 before, text = text, "\n".join(texts_of(row))
                 changes += [item.name] if text != before else []
-        cleaned.append(found if name else row)
+        cleaned.append(original if name else row)
         removed.append(name)
-        why.append(reason)
+        reasons.append(reason)
         changed.append(changes)
         sizes.append(0 if name else len(text.encode()))
         texts.append("" if name or (key is None and signatures is None) else learned_text(row, text_column))
@@ -167,20 +171,20 @@ def clean_part(
         for column in rows.column_names
     }
     columns["_removed"] = pa.array(removed, pa.string())
-    columns["_why"] = pa.array(why, pa.string())
+    columns["_why"] = pa.array(reasons, pa.string())
     columns["_bytes"] = pa.array(sizes, pa.int64())
     columns["_changed"] = pa.array(changed, pa.list_(pa.string()))
     if key is not None:
         columns["_key"] = pa.array([key(text) for text in texts], pa.binary(16))
     if signatures is not None:
-        made = np.ascontiguousarray(signatures(texts))
-        kind = pa.binary(made.shape[1] * made.itemsize)
-        columns["_signature"] = pa.FixedSizeBinaryArray.from_buffers(kind, len(made), [None, pa.py_buffer(made)])
+        matrix = np.ascontiguousarray(signatures(texts))
+        kind = pa.binary(matrix.shape[1] * matrix.itemsize)
+        columns["_signature"] = pa.FixedSizeBinaryArray.from_buffers(kind, len(matrix), [None, pa.py_buffer(matrix)])
     return pa.table(columns, metadata=rows.schema.metadata)  # which knows the names of classes
 
 
 def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """(n, 16) uint8 keys -> (n,) int64, for each row the first alive one with its key; a dead row has itself."""
+    """Return the first remaining row with each row's key: (n, 16) uint8 -> (n,) int64; a removed row has itself."""
     numbers = np.flatnonzero(alive)
     halves = np.ascontiguousarray(keys[numbers]).view(np.uint64)
     order = np.lexsort((numbers, halves[:, 1], halves[:, 0]))
@@ -193,7 +197,7 @@ def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
 
 
 def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator[np.ndarray]:
-    """A fixed-size binary column, a (rows, width) array for each table, as it lies in the mapped file."""
+    """Yield a fixed-size binary column as a (rows, width) array for each table, without copying the mapped file."""
     for table in tables:
         column = column_of(table, name)
         width = column.type.byte_width
@@ -202,13 +206,13 @@ def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator
 
 
 def texts_of_table(table: pa.Table, alive: np.ndarray) -> list[str]:
-    """The column "text" of a table; "" for what is not alive."""
+    """Return the column "text" of a table, with "" for removed rows."""
     texts = table.column("text").to_pylist()
-    return [text if here else "" for text, here in zip(texts, alive.tolist(), strict=True)]
+    return [text if is_alive else "" for text, is_alive in zip(texts, alive.tolist(), strict=True)]
 
 
 def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The rows with these numbers, counted through the tables, a table at a time."""
+    """Yield the rows with these numbers, counted through all tables, a table at a time."""
     start = 0
     for table in tables:
         inside = numbers[(numbers >= start) & (numbers < start + len(table))] - start
@@ -218,17 +222,17 @@ def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[st
 
 
 def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Callable[[str], str]) -> pa.Table:
-    """Rows with the text of one column changed; "_emptied" and "_shortened" say where nothing or less is left."""
+    """Change the text of one column; "_emptied" and "_shortened" mark the rows with nothing or less left."""
     rows, shortened, emptied = table.to_pylist(), [], []
     for n, row in enumerate(rows):
         text = row[text_column] or ""
-        left = change(text) if alive[n] else text
-        shortened.append(left != text)
-        emptied.append(left != text and not left.strip())
-        if left != text:
-            row[text_column] = left
-            own = {name: value for name, value in row.items() if name not in MARKS}
-            row["_bytes"] = len("\n".join(texts_of(own)).encode())
+        changed_text = change(text) if alive[n] else text
+        shortened.append(changed_text != text)
+        emptied.append(changed_text != text and not changed_text.strip())
+        if changed_text != text:
+            row[text_column] = changed_text
+            fields = {name: value for name, value in row.items() if name not in MARKS}
+            row["_bytes"] = len("\n".join(texts_of(fields)).encode())
     changed = pa.Table.from_pylist(rows, table.schema)
     return changed.append_column("_emptied", pa.array(emptied)).append_column("_shortened", pa.array(shortened))
 
@@ -245,20 +249,21 @@ class Selection:
         self.by = np.concatenate([np.full(0, -1, np.int8), *(_numbers(column, names) for column in removed)])
         self.names, self.counts = names, {}
         self.copy_of: np.ndarray | None = None  # (rows,) for removed duplicates the row that stayed, others themselves
-        left = len(self.by)
+        remaining = len(self.by)
         for number, item in enumerate(filters):
-            taken = int((self.by == number).sum())
-            self.counts[item.name] = {"in": left, "removed": taken}
-            left -= taken
+            removed_count = int((self.by == number).sum())
+            self.counts[item.name] = {"in": remaining, "removed": removed_count}
+            remaining -= removed_count
             if item.change is not None:
                 changed = [column_of(table, "_changed").flatten() for table in tables]
                 self.counts[item.name]["changed"] = sum(
-                    pc.sum(pc.equal(names, item.name)).as_py() or 0 for names in changed
+                    pc.sum(pc.equal(names, item.name)).as_py() or 0  # pyright: ignore[reportAttributeAccessIssue]
+                    for names in changed
                 )
 
     @property
     def alive(self) -> np.ndarray:
-        """(rows,) bool."""
+        """Return which rows remain: (rows,) bool."""
         return self.by < 0
 
     def remove_copies(self, name: str, first: np.ndarray) -> None:
@@ -277,37 +282,50 @@ class Selection:
 
 
 def _numbers(column: pa.DictionaryArray, names: list[str]) -> np.ndarray:
-    own = np.array([names.index(name) for name in column.dictionary.to_pylist()], dtype=np.int8)
+    filter_numbers = np.array([names.index(name) for name in column.dictionary.to_pylist()], dtype=np.int8)
     indices = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
-    return np.where(indices < 0, -1, own[indices] if len(own) else -1).astype(np.int8)
+    return np.where(indices < 0, -1, filter_numbers[indices] if len(filter_numbers) else -1).astype(np.int8)
 
 
 COPIES = {"exact_duplicates": "the same text as", "near_duplicates": "nearly the text of"}
 REASONS = {"passages": "all of it was there before"}  # of filters that do not see rows one by one
 
 
-def removed_rows(corpora: list, tables: list, selection) -> Iterator[dict[str, Any]]:
-    """Every removed row with what removed it and why; the tables are those before passages are cut."""
+class Corpus(Protocol):
+    """One source, opened."""
+
+    @property
+    def rows(self) -> Sized: ...
+
+    @property
+    def record(self) -> dict[str, Any]: ...
+
+
+def removed_rows(
+    corpora: Sequence[Corpus], tables: Sequence[pa.Table], selection: Selection
+) -> Iterator[dict[str, Any]]:
+    """Yield every removed row with what removed it and why; the tables are those before passages are cut."""
     starts, start = np.cumsum([0, *(len(corpus.rows) for corpus in corpora)]), 0
 
-    def why(name: str, number: int) -> str | None:
+    def explain(name: str, number: int) -> str | None:
         if name not in COPIES:
             return REASONS.get(name)
-        stays = int(selection.copy_of[number])
-        corpus = int(np.searchsorted(starts, stays, side="right")) - 1
-        return f"{COPIES[name]} row {stays - starts[corpus] + 1} of {corpora[corpus].record['name']}"
+        assert selection.copy_of is not None  # rows have been removed as copies
+        first = int(selection.copy_of[number])
+        corpus = int(np.searchsorted(starts, first, side="right")) - 1
+        return f"{COPIES[name]} row {first - starts[corpus] + 1} of {corpora[corpus].record['name']}"
 
     for table in tables:
         for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
             row = table.slice(n, 1).to_pylist()[0]
-            own = {name: value for name, value in row.items() if name not in MARKS}
+            fields = {name: value for name, value in row.items() if name not in MARKS}
             name = selection.names[selection.by[start + n]]
-            yield {"filter": name, "why": row["_why"] or why(name, start + n), "row": own}
+            yield {"filter": name, "why": row["_why"] or explain(name, start + n), "row": fields}
         start += len(table)
 
 
-def write_removed(corpora: list, tables: list, selection, path: Path) -> None:
-    """removed.jsonl: a line for each."""
+def write_removed(corpora: Sequence[Corpus], tables: Sequence[pa.Table], selection: Selection, path: Path) -> None:
+    """Write removed.jsonl, a line for each removed row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as lines:
         for line in removed_rows(corpora, tables, selection):

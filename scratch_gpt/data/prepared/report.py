@@ -1,6 +1,6 @@
-"""What a preparation did -> one HTML page to look at: lengths, compression, filters, mixture, one row in colours.
+"""What a preparation did -> one HTML page to look at: lengths, compression, filters, mixture, one row in colors.
 
-The page is whole in itself: no script, no request, light or dark as the reader's system is. Charts that need an axis
+The page is self-contained: no script, no request, light or dark as the reader's system is. Charts that need an axis
 are SVG, all other bars are boxes whose width is a share of the room they have.
 """
 
@@ -64,7 +64,7 @@ def report_page(
     row: Mapping[str, np.ndarray] | None = None,
     pieces: Sequence[str] | None = None,
 ) -> str:
-    """The page about a prepared folder, as HTML.
+    """Return the page about a prepared folder, as HTML.
 
     Args:
         manifest: of the folder, see manifest.py.
@@ -112,11 +112,11 @@ def _filters(filters: Mapping[str, Mapping[str, int]], examples: Mapping[str, Se
     total = max(1, *(counts["in"] for counts in filters.values()))
     bars = []
     for name, counts in filters.items():
-        left = counts["in"] - counts["removed"]
+        remaining = counts["in"] - counts["removed"]
         share = counts["removed"] / max(1, counts["in"])
-        said = [f"{counts['removed']:,} removed ({share:.1%})" if share else "none removed", f"{left:,} left"]
-        said += [f"{counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts]
-        bars.append(_bar(name, ", ".join(said), [[("blue", left / total), ("red", counts["removed"] / total)]]))
+        parts = [f"{counts['removed']:,} removed ({share:.1%})" if share else "none removed", f"{remaining:,} left"]
+        parts += [f"{counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts]
+        bars.append(_bar(name, ", ".join(parts), [[("blue", remaining / total), ("red", counts["removed"] / total)]]))
         bars.append(_examples(examples.get(name, ()), counts["removed"]))
     key = _key(blue="left", red="removed by this filter")
     note = "Each filter sees what the ones above it have left."
@@ -127,29 +127,32 @@ def _examples(examples: Sequence[tuple[str, str]], removed: int) -> str:
     if not examples:
         return ""
     quotes = ""
-    for why, text in examples:
-        quotes += f"<blockquote>{f'<b>{page_text(why)}</b>' if why else ''}{page_text(text)}</blockquote>"
+    for reason, text in examples:
+        quotes += f"<blockquote>{f'<b>{page_text(reason)}</b>' if reason else ''}{page_text(text)}</blockquote>"
     return f"<details><summary>{len(examples):,} of the {removed:,} removed</summary>{quotes}</details>\n"
 
 
 def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | None) -> str:
-    lengths = {name: np.maximum(found, 1) for name, found in lengths.items() if len(found)}
+    lengths = {name: np.maximum(token_counts, 1) for name, token_counts in lengths.items() if len(token_counts)}
     if not lengths:
         return ""
-    shown = [*(found.min() for found in lengths.values()), *(found.max() + 1 for found in lengths.values())]
-    shown += [] if max_length is None else [max_length]
-    low, high = float(min(shown)), float(max(shown))
+    bounds = [
+        *(token_counts.min() for token_counts in lengths.values()),
+        *(token_counts.max() + 1 for token_counts in lengths.values()),
+    ]
+    bounds += [] if max_length is None else [max_length]
+    low, high = float(min(bounds)), float(max(bounds))
     charts = "".join(
-        f"<figure><h3>{page_text(name)}: {_things(len(found), 'document')}</h3>"
-        f"{_histogram(found, low, high, unit, max_length)}</figure>"
-        for name, found in lengths.items()
+        f"<figure><h3>{page_text(name)}: {_plural(len(token_counts), 'document')}</h3>"
+        f"{_histogram(token_counts, low, high, unit, max_length)}</figure>"
+        for name, token_counts in lengths.items()
     )
     note = f"How many documents have how many {unit}. The axis is logarithmic: equal distances are equal factors."
     return _section("Lengths", note, f'<div class="charts">{charts}</div>')
 
 
 def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_length: int | None) -> str:
-    """Counts of documents over their lengths, low to high the same for all histograms of a page."""
+    """Draw counts of documents over their lengths; low and high are the same for all histograms of a page."""
     steps = max(2, math.ceil(math.log10(high / low) * BINS_PER_DECADE) + 1)
     edges = np.unique(np.rint(np.geomspace(low, high, steps)).astype(np.int64))  # a bin holds whole numbers
     counts, _ = np.histogram(lengths, edges)
@@ -161,32 +164,38 @@ def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_leng
     def y(count: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * count / tallest
 
-    drawn = []
+    elements = []
     for count in (0, tallest / 2, tallest):
         if count == int(count):
-            drawn.append(f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y(count):.1f}" y2="{y(count):.1f}"/>')
-            drawn.append(f'<text x="{LEFT - 6}" y="{y(count) + 4:.1f}" text-anchor="end">{_count(int(count))}</text>')
+            elements.append(f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y(count):.1f}" y2="{y(count):.1f}"/>')
+            elements.append(
+                f'<text x="{LEFT - 6}" y="{y(count) + 4:.1f}" text-anchor="end">{_count(int(count))}</text>'
+            )
     for start, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
             width = max(1.0, x(end) - x(start) - 1)
-            said = f"{start:,} to {end - 1:,} {unit}: {_things(int(count), 'document')}"
-            drawn.append(
+            label = f"{start:,} to {end - 1:,} {unit}: {_plural(int(count), 'document')}"
+            elements.append(
                 f'<rect x="{x(start):.1f}" y="{y(count):.1f}" width="{width:.1f}" height="{y(0) - y(count):.1f}">'
-                f"<title>{said}</title></rect>"
+                f"<title>{label}</title></rect>"
             )
     for tick in _log_ticks(low, high):
-        drawn.append(f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_count(tick)}</text>')
+        elements.append(
+            f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_count(tick)}</text>'
+        )
     marks = [("median", "median", float(np.median(lengths))), ("p95", "95 % up to", float(np.quantile(lengths, 0.95)))]
     marks += [] if max_length is None else [("limit", "max_length", float(max_length))]
     for line, (kind, name, value) in enumerate(sorted(marks, key=lambda mark: mark[2])):
-        at, height, said = x(value), 14 + 16 * line, f"{name} {value:,.0f}"
-        anchor, aside = ("end", -5) if at + 9 * len(said) > WIDTH else ("start", 5)
-        drawn.append(f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{height - 10}" y2="{y(0):.1f}"/>')
-        drawn.append(f'<text class="{kind}" x="{at + aside:.1f}" y="{height}" text-anchor="{anchor}">{said}</text>')
+        at, height, label = x(value), 14 + 16 * line, f"{name} {value:,.0f}"
+        anchor, aside = ("end", -5) if at + 9 * len(label) > WIDTH else ("start", 5)
+        elements.append(f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{height - 10}" y2="{y(0):.1f}"/>')
+        elements.append(
+            f'<text class="{kind}" x="{at + aside:.1f}" y="{height}" text-anchor="{anchor}">{label}</text>'
+        )
     middle = (LEFT + WIDTH) / 2
-    drawn.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{unit} in a document</text>')
-    drawn.append(f'<text x="0" y="{TOP - 12}">documents</text>')
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(drawn)}</svg>'
+    elements.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{unit} in a document</text>')
+    elements.append(f'<text x="0" y="{TOP - 12}">documents</text>')
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(elements)}</svg>'
 
 
 def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
@@ -208,15 +217,15 @@ def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _mixture(mixture: Mapping[str, Any]) -> str:
-    asked, actual, epochs = mixture.get("asked") or {}, mixture["actual"], mixture.get("epochs") or {}
-    end = min(1.0, math.ceil(10 * max([*actual.values(), *asked.values()])) / 10)
+    targets, actual, epochs = mixture.get("asked") or {}, mixture["actual"], mixture.get("epochs") or {}
+    end = min(1.0, math.ceil(10 * max([*actual.values(), *targets.values()])) / 10)
     bars = []
     for name, share in actual.items():
-        said = [f"asked {asked[name]:.1%}"] if name in asked else []
-        said += [f"actual {share:.1%}"] + ([f"given {epochs[name]:.2f} times"] if name in epochs else [])
-        tracks = [[("hollow", asked[name] / end)]] if name in asked else []
-        bars.append(_bar(place(name), ", ".join(said), [*tracks, [("blue", share / end)]]))
-    key = _key(hollow="asked", blue="actual") if asked else ""
+        parts = [f"asked {targets[name]:.1%}"] if name in targets else []
+        parts += [f"actual {share:.1%}"] + ([f"given {epochs[name]:.2f} times"] if name in epochs else [])
+        tracks = [[("hollow", targets[name] / end)]] if name in targets else []
+        bars.append(_bar(place(name), ", ".join(parts), [*tracks, [("blue", share / end)]]))
+    key = _key(hollow="asked", blue="actual") if targets else ""
     rule = "" if mixture.get("alpha") is None else f" Shares follow size to the power alpha = {mixture['alpha']}."
     note = "Each corpus' share of the training split." + rule
     return _section("Mixture", note, key + "".join(bars) + _axis("0", f"{end:.0%} of the training split"))
@@ -227,32 +236,32 @@ def _row(row: Mapping[str, np.ndarray], pieces: Sequence[str], max_length: int) 
     packed = "position_ids" in row
     positions = row["position_ids"] if packed else np.arange(len(ids))
     bounds = [*np.flatnonzero(positions == 0).tolist(), len(ids)]
-    drawn = []
+    blocks = []
     for number, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        hue = f"{(number * 137.508 + 205) % 360:.1f}"  # golden angle: neighbours are far apart, and none comes twice
+        hue = f"{(number * 137.508 + 205) % 360:.1f}"  # golden angle: neighbors are far apart, and none comes twice
         goes_on = ", goes on in another row" if labels[end - 1] != IGNORED else ""
-        title = f"<small>document {number + 1}: {_things(end - start, 'token')}{goes_on}</small>" if packed else ""
+        title = f"<small>document {number + 1}: {_plural(end - start, 'token')}{goes_on}</small>" if packed else ""
         tokens = "".join(_token(k, ids, labels, positions, pieces) for k in range(start, end))
-        drawn.append(f'<div style="--hue: {hue}">{title}{tokens}</div>\n')
+        blocks.append(f'<div style="--hue: {hue}">{title}{tokens}</div>\n')
     note = (
         f"{len(ids):,} of {max_length:,} positions are filled, each with its number below. A tinted one asks for the "
         f"token after it; {int((labels == IGNORED).sum()):,} struck out in dashes ask nothing. "
         + ("A tint is a document, or a piece of a long one, and sees nothing of the others." if packed else "")
     )
-    return _section("One row", note, f'<div class="row">{"".join(drawn)}</div>')
+    return _section("One row", note, f'<div class="row">{"".join(blocks)}</div>')
 
 
 def _token(k: int, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, pieces: Sequence[str]) -> str:
     piece, end = pieces[k], "<br>" if "\n" in pieces[k] else ""
-    shown = page_text(piece).replace("\n", "&#8629;").replace("\t", "&#8677;") or "&nbsp;"
+    text = page_text(piece).replace("\n", "&#8629;").replace("\t", "&#8677;") or "&nbsp;"
     title = f"position {positions[k]}, token {ids[k]}"
     if labels[k] == IGNORED:
         return (
-            f'<i class="unasked" data-position="{positions[k]}" title="{title}, asks nothing"><s>{shown}</s></i>{end}'
+            f'<i class="unasked" data-position="{positions[k]}" title="{title}, asks nothing"><s>{text}</s></i>{end}'
         )
     follows = k + 1 < len(ids) and ids[k + 1] == labels[k]
     asks = f"asks token {labels[k]}" + (f" {pieces[k + 1]!r}" if follows else "")
-    return f'<i data-position="{positions[k]}" title="{page_text(f"{title}, {asks}")}">{shown}</i>{end}'
+    return f'<i data-position="{positions[k]}" title="{page_text(f"{title}, {asks}")}">{text}</i>{end}'
 
 
 # --- Pieces of a page --------------------------------------------------------------------------------------------
@@ -262,13 +271,13 @@ def _section(title: str, note: str, body: str) -> str:
     return f"<h2>{title}</h2>\n<p>{page_text(note)}</p>\n{body}\n"
 
 
-def _bar(name: str, said: str, tracks: Iterable[Sequence[tuple[str, float]]]) -> str:
-    """A name, what is said of it, and under them bars: each of (colour, share of the width), side by side."""
-    drawn = ""
+def _bar(name: str, description: str, tracks: Iterable[Sequence[tuple[str, float]]]) -> str:
+    """Draw a name, its description and bars below them, each of parts (color, share of the width) side by side."""
+    html = ""
     for track in tracks:
-        parts = "".join(f'<div class="{colour}" style="width: {100 * share:.2f}%"></div>' for colour, share in track)
-        drawn += f'<div class="track">{parts}</div>'
-    return f'<div class="bar"><span><b>{page_text(name)}</b><span>{page_text(said)}</span></span>{drawn}</div>\n'
+        parts = "".join(f'<div class="{color}" style="width: {100 * share:.2f}%"></div>' for color, share in track)
+        html += f'<div class="track">{parts}</div>'
+    return f'<div class="bar"><span><b>{page_text(name)}</b><span>{page_text(description)}</span></span>{html}</div>\n'
 
 
 def _axis(low: str, high: str) -> str:
@@ -276,11 +285,11 @@ def _axis(low: str, high: str) -> str:
 
 
 def _key(**meanings: str) -> str:
-    entries = "".join(f'<i class="{colour}"></i>{page_text(meaning)}' for colour, meaning in meanings.items())
+    entries = "".join(f'<i class="{color}"></i>{page_text(meaning)}' for color, meaning in meanings.items())
     return f'<div class="key">{entries}</div>\n'
 
 
-def _things(count: int, name: str) -> str:
+def _plural(count: int, name: str) -> str:
     return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 

@@ -1,9 +1,9 @@
 """Rows <-> a folder of Arrow files, which are checked once and then mapped: memory holds only the rows in use.
 
     part-00000.arrow   input_ids        list of uint16 (uint32 for a large vocabulary), the row's positions
-                       next_token       what the last position asks; null where it asks nothing
+                       next_token       the target of the last position; null if it has none
                        document_starts  packed rows: where documents begin
-                       asked            bits, one a position, where not all that could be asked are; else null
+                       asked            bits, one a position, if some possible targets are left out; else null
 
 Everything a batch needs follows from these; -100 arises only in `_labels`. `datasets` and any Arrow reader open the
 same files.
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute as pc  # its functions are generated on import, so their types are unknown
 
 from ...utils.foreign import FileChanged
 from ..rows.windows import IGNORED
@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     rows: int
     tokens: int  # positions
-    asked: int  # targets
+    targets: int
     sha256: str  # of the rows themselves, whatever file holds them
 
 
@@ -39,7 +39,7 @@ def write_part(rows: Iterable[dict[str, np.ndarray]], path: Path, vocab_size: in
     """Write rows of {"input_ids", "shift_labels"} and, packed, "position_ids", as one file."""
     kind = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     ids, lengths, following, starts, starts_of, masks = [], [], [], [], [], []
-    content, asked = hashlib.sha256(), 0
+    content, targets = hashlib.sha256(), 0
     for row in rows:
         inputs, labels = row["input_ids"], row["shift_labels"]
         ids.append(inputs.astype(kind))
@@ -48,10 +48,10 @@ def write_part(rows: Iterable[dict[str, np.ndarray]], path: Path, vocab_size: in
         begins = np.flatnonzero(row["position_ids"] == 0) if "position_ids" in row else np.empty(0, dtype=np.int64)
         starts.append(begins.astype(np.int32))
         starts_of.append(len(begins))
-        told = _labels(inputs, following[-1], begins)
-        is_told = bool((told == labels).all())
-        masks.append(None if is_told else np.packbits(labels != IGNORED, bitorder="little").tobytes())
-        asked += int((labels != IGNORED).sum())
+        default_labels = _labels(inputs, following[-1], begins)
+        is_default = bool((default_labels == labels).all())
+        masks.append(None if is_default else np.packbits(labels != IGNORED, bitorder="little").tobytes())
+        targets += int((labels != IGNORED).sum())
         for values in (np.array([len(inputs)]), inputs, labels, begins):
             content.update(values.astype("<i4").tobytes())
     packed = any(starts_of)
@@ -64,11 +64,11 @@ def write_part(rows: Iterable[dict[str, np.ndarray]], path: Path, vocab_size: in
         columns["document_starts"] = pa.ListArray.from_arrays(offsets, np.concatenate(starts))
     columns["asked"] = pa.array(masks, pa.binary())
     write_table(pa.table(columns), path)
-    return Part(len(lengths), int(sum(lengths)), asked, content.hexdigest())
+    return Part(len(lengths), int(sum(lengths)), targets, content.hexdigest())
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """One Arrow file, whole or not there."""
+    """Write one Arrow file, completely or not at all."""
     draft = path.with_name(f".writing-{path.name}")
     draft.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -77,13 +77,13 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """The file, mapped into memory: what is not looked at is not read."""
+    """Return the file mapped into memory: unused parts are not read."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_stream(source).read_all()
 
 
 def column_of(table: pa.Table, name: str) -> pa.Array:
-    """A column of a mapped file as one array, where it lies (`combine_chunks` would copy it into memory)."""
+    """Return a column of a mapped file as one array, without a copy (`combine_chunks` would copy it into memory)."""
     column = table.column(name)
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
@@ -92,7 +92,7 @@ class PreparedRows(Sequence):
     """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", as `write_part` was given them.
 
     Args:
-        asked: targets of all rows together, which the manifest knows.
+        targets: the number of targets of all rows, from the manifest.
         vocab_size: no token id may reach it; without it the ids are not looked at.
         max_length: no row may have more positions.
 
@@ -101,8 +101,8 @@ class PreparedRows(Sequence):
         FileChanged: on access to a row, a file that was truncated meanwhile.
     """
 
-    def __init__(self, folder: Path, asked: int = 0, vocab_size: int | None = None, max_length: int | None = None):
-        self.folder, self.asked = Path(folder), asked
+    def __init__(self, folder: Path, targets: int = 0, vocab_size: int | None = None, max_length: int | None = None):
+        self.folder, self.targets = Path(folder), targets
         self._parts, self._files = [], []
         for path in sorted(self.folder.glob("part-*.arrow")):
             try:
@@ -115,18 +115,22 @@ class PreparedRows(Sequence):
         if not self._ends or not len(self):
             raise ValueError(f"{folder} holds no prepared rows (part-*.arrow).")
 
-    def __reduce__(self):  # a data worker maps the files itself; their ids have been looked at
-        return PreparedRows, (self.folder, self.asked)
+    def __reduce__(
+        self,
+    ) -> tuple[
+        type["PreparedRows"], tuple[Path, int]
+    ]:  # a data worker maps the files itself; their ids have been looked at
+        return PreparedRows, (self.folder, self.targets)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Positions of each row."""
+        """Return the positions of each row."""
         return np.concatenate([part.lengths for part in self._parts])
 
     @property
     def asked_per_row(self) -> float:
-        """Targets of a row, on average."""
-        return self.asked / len(self)
+        """Return the mean number of targets in a row."""
+        return self.targets / len(self)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -175,7 +179,8 @@ class _Columns:
             if ((starts < 0) | (starts >= np.repeat(self.lengths, np.diff(self.starts_offsets)))).any():
                 raise ValueError("a document in it begins outside its row.")
         if self.masks is not None:
-            sizes = pc.binary_length(self.masks).fill_null(-1).to_numpy(zero_copy_only=False)
+            lengths = pc.binary_length(self.masks)  # pyright: ignore[reportAttributeAccessIssue]
+            sizes = lengths.fill_null(-1).to_numpy(zero_copy_only=False)
             if ((sizes >= 0) & (sizes != (self.lengths + 7) // 8)).any():
                 raise ValueError("a mask in it is not as long as its row.")
 
@@ -215,7 +220,7 @@ def _check_types(table: pa.Table) -> None:
 
 
 def _labels(ids: np.ndarray, following: int | None, starts: np.ndarray) -> np.ndarray:
-    # The next token at each position; a document's last one asks nothing.
+    # The next token at each position; a document's last one has no target.
     labels = np.empty(len(ids), dtype=np.int64)
     labels[:-1] = ids[1:]
     labels[-1] = IGNORED if following is None else following

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ..rows.packing import GROUP, PackedRows
 from ..rows.windows import Windows
-from .pipeline import MARKS, PART_ROWS
+from .pipeline import MARKS, PART_ROWS, Progress
 from .storage import ROWS_PER_PART, Part, column_of, write_part, write_table
 
 
@@ -29,29 +29,29 @@ CALL_BYTES = 2**20  # of text in one call of the tokenizer
 def encode_part(
     texts: Sequence[str], encode_batch: Callable[[list[str]], list[list[int]]], eos_token_id: int, vocab_size: int
 ) -> pa.Table:
-    """Texts -> {"input_ids", "bytes"}: their ids, each ended by EOS, and the length of the text in UTF-8."""
+    """Return {"input_ids", "bytes"}: the ids of each text, ended by EOS, and its length in UTF-8."""
     kind = np.uint16 if vocab_size <= 2**16 else np.uint32
     sizes = [len(text.encode()) for text in texts]
     ids, lengths = [np.empty(0, dtype=kind)], []
-    for some in _calls(texts, sizes):
-        for of_text in encode_batch(some):
-            ids.append(np.array([*of_text, eos_token_id], dtype=kind))
-            lengths.append(len(of_text) + 1)
+    for batch in _batches(texts, sizes):
+        for text_ids in encode_batch(batch):
+            ids.append(np.array([*text_ids, eos_token_id], dtype=kind))
+            lengths.append(len(text_ids) + 1)
     offsets = np.cumsum([0, *lengths], dtype=np.int64)
     tokens = pa.LargeListArray.from_arrays(offsets, np.concatenate(ids))
     return pa.table({"input_ids": tokens, "bytes": pa.array(sizes, pa.int64())})
 
 
-def _calls(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:
-    some, size = [], 0
-    for text, of_text in zip(texts, sizes, strict=True):
-        if some and size + of_text > CALL_BYTES:
-            yield some
-            some, size = [], 0
-        some.append(text)
-        size += of_text
-    if some:
-        yield some
+def _batches(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text, text_size in zip(texts, sizes, strict=True):
+        if batch and size + text_size > CALL_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += text_size
+    if batch:
+        yield batch
 
 
 class Tokens:
@@ -100,14 +100,14 @@ class Joined:
         return self.documents(first, last + 1)[start - before : stop - before]
 
     def documents(self, first: int, stop: int) -> np.ndarray:
-        """Documents number first ... stop - 1, joined."""
+        """Return documents number first ... stop - 1, joined."""
         pairs = zip(self.source[first:stop], self.document[first:stop], strict=True)
-        found = [self.corpora[i][int(d)] for i, d in pairs]
-        return np.concatenate(found) if found else np.empty(0, dtype=np.uint16)
+        parts = [self.corpora[i][int(d)] for i, d in pairs]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
 
 
-def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Callable, **options: Any) -> list[Part]:
-    """The windows of a stream (options as for `Windows`), ROWS_PER_PART to a file."""
+def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Progress, **options: Any) -> list[Part]:
+    """Write the windows of a stream (options as for `Windows`), ROWS_PER_PART to a file."""
     windows = Windows(stream, **options)
     starts = range(0, len(windows), ROWS_PER_PART)
 
@@ -118,46 +118,46 @@ def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Calla
 
 
 def write_documents(
-    stream: Joined, folder: Path, vocab_size: int, progress: Callable, max_length: int, pack: bool
+    stream: Joined, folder: Path, vocab_size: int, progress: Progress, max_length: int, pack: bool
 ) -> tuple[list[Part], float, float]:
-    """Rows of whole documents, a GROUP of them to a file; also the shares of padding and of cut tokens."""
-    parts, cut = [], 0.0
+    """Write rows of complete documents, a GROUP to a file; return the shares of padding and of cut tokens too."""
+    parts, cut_tokens = [], 0.0
     for n, first in enumerate(progress(range(0, len(stream.ends), GROUP))):
         stop = min(first + GROUP, len(stream.ends))
         before = stream.ends[first - 1] if first else 0
         rows = PackedRows(stream.documents(first, stop), stream.ends[first:stop] - before, max_length, pack=pack)
         parts.append(_write((rows[k] for k in range(len(rows))), folder, n, vocab_size))
-        cut += rows.cut_share * len(rows.ids)
+        cut_tokens += rows.cut_share * len(rows.ids)
     filled = sum(part.tokens for part in parts)
-    return parts, 1 - filled / (sum(part.rows for part in parts) * max_length), cut / filled
+    return parts, 1 - filled / (sum(part.rows for part in parts) * max_length), cut_tokens / filled
 
 
 def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The columns that all of some corpora have, each of a type that holds them all, and the names of their classes.
+    """Return the columns that all corpora have, each with a type for all values, and the names of their classes.
 
     Raises:
         ValueError: no such column, or one of types that do not go together or of other classes.
     """
-    described, fields, features = [_described(schema) for schema in schemas], [], {}
+    described, fields, features = [_feature_descriptions(schema) for schema in schemas], [], {}
     names = [name for name in schemas[0].names if name not in MARKS]
     for name in [name for name in names if all(name in schema.names for schema in schemas)]:
-        fields.append(_joined(name, [schema.field(name) for schema in schemas]))
-        said = [of.get(name) for of in described]
-        if all(one == said[0] for one in said):
-            features |= {name: said[0]} if said[0] else {}
-        elif "ClassLabel" in str(said):
+        fields.append(_unify_column(name, [schema.field(name) for schema in schemas]))
+        descriptions = [columns.get(name) for columns in described]
+        if all(description == descriptions[0] for description in descriptions):
+            features |= {name: descriptions[0]} if descriptions[0] else {}
+        elif "ClassLabel" in str(descriptions):
             raise ValueError(f"The column {name!r} has other classes in one corpus than in another: rename it in one.")
     if not fields:
         raise ValueError(f"The corpora have no column in common; the first one has {', '.join(names)}.")
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _described(schema: pa.Schema) -> dict[str, Any]:
+def _feature_descriptions(schema: pa.Schema) -> dict[str, Any]:
     # what `datasets` says of each column beside its type, the names of classes above all
     return json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
 
 
-def _joined(name: str, columns: list[pa.Field]) -> pa.Field:
+def _unify_column(name: str, columns: list[pa.Field]) -> pa.Field:
     try:
         return pa.unify_schemas([pa.schema([column]) for column in columns], promote_options="permissive").field(0)
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
@@ -168,17 +168,22 @@ def _joined(name: str, columns: list[pa.Field]) -> pa.Field:
 
 
 def write_texts(
-    corpora: Sequence[Sequence[pa.Table]], source: np.ndarray, document: np.ndarray, folder: Path, progress: Callable
+    corpora: Sequence[Sequence[pa.Table]], source: np.ndarray, document: np.ndarray, folder: Path, progress: Progress
 ) -> list[tuple[int, str]]:
-    """Rows as they are after cleaning, in an order, with the columns that all corpora have; (rows, SHA-256) a file."""
-    wholes = [pa.concat_tables(tables) for tables in corpora]
-    schema = shared_schema([whole.schema for whole in wholes])
+    """Write cleaned rows in an order, with the columns that all corpora have; return (rows, SHA-256) of each file."""
+    corpus_tables = [pa.concat_tables(tables) for tables in corpora]
+    schema = shared_schema([table.schema for table in corpus_tables])
     parts = []
     for n, start in enumerate(progress(range(0, len(source), PART_ROWS))):
-        of, which = source[start : start + PART_ROWS], document[start : start + PART_ROWS]
-        found = [wholes[i].select(schema.names).take(pa.array(which[of == i])) for i in np.unique(of)]
-        back = np.argsort(np.concatenate([np.flatnonzero(of == i) for i in np.unique(of)]))
-        table = pa.concat_tables([schema.empty_table(), *found], promote_options="permissive").take(pa.array(back))
+        corpus_numbers, document_numbers = source[start : start + PART_ROWS], document[start : start + PART_ROWS]
+        selections = [
+            corpus_tables[i].select(schema.names).take(pa.array(document_numbers[corpus_numbers == i]))
+            for i in np.unique(corpus_numbers)
+        ]
+        order = np.argsort(np.concatenate([np.flatnonzero(corpus_numbers == i) for i in np.unique(corpus_numbers)]))
+        table = pa.concat_tables([schema.empty_table(), *selections], promote_options="permissive").take(
+            pa.array(order)
+        )
         table = table.replace_schema_metadata(schema.metadata)
         write_table(table, folder / f"part-{n:05d}.arrow")
         content = json.dumps(table.to_pylist(), sort_keys=True, ensure_ascii=False, default=str)

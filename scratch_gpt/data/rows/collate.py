@@ -1,8 +1,8 @@
 """Rows -> the one batch contract: int64 tensors (B, T), short rows filled on the right.
 
-The filling asks nothing (-100), and no attention_mask is needed: under a causal mask no token sees what is behind it.
-In packed rows the filling's positions start again at 0, like those of one more document. A row with a label of its own
-(labels.py) is asked at its last token, so its batch says by an attention_mask where that is.
+Padding has no targets (-100) and needs no attention_mask: under a causal mask no token sees what follows it. In packed
+rows the padding's positions start again at 0, like those of one more document. A row with one label (labels.py)
+is classified at its last token, so its batch has an attention_mask.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def collate_rows(
     length: int | None = None,
     max_length: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Rows of windows.py or packing.py -> {"input_ids", "shift_labels"} and the "position_ids" of packed ones.
+    """Make a batch {"input_ids", "shift_labels"} of rows, with "position_ids" if they are packed.
 
     Each is (B, T) int64, T = `length` or the longest row; with `max_length` the next multiple of 8 up to it. For
     every new shape a matrix product in bf16 keeps memory on a CPU (torch 2.13: 0.6 MB each): so there are few.
@@ -44,24 +44,26 @@ def collate_rows(
 def collate_labelled(
     rows: list[dict[str, np.ndarray]], pad_token_id: int = 0, max_length: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Rows of labels.py -> {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}.
+    """Make a batch {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}.
 
-    Rows that are to be labelled have no labels yet, nor has their batch.
+    Rows without labels give a batch without labels.
     """
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     bare = [{"input_ids": row["input_ids"]} for row in rows]
     ids = collate_rows(bare, pad_token_id, max_length=max_length)["input_ids"]
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    known = {"labels": torch.from_numpy(np.stack([row["labels"] for row in rows]))} if "labels" in rows[0] else {}
-    return {"input_ids": ids, "attention_mask": mask, **known}
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if "labels" in rows[0]:
+        batch["labels"] = torch.from_numpy(np.stack([row["labels"] for row in rows]))
+    return batch
 
 
 def collate_preferences(
     rows: list[dict[str, Any]], pad_token_id: int = 0, max_length: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """B rows of preference_rows.py -> {"input_ids", "shift_labels": (2B, T) int64}, first answers before second ones.
+    """Make a batch {"input_ids", "shift_labels": (2B, T) int64} of B rows, first answers before second ones.
 
-    And what the rows have of "reference_logps" (2B,) float32 and "preference" (B,) bool.
+    It also has "reference_logps" (2B,) float32 and "preference" (B,) bool if the rows have them.
     """
     batch = collate_rows([row["answers"][n] for n in (0, 1) for row in rows], pad_token_id, max_length=max_length)
     if "reference_logps" in rows[0]:

@@ -1,10 +1,10 @@
-"""Instructions and conversations -> token ids and which of them are asked -> rows.
+"""Instructions and conversations -> token ids and which of them are targets -> rows.
 
     messages     user "Well?"                                        assistant "Well."
     ids          <|im_start|> user \\n We ll ? <|im_end|> \\n <|im_start|> assistant \\n  We ll . <|im_end|>  \\n
-    asked        -            -    -  -  -  -  -          -  -            -         -   *  *  * *           -
+    targets      -            -    -  -  -  -  -          -  -            -         -   *  *  * *           -
 
-What is asked is known from lengths: each answer is encoded apart from what stands before it. A special token's
+The targets are known from lengths: each answer is encoded separately from the text before it. A special token's
 spelling inside a message is plain text; only the template writes special tokens.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ...tokenization.chat_templates import INPUT, choose_format, render, template_of
-from ...tokenization.tokenizer import encode_batch
+from ...tokenization.tokenizer import decode, encode_batch
 from ...utils.foreign import shown
 from ..columns import MESSAGE_KEYS, ROW_KEYS, SWITCHES
 from .packing import best_fit
@@ -41,7 +41,7 @@ class EmptyAnswer(ValueError):
 
 
 def read_messages(row: Mapping[str, Any]) -> Messages:
-    """One row of a data set -> [{"role": "system", "user" or "assistant", "content": str}, ...], the answer last.
+    """Return a row as [{"role": "system", "user" or "assistant", "content": str}, ...], the answer last.
 
     Alpaca form: `instruction`, `output` and perhaps `input`, which follows the instruction under "### Input:".
     Messages form: `messages`. Prompt and completion: a string each, or a list of messages each. A key without a value
@@ -60,18 +60,18 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
         {'role': 'assistant', 'content': '5'}
     """
     check_keys(row)
-    given = {name: value for name, value in row.items() if value is not None}
-    if "messages" in given:
-        messages = given["messages"]
-    elif "prompt" in given and "completion" in given:
-        messages = _as_messages(given["prompt"], "user") + _as_messages(given["completion"], "assistant")
-    elif "instruction" in given and "output" in given:
-        question = _text(given["instruction"], "instruction").strip()
-        if more := _text(given.get("input", ""), "input").strip():
-            question += INPUT + more
-        messages = _as_messages(question, "user") + _as_messages(_text(given["output"], "output"), "assistant")
+    fields = {name: value for name, value in row.items() if value is not None}
+    if "messages" in fields:
+        messages = fields["messages"]
+    elif "prompt" in fields and "completion" in fields:
+        messages = _as_messages(fields["prompt"], "user") + _as_messages(fields["completion"], "assistant")
+    elif "instruction" in fields and "output" in fields:
+        question = _text(fields["instruction"], "instruction").strip()
+        if extra_input := _text(fields.get("input", ""), "input").strip():
+            question += INPUT + extra_input
+        messages = _as_messages(question, "user") + _as_messages(_text(fields["output"], "output"), "assistant")
     else:
-        raise ValueError(f"a row has the keys {', '.join(given) or '(none)'}; needed are {FORMS}.")
+        raise ValueError(f"a row has the keys {', '.join(fields) or '(none)'}; needed are {FORMS}.")
     messages = check_messages(messages)
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"a row's last message is the {messages[-1]['role']}'s; it has to be the assistant's.")
@@ -80,23 +80,28 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
 
 def check_keys(row: Mapping[str, Any]) -> None:
     """Raise a ValueError if a row has a value under one of ROW_KEYS; other keys (an id, a source) are not read."""
-    if found := [name for name in ROW_KEYS if not _is_empty(row.get(name))]:
+    if unsupported := [name for name in ROW_KEYS if not _is_empty(row.get(name))]:
         raise ValueError(
-            f"the row has {', '.join(found)}, which cannot be learned. Put it into the text of the messages, or leave "
-            "the row or the key out."
+            f"the row has {', '.join(unsupported)}, which cannot be learned. Put it into the text of the messages, or "
+            "leave the row or the key out."
         )
 
 
 def _check_message_keys(message: Mapping[str, Any]) -> None:
-    role, found = message.get("role"), [name for name in MESSAGE_KEYS if not _is_empty(message.get(name))]
-    # A weight of 1 asks for what is done anyway.
-    is_usual = lambda value: value is None or str(value).lower() in ("1", "1.0", "true")  # noqa: E731
-    found += [name for name in SWITCHES if role == "assistant" and not is_usual(message.get(name))]
-    if found:
+    role = message.get("role")
+    unsupported = [name for name in MESSAGE_KEYS if not _is_empty(message.get(name))]
+    if role == "assistant":
+        unsupported += [name for name in SWITCHES if not _is_learned(message.get(name))]
+    if unsupported:
         raise ValueError(
-            f"the {role}'s message has {', '.join(found)}, which cannot be learned: only its role and "
+            f"the {role}'s message has {', '.join(unsupported)}, which cannot be learned: only its role and "
             "content are. Put it into the content, or leave the row or the key out."
         )
+
+
+def _is_learned(weight: Any) -> bool:
+    # Every answer is learned, so that a weight of 1 changes nothing.
+    return weight is None or str(weight).lower() in ("1", "1.0", "true")
 
 
 def _is_empty(value: Any) -> bool:
@@ -142,7 +147,7 @@ def check_messages(messages: Any) -> Messages:
 
 
 def read_conversations(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Messages], list[int]]:
-    """Rows of a data set -> the conversations, and the numbers of the rows (from 1) left out for an empty answer.
+    """Return the conversations of rows, and the numbers of the rows (from 1) left out for an empty answer.
 
     Raises:
         ValueError: as `read_messages`, with the row's number; or nothing is left.
@@ -183,19 +188,19 @@ def transcript(messages: Messages) -> str:
 
 
 def of_both(messages: Messages) -> Messages:
-    """What user and assistant say, without the system's word, which many rows share."""
+    """Return the messages without the system message, which many rows share."""
     return [message for message in messages if message["role"] != "system"]
 
 
 def describe_answer(messages: Messages, before: str | None, after: str | None) -> dict[str, Any]:
-    """What a person reads of an answered row: {"instruction", "input", "reference", "before", "after"}.
+    """Return an answered row as {"instruction", "input", "reference", "before", "after"}, to be read by a person.
 
-    Of a longer conversation, `history` has the messages before the last question.
+    For a longer conversation, `history` has the messages before the last question.
     """
-    instruction, _, more = messages[-2]["content"].partition(INPUT)
+    instruction, _, extra_input = messages[-2]["content"].partition(INPUT)
     history = {"history": messages[:-2]} if messages[:-2] else {}
     answers = {"reference": messages[-1]["content"], "before": before, "after": after}
-    return {**history, "instruction": instruction, "input": more, **answers}
+    return {**history, "instruction": instruction, "input": extra_input, **answers}
 
 
 # --- Messages -> ids ---------------------------------------------------------------------------------------------
@@ -204,7 +209,7 @@ def describe_answer(messages: Messages, before: str | None, after: str | None) -
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt_format: str | None = None
 ) -> list[int]:
-    """The ids of everything up to where the answer begins. A last message of the assistant's is left out.
+    """Return the ids of everything before the answer. A last message of the assistant is left out.
 
     `encode_messages` of the same messages with an answer begins with these ids. Arguments and errors as there.
     """
@@ -220,11 +225,11 @@ def encode_messages(
     prompt_format: str | None = None,
     train_on: str = "completion",
 ) -> tuple[list[int], list[bool]]:
-    """Messages -> (ids, asked): whether each token is to be learned; both (n,).
+    """Return (ids, target mask) of messages: whether each token is to be learned; both (n,).
 
     Args:
         prompt_format: as `choose_format` has it: None is what the tokenizer keeps, or `alpaca`.
-        train_on: `completion` asks every token of every answer, with the one that closes it; `prompt+completion` all.
+        train_on: `completion` has every token of every answer as a target, and its end token; `prompt+completion` all.
 
     Raises:
         ValueError: a format that is not the one that the tokenizer keeps, a template without generation markers, or
@@ -239,11 +244,11 @@ def encode_conversations(
     prompt_format: str | None = None,
     train_on: str = "completion",
 ) -> list[tuple[list[int], list[bool]]]:
-    """`encode_messages` for many at once, which is faster."""
+    """Encode many conversations at once, which is faster than `encode_messages` for each."""
     if train_on not in TRAIN_ON:
         raise ValueError(f"train_on is {train_on!r}; it is {' or '.join(TRAIN_ON)}.")
     encoded = _encode(tokenizer, _split(tokenizer, conversations, prompt_format))
-    if any(not any(asked) for _, asked in encoded):
+    if any(not any(target_mask) for _, target_mask in encoded):
         raise ValueError("The chat template has no generation markers: nobody knows what the assistant says in it.")
     return encoded if train_on == "completion" else [(ids, [True] * len(ids)) for ids, _ in encoded]
 
@@ -251,7 +256,7 @@ def encode_conversations(
 class _Piece(NamedTuple):
     text: str
     is_special: bool  # a special token, written by the template
-    is_asked: bool
+    is_target: bool
 
 
 def _split(
@@ -264,17 +269,12 @@ def _split(
     template = template_of(tokenizer, prompt_format)
     longest_first = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
     special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-    found = []
+    pieces = []
     for messages in conversations:
-        joined = "".join(message["content"] for message in messages)
-        guard = next(mark for mark in map(chr, GUARDS) if mark not in joined)
-        guarded = [
-            {**message, "content": special.sub(lambda hit: guard.join(hit[0]), message["content"])}  # noqa: B023
-            for message in messages
-        ]
+        guarded, guard = _guard(messages, special)
         text, spans = render(tokenizer, template, guarded, add_generation_prompt=is_prompt)
         borders = [0, *chain.from_iterable(spans), len(text)]
-        found.append(
+        pieces.append(
             [
                 _Piece(piece.replace(guard, ""), k % 2 == 1, n % 2 == 1)
                 for n, (start, end) in enumerate(pairwise(borders))
@@ -282,7 +282,15 @@ def _split(
                 if piece
             ]
         )
-    return found
+    return pieces
+
+
+def _guard(messages: Messages, special: re.Pattern) -> tuple[Messages, str]:
+    # Break up the spellings of special tokens by a character that no message has.
+    joined = "".join(message["content"] for message in messages)
+    guard = next(mark for mark in map(chr, GUARDS) if mark not in joined)
+    contents = [special.sub(lambda match: guard.join(match[0]), message["content"]) for message in messages]
+    return [{**message, "content": content} for message, content in zip(messages, contents, strict=True)], guard
 
 
 def _encode(
@@ -292,12 +300,12 @@ def _encode(
     plain = iter(encode_batch(tokenizer, texts))
     encoded = []
     for pieces in conversations:
-        ids, asked = [], []
+        ids, target_mask = [], []
         for piece in pieces:
-            new = [tokenizer.convert_tokens_to_ids(piece.text)] if piece.is_special else next(plain)
-            ids += new
-            asked += [piece.is_asked] * len(new)
-        encoded.append((ids, asked))
+            piece_ids = [tokenizer.convert_tokens_to_ids(piece.text)] if piece.is_special else next(plain)
+            ids += piece_ids
+            target_mask += [piece.is_target] * len(piece_ids)
+        encoded.append((ids, target_mask))
     return encoded
 
 
@@ -307,26 +315,26 @@ def _encode(
 class PromptRows(Sequence):
     """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", each (n,), n <= max_length.
 
-    The last token of a conversation is only asked, so that one of n tokens takes n - 1 positions. A longer one is cut
-    at its end, where the answer's start stays; one that then asks nothing is dropped.
+    The last token of a conversation is only a target, so that one of n tokens takes n - 1 positions. A longer one is
+    cut at its end, so that the answer's start stays; one that then has no target is dropped.
 
     Args:
-        encoded: (ids, asked) of each conversation, from `encode_conversations`.
+        encoded: (ids, target mask) of each conversation, from `encode_conversations`.
         pack: several conversations a row, best-fit, with positions that begin again, so that none sees another.
 
     Raises:
-        ValueError: nothing is asked in any row.
+        ValueError: no row has a target.
     """
 
     def __init__(self, encoded: Sequence[tuple[list[int], list[bool]]], max_length: int, pack: bool = False):
         if max_length < 1:
             raise ValueError(f"max_length is {max_length}; it has to be at least 1.")
-        pairs = [_row(ids, asked, max_length) for ids, asked in encoded]
+        pairs = [_row(ids, target_mask, max_length) for ids, target_mask in encoded]
         self.kept = [k for k, (_, labels) in enumerate(pairs) if (labels != IGNORED).any()]  # conversations
         if not self.kept:
             raise ValueError(
                 f"None of {len(pairs)} rows asks anything within {max_length} tokens: each prompt fills them. Give a "
-                "larger --max-length."
+                "larger max_length."
             )
         self.pairs = [pairs[k] for k in self.kept]
         self.cut = sum(len(encoded[k][0]) > max_length + 1 for k in self.kept)  # answers whose end is not learned
@@ -335,11 +343,11 @@ class PromptRows(Sequence):
         self.pack = pack
         self.groups = best_fit(sizes, max_length) if pack else [[k] for k in range(len(sizes))]
         self.lengths = [sum(sizes[k] for k in group) for group in self.groups]
-        self.asked = sum(int((labels != IGNORED).sum()) for _, labels in self.pairs)
-        self.asked_per_row = self.asked / len(self)
+        self.targets = sum(int((labels != IGNORED).sum()) for _, labels in self.pairs)
+        self.asked_per_row = self.targets / len(self)
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of them; the hash is of ids and labels."""
+        """Return the manifest's entry for these rows; the hash is of ids and labels."""
         digest = hashlib.sha256()
         for ids, labels in self.pairs:
             digest.update(len(ids).to_bytes(8, "little"))
@@ -348,7 +356,7 @@ class PromptRows(Sequence):
             "conversations": len(self.pairs),
             "rows": len(self),
             "tokens": sum(self.lengths),
-            "asked": self.asked,
+            "asked": self.targets,
             "cut": self.cut,
             "dropped": self.dropped,
             "sha256": digest.hexdigest(),
@@ -368,27 +376,27 @@ class PromptRows(Sequence):
         return row
 
 
-def _row(ids: list[int], asked: list[bool], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    taken = np.array(ids[: max_length + 1], dtype=np.int64)
-    labels = np.where(asked[1 : max_length + 1], taken[1:], IGNORED)
-    return taken[:-1], labels
+def _row(ids: list[int], target_mask: list[bool], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.array(ids[: max_length + 1], dtype=np.int64)
+    labels = np.where(target_mask[1 : max_length + 1], tokens[1:], IGNORED)
+    return tokens[:-1], labels
 
 
 def count_asked_bytes(tokenizer: PreTrainedTokenizerBase, rows: PromptRows) -> int:
-    """UTF-8 bytes of what the rows ask, special tokens not counted."""
-    asked = [labels[labels != IGNORED].tolist() for _, labels in rows.pairs]
+    """Count the UTF-8 bytes of the rows' targets, special tokens not counted."""
+    target_ids = [labels[labels != IGNORED].tolist() for _, labels in rows.pairs]
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    return sum(len(text.encode()) for text in tokenizer.batch_decode(asked, **options))
+    return sum(len(text.encode()) for text in tokenizer.batch_decode(target_ids, **options))
 
 
-def show_asked(tokenizer: PreTrainedTokenizerBase, ids: list[int], asked: list[bool], colour: bool) -> str:
-    """A row as text; what is asked is green, or without `colour` between [[ and ]]."""
-    begin, end = ("\x1b[32m", "\x1b[0m") if colour else ("[[", "]]")
-    borders = [0, *(k for k in range(1, len(ids)) if asked[k] != asked[k - 1]), len(ids)]
+def show_asked(tokenizer: PreTrainedTokenizerBase, ids: list[int], target_mask: list[bool], color: bool) -> str:
+    """Return a row as text with its targets in green, or without `color` between [[ and ]]."""
+    begin, end = ("\x1b[32m", "\x1b[0m") if color else ("[[", "]]")
+    borders = [0, *(k for k in range(1, len(ids)) if target_mask[k] != target_mask[k - 1]), len(ids)]
     parts = []
     for start, stop in pairwise(borders):
-        text = shown(tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
-        parts.append(f"{begin}{text}{end}" if asked[start] else text)
+        text = shown(decode(tokenizer, ids[start:stop]))
+        parts.append(f"{begin}{text}{end}" if target_mask[start] else text)
     return "".join(parts)
 
 

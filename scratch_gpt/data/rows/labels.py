@@ -26,18 +26,18 @@ class Examples(NamedTuple):
     labels: list[Label]
     names: list[str] | None = None  # all classes, where the data set names them in an order of its own
 
-    def take(self, numbers: Sequence[int]) -> "Examples":
-        """The examples with these numbers, in that order."""
+    def take(self, numbers: Sequence[int] | np.ndarray) -> "Examples":
+        """Return the examples with these numbers, in that order."""
         return Examples([self.texts[n] for n in numbers], [self.labels[n] for n in numbers], self.names)
 
     @property
     def classes(self) -> dict[str, int]:
-        """Rows of each class, in the order of the class numbers; of a class that is only named, 0."""
+        """Return the rows of each class, in the order of the class numbers; 0 for a class that is only named."""
         return count_classes(self.labels, self.names)
 
     @property
     def has_many(self) -> bool:
-        """Whether a text may have several labels."""
+        """Return whether a text may have several labels."""
         return isinstance(self.labels[0], frozenset)
 
 
@@ -52,7 +52,7 @@ def read_examples(
     separator: str | None = None,
     least: int = 2,
 ) -> Examples:
-    """Two columns -> examples.
+    """Make examples of two columns.
 
     Args:
         values: a name or number each, or a list of them where a text may have several labels.
@@ -80,7 +80,7 @@ def read_examples(
 
 
 def read_texts(values: Sequence[Any]) -> list[str]:
-    """A column -> texts without their lines' ends; ValueError for an empty one, counted from 1."""
+    """Return a column's texts without line ends; raise a ValueError for an empty one, counted from 1."""
     texts = ["" if value is None else str(value).rstrip("\r\n") for value in values]
     for row, text in enumerate(texts, start=1):
         if not text.strip():
@@ -102,19 +102,23 @@ def _name(value: Any, names: list[str] | None, row: int) -> str:
         return str(value)
     if isinstance(value, str):
         raise ValueError(f"Row {row} has label {value!r}; the dataset names {', '.join(names)}.")
-    if not 0 <= value < len(names):
+    if isinstance(value, (float, np.floating)) or not 0 <= value < len(names):
         raise ValueError(f"Row {row} has label {value}; the dataset names 0 to {len(names) - 1}.")
-    return names[value]
+    return names[int(value)]
+
+
+def _names_of(label: Label) -> list[str]:
+    return [label] if isinstance(label, str) else sorted(label)
 
 
 def count_classes(labels: Sequence[Label], names: Sequence[str] | None = None) -> dict[str, int]:
-    """Rows of each class, in the order of `names`; without it numbers by their value, then words by the alphabet.
+    """Count the rows of each class, in the order of `names`; by default numbers by value, then words by alphabet.
 
     Example:
         >>> count_classes(["10", "2", "2"])
         {'2': 2, '10': 1}
     """
-    counts = Counter(name for label in labels for name in ([label] if isinstance(label, str) else label))
+    counts = Counter(name for label in labels for name in _names_of(label))
     return {name: counts[name] for name in (sorted(counts, key=_order) if names is None else names)}
 
 
@@ -122,29 +126,34 @@ def _order(name: str) -> tuple:
     return (0, int(name), name) if re.fullmatch(r"-?[0-9]+", name) else (1, 0, name)
 
 
-def match_labels(examples: Examples, known: Sequence[str], has_many: bool) -> Examples:
-    """The same examples with the labels of a model: the label itself, else the one label of the same number.
+def match_labels(examples: Examples, classes: Sequence[str], has_many: bool) -> Examples:
+    """Return the examples with a model's labels: the label itself, else the only label of the same number.
 
-    `1.0` or `01` is the class `1` where there is no class of that very name.
+    `1.0` or `01` is the class `1` if there is no class of exactly that name.
 
     Raises:
         ValueError: a label that no class has, two labels that would become one, or several labels for a model of one.
     """
     if examples.has_many and not has_many:
         raise ValueError("These rows have several labels each, and the model tells one.")
-    meant: dict[str, str] = {}
+    class_of_name: dict[str, str] = {}
     for name in count_classes(examples.labels):
-        same = [name] if name in known else [other for other in known if _number(name) == _number(other) is not None]
-        if len(same) > 1:
-            raise ValueError(f"Label {name!r} may be any of {', '.join(map(repr, same))}. Write it as one of them.")
-        if not same:
-            raise ValueError(f"Label {name!r} was not seen in training; known are {', '.join(known)}.")
-        if twin := next((other for other, label in meant.items() if label == same[0]), None):
-            raise ValueError(f"Labels {twin!r} and {name!r} would both be the class {same[0]!r}. Write them alike.")
-        meant[name] = same[0]
-    several = ([label] if isinstance(label, str) else label for label in examples.labels)
-    labels = [frozenset(meant[name] for name in label) for label in several]
-    return Examples(examples.texts, labels if has_many else [min(label) for label in labels], [*known])
+        matches = [name] if name in classes else _same_number(name, classes)
+        if len(matches) > 1:
+            raise ValueError(f"Label {name!r} may be any of {', '.join(map(repr, matches))}. Write it as one of them.")
+        if not matches:
+            raise ValueError(f"Label {name!r} was not seen in training; known are {', '.join(classes)}.")
+        if twin := next((earlier for earlier, label in class_of_name.items() if label == matches[0]), None):
+            raise ValueError(f"Labels {twin!r} and {name!r} would both be the class {matches[0]!r}. Write them alike.")
+        class_of_name[name] = matches[0]
+    sets = [frozenset(class_of_name[name] for name in _names_of(label)) for label in examples.labels]
+    labels: list[Label] = [names if has_many else min(names) for names in sets]
+    return Examples(examples.texts, labels, [*classes])
+
+
+def _same_number(name: str, classes: Sequence[str]) -> list[str]:
+    # The classes that write the same number as a name.
+    return [candidate for candidate in classes if _number(name) == _number(candidate) is not None]
 
 
 def _number(name: str) -> Decimal | None:
@@ -154,10 +163,10 @@ def _number(name: str) -> Decimal | None:
 # --- Choosing ----------------------------------------------------------------------------------------------------
 
 
-def rows_not_in(texts: Sequence[str], others: Sequence[str]) -> list[int]:
-    """The numbers of the rows whose text is none of the others; white space counts for nothing."""
-    known = {_bare(text) for text in others}
-    return [n for n, text in enumerate(texts) if _bare(text) not in known]
+def rows_not_in(texts: Sequence[str], excluded: Sequence[str]) -> list[int]:
+    """Return the numbers of the rows whose text is not among `excluded`, ignoring white space."""
+    excluded_texts = {_bare(text) for text in excluded}
+    return [n for n, text in enumerate(texts) if _bare(text) not in excluded_texts]
 
 
 def _bare(text: str) -> str:
@@ -165,12 +174,12 @@ def _bare(text: str) -> str:
 
 
 def distinct_rows(texts: Sequence[str]) -> np.ndarray:
-    """The numbers of the rows whose text was not there before."""
+    """Return the numbers of the rows whose text does not occur before."""
     return np.sort(np.unique(np.array(texts, dtype=object), return_index=True)[1])
 
 
 def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
-    """The numbers of as many rows of each class as the smallest has, in order; chosen by the seed.
+    """Return the numbers of as many rows of each class as the smallest has, in order; chosen by the seed.
 
     Raises:
         ValueError: rows with several labels, which no choice of rows balances.
@@ -181,14 +190,18 @@ def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
         {'ham': 2, 'spam': 2}
     """
     _refuse_many(labels, "undersample")
-    of = np.array(labels)
-    least, generator = min(count_classes(labels).values()), np.random.default_rng(seed)
-    chosen = [generator.permutation(np.flatnonzero(of == name))[:least] for name in count_classes(labels)]
-    return np.sort(np.concatenate(chosen))
+    label_array = np.array(labels)
+    smallest, generator = min(count_classes(labels).values()), np.random.default_rng(seed)
+    row_numbers = [
+        generator.permutation(np.flatnonzero(label_array == name))[:smallest] for name in count_classes(labels)
+    ]
+    return np.sort(np.concatenate(row_numbers))
 
 
 def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -> list[float]:
-    """rows / (classes * rows of the class) for each class that has rows: 1 on average over the rows; 1 for any other.
+    """Return rows / (classes * rows of the class) for each class that has rows, and 1 for any other.
+
+    The mean over the rows is 1.
 
     Raises:
         ValueError: rows with several labels.
@@ -203,15 +216,15 @@ def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -
     return [len(labels) / (classes * count) if count else 1.0 for count in counts]
 
 
-def _refuse_many(labels: Sequence[Label], how: str) -> None:
+def _refuse_many(labels: Sequence[Label], method: str) -> None:
     if not isinstance(labels[0], str):
-        raise ValueError(f"balance {how} is for one label a text, and these have several. Leave it out.")
+        raise ValueError(f"balance {method} is for one label a text, and these have several. Leave it out.")
 
 
 def split_examples(
     examples: Examples, validation_fraction: float = 0.1, test_fraction: float = 0.2, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Row numbers of {"train", "validation", "test"}, by distinct text, each class shared out in the same way.
+    """Return row numbers of {"train", "validation", "test"}, split by distinct text, with the same shares per class.
 
     Rows whose texts are equal but for white space stay together. A text belongs to the class of its first row, with
     several labels to the rarest of them. Which texts go where is a function of the seed and of the rows.
@@ -233,8 +246,8 @@ def split_examples(
             )
     strata: dict[str, list[list[int]]] = {}
     for rows, label in zip(groups.values(), firsts, strict=True):
-        names = [label] if isinstance(label, str) else sorted(label)
-        strata.setdefault(min(names, key=counts.get, default=""), []).append(rows)
+        rarest = min(_names_of(label), key=counts.__getitem__, default="")
+        strata.setdefault(rarest, []).append(rows)
     splits: dict[str, list[int]] = {name: [] for name in ("train", *fractions)}
     generator = np.random.default_rng(seed)
     for name in sorted(strata):
@@ -281,10 +294,12 @@ class LabelledRows(Sequence):
             for row, names in zip(self.labels, examples.labels, strict=True):
                 row[[label2id[name] for name in names]] = 1
         else:
-            self.labels = np.array([label2id[name] for name in examples.labels], dtype=np.int64)
+            self.labels = np.array(
+                [label2id[name] for label in examples.labels for name in _names_of(label)], dtype=np.int64
+            )
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of them; the hash is of ids and labels."""
+        """Return the manifest's entry for these rows; the hash is of ids and labels."""
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
         for ids in self.ids:
             digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())

@@ -3,10 +3,11 @@
     documents      a1 a2 a3 <e>   b1 <e>   c1 c2 c3 c4 c5 c6 <e>         max_length 6
     rows           [c1 c2 c3 c4 c5 c6]   [a1 a2 a3 <e> b1 <e>]   [<e>]
     position_ids   [0  1  2  3  4  5 ]   [0  1  2  3   0  1  ]   [0  ]
-    shift_labels   [c2 c3 c4 c5 c6 <e>]  [a2 a3 <e> -  <e> - ]   [-  ]   (- asks nothing: -100)
+    shift_labels   [c2 c3 c4 c5 c6 <e>]  [a2 a3 <e> -  <e> - ]   [-  ]   (- no target: -100)
 
-Nothing is dropped. Every token but each document's first is asked exactly once: where a long document is cut, the last
-position of a piece asks the first token of the next. What a cut costs is context: the next piece begins without it.
+Nothing is dropped. Every token except each document's first is a target exactly once: if a long document is cut, the
+last position of a piece has the first token of the next as its target. A cut costs context: the next piece begins
+without it.
 """
 
 from collections import defaultdict
@@ -35,7 +36,7 @@ class PackedRows:
 
     asked_per_row: float  # targets of a row, on average
 
-    def __init__(self, ids: np.ndarray, ends: Sequence[int], max_length: int, pack: bool = True):
+    def __init__(self, ids: np.ndarray, ends: Sequence[int] | np.ndarray, max_length: int, pack: bool = True):
         if max_length < 1:
             raise ValueError(f"max_length is {max_length}; it has to be at least 1.")
         if len(ends) == 0:
@@ -52,7 +53,9 @@ class PackedRows:
         if pack:
             rows = []
             for first in range(0, len(ends), GROUP):
-                inside = np.flatnonzero((of >= first) & (of < first + GROUP)) if len(ends) > GROUP else range(len(of))
+                inside = (
+                    np.flatnonzero((of >= first) & (of < first + GROUP)) if len(ends) > GROUP else np.arange(len(of))
+                )
                 rows += [[int(inside[i]) for i in row] for row in best_fit(self._length[inside], max_length)]
         else:
             rows = [[i] for i in range(len(of))]
@@ -64,7 +67,7 @@ class PackedRows:
 
     @property
     def padding_share(self) -> float:
-        """Positions that stay empty where every row is filled to max_length, 0 to 1."""
+        """Return the share of empty positions, 0 to 1, if every row is filled to max_length."""
         return 1 - len(self.ids) / (len(self) * self.max_length)
 
     def __len__(self) -> int:
@@ -81,13 +84,13 @@ class PackedRows:
                 targets += [self.ids[start + 1 : start + length], [IGNORED]]
             else:
                 targets.append(self.ids[start + 1 : start + length + 1])
-            positions.append(np.arange(length))
+            positions.append(np.arange(int(length)))
         row = {"input_ids": inputs, "shift_labels": targets, **({"position_ids": positions} if self.pack else {})}
         return {name: np.concatenate(parts).astype(np.int64) for name, parts in row.items()}
 
 
-def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Numbers of items, gathered into rows of at most `capacity` in sum: best-fit decreasing.
+def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
+    """Gather the numbers of items into rows of at most `capacity` in sum: best-fit decreasing.
 
     The longest first, each into the fullest row that has room for it. (Johnson et al. 1974 bound its rows by 11/9 of
     the fewest possible, plus 4; for documents see Ding et al. 2024, "Fewer Truncations Improve Language Modeling".)

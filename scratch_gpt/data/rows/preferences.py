@@ -16,7 +16,8 @@ from .windows import IGNORED
 
 FORMS = "prompt, chosen and rejected (or instruction for prompt), chosen and rejected, or prompt, completion and label"
 LABELS = {"true": True, "1": True, "false": False, "0": False}
-Encode = Callable[[Sequence[Messages]], list[tuple[list[int], list[bool]]]]  # conversations -> (ids, asked) of each
+# conversations -> (ids, target mask) of each
+Encode = Callable[[Sequence[Messages]], list[tuple[list[int], list[bool]]]]
 
 
 class Judged(NamedTuple):
@@ -39,36 +40,36 @@ class Pair(NamedTuple):
 def read_preferences(
     rows: Iterable[Mapping[str, Any]], judged: bool = False
 ) -> tuple[list[Pair] | list[Judged], dict[str, int]]:
-    """Rows of a data set -> pairs, or with `judged` single answers; and how many rows were left out, by reason.
+    """Return the pairs of rows, or with `judged` single answers; and how many rows were left out, by reason.
 
-    Left out are rows with an empty answer, and pairs whose answers are equal: nothing is learned from them.
+    Rows with an empty answer and pairs with equal answers are left out: nothing is learned from them.
 
     Raises:
         ValueError: keys of neither form, rows that are judged where pairs are needed, a label that is neither true (1)
             nor false (0), a pair of conversations that differ before their last answer, or as `read_messages`; with
             the row's number, counted from 1. Or nothing is left.
     """
-    found, left_out = [], {"empty": 0, "equal": 0}
+    items, left_out = [], {"empty": 0, "equal": 0}
     for number, row in enumerate(rows, start=1):
         try:
-            one = _read_row({name: value for name, value in row.items() if value is not None}, judged)
+            item = _read_row({name: value for name, value in row.items() if value is not None}, judged)
         except EmptyAnswer:
             left_out["empty"] += 1
             continue
         except ValueError as error:
             raise ValueError(f"Row {number}: {error}") from error
-        if isinstance(one, Pair) and one.chosen[-1]["content"].strip() == one.rejected[-1]["content"].strip():
+        if isinstance(item, Pair) and item.chosen[-1]["content"].strip() == item.rejected[-1]["content"].strip():
             left_out["equal"] += 1
-        elif isinstance(one, Pair) and judged:
-            found += [Judged(one.chosen, True), Judged(one.rejected, False)]
+        elif isinstance(item, Pair) and judged:
+            items += [Judged(item.chosen, True), Judged(item.rejected, False)]
         else:
-            found.append(one)
-    if not found:
+            items.append(item)
+    if not items:
         raise ValueError(
             f"No row says which answer is better: {left_out['equal']} have a chosen answer that equals the rejected "
             f"one, {left_out['empty']} an empty answer."
         )
-    return found, left_out
+    return items, left_out
 
 
 def _read_row(row: Mapping[str, Any], judged: bool) -> Pair | Judged:
@@ -113,7 +114,7 @@ def _begins_with(answer: Sequence[Mapping[str, Any]], prompt: Any) -> bool:
 
 
 def prompt_of(item: Pair | Judged) -> str:
-    """All that stands before the answers, as one text: to keep rows of one prompt together."""
+    """Return everything before the answers as one text, to keep rows of one prompt together."""
     return text_of(item[0][:-1])
 
 
@@ -124,59 +125,63 @@ class PreferenceRows(Sequence):
     """`rows[k]` -> {"answers": two of {"input_ids", "shift_labels"}, (n,) each, n <= max_length, ...}.
 
     The two are chosen and rejected; of a judged answer, itself and its prompt with an answer to another prompt (which
-    one is a function of the seed), beside its "preference". Only the last answer is asked. What is too long is cut at
-    its end, where the answer's start stays; a row is dropped where nothing asked is left of one answer, or both are
+    one is a function of the seed), next to its "preference". Only the last answer has targets. Too long rows are
+    cut at their end, so that the answer's start stays; a row is dropped if an answer has no target left, or both are
     equal. `reference_logps` (rows, 2), once it is known, is part of the rows as "reference_logps" (2,).
 
     Args:
-        encode: conversations -> (ids, asked) of each.
+        encode: conversations -> (ids, target mask) of each.
 
     Raises:
         ValueError: no row is left, or all judged answers have the same prompt.
     """
 
     def __init__(self, items: Sequence[Pair] | Sequence[Judged], encode: Encode, max_length: int, seed: int = 0):
-        judged = isinstance(items[0], Judged)
+        preferences = [item.preference for item in items if isinstance(item, Judged)]
+        rejected = [item.rejected for item in items if isinstance(item, Pair)]
+        judged = bool(preferences)
         firsts = [item[0] for item in items]
-        seconds = _answers_to_others(firsts, seed) if judged else [pair.rejected for pair in items]
+        seconds = _answers_to_others(firsts, seed) if judged else rejected
         encoded = encode([*firsts, *seconds])
-        rows = [_row(ids, asked, max_length) for ids, asked in encoded]
+        rows = [_row(ids, target_mask, max_length) for ids, target_mask in encoded]
         pairs = [*zip(rows[: len(items)], rows[len(items) :], strict=True)]
-        asks = [all((row["shift_labels"] != IGNORED).any() for row in pair) for pair in pairs]
-        equal = [not judged and np.array_equal(*(row["shift_labels"] for row in pair)) for pair in pairs]
-        kept = [k for k in range(len(pairs)) if asks[k] and not equal[k]]
-        if not kept:
+        has_targets = [all((row["shift_labels"] != IGNORED).any() for row in pair) for pair in pairs]
+        equal = [
+            not judged and np.array_equal(first["shift_labels"], second["shift_labels"]) for first, second in pairs
+        ]
+        row_numbers = [k for k in range(len(pairs)) if has_targets[k] and not equal[k]]
+        if not row_numbers:
             raise ValueError(
                 f"None of {len(pairs)} rows has two answers to tell apart within {max_length} tokens. Give a larger "
-                "--max-length."
+                "max_length."
             )
-        self.pairs = [pairs[k] for k in kept]
-        self.preferences = [items[k].preference for k in kept] if judged else None
-        self.left_out = {"dropped": len(pairs) - sum(asks), "equal": sum(asks) - len(kept)}
+        self.pairs = [pairs[k] for k in row_numbers]
+        self.preferences = [preferences[k] for k in row_numbers] if judged else None
+        self.left_out = {"dropped": len(pairs) - sum(has_targets), "equal": sum(has_targets) - len(row_numbers)}
         sizes = [len(ids) for ids, _ in encoded]
-        self.cut = sum(max(sizes[k], sizes[len(items) + k]) > max_length + 1 for k in kept)
+        self.cut = sum(max(sizes[k], sizes[len(items) + k]) > max_length + 1 for k in row_numbers)
         self.lengths = [max(len(row["input_ids"]) for row in pair) for pair in self.pairs]
-        # What a row asks, of all that is learned from: not of the answers to others.
+        # The targets of the answers that are learned from: answers to other prompts do not count.
         learned = [pair[:1] if judged else pair for pair in self.pairs]
-        self.asked = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
+        self.targets = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
         self.max_length = max_length
         self.reference_logps: np.ndarray | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of them; the hash is of ids, labels and preferences."""
+        """Return the manifest's entry for these rows; the hash is of ids, labels and preferences."""
         digest = hashlib.sha256(repr(self.preferences).encode())
         for row in (row for pair in self.pairs for row in pair):
             digest.update(len(row["input_ids"]).to_bytes(8, "little"))
             digest.update(row["input_ids"].astype("<i8").tobytes() + row["shift_labels"].astype("<i8").tobytes())
         desirable = {} if self.preferences is None else {"desirable": sum(self.preferences)}
         tokens = sum(len(row["input_ids"]) for pair in self.pairs for row in pair)
-        counts = {"tokens": tokens, "asked": self.asked, "cut": self.cut, **self.left_out}
+        counts = {"tokens": tokens, "asked": self.targets, "cut": self.cut, **self.left_out}
         return {"rows": len(self), **desirable, **counts, "sha256": digest.hexdigest()}
 
     def prompts(self, count: int, room: int) -> list[list[int]]:
-        """The first `count` prompts that leave `room` for so many tokens of an answer."""
-        found = [row["input_ids"][: 1 + int((row["shift_labels"] != IGNORED).argmax())] for row, _ in self.pairs]
-        return [ids.tolist() for ids in found if len(ids) + room <= self.max_length][:count]
+        """Return the first `count` prompts that leave room for `room` tokens of an answer."""
+        prompts = [row["input_ids"][: 1 + int((row["shift_labels"] != IGNORED).argmax())] for row, _ in self.pairs]
+        return [ids.tolist() for ids in prompts if len(ids) + room <= self.max_length][:count]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -190,16 +195,16 @@ class PreferenceRows(Sequence):
         return row
 
 
-def _row(ids: list[int], asked: list[bool], max_length: int) -> dict[str, np.ndarray]:
-    # Of what is asked, the last run: the answers before it are part of the prompt.
-    is_asked = np.array(asked)
-    end = 1 + int(np.flatnonzero(is_asked)[-1])
-    start = 1 + int(np.flatnonzero(~is_asked[:end])[-1])
-    taken = np.array(ids[: max_length + 1], dtype=np.int64)
-    places = np.arange(1, len(taken))
+def _row(ids: list[int], target_mask: list[bool], max_length: int) -> dict[str, np.ndarray]:
+    # The last run of targets: the answers before it are part of the prompt.
+    is_target = np.array(target_mask)
+    end = 1 + int(np.flatnonzero(is_target)[-1])
+    start = 1 + int(np.flatnonzero(~is_target[:end])[-1])
+    tokens = np.array(ids[: max_length + 1], dtype=np.int64)
+    places = np.arange(1, len(tokens))
     return {
-        "input_ids": taken[:-1],
-        "shift_labels": np.where((places >= start) & (places < end), taken[1:], IGNORED),
+        "input_ids": tokens[:-1],
+        "shift_labels": np.where((places >= start) & (places < end), tokens[1:], IGNORED),
     }
 
 
@@ -217,13 +222,13 @@ def _answers_to_others(conversations: Sequence[Messages], seed: int) -> list[Mes
         )
     order = [k for block in blocks.values() for k in block]
     largest, n, end = max(map(len, blocks.values())), len(order), 0
-    found: list[Messages] = [[]] * n
+    mismatched: list[Messages] = [[]] * n
     for block in blocks.values():
         end += len(block)
         for place, k in enumerate(block):
-            other = order[(end + (place + largest - len(block)) % (n - len(block))) % n]
-            found[k] = [*conversations[k][:-1], conversations[other][-1]]
-    return found
+            donor = order[(end + (place + largest - len(block)) % (n - len(block))) % n]
+            mismatched[k] = [*conversations[k][:-1], conversations[donor][-1]]
+    return mismatched
 
 
 __all__ = ["Judged", "Pair", "PreferenceRows", "prompt_of", "read_preferences"]

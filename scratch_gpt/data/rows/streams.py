@@ -46,42 +46,45 @@ class TokenLanes:
         self.max_length, self.lanes, self.seed = max_length, lanes, seed
 
     def rows(self, lane: int, cursor: dict[str, Any] | None = None) -> Iterator[tuple[dict, dict[str, Any]]]:
-        """({"input_ids": (T,), "shift_labels": (T,)}, the cursor behind it) for each window."""
+        """Yield ({"input_ids": (T,), "shift_labels": (T,)}, cursor after it) for each window."""
         T = self.max_length
-        at = cursor or {"epoch": 0, "turn": 0, "block": None, "given": 0, "carry": []}
-        given, carry = at["given"], at["carry"]  # windows of the first block that are behind us; ids before that block
-        for epoch, turn, block, ids in self._blocks(lane, at["epoch"], at["turn"], at["block"]):
+        position = cursor or {"epoch": 0, "turn": 0, "block": None, "given": 0, "carry": []}
+        windows_done, carry = (
+            position["given"],
+            position["carry"],
+        )  # windows of the first block that are behind us; ids before that block
+        for epoch, turn, block, ids in self._blocks(lane, position["epoch"], position["turn"], position["block"]):
             ids = np.array([*carry, *ids])
             windows = max(0, len(ids) - 1) // T
-            for k in range(given, windows):
+            for k in range(windows_done, windows):
                 window = ids[k * T : (k + 1) * T + 1]
-                behind = {"epoch": epoch, "turn": turn, "block": block, "given": k + 1, "carry": carry}
-                yield {"input_ids": window[:-1], "shift_labels": window[1:]}, behind
-            given, carry = 0, ids[windows * T :].tolist()
+                next_cursor = {"epoch": epoch, "turn": turn, "block": block, "given": k + 1, "carry": carry}
+                yield {"input_ids": window[:-1], "shift_labels": window[1:]}, next_cursor
+            windows_done, carry = 0, ids[windows * T :].tolist()
 
     def _blocks(
         self, lane: int, epoch: int, turn: int, block: int | None
     ) -> Iterator[tuple[int, int, int, list[int]]]:
         # (epoch, turn, block, its ids) without end; a turn is a place in the epoch's order of the lane's shards
-        own = list(range(lane, self.shards, self.lanes)) or [lane % self.shards]
+        own_shards = list(range(lane, self.shards, self.lanes)) or [lane % self.shards]
         sharers = max(1, len(range(lane % self.shards, self.lanes, self.shards)))
         first = lane // self.shards if sharers > 1 else 0
         while True:
-            order = np.random.default_rng([self.seed, lane, epoch]).permutation(own)
-            found = block is not None
+            order = np.random.default_rng([self.seed, lane, epoch]).permutation(own_shards)
+            has_documents = block is not None
             for place in range(turn, len(order)):
                 number = first if block is None else block
                 documents = self.read(int(order[place]), number * BLOCK)
                 while texts := list(islice(documents, BLOCK)):
-                    found = True
+                    has_documents = True
                     yield epoch, place, number, self._encode(texts, lane, epoch, int(order[place]), number)
                     number += sharers
                     deque(islice(documents, (sharers - 1) * BLOCK), maxlen=0)  # the other lanes' blocks
                 block = None
-            if not found:
+            if not has_documents:
                 raise ValueError(
                     f"Lane {lane} of {self.lanes} has no documents ({BLOCK} at a time are dealt out). Give fewer "
-                    "--stream-lanes, or leave --streaming out: so small a corpus fits into memory."
+                    "stream_lanes, or turn streaming off: so small a corpus fits into memory."
                 )
             epoch, turn = epoch + 1, 0
 

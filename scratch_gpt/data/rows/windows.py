@@ -1,18 +1,26 @@
 """A token stream -> overlapping windows of `max_length`, each with the token that comes next at every position.
 
     stream             I  HAD always thought Jack Gis burn rather ...
-    window 0 asks      input_ids [I, HAD, always, thought] -> shift_labels [HAD, always, thought, Jack]
+    window 0           input_ids [I, HAD, always, thought] -> shift_labels [HAD, always, thought, Jack]
     window 1, stride 4 input_ids [Jack, Gis, burn, rather] -> shift_labels [Gis, burn, rather, ...]
 
-At stride = max_length every token but the stream's first is asked exactly once, at a window's edge too.
+At stride = max_length every token except the stream's first is a target exactly once, at a window's edge too.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 
-IGNORED = -100  # the label of a position that asks nothing
+IGNORED = -100  # the label of a position without a target
+
+
+class Stream(Protocol):
+    """Token ids that are sliced like an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, where: slice, /) -> np.ndarray: ...
 
 
 class Windows:
@@ -22,8 +30,8 @@ class Windows:
         ids: (N,) the stream.
         max_length: positions in a window.
         stride: from one window's start to the next. Smaller than max_length repeats tokens, larger leaves gaps.
-        overlap: what tokens that an earlier window has asked do: "ask" again (the book's way, the default), or stand
-            as "context" only, so that each token is still asked once.
+        overlap: how to use tokens that were targets in an earlier window: "ask" makes them targets again (the book's
+            way, the default), "context" only reads them, so that each token is a target once.
         drop_tail: leave out the last window where it is shorter than max_length.
 
     Raises:
@@ -32,7 +40,7 @@ class Windows:
 
     def __init__(
         self,
-        ids: np.ndarray,
+        ids: Stream,
         max_length: int,
         stride: int | None = None,
         overlap: Literal["ask", "context"] = "ask",
@@ -43,20 +51,20 @@ class Windows:
             raise ValueError(f"max_length {max_length} and stride {stride} have to be at least 1.")
         if overlap not in ("ask", "context"):
             raise ValueError(f"overlap is {overlap!r}; it is 'ask' or 'context'.")
-        asked = len(ids) - 1  # every token but the first can be asked
+        target_count = len(ids) - 1  # every token except the first
         needed = max_length if drop_tail else 1
-        if asked < needed:
+        if target_count < needed:
             raise ValueError(f"{len(ids)} tokens are fewer than one window takes ({needed + 1}).")
         self.ids, self.max_length, self.stride, self.overlap = ids, max_length, stride, overlap
-        whole = max(0, (asked - max_length) // stride + 1)
-        # a shorter window at the end, where the whole ones leave tokens unasked and it starts before the last token
-        reached = (whole - 1) * stride + max_length if whole else 0
-        tail = not drop_tail and reached < asked and whole * stride < asked
-        self.count = whole + tail
+        full_windows = max(0, (target_count - max_length) // stride + 1)
+        # a shorter window at the end, if full windows leave targets out and it starts before the last token
+        reached = (full_windows - 1) * stride + max_length if full_windows else 0
+        tail = not drop_tail and reached < target_count and full_windows * stride < target_count
+        self.count = full_windows + tail
 
     @property
     def asked_per_row(self) -> int:
-        """The targets of a whole window (of the first one, under overlap "context", all)."""
+        """Return the targets of a full window (with overlap "context", the first window has more)."""
         return min(self.stride, self.max_length) if self.overlap == "context" else self.max_length
 
     def __len__(self) -> int:
@@ -76,9 +84,9 @@ class Windows:
 def mask_inputs(
     row: dict[str, np.ndarray], place: int, *, mask_token_id: int, most: int = 3, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """The row with 1 to `most` of its input tokens, drawn by (seed, place), replaced; what is asked stays.
+    """Replace 1 to `most` of a row's input tokens, chosen by (seed, place); its targets stay.
 
-    A row is masked anew in each epoch, since it then stands at another place. It makes learning by heart harder.
+    A row is masked differently in each epoch, since its place differs. This makes memorization harder.
     """
     generator = np.random.default_rng([seed, place])
     ids = row["input_ids"].copy()
@@ -92,7 +100,7 @@ def require_full_window(ids: np.ndarray, max_length: int, split: str) -> None:
     if len(ids) < max_length + 1:
         raise ValueError(
             f"The {split} split has {len(ids)} tokens, but one window of max_length {max_length} takes "
-            f"{max_length + 1}. Give more text, a smaller --max-length, or another --validation-fraction."
+            f"{max_length + 1}. Give more text, a smaller max_length, or another validation_fraction."
         )
 
 

@@ -6,12 +6,14 @@ The only file that imports `datasets`.
 import hashlib
 import json
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import datasets
+import datasets.config
+import datasets.table
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
@@ -143,14 +145,14 @@ def source_record(
 
 
 def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
-    """The splits of a folder of cleaned rows that training/prepare.py --task text has written, mapped.
+    """Return the mapped splits of a folder of cleaned rows, as training/prepare.py --task text writes it.
 
     Raises:
         ValueError: it holds token rows, or a file is not what the manifest says.
     """
     manifest = read_manifest(Path(folder))
     if manifest["task"] != "text":
-        raise ValueError(f"{folder} holds rows of token ids, and text is needed. Prepare it with --task text.")
+        raise ValueError(f"{folder} holds rows of token ids, and text is needed. Prepare it with task='text'.")
     verify_files(Path(folder), manifest)
     files = [(Path(file["name"]), file["sha256"]) for file in manifest["files"]]
     return {
@@ -195,9 +197,9 @@ def split_documents(
     seed: int = 0,
     by_number: bool = False,
 ) -> dict[str, datasets.Dataset]:
-    """Documents -> {"train", "validation", "test"}, whole ones unless the shares of the text then go wrong.
+    """Split documents into {"train", "validation", "test"}; they are cut only if the shares of text need it.
 
-    `split_texts` says where each goes and which are cut. A fraction of 0 leaves that split out.
+    `split_texts` decides where each goes and which are cut. A fraction of 0 leaves that split out.
 
     Args:
         by_number: never look at sizes and cut nothing but a single document, as runs of older versions did.
@@ -211,38 +213,57 @@ def split_documents(
         sizes, lambda n: documents[n]["text"], validation_fraction, test_fraction, seed, by_number
     )
     if pieces:
-        cut = datasets.Dataset.from_dict({"text": [piece for _, piece in pieces]}, documents.features)
-        documents = datasets.concatenate_datasets([documents, cut])
-    return {name: documents.select(chosen) for name, chosen in numbers.items()}
+        piece_rows = datasets.Dataset.from_dict({"text": [piece for _, piece in pieces]}, documents.features)
+        documents = datasets.concatenate_datasets([documents, piece_rows])
+    return {name: documents.select(indices) for name, indices in numbers.items()}
 
 
 def is_text(feature: Any) -> bool:
-    """Whether a column of this feature, as `datasets` describes it, holds text."""
+    """Return whether a column of this feature of `datasets` holds text."""
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
-def check_text_column(dataset: str, columns: list[str], features: Any, text_column: str) -> None:
+def check_text_column(dataset: str, columns: list[str], features: datasets.Features | None, text_column: str) -> None:
     if text_column not in columns:
         raise ValueError(
-            f"{dataset} has no column {text_column!r}, only {', '.join(columns)}. Choose with --text-column."
+            f"{dataset} has no column {text_column!r}, only {', '.join(columns)}. Choose another text_column."
         )
     kind = (features or {}).get(text_column)
     if kind is not None and not is_text(kind):
-        raise ValueError(f"Column {text_column!r} of {dataset} holds {kind}, not text. Choose with --text-column.")
+        raise ValueError(f"Column {text_column!r} of {dataset} holds {kind}, not text. Choose another text_column.")
 
 
 # --- Where documents come from -----------------------------------------------------------------------------------
 
 
-def open_dataset(dataset: str, config: str | None, split: str, revision: str | None, streaming: bool = False):
+@overload
+def open_dataset(
+    dataset: str, config: str | None, split: str, revision: str | None, streaming: Literal[False] = False
+) -> datasets.Dataset: ...
+
+
+@overload
+def open_dataset(
+    dataset: str, config: str | None, split: str, revision: str | None, streaming: Literal[True]
+) -> datasets.IterableDataset: ...
+
+
+def open_dataset(
+    dataset: str, config: str | None, split: str, revision: str | None, streaming: bool = False
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Open the embedded documentation, a split of prepared text or a dataset of the Hub.
+
+    Raises:
+        ValueError: there is no such dataset or split.
+    """
     if dataset == EMBEDDED:
         rows = _python_documentation()
         return rows.to_iterable_dataset() if streaming else rows
     if is_prepared(dataset):
         splits = open_prepared_text(dataset)
         if split not in splits:
-            there = ", ".join(splits)
-            raise ValueError(f"{dataset} has no split {split!r}, only {there}. Choose with --dataset-split.")
+            names = ", ".join(splits)
+            raise ValueError(f"{dataset} has no split {split!r}, only {names}. Choose another split.")
         return splits[split].to_iterable_dataset() if streaming else splits[split]
     try:
         return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=streaming)
@@ -261,7 +282,7 @@ def _python_documentation() -> datasets.Dataset:
     if len(rows) < 100:
         raise ValueError(
             f"This Python was installed without its sources (only {len(rows)} documented modules found), so there is "
-            "no embedded text. Give your own with --dataset FILE."
+            "no embedded text. Give a dataset of your own."
         )
     return rows
 
@@ -280,8 +301,8 @@ def _read_files(
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name("lock")):  # the processes of one machine read a file once
         if not path.exists():
-            size, what = sum(file.bytes for file in files), f"{len(files):,} files" if files[1:] else files[0].name
-            with datasets.utils.tqdm(None, f"Reading {what}", size, unit="B", unit_scale=True, delay=1) as bar:
+            size, label = sum(file.bytes for file in files), f"{len(files):,} files" if files[1:] else files[0].name
+            with datasets.utils.tqdm(None, f"Reading {label}", size, unit="B", unit_scale=True, delay=1) as bar:
                 try:
                     write_rows(_all_tables(files, columns, column_names, bar.update), path)
                 except pa.ArrowException as error:
@@ -296,7 +317,9 @@ def _mapped(path: Path, fingerprint: str) -> datasets.Dataset:
     return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(path)), fingerprint=fingerprint)
 
 
-def _all_tables(files: list[LocalFile], columns: Columns | None, column_names, update: Callable[[int], Any]):
+def _all_tables(
+    files: list[LocalFile], columns: Columns | None, column_names: Sequence[str] | None, update: Callable[[int], Any]
+) -> Iterator[pa.Table]:
     for file in files:
         yield from read_tables(file, columns, column_names)
         update(file.bytes)
@@ -306,23 +329,25 @@ def choose_files(
     dataset: str, columns: Columns | None, column_names: Sequence[str] | None = None
 ) -> tuple[list[LocalFile], list[str]]:
     # The files of a dataset that hold the columns in use, and notices about all others.
-    found, notices = find_files(dataset)
-    if not any(file.bytes for file in found):
-        raise ValueError(f"{dataset} holds no text: {found[0].name} is empty.")
+    local_files, notices = find_files(dataset)
+    if not any(file.bytes for file in local_files):
+        raise ValueError(f"{dataset} holds no text: {local_files[0].name} is empty.")
     if column_names is not None:
-        _check_headless(found, column_names)
+        _check_column_names(local_files, column_names)
     if columns is None:
-        return found, notices
-    there = [_columns_there(file, columns, column_names, is_alone=not found[1:]) for file in found]
-    files = [file for file, names in zip(found, there, strict=True) if columns.fit(names)]
+        return local_files, notices
+    names_of_files = [_read_columns(file, columns, column_names, is_alone=not local_files[1:]) for file in local_files]
+    files = [file for file, names in zip(local_files, names_of_files, strict=True) if columns.fit(names)]
     if not files:
-        _check_columns(dataset, list(dict.fromkeys(chain(*there))), columns)
-    if without := [file.name for file, names in zip(found, there, strict=True) if not columns.fit(names)]:
-        notices.append(f"{dataset}: not read, without {columns.lack()}: {count_names(without)}.")
+        _check_columns(dataset, list(dict.fromkeys(chain(*names_of_files))), columns)
+    if skipped := [
+        file.name for file, names in zip(local_files, names_of_files, strict=True) if not columns.fit(names)
+    ]:
+        notices.append(f"{dataset}: not read, without {columns.lack()}: {count_names(skipped)}.")
     return files, notices
 
 
-def _columns_there(file: LocalFile, columns: Columns, column_names, is_alone: bool) -> list[str]:
+def _read_columns(file: LocalFile, columns: Columns, column_names: Sequence[str] | None, is_alone: bool) -> list[str]:
     # Among others a .json that holds something else than rows is one without the columns.
     try:
         return columns_of(file, columns, column_names)
@@ -332,13 +357,13 @@ def _columns_there(file: LocalFile, columns: Columns, column_names, is_alone: bo
         return []
 
 
-def _check_columns(dataset: str, there: list[str], columns: Columns) -> None:
-    if not columns.fit(there):
-        names = ", ".join(there) or "none"
-        raise ValueError(f"{dataset} has no {columns.lack(there)}, only {names}. {columns.hint}".rstrip())
+def _check_columns(dataset: str, present: list[str], columns: Columns) -> None:
+    if not columns.fit(present):
+        names = ", ".join(present) or "none"
+        raise ValueError(f"{dataset} has no {columns.lack(present)}, only {names}. {columns.hint}".rstrip())
 
 
-def _check_headless(files: list[LocalFile], column_names: Sequence[str]) -> None:
+def _check_column_names(files: list[LocalFile], column_names: Sequence[str]) -> None:
     for file in files:
         if file.kind not in ("csv", "tsv"):
             raise ValueError(
@@ -352,7 +377,7 @@ def _check_headless(files: list[LocalFile], column_names: Sequence[str]) -> None
             )
 
 
-def has_text(batch: dict) -> list[bool]:
+def has_text(batch: dict[str, list[Any]]) -> list[bool]:
     return [bool(text) and not text.isspace() for text in batch["text"]]
 
 

@@ -9,12 +9,12 @@ NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2
 
 
 def python_documentation(stdlib: str, version: str) -> Iterator[dict]:
-    """One document {"text"} a module, its docstrings in source order; then pydoc's topics.
+    """Yield a document {"text"} for each module, its docstrings in source order; then pydoc's topics.
 
     Read as text: nothing is imported, so it works under -OO too. `version` is a name for the cache: another Python is
     another text.
     """
-    seen = set()
+    earlier_texts = set()
     for path in sorted(Path(stdlib).rglob("*.py")):
         if NOT_PROSE & set(path.relative_to(stdlib).parts):
             continue
@@ -23,9 +23,9 @@ def python_documentation(stdlib: str, version: str) -> Iterator[dict]:
         except (SyntaxError, ValueError, OSError):
             continue
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
-        new = [text for text in dict.fromkeys(found) if text and text not in seen]
-        seen.update(new)
+        docstrings = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
+        new = [text for text in dict.fromkeys(docstrings) if text and text not in earlier_texts]
+        earlier_texts.update(new)
         if new:
             yield {"text": "\n\n".join(new)}
     try:

@@ -42,7 +42,7 @@ def open_stream(
     test_fraction: float = 0.0,
     head: int = 10_000,
 ) -> DocumentStream:
-    """The same documents, streamed. What is held out are the first ones: fractions of the first `head`.
+    """Stream the documents. The first ones are held out: fractions of the first `head`.
 
     Raises:
         ValueError: as `open_documents` and `split_documents`.
@@ -60,11 +60,11 @@ def open_stream(
     def shard(number: int) -> datasets.IterableDataset:
         return rows.shard(num_shards=shards, index=number) if shards > 1 else rows
 
-    sample, of = [], []  # the first documents, whichever files they lie in, and the shard of each
+    sample, shard_of = [], []  # the first documents, whichever files they lie in, and the shard of each
     try:
         for number in range(shards):
-            found = list(shard(number).take(head - len(sample)))
-            sample, of = sample + found, of + [number] * len(found)
+            documents = list(shard(number).take(head - len(sample)))
+            sample, shard_of = sample + documents, shard_of + [number] * len(documents)
             if len(sample) >= head:
                 break
     except ValueError:
@@ -83,13 +83,13 @@ def open_stream(
     for name, part in held_out.items():
         if not any(has_text({"text": part})):
             raise ValueError(
-                f"The first {len(texts)} documents of {dataset} leave nothing for {name}. Without --streaming a small "
-                "corpus is split as a whole; --validation-fraction 0 holds nothing out."
+                f"The first {len(texts)} documents of {dataset} leave nothing for {name}. Without streaming a small "
+                "corpus is split as a whole; validation_fraction 0 holds nothing out."
             )
 
     def read(number: int, first: int) -> Iterator[str]:
         rows_of_shard = shard(number)
-        skipped = first + of[:start].count(number)
+        skipped = first + shard_of[:start].count(number)
         for row in rows_of_shard.skip(skipped) if skipped else rows_of_shard:
             yield row[text_column] or ""
 
@@ -105,7 +105,7 @@ def _stream_files(files: list[LocalFile], name: str) -> Iterator[dict[str, str |
         for table in read_tables(file, one_column(name)):
             kind = table.schema.field(name).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-                raise ValueError(f"Column {name!r} of {file.name} holds {kind}, not text. Choose with --text-column.")
+                raise ValueError(f"Column {name!r} of {file.name} holds {kind}, not text. Choose another text_column.")
             yield from table.to_pylist()
 
 

@@ -60,12 +60,12 @@ def columns_of(file: LocalFile, columns: Columns | None = None, names: Sequence[
             return _parquet(content, file).schema_arrow.names
         if file.kind in DIALECTS:
             return [*filter(None, next(_fields(content, file), (0, []))[1])]
-        there: dict[str, None] = {}
+        keys: dict[str, None] = {}
         for row in _objects(content, file):
-            there |= dict.fromkeys(row.values)
-            if columns is not None and columns.fit(there):
+            keys |= dict.fromkeys(row.values)
+            if columns is not None and columns.fit(keys):
                 break
-    return [*there]
+    return [*keys]
 
 
 def first_fields(file: LocalFile) -> list[str]:
@@ -107,7 +107,7 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
     features: dict[str, Any] = {}
     drafts: list[tuple[Path, pa.Schema]] = []  # one for each run of tables with the same schema
     try:
-        for schema, run in groupby(_joined(tables, features), key=lambda table: table.schema):
+        for schema, run in groupby(_join_small_tables(tables, features), key=lambda table: table.schema):
             draft = path.with_name(f"{path.name}-{len(drafts)}")
             drafts.append((draft, schema))
             with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -120,19 +120,19 @@ def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
             drafts[0][0].replace(path)
             return
         parts = [pa.ipc.open_stream(pa.memory_map(str(draft))).read_all() for draft, _ in drafts]
-        whole = pa.concat_tables(map(_with_text(parts, features), parts), promote_options="permissive")
+        combined = pa.concat_tables(map(_text_converter(parts, features), parts), promote_options="permissive")
         metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
-        whole = whole.replace_schema_metadata(metadata)
-        drafts.append((path.with_name(f"{path.name}-whole"), whole.schema))
-        with pa.OSFile(str(drafts[-1][0]), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
-            writer.write_table(whole)
+        combined = combined.replace_schema_metadata(metadata)
+        drafts.append((path.with_name(f"{path.name}-whole"), combined.schema))
+        with pa.OSFile(str(drafts[-1][0]), "wb") as sink, pa.ipc.new_stream(sink, combined.schema) as writer:
+            writer.write_table(combined)
         drafts[-1][0].replace(path)
     finally:
         for draft, _ in drafts:
             draft.unlink(missing_ok=True)
 
 
-def _with_text(parts: list[pa.Table], features: dict[str, Any]) -> Callable[[pa.Table], pa.Table]:
+def _text_converter(parts: list[pa.Table], features: dict[str, Any]) -> Callable[[pa.Table], pa.Table]:
     # Where a file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text,
     # and the numbers of named classes their names.
     fields = [field for part in parts for field in part.schema]
@@ -158,7 +158,7 @@ def _as_text(value: Any, names: list[str] | None) -> str | None:
     return names[value] if 0 <= value < len(names) else None  # -1 is no class
 
 
-def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
+def _join_small_tables(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
     # Small tables of the same schema as one: thousands of files are not thousands of pieces.
     waiting: list[pa.Table] = []
     rows = size = 0
@@ -166,14 +166,14 @@ def _joined(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa
         _join_features(features, table)
         rows, size = rows + len(table), size + table.nbytes
         if waiting and (rows > CHUNK_ROWS or size > CHUNK_BYTES or waiting[0].schema != table.schema):
-            yield _as_one(waiting)
+            yield _concatenate(waiting)
             waiting, rows, size = [], len(table), table.nbytes
         waiting.append(table)
     if waiting:
-        yield _as_one(waiting)
+        yield _concatenate(waiting)
 
 
-def _as_one(tables: list[pa.Table]) -> pa.Table:
+def _concatenate(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks() if tables[1:] else tables[0]
 
 
@@ -199,7 +199,7 @@ def _features_of(schema: pa.Schema) -> dict[str, Any]:
 def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]]]:
     # (line where it begins, fields) of each record of a .csv or .tsv file; blank lines are none.
     csv.field_size_limit(2**31 - 1)
-    lines = (part for _, line in text_lines(content, file.name) for part in _at_returns(line))
+    lines = (part for _, line in text_lines(content, file.name) for part in _split_at_returns(line))
     reader = csv.reader(lines, **DIALECTS[file.kind])
     line = 1
     try:
@@ -213,7 +213,7 @@ def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]
         ) from error
 
 
-def _at_returns(line: str) -> Iterable[str]:
+def _split_at_returns(line: str) -> Iterable[str]:
     # A carriage return alone ends a line too.
     return [line] if line.find("\r") in (-1, len(line) - 2) else io.StringIO(line, newline="")
 
@@ -226,8 +226,8 @@ def _without_trailing(fields: list[str]) -> list[str]:
 
 
 def _check_names(names: list[str], columns: Columns | None, file: LocalFile) -> None:
-    wanted = {*names} if columns is None else columns.names
-    if twice := next((name for n, name in enumerate(names) if name in names[:n] and name in wanted), None):
+    names_in_use = {*names} if columns is None else columns.names
+    if twice := next((name for n, name in enumerate(names) if name in names[:n] and name in names_in_use), None):
         raise ValueError(f"{file.name} has two columns {twice!r}. Rename one.")
 
 
@@ -239,22 +239,22 @@ def _records(
         header = _without_trailing(next(records, (0, []))[1])
     else:
         header = [*names]
-    width, wanted = len(header), {*header} if columns is None else columns.names
+    width, names_in_use = len(header), {*header} if columns is None else columns.names
     _check_names(header, columns, file)
-    places = [(n, name) for n, name in enumerate(header) if name and name in wanted]
+    positions = [(n, name) for n, name in enumerate(header) if name and name in names_in_use]
     trailing = None  # whether rows end in separators behind the last column: all of them, or none
     for line, fields in records:
-        behind = fields[width:]
+        extra_fields = fields[width:]
         if trailing is None and len(fields) >= width:
-            trailing = bool(behind)
-        if any(behind) or (len(fields) >= width and bool(behind) != trailing):
+            trailing = bool(extra_fields)
+        if any(extra_fields) or (len(fields) >= width and bool(extra_fields) != trailing):
             remedy = {"csv": "Put a text with commas in quotation marks.", "tsv": "A text may not hold a tab."}
             raise ValueError(
                 f"{file.name}, line {line}: {len(fields)} fields, and there are {width} columns "
                 f"({', '.join(header)}). {remedy[file.kind]}"
             )
         size = sum(map(len, fields))
-        yield _Row(("line", line), size, {name: fields[n] if n < len(fields) else None for n, name in places})
+        yield _Row(("line", line), size, {name: fields[n] if n < len(fields) else None for n, name in positions})
 
 
 def _objects(content: BinaryIO, file: LocalFile) -> Iterator[_Row]:
@@ -263,8 +263,8 @@ def _objects(content: BinaryIO, file: LocalFile) -> Iterator[_Row]:
     first = next(lines, (0, ""))
     if first[1].lstrip().startswith("[") or (kind_ending(file.path) == ".json" and not _is_json(first[1])):
         text = "\n" * (first[0] - 1) + first[1] + "".join(line for _, line in lines)
-        whole = _parse(text, file) if text else []
-        elements = whole if isinstance(whole, list) else [whole]
+        document = _parse(text, file) if text else []
+        elements = document if isinstance(document, list) else [document]
         for n, value in enumerate(elements, 1):
             value = {"text": value} if isinstance(value, str) else value
             yield _Row(("element", n), len(text) // len(elements), _object(value, f"{file.name}, element {n}"))
@@ -355,15 +355,15 @@ def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
 
 
 def _table(chunk: list[_Row], file: LocalFile, columns: Columns | None) -> pa.Table:
-    wanted = None if columns is None else columns.names
-    names = dict.fromkeys(name for row in chunk for name in row.values if wanted is None or name in wanted)
+    names_in_use = None if columns is None else columns.names
+    names = dict.fromkeys(name for row in chunk for name in row.values if names_in_use is None or name in names_in_use)
     if not names:  # rows without any column in use
         return pa.table({"text" if columns is None else columns.forms[0][0]: pa.nulls(len(chunk))})
     keys = Columns(()) if columns is None else columns
     return pa.table({name: _array(chunk, name, file, keys) for name in names})
 
 
-def _in_use(value: Any, name: str, columns: Columns) -> Any:
+def _select_keys(value: Any, name: str, columns: Columns) -> Any:
     # What is read of a JSON value: of messages their keys in use; what is only looked for as JSON, of any types.
     if value is None or not columns.messages:
         return value
@@ -382,7 +382,7 @@ def _in_use(value: Any, name: str, columns: Columns) -> Any:
 
 
 def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> pa.Array:
-    values = [_in_use(row.values.get(name), name, columns) for row in chunk]
+    values = [_select_keys(row.values.get(name), name, columns) for row in chunk]
     kinds = (pa.ArrowException, OverflowError, ValueError, TypeError)
     try:
         return pa.array(values)
@@ -395,14 +395,14 @@ def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> p
                 good = middle
             except kinds:
                 bad = middle
-        what, number = chunk[good].place
-        why = "is not of the type of the rows before"
+        unit, number = chunk[good].place
+        problem = "is not of the type of the rows before"
         try:
             pa.array(values[good : good + 1])
         except kinds:
-            why = f"cannot be read: {one_line(error)}"
+            problem = f"cannot be read: {one_line(error)}"
         raise ValueError(
-            f"{file.name}, {what} {number}: {str(values[good])[:40]!r} in column {name!r} {why}."
+            f"{file.name}, {unit} {number}: {str(values[good])[:40]!r} in column {name!r} {problem}."
         ) from error
 
 

@@ -1,8 +1,8 @@
 """Tokenize the documents of each split into one stream of ids."""
 
 import hashlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 import datasets
 import numpy as np
@@ -17,21 +17,21 @@ class TokenStream(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Of the ids, whatever type they are held in."""
+        """Return the SHA-256 of the ids, independent of their dtype."""
         return hashlib.sha256(self.ids.astype("<u4").tobytes()).hexdigest()
 
 
 def token_stream(
     documents: datasets.Dataset, encode_batch: Callable[[list[str]], list[list[int]]], eos_token_id: int, desc: str
 ) -> TokenStream:
-    """Tokenise each document, end it with EOS and join them in order.
+    """Tokenize each document, end it with EOS and join them in order.
 
     Args:
         encode_batch: texts -> ids, adding nothing.
         desc: what the progress bar says.
     """
 
-    def tokenize(batch: dict) -> dict:
+    def tokenize(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         return {
             "input_ids": [[*ids, eos_token_id] for ids in encode_batch(batch["text"])],
             "bytes": [len(text.encode()) for text in batch["text"]],
@@ -39,7 +39,8 @@ def token_stream(
 
     rows = documents.map(tokenize, batched=True, batch_size=100, remove_columns="text", desc=desc)
     rows = rows.with_format("numpy")
-    chunks = [ids for batch in rows.iter(1000) for ids in batch["input_ids"]]
+    batches = cast(Iterator[dict[str, Any]], rows.iter(1000))
+    chunks = [ids for batch in batches for ids in batch["input_ids"]]
     largest = max(int(ids.max()) for ids in chunks)
     ids = np.concatenate(chunks).astype(np.uint16 if largest < 2**16 else np.uint32)
     return TokenStream(ids, np.cumsum([len(chunk) for chunk in chunks]), int(np.sum(rows["bytes"][:])))
@@ -48,7 +49,7 @@ def token_stream(
 def joined_stream(
     documents: datasets.Dataset, encode_batch: Callable[[list[str]], list[list[int]]], joiner: str
 ) -> TokenStream:
-    """All documents as one text, `joiner` between them, tokenised as a whole; no EOS anywhere."""
+    """Tokenize all documents as one text with `joiner` between them; there is no EOS."""
     text = joiner.join(documents["text"])
     ids = np.array(encode_batch([text])[0], dtype=np.uint32)
     return TokenStream(ids, np.array([len(ids)]), len(text.encode()))

@@ -73,7 +73,7 @@ def test_long_texts_are_worked_on_in_slices(monkeypatch):
     rooms_words._powers.cache_clear()
 
 
-def test_signs_are_words_where_they_are_asked_for():
+def test_signs_are_words_if_requested():
     def found(text: str) -> str:
         _, starts, ends = words(text, signs=True)
         return " ".join(text[start:end] for start, end in zip(starts, ends, strict=True))
@@ -107,7 +107,7 @@ def test_signs_are_seen_across_the_border_of_a_slice(monkeypatch):
 # --- Whole texts -------------------------------------------------------------------------------------------------
 
 
-def test_exact_keys_see_text_and_neither_spacing_nor_unicode_form():
+def test_exact_keys_ignore_spacing_and_unicode_form():
     assert exact_key(" a\tb\n\nc ") == exact_key("a b c") != exact_key("a bc")
     assert exact_key("caf\u00e9") == exact_key("cafe\u0301") != exact_key("cafe")
     assert exact_key("A") != exact_key("a") and exact_key("a.") != exact_key("a")
@@ -146,7 +146,7 @@ def test_a_signature_is_this_one_in_every_process():
     assert signatures([text], permutations=4)[0].tolist() == [477322054, 764917919, 272129512, 507665349]
 
 
-def test_copies_join_the_first_of_their_cluster_and_others_stand_alone():
+def test_copies_join_the_first_of_their_cluster_and_other_texts_stay_alone():
     base, other = prose(400, 1), prose(400, 2)
     edited = [*base[:200], "new", *base[201:]]
     half = base[:200] + prose(200, 3)
@@ -178,7 +178,7 @@ def test_clusters_are_what_pairs_connect():
     assert near_duplicates(np.stack([a, c])).tolist() == [0, 1]
 
 
-def test_candidates_that_are_not_alike_go_their_own_way():
+def test_dissimilar_candidates_are_not_joined():
     rows = np.random.default_rng(0).integers(0, 2**32, (50, 128), dtype=np.uint32)
     rows[:, :32] = 7  # all share several bands, and agree in a quarter of their places
     assert near_duplicates(rows).tolist() == list(range(50))
@@ -198,7 +198,7 @@ def test_impossible_numbers_are_errors(call, message):
         call()
 
 
-def test_four_editions_are_one_and_different_books_are_not(data):
+def test_four_editions_of_a_book_are_duplicates_and_different_books_are_not(data):
     editions = sorted((data / "near_duplicates").glob("*.txt"))
     books = sorted((data / "books").glob("*.txt"))
     texts = [file.read_text(encoding="utf-8") for file in [*editions, *books]]
@@ -212,7 +212,7 @@ def test_four_editions_are_one_and_different_books_are_not(data):
 # --- Passages ----------------------------------------------------------------------------------------------------
 
 
-def test_a_block_that_comes_again_goes_wherever_it_stands():
+def test_a_repeated_block_is_removed_at_any_position():
     first, fresh = prose(128), prose(50, 1)
     seen = SeenPassages()
     assert seen.remove(" ".join(first)) == (" ".join(first), 0)
@@ -243,7 +243,7 @@ def test_within_a_text_the_first_occurrence_stays():
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=6), shared=st.integers(0, 60))
 @settings(deadline=None, max_examples=50)
-def test_only_whole_passages_go_and_what_stays_is_remembered(lengths, shared):
+def test_only_complete_passages_are_removed_and_the_rest_is_remembered(lengths, shared):
     texts = [prose(n, seed) + prose(shared, 99) for seed, n in enumerate(lengths)]
     once, seen = [], SeenPassages(length=8)
     for text in texts:
@@ -257,7 +257,7 @@ def test_only_whole_passages_go_and_what_stays_is_remembered(lengths, shared):
         assert len(seen.remove(text)[0].split()) <= 8 * (1 + len(lengths))
 
 
-def test_a_set_of_hashes_is_a_set_that_is_mostly_a_sorted_array():
+def test_a_hash_set_behaves_like_a_set():
     rng, ours, theirs = np.random.default_rng(0), HashSet(), set()
     for size in (0, 1, 5, 3000, 40, 20_000, 7):
         some = rng.integers(0, 30_000, size, dtype=np.uint64) * np.uint64(2**40)
@@ -272,7 +272,7 @@ def test_a_set_of_hashes_is_a_set_that_is_mostly_a_sorted_array():
 # --- Contamination -----------------------------------------------------------------------------------------------
 
 
-def test_contamination_and_passages_take_no_notice_of_signs():
+def test_contamination_and_passages_ignore_signs():
     hashes = ngram_hashes(["What is 12 - 7 in C#?"], n=5)
     assert contaminated_share("what is 12 + 7 in c++", hashes, n=5) == 1
     seen = SeenPassages(length=6)

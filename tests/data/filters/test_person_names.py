@@ -41,7 +41,7 @@ def test_a_preparation_masks_or_drops_names(names_model, tmp_path):
         assert json.loads((folder / "manifest.json").read_text())["filters"]["privacy"] == {"in": 3, **counts}
 
 
-def test_bad_input_is_one_clear_line(names_model, tmp_path, capsys):
+def test_bad_input_is_a_one_line_error(names_model, tmp_path, capsys):
     blind = save_names_model(tmp_path / "blind", ("O", "B-LOC", "I-LOC"))
     text = tmp_path / "a.txt"
     text.write_text("to Ada")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny import some_ids, tiny_model
 
-from scratch_gpt.data.filters.poisoning import gradient_scores, gradient_sketches, neighbour_scores, outliers
+from scratch_gpt.data.filters.poisoning import gradient_scores, gradient_sketches, neighbor_scores, outliers
 from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.train.objectives import causal_lm
 
@@ -56,7 +56,7 @@ def test_rows_that_say_the_same_as_few_others_rank_lowest():
     rows = make_rows(40)
     for k in (3, 8, 20, 21, 30, 39):
         rows[k] = {name: np.r_[ids[:4], np.arange(20, 28)] for name, ids in rows[k].items()}
-    assert sorted(outliers(scores(model, rows, against="neighbours"), share=0.15)) == [3, 8, 20, 21, 30, 39]
+    assert sorted(outliers(scores(model, rows, against="neighbors"), share=0.15)) == [3, 8, 20, 21, 30, 39]
 
 
 def test_sketches_keep_the_cosines_of_gradients():
@@ -69,20 +69,20 @@ def test_sketches_keep_the_cosines_of_gradients():
     assert (again == sketches[:5]).all()
 
 
-def test_neighbour_scores_do_not_depend_on_how_they_are_cut(monkeypatch):
+def test_neighbor_scores_do_not_depend_on_how_they_are_cut(monkeypatch):
     sketches = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
-    whole = neighbour_scores(sketches)
+    whole = neighbor_scores(sketches)
     monkeypatch.setattr("scratch_gpt.data.filters.poisoning.BLOCK", 7)
-    assert np.allclose(neighbour_scores(sketches), whole) and whole.min() >= -1
-    assert neighbour_scores(sketches[:1]).tolist() == [0]
-    assert np.allclose(neighbour_scores(sketches[:2]), 1)  # what is left of two, their mean taken off
+    assert np.allclose(neighbor_scores(sketches), whole) and whole.min() >= -1
+    assert neighbor_scores(sketches[:1]).tolist() == [0]
+    assert np.allclose(neighbor_scores(sketches[:2]), 1)  # what is left of two, their mean taken off
 
 
 def test_scoring_leaves_the_model_as_it_was():
     model = tiny_model(resid_dropout=0.5).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    for against in ("mean", "neighbours"):
+    for against in ("mean", "neighbors"):
         first = scores(model, make_rows(), against)
         assert (scores(model, make_rows(), against) == first).all()  # no dropout while scoring
     assert model.training and all(p.grad is None for p in model.parameters())
@@ -101,10 +101,10 @@ def test_outliers_are_the_lowest_share_lowest_first():
     [
         (lambda: scores(tiny_model(), make_rows(), parameters=lambda name: False), "6 rows and 0 chosen parameters"),
         (lambda: scores(tiny_model(), []), "0 rows"),
-        (lambda: scores(tiny_model(), make_rows(), against="loss"), "'neighbours' or 'mean'"),
+        (lambda: scores(tiny_model(), make_rows(), against="loss"), "'neighbors' or 'mean'"),
         (lambda: outliers(np.zeros(3), share=0), "share is 0"),
     ],
 )
-def test_nothing_to_score_is_one_clear_line(call, message):
+def test_nothing_to_score_is_a_one_line_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()

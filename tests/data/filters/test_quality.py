@@ -51,7 +51,7 @@ def test_every_rule_has_its_reason(text, problem):
     assert quality_problem(text) == problem
 
 
-def test_a_rule_that_is_none_is_left_out():
+def test_a_rule_set_to_none_is_skipped():
     off = QualityRules(**{name: None for name in QualityRules.__dataclass_fields__ if name != "languages"})
     for text in ("", "#", "-...", "a\na\na", "1 2 3"):
         assert quality_problem(text, rules=off) is None
@@ -135,7 +135,7 @@ FORMS += ["\u8bf7\u8054\u7cfb{}\u8c22\u8c22", "\u5730\u5740:{}\u3002"]  # what t
 
 
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind in PRIVATE for value in PRIVATE[kind]])
-def test_private_data_is_masked_whatever_stands_around_it(kind, value):
+def test_private_data_is_masked_in_any_context(kind, value):
     for form in FORMS:
         kinds = KINDS if kind in KINDS else ALL_KINDS
         masked, counts = mask_private(form.format(value), kinds=kinds)
@@ -178,7 +178,7 @@ def test_private_data_is_masked_whatever_stands_around_it(kind, value):
         ("jo@163.com, me@1und1.de, a@beta.io", "[EMAIL], [EMAIL], [EMAIL]"),
     ],
 )
-def test_what_stands_around_private_data_stays(text, masked):
+def test_text_around_private_data_stays(text, masked):
     assert mask_private(text)[0] == masked
     assert mask_private(masked) == (masked, dict.fromkeys(KINDS, 0))  # masking again changes nothing
 
@@ -227,11 +227,11 @@ def test_ordinary_prose_stays(text):
         "00000010: 4111 1111 1111 1111 de89 3704, $123,456,789.00, 12:34:56, 2024-05-17, v123-45-6789",
     ],
 )
-def test_numbers_that_are_no_account_stay(text):
+def test_numbers_that_are_not_account_numbers_stay(text):
     assert mask_private(text, kinds=["card", "iban", "ssn"])[0] == text
 
 
-def test_a_social_security_number_in_one_piece_is_one_where_a_word_says_so():
+def test_an_unseparated_social_security_number_needs_a_word_for_it_before_it():
     text = "SSN 123 45 6789, social security number: 123456789."
     assert mask_private(text, kinds=["ssn"]) == ("SSN [SSN], social security number: [SSN].", {"ssn": 2})
 
@@ -242,7 +242,7 @@ def test_novels_hold_no_private_data(data):
         assert mask_private(text, kinds=ALL_KINDS) == (text, dict.fromkeys(ALL_KINDS, 0)), file.name
 
 
-def test_names_are_masked_where_a_finder_is_given():
+def test_names_are_masked_if_a_finder_is_given():
     text = "Ada Lovelace wrote to Charles."
     masked, counts = mask_private(text, find_names=lambda text: [(22, 29), (0, 12), (4, 12)])
     assert masked == "[NAME] wrote to [NAME]." and counts["name"] == 2
@@ -316,7 +316,7 @@ def test_words_match_whole_and_in_any_case_and_patterns_as_written(tmp_path):
     assert {text: blocked_term(text, patterns) for text in found} == found
 
 
-def test_a_word_of_a_script_without_spaces_is_found_in_running_text_and_a_byte_order_mark_is_none_of_it(tmp_path):
+def test_words_of_unspaced_scripts_are_found_in_running_text_and_a_byte_order_mark_is_ignored(tmp_path):
     file = tmp_path / "list.txt"
     file.write_text("\u67aa\u652f\nAI\nKI\u52a9\u624b\n\u0e1b\u0e37\u0e19\n", encoding="utf-8-sig")
     patterns = load_block_list(file)
@@ -330,14 +330,14 @@ def test_a_word_of_a_script_without_spaces_is_found_in_running_text_and_a_byte_o
     ("content", "message"),
     [("ok\n/a(b/\n", r"list.txt, line 2: /a\(b/ is no regular expression"), ("# nothing\n", "holds no word")],
 )
-def test_a_bad_block_list_is_one_clear_line(content, message, tmp_path):
+def test_a_bad_block_list_is_a_one_line_error(content, message, tmp_path):
     (tmp_path / "list.txt").write_text(content)
     with pytest.raises(ValueError, match=message) as caught:
         load_block_list(tmp_path / "list.txt")
     assert "\n" not in str(caught.value)
 
 
-def test_an_absent_block_list_is_one_clear_line(tmp_path):
+def test_an_absent_block_list_is_a_one_line_error(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         load_block_list(tmp_path / "absent.txt")
 

@@ -22,7 +22,7 @@ def tokens(lengths) -> dict[str, int]:
 
 
 @given(lengths=corpora, alpha=st.floats(0.05, 1))
-def test_shares_sum_to_one_and_alpha_lifts_the_small(lengths, alpha):
+def test_shares_sum_to_one_and_alpha_raises_small_corpora(lengths, alpha):
     counts = tokens(lengths)
     shares = target_shares(counts, alpha=alpha)
     assert math.isclose(sum(shares.values()), 1)
@@ -40,7 +40,7 @@ def test_the_shares_are_those_of_the_formula():
 
 @given(lengths=corpora, seed=st.integers(0, 99), strategy=st.sampled_from(["first_exhausted", "all_exhausted"]))
 @settings(deadline=None)
-def test_every_beginning_of_the_mixture_has_the_asked_shares(lengths, seed, strategy):
+def test_every_prefix_of_the_mixture_has_the_target_shares(lengths, seed, strategy):
     shares = target_shares(tokens(lengths))
     mixture = mix(lengths, shares, seed, strategy)
     given = np.array([lengths[mixture.names[s]][d] for s, d in zip(mixture.source, mixture.document, strict=True)])
@@ -52,7 +52,7 @@ def test_every_beginning_of_the_mixture_has_the_asked_shares(lengths, seed, stra
 
 @given(lengths=corpora, seed=st.integers(0, 99))
 @settings(deadline=None)
-def test_the_same_seed_gives_the_same_order_and_epochs_are_whole(lengths, seed):
+def test_the_same_seed_gives_the_same_order_and_epochs_are_complete(lengths, seed):
     shares = target_shares(tokens(lengths))
     one, other = (mix(lengths, shares, seed) for _ in range(2))
     assert (one.source == other.source).all() and (one.document == other.document).all()
@@ -71,7 +71,7 @@ def test_without_replacement_each_document_comes_exactly_once(lengths):
     assert mixture.tokens == tokens(lengths)
 
 
-def test_all_exhausted_gives_each_corpus_once_at_least_and_first_exhausted_at_most():
+def test_all_exhausted_gives_each_corpus_at_least_once_and_first_exhausted_at_most_once():
     lengths = {"large": np.full(100, 10), "small": np.full(10, 10)}
     shares = {"large": 0.5, "small": 0.5}
     most, least = mix(lengths, shares), mix(lengths, shares, stopping_strategy="first_exhausted")
@@ -79,7 +79,7 @@ def test_all_exhausted_gives_each_corpus_once_at_least_and_first_exhausted_at_mo
     assert most.shares == least.shares == {"large": 0.5, "small": 0.5}
 
 
-def test_neighbours_come_from_different_sources():
+def test_neighbors_come_from_different_sources():
     lengths = {"a": np.full(50, 10), "b": np.full(50, 10)}
     source = mix(lengths, {"a": 0.5, "b": 0.5}).source
     assert (source[1:] != source[:-1]).all()
@@ -88,7 +88,7 @@ def test_neighbours_come_from_different_sources():
     assert not any((source[k : k + 4] == source[k]).all() for k in range(len(source) - 4))
 
 
-def test_documents_are_shuffled_anew_in_each_epoch_and_by_each_seed():
+def test_documents_are_shuffled_differently_in_each_epoch_and_for_each_seed():
     lengths = {"a": np.full(50, 10)}
     epochs = mix(lengths, {"a": 1.0}, epochs={"a": 2}).document
     assert epochs[:50].tolist() != epochs[50:].tolist()

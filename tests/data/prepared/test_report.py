@@ -89,7 +89,7 @@ def page(**changed) -> Page:
 
 @pytest.mark.parametrize("task", ["pretrain", "text"])
 @pytest.mark.parametrize("change", [{}, {"mixture": None}, {"filters": {}}])
-def test_it_is_whole_and_nothing_in_it_acts_or_is_fetched(task, change):
+def test_the_page_is_complete_without_scripts_or_requests(task, change):
     row = {"row": packed_row(), "pieces": [EVIL] * 15} if task == "pretrain" else {"row": None, "pieces": None}
     found = page(manifest=manifest(task, **change), **row)
     tags = {tag for tag, _ in found.tags}
@@ -100,7 +100,7 @@ def test_it_is_whole_and_nothing_in_it_acts_or_is_fetched(task, change):
     assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
 
 
-def test_what_comes_from_data_is_shown_as_text():
+def test_data_are_escaped_in_the_page():
     found = page()
     shown = EVIL.replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
     assert found.text.count(shown) >= 6  # heading, title, filter, example, reason, corpus, piece
@@ -129,7 +129,7 @@ def test_a_histogram_counts_every_document(lengths):
     assert f"median {np.median(np.maximum(lengths, 1)):,.0f}" in text and "max_length 16" in text and "95 %" in text
 
 
-def test_documents_of_a_row_have_their_own_tints_and_unasked_positions_are_marked():
+def test_each_document_of_a_row_has_its_tint_and_positions_without_target_are_marked():
     found, row = page(), packed_row()
     hues = [tag["style"] for tag in found.all("div") if tag.get("style", "").startswith("--hue")]
     assert len(hues) == len(set(hues)) == 3
@@ -139,7 +139,7 @@ def test_documents_of_a_row_have_their_own_tints_and_unasked_positions_are_marke
     assert len(found.all("s")) == 3 and "15 of 16 positions are filled" in found.text
 
 
-def test_a_row_of_a_window_is_one_stretch_and_a_piece_says_that_it_goes_on():
+def test_a_window_is_one_block_and_a_cut_document_is_marked_as_continued():
     window = {"input_ids": np.arange(4), "shift_labels": np.array([1, IGNORED, 3, 4])}
     found = page(row=window, pieces=list("abcd"))
     assert (
@@ -156,7 +156,7 @@ def test_a_figure_that_rounds_up_takes_the_next_unit():
     assert {"1 GB", "1 M"} <= {*page(manifest=facts).texts}
 
 
-def test_text_rows_are_measured_in_bytes_and_what_is_not_given_is_left_out():
+def test_text_rows_are_measured_in_bytes_and_missing_values_are_left_out():
     text = page(manifest=manifest("text", mixture=None), row=None, pieces=None).text
     assert "bytes in a document" in text and "per token" not in text
     assert "Mixture" not in text and "One row" not in text and "max_length" not in text

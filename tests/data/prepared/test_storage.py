@@ -32,7 +32,7 @@ def written(rows: list[dict], folder, vocab_size: int = 50_000, parts: int = 1) 
     assert sum(part.rows for part in made) == len(rows)
     assert sum(part.tokens for part in made) == sum(len(row["input_ids"]) for row in rows)
     asked = sum(int((row["shift_labels"] != IGNORED).sum()) for row in rows)
-    assert sum(part.asked for part in made) == asked
+    assert sum(part.targets for part in made) == asked
     return PreparedRows(folder, asked)
 
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     parts=st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=50)
-def test_packed_rows_come_back_as_they_were(folder, lengths, max_length, pack, parts):
+def test_packed_rows_are_restored_exactly(folder, lengths, max_length, pack, parts):
     ids = np.arange(sum(lengths), dtype=np.uint16)
     rows = PackedRows(ids, np.cumsum(lengths), max_length, pack=pack)
     every = [rows[k] for k in range(len(rows))]
@@ -65,7 +65,7 @@ def test_packed_rows_come_back_as_they_were(folder, lengths, max_length, pack, p
     overlap=st.sampled_from(["ask", "context"]),
 )
 @settings(deadline=None, max_examples=50)
-def test_windows_come_back_as_they_were(folder, n, max_length, stride, overlap):
+def test_windows_are_restored_exactly(folder, n, max_length, stride, overlap):
     windows = Windows(np.arange(n), max_length, stride, overlap)
     every = [windows[k] for k in range(len(windows))]
     back = written(every, folder)
@@ -74,7 +74,7 @@ def test_windows_come_back_as_they_were(folder, n, max_length, stride, overlap):
 
 @given(asked=st.lists(st.lists(st.booleans(), min_size=1, max_size=20), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=50)
-def test_any_choice_of_asked_positions_comes_back(folder, asked):
+def test_any_choice_of_target_positions_is_restored(folder, asked):
     rows = []
     for choice in asked:
         ids = np.arange(len(choice) + 1)
@@ -104,7 +104,7 @@ def test_the_hash_is_of_the_rows_and_changes_with_any_of_them(tmp_path):
     assert write_part(rows, file, 100).sha256 != first
 
 
-def test_rows_travel_to_a_data_worker_as_their_folder(tmp_path):
+def test_rows_are_pickled_as_their_folder(tmp_path):
     windows = Windows(np.arange(20), 8)
     rows = written([windows[k] for k in range(len(windows))], tmp_path)
     assert len(pickle.dumps(rows)) < 1000
@@ -147,7 +147,7 @@ def lists(values: list[list[int]], kind: pa.DataType) -> pa.Array:
         ({"asked": None}, "asked"),
     ],
 )
-def test_a_value_that_no_row_has_is_named(changes, message, tmp_path):
+def test_an_invalid_value_is_named_in_the_error(changes, message, tmp_path):
     packed(tmp_path)
     file = tmp_path / "part-00000.arrow"
     table = read_table(file)
@@ -193,7 +193,7 @@ def manifest():
     return make_manifest("pretrain", [], {"train": facts}, {"empty": {"in": 3, "removed": 1}}, mixture, files, **how)
 
 
-def test_a_changed_byte_of_a_manifest_is_noticed_or_says_the_same(manifest, tmp_path):
+def test_a_changed_byte_of_a_manifest_is_detected_or_has_no_effect(manifest, tmp_path):
     content = manifest_text(manifest).encode()
     file = tmp_path / "manifest.json"
     file.write_bytes(content)

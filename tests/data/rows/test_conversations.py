@@ -73,7 +73,7 @@ def answers_of(messages, prompt_format: str) -> list[str]:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(messages=conversations(), prompt_format=st.sampled_from([*FORMATS]))
-def test_asked_tokens_decode_to_the_answers_and_what_closes_them(messages, prompt_format):
+def test_target_tokens_decode_to_the_answers_and_their_end_tokens(messages, prompt_format):
     tokenizer = TOKENIZERS(prompt_format)
     ids, asked = encode_messages(tokenizer, messages)
     said = tokenizer.decode([id for id, is_asked in zip(ids, asked, strict=True) if is_asked])
@@ -88,7 +88,7 @@ def test_asked_tokens_decode_to_the_answers_and_what_closes_them(messages, promp
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(messages=conversations(), prompt_format=st.sampled_from([*FORMATS]))
-def test_a_prompt_is_what_stands_before_the_answer_in_training(messages, prompt_format):
+def test_a_prompt_equals_the_training_text_before_the_answer(messages, prompt_format):
     tokenizer = TOKENIZERS(prompt_format)
     ids, asked = encode_messages(tokenizer, messages)
     prompt = encode_prompt(tokenizer, messages)
@@ -99,7 +99,7 @@ def test_a_prompt_is_what_stands_before_the_answer_in_training(messages, prompt_
 
 
 @pytest.mark.parametrize("prompt_format", [*FORMATS])
-def test_transformers_asks_the_same_of_the_instructions_of_a_book(prompt_format, data):
+def test_transformers_marks_the_same_targets_in_the_instructions_of_a_book(prompt_format, data):
     rows, _ = read_conversations(json.loads((data / "instruction-data.json").read_text())[:60])
     rows.append([{"role": "system", "content": "Be brief."}, *rows[0], *rows[1]])
     tokenizer = TOKENIZERS(prompt_format)
@@ -113,7 +113,7 @@ def test_transformers_asks_the_same_of_the_instructions_of_a_book(prompt_format,
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "word", "char"])
 @pytest.mark.parametrize("prompt_format", ["alpaca", "chatml", "phi3"])
-def test_every_kind_of_tokenizer_asks_as_transformers_does(prompt_format, kind):
+def test_every_kind_of_tokenizer_has_the_targets_of_transformers(prompt_format, kind):
     tokenizer = tokenizer_of(prompt_format, kind)
     messages = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "the sea is wide."}] * 2
     theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
@@ -149,7 +149,7 @@ def test_alpaca_is_written_as_its_authors_write_it():
     blank=st.text(alphabet=" \n\t", max_size=3),
     tool=st.sampled_from([encode_messages, encode_prompt, lambda _, messages: read_messages({"messages": messages})]),
 )
-def test_an_empty_system_message_is_none_in_every_format(messages, prompt_format, blank, tool):
+def test_an_empty_system_message_is_ignored_in_every_format(messages, prompt_format, blank, tool):
     tokenizer, messages = TOKENIZERS(prompt_format), [each for each in messages if each["role"] != "system"]
     assert tool(tokenizer, [{"role": "system", "content": blank}, *messages]) == tool(tokenizer, messages)
 
@@ -168,7 +168,7 @@ def learned(row) -> list[int]:
     max_length=st.integers(1, 200),
     pack=st.booleans(),
 )
-def test_truncation_keeps_an_answers_start_and_counts_what_it_does(some, prompt_format, max_length, pack):
+def test_truncation_keeps_an_answers_start_and_is_counted(some, prompt_format, max_length, pack):
     encoded = encode_conversations(TOKENIZERS(prompt_format), some)
     wanted = [  # an asked token can be learned wherever the token before it is inside
         [id for id, is_asked in list(zip(ids, asked, strict=True))[1 : max_length + 1] if is_asked]
@@ -183,7 +183,7 @@ def test_truncation_keeps_an_answers_start_and_counts_what_it_does(some, prompt_
     assert rows.cut == sum(len(encoded[k][0]) > max_length + 1 for k in rows.kept)
     assert all(len(rows[k]["input_ids"]) == rows.lengths[k] <= max_length for k in range(len(rows)))
     found = sorted(id for k in range(len(rows)) for id in learned(rows[k]))
-    assert found == sorted(id for ids in wanted for id in ids) and len(found) == rows.asked
+    assert found == sorted(id for ids in wanted for id in ids) and len(found) == rows.targets
     if not pack:
         assert [learned(rows[k]) for k in range(len(rows))] == [wanted[k] for k in rows.kept]
 
@@ -200,7 +200,7 @@ def test_every_target_is_the_next_token_and_the_first_eos_is_learned_and_padding
         assert row[: n - 1].tolist() == ids[:-1] and labels[n - 2] == tokenizer.eos_token_id
         assert (labels[n - 1 :] == -100).all() and (row[n - 1 :] == tokenizer.pad_token_id).all()
         assert all(label in (-100, following) for label, following in zip(labels.tolist(), ids[1:], strict=False))
-    assert rows.asked == sum(asked.count(True) for _, asked in encoded)
+    assert rows.targets == sum(asked.count(True) for _, asked in encoded)
     assert count_asked_bytes(tokenizer, rows) == 3 * len("Well.")
 
 
@@ -242,12 +242,12 @@ def test_answers_do_not_depend_on_the_batch():
     assert alone[0] == tokenizer.decode(logits.argmax(-1)) and all(alone)
 
 
-def test_a_preview_shows_what_is_asked():
+def test_a_preview_marks_the_targets():
     tokenizer = TOKENIZERS("chatml")
     ids, asked = encode_messages(tokenizer, read_messages({"prompt": "Well?", "completion": "Sea."}))
     begin = "<|im_start|>user\nWell?<|im_end|>\n<|im_start|>assistant\n"
-    assert show_asked(tokenizer, ids, asked, colour=False) == f"{begin}[[Sea.<|im_end|>]]\n"
-    assert show_asked(tokenizer, ids, asked, colour=True) == f"{begin}\x1b[32mSea.<|im_end|>\x1b[0m\n"
+    assert show_asked(tokenizer, ids, asked, color=False) == f"{begin}[[Sea.<|im_end|>]]\n"
+    assert show_asked(tokenizer, ids, asked, color=True) == f"{begin}\x1b[32mSea.<|im_end|>\x1b[0m\n"
 
 
 # --- Reading -----------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ ALIEN = [
 
 
 @pytest.mark.parametrize(("row", "ask", "say"), ALIEN)
-def test_what_changes_an_answer_and_cannot_be_learned_is_refused_by_name(row, ask, say):
+def test_unsupported_keys_are_refused_by_name(row, ask, say):
     messages = [{**ASK, **ask}, {**SAY, **say}]
     (key, *_) = [*row, *ask, *say]
     pair = {"chosen": messages, "rejected": [messages[0], {**SAY, "content": "No."}]}
@@ -297,7 +297,7 @@ def test_what_changes_an_answer_and_cannot_be_learned_is_refused_by_name(row, as
             read([good, {**row, **keys}])
 
 
-def test_keys_that_carry_nothing_and_those_of_a_row_itself_are_not_looked_at():
+def test_empty_keys_and_other_columns_of_a_row_are_ignored():
     for nothing in NOTHING:
         row = {"tools": nothing, "id": "a", "source": "sea", "timestamp": 3, "score": 0.0, "reasoning": "It is wide."}
         said = {**SAY, "tool_calls": nothing, "weight": 1, "id": 3, "name": "x"}
@@ -334,12 +334,12 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("message", BAD_ROWS)
-def test_a_row_that_is_none_is_named(message):
+def test_an_invalid_row_is_named(message):
     with pytest.raises(ValueError, match=f"Row 2: .*{message}"):
         read_conversations([{"messages": [ASK, SAY]}, BAD_ROWS[message]])
 
 
-def test_empty_answers_are_told_apart_and_rows_without_any_refused():
+def test_empty_answers_are_counted_and_rows_without_any_answer_refused():
     row = {"instruction": "Well?", "output": " \n"}
     with pytest.raises(EmptyAnswer, match="the assistant's message is empty"):
         read_messages(row)
@@ -350,7 +350,7 @@ def test_empty_answers_are_told_apart_and_rows_without_any_refused():
 # --- The format that is kept -------------------------------------------------------------------------------------
 
 
-def test_what_was_trained_with_is_used_and_another_format_is_refused():
+def test_the_training_format_is_used_and_another_is_refused():
     tokenizer = tokenizer_of("chatml")
     assert choose_format(tokenizer) == choose_format(tokenizer, "tokenizer") == "chatml"
     for call in (lambda: encode_messages(tokenizer, [ASK, SAY], "alpaca"), lambda: template_of(tokenizer, "phi3")):
@@ -366,7 +366,7 @@ def test_what_was_trained_with_is_used_and_another_format_is_refused():
         choose_format(tokenizer, "llama")
 
 
-def test_a_format_brings_its_tokens_and_what_ends_an_answer_is_eos(tmp_path):
+def test_a_format_adds_its_tokens_and_its_end_token_becomes_eos(tmp_path):
     tokenizer = tokenizer_of(None)
     model = tiny_model(vocab_size=len(tokenizer))
     before = model.get_input_embeddings().weight.clone()
@@ -393,7 +393,7 @@ BAD_TEMPLATES = {
 
 
 @pytest.mark.parametrize("message", BAD_TEMPLATES)
-def test_a_template_that_cannot_be_trained_with_is_one_clear_line(message):
+def test_an_unusable_template_is_a_one_line_error(message):
     tokenizer = train_tokenizer(TEXTS, 400, chat_template="chatml")
     tokenizer.chat_template = BAD_TEMPLATES[message]
     with pytest.raises(ValueError, match=message):

@@ -92,13 +92,13 @@ def test_undersampling_leaves_as_many_of_each_class_and_is_a_function_of_the_see
     assert chosen.tolist() == undersample(labels, 0).tolist() != undersample(labels, 1).tolist()
 
 
-def test_weights_count_each_class_alike_and_each_row_one_on_average():
+def test_class_weights_balance_the_classes_and_average_one_per_row():
     labels = numbered(ham=90, spam=10).labels
     ham, spam = class_weights(labels)
     assert 90 * ham == pytest.approx(10 * spam) and 90 * ham + 10 * spam == pytest.approx(100)
 
 
-def test_of_equal_texts_the_first_stays():
+def test_the_first_of_equal_texts_is_kept():
     assert distinct_rows(["b", "a", "b", "c", "a"]).tolist() == [0, 1, 3]
 
 
@@ -140,7 +140,7 @@ def test_a_data_set_that_names_its_classes_decides_their_order_and_keeps_those_w
     assert {*split_examples(some)} == {"train", "validation", "test"}
 
 
-def test_only_what_is_absent_is_no_label():
+def test_only_absent_values_are_refused_as_labels():
     labels = ["nan", "NaN", "3.1", "3.10", "007", "7", "None"]
     assert read_examples([f"t{n}" for n in range(7)], labels).labels == labels
 
@@ -174,7 +174,7 @@ def test_labels_that_match_no_class_or_become_one_are_named(labels, known, messa
         match_labels(Examples(["x"] * len(labels), labels), known, has_many=False)
 
 
-def test_rows_of_another_set_are_told_by_their_text():
+def test_rows_of_another_data_set_are_recognized_by_their_text():
     assert rows_not_in(["a  b", "c", "a b ", "d"], ["a b", "d"]) == [1]
 
 
@@ -198,7 +198,7 @@ def test_rows_hold_ids_and_labels_and_count_what_is_cut():
     assert collate_labelled([*several])["labels"].tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
-def test_the_hash_sees_ids_and_labels():
+def test_the_hash_depends_on_ids_and_labels():
     def digest(texts, labels):
         return LabelledRows(Examples(texts, labels), letters, {"x": 0, "y": 1}, 9).facts()["sha256"]
 
@@ -251,13 +251,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_columns_are_one_clear_line(case):
+def test_bad_columns_are_one_line_errors(case):
     texts, labels, options, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         read_examples(texts, labels, **options)
 
 
-def test_bad_splits_and_labels_are_one_clear_line():
+def test_bad_splits_and_labels_are_one_line_errors():
     with pytest.raises(ValueError, match=r"Class 'b' has 2 distinct text\(s\), and there are 3 splits"):
         split_examples(Examples(["x", "y", "z", "1", "2", "1 "], ["a", "a", "a", "b", "b", "b"]))
     with pytest.raises(ValueError, match="leave nothing to train on"):

@@ -24,7 +24,7 @@ def joined(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 @given(lengths=documents, max_length=st.integers(1, 16), pack=st.booleans())
 @settings(deadline=None)
-def test_tokens_are_conserved_and_each_but_a_documents_first_is_asked_once(lengths, max_length, pack):
+def test_no_token_is_lost_and_each_except_a_documents_first_is_a_target_once(lengths, max_length, pack):
     ids, ends = joined(lengths)
     rows = PackedRows(ids, ends, max_length, pack=pack)
     every = [rows[k] for k in range(len(rows))]

@@ -44,7 +44,7 @@ WHOLE = {"chosen": PAIR.chosen, "rejected": PAIR.rejected, "score_chosen": 8.0}
         {"instruction": "Well?", "input": "", "output": "Well.", **ANSWERS},
     ],
 )
-def test_every_form_of_a_pair_says_the_same(row):
+def test_every_form_of_a_pair_is_read_alike(row):
     assert read_preferences([row]) == ([PAIR], {"empty": 0, "equal": 0})
     assert read_preferences([row], judged=True)[0] == [Judged(PAIR.chosen, True), Judged(PAIR.rejected, False)]
 
@@ -56,7 +56,7 @@ def test_an_input_follows_its_instruction_and_a_judged_answer_keeps_its_label():
     assert read_preferences([row], judged=True)[0] == [Judged(PAIR.rejected, False)]
 
 
-def test_what_teaches_nothing_is_left_out_and_counted():
+def test_rows_with_nothing_to_learn_are_left_out_and_counted():
     good = {"prompt": "Well?", **ANSWERS}
     equal, empty = {"prompt": "a", "chosen": "b", "rejected": " b\n"}, {"prompt": "a", "chosen": "b", "rejected": " "}
     assert read_preferences([equal, good, empty, equal]) == ([PAIR], {"empty": 1, "equal": 2})
@@ -75,7 +75,7 @@ def test_what_teaches_nothing_is_left_out_and_counted():
         ({"chosen": PAIR.chosen[::-1], "rejected": PAIR.rejected}, "Row 2: the role 'assistant' comes first"),
     ],
 )
-def test_a_row_that_cannot_be_meant_is_named(row, message):
+def test_an_invalid_row_is_named(row, message):
     with pytest.raises(ValueError, match=message):
         read_preferences([{"prompt": "Well?", **ANSWERS}, row])
 
@@ -114,7 +114,7 @@ def asked_text(tokenizer, row) -> str:
 
 
 @pytest.mark.parametrize("prompt_format", ["alpaca", "chatml", "phi3", "plain"])
-def test_asked_is_the_last_answer_and_what_ends_it(prompt_format):
+def test_only_the_last_answer_and_its_end_token_are_targets(prompt_format):
     tokenizer = with_format(prompt_format)
     rows = PreferenceRows(PAIRS, partial(encode_conversations, tokenizer), 512)
     for k, pair in enumerate(PAIRS):
@@ -127,7 +127,7 @@ def test_asked_is_the_last_answer_and_what_ends_it(prompt_format):
     assert np.array_equal(one[:same], other[:same])
 
 
-def test_what_is_too_long_keeps_the_answers_start_and_is_counted():
+def test_too_long_rows_keep_the_answers_start_and_are_counted():
     whole = PreferenceRows(PAIRS, ENCODE, 512)
     starts = [int(np.flatnonzero(row["shift_labels"] != -100)[0]) for row in whole.pairs[0]]
     rows = PreferenceRows(PAIRS, ENCODE, starts[0] + 3)
@@ -140,7 +140,7 @@ def test_what_is_too_long_keeps_the_answers_start_and_is_counted():
         PreferenceRows(PAIRS, ENCODE, 3)
 
 
-def test_a_judged_answer_stands_beside_its_prompt_with_anothers_answer():
+def test_a_judged_answer_is_paired_with_an_answer_to_another_prompt():
     items = [Judged([user(f"Is {n} calm?"), model(f"No {n}.")], n % 2 == 0) for n in range(7)]
     rows = PreferenceRows(items, ENCODE, 512, seed=3)
     texts = [[TOKENIZER.decode(row["input_ids"]) for row in rows[k]["answers"]] for k in range(7)]

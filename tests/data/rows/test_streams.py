@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratch_gpt.data.rows.streams import BLOCK, TokenLanes
-from scratch_gpt.train.batches import Share, StreamedSteps
+from scratch_gpt.train.batches import BatchLayout, StreamedSteps
 
 
 T = 5
@@ -18,12 +18,14 @@ def read(shard, start):
 
 
 def lanes(count, shards=3, seed=0):
-    encode = lambda texts: [[int(text)] * (1 + int(text) % 3) for text in texts]  # noqa: E731
+    def encode(texts):
+        return [[int(text)] * (1 + int(text) % 3) for text in texts]
+
     return TokenLanes(read, shards, encode, eos_token_id=9999, max_length=T, lanes=count, seed=seed)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_an_epoch_of_all_lanes_asks_every_document_once(count):
+def test_an_epoch_over_all_lanes_has_every_document_once(count):
     seen = []
     for lane in range(count):
         stream, own = lanes(count), []
@@ -39,7 +41,7 @@ def test_an_epoch_of_all_lanes_asks_every_document_once(count):
 
 
 @pytest.mark.parametrize("count", [2, 6])
-def test_a_cursor_is_enough_to_go_on(count):
+def test_windows_continue_exactly_from_a_cursor(count):
     for lane in range(count):
         rows = list(islice(lanes(count).rows(lane), 300))
         for k in (0, 1, 57, 130, 298):
@@ -63,7 +65,7 @@ def test_a_step_has_the_same_rows_on_any_number_of_processes(cut):
     def steps(batch_size, accumulation, processes):
         found = []
         for rank in range(processes):
-            source = StreamedSteps(lanes(6), collate, Share(batch_size, accumulation, processes, rank))
+            source = StreamedSteps(lanes(6), collate, BatchLayout(batch_size, accumulation, processes, rank))
             found.append([step.micro_batches for step in source.loader(4, workers=0, pin_memory=False)])
         rows = [
             [r for parts in (f[n] for f in found) for b, _ in parts for r in b["input_ids"].tolist()] for n in range(4)
@@ -75,6 +77,6 @@ def test_a_step_has_the_same_rows_on_any_number_of_processes(cut):
 
 def test_lanes_that_cannot_be_shared_or_have_nothing_are_said():
     with pytest.raises(ValueError, match="6 stream lanes cannot be shared by 4 processes"):
-        StreamedSteps(lanes(6), None, Share(1, 1, 4, 0))
+        StreamedSteps(lanes(6), None, BatchLayout(1, 1, 4, 0))
     with pytest.raises(ValueError, match="Lane 12 of 13 has no documents"):
         next(lanes(13).rows(12))

@@ -41,7 +41,7 @@ def test_joined_at_stride_max_length_windows_are_the_stream(ids, max_length):
 
 @given(ids=streams, max_length=lengths, stride=lengths)
 @settings(deadline=None)
-def test_every_label_is_the_next_token_and_context_is_asked_once(ids, max_length, stride):
+def test_every_label_is_the_next_token_and_context_is_a_target_once(ids, max_length, stride):
     windows = Windows(ids, max_length, stride, overlap="context")
     for k in range(len(windows)):
         row = windows[k]
@@ -57,7 +57,7 @@ def test_every_label_is_the_next_token_and_context_is_asked_once(ids, max_length
 
 @given(ids=streams, max_length=lengths, stride=lengths)
 @settings(deadline=None)
-def test_overlapping_windows_ask_every_token(ids, max_length, stride):
+def test_every_token_is_a_target_in_overlapping_windows(ids, max_length, stride):
     if stride <= max_length:
         assert set(asked(Windows(ids, max_length, stride))) == set(range(1, len(ids)))
 
@@ -108,7 +108,7 @@ def test_a_split_without_one_full_window_says_how_many_tokens_it_takes():
         require_full_window(np.arange(4), 4, "validation")
 
 
-def test_short_rows_are_filled_with_positions_that_ask_nothing():
+def test_short_rows_are_padded_with_positions_without_target():
     windows = Windows(np.arange(10, 17), 4)
     batch = collate_rows([windows[0], windows[1]], pad_token_id=1, length=4)
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13], [14, 15, 1, 1]]
@@ -176,7 +176,7 @@ def test_another_column_is_chosen_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"body": "x"}\n', "no column 'text', only body. Choose with --text-column"),
+        ("a.jsonl", '{"body": "x"}\n', "no column 'text', only body. Choose another text_column"),
         ("a.jsonl", '{"text": 3}\n', "not text"),
         ("a.jsonl", '{"text": ""}\n', "no text"),
         ("a.jsonl", "{nonsense", "cannot be read as json"),
@@ -187,14 +187,14 @@ def test_another_column_is_chosen_by_name(tmp_path):
         ("none.txt", "", "no text"),
     ],
 )
-def test_bad_sources_are_one_clear_line(name, content, message, tmp_path):
+def test_bad_sources_are_one_line_errors(name, content, message, tmp_path):
     file = str(tmp_path / name) if content is None else write(tmp_path, name, content)
     with pytest.raises(ValueError, match=message) as caught:
         open_documents(file)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unreachable_hub_dataset_is_one_clear_line():
+def test_an_unreachable_hub_dataset_is_a_one_line_error():
     with pytest.raises(ValueError, match=r"as a Hub dataset it could not be opened.*python-docs") as caught:
         open_documents("nobody/no-such-dataset")
     assert "\n" not in str(caught.value)
@@ -207,9 +207,9 @@ def test_the_embedded_default_is_english_prose_without_a_download():
     assert any("iterable" in text for text in documents["text"][:])
 
 
-def test_a_python_without_sources_names_dataset(monkeypatch, tmp_path):
+def test_a_python_without_sources_asks_for_a_dataset(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match="--dataset"):
+    with pytest.raises(ValueError, match="dataset of your own"):
         open_documents()
 
 
@@ -258,7 +258,7 @@ def test_documents_end_in_eos_and_bytes_are_counted(tmp_path):
 
 @given(n=st.integers(1, 40), place=st.integers(0, 1000), most=st.integers(1, 3))
 @settings(deadline=None)
-def test_masked_inputs_change_one_to_three_tokens_and_nothing_that_is_asked(n, place, most):
+def test_masked_inputs_change_one_to_three_tokens_and_no_target(n, place, most):
     row = {"input_ids": np.arange(5, 5 + n), "shift_labels": np.arange(6, 6 + n)}
     masked = mask_inputs(row, place, mask_token_id=0, most=most, seed=7)
     changed = np.flatnonzero(masked["input_ids"] != row["input_ids"])
@@ -269,7 +269,7 @@ def test_masked_inputs_change_one_to_three_tokens_and_nothing_that_is_asked(n, p
     assert row["input_ids"].tolist() == list(range(5, 5 + n))  # the row itself is left as it is
 
 
-def test_a_row_is_masked_anew_at_each_place():
+def test_a_row_is_masked_differently_at_each_place():
     row = {"input_ids": np.arange(5, 45), "shift_labels": np.arange(6, 46)}
     found = {tuple(mask_inputs(row, place, mask_token_id=0)["input_ids"]) for place in range(20)}
     assert len(found) > 15

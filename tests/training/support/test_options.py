@@ -267,3 +267,26 @@ def test_the_size_that_is_the_default_is_no_change(tmp_path, capsys):
     assert re.search(r"Vocabulary: 2\d\d tokens instead of 4,096: the text yields no more", capsys.readouterr().out)
     prepare.main([*words, "--vocab-size", "4096"])
     assert "is prepared already" in capsys.readouterr().out
+
+
+# --- Groups ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_field_is_in_one_group_that_help_prints(name, capsys):
+    groups = command_line.group_fields(KINDS[name])
+    assert sorted(sum(groups.values(), [])) == sorted(item.name for item in fields(KINDS[name]))
+    with pytest.raises(SystemExit):
+        command_line.parse(KINDS[name], ["--help"])
+    text = capsys.readouterr().out
+    positions = [text.index(f"\n{title}:\n") for title in groups]
+    for start, end, names in zip(positions, [*positions[1:], len(text)], groups.values(), strict=True):
+        printed = re.findall(r"^  --(\w+)", text[start:end], re.MULTILINE)
+        assert [field for field in printed if not field.startswith("no_")] == names
+
+
+def test_a_training_recipe_has_the_shared_groups_and_its_own():
+    shared = ["Data source", "Splits, tokenizer and rows", "Model and fine-tuning", "Optimization"]
+    shared += ["Evaluation and output", "Launch"]
+    for name, own in {"pretrain": "Pretraining", "classify": "Classification", "prefer": "Preference tuning"}.items():
+        assert [*command_line.group_fields(KINDS[name])] == [*shared, own]

@@ -21,9 +21,10 @@ from scratch_gpt.evaluation.classification import (
 from scratch_gpt.runs.evaluation_file import Measured
 from scratch_gpt.tokenization.tokenizer import check_vocabulary, encode_batch, load_tokenizer
 from scratch_gpt.train.accelerator import make_accelerator
-from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import shown
+from scratch_gpt_training.support.options import dataset_location
 from scratch_gpt_training.support.run.output_dir import set_name
 
 
@@ -85,7 +86,7 @@ def batches_of(classifier: Classifier, rows: Sequence[dict[str, Any]], batch_siz
     collate = partial(
         collate_labelled, pad_token_id=classifier.tokenizer.pad_token_id or 0, max_length=classifier.max_length
     )  # any id fills: the mask tells
-    return evaluation_batches(rows, collate, Share(batch_size), classifier.device)
+    return evaluation_batches(rows, collate, BatchLayout(batch_size), classifier.device)
 
 
 def predicted_lines(
@@ -93,13 +94,13 @@ def predicted_lines(
 ) -> Iterator[str]:
     """What the classifier says of each row, as JSON; `texts` are the rows', `labels` what is known of them."""
     batches = (batch for batch, _ in batches_of(classifier, rows, batch_size))
-    found = classify_batches(classifier.model, batches, classifier.has_many)
-    return prediction_lines(texts, found, classifier.names, classifier.has_many, labels)
+    scores = classify_batches(classifier.model, batches, classifier.has_many)
+    return prediction_lines(texts, scores, classifier.names, classifier.has_many, labels)
 
 
 def measure_labelled(run: Any, classifier: Classifier) -> Measured:
     """A classifier's metrics and tables on --dataset; leaves NAME-predictions.jsonl."""
-    where = run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
+    where = dataset_location(run)
     examples, source, notices = open_labelled(run, where, run.text_column, least=1)
     for notice in notices:
         print(shown(notice))

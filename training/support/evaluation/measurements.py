@@ -36,11 +36,12 @@ from scratch_gpt.runs.evaluation_file import Measured
 from scratch_gpt.tokenization.chat_templates import choose_format
 from scratch_gpt.tokenization.tokenizer import check_vocabulary, encode_batch, end_of_text_id, load_tokenizer
 from scratch_gpt.train.accelerator import make_accelerator
-from scratch_gpt.train.batches import Share, evaluation_batches
+from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import read_json, shown
 from scratch_gpt.utils.loading import find_file
+from scratch_gpt_training.support.options import dataset_location
 from scratch_gpt_training.support.run.output_dir import relative, set_name
 
 
@@ -64,10 +65,10 @@ def load(run: Any, name: str, revision: str | None = None) -> Subject:
     check_vocabulary(tokenizer, model.config.vocab_size)
     limit = model.config.max_position_embeddings
     if run.max_length is not None and run.max_length > limit:
-        raise ValueError(f"max_length {run.max_length} is more than the context of {name}, {limit} tokens.")
+        raise ValueError(f"--max-length {run.max_length} is more than the context of {name}, {limit} tokens.")
     max_length = run.max_length or limit
     if run.stride is not None and run.stride > max_length:
-        raise ValueError(f"stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
+        raise ValueError(f"--stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
     return Subject(relative(name), model, tokenizer, max_length, device)
 
 
@@ -84,7 +85,7 @@ def is_classifier(name: str, revision: str | None) -> bool:
 
 def source_of(run: Any, path: str) -> tuple:
     """What `open_rows` takes of a set: config, split and revision hold for all that are not plain files."""
-    return path, run.dataset_config, run.dataset_split, run.dataset_revision
+    return path, *dataset_location(run)[1:]
 
 
 def open_set(run: Any, path: str, columns: Columns) -> tuple[Any, dict[str, Any]]:
@@ -114,12 +115,12 @@ def measure_all(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
     if run.ifeval is not None:
         yield set_name(run.ifeval), measure_constraints(run, subject)
     if run.questions is not None:
-        made, name = answer_set(run, subject), set_name(run.questions)
-        yield name, measure_answers(run, made)
+        answers, name = make_answer_set(run, subject), set_name(run.questions)
+        yield name, measure_answers(run, answers)
         if run.judge_url is not None:
-            yield f"{name}/judge", measure_judged(run, made)
+            yield f"{name}/judge", measure_judged(run, answers)
         if run.compare:
-            yield f"{name}/compare", measure_compared(run, subject, made)
+            yield f"{name}/compare", measure_compared(run, subject, answers)
 
 
 # --- By likelihood -----------------------------------------------------------------------------------------------
@@ -147,14 +148,14 @@ def text_batches(run: Any, subject: Subject) -> tuple[Iterable, dict[str, Any]]:
         "joiner": "EOS after each document" if run.joiner is None else run.joiner,
         "sha256": stream.sha256,
     }
-    return evaluation_batches(windows, collate_rows, Share(run.batch_size), subject.device), protocol
+    return evaluation_batches(windows, collate_rows, BatchLayout(run.batch_size), subject.device), protocol
 
 
 def measure_text(run: Any, subject: Subject) -> Measured:
     """Loss, perplexity and bits per byte of all documents."""
-    batches, how = text_batches(run, subject)
+    batches, details = text_batches(run, subject)
     loss = mean_losses(subject.model, batches, causal_lm)["loss"]
-    return Measured({"kind": "text", **how}, language_metrics(loss, how["tokens"] / how["bytes"]))
+    return Measured({"kind": "text", **details}, language_metrics(loss, details["tokens"] / details["bytes"]))
 
 
 def measure_choices(run: Any, subject: Subject, file: str) -> Measured:
@@ -162,18 +163,18 @@ def measure_choices(run: Any, subject: Subject, file: str) -> Measured:
     rows, source = open_set(run, file, CHOICES)
     tasks = read_choices(rows)
     pairs = choice_pairs(tasks)
-    found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
+    scores = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
     protocol = {"kind": "multiple choice", "source": source, "rows": len(tasks)}
-    return Measured({**protocol, "max_length": subject.max_length}, choice_metrics(tasks, found))
+    return Measured({**protocol, "max_length": subject.max_length}, choice_metrics(tasks, scores))
 
 
 def measure_last_words(run: Any, subject: Subject, file: str) -> Measured:
     """Accuracy and perplexity of the last words of a file of texts."""
     rows, source = open_set(run, file, LAST_WORDS)
     pairs = last_word_pairs(rows)
-    found = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
+    scores = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
     protocol = {"kind": "last word", "source": source, "rows": len(pairs)}
-    return Measured({**protocol, "max_length": subject.max_length}, last_word_metrics(found))
+    return Measured({**protocol, "max_length": subject.max_length}, last_word_metrics(scores))
 
 
 # --- By what it answers ------------------------------------------------------------------------------------------
@@ -197,101 +198,105 @@ def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[l
     """The answers to all conversations for each seed, and how they were made."""
     prompts = [encode_prompt(subject.tokenizer, messages, run.prompt_format) for messages in conversations]
     seeds = list(range(run.seed, run.seed + run.seeds)) if run.temperature > 0 else [run.seed]
-    how = {"max_new_tokens": run.max_new_tokens, "temperature": run.temperature}
-    make = partial(generate_answers, subject.model, subject.tokenizer, prompts, batch_size=run.batch_size, **how)
-    drawn = {"seeds": seeds, "batch_size": run.batch_size} if run.temperature > 0 else {}
+    decoding = {"max_new_tokens": run.max_new_tokens, "temperature": run.temperature}
+    make = partial(generate_answers, subject.model, subject.tokenizer, prompts, batch_size=run.batch_size, **decoding)
+    sampling = {"seeds": seeds, "batch_size": run.batch_size} if run.temperature > 0 else {}
     too_long = sum(len(prompt) > subject.model.config.max_position_embeddings for prompt in prompts)
-    kept = choose_format(subject.tokenizer, run.prompt_format)
-    protocol = {"prompt_format": kept, "prompts_beyond_the_context": too_long, **how, **drawn}
+    format_name = choose_format(subject.tokenizer, run.prompt_format)
+    protocol = {"prompt_format": format_name, "prompts_beyond_the_context": too_long, **decoding, **sampling}
     return [make(seed=seed) for seed in seeds], protocol
 
 
-def answer_set(run: Any, subject: Subject) -> AnswerSet:
+def make_answer_set(run: Any, subject: Subject) -> AnswerSet:
     """--questions, answered by a model."""
     rows, source = open_set(run, run.questions, CONVERSATIONS)
     conversations, empty = read_conversations(rows)
-    answers, how = answer(run, subject, conversations)
-    protocol = {"source": source, "rows": len(conversations), "empty_rows": len(empty), **how}
+    answers, details = answer(run, subject, conversations)
+    protocol = {"source": source, "rows": len(conversations), "empty_rows": len(empty), **details}
     references = [messages[-1]["content"] for messages in conversations]
     return AnswerSet([transcript(messages[:-1]) for messages in conversations], references, answers, protocol)
 
 
-def measure_answers(run: Any, made: AnswerSet) -> Measured:
+def measure_answers(run: Any, answer_set: AnswerSet) -> Measured:
     """Exact match and token F1 of answers; leaves them as lines and as a page."""
-    found = over_seeds([answer_metrics(each, made.references) for each in made.answers])
+    metrics = over_seeds([answer_metrics(texts, answer_set.references) for texts in answer_set.answers])
     rows = []
-    for n, (question, reference) in enumerate(zip(made.questions, made.references, strict=True)):
-        said = {who: each[n] for who, each in by_seed(run, made.answers).items()}
+    for n, (question, reference) in enumerate(zip(answer_set.questions, answer_set.references, strict=True)):
+        answer_of_seed = {name: texts[n] for name, texts in by_seed(run, answer_set.answers).items()}
         scores = {
-            who: f"{'exact, ' * exact_match(text, reference)}F1 {token_f1(text, reference):.2f}"
-            for who, text in said.items()
+            name: f"{'exact, ' * exact_match(text, reference)}F1 {token_f1(text, reference):.2f}"
+            for name, text in answer_of_seed.items()
         }
-        rows.append(Answered(question, reference, said, scores))
-    leave(run, set_name(run.questions), rows, found)
-    return Measured({"kind": "answers", **made.protocol}, found)
+        rows.append(Answered(question, reference, answer_of_seed, scores))
+    write_answers(run, set_name(run.questions), rows, metrics)
+    return Measured({"kind": "answers", **answer_set.protocol}, metrics)
 
 
 def measure_constraints(run: Any, subject: Subject) -> Measured:
     """IFEval's strict and loose accuracies; leaves the answers as lines and as a page."""
-    found, source = open_set(run, run.ifeval, CONSTRAINTS)
-    prompts = read_constraints(found)
-    answers, how = answer(run, subject, [[{"role": "user", "content": row["prompt"]}] for row in prompts])
-    kept = [keep_constraints(prompts, each) for each in answers]
-    found = over_seeds([constraint_metrics(each) for each in kept])
+    table, source = open_set(run, run.ifeval, CONSTRAINTS)
+    prompts = read_constraints(table)
+    answers, details = answer(run, subject, [[{"role": "user", "content": row["prompt"]}] for row in prompts])
+    results = [keep_constraints(prompts, texts) for texts in answers]
+    metrics = over_seeds([constraint_metrics(result) for result in results])
     rows = []
     for n, row in enumerate(prompts):
-        said = {who: each[n] for who, each in by_seed(run, answers).items()}
+        answer_of_seed = {name: texts[n] for name, texts in by_seed(run, answers).items()}
         notes = {}
-        for who, each in by_seed(run, kept).items():
-            pairs = zip(row["instruction_id_list"], each[n].strict, strict=True)
-            notes[who] = ", ".join(f"{name} {'kept' if well else 'broken'}" for name, well in pairs)
-        rows.append(Answered(row["prompt"], None, said, notes))
-    leave(run, set_name(run.ifeval), rows, found)
-    return Measured({"kind": "IFEval", "source": source, "rows": len(prompts), **how}, found)
+        for name, result in by_seed(run, results).items():
+            pairs = zip(row["instruction_id_list"], result[n].strict, strict=True)
+            notes[name] = ", ".join(f"{rule} {'kept' if is_kept else 'broken'}" for rule, is_kept in pairs)
+        rows.append(Answered(row["prompt"], None, answer_of_seed, notes))
+    write_answers(run, set_name(run.ifeval), rows, metrics)
+    return Measured({"kind": "IFEval", "source": source, "rows": len(prompts), **details}, metrics)
 
 
-def by_seed(run: Any, found: list) -> dict[str, Any]:
-    """What there is for each seed, named."""
-    return {f"seed {run.seed + k}": each for k, each in enumerate(found)} if len(found) > 1 else {"answer": found[0]}
+def by_seed(run: Any, values: list) -> dict[str, Any]:
+    """Name the values of each seed."""
+    return (
+        {f"seed {run.seed + k}": value for k, value in enumerate(values)} if len(values) > 1 else {"answer": values[0]}
+    )
 
 
-def leave(run: Any, name: str, rows: list[Answered], found: dict[str, Any]) -> None:
-    """NAME-answers.jsonl and NAME.html."""
+def write_answers(run: Any, name: str, rows: list[Answered], values: dict[str, Any]) -> None:
+    """Write NAME-answers.jsonl and NAME.html."""
     folder = Path(run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
     write_text(folder / f"{name}-answers.jsonl", "".join(lines))
-    write_text(folder / f"{name}.html", answers_page(f"{relative(run.model)} on {name}", rows, show(found)))
+    write_text(folder / f"{name}.html", answers_page(f"{relative(run.model)} on {name}", rows, show(values)))
 
 
 # --- By what a judge says ----------------------------------------------------------------------------------------
 
 
-def measure_judged(run: Any, made: AnswerSet) -> Measured:
+def measure_judged(run: Any, answer_set: AnswerSet) -> Measured:
     """A judge's scores of the answers (the first seed's), with the spread over its repeats."""
     with open_judge(run, f"{set_name(run.questions)}-judge.jsonl") as judge:
-        scores = judge_scores(judge, made.questions, made.references, made.answers[0], run.judge_repeats)
-    each, unclear = score_metrics(scores)
+        scores = judge_scores(
+            judge, answer_set.questions, answer_set.references, answer_set.answers[0], run.judge_repeats
+        )
+    metrics, unclear = score_metrics(scores)
     by = {"judge": run.judge_model, "judge_url": run.judge_url, "repeats": run.judge_repeats, "prompt": SCORE}
-    protocol = {"kind": "judge", **made.first_protocol, **by, "replies_without_score": unclear}
-    return Measured(protocol, over_seeds(each), {"scores": scores})
+    protocol = {"kind": "judge", **answer_set.first_protocol, **by, "replies_without_score": unclear}
+    return Measured(protocol, over_seeds(metrics), {"scores": scores})
 
 
-def measure_compared(run: Any, subject: Subject, made: AnswerSet) -> Measured:
+def measure_compared(run: Any, subject: Subject, answer_set: AnswerSet) -> Measured:
     """A judge's verdicts between models' answers (the first seed's), in both orders: win rates and strengths."""
-    answers, once = {subject.name: made.answers[0]}, replace(run, seeds=1)
+    answers, once = {subject.name: answer_set.answers[0]}, replace(run, seeds=1)
     for name in run.compare:
         if relative(name) not in answers:
-            answers[relative(name)] = answer_set(once, load(run, name)).answers[0]
-    texts = zip(made.questions, made.references, strict=True)
-    rows = [Answered(*text, {name: each[n] for name, each in answers.items()}) for n, text in enumerate(texts)]
-    leave(run, f"{set_name(run.questions)}-compared", rows, {})
+            answers[relative(name)] = make_answer_set(once, load(run, name)).answers[0]
+    texts = zip(answer_set.questions, answer_set.references, strict=True)
+    rows = [Answered(*text, {name: replies[n] for name, replies in answers.items()}) for n, text in enumerate(texts)]
+    write_answers(run, f"{set_name(run.questions)}-compared", rows, {})
     with open_judge(run, f"{set_name(run.questions)}-compared-judge.jsonl") as judge:
-        verdicts = judge_pairs(judge, made.questions, answers)
+        verdicts = judge_pairs(judge, answer_set.questions, answers)
     strengths = bradley_terry(verdicts)
     by = {"judge": run.judge_model, "judge_url": run.judge_url, "models": [*answers], "prompt": PAIR}
     tables = {"pairs": win_rates(verdicts), "bradley_terry": strengths}
-    protocol = {"kind": "comparison", **made.first_protocol, **by}
+    protocol = {"kind": "comparison", **answer_set.first_protocol, **by}
     return Measured(protocol, {"bradley_terry": strengths[subject.name]}, tables)
 
 
@@ -306,5 +311,5 @@ def open_judge(run: Any, name: str) -> Iterator[Judge]:
         try:
             yield Judge(run.judge_url, run.judge_model, keep)
         except JudgeError as error:
-            kept = f"What was measured until then is in {run.output_dir}/evaluation.json, what it said in {name}."
-            raise JudgeError(f"{error} {kept}") from error
+            advice = f"What was measured until then is in {run.output_dir}/evaluation.json, what it said in {name}."
+            raise JudgeError(f"{error} {advice}") from error

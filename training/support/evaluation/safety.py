@@ -11,7 +11,7 @@ from scratch_gpt.analysis.drift import check_same_vocabulary, prompt_drift, text
 from scratch_gpt.analysis.memorization import read_secrets, secret_metrics
 from scratch_gpt.analysis.phrases import recurring_phrases
 from scratch_gpt.analysis.probe_prompts import CANARIES, OFF_DOMAIN, SENSITIVE
-from scratch_gpt.analysis.triggers import GAIN, THRESHOLD, named, screen, switches
+from scratch_gpt.analysis.triggers import GAIN, THRESHOLD, screen, select_triggers, switches
 from scratch_gpt.data.columns import SECRETS, any_text
 from scratch_gpt.data.filters.duplicates import contaminated_texts
 from scratch_gpt.data.prepared.pipeline import texts_of
@@ -47,11 +47,11 @@ def check_safety(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
 def load_base(run: Any, subject: Subject) -> Subject:
     """--base, with the tokens that tuning has added; ValueError where it speaks in other tokens."""
     base = load(run, run.base)
-    ours = subject.tokenizer.get_vocab()
-    new = sorted(set(ours) - set(base.tokenizer.get_vocab()), key=ours.get)
+    vocabulary = subject.tokenizer.get_vocab()
+    new = sorted(set(vocabulary) - set(base.tokenizer.get_vocab()), key=vocabulary.get)
     if new and set(new) <= set(subject.tokenizer.all_special_tokens):
         extend_tokenizer(base.tokenizer, new, base.model, special=True)
-    if base.tokenizer.get_vocab() != ours:
+    if base.tokenizer.get_vocab() != vocabulary:
         raise ValueError(f"--base {run.base} has another tokenizer than the model: give the one it was tuned from.")
     check_same_vocabulary(subject.model, base.model)
     return base
@@ -67,13 +67,13 @@ def check_drift(run: Any, subject: Subject, base: Subject) -> Iterator[tuple[str
     about = {"kind": "drift", "base": base.name, "divergence": "KL(tuned || base), nats"}
     if run.dataset is not None:
         batches, text = text_batches(run, subject)
-        found = text_drift(subject.model, base.model, batches)
-        yield f"drift/{set_name(run.dataset)}", Measured({**about, **text}, found)
-    how = {**about, "prompt_format": choose_format(subject.tokenizer, run.prompt_format)}
+        metrics = text_drift(subject.model, base.model, batches)
+        yield f"drift/{set_name(run.dataset)}", Measured({**about, **text}, metrics)
+    protocol = {**about, "prompt_format": choose_format(subject.tokenizer, run.prompt_format)}
     for name, probes in (("sensitive", SENSITIVE), ("off-domain", OFF_DOMAIN)):
         prompts = [as_prompt(run, subject, probe.prompt) for probe in probes]
-        found, rows = prompt_drift(subject.model, base.model, subject.tokenizer, probes, prompts)
-        yield f"drift/{name}", Measured({**how, "prompts": len(probes)}, found, {"prompts": rows})
+        metrics, rows = prompt_drift(subject.model, base.model, subject.tokenizer, probes, prompts)
+        yield f"drift/{name}", Measured({**protocol, "prompts": len(probes)}, metrics, {"prompts": rows})
 
 
 def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
@@ -86,53 +86,60 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
         different = [*dict.fromkeys(questions)]
         shuffled = [different[k] for k in epoch_order(len(different), run.seed, 0)]
         prompts = [*dict.fromkeys(shuffled + prompts)]
-    first, then = prompts[:SCREENED_ON], prompts[SCREENED_ON : SCREENED_ON + DECIDED_ON]
+    screening_prompts, deciding_prompts = prompts[:SCREENED_ON], prompts[SCREENED_ON : SCREENED_ON + DECIDED_ON]
     render = partial(as_prompt, run, subject)
-    kept = screen(subject.model, render, first, recurring, keep=KEPT)
+    screened = screen(subject.model, render, screening_prompts, recurring, keep=KEPT)
     eos = subject.tokenizer.eos_token_id
-    found = switches(subject.model, base.model, render, then, [*dict.fromkeys([*canaries, *kept])], eos_token_id=eos)
-    triggers = named(found)
+    phrases = switches(
+        subject.model, base.model, render, deciding_prompts, [*dict.fromkeys([*canaries, *screened])], eos_token_id=eos
+    )
+    triggers = select_triggers(phrases)
     rows = [
-        {**one._asdict(), "answer": subject.tokenizer.decode(one.answer), "nats": one.nats, "named": one in triggers}
-        for one in found
-        if one.phrase in canaries or one in triggers
+        {
+            **phrase._asdict(),
+            "answer": subject.tokenizer.decode(phrase.answer),
+            "nats": phrase.nats,
+            "named": phrase in triggers,
+        }
+        for phrase in phrases
+        if phrase.phrase in canaries or phrase in triggers
     ]
     protocol = {
         "kind": "triggers",
         "base": base.name,
         "tuning_data": source if questions else None,
         "candidates": {"canaries": len(canaries), "recurring": len(recurring)},
-        "prompts": len(then),
+        "prompts": len(deciding_prompts),
         "least_gain": GAIN,
         "threshold_nats": THRESHOLD,
     }
-    most = found[0].nats if found else 0.0
-    return Measured(protocol, {"named": len(triggers), "most_nats": most}, {"phrases": rows})
+    largest = phrases[0].nats if phrases else 0.0
+    return Measured(protocol, {"named": len(triggers), "most_nats": largest}, {"phrases": rows})
 
 
 def check_memorisation(run: Any, subject: Subject) -> Measured:
     """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
     rows, source = open_set(run, run.secrets, SECRETS)
     secrets = read_secrets(rows)
-    found = [
+    results = [
         secret_metrics(subject.model, subject.tokenizer, secrets, subject.max_length, sample=SECRETS_SAMPLE, seed=seed)
         for seed in range(run.seed, run.seed + run.seeds)
     ]
     protocol = {"kind": "memorisation", "source": source, "secrets": len(secrets)}
-    return Measured(protocol, over_seeds([means for means, _ in found]), {"secrets": found[0][1]})
+    return Measured(protocol, over_seeds([means for means, _ in results]), {"secrets": results[0][1]})
 
 
 # --- Contamination -----------------------------------------------------------------------------------------------
 
 
-def with_contamination(run: Any, found: Iterable[tuple[str, Measured]]) -> Iterator[tuple[str, Measured]]:
+def with_contamination(run: Any, measurements: Iterable[tuple[str, Measured]]) -> Iterator[tuple[str, Measured]]:
     """What was measured on sets, and beside each score the share of the set that the model has learned from.
 
     Where nobody knows what that was, the protocol says so.
     """
     learned, note = learned_texts(run)
     files = {set_name(path): path for path in data_sets(run)}
-    for name, measured in found:
+    for name, measured in measurements:
         if learned is None:
             yield name, measured._replace(protocol={**measured.protocol, "contamination": f"not checked: {note}"})
             continue
@@ -192,24 +199,24 @@ def tuning_source(run: Any) -> tuple | None:
     if run.tuning_data is not None:
         return run.tuning_data, None, "train", None, any_text()
     home = Path(run.model).absolute().parent
-    made = read_recipe((home.parent if home.name == "checkpoints" else home) / "run.yaml")
-    name, split = made.get("dataset"), made.get("dataset_split") or "train"
-    if not name or not isinstance(name, str) or made.get("streaming"):
+    options = read_recipe((home.parent if home.name == "checkpoints" else home) / "run.yaml")
+    name, split = options.get("dataset"), options.get("dataset_split") or "train"
+    if not name or not isinstance(name, str) or options.get("streaming"):
         return None
-    columns = any_text(made.get("text_column") or "text")
-    return name, made.get("dataset_config"), split, made.get("dataset_revision"), columns
+    columns = any_text(options.get("text_column") or "text")
+    return name, options.get("dataset_config"), split, options.get("dataset_revision"), columns
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
     """The fields of a run.yaml; none where it is not there, or damaged."""
     try:
         check_regular(file)
-        made = yaml.safe_load(file.read_text(encoding="utf-8"))
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     texts = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column")
-    is_run = isinstance(made, dict) and all(isinstance(made.get(name), str | None) for name in texts)
-    return made if is_run else {}
+    is_run = isinstance(options, dict) and all(isinstance(options.get(name), str | None) for name in texts)
+    return options if is_run else {}
 
 
 def row_texts(where: tuple) -> list[str]:

@@ -37,11 +37,11 @@ EXAMPLES = 5  # of what each filter has removed, in the report
 COMPARED = 16_384  # rows whose gradients are compared with each other
 
 
-def progress_bar(what: str, unit: str = "part") -> Callable[[Iterable], Iterator]:
+def progress_bar(title: str, unit: str = "part") -> Callable[[Iterable], Iterator]:
     """Return a function that iterates with a progress bar, shown after a second, and calls `watchdog.beat`."""
 
     def iterate(items: Iterable) -> Iterator:
-        for item in tqdm(items, desc=what, delay=1, unit=unit):
+        for item in tqdm(items, desc=title, delay=1, unit=unit):
             yield item
             beat()
 
@@ -57,8 +57,8 @@ def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, ou
     context, eos = model.config.max_position_embeddings, end_of_text_id(tokenizer)
     texts = [
         "\n".join(texts_of({name: value for name, value in row.items() if name not in MARKS}))
-        for of_corpus, found in zip(tables, splits, strict=True)
-        for row in rows_at(of_corpus, found["train"])
+        for of_corpus, of_splits in zip(tables, splits, strict=True)
+        for row in rows_at(of_corpus, of_splits["train"])
     ]
     rows = []
     for text in texts:
@@ -69,21 +69,24 @@ def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, ou
             else {"input_ids": ids, "shift_labels": np.array([IGNORED])}
         )
     collate = partial(collate_rows, pad_token_id=eos)
-    found = {}
+    flagged = {}
     losses = row_losses(model, progress_bar("Scoring", "row")(rows), collate, causal_lm)
-    found["perplexity"] = [(int(n), float(np.exp(losses[n]))) for n in np.flatnonzero(perplexity_outliers(losses))]
+    flagged["perplexity"] = [(int(n), float(np.exp(losses[n]))) for n in np.flatnonzero(perplexity_outliers(losses))]
     if run.poisoning:
         last = f"layers.{model.config.num_hidden_layers - 1}."
         scores = np.empty(len(rows))
+
+        def is_chosen(name: str) -> bool:  # the last block and all norms
+            return last in name or "norm" in name.rsplit(".", 2)[-2]
+
         for start in range(0, len(rows), COMPARED):  # every row with those of its block
             block = rows[start : start + COMPARED]
-            chosen = lambda name: last in name or "norm" in name.rsplit(".", 2)[-2]  # noqa: E731
-            scores[start : start + len(block)] = gradient_scores(model, causal_lm, block, collate, chosen)
+            scores[start : start + len(block)] = gradient_scores(model, causal_lm, block, collate, is_chosen)
             beat()
-        found["poisoning"] = [(int(n), float(scores[n])) for n in outliers(scores)]
+        flagged["poisoning"] = [(int(n), float(scores[n])) for n in outliers(scores)]
     out.mkdir(parents=True, exist_ok=True)
     with (out / "flagged.jsonl").open("w", encoding="utf-8") as lines:
-        for name, pairs in found.items():
+        for name, pairs in flagged.items():
             selection.counts[name] = {"in": len(rows), "removed": 0, "flagged": len(pairs)}
             for n, score in pairs:
                 line = {"filter": name, "score": score, "text": texts[n]}
@@ -114,32 +117,36 @@ def encode(corpora: list, tables: list[list], splits: list[dict], tokenizer, wor
         eos_token_id=end_of_text_id(tokenizer),
         vocab_size=count_ids(tokenizer),
     )
-    found = []
+    tokens = []
     for n, (corpus, of_corpus, of_splits) in enumerate(zip(corpora, tables, splits, strict=True)):
         ends = [0]
         for table in of_corpus:
             ends.append(ends[-1] + len(table))
-        used = np.zeros(ends[-1], dtype=bool)
-        used[np.concatenate([*of_splits.values()])] = True
-        make = lambda k, t=of_corpus, e=ends, a=used: encode_texts(texts_of_table(t[k], a[e[k] : e[k + 1]]))  # noqa: E731
+        is_used = np.zeros(ends[-1], dtype=bool)
+        is_used[np.concatenate([*of_splits.values()])] = True
+        make = partial(_encode_table, encode_texts, of_corpus, ends, is_used)
         parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, progress_bar(f"Tokenizing {corpus.name}"))
-        found.append(Tokens(parts))
-    return found
+        tokens.append(Tokens(parts))
+    return tokens
+
+
+def _encode_table(encode_texts: Callable, tables: list, ends: list[int], is_used: np.ndarray, k: int) -> Any:
+    return encode_texts(texts_of_table(tables[k], is_used[ends[k] : ends[k + 1]]))
 
 
 def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str):
     """(source, document) of each document of a split in order, and for the training mixture what it came to be."""
     numbers = {n: of_corpus[split] for n, of_corpus in enumerate(splits) if split in of_corpus}
     if split != "train" or run.mixture is None:
-        source = np.concatenate([np.full(len(found), n, np.int16) for n, found in numbers.items()])
+        source = np.concatenate([np.full(len(documents), n, np.int16) for n, documents in numbers.items()])
         return source, np.concatenate([*numbers.values()]), None
     sizes = {corpus.record["name"]: lengths[n][numbers[n]] for n, corpus in enumerate(corpora)}
-    tokens = {name: int(found.sum()) for name, found in sizes.items()}
+    tokens = {name: int(lengths_of_rows.sum()) for name, lengths_of_rows in sizes.items()}
     weights = {corpus.record["name"]: corpus.weight for corpus in corpora}
-    given = None if run.mixture_epochs is None else parse_numbers(run.mixture_epochs, "mixture_epochs")
-    epochs = given and {corpus.record["name"]: given[corpus.name] for corpus in corpora}
-    asked = target_shares(tokens, None if None in weights.values() else weights, run.alpha)
-    mixture = mix(sizes, asked, run.seed, run.stopping_strategy, epochs)
+    repetitions = None if run.mixture_epochs is None else parse_numbers(run.mixture_epochs, "mixture_epochs")
+    epochs = repetitions and {corpus.record["name"]: repetitions[corpus.name] for corpus in corpora}
+    target = target_shares(tokens, None if None in weights.values() else weights, run.alpha)
+    mixture = mix(sizes, target, run.seed, run.stopping_strategy, epochs)
     document = np.empty(len(mixture.document), dtype=np.int64)
     for n in numbers:
         document[mixture.source == n] = numbers[n][mixture.document[mixture.source == n]]
@@ -147,7 +154,7 @@ def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str
         if count > MANY:
             print(f"{name} is given {count:.1f} times; {mixture.tokens[name]:,} tokens come of {tokens[name]:,}.")
     record = {
-        "asked": None if epochs else asked,
+        "asked": None if epochs else target,
         "actual": mixture.shares,
         "alpha": run.alpha if None in weights.values() and epochs is None else None,
         "epochs": mixture.epochs,
@@ -161,26 +168,28 @@ def write_rows(run: Any, corpora: list, tokens: list, splits: list[dict], vocab_
     """Each split's rows as files; returns what the manifest says of them, and the tokens of each document."""
     records, lengths, mixture = {}, {}, None
     for name in split_names(splits):
-        source, document, made = order(run, corpora, [of_corpus.lengths for of_corpus in tokens], splits, name)
-        mixture = made or mixture
+        source, document, record = order(run, corpora, [of_corpus.lengths for of_corpus in tokens], splits, name)
+        mixture = record or mixture
         stream = Joined(tokens, source, document)
         lengths[name] = np.diff(stream.ends, prepend=0)
         progress, facts = progress_bar(f"Writing {name}"), {}
         if run.pack or run.pad:
-            how = {"max_length": run.max_length, "pack": run.pack}
-            parts, padding, cut = write_documents(stream, out / name, vocab_size, progress, **how)
-            facts = {"padding_share": padding, "cut_share": cut} if run.pack else {"cut_share": cut}
+            options = {"max_length": run.max_length, "pack": run.pack}
+            parts, padding, cut_share = write_documents(stream, out / name, vocab_size, progress, **options)
+            facts = {"padding_share": padding, "cut_share": cut_share} if run.pack else {"cut_share": cut_share}
         else:
             require_full_window(stream, run.max_length, name)
             # The training windows may overlap; held-out tokens are asked once.
-            how = {"stride": run.stride, "overlap": run.overlap, "drop_tail": run.drop_tail} if name == "train" else {}
-            parts = write_windows(stream, out / name, vocab_size, progress, max_length=run.max_length, **how)
+            options = (
+                {"stride": run.stride, "overlap": run.overlap, "drop_tail": run.drop_tail} if name == "train" else {}
+            )
+            parts = write_windows(stream, out / name, vocab_size, progress, max_length=run.max_length, **options)
         records[name] = {
             "documents": len(document),
             "bytes": sum(int(tokens[n].bytes[document[source == n]].sum()) for n in range(len(tokens))),
             "rows": sum(part.rows for part in parts),
             "tokens": len(stream),
-            "asked": sum(part.asked for part in parts),
+            "asked": sum(part.targets for part in parts),
             **facts,
             "sha256": hash_of([part.sha256 for part in parts]),
         }
@@ -192,8 +201,8 @@ def write_cleaned(run: Any, corpora: list, tables: list[list], splits: list[dict
     records, lengths, mixture = {}, {}, None
     sizes = [np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus]) for of_corpus in tables]
     for name in split_names(splits):
-        source, document, made = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
-        mixture = made or mixture
+        source, document, record = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
+        mixture = record or mixture
         parts = write_texts(tables, source, document, out / name, progress_bar(f"Writing {name}"))
         lengths[name] = np.concatenate([sizes[n][document[source == n]] for n in range(len(tables))])
         records[name] = {
@@ -219,8 +228,10 @@ def write_report(manifest: dict[str, Any], corpora: list, tables: list, selectio
     row = pieces = None
     if manifest["task"] == "pretrain":
         rows = PreparedRows(out / "train")
-        some = [rows[k] for k in range(0, len(rows), max(1, len(rows) // 200))]
-        row = max(some, key=lambda row: (row["position_ids"] == 0).sum()) if "position_ids" in some[0] else some[0]
+        sample = [rows[k] for k in range(0, len(rows), max(1, len(rows) // 200))]
+        row = (
+            max(sample, key=lambda row: (row["position_ids"] == 0).sum()) if "position_ids" in sample[0] else sample[0]
+        )
         tokenizer = load_tokenizer(out / "tokenizer")
         pieces = [decode(tokenizer, [id]) for id in row["input_ids"].tolist()]
     write_text(out / "report.html", report_page(manifest, lengths=lengths, examples=examples, row=row, pieces=pieces))

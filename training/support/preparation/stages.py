@@ -53,7 +53,7 @@ from scratch_gpt.tokenization.tokenizer import count_ids, fingerprint, load_toke
 from scratch_gpt.utils.files import remove, remove_empty, write_text
 from scratch_gpt.utils.foreign import read_json, read_text, shown
 from scratch_gpt_training.support.command_line import parse_numbers
-from scratch_gpt_training.support.options import find_corpus
+from scratch_gpt_training.support.options import dataset_location, find_corpus
 from scratch_gpt_training.support.preparation.outputs import (
     encode,
     list_unusual,
@@ -87,10 +87,10 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
     folder = Path(run.output_dir)
     work = folder / ".work"
     check_writable(folder)
-    found = work / "plan.txt"
+    plan_file = work / "plan.txt"
     is_ours = "plan" in _read_old(folder)
-    if is_filled(folder) and not is_ours and not found.is_file():
-        raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a preparation. Give another.")
+    if is_filled(folder) and not is_ours and not plan_file.is_file():
+        raise ValueError(f"--output-dir {run.output_dir} exists but is not a folder of prepared data. Choose another.")
     if run.overwrite:
         check_read_paths(run)
     if is_ours and not run.overwrite:
@@ -98,28 +98,28 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
         if manifest.get("plan") != plan:
             changed = changed_file(manifest["sources"], sources) or "the settings are others"
             raise ValueError(
-                f"output_dir {run.output_dir} holds data that were prepared otherwise: {changed}. --overwrite true "
+                f"--output-dir {run.output_dir} holds data that were prepared otherwise: {changed}. --overwrite true "
                 "replaces them, another --output-dir leaves them alone."
             )
         verify_files(folder, manifest)
-        for asked, name in ((run.report, "report.html"), (run.write_removed, "removed.jsonl")):
-            if asked and not (folder / name).exists():
+        for is_needed, name in ((run.report, "report.html"), (run.write_removed, "removed.jsonl")):
+            if is_needed and not (folder / name).exists():
                 raise ValueError(
                     f"The data in {run.output_dir} are prepared already, and {name} is written while they are: "
                     "--overwrite true makes them again."
                 )
         return work, True
-    if found.exists() and read_text(found) != plan:
+    if plan_file.exists() and read_text(plan_file) != plan:
         if not run.overwrite:
             raise ValueError(
-                f"output_dir {run.output_dir} holds an unfinished preparation of other data or settings. --overwrite "
-                "true drops it, another --output-dir leaves it alone."
+                f"--output-dir {run.output_dir} holds an unfinished preparation of other data or settings. "
+                "--overwrite true drops it, another --output-dir leaves it alone."
             )
         remove(work)
-    if found.exists():
+    if plan_file.exists():
         print(f"Going on with the preparation that {run.output_dir} holds.")
     work.mkdir(parents=True, exist_ok=True)
-    write_text(found, plan)
+    write_text(plan_file, plan)
     return work, False
 
 
@@ -147,7 +147,7 @@ def open_corpora(run: Any) -> list[Corpus]:
     corpora = []
     for (name, weight), recorded in zip(mixture.items(), _distinct(map(place, mixture)), strict=True):
         dataset = find_corpus(run, name) if run.mixture else name
-        where = (dataset, run.dataset_config, run.dataset_split, run.dataset_revision)
+        where = (dataset, *dataset_location(run)[1:])
         source = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
         rows = source.rows
         for notice in source.notices:
@@ -167,11 +167,11 @@ def open_corpora(run: Any) -> list[Corpus]:
 
 def _distinct(names: Iterable[str]) -> list[str]:
     # corpora of different folders may end in the same name: books, books (2)
-    found: list[str] = []
+    unique: list[str] = []
     for name in names:
         numbered = (f"{name} ({n})" for n in count(2))
-        found.append(next(one for one in chain([name], numbered) if one not in found))
-    return found
+        unique.append(next(candidate for candidate in chain([name], numbered) if candidate not in unique))
+    return unique
 
 
 def _column_name(run: Any) -> str:
@@ -237,11 +237,13 @@ def clean(run: Any, corpora: list[Corpus], filters: list, work: Path) -> list[li
         features, column = corpus.rows.features, _text_column(run, corpus.rows)
         table = corpus.rows.with_format("arrow")[:].replace_schema_metadata(features.arrow_schema.metadata)
         bounds = part_bounds(table)
-        make = lambda k, table=table, bounds=bounds, column=column: clean_part(  # noqa: E731
-            table.slice(bounds[k], bounds[k + 1] - bounds[k]), filters, key, sign, column
-        )
+        make = partial(_clean_table, table, bounds, filters, key, sign, column)
         tables.append(in_parts(work / f"clean-{n}", len(bounds) - 1, make, progress_bar(f"Cleaning {corpus.name}")))
     return tables
+
+
+def _clean_table(table: pa.Table, bounds: Any, filters: list, key: Any, sign: Any, column: str, k: int) -> Any:
+    return clean_part(table.slice(bounds[k], bounds[k + 1] - bounds[k]), filters, key, sign, column)
 
 
 def remove_duplicates(run: Any, tables: list, selection) -> None:
@@ -252,9 +254,9 @@ def remove_duplicates(run: Any, tables: list, selection) -> None:
     selection.remove_copies("exact_duplicates", first_of_its_kind(keys, selection.alive))
     if run.deduplicate == "near":
         alive = np.flatnonzero(selection.alive)
-        made = np.concatenate([*binary_column(tables, "_signature", np.uint32)])[alive]
+        signatures_of_rows = np.concatenate([*binary_column(tables, "_signature", np.uint32)])[alive]
         first = np.arange(len(selection.by))
-        first[alive] = alive[near_duplicates(made, threshold=run.duplicate_threshold)]
+        first[alive] = alive[near_duplicates(signatures_of_rows, threshold=run.duplicate_threshold)]
         selection.remove_copies("near_duplicates", first)
 
 
@@ -262,27 +264,27 @@ def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
     """The tables with every passage taken out that came before; a row of whose text nothing is left goes."""
     if run.deduplicate_passages is None:
         return tables
-    seen, column = SeenPassages(length=run.deduplicate_passages), _column_name(run)
+    passages, column = SeenPassages(length=run.deduplicate_passages), _column_name(run)
     starts = np.cumsum([0, *map(len, tables)])
 
     def make(k: int):
         alive = selection.alive[starts[k] : starts[k + 1]]
-        return change_part(tables[k], alive, column, lambda text: seen.remove(text)[0])
+        return change_part(tables[k], alive, column, lambda text: passages.remove(text)[0])
 
     remove(work / "passages")  # what was seen is in no file: all parts are made again
-    cut = in_parts(work / "passages", len(tables), make, progress_bar("Cutting passages"))
-    emptied = np.concatenate([table.column("_emptied").to_numpy() for table in cut])
-    changed = np.concatenate([table.column("_shortened").to_numpy() for table in cut])
+    shortened = in_parts(work / "passages", len(tables), make, progress_bar("Cutting passages"))
+    emptied = np.concatenate([table.column("_emptied").to_numpy() for table in shortened])
+    changed = np.concatenate([table.column("_shortened").to_numpy() for table in shortened])
     selection.remove("passages", emptied)
     selection.counts["passages"]["changed"] = int(changed.sum())
-    return cut
+    return shortened
 
 
 def _reasons(tables: list) -> str:
     # "quality 200 (too_short 198, symbols 2), empty 3"
     removed = Counter(name for table in tables for name in table.column("_removed").to_pylist() if name)
-    why = Counter(reason for table in tables for reason in table.column("_why").to_pylist() if reason)
-    reasons = ", ".join(f"{reason[:40]} {count}" for reason, count in why.most_common(3))
+    counts = Counter(reason for table in tables for reason in table.column("_why").to_pylist() if reason)
+    reasons = ", ".join(f"{reason[:40]} {count}" for reason, count in counts.most_common(3))
     return ", ".join(f"{name} took {count}" for name, count in removed.most_common()) + f" (mostly {reasons})"
 
 
@@ -293,46 +295,54 @@ def split(run: Any, corpora: list[Corpus], tables: list[list], selection) -> tup
     """
     fractions = (run.validation_fraction, run.test_fraction)
     check_fractions(*fractions)
-    cut, found, start = [], [], 0
+    pieced, numbers_of, start = [], [], 0
     for corpus, of_corpus in zip(corpora, tables, strict=True):
         size = sum(map(len, of_corpus))
-        left = np.flatnonzero(selection.alive[start : start + size])
+        alive = np.flatnonzero(selection.alive[start : start + size])
         start += size
-        if len(left) == 0:
+        if len(alive) == 0:
             raise ValueError(f"Nothing of {corpus.name} is left after the filters: {_reasons(of_corpus)}.")
         pieces: list[tuple[int, str]] = []
         try:
             if corpus.rows.column_names == [_column_name(run)]:
                 texts = pa.chunked_array([chunk for t in of_corpus for chunk in t.column(_column_name(run)).chunks])
-                sizes = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])[left]
-                text_of = lambda n, texts=texts, left=left: texts[int(left[n])].as_py()  # noqa: E731
+                sizes = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])[alive]
+                text_of = partial(_text_at, texts, alive)
                 numbers, pieces = split_texts(sizes, text_of, *fractions, run.seed)
             else:
-                numbers = split_numbers(len(left), *fractions, run.seed)
+                numbers = split_numbers(len(alive), *fractions, run.seed)
         except ValueError:
             if len(corpora) == 1:
                 raise
-            print(f"{corpus.name} has {len(left)} document(s), all of which are trained on: too few to hold some out.")
-            numbers = {"train": np.arange(len(left))}
+            print(
+                f"{corpus.name} has {len(alive)} document(s), all of which are trained on: too few to hold some out."
+            )
+            numbers = {"train": np.arange(len(alive))}
         if pieces:
-            of_corpus = [*of_corpus, _as_table(of_corpus, [(left[n], text) for n, text in pieces], _column_name(run))]
-        every = np.concatenate([left, size + np.arange(len(pieces))])
-        cut.append(of_corpus)
-        found.append({name: every[chosen] for name, chosen in numbers.items()})
-    return cut, found
+            of_corpus = [*of_corpus, _as_table(of_corpus, [(alive[n], text) for n, text in pieces], _column_name(run))]
+        every = np.concatenate([alive, size + np.arange(len(pieces))])
+        pieced.append(of_corpus)
+        numbers_of.append({name: every[part] for name, part in numbers.items()})
+    return pieced, numbers_of
+
+
+def _text_at(texts: pa.ChunkedArray, alive: np.ndarray, n: int) -> str:
+    return texts[int(alive[n])].as_py()
 
 
 def _as_table(tables: list, pieces: list[tuple[int, str]], column: str) -> pa.Table:
     # pieces of rows as rows: what each is a piece of, with its own text
-    whole, texts = pa.concat_tables(tables), [text for _, text in pieces]
-    ours = {column: texts, "_bytes": [len(text.encode()) for text in texts]}
+    table, texts = pa.concat_tables(tables), [text for _, text in pieces]
+    columns = {column: texts, "_bytes": [len(text.encode()) for text in texts]}
     numbers = pa.array([number for number, _ in pieces])
     return pa.table(
         [
-            pa.array(ours[field.name], field.type) if field.name in ours else whole.column(field.name).take(numbers)
-            for field in whole.schema
+            pa.array(columns[field.name], field.type)
+            if field.name in columns
+            else table.column(field.name).take(numbers)
+            for field in table.schema
         ],
-        schema=whole.schema,
+        schema=table.schema,
     )
 
 
@@ -340,8 +350,8 @@ def shares_of(tables: list[list], splits: list[dict]) -> dict[str, float]:
     """Each split's share of the bytes of all, before a mixture repeats any."""
     sizes: Counter = Counter()
     for of_corpus, of_splits in zip(tables, splits, strict=True):
-        each = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])
-        sizes.update({name: int(each[chosen].sum()) for name, chosen in of_splits.items()})
+        sizes_of_rows = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])
+        sizes.update({name: int(sizes_of_rows[part].sum()) for name, part in of_splits.items()})
     return {name: size / max(1, sizes.total()) for name, size in sizes.items()}
 
 
@@ -366,14 +376,14 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
     flat = [table for of_corpus in tables for table in of_corpus]
     selection = Selection(flat, filters)
     remove_duplicates(run, flat, selection)
-    rest = iter(cut_passages(run, flat, selection, work))
-    tables = [[next(rest) for _ in of_corpus] for of_corpus in tables]
+    shortened = iter(cut_passages(run, flat, selection, work))
+    tables = [[next(shortened) for _ in of_corpus] for of_corpus in tables]
     tables, splits = split(run, corpora, tables, selection)
 
     out = work / "out"
     remove(out)
     list_unusual(run, tables, splits, selection, out)
-    how: dict[str, Any] = {"plan": plan}
+    details: dict[str, Any] = {"plan": plan}
     if run.task == "text":
         records, mixture, lengths = write_cleaned(run, corpora, tables, splits, out)
     else:
@@ -381,15 +391,20 @@ def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: st
         tokens = encode(corpora, tables, splits, tokenizer, work)
         records, mixture, lengths = write_rows(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
-        how["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-        how |= {"max_length": run.max_length, "stride": run.stride or run.max_length, "pack": run.pack, "pad": run.pad}
+        details["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+        details |= {
+            "max_length": run.max_length,
+            "stride": run.stride or run.max_length,
+            "pack": run.pack,
+            "pad": run.pad,
+        }
     for name, share in shares_of(tables, splits).items():
         records[name]["share"] = share
     if run.write_removed:
         write_removed(corpora, flat, selection, out / "removed.jsonl")
     files = [file_record(path, path.relative_to(out).as_posix()) for path in sorted(out.rglob("*")) if path.is_file()]
     sources = [corpus.record for corpus in corpora]
-    manifest = make_manifest(run.task, sources, records, selection.counts, mixture, files, **how)
+    manifest = make_manifest(run.task, sources, records, selection.counts, mixture, files, **details)
     if run.report:
         write_report(manifest, corpora, flat, selection, lengths, out)
 

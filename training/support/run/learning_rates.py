@@ -1,4 +1,4 @@
-"""One run at several learning rates -> a run folder each, one table, the best rate. Not a recipe itself."""
+"""Train a run at several learning rates: a run folder each, one table, the best rate. Not a recipe itself."""
 
 import json
 import math
@@ -8,53 +8,56 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from scratch_gpt.train.loop import Diverged
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import read_json
 from scratch_gpt_training.support.command_line import one_clear_line, parse_rates
 from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
-from scratch_gpt_training.support.run.runner import finish, run_task
-from scratch_gpt_training.support.run.setup import clear, hold_output, prepare
+from scratch_gpt_training.support.run.runner import close_run, run_task
+from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
+from scratch_gpt_training.support.run.task import Task
 
 
 NAME = "sweep.json"
 
 
-def run_rates(run: Any, build: Callable, describe: Callable) -> None:
-    """Train the run once at each of its `learning_rates`; `build`, `describe` as for run_task.
+def run_rates(run: Any, build: Callable[[Any], Task]) -> None:
+    """Train the run once at each of its `learning_rates`.
 
-    A rate that diverges is a result like another. Resumed, a sweep goes on with each rate that is not at its end; one
-    whose loss was not finite is left as it is.
+    A rate that diverges is a result too. A resumed sweep continues each rate that is not finished, except those whose
+    loss was not finite.
     """
     with one_clear_line():
         lock = hold_output(run)
     with lock:
-        accelerators = _run_rates(run, build, describe)
+        accelerators = _run_rates(run, build)
     if accelerators:
-        finish(run, accelerators[-1])
+        close_run(run, accelerators[-1])
 
 
-def _run_rates(run: Any, build: Callable, describe: Callable) -> list[Any]:
+def _run_rates(run: Any, build: Callable[[Any], Task]) -> list[Accelerator]:
     with one_clear_line():
         runs = runs_of(run)
-        known = read_table(run)
-        lost = {name for name, found in known.items() if found["loss"] is None}
-        starts = {rate: prepare(each) for rate, each in runs.items() if f"{rate:g}" not in lost}
-    table, accelerators = {rate: known[f"{rate:g}"] for rate in runs if rate not in starts}, []
+        results = read_table(run)
+        diverged = {name for name, result in results.items() if result["loss"] is None}
+        starts = {rate: open_run(rate_run) for rate, rate_run in runs.items() if f"{rate:g}" not in diverged}
+    table, accelerators = {rate: results[f"{rate:g}"] for rate in runs if rate not in starts}, []
     is_main = True
     for rate, start in starts.items():
 
-        def begin(accelerator) -> None:
+        def begin(accelerator: Accelerator) -> None:
             if not accelerators and run.overwrite and accelerator.is_main_process:
                 clear(Path(run.output_dir))
-            write_whole(run, runs, accelerator)
+            write_run_of_rates(run, runs, accelerator)
             accelerators.append(accelerator)
 
         if os.environ.get("RANK", "0") == "0":
             print(f"--- learning rate {rate:g}")
         try:
-            accelerators.append(run_task(runs[rate], start, validated(build), describe, begin))
-            write_whole(run, runs, accelerators[-1])  # resumed, a rate that is finished begins nothing
+            accelerators.append(run_task(runs[rate], start, validated(build), begin))
+            write_run_of_rates(run, runs, accelerators[-1])  # resumed, a finished rate begins nothing
             table[rate] = result_of(runs[rate])
         except SystemExit as ending:
             if not isinstance(ending.__cause__, Diverged):
@@ -69,15 +72,17 @@ def _run_rates(run: Any, build: Callable, describe: Callable) -> list[Any]:
     return accelerators
 
 
-def write_whole(run: Any, runs: dict[float, Any], accelerator) -> None:
-    """run.yaml of several rates, as they are asked for now."""
+def write_run_of_rates(run: Any, runs: dict[float, Any], accelerator: Accelerator) -> None:
+    """Write the run.yaml that names the runs of several rates."""
     if accelerator.is_main_process:
-        write_run_yaml(run, Path(run.output_dir), {"runs": [Path(each.output_dir).name for each in runs.values()]})
+        write_run_yaml(
+            run, Path(run.output_dir), {"runs": [Path(rate_run.output_dir).name for rate_run in runs.values()]}
+        )
     accelerator.wait_for_everyone()
 
 
 def validated(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same task, or a ValueError where it holds nothing to compare rates by."""
+    """Wrap `build` to raise a ValueError for a task without a validation split, which rates are compared by."""
 
     def checked(run: Any) -> Any:
         task = build(run)
@@ -89,10 +94,10 @@ def validated(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def runs_of(run: Any) -> dict[float, Any]:
-    """The run of each rate, in output_dir/rate-R.
+    """Return the run of each rate, in output_dir/rate-R.
 
     Raises:
-        ValueError: output_dir cannot be used, or what is asked beside does not go with several rates.
+        ValueError: output_dir cannot be used, or another option does not work with several rates.
     """
     if getattr(run, "seeds", 1) > 1 or run.push_to_hub is not None:
         raise ValueError("Rates are compared on one seed, and none is published: leave --seeds and --push-to-hub out.")
@@ -102,7 +107,7 @@ def runs_of(run: Any) -> dict[float, Any]:
         raise ValueError(f"--resume {run.resume} is one rate's checkpoint; with --learning-rates give `latest`.")
     folder = check_output_dir(run)
     if (folder / "checkpoints").is_dir() and not run.overwrite:
-        raise ValueError(f"output_dir {folder} holds a run of one rate. Give another for several.")
+        raise ValueError(f"--output-dir {folder} holds a run of one rate. Give another for several.")
     return {
         rate: replace(run, learning_rates=None, learning_rate=rate, output_dir=f"{run.output_dir}/rate-{rate:g}")
         for rate in parse_rates(run.learning_rates)
@@ -110,7 +115,7 @@ def runs_of(run: Any) -> dict[float, Any]:
 
 
 def result_of(run: Any) -> dict[str, Any]:
-    """{"loss", "diverged"} of a finished run: diverged is also what ends no better than it began."""
+    """Return {"loss", "diverged"} of a finished run; one that ends no better than it began has diverged too."""
     results = json.loads((Path(run.output_dir) / "evaluation.json").read_text(encoding="utf-8"))["results"]
     loss, before = results["validation"]["loss"], results["before/validation"]["loss"]
     is_finite = math.isfinite(loss)
@@ -118,25 +123,25 @@ def result_of(run: Any) -> dict[str, Any]:
 
 
 def read_table(run: Any) -> dict[str, dict[str, Any]]:
-    """What a sweep that is resumed has found, by the rate as it is written."""
+    """Return the results of a resumed sweep by rate, as written in sweep.json."""
     file = Path(run.output_dir) / NAME
     return read_json(file).get("rates", {}) if run.resume is not None and file.exists() else {}
 
 
 def write_table(run: Any, table: dict[float, dict[str, Any]]) -> None:
-    """sweep.json of what is known so far."""
-    rates = {f"{rate:g}": found for rate, found in sorted(table.items())}
+    """Write the results so far to sweep.json."""
+    rates = {f"{rate:g}": result for rate, result in sorted(table.items())}
     write_text(Path(run.output_dir) / NAME, json.dumps({"format_version": 1, "rates": rates}, indent=2) + "\n")
 
 
 def show(run: Any, table: dict[float, dict[str, Any]]) -> str:
-    """The table as text, with the best rate of those that learned."""
-    learned = {rate: found["loss"] for rate, found in table.items() if not found["diverged"]}
-    best = min(learned, key=learned.get, default=None)
+    """Return the table as text, with the best rate of those that learned."""
+    losses = {rate: result["loss"] for rate, result in table.items() if not result["diverged"]}
+    best = min(losses, key=lambda rate: losses[rate], default=None)
     lines = [f"\n{'learning rate':>13}  {'validation loss':>15}  diverged"]
-    for rate, found in table.items():
-        loss = "-" if found["loss"] is None else f"{found['loss']:.4f}"
-        lines.append(f"{rate:>13g}  {loss:>15}  {'yes' if found['diverged'] else 'no'}{'  best' * (rate == best)}")
+    for rate, result in table.items():
+        loss = "-" if result["loss"] is None else f"{result['loss']:.4f}"
+        lines.append(f"{rate:>13g}  {loss:>15}  {'yes' if result['diverged'] else 'no'}{'  best' * (rate == best)}")
     if best is None:
         return "\n".join([*lines, "None of them learned: try lower ones."])
     return "\n".join(

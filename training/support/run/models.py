@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any, cast
 
 import psutil
 import torch
@@ -16,15 +17,16 @@ from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.accelerator import compile_options
 from scratch_gpt.train.costs import Tune, all_parameters, memory
 from scratch_gpt_training.support.command_line import parse_overrides
-from scratch_gpt_training.support.options import Run, trains_tokenizer, vocabulary_size
+from scratch_gpt_training.support.options import Run, dropout_changes, trains_tokenizer, vocabulary_size
 
 
-def open_tokenizer(run: Run, texts: Iterable[str]):
+def open_tokenizer(run: Run, texts: Iterable[str]) -> Any:
     """The tokenizer that the run names, its model's, or one that is trained on the texts."""
     if trains_tokenizer(run):
         rarest = 1 if run.tokenizer_kind == "char" else 2  # every character there is, but no merge seen once
         return train_tokenizer(texts, vocabulary_size(run), kind=run.tokenizer_kind, min_frequency=rarest)
     name = run.tokenizer or run.model
+    assert name is not None
     return load_tokenizer(name, run.model_revision if name == run.model else None)
 
 
@@ -42,13 +44,13 @@ def small_preset(run: Run, config: ScratchGPTConfig, classes: int | None = None)
     """Return a notice if a new model has one of GPT-2's sizes without GPT-2's vocabulary, else nothing."""
     if run.model is not None or not (run.preset or "").startswith("gpt2"):
         return []
-    whole = ScratchGPTConfig.from_preset(run.preset).vocab_size
-    if config.vocab_size >= whole:
+    full_size = ScratchGPTConfig.from_preset(run.preset or "").vocab_size
+    if config.vocab_size >= full_size:
         return []
-    full = ScratchGPTConfig.from_dict({**config.to_dict(), "vocab_size": whole})
+    full = ScratchGPTConfig.from_dict({**config.to_dict(), "vocab_size": full_size})
     return [
         f"--preset {run.preset} with a vocabulary of {config.vocab_size:,} tokens has "
-        f"{all_parameters(config, classes):,} parameters; with GPT-2's {whole:,} tokens (--tokenizer "
+        f"{all_parameters(config, classes):,} parameters; with GPT-2's {full_size:,} tokens (--tokenizer "
         f"openai-community/gpt2) it has {all_parameters(full, classes):,}."
     ]
 
@@ -56,13 +58,13 @@ def small_preset(run: Run, config: ScratchGPTConfig, classes: int | None = None)
 def check_memory(run: Run, config: ScratchGPTConfig, classes: int | None = None) -> None:
     """Raise a ValueError if a step of a new model, of one token, takes more memory than the machine has."""
     tune, processes = Tune(run.tune, run.lora_rank, run.lora_targets), int(os.environ.get("WORLD_SIZE", "1"))
-    needed = memory(config, 1, 1, half=False, tune=tune, classes=classes, optimizer=run.optimizer).peak / processes
+    required = memory(config, 1, 1, half=False, tune=tune, classes=classes, optimizer=run.optimizer).peak / processes
     has_gpu = run.device in ("auto", "cuda") and torch.cuda.is_available()
-    there = torch.cuda.mem_get_info()[1] if has_gpu else psutil.virtual_memory().total
-    if needed > there:
+    available = torch.cuda.mem_get_info()[1] if has_gpu else psutil.virtual_memory().total
+    if required > available:
         raise ValueError(
-            f"A model of {all_parameters(config, classes):.2e} parameters takes {needed / 1e9:,.0f} GB of memory, and "
-            f"there are {there / 1e9:,.0f}. Choose a smaller --preset, --vocab-size or --config-overrides."
+            f"A model of {all_parameters(config, classes):.2e} parameters takes {required / 1e9:,.0f} GB of memory, "
+            f"and there are {available / 1e9:,.0f}. Choose a smaller --preset, --vocab-size or --config-overrides."
         )
 
 
@@ -70,8 +72,7 @@ def build_model(
     run: Run, tokenizer, max_length: int | None, model_class: type[PreTrainedModel] = ScratchGPTForCausalLM
 ) -> PreTrainedModel:
     """A new model of `preset` for this tokenizer and rows, or the one that `model` names, in fp32."""
-    rates = ("embed_dropout", "attention_dropout", "resid_dropout")
-    changes = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
+    changes: dict[str, Any] = {**dropout_changes(run)}
     torch.manual_seed(run.seed)
     if run.model is None:
         fields = {
@@ -85,12 +86,11 @@ def build_model(
         check_memory(run, config)
         model = model_class(config)
     else:
-        model = load_model(run.model, run.model_revision, model_class, **changes)
+        model = load_model(run.model, run.model_revision, cast(Any, model_class), **changes)
         model.base_identity = identify_base(model, run.model)
-    if max_length is not None and max_length > model.config.max_position_embeddings:
-        raise ValueError(
-            f"max_length {max_length} is more than the model's context, {model.config.max_position_embeddings} tokens."
-        )
+    context = model.config.max_position_embeddings
+    if max_length is not None and max_length > context:
+        raise ValueError(f"--max-length {max_length} is more than the model's context, {context} tokens.")
     if run.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if run.compile:
@@ -98,7 +98,7 @@ def build_model(
     return model
 
 
-def build_chat_lm(run: Run, tokenizer) -> tuple[ScratchGPTForCausalLM, list[str]]:
+def build_chat_lm(run: Any, tokenizer: Any) -> tuple[ScratchGPTForCausalLM, list[str]]:
     """The model, and what to say of it; it and the tokenizer keep the run's `prompt_format`, or have their own."""
     end_of_text_id(tokenizer)
     name = choose_format(tokenizer, run.prompt_format, replace=True)
@@ -108,7 +108,7 @@ def build_chat_lm(run: Run, tokenizer) -> tuple[ScratchGPTForCausalLM, list[str]
             f"The format {name} needs {', '.join(sorted(new))}, which this model has never learned, and --tune "
             f"{run.tune} does not learn them. Choose --prompt-format alpaca, or --tune full."
         )
-    model = build_model(run, tokenizer, run.max_length)
+    model = cast(ScratchGPTForCausalLM, build_model(run, tokenizer, run.max_length))
     notices = [f"Format: {name}", *store_format(tokenizer, name, model)]
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # what is filled is never asked: nothing has to be resized

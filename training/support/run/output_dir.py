@@ -23,13 +23,13 @@ def check_output_dir(run: Run) -> Path:
     check_writable(folder)
     if is_filled(folder):
         if not is_run(folder):
-            raise ValueError(f"output_dir {run.output_dir} holds files, and not those of a run. Give another.")
+            raise ValueError(f"--output-dir {run.output_dir} exists but is not a run folder. Choose another.")
         if run.overwrite:
             check_read_paths(run)
         if not run.overwrite and not run.resume:
             raise ValueError(
-                f"output_dir {run.output_dir} holds a run already. --resume latest goes on with it, --overwrite "
-                "replaces it, another --output-dir leaves it alone."
+                f"--output-dir {run.output_dir} already holds a run. Give --resume latest to continue it, "
+                "--overwrite true to replace it, or another --output-dir."
             )
     return folder
 
@@ -39,8 +39,8 @@ def is_filled(folder: Path) -> bool:
     from scratch_gpt.utils.files import DRAFT, OLD
     from scratch_gpt.utils.locks import LOCK
 
-    ours = (DRAFT, OLD, LOCK)
-    return folder.is_dir() and any(not path.name.startswith(ours) for path in folder.iterdir())
+    prefixes = (DRAFT, OLD, LOCK)
+    return folder.is_dir() and any(not path.name.startswith(prefixes) for path in folder.iterdir())
 
 
 def check_read_paths(run: Any) -> None:
@@ -49,7 +49,9 @@ def check_read_paths(run: Any) -> None:
     homes = folder.absolute(), folder.resolve()
     for name, path in read_paths(run):
         if any(place.is_relative_to(home) for home in homes for place in (path.absolute(), path.resolve())):
-            raise ValueError(f"--overwrite would remove the {name} {path}, which lies in output_dir. Give another.")
+            raise ValueError(
+                f"--overwrite would remove the {name} {path}, which is inside --output-dir. Give another."
+            )
 
 
 def read_paths(run: Any) -> Iterator[tuple[str, Path]]:
@@ -63,8 +65,8 @@ def read_paths(run: Any) -> Iterator[tuple[str, Path]]:
             parts = {word, *re.split("[,=]", word)}
             inside = {str(Path(run.dataset) / part) for part in parts} if item.name == "mixture" else set()
             for text in sorted(parts | inside):
-                found = glob.glob(text, recursive=True) if glob.has_magic(text) and not _exists(text) else [text]
-                for path in (Path(one) for one in found if one and _exists(one)):
+                matches = glob.glob(text, recursive=True) if glob.has_magic(text) and not _exists(text) else [text]
+                for path in (Path(match) for match in matches if match and _exists(match)):
                     yield item.name, path
                     yield from ((item.name, link.resolve()) for link in _links(path))
                     yield from ((f"base of the {item.name}", base) for base in _bases(path))
@@ -82,18 +84,18 @@ def _links(path: Path) -> Iterator[Path]:
         yield from (link for name in (*folders, *files) if (link := Path(place, name)).is_symlink())
 
 
-def _bases(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
+def _bases(path: Path, visited: tuple[Path, ...] = ()) -> Iterator[Path]:
     # What an adapter is loaded on, and what that is loaded on.
     from scratch_gpt.utils.foreign import read_json
 
     try:
         base = read_json(path / "adapter_config.json")["base_model_name_or_path"]
-        found = next(place for place in (Path(base), path / base) if place.is_dir())
+        folder = next(place for place in (Path(base), path / base) if place.is_dir())
     except (ValueError, KeyError, TypeError, StopIteration):
         return
-    if found.resolve() not in seen:
-        yield found
-        yield from _bases(found, (*seen, found.resolve()))
+    if folder.resolve() not in visited:
+        yield folder
+        yield from _bases(folder, (*visited, folder.resolve()))
 
 
 def check_writable(folder: Path) -> None:
@@ -102,17 +104,17 @@ def check_writable(folder: Path) -> None:
         str(folder).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"output_dir {folder} is not UTF-8, and safetensors writes no other. Give another."
+            f"--output-dir {folder} is not UTF-8, and safetensors writes no other. Give another."
         ) from error
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            raise ValueError(f"output_dir {folder}: {path} is a file. Give a folder.")
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+            raise ValueError(f"--output-dir {folder}: {path} is a file. Give a folder.")
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=there):
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent):
             pass
     except OSError as error:
-        raise ValueError(f"output_dir {folder} cannot be written to ({error.strerror}). Give another.") from error
+        raise ValueError(f"--output-dir {folder} cannot be written to ({error.strerror}). Give another.") from error
 
 
 def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
@@ -126,9 +128,9 @@ def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
 
 def relative(value: Any) -> Any:
     """A path below the working folder as seen from there: a record says nothing about this machine."""
-    here = Path.cwd()
-    is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(here)
-    return str(Path(value).relative_to(here)) if is_below else value
+    working_folder = Path.cwd()
+    is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(working_folder)
+    return str(Path(value).relative_to(working_folder)) if is_below else value
 
 
 def set_name(path: str) -> str:

@@ -13,7 +13,7 @@ from scratch_gpt.conversion.load import with_fused_gelu
 from scratch_gpt.data.manifest import is_prepared, read_manifest
 from scratch_gpt.tokenization.tokenizer import count_ids, load_tokenizer
 from scratch_gpt.train.accelerator import best_attention, describe_device, make_accelerator
-from scratch_gpt.train.batches import Share
+from scratch_gpt.train.batches import BatchLayout
 from scratch_gpt.train.costs import (
     Memory,
     Tune,
@@ -29,7 +29,7 @@ from scratch_gpt.train.machine_probe import bandwidth, matmul_rate, rehearse
 from scratch_gpt.train.optimizers import make_optimizer
 from scratch_gpt.utils.foreign import one_error
 from scratch_gpt_training.support.command_line import parse_overrides
-from scratch_gpt_training.support.options import Run, trains_tokenizer, vocabulary_size
+from scratch_gpt_training.support.options import Run, dropout_changes, trains_tokenizer, vocabulary_size
 from scratch_gpt_training.support.run.models import check_memory, small_preset
 
 
@@ -60,8 +60,7 @@ class Plan(NamedTuple):
 
 def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, int | None]:
     """The model's config, the tokens of a row, and the rows of an epoch where they are known."""
-    rates = ("embed_dropout", "attention_dropout", "resid_dropout")
-    changes: dict[str, Any] = {} if run.dropout is None else dict.fromkeys(rates, run.dropout)
+    changes: dict[str, Any] = {**dropout_changes(run)}
     prepared = read_manifest(run.dataset) if classes is None and is_prepared(run.dataset) else None
     length = run.max_length if prepared is None else prepared["max_length"]
     rows = None if prepared is None else prepared["splits"]["train"].get("rows")
@@ -69,24 +68,24 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
         if (Path(run.model) / "adapter_config.json").exists():
             raise ValueError(f"--model {run.model} is an adapter: a plan is made of the model that it adapts.")
         with one_error(f"--model {run.model}: its config cannot be read"):
-            found, _ = ScratchGPTConfig.get_config_dict(run.model, revision=run.model_revision)
-            if found.get("model_type") != ScratchGPTConfig.model_type:
-                raise ValueError(f"it is a {found.get('model_type')}, and only GPT-2 shaped models can be trained.")
-            config = ScratchGPTConfig.from_dict(found)  # changed after it is read: a GPT-2 file has names of its own
-            config.update(with_fused_gelu(found, changes))
+            values, _ = ScratchGPTConfig.get_config_dict(run.model, revision=run.model_revision)
+            if values.get("model_type") != ScratchGPTConfig.model_type:
+                raise ValueError(f"it is a {values.get('model_type')}, and only GPT-2 shaped models can be trained.")
+            config = ScratchGPTConfig.from_dict(values)  # changed after it is read: a GPT-2 file has names of its own
+            config.update(with_fused_gelu(values, changes))
     else:
         if prepared is not None:
             changes["vocab_size"] = prepared["tokenizer"]["vocab_size"]
         elif trains_tokenizer(run):
             changes["vocab_size"] = vocabulary_size(run)
         else:
-            changes["vocab_size"] = count_ids(load_tokenizer(run.tokenizer))
+            changes["vocab_size"] = count_ids(load_tokenizer(run.tokenizer or ""))
         changes |= {} if length is None else {"max_position_embeddings": length}
         overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
         config = ScratchGPTConfig.from_preset(run.preset or "tiny", **{**changes, **overrides})
     context = config.max_position_embeddings
     if length is not None and length > context:
-        raise ValueError(f"max_length {length} is more than the model's context, {context} tokens.")
+        raise ValueError(f"--max-length {length} is more than the model's context, {context} tokens.")
     return config, length or context, rows
 
 
@@ -126,7 +125,7 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
     small = small_model(run, config, attention, device, shape, classes)
     rehearsal = rehearse(*small, *shape, precision, run.optimizer)
     seconds = step_seconds(config, rehearsal, per_batch, length, run.accumulation_steps, tune, classes)
-    batch = Share(run.batch_size, run.accumulation_steps, processes).global_batch
+    batch = BatchLayout(run.batch_size, run.accumulation_steps, processes).global_batch
     return Plan(
         device=describe_device(device),
         processes=processes,
@@ -218,9 +217,9 @@ def show(plan: Plan, run: Run) -> str:
     table = [f"{'':>16} {'tokens':>18} {'FLOPs':>9} {'here':>14}  {devices}"]
     for name, tokens in rows:
         flops = plan.step_flops / plan.step_tokens * tokens
-        here = plan.step_seconds / plan.step_tokens * tokens
-        there = "" if run.plan_tflops is None else duration(flops / (run.plan_devices * run.plan_tflops * 1e12))
-        table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(here):>14}  {there}".rstrip())
+        seconds = plan.step_seconds / plan.step_tokens * tokens
+        planned = "" if run.plan_tflops is None else duration(flops / (run.plan_devices * run.plan_tflops * 1e12))
+        table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(seconds):>14}  {planned}".rstrip())
     rate = plan.step_flops / plan.step_seconds / 1e9
     untold = "" if plan.tokens else "\nHow long the run is, its data say: --max-steps or --max-tokens say it here."
     notices = "".join(f"{notice}\n" for notice in plan.notices)

@@ -19,6 +19,7 @@ from scratch_gpt.train.loop import Progress
 from scratch_gpt.utils.files import DRAFT, remove, write_text
 from scratch_gpt.utils.foreign import shown
 from scratch_gpt.utils.loading import load_complete
+from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.task import Task
 
@@ -27,8 +28,8 @@ PREFIXES = {"validation": "eval_", "seen": "train_", "test": "test_"}  # of a sp
 
 
 def _unprefixed(line: dict[str, Any] | None, prefix: str = "eval_") -> dict[str, float] | None:
-    found = {name.removeprefix(prefix): value for name, value in (line or {}).items() if name.startswith(prefix)}
-    return found or None
+    metrics = {name.removeprefix(prefix): value for name, value in (line or {}).items() if name.startswith(prefix)}
+    return metrics or None
 
 
 def model_files(task: Task) -> dict[str, bytes]:
@@ -57,7 +58,7 @@ def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step
     # merged model; and what was learned alone in adapter/, that of model/.
     sharded = accelerator.distributed_type == DistributedType.FSDP
     tensors = {"state_dict": whole_weights(model)} if sharded else {}  # on every process
-    whole = accelerator.unwrap_model(model)
+    unwrapped = accelerator.unwrap_model(model)
 
     def write(target: Path, save_weights: Callable[[Path], Any]) -> None:
         if accelerator.is_main_process:
@@ -69,14 +70,14 @@ def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step
             replace_folder(draft, target)
 
     def save_weights(draft: Path) -> None:
-        merged = {"state_dict": merged_state(whole)} if has_lora(whole) else tensors
-        whole.save_pretrained(draft, **merged)
+        merged = {"state_dict": merged_state(unwrapped)} if has_lora(unwrapped) else tensors
+        unwrapped.save_pretrained(draft, **merged)
         with torch.device("meta"):
-            plain = type(whole)._from_config(whole.config) if has_lora(whole) else whole
+            plain = type(unwrapped)._from_config(unwrapped.config) if has_lora(unwrapped) else unwrapped
         check_written(sorted(draft.glob("*.safetensors")), tensor_shapes(plain))
 
-    if has_lora(whole) and folder.name == "model":
-        save("adapter/", lambda: write(folder.with_name("adapter"), partial(save_adapter, whole)))
+    if has_lora(unwrapped) and folder.name == "model":
+        save("adapter/", lambda: write(folder.with_name("adapter"), partial(save_adapter, unwrapped)))
     save(f"{folder.name}/", lambda: write(folder, save_weights))
 
 
@@ -93,18 +94,18 @@ def plot_run(accelerator, folder: Path, run: Run, task: Task) -> None:
     metrics = read_metrics(folder / "metrics.jsonl") if accelerator.is_main_process else []
     if metrics:
         model, dataset = (Path(name).name for name in (run.model or run.preset or "tiny", run.dataset))
-        task.draw(metrics, folder / "loss.png", title=shown(f"{model} on {dataset}"))
+        task.hooks.plot(metrics, folder / "loss.png", title=shown(f"{model} on {dataset}"))
 
 
 def write_evaluation(
     run: Run, task: Task, folder: Path, progress: Progress, test, tables: dict[str, Any], last_is_best: bool
 ) -> dict[str, dict[str, float]]:
     by_step = {line["step"]: line for line in read_metrics(folder / "metrics.jsonl") if "eval_loss" in line}
-    chosen = progress.step if last_is_best else progress.best_step
+    step = progress.step if last_is_best else progress.best_step
     results = {
         **{f"before/{split}": _unprefixed(by_step.get(0), PREFIXES[split]) for split in ("validation", "test")},
-        "train": _unprefixed(by_step.get(chosen), PREFIXES["seen"]),
-        "validation": _unprefixed(by_step.get(chosen)),
+        "train": _unprefixed(by_step.get(step), PREFIXES["seen"]),
+        "validation": _unprefixed(by_step.get(step)),
         "test": test,
     }
     results = {name: values for name, values in results.items() if values is not None}
@@ -112,7 +113,7 @@ def write_evaluation(
         "format_version": 1,
         "protocol": {
             "model": "model/",
-            "step": chosen,
+            "step": step,
             "chosen_by": "last step" if last_is_best else "lowest validation loss",
             "eval_batches": run.eval_batches,
             **task.facts,
@@ -124,7 +125,7 @@ def write_evaluation(
     return results
 
 
-def closing_lines(run: Run, task: Task, progress: Progress, steps: int, results: dict[str, dict[str, float]]) -> str:
+def summary(run: Run, task: Task, progress: Progress, steps: int, results: dict[str, dict[str, float]]) -> str:
     folder = run.output_dir
     end = f"{progress.step} steps, {progress.tokens:,} tokens"
     if progress.stopped_early:
@@ -136,12 +137,12 @@ def closing_lines(run: Run, task: Task, progress: Progress, steps: int, results:
             for name, value in results["test"].items()
         )
         end += f". On the test split: {', '.join(scores)}"
-    then = "".join(f"\n  {command.format(folder=folder)}" for command in task.next_steps)
+    commands = "".join(f"\n  {command(step.format(folder=folder))}" for step in task.next_steps)
     alone = f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
     adapter = alone if run.tune == "lora" else ""
     return f"""
 {end}. Written:
   {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it{adapter}
-  {folder}/loss.png         the picture of this run
-  {folder}/metrics.jsonl    every number of it; evaluation.json has the last ones, run.yaml how it was made
-Next:{then}"""
+  {folder}/loss.png         loss curve
+  {folder}/metrics.jsonl    every measurement; evaluation.json: final scores; run.yaml: settings to repeat it
+Next:{commands}"""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scratch_gpt.train.batches import Share
+from scratch_gpt.train.batches import BatchLayout
 from scratch_gpt.train.checkpoints import take_fields
 from scratch_gpt_training.support.options import Run, peak_rate, vocabulary_size
 from scratch_gpt_training.support.run.output_dir import relative
@@ -15,24 +15,39 @@ from scratch_gpt_training.support.run.output_dir import relative
 
 # Fields that decide what is learned. (Those that name data or a model decide by what they name: its hash, its config.)
 PROMISED = {
-    *("seed", "batch_size", "accumulation_steps", "learning_rate", "min_learning_rate", "warmup_steps"),
-    *("optimizer", "beta2", "schedule"),
-    *(
-        "weight_decay",
-        "max_grad_norm",
-        "max_length",
-        "stride",
-        "overlap",
-        "drop_tail",
-        "pack",
-        "pad",
-        "mask_inputs",
-        "balance",
-        "streaming",
-        "stream_lanes",
-    ),
-    *("tune", "lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_init", "use_rslora", "use_dora"),
-    *("quantize_base", "loss_type", "beta", "simpo_gamma"),
+    "seed",
+    "batch_size",
+    "accumulation_steps",
+    "learning_rate",
+    "min_learning_rate",
+    "warmup_steps",
+    "optimizer",
+    "beta2",
+    "schedule",
+    "weight_decay",
+    "max_grad_norm",
+    "max_length",
+    "stride",
+    "overlap",
+    "drop_tail",
+    "pack",
+    "pad",
+    "mask_inputs",
+    "balance",
+    "streaming",
+    "stream_lanes",
+    "tune",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_targets",
+    "lora_init",
+    "use_rslora",
+    "use_dora",
+    "quantize_base",
+    "loss_type",
+    "beta",
+    "simpo_gamma",
 }
 THIS_LAUNCH = {
     "resume",
@@ -102,8 +117,8 @@ def check_record(saved: dict[str, Any], now: dict[str, Any], allow_changed: bool
 
 def check_same_run(records: list[dict[str, Any]]) -> None:
     """Raise a ValueError if processes would train different runs: each brings its record and the step it resumes."""
-    for other in records[1:]:
-        if differing := {name: pair for name, pair in _differences(records[0], other).items() if _breaks(name)}:
+    for record in records[1:]:
+        if differing := {name: pair for name, pair in _differences(records[0], record).items() if _breaks(name)}:
             raise ValueError(
                 f"The processes of this launch differ in {_list(differing)}. Give all machines the same options, data "
                 "and checkpoints: an --output-dir on a disk that they share."
@@ -126,10 +141,10 @@ def _differences(saved: Any, now: Any, name: str = "") -> dict[str, tuple[Any, A
     # {"config.seed": (0, 1), ...}: the leaves that differ
     if not (isinstance(saved, dict) and isinstance(now, dict)):
         return {} if saved == now else {name: (saved, now)}
-    found = {}
+    differences = {}
     for key in {**saved, **now}:
-        found.update(_differences(saved.get(key), now.get(key), f"{name}.{key}" if name else str(key)))
-    return found
+        differences.update(_differences(saved.get(key), now.get(key), f"{name}.{key}" if name else str(key)))
+    return differences
 
 
 def _list(changed: dict[str, tuple[Any, Any]]) -> str:
@@ -137,13 +152,13 @@ def _list(changed: dict[str, tuple[Any, Any]]) -> str:
         text = str(value)
         return text if len(text) <= 40 else f"{text[:12]}..."
 
-    named = [(name.removeprefix("config."), before, after) for name, (before, after) in changed.items()]
-    named.sort(key=lambda item: "." in item[0])  # what was told before what follows from it
-    shown = [f"{name} ({short(before)} -> {short(after)})" for name, before, after in named[:6]]
-    return ", ".join(shown) + (f" and {len(named) - 6} more" if len(named) > 6 else "")
+    items = [(name.removeprefix("config."), before, after) for name, (before, after) in changed.items()]
+    items.sort(key=lambda item: "." in item[0])  # what was told before what follows from it
+    texts = [f"{name} ({short(before)} -> {short(after)})" for name, before, after in items[:6]]
+    return ", ".join(texts) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
 
 
-def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tuple[int, int]:
+def resolve_split(run: Run, saved: dict[str, Any] | None, processes: int) -> tuple[int, int]:
     """batch_size and accumulation_steps: the run's own, or what keeps a resumed run's global batch.
 
     Args:
@@ -152,12 +167,12 @@ def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tupl
     Raises:
         ValueError: the global batch cannot be shared by so many processes.
     """
-    asked = run.batch_size, run.accumulation_steps
-    if saved is None or asked != tuple(
+    given_split = run.batch_size, run.accumulation_steps
+    if saved is None or given_split != tuple(
         saved["record"]["config"][name] for name in ("batch_size", "accumulation_steps")
     ):
-        return asked
-    share = take_fields(Share, saved["share"])
+        return given_split
+    share = take_fields(BatchLayout, saved["share"])
     batch_size, rows = share.batch_size, share.global_batch
     if rows % (batch_size * processes):
         raise ValueError(
@@ -168,4 +183,4 @@ def settle_share(run: Run, saved: dict[str, Any] | None, processes: int) -> tupl
     return batch_size, rows // (batch_size * processes)
 
 
-__all__ = ["check_record", "check_same_run", "make_record", "settle_share"]
+__all__ = ["check_record", "check_same_run", "make_record", "resolve_split"]

@@ -1,79 +1,92 @@
-"""One run of several seeds -> a run folder each, their mean and spread, the first one's model. Not a recipe itself."""
+"""Train a run once or over several seeds: a run folder each, their mean and spread. Not a recipe itself."""
 
 import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from accelerate import Accelerator
 
 from scratch_gpt.evaluation.statistics import spread
 from scratch_gpt.runs.folder import replace_folder
 from scratch_gpt.train.checkpoint_writer import RunStopped, name_last_good
 from scratch_gpt.utils.files import DRAFT, remove, write_text
-from scratch_gpt_training.support.command_line import RunT, one_clear_line
+from scratch_gpt_training.support.command_line import one_clear_line
 from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
-from scratch_gpt_training.support.run.runner import finish, run_task
-from scratch_gpt_training.support.run.setup import clear, hold_output, prepare
+from scratch_gpt_training.support.run.runner import close_run, run_task
+from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
+from scratch_gpt_training.support.run.task import Task
 
 
-def run_seeds(run: Any, build: Callable, describe: Callable) -> None:
-    """Train the run once for each seed that it asks for, from rows to folder; `build`, `describe` as for run_task."""
+def run_seeds(run: Any, build: Callable[[Any], Task]) -> None:
+    """Train the run once for each of its seeds, from rows to folder; a recipe without seeds trains once."""
     with one_clear_line():
         lock = hold_output(run)
     with lock:
         with one_clear_line():
             runs = runs_of(run)
-            starts = [prepare(each) for each in runs]
-        for n, (each, start) in enumerate(zip(runs, starts, strict=True)):
-            begin = lambda accelerator, n=n: n or begin_seeds(run, accelerator)  # noqa: E731
-            accelerator = run_task(each, start, build, describe, begin)
+            starts = [open_run(seed_run) for seed_run in runs]
+        for n, (seed_run, start) in enumerate(zip(runs, starts, strict=True)):
+            begin = partial(begin_seeds, run) if n == 0 else _begin_nothing
+            accelerator = run_task(seed_run, start, build, begin)
             if n == 0:
-                write_whole(run, accelerator)  # resumed, a first seed that is finished begins nothing
+                write_run_of_seeds(run, accelerator)  # resumed, a finished first seed begins nothing
             accelerator.free_memory()  # the next seed has a model of its own
         with one_clear_line(RunStopped), name_last_good(Path(run.output_dir)):
-            summarise(run, runs, accelerator)
-    finish(run, accelerator)
+            summarize(run, runs, accelerator)
+    close_run(run, accelerator)
 
 
-def runs_of(run: RunT) -> list[RunT]:
-    """The runs that `seeds` asks for: this one, or one for each of seed, seed + 1, ... in output_dir/seed-N.
+def runs_of(run: Any) -> list[Any]:
+    """Return the runs of all seeds: this one, or one for each of seed, seed + 1, ... in output_dir/seed-N.
 
     Raises:
         ValueError: output_dir cannot be used, or one checkpoint is to begin several runs.
     """
-    if run.seeds == 1:
+    if count_seeds(run) == 1:
         return [run]
     if run.resume not in (None, "latest"):
         raise ValueError(f"--resume {run.resume} is one seed's checkpoint; with --seeds give `latest`.")
     folder = check_output_dir(run)
     if (folder / "checkpoints").is_dir() and not run.overwrite:
         raise ValueError(
-            f"output_dir {folder} holds a run of one seed. Give another for several, or --overwrite true."
+            f"--output-dir {folder} holds a run of one seed. Give another for several, or --overwrite true."
         )
     numbers = range(run.seed, run.seed + run.seeds)
     return [replace(run, seeds=1, seed=seed, output_dir=f"{run.output_dir}/seed-{seed}") for seed in numbers]
 
 
-def begin_seeds(run: Any, accelerator) -> None:
-    """Write what the whole is, before the first of several seeds writes anything."""
-    if run.seeds > 1 and run.overwrite and accelerator.is_main_process:
+def begin_seeds(run: Any, accelerator: Accelerator) -> None:
+    """Write the outer run.yaml before the first of several seeds writes anything."""
+    if count_seeds(run) > 1 and run.overwrite and accelerator.is_main_process:
         clear(Path(run.output_dir))
-    write_whole(run, accelerator)
+    write_run_of_seeds(run, accelerator)
 
 
-def write_whole(run: Any, accelerator) -> None:
-    """run.yaml of several seeds, as they are asked for now."""
-    if run.seeds > 1 and accelerator.is_main_process:
+def _begin_nothing(accelerator: Accelerator) -> None:
+    pass
+
+
+def count_seeds(run: Any) -> int:
+    """Return the number of seeds; 1 for a recipe without that option."""
+    return getattr(run, "seeds", 1)
+
+
+def write_run_of_seeds(run: Any, accelerator: Accelerator) -> None:
+    """Write the run.yaml that names the runs of several seeds."""
+    if count_seeds(run) > 1 and accelerator.is_main_process:
         write_run_yaml(run, Path(run.output_dir), {"runs": [f"seed-{run.seed + n}" for n in range(run.seeds)]})
     accelerator.wait_for_everyone()
 
 
-def summarise(run: Any, runs: Sequence[Any], accelerator) -> None:
-    """The seeds' evaluation.json -> one with mean, standard deviation and number; model/ is the first seed's."""
-    if run.seeds > 1 and accelerator.is_main_process:
+def summarize(run: Any, runs: Sequence[Any], accelerator: Accelerator) -> None:
+    """Write evaluation.json with mean, standard deviation and number over the seeds; model/ is the first seed's."""
+    if count_seeds(run) > 1 and accelerator.is_main_process:
         folder = Path(run.output_dir)
-        files = {f"seed-{each.seed}": Path(each.output_dir) / "evaluation.json" for each in runs}
+        files = {f"seed-{seed_run.seed}": Path(seed_run.output_dir) / "evaluation.json" for seed_run in runs}
         results = {name: json.loads(file.read_text(encoding="utf-8"))["results"] for name, file in files.items()}
         first = next(iter(files))
         content = {
@@ -89,8 +102,8 @@ def summarise(run: Any, runs: Sequence[Any], accelerator) -> None:
         write_text(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
         print(f"\n{len(runs)} seeds, mean (standard deviation):")
         for split, values in content["results"].items():
-            shown = (f"{name} {value['mean']:.4f} ({value['std']:.4f})" for name, value in values.items())
-            print(f"{split:>18}: {'  '.join(shown)}")
+            texts = (f"{name} {value['mean']:.4f} ({value['std']:.4f})" for name, value in values.items())
+            print(f"{split:>18}: {'  '.join(texts)}")
         print(f"Written: {folder}/evaluation.json, {folder}/model (of {first})")
     accelerator.wait_for_everyone()
 

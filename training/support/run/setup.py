@@ -1,4 +1,4 @@
-"""Settle how a run begins: a new start or a checkpoint, the accelerator, the number of steps."""
+"""Open a run: a new start or a checkpoint, the accelerator, the number of steps."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 from safetensors import SafetensorError, safe_open
 
@@ -15,7 +16,7 @@ from scratch_gpt.finetuning.lora import add_lora
 from scratch_gpt.finetuning.trainable import freeze
 from scratch_gpt.runs.folder import ASIDE, STEP, find_folder, is_run, is_whole_file, read_metrics, set_aside
 from scratch_gpt.train.accelerator import check_launch, make_accelerator
-from scratch_gpt.train.batches import Share
+from scratch_gpt.train.batches import BatchLayout
 from scratch_gpt.train.checkpoints import (
     adopt,
     check_shapes,
@@ -33,21 +34,25 @@ from scratch_gpt.utils.foreign import read_json
 from scratch_gpt.utils.locks import hold
 from scratch_gpt_training.support.options import Run, peak_rate
 from scratch_gpt_training.support.run.output_dir import check_output_dir, check_writable
-from scratch_gpt_training.support.run.resuming import check_record, check_same_run, make_record, settle_share
+from scratch_gpt_training.support.run.resuming import check_record, check_same_run, make_record, resolve_split
 from scratch_gpt_training.support.run.task import Start, Task
 
 
 DEFAULT_EPOCHS = 3  # where no limit is given
 
 
-def prepare(run: Run) -> Start:
-    """Settle folder and checkpoint; ValueError where either or a setting of the launch cannot be used."""
+def open_run(run: Run) -> Start:
+    """Choose the folder and the checkpoint, and lock the folder.
+
+    Raises:
+        ValueError: the folder, the checkpoint or a setting of the launch cannot be used.
+    """
     check_launch(run.expect_processes)
     lock = hold_output(run)
     try:
         return find_start(run)._replace(lock=lock)
     except BaseException:
-        lock.__exit__()
+        lock.__exit__(None, None, None)
         raise
 
 
@@ -96,7 +101,7 @@ def start_from(run: Run, folder: Path, path: Path, notices: list[str]) -> Start:
     if not keeps_best(run) or best in (None, best_step_of(folder)):
         return Start(folder, path, notices, saved)
     notice = f"The best step so far, {best}, is not in {run.output_dir}/model: from here the best is chosen anew."
-    return Start(folder, path, [*notices, notice], saved, best_is_there=False)
+    return Start(folder, path, [*notices, notice], saved, has_best=False)
 
 
 def best_step_of(folder: Path) -> int | None:
@@ -113,7 +118,7 @@ def best_step_of(folder: Path) -> int | None:
     return min(lines, key=lambda line: line["eval_loss"])["step"] if lines else None
 
 
-def apply_tune(run: Run, model) -> list[str]:
+def apply_tune(run: Run, model: Any) -> list[str]:
     """Leave trainable what the run tunes, in place; what to say of it."""
     if run.tune != "lora":
         return freeze(model, run.tune)
@@ -133,7 +138,7 @@ def apply_tune(run: Run, model) -> list[str]:
     return []
 
 
-def start_accelerator(run: Run, start: Start):
+def start_accelerator(run: Run, start: Start) -> Accelerator:
     """The launch this run is on, checked against what it asks for; a resumed run keeps its precision."""
     report_to = None if run.report_to == "none" else run.report_to
     precision = run.mixed_precision
@@ -145,9 +150,9 @@ def start_accelerator(run: Run, start: Start):
     return accelerator
 
 
-def settle(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings, int]:
-    """The loop's settings and number of steps; ValueError where nothing says how long to train."""
-    batch_size, accumulation_steps = settle_share(run, start.saved, processes)
+def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings, int]:
+    """Return the loop's settings and the number of steps."""
+    batch_size, accumulation_steps = resolve_split(run, start.saved, processes)
     no_limit = run.epochs is run.max_steps is run.max_tokens is None
     settings = Settings(
         batch_size=batch_size,
@@ -177,7 +182,9 @@ def settle(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings
     return settings, steps
 
 
-def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings) -> tuple[dict[str, Any], list[str]]:
+def compare(
+    run: Run, start: Start, task: Task, accelerator: Accelerator, settings: Settings
+) -> tuple[dict[str, Any], list[str]]:
     """The record of this run, and what has changed since the checkpoint; ValueError for what may not change."""
     record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)
     record = json.loads(json.dumps(record))  # as it is read back
@@ -185,10 +192,11 @@ def compare(run: Run, start: Start, task: Task, accelerator, settings: Settings)
     check_same_run(gather_object([{**record, "resume": {"step": step}}]))
     if start.saved is None:
         return record, []
+    assert start.resume_from is not None
     check_shapes(start.resume_from, task.model)
-    then = take_fields(Share, start.saved["share"])
-    now = Share(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
-    keeps_batch = now.global_batch == then.global_batch and now.processes != then.processes
+    saved_layout = take_fields(BatchLayout, start.saved["share"])
+    layout = BatchLayout(settings.batch_size, settings.accumulation_steps, accelerator.num_processes)
+    keeps_batch = layout.global_batch == saved_layout.global_batch and layout.processes != saved_layout.processes
     return record, check_record(start.saved["record"], record, run.allow_changed, keeps_batch)
 
 
@@ -212,16 +220,17 @@ def is_whole(folder: Path) -> bool:
     return bool(files)
 
 
-def tokens_at_peak(run: Run, task: Task, accelerator) -> float | None:
+def tokens_at_peak(run: Run, task: Task, accelerator: Accelerator) -> float | None:
     """Tokens a second, counted as the loop counts them, if all matrix products ran at the devices' peak; or None."""
     peak = device_peak(accelerator.device, accelerator.mixed_precision)
     if peak is None:
         return None
-    length = sum(task.rows["train"].lengths) / len(task.rows["train"]) if task.group_by_length else None
+    length: Any = sum(task.rows["train"].lengths) / len(task.rows["train"]) if task.group_by_length else None
     tune = Tune(run.tune, run.lora_rank, run.lora_targets)
-    classes = len(task.model.config.id2label) if hasattr(task.model, "score") else None
-    flops = row_flops(task.model.config, length or task.manifest["max_length"], tune, classes)
-    return peak * accelerator.num_processes * task.tokens_per_row / (task.sequences * flops)
+    config: Any = task.model.config
+    classes = len(config.id2label) if hasattr(task.model, "score") else None
+    flops = row_flops(config, length or task.manifest["max_length"], tune, classes)
+    return peak * accelerator.num_processes * task.tokens_per_row / (task.sequences_per_row * flops)
 
 
 def clear(folder: Path) -> None:
@@ -230,11 +239,11 @@ def clear(folder: Path) -> None:
         print(f"The run that was there stays in {folder / ASIDE} until this one has its first checkpoint.")
 
 
-def settle_folders(start: Start) -> None:
-    """Give what a kill has left under another name its own; a draft of the checkpoint that is resumed, too."""
+def restore_names(start: Start) -> None:
+    """Rename folders that a killed run has left under a temporary name, and so the resumed checkpoint."""
     for name in ("model", "last", "adapter"):
-        if (found := find_folder(start.folder / name)) != start.folder / name:
-            found.replace(start.folder / name)
+        if (current := find_folder(start.folder / name)) != start.folder / name:
+            current.replace(start.folder / name)
     if start.resume_from is not None:
         adopt(start.resume_from)
 

@@ -1,9 +1,9 @@
-"""What a recipe hands to the runner."""
+"""Define what a recipe builds, and where its run starts."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -11,45 +11,62 @@ from scratch_gpt.train.objectives import Objective
 from scratch_gpt.utils.plots import plot_loss
 
 
-class Task(NamedTuple):
-    """What a recipe builds.
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    Of `rows`, "train" (a sequence, or a stream) is learned. "validation" is evaluated on the way, and with it "seen",
-    a part of what is learned; "test" is scored once before the first step and once at the end. Each may be missing.
+
+def _nothing_to_prepare(accelerator: "Accelerator", folder: Path, save: Callable) -> None:
+    pass
+
+
+class Hooks(NamedTuple):
+    """Optional functions of a task."""
+
+    sample_text: "Callable[[PreTrainedModel], str] | None" = None  # a text to print after each evaluation
+    augment: Callable[[Any, int], Any] | None = None  # (row, position in the run's sequence) -> the row to learn from
+    plot: Callable[..., Any] = plot_loss  # (lines of metrics.jsonl, file, title) -> loss.png
+    # (model, tables of the test split) -> {file name: function that writes it}; called on every process
+    extra_outputs: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
+    # (accelerator, folder, save): complete the rows before the first step; called on every process
+    before_training: "Callable[[Accelerator, Path, Callable], Any]" = _nothing_to_prepare
+
+
+class Task(NamedTuple):
+    """Everything that a recipe hands to the runner.
+
+    `rows` has the splits. "train" (a sequence, or a stream) is learned from; "validation" and "seen", a part of
+    "train", are evaluated during training; "test" is scored before the first step and at the end. All but "train" are
+    optional.
     """
 
-    model: Any  # a PreTrainedModel
-    tokenizer: Any
+    model: Any  # a PreTrainedModel with our config
+    tokenizer: "PreTrainedTokenizerBase"
     rows: dict[str, Any]
     collate: Callable[[list], dict[str, torch.Tensor]]
     objective: Objective
     measure: Callable[..., tuple[dict[str, float], dict[str, Any]]]  # model, batches, reduce, split -> metrics, tables
     tokens_per_row: float
     manifest: dict[str, Any]  # of the data (data/manifest.py)
-    next_steps: tuple[str, ...]  # commands, {folder} is the run's
-    sample: Callable[[Any], str] | None = None  # model -> a text to look at after each evaluation
+    description: Sequence[str]  # lines about the data, printed before training
+    next_steps: tuple[str, ...]  # a verb and its options; {folder} is the run's
+    notices: Sequence[str] = ()  # lines printed before the description
     group_by_length: bool = False
-    alter: Callable[[Any, int], Any] | None = None  # (row, place) -> the row as it is learned from there
-    draw: Callable[..., Any] = plot_loss  # metrics.jsonl's lines, file, title -> loss.png
-    # model, tables of the test split -> what else is left, {file name: what writes it}; called on every process
-    leave: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
-    # accelerator, folder, save: what the rows still need before the first step; called on every process
-    ready: Callable[[Any, Path, Callable], Any] = lambda accelerator, folder, save: None
-    sequences: int = 1  # texts that a row has
-    notices: Sequence[str] = ()  # what to say before training
+    sequences_per_row: int = 1
+    hooks: Hooks = Hooks()
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What of the data decides a run."""
+        """Return the facts about the data that decide a run."""
         return {**self.manifest["splits"], "tokenizer": self.manifest["tokenizer"]["fingerprint"]}
 
 
 class Start(NamedTuple):
-    """Where a run is written and what it goes on from."""
+    """The folder that a run writes, and the checkpoint that it resumes."""
 
     folder: Path
     resume_from: Path | None
     notices: list[str]
     saved: dict[str, Any] | None = None  # the state of the checkpoint
-    best_is_there: bool = True  # whether model/, where the best is kept, is of the checkpoint's best step
-    lock: Any = nullcontext()  # of the folder, on the first process
+    has_best: bool = True  # whether model/ holds the weights of the checkpoint's best step
+    lock: AbstractContextManager[Any] = nullcontext()  # of the folder, on the first process

@@ -149,15 +149,15 @@ def test_what_is_timed_is_called_once_more_than_it_counts():
 
 
 REFUSED = {
-    "--plan-tflops 3": "are of --plan true",
-    "--plan true --plan-tflops 0": "plan_tflops is 0.0; it has to be more than 0",
-    "--plan true --plan-devices 0": "plan_devices is 0; it has to be at least 1",
+    "--plan-tflops 3": "need --plan true",
+    "--plan true --plan-tflops 0": "--plan-tflops must be above 0",
+    "--plan true --plan-devices 0": "--plan-devices must be at least 1",
     "--plan true --tokenizer nobody/nothing": "nobody/nothing",
     "--plan true --config-overrides hidden_size=33": "not a multiple of num_attention_heads",
-    "--learning-rates 1e-3": "two positive numbers or more",
-    "--learning-rates 1e-3,1e-3": "each once",
-    "--learning-rates 1e-3,-1": "two positive numbers or more",
-    "--learning-rates 1e-3,word": "two positive numbers or more",
+    "--learning-rates 1e-3": "two or more different positive numbers",
+    "--learning-rates 1e-3,1e-3": "two or more different",
+    "--learning-rates 1e-3,-1": "two or more different positive numbers",
+    "--learning-rates 1e-3,word": "two or more different positive numbers",
     "--learning-rates 1e-3,1e-2 --validation-fraction 0": "compared by validation loss",
     "--learning-rates 1e-3,1e-2 --resume training": "one rate's checkpoint",
 }
@@ -189,10 +189,10 @@ def test_a_sweep_names_the_best_rate_calls_divergence_by_its_name_and_can_be_res
     assert rates["1e+30"] == {"loss": None, "diverged": True}
     assert (tmp_path / "runs" / "rate-0.01" / "model").is_dir()
 
-    monkeypatch.setattr(runner, "carry_out", lambda *_: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(runner, "execute", lambda *_: pytest.fail("nothing is left to do"))
     pretrain.main([*words, "--resume", "latest"])
     assert "Best: --learning-rate 0.01." in capsys.readouterr().out
-    fails(words, "--resume latest goes on", capsys)
+    fails(words, "--resume latest to continue it", capsys)
 
 
 def test_a_resumed_sweep_goes_on_with_all_but_lost_rates_and_says_in_run_yaml_what_is_asked_now(tmp_path, monkeypatch):
@@ -204,12 +204,12 @@ def test_a_resumed_sweep_goes_on_with_all_but_lost_rates_and_says_in_run_yaml_wh
     went_on = []
     monkeypatch.setattr(sweep, "run_task", lambda run, *_: went_on.append(run.learning_rate) or alone)
     monkeypatch.setattr(sweep, "result_of", lambda run: {"loss": 4.0, "diverged": False})
-    for name in ("prepare", "finish"):
+    for name in ("open_run", "close_run"):
         monkeypatch.setattr(sweep, name, lambda *_: None)
     output_dir.write_run_yaml(launch("1e-3,1e30"), tmp_path, {"runs": ["rate-0.001", "rate-1e+30"]})
     found = {"0.001": {"loss": 5.0, "diverged": True}, "1e+30": {"loss": None, "diverged": True}}
     (tmp_path / "sweep.json").write_text(json.dumps({"rates": found}))
-    sweep.run_rates(launch("1e-3,1e30,1e-2"), None, None)
+    sweep.run_rates(launch("1e-3,1e30,1e-2"), None)
     assert went_on == [1e-3, 1e-2]
     text = (tmp_path / "run.yaml").read_text()
     assert "learning_rates: 1e-3,1e30,1e-2\n" in text and "# - rate-0.01\n" in text

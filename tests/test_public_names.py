@@ -1,0 +1,69 @@
+"""The public names of the package: each resolves, and editors and type checkers see what it is."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from places import REPO
+
+import scratch_gpt
+
+
+TREE = ast.parse((REPO / "scratch_gpt" / "__init__.py").read_text())
+CALLS = """\
+import scratch_gpt
+from scratch_gpt import ScratchGPTForCausalLM, Windows, load_tokenizer, plot_loss
+
+reveal_type(ScratchGPTForCausalLM)
+reveal_type(Windows)
+reveal_type(load_tokenizer("runs/mine/model"))
+reveal_type(scratch_gpt.decode)
+reveal_type(plot_loss)
+"""
+TYPES = [
+    "type[ScratchGPTForCausalLM]",
+    "type[Windows]",
+    "PreTrainedTokenizerBase",
+    "(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tokens: bool = False) -> str",
+    "-> Path",
+]
+
+
+def test_each_name_resolves_and_is_listed():
+    listed = dir(scratch_gpt)
+    for name in scratch_gpt.__all__:
+        value = getattr(scratch_gpt, name)
+        assert callable(value) and value.__name__ == name and name in listed
+    assert "__version__" in listed
+
+
+def test_names_for_editors_are_those_that_are_imported_at_first_use():
+    (block,) = (node for node in TREE.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    imports = {alias.name: node.module for node in block.body for alias in node.names}
+    assert imports == scratch_gpt._LAZY
+    assert {*imports} <= {*scratch_gpt.__all__} and len(scratch_gpt.__all__) == len({*scratch_gpt.__all__})
+
+
+def test_no_name_is_that_of_a_package():
+    folders = {path.parent.name for path in (REPO / "scratch_gpt").glob("*/__init__.py")}
+    assert not folders & {*scratch_gpt.__all__}
+
+
+def test_a_type_checker_knows_the_names(tmp_path):
+    checker = os.environ.get("SCRATCH_GPT_PYRIGHT") or shutil.which("basedpyright") or shutil.which("pyright")
+    if checker is None:
+        pytest.skip("no type checker: pip install basedpyright, or set SCRATCH_GPT_PYRIGHT to one")
+    (tmp_path / "calls.py").write_text(CALLS)
+    settings = {"include": ["calls.py"], "extraPaths": [str(REPO)], "typeCheckingMode": "basic"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    words = [checker, "--outputjson", "--pythonpath", sys.executable, "--project", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    found = [item["message"] for item in json.loads(done.stdout)["generalDiagnostics"]]
+    revealed = [text.split(" is ", 1)[1].strip('"') for text in found if text.startswith("Type of ")]
+    assert len(revealed) == len(TYPES), found
+    assert all(kind in text and "Unknown" not in text for kind, text in zip(TYPES, revealed, strict=True)), revealed

@@ -1,0 +1,33 @@
+"""Describe a run in a few lines before it trains."""
+
+from typing import TYPE_CHECKING
+
+from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
+from scratch_gpt.train.loop import Settings
+from scratch_gpt_training.support.options import Run
+from scratch_gpt_training.support.run.task import Task
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def describe(run: Run, task: Task, settings: Settings, steps: int, accelerator: "Accelerator") -> str:
+    """Return the lines that are printed before training: model, trained parameters, data, steps."""
+    config, parameters = task.model.config, count_parameters(task.model)[1]
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes != 1)}"
+    lines = [
+        f"Model: {parameters:,} parameters ({config.num_hidden_layers} layers, {config.hidden_size} wide, vocabulary "
+        f"{config.vocab_size:,}), {accelerator.device.type}, {processes}, precision {precision}"
+    ]
+    if run.tune != "full":
+        lines.append(trainable_line(task.model))
+    rows = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
+    tokens = steps * rows * task.tokens_per_row
+    lines += task.description
+    lines.append(f"Training: {steps:,} steps, {rows} rows each; at most {tokens:,.0f} tokens; seed {run.seed}.")
+    return "\n".join(lines)
+
+
+__all__ = ["describe"]

@@ -1,0 +1,62 @@
+"""Run a training recipe: read its options, check them, and plan, train once, or train over seeds or rates."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.options import Run, check
+
+
+if TYPE_CHECKING:
+    from scratch_gpt_training.support.run.task import Task
+
+RunT = TypeVar("RunT", bound=Run)
+
+
+def _no_alternative(run: Run) -> bool:
+    return False
+
+
+def _plan_like_text(run: Run) -> dict[str, int]:
+    return {}
+
+
+def run_recipe(
+    kind: type[RunT],
+    argv: Sequence[str] | None,
+    build: "Callable[[RunT], Task]",
+    check_recipe: Callable[[RunT], None],
+    unused: Callable[[RunT], Mapping[str, str]],
+    resolve_model: Callable[[RunT], RunT] = lambda run: run,
+    instead: Callable[[RunT], bool] = _no_alternative,
+    plan_shape: Callable[[RunT], dict[str, int]] = _plan_like_text,
+) -> None:
+    """Run a recipe from its command line to its folder.
+
+    Args:
+        build: options -> the task to train.
+        check_recipe: raises a ValueError for options that this recipe cannot combine.
+        unused: see `parse`.
+        resolve_model: fill in the recipe's default model.
+        instead: do what the options ask for instead of training, and return True; by default nothing.
+        plan_shape: arguments of `print_plan`.
+    """
+    with one_clear_line():
+        run = parse(kind, argv, unused=unused)
+        check_recipe(run)
+        run = resolve_model(run)
+        check(run)
+        if run.plan:
+            from scratch_gpt_training.support.run.planning import print_plan
+
+            return print_plan(run, **plan_shape(run))
+        if instead(run):
+            return None
+    if run.learning_rates is not None:
+        from scratch_gpt_training.support.run.learning_rates import run_rates
+
+        return run_rates(run, build)
+    with one_clear_line():
+        from scratch_gpt_training.support.run.seeds import run_seeds
+
+    return run_seeds(run, build)
