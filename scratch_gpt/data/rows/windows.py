@@ -7,6 +7,7 @@
 At stride = max_length every token except the stream's first is a target exactly once, at a window's edge too.
 """
 
+from collections.abc import Sequence, Sized
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ class Stream(Protocol):
     def __getitem__(self, where: slice, /) -> np.ndarray: ...
 
 
-class Windows:
+class Windows(Sequence):
     """The windows of one stream, made when asked for: `windows[k]` is {"input_ids": (T,), "shift_labels": (T,)}.
 
     Args:
@@ -60,7 +61,7 @@ class Windows:
         # a shorter window at the end, if full windows leave targets out and it starts before the last token
         reached = (full_windows - 1) * stride + max_length if full_windows else 0
         tail = not drop_tail and reached < target_count and full_windows * stride < target_count
-        self.count = full_windows + tail
+        self._count = full_windows + tail
 
     @property
     def asked_per_row(self) -> int:
@@ -68,10 +69,10 @@ class Windows:
         return min(self.stride, self.max_length) if self.overlap == "context" else self.max_length
 
     def __len__(self) -> int:
-        return self.count
+        return self._count
 
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
-        if not 0 <= k < self.count:
+        if not 0 <= k < self._count:
             raise IndexError(k)
         start = k * self.stride
         row = self.ids[start : start + self.max_length + 1].astype(np.int64)
@@ -95,7 +96,7 @@ def mask_inputs(
     return {**row, "input_ids": ids}
 
 
-def require_full_window(ids: np.ndarray, max_length: int, split: str) -> None:
+def require_full_window(ids: Sized, max_length: int, split: str) -> None:
     """Raise a ValueError where a split does not fill a single window."""
     if len(ids) < max_length + 1:
         raise ValueError(
