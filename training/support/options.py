@@ -181,7 +181,10 @@ LIMITS = {  # field -> the least and the most that it may be
 }
 
 
-def dataset_location(run: Any) -> tuple[str, str | None, str, str | None]:
+Location = tuple[str, str | None, str, str | None]  # name, config, split and revision of a dataset
+
+
+def dataset_location(run: Any) -> Location:
     """Return the name, config, split and revision of a run's dataset."""
     return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
 

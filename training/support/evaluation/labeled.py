@@ -24,7 +24,7 @@ from scratch_gpt.train.accelerator import make_accelerator
 from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import shown
-from scratch_gpt_training.support.options import dataset_location
+from scratch_gpt_training.support.options import Location, dataset_location
 from scratch_gpt_training.support.run.output_dir import set_name
 
 
@@ -46,7 +46,7 @@ class Classifier(NamedTuple):
 def load_classifier(run: Any) -> Classifier:
     """The classifier that a run names; ValueError where it is none."""
     device = make_accelerator(run.device, "no").device
-    model = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
+    model: Any = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
     if model.config.num_labels < 2:
         raise ValueError(f"{run.model} tells no classes: its head has one output.")
     tokenizer = load_tokenizer(run.model, run.model_revision)
@@ -62,7 +62,7 @@ def split_names(column_names: str | None) -> list[str] | None:
 
 
 def open_labelled(
-    run: Any, where: tuple, text_column: str, least: int = 2
+    run: Any, where: Location, text_column: str, least: int = 2
 ) -> tuple[Examples, dict[str, Any], list[str]]:
     """The examples of a data set, where they are from, and notices about what was not read.
 

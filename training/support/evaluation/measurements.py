@@ -41,7 +41,7 @@ from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import read_json, shown
 from scratch_gpt.utils.loading import find_file
-from scratch_gpt_training.support.options import dataset_location
+from scratch_gpt_training.support.options import Location, dataset_location
 from scratch_gpt_training.support.run.output_dir import relative, set_name
 
 
@@ -83,7 +83,7 @@ def is_classifier(name: str, revision: str | None) -> bool:
     return any(kind == "SEQ_CLS" or str(kind).endswith("ForSequenceClassification") for kind in kinds)
 
 
-def source_of(run: Any, path: str) -> tuple:
+def source_of(run: Any, path: str) -> Location:
     """What `open_rows` takes of a set: config, split and revision hold for all that are not plain files."""
     return path, *dataset_location(run)[1:]
 

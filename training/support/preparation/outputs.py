@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -143,8 +143,10 @@ def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str
     sizes = {corpus.record["name"]: lengths[n][numbers[n]] for n, corpus in enumerate(corpora)}
     tokens = {name: int(lengths_of_rows.sum()) for name, lengths_of_rows in sizes.items()}
     weights = {corpus.record["name"]: corpus.weight for corpus in corpora}
-    repetitions = None if run.mixture_epochs is None else parse_numbers(run.mixture_epochs, "mixture_epochs")
-    epochs = repetitions and {corpus.record["name"]: repetitions[corpus.name] for corpus in corpora}
+    epochs = None
+    if run.mixture_epochs is not None:  # with a number for every corpus, as prepare.py has checked
+        repetitions = cast(dict[str, float], parse_numbers(run.mixture_epochs, "mixture_epochs"))
+        epochs = {corpus.record["name"]: repetitions[corpus.name] for corpus in corpora}
     target = target_shares(tokens, None if None in weights.values() else weights, run.alpha)
     mixture = mix(sizes, target, run.seed, run.stopping_strategy, epochs)
     document = np.empty(len(mixture.document), dtype=np.int64)

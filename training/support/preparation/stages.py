@@ -242,7 +242,7 @@ def clean(run: Any, corpora: list[Corpus], filters: list, work: Path) -> list[li
     return tables
 
 
-def _clean_table(table: pa.Table, bounds: Any, filters: list, key: Any, sign: Any, column: str, k: int) -> Any:
+def _clean_table(table: pa.Table, bounds: Any, filters: list, key: Any, sign: Any, column: str | None, k: int) -> Any:
     return clean_part(table.slice(bounds[k], bounds[k + 1] - bounds[k]), filters, key, sign, column)
 
 
