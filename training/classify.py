@@ -216,6 +216,7 @@ def predict(run: ClassifyRun) -> None:
     from scratch_gpt.utils.local_files import kind_ending
     from scratch_gpt_training.support.evaluation.labeled import load_classifier, predicted_lines, split_names
 
+    assert run.predict is not None
     column = run.text_column or "text"
     rows, _, notices = open_rows(run.predict, columns=one_column(column), column_names=split_names(run.column_names))
     for notice in notices:

@@ -176,11 +176,13 @@ def evaluate(run: EvaluateRun) -> None:
     from scratch_gpt_training.support.evaluation.measurements import is_classifier, load, measure_all, show
     from scratch_gpt_training.support.evaluation.safety import check_safety, with_contamination
 
+    assert run.model is not None  # `check` has refused that
     file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
     revision = run.model_revision
     read_evaluation(file, model, revision)  # refuses a file about another one before anything is computed
     check_kind(run, is_labelling := is_classifier(run.model, revision))
     if is_labelling:
+        assert run.dataset is not None  # as `check_kind` requires
         measured = (set_name(run.dataset), measure_labelled(run, load_classifier(run)))
         results = with_contamination(run, [measured])
     else:

@@ -21,7 +21,7 @@ it went is said on standard error.
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
 from scratch_gpt_training.support.commands import command
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
                 "that does; without --chat this one continues a text."
             )
         if run.chat:
-            render(tokenizer, tokenizer.chat_template, TRIAL[:1], add_generation_prompt=True)
+            render(tokenizer, cast(str, tokenizer.chat_template), TRIAL[:1], add_generation_prompt=True)
         ids = encode(tokenizer, prompt)
         model = load(run.model, run.model_revision)
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))

@@ -18,9 +18,10 @@ after, beside the references), loss.png, metrics.jsonl, evaluation.json, run.yam
 
 import os
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
 from scratch_gpt_training.support.run.recipe import run_recipe
@@ -130,7 +131,7 @@ def build(run: InstructRun):
                 exam.write(responses, is_over=False)  # for a run that is resumed
         return metrics, tables
 
-    def extra_outputs(model, tables):
+    def extra_outputs(model, tables) -> dict[str, Callable[[Path], Any]]:
         return {"responses.json": exam.write}
 
     def sample_text(model) -> str:
@@ -164,7 +165,7 @@ def read_splits(run: InstructRun):
     where = dataset_location(run)
     rows, source, notices = open_rows(*where, CONVERSATIONS)
     try:
-        conversations, empty = read_conversations(rows)
+        conversations, empty = read_conversations(cast(Iterable[Mapping[str, Any]], rows))
     except ValueError as error:
         raise ValueError(f"{run.dataset}: {error}") from error
     if empty:

@@ -15,8 +15,9 @@ output_dir/references.safetensors. Writes output_dir/model (weights, config, cod
 evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a folder seed-0/ ... each.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
 from scratch_gpt_training.support.run.recipe import run_recipe
@@ -64,6 +65,7 @@ def build(run: PreferRun):
     from scratch_gpt.evaluation.reference_kl import kl_from_reference
     from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
     from scratch_gpt.train.batches import epoch_order
+    from scratch_gpt.train.objectives import Objective
     from scratch_gpt.train.preference_losses import Preference
     from scratch_gpt.utils.plots import plot_classification
     from scratch_gpt_training.support.run.models import build_chat_lm
@@ -73,7 +75,7 @@ def build(run: PreferRun):
     where = dataset_location(run)
     table, source, notices = open_rows(*where, PREFERENCES)
     try:
-        items, left_out = read_preferences(table, judged=run.loss_type == "kto")
+        items, left_out = read_preferences(cast(Iterable[Mapping[str, Any]], table), judged=run.loss_type == "kto")
     except ValueError as error:
         raise ValueError(f"{run.dataset}: {error}") from error
     parts = split_groups([*map(prompt_of, items)], run.validation_fraction, run.test_fraction, run.seed)
@@ -116,7 +118,7 @@ def build(run: PreferRun):
         tokenizer=tokenizer,
         rows=rows,
         collate=partial(collate_preferences, pad_token_id=tokenizer.pad_token_id, max_length=max_length),
-        objective=objective,
+        objective=Objective(objective.counts, objective.sums, objective.baselines),
         measure=measure,
         tokens_per_row=records["train"]["asked"] / len(rows["train"]),
         manifest=manifest,
@@ -126,11 +128,11 @@ def build(run: PreferRun):
         notices=notices,
         sequences_per_row=1 if run.loss_type == "kto" else 2,
     )
-    hooks = Hooks(plot=plot_classification, before_training=partial(give_references, run, task, samples))
+    hooks = Hooks(plot=plot_classification, before_training=partial(give_references, run, objective, task, samples))
     return task._replace(hooks=hooks)
 
 
-def give_references(run: PreferRun, task, samples, accelerator, folder, save) -> None:
+def give_references(run: PreferRun, objective, task, samples, accelerator, folder, save) -> None:
     """Let the task know what its model says before the first step, computed now or as output_dir has it.
 
     The rows get the log-probabilities of their answers, `samples` the model's own answers to held-out prompts.
@@ -151,13 +153,13 @@ def give_references(run: PreferRun, task, samples, accelerator, folder, save) ->
     model = task.model
     splits = {name: part for name, part in task.rows.items() if name != "seen"}
     hashes = {name: facts["sha256"] for name, facts in task.manifest["splits"].items()}
-    key = reference_key(model, hashes | {"needs_reference": str(task.objective.needs_reference)})
+    key = reference_key(model, hashes | {"needs_reference": str(objective.needs_reference)})
     references = read_references(folder / NAME, key)
     if references is None:
         accelerator.print("Computing the reference model's log-probabilities (once, before training) ...")
         references = {}
         for name, part in splits.items():
-            if task.objective.needs_reference:
+            if objective.needs_reference:
                 references[name] = reference_logps(accelerator, model, part, task.collate, run.batch_size)
             prompts = part.prompts(SAMPLED, SAMPLED_TOKENS) if name != "train" else []
             if prompts:

@@ -160,7 +160,7 @@ def unused_fields(run: PrepareRun) -> dict[str, str]:
         (("stopping_strategy", "alpha"), run.mixture_epochs is None, "--mixture-epochs gives the shares"),
         (("mixture_epochs", "stopping_strategy", "alpha"), run.mixture is not None, "it needs --mixture"),
         (("duplicate_ngram", "duplicate_threshold"), run.deduplicate == "near", "it needs --deduplicate near"),
-        (("contamination_split",), exam is None, exam),
+        (("contamination_split",), exam is None, exam or ""),
         (OF_CONTAMINATION, run.contamination is not None, "it needs --contamination"),
         (("overlap",), (run.stride or run.max_length) < run.max_length, "it needs a --stride below --max-length"),
         (("tokenizer_revision",), run.tokenizer not in (None, "train"), "it needs --tokenizer"),

@@ -17,7 +17,7 @@ code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.j
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from scratch_gpt_training.support.options import (
     Run,
@@ -136,7 +136,8 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
         splits, source, notices = open_splits(*where, run.text_column, *fractions, run.seed, by_number)
 
     def texts():
-        quiet, part = os.environ.get("RANK", "0") != "0", splits["train"]
+        quiet = os.environ.get("RANK", "0") != "0"
+        part = cast(Any, splits["train"])  # datasets declares a batch as a list too
         training_texts = (text for batch in part.iter(100) for text in batch["text"])
         yield from tqdm(training_texts, "Training a tokenizer", len(part), delay=1, disable=quiet)
 

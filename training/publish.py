@@ -17,7 +17,7 @@ may be any model folder too.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
 from scratch_gpt_training.support.commands import command
@@ -53,7 +53,7 @@ def unused_fields(run: PublishRun) -> dict[str, str]:
     return {} if run.export == "no" else dict.fromkeys(names, "--export writes a file here and pushes nothing")
 
 
-def terms(run: PublishRun) -> dict[str, str | None]:
+def terms(run: PublishRun) -> dict[str, Any]:
     """Return the license as `stage` and `publish` take it."""
     return {"licence": run.licence, "licence_name": run.licence_name, "licence_link": run.licence_link}
 

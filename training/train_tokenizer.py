@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from scratch_gpt_training.support.command_line import flag, one_clear_line, parse
 from scratch_gpt_training.support.commands import command
@@ -121,11 +121,12 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
         held_out, total, notices = stream.splits["validation"], None, stream.notices
     else:
         documents, _, notices = open_documents(*where)
+        # cast here and below: datasets declares a batch and a row as lists too
         splits = split_documents(documents, run.held_out_fraction, seed=run.seed)
-        texts = (text for batch in splits["train"].iter(100) for text in batch["text"])
+        texts = (text for batch in cast(Any, splits["train"]).iter(100) for text in batch["text"])
         held_out, total = splits["validation"], len(splits["train"])
     print(*map(shown, notices), sep="\n", end="\n" * bool(notices))
-    return tqdm(texts, "Reading", total, unit=" documents", delay=1), (row["text"] for row in held_out)
+    return tqdm(texts, "Reading", total, unit=" documents", delay=1), (row["text"] for row in cast(Any, held_out))
 
 
 def load_peer(name: str):
