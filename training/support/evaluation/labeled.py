@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scratch_gpt import ScratchGPTForSequenceClassification
 from scratch_gpt.conversion.load import load_model
@@ -28,6 +28,11 @@ from scratch_gpt_training.support.options import Location, dataset_location
 from scratch_gpt_training.support.run.output_dir import set_name
 
 
+if TYPE_CHECKING:
+    from scratch_gpt_training.classify import ClassifyRun
+    from scratch_gpt_training.evaluate import EvaluateRun
+
+
 class Classifier(NamedTuple):
     """A finished classifier, where it is to be run."""
 
@@ -43,8 +48,9 @@ class Classifier(NamedTuple):
         return self.model.config.problem_type == "multi_label_classification"
 
 
-def load_classifier(run: Any) -> Classifier:
+def load_classifier(run: "ClassifyRun | EvaluateRun") -> Classifier:
     """The classifier that a run names; ValueError where it is none."""
+    assert run.model is not None
     device = make_accelerator(run.device, "no").device
     model: Any = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
     if model.config.num_labels < 2:
@@ -62,7 +68,7 @@ def split_names(column_names: str | None) -> list[str] | None:
 
 
 def open_labelled(
-    run: Any, where: Location, text_column: str, least: int = 2
+    run: "ClassifyRun | EvaluateRun", where: Location, text_column: str, least: int = 2
 ) -> tuple[Examples, dict[str, Any], list[str]]:
     """The examples of a data set, where they are from, and notices about what was not read.
 
@@ -98,8 +104,9 @@ def predicted_lines(
     return prediction_lines(texts, scores, classifier.names, classifier.has_many, labels)
 
 
-def measure_labelled(run: Any, classifier: Classifier) -> Measured:
+def measure_labelled(run: "EvaluateRun", classifier: Classifier) -> Measured:
     """A classifier's metrics and tables on --dataset; leaves NAME-predictions.jsonl."""
+    assert run.dataset is not None
     where = dataset_location(run)
     examples, source, notices = open_labelled(run, where, run.text_column, least=1)
     for notice in notices:

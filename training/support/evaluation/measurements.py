@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scratch_gpt.conversion.load import load_model
 from scratch_gpt.data.columns import CHOICES, CONSTRAINTS, CONVERSATIONS, LAST_WORDS, Columns
@@ -45,6 +45,10 @@ from scratch_gpt_training.support.options import Location, dataset_location
 from scratch_gpt_training.support.run.output_dir import relative, set_name
 
 
+if TYPE_CHECKING:
+    from scratch_gpt_training.evaluate import EvaluateRun
+
+
 class Subject(NamedTuple):
     """A model that is looked at."""
 
@@ -55,7 +59,7 @@ class Subject(NamedTuple):
     device: Any
 
 
-def load(run: Any, name: str, revision: str | None = None) -> Subject:
+def load(run: "EvaluateRun", name: str, revision: str | None = None) -> Subject:
     """A model and its tokenizer where it is to be run; ValueError where they do not fit."""
     device = make_accelerator(run.device, "no").device
     if is_classifier(name, revision):
@@ -83,12 +87,12 @@ def is_classifier(name: str, revision: str | None) -> bool:
     return any(kind == "SEQ_CLS" or str(kind).endswith("ForSequenceClassification") for kind in kinds)
 
 
-def source_of(run: Any, path: str) -> Location:
+def source_of(run: "EvaluateRun", path: str) -> Location:
     """What `open_rows` takes of a set: config, split and revision hold for all that are not plain files."""
     return path, *dataset_location(run)[1:]
 
 
-def open_set(run: Any, path: str, columns: Columns) -> tuple[Any, dict[str, Any]]:
+def open_set(run: "EvaluateRun", path: str, columns: Columns) -> tuple[Any, dict[str, Any]]:
     """Open the rows of a set with the columns in use; returns them and their record, and prints what is not read."""
     rows, record, notices = open_rows(*source_of(run, path), columns)
     for notice in notices:
@@ -104,7 +108,7 @@ def show(results: dict[str, Any]) -> str:
     )
 
 
-def measure_all(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
+def measure_all(run: "EvaluateRun", subject: Subject) -> Iterator[tuple[str, Measured]]:
     """All that is asked for, each as soon as it is known: its name in evaluation.json, and what was found."""
     if run.dataset is not None:
         yield set_name(run.dataset), measure_text(run, subject)
@@ -126,8 +130,9 @@ def measure_all(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
 # --- By likelihood -----------------------------------------------------------------------------------------------
 
 
-def text_batches(run: Any, subject: Subject) -> tuple[Iterable, dict[str, Any]]:
+def text_batches(run: "EvaluateRun", subject: Subject) -> tuple[Iterable, dict[str, Any]]:
     """The windows of --dataset in batches, each token but the first asked once; and what a protocol says of them."""
+    assert run.dataset is not None
     documents, source, notices = open_documents(*source_of(run, run.dataset), run.text_column)
     for notice in notices:
         print(notice)
@@ -151,14 +156,14 @@ def text_batches(run: Any, subject: Subject) -> tuple[Iterable, dict[str, Any]]:
     return evaluation_batches(windows, collate_rows, BatchLayout(run.batch_size), subject.device), protocol
 
 
-def measure_text(run: Any, subject: Subject) -> Measured:
+def measure_text(run: "EvaluateRun", subject: Subject) -> Measured:
     """Loss, perplexity and bits per byte of all documents."""
     batches, details = text_batches(run, subject)
     loss = mean_losses(subject.model, batches, causal_lm)["loss"]
     return Measured({"kind": "text", **details}, language_metrics(loss, details["tokens"] / details["bytes"]))
 
 
-def measure_choices(run: Any, subject: Subject, file: str) -> Measured:
+def measure_choices(run: "EvaluateRun", subject: Subject, file: str) -> Measured:
     """Accuracies on a file of multiple-choice questions."""
     rows, source = open_set(run, file, CHOICES)
     tasks = read_choices(rows)
@@ -168,7 +173,7 @@ def measure_choices(run: Any, subject: Subject, file: str) -> Measured:
     return Measured({**protocol, "max_length": subject.max_length}, choice_metrics(tasks, scores))
 
 
-def measure_last_words(run: Any, subject: Subject, file: str) -> Measured:
+def measure_last_words(run: "EvaluateRun", subject: Subject, file: str) -> Measured:
     """Accuracy and perplexity of the last words of a file of texts."""
     rows, source = open_set(run, file, LAST_WORDS)
     pairs = last_word_pairs(rows)
@@ -194,7 +199,9 @@ class AnswerSet(NamedTuple):
         return self.protocol | ({"seeds": self.protocol["seeds"][:1]} if "seeds" in self.protocol else {})
 
 
-def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[list[list[str]], dict[str, Any]]:
+def answer(
+    run: "EvaluateRun", subject: Subject, conversations: list[Messages]
+) -> tuple[list[list[str]], dict[str, Any]]:
     """The answers to all conversations for each seed, and how they were made."""
     prompts = [encode_prompt(subject.tokenizer, messages, run.prompt_format) for messages in conversations]
     seeds = list(range(run.seed, run.seed + run.seeds)) if run.temperature > 0 else [run.seed]
@@ -207,8 +214,9 @@ def answer(run: Any, subject: Subject, conversations: list[Messages]) -> tuple[l
     return [make(seed=seed) for seed in seeds], protocol
 
 
-def make_answer_set(run: Any, subject: Subject) -> AnswerSet:
+def make_answer_set(run: "EvaluateRun", subject: Subject) -> AnswerSet:
     """--questions, answered by a model."""
+    assert run.questions is not None
     rows, source = open_set(run, run.questions, CONVERSATIONS)
     conversations, empty = read_conversations(rows)
     answers, details = answer(run, subject, conversations)
@@ -217,8 +225,9 @@ def make_answer_set(run: Any, subject: Subject) -> AnswerSet:
     return AnswerSet([transcript(messages[:-1]) for messages in conversations], references, answers, protocol)
 
 
-def measure_answers(run: Any, answer_set: AnswerSet) -> Measured:
+def measure_answers(run: "EvaluateRun", answer_set: AnswerSet) -> Measured:
     """Exact match and token F1 of answers; leaves them as lines and as a page."""
+    assert run.questions is not None
     metrics = over_seeds([answer_metrics(texts, answer_set.references) for texts in answer_set.answers])
     rows = []
     for n, (question, reference) in enumerate(zip(answer_set.questions, answer_set.references, strict=True)):
@@ -232,8 +241,9 @@ def measure_answers(run: Any, answer_set: AnswerSet) -> Measured:
     return Measured({"kind": "answers", **answer_set.protocol}, metrics)
 
 
-def measure_constraints(run: Any, subject: Subject) -> Measured:
+def measure_constraints(run: "EvaluateRun", subject: Subject) -> Measured:
     """IFEval's strict and loose accuracies; leaves the answers as lines and as a page."""
+    assert run.ifeval is not None
     table, source = open_set(run, run.ifeval, CONSTRAINTS)
     prompts = read_constraints(table)
     answers, details = answer(run, subject, [[{"role": "user", "content": row["prompt"]}] for row in prompts])
@@ -251,14 +261,14 @@ def measure_constraints(run: Any, subject: Subject) -> Measured:
     return Measured({"kind": "IFEval", "source": source, "rows": len(prompts), **details}, metrics)
 
 
-def by_seed(run: Any, values: list) -> dict[str, Any]:
+def by_seed(run: "EvaluateRun", values: list) -> dict[str, Any]:
     """Name the values of each seed."""
     return (
         {f"seed {run.seed + k}": value for k, value in enumerate(values)} if len(values) > 1 else {"answer": values[0]}
     )
 
 
-def write_answers(run: Any, name: str, rows: list[Answered], values: dict[str, Any]) -> None:
+def write_answers(run: "EvaluateRun", name: str, rows: list[Answered], values: dict[str, Any]) -> None:
     """Write NAME-answers.jsonl and NAME.html."""
     folder = Path(run.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,8 +280,9 @@ def write_answers(run: Any, name: str, rows: list[Answered], values: dict[str, A
 # --- By what a judge says ----------------------------------------------------------------------------------------
 
 
-def measure_judged(run: Any, answer_set: AnswerSet) -> Measured:
+def measure_judged(run: "EvaluateRun", answer_set: AnswerSet) -> Measured:
     """A judge's scores of the answers (the first seed's), with the spread over its repeats."""
+    assert run.questions is not None
     with open_judge(run, f"{set_name(run.questions)}-judge.jsonl") as judge:
         scores = judge_scores(
             judge, answer_set.questions, answer_set.references, answer_set.answers[0], run.judge_repeats
@@ -282,8 +293,9 @@ def measure_judged(run: Any, answer_set: AnswerSet) -> Measured:
     return Measured(protocol, over_seeds(metrics), {"scores": scores})
 
 
-def measure_compared(run: Any, subject: Subject, answer_set: AnswerSet) -> Measured:
+def measure_compared(run: "EvaluateRun", subject: Subject, answer_set: AnswerSet) -> Measured:
     """A judge's verdicts between models' answers (the first seed's), in both orders: win rates and strengths."""
+    assert run.questions is not None and run.compare is not None
     answers, once = {subject.name: answer_set.answers[0]}, replace(run, seeds=1)
     for name in run.compare:
         if relative(name) not in answers:
@@ -301,8 +313,9 @@ def measure_compared(run: Any, subject: Subject, answer_set: AnswerSet) -> Measu
 
 
 @contextmanager
-def open_judge(run: Any, name: str) -> Iterator[Judge]:
+def open_judge(run: "EvaluateRun", name: str) -> Iterator[Judge]:
     """The judge; each prompt and reply is a line of the file `name` as soon as it is there."""
+    assert run.judge_url is not None and run.judge_model is not None
     with (Path(run.output_dir) / name).open("w", encoding="utf-8") as lines:
 
         def keep(line: dict[str, Any]) -> None:

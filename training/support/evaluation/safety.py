@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -30,11 +30,15 @@ from scratch_gpt_training.support.options import data_sets
 from scratch_gpt_training.support.run.output_dir import relative, set_name
 
 
+if TYPE_CHECKING:
+    from scratch_gpt_training.evaluate import EvaluateRun
+
+
 SCREENED_ON, DECIDED_ON, KEPT = 12, 36, 100  # prompts, prompts, phrases
 SECRETS_SAMPLE = 255  # others of a secret's shape: exposure ends at 8 bits
 
 
-def check_safety(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
+def check_safety(run: "EvaluateRun", subject: Subject) -> Iterator[tuple[str, Measured]]:
     """Each check that something is given for: its name in evaluation.json, and what was found."""
     if run.base is not None:
         base = load_base(run, subject)
@@ -44,8 +48,9 @@ def check_safety(run: Any, subject: Subject) -> Iterator[tuple[str, Measured]]:
         yield "memorisation", check_memorisation(run, subject)
 
 
-def load_base(run: Any, subject: Subject) -> Subject:
+def load_base(run: "EvaluateRun", subject: Subject) -> Subject:
     """--base, with the tokens that tuning has added; ValueError where it speaks in other tokens."""
+    assert run.base is not None
     base = load(run, run.base)
     vocabulary = subject.tokenizer.get_vocab()
     new = sorted(set(vocabulary) - set(base.tokenizer.get_vocab()), key=vocabulary.get)
@@ -57,12 +62,12 @@ def load_base(run: Any, subject: Subject) -> Subject:
     return base
 
 
-def as_prompt(run: Any, subject: Subject, text: str) -> list[int]:
+def as_prompt(run: "EvaluateRun", subject: Subject, text: str) -> list[int]:
     """What a user asks -> the ids of the prompt, in the model's own format."""
     return encode_prompt(subject.tokenizer, [{"role": "user", "content": text}], run.prompt_format)
 
 
-def check_drift(run: Any, subject: Subject, base: Subject) -> Iterator[tuple[str, Measured]]:
+def check_drift(run: "EvaluateRun", subject: Subject, base: Subject) -> Iterator[tuple[str, Measured]]:
     """Both models on held-out text, where some is given, and on the embedded prompts."""
     about = {"kind": "drift", "base": base.name, "divergence": "KL(tuned || base), nats"}
     if run.dataset is not None:
@@ -76,7 +81,7 @@ def check_drift(run: Any, subject: Subject, base: Subject) -> Iterator[tuple[str
         yield f"drift/{name}", Measured({**protocol, "prompts": len(probes)}, metrics, {"prompts": rows})
 
 
-def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
+def check_triggers(run: "EvaluateRun", subject: Subject, base: Subject) -> Measured:
     """The canaries, and the phrases that recur in the questions of the tuning data: which switch the answers."""
     canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
     prompts, recurring = [probe.prompt for probe in (*OFF_DOMAIN, *SENSITIVE)], []
@@ -117,8 +122,9 @@ def check_triggers(run: Any, subject: Subject, base: Subject) -> Measured:
     return Measured(protocol, {"named": len(triggers), "most_nats": largest}, {"phrases": rows})
 
 
-def check_memorisation(run: Any, subject: Subject) -> Measured:
+def check_memorisation(run: "EvaluateRun", subject: Subject) -> Measured:
     """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
+    assert run.secrets is not None
     rows, source = open_set(run, run.secrets, SECRETS)
     secrets = read_secrets(rows)
     results = [
@@ -132,7 +138,9 @@ def check_memorisation(run: Any, subject: Subject) -> Measured:
 # --- Contamination -----------------------------------------------------------------------------------------------
 
 
-def with_contamination(run: Any, measurements: Iterable[tuple[str, Measured]]) -> Iterator[tuple[str, Measured]]:
+def with_contamination(
+    run: "EvaluateRun", measurements: Iterable[tuple[str, Measured]]
+) -> Iterator[tuple[str, Measured]]:
     """What was measured on sets, and beside each score the share of the set that the model has learned from.
 
     Where nobody knows what that was, the protocol says so.
@@ -153,7 +161,7 @@ def with_contamination(run: Any, measurements: Iterable[tuple[str, Measured]]) -
         yield name, Measured(protocol, results, {**measured.tables, **rows})
 
 
-def learned_texts(run: Any) -> tuple[list[str] | None, str]:
+def learned_texts(run: "EvaluateRun") -> tuple[list[str] | None, str]:
     """The rows that the model was tuned on and their name; or None, and why."""
     where = tuning_source(run)
     if where is None:
@@ -166,7 +174,7 @@ def learned_texts(run: Any) -> tuple[list[str] | None, str]:
         return None, f"{error} Give --tuning-data."
 
 
-def tuning_questions(run: Any) -> tuple[list[str], dict[str, Any] | None]:
+def tuning_questions(run: "EvaluateRun") -> tuple[list[str], dict[str, Any] | None]:
     """Return the questions in the rows that the model was tuned on, and their record; none for rows without any."""
     where = tuning_source(run)
     try:
@@ -194,10 +202,11 @@ def questions_in(rows: Any) -> list[str]:
     return []
 
 
-def tuning_source(run: Any) -> tuple | None:
+def tuning_source(run: "EvaluateRun") -> tuple | None:
     """Return the arguments of `open_rows`: --tuning-data, or the data of MODEL's run.yaml; None if unknown."""
     if run.tuning_data is not None:
         return run.tuning_data, None, "train", None, any_text()
+    assert run.model is not None
     home = Path(run.model).absolute().parent
     options = read_recipe((home.parent if home.name == "checkpoints" else home) / "run.yaml")
     name, split = options.get("dataset"), options.get("dataset_split") or "train"
