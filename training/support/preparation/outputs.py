@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -30,6 +30,11 @@ from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.watchdog import beat
 from scratch_gpt_training.support.command_line import parse_numbers
+from scratch_gpt_training.support.options import vocabulary_size
+
+
+if TYPE_CHECKING:
+    from scratch_gpt_training.prepare import PrepareRun
 
 
 MANY = 4  # epochs; more add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
@@ -48,7 +53,7 @@ def progress_bar(title: str, unit: str = "part") -> Callable[[Iterable], Iterato
     return iterate
 
 
-def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, out: Path) -> None:
+def list_unusual(run: "PrepareRun", tables: list[list], splits: list[dict], selection, out: Path) -> None:
     """Training rows that a model finds unlikely or whose gradients look planted -> flagged.jsonl; none is removed."""
     if run.reference_model is None:
         return
@@ -93,7 +98,7 @@ def list_unusual(run: Any, tables: list[list], splits: list[dict], selection, ou
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def train_on_splits(run: Any, tables: list[list], splits: list[dict], work: Path):
+def train_on_splits(run: "PrepareRun", tables: list[list], splits: list[dict], work: Path):
     """A tokenizer trained on the training documents, once: it is kept in `work`."""
     folder = work / "tokenizer"
     if not folder.exists():
@@ -103,7 +108,7 @@ def train_on_splits(run: Any, tables: list[list], splits: list[dict], work: Path
             for of_corpus, split in zip(tables, splits, strict=True)
             for row in rows_at(of_corpus, split["train"])
         )
-        tokenizer = train_tokenizer(texts, run.vocab_size, seed=run.seed)
+        tokenizer = train_tokenizer(texts, vocabulary_size(run), seed=run.seed)
         tokenizer.save_pretrained(folder.with_name(".writing-tokenizer"))
         folder.with_name(".writing-tokenizer").replace(folder)
     return load_tokenizer(folder)
@@ -134,7 +139,7 @@ def _encode_table(encode_texts: Callable, tables: list, ends: list[int], is_used
     return encode_texts(texts_of_table(tables[k], is_used[ends[k] : ends[k + 1]]))
 
 
-def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str):
+def order(run: "PrepareRun", corpora: list, lengths: list, splits: list[dict], split: str):
     """(source, document) of each document of a split in order, and for the training mixture what it came to be."""
     numbers = {n: of_corpus[split] for n, of_corpus in enumerate(splits) if split in of_corpus}
     if split != "train" or run.mixture is None:
@@ -166,7 +171,7 @@ def order(run: Any, corpora: list, lengths: list, splits: list[dict], split: str
     return mixture.source, document, record
 
 
-def write_rows(run: Any, corpora: list, tokens: list, splits: list[dict], vocab_size: int, out: Path):
+def write_rows(run: "PrepareRun", corpora: list, tokens: list, splits: list[dict], vocab_size: int, out: Path):
     """Each split's rows as files; returns what the manifest says of them, and the tokens of each document."""
     records, lengths, mixture = {}, {}, None
     for name in split_names(splits):
@@ -198,7 +203,7 @@ def write_rows(run: Any, corpora: list, tokens: list, splits: list[dict], vocab_
     return records, mixture, lengths
 
 
-def write_cleaned(run: Any, corpora: list, tables: list[list], splits: list[dict], out: Path):
+def write_cleaned(run: "PrepareRun", corpora: list, tables: list[list], splits: list[dict], out: Path):
     """Each split's cleaned rows as files; returns what the manifest says, and the bytes of each row."""
     records, lengths, mixture = {}, {}, None
     sizes = [np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus]) for of_corpus in tables]

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,10 @@ from scratch_gpt_training.support.preparation.outputs import (
 from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled
 
 
+if TYPE_CHECKING:
+    from scratch_gpt_training.prepare import PrepareRun
+
+
 FORMAT = 3  # of the parts that an interrupted run leaves; another one starts anew
 OURS = {"train", "validation", "test", "tokenizer", "flagged.jsonl", "removed.jsonl"}  # of what a manifest may list
 
@@ -82,7 +86,7 @@ class Corpus(NamedTuple):
 # --- The folder --------------------------------------------------------------------------------------------------
 
 
-def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[Path, bool]:
+def settle_folder(run: "PrepareRun", plan: str, sources: list[dict[str, Any]]) -> tuple[Path, bool]:
     """The folder to work in, and whether this very preparation is done; ValueError where it may not be used."""
     folder = Path(run.output_dir)
     work = folder / ".work"
@@ -123,7 +127,7 @@ def settle_folder(run: Any, plan: str, sources: list[dict[str, Any]]) -> tuple[P
     return work, False
 
 
-def make_plan(run: Any, sources: list[dict[str, Any]]) -> str:
+def make_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
     """A hash of all that decides what comes out: the same plan, the same rows."""
     this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
@@ -141,7 +145,7 @@ def make_plan(run: Any, sources: list[dict[str, Any]]) -> str:
 # --- The stages --------------------------------------------------------------------------------------------------
 
 
-def open_corpora(run: Any) -> list[Corpus]:
+def open_corpora(run: "PrepareRun") -> list[Corpus]:
     """Each source with its record; ValueError where one cannot be opened or holds no such column."""
     mixture = {run.dataset: None} if run.mixture is None else parse_numbers(run.mixture, "mixture")
     corpora = []
@@ -174,25 +178,25 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return unique
 
 
-def _column_name(run: Any) -> str:
+def _column_name(run: "PrepareRun") -> str:
     # open_column calls the text's column "text", whatever it was
     return "text" if run.task == "pretrain" else run.text_column
 
 
-def _text_column(run: Any, rows: Any) -> str | None:
+def _text_column(run: "PrepareRun", rows: Any) -> str | None:
     # where the text of these rows is; None for rows of messages, instructions or preferences
     name = _column_name(run)
     return name if is_text(rows.features.get(name)) else None
 
 
-def open_tokenizer(run: Any):
+def open_tokenizer(run: "PrepareRun"):
     """The tokenizer that is asked for; None where one is to be trained on the text."""
     if run.task == "text" or run.tokenizer in (None, "train"):
         return None
     return load_tokenizer(run.tokenizer, run.tokenizer_revision)
 
 
-def make_filters(run: Any) -> list:
+def make_filters(run: "PrepareRun") -> list:
     """What each row is looked at for, in order."""
     filters = [Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text")]
     if run.quality or run.languages:
@@ -228,7 +232,7 @@ def make_filters(run: Any) -> list:
     return filters
 
 
-def clean(run: Any, corpora: list[Corpus], filters: list, work: Path) -> list[list]:
+def clean(run: "PrepareRun", corpora: list[Corpus], filters: list, work: Path) -> list[list]:
     """Corpora -> the tables of each, filtered and marked."""
     sign = partial(signatures, ngram=run.duplicate_ngram) if run.deduplicate == "near" else None
     key = exact_key if run.deduplicate != "off" else None
@@ -246,7 +250,7 @@ def _clean_table(table: pa.Table, bounds: Any, filters: list, key: Any, sign: An
     return clean_part(table.slice(bounds[k], bounds[k + 1] - bounds[k]), filters, key, sign, column)
 
 
-def remove_duplicates(run: Any, tables: list, selection) -> None:
+def remove_duplicates(run: "PrepareRun", tables: list, selection) -> None:
     """Mark the rows that are there already; a near-duplicate is removed in favour of the first of its cluster."""
     if run.deduplicate == "off":
         return
@@ -260,7 +264,7 @@ def remove_duplicates(run: Any, tables: list, selection) -> None:
         selection.remove_copies("near_duplicates", first)
 
 
-def cut_passages(run: Any, tables: list, selection, work: Path) -> list:
+def cut_passages(run: "PrepareRun", tables: list, selection, work: Path) -> list:
     """The tables with every passage taken out that came before; a row of whose text nothing is left goes."""
     if run.deduplicate_passages is None:
         return tables
@@ -288,7 +292,7 @@ def _reasons(tables: list) -> str:
     return ", ".join(f"{name} took {count}" for name, count in removed.most_common()) + f" (mostly {reasons})"
 
 
-def split(run: Any, corpora: list[Corpus], tables: list[list], selection) -> tuple[list[list], list[dict]]:
+def split(run: "PrepareRun", corpora: list[Corpus], tables: list[list], selection) -> tuple[list[list], list[dict]]:
     """The tables of each corpus, and {"train", "validation", "test"} -> numbers of its rows.
 
     Rows of nothing but text are cut where whole ones would miss the shares; the pieces stand in a further table.
@@ -358,7 +362,9 @@ def shares_of(tables: list[list], splits: list[dict]) -> dict[str, float]:
 # --- All of it ---------------------------------------------------------------------------------------------------
 
 
-def prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path) -> dict[str, Any]:
+def prepare(
+    run: "PrepareRun", corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path
+) -> dict[str, Any]:
     """Go through the stages and leave a whole folder; returns its manifest.
 
     Raises:
@@ -371,7 +377,9 @@ def prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: str
         raise
 
 
-def _prepare(run: Any, corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path) -> dict[str, Any]:
+def _prepare(
+    run: "PrepareRun", corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path
+) -> dict[str, Any]:
     tables = clean(run, corpora, filters, work)
     flat = [table for of_corpus in tables for table in of_corpus]
     selection = Selection(flat, filters)
