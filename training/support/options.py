@@ -10,9 +10,18 @@ import sys
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from scratch_gpt_training.support.command_line import OF_A_LAUNCH, flag, parse_rates
+
+
+if TYPE_CHECKING:
+    from scratch_gpt_training.evaluate import EvaluateRun
+    from scratch_gpt_training.generate import GenerateRun
+    from scratch_gpt_training.prepare import PrepareRun
+    from scratch_gpt_training.pretrain import PretrainRun
+    from scratch_gpt_training.publish import PublishRun
+    from scratch_gpt_training.train_tokenizer import TokenizerRun
 
 
 # torch reads it once, at its first large buffer: these then come in pages of 2 MB, where Linux allows it (madvise),
@@ -184,7 +193,7 @@ LIMITS = {  # field -> the least and the most that it may be
 Location = tuple[str, str | None, str, str | None]  # name, config, split and revision of a dataset
 
 
-def dataset_location(run: Any) -> Location:
+def dataset_location(run: Source) -> Location:
     """Return the name, config, split and revision of a run's dataset."""
     return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
 
@@ -202,7 +211,7 @@ def peak_rate(run: Run) -> float:
     return 1e-3 if run.model is None else 5e-4 if run.tune == "lora" else 5e-5
 
 
-def vocabulary_size(run: Any) -> int:
+def vocabulary_size(run: "Run | PrepareRun | TokenizerRun") -> int:
     """Return the size of a tokenizer that the run trains: the one given, or the default."""
     return VOCABULARY if run.vocab_size is None else run.vocab_size
 
@@ -237,13 +246,13 @@ def unused_source(*names: str | None) -> dict[str, str]:
     return unread
 
 
-def find_corpus(run: Any, name: str) -> str:
+def find_corpus(run: Source, name: str) -> str:
     """Return the dataset that a name in --mixture means: a place in the folder --dataset, if there is one."""
     inside = Path(run.dataset) / name
     return str(inside) if not Path(name).exists() and inside.exists() else name
 
 
-def check_fields(run: Any) -> None:
+def check_fields(run: "Source | GenerateRun | PublishRun") -> None:
     """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
     for name, (smallest, largest) in LIMITS.items():
         check_range(name, getattr(run, name, None), smallest, largest)
@@ -330,7 +339,7 @@ def check(run: Run) -> None:
         check_access(run.push_to_hub)  # now, and not after hours; once, since the Hub counts who asks
 
 
-def check_rows(run: Any) -> None:
+def check_rows(run: "PrepareRun | PretrainRun") -> None:
     """Raise a ValueError for ways of making rows that do not go together."""
     if run.pack and run.pad:
         raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
@@ -369,7 +378,7 @@ def check_model_folder(name: str | None, field: str = "model") -> None:
 OF_A_LAUNCH |= {"plan_devices", "plan_tflops"}
 
 
-def missed_shares(run: Any, sizes: dict[str, float], of: str) -> list[str]:
+def missed_shares(run: "Run | PrepareRun", sizes: dict[str, float], of: str) -> list[str]:
     """A line for each held-out split that is far from the share that was asked for.
 
     Args:
@@ -389,7 +398,7 @@ def missed_shares(run: Any, sizes: dict[str, float], of: str) -> list[str]:
     return lines
 
 
-def data_sets(run: Any) -> list[str]:
+def data_sets(run: "EvaluateRun") -> list[str]:
     """All sets that an evaluation measures."""
     sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.questions]
     return [path for path in sets if path is not None]

@@ -14,6 +14,7 @@ from scratch_gpt.train.loop import Diverged
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import read_json
 from scratch_gpt_training.support.command_line import one_clear_line, parse_rates
+from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
 from scratch_gpt_training.support.run.runner import close_run, run_task
 from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
@@ -23,7 +24,7 @@ from scratch_gpt_training.support.run.task import Task
 NAME = "sweep.json"
 
 
-def run_rates(run: Any, build: Callable[[Any], Task]) -> None:
+def run_rates(run: Run, build: Callable[[Any], Task]) -> None:
     """Train the run once at each of its `learning_rates`.
 
     A rate that diverges is a result too. A resumed sweep continues each rate that is not finished, except those whose
@@ -37,7 +38,7 @@ def run_rates(run: Any, build: Callable[[Any], Task]) -> None:
         close_run(run, accelerators[-1])
 
 
-def _run_rates(run: Any, build: Callable[[Any], Task]) -> list[Accelerator]:
+def _run_rates(run: Run, build: Callable[[Any], Task]) -> list[Accelerator]:
     with one_clear_line():
         runs = runs_of(run)
         results = read_table(run)
@@ -72,7 +73,7 @@ def _run_rates(run: Any, build: Callable[[Any], Task]) -> list[Accelerator]:
     return accelerators
 
 
-def write_run_of_rates(run: Any, runs: dict[float, Any], accelerator: Accelerator) -> None:
+def write_run_of_rates(run: Run, runs: dict[float, Run], accelerator: Accelerator) -> None:
     """Write the run.yaml that names the runs of several rates."""
     if accelerator.is_main_process:
         write_run_yaml(
@@ -81,10 +82,10 @@ def write_run_of_rates(run: Any, runs: dict[float, Any], accelerator: Accelerato
     accelerator.wait_for_everyone()
 
 
-def validated(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def validated(build: Callable[[Any], Task]) -> Callable[[Run], Task]:
     """Wrap `build` to raise a ValueError for a task without a validation split, which rates are compared by."""
 
-    def checked(run: Any) -> Any:
+    def checked(run: Run) -> Task:
         task = build(run)
         if "validation" not in task.rows:
             raise ValueError(f"Rates are compared by validation loss, and {run.dataset} has no such split.")
@@ -93,7 +94,7 @@ def validated(build: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return checked
 
 
-def runs_of(run: Any) -> dict[float, Any]:
+def runs_of(run: Run) -> dict[float, Run]:
     """Return the run of each rate, in output_dir/rate-R.
 
     Raises:
@@ -108,13 +109,14 @@ def runs_of(run: Any) -> dict[float, Any]:
     folder = check_output_dir(run)
     if (folder / "checkpoints").is_dir() and not run.overwrite:
         raise ValueError(f"--output-dir {folder} holds a run of one rate. Give another for several.")
+    assert run.learning_rates is not None
     return {
         rate: replace(run, learning_rates=None, learning_rate=rate, output_dir=f"{run.output_dir}/rate-{rate:g}")
         for rate in parse_rates(run.learning_rates)
     }
 
 
-def result_of(run: Any) -> dict[str, Any]:
+def result_of(run: Run) -> dict[str, Any]:
     """Return {"loss", "diverged"} of a finished run; one that ends no better than it began has diverged too."""
     results = json.loads((Path(run.output_dir) / "evaluation.json").read_text(encoding="utf-8"))["results"]
     loss, before = results["validation"]["loss"], results["before/validation"]["loss"]
@@ -122,19 +124,19 @@ def result_of(run: Any) -> dict[str, Any]:
     return {"loss": loss if is_finite else None, "diverged": not (is_finite and loss < before)}
 
 
-def read_table(run: Any) -> dict[str, dict[str, Any]]:
+def read_table(run: Run) -> dict[str, dict[str, Any]]:
     """Return the results of a resumed sweep by rate, as written in sweep.json."""
     file = Path(run.output_dir) / NAME
     return read_json(file).get("rates", {}) if run.resume is not None and file.exists() else {}
 
 
-def write_table(run: Any, table: dict[float, dict[str, Any]]) -> None:
+def write_table(run: Run, table: dict[float, dict[str, Any]]) -> None:
     """Write the results so far to sweep.json."""
     rates = {f"{rate:g}": result for rate, result in sorted(table.items())}
     write_text(Path(run.output_dir) / NAME, json.dumps({"format_version": 1, "rates": rates}, indent=2) + "\n")
 
 
-def show(run: Any, table: dict[float, dict[str, Any]]) -> str:
+def show(run: Run, table: dict[float, dict[str, Any]]) -> str:
     """Return the table as text, with the best rate of those that learned."""
     losses = {rate: result["loss"] for rate, result in table.items() if not result["diverged"]}
     best = min(losses, key=lambda rate: losses[rate], default=None)

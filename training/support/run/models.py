@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import torch
@@ -18,6 +18,11 @@ from scratch_gpt.train.accelerator import compile_options
 from scratch_gpt.train.costs import Tune, all_parameters, memory
 from scratch_gpt_training.support.command_line import parse_overrides
 from scratch_gpt_training.support.options import Run, dropout_changes, trains_tokenizer, vocabulary_size
+
+
+if TYPE_CHECKING:
+    from scratch_gpt_training.instruct import InstructRun
+    from scratch_gpt_training.prefer import PreferRun
 
 
 def open_tokenizer(run: Run, texts: Iterable[str]) -> Any:
@@ -98,7 +103,7 @@ def build_model(
     return model
 
 
-def build_chat_lm(run: Any, tokenizer: Any) -> tuple[ScratchGPTForCausalLM, list[str]]:
+def build_chat_lm(run: "InstructRun | PreferRun", tokenizer: Any) -> tuple[ScratchGPTForCausalLM, list[str]]:
     """The model, and what to say of it; it and the tokenizer keep the run's `prompt_format`, or have their own."""
     end_of_text_id(tokenizer)
     name = choose_format(tokenizer, run.prompt_format, replace=True)

@@ -7,9 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scratch_gpt_training.support.options import Run
+
+
+if TYPE_CHECKING:
+    from scratch_gpt_training.prepare import PrepareRun
+    from scratch_gpt_training.train_tokenizer import TokenizerRun
 
 
 # --- The run folder ----------------------------------------------------------------------------------------------
@@ -43,7 +48,7 @@ def is_filled(folder: Path) -> bool:
     return folder.is_dir() and any(not path.name.startswith(prefixes) for path in folder.iterdir())
 
 
-def check_read_paths(run: Any) -> None:
+def check_read_paths(run: "Run | PrepareRun | TokenizerRun") -> None:
     """Raise a ValueError where something that the run reads lies in output_dir, also by way of a link."""
     folder = Path(run.output_dir)
     homes = folder.absolute(), folder.resolve()
@@ -54,7 +59,7 @@ def check_read_paths(run: Any) -> None:
             )
 
 
-def read_paths(run: Any) -> Iterator[tuple[str, Path]]:
+def read_paths(run: "Run | PrepareRun | TokenizerRun") -> Iterator[tuple[str, Path]]:
     """Yield (field, path) of each file and folder that a run's fields name, of links in them, of adapters' bases."""
     for item in fields(run):
         value = getattr(run, item.name)

@@ -15,13 +15,14 @@ from scratch_gpt.runs.folder import replace_folder
 from scratch_gpt.train.checkpoint_writer import RunStopped, name_last_good
 from scratch_gpt.utils.files import DRAFT, remove, write_text
 from scratch_gpt_training.support.command_line import one_clear_line
+from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
 from scratch_gpt_training.support.run.runner import close_run, run_task
 from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
 from scratch_gpt_training.support.run.task import Task
 
 
-def run_seeds(run: Any, build: Callable[[Any], Task]) -> None:
+def run_seeds(run: Run, build: Callable[[Any], Task]) -> None:
     """Train the run once for each of its seeds, from rows to folder; a recipe without seeds trains once."""
     with one_clear_line():
         lock = hold_output(run)
@@ -40,7 +41,7 @@ def run_seeds(run: Any, build: Callable[[Any], Task]) -> None:
     close_run(run, accelerator)
 
 
-def runs_of(run: Any) -> list[Any]:
+def runs_of(run: Run) -> list[Run]:
     """Return the runs of all seeds: this one, or one for each of seed, seed + 1, ... in output_dir/seed-N.
 
     Raises:
@@ -55,11 +56,11 @@ def runs_of(run: Any) -> list[Any]:
         raise ValueError(
             f"--output-dir {folder} holds a run of one seed. Give another for several, or --overwrite true."
         )
-    numbers = range(run.seed, run.seed + run.seeds)
+    numbers = range(run.seed, run.seed + count_seeds(run))
     return [replace(run, seeds=1, seed=seed, output_dir=f"{run.output_dir}/seed-{seed}") for seed in numbers]
 
 
-def begin_seeds(run: Any, accelerator: Accelerator) -> None:
+def begin_seeds(run: Run, accelerator: Accelerator) -> None:
     """Write the outer run.yaml before the first of several seeds writes anything."""
     if count_seeds(run) > 1 and run.overwrite and accelerator.is_main_process:
         clear(Path(run.output_dir))
@@ -70,19 +71,19 @@ def _begin_nothing(accelerator: Accelerator) -> None:
     pass
 
 
-def count_seeds(run: Any) -> int:
+def count_seeds(run: Run) -> int:
     """Return the number of seeds; 1 for a recipe without that option."""
     return getattr(run, "seeds", 1)
 
 
-def write_run_of_seeds(run: Any, accelerator: Accelerator) -> None:
+def write_run_of_seeds(run: Run, accelerator: Accelerator) -> None:
     """Write the run.yaml that names the runs of several seeds."""
     if count_seeds(run) > 1 and accelerator.is_main_process:
-        write_run_yaml(run, Path(run.output_dir), {"runs": [f"seed-{run.seed + n}" for n in range(run.seeds)]})
+        write_run_yaml(run, Path(run.output_dir), {"runs": [f"seed-{run.seed + n}" for n in range(count_seeds(run))]})
     accelerator.wait_for_everyone()
 
 
-def summarize(run: Any, runs: Sequence[Any], accelerator: Accelerator) -> None:
+def summarize(run: Run, runs: Sequence[Run], accelerator: Accelerator) -> None:
     """Write evaluation.json with mean, standard deviation and number over the seeds; model/ is the first seed's."""
     if count_seeds(run) > 1 and accelerator.is_main_process:
         folder = Path(run.output_dir)

@@ -56,7 +56,7 @@ def open_run(run: Run) -> Start:
         raise
 
 
-def hold_output(run: Any) -> Any:
+def hold_output(run: Run) -> Any:
     """Hold output_dir until the end of `with`, on the first process; ValueError where another launch holds it."""
     check_writable(Path(run.output_dir))
     return hold(run.output_dir) if os.environ.get("RANK", "0") == "0" else nullcontext()
