@@ -39,6 +39,8 @@ quality: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/codespell README.md Makefile pyproject.toml .ci .github hub_card scratch_gpt tests training
+	@mkdir -p build/types && ln -sfn ../../training build/types/scratch_gpt_training
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 style: $(VENV)/.dev
 	@$(BIN)/ruff check --fix .
