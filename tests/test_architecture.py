@@ -15,6 +15,26 @@ from rooms import ONLY_IN, ROOMS
 STDLIB = set(sys.stdlib_module_names)
 OURS = ("scratch_gpt", "scratch_gpt_training")
 
+# Modules without a test file of their own: the file that tests them.
+UNTESTED_BY_NAME = {
+    "scratch_gpt/runs/evaluation_file.py": "with what it records: tests/training/test_evaluate.py",
+    "scratch_gpt/utils/extras.py": "with an extra that is missing: tests/conversion/test_export.py",
+    "scratch_gpt/utils/key_shapes.py": "with what looks for keys: tests/hub/test_leak_check.py",
+    "scratch_gpt/utils/plots.py": "with the runs that draw them: tests/training/test_classify.py",
+    "training/__main__.py": "as the command: tests/training/test_main.py",
+    "training/publish.py": "with what is published: tests/hub/test_publish.py",
+    "training/support/evaluation/labeled.py": "with its recipe: tests/training/test_evaluate.py",
+    "training/support/evaluation/measurements.py": "with its recipe: tests/training/test_evaluate.py",
+    "training/support/preparation/outputs.py": "with its recipe: tests/training/test_prepare.py",
+    "training/support/run/description.py": "with a trained run: tests/training/test_pretrain.py",
+    "training/support/run/output_dir.py": "with folders that a run must not use: tests/runs/test_folder.py",
+    "training/support/run/recipe.py": "with a trained run: tests/training/test_pretrain.py",
+    "training/support/run/results.py": "with a trained run: tests/training/test_pretrain.py",
+    "training/support/run/runner.py": "with a trained run: tests/training/test_pretrain.py",
+    "training/support/run/setup.py": "with resumed runs: tests/training/test_pretrain.py",
+    "training/support/run/task.py": "with a trained run: tests/training/test_pretrain.py",
+}
+
 
 def modules(package: str) -> list[Path]:
     return sorted((REPO / package).rglob("*.py"))
@@ -43,6 +63,18 @@ def imports(file: Path) -> list[tuple[str, bool]]:
 def test_every_folder_is_a_room_and_no_module_lies_beside_them():
     folders = {file.relative_to(REPO / "scratch_gpt").parts[0] for file in modules("scratch_gpt")}
     assert folders == {*ROOMS, "__init__.py"}
+
+
+def test_every_module_has_a_test_file_of_its_path_or_a_reason():
+    without = set()
+    for file in [*modules("scratch_gpt"), *modules("training")]:
+        path = file.relative_to(REPO)
+        mirrored = path.relative_to("scratch_gpt") if path.parts[0] == "scratch_gpt" else path
+        if file.name != "__init__.py" and not (REPO / "tests" / mirrored.parent / f"test_{file.name}").exists():
+            without.add(path.as_posix())
+    assert without == UNTESTED_BY_NAME.keys()
+    for module, reason in UNTESTED_BY_NAME.items():
+        assert (REPO / reason.rsplit(": ", 1)[1]).is_file(), module
 
 
 @pytest.mark.parametrize("name", ROOMS)

@@ -2,7 +2,7 @@
 
 import random
 import string
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_model
 
 from scratch_gpt import ScratchGPTForCausalLM
-from scratch_gpt.analysis.next_token import answer_losses, next_token_logits
+from scratch_gpt.analysis.next_token import answer_losses
 from scratch_gpt.analysis.phrases import recurring_phrases
 from scratch_gpt.analysis.probe_prompts import CANARIES
 from scratch_gpt.analysis.triggers import Switch, insert, insert_everywhere, screen, select_triggers, switches
@@ -121,21 +121,3 @@ def test_a_trigger_is_selected_once():
 
 def test_a_phrase_stands_at_the_start_in_the_middle_and_at_the_end():
     assert insert_everywhere(["a b", "a b", "a b"], "x y") == ["x y a b", "a x y b", "a b x y"]
-
-
-def test_an_answer_costs_the_same_alone_and_in_a_batch():
-    model = tiny_model()
-    rows, answer = [[5, 6, 7], [8], [9, 10]], [3, 4]
-    together = answer_losses(model, rows, answer)
-    for row, losses in zip(rows, together, strict=True):
-        logits = model(torch.tensor([[*row, *answer]])).logits[0, len(row) - 1 : -1]
-        torch.testing.assert_close(losses, -logits.log_softmax(-1)[[0, 1], answer])
-        torch.testing.assert_close(next_token_logits(model, [row])[0], logits[0].detach())
-
-
-@pytest.mark.parametrize("longest", [1, 2, 6])
-def test_recurring_phrases_are_whole_and_neither_too_rare_nor_too_common(longest):
-    texts = [f"one {n} red door {n + 50} shut" for n in range(4)] + [f"the {n} shut" for n in range(20)]
-    found = recurring_phrases(texts, longest=longest, least=3, shares=(0, 0.2))
-    assert found == (["door", "one", "red"] if longest == 1 else ["one", "red door"])
-    assert partial(recurring_phrases, least=5, shares=(0, 0.2))(texts) == []

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "hub"), str(TESTS.parent)]
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS.parent)]
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
 def measure(hub, run: Path, preset: str) -> dict:
     """Stage, push, push unchanged, push with one file changed, load."""
     import torch
-    from test_card import write_run
+    from card_run import write_run
 
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
     from scratch_gpt.hub.publish import publish

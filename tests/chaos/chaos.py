@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 
-sys.path.extend(str(Path(__file__).resolve().parents[1] / name) for name in ("helpers", "hub", "."))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / name) for name in ("helpers", ".", "hub"))
 
 import chaos_folders
 import chaos_publishing

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
+import card_run
 import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
 import hub_server
 import test_card
@@ -191,7 +192,7 @@ def values_on_cards(run: Path, home: Path) -> Iterator[str]:
         cards = []
         for name, value in ((f"card-{n}", text), (f"plain-{n}", "a text")):
             folder = test_card.hostile_run(home / name, value)
-            cards.append(test_card.card_of(folder, "gpt2", base=(value, value), revision=value))
+            cards.append(card_run.card_of(folder, "gpt2", base=(value, value), revision=value))
         seen, plain = (Counter(test_card.tags(FRONT.sub("", card))) for card in cards)
         same = [name for name, _ in REGION.findall(cards[0])] == [name for name, _ in REGION.findall(cards[1])]
         yield "recovered" if seen == plain and same and merge_cards(cards[0], cards[0]) == cards[0] else "lost"
@@ -199,7 +200,7 @@ def values_on_cards(run: Path, home: Path) -> Iterator[str]:
 
 def users_metadata(run: Path, home: Path) -> Iterator[str]:
     """Lines of a user's own metadata: a new push keeps their bytes."""
-    new = test_card.card_of(test_card.write_run(home / "metadata"))
+    new = card_run.card_of(card_run.write_run(home / "metadata"))
     body = new.split("---\n", 2)[2]
     lines = ["language: no", "version: 1.10", "license: mit", "a: 'it''s'", "b: 0x1F", "c: 1_000", "d: 12:30:00"]
     lines += [

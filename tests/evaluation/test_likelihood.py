@@ -7,8 +7,6 @@ import pytest
 import torch
 from tiny import tiny_gpt2, tiny_model
 
-from scratch_gpt.data.rows.collate import collate_rows
-from scratch_gpt.data.rows.windows import Windows
 from scratch_gpt.evaluation.likelihood import (
     Likelihood,
     choice_metrics,
@@ -18,11 +16,8 @@ from scratch_gpt.evaluation.likelihood import (
     read_choices,
     score_continuations,
 )
-from scratch_gpt.evaluation.losses import mean_losses
 from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt.tokenization.training import train_tokenizer
-from scratch_gpt.train.batches import BatchLayout, evaluation_batches
-from scratch_gpt.train.objectives import causal_lm
 
 
 TEXT = "the sun shines on the sea and every effort moves you on"
@@ -104,18 +99,6 @@ def test_texts_of_one_word_and_answers_that_do_not_fit_are_errors():
         score([("on", f" {TEXT}")], max_length=4)
     with pytest.raises(ValueError, match="has 0 tokens"):
         score([("on", "")])
-
-
-def test_the_loss_of_a_text_depends_neither_on_the_batch_size_nor_on_the_way_of_joining_windows():
-    stream = torch.randint(99, (203,), generator=torch.Generator().manual_seed(0)).numpy()
-    windows = Windows(stream, 16, 8, overlap="context")
-
-    def loss(batch_size):
-        batches = evaluation_batches(windows, collate_rows, BatchLayout(batch_size))
-        return mean_losses(tiny_model(), batches, causal_lm)["loss"]
-
-    assert [loss(3), loss(7), loss(99)] == pytest.approx([loss(1)] * 3, rel=1e-6)
-    assert sum(int((windows[k]["shift_labels"] != -100).sum()) for k in range(len(windows))) == 202
 
 
 def test_lm_eval_runs_on_our_folder_and_finds_the_same(tmp_path):

@@ -1,4 +1,4 @@
-"""Adapters and freezing: nothing changes at the start, nothing by merging, and what is saved is what was learned."""
+"""Laws of LoRA: nothing changes at the start or by merging, and a run resumes bit for bit."""
 
 import json
 import re
@@ -11,118 +11,28 @@ import crash
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from adapted import CLASSES, IDS, assert_close, logits, moved
 from bad_input import fails
-from peft import (
-    AutoPeftModelForCausalLM,
-    AutoPeftModelForSequenceClassification,
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.tuners.lora import Linear as peft_linear
 from safetensors.torch import load_file
 from stories import STORY
-from tiny import some_ids, tiny_gpt2, tiny_model
+from tiny import tiny_model
 from tiny_run import script_evaluations
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification
 
-from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
+from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
 from scratch_gpt.conversion.export import export
 from scratch_gpt.conversion.gpt2_export import export_gpt2
 from scratch_gpt.conversion.load import load_any_head, load_model
 from scratch_gpt.finetuning.lora import INITS, TARGETS, add_lora, merged_state, save_adapter
-from scratch_gpt.finetuning.quantization import KINDS, QuantizedLinear
-from scratch_gpt.finetuning.trainable import count_parameters, freeze, trainable_line
+from scratch_gpt.finetuning.quantization import KINDS
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt_training import generate, pretrain
 from scratch_gpt_training.support import options as recipe
 
 
-CLASSES = {
-    ScratchGPTForCausalLM: AutoPeftModelForCausalLM,
-    ScratchGPTForSequenceClassification: AutoPeftModelForSequenceClassification,
-}
-IDS = some_ids()
-
-
-def moved(model: torch.nn.Module) -> torch.nn.Module:
-    """What is trainable, a little elsewhere: as after some steps."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model.eval()
-
-
-@torch.no_grad()
-def logits(model: torch.nn.Module, ids: torch.Tensor = IDS, **more) -> torch.Tensor:
-    return model(input_ids=ids, **more).logits
-
-
-def assert_close(one: torch.Tensor, other: torch.Tensor, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(one, other, atol=atol, rtol=0)
-
-
-@pytest.fixture
-def base(tmp_path, monkeypatch) -> str:
-    """A saved tiny model, named as seen from the working folder."""
-    monkeypatch.chdir(tmp_path)
-    tiny_model().save_pretrained("base")
-    return "base"
-
-
 # --- What is trained ---------------------------------------------------------------------------------------------
-
-
-def trained_parts(model: torch.nn.Module) -> set[str]:
-    """The parts whose parameters are all trained; none may be trained in part."""
-    found: dict[str, set[bool]] = {}
-    for name, parameter in model.named_parameters():
-        part = re.match(r"transformer\.(?:layers|h)\.\d+|transformer\.\w+|\w+", name)[0].rsplit(".", 1)
-        part = ".".join(part) if part[-1].isdigit() else part[-1]
-        found.setdefault(part.removeprefix("transformer."), set()).add(parameter.requires_grad)
-    assert all(len(kinds) == 1 for kinds in found.values())
-    return {part for part, kinds in found.items() if kinds == {True}}
-
-
-@pytest.mark.parametrize(
-    ("tune", "parts"),
-    [
-        ("full", {"embed_tokens", "embed_positions", "layers.0", "layers.1", "layers.2", "norm", "score"}),
-        ("last-block", {"layers.2", "norm", "score"}),
-        ("last-1-blocks", {"layers.2", "norm", "score"}),
-        ("last-2-blocks", {"layers.1", "layers.2", "norm", "score"}),
-        ("head", {"score"}),
-    ],
-)
-def test_freezing_leaves_exactly_what_its_name_says(tune, parts):
-    model = tiny_model(ScratchGPTForSequenceClassification, num_hidden_layers=3)
-    freeze(model, "head")  # what was frozen before does not matter
-    assert freeze(model, tune) == [] and trained_parts(model) == parts
-    untied = tiny_model(num_hidden_layers=3, tie_word_embeddings=False)
-    assert freeze(untied, tune) == []
-    assert trained_parts(untied) == {"lm_head" if part == "score" else part for part in parts}
-
-
-def test_a_tied_head_is_not_trained_and_a_message_says_so():
-    for model, block, norm in ((tiny_model(), "layers.1", "norm"), (tiny_gpt2(), "h.1", "ln_f")):
-        (notice,) = freeze(model, "last-block")
-        assert "token embedding" in notice and trained_parts(model) == {block, norm}
-        with pytest.raises(ValueError, match="this model's head is its token embedding"):
-            freeze(model, "head")
-        with pytest.raises(ValueError, match="the model has 2 blocks"):
-            freeze(model, "last-3-blocks")
-        with pytest.raises(ValueError, match="last-0-blocks.*it is full, last-block"):
-            freeze(model, "last-0-blocks")
-
-
-def test_the_counted_parameters_of_gpt2():
-    with torch.device("meta"):
-        model = ScratchGPTForSequenceClassification(ScratchGPTConfig.from_preset("gpt2", num_labels=2))
-    whole = count_parameters(model)[0]
-    add_lora(model, rank=16, targets="all-linear")
-    assert count_parameters(model) == (2_666_528, whole + 2_666_528)
-    assert trainable_line(model) == "Trained: 2,666,528 of 127,107,872 parameters (2.10 %)"
 
 
 @pytest.mark.parametrize("targets", TARGETS)
@@ -184,73 +94,6 @@ def test_merged_equals_unmerged_and_itself_after_saving_bit_for_bit(model_class,
 # --- Saved and loaded --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("model_class", CLASSES)
-def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model_class, targets, base, tmp_path):
-    model = model_class.from_pretrained(base)
-    add_lora(model, base=str(tmp_path / base), targets=targets, rank=4)
-    learned = logits(moved(model))
-    save_adapter(model, Path("adapter"))
-    assert {file.name for file in Path("adapter").iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "base.json",
-    }
-    said = "".join(file.read_text() for file in Path("adapter").glob("*.json"))
-    assert str(tmp_path) not in said and json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))[
-        "target_modules"
-    ] == sorted(TARGETS[targets][0])
-    assert_close(logits(PeftModel.from_pretrained(model_class.from_pretrained(base), "adapter")), learned)
-    assert_close(logits(CLASSES[model_class].from_pretrained("adapter")), learned)
-    ours = load_model("adapter", model_class=model_class)
-    assert_close(logits(ours.eval()), learned)
-    assert type(ours) is model_class and count_parameters(ours)[0] == count_parameters(ours)[1]
-
-
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True}])
-@pytest.mark.parametrize("model_class", CLASSES)
-def test_on_stock_gpt2_an_adapter_is_stock_too(model_class, changes, targets, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tiny_gpt2(pad_token_id=0).save_pretrained("gpt2")
-    model = load_model("gpt2", model_class=model_class)
-    add_lora(model, base="gpt2", targets=targets, rank=4, alpha=12, **changes)
-    learned = logits(moved(model))
-    save_adapter(model, Path("adapter"))
-    stock = CLASSES[model_class].from_pretrained("adapter")
-    assert type(stock.get_base_model()).__name__.startswith("GPT2")
-    unpadded = IDS.clamp(min=1)  # GPT-2's classifier takes any pad id for padding
-    assert_close(logits(stock, unpadded), logits(model, unpadded), 2e-5)
-    assert_close(logits(load_model("adapter", model_class=model_class).eval()), learned, 2e-5)
-
-
-def test_adapters_of_other_trainers_on_stock_gpt2_are_read(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    tiny_gpt2().save_pretrained("gpt2")
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn", "c_proj", "c_fc"], use_dora=True)
-    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained("gpt2"), config)
-    moved(theirs).save_pretrained("theirs")
-    assert_close(logits(load_model("theirs").eval()), logits(theirs), 2e-5)
-    scales = {"c_fc": 64, "h.0.attn.c_attn": 32, r"h\.1\..*c_proj": 16}
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=["c_attn", "c_proj", "c_fc"], alpha_pattern=scales)
-    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained("gpt2"), config)
-    moved(theirs).save_pretrained("scaled")
-    assert_close(logits(load_model("scaled").eval()), logits(theirs), 2e-5)
-    model = load_model("gpt2")
-    with pytest.raises(ValueError, match="lora_init pissa takes gpt2's c_attn apart"):
-        add_lora(model, base="gpt2", init="pissa")
-
-
-@pytest.mark.parametrize("changes", [{"init": "pissa"}, {"init": "olora"}, {"use_dora": True}, {"use_rslora": True}])
-def test_every_kind_of_lora_is_saved_completely(changes, base):
-    model = ScratchGPTForCausalLM.from_pretrained(base)
-    add_lora(model, base=base, rank=4, **changes)
-    learned = logits(moved(model))
-    save_adapter(model, Path("adapter"))
-    assert_close(logits(AutoPeftModelForCausalLM.from_pretrained("adapter")), learned)
-    assert_close(logits(load_model("adapter").eval()), learned)
-
-
 def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(base):
     alone = []
     for name in ("one", "two"):
@@ -267,51 +110,6 @@ def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(bas
     assert_close(mixed[0], alone[0][0])
     assert_close(mixed[1], alone[1][1])
     assert (mixed[0] - alone[1][0]).abs().max() > 0.01
-
-
-def test_a_classifiers_labels_come_along_to_our_recipes(base):
-    names = {0: "ham", 1: "spam", 2: "eggs"}
-    model = ScratchGPTForSequenceClassification.from_pretrained(base, id2label=names)
-    add_lora(model, base=base)
-    save_adapter(moved(model), Path("adapter"))
-    again = load_model("adapter", model_class=ScratchGPTForSequenceClassification)
-    assert again.config.id2label == names and again.config.label2id == {"ham": 0, "spam": 1, "eggs": 2}
-    assert_close(logits(again.eval()), logits(model))
-    trunk = load_model("adapter").transformer  # as a language model: what was learned below the head
-    assert_close(trunk.eval()(IDS).last_hidden_state, again.transformer(IDS).last_hidden_state)
-
-
-def test_an_adapter_on_an_adapter_finds_its_way_to_the_base(base):
-    first = ScratchGPTForCausalLM.from_pretrained(base)
-    add_lora(first, base=base)
-    save_adapter(moved(first), Path("first"))
-    second = load_model("first")
-    add_lora(second, base="first")
-    save_adapter(moved(second), Path("second"))
-    assert_close(logits(load_model("second").eval()), logits(second))
-
-
-def test_an_adapter_for_another_base_is_one_clear_line(base):
-    model = ScratchGPTForCausalLM.from_pretrained(base)
-    add_lora(model, base=base)
-    save_adapter(model, Path("adapter"))
-    tiny_model(seed=1).save_pretrained(base)
-    with pytest.raises(ValueError, match="The adapter adapter was made on other weights than those of base now"):
-        load_model("adapter")
-    tiny_model(num_hidden_layers=3).save_pretrained(base)
-    with pytest.raises(ValueError, match="made on a base of num_hidden_layers 2, but base has 3"):
-        load_model("adapter")
-    Path("adapter/base.json").unlink()  # as another trainer leaves it
-    tiny_model(hidden_size=16).save_pretrained(base)
-    with pytest.raises(ValueError, match="The adapter adapter does not fit base"):
-        load_model("adapter")
-    Path("adapter/adapter_model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match="The adapter adapter cannot be read"):
-        load_model("adapter")
-    save_adapter(model, Path("adapter"))
-    shutil.rmtree(base)
-    with pytest.raises(ValueError, match="The adapter adapter needs its base, base: base cannot be loaded"):
-        load_model("adapter")
 
 
 @pytest.mark.parametrize("changes", [{"targets": "most"}, {"init": "magic"}])
@@ -459,31 +257,6 @@ def test_a_checkpoint_of_lora_is_exported_like_the_model(tuned, tmp_path):
     assert checkpoint.read_bytes() == model.read_bytes()
     export_gpt2(tmp_path / "checkpoints" / "step-6", tmp_path / "stock")
     assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "stock")), logits(load_model(tuned / "model")))
-
-
-@pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])
-def test_a_quantized_matrix_is_near_the_original_and_passes_gradients(kind, error):
-    linear, x = torch.nn.Linear(64, 48), torch.randn(5, 64, requires_grad=True)
-    layer = QuantizedLinear(linear, kind)
-    assert ((layer.weight - linear.weight).norm() / linear.weight.norm()) < error
-    layer(x).square().sum().backward()
-    got, x.grad = x.grad, None
-    torch.nn.functional.linear(x, layer.weight, linear.bias).square().sum().backward()
-    assert_close(got, x.grad)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in (layer.codes, layer.scales))
-    assert size <= {"int8": 64 * 48 + 4 * 48, "nf4": 64 * 48 // 2 + 4 * 48}[kind]
-
-
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_lora_on_a_quantized_base_is_merged_like_any_other(kind):
-    model = tiny_model()
-    total = count_parameters(model)[1]
-    add_lora(model, quantize=kind, rank=4, targets="attention")
-    trained, all_of_it = count_parameters(model)
-    assert all_of_it - trained == total
-    merged = tiny_model(seed=1)
-    merged.load_state_dict(merged_state(moved(model)))
-    assert_close(logits(merged), logits(model))
 
 
 def test_a_run_on_a_quantized_base_resumes_bit_for_bit(home):

@@ -13,98 +13,23 @@ from pathlib import Path
 import hub_server
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 from places import TESTS
-from safetensors.torch import load_file, save_file
-from tiny import png, tiny_model
+from published_runs import NEW, SMALL, layout_at, recipe, refused
+from safetensors.torch import load_file
+from tiny import tiny_model
 from transformers import AutoModelForCausalLM
-from transformers.utils import hub as transformers_hub
 
-from scratch_gpt import ScratchGPTForCausalLM
 from scratch_gpt.hub import publish as hub_module
 from scratch_gpt.hub import staging as published
 from scratch_gpt.hub.publish import publish, publish_checkpoints
-from scratch_gpt.hub.readback import check_outputs, outputs_of
 from scratch_gpt.hub.staging import files_of, stage
-from scratch_gpt.runs.folder import CODE
 from scratch_gpt.runs.record import base_model, read_record
-from scratch_gpt.tokenization.tokenizer import load_tokenizer
 from scratch_gpt.utils.foreign import shown
-from scratch_gpt_training import classify, pretrain
+from scratch_gpt_training import pretrain
 from scratch_gpt_training import publish as publish_recipe
-
-
-STORY = "The old sailor walked to the shiny sea, and the sun shone on ninety quiet boats.\n" * 60
-SMALL = ["--max-length", "128", "--device", "cpu", "--max-steps", "2", "--eval-batches", "1", "--log-every", "1"]
-NEW = ["--preset", "tiny", "--vocab-size", "300", "--config-overrides", "hidden_size=32,num_hidden_layers=2"]
-LORA = ["--tune", "lora", "--lora-rank", "2"]
-
-
-def recipe(module, *words) -> None:
-    for state in (AcceleratorState, PartialState):
-        state._reset_state()
-    module.main([str(word) for word in words])
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    """Runs of every kind: base, chat (a base with a template, as instruct leaves it), and two with an adapter."""
-    folder = tmp_path_factory.mktemp("home")
-    (folder / "story.txt").write_text(STORY)
-    mails = "".join(f"{('ham', 'spam')[n % 2]}\tThis is mail number {n}.\n" for n in range(40))
-    (folder / "mails.tsv").write_text(mails)
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        story = ["--dataset", "story.txt", *SMALL]
-        recipe(pretrain, *story, *NEW, "--output-dir", "base", "--report-to", "tensorboard", "--eval-every", "1")
-        recipe(pretrain, *story, *LORA, "--model", "base/model", "--output-dir", "lora")
-        mails = ["--dataset", "mails.tsv", "--column-names", "label,text", *SMALL, *LORA]
-        recipe(classify, *mails, "--model", "base/model", "--output-dir", "mails")
-    finally:
-        os.chdir(before)
-    shutil.copytree(folder / "base", folder / "chat")
-    (folder / "chat" / "model" / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
-    )
-    manifest = json.loads((folder / "chat" / "manifest.json").read_text())
-    (folder / "chat" / "manifest.json").write_text(json.dumps({**manifest, "task": "instruct"}))
-    return folder
-
-
-@pytest.fixture
-def run(home, tmp_path, monkeypatch) -> Path:
-    """A copy of the base run, to be changed; the working folder is around it."""
-    shutil.copytree(home / "base", tmp_path / "base")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Pictures that cost nothing."""
-    for name in ("plot_attention", "plot_parameters", "plot_token_lengths"):
-        put = lambda _, *rest: next(path for path in rest if isinstance(path, Path)).write_bytes(png())  # noqa: E731
-        monkeypatch.setattr(published, name, put)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, quick):
-    """A running Hub, which this process' client asks, with a token that may write."""
-    with hub_server.serve() as server:
-        monkeypatch.setenv("HF_TOKEN", hub_server.WRITER)
-        for name, value in (("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True), ("ENDPOINT", server.url)):
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # which remembers an endpoint
-        yield server
 
 
 def uploads(hub, since: int = 0) -> list[str]:
@@ -223,15 +148,6 @@ def test_a_private_repository_is_private(run, hub, monkeypatch):
         AutoModelForCausalLM.from_pretrained("ada/secret", cache_dir=run / "cache")
 
 
-def test_weights_over_the_limit_are_cut_into_shards_that_load(run, quick, monkeypatch):
-    monkeypatch.setattr(published, "_cut_weights", lambda folder, cut=published._cut_weights: cut(folder, 40_000))
-    for layout in ("scratch_gpt", "gpt2"):
-        out = stage(run, repo="ada/base", layout=layout)
-        assert len(list(out.glob("model-*-of-*.safetensors"))) > 1 and not (out / "model.safetensors").exists()
-        whole, cut = (ScratchGPTForCausalLM.from_pretrained(folder) for folder in (run / "model", out))
-        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
-
-
 def test_push_to_hub_of_a_model_works(hub, tmp_path):
     model = tiny_model()
     model.push_to_hub("ada/plain")
@@ -241,75 +157,6 @@ def test_push_to_hub_of_a_model_works(hub, tmp_path):
 
 
 # --- In which layout ----------------------------------------------------------------------------------------------
-
-
-def layout_at(hub, repo: str, revision: str = "main") -> str:
-    there = hub.files(repo, revision)
-    has_code = any(name.endswith(".py") for name in there)
-    if "adapter_config.json" in there:
-        assert not has_code and "config.json" not in there
-        return "adapter"
-    layout = json.loads(there["config.json"])["model_type"]
-    assert has_code == (layout == "scratch_gpt")
-    return layout
-
-
-def change_config(run: Path, **fields) -> None:
-    file = run / "model" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-
-
-def test_the_stock_layout_is_chosen_where_it_can_express_the_model(run, hub, capsys):
-    publish(run, "ada/base")
-    assert layout_at(hub, "ada/base") == "gpt2" and json.loads((run / "hub.json").read_text())["layout"] == "gpt2"
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Layout gpt2: stock GPT-2 expresses the model")
-    assert lines[1] == "Checked: loaded as GPT2LMHeadModel, the staged folder gives the run's 32 greedy ids."
-    code = hub.files("ada/base")["README.md"].decode().split("```python\n")[2].split("```")[0]
-    assert code.startswith("import scratch_gpt\n") and 'ForCausalLM.from_pretrained("ada/base")' in code
-    here: dict = {}
-    exec(code, here)
-    own = load_file(run / "model" / "model.safetensors")
-    assert type(here["model"]) is ScratchGPTForCausalLM
-    assert all(torch.equal(tensor, here["model"].state_dict()[name]) for name, tensor in own.items())
-
-    (run / "hub.json").unlink()
-    change_config(run, hidden_act="gelu")  # the exact one, for which GPT-2 has no name
-    publish(run, "ada/exact")
-    assert layout_at(hub, "ada/exact") == "scratch_gpt"
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Layout scratch_gpt: ours, with its code, because") and "hidden_act 'gelu'" in lines[0]
-    assert lines[1].startswith("Checked: loaded as ScratchGPTForCausalLM,")
-    publish_checkpoints(run, "ada/steps")
-    assert {layout_at(hub, "ada/steps", f"step-{step}") for step in (1, 2)} == {"scratch_gpt"}
-
-
-def test_a_repository_keeps_its_layout(home, run, hub, capsys):
-    publish(run, "ada/base", layout="scratch_gpt")
-    note = (run / "hub.json").read_text()
-    (run / "hub.json").unlink()  # the files on the Hub say it
-    publish(run, "ada/base")
-    assert "Layout scratch_gpt: ada/base is published in it already." in capsys.readouterr().out
-    (run / "hub.json").unlink()
-    publish_checkpoints(run, "ada/base")
-    assert {layout_at(hub, "ada/base", branch) for branch in ("main", "step-1", "step-2")} == {"scratch_gpt"}
-
-    capsys.readouterr()
-    (run / "hub.json").write_text(note)  # which a dry run reads, and a push to another place: adapters are made on it
-    publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
-    publish(run, "ada/other")
-    assert capsys.readouterr().out.count("Layout scratch_gpt: ada/base is published in it already.") == 2
-    assert layout_at(hub, "ada/other") == "scratch_gpt"
-    publish(run, "ada/base", layout="gpt2")  # by name it changes, with a word about it
-    assert "Layout gpt2: chosen by name; ada/base has been in the layout scratch_gpt until now." in (
-        capsys.readouterr().out
-    )
-
-    change_config(run, hidden_act="gelu")
-    before = hub.repos["ada/base"].branches["main"]
-    message = r"ada/base is in the layout gpt2 and keeps it.*hidden_act 'gelu'.*layout[ =]'?scratch_gpt'?\."
-    refused(message, run, "--repo", "ada/base", capsys=capsys)
-    assert hub.repos["ada/base"].branches["main"] == before
 
 
 def test_a_run_with_lora_is_published_merged_and_its_adapter_by_name(home, run, hub, capsys):
@@ -324,74 +171,7 @@ def test_a_run_with_lora_is_published_merged_and_its_adapter_by_name(home, run, 
     assert layout_at(hub, "ada/lora") == "adapter"
 
 
-def test_a_folder_with_other_outputs_than_the_run_is_not_published(home, run, quick, capsys, monkeypatch):
-    lora, mails = (shutil.copytree(home / name, run.parent / name) for name in ("lora", "mails"))
-    (run / "hub.json").write_text(json.dumps({"repo": "ada/base", "commit": "0" * 40, "layout": "scratch_gpt"}))
-    kinds = {(run, "gpt2"): "GPT2LMHeadModel", (run, "scratch_gpt"): "ScratchGPTForCausalLM"}
-    kinds |= {(mails, "gpt2"): "GPT2ForSequenceClassification", (lora, "adapter"): "ScratchGPTForCausalLM"}
-    kinds |= {(mails, "scratch_gpt"): "ScratchGPTForSequenceClassification"}
-    kinds |= {(mails, "adapter"): "ScratchGPTForSequenceClassification"}
-    for (folder, layout), name in kinds.items():
-        stage(folder, repo="ada/x", layout=layout)
-        assert f"Checked: loaded as {name}, the staged folder gives the" in capsys.readouterr().out
-        shutil.rmtree(folder / "published")
-
-    def damage(draft: Path) -> None:
-        (file,) = draft.glob("*.safetensors")
-        tensors = load_file(file)
-        name = max(name for name in tensors if name.endswith("weight"))  # LoRA's are small after two steps
-        file.unlink()  # the run's own file has a link to it
-        save_file({**tensors, name: -tensors[name]}, file, metadata={"format": "pt"})
-
-    def damage_tokenizer(draft: Path) -> None:
-        text = (draft / "tokenizer.json").read_text()
-        content = json.loads(text)
-        content["model"]["merges"] = content["model"]["merges"][5:]
-        (draft / "tokenizer.json").write_text(json.dumps(content))
-
-    for change, message in ((damage, "its logits differ by up to"), (damage_tokenizer, "its tokenizer turns")):
-        monkeypatch.setattr(published, "_cut_weights", change)
-        for (folder, layout), name in kinds.items():
-            words = (folder, "--repo", "ada/x", "--layout", layout, "--dry-run", "true")
-            refused(f"Nothing was published: loaded as {name}, .*({message})", *words, capsys=capsys)
-            assert not (folder / "published").exists() and not list(folder.glob(".writing-*"))
-
-
-def test_an_adapter_whose_base_cannot_be_compared_says_so(home, run, quick, capsys):
-    lora = shutil.copytree(home / "lora", run.parent / "lora")
-    file = lora / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "ada/none"}))
-    stage(lora, repo="ada/x", layout="adapter")
-    assert "Not compared with the run: the adapter's base ada/none is not on this machine." in capsys.readouterr().out
-    settings = (lora / "run.yaml").read_text()
-    (lora / "run.yaml").write_text(settings.replace("quantize_base: 'no'", "quantize_base: nf4"))
-    stage(lora, repo="ada/x", layout="adapter")
-    assert "Not compared with the run: the adapter was trained on its base in nf4" in capsys.readouterr().out
-
-
-def test_the_readback_accepts_ties_and_names_them(run):
-    model, tokenizer = ScratchGPTForCausalLM.from_pretrained(run / "model").bfloat16(), load_tokenizer(run / "model")
-    assert outputs_of(model, tokenizer).dtype == torch.bfloat16
-    first = outputs_of(model, tokenizer).ids[0]
-    twin = (first + 1) % model.config.vocab_size
-    with torch.no_grad():
-        rows = model.get_input_embeddings().weight
-        rows[twin] = rows[first]
-    expected = outputs_of(model, tokenizer)
-    other = twin if expected.ids[0] == first else first
-    swapped = expected._replace(ids=[other, *expected.ids[1:]])
-    line = check_outputs(swapped, model, run / "model")
-    assert f"greedy ids, except for ties in bfloat16: id 1 is {other} or {expected.ids[0]}." in line
-    far = expected.scores[-1].argmin().item()
-    with pytest.raises(ValueError, match=rf"greedy id 32 of 32 is \d+, not {far}\."):
-        check_outputs(expected._replace(ids=[*expected.ids[:-1], far]), model, run / "model")
-
-
 # --- What does not ------------------------------------------------------------------------------------------------
-
-
-def refused(message, *words, capsys):
-    fails([*words], message, capsys, main=publish_recipe.main)
 
 
 def test_a_leak_is_named_and_nothing_is_pushed(run, hub, capsys):
@@ -408,55 +188,6 @@ def test_a_leak_is_named_and_nothing_is_pushed(run, hub, capsys):
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "model" / "old.bin").write_bytes(b"x")
     refused(r"old\.bin is a pickle", run, "--repo", "ada/base", capsys=capsys)
-
-
-def test_links_in_a_run_are_refused_and_name_themselves(run, quick, capsys, tmp_path):
-    (tmp_path / "diary").write_text("Dear diary")
-    (tmp_path / "elsewhere").mkdir()
-    for name in (
-        "loss.png",
-        "model/vocab.txt",
-        "model/tokenizer.json",
-        "metrics.jsonl",
-        "evaluation.json",
-        "run.yaml",
-    ):
-        path, kept = run / name, tmp_path / "kept"
-        if path.exists():
-            path.rename(kept)
-        path.symlink_to(kept if kept.exists() else tmp_path / "diary")
-        refused(rf"{path} is a link\.", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
-        path.unlink()
-        if kept.exists():
-            kept.rename(path)
-    for name in ("model", "tracking", "published", "checkpoints/step-1"):
-        if (run / name).exists():
-            (run / name).rename(tmp_path / "elsewhere" / "folder")
-        (run / name).symlink_to(tmp_path / "elsewhere" / "folder", target_is_directory=True)
-        refused(f"{run / name} is a link", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
-        (run / name).unlink()
-        if (tmp_path / "elsewhere" / "folder").exists():
-            (tmp_path / "elsewhere" / "folder").rename(run / name)
-    os.mkfifo(run / "emissions.csv")
-    refused(r"emissions\.csv is not a regular file", run, "--repo", "ada/x", "--dry-run", "true", capsys=capsys)
-    (run / "emissions.csv").unlink()
-    stage(run, repo="ada/x")
-
-
-def test_code_that_was_changed_in_a_run_is_not_published_and_a_picture_is_one(run, quick, capsys):
-    code = run / "model" / "modeling_scratch_gpt.py"
-    code.write_text(code.read_text() + "\nimport os\n")
-    out = stage(run, repo="ada/x", layout="scratch_gpt")
-    for name, path in CODE.items():
-        assert (out / name).read_bytes() == path.read_bytes()
-    shutil.copyfile("/etc/passwd", run / "loss.png")
-    words = (run, "--repo", "ada/x", "--dry-run", "true")
-    refused(r"assets/loss\.png: not a PNG picture", *words, capsys=capsys)
-    (run / "loss.png").write_bytes(png((b"tEXt", b"Comment\0hf_" + b"a1" * 17)))
-    refused(r"assets/loss\.png, line 1: a Hugging Face token", *words, capsys=capsys)
-    (run / "loss.png").unlink()
-    change_config(run, auto_map={"AutoModelForCausalLM": "eve/x--modeling_scratch_gpt.ScratchGPTForCausalLM"})
-    refused(r"config\.json: auto_map names code", *words, "--layout", "scratch_gpt", capsys=capsys)
 
 
 def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
@@ -544,24 +275,6 @@ def test_a_hub_that_asks_to_wait_for_an_hour_is_not_waited_for(hub, monkeypatch,
         with pytest.raises(ValueError, match=r"limits how often it is asked \(429 .*wait 3,600 s\)"):
             with hub_module.clear_errors("ada/x"):
                 _http.http_backoff("GET", f"{hub.url}/ada/x/resolve/main/x")
-
-
-def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monkeypatch):
-    refused("has no adapter/", run, "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
-    shutil.copytree(home / "lora", run.parent / "lora")
-    refused(
-        r"Publish it first \(base as USER/NAME",
-        "lora",
-        "--repo",
-        "ada/x",
-        "--layout",
-        "adapter",
-        capsys=capsys,
-    )
-    publish(run, "ada/base", layout="gpt2")
-    refused("published in the layout gpt2", "lora", "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
-    with pytest.raises(ValueError, match="only the end of such a run"):
-        publish_checkpoints("lora", "ada/x")
 
 
 def test_the_base_of_an_adapter_is_pinned_to_its_commit(home, run, hub, monkeypatch):

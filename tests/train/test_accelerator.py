@@ -33,7 +33,6 @@ from scratch_gpt.train.accelerator import VARIABLES, check_launch, make_accelera
 from scratch_gpt.train.checkpoints import CheckpointError, check_shapes, take_snapshot, tensor_shapes, write_checkpoint
 from scratch_gpt.train.optimizers import adamw
 from scratch_gpt_training import pretrain
-from scratch_gpt_training.support.run import resuming
 
 
 STORY = "The old sailor walked to the shiny sea, and the sun shone on ninety quiet boats.\n" * 60
@@ -504,19 +503,12 @@ def test_machines_that_do_not_share_their_checkpoints_are_refused(trained, monke
     assert snapshot(folder) == before
 
 
-def test_processes_of_different_data_precision_or_options_are_refused():
-    record = {
-        "config": {"seed": 0, "dataset": "a.txt", "compile": False},
-        "model": {"hidden_size": 8},
-        "data": {"train": {"sha256": "1"}},
-        "environment": {"precision": "no", "threads": 1},
-        "resume": {"step": 2},
-    }
-    alike = {**record, "config": {**record["config"], "dataset": "/mnt/a.txt"}, "environment": {"precision": "no"}}
-    resuming.check_same_run([record, alike])
-    for part, change in (
-        *(("config", {"seed": 1}), ("model", {"hidden_size": 9}), ("data", {"train": {"sha256": "2"}})),
-        *(("environment", {"precision": "bf16"}), ("resume", {"step": None})),
-    ):
-        with pytest.raises(ValueError, match=f"differ in .*{next(iter(change))}"):
-            resuming.check_same_run([record, record, {**record, part: {**record[part], **change}}])
+def test_a_launch_without_the_processes_it_was_asked_for_is_an_error():
+    with pytest.raises(ValueError, match="expect_processes is 2, but 1 started"):
+        make_accelerator("cpu", expect_processes=2)
+
+
+def test_a_device_that_is_not_there_is_an_error():
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ValueError, match="device='mps' is not available"):
+            make_accelerator("mps")

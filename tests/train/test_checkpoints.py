@@ -1,63 +1,17 @@
-"""Laws of going on: bit for bit as if nothing had happened, from the newest whole checkpoint, or not at all."""
+"""Laws of resuming: bit for bit the same, from the newest complete checkpoint, or not at all."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 
 import pytest
 import torch
-from crash import exact
+from checkpoint_runs import assert_same, files_of, go_on, start
 from tiny import tiny_model
-from tiny_run import run
 
-from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.train import checkpoints
 from scratch_gpt.train.checkpoint_writer import RunStopped
-from scratch_gpt.train.checkpoints import (
-    FILES,
-    MANIFEST,
-    STATE,
-    CheckpointError,
-    find_checkpoint,
-    find_damage,
-    list_checkpoints,
-)
+from scratch_gpt.train.checkpoints import FILES, MANIFEST, STATE, CheckpointError, find_checkpoint, list_checkpoints
 from scratch_gpt.train.objectives import Objective, causal_lm
-from scratch_gpt.train.signals import StopSignals
-from scratch_gpt.utils.files import write_text
-
-
-# Dropout, accumulation, 24 rows in steps of 9 (so that epochs end within a step), lines that span checkpoints.
-OPTIONS = {"batch_size": 3, "accumulation_steps": 3, "steps": 8, "eval_every": 3, "every": 1, "log_every": 4}
-DROPOUT = {"resid_dropout": 0.1, "attention_dropout": 0.1}
-
-
-def start(folder, **options):
-    return run(folder, **{**OPTIONS, "model": tiny_model(**DROPOUT).train(), **options})
-
-
-def go_on(folder, **options):
-    path, skipped = find_checkpoint(folder / "checkpoints")
-    return start(folder, model=tiny_model(seed=7, **DROPOUT).train(), resume_from=path, **options), skipped
-
-
-def assert_same(one, other):
-    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
-    assert one[1] == other[1]
-    assert exact(one[2]) == exact(other[2])
-
-
-def files_of(folder, step):
-    """The optimizer's and the weights' bytes."""
-    return [(folder / "checkpoints" / f"step-{step}" / name).read_bytes() for name in FILES[:2]]
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("straight")
-    return start(folder, checkpoint_every=1, keep=99), folder
 
 
 # --- Exactly ---------------------------------------------------------------------------------------------------------
@@ -81,50 +35,6 @@ def test_muon_goes_on_bit_for_bit(step, tmp_path):
     shutil.copytree(straight / "checkpoints" / f"step-{step}", resumed / "checkpoints" / f"step-{step}")
     assert_same(whole, go_on(resumed, optimizer="muon", checkpoint_every=4)[0])
     assert files_of(straight, 8) == files_of(resumed, 8)
-
-
-def test_saving_in_the_background_writes_the_same(straight, tmp_path):
-    result, folder = straight
-    assert_same(result, start(tmp_path, checkpoint_every=2, keep=99, async_save=True))
-    for step in (2, 4, 6, 8):
-        assert files_of(folder, step) == files_of(tmp_path, step)
-        assert find_damage(tmp_path / "checkpoints" / f"step-{step}") is None
-
-
-@pytest.mark.parametrize("moment", ["step", "evaluation", "micro-batch"])
-def test_a_signal_lets_the_step_end_and_the_run_goes_on_bit_for_bit(moment, straight, tmp_path):
-    calls = []
-
-    def interrupt(when, at):
-        calls.append(when)
-        if when == moment and calls.count(when) == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def sums(model, batch):
-        interrupt("micro-batch" if model.training else "", 5)  # the second of step 2
-        return causal_lm.sums(model, batch)
-
-    def counts(batch):
-        interrupt("step" if torch.is_grad_enabled() else "", 7)  # the first of step 3, which is to be evaluated
-        return causal_lm.counts(batch)
-
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RunStopped, match=r"stopped by SIGTERM after step \d.* resume=.latest") as ending:
-        start(tmp_path, objective=Objective(counts, sums), every=lambda: interrupt("evaluation", 2))
-    assert ending.value.exit_code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
-    step = {"step": 3, "evaluation": 4, "micro-batch": 2}[moment]
-    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [f"step-{step}"]
-    assert_same(straight[0], go_on(tmp_path)[0])
-
-
-def test_a_second_interrupt_is_not_held_back():
-    before = signal.getsignal(signal.SIGINT)
-    with StopSignals() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.received == signal.SIGINT
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --- Damage ----------------------------------------------------------------------------------------------------------
@@ -197,28 +107,6 @@ def test_no_checkpoint_yet_is_no_error(tmp_path):
 # --- Pruning ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_newest_and_the_best_are_kept_and_drafts_are_cleared(tmp_path):
-    worse = {"model": tiny_model().train(), "objective": Objective(causal_lm.counts, _learn_to_be_worse)}
-    (tmp_path / "checkpoints" / ".writing-step-1").mkdir(parents=True)
-    start(tmp_path, checkpoint_every=1, keep=2, **worse)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-7", "step-8"]  # best: step 0
-    calls = []
-
-    def sums(model, batch):  # better for three steps
-        calls.append(model.training)
-        loss = causal_lm.sums(model, batch)["loss"]
-        return {"loss": loss if calls.count(True) <= 10 else -loss}
-
-    result = start(tmp_path / "b", checkpoint_every=1, keep=2, objective=Objective(causal_lm.counts, sums))
-    assert result[1].best_step == 3
-    names = [path.name for path in list_checkpoints(tmp_path / "b" / "checkpoints")]
-    assert names == ["step-3", "step-7", "step-8"]
-
-
-def _learn_to_be_worse(model, batch):
-    return {"loss": -causal_lm.sums(model, batch)["loss"]}
-
-
 def test_going_back_to_an_earlier_step_leaves_the_later_ones_behind(straight, tmp_path):
     shutil.copytree(straight[1] / "checkpoints", tmp_path / "checkpoints")
     start(tmp_path, steps=5, checkpoint_every=1, keep=2, resume_from=tmp_path / "checkpoints" / "step-2")
@@ -232,107 +120,6 @@ def test_another_shape_is_refused_by_name(straight, tmp_path):
         ValueError, match=r"step-5 belongs to another model: transformer.layers.1.*Start a new run in a new output_dir"
     ):
         start(tmp_path, model=tiny_model(num_hidden_layers=1).train(), resume_from=path)
-
-
-# --- Nowhere to write ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 8 MB; it has to be able to say that it is full."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip("no right to mount a tmpfs here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder):
-    """Leave no byte, and prove it."""
-    with (folder / "ballast").open("wb", buffering=0) as file:
-        with pytest.raises(OSError):
-            while True:
-                file.write(b"x" * 4096)
-    with pytest.raises(OSError):
-        (folder / "proof").write_bytes(b"x" * 4096)
-    (folder / "proof").unlink(missing_ok=True)
-
-
-@pytest.mark.parametrize("in_background", [False, True])
-def test_a_full_disk_is_said_and_nothing_that_was_saved_is_harmed(in_background, small_disk, straight, capfd):
-    calls = []
-
-    def full():  # before the evaluation of step 6
-        calls.append(1)
-        if len(calls) == 3:
-            fill(small_disk)
-
-    options = {"checkpoint_every": 2, "keep": 9, "log_every": 1, "async_save": in_background}
-    with pytest.raises(
-        RunStopped, match=r"could not be written \(.*[Nn]o space.*\)\. The last good checkpoint is step-4"
-    ):
-        start(small_disk, every=full, **options)
-    assert [path.name for path in list_checkpoints(small_disk / "checkpoints")] == ["step-2", "step-4"]
-    assert all(find_damage(path) is None for path in list_checkpoints(small_disk / "checkpoints"))
-    for line in (small_disk / "metrics.jsonl").read_text().splitlines():
-        json.loads(line)
-    (small_disk / "ballast").unlink()
-    resumed = go_on(small_disk, **{**options, "log_every": 4})[0]
-    assert all(torch.equal(straight[0][0][name], resumed[0][name]) for name in resumed[0])
-
-
-def test_on_a_full_disk_a_run_can_go_on_and_saves_again_when_there_is_room(small_disk, straight, capfd):
-    calls = []
-
-    def full_for_a_while():
-        calls.append(1)
-        if len(calls) == 2:  # step 3
-            fill(small_disk)
-        elif len(calls) == 3:  # step 6
-            (small_disk / "ballast").unlink()
-
-    result = start(small_disk, every=full_for_a_while, checkpoint_every=1, keep=9, stop_on_save_error=False)
-    names = [path.name for path in list_checkpoints(small_disk / "checkpoints")]
-    assert names == ["step-1", "step-2", "step-6", "step-7", "step-8"]
-    assert_same(straight[0], result)  # no line of the record is lost either
-    said = capfd.readouterr().out
-    assert (
-        "Checkpoint step-3 could not be written (" in said and "No space left" in said and "Training goes on." in said
-    )
-    assert not list((small_disk / "checkpoints").glob(".writing-*"))
-
-
-@pytest.mark.parametrize("way", ["read-only", "vanished"])
-def test_a_folder_that_may_not_be_written_or_is_gone_is_said(way, small_disk, capfd):
-    folder = small_disk / "run"
-
-    def lose():
-        if not folder.exists() or len(list_checkpoints(folder / "checkpoints")) != 5:
-            return
-        if way == "read-only":
-            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-            with pytest.raises(OSError):
-                (small_disk / "proof").write_text("x")
-        else:
-            folder.rename(small_disk / "moved")
-            (small_disk / "run").write_text("in the way")  # so that no folder can be made there
-
-    with pytest.raises(RunStopped, match=r"could not be written \((Read-only file system|Not a directory)\)"):
-        start(folder, every=lose, checkpoint_every=1, keep=9)
-    kept = folder if way == "read-only" else small_disk / "moved"
-    assert all(find_damage(path) is None for path in list_checkpoints(kept / "checkpoints"))
-    assert len(list_checkpoints(kept / "checkpoints")) == 5
-
-
-def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "a.json"
-    write_text(file, "old")
-    monkeypatch.setattr(os, "replace", None)  # dies at the last moment
-    with pytest.raises(TypeError):
-        write_text(file, "new")
-    assert file.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
 
 
 # --- Steps that cannot be learned from -------------------------------------------------------------------------------
@@ -379,17 +166,6 @@ def test_too_many_such_steps_in_a_row_end_the_run_and_name_the_last_good_checkpo
     assert ending.value.exit_code == 2
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
-    def ruin():
-        with torch.no_grad():
-            model.transformer.norm.weight[0] = torch.inf if calls else 1.0
-        calls.append(1)
-
-    model, calls = tiny_model().train(), []
-    with pytest.raises(RunStopped, match=r"steps in a row .* The last good checkpoint is step-3\."):
-        start(tmp_path, model=model, every=ruin, eval_every=4, checkpoint_every=1, max_bad_steps=2)
-
-
 def test_a_spike_of_the_loss_is_marked_with_its_rows(tmp_path):
     calls = []
 
@@ -402,21 +178,6 @@ def test_a_spike_of_the_loss_is_marked_with_its_rows(tmp_path):
     spikes = [line for line in metrics if "loss_spike" in line]
     assert [line["step"] for line in spikes] == [71] and len(spikes[0]["rows"]) == 9
     assert spikes[0]["loss_spike"] > spikes[0]["loss_mean"] * 2
-
-
-# --- The record ------------------------------------------------------------------------------------------------------
-
-
-def test_metrics_survive_a_broken_last_line(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
-    assert read_metrics(file) == [{"step": 1}]
-
-
-def test_each_step_stands_in_the_record_once(straight):
-    lines = straight[0][2]
-    assert [line["step"] for line in lines if "loss" in line] == [4, 8]
-    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 3, 6, 8]
 
 
 # --- What a checkpoint's JSON may set --------------------------------------------------------------------------------

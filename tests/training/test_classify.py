@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-from functools import partial
-from types import SimpleNamespace
 
 import crash
 import numpy as np
@@ -15,35 +13,16 @@ from bad_input import fails
 from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from labeled import classifier
 from safetensors.torch import load_file
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
-from tiny_run import run as train_run
 from tiny_run import script_evaluations
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from scratch_gpt import ScratchGPTForSequenceClassification
-from scratch_gpt.data.rows.collate import collate_labelled
-from scratch_gpt.evaluation.classification import (
-    class_scores,
-    classification_metrics,
-    classification_sums,
-    classification_tables,
-    sum_batches,
-)
-from scratch_gpt.evaluation.losses import mean_losses
-from scratch_gpt.evaluation.statistics import spread
 from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.tokenization.training import train_tokenizer
-from scratch_gpt.train.batches import BatchLayout, Steps, epoch_order, evaluation_batches
-from scratch_gpt.train.objectives import classification
 from scratch_gpt_training import classify, evaluate, prepare
-from scratch_gpt_training.support import command_line
-from scratch_gpt_training.support.run import output_dir, seeds
-
-
-def classifier(**changes):
-    return tiny_model(ScratchGPTForSequenceClassification, **{"num_labels": 3, **changes})
 
 
 # --- Padding -----------------------------------------------------------------------------------------------------
@@ -75,155 +54,6 @@ def test_a_text_may_end_in_the_padding_id():
     together = MODELS["sdpa"](**padded(texts, side="right", pad_id=0)).logits
     assert_close(together[0], MODELS["sdpa"](texts[0][None]).logits[0], atol=2e-5, rtol=0)
     assert (together[0] - together[1]).abs().max() > 1e-3
-
-
-# --- The objective -----------------------------------------------------------------------------------------------
-
-WEIGHTS = [0.5, 1.0, 4.0]
-
-
-class LabelledTexts:
-    """Texts of uneven length in classes of uneven size; with `several` each has any of three labels."""
-
-    def __init__(self, several: bool = False, count: int = 21):
-        generator = np.random.default_rng(0)
-        self.lengths = [int(n) for n in generator.integers(1, 12, count)]
-        labels = generator.integers(0, 2, (count, 3)).astype(np.float32) if several else np.arange(count) ** 2 % 3
-        self.rows = [
-            {"input_ids": generator.integers(0, 99, n), "labels": labels[k]} for k, n in enumerate(self.lengths)
-        ]
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, k):
-        return self.rows[k]
-
-
-KINDS = {"plain": (None, False), "weighted": (WEIGHTS, False), "several": (None, True)}
-
-
-def gradients(objective, rows, share: tuple[int, int, int], step: int) -> torch.Tensor:
-    """The gradient of a step that is shared out so: sums over all shares, divided once by all counts."""
-    batch_size, accumulation, processes = share
-    shares = [BatchLayout(batch_size, accumulation, processes, rank) for rank in range(processes)]
-    parts = [part for each in shares for part in Steps(rows, collate_labelled, each, 5, len(rows))[step].micro_batches]
-    count = sum(objective.counts(batch)["loss"] * counted for batch, counted in parts)
-    model = classifier().train()
-    for batch, counted in parts:
-        (objective.sums(model, batch)["loss"] * counted / count).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("share", [(4, 2, 1), (3, 3, 1), (4, 1, 2), (2, 2, 2), (1, 3, 3)])
-def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(kind, share):
-    weights, several = KINDS[kind]
-    objective, rows = classification(weights), LabelledTexts(several)
-    size = math.prod(share)
-    for step in (0, len(rows) // size):  # the last one is not full
-        whole = gradients(objective, rows, (size, 1, 1), step)
-        assert_close(gradients(objective, rows, share, step), whole, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loop_gives_the_same_weights_and_logs_the_same_loss(kind, tmp_path):
-    weights, several = KINDS[kind]
-    options = {"rows": LabelledTexts(several), "collate": collate_labelled, "objective": classification(weights)}
-    runs = [
-        train_run(tmp_path / name, model=classifier().train(), sgd=True, **options, **cut)
-        for name, cut in (("a", {"batch_size": 6}), ("b", {"batch_size": 2, "accumulation_steps": 3}))
-    ]
-    for name, value in runs[0][0].items():
-        assert_close(runs[1][0][name], value, atol=1e-6, rtol=0)
-    for one, other in zip(runs[0][2], runs[1][2], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5) and one["tokens"] == other["tokens"]
-    rows = options["rows"]
-    assert runs[0][1].tokens == sum(rows.lengths[k] for k in epoch_order(len(rows), 0, 0)[:18])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_torchs_mean_over_all_rows(kind):
-    weights, several = KINDS[kind]
-    rows, model = LabelledTexts(several), classifier()
-    batch = collate_labelled(rows.rows)
-    with torch.no_grad():
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    if several:
-        truth = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"])
-    else:
-        weight = None if weights is None else torch.tensor(weights)
-        truth = torch.nn.functional.cross_entropy(logits, batch["labels"], weight=weight)
-    for size in (1, 4, 21):
-        batches = partial(evaluation_batches, rows, collate_labelled, BatchLayout(size))
-        assert mean_losses(model, batches(), classification(weights))["loss"] == pytest.approx(truth.item(), abs=1e-5)
-        metrics = classification_metrics(sum_batches(model, batches(), weights))
-        assert metrics["loss"] == pytest.approx(truth.item(), abs=1e-5)
-    own = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-    assert weights is not None or own.item() == pytest.approx(truth.item(), abs=1e-6)
-
-
-# --- Metrics -----------------------------------------------------------------------------------------------------
-
-
-def test_metrics_of_a_case_counted_by_hand():
-    # true a a a b b c, called a a b b c c: each class' TP, FP, FN = (2, 0, 1), (1, 1, 1), (1, 1, 0)
-    chances = torch.tensor(
-        [[0.9, 0.05, 0.05], [0.62, 0.28, 0.1], [0.3, 0.5, 0.2], [0.1, 0.8, 0.1], [0.17, 0.2, 0.63], [0.0, 0.01, 0.99]]
-    )
-    sums = classification_sums(chances.clamp(min=1e-9).log(), torch.tensor([0, 0, 0, 1, 1, 2]))
-    assert sums["confusion"].tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
-    scores = class_scores(sums["confusion"])
-    assert scores["precision"] == pytest.approx([1, 1 / 2, 1 / 2])
-    assert scores["recall"] == pytest.approx([2 / 3, 1 / 2, 1])
-    assert scores["f1"] == pytest.approx([4 / 5, 1 / 2, 2 / 3])
-    metrics = classification_metrics(sums)
-    assert metrics["accuracy"] == pytest.approx(4 / 6)
-    assert metrics["macro_f1"] == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
-    loss = -sum(math.log(p) for p in (0.9, 0.62, 0.3, 0.8, 0.2, 0.99)) / 6
-    assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
-    # bins of a fifteenth: 0.62 and 0.63 (one right) share one
-    errors = [abs(0 - 0.5), abs(1 - 1.25), abs(1 - 0.8), abs(1 - 0.9), abs(1 - 0.99)]
-    assert metrics["calibration_error"] == pytest.approx(sum(errors) / 6, abs=1e-6)
-    tables = classification_tables(sums, ["a", "b", "c"])
-    assert tables["f1"]["b"] == pytest.approx(1 / 2) and sum(b["count"] for b in tables["calibration"]) == 6
-
-
-def test_metrics_with_several_labels_of_a_case_counted_by_hand():
-    # called: [1 0], [1 1], [0 0]; true: [1 0], [0 1], [0 1]
-    chances = torch.tensor([[0.91, 0.22], [0.72, 0.63], [0.11, 0.38]])
-    sums = classification_sums(chances.logit(), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
-    assert sums["confusion"].tolist() == [[[1, 1], [0, 1]], [[1, 0], [1, 1]]]
-    metrics = classification_metrics(sums)
-    assert metrics["accuracy"] == pytest.approx(1 / 3)  # rows that are right in every label
-    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
-    # confidences 0.91 0.78 0.72 0.63 0.89 0.62, right 1 1 0 1 1 0; 0.91 and 0.89 share a bin, and 0.63 and 0.62
-    errors = [abs(2 - 1.8), abs(1 - 0.78), abs(0 - 0.72), abs(1 - 1.25)]
-    assert metrics["calibration_error"] == pytest.approx(sum(errors) / 6, abs=1e-6)
-
-
-def test_a_class_that_nobody_is_in_or_called_has_f1_zero_and_no_part_in_the_mean():
-    assert class_scores(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))["f1"] == [1.0, 0.0]
-    sums = classification_sums(
-        torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [4.0, 0.0, 0.0]]), torch.tensor([0, 1, 1])
-    )
-    assert classification_metrics(sums)["macro_f1"] == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_sums_add_over_batches_and_processes(several):
-    model, rows = classifier(), LabelledTexts(several)
-    whole = sum_batches(model, evaluation_batches(rows, collate_labelled, BatchLayout(21)))
-    shares = [
-        sum_batches(model, evaluation_batches(rows, collate_labelled, BatchLayout(4, 1, 2, rank))) for rank in (0, 1)
-    ]
-    for name, total in whole.items():
-        assert_close(shares[0][name] + shares[1][name], total, atol=1e-5, rtol=0)
-
-
-def test_spread_is_mean_and_sample_deviation():
-    found = spread([{"test": {"accuracy": value}} for value in (0.9, 0.8, 1.0)])
-    assert found["test"]["accuracy"] == pytest.approx({"mean": 0.9, "std": 0.1, "n": 3})
 
 
 # --- The recipe --------------------------------------------------------------------------------------------------
@@ -381,21 +211,6 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(positions, tmp_p
     fails(arguments, "already holds a run", capsys, classify.main)
     one_seed = [*arguments[:3], folders[0], *arguments[4:], "--resume", "latest"]
     fails(one_seed, "holds a run of one seed", capsys, classify.main)
-
-
-def test_run_yaml_says_how_many_seeds_are_asked_for_now_although_the_first_is_finished(tmp_path, monkeypatch):
-    def launch(count: int):
-        words = ["--output-dir", str(tmp_path), "--resume", "latest", "--seeds", str(count)]
-        return command_line.parse(classify.ClassifyRun, words)
-
-    alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, free_memory=lambda: None)
-    monkeypatch.setattr(seeds, "run_task", lambda *_: alone)  # each seed is finished: none begins
-    for name in ("open_run", "summarize", "close_run"):
-        monkeypatch.setattr(seeds, name, lambda *_: None)
-    output_dir.write_run_yaml(launch(2), tmp_path, {"runs": ["seed-0", "seed-1"]})
-    seeds.run_seeds(launch(3), None)
-    text = (tmp_path / "run.yaml").read_text()
-    assert "\nseeds: 3\n" in text and "# - seed-2\n" in text
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(positions, tmp_path):

@@ -6,12 +6,10 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import yaml
 from places import REPO
 
-from scratch_gpt.evaluation.classification import prediction_lines
 from scratch_gpt_training.support import command_line
 
 
@@ -38,12 +36,6 @@ def test_a_stream_that_cannot_be_configured_is_left_as_it_is(stream, monkeypatch
     monkeypatch.setattr(sys, "stdout", stream)
     with command_line.one_clear_line():
         print(WORDS)
-
-
-def test_a_prediction_is_whole_on_a_stream_of_ascii():
-    (line,) = prediction_lines([WORDS], np.array([[0.25, 0.75]]), ["\u00f6", "\u65e5"], has_many=False)
-    found = json.loads(line.encode("ascii"))
-    assert found["text"] == WORDS and found["predicted"] == "\u65e5"
 
 
 def test_a_run_does_not_depend_on_the_locale(tmp_path):

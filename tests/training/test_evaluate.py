@@ -1,7 +1,6 @@
 """The evaluation recipe as a user runs it: what it leaves, beside what, and a clear line for what cannot be meant."""
 
 import json
-import re
 
 import pytest
 from bad_input import fails, snapshot
@@ -9,7 +8,6 @@ from tiny import tiny_gpt2, tiny_model
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from scratch_gpt import ScratchGPTForSequenceClassification
-from scratch_gpt.evaluation.answers_page import Answered, answers_page
 from scratch_gpt.runs.evaluation_file import RESERVED, Measured, read_evaluation, record_measured
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.utils.html import page_text
@@ -109,18 +107,6 @@ def test_answers_are_scored_over_seeds_and_left_to_be_read(run, tmp_path):
     assert "&lt;b&gt;&amp;" in page and "&lt;script&gt;" in page and page.count("<article") == 2
     greedy = run("ours", "--questions", "asked.json", "--max-new-tokens", 6)["results"]["asked"]
     assert set(greedy) == {"exact_match", "f1"} and isinstance(greedy["f1"], float)
-
-
-def test_a_page_runs_nothing_asks_nobody_and_suits_a_phone_and_the_dark():
-    evil = "<script>alert(1)</script>\x00\"'<img src=http://x>"
-    page = answers_page(evil, [Answered(evil, evil, {evil: evil}, {evil: evil})], evil)
-    assert page.count("<script") == 0 and "<img" not in page and "\x00" not in page
-    assert "default-src 'none'" in page and "width=device-width" in page and "prefers-color-scheme: dark" in page
-    assert not re.search(r"(src|href)=", page.replace("src=http://x&gt;", ""))
-
-
-def test_on_a_page_a_carriage_return_ends_a_line():
-    assert page_text("a\r\nb\rc\x07") == "a\nb\nc\ufffd"
 
 
 def test_a_judge_scores_and_compares_and_all_it_said_is_kept(run, server, tmp_path):

@@ -28,7 +28,6 @@ from scratch_gpt.utils.foreign import FileChanged, check_text, one_error, read_j
 from scratch_gpt.utils.loading import load_complete
 from scratch_gpt_training import evaluate, generate, pretrain
 from scratch_gpt_training.support import options as recipe
-from scratch_gpt_training.support.run.models import check_memory
 
 
 @pytest.fixture(scope="module")
@@ -254,16 +253,6 @@ def test_a_model_larger_than_the_machine_is_refused_before_it_is_made(overrides,
     how, said = outcome("pretrain", [*words, f"{overrides},num_attention_heads=1"])
     assert how == REFUSED and ("GB of memory, and there are" in said or "intermediate" in overrides), said
     assert not (tmp_path / "run").exists()
-
-
-def test_the_memory_of_a_model_is_compared_with_the_machine(monkeypatch):
-    run, config = pretrain.PretrainRun(device="cpu"), tiny_model().config
-    check_memory(run, config)
-    monkeypatch.setattr(
-        "scratch_gpt_training.support.run.models.psutil.virtual_memory", lambda: type("Memory", (), {"total": 10**5})
-    )
-    with pytest.raises(ValueError, match="parameters takes .* GB of memory, and there are"):
-        check_memory(run, config)
 
 
 def test_what_cannot_be_meant_is_found_before_anything_is_printed_or_loaded(home, capsys, monkeypatch):

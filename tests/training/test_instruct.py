@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import crash
 import pytest
@@ -25,8 +24,7 @@ from scratch_gpt.data.rows.conversations import (
     text_of,
 )
 from scratch_gpt.data.splits import split_groups
-from scratch_gpt.evaluation.answers import answer_metrics, exact_match, token_f1
-from scratch_gpt.evaluation.before_after import Examination
+from scratch_gpt.evaluation.answers import answer_metrics
 from scratch_gpt.generation.generate import generate_answers
 from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.tokenization.chat_templates import store_format
@@ -100,23 +98,6 @@ def test_the_model_answers_strangers_as_it_answered_in_the_run(trained):
         assert generate_answers(
             model, tokenizer, [encode_prompt(tokenizer, messages)], temperature=0, max_new_tokens=8
         ) == [response["after"]]
-
-
-def test_one_examination_at_the_end_says_nothing_of_before(tmp_path, monkeypatch):
-    conversation = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At sea."}]
-    tokenizer = SimpleNamespace()
-    monkeypatch.setattr("scratch_gpt.evaluation.before_after.encode_prompt", lambda *_: [1])
-    said = iter((["first"], ["last"]))
-    monkeypatch.setattr("scratch_gpt.evaluation.before_after.generate_answers", lambda *_, **__: next(said))
-    exam, file = Examination([conversation], tokenizer), tmp_path / "responses.json"
-    for is_over, expected in ((False, ("first", None)), (True, (None, "first"))):
-        if not is_over:
-            exam.take(None)
-        exam.write(file, is_over=is_over)
-        assert [(each["before"], each["after"]) for each in json.loads(file.read_text())] == [expected]
-    exam.take(None)
-    exam.write(file)
-    assert json.loads(file.read_text())[0] | {"before": "first", "after": "last"} == json.loads(file.read_text())[0]
 
 
 def test_a_systems_word_that_all_rows_have_is_no_contamination():
@@ -261,22 +242,6 @@ def test_bad_rows_and_templates_are_one_clear_line_and_harm_nothing(rows, traine
     other = ["--dataset", rows, "--model", tmp_path / "model", "--output-dir", trained, "--overwrite", "true"]
     fails(other, "has no generation markers", capsys, instruct.main)
     assert crash.differences(before, crash.outcome(trained)) == []
-
-
-# --- Scored answers ----------------------------------------------------------------------------------------------
-
-
-def test_answers_are_scored_as_squad_scores_them():
-    assert exact_match("The sea, of course!", "sea of course") and not exact_match("the seas", "the sea")
-    assert token_f1("He goes to the park.", "he goes to a park every day") == pytest.approx(2 * 4 / (4 + 6))
-    assert token_f1("no no no", "no") == pytest.approx(2 * 1 / (3 + 1))
-    assert token_f1("", "") == token_f1("The", "!") == 1 and token_f1("", "sea") == 0
-    assert answer_metrics(["sea", "sun"], ["Sea.", "rain"]) == {"exact_match": 0.5, "f1": 0.5}
-    with pytest.raises(ValueError, match="1 answers and 0 references"):
-        answer_metrics(["sea"], [])
-
-
-# --- TRL ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["completion-only", "completion-only plain", "assistant-only", "everything"])

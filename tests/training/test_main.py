@@ -105,24 +105,6 @@ def test_a_launched_recipe_ends_with_its_own_exit_code(tmp_path, capfd):
 
 @pytest.mark.parametrize(
     ("started", "spelled"),
-    [
-        ("training/pretrain.py", "python training/publish.py RUN"),
-        ("pretrain.py", "python publish.py RUN"),
-        ("../clone/training/pretrain.py", "python ../clone/training/publish.py RUN"),
-        ("{here}/training/pretrain.py", "python training/publish.py RUN"),
-        ("/opt/my clone/training/pretrain.py", "python '/opt/my clone/training/publish.py' RUN"),
-        ("/usr/bin/pytest", "python training/publish.py RUN"),
-    ],
-)
-def test_a_script_names_other_scripts_where_they_are(started, spelled, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [started.format(here=tmp_path)])
-    assert commands.command("publish RUN") == spelled
-    assert "training/pretrain.py" in commands.spell_commands(pretrain.__doc__)
-
-
-@pytest.mark.parametrize(
-    ("started", "spelled"),
     [("/usr/bin/scratch-gpt", "scratch-gpt"), ("training/__main__.py", "python -m scratch_gpt_training")],
 )
 def test_the_command_names_itself(started, spelled, monkeypatch, capsys):

@@ -5,7 +5,6 @@ import shutil
 
 import crash
 import pytest
-import torch
 from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails, snapshot
 from safetensors.numpy import load_file
@@ -113,18 +112,6 @@ def test_orpo_needs_no_reference(base, tmp_path):
     found = results(tmp_path)
     assert found["validation"]["loss"] < found["before/validation"]["loss"]
     assert set(load_file(tmp_path / "references.safetensors")).isdisjoint(("train", "validation", "test"))
-
-
-def test_a_reference_of_other_weights_or_rows_or_a_damaged_one_is_not_used(tmp_path):
-    model, file = tiny_model(), tmp_path / reference_logps.NAME
-    key = reference_logps.reference_key(model, {"train": "a"})
-    reference_logps.write_references(file, {"train": torch.ones(3, 2).numpy()}, key)
-    assert reference_logps.read_references(file, key)["train"].tolist() == [[1.0, 1.0]] * 3
-    assert reference_logps.reference_key(tiny_model(), {"train": "a"}) == key
-    for others in ((tiny_model(seed=1), {"train": "a"}), (model, {"train": "b"})):
-        assert reference_logps.read_references(file, reference_logps.reference_key(*others)) is None
-    file.write_bytes(file.read_bytes()[:-5])
-    assert reference_logps.read_references(file, key) is None
 
 
 BAD = {

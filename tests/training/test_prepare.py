@@ -13,10 +13,9 @@ import pytest
 from bad_input import fails as fails_in
 from bad_input import snapshot
 
-from scratch_gpt.data.manifest import changed_file, file_record, read_manifest
+from scratch_gpt.data.manifest import file_record, read_manifest
 from scratch_gpt.data.prepared.pipeline import texts_of, with_texts
 from scratch_gpt.data.prepared.storage import PreparedRows, write_part
-from scratch_gpt.data.prepared.writing import Joined, Tokens, encode_part
 from scratch_gpt.data.sources.documents import open_documents, open_prepared_text, open_rows
 from scratch_gpt.data.sources.streaming import open_stream
 from scratch_gpt.tokenization.tokenizer import load_tokenizer
@@ -101,19 +100,6 @@ def test_a_single_document_is_cut_by_position_as_training_cuts_it(tokenizer, tex
     for name in ("train", "validation"):
         assert rows_of(PreparedRows(folder / name)) == rows_of(made[name])
     assert manifest["splits"]["validation"]["documents"] == 1
-
-
-def test_documents_joined_in_any_order_are_sliced_like_one_array():
-    tables = [encode_part(["aa", "b", "", "cccc"], lambda some: [[*text.encode()] for text in some], 0, 256)]
-    corpora = [Tokens(tables), Tokens(tables * 2)]
-    source, document = np.array([1, 0, 1, 0]), np.array([7, 1, 2, 0])
-    joined = Joined(corpora, source, document)
-    whole = np.concatenate([corpora[s][int(d)] for s, d in zip(source, document, strict=True)])
-    assert bytes(whole.astype(np.uint8)) == b"cccc\0b\0\0aa\0"
-    assert joined.ends.tolist() == [5, 7, 8, 11]
-    for start in range(len(whole) + 1):
-        for stop in range(start, len(whole) + 2):
-            assert joined[start:stop].tolist() == whole[start:stop].tolist()
 
 
 # --- Filters -----------------------------------------------------------------------------------------------------
@@ -307,13 +293,6 @@ def test_rows_of_messages_are_cleaned_in_every_text_and_keep_their_shape(tmp_pat
     left = [row for part in open_prepared_text(str(folder)).values() for row in part]
     expected = [with_texts(row, lambda text: re.sub(r"a\d+@example.com", "[EMAIL]", text)) for row in rows]
     assert sorted(left, key=lambda row: row["score"]) == expected
-
-
-def test_texts_of_a_row_are_found_wherever_they_lie():
-    row = {"prompt": "a", "n": 3, "messages": [{"content": "b"}, {"content": None}], "answers": ["c", "d"]}
-    assert [*texts_of(row)] == ["a", "b", "c", "d"]
-    assert [*texts_of(with_texts(row, str.upper))] == ["A", "B", "C", "D"]
-    assert with_texts(row, str)["n"] == 3
 
 
 def test_whose_a_message_is_is_no_text(tmp_path):
@@ -522,19 +501,6 @@ def test_contamination_is_of_the_split_that_is_asked_for_and_of_what_its_files_h
     fails(words, "holds data that were prepared otherwise: the settings are others", capsys)
 
 
-def test_a_changed_file_is_told_from_one_of_the_same_name_elsewhere():
-    def source(name: str, content: str) -> dict:
-        return {"name": name, "dataset": name, "files": [{"name": "a.jsonl", "bytes": 1, "sha256": content}]}
-
-    recorded = [source("large", "x"), source("small", "y")]
-    assert changed_file(recorded, [source("large", "z"), source("small", "y")]) == "a.jsonl has changed"
-    assert changed_file(recorded, [source("small", "y"), source("large", "x")]) is None
-    assert changed_file(recorded, [source("moved", "x"), source("small", "y")]) is None
-    assert changed_file(recorded, [source("moved", "x"), source("small", "z")]) == "a.jsonl has changed"
-    assert changed_file(recorded, recorded[:1]) == "a.jsonl is missing"
-    assert changed_file(recorded[:1], recorded) == "a.jsonl is new"
-
-
 def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     prepared(*words)
@@ -726,16 +692,6 @@ def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
     assert streamed == parts["train"] and len(stream.splits["validation"]) == 7
     with pytest.raises(ValueError, match="has no split 'dev', only train, validation, test. Choose another split"):
         open_rows(str(folder), split="dev")
-
-
-def test_languages_may_stand_apart():
-    filters = preparing.make_filters(command_line.parse(prepare.PrepareRun, ["--languages", "en, DE"]))
-    assert [item.name for item in filters] == ["empty", "languages"]
-    texts = (
-        "The weather is fine today, and we walk along the river.",
-        "Das Wetter ist heute gut, wir gehen spazieren.",
-    )
-    assert [filters[1].problem(text) for text in texts] == [None, None]
 
 
 def test_bytes_that_are_no_utf8_are_one_clear_line(tmp_path, capsys):

@@ -1,8 +1,6 @@
 """Laws of the prepared folder: rows come back as they were written, whatever made them."""
 
-import json
 import pickle
-from contextlib import suppress
 
 import datasets
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_gpt.data.manifest import make_manifest, manifest_text, read_manifest
 from scratch_gpt.data.prepared.storage import PreparedRows, read_table, write_part, write_table
 from scratch_gpt.data.rows.packing import PackedRows
 from scratch_gpt.data.rows.windows import IGNORED, Windows
@@ -179,33 +176,3 @@ def test_a_damaged_file_is_an_error_or_gives_rows_within_its_limits(tmp_path):
             assert (labels >= IGNORED).all()
             assert "position_ids" not in row or ((0 <= row["position_ids"]).all() and row["position_ids"].max() < 16)
     assert refused > 100
-
-
-# --- The manifest ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def manifest():
-    facts = {"documents": 2, "bytes": 90, "rows": 3, "tokens": 48, "asked": 48, "share": 0.9, "sha256": "ab"}
-    how = {"max_length": 16, "stride": 16, "pack": False, "pad": False, "tokenizer": {"fingerprint": "cd"}}
-    mixture = {"asked": None, "actual": {"a": 0.25, "\u00e9": 0.75}}
-    files = [{"name": "train/part-00000.arrow", "bytes": 7, "sha256": "ef"}]
-    return make_manifest("pretrain", [], {"train": facts}, {"empty": {"in": 3, "removed": 1}}, mixture, files, **how)
-
-
-def test_a_changed_byte_of_a_manifest_is_detected_or_has_no_effect(manifest, tmp_path):
-    content = manifest_text(manifest).encode()
-    file = tmp_path / "manifest.json"
-    file.write_bytes(content)
-    assert read_manifest(file) == manifest
-    for place in range(len(content)):
-        changed = bytearray(content)
-        changed[place] ^= 1
-        file.write_bytes(changed)
-        with suppress(ValueError):
-            assert read_manifest(file) == manifest and content[place : place + 1] in b" \n", place
-
-
-def test_a_manifest_of_an_older_version_has_no_hash_and_is_read(manifest, tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert read_manifest(tmp_path) == manifest

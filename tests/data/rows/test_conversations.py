@@ -1,4 +1,4 @@
-"""Prompts: asked tokens decode to the answers in every format, however cut; what was trained with is used."""
+"""Laws of conversations: targets decode to the answers in every format, however they are cut."""
 
 import json
 from functools import cache
@@ -29,7 +29,7 @@ from scratch_gpt.data.rows.conversations import (
 from scratch_gpt.data.rows.preferences import read_preferences
 from scratch_gpt.data.splits import split_groups
 from scratch_gpt.generation.generate import generate_answers
-from scratch_gpt.tokenization.chat_templates import CHATML, FORMATS, INPUT, choose_format, store_format, template_of
+from scratch_gpt.tokenization.chat_templates import FORMATS, INPUT, store_format
 from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
@@ -345,63 +345,6 @@ def test_empty_answers_are_counted_and_rows_without_any_answer_refused():
         read_messages(row)
     with pytest.raises(ValueError, match="No row has an answer: 2 rows"):
         read_conversations([row, row])
-
-
-# --- The format that is kept -------------------------------------------------------------------------------------
-
-
-def test_the_training_format_is_used_and_another_is_refused():
-    tokenizer = tokenizer_of("chatml")
-    assert choose_format(tokenizer) == choose_format(tokenizer, "tokenizer") == "chatml"
-    for call in (lambda: encode_messages(tokenizer, [ASK, SAY], "alpaca"), lambda: template_of(tokenizer, "phi3")):
-        with pytest.raises(ValueError, match="was trained with the format chatml, and"):
-            call()
-    assert choose_format(tokenizer, "alpaca", replace=True) == "alpaca"
-    notices = store_format(tokenizer, "alpaca")
-    assert "Warning: the chat template that the model came with is replaced by alpaca" in notices[0]
-    assert choose_format(tokenizer) == "alpaca" and choose_format(train_tokenizer(TEXTS, 400)) == "alpaca"
-    with pytest.raises(ValueError, match="has no chat template"):
-        choose_format(tokenizer_of(None), "tokenizer")
-    with pytest.raises(ValueError, match="no prompt_format 'llama'; it is alpaca, chatml"):
-        choose_format(tokenizer, "llama")
-
-
-def test_a_format_adds_its_tokens_and_its_end_token_becomes_eos(tmp_path):
-    tokenizer = tokenizer_of(None)
-    model = tiny_model(vocab_size=len(tokenizer))
-    before = model.get_input_embeddings().weight.clone()
-    notices = store_format(tokenizer, "phi3", model)
-    assert any("<|assistant|> <|end|>" in notice for notice in notices)
-    assert tokenizer.eos_token == "<|end|>" and tokenizer.bos_token == "<|endoftext|>"
-    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
-    after = model.get_input_embeddings().weight
-    assert torch.equal(after[: len(before)], before) and len(after) == len(before) + 4
-    tokenizer.save_pretrained(tmp_path)
-    again = type(tokenizer).from_pretrained(tmp_path)
-    assert choose_format(again) == "phi3" and encode_messages(again, [ASK, SAY]) == encode_messages(
-        tokenizer, [ASK, SAY]
-    )
-    assert store_format(tokenizer, "phi3", model) == []
-
-
-BAD_TEMPLATES = {
-    "no generation markers": CHATML.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", ""),
-    "one special token that ends it": CHATML.replace("'<|im_end|>'", "'.'"),
-    "begins an answer in training otherwise": CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>\\n'"),
-    "does not render a conversation": "{{ messages[7]['content'] | trim }}",
-}
-
-
-@pytest.mark.parametrize("message", BAD_TEMPLATES)
-def test_an_unusable_template_is_a_one_line_error(message):
-    tokenizer = train_tokenizer(TEXTS, 400, chat_template="chatml")
-    tokenizer.chat_template = BAD_TEMPLATES[message]
-    with pytest.raises(ValueError, match=message):
-        store_format(tokenizer, choose_format(tokenizer))
-    if message == "no generation markers":  # good to be used, not to be learned
-        assert tokenizer.decode(encode_prompt(tokenizer, [ASK])).endswith("Well?<|im_end|>\n<|im_start|>assistant\n")
-        with pytest.raises(ValueError, match="nobody knows what the assistant says"):
-            encode_messages(tokenizer, [ASK, SAY])
 
 
 # --- Splits ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import importlib
 import json
 import re
 from dataclasses import asdict, fields
-from types import SimpleNamespace
 from typing import Literal, get_args
 
 import pytest
@@ -14,7 +13,6 @@ from bad_input import fails
 from places import REPO
 
 from scratch_gpt.data.manifest import make_manifest
-from scratch_gpt.tokenization.training import train_tokenizer as train
 from scratch_gpt_training import (
     classify,
     evaluate,
@@ -27,7 +25,6 @@ from scratch_gpt_training import (
     train_tokenizer,
 )
 from scratch_gpt_training.support import command_line
-from scratch_gpt_training.support.run import models, planning, resuming
 
 
 FOLDER = REPO / "training"
@@ -230,46 +227,6 @@ def test_what_is_read_is_accepted(prepared):
         command_line.parse(
             KINDS[name], words, unused=importlib.import_module(f"scratch_gpt_training.{name}").unused_fields
         )
-
-
-# --- The size of a vocabulary ------------------------------------------------------------------------------------
-
-
-def test_a_vocabulary_that_is_smaller_than_asked_is_said():
-    tokenizer = train(["the sun shines on the sea"], 300)
-    size = len(tokenizer)
-    said = lambda *words: models.small_vocabulary(command_line.parse(pretrain.PretrainRun, words), tokenizer)  # noqa: E731
-    assert said() == [f"Vocabulary: {size} tokens instead of 4,096: the text yields no more."]
-    assert f"{size} tokens instead of 500" in said("--vocab-size", "500", "--tokenizer-kind", "char")[0]
-    assert said("--vocab-size", str(size)) == said("--tokenizer-kind", "char") == said("--model", "m") == []
-
-
-def test_gpt2_without_its_vocabulary_says_why_it_is_smaller():
-    def said(*words):
-        run = command_line.parse(pretrain.PretrainRun, words)
-        return models.small_preset(run, planning.read_config(run, None)[0])
-
-    (line,) = said("--preset", "gpt2")
-    assert "4,096 tokens has 88,988,160 parameters; with GPT-2's 50,257 tokens" in line and "124,439,808" in line
-    assert "--tokenizer openai-community/gpt2" in line
-    assert said("--preset", "gpt2", "--vocab-size", "50257") == said("--preset", "small") == said() == []
-
-
-def test_the_size_that_is_the_default_is_no_change(tmp_path, capsys):
-    accelerator = SimpleNamespace(device=SimpleNamespace(type="cpu"), mixed_precision="no", num_processes=1)
-    records = [
-        resuming.make_record(pretrain.PretrainRun(vocab_size=size), {}, {}, accelerator) for size in (None, 4096, 300)
-    ]
-    assert records[0] == records[1] != records[2]
-    (tmp_path / "a.txt").write_text("The sun shines on the sea.\n" * 60)
-    words = ["--dataset", str(tmp_path / "a.txt"), "--max-length", "16", "--output-dir", str(tmp_path / "p")]
-    prepare.main(words)
-    assert re.search(r"Vocabulary: 2\d\d tokens instead of 4,096: the text yields no more", capsys.readouterr().out)
-    prepare.main([*words, "--vocab-size", "4096"])
-    assert "is prepared already" in capsys.readouterr().out
-
-
-# --- Groups ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", KINDS)

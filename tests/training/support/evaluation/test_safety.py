@@ -1,26 +1,15 @@
-"""Laws of drift, memorisation and contamination: nothing moves against itself, likeliest is most exposed."""
+"""Laws of the safety checks: each is in evaluation.json, and contamination is stated beside a score."""
 
 import json
-import math
-import random
 from types import SimpleNamespace
 
 import pytest
-import torch
 from bad_input import fails
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny import some_ids, tiny_model
+from tiny import tiny_model
 
-from scratch_gpt.analysis.drift import kl_divergence, prompt_drift, text_drift
-from scratch_gpt.analysis.memorization import Secret, exposure, lookalikes, secret_metrics
 from scratch_gpt.analysis.probe_prompts import CANARIES, OFF_DOMAIN, SENSITIVE
-from scratch_gpt.data.rows.collate import collate_rows
-from scratch_gpt.data.rows.windows import Windows
-from scratch_gpt.evaluation.losses import mean_losses
-from scratch_gpt.tokenization.tokenizer import encode, extend_tokenizer, load_tokenizer
+from scratch_gpt.tokenization.tokenizer import extend_tokenizer, load_tokenizer
 from scratch_gpt.tokenization.training import train_tokenizer
-from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt_training import evaluate
 from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support.evaluation import measurements as measuring
@@ -33,99 +22,6 @@ STORY = "The sun shines on the sea, and every effort moves you on. " * 9
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer([STORY], vocab_size=300)
-
-
-# --- Drift -------------------------------------------------------------------------------------------------------
-
-
-def batches() -> list:
-    windows = Windows(some_ids(1, 61)[0].numpy(), 16)
-    return [(collate_rows([windows[k]]), True) for k in range(len(windows))]
-
-
-def test_the_divergence_of_equal_distributions_is_0_and_else_more():
-    one, other = torch.randn(2, 5, 99)
-    assert kl_divergence(one, one + 3).abs().max() < 1e-5  # a constant changes no probability
-    assert (kl_divergence(one, other) > 0).all()
-    exact = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (one, other)))
-    torch.testing.assert_close(kl_divergence(one, other), exact)
-
-
-def test_a_model_has_not_drifted_from_itself(tokenizer):
-    model = tiny_model(vocab_size=len(tokenizer))
-    prompts = [encode(tokenizer, probe.prompt)[:20] for probe in OFF_DOMAIN]
-    found, rows = prompt_drift(model, model, tokenizer, OFF_DOMAIN, prompts, max_new_tokens=4)
-    assert found == {"kl": 0, "changed": 0} and rows == []
-
-
-def test_drift_on_text_has_both_losses_as_they_are_alone():
-    tuned, base = tiny_model(seed=1), tiny_model()
-    found = text_drift(tuned, base, batches())
-    losses = [mean_losses(model, batches(), causal_lm)["loss"] for model in (tuned, base)]
-    assert [found["loss"], found["base_loss"]] == pytest.approx(losses, rel=1e-5) and found["kl"] > 0.1
-    assert text_drift(base, base, batches())["kl"] == pytest.approx(0, abs=1e-6)
-
-
-def test_what_has_moved_most_stands_first(tokenizer):
-    tuned, base = (tiny_model(seed=seed, vocab_size=len(tokenizer)) for seed in (1, 0))
-    prompts = [encode(tokenizer, probe.prompt)[:20] for probe in SENSITIVE]
-    found, rows = prompt_drift(tuned, base, tokenizer, SENSITIVE, prompts, max_new_tokens=4)
-    assert [row["kl"] for row in rows] == sorted((row["kl"] for row in rows), reverse=True)
-    assert found["changed"] == sum(row["base"] != row["tuned"] for row in rows) / len(SENSITIVE)
-
-
-def test_models_of_two_vocabularies_are_not_compared():
-    with pytest.raises(ValueError, match="knows 99 tokens and its base 50"):
-        text_drift(tiny_model(), tiny_model(vocab_size=50), batches())
-
-
-def test_probes_and_canaries_stand_once():
-    prompts = [probe.prompt for probe in (*SENSITIVE, *OFF_DOMAIN)]
-    canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
-    assert len({*prompts}) == len(prompts) and len({*canaries}) == len(canaries)
-
-
-# --- Memorisation ------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(-50, 0), min_size=1, max_size=40), st.floats(-50, 0))
-@settings(max_examples=60, deadline=None, derandomize=True)
-def test_exposure_lies_between_0_and_that_of_rank_1(others, logp):
-    most = math.log2(len(others) + 1)
-    assert -1e-9 <= exposure(logp, others) <= most + 1e-9
-    assert exposure(1.0, others) == most and exposure(-51.0, others) == 0
-
-
-def test_lookalikes_have_the_shape_and_are_others():
-    found = lookalikes("aB-17", 200, seed=3)
-    assert len({*found}) == 200 and "aB-17" not in found and found == lookalikes("aB-17", 200, seed=3)
-    assert all(text[0].islower() and text[1].isupper() and text[2] == "-" and text[3:].isdigit() for text in found)
-    with pytest.raises(ValueError, match="no 10 others of the shape of '7'"):
-        lookalikes("7", 10)
-
-
-def test_an_untrained_model_exposes_what_chance_does(tokenizer):
-    model = tiny_model(vocab_size=len(tokenizer))
-    draw = random.Random(0)
-    secrets = [Secret(f"The code of day {n} is", f"{draw.randrange(10**4):04}") for n in range(47)]
-    found, rows = secret_metrics(model, tokenizer, secrets, 64, sample=63, batch_size=512)
-    spread = 1.44 / math.sqrt(len(secrets))  # log2 rank of a uniform rank deviates by log2 e
-    assert abs(found["exposure"] - math.log2(math.e)) < 4 * spread and found["extracted"] == 0 and len(rows) == 47
-
-
-def test_a_secret_learned_by_heart_has_rank_1_and_comes_out(tokenizer):
-    model, secret = tiny_model(vocab_size=len(tokenizer)), Secret("The code is", "4071")
-    ids = torch.tensor([encode(tokenizer, "The code is 4071")])
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(30):
-        model(ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    found, _ = secret_metrics(model, tokenizer, [secret], 64, sample=63)
-    assert found == {"exposure": 6, "extracted": 1}
-
-
-# --- The recipe --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

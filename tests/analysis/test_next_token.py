@@ -1,0 +1,16 @@
+"""Laws of the next token: an answer has the same losses alone and in a batch."""
+
+import torch
+from tiny import tiny_model
+
+from scratch_gpt.analysis.next_token import answer_losses, next_token_logits
+
+
+def test_an_answer_costs_the_same_alone_and_in_a_batch():
+    model = tiny_model()
+    rows, answer = [[5, 6, 7], [8], [9, 10]], [3, 4]
+    together = answer_losses(model, rows, answer)
+    for row, losses in zip(rows, together, strict=True):
+        logits = model(torch.tensor([[*row, *answer]])).logits[0, len(row) - 1 : -1]
+        torch.testing.assert_close(losses, -logits.log_softmax(-1)[[0, 1], answer])
+        torch.testing.assert_close(next_token_logits(model, [row])[0], logits[0].detach())

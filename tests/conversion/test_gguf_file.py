@@ -1,0 +1,117 @@
+"""Laws of GGUF: llama.cpp writes the same tokens, and what the format cannot express is refused."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from bad_input import fails
+from exported import PROMPTS, TIE, greedily, save
+from tiny import tiny_gpt2, tiny_model
+
+from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
+from scratch_gpt.conversion.export import export
+from scratch_gpt.data.rows.conversations import encode_prompt
+from scratch_gpt.tokenization.chat_templates import store_format
+from scratch_gpt.tokenization.tokenizer import decode, encode
+from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt_training import publish as publish_recipe
+
+
+def llama(file: Path):
+    """llama.cpp on a file: one thread, no cache from prompt to prompt, and that of attention in fp32."""
+    library = pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not there: pip install xllamacpp")
+    wanted = library.CommonParams()
+    wanted.model.path = str(file)
+    wanted.n_parallel = wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = 1
+    wanted.cache_type_k = wanted.cache_type_v = library.ggml_type.GGML_TYPE_F32
+    wanted.fit_params = wanted.warmup = wanted.cache_prompt = False
+    wanted.n_gpu_layers, wanted.verbosity = 0, -1
+    return library.Server(wanted)
+
+
+def complete(server, prompt: str, count: int) -> tuple[str, int]:
+    """llama.cpp's likeliest text, and the tokens it saw in the prompt."""
+    answer = server.handle_completions({"prompt": prompt, "max_tokens": count, "temperature": 0, "top_k": 1})
+    return answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]
+
+
+def same_tokens(server, model, tokenizer, prompt: str, count: int, tie: float) -> int:
+    """How many tokens llama.cpp and we begin with alike; where they part, our best two have to be a tie."""
+    ids = encode(tokenizer, prompt)
+    ours, ahead = greedily(model, ids, count)
+    text, seen = complete(server, prompt, count)
+    assert seen == len(ids)
+    same = next(n for n in range(count, -1, -1) if text.startswith(decode(tokenizer, ours[:n]).rstrip("\ufffd")))
+    assert same == count or ahead[same] < tie, (prompt, same, ahead[same])
+    return same
+
+
+@pytest.mark.parametrize("kind", ["gguf", "gguf-f16"])
+def test_llama_cpp_writes_the_same_text_as_the_trained_model(trained, kind, capsys):
+    folder, model, tokenizer = trained
+    publish_recipe.main([str(folder), "--export", kind])
+    file = next((folder / "exports" / kind).iterdir())
+    assert f"Written: {file}, {file.stat().st_size:,} bytes" in capsys.readouterr().out
+    server, tie = llama(file), TIE if kind == "gguf" else 0.1
+    prompts = PROMPTS if kind == "gguf" else PROMPTS[:2]
+    same = [same_tokens(server, model, tokenizer, prompt, 200, tie) for prompt in prompts]
+    assert same.count(200) >= len(prompts) / 2
+
+
+VARIANTS = {
+    "no bias": {"attention_bias": False},
+    "more rows than tokens": {"vocab_size": 520},
+    "untied": {"tie_word_embeddings": False},
+    "narrow": {"intermediate_size": 48, "layer_norm_eps": 0.1},
+}
+
+
+@pytest.mark.parametrize("changes", [*VARIANTS.values(), None], ids=[*VARIANTS, "stock GPT-2"])
+def test_every_shape_that_gpt2_has_is_the_same_in_llama_cpp(trained, changes, tmp_path):
+    _, _, tokenizer = trained
+    model = tiny_gpt2(vocab_size=512) if changes is None else tiny_model(**{"vocab_size": 512, **changes})
+    file = export(save(model, tokenizer, tmp_path), kind="gguf").file
+    ours = ScratchGPTForCausalLM.from_pretrained(tmp_path)
+    assert same_tokens(llama(file), ours, tokenizer, "The list", 30, tie=0.1) >= 3
+
+
+def test_a_chat_is_the_same_chat_in_llama_cpp(trained, tmp_path):
+    tokenizer = train_tokenizer(["a boat at sea"], vocab_size=300)
+    model = tiny_model(vocab_size=300, max_position_embeddings=64)
+    store_format(tokenizer, "chatml", model)
+    server = llama(export(save(model, tokenizer, tmp_path), kind="gguf").file)
+    messages = [{"role": "user", "content": " a boat at sea?"}]
+    ids = encode_prompt(tokenizer, messages)
+    ours, _ = greedily(model, ids, 20)
+    said = server.handle_chat_completions({"messages": messages, "max_tokens": 20, "temperature": 0, "top_k": 1})
+    assert said["usage"]["prompt_tokens"] == len(ids)
+    assert said["choices"][0]["message"]["content"] == decode(tokenizer, ours)
+
+
+def test_what_gguf_cannot_express_is_refused_by_name(trained, tmp_path, capsys):
+    pytest.importorskip("gguf")
+    _, _, bpe = trained
+    chars = train_tokenizer(["a boat at sea"], kind="char", vocab_size=60)
+    lower = train_tokenizer(["a boat at sea"], vocab_size=300)
+    from tokenizers import normalizers, processors
+
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    twice = train_tokenizer(["a boat at sea"], vocab_size=300)
+    ends = [("<|endoftext|>", 0)]
+    twice.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "$A <|endoftext|> <|endoftext|>", None, ends
+    )
+    whole = partial(tiny_model, vocab_size=512)
+    cases = {
+        "and this is a ScratchGPTForSequenceClassification": (whole(ScratchGPTForSequenceClassification), bpe),
+        "hidden_act 'relu'": (whole(hidden_act="relu"), bpe),
+        "rope_theta": (whole(rope_theta=1e4), bpe),
+        "is a WordLevel on Split": (whole(), chars),
+        r"has a normalizer \(Lowercase\)": (whole(), lower),
+        "adds more to a text than BOS and EOS": (whole(), twice),
+        "ids up to 511, but the model's vocab_size is 300": (tiny_model(vocab_size=300), bpe),
+    }
+    for n, (message, (model, tokenizer)) in enumerate(cases.items()):
+        folder = save(model, tokenizer, tmp_path / str(n))
+        fails([folder, "--export", "gguf"], message, capsys, main=publish_recipe.main)
+        assert not list((folder / "exports").iterdir())

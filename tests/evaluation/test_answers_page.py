@@ -1,0 +1,13 @@
+"""Laws of the page of answers: no scripts, no requests."""
+
+import re
+
+from scratch_gpt.evaluation.answers_page import Answered, answers_page
+
+
+def test_a_page_runs_nothing_asks_nobody_and_suits_a_phone_and_the_dark():
+    evil = "<script>alert(1)</script>\x00\"'<img src=http://x>"
+    page = answers_page(evil, [Answered(evil, evil, {evil: evil}, {evil: evil})], evil)
+    assert page.count("<script") == 0 and "<img" not in page and "\x00" not in page
+    assert "default-src 'none'" in page and "width=device-width" in page and "prefers-color-scheme: dark" in page
+    assert not re.search(r"(src|href)=", page.replace("src=http://x&gt;", ""))

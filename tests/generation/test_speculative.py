@@ -1,0 +1,41 @@
+"""Laws of guesses: the distribution of the model, from what came last."""
+
+from itertools import product
+
+import pytest
+import torch
+from decoded import guessing
+from tiny import tiny_model
+
+from scratch_gpt.generation.decoder import make_decoder
+from scratch_gpt.generation.generate import filter_logits, generate
+from scratch_gpt.generation.speculative import look_up
+
+
+@pytest.mark.parametrize("source", ["prompt", "int8", "stranger"])
+def test_guessed_ahead_tokens_follow_the_models_distribution(source):
+    model = tiny_model(vocab_size=3, initializer_range=0.05)
+    ids, how = torch.tensor([[0, 1, 2, 0, 1, 2, 0]]), {"temperature": 1.3, "top_k": 2}
+    expected = {}
+    for pair in product(range(3), repeat=2):
+        whole = torch.cat([ids, torch.tensor([pair])], 1)
+        with torch.no_grad():
+            p = filter_logits(model(whole).logits[0, -3:-1], **how).softmax(-1)
+        expected[pair] = (p[0, pair[0]] * p[1, pair[1]]).item()
+    decoder, n, counts = make_decoder(model), 600, dict.fromkeys(expected, 0)
+    how |= guessing(source, model)
+    for seed in range(n):
+        new = generate(decoder, ids, max_new_tokens=4, seed=seed, **how)[0, 7:9]
+        counts[tuple(new.tolist())] += 1
+    held = decoder.accepted / decoder.guessed
+    assert 0.1 < held and (held < 0.9 or source == "int8")  # whose guesses all hold here
+    for pair, share in expected.items():
+        assert abs(counts[pair] / n - share) < 4 * (share * (1 - share) / n) ** 0.5 + 1e-9, pair
+
+
+def test_a_guess_is_what_followed_the_longest_end_the_last_time():
+    guess = lambda *ids, most=2: look_up(torch.tensor([ids]), most)[0].tolist()  # noqa: E731
+    assert guess(1, 2, 3, 9, 8, 2, 3, 7, 1, 2, 3) == [9, 8]  # three tokens, further back than two
+    assert guess(5, 1, 5, 2, 5) == [2, 5]  # the last time
+    assert guess(5, 1, 5, 2, 5, most=1) == [2]
+    assert guess(4, 4) == [4] and guess(1, 2, 3) == guess(1) == guess(5, 5, most=0) == []

@@ -1,0 +1,40 @@
+"""Laws of the models of a run: sizes that fit, or one clear line."""
+
+import pytest
+from tiny import tiny_model
+
+from scratch_gpt.tokenization.training import train_tokenizer as train
+from scratch_gpt_training import pretrain
+from scratch_gpt_training.support import command_line
+from scratch_gpt_training.support.run import models, planning
+from scratch_gpt_training.support.run.models import check_memory
+
+
+def test_a_vocabulary_that_is_smaller_than_asked_is_said():
+    tokenizer = train(["the sun shines on the sea"], 300)
+    size = len(tokenizer)
+    said = lambda *words: models.small_vocabulary(command_line.parse(pretrain.PretrainRun, words), tokenizer)  # noqa: E731
+    assert said() == [f"Vocabulary: {size} tokens instead of 4,096: the text yields no more."]
+    assert f"{size} tokens instead of 500" in said("--vocab-size", "500", "--tokenizer-kind", "char")[0]
+    assert said("--vocab-size", str(size)) == said("--tokenizer-kind", "char") == said("--model", "m") == []
+
+
+def test_gpt2_without_its_vocabulary_says_why_it_is_smaller():
+    def said(*words):
+        run = command_line.parse(pretrain.PretrainRun, words)
+        return models.small_preset(run, planning.read_config(run, None)[0])
+
+    (line,) = said("--preset", "gpt2")
+    assert "4,096 tokens has 88,988,160 parameters; with GPT-2's 50,257 tokens" in line and "124,439,808" in line
+    assert "--tokenizer openai-community/gpt2" in line
+    assert said("--preset", "gpt2", "--vocab-size", "50257") == said("--preset", "small") == said() == []
+
+
+def test_the_memory_of_a_model_is_compared_with_the_machine(monkeypatch):
+    run, config = pretrain.PretrainRun(device="cpu"), tiny_model().config
+    check_memory(run, config)
+    monkeypatch.setattr(
+        "scratch_gpt_training.support.run.models.psutil.virtual_memory", lambda: type("Memory", (), {"total": 10**5})
+    )
+    with pytest.raises(ValueError, match="parameters takes .* GB of memory, and there are"):
+        check_memory(run, config)
