@@ -16,6 +16,7 @@ from ..generation.generate import filter_logits
 from ..modeling.configuration_scratch_gpt import ScratchGPTConfig
 from ..modeling.modeling_scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
 from ..tokenization.tokenizer import check_vocabulary, decode, load_tokenizer
+from ..utils.loading import ADAPTER_CONFIG
 
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -39,7 +40,7 @@ def open_subject(folder: str | Path) -> Subject:
         ValueError: not a folder with a complete model and its tokenizer, an adapter, or a regression.
     """
     folder = Path(folder)
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise ValueError(f"{folder} holds an adapter. Look into its run's model/, where it is merged into its base.")
     if not (folder / "config.json").exists():
         hint = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").exists() else ""

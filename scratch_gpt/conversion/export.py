@@ -13,6 +13,7 @@ from ..runs.folder import replace_folder
 from ..tokenization.tokenizer import load_tokenizer
 from ..utils.extras import require_extra
 from ..utils.files import DRAFT, remove
+from ..utils.loading import ADAPTER_CONFIG
 from ..utils.locks import hold
 from .gguf_file import write_gguf
 from .load import load_any_head
@@ -77,7 +78,7 @@ def _export(top: Path, source: Path, kind: str) -> Exported:
 
 
 def _check_source(source: Path) -> None:
-    if (source / "adapter_config.json").exists():
+    if (source / ADAPTER_CONFIG).exists():
         raise ValueError(
             f"{source} holds an adapter that is not merged, and an export is a whole model. Export its run "
             "(its model/ is the merged one)."

@@ -22,7 +22,7 @@ from ..modeling.modeling_scratch_gpt import (
 )
 from ..train.checkpoints import WEIGHTS, check_shapes, find_damage, read_state
 from ..utils.foreign import one_error
-from ..utils.loading import explain, load_complete
+from ..utils.loading import ADAPTER_CONFIG, explain, load_complete
 
 
 ModelT = TypeVar("ModelT", bound=ScratchGPTPreTrainedModel)
@@ -39,7 +39,7 @@ def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
     Raises:
         ValueError: the folder holds an adapter, a damaged file, or not all weights.
     """
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
     architectures = _read_config(str(folder), None).get("architectures") or []
     heads = {name: kind for kind, stock in STOCK_CLASSES.items() for name in (kind.__name__, stock.__name__)}

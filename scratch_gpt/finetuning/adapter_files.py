@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..utils.foreign import one_error, read_json
-from ..utils.loading import find_file
+from ..utils.loading import ADAPTER_CONFIG, find_file
 from .adapter_layout import from_gpt2
 
 
-CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
 FORMAT_VERSION = 1
 ModelT = TypeVar("ModelT", bound=nn.Module)
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
@@ -27,7 +27,7 @@ SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"
 
 def find_adapter(name: str, revision: str | None = None) -> Path | None:
     """Return the adapter_config.json of a folder or Hub id, or None if it holds a complete model."""
-    return find_file(name, CONFIG, revision)
+    return find_file(name, ADAPTER_CONFIG, revision)
 
 
 def load_adapted(
@@ -178,12 +178,12 @@ def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) 
         if value != expected:
             raise ValueError(
                 f"The adapter {name} was made on a base of {field} {expected}, but {base} has {value}. Give the "
-                f"adapter with its own base, named in {CONFIG}."
+                f"adapter with its own base, named in {ADAPTER_CONFIG}."
             )
     if record.get("fingerprint") not in (None, fingerprint(model)):
         raise ValueError(
             f"The adapter {name} was made on other weights than those of {base} now: its base has another "
-            f"fingerprint. Put back the base that {CONFIG} names, or train the adapter anew."
+            f"fingerprint. Put back the base that {ADAPTER_CONFIG} names, or train the adapter anew."
         )
 
 
@@ -195,7 +195,7 @@ def _as_config(labels: list[str] | None) -> dict[str, Any]:
 def _find_base(name: str, folder: Path, base: str | None) -> str:
     # A relative path is read from the working folder, as peft does, or else from the adapter's folder.
     if base is None:
-        raise ValueError(f"The adapter {name} names no base: write base_model_name_or_path into its {CONFIG}.")
+        raise ValueError(f"The adapter {name} names no base: write base_model_name_or_path into its {ADAPTER_CONFIG}.")
     local = next((path for path in (Path(base), folder / base) if path.is_dir()), None)
     return base if local is None else str(local)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..conversion.gpt2_export import check_exportable_to_gpt2
 from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
-from ..runs.record import ADAPTER_CONFIG
+from ..utils.loading import ADAPTER_CONFIG
 from .card_values import LAYOUTS
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ..runs.folder import CODE
+from ..runs.folder import CODE, METRICS
 from ..utils.key_shapes import find_keys
 
 
@@ -42,10 +42,10 @@ MIN_NAME_LENGTH = 5  # of a name that is searched for everywhere; a shorter one 
 HOMES = r"(?<![\w.])(?:/home/|/Users/|/root/|[A-Za-z]:\\+Users\\+)[\w.@+-]+"
 ABSOLUTE = r"(?<![\w.:/~<$*)}-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\+[\w.@+-]+\\+[\w.@+-]+)"
 # Files with text of the data or of a model: not every path in them is one of this machine.
-DATA_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "metrics.jsonl")
+DATA_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", METRICS)
 # Quotations of the model or its prompt, which name places and people of the data.
 SAMPLES = {
-    "metrics.jsonl": re.compile(r'(?<="sample": )"(?:[^"\\]|\\.)*+"'),
+    METRICS: re.compile(r'(?<="sample": )"(?:[^"\\]|\\.)*+"'),
     "README.md": re.compile(r"^(?:> |ids = tokenizer\().*", re.MULTILINE),
 }
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -121,12 +121,12 @@ def _leaks_of(path: Path, file: str, names: set[str], places: set[str]) -> Itera
 
     patterns = [("a path of this machine", re.compile(re.escape(place) + r"(?![\w-])")) for place in places]
     own_patterns = []  # searched for in the run's texts, not in quotations of its data
-    if path.name not in DATA_FILES or path.name == "metrics.jsonl":
+    if path.name not in DATA_FILES or path.name == METRICS:
         own_patterns += [("a home folder", re.compile(HOMES))]
     if is_text and path.name not in DATA_FILES:  # in binary files some bytes look like one
         own_patterns += [("an absolute path", re.compile(ABSOLUTE))]
     for name in names:
-        if (is_text or len(name) >= MIN_NAME_LENGTH) and (path.name not in DATA_FILES or path.name == "metrics.jsonl"):
+        if (is_text or len(name) >= MIN_NAME_LENGTH) and (path.name not in DATA_FILES or path.name == METRICS):
             own_patterns.append((f"the name of this machine or its user, {name!r}", re.compile(_name_pattern(name))))
     samples = SAMPLES.get(path.name)
     lines: dict[int, str] = {}

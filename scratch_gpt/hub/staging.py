@@ -18,11 +18,12 @@ from ..conversion.gpt2_export import export_gpt2
 from ..conversion.load import load_any_head
 from ..finetuning.adapter_files import BASE, WEIGHTS, fingerprint
 from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
-from ..runs.folder import CODE, MODEL, STEP, TOKENIZER, replace_folder
-from ..runs.record import ADAPTER_CONFIG, FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
+from ..runs.folder import CODE, EVALUATION, METRICS, MODEL, STEP, TOKENIZER, replace_folder
+from ..runs.record import FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
 from ..tokenization.tokenizer import load_tokenizer
 from ..train.checkpoints import check_shapes, list_checkpoints
 from ..utils.files import DRAFT, remove
+from ..utils.loading import ADAPTER_CONFIG
 from ..utils.locks import LOCK, hold
 from ..utils.plots import plot_attention, plot_parameters, plot_token_lengths
 from .card import fill, template
@@ -36,7 +37,7 @@ from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_mod
 ADAPTER = (ADAPTER_CONFIG, WEIGHTS, BASE)
 EVENTS = "tensorboard"
 # Files that may be published; a push deletes those of them that the run no longer has.
-ALLOWED = (*MODEL, *CODE, *TOKENIZER, *ADAPTER, "README.md", "metrics.jsonl", "evaluation.json")
+ALLOWED = (*MODEL, *CODE, *TOKENIZER, *ADAPTER, "README.md", METRICS, EVALUATION)
 ALLOWED += (*(f"assets/{name}.png" for name in PICTURES), f"{EVENTS}/events.out.tfevents.*")
 LAYERS = 4  # whose attention is drawn
 MERGED = "publish the merged model: layout='gpt2', or layout='scratch_gpt' if GPT-2 cannot express it."
@@ -126,10 +127,10 @@ def _stage(
         _remove_names(draft)
         _cut_weights(draft)
         if record.metrics:  # without an incomplete last line
-            _write_lines(draft / "metrics.jsonl", record.metrics)
-        _put(top, draft, ("evaluation.json",))
+            _write_lines(draft / METRICS, record.metrics)
+        _put(top, draft, (EVALUATION,))
         if step is not None:
-            (draft / "evaluation.json").unlink(missing_ok=True)
+            (draft / EVALUATION).unlink(missing_ok=True)
         _put_events(record.folder, draft)
         _draw(record, model, tokenizer, draft / "assets")
         kind = type(model)
@@ -176,7 +177,7 @@ def left_behind(folder: Path) -> list[str]:
     """Return the files and folders of a run that are not published."""
     paths = (path for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model", LOCK))
     names = [path.name + "/" * path.is_dir() for path in paths]
-    published = {"metrics.jsonl", "evaluation.json", "loss.png", "confusion.png"}
+    published = {METRICS, EVALUATION, "loss.png", "confusion.png"}
     model_files = (path.name for path in sorted((folder / "model").iterdir()) if path.name != STEP)
     private = (name for name in model_files if not is_allowed(name))
     return [name for name in names if name not in published] + [f"model/{name}" for name in private]

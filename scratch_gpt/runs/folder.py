@@ -16,8 +16,10 @@ import yaml
 
 from ..utils.files import DRAFT, OLD, files_below, flush, remove, remove_empty, remove_files
 from ..utils.foreign import parse_json, read_text
+from ..utils.loading import ADAPTER_CONFIG
 
 
+RUN_YAML, METRICS, EVALUATION = "run.yaml", "metrics.jsonl", "evaluation.json"
 ASIDE = ".replaced"  # the run that was there, until the new one has its first checkpoint
 STEP = "step.json"  # in a model folder: the step whose weights it holds
 
@@ -28,13 +30,13 @@ TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
 MODEL = ("config.json", "generation_config.json", *WEIGHTS)
 # What stands in a folder that is replaced as a whole: a model, a checkpoint, published/, an export, a tokenizer.
 WHOLE = (*MODEL, *CODE, *TOKENIZER, STEP, "additional_chat_templates/*.jinja", "report.json", "README.md")
-WHOLE += ("adapter_config.json", "adapter_model.safetensors", "base.json")
-WHOLE += ("optimizer.safetensors", "state.json", "metrics.jsonl", "manifest.json", "evaluation.json")
+WHOLE += (ADAPTER_CONFIG, "adapter_model.safetensors", "base.json")
+WHOLE += ("optimizer.safetensors", "state.json", METRICS, "manifest.json", EVALUATION)
 WHOLE += ("assets/*.png", "tensorboard/events.out.tfevents.*")
 WHOLE += ("model.onnx", "model.onnx.data", "model-f16.gguf", "model-f32.gguf")
 TRACKED = ("events.out.tfevents.*", "hparams.yml")
-RUN_FILES = ("run.yaml", "sweep.json", "manifest.json", "metrics.jsonl", "loss.png", "confusion.png", "hub.json")
-RUN_FILES += ("predictions.jsonl", "responses.json", "evaluation.json", "references.safetensors", "emissions.csv")
+RUN_FILES = (RUN_YAML, "sweep.json", "manifest.json", METRICS, "loss.png", "confusion.png", "hub.json")
+RUN_FILES += ("predictions.jsonl", "responses.json", EVALUATION, "references.safetensors", "emissions.csv")
 RUN_FILES += ("stacks-*.txt",)
 RUN_FOLDERS = ("adapter", "model", "last", "checkpoints", "tracking", "published", "exports")
 PARTS = ("seed-*", "rate-*")  # runs of several seeds or rates
@@ -66,7 +68,7 @@ def keep_foreign(folder: Path, draft: Path) -> None:
 def is_run(folder: Path) -> bool:
     """Return whether a run has been written into a folder, to its end or not."""
     manifests = (path / "manifest.json" for path in folder.glob("checkpoints/step-*"))
-    run_yamls = (folder / "run.yaml", folder / ASIDE / "run.yaml")
+    run_yamls = (folder / RUN_YAML, folder / ASIDE / RUN_YAML)
     return any(map(_is_run_yaml, run_yamls)) or any(map(_is_checkpoint_manifest, manifests))
 
 
@@ -126,7 +128,7 @@ def run_files(folder: Path) -> list[Path]:
         is_own_kind = path.is_symlink() or "." in path.name  # a run's folder may be a link, but is no file
         if is_run_file(name.as_posix()) and is_own_kind and (not is_part or is_run(part)):
             files.append(path)
-    return sorted(files, key=lambda path: (path == folder / "run.yaml", path))
+    return sorted(files, key=lambda path: (path == folder / RUN_YAML, path))
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -143,7 +145,7 @@ def set_aside(folder: Path) -> bool:
         OSError: a file could not be moved; all are where they were.
     """
     aside, files = folder / ASIDE, run_files(folder)
-    if _is_run_yaml(aside / "run.yaml"):
+    if _is_run_yaml(aside / RUN_YAML):
         if not has_checkpoint(folder):
             for path in files:
                 remove(path)

@@ -11,7 +11,7 @@ import yaml
 
 from ..utils.files import write_text
 from ..utils.foreign import check_regular, one_error, read_json
-from .folder import read_metrics
+from .folder import EVALUATION, METRICS, RUN_YAML, read_metrics
 
 
 FACTS = ("steps", "schedule", "processes", "threads")  # notes of run.yaml that each run has
@@ -25,11 +25,11 @@ KINDS = {  # field of a record -> what it holds; of a dict or list, the kind of 
     "results": (dict, dict),
     "tables": (dict, object),
 }
-ADAPTER_CONFIG, PUBLISHED, FOLDER = "adapter_config.json", "hub.json", "published"
+PUBLISHED, FOLDER = "hub.json", "published"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # What of a run folder is read or replaced: these folders, whole, and these files beside them.
 FOLDERS = ("model", "adapter", "checkpoints", "tracking", FOLDER)
-FILES = ("run.yaml", "manifest.json", "evaluation.json", "metrics.jsonl", "emissions.csv", PUBLISHED)
+FILES = (RUN_YAML, "manifest.json", EVALUATION, METRICS, "emissions.csv", PUBLISHED)
 
 
 class Record(NamedTuple):
@@ -82,19 +82,19 @@ def read_record(folder: str | Path) -> Record:
     """
     top = Path(folder)
     _refuse_links(top)
-    if not (top / "run.yaml").is_file():
+    if not (top / RUN_YAML).is_file():
         inside = " It is the model of a run: give the folder around it." if (top / "config.json").exists() else ""
         raise ValueError(f"{folder} is no run folder: it has no run.yaml.{inside}")
     if not (top / "model" / "config.json").is_file():
         raise ValueError(f"{folder} has no model yet: let the run end first (resume='latest' continues it).")
-    run, facts = _read_run(top / "run.yaml")
+    run, facts = _read_run(top / RUN_YAML)
     seeds = facts.get("runs")
     run_folder = top / seeds[0] if seeds else top
     if seeds:
         if run_folder.is_symlink():
             raise ValueError(f"{run_folder} is a link. Move the folder itself there, then publish again.")
         _refuse_links(run_folder)
-        run["seeds"], (_, facts) = len(seeds), _read_run(run_folder / "run.yaml")
+        run["seeds"], (_, facts) = len(seeds), _read_run(run_folder / RUN_YAML)
     if lacks := [name for name in FACTS if name not in facts]:
         raise ValueError(
             f"{run_folder / 'run.yaml'} cannot be read: it does not say {lacks[0]} in the comments at its end."
@@ -107,8 +107,8 @@ def read_record(folder: str | Path) -> Record:
         facts=facts,
         config=_read_json(top / "model" / "config.json"),
         manifest=_read_json(run_folder / "manifest.json"),
-        evaluation=_read_json(top / "evaluation.json"),
-        metrics=read_metrics(run_folder / "metrics.jsonl"),
+        evaluation=_read_json(top / EVALUATION),
+        metrics=read_metrics(run_folder / METRICS),
         emissions=_read_emissions(run_folder / "emissions.csv"),
         has_chat_template="chat_template.jinja" in files or bool(tokenizer.get("chat_template")),
     )
@@ -119,7 +119,7 @@ def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any])
     text = yaml.safe_dump(fields, sort_keys=False) + "\n"
     text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_text(Path(folder) / "run.yaml", text)
+    write_text(Path(folder) / RUN_YAML, text)
 
 
 def _refuse_links(folder: Path) -> None:

@@ -28,12 +28,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..runs.folder import is_whole_file, remove_replaced, replace_folder
+from ..runs.folder import METRICS, is_whole_file, remove_replaced, replace_folder
 from ..utils.files import DRAFT, OLD, remove, remove_files
 from ..utils.foreign import read_json
 
 
-WEIGHTS, OPTIMIZER, STATE, METRICS = "model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
 FORMAT_VERSION = 2
 WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a folder that is gone or may not be written

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from torch import nn
 
+from ..runs.folder import METRICS
 from .batches import Augment, Batch, BatchLayout, Steps, StreamedSteps, derive_seed
 from .bookkeeping import Bookkeeper, Evaluator
 from .checkpoint_writer import Checkpointer, RunStopped, guard_saves
@@ -63,7 +64,7 @@ def train(
     model_files = callbacks.model_files() if callbacks.model_files and accelerator.is_main_process else None
     model, optimizer = accelerator.prepare(model, optimizer)
     progress, state, text = _restore(accelerator, model, optimizer, resume_from, has_best)
-    file, peak = output_dir / "metrics.jsonl", settings.peak_tokens_per_second
+    file, peak = output_dir / METRICS, settings.peak_tokens_per_second
     metrics = Metrics(accelerator, file, progress, text, state.get("metrics"), save, peak)
     bar = _open_bar(progress, steps)
     evaluator = Evaluator(callbacks, settings, metrics, bar.write if accelerator.is_main_process else _print_nothing)

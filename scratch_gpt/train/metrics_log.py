@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from ..runs.folder import read_metrics
+from ..runs.folder import METRICS, read_metrics
 from ..utils.files import write_text
 from .checkpoints import CheckpointError
 
@@ -153,7 +153,7 @@ class Metrics:
         """One line, and its numbers to the trackers. JSON has no NaN: what is not finite is written as null."""
         values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
         self.unwritten += json.dumps({"step": progress.step, "tokens": progress.tokens, **values}) + "\n"
-        self.save("metrics.jsonl", self._flush)
+        self.save(METRICS, self._flush)
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=progress.step)
 

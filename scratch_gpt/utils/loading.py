@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 from .foreign import one_error, read_json, reason
 
 
+ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 # transformers reads a folder with such a file through torch's distributed checkpoints, which report no extra tensors.
 DISTRIBUTED = "shard-[0-9]*-model-*.safetensors"
@@ -95,7 +96,7 @@ def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
 def _check_files(name: str, revision: str | None) -> None:
     if next(Path(name).glob(DISTRIBUTED), None) is not None:
         raise ValueError("it is a distributed checkpoint. Save it as model.safetensors.")
-    if find_file(name, "adapter_config.json", revision) is not None:
+    if find_file(name, ADAPTER_CONFIG, revision) is not None:
         raise ValueError("it holds an adapter. Merge the adapter into its base, or give the base.")
     for index in _index_names(name, revision):
         file = find_file(name, index, revision)

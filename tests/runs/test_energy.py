@@ -54,5 +54,5 @@ def test_an_unknown_country_and_a_missing_extra_are_refused_at_once(tmp_path, mo
     if recipe.find_spec("codecarbon"):
         fails([*launch, "--energy", "Mars"], "three letters", capsys)
     monkeypatch.setattr(recipe, "find_spec", lambda name: None)
-    fails([*launch, "--energy", "FRA"], r"\.\[energy\]", capsys)
+    fails([*launch, "--energy", "FRA"], r"scratch_gpt\[energy\]", capsys)
     assert not (tmp_path / "run").exists()

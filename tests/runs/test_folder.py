@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from scratch_gpt.utils import files as whole_files
 from scratch_gpt.utils.files import remove
 from scratch_gpt.utils.locks import LOCK, Lock
 from scratch_gpt_training import prepare, pretrain
+from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support.run import results, runner
 
 
@@ -95,7 +97,7 @@ def test_a_foreign_folder_is_refused_with_any_option(story, tmp_path, capsys):
         (theirs / name).write_text("years of work")
     before = files(theirs)
     for words in (["--overwrite", "true"], ["--resume"], []):
-        fails(["--dataset", story, "--output-dir", theirs, *words], "not those of a run", capsys)
+        fails(["--dataset", story, "--output-dir", theirs, *words], "is not a run folder", capsys)
         assert files(theirs) == before
 
 
@@ -284,7 +286,7 @@ def test_the_model_records_its_step_and_never_comes_from_an_abandoned_continuati
 
 
 def parsed(*words):
-    return pretrain.parse(pretrain.PretrainRun, [str(word) for word in words])
+    return command_line.parse(pretrain.PretrainRun, [str(word) for word in words])
 
 
 def test_resume_alone_reads_the_runs_own_fields(trained, story, tmp_path, capsys):
@@ -387,19 +389,17 @@ class Rows:
         return self.rows[k]
 
 
-def test_a_dead_data_worker_is_a_one_line_error(trained, story, monkeypatch, capsys):
-    build = pretrain.build
-
-    def with_mortal_rows(asked):
-        task = build(asked)
+def test_a_dead_data_worker_is_a_one_line_error(trained, story, capsys):
+    def with_mortal_rows(run):
+        task = pretrain.build(run)
         task.rows["train"] = Rows(task.rows["train"])
         return task
 
-    monkeypatch.setattr(pretrain, "build", with_mortal_rows)
     AcceleratorState._reset_state()
     PartialState._reset_state()
     words = ["--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--max-steps", 8, "--workers", 1]
-    fails(words, "A process that prepares batches has ended .*The last good checkpoint is step-4", capsys)
+    main = partial(pretrain.main, build=with_mortal_rows)
+    fails(words, "A process that prepares batches has ended .*The last good checkpoint is step-4", capsys, main)
 
 
 def test_metrics_survive_a_broken_last_line(tmp_path):

@@ -57,8 +57,8 @@ def test_a_recipe_runs_in_this_process_with_its_own_options(monkeypatch):
 def test_an_unknown_verb_or_option_is_one_line(capsys):
     fails(["pretrian"], "Did you mean pretrain?", capsys, command.main)
     fails(["xyz"], "The verbs are pretrain, tokenizer", capsys, command.main)
-    fails(["pretrain", "--nonsense", "1"], "no field --nonsense", capsys, command.main)
-    fails(["generate", "--num_processes", "2"], "no field --num_processes", capsys, command.main)
+    fails(["pretrain", "--nonsense", "1"], "Unknown option --nonsense", capsys, command.main)
+    fails(["generate", "--num_processes", "2"], "Unknown option --num_processes", capsys, command.main)
     fails(["pretrain", "--accelerate_config", "cpu_9"], "cpu_9.*not one of cpu_1, cpu_2", capsys, command.main)
     fails(["pretrain", "--num_processes", "two"], "num_processes.*invalid int value: 'two'", capsys, command.main)
 

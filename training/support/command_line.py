@@ -265,7 +265,7 @@ def parse_rates(text: str) -> list[float]:
 _QUOTED = r"""(?<!\w)'(?:\\.|[^'\\])*'(?!\w)|"(?:\\.|[^"\\])*"|`(?P<ticked>[a-z]\w*)`|`[^`]*`"""
 _NAME = r"(?<![\w.@~&?-])(?<!'s )(?P<name>[a-z]\w*)(?!\.\w)(?![\w([/\\-])"
 _VALUE = r"(?P<equals>=(?:(?P<truth>True|False)\b|'(?P<word>[\w./-]+)')?)?"
-_FILE = r"\S*[/\\]\S*|[\w-]+(?:\.[\w-]+)+"  # paths, URLs, names with an ending
+_FILE = r"(?<!\S)\S*[/\\]\S*|(?<![\w-])[\w-]+(?:\.[\w-]+)+"  # paths, URLs, names with an ending
 _WORDS = re.compile(f"{_QUOTED}|{_NAME}{_VALUE}|{_FILE}")
 
 

@@ -49,6 +49,12 @@ class Options:
     text_column: str = "text"
 
 
+@pytest.mark.parametrize("piece", ["[", "x", "'x ", "`", "/", "x-", '"\\'])
+def test_a_long_message_takes_no_quadratic_time(piece):
+    text = 300_000 // len(piece) * piece
+    assert name_flags(text, NAMES) == text
+
+
 def test_the_printed_line_has_the_flags_of_the_parsed_options(capsys):
     with pytest.raises(SystemExit), one_clear_line():
         parse(Options, [])

@@ -20,6 +20,7 @@ from scratch_gpt.data.rows.preferences import prompt_of, read_preferences
 from scratch_gpt.data.sources.documents import open_rows
 from scratch_gpt.evaluation.statistics import over_seeds
 from scratch_gpt.runs.evaluation_file import Measured
+from scratch_gpt.runs.folder import RUN_YAML
 from scratch_gpt.tokenization.chat_templates import choose_format
 from scratch_gpt.tokenization.tokenizer import extend_tokenizer
 from scratch_gpt.train.batches import epoch_order
@@ -208,7 +209,7 @@ def tuning_source(run: "EvaluateRun") -> tuple | None:
         return run.tuning_data, None, "train", None, any_text()
     assert run.model is not None
     home = Path(run.model).absolute().parent
-    options = read_recipe((home.parent if home.name == "checkpoints" else home) / "run.yaml")
+    options = read_recipe((home.parent if home.name == "checkpoints" else home) / RUN_YAML)
     name, split = options.get("dataset"), options.get("dataset_split") or "train"
     if not name or not isinstance(name, str) or options.get("streaming"):
         return None

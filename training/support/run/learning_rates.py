@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from scratch_gpt.runs.folder import EVALUATION
 from scratch_gpt.train.loop import Diverged
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import read_json
@@ -118,7 +119,7 @@ def runs_of(run: Run) -> dict[float, Run]:
 
 def result_of(run: Run) -> dict[str, Any]:
     """Return {"loss", "diverged"} of a finished run; one that ends no better than it began has diverged too."""
-    results = json.loads((Path(run.output_dir) / "evaluation.json").read_text(encoding="utf-8"))["results"]
+    results = json.loads((Path(run.output_dir) / EVALUATION).read_text(encoding="utf-8"))["results"]
     loss, before = results["validation"]["loss"], results["before/validation"]["loss"]
     is_finite = math.isfinite(loss)
     return {"loss": loss if is_finite else None, "diverged": not (is_finite and loss < before)}

@@ -28,6 +28,7 @@ from scratch_gpt.train.costs import (
 from scratch_gpt.train.machine_probe import bandwidth, matmul_rate, rehearse
 from scratch_gpt.train.optimizers import make_optimizer
 from scratch_gpt.utils.foreign import one_error
+from scratch_gpt.utils.loading import ADAPTER_CONFIG
 from scratch_gpt_training.support.command_line import parse_overrides
 from scratch_gpt_training.support.options import Run, dropout_changes, trains_tokenizer, vocabulary_size
 from scratch_gpt_training.support.run.models import check_memory, small_preset
@@ -65,7 +66,7 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
     length = run.max_length if prepared is None else prepared["max_length"]
     rows = None if prepared is None else prepared["splits"]["train"].get("rows")
     if run.model is not None:
-        if (Path(run.model) / "adapter_config.json").exists():
+        if (Path(run.model) / ADAPTER_CONFIG).exists():
             raise ValueError(f"--model {run.model} is an adapter: a plan is made of the model that it adapts.")
         with one_error(f"--model {run.model}: its config cannot be read"):
             values, _ = ScratchGPTConfig.get_config_dict(run.model, revision=run.model_revision)

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from transformers.utils import logging
 
 from scratch_gpt.finetuning.lora import has_lora, merged_state, save_adapter
-from scratch_gpt.runs.folder import STEP, read_metrics, replace_folder
+from scratch_gpt.runs.folder import EVALUATION, METRICS, STEP, read_metrics, replace_folder
 from scratch_gpt.train.checkpoints import check_written, load_weights, tensor_shapes, whole_weights
 from scratch_gpt.train.loop import Progress
 from scratch_gpt.utils.files import DRAFT, remove, write_text
@@ -91,7 +91,7 @@ def load_best(accelerator, model, prepared, folder: Path):
 
 
 def plot_run(accelerator, folder: Path, run: Run, task: Task) -> None:
-    metrics = read_metrics(folder / "metrics.jsonl") if accelerator.is_main_process else []
+    metrics = read_metrics(folder / METRICS) if accelerator.is_main_process else []
     if metrics:
         model, dataset = (Path(name).name for name in (run.model or run.preset or "tiny", run.dataset))
         task.hooks.plot(metrics, folder / "loss.png", title=shown(f"{model} on {dataset}"))
@@ -100,7 +100,7 @@ def plot_run(accelerator, folder: Path, run: Run, task: Task) -> None:
 def write_evaluation(
     run: Run, task: Task, folder: Path, progress: Progress, test, tables: dict[str, Any], last_is_best: bool
 ) -> dict[str, dict[str, float]]:
-    by_step = {line["step"]: line for line in read_metrics(folder / "metrics.jsonl") if "eval_loss" in line}
+    by_step = {line["step"]: line for line in read_metrics(folder / METRICS) if "eval_loss" in line}
     step = progress.step if last_is_best else progress.best_step
     results = {
         **{f"before/{split}": _unprefixed(by_step.get(0), PREFIXES[split]) for split in ("validation", "test")},
@@ -121,7 +121,7 @@ def write_evaluation(
         "results": results,
         "tables": {"test": tables} if tables else {},
     }
-    write_text(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
+    write_text(folder / EVALUATION, json.dumps(content, indent=2) + "\n")
     return results
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from scratch_gpt.evaluation.statistics import spread
-from scratch_gpt.runs.folder import replace_folder
+from scratch_gpt.runs.folder import EVALUATION, replace_folder
 from scratch_gpt.train.checkpoint_writer import RunStopped, name_last_good
 from scratch_gpt.utils.files import DRAFT, remove, write_text
 from scratch_gpt_training.support.command_line import one_clear_line
@@ -87,7 +87,7 @@ def summarize(run: Run, runs: Sequence[Run], accelerator: Accelerator) -> None:
     """Write evaluation.json with mean, standard deviation and number over the seeds; model/ is the first seed's."""
     if count_seeds(run) > 1 and accelerator.is_main_process:
         folder = Path(run.output_dir)
-        files = {f"seed-{seed_run.seed}": Path(seed_run.output_dir) / "evaluation.json" for seed_run in runs}
+        files = {f"seed-{seed_run.seed}": Path(seed_run.output_dir) / EVALUATION for seed_run in runs}
         results = {name: json.loads(file.read_text(encoding="utf-8"))["results"] for name, file in files.items()}
         first = next(iter(files))
         content = {
@@ -100,7 +100,7 @@ def summarize(run: Run, runs: Sequence[Run], accelerator: Accelerator) -> None:
         remove(draft)
         shutil.copytree(folder / first / "model", draft)
         replace_folder(draft, folder / "model")
-        write_text(folder / "evaluation.json", json.dumps(content, indent=2) + "\n")
+        write_text(folder / EVALUATION, json.dumps(content, indent=2) + "\n")
         print(f"\n{len(runs)} seeds, mean (standard deviation):")
         for split, values in content["results"].items():
             texts = (f"{name} {value['mean']:.4f} ({value['std']:.4f})" for name, value in values.items())

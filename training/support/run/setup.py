@@ -14,7 +14,17 @@ from safetensors import SafetensorError, safe_open
 
 from scratch_gpt.finetuning.lora import add_lora
 from scratch_gpt.finetuning.trainable import freeze
-from scratch_gpt.runs.folder import ASIDE, STEP, find_folder, is_run, is_whole_file, read_metrics, set_aside
+from scratch_gpt.runs.folder import (
+    ASIDE,
+    EVALUATION,
+    METRICS,
+    STEP,
+    find_folder,
+    is_run,
+    is_whole_file,
+    read_metrics,
+    set_aside,
+)
 from scratch_gpt.train.accelerator import check_launch, make_accelerator
 from scratch_gpt.train.batches import BatchLayout
 from scratch_gpt.train.checkpoints import (
@@ -85,7 +95,7 @@ def find_start(run: Run) -> Start:
             )
         return start_from(run, folder, path, [])
     path, skipped = find_checkpoint(folder / "checkpoints")
-    if path is None and (folder / "evaluation.json").exists():
+    if path is None and (folder / EVALUATION).exists():
         raise ValueError(
             f"{run.output_dir} holds a finished run and no checkpoint to go on from. Give another --output-dir."
         )
@@ -114,7 +124,7 @@ def best_step_of(folder: Path) -> int | None:
             return read_json(model / STEP)["step"]
     except (ValueError, KeyError):
         return None
-    lines = [line for line in read_metrics(folder / "metrics.jsonl") if math.isfinite(line.get("eval_loss", math.nan))]
+    lines = [line for line in read_metrics(folder / METRICS) if math.isfinite(line.get("eval_loss", math.nan))]
     return min(lines, key=lambda line: line["eval_loss"])["step"] if lines else None
 
 
@@ -202,7 +212,7 @@ def compare(
 
 def is_finished(run: Run, start: Start, steps: int) -> bool:
     """Whether the run that `start` resumes has nothing left to do."""
-    if start.saved is None or not (start.folder / "evaluation.json").exists() or not is_whole(start.folder / "model"):
+    if start.saved is None or not (start.folder / EVALUATION).exists() or not is_whole(start.folder / "model"):
         return False
     progress = take_fields(Progress, start.saved["progress"])
     return progress.step >= steps or progress.evaluations_since_best >= (run.patience or math.inf)
