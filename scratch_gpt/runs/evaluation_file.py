@@ -10,8 +10,8 @@ from ..utils.foreign import read_json
 
 
 FORMAT_VERSION = 1
-# What the protocol has beside the sets: of the model, of a training run (training/runner.py), of several seeds
-# (training/seeds.py), and the checks that are of no set (training/checking.py). No set can have such a name.
+# What the protocol has beside the sets: of the model, of a training run (results.py), of several seeds
+# (seeds.py), and the checks that are of no set (safety.py in training/support). No set can have such a name.
 RESERVED = (
     "model",
     "model_revision",

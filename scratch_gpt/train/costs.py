@@ -216,7 +216,7 @@ def memory(
 
 
 class Rehearsal(NamedTuple):
-    """What a probe has measured on rows of `length` tokens, forward and backward (probe.py)."""
+    """What a probe has measured on rows of `length` tokens, forward and backward (machine_probe.py)."""
 
     rows: int
     length: int

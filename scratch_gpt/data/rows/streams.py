@@ -5,9 +5,9 @@
     lane     its own shards, or every m-th block of a shard that m lanes share; documents joined, EOS between them,
              cut into windows whose end is carried over to the next block
 
-Place p of the run's sequence of rows is the next window of lane p % lanes (order.py), so the order does not depend on
-the number of processes. A cursor is a small dict from which the same windows follow, always; a shuffle buffer has
-none.
+Place p of the run's sequence of rows is the next window of lane p % lanes (train/batches.py), so the order does not
+depend on the number of processes. A cursor is a small dict from which the same windows follow, always; a shuffle
+buffer has none.
 """
 
 from collections import deque
