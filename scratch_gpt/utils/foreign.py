@@ -108,7 +108,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """
     check_regular(path)
     with one_error(f"{path} cannot be read"):
-        return parse_json(read_text(path), kind)
+        return parse_json(path.read_text(encoding="utf-8"), kind)
 
 
 def parse_json(text: str, kind: type = dict) -> Any:

@@ -78,19 +78,26 @@ def watch(
 
 
 def _report(seconds: float, file: Path, say_more: Callable[[], str]) -> None:
-    try:
+    def write() -> None:
         with file.open("w", encoding="utf-8") as stacks:
             faulthandler.dump_traceback(stacks, all_threads=True)
-        where = f"{file} has the stacks of all threads."
-    except OSError as error:
-        where = f"{file} could not be written ({error.strerror})."
-    print(_line(seconds, where, say_more()), file=sys.stderr, flush=True)
+
+    _print_error(seconds, _save_stacks(file, write), say_more())
     sys.stdout.flush()
 
 
-def _line(seconds: float, where: str, advice: str) -> str:
+def _save_stacks(file: Path, write: Callable[[], object]) -> str:
+    # Write the file; a sentence for the error.
+    try:
+        write()
+    except OSError as error:
+        return f"{file} could not be written ({error.strerror})."
+    return f"{file} has the stacks of all threads."
+
+
+def _print_error(seconds: float, where: str, advice: str) -> None:
     duration = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
-    return f"\nerror: no progress for {duration}. {where} {advice}"
+    print(f"\nerror: no progress for {duration}. {where} {advice}", file=sys.stderr, flush=True)
 
 
 # --- A second process, for code that holds the global lock -----------------------------------------------------------
@@ -160,12 +167,8 @@ def _guard_process(parent: int, seconds: float, stacks: int, file: Path) -> None
         elif idle >= seconds:
             os.kill(parent, signal.SIGUSR2)
             time.sleep(min(1.0, seconds))
-            try:
-                file.write_bytes(os.pread(stacks, 2**24, 0))
-                where = f"{file} has the stacks of all threads."
-            except OSError as error:
-                where = f"{file} could not be written ({error.strerror})."
-            print(_line(seconds, where, advice), file=sys.stderr, flush=True)
+            where = _save_stacks(file, lambda: file.write_bytes(os.pread(stacks, 2**24, 0)))
+            _print_error(seconds, where, advice)
             os.kill(parent, signal.SIGKILL)
             return
 
