@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from places import REPO
@@ -55,9 +56,10 @@ def test_no_name_is_that_of_a_package():
 
 
 def test_a_type_checker_knows_the_names(tmp_path):
-    checker = os.environ.get("SCRATCH_GPT_PYRIGHT") or shutil.which("basedpyright") or shutil.which("pyright")
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    checker = os.environ.get("SCRATCH_GPT_PYRIGHT") or shutil.which("basedpyright", path=folders)
     if checker is None:
-        pytest.skip("no type checker: pip install basedpyright, or set SCRATCH_GPT_PYRIGHT to one")
+        pytest.skip("no type checker: pip install basedpyright, or set SCRATCH_GPT_PYRIGHT to pyright")
     (tmp_path / "calls.py").write_text(CALLS)
     settings = {"include": ["calls.py"], "extraPaths": [str(REPO)], "typeCheckingMode": "basic"}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
