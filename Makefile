@@ -1,4 +1,4 @@
-# make train | test | quality | style | conformance | compatibility | newest | servers | bench | bench-tuning | chaos | publish-demo: each sets itself up.
+# make train | test | quality | style | docs | conformance | compatibility | newest | servers | bench | bench-tuning | chaos | publish-demo: each sets itself up.
 # Without make, or on Windows: the same lines stand in README.md.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: train test quality style conformance compatibility newest servers bench bench-tuning chaos publish-demo clean
+.PHONY: train test quality style docs conformance compatibility newest servers bench bench-tuning chaos publish-demo clean
 .DEFAULT_GOAL := train
 
 # torch first and alone: asked for together with others, a resolver may choose another build of it.
@@ -46,6 +46,10 @@ style: $(VENV)/.dev
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# The generated parts of the pages.
+docs: $(VENV)/.dev
+	@$(BIN)/python tests/documentation/pages.py
+
 # Hugging Face's own model tests on our classes.
 conformance: $(VENV)/.dev
 	@$(INSTALL) -e ".[conformance]"
@@ -55,12 +59,12 @@ conformance: $(VENV)/.dev
 # What we publish, in stock transformers of six versions, each installed in a folder of its own.
 compatibility: $(VENV)/.dev
 	@$(BIN)/python tests/compatibility/run.py --out tests/compatibility/compatibility.json
-	@$(BIN)/python tests/benchmarks/readme.py
+	@$(BIN)/python tests/documentation/pages.py
 
 # Greedy ids of vLLM, `transformers serve` and llama.cpp's server, each installed into an environment of its own.
 servers: $(VENV)/.dev
 	@$(BIN)/python tests/servers/ask_servers.py --out tests/servers/servers.json
-	@$(BIN)/python tests/benchmarks/readme.py
+	@$(BIN)/python tests/documentation/pages.py
 
 # The tests with the newest release of every library (but torch, which stays), in an environment of its own.
 NEWEST_VENV ?= .venv-newest
@@ -84,7 +88,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_decoding.py --out tests/benchmarks/decoding.json \
 		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT) --text $(TEXT))
 	@$(BIN)/python tests/benchmarks/targets.py
-	@$(BIN)/python tests/benchmarks/readme.py
+	@$(BIN)/python tests/documentation/pages.py
 
 # What tuning comes to, an hour and more: DATA holds books/, sms_spam.tsv and the book's two files of instructions.
 DATA ?= $(SCRATCH_GPT_DATA)

@@ -10,7 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # forked data workers would warn
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they and their processes share the cores
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
 sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
-sys.path.append(str(Path(__file__).resolve().parent / "benchmarks"))  # what writes the README's figures
+sys.path += [str(Path(__file__).resolve().parent / name) for name in ("benchmarks", "documentation")]
 
 import pytest
 import torch
@@ -39,5 +39,5 @@ def data() -> Path:
     """The folder of real test data (SCRATCH_GPT_DATA, or shared/data beside this repository)."""
     folder = Path(os.environ.get("SCRATCH_GPT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip("no test data: set SCRATCH_GPT_DATA to a folder that has it (README, Tests)")
+        pytest.skip("no test data: set SCRATCH_GPT_DATA to a folder that has it (tests/README.md)")
     return folder

@@ -1,4 +1,4 @@
-"""The README's datatrove pipeline: what it writes is what prepare.py would leave, and the recipes can open it."""
+"""The datatrove pipeline of the page on preparing data: what it writes is what prepare.py would leave, and the recipes can open it."""
 
 import random
 import re
@@ -12,8 +12,8 @@ from scratch_gpt.data.filters.quality import quality_problem
 from scratch_gpt.data.sources.documents import open_documents
 
 
-README = (REPO / "README.md").read_text()
-BLOCKS = [block for block in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "from datatrove" in block]
+PAGE = (REPO / "training" / "docs" / "prepare.md").read_text()
+BLOCKS = [block for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S) if "from datatrove" in block]
 WORDS = (
     "the sailors of that harbour have seen a calm sea with grey birds above and to be home before night they row past "
     "rocks under old lamps while children wait near boats for news about distant islands"
@@ -21,7 +21,7 @@ WORDS = (
 DOCUMENTS = [" ".join(random.Random(n).choices(WORDS, k=80)) for n in range(8)]
 
 
-@pytest.mark.skipif(not BLOCKS, reason="README.md has no datatrove pipeline")
+@pytest.mark.skipif(not BLOCKS, reason="the page has no datatrove pipeline")
 def test_the_pipeline_leaves_every_good_document_once(tmp_path, monkeypatch):
     pytest.importorskip("datatrove", reason='datatrove is an extra: pip install -e ".[datatrove]"')
     assert all(quality_problem(text) is None for text in DOCUMENTS)

@@ -1,38 +1,14 @@
-"""The measured figures of README.md, from the files of the benches and of `make compatibility`.
+"""Write what the benches measured as Markdown: why it is fast, and every table of speed."""
 
-    python tests/benchmarks/readme.py
-
-writes each part anew between its two marks, `<!-- NAME: written by tests/benchmarks/readme.py -->` and `<!-- end -->`.
-A test compares the two.
-"""
-
-import json
 import re
-import sys
-import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import mean, median
 
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "helpers"))
-
-from rooms import rooms_table
+from markup import lines, table
 from targets import DECODING, PLANS, SPEEDS, decoded_on, fastest, figures, made_int8, planned_on, targets
 
 
-README = Path(__file__).resolve().parents[2] / "README.md"
 ALSO_TRAINING = ("training-epyc",)  # other machines
-MARKED = re.compile(r"(<!-- (\S+): written by tests/benchmarks/readme\.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
-
-
-def table(head: str, rows: list[str]) -> str:
-    """Markdown of a table whose first row is `head`."""
-    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *rows])
-
-
-def lines(text: str, indent: str = "") -> str:
-    return textwrap.fill(" ".join(text.split()), 125, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def why() -> str:
@@ -74,7 +50,7 @@ def training() -> str:
     found = figures("training")
     losses = f"""In the first 100 steps from the same weights on the same text, losses out of the box and those of
     plain fp32 are at most {100 * found["losses"]["largest_difference"]:.2f} % apart. On a GPU: not measured."""
-    picture = "![Tokens a second](tests/benchmarks/training.png)"
+    picture = "![Tokens a second](training.png)"
     return "\n\n".join([training_on(found), picture, lines(losses), *map(training_on, map(figures, ALSO_TRAINING))])
 
 
@@ -255,62 +231,5 @@ def scaling() -> str:
     return table("| | µs a token | GFLOP/s | MB | counted |", rows)  # noqa: RUF001
 
 
-def compatibility() -> str:
-    """What `make compatibility` found: published folders in stock transformers, version by version."""
-    found = json.loads((README.parent / "tests" / "compatibility" / "compatibility.json").read_text())
-    rows = [
-        f"| {row['transformers']}{' (the newest)' if row['asked'] == 'newest' else ''} | {row['huggingface_hub']} "
-        f"| {row['tokenizers']} | {row['checks'] - len(row['failed'])} of {row['checks']} |"
-        for row in found["versions"]
-    ]
-    torch = ", ".join({row["torch"] for row in found["versions"]})
-    head = "| transformers | huggingface_hub | tokenizers | checks passed |"
-    return f"{table(head, rows)}\n\nOn {found['date']}, with torch {torch}."
-
-
 def aims() -> str:
     return table("| | aim | found | |", [str(target) for target in targets()])
-
-
-def servers() -> str:
-    """What `make servers` found, by server and layout."""
-    found = json.loads((README.parent / "tests" / "servers" / "servers.json").read_text())
-    rows = []
-    for row in found["servers"]:
-        package = f"{row['package']} {row['version']}" if row["version"] else row["package"]
-        if row["transformers"] and row["package"] != "transformers":
-            package += f", transformers {row['transformers']}"
-        result = row["result"] if "result" in row else f"not run: {row['skipped']}"
-        rows.append(f"| {row['server']} | `{row['layout']}` | {package} | {result} |")
-    return f"{table('| server | layout | seen with | result |', rows)}\n\nSeen on {found['date']}."
-
-
-def chaos() -> str:
-    """What `make chaos` tried, by kind of fault."""
-    found = figures("chaos").values()
-    keys = ("tried", "recovered", "refused", "lost")
-    rows = [f"| {row['fault']} | {' | '.join(f'{row[key]:,}' for key in keys)} |" for row in found]
-    total = " | ".join(f"{sum(row[key] for row in found):,}" for key in keys)
-    return table("| fault | tried | recovered | refused | lost |", [*rows, f"| {len(found)} kinds | {total} |"])
-
-
-def rooms() -> str:
-    """The rooms of the package, and who may import whom."""
-    return rooms_table()
-
-
-PARTS = (rooms, why, training, decoding, quality, tried, plan, scaling, compatibility, servers, aims, chaos)
-
-
-def written(text: str) -> str:
-    """The text with every part as the files say it now.
-
-    Raises:
-        KeyError: a mark of a part that is none.
-    """
-    makers = {part.__name__: part for part in PARTS}
-    return MARKED.sub(lambda found: f"{found[1]}{makers[found[2]]()}\n", text)
-
-
-if __name__ == "__main__":
-    README.write_text(written(README.read_text()))

@@ -1,0 +1,96 @@
+"""Write the generated parts of the project's pages, each between two comments.
+
+    python tests/documentation/pages.py        # or: make docs
+
+A part begins with `<!-- NAME: written by make docs -->` and ends with `<!-- end -->`. A test compares the pages with
+what this writes.
+"""
+
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPO / "tests" / folder) for folder in ("documentation", "helpers", "benchmarks")]
+
+import facts  # noqa: E402
+import speed  # noqa: E402
+import tuning  # noqa: E402
+
+
+PAGES = (  # in reading order: later commands use what earlier ones have written
+    "README.md",
+    "training/README.md",
+    *(
+        f"training/docs/{name}.md"
+        for name in (
+            "tokenizers",
+            "prepare",
+            "pretrain",
+            "finetune",
+            "classify",
+            "instruct",
+            "prefer",
+            "evaluate",
+            "safety",
+            "generate",
+            "publish",
+            "resume",
+            "distributed",
+        )
+    ),
+    "scratch_gpt/README.md",
+    "scratch_gpt/modeling/README.md",
+    "hub_card/README.md",
+    "tests/README.md",
+    "tests/benchmarks/README.md",
+)
+MARKED = re.compile(r"(<!-- (\S+): written by make docs -->\n).*?(?=<!-- end -->)", re.DOTALL)
+PARTS = {
+    part.__name__.replace("_", "-"): part
+    for part in (
+        facts.verbs,
+        facts.presets,
+        facts.rooms,
+        facts.compatibility,
+        facts.servers,
+        facts.works_with,
+        facts.chaos,
+        facts.promises,
+        speed.why,
+        speed.training,
+        speed.decoding,
+        speed.quality,
+        speed.tried,
+        speed.plan,
+        speed.scaling,
+        speed.aims,
+        tuning.lora,
+        tuning.loss,
+        tuning.spam,
+        tuning.follow,
+        tuning.triggers,
+        tuning.memorization,
+    )
+}
+PARTS |= {f"options-{verb}": partial(facts.options_of, verb) for verb in facts.VERBS if verb != "chat"}
+
+
+def written(text: str) -> str:
+    """Return a page with every generated part renewed; KeyError for a name that is not in PARTS."""
+    return MARKED.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}\n", text)
+
+
+def read_page(name: str) -> str:
+    """Return the text of a page."""
+    return (REPO / name).read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        text = read_page(page)
+        if (new := written(text)) != text:
+            (REPO / page).write_text(new, encoding="utf-8")
+            print(f"Written: {page}")

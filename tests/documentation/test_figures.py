@@ -1,0 +1,80 @@
+"""Check that the figures in the text of the pages are those of the files that they come from."""
+
+from pages import PAGES, read_page
+from targets import figures
+
+
+TEXT = "\n".join(map(read_page, PAGES))
+WORDS = " ".join(TEXT.split())  # a sentence may break over lines
+
+
+def test_figures_are_those_of_the_files_they_name():
+    main_job, loading = figures("main_job"), figures("loading")
+    assert f"{main_job['validation']['bits_per_byte']:.2f} bits per byte" in WORDS
+    assert f"{main_job['seconds']:.0f} seconds" in WORDS
+    for name, value in main_job["validation"].items():
+        assert f"eval_{name} {value:.4f}" in WORDS
+    for name, value in main_job["before"].items():
+        assert f"eval_{name} {value:.4f}" in WORDS
+    assert f"{main_job['parameters']:,} parameters" in WORDS
+    for name in ("load_seconds", "load_mib"):
+        assert f"{loading['figures'][name]['ratio']:.2f} times" in WORDS
+
+
+def test_figures_of_preparing_data_are_those_of_the_files_they_name():
+    made, tokenizers, cleaning = figures("prepare"), figures("tokenizers"), figures("cleaning")
+    speed, packing = made["throughput"], made["packing"]
+    assert f"{speed['medians']['ours']:.2f} MB/s, {speed['ratio']:.2f} times run_clm's" in WORDS
+    runs = dict(zip(("50 MB", "500 MB", "5 GB"), [*made["memory"]["runs"], made["large"]], strict=True))
+    for name, unit, scale, digits in (("peak_anonymous_bytes", "GB", 1e9, 2), ("first_batch_seconds", "s", 1, 2)):
+        assert ", ".join(f"{run[name] / scale:.{digits}f} {unit} for {of}" for of, run in runs.items()) in WORDS
+    assert made["memory"]["ratio"] <= 1.1 and made["large"]["first_batch_seconds"] < 5  # each file is hashed
+    assert f"{packing['ratio']:.2f} times the asked tokens a second" in WORDS
+    assert f"{tokenizers['memory']['ratio']:.2f} times the memory of 50 MB" in WORDS
+    for name, corpus in tokenizers["compression"].items():
+        values = " | ".join(f"{value:.2f}" for value in corpus["bytes_per_token"].values())
+        assert f"| {name} | {values} |" in WORDS
+    assert tokenizers["round_trips"]["failures"] == 0
+    assert (cleaning["books"]["pairs_found"], cleaning["books"]["pairs_wrong"]) == (10, 0)
+    for kind in ("instructions", "text"):
+        for recall in cleaning["poisoning"][kind]["recall"].values():
+            assert recall["neighbours"] == 1 and recall["cosine_low"] <= 0.15 and recall["loss_high"] == 0
+
+
+def test_the_figures_of_speed_are_what_the_files_say():
+    assert all(found["claim"] for found in figures("training")["workloads"].values())
+    for name in ("import scratch_gpt", "pretrain.py --help"):
+        assert f"`{name}` {figures('loading')['starts'][name]['median']:.2f} s" in WORDS
+
+
+def test_figures_of_tuning_are_those_of_the_files():
+    lora, classify, instruct = figures("lora"), figures("classify"), figures("instruct")
+    assert f"LoRA trains {100 * lora['trained_share']:.2f} % of the" in WORDS
+    for name in ("theirs", "theirs grouped"):
+        assert f"{classify['ratios'][name]:.2f}" in WORDS
+    base = figures("spam")["base"]
+    assert f"once over) to {base['bits_per_byte']:.2f} bits per byte" in WORDS
+    over = instruct["over_trl_defaults"]
+    assert f"{over['ours']:.1f} times the tokens a second of TRL's SFTTrainer as it comes" in WORDS
+    best = instruct["over_trl_best"]
+    assert f"{best['ours']:.1f} times those of TRL at its best" in WORDS
+    assert f"{over['ours packed']:.1f} and {best['ours packed']:.1f} times" in WORDS
+    assert f"a step is {instruct['over_asking_all']:.2f} times as fast as one that asks" in WORDS
+
+
+def test_what_was_tried_and_lost_is_what_the_files_say():
+    chaos, cost = figures("chaos"), figures("checkpoints")
+    assert all(row["lost"] == 0 and row["tried"] == row["recovered"] + row["refused"] for row in chaos.values())
+    share = cost["share_at_one_a_minute"]
+    assert f"{cost['bytes'] / 1e9:.2f} GB" in WORDS
+    assert f"{100 * share['at once']:.1f} % of the run" in WORDS
+    assert f"{100 * share['in the background']:.1f} % with `--async-save true`" in WORDS
+
+
+def test_figures_of_publishing_are_those_of_the_file():
+    made = figures("publish")
+    seconds, uploads = made["cpu_seconds"], made["uploads"]
+    assert f"{made['bytes'] / 1e9:.2f} GB in {made['files']} files" in WORDS
+    names = ("stage", "push", "push unchanged", "push one changed file", "load")
+    assert f"| {' | '.join(f'{seconds[name]:.1f} s' for name in names)} |" in WORDS
+    assert uploads["push unchanged"] == 0 and uploads["push one changed file"] == 1

@@ -1,0 +1,110 @@
+"""Write what fine-tuning came to as Markdown: LoRA, spam, instructions, preferences, triggers and secrets."""
+
+from typing import Any
+
+from markup import lines, table
+from targets import figures
+
+
+def lora() -> str:
+    """Compare LoRA with full fine-tuning: time, memory and loss."""
+    precisions = figures("lora")["precisions"]
+    ratios = [found["lora_over_full"] for found in precisions.values()]
+    rows = [
+        f"| LoRA, time of a step | {' | '.join(times(ratio['step_seconds']) for ratio in ratios)} |",
+        f"| LoRA, peak memory | {' | '.join(times(ratio['peak_bytes']) for ratio in ratios)} |",
+    ]
+    for way in ("full", "lora", "lora on int8", "lora on nf4"):
+        ways = [found["ways"][way] for found in precisions.values()]
+        cells = [f"{found['peak_bytes'] / 1e9:.2f} GB, loss {found['losses'][-1]:.3f}" for found in ways]
+        rows.append(f"| {way} | {' | '.join(cells)} |")
+    return table(f"| | {' | '.join(precisions)} |", rows)
+
+
+def times(ratio: float) -> str:
+    """Return a ratio in words."""
+    return f"{ratio:.2f} times"
+
+
+def loss() -> str:
+    """Compare our loss with the plain form and torch's own: peak memory and processor time."""
+    found = figures("loss")["figures"]
+    rows = []
+    for precision in ("fp32", "bf16"):
+        head = {name: cost(value) for name, value in found[f"head, 4x1024, {precision}"].items()}
+        rows.append(
+            f"| hidden states to loss and gradients, {precision} | {head['plain']} "
+            f"| {head['ours']} (each token: {head['ours, each token']}) | {head['torch']} |"
+        )
+    for precision in ("fp32", "bf16"):
+        step = {name: cost(value) for name, value in found[f"step, 4x1024, {precision}"].items()}
+        rows.append(f"| a whole step with AdamW, {precision} | {step['plain']} | {step['ours']} | |")
+    head = "| 124M, T=1024, B=4, one core | plain | ours | `F.linear_cross_entropy` of torch, in pieces |"
+    return table(head, rows)
+
+
+def cost(found: dict[str, Any]) -> str:
+    """Return the peak memory and processor time of a measurement."""
+    return f"{found['peak_bytes'] / 1e9:.2f} GB, {found['cpu_seconds']:.1f} s"
+
+
+def spam() -> str:
+    """List the test accuracy on the SMS Spam Collection, mean (standard deviation), in per cent."""
+    sizes = {"747 + 747": "747 + 747 messages", "653 + 653": "653 + 653, all distinct"}
+    rows = []
+    for way, found in figures("spam")["ways"].items():
+        cells = [found[size]["accuracy"] for size in sizes]
+        percents = [f"{100 * cell['mean']:.2f} ({100 * cell['std']:.2f})" for cell in cells]
+        rows.append(f"| {way} | {' | '.join(percents)} |")
+    return table(f"| | {' | '.join(sizes.values())} |", rows)
+
+
+def follow() -> str:
+    """List the scores before and after instruction and preference tuning, mean (standard deviation)."""
+    found = figures("follow")
+    rows = [
+        f"| {name}: {metric} | {spread(found[name]['before/test'][metric])} | {spread(found[name]['test'][metric])} |"
+        for name in ("instruct", "prefer")
+        for metric in found[name]["test"]
+    ]
+    return table("| test split | before | after |", rows)
+
+
+def spread(cell: dict[str, float]) -> str:
+    """Return a mean with its standard deviation."""
+    return f"{cell['mean']:.3f} ({cell['std']:.3f})"
+
+
+def triggers() -> str:
+    """List which planted triggers were found, and what was named in clean models."""
+    found = figures("safety")["triggers"]
+    rows = []
+    for run in found["runs"]:
+        named = ", ".join(code(phrase["phrase"]) for phrase in run["named"]) or "nothing"
+        cells = [run["kind"], code(run["trigger"]), named] if run["trigger"] else ["clean", "none", named]
+        attack = f"{100 * run['attack']:.0f} %" if run["trigger"] else ""
+        rows.append(f"| {' | '.join(cells)} | {run['most_nats']:.1f} | {attack} |")
+    summary = f"""It found {found["found"]} of {found["planted_models"]} triggers, named
+    {found["false_alarms_in_planted"]} other phrases in these models, and named something in
+    {found["clean_models_with_alarm"]} of {found["clean_models"]} clean models."""
+    return f"{table('| planted | trigger | named | nats | attack |', rows)}\n\n{lines(summary)}"
+
+
+def code(text: str) -> str:
+    """Return a text as code, with escapes for what is not ASCII."""
+    return f"`{ascii(text)[1:-1]}`"
+
+
+def memorization() -> str:
+    """List the exposure of planted secrets, and the share that the model gives back verbatim."""
+    found = figures("safety")["memorisation"]
+    repeats = list(dict.fromkeys(row["repeats"] for row in found))
+    rows = []
+    for start in range(0, len(found), len(repeats)):
+        group = found[start : start + len(repeats)]
+        cells = [
+            f"{row['exposure']['mean']:.1f} ({row['exposure']['std']:.1f}), {100 * row['extracted']['mean']:.0f} %"
+            for row in group
+        ]
+        rows.append(f"| {group[0]['same']} | {group[0]['stride']} | {group[0]['steps']:,} | {' | '.join(cells)} |")
+    return table(f"| same | stride | steps | {' | '.join(f'{n} x' for n in repeats)} |", rows)
