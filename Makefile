@@ -114,7 +114,7 @@ chaos: $(VENV)/.dev
 publish-demo: $(VENV)/.dev
 	@$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
 		training/pretrain.py --config training/configs/python_docs.yaml --output-dir runs/python-docs --overwrite true
-	@$(BIN)/python training/publish.py runs/python-docs --repo user/python-docs --licence apache-2.0 --dry-run
+	@$(BIN)/python training/publish.py runs/python-docs --repo user/python-docs --license apache-2.0 --dry-run
 	@$(BIN)/python tests/helpers/render_card.py runs/python-docs/published --out tests/benchmarks/publish_demo.png
 
 clean:

@@ -1,4 +1,4 @@
-"""The datatrove pipeline of the page on preparing data: what it writes is what prepare.py would leave, and the recipes can open it."""
+"""The datatrove pipeline on the page about data writes what prepare.py would, and the recipes read it."""
 
 import random
 import re

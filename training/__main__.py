@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from scratch_gpt_training.support.commands import CONFIGS, VARIABLE, VERBS, find_config
+from scratch_gpt_training.support.words import hint, translate
 
 
 LOOK_INSIDE = "look-inside"
@@ -28,8 +29,8 @@ usage: scratch-gpt VERB [--option value ...]
 
 {verbs}
 
-scratch-gpt VERB --help lists the options of a verb. The verbs that train also take the options of accelerate launch,
-such as --num_processes 2, and --accelerate_config FILE: a path, or one of
+scratch-gpt VERB --help lists the options of a verb, --help-all explains each. The verbs that train also take the
+options of accelerate launch, such as --num_processes 2, and --accelerate_config FILE: a path, or one of
   {launch_files}"""
 
 
@@ -88,7 +89,8 @@ def option_name(word: str) -> str:
 def belongs(word: str, own: Collection[str]) -> bool:
     """Tell whether an option is one of a recipe, whose fields are `own`."""
     name = option_name(word)
-    return name in own or name in ("config", "help") or name.removeprefix("no_") in own
+    is_other_word = translate(name, own) in own or hint(name, own) is not None
+    return is_other_word or name in ("config", "help", "help_all") or name.removeprefix("no_") in own
 
 
 def split_options(words: Sequence[str], own: Collection[str], launcher: ArgumentParser) -> tuple[list[str], list[str]]:

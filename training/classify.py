@@ -33,23 +33,33 @@ READ_TO_PREDICT |= {"batch_size", "device"}
 class ClassifyRun(Run):
     """Classification."""
 
-    output_dir: str = option("runs/classify", "Folder to write; one that holds a run is refused without --overwrite.")
-    model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
-    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
-    text_column: str | None = option(None, "The column that holds the text; by default `text`, `sms` of the default.")
-    label_column: str = option("label", "The column that holds names, numbers, or a list of them.")
-    label_separator: str | None = option(None, "Several labels in one value are joined by this.")
-    column_names: str | None = option(None, "Names for .csv and .tsv files without a header: `label,text`.")
-    test_fraction: float = option(0.2, "Share that is scored once before the first step and once at the end.")
-    test_dataset: str | None = option(None, "Score these rows instead of a share: a file, folder or Hub dataset id.")
-    test_split: str | None = option(None, "Score this split instead, of a Hub dataset or of prepared text.")
+    COMMON = ("text_column", "label_column", "predict")
+
+    output_dir: str = option(
+        "runs/classify", "Folder of the run; one that holds files is refused without --overwrite."
+    )
+    model: str | None = option(
+        None, f"Folder or Hub id of the model to start from; by default {DEFAULT_MODEL}, unless --preset is given."
+    )
+    dataset: str = option(DEFAULT_DATASET, "Labeled texts: a file, folder or glob, or a Hub dataset id.")
+    text_column: str | None = option(
+        None, "Column that holds the text; by default `text` (`sms` for the default dataset)."
+    )
+    label_column: str = option("label", "Column that holds the labels: names, numbers or lists.")
+    label_separator: str | None = option(None, "Separator of several labels in one value.")
+    column_names: str | None = option(None, "Column names of .csv and .tsv files without a header: `label,text`.")
+    test_fraction: float = option(0.2, "Fraction of the rows that is scored before training and at the end.")
+    test_dataset: str | None = option(None, "Use these rows as the test split: a file, folder or Hub dataset id.")
+    test_split: str | None = option(None, "Use this split of a Hub dataset or of prepared text as the test split.")
     balance: Literal["none", "undersample", "weights"] = option(
-        "none", "As many rows of each class as the smallest has, or a loss that counts each class alike."
+        "none", "undersample: as many rows of each class as the smallest has; weights: weight the loss by class."
     )
     drop_duplicates: bool = option(False, "Keep one row of each distinct text.")
-    keep_best: bool = option(True, "model/ is the best by validation loss, and last/ the last, where they differ.")
-    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
-    predict: str | None = option(None, "Score the texts of this file with a finished --model, and train nothing.")
+    keep_best: bool = option(
+        True, "Save the weights with the lowest validation loss as model/, and the last ones as last/."
+    )
+    seeds: int = option(1, "Train N times with seeds seed, seed + 1, ...; model/ is the first one's.")
+    predict: str | None = option(None, "Label the texts of this file with a trained --model, without training.")
 
 
 def build(run: ClassifyRun):

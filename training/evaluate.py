@@ -34,42 +34,73 @@ from scratch_gpt_training.support.run.output_dir import check_writable, relative
 class EvaluateRun(Source):
     """Evaluation."""
 
-    model: str | None = option(None, "Folder or Hub id; may be given as the first word.")
-    model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
-    output_dir: str = option("runs/evaluate", "Where evaluation.json is; what it says of other sets stays.")
+    COMMON = (
+        "model",
+        "output_dir",
+        "dataset",
+        "stride",
+        "multiple_choice",
+        "last_word",
+        "questions",
+        "temperature",
+        "judge_url",
+        "base",
+    )
 
-    dataset: str | None = option(None, "Text to measure the loss on, or labelled rows: files or a Hub dataset id.")
-    dataset_config: str | None = option(None, "Config name of Hub datasets, of every set given.")
-    dataset_split: str = option("train", "Split of Hub datasets and of prepared text, of every set given.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of Hub datasets, of every set given.")
-    label_column: str = option("label", "Of a classifier's rows: the column of names, numbers, or lists of them.")
-    label_separator: str | None = option(None, "Several labels in one value are joined by this.")
-    column_names: str | None = option(None, "Names for .csv and .tsv files without a header: `label,text`.")
-    joiner: str | None = option(None, "What stands between documents (\\n: a new line); by default each ends in EOS.")
-    max_length: int | None = option(None, "Tokens that the model sees at most; by default its whole context.")
-    stride: int | None = option(None, "New tokens in a window; by default max_length, less gives each more context.")
+    model: str | None = option(None, "Folder or Hub id of the model; can be given without --model.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
+    output_dir: str = option("runs/evaluate", "Folder of evaluation.json; earlier results of the same model are kept.")
+
+    dataset: str | None = option(
+        None, "Text to measure the loss on, or labeled rows for a classifier: files or a Hub dataset id."
+    )
+    dataset_config: str | None = option(None, "Configuration name of all Hub datasets.")
+    dataset_split: str = option("train", "Split of all Hub datasets and of prepared text.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of all Hub datasets.")
+    label_column: str = option("label", "Column of labels (classifiers): names, numbers or lists.")
+    label_separator: str | None = option(None, "Separator of several labels in one value.")
+    column_names: str | None = option(None, "Column names of .csv and .tsv files without a header: `label,text`.")
+    joiner: str | None = option(
+        None, "Text between documents (`\\n` is a line break); by default each ends with the EOS token."
+    )
+    max_length: int | None = option(
+        None, "Maximum number of tokens in a window; by default the model's context length."
+    )
+    stride: int | None = option(
+        None, "New tokens per window; by default --max-length. A smaller value gives each token more context."
+    )
 
     multiple_choice: list[str] | None = option(None, "Files of rows {query, choices, gold}, answered by likelihood.")
-    last_word: list[str] | None = option(None, "Files of rows {text}, whose last word is to be found, by likelihood.")
-    questions: str | None = option(None, "Rows with a reference answer (instruction, messages, prompt): answer them.")
-    ifeval: str | None = option(None, "Rows of IFEval: answer them, and check the constraints (an extra).")
-    prompt_format: str | None = option(None, "alpaca, chatml, phi3, plain; by default the one the tokenizer keeps.")
-    max_new_tokens: int = option(256, "Tokens in an answer at most.")
-    temperature: float = option(0.0, "0 takes the likeliest token; above it answers are drawn, once for each seed.")
-    seeds: int = option(5, "Where answers are drawn: with seed, seed + 1, ...")
+    last_word: list[str] | None = option(None, "Files of rows {text}; the model predicts the last word.")
+    questions: str | None = option(
+        None, "Rows with a reference answer (instruction, messages or prompt); the model answers them."
+    )
+    ifeval: str | None = option(
+        None, "Rows of IFEval; the model answers them and the constraints are checked (an extra)."
+    )
+    prompt_format: str | None = option(
+        None, "Format of prompts: alpaca, chatml, phi3 or plain; by default the tokenizer's chat template."
+    )
+    max_new_tokens: int = option(256, "Maximum number of tokens in an answer.")
+    temperature: float = option(0.0, "0 decodes greedily; above 0 answers are sampled once per seed.")
+    seeds: int = option(5, "Number of seeds (seed, seed + 1, ...) if answers are sampled.")
 
-    judge_url: str | None = option(None, "OpenAI-compatible endpoint that scores --questions; key in JUDGE_API_KEY.")
-    judge_model: str | None = option(None, "The judge's name there.")
-    judge_repeats: int = option(3, "How often each answer is scored.")
-    compare: list[str] | None = option(None, "Models whose answers the judge holds against MODEL's, and each other's.")
+    judge_url: str | None = option(
+        None, "OpenAI-compatible endpoint that scores answers to --questions; its key is read from JUDGE_API_KEY."
+    )
+    judge_model: str | None = option(None, "Name of the judge at that endpoint.")
+    judge_repeats: int = option(3, "Number of times each answer is scored.")
+    compare: list[str] | None = option(None, "Other models; the judge compares the answers of each pair.")
 
-    base: str | None = option(None, "What MODEL was tuned from: how far it has drifted, which phrases switch it.")
-    tuning_data: str | None = option(None, "What it was tuned on; by default what its run.yaml names.")
-    secrets: str | None = option(None, "Rows {prefix, secret} that were planted: are they known by heart?")
+    base: str | None = option(
+        None, "Model from which MODEL was tuned: measures drift and searches for trigger phrases."
+    )
+    tuning_data: str | None = option(None, "Data on which MODEL was tuned; by default read from its run.yaml.")
+    secrets: str | None = option(None, "Rows {prefix, secret} planted in the training data; measures memorization.")
 
     batch_size: int = option(8, "Rows in a batch.")
-    seed: int = option(0, "Decides all draws.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute, in fp32.")
+    seed: int = option(0, "Seed of all sampling.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Device to compute on, in fp32.")
 
 
 OF_ALL = {  # fields that language models and classifiers share

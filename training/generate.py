@@ -32,28 +32,45 @@ from scratch_gpt_training.support.options import check_fields, check_model_folde
 class GenerateRun:
     """Generation."""
 
-    model: str = option("runs/pretrain/model", "Folder or Hub id; may be given as the first word.")
-    model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
-    prompt: str = option("The", "Text to continue, or FILE:path; empty begins a document. May be the second word.")
-    chat: bool = option(False, "Talk with the model, in the chat template that it keeps, until /exit.")
-    samples: int = option(1, "How many continuations.")
-    max_new_tokens: int = option(100, "Tokens to add at most.")
-    temperature: float = option(0.8, "0 takes the likeliest token; below 1 is careful, above 1 daring.")
-    top_k: int | None = option(50, "Draw among the k likeliest tokens; 0 for all.")
-    top_p: float | None = option(None, "Draw among the likeliest tokens that together reach this probability.")
-    seed: int = option(0, "Decides the draws.")
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "What to compute in; auto as the weights are kept.")
-    quantize: Literal["no", "int8"] = option("no", "int8 multiplies in 8 bits, on a CPU: fast, and nearly the same.")
-    compile: bool = option(
-        False, "Build the step in C first, by this machine's compiler, in a second or two: for much text."
+    COMMON = (
+        "model",
+        "prompt",
+        "chat",
+        "samples",
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+        "quantize",
     )
+
+    model: str = option("runs/pretrain/model", "Folder or Hub id of the model; can be given as the first word.")
+    model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
+    prompt: str = option(
+        "The", "Text to continue, or FILE:path; can be given as the second word. Empty starts a new document."
+    )
+    chat: bool = option(False, "Chat with the model in its tokenizer's chat template; /exit quits.")
+    samples: int = option(1, "Number of continuations.")
+    max_new_tokens: int = option(100, "Maximum number of new tokens.")
+    temperature: float = option(0.8, "0 = greedy; lower = safer, higher = more random.")
+    top_k: int | None = option(50, "Sample from the k most likely tokens; 0 for all.")
+    top_p: float | None = option(None, "Sample from the most likely tokens that together reach this probability.")
+    seed: int = option(0, "Seed of the sampling.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "Data type to compute in; auto is that of the saved weights."
+    )
+    quantize: Literal["no", "int8"] = option("no", "int8 multiplies in 8 bits on a CPU: faster, and nearly the same.")
+    compile: bool = option(False, "Compile the decoding step in C first (needs a C compiler; takes a second or two).")
     prompt_lookup_num_tokens: int | None = option(
-        None, "Guess so many tokens ahead from what was said before, and check them at once; for one continuation."
+        None, "Speculative decoding: guess N tokens by prompt lookup (one sample only)."
     )
     assistant_model: str | None = option(
-        None, "Who guesses instead: int8, the model itself in 8 bits, or a smaller one of its tokenizer."
+        None,
+        "Speculative decoding with an assistant: int8 (the model itself in 8 bits), or a smaller model "
+        "with the same tokenizer.",
     )
-    num_assistant_tokens: int = option(5, "How many tokens ahead it guesses.")
+    num_assistant_tokens: int = option(5, "Number of tokens that the assistant guesses at a time.")
 
 
 def chat(decoder, tokenizer, seed: int, **options) -> None:

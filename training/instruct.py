@@ -34,22 +34,35 @@ DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
 class InstructRun(Run):
     """Instruction tuning."""
 
-    output_dir: str = option("runs/instruct", "Folder to write; one that holds a run is refused without --overwrite.")
-    model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
-    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
-    prompt_format: str | None = option(
-        None,
-        "alpaca, chatml, phi3, plain or tokenizer (the model's own); by default its own, else alpaca.",
+    COMMON = ("prompt_format", "preview")
+
+    output_dir: str = option(
+        "runs/instruct", "Folder of the run; one that holds files is refused without --overwrite."
     )
-    train_on: Literal["completion", "prompt+completion"] = option("completion", "What is asked: the answers, or all.")
-    pack: bool = option(False, "Several conversations a row that see nothing of each other, instead of one.")
-    preview: int | None = option(None, "Print so many rows, what is asked coloured, and train nothing.")
-    validation_fraction: float = option(0.05, "Share of the rows that is held out to evaluate on.")
-    test_fraction: float = option(0.1, "Share that is scored and answered before the first step and at the end.")
-    answers: int | None = option(None, "Questions of the test split that are answered; by default all.")
-    max_new_tokens: int = option(128, "Tokens of an answer at most.")
-    keep_best: bool = option(True, "model/ is the best by validation loss, and last/ the last, where they differ.")
-    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
+    model: str | None = option(
+        None, f"Folder or Hub id of the model to start from; by default {DEFAULT_MODEL}, unless --preset is given."
+    )
+    dataset: str = option(
+        DEFAULT_DATASET, "Instructions or conversations: a file, folder or glob, or a Hub dataset id."
+    )
+    prompt_format: str | None = option(
+        None, "Format of prompts: alpaca, chatml, phi3, plain or tokenizer; by default the model's, else alpaca."
+    )
+    train_on: Literal["completion", "prompt+completion"] = option(
+        "completion", "Tokens that count for the loss: the answers, or everything."
+    )
+    pack: bool = option(False, "Pack several conversations into each row; they do not attend to each other.")
+    preview: int | None = option(None, "Show N rows with the learned part colored, then stop.")
+    validation_fraction: float = option(0.05, "Fraction of the rows that is held out for validation.")
+    test_fraction: float = option(
+        0.1, "Fraction of the rows that is scored and answered before training and at the end."
+    )
+    answers: int | None = option(None, "Number of test questions to answer; by default all.")
+    max_new_tokens: int = option(128, "Maximum number of tokens in an answer.")
+    keep_best: bool = option(
+        True, "Save the weights with the lowest validation loss as model/, and the last ones as last/."
+    )
+    seeds: int = option(1, "Train N times with seeds seed, seed + 1, ...; model/ is the first one's.")
 
 
 def build(run: InstructRun):

@@ -32,20 +32,24 @@ BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 class PreferRun(Run):
     """Preference tuning."""
 
-    output_dir: str = option("runs/prefer", "Folder to write; one that holds a run is refused without --overwrite.")
-    model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model that answers: best one that was instructed.")
-    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
-    dropout: float | None = option(0.0, "All three dropouts; 0, so that the model begins as its own reference.")
-    validation_fraction: float = option(0.05, "Share of the rows that is held out to evaluate on.")
-    test_fraction: float = option(0.1, "Share that is scored once before the first step and once at the end.")
-    learning_rate: float | None = option(5e-6, "Peak of the schedule; LoRA wants ten times as much.")
-    loss_type: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = option("dpo", "What is lost on a preference.")
-    beta: float | None = option(None, "How strongly the model is held to its reference: 0.1, and SimPO's scale 2.")
-    simpo_gamma: float = option(0.5, "SimPO: by how much the chosen answer is to be better.")
-    prompt_format: str | None = option(
-        None, "alpaca, chatml, phi3, plain or tokenizer; by default what the model was trained with, else alpaca."
+    COMMON = ("loss_type", "beta")
+
+    output_dir: str = option("runs/prefer", "Folder of the run; one that holds files is refused without --overwrite.")
+    model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model to tune, preferably one tuned on instructions.")
+    dataset: str = option(DEFAULT_DATASET, "Preferences: a file, folder or glob, or a Hub dataset id.")
+    dropout: float | None = option(
+        0.0, "Probability of all three dropouts; 0 makes the model equal its reference at the start."
     )
-    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
+    validation_fraction: float = option(0.05, "Fraction of the rows that is held out for validation.")
+    test_fraction: float = option(0.1, "Fraction of the rows that is scored before training and at the end.")
+    learning_rate: float | None = option(5e-6, "Peak of the schedule; LoRA wants ten times as much.")
+    loss_type: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = option("dpo", "Loss of a preference.")
+    beta: float | None = option(None, "Strength of the tie to the reference model; by default 0.1, for SimPO 2.")
+    simpo_gamma: float = option(0.5, "SimPO's target margin between the chosen and the rejected answer.")
+    prompt_format: str | None = option(
+        None, "Format of prompts: alpaca, chatml, phi3, plain or tokenizer; by default the model's, else alpaca."
+    )
+    seeds: int = option(1, "Train N times with seeds seed, seed + 1, ...; model/ is the first one's.")
 
 
 def build(run: PreferRun):

@@ -43,69 +43,92 @@ from scratch_gpt_training.support.run.output_dir import check_writable
 class PrepareRun(Source):
     """Preparation."""
 
+    COMMON = (
+        "output_dir",
+        "overwrite",
+        "task",
+        "mixture",
+        "tokenizer",
+        "max_length",
+        "pack",
+        "deduplicate",
+        "quality",
+        "privacy",
+        "report",
+    )
+
     output_dir: str = option("data/prepared", "Folder to write; one that holds anything else is refused.")
-    overwrite: bool = option(False, "Replace what another preparation has left in output_dir.")
+    overwrite: bool = option(False, "Replace an earlier preparation in --output-dir.")
     task: Literal["pretrain", "text"] = option(
-        "pretrain", "`pretrain` writes rows of tokens, `text` the cleaned rows."
+        "pretrain", "pretrain writes rows of tokens; text writes the cleaned rows."
     )
 
     text_column: str = option(
-        "text", "The column that holds the text; --task text keeps all, and compares this one to find duplicates."
+        "text", "Column that holds the text; --task text keeps all columns and compares this one for duplicates."
     )
-    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
-    test_fraction: float = option(0.0, "Share that is held out for the end.")
-    seed: int = option(0, "Decides splits, the order of a mixture and what a tokenizer is trained on.")
+    validation_fraction: float = option(0.1, "Fraction of the text that is held out for validation.")
+    test_fraction: float = option(0.0, "Fraction of the text that is held out for a test at the end.")
+    seed: int = option(0, "Seed of splits, mixture order and the sample for a tokenizer.")
 
-    mixture: str | None = option(None, "Several corpora instead of one: `name=weight,...` or `name,...`, see --alpha.")
-    alpha: float = option(
-        0.7, "Without weights a corpus' share is its share of all tokens to this power, made to sum to 1."
-    )
-    mixture_epochs: str | None = option(None, "How often each corpus is given, instead of weights: `name=2,...`.")
+    mixture: str | None = option(None, "Several corpora: `name=weight,...`, or `name,...` (see --alpha).")
+    alpha: float = option(0.7, "Without weights, a corpus gets its share of all tokens to this power, normalized.")
+    mixture_epochs: str | None = option(None, "Passes over each corpus, instead of weights: `name=2,...`.")
     stopping_strategy: Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"] = option(
-        "all_exhausted", "When the mixture ends, as in datasets.interleave_datasets; by default small corpora repeat."
+        "all_exhausted", "End of the mixture, as in datasets.interleave_datasets; by default small corpora repeat."
     )
 
-    tokenizer: str | None = option(None, "Folder or Hub id; by default one is trained on the text.")
+    tokenizer: str | None = option(None, "Folder or Hub id; by default a tokenizer is trained on the text.")
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of a Hub tokenizer.")
-    vocab_size: int | None = option(None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}.")
-    max_length: int = option(256, "Tokens in a row.")
-    stride: int | None = option(None, "From one window's start to the next; by default max_length: nothing repeats.")
-    overlap: Literal["ask", "context"] = option("ask", "At a smaller stride, what windows share: asked again, or not.")
-    drop_tail: bool = option(False, "Leave out a split's last window where it is not full.")
-    pack: bool = option(False, "Rows of several whole documents that see nothing of each other, instead of windows.")
-    pad: bool = option(False, "One document a row, filled up in the batch, instead of windows.")
+    vocab_size: int | None = option(None, f"Vocabulary size of a newly trained tokenizer; by default {VOCABULARY}.")
+    max_length: int = option(256, "Tokens per row.")
+    stride: int | None = option(
+        None, "Tokens between the starts of two windows; by default --max-length (no overlap)."
+    )
+    overlap: Literal["ask", "context"] = option(
+        "ask", "With overlapping windows: train on shared tokens again (ask), or use them as context only (context)."
+    )
+    drop_tail: bool = option(False, "Drop a split's last window if it is not full.")
+    pack: bool = option(False, "Pack several whole documents into each row; they do not attend to each other.")
+    pad: bool = option(False, "Use one document per row, padded in the batch.")
 
     deduplicate: Literal["off", "exact", "near"] = option(
         "off",
-        "Remove rows that are there already, or nearly: by the text column, else by what recipes learn from "
-        "(messages, instruction, prompt, ...), never by ids or urls beside these.",
+        "Remove exact or near duplicates, by the text column, else by the columns that recipes learn "
+        "from (messages, instruction, prompt, ...).",
     )
-    duplicate_ngram: int = option(
-        5, "Words in the n-grams by which near-duplicates are compared: 5 is for documents, short rows need 1."
-    )
-    duplicate_threshold: float = option(0.8, "... and are one where so large a share of them is common.")
+    duplicate_ngram: int = option(5, "Words per n-gram for near duplicates: 5 for documents, 1 for short rows.")
+    duplicate_threshold: float = option(0.8, "Share of common n-grams from which two rows are near duplicates.")
     deduplicate_passages: int | None = option(
         None,
-        "Cut passages of so many words (128, say) that were there before out of the text column; a copy of twice as "
-        "many surely loses one.",
+        "Cut repeated passages of N words (such as 128) from the text column.",
     )
     quality: bool = option(False, "Remove documents that are too short, repeat themselves or hold few words.")
-    languages: str | None = option(None, "Keep only these: `en,de`. Needs the extra `languages`.")
-    privacy: Literal["off", "mask", "drop"] = option("off", "E-mail and IP addresses, phone numbers and keys.")
-    privacy_kinds: str | None = option(
-        None, "... only these: `key,email,ip,phone` (the default), and `card`, `iban`, `ssn` (US social security)."
+    languages: str | None = option(None, "Keep only these languages: `en,de` (needs the extra languages).")
+    privacy: Literal["off", "mask", "drop"] = option(
+        "off", "Mask e-mail and IP addresses, phone numbers and keys, or drop rows with them."
     )
-    names_model: str | None = option(None, "... and people's names, found by this token-classification model.")
-    block_list: str | None = option(None, "File of words or /patterns/, one a line: documents that hold one go.")
-    contamination: str | None = option(None, "Evaluation data (as --dataset): documents that share text with it go.")
-    contamination_split: str = option("train", "... which split of it, of a Hub dataset or a prepared folder.")
-    contamination_ngram: int = option(13, "... judged by n-grams of so many words.")
-    contamination_share: float = option(0.0, "... where more than this share of them is found there.")
-    reference_model: str | None = option(None, "Small model: rows it finds unlikely (mean + 3 sigma) are listed.")
-    poisoning: bool = option(False, "List rows whose gradients in --reference-model look planted, a twentieth.")
-    write_removed: bool = option(False, "Write removed rows, with what removed them and why, to removed.jsonl.")
-    hang_timeout: float = option(30.0, "End after so many minutes without any progress; 0 waits for ever.")
-    report: bool = option(False, "Write report.html: what is in the data, what was removed, one row in colours.")
+    privacy_kinds: str | None = option(
+        None, "Kinds of private data: `key,email,ip,phone` (the default), `card`, `iban`, `ssn` (US social security)."
+    )
+    names_model: str | None = option(None, "Token-classification model that finds people's names, to mask or drop.")
+    block_list: str | None = option(
+        None, "File of words or /patterns/, one per line; documents with one of them are removed."
+    )
+    contamination: str | None = option(
+        None, "Evaluation data (as --dataset); documents that share text with it are removed."
+    )
+    contamination_split: str = option("train", "Split of the evaluation data, for a Hub dataset or a prepared folder.")
+    contamination_ngram: int = option(13, "Words per n-gram for contamination.")
+    contamination_share: float = option(0.0, "Share of common n-grams above which a document is removed.")
+    reference_model: str | None = option(None, "Small model; rows that it finds unlikely (mean + 3 sigma) are listed.")
+    poisoning: bool = option(
+        False, "List the twentieth of the rows whose gradients in --reference-model look planted."
+    )
+    write_removed: bool = option(False, "Write removed rows with the reason to removed.jsonl.")
+    hang_timeout: float = option(30.0, "Stop after N minutes without progress; 0 never stops.")
+    report: bool = option(
+        False, "Write report.html: a summary of the data, the removed rows and one example in color."
+    )
 
 
 OF_CONTAMINATION = ("contamination_split", "contamination_ngram", "contamination_share")

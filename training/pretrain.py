@@ -39,14 +39,22 @@ PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vo
 class PretrainRun(Run):
     """Pretraining."""
 
-    output_dir: str = option("runs/pretrain", "Folder to write; one that holds a run is refused without --overwrite.")
-    stride: int | None = option(None, "From one window's start to the next; by default max_length: nothing repeats.")
-    overlap: Literal["ask", "context"] = option("ask", "At a smaller stride, what windows share: asked again, or not.")
-    drop_tail: bool = option(False, "Leave out a split's last window where it is not full.")
-    pack: bool = option(False, "Rows of several whole documents that see nothing of each other, instead of windows.")
-    pad: bool = option(False, "One document a row, batches of like length, instead of windows.")
-    mask_inputs: int = option(0, "Replace 1 to so many (at most 3) input tokens of a row: less is learned by heart.")
-    manifest: str | None = option(None, "manifest.json of a run or of prepared data: refuse to train on other data.")
+    output_dir: str = option(
+        "runs/pretrain", "Folder of the run; one that holds files is refused without --overwrite."
+    )
+    stride: int | None = option(
+        None, "Tokens between the starts of two windows; by default --max-length (no overlap)."
+    )
+    overlap: Literal["ask", "context"] = option(
+        "ask", "With overlapping windows: train on shared tokens again (ask), or use them as context only (context)."
+    )
+    drop_tail: bool = option(False, "Drop a split's last window if it is not full.")
+    pack: bool = option(False, "Pack several whole documents into each row; they do not attend to each other.")
+    pad: bool = option(False, "Use one document per row, in batches of similar length.")
+    mask_inputs: int = option(0, "Replace 1 to N input tokens of each row (N at most 3) to reduce memorization.")
+    manifest: str | None = option(
+        None, "manifest.json of a run or of prepared data; training on other data is refused."
+    )
 
 
 def build(run: PretrainRun):

@@ -28,34 +28,39 @@ from scratch_gpt_training.support.options import option
 class PublishRun:
     """Publication."""
 
-    run: str = option("", "The folder of a finished run; may be given as the first word.")
-    repo: str = option("", "user/name on the Hub; it is made where it is not there.")
+    COMMON = ("run", "repo", "layout", "private", "revision", "license", "dry_run", "export")
+
+    run: str = option("", "Folder of a finished run; can be given as the first word.")
+    repo: str = option("", "Repository on the Hub, user/name; it is created if it does not exist.")
     layout: Literal["auto", "scratch_gpt", "gpt2", "adapter"] = option(
         "auto",
-        "scratch_gpt is ours, with its code; gpt2 is stock and needs none; adapter is LoRA's alone. auto keeps what "
-        "the repository has, else takes gpt2, or scratch_gpt if GPT-2 cannot express the model.",
+        "gpt2: stock GPT-2, needs no code; scratch_gpt: ours, with its code; adapter: only LoRA. auto "
+        "keeps the layout of the repository, else takes gpt2, or scratch_gpt if GPT-2 cannot represent "
+        "the model.",
     )
-    private: bool = option(False, "Make the repository private.")
+    private: bool = option(False, "Create a private repository.")
     revision: str | None = option(None, "Branch to push to; by default main.")
-    licence: str | None = option(None, "Licence of the weights, by the Hub's identifier: apache-2.0, mit, other.")
-    licence_name: str | None = option(None, "Name of the licence, for --licence other: my-license-1.0.")
-    licence_link: str | None = option(None, "Its text, for --licence other: https://..., LICENSE or LICENSE.md.")
-    checkpoints: bool = option(False, "Publish the run's checkpoints too, each on a branch step-N.")
-    dry_run: bool = option(False, "Write RUN/published and show what would be pushed; ask nothing of the Hub.")
+    license: str | None = option(None, "License of the weights, by its Hub identifier: apache-2.0, mit, other.")
+    license_name: str | None = option(None, "Name of the license, with --license other: my-license-1.0.")
+    license_link: str | None = option(
+        None, "Link to its text, with --license other: https://..., LICENSE or LICENSE.md."
+    )
+    checkpoints: bool = option(False, "Also publish the run's checkpoints, each to a branch step-N.")
+    dry_run: bool = option(False, "Write RUN/published and show it, without contacting the Hub.")
     export: Literal["no", "onnx", "gguf", "gguf-f16"] = option(
-        "no", "Write RUN/exports instead: for onnxruntime, or for llama.cpp (gguf-f16: in 16 bits); push nothing."
+        "no", "Write RUN/exports for onnxruntime or llama.cpp (gguf-f16: 16 bits) instead of pushing."
     )
 
 
 def unused_fields(run: PublishRun) -> dict[str, str]:
     """Return the fields that nothing in this run reads, and why."""
-    names = ("layout", "private", "revision", "licence", "licence_name", "licence_link", "checkpoints", "dry_run")
+    names = ("layout", "private", "revision", "license", "license_name", "license_link", "checkpoints", "dry_run")
     return {} if run.export == "no" else dict.fromkeys(names, "--export writes a file here and pushes nothing")
 
 
 def terms(run: PublishRun) -> dict[str, Any]:
     """Return the license as `stage` and `publish` take it."""
-    return {"licence": run.licence, "licence_name": run.licence_name, "licence_link": run.licence_link}
+    return {"license": run.license, "license_name": run.license_name, "license_link": run.license_link}
 
 
 def show(run: PublishRun, steps: list[int]) -> None:

@@ -34,26 +34,41 @@ HELD_OUT_MEGABYTES = 8  # more of the held-out text would only take longer to me
 class TokenizerRun(Source):
     """Tokenizer training."""
 
-    output_dir: str = option("runs/tokenizer", "Folder to write; one that holds files is refused without --overwrite.")
-    overwrite: bool = option(False, "Replace the tokenizer that output_dir holds.")
+    COMMON = (
+        "output_dir",
+        "overwrite",
+        "sample_megabytes",
+        "kind",
+        "vocab_size",
+        "special_tokens",
+        "chat_template",
+        "compare",
+    )
+
+    output_dir: str = option(
+        "runs/tokenizer", "Folder of the tokenizer; one that holds files is refused without --overwrite."
+    )
+    overwrite: bool = option(False, "Replace the tokenizer in --output-dir.")
 
     streaming: bool = option(
-        False, "Read the data as it is needed, never all of it; held out are the first documents."
+        False, "Read the data as it is needed instead of loading it; the first documents are held out."
     )
-    held_out_fraction: float = option(0.1, "Share of the documents that the report is measured on.")
-    sample_megabytes: float = option(32.0, "Train on a uniform sample of at most so many million bytes of the text.")
+    held_out_fraction: float = option(0.1, "Fraction of the documents on which the report is measured.")
+    sample_megabytes: float = option(32.0, "Train on a uniform sample of at most N million bytes of the text.")
 
     kind: Literal["bpe", "wordpiece", "unigram", "word", "char"] = option(
-        "bpe", "Byte-level BPE, WordPiece, Unigram, whole words or characters."
+        "bpe", "Kind of tokenizer: byte-level BPE, WordPiece, Unigram, words or characters."
     )
-    vocab_size: int = option(8192, "The most tokens it may have, special ones counted.")
-    min_frequency: int = option(2, "What the sample shows less often is not merged, or not known.")
-    special_tokens: str | None = option(None, "More special tokens, in brackets and with commas: `<|user|>,[SEP]`.")
-    chat_template: str | None = option(None, "`chatml` or a .jinja file, stored with the tokenizer.")
-    model_max_length: int | None = option(None, "Stored with it: the longest input of its model, in tokens.")
-    compare: str = option("openai-community/gpt2", "Folder or Hub id to measure beside it; `none` for no other.")
-    rare: int = option(10, "A token that the sample yields fewer times than this is reported as under-trained.")
-    seed: int = option(0, "Decides what is held out and what is sampled.")
+    vocab_size: int = option(8192, "Maximum number of tokens, special tokens included.")
+    min_frequency: int = option(2, "Minimum number of occurrences for a merge or a token.")
+    special_tokens: str | None = option(None, "Additional special tokens in brackets: `<|user|>,[SEP]`.")
+    chat_template: str | None = option(None, "Chat template to store: `chatml` or a .jinja file.")
+    model_max_length: int | None = option(None, "Longest input of its model in tokens, stored with the tokenizer.")
+    compare: str = option(
+        "openai-community/gpt2", "Folder or Hub id of a tokenizer to compare with; `none` for no comparison."
+    )
+    rare: int = option(10, "Report tokens with fewer than N occurrences in the sample as under-trained.")
+    seed: int = option(0, "Seed of the held-out documents and the sample.")
 
 
 LIMITS = {  # field -> the least and the most that it may be

@@ -59,9 +59,9 @@ def card_values(
     repo: str,
     layout: str,
     revision: str | None = None,
-    licence: str | None = None,
-    licence_name: str | None = None,
-    licence_link: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     pictures: Collection[str] = (),
     base: tuple[str, str | None] | None = None,
     base_needs_trust: bool = False,
@@ -72,13 +72,13 @@ def card_values(
         repo: user/name.
         layout: one of LAYOUTS.
         revision: the branch it is published on; None for main.
-        licence, licence_name, licence_link: of the weights; as in licenses.check_license.
+        license, license_name, license_link: of the weights; as in licenses.check_license.
         pictures: names of the files in assets/.
         base: (Hub id, revision) that the model was made from; by default the record's.
         base_needs_trust: whether an adapter's base brings code of its own.
     """
     base = base or base_model(record)
-    terms = {"license": licence, "license_name": licence_name, "license_link": licence_link}
+    terms = {"license": license, "license_name": license_name, "license_link": license_link}
     values = {
         "title": repo.split("/")[1],
         "about": _about(record, layout, base),
@@ -101,7 +101,7 @@ def card_values(
         "energy": _energy(record),
         "limits": LIMITS[record.kind].format(labels=", ".join(map(escape, record.labels))),
         "links": _links(record, base),
-        "licence": _licence(layout, terms),
+        "licence": _license(layout, terms),
         "versions": _versions(record),
         "metadata": _metadata(record, repo, layout, terms, base),
     }
@@ -301,7 +301,7 @@ def _links(record: Record, base: tuple[str, str | None] | None) -> str | None:
     return "\n".join(lines) or None
 
 
-def _licence(layout: str, terms: dict[str, str | None]) -> str | None:
+def _license(layout: str, terms: dict[str, str | None]) -> str | None:
     name, link = terms["license_name"] or terms["license"], terms["license_link"]
     lines = [f"Weights: {escape(name)}{f', {escape(link)}' if link else ''}."] if name else []
     lines += ["The code files (`*.py`) are of scratch_gpt: Apache 2.0."] if layout == "scratch_gpt" else []

@@ -33,20 +33,20 @@ def check_license(license: str | None, name: str | None = None, link: str | None
     if license not in LICENSES:
         near = get_close_matches(str(license).lower().replace(" ", "-"), LICENSES, n=3, cutoff=0.5)
         raise ValueError(
-            f"licence is {license!r}, which is not an identifier of the Hub's list"
+            f"license is {license!r}, which is not an identifier of the Hub's list"
             f"{f' (did you mean {chr(32).join(near)}?)' if near else ''}. Give one of "
-            "huggingface.co/docs/hub/repositories-licenses, or other with licence_name and licence_link."
+            "huggingface.co/docs/hub/repositories-licenses, or other with license_name and license_link."
         )
     if license != "other":
         if name is not None or link is not None:
             raise ValueError(
-                f"licence_name and licence_link are for the licence other, not {license}: leave them out."
+                f"license_name and license_link are for the license other, not {license}: leave them out."
             )
         return
     if name is None or re.fullmatch(r"[a-z0-9.-]+", name) is None:
-        raise ValueError(f"licence_name is {name!r}; the licence other needs one of small letters, digits, - and dot.")
+        raise ValueError(f"license_name is {name!r}; the license other needs one of small letters, digits, - and dot.")
     if link is None or re.fullmatch(r"LICENSE(?:\.md)?|https://[\w.-]+(?:/[\w./%~+-]*)?", link, re.ASCII) is None:
-        raise ValueError(f"licence_link is {link!r}; the licence other needs https://..., LICENSE or LICENSE.md.")
+        raise ValueError(f"license_link is {link!r}; the license other needs https://..., LICENSE or LICENSE.md.")
 
 
 __all__ = ["LICENSES", "check_license"]

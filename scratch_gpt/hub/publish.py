@@ -84,9 +84,9 @@ def publish(
     layout: str = AUTO,
     private: bool = False,
     revision: str | None = None,
-    licence: str | None = None,
-    licence_name: str | None = None,
-    licence_link: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     step: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Push:
@@ -98,7 +98,7 @@ def publish(
     Args:
         layout: as in staging.stage; "auto" keeps the layout of a repository that exists.
         private: make the repository private; an existing public one is refused.
-        licence, licence_name, licence_link: as in licenses.check_license.
+        license, license_name, license_link: as in licenses.check_license.
         revision: a branch, created if it does not exist; None is main.
         step: publish this checkpoint's weights instead, by default on the branch step-N.
         say: is called with the lines of staging.stage.
@@ -106,7 +106,7 @@ def publish(
     Raises:
         ValueError: one line that says what is wrong and what to do; nothing was committed.
     """
-    check_license(licence, licence_name, licence_link)
+    check_license(license, license_name, license_link)
     check_access(repo)
     api, branch = HfApi(), revision or (None if step is None else f"step-{step}")
     lock = hold(folder, say) if Path(folder).is_dir() else nullcontext()  # until the staged folder is pushed
@@ -118,9 +118,9 @@ def publish(
             repo=repo,
             layout=layout,
             revision=branch,
-            licence=licence,
-            licence_name=licence_name,
-            licence_link=licence_link,
+            license=license,
+            license_name=license_name,
+            license_link=license_link,
             step=step,
             published_layout=published_layout,
             pin=partial(_pin, api),

@@ -50,9 +50,9 @@ def stage(
     repo: str,
     layout: str = AUTO,
     revision: str | None = None,
-    licence: str | None = None,
-    licence_name: str | None = None,
-    licence_link: str | None = None,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     step: int | None = None,
     published_layout: str | None = None,
     pin: Pin | None = None,
@@ -65,7 +65,7 @@ def stage(
     Args:
         layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without), "adapter" (LoRA's weights), or
             "auto", which layouts.choose_layout decides.
-        licence, licence_name, licence_link: as in licenses.check_license.
+        license, license_name, license_link: as in licenses.check_license.
         step: of the checkpoint whose weights are published instead of the run's model.
         published_layout: layout of the files that `repo` holds already.
         pin: (Hub id, revision) -> (commit, layout of its files), for the base of an adapter; without it the revision
@@ -76,11 +76,11 @@ def stage(
         ValueError: not a complete run, one that another process is writing, a layout that it cannot have, something
             in it that must not be published, or other outputs than the run's.
     """
-    check_license(licence, licence_name, licence_link)
+    check_license(license, license_name, license_link)
     top = Path(folder)
     read_record(top)
     with hold(top, say):
-        terms = {"licence": licence, "licence_name": licence_name, "licence_link": licence_link}
+        terms = {"license": license, "license_name": license_name, "license_link": license_link}
         return _stage(top, repo, layout, revision, terms, step, published_layout, pin, say)
 
 

@@ -10,8 +10,9 @@ from places import TESTS
 from rooms import rooms_table
 from targets import figures
 
-from scratch_gpt_training.support.command_line import flag, group_fields
+from scratch_gpt_training.support.command_line import flag
 from scratch_gpt_training.support.commands import VERBS
+from scratch_gpt_training.support.help import group_fields
 from scratch_gpt_training.support.options import Run
 
 

@@ -28,7 +28,10 @@ CONSTRUCTIONS = {
     "what as a noun": (
         r"\b(?:of|by|from|with|for|to|in|than|and|as|is|on|at|into|not|but|all) what (?!to\b|each\b|extent|it costs)"
     ),
-    "said": r"\b(?:is|are|was|be|and|been) said\b|\bsaid (?:aloud|loudly|of|once)\b|\bsays? so\b|\bis told\b|what to say",
+    "said": (
+        r"\b(?:is|are|was|be|and|been) said\b|\bsaid (?:aloud|loudly|of|once)\b|\bsays? so\b|\bis told\b"
+        r"|what to say"
+    ),
     "so many": r"\bso (?:many|few|large|little|small|short|long)\b(?! (?:as|that))",
     "but for": r"\bbut (?:for|in|of|by)\b",
     "asked": r"\basked\b|\basks (?:nothing|for nothing)\b|\basks of\b",
@@ -36,14 +39,20 @@ CONSTRUCTIONS = {
     "anew": r"\b(?:anew|beside|likewise|by heart|aloud|to the byte|to the bit|alike)\b",
     "of its own": r"\b(?:of (?:its|his|our|their|one's|your|my) own|by (?:itself|themselves)|alone)\b",
     "stand": r"\b(?:stands|stood|stand)\b",
-    "there is": r"\bwhere (?:there (?:is|are)|a|an|none|no|it|nothing)\b|\bthat there (?:is|are)\b|\bthere (?:is|are) (?:none|such)\b",
+    "there is": (
+        r"\bwhere (?:there (?:is|are)|a|an|none|no|it|nothing)\b|\bthat there (?:is|are)\b"
+        r"|\bthere (?:is|are) (?:none|such)\b"
+    ),
     "left out": r"\b(?:leave|leaves|left|leaving) (?:it |them |\w+ )?out\b",
     "private word": (
         r"\b(?:settle|settles|settled|carry out|carries out|rehearse|rehearsal|farewell|gift|gifts|stranger|strangers"
         r"|a door|doors?|sitting|sittings|citizen)\b"
     ),
     "has to be": r"\b(?:has|have|had) to be\b",
-    "the most": r"\bthe (?:most|least)\b(?! (?:common|likely|recent|frequent|important|similar|frequently|probable))|\bas many\b",
+    "the most": (
+        r"\bthe (?:most|least)\b(?! (?:common|likely|recent|frequent|important|similar|frequently|probable))"
+        r"|\bas many\b"
+    ),
     "inverted": r"(?:^|[.:;] )(?:Of|By|To|In|From|Among|With) (?:it|them|these|those|this|that|all|whom|which)\b",
 }
 PATTERN = {name: re.compile(pattern, re.MULTILINE) for name, pattern in CONSTRUCTIONS.items()}
@@ -84,7 +93,7 @@ def comments(source: str) -> Iterator[tuple[int, str]]:
     """Yield the comments of a source, neighboring lines joined."""
     first, last, parts = 0, -1, []
     try:
-        tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline)]
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except (tokenize.TokenError, SyntaxError, IndentationError):
         tokens = []
         for number, text in enumerate(source.splitlines(), 1):

@@ -183,7 +183,7 @@ def test_the_card_names_the_versions_it_needs_and_how_the_stock_layout_is_read_a
 
 
 def test_merging_cards_updates_regions_and_keeps_other_text(runs):
-    old, new = card_of(runs["pretrain"]), card_of(runs["pretrain"], licence="mit")
+    old, new = card_of(runs["pretrain"]), card_of(runs["pretrain"], license="mit")
     assert merge_cards(old, old) == old and merge_cards(new, new) == new
     by_hand = old.replace("# x\n", "# The sea\n\nWritten at night.\n").replace(
         "library_name:", "language: en\nlibrary_name:"
@@ -202,7 +202,7 @@ def test_merging_cards_updates_regions_and_keeps_other_text(runs):
 
 
 def test_merging_removes_metadata_without_a_new_value_except_the_license(runs):
-    card = card_of(runs["pretrain"], licence="mit")
+    card = card_of(runs["pretrain"], license="mit")
     other = card.replace("library_name:", "base_model: a/b\nbase_model_relation: adapter\nlibrary_name:", 1)
     new = card_of(runs["pretrain"])
     found = yaml.safe_load(merge_cards(other, new).split("---\n")[1])
@@ -247,8 +247,8 @@ def test_a_users_own_metadata_keep_their_bytes(runs):
     assert "tags:\n- poems\n- scratch-gpt\n" in front and "base_model" not in front and "model-index" in front
     assert merge_cards(merged, new) == merged and merged.startswith("\n---\n# My own card.\n")
     assert yaml.safe_load(front.split("---\n")[1])["license"] == "mit"
-    with_licence = merge_cards(old, card_of(runs["pretrain"], licence="apache-2.0"))
-    assert "license: apache-2.0\n" in with_licence and "version: 1.10\n" in with_licence
+    with_license = merge_cards(old, card_of(runs["pretrain"], license="apache-2.0"))
+    assert "license: apache-2.0\n" in with_license and "version: 1.10\n" in with_license
     crlf = old.replace("\n", "\r\n")
     assert "language: no   # Norwegian\r\nversion: 1.10\r\n" in merge_cards(crlf, new)
     assert len(REGION.findall(merge_cards(crlf, new))) == len(REGION.findall(new))

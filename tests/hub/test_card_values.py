@@ -36,7 +36,7 @@ def test_a_streams_card_counts_no_epochs_and_says_what_was_evaluated(tmp_path):
 
 
 def test_base_and_datasets_are_links_in_both(runs):
-    card = card_of(runs["classify"], licence="mit")
+    card = card_of(runs["classify"], license="mit")
     found = yaml.safe_load(card.split("---\n")[1])
     assert (found["base_model"], found["datasets"], found["license"]) == (
         "openai-community/gpt2",

@@ -11,22 +11,22 @@ from scratch_gpt.hub.licenses import check_license
 def test_a_license_is_of_the_hubs_list_or_has_a_name_and_a_link(runs):
     check_license(None), check_license("apache-2.0"), check_license("other", "my-license-1.0", "LICENSE")
     for given, message in (
-        (("MIT",), r"licence is 'MIT', .*did you mean mit"),
+        (("MIT",), r"license is 'MIT', .*did you mean mit"),
         (("<b>",), "not an identifier of the Hub's list"),
         (("mit", "x", None), "leave them out"),
         ((None, "x", "LICENSE"), "not an identifier"),
-        (("other",), "licence_name is None"),
-        (("other", "My License", "LICENSE"), "licence_name is 'My License'"),
-        (("other", "mine", "javascript:alert(1)"), "licence_link is 'javascript"),
-        (("other", "mine", None), "licence_link is None"),
+        (("other",), "license_name is None"),
+        (("other", "My License", "LICENSE"), "license_name is 'My License'"),
+        (("other", "mine", "javascript:alert(1)"), "license_link is 'javascript"),
+        (("other", "mine", None), "license_link is None"),
     ):
         with pytest.raises(ValueError, match=message):
             check_license(*given)
-    terms = {"licence": "other", "licence_name": "mine-1.0", "licence_link": "https://example.org/mine"}
+    terms = {"license": "other", "license_name": "mine-1.0", "license_link": "https://example.org/mine"}
     card = card_of(runs["pretrain"], **terms)
     found = ModelCard(card).data
     assert (found.license, found.license_name, found.license_link) == ("other", "mine-1.0", "https://example.org/mine")
     assert "Weights: mine-1.0, https://example.org/mine." in card
-    other = merge_cards(card, card_of(runs["pretrain"], licence="mit"))
+    other = merge_cards(card, card_of(runs["pretrain"], license="mit"))
     assert "license: mit\n" in other and "license_name" not in other and "license_link" not in other
     assert "license_name: mine-1.0\n" in merge_cards(card, card_of(runs["pretrain"]))

@@ -123,7 +123,7 @@ def test_an_interrupted_upload_resumes(run, hub):
 def test_checkpoints_are_published_on_branches(run, hub):
     publish(run, "ada/base", layout="scratch_gpt")
     main = hub.files("ada/base")
-    publish(run, "ada/base", revision="draft", licence="mit")
+    publish(run, "ada/base", revision="draft", license="mit")
     assert hub.files("ada/base") == main and b"license: mit" in hub.files("ada/base", "draft")["README.md"]
     assert b'revision="draft"' in hub.files("ada/base", "draft")["README.md"]
     publish_checkpoints(run, "ada/base")

@@ -257,7 +257,7 @@ def test_what_cannot_be_meant_is_found_before_anything_is_printed_or_loaded(home
     monkeypatch.setattr(generate, "load", lambda *_: pytest.fail("loaded"))
     for words, message in (
         (["the", "--top-k", "-1"], "--top-k must be at least 0"),
-        (["the", "--top-k", "9e9"], "invalid int"),
+        (["the", "--top-k", "9e9"], "--top-k must be a whole number"),
         (["the", "--top-p", "0"], "--top-p must be above 0"),
         (["the", "--top-p", "1.5"], "--top-p must be at most 1"),
         (["FILE:/no/where"], "/no/where cannot be read"),

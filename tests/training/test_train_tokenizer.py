@@ -85,7 +85,7 @@ def test_the_same_run_twice_is_the_same_to_the_byte(folder, story):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kind", "syllables"], "invalid choice: 'syllables'"),
+        (["--kind", "syllables"], "--kind 'syllables' is not one of: bpe, wordpiece"),
         (["--vocab-size", "100"], "--vocab-size 100 is too small"),
         (["--vocab-size", "many"], "many"),
         (["--vocab-siz", "300"], "Did you mean --vocab-size"),

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import inspect
 import os
 import re
 import reprlib
@@ -17,6 +16,8 @@ from typing import Any, TypeVar, cast, get_args
 from transformers import HfArgumentParser
 
 from scratch_gpt_training.support.commands import find_config, spell_commands
+from scratch_gpt_training.support.help import format_help
+from scratch_gpt_training.support.words import CHOICES, check_once, hint, translate
 
 
 RunT = TypeVar("RunT")  # a dataclass
@@ -28,7 +29,29 @@ _known_fields: set[str] = set()  # of the options that `parse` read last: messag
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
-        raise ValueError(message)
+        raise ValueError(_plain(message))
+
+
+_EXAMPLES = {"push_to_hub": "user/name", "resume": "latest"}  # of options that need a value
+_KINDS = {"int": "a whole number", "float": "a number"}
+
+
+def _plain(message: str) -> str:
+    # argparse's message in our words: what was given, what is allowed.
+    found = re.fullmatch(r"argument --(\w+)\S*: (.*)", message, flags=re.DOTALL)
+    if found is None:
+        return message
+    name, problem = found[1], found[2]
+    if choice := re.match(r"invalid choice: '([^']*)' \(choose from (.*)\)", problem):
+        text = CHOICES.get((name, choice[1]), "")
+        return f"{flag(name)} {choice[1]!r} is not one of: {choice[2].replace(chr(39), '')}. {text}".rstrip()
+    if value := re.match(r"Truthy value expected: got (\S+)", problem):
+        return f"{flag(name)} must be true or false (you gave {value[1]})."
+    if value := re.match(r"invalid (\w+) value: (.*)", problem):
+        return f"{flag(name)} must be {_KINDS.get(value[1], value[1])} (you gave {value[2]})."
+    if problem.startswith("expected "):
+        return f"{flag(name)} needs a value: {flag(name)} {_EXAMPLES.get(name, 'VALUE')}."
+    return f"{flag(name)}: {problem}"
 
 
 def parse(
@@ -37,9 +60,9 @@ def parse(
     positional: Sequence[str] = (),
     unused: Callable[[RunT], Mapping[str, str]] = lambda run: {},
 ) -> RunT:
-    """`--config FILE.yaml` and `--field value` (dashes or underscores), the command line over the file -> a `kind`.
+    """Read a `kind` from `--config FILE.yaml` and from options; options win, in either spelling (dashes, underscores).
 
-    With --resume, fields that neither of them gives are those of the run.yaml in output_dir.
+    With --resume, fields that neither gives are read from the run.yaml in output_dir. --help prints and exits.
 
     Args:
         positional: fields that may be given as bare words too, in this order.
@@ -50,17 +73,17 @@ def parse(
         ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
     _known_fields.clear()  # errors in the options themselves are worded for their origin
-    description = spell_commands(sys.modules[kind.__module__].__doc__ or "")
-    parser = _Parser(cast(Any, kind), allow_abbrev=False, description=description)
-    parser.add_argument(
-        "--config", metavar="FILE.yaml", help="Read fields from this file, or from ours of this name, first."
-    )
-    if positional:
-        words = " ".join(name.upper() for name in positional)
-        parser.add_argument("words", nargs="*", metavar=words, help="The same as the fields of these names.")
-    _group_options(parser, kind)
-    names = [item.name for item in fields(cast(Any, kind))]
     argv = list(sys.argv[1:] if argv is None else argv)
+    names = [item.name for item in fields(cast(Any, kind))]
+    _print_help(kind, argv, positional)
+    argv = _translate(argv, names)
+    parser = _Parser(cast(Any, kind), allow_abbrev=False, add_help=False)
+    parser.add_argument("--config")
+    if positional:
+        parser.add_argument("words", nargs="*")
+    for action in parser._actions:
+        if action.dest == "resume":
+            action.nargs, action.const = "?", "latest"
     path = _config_path(argv)
     file_values = {} if path is None else _read_fields(path, kind)
     # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
@@ -71,47 +94,51 @@ def parse(
         parser.set_defaults(**_read_fields(run_file, kind, of_run=True) | file_values)
         namespace, unknown = read(argv)
     if unknown:
-        file_values = unknown[0].split("=")[0]
-        raise ValueError(
-            f"Unknown option {file_values}.{_nearest(file_values.lstrip('-').replace('-', '_'), names, '--')}"
-        )
+        word = unknown[0].split("=")[0]
+        raise ValueError(f"Unknown option {word}.{_nearest(word.lstrip('-').replace('-', '_'), names, '--')}")
     words = namespace.words if positional else []
     if len(words) > len(positional):
         raise ValueError(f"{words[len(positional)]!r} is one word too many. Put a text with spaces in quotes.")
     run = kind(**{**{name: getattr(namespace, name) for name in names}, **dict(zip(positional, words, strict=False))})
     explicit = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
-    file_values = [
-        name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]
-    ]
-    reasons = unused(run) if file_values else {}
-    for name in file_values:
+    given = [name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
+    reasons = unused(run) if given else {}
+    for name in given:
         if name in reasons:
             raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Leave it out.")
     _known_fields.update(names)
     return run
 
 
-def group_fields(kind: type) -> dict[str, list[str]]:
-    """Return the fields of a dataclass by the class that first defines them: title (from its docstring) -> names."""
-    groups: dict[str, list[str]] = {}
-    for item in fields(kind):
-        owner = next(base for base in reversed(kind.__mro__) if item.name in inspect.get_annotations(base))
-        groups.setdefault((owner.__doc__ or "").split("\n")[0].rstrip("."), []).append(item.name)
-    return groups
+def _print_help(kind: type, argv: Sequence[str], positional: Sequence[str]) -> None:
+    # --help and --help-all print and exit; a --help that is the value of an option is not recognized, as in argparse.
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if {"-h", "--help", "--help-all"} & {*words}:
+        description = spell_commands(sys.modules[kind.__module__].__doc__ or "")
+        program = sys.argv[0] if " " in sys.argv[0] else Path(sys.argv[0]).name  # `scratch-gpt pretrain`
+        print(format_help(kind, program, description, positional, "--help-all" in words))
+        raise SystemExit(0)
 
 
-def _group_options(parser: argparse.ArgumentParser, kind: type) -> None:
-    # argparse has no call that moves an option to a group; HfArgumentParser has added all of them already.
-    ungrouped = parser._optionals._group_actions
-    actions = {action.dest: [] for action in ungrouped}
-    for action in ungrouped:
-        actions[action.dest].append(action)
-        if action.dest == "resume":
-            action.nargs, action.const = "?", "latest"
-    for title, names in group_fields(kind).items():
-        moved = [action for name in names for action in actions[name]]
-        parser.add_argument_group(title)._group_actions.extend(moved)
-        ungrouped[:] = [action for action in ungrouped if action not in moved]
+def _translate(argv: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return a command line with the words of other tools replaced by ours, if their meaning is the same."""
+    options = {word: word[2:].split("=")[0].replace("-", "_") for word in argv if word[:2] == "--" and word != "--"}
+    check_once(options.values(), names)
+    translated = []
+    for word in argv:
+        name = options.get(word)
+        field = None if name is None else translate(name, names)
+        if name is not None and field not in (None, name):
+            print_once(f"--{name.replace('_', '-')} is {flag(cast(str, field))} here.")
+            word = flag(cast(str, field)) + word[len(name) + 2 :]
+        translated.append(word)
+    return translated
+
+
+def print_once(text: str) -> None:
+    """Print a line on stderr, in the first process of a launch."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
 
 
 # What a run.yaml says of its launch, or of its own place, says nothing of another launch that resumes it.
@@ -173,6 +200,9 @@ def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise ValueError(f"--config {path} must hold `field: value` lines.")
     content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    if names is not None:
+        check_once(content, names, path)
+        content = {translate(name, names): value for name, value in content.items()}
     for name, value in content.items():
         if names is not None and name not in names:
             raise ValueError(f"{path}: unknown field {name!r}.{_nearest(name, names)}")
@@ -185,11 +215,14 @@ def _is_nested(value: Any) -> bool:
     return isinstance(value, (list, dict))
 
 
-def _nearest(name: str, names: list[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return (
-        f" Did you mean {prefix}{near[0].replace('_', '-') if prefix else near[0]}?" if near else " --help lists all."
-    )
+def _nearest(name: str, names: Sequence[str], prefix: str = "") -> str:
+    name = name.split(".")[-1]  # litgpt's `train.max_norm`
+    if (text := hint(name, names)) is not None:
+        return f" {text}"
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    if not near:
+        return " --help-all lists all."
+    return f" Did you mean {prefix}{near[0].replace('_', '-') if prefix else near[0]}?"
 
 
 def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:

@@ -31,7 +31,10 @@ VOCABULARY = 4096  # tokens of a tokenizer that is trained, where no vocab_size 
 
 
 def option(default: Any, help: str) -> Any:
-    """A dataclass field with the sentence that `--help` prints."""
+    """Return a dataclass field with the sentence that --help prints.
+
+    The first page of --help explains only the fields that a class lists as COMMON.
+    """
     return field(default=default, metadata={"help": help})
 
 
@@ -39,56 +42,72 @@ def option(default: Any, help: str) -> Any:
 class Source:
     """Data source."""
 
-    dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
-    dataset_config: str | None = option(None, "Config name of a Hub dataset.")
-    dataset_split: str = option("train", "Split of a Hub dataset, or of prepared text.")
+    COMMON = ("dataset",)
+
+    dataset: str = option(
+        "python-docs", "Training text: python-docs (embedded), a file, folder or glob, or a Hub dataset id."
+    )
+    dataset_config: str | None = option(None, "Configuration name of a Hub dataset.")
+    dataset_split: str = option("train", "Split of a Hub dataset or of prepared text.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of a Hub dataset.")
-    text_column: str = option("text", "The column that holds the text.")
+    text_column: str = option("text", "Column that holds the text.")
 
 
 @dataclass(frozen=True)
 class DataOptions(Source):
     """Splits, tokenizer and rows."""
 
+    COMMON = ("tokenizer", "max_length")
+
     streaming: bool = option(
-        False, "Read the data as it is needed, never all of it; held out are the first documents."
+        False, "Read the data while training instead of loading it; the first documents are held out."
     )
-    stream_lanes: int = option(8, "Readers that share a stream, in fixed turns; a multiple of the processes.")
-    validation_fraction: float = option(0.1, "Share of the text that is held out to evaluate on.")
-    test_fraction: float = option(0.0, "Share that is scored once, at the end.")
-    tokenizer: str | None = option(None, "Folder, Hub id or `train`; by default the model's, else one is trained.")
-    tokenizer_kind: Literal["bpe", "char"] = option("bpe", "One that is trained here: merged bytes, or characters.")
+    stream_lanes: int = option(
+        8, "Number of readers that share a stream, in a fixed order; a multiple of the number of processes."
+    )
+    validation_fraction: float = option(0.1, "Fraction of the text that is held out for validation.")
+    test_fraction: float = option(0.0, "Fraction of the text that is held out for a test at the end.")
+    tokenizer: str | None = option(
+        None, "Folder, Hub id or `train`; by default the model's tokenizer, or a newly trained one."
+    )
+    tokenizer_kind: Literal["bpe", "char"] = option("bpe", "Kind of tokenizer to train: bpe (byte-level) or char.")
     vocab_size: int | None = option(
-        None, f"Size of a tokenizer that is trained here, by default {VOCABULARY}; a new model takes it from there."
+        None, f"Vocabulary size of a newly trained tokenizer, and so of a new model; by default {VOCABULARY}."
     )
-    max_length: int | None = option(None, "Tokens in a row; by default the model's whole context.")
+    max_length: int | None = option(None, "Tokens per row; by default the model's context length.")
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """Model and fine-tuning."""
 
-    model: str | None = option(None, "Folder or Hub id to start from; without it a new model of --preset is made.")
+    COMMON = ("model", "preset", "tune")
+
+    model: str | None = option(
+        None, "Folder or Hub id of the model to start from; without it, a new model of --preset."
+    )
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model and its tokenizer.")
     preset: str | None = option(
-        None, "Size of a new model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, small, tiny, shakespeare-char."
+        None, "Size of a new model: tiny, shakespeare-char, small, gpt2, gpt2-medium, gpt2-large or gpt2-xl."
     )
     config_overrides: str | None = option(None, "Changes to the preset's config: `name=value,name=value`.")
-    dropout: float | None = option(None, "All three dropouts; without it, what the model's config says.")
-    tune: str = option("full", "What is trained: full, last-block, last-N-blocks, head, or lora (beside the model).")
-    lora_rank: int = option(16, "Rows of LoRA's A, columns of its B.")
-    lora_alpha: float = option(16.0, "What LoRA learns is scaled by this over the rank.")
-    lora_dropout: float = option(0.0, "Dropout on what goes into LoRA.")
+    dropout: float | None = option(None, "Probability of all three dropouts; by default the model config's.")
+    tune: str = option(
+        "full", "Parameters to train: full, last-block, last-N-blocks, head or lora (LoRA needs --model)."
+    )
+    lora_rank: int = option(16, "LoRA rank r.")
+    lora_alpha: float = option(16.0, "LoRA scaling: alpha / rank.")
+    lora_dropout: float = option(0.0, "Dropout of LoRA's input.")
     lora_targets: Literal["default", "attention", "all-linear"] = option(
-        "default", "Where LoRA goes: query, key and value; attention's output as well; the MLP and the head as well."
+        "default", "Matrices with LoRA: query, key and value; also the attention output; also the MLP and the head."
     )
     lora_init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = option(
-        "default", "How LoRA begins: peft's initialisations that need neither data nor quantisation."
+        "default", "Initialization of LoRA, by peft's names."
     )
-    use_rslora: bool = option(False, "Scale by lora_alpha over the root of the rank instead.")
-    use_dora: bool = option(False, "DoRA: learn the length of each row apart from its direction.")
+    use_rslora: bool = option(False, "Scale LoRA by alpha / sqrt(rank) instead.")
+    use_dora: bool = option(False, "Use DoRA: train magnitude and direction of each matrix row separately.")
     quantize_base: Literal["no", "nf4", "int8"] = option(
-        "no", "Keep the matrices under LoRA in 4 or 8 bits: less memory, slower steps."
+        "no", "Store the frozen matrices in 4 or 8 bits: less memory, slower steps."
     )
 
 
@@ -96,71 +115,95 @@ class ModelOptions:
 class OptimizationOptions:
     """Optimization."""
 
-    batch_size: int = option(8, "Rows per process and micro-batch.")
-    accumulation_steps: int = option(1, "Micro-batches per optimizer step.")
-    max_steps: int | None = option(None, "End after so many optimizer steps; 0 evaluates only.")
+    COMMON = ("batch_size", "max_steps", "epochs", "learning_rate")
+
+    batch_size: int = option(8, "Rows per process in one forward pass.")
+    accumulation_steps: int = option(1, "Forward and backward passes per optimizer step.")
+    max_steps: int | None = option(None, "Stop after N optimizer steps; 0 only evaluates.")
     epochs: float | None = option(
-        None, "End after so many passes over the data; 3 where neither this, max_steps nor max_tokens is given."
+        None, "Stop after N passes over the data; 3 if neither this, --max-steps nor --max-tokens is given."
     )
-    max_tokens: int | None = option(None, "End after so many learned tokens.")
-    max_time: float | None = option(None, "End after so many minutes of training, if not before.")
-    optimizer: Literal["adamw", "muon"] = option("adamw", "AdamW, or Muon for the blocks' matrices and AdamW beside.")
-    beta2: float = option(0.95, "AdamW's memory of squared gradients; longer (0.99) suits small batches.")
-    learning_rate: float | None = option(None, "Peak of the schedule; by default 1e-3, with --model 5e-5, LoRA 5e-4.")
-    learning_rates: str | None = option(None, "Try each of these, `1e-4,3e-4,1e-3`, and say which is best.")
-    min_learning_rate: float | None = option(None, "Floor of the schedule; by default a tenth of the peak.")
-    schedule: Literal["cosine", "linear"] = option("cosine", "How the rate falls from its peak to its floor.")
+    max_tokens: int | None = option(None, "Stop after N training tokens.")
+    max_time: float | None = option(None, "Stop after N minutes of training at the latest.")
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "adamw, or muon (Muon for weight matrices of the blocks, AdamW for the rest)."
+    )
+    beta2: float = option(0.95, "AdamW's decay rate of squared gradients; small batches want more, such as 0.99.")
+    learning_rate: float | None = option(
+        None, "Peak of the schedule; by default 1e-3, with --model 5e-5, with LoRA 5e-4."
+    )
+    learning_rates: str | None = option(
+        None, "Try several rates, such as `1e-4,3e-4,1e-3`, each in its own folder, and name the best."
+    )
+    min_learning_rate: float | None = option(None, "End of the schedule; by default a tenth of the peak.")
+    schedule: Literal["cosine", "linear"] = option("cosine", "Shape of the decay from the peak to the end.")
     warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
-    weight_decay: float = option(0.1, "On matrices only.")
-    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 does not clip.")
-    max_bad_steps: int = option(5, "Stop after so many steps in a row whose loss or gradient is not finite.")
-    seed: int = option(0, "Decides initial weights, splits, order of rows and dropout.")
+    weight_decay: float = option(0.1, "Weight decay, applied to matrices only.")
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 turns clipping off.")
+    max_bad_steps: int = option(5, "Stop after N steps in a row whose loss or gradient is not finite.")
+    seed: int = option(0, "Seed of initial weights, splits, row order and dropout.")
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """Evaluation and output."""
 
-    output_dir: str = option("runs/run", "Folder to write; one that holds something is refused without --overwrite.")
-    overwrite: bool = option(False, "Write into output_dir although it holds a run, which is then removed.")
+    COMMON = ("output_dir", "resume")
+
+    output_dir: str = option("runs/run", "Folder of the run; one that holds files is refused without --overwrite.")
+    overwrite: bool = option(False, "Replace the run in --output-dir.")
     resume: str | None = option(
         None,
-        "`latest`, or nothing behind it, goes on from output_dir's newest checkpoint, a path from that one; fields "
-        "that are not given are those of output_dir's run.yaml.",
+        "Continue from the newest checkpoint in --output-dir (`latest`, or no value) or from a path. "
+        "Options that are not given are read from the run.yaml there.",
     )
-    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
-    eval_every: int | None = option(None, "Steps between evaluations; by default ten of them in a run.")
-    eval_batches: int | None = option(None, "Batches per process in an evaluation on the way; by default all.")
-    patience: int | None = option(None, "End after so many evaluations without a new best, and keep the best.")
-    keep_best: bool = option(False, "model/ is the best by validation loss, and last/ the last, where they differ.")
-    checkpoint_every: int | None = option(None, "Steps between checkpoints; by default one at each evaluation.")
-    keep: int = option(2, "Checkpoints that stay on disk.")
-    on_save_error: Literal["stop", "continue"] = option("stop", "What to do when the disk is full or gone.")
-    async_save: bool = option(False, "Write checkpoints in the background: more memory, less waiting.")
+    allow_changed: bool = option(False, "Resume even if model, data, seed, batch or optimization changed.")
+    eval_every: int | None = option(
+        None, "Steps between evaluations; by default up to ten evaluations, depending on the length of the run."
+    )
+    eval_batches: int | None = option(None, "Batches per process in an evaluation during training; by default all.")
+    patience: int | None = option(None, "Stop after N evaluations without improvement; keeps the best weights.")
+    keep_best: bool = option(
+        False, "Save the weights with the lowest validation loss as model/, and the last ones as last/."
+    )
+    checkpoint_every: int | None = option(None, "Steps between checkpoints; by default a tenth of the run.")
+    keep: int = option(2, "Number of checkpoints to keep, besides the best.")
+    on_save_error: Literal["stop", "continue"] = option("stop", "Stop or continue if a checkpoint cannot be saved.")
+    async_save: bool = option(False, "Write checkpoints in the background: less waiting, more memory.")
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
-    report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (each an extra).")
-    sample_prompt: str = option("The", "What the sample of text at each evaluation starts with.")
+    report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (install scratch_gpt[wandb] etc.).")
+    sample_prompt: str = option(
+        "The", "Print a sampled continuation of this text at each evaluation; by default only one at the end."
+    )
     energy: str | None = option(
         None,
-        "Three letters of a country (FRA): record energy and CO2 at its electricity, by codecarbon (an extra).",
+        "Record energy and CO2 with codecarbon (an extra); three-letter country code such as FRA.",
     )
-    push_to_hub: str | None = option(None, "user/name: publish the run there at its end, as `publish` does.")
+    push_to_hub: str | None = option(
+        None, "Repository user/name: publish the run there at its end, as `publish` does."
+    )
 
 
 @dataclass(frozen=True)
 class LaunchOptions:
     """Launch."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to train.")
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option("auto", "By default what the device does well.")
-    compile: bool = option(False, "torch.compile the model: 10 to 50 s at the start, then faster steps.")
-    gradient_checkpointing: bool = option(False, "Less memory, a third more time: activations are computed twice.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Device to train on.")
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
+        "auto", "auto: bf16 if the hardware supports it natively."
+    )
+    compile: bool = option(False, "Compile the model with torch.compile: 10 to 50 s at the start, then faster steps.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, about a third more time."
+    )
     workers: int = option(0, "Processes that prepare batches.")
-    expect_processes: int | None = option(None, "Refuse to run on another number of processes.")
-    hang_timeout: float = option(30.0, "End after so many minutes without any progress; 0 waits for ever.")
-    plan: bool = option(False, "Print what this run would take of memory and time, read no data and train nothing.")
-    plan_devices: int = option(1, "Plan for so many devices of --plan-tflops as well.")
-    plan_tflops: float | None = option(None, "10^12 operations a second that a device reaches (not its peak).")
+    expect_processes: int | None = option(None, "Fail unless N processes are running.")
+    hang_timeout: float = option(30.0, "Stop after N minutes without progress; 0 never stops.")
+    plan: bool = option(False, "Print the memory and time that this run needs, and stop before reading data.")
+    plan_devices: int = option(1, "Also plan for N devices of --plan-tflops.")
+    plan_tflops: float | None = option(
+        None, "Rate that one device reaches in practice, in 10^12 operations per second."
+    )
 
 
 @dataclass(frozen=True)

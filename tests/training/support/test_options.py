@@ -3,7 +3,6 @@
 import ast
 import importlib
 import json
-import re
 from dataclasses import asdict, fields
 from typing import Literal, get_args
 
@@ -11,34 +10,13 @@ import pytest
 import yaml
 from bad_input import fails
 from places import REPO
+from recipe_options import KINDS
 
 from scratch_gpt.data.manifest import make_manifest
-from scratch_gpt_training import (
-    classify,
-    evaluate,
-    generate,
-    instruct,
-    prefer,
-    prepare,
-    pretrain,
-    publish,
-    train_tokenizer,
-)
 from scratch_gpt_training.support import command_line
 
 
 FOLDER = REPO / "training"
-KINDS = {
-    "pretrain": pretrain.PretrainRun,
-    "classify": classify.ClassifyRun,
-    "instruct": instruct.InstructRun,
-    "prefer": prefer.PreferRun,
-    "evaluate": evaluate.EvaluateRun,
-    "prepare": prepare.PrepareRun,
-    "generate": generate.GenerateRun,
-    "train_tokenizer": train_tokenizer.TokenizerRun,
-    "publish": publish.PublishRun,
-}
 # Fields that no function of a recipe reads, whatever else is given.
 UNREAD = {
     "classify": {"sample_prompt", "stream_lanes"},
@@ -227,23 +205,3 @@ def test_what_is_read_is_accepted(prepared):
         command_line.parse(
             KINDS[name], words, unused=importlib.import_module(f"scratch_gpt_training.{name}").unused_fields
         )
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_every_field_is_in_one_group_that_help_prints(name, capsys):
-    groups = command_line.group_fields(KINDS[name])
-    assert sorted(sum(groups.values(), [])) == sorted(item.name for item in fields(KINDS[name]))
-    with pytest.raises(SystemExit):
-        command_line.parse(KINDS[name], ["--help"])
-    text = capsys.readouterr().out
-    positions = [text.index(f"\n{title}:\n") for title in groups]
-    for start, end, names in zip(positions, [*positions[1:], len(text)], groups.values(), strict=True):
-        printed = re.findall(r"^  --(\w+)", text[start:end], re.MULTILINE)
-        assert [field for field in printed if not field.startswith("no_")] == names
-
-
-def test_a_training_recipe_has_the_shared_groups_and_its_own():
-    shared = ["Data source", "Splits, tokenizer and rows", "Model and fine-tuning", "Optimization"]
-    shared += ["Evaluation and output", "Launch"]
-    for name, own in {"pretrain": "Pretraining", "classify": "Classification", "prefer": "Preference tuning"}.items():
-        assert [*command_line.group_fields(KINDS[name])] == [*shared, own]
