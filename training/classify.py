@@ -139,6 +139,7 @@ def build(run: ClassifyRun):
 def read_splits(run: ClassifyRun):
     """The examples of each split, where they are from, and what to say of them."""
     from scratch_gpt.data.rows.labels import distinct_rows, match_labels, rows_not_in, split_examples, undersample
+    from scratch_gpt.utils.wording import plural
     from scratch_gpt_training.support.evaluation.labeled import open_labelled
 
     text_column = run.text_column or ("sms" if run.dataset == DEFAULT_DATASET else "text")
@@ -153,7 +154,7 @@ def read_splits(run: ClassifyRun):
         if not apart:
             raise ValueError(f"Every text of {run.dataset} is in the test set: nothing is left to train on.")
         if left_out := len(examples.texts) - len(apart):
-            notices.append(f"Left out of training: {left_out:,} rows whose texts are in the test set.")
+            notices.append(f"Left out of training: {plural(left_out, 'row')} whose texts are in the test set.")
         examples = examples.take(apart)
         test_split["test"] = match_labels(test, [*examples.classes], examples.has_many)
     if run.drop_duplicates:
@@ -206,11 +207,14 @@ def start_model(run: ClassifyRun, names: list[str], train) -> tuple[Any, Any]:
 
 def describe_data(run: ClassifyRun, manifest: dict, names: list[str]) -> list[str]:
     """Describe the classes and the splits."""
+
+    from scratch_gpt.utils.wording import plural
+
     lines = [f"Classes: {', '.join(names)}. No text is in two splits."]
     for name, facts in manifest["splits"].items():
         classes = ", ".join(f"{count:,} {label}" for label, count in facts["classes"].items())
         lines.append(
-            f"{name:>10}: {facts['rows']:,} texts ({classes}), {facts['duplicates']:,} of them duplicates, "
+            f"{name:>10}: {plural(facts['rows'], 'text')} ({classes}), {facts['duplicates']:,} of them duplicates, "
             f"{facts['tokens']:,} tokens, {facts['cut']:,} cut at {manifest['max_length']} tokens"
         )
     return lines

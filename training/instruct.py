@@ -174,6 +174,7 @@ def read_splits(run: InstructRun):
     from scratch_gpt.data.rows.conversations import read_conversations, text_of
     from scratch_gpt.data.sources.documents import open_rows
     from scratch_gpt.data.splits import split_groups
+    from scratch_gpt.utils.wording import plural
 
     where = dataset_location(run)
     rows, source, notices = open_rows(*where, CONVERSATIONS)
@@ -182,7 +183,7 @@ def read_splits(run: InstructRun):
     except ValueError as error:
         raise ValueError(f"{run.dataset}: {error}") from error
     if empty:
-        notices.append(f"Left out for an empty answer: {len(empty)} row(s), the first is row {empty[0]}.")
+        notices.append(f"Left out for an empty answer: {plural(len(empty), 'row')}, the first is row {empty[0]}.")
     questions = [text_of(conversation[:-1]) for conversation in conversations]
     parts = split_groups(questions, run.validation_fraction, run.test_fraction, run.seed)
     splits = {name: [conversations[n] for n in numbers] for name, numbers in parts.items()}
@@ -202,11 +203,14 @@ def start_model(run: InstructRun, train):
 
 def describe_data(manifest: dict) -> list[str]:
     """Describe the splits."""
+
+    from scratch_gpt.utils.wording import plural
+
     lines = ["No question is in two splits."]
     for name, facts in manifest["splits"].items():
         lines.append(
-            f"{name:>10}: {facts['conversations']:,} conversations in {facts['rows']:,} rows, {facts['tokens']:,} "
-            f"tokens, of which {facts['asked']:,} count for the loss; {facts['cut']:,} cut to "
+            f"{name:>10}: {plural(facts['conversations'], 'conversation')} in {plural(facts['rows'], 'row')}, "
+            f"{facts['tokens']:,} tokens, of which {facts['asked']:,} count for the loss; {facts['cut']:,} cut to "
             f"{manifest['max_length']} tokens; {facts['dropped']:,} dropped because the prompt alone is that long"
         )
     return lines

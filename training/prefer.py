@@ -180,6 +180,9 @@ def give_references(run: PreferRun, objective, task, samples, accelerator, folde
 
 def describe_data(run: PreferRun, manifest: dict, beta: float) -> list[str]:
     """Describe the loss, the splits, and the rows that were left out."""
+
+    from scratch_gpt.utils.wording import plural
+
     lines = [f"Loss: {run.loss_type} with beta {beta:g}. No prompt is in two splits."]
     for name, facts in manifest["splits"].items():
         kind = f"answers, {facts['desirable']:,} of them desirable" if "desirable" in facts else "pairs"
@@ -197,7 +200,7 @@ def describe_data(run: PreferRun, manifest: dict, beta: float) -> list[str]:
         for reason, text in reasons.items()
     }
     if any(counts.values()):
-        parts = ", ".join(f"{count:,} rows {text}" for text, count in counts.items() if count)
+        parts = ", ".join(f"{plural(count, 'row')} {text}" for text, count in counts.items() if count)
         lines.append(f"Left out: {parts}.")
     return lines
 

@@ -197,22 +197,25 @@ def unused_fields(run: PrepareRun) -> dict[str, str]:
 
 def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
     """What was prepared, in a few lines, and what to do next."""
+
+    from scratch_gpt.utils.wording import plural
+
     lines = []
     if run.task == "pretrain" and run.tokenizer is None and manifest["tokenizer"]["vocab_size"] < run.vocab_size:
         size = manifest["tokenizer"]["vocab_size"]
         lines.append(f"Vocabulary: {size:,} tokens instead of {run.vocab_size:,}: the text yields no more.")
     for name, counts in manifest["filters"].items():
         details = "".join(f", {counts[key]:,} {key}" for key in ("changed", "flagged") if key in counts)
-        lines.append(f"{name:>18}: {counts['in']:,} rows in, {counts['removed']:,} removed{details}")
+        lines.append(f"{name:>18}: {plural(counts['in'], 'row')} in, {counts['removed']:,} removed{details}")
     for name, facts in manifest["splits"].items():
-        tokens = f", {facts['tokens']:,} tokens in {facts['rows']:,} rows" if "tokens" in facts else ""
+        tokens = f", {facts['tokens']:,} tokens in {plural(facts['rows'], 'row')}" if "tokens" in facts else ""
         shares = [f"{facts['padding_share']:.1%} filling"] if "padding_share" in facts else []
         shares += (
             [f"{facts['cut_share']:.1%} of the tokens in documents longer than a row"] if "cut_share" in facts else []
         )
         lines.append(
-            f"{name:>18}: {facts['documents']:,} documents, {facts['bytes']:,} bytes, {100 * facts['share']:.1f} % of "
-            f"the text{tokens}{' (' + ', '.join(shares) + ')' if shares else ''}"
+            f"{name:>18}: {plural(facts['documents'], 'document')}, {facts['bytes']:,} bytes, "
+            f"{100 * facts['share']:.1f} % of the text{tokens}{' (' + ', '.join(shares) + ')' if shares else ''}"
         )
     lines += missed_shares(run, {name: facts["share"] for name, facts in manifest["splits"].items()}, "text")
     if run.stride is not None and run.stride > run.max_length:

@@ -30,6 +30,7 @@ from scratch_gpt_training.support.options import (
 from scratch_gpt_training.support.run.recipe import run_recipe
 
 
+SAMPLE_PROMPT = "The"  # of the text at the end of a run
 # Fields that decide how text is made into rows, as prepare.py has done it with prepared data.
 PREPARED = ("dataset_config", "dataset_split", "dataset_revision", "text_column", "streaming", "stream_lanes")
 PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vocab_size", "tokenizer_kind")
@@ -94,8 +95,9 @@ def build(run: PretrainRun):
         return language_metrics(loss, splits[split]["tokens"] / splits[split]["bytes"]), {}
 
     def sample_text(model) -> str:
-        text: Any = generate_text(model, tokenizer, run.sample_prompt, max_new_tokens=40, temperature=0.8, top_k=50)
-        return run.sample_prompt + text
+        prompt = SAMPLE_PROMPT if run.sample_prompt is None else run.sample_prompt
+        text: Any = generate_text(model, tokenizer, prompt, max_new_tokens=40, temperature=0.8, top_k=50)
+        return prompt + text
 
     return Task(
         model=model,
@@ -114,7 +116,11 @@ def build(run: PretrainRun):
         ),
         group_by_length=manifest["pad"],
         notices=notices,
-        hooks=Hooks(sample_text=sample_text, augment=augment if run.mask_inputs else None),
+        hooks=Hooks(
+            sample_text=sample_text,
+            sample_method="temperature 0.8, top-k 50",
+            augment=augment if run.mask_inputs else None,
+        ),
     )
 
 
@@ -240,18 +246,21 @@ def use_prepared(
 def describe_data(run: PretrainRun, manifest: dict) -> list[str]:
     """Describe the splits, and how windows overlap."""
     from scratch_gpt.data.manifest import is_prepared
+    from scratch_gpt.utils.wording import plural
 
     lines, T = [], manifest["max_length"]
     sizes = {name: facts["bytes"] for name, facts in manifest["splits"].items() if "bytes" in facts}
     for name, facts in manifest["splits"].items():
         if "streamed" in facts:
-            lines.append(f"{name:>10}: streamed, {facts['shards']} file(s) in {run.stream_lanes} lanes, rows of {T}")
+            lines.append(
+                f"{name:>10}: streamed, {plural(facts['shards'], 'file')} in {run.stream_lanes} lanes, rows of {T}"
+            )
             continue
         padding = f", {facts['padding_share']:.1%} padding" if "padding_share" in facts else ""
         share = "" if run.streaming else f" ({100 * sizes[name] / sum(sizes.values()):.1f} % of the text)"
         lines.append(
-            f"{name:>10}: {facts['documents']:,} documents, {facts['bytes']:,} bytes{share}, "
-            f"{facts['tokens']:,} tokens, {facts['rows']:,} rows of {T}{padding}"
+            f"{name:>10}: {plural(facts['documents'], 'document')}, {facts['bytes']:,} bytes{share}, "
+            f"{facts['tokens']:,} tokens, {plural(facts['rows'], 'row')} of {T}{padding}"
         )
     if not (run.streaming or is_prepared(run.dataset)):
         lines += missed_shares(run, sizes, "text")

@@ -159,6 +159,9 @@ def load_peer(name: str):
 
 def describe(run: TokenizerRun, report: dict) -> str:
     """The report in a few lines, and what to do next."""
+
+    from scratch_gpt.utils.wording import plural
+
     bytes_used, bytes_seen = report["bytes_used"], report["bytes_seen"]
     is_small = report["vocab_size"] < run.vocab_size and run.kind != "char"  # characters are as many as the text has
     fewer = f" instead of {run.vocab_size:,} (the text yields no more)" if is_small else ""
@@ -168,8 +171,8 @@ def describe(run: TokenizerRun, report: dict) -> str:
         + (f", a sample of {bytes_seen:,}" if bytes_used < bytes_seen else ", all there are"),
         f"  held out:   {report['bytes']:,} bytes, {report['bytes_per_token']:.2f} bytes per token"
         + "".join(f", {name} {value:.2f}" for name, value in report["peers"].items()),
-        f"  not restored by decoding: {report['round_trip_failures']:,} of {report['texts']:,} texts; unknown: "
-        f"{report['unknown']:,} of {report['tokens']:,} tokens",
+        f"  round trip failed for {report['round_trip_failures']:,} of {plural(report['texts'], 'text')}; "
+        f"{report['unknown']:,} of {report['tokens']:,} tokens unknown",
         f"  never seen in training: {report['unused']['count']:,} tokens; fewer than {report['rare']} times: "
         f"{report['under_trained']['count']:,} (report.json names them)",
         f"Next: {command(f'pretrain --tokenizer {run.output_dir}')}",

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..runs.record import Record, base_model, hub_datasets, is_hub_id, is_on_hub, results, speed
+from ..utils.wording import plural
 from .card import Markup, code, dump, escape
 from .loading_snippet import load_as_ours, load_code, load_needs
 
@@ -241,9 +242,9 @@ def _procedure(record: Record) -> str | None:
     optimizer = "Muon and AdamW" if run.get("optimizer") == "muon" else "AdamW"
     shape = "in a straight line" if rate.get("shape") == "linear" else "along a cosine"
     return (
-        f"{steps[-1]['step'] if steps else facts['steps']:,} steps of {batch:,} rows{amount} with {optimizer}. The "
-        f"learning rate rises over {rate['warmup_steps']:,} steps to {rate['peak']:g}, then falls {shape} to "
-        f"{rate['floor']:g}."
+        f"{plural(steps[-1]['step'] if steps else facts['steps'], 'step')} of {plural(batch, 'row')}{amount} "
+        f"with {optimizer}. The learning rate rises over {rate['warmup_steps']:,} steps to {rate['peak']:g}, then "
+        f"falls {shape} to {rate['floor']:g}."
     )
 
 
@@ -265,8 +266,9 @@ def _speed(record: Record) -> str | None:
     hardware = escape(facts.get("hardware") or facts.get("device"))
     precision = escape("fp32" if facts.get("precision") == "no" else facts.get("precision"))
     return (
-        f"{rate[0]:,.0f} tokens a second (median) on {hardware}, {facts['processes']} process(es) of "
-        f"{facts['threads']} thread(s), {precision}; {rate[1]:,.1f} minutes of training steps."
+        f"{rate[0]:,.0f} tokens a second (median) on {hardware}, "
+        f"{plural(facts['processes'], 'process', 'processes')} of {plural(facts['threads'], 'thread')}, {precision}; "
+        f"{rate[1]:,.1f} minutes of training steps."
     )
 
 

@@ -48,7 +48,7 @@ class Evaluator:
         else:
             progress.evaluations_since_best += 1
         if self.callbacks.on_evaluation is not None:
-            if text := self.callbacks.on_evaluation(model, progress, is_best):
+            if text := self.callbacks.on_evaluation(model, progress, is_best, self.metrics.train_loss):
                 self.print_line(text)
         patience = self.settings.patience
         return patience is not None and progress.evaluations_since_best >= patience

@@ -55,6 +55,7 @@ class Metrics:
                     f"The checkpoint's metrics hold {name} = {str(value)[:40]!r}, which none can have."
                 )
             setattr(self, name, value)
+        self.recent_loss: float | None = None  # mean of the last line's steps
         self.last_tokens = progress.tokens  # of the last line, or where this launch begins: its clock does too
         self.unwritten = ""
         self.checkpoint_seconds, self.waited = 0.0, 0.0  # since the last line
@@ -133,9 +134,14 @@ class Metrics:
         self.variance = (1 - weight) * (self.variance + weight * deviation**2)
         return is_spike
 
+    @property
+    def train_loss(self) -> float | None:
+        """Mean loss of the steps since the last line, or of that line's steps; None before the first step."""
+        return self.losses / self.steps if self.steps else self.recent_loss
+
     def log(self, progress, bar, **values: Any) -> None:
         """Write the line of the steps since the last one; its loss is the mean over those that were not skipped."""
-        loss = self.losses / self.steps if self.steps else math.nan
+        loss = self.recent_loss = self.losses / self.steps if self.steps else math.nan
         seconds = self.lap_seconds
         speed = (progress.tokens - self.last_tokens) / seconds
         line = {"loss": loss, **{name: float(value) for name, value in values.items()}, "tokens_per_second": speed}

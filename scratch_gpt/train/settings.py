@@ -59,8 +59,8 @@ class Callbacks:
 
     # model -> {"eval_loss": ..., ...}; before the first step, every `eval_every` steps and after the last one
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
-    # model, progress, whether it is the best so far -> a text to print; after each evaluation
-    on_evaluation: Callable[[nn.Module, Progress, bool], str] | None = None
+    # model, progress, whether it is the best so far, recent training loss -> a text to print; after each evaluation
+    on_evaluation: Callable[[nn.Module, Progress, bool, float | None], str] | None = None
     augment: Augment | None = None  # (row, position in the run's sequence) -> the row to learn from
     save: Callable[[str, Callable[[], Any]], bool] | None = None  # name, write; by default `guard_saves`
     model_files: Callable[[], dict[str, bytes]] | None = None  # files that each checkpoint holds next to the weights

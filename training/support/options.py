@@ -172,8 +172,8 @@ class OutputOptions:
     async_save: bool = option(False, "Write checkpoints in the background: less waiting, more memory.")
     log_every: int = option(10, "Steps per line of metrics.jsonl.")
     report_to: str | None = option(None, "Tracker: tensorboard, trackio or wandb (install scratch_gpt[wandb] etc.).")
-    sample_prompt: str = option(
-        "The", "Print a sampled continuation of this text at each evaluation; by default only one at the end."
+    sample_prompt: str | None = option(
+        None, "Print a sampled continuation of this text at each evaluation; by default only one at the end."
     )
     energy: str | None = option(
         None,

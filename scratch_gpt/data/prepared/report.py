@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...utils.html import page, page_text
+from ...utils.wording import plural
 from ..manifest import place
 from ..rows.windows import IGNORED
 
@@ -143,7 +144,7 @@ def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | Non
     bounds += [] if max_length is None else [max_length]
     low, high = float(min(bounds)), float(max(bounds))
     charts = "".join(
-        f"<figure><h3>{page_text(name)}: {_plural(len(token_counts), 'document')}</h3>"
+        f"<figure><h3>{page_text(name)}: {plural(len(token_counts), 'document')}</h3>"
         f"{_histogram(token_counts, low, high, unit, max_length)}</figure>"
         for name, token_counts in lengths.items()
     )
@@ -174,7 +175,7 @@ def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_leng
     for start, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
             width = max(1.0, x(end) - x(start) - 1)
-            label = f"{start:,} to {end - 1:,} {unit}: {_plural(int(count), 'document')}"
+            label = f"{start:,} to {end - 1:,} {unit}: {plural(int(count), 'document')}"
             elements.append(
                 f'<rect x="{x(start):.1f}" y="{y(count):.1f}" width="{width:.1f}" height="{y(0) - y(count):.1f}">'
                 f"<title>{label}</title></rect>"
@@ -240,7 +241,7 @@ def _row(row: Mapping[str, np.ndarray], pieces: Sequence[str], max_length: int) 
     for number, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         hue = f"{(number * 137.508 + 205) % 360:.1f}"  # golden angle: neighbors are far apart, and none comes twice
         goes_on = ", goes on in another row" if labels[end - 1] != IGNORED else ""
-        title = f"<small>document {number + 1}: {_plural(end - start, 'token')}{goes_on}</small>" if packed else ""
+        title = f"<small>document {number + 1}: {plural(end - start, 'token')}{goes_on}</small>" if packed else ""
         tokens = "".join(_token(k, ids, labels, positions, pieces) for k in range(start, end))
         blocks.append(f'<div style="--hue: {hue}">{title}{tokens}</div>\n')
     note = (
@@ -287,10 +288,6 @@ def _axis(low: str, high: str) -> str:
 def _key(**meanings: str) -> str:
     entries = "".join(f'<i class="{color}"></i>{page_text(meaning)}' for color, meaning in meanings.items())
     return f'<div class="key">{entries}</div>\n'
-
-
-def _plural(count: int, name: str) -> str:
-    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def _count(number: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...utils.wording import plural
 from ..splits import check_fractions
 
 
@@ -241,8 +242,9 @@ def split_examples(
     for name in count_classes(examples.labels):
         if counts.get(name, 0) < 1 + len(fractions):
             raise ValueError(
-                f"Class {name!r} has {counts.get(name, 0)} distinct text(s), and there are {1 + len(fractions)} "
-                f"splits (train, {', '.join(fractions)}). Add rows, leave the class out, or set a fraction to 0."
+                f"Class {name!r} has {plural(counts.get(name, 0), 'distinct text')}, and there are "
+                f"{1 + len(fractions)} splits (train, {', '.join(fractions)}). Add rows, "
+                "leave the class out, or set a fraction to 0."
             )
     strata: dict[str, list[list[int]]] = {}
     for rows, label in zip(groups.values(), firsts, strict=True):

@@ -19,6 +19,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from ...utils.local_files import LocalFile, count_names, find_files, kind_ending, local_path, looks_local, one_line
+from ...utils.wording import plural
 from ..columns import Columns, one_column
 from ..manifest import is_prepared, read_manifest, verify_files
 from ..prepared.pipeline import sizes_of_texts
@@ -372,7 +373,7 @@ def _check_column_names(files: list[LocalFile], column_names: Sequence[str]) -> 
         first = first_fields(file)
         if len(first) < len(column_names) or any(first[len(column_names) :]):
             raise ValueError(
-                f"{file.path.name} has {len(first)} column(s), and column_names names {len(column_names)}: "
+                f"{file.path.name} has {plural(len(first), 'column')}, and column_names names {len(column_names)}: "
                 f"{','.join(column_names)}. Name every column."
             )
 

@@ -52,6 +52,7 @@ from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
 from scratch_gpt.tokenization.tokenizer import count_ids, fingerprint, load_tokenizer
 from scratch_gpt.utils.files import remove, remove_empty, write_text
 from scratch_gpt.utils.foreign import read_json, read_text, shown
+from scratch_gpt.utils.wording import plural
 from scratch_gpt_training.support.command_line import parse_numbers
 from scratch_gpt_training.support.options import dataset_location, find_corpus
 from scratch_gpt_training.support.preparation.outputs import (
@@ -319,7 +320,8 @@ def split(run: "PrepareRun", corpora: list[Corpus], tables: list[list], selectio
             if len(corpora) == 1:
                 raise
             print(
-                f"{corpus.name} has {len(alive)} document(s), all of which are trained on: too few to hold some out."
+                f"{corpus.name} has {plural(len(alive), 'document')}, all of which are trained on: too few to hold "
+                "some out."
             )
             numbers = {"train": np.arange(len(alive))}
         if pieces:

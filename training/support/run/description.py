@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
 from scratch_gpt.train.loop import Settings
+from scratch_gpt.utils.wording import plural
 from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.task import Task
 
@@ -16,7 +17,7 @@ def describe(run: Run, task: Task, settings: Settings, steps: int, accelerator: 
     """Return the lines that are printed before training: model, trained parameters, data, steps."""
     config, parameters = task.model.config, count_parameters(task.model)[1]
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes != 1)}"
+    processes = plural(accelerator.num_processes, "process", "processes")
     lines = [
         f"Model: {parameters:,} parameters ({config.num_hidden_layers} layers, {config.hidden_size} wide, vocabulary "
         f"{config.vocab_size:,}), {accelerator.device.type}, {processes}, precision {precision}"
@@ -26,7 +27,10 @@ def describe(run: Run, task: Task, settings: Settings, steps: int, accelerator: 
     rows = settings.batch_size * settings.accumulation_steps * accelerator.num_processes
     tokens = steps * rows * task.tokens_per_row
     lines += task.description
-    lines.append(f"Training: {steps:,} steps, {rows} rows each; at most {tokens:,.0f} tokens; seed {run.seed}.")
+    lines.append(
+        f"Training: {plural(steps, 'step')}, {plural(rows, 'row')} each; at most {tokens:,.0f} tokens; "
+        f"seed {run.seed}."
+    )
     return "\n".join(lines)
 
 

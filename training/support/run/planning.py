@@ -29,6 +29,7 @@ from scratch_gpt.train.machine_probe import bandwidth, matmul_rate, rehearse
 from scratch_gpt.train.optimizers import make_optimizer
 from scratch_gpt.utils.foreign import one_error
 from scratch_gpt.utils.loading import ADAPTER_CONFIG
+from scratch_gpt.utils.wording import duration, plural
 from scratch_gpt_training.support.command_line import parse_overrides
 from scratch_gpt_training.support.options import Run, dropout_changes, trains_tokenizer, vocabulary_size
 from scratch_gpt_training.support.run.models import check_memory, small_preset
@@ -222,30 +223,29 @@ def show(plan: Plan, run: Run) -> str:
         planned = "" if run.plan_tflops is None else duration(flops / (run.plan_devices * run.plan_tflops * 1e12))
         table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(seconds):>14}  {planned}".rstrip())
     rate = plan.step_flops / plan.step_seconds / 1e9
-    untold = "" if plan.tokens else "\nHow long the run is, its data say: --max-steps or --max-tokens say it here."
+    untold = (
+        ""
+        if plan.tokens
+        else (
+            "\nThe length of the run depends on the data, which are not read. Give --max-steps or --max-tokens to see it."
+        )
+    )
     notices = "".join(f"{notice}\n" for notice in plan.notices)
-    return f"""Plan: nothing is read, nothing is trained.
+    launch = f"{plural(plan.processes, 'process', 'processes')} of {plural(plan.threads, 'thread')}"
+    return f"""Plan: no data are read, nothing is trained.
 {notices}Model: {plan.parameters:,} parameters, trained: {trained}
-This machine: {plan.device}, {plan.processes} process(es) of {plan.threads} thread(s), {plan.precision}: matrix \
+This machine: {plan.device}, {launch}, {plan.precision}: matrix \
 products {plan.matmul_rate / 1e9:,.0f} GFLOP/s, memory {plan.bandwidth / 1e9:,.0f} GB/s
 Memory of a process: {gigabytes(plan.peak)} GB at its peak ({split}, program {gigabytes(plan.program)})
 {chr(10).join(table)}
-Time is that of training alone, of rows that are all full: {rate:,.0f} GFLOP/s here. Compute-optimal from scratch are \
-about 20 tokens a parameter (Hoffmann et al. 2022).{untold}
+Times cover training only and assume that every row is full: {rate:,.0f} GFLOP/s here. About 20 tokens per parameter \
+are compute-optimal from scratch (Hoffmann et al. 2022).{untold}
 """
 
 
 def gigabytes(size: float) -> str:
     """Bytes -> GB of 10 ** 9."""
     return f"{size / 1e9:,.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds -> two digits of what can be imagined."""
-    for unit, least in (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * least:
-            return f"{seconds / least:,.1f} {unit}"
-    return f"{seconds:.2f} seconds" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
 __all__ = ["make_plan", "print_plan"]

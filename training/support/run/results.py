@@ -19,6 +19,7 @@ from scratch_gpt.train.loop import Progress
 from scratch_gpt.utils.files import DRAFT, remove, write_text
 from scratch_gpt.utils.foreign import shown
 from scratch_gpt.utils.loading import load_complete
+from scratch_gpt.utils.wording import duration, plural
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.task import Task
@@ -55,7 +56,7 @@ def quiet() -> Iterator[None]:
 
 def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step: int) -> None:
     # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all. With LoRA, the
-    # merged model; and what was learned alone in adapter/, that of model/.
+    # merged model, and the LoRA weights of model/ in adapter/.
     sharded = accelerator.distributed_type == DistributedType.FSDP
     tensors = {"state_dict": whole_weights(model)} if sharded else {}  # on every process
     unwrapped = accelerator.unwrap_model(model)
@@ -78,7 +79,8 @@ def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step
 
     if has_lora(unwrapped) and folder.name == "model":
         save("adapter/", lambda: write(folder.with_name("adapter"), partial(save_adapter, unwrapped)))
-    save(f"{folder.name}/", lambda: write(folder, save_weights))
+    with quiet():
+        save(f"{folder.name}/", lambda: write(folder, save_weights))
 
 
 def load_best(accelerator, model, prepared, folder: Path):
@@ -125,24 +127,59 @@ def write_evaluation(
     return results
 
 
-def summary(run: Run, task: Task, progress: Progress, steps: int, results: dict[str, dict[str, float]]) -> str:
-    folder = run.output_dir
-    end = f"{progress.step} steps, {progress.tokens:,} tokens"
-    if progress.stopped_early:
-        end += f" (stopped before step {steps})"
-    if "test" in results:
-        before = results.get("before/test", {})
-        scores = (
-            f"{name} {value:.4f}{f' (before {before[name]:.4f})' if name in before else ''}"
-            for name, value in results["test"].items()
-        )
-        end += f". On the test split: {', '.join(scores)}"
-    commands = "".join(f"\n  {command(step.format(folder=folder))}" for step in task.next_steps)
-    alone = f"\n  {folder}/adapter          what LoRA learned, alone: peft loads it on its base"
-    adapter = alone if run.tune == "lora" else ""
-    return f"""
-{end}. Written:
-  {folder}/model            weights, config, code and tokenizer: any Hugging Face client loads it{adapter}
-  {folder}/loss.png         loss curve
-  {folder}/metrics.jsonl    every measurement; evaluation.json: final scores; run.yaml: settings to repeat it
-Next:{commands}"""
+def append_metrics(folder: Path, progress: Progress, values: dict[str, Any]) -> None:
+    """Add a line to metrics.jsonl after training."""
+    line = json.dumps({"step": progress.step, "tokens": progress.tokens, **values})
+    text = (folder / METRICS).read_text(encoding="utf-8") if (folder / METRICS).exists() else ""
+    write_text(folder / METRICS, f"{text}{line}\n")
+
+
+OUTPUTS = {  # name in the folder of a run -> what it holds
+    "model": "weights, config, code and tokenizer; any Hugging Face client loads it",
+    "last": "the weights of the last step; model/ has those of the best",
+    "adapter": "the LoRA weights; peft loads them on the base model",
+    "predictions.jsonl": "each test text with its label and probabilities",
+    "responses.json": "answers to the test questions, before and after training",
+    "confusion.png": "confusion matrix of the test split",
+    "loss.png": "loss curve",
+    "metrics.jsonl": "all measurements",
+    "evaluation.json": "final scores",
+    "run.yaml": "settings to repeat the run",
+    "checkpoints": "states to resume from",
+}
+
+
+def summary(
+    run: Run, task: Task, progress: Progress, steps: int, results: dict[str, dict[str, float]], seconds: float
+) -> str:
+    """Return what is printed at the end: scores before and after, a sample, the files written, the next commands."""
+    folder = Path(run.output_dir)
+    early = f" (stopped early; the limit was {steps:,} steps)" if progress.stopped_early else ""
+    work = f"{plural(progress.step, 'step')}, {plural(progress.tokens, 'token')}{early}"
+    lines = ["", f"Finished: {work} in {duration(seconds)}.", *scores(folder, results)]
+    metrics = read_metrics(folder / METRICS)
+    if metrics and (sample := metrics[-1].get("sample")):
+        lines.append(f"Sample ({task.hooks.sample_method}): {' '.join(sample.split())}")
+    paths = {name: f"{folder / name}" for name in OUTPUTS if (folder / name).exists()}
+    width = max(map(len, paths.values()))
+    lines += ["Written:", *(f"  {path:<{width}}  {OUTPUTS[name]}" for name, path in paths.items())]
+    lines += ["Next:", *(f"  {command(step.format(folder=folder))}" for step in task.next_steps)]
+    return "\n".join(lines)
+
+
+def scores(folder: Path, results: dict[str, dict[str, float]]) -> list[str]:
+    """Return a table of the scores of each split before and after training."""
+    rows = []
+    losses = [line["loss"] for line in read_metrics(folder / METRICS) if line.get("loss") is not None]
+    if "train" not in results and losses:
+        rows.append(("training loss", losses[0], losses[-1]))
+    for split in ("train", "validation", "test"):
+        before = results.get(f"before/{split}", {})
+        for name, value in results.get(split, {}).items():
+            rows.append((f"{split} {name}", before.get(name), value))
+    if not rows:
+        return []
+    width = max(len(name) for name, *_ in rows)
+    cells = [(name, *("" if value is None else f"{value:.4f}" for value in values)) for name, *values in rows]
+    head = f"  {'':<{width}}  {'before':>12}  {'after':>12}"
+    return [head, *(f"  {name:<{width}}  {before:>12}  {after:>12}" for name, before, after in cells)]

@@ -7,6 +7,7 @@ close_run(...)    leave the process group; publish
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -37,6 +38,7 @@ from scratch_gpt_training.support.run.description import describe
 from scratch_gpt_training.support.run.output_dir import write_run_yaml
 from scratch_gpt_training.support.run.results import (
     PREFIXES,
+    append_metrics,
     load_best,
     model_files,
     plot_run,
@@ -138,7 +140,7 @@ def execute(
     record: dict[str, Any],
 ) -> None:
     """Train and write a complete run folder."""
-    folder, rates = start.folder, rate_settings(run, steps)
+    folder, rates, started = start.folder, rate_settings(run, steps), time.monotonic()
     _begin_folder(run, start, task, accelerator, steps, rates, record)
     if run.report_to not in (None, "none"):
         accelerator.init_trackers("tracking")
@@ -173,7 +175,9 @@ def execute(
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []
-    accelerator.print(shown(summary(run, task, progress, steps, results)))
+    seconds = time.monotonic() - started
+    if accelerator.is_main_process:
+        print(shown(summary(run, task, progress, steps, results, seconds)))
 
 
 def _begin_folder(
@@ -240,23 +244,29 @@ class Scorer:
         """Return the metrics of all splits and a sample; the test split is scored before the first step only."""
         values: dict[str, Any] = {}
         unwrapped = self.accelerator.unwrap_model(model)
-        is_sharded = self.accelerator.distributed_type == DistributedType.FSDP  # each process has a part of a matrix
         with uncompiled(unwrapped):
             for split, prefix in PREFIXES.items():
                 if split in self.splits and split in self.task.rows:
                     values |= {f"{prefix}{name}": value for name, value in self.score(model, split)[0].items()}
             self.splits.discard("test")
-            if self.task.hooks.sample_text is not None:
-                samples = is_sharded or self.accelerator.is_main_process
-                values["sample"] = _sample(self.task, unwrapped) if samples else ""
+            if self.run.sample_prompt is not None and self.task.hooks.sample_text is not None:
+                values["sample"] = self.sample(unwrapped)
         return values
 
-    def report(self, model: Any, progress: Progress, is_best: bool) -> str:
+    def sample(self, unwrapped: Any) -> str:
+        """Return a text that the model writes; empty on processes that do not compute it."""
+        is_sharded = self.accelerator.distributed_type == DistributedType.FSDP  # each process has a part of a matrix
+        is_needed = is_sharded or self.accelerator.is_main_process
+        return _sample(self.task, unwrapped) if is_needed else ""
+
+    def report(self, model: Any, progress: Progress, is_best: bool, train_loss: float | None) -> str:
         """Keep the best model, draw the loss curve, and return the line to print."""
         if is_best and keeps_best(self.run):
             save_model(self.accelerator, model, self.task.tokenizer, self.folder / "model", self.save, progress.step)
         self.save("loss.png", lambda: plot_run(self.accelerator, self.folder, self.run, self.task))
         numbers = {name: value for name, value in progress.last_evaluation.items() if name.startswith("eval_")}
+        if train_loss is not None:
+            numbers = {"train_loss": train_loss, **numbers}
         values = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         sample = shown(" ".join(progress.last_evaluation.get("sample", "").split()))
         return f"step {progress.step}: {values}{'  (best)' if is_best else ''}" + (f"\n    {sample}" if sample else "")
@@ -278,15 +288,22 @@ def _finish_folder(
     save_model(accelerator, model, task.tokenizer, target, save, progress.step)
     if last_is_best and accelerator.is_main_process:
         remove_folder(folder / "last")  # of a run that was stopped before it became the best
-    if "test" in task.rows and not last_is_best:
+    if ("test" in task.rows or task.hooks.sample_text is not None) and not last_is_best:
         model = load_best(accelerator, task.model, model, folder / "model")
     test, tables = scorer.score(model, "test") if "test" in task.rows else (None, {})
     save("loss.png", lambda: plot_run(accelerator, folder, run, task))
     outputs = task.hooks.extra_outputs(model, tables) if task.hooks.extra_outputs else {}
     for name, write in outputs.items():
         save(name, lambda write=write, name=name: write(folder / name) if accelerator.is_main_process else None)
+    sample = ""
+    if task.hooks.sample_text is not None:
+        unwrapped = accelerator.unwrap_model(model)
+        with uncompiled(unwrapped):
+            sample = scorer.sample(unwrapped)
     results: dict[str, dict[str, float]] = {}
     if accelerator.is_main_process:
+        if sample:
+            append_metrics(folder, progress, {"sample": sample})
         results = write_evaluation(run, task, folder, progress, test, tables, last_is_best)
         remove_replaced(folder)  # a run that only evaluates has no checkpoint
     accelerator.wait_for_everyone()

@@ -186,10 +186,19 @@ def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tupl
     rows = None if run.streaming else len(task.rows["train"])
     steps = planned_steps(settings, rows, processes, task.tokens_per_row)
     if settings.eval_every is None:
-        settings = replace(settings, eval_every=max(1, math.ceil(steps / 10)))
+        settings = replace(settings, eval_every=max(1, math.ceil(steps / count_evaluations(steps))))
     if settings.checkpoint_every is None:
-        settings = replace(settings, checkpoint_every=settings.eval_every)
+        settings = replace(settings, checkpoint_every=max(1, math.ceil(steps / 10)))
     return settings, steps
+
+
+def count_evaluations(steps: int) -> int:
+    """Return the default number of evaluations after the first step: one for each 20 planned steps, 1 to 10.
+
+    >>> [count_evaluations(steps) for steps in (3, 30, 100, 5000)]
+    [1, 1, 5, 10]
+    """
+    return min(10, max(1, steps // 20))
 
 
 def compare(

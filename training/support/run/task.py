@@ -23,7 +23,8 @@ def _nothing_to_prepare(accelerator: "Accelerator", folder: Path, save: Callable
 class Hooks(NamedTuple):
     """Optional functions of a task."""
 
-    sample_text: "Callable[[PreTrainedModel], str] | None" = None  # a text to print after each evaluation
+    sample_text: "Callable[[PreTrainedModel], str] | None" = None  # a text that the model writes
+    sample_method: str = "greedy"  # how that text is decoded
     augment: Callable[[Any, int], Any] | None = None  # (row, position in the run's sequence) -> the row to learn from
     plot: Callable[..., Any] = plot_loss  # (lines of metrics.jsonl, file, title) -> loss.png
     # (model, tables of the test split) -> {file name: function that writes it}; called on every process
