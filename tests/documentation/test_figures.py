@@ -29,7 +29,7 @@ def test_figures_of_preparing_data_are_those_of_the_files_they_name():
     for name, unit, scale, digits in (("peak_anonymous_bytes", "GB", 1e9, 2), ("first_batch_seconds", "s", 1, 2)):
         assert ", ".join(f"{run[name] / scale:.{digits}f} {unit} for {of}" for of, run in runs.items()) in WORDS
     assert made["memory"]["ratio"] <= 1.1 and made["large"]["first_batch_seconds"] < 5  # each file is hashed
-    assert f"{packing['ratio']:.2f} times the asked tokens a second" in WORDS
+    assert f"{packing['ratio']:.2f} times the target tokens per second" in WORDS
     assert f"{tokenizers['memory']['ratio']:.2f} times the memory of 50 MB" in WORDS
     for name, corpus in tokenizers["compression"].items():
         values = " | ".join(f"{value:.2f}" for value in corpus["bytes_per_token"].values())

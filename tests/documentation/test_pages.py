@@ -67,6 +67,7 @@ def home(tmp_path_factory):
     (folder / "hellaswag.jsonl").write_text(json.dumps({"query": "The sun", "choices": ["shines", "sea"], "gold": 0}))
     (folder / "lambada.jsonl").write_text(json.dumps({"text": "The sun shines on the sea"}))
     (folder / "new.txt").write_text("Is it good?\nIs it bad?\n")
+    (folder / "tinyshakespeare.txt").write_text(TEXT)
     labelled = "".join(f"{text},{('ham', 'spam')[n % 2]}\n" for n, text in enumerate(texts))
     for name in ("train", "more"):
         (folder / f"{name}.csv").write_text("text,label\n" + labelled)
@@ -223,8 +224,8 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
         return []
     small = [*SMALLER, *([] if "--resume" in arguments else ["--overwrite", "true"])]
     if name == "pretrain":
-        if "--resume" in arguments:
-            small += ["--max-steps", "2"]
+        if "--resume" in arguments:  # the page on resuming continues further
+            small += ["--max-steps", "2" if "--dataset" in arguments else "3"]
         if "0" in arguments[-4:]:
             small += ["--max-steps", "0"]
         if "data/notes" in arguments:  # prepared with another max_length, and a tokenizer

@@ -11,13 +11,13 @@ def lora() -> str:
     precisions = figures("lora")["precisions"]
     ratios = [found["lora_over_full"] for found in precisions.values()]
     rows = [
-        f"| LoRA, time of a step | {' | '.join(times(ratio['step_seconds']) for ratio in ratios)} |",
-        f"| LoRA, peak memory | {' | '.join(times(ratio['peak_bytes']) for ratio in ratios)} |",
+        f"| time of a step: LoRA / full | {' | '.join(times(ratio['step_seconds']) for ratio in ratios)} |",
+        f"| peak memory: LoRA / full | {' | '.join(times(ratio['peak_bytes']) for ratio in ratios)} |",
     ]
     for way in ("full", "lora", "lora on int8", "lora on nf4"):
         ways = [found["ways"][way] for found in precisions.values()]
         cells = [f"{found['peak_bytes'] / 1e9:.2f} GB, loss {found['losses'][-1]:.3f}" for found in ways]
-        rows.append(f"| {way} | {' | '.join(cells)} |")
+        rows.append(f"| {way.replace('lora', 'LoRA')} | {' | '.join(cells)} |")
     return table(f"| | {' | '.join(precisions)} |", rows)
 
 
