@@ -5,14 +5,14 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Labelled texts and a base model -> a classifier that Hugging Face clients load.
+"""Train a text classifier from a base model and labeled texts.
 
     accelerate launch training/classify.py [--config FILE.yaml] [--field value ...]
     python training/classify.py --model DIR --predict FILE > scored.jsonl
 
-Without arguments: GPT-2 learns which of the SMS Spam Collection's messages are spam. Writes output_dir/model (weights,
-config with the labels' names, code, tokenizer), predictions.jsonl of the test split, loss.png, confusion.png,
-metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a folder seed-0/ ... each.
+Without arguments, GPT-2 learns which messages of the SMS Spam Collection are spam. Writes output_dir/model (weights,
+config with the names of the labels, code, tokenizer), predictions.jsonl of the test split, loss.png, confusion.png,
+metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N in folders seed-0/ and so on.
 """
 
 import sys
@@ -33,23 +33,29 @@ READ_TO_PREDICT |= {"batch_size", "device"}
 class ClassifyRun(Run):
     """Classification."""
 
-    output_dir: str = option("runs/classify", "Folder to write; one that holds a run is refused without --overwrite.")
-    model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
-    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
-    text_column: str | None = option(None, "The column that holds the text; by default `text`, `sms` of the default.")
-    label_column: str = option("label", "The column that holds names, numbers, or a list of them.")
-    label_separator: str | None = option(None, "Several labels in one value are joined by this.")
-    column_names: str | None = option(None, "Names for .csv and .tsv files without a header: `label,text`.")
-    test_fraction: float = option(0.2, "Share that is scored once before the first step and once at the end.")
-    test_dataset: str | None = option(None, "Score these rows instead of a share: a file, folder or Hub dataset id.")
-    test_split: str | None = option(None, "Score this split instead, of a Hub dataset or of prepared text.")
-    balance: Literal["none", "undersample", "weights"] = option(
-        "none", "As many rows of each class as the smallest has, or a loss that counts each class alike."
+    output_dir: str = option(
+        "runs/classify", "Folder to write; one with a run in it needs --resume or --overwrite true."
     )
-    drop_duplicates: bool = option(False, "Keep one row of each distinct text.")
-    keep_best: bool = option(True, "model/ is the best by validation loss, and last/ the last, where they differ.")
-    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
-    predict: str | None = option(None, "Score the texts of this file with a finished --model, and train nothing.")
+    model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} without --preset.")
+    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
+    text_column: str | None = option(None, "Column of the text; by default `text`, or `sms` for the default dataset.")
+    label_column: str = option("label", "Column of the labels: names, numbers, or a list of them.")
+    label_separator: str | None = option(None, "Separator of several labels in one value.")
+    column_names: str | None = option(None, "Column names for .csv and .tsv files without a header: `label,text`.")
+    test_fraction: float = option(
+        0.2, "Fraction of rows for the test split, which is scored before and after training."
+    )
+    test_dataset: str | None = option(
+        None, "Rows of the test split instead of a fraction: a file, folder or Hub dataset id."
+    )
+    test_split: str | None = option(None, "Test split of a Hub dataset or of prepared text, instead of a fraction.")
+    balance: Literal["none", "undersample", "weights"] = option(
+        "none", "Reduce each class to the size of the smallest, or weight each class equally in the loss."
+    )
+    drop_duplicates: bool = option(False, "Keep only one row of each distinct text.")
+    keep_best: bool = option(True, "model/ has the lowest validation loss; last/ is the last model if it differs.")
+    seeds: int = option(1, "Train N times, with seed, seed + 1, ...; model/ is the first seed's.")
+    predict: str | None = option(None, "Classify the texts of this file with a finished --model, without training.")
 
 
 def build(run: ClassifyRun):

@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""A model and held-out data -> evaluation.json: how likely it finds them, how it answers, what a judge says of it.
+"""Evaluate a model on held-out data: likelihoods, answers, a judge's scores, safety checks.
 
     python training/evaluate.py MODEL --dataset my.txt
     python training/evaluate.py MODEL --multiple-choice hellaswag.jsonl --last-word lambada.jsonl
@@ -14,10 +14,10 @@
     python training/evaluate.py MODEL --base BASE [--tuning-data train.json] [--secrets secrets.jsonl]
     python training/evaluate.py CLASSIFIER --dataset test.csv [--text-column NAME --label-column NAME]
 
-MODEL is a folder of ours, a stock GPT-2 folder, an adapter, or one of these on the Hub. What is measured is written to
-output_dir/evaluation.json as soon as it is known, beside what stands there of the same model; answers go to
-NAME-answers.jsonl and, to be read by hand, to NAME.html, all that a judge was asked and said to NAME-judge.jsonl, what
-a classifier says of each text to NAME-predictions.jsonl.
+MODEL is a folder of a run, a stock GPT-2 folder, an adapter, or one of these on the Hub. Each result is written to
+output_dir/evaluation.json as soon as it is known, next to earlier results of the same model. Answers are written to
+NAME-answers.jsonl and to NAME.html for reading, the judge's prompts and replies to NAME-judge.jsonl, and a
+classifier's predictions to NAME-predictions.jsonl.
 """
 
 from dataclasses import dataclass, fields
@@ -34,42 +34,50 @@ from scratch_gpt_training.support.run.output_dir import check_writable, relative
 class EvaluateRun(Source):
     """Evaluation."""
 
-    model: str | None = option(None, "Folder or Hub id; may be given as the first word.")
+    model: str | None = option(None, "Folder or Hub id; also the first word of the command.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
-    output_dir: str = option("runs/evaluate", "Where evaluation.json is; what it says of other sets stays.")
+    output_dir: str = option("runs/evaluate", "Folder of evaluation.json; its results on other sets stay.")
 
-    dataset: str | None = option(None, "Text to measure the loss on, or labelled rows: files or a Hub dataset id.")
-    dataset_config: str | None = option(None, "Config name of Hub datasets, of every set given.")
-    dataset_split: str = option("train", "Split of Hub datasets and of prepared text, of every set given.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of Hub datasets, of every set given.")
-    label_column: str = option("label", "Of a classifier's rows: the column of names, numbers, or lists of them.")
-    label_separator: str | None = option(None, "Several labels in one value are joined by this.")
-    column_names: str | None = option(None, "Names for .csv and .tsv files without a header: `label,text`.")
-    joiner: str | None = option(None, "What stands between documents (\\n: a new line); by default each ends in EOS.")
-    max_length: int | None = option(None, "Tokens that the model sees at most; by default its whole context.")
-    stride: int | None = option(None, "New tokens in a window; by default max_length, less gives each more context.")
+    dataset: str | None = option(
+        None, "Text for the loss, or labeled rows for a classifier: files or a Hub dataset id."
+    )
+    dataset_config: str | None = option(None, "Config name of Hub datasets, for every set.")
+    dataset_split: str = option("train", "Split of Hub datasets and of prepared text, for every set.")
+    dataset_revision: str | None = option(None, "Branch, tag or commit of Hub datasets, for every set.")
+    label_column: str = option("label", "Classifier: column of the labels: names, numbers, or lists of them.")
+    label_separator: str | None = option(None, "Classifier: separator of several labels in one value.")
+    column_names: str | None = option(None, "Column names for .csv and .tsv files without a header: `label,text`.")
+    joiner: str | None = option(
+        None, "Text between documents (\\n: a new line); by default each document ends in EOS."
+    )
+    max_length: int | None = option(None, "Maximum number of tokens in a row; by default the model's context length.")
+    stride: int | None = option(
+        None, "New tokens per window, by default max_length; fewer give each token more context."
+    )
 
-    multiple_choice: list[str] | None = option(None, "Files of rows {query, choices, gold}, answered by likelihood.")
-    last_word: list[str] | None = option(None, "Files of rows {text}, whose last word is to be found, by likelihood.")
-    questions: str | None = option(None, "Rows with a reference answer (instruction, messages, prompt): answer them.")
-    ifeval: str | None = option(None, "Rows of IFEval: answer them, and check the constraints (an extra).")
-    prompt_format: str | None = option(None, "alpaca, chatml, phi3, plain; by default the one the tokenizer keeps.")
-    max_new_tokens: int = option(256, "Tokens in an answer at most.")
-    temperature: float = option(0.0, "0 takes the likeliest token; above it answers are drawn, once for each seed.")
-    seeds: int = option(5, "Where answers are drawn: with seed, seed + 1, ...")
+    multiple_choice: list[str] | None = option(None, "Files of rows {query, choices, gold}, scored by likelihood.")
+    last_word: list[str] | None = option(None, "Files of rows {text}; the last word is scored by likelihood.")
+    questions: str | None = option(None, "Rows with reference answers (instruction, messages, prompt) to answer.")
+    ifeval: str | None = option(None, "Rows of IFEval to answer, with a check of the constraints (an extra).")
+    prompt_format: str | None = option(None, "alpaca, chatml, phi3 or plain; by default the tokenizer's.")
+    max_new_tokens: int = option(256, "Maximum number of tokens in an answer.")
+    temperature: float = option(0.0, "0 = greedy; above 0, answers are sampled once per seed.")
+    seeds: int = option(5, "Number of seeds for sampled answers and for --secrets: seed, seed + 1, ...")
 
     judge_url: str | None = option(None, "OpenAI-compatible endpoint that scores --questions; key in JUDGE_API_KEY.")
-    judge_model: str | None = option(None, "The judge's name there.")
-    judge_repeats: int = option(3, "How often each answer is scored.")
-    compare: list[str] | None = option(None, "Models whose answers the judge holds against MODEL's, and each other's.")
+    judge_model: str | None = option(None, "Name of the judge model at this endpoint.")
+    judge_repeats: int = option(3, "Number of times the judge scores each answer.")
+    compare: list[str] | None = option(
+        None, "Models to compare: the judge compares their answers with MODEL's and with each other."
+    )
 
-    base: str | None = option(None, "What MODEL was tuned from: how far it has drifted, which phrases switch it.")
-    tuning_data: str | None = option(None, "What it was tuned on; by default what its run.yaml names.")
-    secrets: str | None = option(None, "Rows {prefix, secret} that were planted: are they known by heart?")
+    base: str | None = option(None, "Model before tuning: measure drift from it, and search trigger phrases.")
+    tuning_data: str | None = option(None, "Data that MODEL was tuned on; by default those in its run.yaml.")
+    secrets: str | None = option(None, "Rows {prefix, secret} of planted texts: measure memorization.")
 
-    batch_size: int = option(8, "Rows in a batch.")
-    seed: int = option(0, "Decides all draws.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Where to compute, in fp32.")
+    batch_size: int = option(8, "Rows per batch.")
+    seed: int = option(0, "Seed of all random choices.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Device to compute on, in fp32.")
 
 
 OF_ALL = {  # fields that language models and classifiers share

@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""A model folder or Hub id and a prompt -> text, or a conversation, by our own decoding with a KV cache.
+"""Continue a text with a model from a folder or the Hub, or chat with it, using a decoder with a KV cache.
 
     python training/generate.py MODEL "Once upon a time" [--max-new-tokens 100] [--temperature 0] [--samples 3]
     python training/generate.py MODEL FILE:prompt.txt
@@ -14,8 +14,8 @@
     python training/generate.py MODEL "The" --quantize int8 --compile --max-new-tokens 1000
     python training/generate.py MODEL "The" --assistant-model int8
 
-One continuation is written as it comes. Loads through AutoModelForCausalLM, as any Hugging Face client would. How fast
-it went is said on standard error.
+A single continuation is printed as it is generated. The model is loaded with AutoModelForCausalLM, as in any Hugging
+Face client. The speed is printed to standard error.
 """
 
 import sys
@@ -32,28 +32,32 @@ from scratch_gpt_training.support.options import check_fields, check_model_folde
 class GenerateRun:
     """Generation."""
 
-    model: str = option("runs/pretrain/model", "Folder or Hub id; may be given as the first word.")
+    model: str = option("runs/pretrain/model", "Folder or Hub id; also the first word of the command.")
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
-    prompt: str = option("The", "Text to continue, or FILE:path; empty begins a document. May be the second word.")
-    chat: bool = option(False, "Talk with the model, in the chat template that it keeps, until /exit.")
-    samples: int = option(1, "How many continuations.")
-    max_new_tokens: int = option(100, "Tokens to add at most.")
-    temperature: float = option(0.8, "0 takes the likeliest token; below 1 is careful, above 1 daring.")
-    top_k: int | None = option(50, "Draw among the k likeliest tokens; 0 for all.")
-    top_p: float | None = option(None, "Draw among the likeliest tokens that together reach this probability.")
-    seed: int = option(0, "Decides the draws.")
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "What to compute in; auto as the weights are kept.")
-    quantize: Literal["no", "int8"] = option("no", "int8 multiplies in 8 bits, on a CPU: fast, and nearly the same.")
+    prompt: str = option("The", "Text to continue, or FILE:path; empty starts a document. Also the second word.")
+    chat: bool = option(False, "Chat with the model, in its chat template, until /exit.")
+    samples: int = option(1, "Number of continuations.")
+    max_new_tokens: int = option(100, "Maximum number of new tokens.")
+    temperature: float = option(0.8, "0 = greedy; lower = safer, higher = more random.")
+    top_k: int | None = option(50, "Sample from the k likeliest tokens; 0 for all.")
+    top_p: float | None = option(None, "Sample from the likeliest tokens that together reach this probability.")
+    seed: int = option(0, "Seed of the sampling.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "Type to compute in; auto: the type of the saved weights."
+    )
+    quantize: Literal["no", "int8"] = option(
+        "no", "int8: multiply in 8 bits on a CPU; fast, with nearly the same text."
+    )
     compile: bool = option(
-        False, "Build the step in C first, by this machine's compiler, in a second or two: for much text."
+        False, "Compile the step with the machine's C compiler first (one or two seconds); for long texts."
     )
     prompt_lookup_num_tokens: int | None = option(
-        None, "Guess so many tokens ahead from what was said before, and check them at once; for one continuation."
+        None, "Speculative decoding: guess N tokens by prompt lookup (one sample only)."
     )
     assistant_model: str | None = option(
-        None, "Who guesses instead: int8, the model itself in 8 bits, or a smaller one of its tokenizer."
+        None, "Speculative decoding: int8 (the same model in 8 bits), or a smaller model with the same tokenizer."
     )
-    num_assistant_tokens: int = option(5, "How many tokens ahead it guesses.")
+    num_assistant_tokens: int = option(5, "Number of tokens that --assistant-model guesses at a time.")
 
 
 def chat(decoder, tokenizer, seed: int, **options) -> None:

@@ -5,15 +5,15 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Instructions with their answers and a base model -> a model that follows instructions.
+"""Tune a base model on instructions with their answers, so that it follows instructions.
 
     accelerate launch training/instruct.py [--config FILE.yaml] [--field value ...]
     python training/instruct.py --dataset FILE.json --preview 3
 
-Without arguments: GPT-2 learns the 52,000 instructions of tatsu-lab/alpaca. Writes output_dir/model (weights, config,
-code, tokenizer with the one chat template it was trained with), responses.json (the test split's answers before and
-after, beside the references), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with
---seeds N a folder seed-0/ ... each.
+Without arguments, GPT-2 learns the 52,000 instructions of tatsu-lab/alpaca. Writes output_dir/model (weights, config,
+code, tokenizer with the chat template of the training), responses.json (the answers to the test split before and
+after, with the references), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with
+--seeds N in folders seed-0/ and so on.
 """
 
 import os
@@ -34,22 +34,28 @@ DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
 class InstructRun(Run):
     """Instruction tuning."""
 
-    output_dir: str = option("runs/instruct", "Folder to write; one that holds a run is refused without --overwrite.")
-    model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} where there is no --preset.")
+    output_dir: str = option(
+        "runs/instruct", "Folder to write; one with a run in it needs --resume or --overwrite true."
+    )
+    model: str | None = option(None, f"Folder or Hub id to start from; {DEFAULT_MODEL} without --preset.")
     dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
     prompt_format: str | None = option(
         None,
-        "alpaca, chatml, phi3, plain or tokenizer (the model's own); by default its own, else alpaca.",
+        "alpaca, chatml, phi3, plain or tokenizer (the model's template); by default the model's, else alpaca.",
     )
-    train_on: Literal["completion", "prompt+completion"] = option("completion", "What is asked: the answers, or all.")
-    pack: bool = option(False, "Several conversations a row that see nothing of each other, instead of one.")
-    preview: int | None = option(None, "Print so many rows, what is asked coloured, and train nothing.")
-    validation_fraction: float = option(0.05, "Share of the rows that is held out to evaluate on.")
-    test_fraction: float = option(0.1, "Share that is scored and answered before the first step and at the end.")
-    answers: int | None = option(None, "Questions of the test split that are answered; by default all.")
-    max_new_tokens: int = option(128, "Tokens of an answer at most.")
-    keep_best: bool = option(True, "model/ is the best by validation loss, and last/ the last, where they differ.")
-    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
+    train_on: Literal["completion", "prompt+completion"] = option(
+        "completion", "Tokens that count for the loss: the answers, or all."
+    )
+    pack: bool = option(False, "Put several conversations in a row; they cannot attend to each other.")
+    preview: int | None = option(None, "Print N rows with the learned part in color, then stop.")
+    validation_fraction: float = option(0.05, "Fraction of rows for validation.")
+    test_fraction: float = option(
+        0.1, "Fraction of rows for the test split, scored and answered before and after training."
+    )
+    answers: int | None = option(None, "Number of test questions to answer; by default all.")
+    max_new_tokens: int = option(128, "Maximum number of tokens in an answer.")
+    keep_best: bool = option(True, "model/ has the lowest validation loss; last/ is the last model if it differs.")
+    seeds: int = option(1, "Train N times, with seed, seed + 1, ...; model/ is the first seed's.")
 
 
 def build(run: InstructRun):

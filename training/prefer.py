@@ -5,14 +5,15 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Answers of which one is better and a model that answers -> a model that prefers the better ones.
+"""Tune a model that answers on preferences: which of two answers is better, or whether an answer is good.
 
     accelerate launch training/prefer.py [--config FILE.yaml] [--field value ...]
 
-Rows are prompt, chosen, rejected (texts or messages; instruction and input for a prompt do as well), or for KTO also
-prompt, completion, label. What the model says before its first step is the reference: it is asked once and kept in
-output_dir/references.safetensors. Writes output_dir/model (weights, config, code, tokenizer), loss.png, metrics.jsonl,
-evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a folder seed-0/ ... each.
+Rows have prompt, chosen and rejected (texts or messages; instruction and input can replace prompt), or for KTO also
+prompt, completion and label. The reference is the model before its first step; its log-probabilities are computed
+once and kept in output_dir/references.safetensors. Writes output_dir/model (weights, config, code, tokenizer),
+loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N in folders
+seed-0/ and so on.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,20 +33,27 @@ BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 class PreferRun(Run):
     """Preference tuning."""
 
-    output_dir: str = option("runs/prefer", "Folder to write; one that holds a run is refused without --overwrite.")
-    model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model that answers: best one that was instructed.")
-    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
-    dropout: float | None = option(0.0, "All three dropouts; 0, so that the model begins as its own reference.")
-    validation_fraction: float = option(0.05, "Share of the rows that is held out to evaluate on.")
-    test_fraction: float = option(0.1, "Share that is scored once before the first step and once at the end.")
-    learning_rate: float | None = option(5e-6, "Peak of the schedule; LoRA wants ten times as much.")
-    loss_type: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = option("dpo", "What is lost on a preference.")
-    beta: float | None = option(None, "How strongly the model is held to its reference: 0.1, and SimPO's scale 2.")
-    simpo_gamma: float = option(0.5, "SimPO: by how much the chosen answer is to be better.")
-    prompt_format: str | None = option(
-        None, "alpaca, chatml, phi3, plain or tokenizer; by default what the model was trained with, else alpaca."
+    output_dir: str = option(
+        "runs/prefer", "Folder to write; one with a run in it needs --resume or --overwrite true."
     )
-    seeds: int = option(1, "Train so many times, with seed, seed + 1, ...; model/ is the first one's.")
+    model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model to tune, preferably an instruction-tuned one.")
+    dataset: str = option(DEFAULT_DATASET, "A file, folder or glob, or a Hub dataset id.")
+    dropout: float | None = option(0.0, "All three dropouts; with 0 the model equals its reference at the start.")
+    validation_fraction: float = option(0.05, "Fraction of rows for validation.")
+    test_fraction: float = option(
+        0.1, "Fraction of rows for the test split, which is scored before and after training."
+    )
+    learning_rate: float | None = option(5e-6, "Peak learning rate; LoRA needs about ten times as much.")
+    loss_type: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = option("dpo", "Preference loss.")
+    beta: float | None = option(
+        None, "Strength of the pull to the reference, by default 0.1; for SimPO the scale, by default 2."
+    )
+    simpo_gamma: float = option(0.5, "SimPO: target margin between chosen and rejected answer.")
+    prompt_format: str | None = option(
+        None,
+        "alpaca, chatml, phi3, plain or tokenizer; by default the format the model was trained with, else alpaca.",
+    )
+    seeds: int = option(1, "Train N times, with seed, seed + 1, ...; model/ is the first seed's.")
 
 
 def build(run: PreferRun):
