@@ -66,7 +66,7 @@ def chat(decoder, tokenizer, seed: int, **options) -> None:
     from scratch_gpt.generation.generate import stream
     from scratch_gpt.utils.foreign import shown
 
-    print("/exit ends, /clear begins a new conversation.")
+    print("Type a message. /clear starts over, /exit quits.")
     messages: list[dict[str, str]] = []
     while True:
         try:
@@ -173,8 +173,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(run.model, run.model_revision)
         if run.chat and tokenizer.chat_template is None:
             raise ValueError(
-                f"{run.model} keeps no chat template: it was not tuned to talk. `{command('instruct')}` makes a model "
-                "that does; without --chat this one continues a text."
+                f"{run.model} has no chat template, so it cannot chat. Tune it with `{command('instruct')}`, or leave "
+                "out --chat to continue a text."
             )
         if run.chat:
             render(tokenizer, cast(str, tokenizer.chat_template), TRIAL[:1], add_generation_prompt=True)

@@ -221,13 +221,15 @@ def preview(run: InstructRun) -> None:
         rows = PromptRows(encoded, max_length, pack=True)
         groups = [[rows.kept[k] for k in group] for group in rows.groups]
         if rows.dropped:
-            print(f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, whose prompt fills a row.")
+            print(
+                f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, because their prompt fills a row."
+            )
     length = max_length + 1  # the last token of a row is only a target, and the first is none
     for group in groups[: run.preview]:
         encoded_rows = [encoded[k] for k in group]
         parts = [(ids[:length], [False, *is_target[1:length]]) for ids, is_target in encoded_rows]
         targets = sum(sum(is_target) for _, is_target in parts)
-        line = f"--- {sum(len(ids) for ids, _ in parts)} tokens, {targets} of them asked"
+        line = f"--- {sum(len(ids) for ids, _ in parts)} tokens, of which {targets} count for the loss"
         if not targets:
             line += f". Will be dropped: the prompt fills {max_length} tokens; a larger --max-length keeps it"
         elif any(len(ids) > length for ids, _ in encoded_rows):
