@@ -222,7 +222,8 @@ def preview(run: InstructRun) -> None:
         groups = [[rows.kept[k] for k in group] for group in rows.groups]
         if rows.dropped:
             print(
-                f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, because their prompt fills a row."
+                f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, because "
+                "their prompt fills a row."
             )
     length = max_length + 1  # the last token of a row is only a target, and the first is none
     for group in groups[: run.preview]:
