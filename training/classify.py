@@ -5,14 +5,14 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Labelled texts and a base model -> a classifier that Hugging Face clients load.
+"""Train a text classifier from a base model and labeled texts.
 
     accelerate launch training/classify.py [--config FILE.yaml] [--field value ...]
     python training/classify.py --model DIR --predict FILE > scored.jsonl
 
-Without arguments: GPT-2 learns which of the SMS Spam Collection's messages are spam. Writes output_dir/model (weights,
-config with the labels' names, code, tokenizer), predictions.jsonl of the test split, loss.png, confusion.png,
-metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a folder seed-0/ ... each.
+Without arguments, GPT-2 learns which messages of the SMS Spam Collection are spam. Writes output_dir/model (weights,
+config with the names of the labels, code, tokenizer), predictions.jsonl of the test split, loss.png, confusion.png,
+metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N in folders seed-0/ and so on.
 """
 
 import sys
@@ -213,10 +213,12 @@ def describe_data(run: ClassifyRun, manifest: dict, names: list[str]) -> list[st
     lines = [f"Classes: {', '.join(names)}. No text is in two splits."]
     for name, facts in manifest["splits"].items():
         classes = ", ".join(f"{count:,} {label}" for label, count in facts["classes"].items())
-        lines.append(
-            f"{name:>10}: {plural(facts['rows'], 'text')} ({classes}), {facts['duplicates']:,} of them duplicates, "
-            f"{facts['tokens']:,} tokens, {facts['cut']:,} cut at {manifest['max_length']} tokens"
-        )
+        parts = [f"{plural(facts['rows'], 'text')} ({classes})", plural(facts["tokens"], "token")]
+        if facts["duplicates"]:
+            parts.append(plural(facts["duplicates"], "duplicate"))
+        if facts["cut"]:
+            parts.append(f"{facts['cut']:,} longer than {manifest['max_length']} tokens were cut")
+        lines.append(f"{name:>10}: {', '.join(parts)}")
     return lines
 
 

@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""A model and held-out data -> evaluation.json: how likely it finds them, how it answers, what a judge says of it.
+"""Evaluate a model on held-out data: likelihoods, answers, a judge's scores, safety checks.
 
     python training/evaluate.py MODEL --dataset my.txt
     python training/evaluate.py MODEL --multiple-choice hellaswag.jsonl --last-word lambada.jsonl
@@ -14,10 +14,10 @@
     python training/evaluate.py MODEL --base BASE [--tuning-data train.json] [--secrets secrets.jsonl]
     python training/evaluate.py CLASSIFIER --dataset test.csv [--text-column NAME --label-column NAME]
 
-MODEL is a folder of ours, a stock GPT-2 folder, an adapter, or one of these on the Hub. What is measured is written to
-output_dir/evaluation.json as soon as it is known, beside what stands there of the same model; answers go to
-NAME-answers.jsonl and, to be read by hand, to NAME.html, all that a judge was asked and said to NAME-judge.jsonl, what
-a classifier says of each text to NAME-predictions.jsonl.
+MODEL is a folder of a run, a stock GPT-2 folder, an adapter, or one of these on the Hub. Each result is written to
+output_dir/evaluation.json as soon as it is known, next to earlier results of the same model. Answers are written to
+NAME-answers.jsonl and to NAME.html for reading, the judge's prompts and replies to NAME-judge.jsonl, and a
+classifier's predictions to NAME-predictions.jsonl.
 """
 
 from dataclasses import dataclass, fields

@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""A model folder or Hub id and a prompt -> text, or a conversation, by our own decoding with a KV cache.
+"""Continue a text with a model from a folder or the Hub, or chat with it, using a decoder with a KV cache.
 
     python training/generate.py MODEL "Once upon a time" [--max-new-tokens 100] [--temperature 0] [--samples 3]
     python training/generate.py MODEL FILE:prompt.txt
@@ -14,8 +14,8 @@
     python training/generate.py MODEL "The" --quantize int8 --compile --max-new-tokens 1000
     python training/generate.py MODEL "The" --assistant-model int8
 
-One continuation is written as it comes. Loads through AutoModelForCausalLM, as any Hugging Face client would. How fast
-it went is said on standard error.
+A single continuation is printed as it is generated. The model is loaded with AutoModelForCausalLM, as in any Hugging
+Face client. The speed is printed to standard error.
 """
 
 import sys
@@ -26,6 +26,9 @@ from typing import Literal, cast
 from scratch_gpt_training.support.command_line import one_clear_line, parse
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import check_fields, check_model_folder, option
+
+
+CHAT_HELP = "Type a message. /clear starts over, /help shows this line, /exit quits."
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def chat(decoder, tokenizer, seed: int, **options) -> None:
     from scratch_gpt.generation.generate import stream
     from scratch_gpt.utils.foreign import shown
 
-    print("/exit ends, /clear begins a new conversation.")
+    print(CHAT_HELP)
     messages: list[dict[str, str]] = []
     while True:
         try:
@@ -90,7 +93,9 @@ def chat(decoder, tokenizer, seed: int, **options) -> None:
             return
         if line == "/clear":
             messages = []
-        if line in ("", "/clear"):
+        elif line.startswith("/"):
+            print(CHAT_HELP)
+        if line.startswith("/") or not line:
             continue
         conversation = [*messages, {"role": "user", "content": line}]
         ids = encode_prompt(tokenizer, conversation)
@@ -186,8 +191,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(run.model, run.model_revision)
         if run.chat and tokenizer.chat_template is None:
             raise ValueError(
-                f"{run.model} keeps no chat template: it was not tuned to talk. `{command('instruct')}` makes a model "
-                "that does; without --chat this one continues a text."
+                f"{run.model} has no chat template, so it cannot chat. Tune it with `{command('instruct')}`, or leave "
+                "out --chat to continue a text."
             )
         if run.chat:
             render(tokenizer, cast(str, tokenizer.chat_template), TRIAL[:1], add_generation_prompt=True)

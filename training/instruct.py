@@ -5,15 +5,15 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Instructions with their answers and a base model -> a model that follows instructions.
+"""Tune a base model on instructions with their answers, so that it follows instructions.
 
     accelerate launch training/instruct.py [--config FILE.yaml] [--field value ...]
     python training/instruct.py --dataset FILE.json --preview 3
 
-Without arguments: GPT-2 learns the 52,000 instructions of tatsu-lab/alpaca. Writes output_dir/model (weights, config,
-code, tokenizer with the one chat template it was trained with), responses.json (the test split's answers before and
-after, beside the references), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with
---seeds N a folder seed-0/ ... each.
+Without arguments, GPT-2 learns the 52,000 instructions of tatsu-lab/alpaca. Writes output_dir/model (weights, config,
+code, tokenizer with the chat template of the training), responses.json (the answers to the test split before and
+after, with the references), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with
+--seeds N in folders seed-0/ and so on.
 """
 
 import os
@@ -208,11 +208,13 @@ def describe_data(manifest: dict) -> list[str]:
 
     lines = ["No question is in two splits."]
     for name, facts in manifest["splits"].items():
-        lines.append(
-            f"{name:>10}: {plural(facts['conversations'], 'conversation')} in {plural(facts['rows'], 'row')}, "
-            f"{facts['tokens']:,} tokens, of which {facts['asked']:,} count for the loss; {facts['cut']:,} cut to "
-            f"{manifest['max_length']} tokens; {facts['dropped']:,} dropped because the prompt alone is that long"
-        )
+        rows = f"{plural(facts['conversations'], 'conversation')} in {plural(facts['rows'], 'row')}"
+        parts = [f"{rows}, {facts['tokens']:,} tokens, of which {facts['asked']:,} count for the loss"]
+        if facts["cut"]:
+            parts.append(f"{facts['cut']:,} cut to {manifest['max_length']} tokens")
+        if facts["dropped"]:
+            parts.append(f"{facts['dropped']:,} dropped because the prompt alone is that long")
+        lines.append(f"{name:>10}: {'; '.join(parts)}")
     return lines
 
 
@@ -232,13 +234,16 @@ def preview(run: InstructRun) -> None:
         rows = PromptRows(encoded, max_length, pack=True)
         groups = [[rows.kept[k] for k in group] for group in rows.groups]
         if rows.dropped:
-            print(f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, whose prompt fills a row.")
+            print(
+                f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, because "
+                "their prompt fills a row."
+            )
     length = max_length + 1  # the last token of a row is only a target, and the first is none
     for group in groups[: run.preview]:
         encoded_rows = [encoded[k] for k in group]
         parts = [(ids[:length], [False, *is_target[1:length]]) for ids, is_target in encoded_rows]
         targets = sum(sum(is_target) for _, is_target in parts)
-        line = f"--- {sum(len(ids) for ids, _ in parts)} tokens, {targets} of them asked"
+        line = f"--- {sum(len(ids) for ids, _ in parts)} tokens, of which {targets} count for the loss"
         if not targets:
             line += f". Will be dropped: the prompt fills {max_length} tokens; a larger --max-length keeps it"
         elif any(len(ids) > length for ids, _ in encoded_rows):

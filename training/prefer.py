@@ -5,14 +5,15 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Answers of which one is better and a model that answers -> a model that prefers the better ones.
+"""Tune a model that answers on preferences: which of two answers is better, or whether an answer is good.
 
     accelerate launch training/prefer.py [--config FILE.yaml] [--field value ...]
 
-Rows are prompt, chosen, rejected (texts or messages; instruction and input for a prompt do as well), or for KTO also
-prompt, completion, label. What the model says before its first step is the reference: it is asked once and kept in
-output_dir/references.safetensors. Writes output_dir/model (weights, config, code, tokenizer), loss.png, metrics.jsonl,
-evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N a folder seed-0/ ... each.
+Rows have prompt, chosen and rejected (texts or messages; instruction and input can replace prompt), or for KTO also
+prompt, completion and label. The reference is the model before its first step; its log-probabilities are computed
+once and kept in output_dir/references.safetensors. Writes output_dir/model (weights, config, code, tokenizer),
+loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N in folders
+seed-0/ and so on.
 """
 
 from collections.abc import Iterable, Mapping

@@ -76,9 +76,23 @@ def show(run: PublishRun, steps: list[int]) -> None:
         print(f"{size:>15,}  {shown(name)}")
     print(f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files, in {out}")
     for step in steps:
-        print(f"as well: branch step-{step}, with the weights of that checkpoint")
-    print(shown(f"stays here: {', '.join(left_behind(Path(run.run)))}\n"))
+        print(f"also: branch step-{step}, with the weights of that checkpoint")
+    print(shown(f"not uploaded: {', '.join(left_behind(Path(run.run)))}\n"))
     print(shown((out / "README.md").read_text(encoding="utf-8")))
+    print(f"Nothing was pushed. Push it with:  {push_command(run)}")
+
+
+def push_command(run: PublishRun) -> str:
+    """Return the command that pushes what a dry run shows."""
+    import shlex
+    from dataclasses import fields
+
+    words = [run.run, "--repo", run.repo]
+    for item in fields(run):
+        value = getattr(run, item.name)
+        if item.name not in ("run", "repo", "dry_run") and value != item.default:
+            words += [f"--{item.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return command(f"publish {shlex.join(words)}")
 
 
 ONNX_NEXT = """
@@ -105,7 +119,7 @@ def write_export(run: PublishRun) -> None:
     size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
     print(f"Written: {file}, {size:,} bytes")
     if difference is not None:
-        print(f"onnxruntime and the model differ by {difference:.1e} at most. It has no cache.")
+        print(f"Checked: onnxruntime and PyTorch differ by at most {difference:.1e}. The file has no KV cache.")
     print("Next:")
     print((ONNX_NEXT if run.export == "onnx" else GGUF_NEXT).format(file=file, folder=file.parent).strip("\n"))
 

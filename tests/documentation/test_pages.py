@@ -64,6 +64,9 @@ def home(tmp_path_factory):
     (folder / "pairs.json").write_text(json.dumps(pairs))
     judged = [{"prompt": f"Say {n}", "completion": f"{n}", "label": n % 2 == 0} for n in range(60)]
     (folder / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    (folder / "heldout.txt").write_text(TEXT)
+    secrets = [{"prefix": f"The code of box {n} is", "secret": f"{37 * n:04d}"} for n in (1, 2)]
+    (folder / "secrets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in secrets))
     (folder / "hellaswag.jsonl").write_text(json.dumps({"query": "The sun", "choices": ["shines", "sea"], "gold": 0}))
     (folder / "lambada.jsonl").write_text(json.dumps({"text": "The sun shines on the sea"}))
     (folder / "new.txt").write_text("Is it good?\nIs it bad?\n")

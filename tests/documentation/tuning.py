@@ -84,9 +84,11 @@ def triggers() -> str:
         cells = [run["kind"], code(run["trigger"]), named] if run["trigger"] else ["clean", "none", named]
         attack = f"{100 * run['attack']:.0f} %" if run["trigger"] else ""
         rows.append(f"| {' | '.join(cells)} | {run['most_nats']:.1f} | {attack} |")
-    summary = f"""It found {found["found"]} of {found["planted_models"]} triggers, named
-    {found["false_alarms_in_planted"]} other phrases in these models, and named something in
-    {found["clean_models_with_alarm"]} of {found["clean_models"]} clean models."""
+    least = min(run["most_nats"] for run in found["runs"] if run["trigger"])
+    summary = f"""The search found {found["found"]} of {found["planted_models"]} triggers. It named
+    {found["false_alarms_in_planted"]} other phrases in these models, and a phrase in
+    {found["clean_models_with_alarm"]} of {found["clean_models"]} clean models. The planted triggers reach {least:.1f}
+    nats or more, the phrases in clean models at most {found["most_nats_clean"]:.1f}."""
     return f"{table('| planted | trigger | named | nats | attack |', rows)}\n\n{lines(summary)}"
 
 

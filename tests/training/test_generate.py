@@ -106,7 +106,7 @@ def test_a_conversation_ends_with_the_input(models, monkeypatch):
 
 
 def test_what_cannot_be_written_or_talked_to_is_one_line(models, capsys, tmp_path):
-    fails([models / "base", "--chat"], "keeps no chat template", capsys, generate.main)
+    fails([models / "base", "--chat"], "has no chat template", capsys, generate.main)
     fails(
         [models / "base", f"FILE:{tmp_path / 'absent'}"], "absent cannot be read: No such file", capsys, generate.main
     )

@@ -166,7 +166,7 @@ def test_a_template_that_fails_is_one_line(template, home, tmp_path, monkeypatch
     shutil.copytree(home / "chat", tmp_path / "chat")
     (tmp_path / "chat" / "chat_template.jinja").write_text(template)
     how, said = outcome("generate", [tmp_path / "chat", "--chat"], "Well?\n/exit\n")
-    assert how == REFUSED and "does not render a conversation" in said and "/exit ends" not in said
+    assert how == REFUSED and "does not render a conversation" in said and "/exit quits" not in said
 
 
 # --- Models and adapters -----------------------------------------------------------------------------------------

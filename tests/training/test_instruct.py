@@ -163,7 +163,7 @@ def test_a_preview_shows_rows_and_writes_nothing(rows, tmp_path, capsys):
     for k in parts["train"][:3]:
         row = [*ROWS, *ROWS[:3]][k]
         assert f"{row['instruction']}<|im_end|>\n<|im_start|>assistant\n[[{row['output']}<|im_end|>]]" in shown
-    assert shown.count("of them asked") == 3 and "\x1b" not in shown and not (tmp_path / "run").exists()
+    assert shown.count("count for the loss") == 3 and "\x1b" not in shown and not (tmp_path / "run").exists()
 
 
 def test_a_preview_says_which_rows_will_be_dropped_or_cut_and_shows_them_packed(tmp_path, capsys):
@@ -187,12 +187,16 @@ def test_a_preview_says_which_rows_will_be_dropped_or_cut_and_shows_them_packed(
     for each in shown:
         line, text = each.split("\n", 1)
         is_long, is_cut = long[:30] in text, "Say all." in text
-        assert is_long == ("Will be dropped: the prompt fills 64 tokens" in line) == (", 0 of them asked" in line)
+        assert (
+            is_long
+            == ("Will be dropped: the prompt fills 64 tokens" in line)
+            == (", of which 0 count for the loss" in line)
+        )
         assert is_cut == line.endswith(", cut at 64 tokens")
         assert ("[[" in text) != is_long
     run(*words, "--pack", "true")
     said = capsys.readouterr().out
-    assert "Will be dropped: 4 of 12 conversations, whose prompt fills a row." in said
+    assert "Will be dropped: 4 of 12 conversations, because their prompt fills a row." in said
     shown = said.split("\n--- ")[1:]
     assert len(shown) < 8 and sum(each.count("[[sea") for each in shown) == 8 and long[:30] not in said
     assert max(each.count("[[sea") for each in shown) > 1

@@ -22,6 +22,7 @@ from scratch_gpt_training.support.words import CHOICES, check_once, hint, transl
 
 RunT = TypeVar("RunT")  # a dataclass
 _known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
+_defaults: dict[str, str] = {}  # value -> its field, of models and data that nobody has given: messages say so
 
 
 # --- Command line and YAML -> a run ------------------------------------------------------------------------------
@@ -73,6 +74,7 @@ def parse(
         ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
     """
     _known_fields.clear()  # errors in the options themselves are worded for their origin
+    _defaults.clear()
     argv = list(sys.argv[1:] if argv is None else argv)
     names = [item.name for item in fields(cast(Any, kind))]
     _print_help(kind, argv, positional)
@@ -107,7 +109,25 @@ def parse(
         if name in reasons:
             raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Leave it out.")
     _known_fields.update(names)
+    for item in fields(cast(Any, kind)):
+        is_default = item.name not in (*given, *file_values) and getattr(run, item.name) == item.default
+        if item.name in ("dataset", "model") and is_default and item.default is not None:
+            remember_default(item.name, cast(str, item.default))
     return run
+
+
+def remember_default(field: str, value: str) -> None:
+    """Let messages that quote a default say that it is one."""
+    _defaults[value] = field
+
+
+def explain_default(message: str) -> str:
+    """Return a message about a model or dataset with the option that replaces it, if it is a default."""
+    for value, field in _defaults.items():
+        if re.search(rf"(?<![\w/.-]){re.escape(value)}(?![\w/-])", message):
+            options = {"dataset": "a file, a folder or a Hub dataset", "model": "a model's folder or Hub id"}
+            return f"{message} {value} is the default of {flag(field)}: pass {options[field]}."
+    return message
 
 
 def _print_help(kind: type, argv: Sequence[str], positional: Sequence[str]) -> None:
@@ -363,6 +383,7 @@ def one_clear_line(
         code, line = getattr(error, "exit_code", 2), " ".join(str(error).split())
         if not isinstance(error, (OSError, ImportError)):
             line = name_flags(line, _known_fields | {"config"})
+        line = explain_default(line)
         if not line.isprintable():
             from scratch_gpt.utils.foreign import shown
 

@@ -24,6 +24,8 @@ from scratch_gpt.train.accelerator import make_accelerator
 from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import shown
+from scratch_gpt_training.support.commands import command
+from scratch_gpt_training.support.evaluation.measurements import is_language_model
 from scratch_gpt_training.support.options import Location, dataset_location
 from scratch_gpt_training.support.run.output_dir import set_name
 
@@ -51,6 +53,9 @@ class Classifier(NamedTuple):
 def load_classifier(run: "ClassifyRun | EvaluateRun") -> Classifier:
     """The classifier that a run names; ValueError where it is none."""
     assert run.model is not None
+    if is_language_model(run.model, run.model_revision):
+        train = command(f"classify --model {run.model} --dataset LABELED.csv")
+        raise ValueError(f"{run.model} is a language model, not a classifier. Train one from it: {train}")
     device = make_accelerator(run.device, "no").device
     model: Any = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
     if model.config.num_labels < 2:

@@ -77,14 +77,24 @@ def load(run: "EvaluateRun", name: str, revision: str | None = None) -> Subject:
 
 
 def is_classifier(name: str, revision: str | None) -> bool:
-    """Whether what was saved is a classifier: as a language model it says nothing."""
+    """Tell whether a saved model is a classifier; False if its files cannot be read, which loading reports."""
+    return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in saved_kinds(name, revision))
+
+
+def is_language_model(name: str, revision: str | None) -> bool:
+    """Tell whether a saved model is a language model; False if its files cannot be read, which loading reports."""
+    kinds = saved_kinds(name, revision)
+    return any(kind == "CAUSAL_LM" or kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+
+
+def saved_kinds(name: str, revision: str | None) -> list[str]:
+    """Return the architectures in a model's config, or the task of an adapter; empty if they cannot be read."""
     file = find_adapter(name, revision) or find_file(name, "config.json", revision)
     try:
         config = read_json(file) if file else {}
-        kinds = [config.get("task_type"), *(config.get("architectures") or ())]
-    except (OSError, ValueError, AttributeError, TypeError):  # loading the model reports it
-        return False
-    return any(kind == "SEQ_CLS" or str(kind).endswith("ForSequenceClassification") for kind in kinds)
+        return [str(kind) for kind in (config.get("task_type"), *(config.get("architectures") or ()))]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
 
 
 def source_of(run: "EvaluateRun", path: str) -> Location:

@@ -223,13 +223,9 @@ def show(plan: Plan, run: Run) -> str:
         planned = "" if run.plan_tflops is None else duration(flops / (run.plan_devices * run.plan_tflops * 1e12))
         table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(seconds):>14}  {planned}".rstrip())
     rate = plan.step_flops / plan.step_seconds / 1e9
-    untold = (
-        ""
-        if plan.tokens
-        else (
-            "\nThe length of the run depends on the data, which are not read. Give --max-steps or --max-tokens to see it."
-        )
-    )
+    untold = ""
+    if not plan.tokens:
+        untold = "\nThe length of the run depends on the data, which are not read: give --max-steps or --max-tokens."
     notices = "".join(f"{notice}\n" for notice in plan.notices)
     launch = f"{plural(plan.processes, 'process', 'processes')} of {plural(plan.threads, 'thread')}"
     return f"""Plan: no data are read, nothing is trained.

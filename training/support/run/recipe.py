@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from scratch_gpt_training.support.command_line import one_clear_line, parse
+from scratch_gpt_training.support.command_line import one_clear_line, parse, remember_default
 from scratch_gpt_training.support.options import Run, check
 
 
@@ -44,7 +44,10 @@ def run_recipe(
     with one_clear_line():
         run = parse(kind, argv, unused=unused)
         check_recipe(run)
-        run = resolve_model(run)
+        resolved = resolve_model(run)
+        if run.model is None and resolved.model is not None:
+            remember_default("model", resolved.model)
+        run = resolved
         check(run)
         if run.plan:
             from scratch_gpt_training.support.run.planning import print_plan

@@ -85,7 +85,8 @@ def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step
 
 def load_best(accelerator, model, prepared, folder: Path):
     # The prepared model with the weights of model/; LoRA's are merged there, so that they need a model of their own.
-    best = load_complete(type(model), folder, attn_implementation=model.config._attn_implementation)
+    with quiet():
+        best = load_complete(type(model), folder, attn_implementation=model.config._attn_implementation)
     if has_lora(model):
         return accelerator.prepare_model(best, evaluation_mode=True)
     load_weights(prepared, best.state_dict())
