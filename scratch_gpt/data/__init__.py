@@ -1,1 +1,1 @@
-"""Room 3: text to batches. Functions of rows stay pure; `datasets` opens, maps and caches."""
+"""Documents -> batches: sources, filters, rows, prepared data, manifest, splits."""

@@ -14,6 +14,7 @@ from scratch_gpt_training.support.command_line import flag
 from scratch_gpt_training.support.commands import VERBS
 from scratch_gpt_training.support.help import group_fields
 from scratch_gpt_training.support.options import Run
+from scratch_gpt_training.support.words import ALIASES, HINTS
 
 
 PAGES = {  # verb -> its page in training/docs
@@ -229,3 +230,47 @@ def promises() -> str:
     ]
     rows = [f"| {promise} | {result} | [{name}]({page}) |" for promise, result, page, name in results]
     return table("| promise | measured | where |", rows)
+
+
+MAIN = ("batch_size", "accumulation_steps", "epochs", "max_steps", "learning_rate", "warmup_steps", "eval_every")
+MAIN += ("checkpoint_every", "keep", "keep_best", "max_length", "dataset", "model", "lora_rank")
+
+
+def by_field() -> dict[str, list[str]]:
+    """Return the words of other tools for each of our fields: field -> `word` (tool)."""
+    found: dict[str, list[str]] = {}
+    for word, (field, tool) in ALIASES.items():
+        if tool != "scratch_gpt":
+            found.setdefault(field, []).append(f"`{word}` ({tool})")
+    return found
+
+
+def coming_from() -> str:
+    """List the main options with the words of other tools that are accepted for them."""
+    found = by_field()
+    return table("| here | also accepted |", [f"| `{flag(field)}` | {', '.join(found[field])} |" for field in MAIN])
+
+
+def aliases() -> str:
+    """List all options with the words of other tools that are accepted for them."""
+    rows = [f"| `{flag(field)}` | {', '.join(words)} |" for field, words in by_field().items()]
+    return table("| here | also accepted |", rows)
+
+
+def hints() -> str:
+    """List the words of other tools that name one of our options in their error."""
+    found: dict[str, list[str]] = {}
+    for word, (_, text) in HINTS.items():
+        found.setdefault(text, []).append(f"`{word}`")
+    return table("| word | message |", [f"| {', '.join(words)} | {text} |" for text, words in found.items()])
+
+
+def public_names() -> str:
+    """List the names that the package exports, by the folder that defines them."""
+    import scratch_gpt
+
+    found: dict[str, list[str]] = {}
+    for name in scratch_gpt.__all__:
+        room = getattr(scratch_gpt, name).__module__.split(".")[1]
+        found.setdefault(room, []).append(f"`{name}`")
+    return table("| folder | names |", [f"| {room} | {', '.join(sorted(found[room]))} |" for room in sorted(found)])

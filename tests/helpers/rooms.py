@@ -60,7 +60,7 @@ def purpose(room: str) -> str:
 def rooms_table() -> str:
     """Markdown: a row for each room."""
     rows = [
-        f"| [{name}/](scratch_gpt/{name}) | {purpose(name)} | {', '.join(sorted(room.ours)) or '-'} |"
+        f"| [{name}/]({name}) | {purpose(name)} | {', '.join(sorted(room.ours)) or '-'} |"
         for name, room in ROOMS.items()
     ]
     return "\n".join(["| `scratch_gpt/` | purpose | may import |", "|---|---|---|", *rows])
