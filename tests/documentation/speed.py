@@ -78,12 +78,12 @@ def training_on(measured: dict) -> str:
 
 
 def limits(measured: dict) -> Iterator[str]:
-    """Yield why a step is not faster: the time of its matrix products, and what a target would require."""
+    """Yield why a step is not faster: the time of its matrix products, and the requirements of a target."""
     gpt2 = measured["workloads"]["gpt2"]
     plain, peak = gpt2["rows"]["reference"]["step_seconds"]["median"], gpt2["ceilings"]
     if not all(target["reached"] for target in gpt2["targets"] if target["over"] == "reference"):
         gigaflops = gpt2["flops"] / 1e9
-        yield f"""At 124M, the target of 3 times the reference is not met: the reference's fp32 products alone take
+        yield f"""At 124M, the target of 3 times the reference is not met: the reference's fp32 products take
         {gigaflops / peak["fp32"]:.2f} s of its step of {plain:.2f} s, and a third of its step would require
         {100 * gigaflops / (plain / 3) / peak["bf16"]:.0f} % of the bf16 ceiling, including AdamW's pass over 2 GB. The
         more page faults large buffers cause on a machine, the slower the reference and the larger all these
@@ -113,8 +113,8 @@ def limits(measured: dict) -> Iterator[str]:
             step, multiplied = at_ceiling / share, at_ceiling / products(work)[1]
             adamw = 28 * work["rows"][compiled["ceiling"]["row"]]["parameters"] / 1e9 / ceilings["memory"]
             yield f"""{100 * share:.0f} % of the ceiling ({work["title"]}) would be a step of {step:.2f} s. Its
-            products take {multiplied:.2f} s at the rate that they reach, and AdamW, which moves 28 bytes per parameter, takes
-            {adamw:.2f} s at the memory's {ceilings["memory"]:.0f} GB/s. Together they are
+            products take {multiplied:.2f} s at the rate that they reach, and AdamW, which moves 28 bytes per
+            parameter, takes {adamw:.2f} s at the memory's {ceilings["memory"]:.0f} GB/s. Together they are
             {100 * (multiplied + adamw) / step:.0f} % of that step, before the softmax of all logits, attention, GELU,
             norms, clipping and the sums of the gradients."""
 
