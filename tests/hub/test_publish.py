@@ -333,7 +333,7 @@ def test_a_base_in_a_folder_is_never_taken_for_a_repository_of_that_name(
     refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
     publish(lora, "ada/merged")
     card = hub.files("ada/merged")["README.md"].decode()
-    assert "base_model" not in card and "made from" not in card and "random weights" not in card
+    assert "base_model" not in card and "fine-tuned from" not in card and "random weights" not in card
 
     del kept["folder"]  # as of older runs, which do not tell
     (lora / "adapter" / "base.json").write_text(json.dumps(kept))
