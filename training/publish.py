@@ -76,8 +76,8 @@ def show(run: PublishRun, steps: list[int]) -> None:
         print(f"{size:>15,}  {shown(name)}")
     print(f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files, in {out}")
     for step in steps:
-        print(f"as well: branch step-{step}, with the weights of that checkpoint")
-    print(shown(f"stays here: {', '.join(left_behind(Path(run.run)))}\n"))
+        print(f"also: branch step-{step}, with the weights of that checkpoint")
+    print(shown(f"not uploaded: {', '.join(left_behind(Path(run.run)))}\n"))
     print(shown((out / "README.md").read_text(encoding="utf-8")))
 
 
@@ -105,7 +105,7 @@ def write_export(run: PublishRun) -> None:
     size = sum(path.stat().st_size for path in file.parent.glob(f"{file.name}*"))
     print(f"Written: {file}, {size:,} bytes")
     if difference is not None:
-        print(f"onnxruntime and the model differ by {difference:.1e} at most. It has no cache.")
+        print(f"Checked: onnxruntime and PyTorch differ by at most {difference:.1e}. The file has no KV cache.")
     print("Next:")
     print((ONNX_NEXT if run.export == "onnx" else GGUF_NEXT).format(file=file, folder=file.parent).strip("\n"))
 
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
             write_export(run)
             return
         if not run.run or not run.repo:
-            raise ValueError(f"Give a run and where it goes: {command('publish RUN --repo user/name')}")
+            raise ValueError(f"Give a run and a repository: {command('publish RUN --repo user/name')}")
 
         from scratch_gpt.hub.publish import check_repo_name, publish, publish_checkpoints
         from scratch_gpt.hub.staging import checkpoint_steps
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show_push(push) -> None:
-    """A line for what was pushed."""
+    """Print a line about a push."""
     print(f"{'Published' if push.has_changed else 'Nothing has changed'}: {push.url} (commit {push.commit})")
 
 
