@@ -370,7 +370,7 @@ def table(summary: dict) -> list[str]:
 
 
 def draw(summary: dict, file: Path) -> None:
-    """Tokens a second of every row, a panel for each workload; the dashed line is 60 % of the bf16 ceiling."""
+    """Plot the tokens per second of every row, a panel for each workload; the dashed line is 60 % of the ceiling."""
     from matplotlib.figure import Figure
 
     from scratch_gpt.utils.plots import RATE, TRAIN, VALIDATION
@@ -392,7 +392,7 @@ def draw(summary: dict, file: Path) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.2)
         axes.set_title(found["title"] + ("" if found["claim"] else " (no claim)"), fontsize=10)
-        axes.set_xlabel("tokens a second")
+        axes.set_xlabel("tokens per second")
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     figure.savefig(file, dpi=120)

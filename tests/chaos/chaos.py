@@ -3,7 +3,7 @@
     python tests/chaos/chaos.py [KIND ...] [--out tests/benchmarks/chaos.json]
 
 Writes how often each kind was tried, recovered, refused and lost to a file, next to the kinds that are not named, and
-prints it as a table. Lost has to be 0. To add a kind, add a function to KINDS: it takes a Bench and yields RECOVERED,
+prints it as a table. Lost must be 0. To add a kind, add a function to KINDS: it takes a Bench and yields RECOVERED,
 REFUSED or LOST for each try. The first line of its docstring is its row in the table.
 """
 

@@ -63,7 +63,7 @@ def training() -> str:
     measured = figures("training")
     losses = f"""In the first 100 steps from the same weights on the same text, the losses of ours out of the box and
     of plain fp32 differ by at most {100 * measured["losses"]["largest_difference"]:.2f} %. Not measured on a GPU."""
-    picture = "![Tokens per second of each setting](training.png)"
+    picture = "![Tokens per second of each setting. The dashed line is 60 % of the bf16 ceiling.](training.png)"
     others = map(training_on, map(figures, ALSO_TRAINING))
     return "\n\n".join([training_on(measured), picture, lines(losses), *others])
 
