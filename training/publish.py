@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
             write_export(run)
             return
         if not run.run or not run.repo:
-            raise ValueError(f"Give a run and where it goes: {command('publish RUN --repo user/name')}")
+            raise ValueError(f"Give a run and a repository: {command('publish RUN --repo user/name')}")
 
         from scratch_gpt.hub.publish import check_repo_name, publish, publish_checkpoints
         from scratch_gpt.hub.staging import checkpoint_steps
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show_push(push) -> None:
-    """A line for what was pushed."""
+    """Print a line about a push."""
     print(f"{'Published' if push.has_changed else 'Nothing has changed'}: {push.url} (commit {push.commit})")
 
 

@@ -29,25 +29,26 @@ NOT_LEARNING = {
     *("hang_timeout", "plan", "plan_devices", "plan_tflops", "preview", "learning_rates"),
 }
 LAYOUT_TEXT = {
-    "scratch_gpt": "This folder brings its own code, a few files that can be read from end to end: loading it needs "
-    '`trust_remote_code=True`. Read them once, then pin what you have read with `revision="COMMIT"`. (The Hub\'s '
-    "widget and most servers do not run a model's own code.)",
-    "gpt2": "This folder is in the layout of stock GPT-2: transformers loads it as it is, without code from this "
-    "page, and so does what serves or converts GPT-2.",
-    "adapter": "This folder holds what LoRA has learned, and no model: [peft](https://github.com/huggingface/peft) "
-    "puts it on its base.",
+    "scratch_gpt": "This folder contains its own code, a few files that you can read completely. Loading it needs "
+    '`trust_remote_code=True`. Read the files once, then pin the version that you read with `revision="COMMIT"`. '
+    "(The Hub's widget and most servers do not run a model's own code.)",
+    "gpt2": "This folder is in the layout of stock GPT-2. transformers loads it without code from this page, and so "
+    "do programs that serve or convert GPT-2.",
+    "adapter": "This folder holds LoRA weights, not a complete model. [peft](https://github.com/huggingface/peft) "
+    "loads them on top of the base model.",
 }
 LIMITS = {
-    "base": "It goes on with a text in the manner of its training data, and was not taught to follow instructions, "
-    "to refuse or to be right. It repeats mistakes and prejudices of these data, and may repeat passages of them word "
-    "for word. Not for answers that anybody relies on, not for advice on health, law or money, not to write in a "
-    "person's name, and not in languages or on matters that its data do not have.",
-    "classifier": "It calls every text one of its classes ({labels}), one that is none of them too, and a text unlike "
-    "its training data with the same confidence. Not for decisions on people without one who looks at each, and not "
-    "where a wrong call does harm. How often it is wrong stands above, on texts like those it has learned from.",
-    "chat": "It answers in the manner of its training data, and nothing makes it right or safe: it invents facts, and "
-    "was not taught to refuse. Not for answers that anybody relies on, not for advice on health, law or money, not to "
-    "speak in a person's name, and not where nobody reads what it says before it has an effect.",
+    "base": "It continues a text in the style of its training data. It was not trained to follow instructions, to "
+    "refuse or to be correct. It repeats errors and prejudices of the data, and may repeat passages of them word for "
+    "word. Do not use it for answers that people rely on, for advice on health, law or money, to write in a person's "
+    "name, or in languages and on subjects that the data do not contain.",
+    "classifier": "It assigns one of its classes ({labels}) to every text, also to a text that belongs to none of "
+    "them, and it may be just as confident on texts unlike its training data. Do not use it for decisions about "
+    "people without a person who checks each one, or if a wrong class does harm. The scores above are for texts "
+    "similar to its training data.",
+    "chat": "It answers in the style of its training data, and nothing makes the answers correct or safe: it invents "
+    "facts, and it was not trained to refuse. Do not use it for answers that people rely on, for advice on health, "
+    "law or money, to speak in a person's name, or if nobody reads its answers before they have an effect.",
 }
 
 
@@ -112,10 +113,10 @@ def card_values(
 
 
 PICTURES = {  # name of the file in assets/ -> what it shows
-    "loss": "Loss and learning rate over training",
+    "loss": "Loss and learning rate during training",
     "confusion": "Confusion matrix of the test split",
-    "parameters": "Where the parameters are",
-    "attention": "What each head attends to in one sentence",
+    "parameters": "Number of parameters in each part",
+    "attention": "Attention of each head in one sentence",
     "tokens": "Lengths of the vocabulary's tokens",
 }
 
@@ -127,10 +128,10 @@ def _about(record: Record, layout: str, base: tuple[str, str | None] | None) -> 
     description = {
         "base": "A language model",
         "classifier": f"A classifier of texts into {len(record.labels)} classes ({labels})",
-        "chat": "A model that answers instructions",
+        "chat": "A model that follows instructions",
     }[record.kind]
     size = f" of {trained:,} parameters" if trained else ""
-    start = f", made from {_link(base[0])}" if base else ""
+    start = f", fine-tuned from {_link(base[0])}" if base else ""
     if not base and record.run.get("model") is None:
         start = ", trained from random weights"
     shape = (
@@ -145,15 +146,15 @@ def _sample(record: Record) -> str | None:
     texts = [line["sample"] for line in record.metrics if line.get("sample")]
     if record.kind != "base" or not texts:
         return None
-    return "What it writes:\n\n" + f"> {_one_line(texts[-1], 400)}"
+    return "A sample of its text:\n\n" + f"> {_one_line(texts[-1], 400)}"
 
 
 def _load_notes(record: Record) -> str | None:
     length = record.config.get("max_position_embeddings")
     max_length = record.manifest.get("max_length")
     if record.kind == "classifier" and max_length:
-        return f"Longer texts were cut at {max_length:,} tokens in training, as `truncation=True` does here."
-    return f"It sees at most {length:,} tokens, prompt and answer together." if length else None
+        return f"In training, longer texts were cut to {max_length:,} tokens; `truncation=True` does the same here."
+    return f"The context is {length:,} tokens, for prompt and answer together." if length else None
 
 
 def _evaluation(record: Record) -> str | None:
@@ -172,16 +173,18 @@ def _protocol(record: Record) -> str | None:
         return None
     lines = []
     if (n := max(result.n for result in scores)) > 1:
-        lines.append(f"Mean \u00b1 standard deviation (of a sample) of {n} seeds; the weights are the first one's.")
+        lines.append(f"Mean \u00b1 sample standard deviation of {n} seeds. The weights are those of the first seed.")
     if "step" in protocol:
         lines.append(f"The weights are those of step {protocol['step']:,} ({escape(protocol['chosen_by'])}).")
     if protocol.get("eval_batches"):
         lines.append(
-            f"On at most {protocol['eval_batches']:,} batches of each process, taken from all over the split; of the "
-            "test split on all."
+            f"Measured on at most {protocol['eval_batches']:,} batches per process, evenly spaced over the split; the "
+            "test split is used completely."
         )
     if any(result.metric == "loss" for result in scores):
-        lines.append("Loss in nats, each token or text counted once: it does not depend on the batch size.")
+        lines.append(
+            "The loss is in nats. Each token or text counts once, so the loss does not depend on the batch size."
+        )
     return " ".join(lines) or None
 
 
@@ -240,7 +243,7 @@ def _procedure(record: Record) -> str | None:
     amount += f" ({steps[-1]['epoch']:.2f} epochs)" if steps and "epoch" in steps[-1] else ""  # a stream has none
     rate = facts["schedule"]
     optimizer = "Muon and AdamW" if run.get("optimizer") == "muon" else "AdamW"
-    shape = "in a straight line" if rate.get("shape") == "linear" else "along a cosine"
+    shape = "linearly" if rate.get("shape") == "linear" else "along a cosine"
     return (
         f"{plural(steps[-1]['step'] if steps else facts['steps'], 'step')} of {plural(batch, 'row')}{amount} "
         f"with {optimizer}. The learning rate rises over {rate['warmup_steps']:,} steps to {rate['peak']:g}, then "
@@ -265,10 +268,10 @@ def _speed(record: Record) -> str | None:
         return None
     hardware = escape(facts.get("hardware") or facts.get("device"))
     precision = escape("fp32" if facts.get("precision") == "no" else facts.get("precision"))
+    processes = plural(facts["processes"], "process", "processes")
     return (
-        f"{rate[0]:,.0f} tokens a second (median) on {hardware}, "
-        f"{plural(facts['processes'], 'process', 'processes')} of {plural(facts['threads'], 'thread')}, {precision}; "
-        f"{rate[1]:,.1f} minutes of training steps."
+        f"{rate[0]:,.0f} tokens per second (median) on {hardware}, {processes} with "
+        f"{plural(facts['threads'], 'thread', 'threads')}, {precision}; {rate[1]:,.1f} minutes of training steps."
     )
 
 
@@ -282,8 +285,8 @@ def _energy(record: Record) -> str | None:
     country, minutes = escape(row["country_name"]), 60 * hours
     return (
         f"{_total(record, 'energy_consumed'):.3g} kWh, {_grams(record):g} g CO2 equivalent with the electricity of "
-        f"{country}: the whole machine over {minutes:,.1f} minutes ({cpu}; memory {watts['ram']:.3g} W, estimated "
-        f"from its size{gpu}). By codecarbon {escape(row['codecarbon_version'])}."
+        f"{country}, for the whole machine over {minutes:,.1f} minutes ({cpu}; memory {watts['ram']:.3g} W, estimated "
+        f"from its size{gpu}). Measured with codecarbon {escape(row['codecarbon_version'])}."
     )
 
 
@@ -298,15 +301,15 @@ def _grams(record: Record) -> float:
 def _links(record: Record, base: tuple[str, str | None] | None) -> str | None:
     lines = []
     if base:
-        lines.append(f"- base model: {_link(base[0])}{f' at {code(base[1])}' if base[1] else ''}")
-    lines += [f"- dataset: {_link(name, 'datasets/')}" for name in hub_datasets(record)]
+        lines.append(f"- Base model: {_link(base[0])}{f' at {code(base[1])}' if base[1] else ''}")
+    lines += [f"- Dataset: {_link(name, 'datasets/')}" for name in hub_datasets(record)]
     return "\n".join(lines) or None
 
 
 def _license(layout: str, terms: dict[str, str | None]) -> str | None:
     name, link = terms["license_name"] or terms["license"], terms["license_link"]
     lines = [f"Weights: {escape(name)}{f', {escape(link)}' if link else ''}."] if name else []
-    lines += ["The code files (`*.py`) are of scratch_gpt: Apache 2.0."] if layout == "scratch_gpt" else []
+    lines += ["Code files (`*.py`): scratch_gpt, Apache 2.0."] if layout == "scratch_gpt" else []
     return " ".join(lines) or None
 
 

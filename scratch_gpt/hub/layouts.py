@@ -62,8 +62,8 @@ def choose_layout(
     note = note or {}
     before = published_layout or (note.get("layout") if note.get("repo") == repo else None)
     if layout != AUTO:
-        changed = f"; {repo} has been in the layout {before} until now" if before not in (None, layout) else ""
-        return layout, f"chosen by name{changed}"
+        changed = f"; the layout of {repo} was {before} until now" if before not in (None, layout) else ""
+        return layout, f"as requested{changed}"
     if before is None and note.get("layout") in (
         "scratch_gpt",
         "gpt2",
@@ -87,10 +87,10 @@ def choose_layout(
             "layout='scratch_gpt'."
         ) from obstacle
     if before is not None:
-        return before, f"{place} is published in it already"
+        return before, f"{place} is already published in this layout"
     if obstacle is not None:
         return "scratch_gpt", f"ours, with its code, because stock GPT-2 cannot express the model: {obstacle}"
-    return "gpt2", "stock GPT-2 expresses the model, so that no code is needed to load it"
+    return "gpt2", "stock GPT-2 can express the model, so loading it needs no code"
 
 
 __all__ = ["AUTO", "CHOICES", "choose_layout", "layout_of"]

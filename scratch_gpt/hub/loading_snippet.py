@@ -19,7 +19,7 @@ def load_code(
         return (
             "from transformers import pipeline\n\n"
             f'classify = pipeline("text-classification", model={source}{trust})\n'
-            'print(classify(["A text that is to be classified."], truncation=True))'
+            'print(classify(["A text to classify."], truncation=True))'
         )
     task = "SequenceClassification" if record.kind == "classifier" else "CausalLM"
     length = min(40, record.config["max_position_embeddings"] // 2)  # prompt and answer must fit
@@ -36,7 +36,7 @@ def load_code(
     ]
     if record.kind == "classifier":
         lines += [
-            'scores = model(**tokenizer("A text that is to be classified.", return_tensors="pt")).logits',
+            'scores = model(**tokenizer("A text to classify.", return_tensors="pt")).logits',
             "print(model.config.id2label[int(scores.argmax())])",
         ]
     elif record.kind == "chat":
@@ -62,7 +62,7 @@ def load_as_ours(record: Record, repo: str, layout: str, revision: str | None = 
         return None
     name = f"ScratchGPTFor{'SequenceClassification' if record.kind == 'classifier' else 'CausalLM'}"
     return (
-        "To read and train it as the GPT written from scratch that it was trained as, with the package scratch_gpt:"
+        "To load it with the class that trained it, from the package scratch_gpt:"
         "\n\n```python\nimport scratch_gpt\n\n"
         f"model = scratch_gpt.{name}.from_pretrained({_source(repo, revision)})\n```"
     )

@@ -369,7 +369,7 @@ def _draw(record: Record, model: ScratchGPTPreTrainedModel, tokenizer: PreTraine
     for name in PICTURES:
         if (record.folder / f"{name}.png").exists():
             shutil.copyfile(record.folder / f"{name}.png", assets / f"{name}.png")
-    plot_parameters(_parts(model), assets / "parameters.png", "Where the parameters are")
+    plot_parameters(_parts(model), assets / "parameters.png", "Number of parameters in each part")
     lengths = [*_token_lengths(tokenizer)]
     if lengths:
         plot_token_lengths(lengths, assets / "tokens.png", "Lengths of the vocabulary's tokens")

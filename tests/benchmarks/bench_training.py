@@ -269,7 +269,7 @@ def summarise(workload: Workload, rows: list[str], found: dict) -> dict:
 
 
 def judge(workload: Workload, figures: dict) -> list[dict]:
-    """Each target, of our best and of ours out of the box, as asked and as found."""
+    """Return the targets of our best setting and of ours out of the box, each with its measured value."""
     mine = min((figures[name]["step_seconds"]["median"], name) for name in (*OURS, BOX) if name in figures)[1]
     others = [n for n in figures if not n.startswith("ours") and n != "reference" and ROWS[n].counts]
     judged = []
@@ -311,7 +311,7 @@ def describe_machine() -> dict:
 
 
 def show(name: str, row: dict) -> str:
-    """A row of the README's tables."""
+    """Return a row of the table of settings."""
     step = row["step_seconds"]
     spread = f"{step['median']:.2f} ({step['min']:.2f} - {step['max']:.2f})"
     over = f"{row['over_reference']:.2f}" if "over_reference" in row else ""
@@ -331,15 +331,14 @@ def show(name: str, row: dict) -> str:
 
 
 def show_target(target: dict) -> str:
-    found, asked = f"{target['found']:.2f}", f"{target['asked']:.2f}"
-    verdict = "reached" if target["reached"] else "missed"
-    if target["over"] == "ceiling":
-        return f"| {target['row']} | of the bf16 ceiling | {asked} | {found} | {verdict} |"
-    return f"| {target['row']} | times {target['over']} | {asked} | {found} | {verdict} |"
+    """Return a row of the table of targets."""
+    measure = "share of the bf16 ceiling" if target["over"] == "ceiling" else f"times {target['over']}"
+    verdict = "met" if target["reached"] else "not met"
+    return f"| {target['row']} | {measure} | {target['asked']:.2f} | {target['found']:.2f} | {verdict} |"
 
 
 def table(summary: dict) -> list[str]:
-    """What is printed, and what the README shows: a table of rows and one of targets for each workload."""
+    """Return the lines that are printed and shown on the page: settings and targets of each workload."""
     machine = summary["machine"]
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB, {machine['system']}, torch "
@@ -351,25 +350,27 @@ def table(summary: dict) -> list[str]:
         lines += [
             "",
             f"{found['title']}, T={shape['length']}, B={shape['batch']}: {found['rounds']} rounds, {found['dropped']} "
-            f"dropped for foreign load{claim}",
+            f"dropped because of other load{claim}",
             f"ceilings ({found['threads']} threads): fp32 {limits['fp32']:.0f} GFLOP/s, bf16 {limits['bf16']:.0f} "
             f"GFLOP/s, memory {limits['memory']:.1f} GB/s",
             "",
-            "| | how | step, s: median (lowest - highest) | tokens/s | times reference | of the bf16 ceiling |",
+            "| | settings | seconds per step: median (lowest - highest) | tokens/s | times reference "
+            "| of the bf16 ceiling |",
             "|---|---|---|---|---|---|",
             *(show(name, row) for name, row in found["rows"].items()),
             "",
-            "| target | | asked | found | |",
+            "| | measure | target | measured | |",
             "|---|---|---|---|---|",
             *(show_target(target) for target in found["targets"]),
         ]
     if losses := summary.get("losses"):
-        lines += ["", f"losses of {losses['steps']} steps, ours beside fp32: {losses['largest_difference']:.3%} apart"]
+        difference = f"{losses['largest_difference']:.3%}"
+        lines += ["", f"losses of {losses['steps']} steps: ours and plain fp32 differ by at most {difference}"]
     return lines
 
 
 def draw(summary: dict, file: Path) -> None:
-    """Tokens a second of every row, a panel for each workload; the dashed line is 60 % of the bf16 ceiling."""
+    """Plot the tokens per second of every row, a panel for each workload; the dashed line is 60 % of the ceiling."""
     from matplotlib.figure import Figure
 
     from scratch_gpt.utils.plots import RATE, TRAIN, VALIDATION
@@ -391,7 +392,7 @@ def draw(summary: dict, file: Path) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.2)
         axes.set_title(found["title"] + ("" if found["claim"] else " (no claim)"), fontsize=10)
-        axes.set_xlabel("tokens a second")
+        axes.set_xlabel("tokens per second")
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     figure.savefig(file, dpi=120)

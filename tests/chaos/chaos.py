@@ -3,7 +3,7 @@
     python tests/chaos/chaos.py [KIND ...] [--out tests/benchmarks/chaos.json]
 
 Writes how often each kind was tried, recovered, refused and lost to a file, next to the kinds that are not named, and
-prints it as a table. Lost has to be 0. To add a kind, add a function to KINDS: it takes a Bench and yields RECOVERED,
+prints it as a table. Lost must be 0. To add a kind, add a function to KINDS: it takes a Bench and yields RECOVERED,
 REFUSED or LOST for each try. The first line of its docstring is its row in the table.
 """
 
@@ -98,14 +98,14 @@ class Bench:
 
 
 def killed(bench: Bench) -> Iterator[str]:
-    """SIGKILL at a random moment, then resumed and compared bit for bit"""
+    """SIGKILL at a random moment; the resumed run is compared bit for bit"""
     draw = random.Random(0)
     seconds = bench.undisturbed[1]
     return _killed(bench, lambda words, folder: crash.kill_after(words, bench.log, draw.uniform(0, seconds)))
 
 
 def killed_while_saving(bench: Bench) -> Iterator[str]:
-    """SIGKILL while a checkpoint is written, then resumed and compared bit for bit"""
+    """SIGKILL while a checkpoint is written; the resumed run is compared bit for bit"""
     draw = random.Random(0)
 
     def kill(words: list, folder: Path) -> None:
@@ -127,22 +127,22 @@ def _killed(bench: Bench, kill: Callable[[list, Path], object]) -> Iterator[str]
 
 
 def checkpoint_truncated(bench: Bench) -> Iterator[str]:
-    """A file of a checkpoint cut by a byte (refused where no other checkpoint is whole)"""
+    """A checkpoint file shortened by one byte (refused if no other checkpoint is intact)"""
     return _damaged(bench, lambda file: file.write_bytes(file.read_bytes()[:-1]))
 
 
 def checkpoint_bit_flipped(bench: Bench) -> Iterator[str]:
-    """A file of a checkpoint with one bit flipped"""
+    """A checkpoint file with one flipped bit"""
     return _damaged(bench, lambda file: file.write_bytes(_flip(file.read_bytes())))
 
 
 def checkpoint_emptied(bench: Bench) -> Iterator[str]:
-    """A file of a checkpoint emptied"""
+    """A checkpoint file emptied"""
     return _damaged(bench, lambda file: file.write_bytes(b""))
 
 
 def checkpoint_deleted(bench: Bench) -> Iterator[str]:
-    """A file of a checkpoint deleted, then resumed and compared bit for bit"""
+    """A checkpoint file deleted; the resumed run is compared bit for bit"""
     return _damaged(bench, Path.unlink, resume=True)
 
 
@@ -194,7 +194,7 @@ def _refuses(folder: Path, bench: Bench | None) -> bool:
 
 
 def full_disk(bench: Bench) -> Iterator[str]:
-    """A disk that fills up during a run: exit code 2, whole checkpoints, resumed when there is room"""
+    """A disk that fills up during a run: exit code 2, intact checkpoints, resumed when there is space"""
     for n in range(DISKS):
         disk = bench.home / f"disk-{n}"
         disk.mkdir()
@@ -221,78 +221,78 @@ def full_disk(bench: Bench) -> Iterator[str]:
 
 
 def bad_command_line(bench: Bench) -> Iterator[str]:
-    """A command line with a wrong option or value: one line, exit code 2"""
+    """A command line with a wrong option or value: a one-line error and exit code 2"""
     return _tested("test_command_lines", 100, "training/test_bad_input.py")
 
 
 def bad_config(bench: Bench) -> Iterator[str]:
-    """A --config file that is not one"""
+    """An invalid --config file"""
     return _tested("test_configs", 60, "training/test_bad_input.py")
 
 
 def empty_or_binary_data(bench: Bench) -> Iterator[str]:
-    """A data file that is empty or binary"""
+    """An empty or binary data file"""
     return _tested("test_files", 40, "training/test_bad_input.py")
 
 
 def file_without_content(bench: Bench) -> Iterator[str]:
-    """An empty, blank or absent file, wherever a recipe reads one (recovered: it does without)"""
+    """An empty, blank or missing file, for each file that a recipe reads (recovered: not needed)"""
     return _given(bench, "empty", "blank", "a broken link")
 
 
 def file_cut_in_half(bench: Bench) -> Iterator[str]:
-    """Half of a file, wherever a recipe reads one"""
+    """Half of a file, for each file that a recipe reads"""
     return _given(bench, "half of it", "cut")
 
 
 def file_of_other_bytes(bench: Bench) -> Iterator[str]:
-    """Binary or zero bytes instead of a file"""
+    """Binary or zero bytes as a file's content"""
     return _given(bench, "binary", "null bytes")
 
 
 def file_of_another_kind(bench: Bench) -> Iterator[str]:
-    """A list, a number or null instead of an object, or every field of another kind"""
+    """A list, a number or null instead of an object, or wrong types in every field"""
     return _given(bench, "a list", "a number", "null", "fields of another kind")
 
 
 def nested_file(bench: Bench) -> Iterator[str]:
-    """JSON or YAML nested 100,000 deep, or a number of 9,999 digits"""
+    """JSON or YAML nested 100,000 levels deep, or a number with 9,999 digits"""
     return _given(bench, "nested", "nested objects", "huge number")
 
 
 def invalid_unicode(bench: Bench) -> Iterator[str]:
-    """Halves of surrogate pairs in data and records"""
+    """Unpaired surrogates in data and records"""
     return _given(bench, "half surrogate")
 
 
 def not_a_file(bench: Bench) -> Iterator[str]:
-    """A folder or a pipe instead of a file"""
+    """A folder or a named pipe instead of a file"""
     return _given(bench, "a folder", "a pipe")
 
 
 def adapter_field(bench: Bench) -> Iterator[str]:
-    """Each field of adapter_config.json of four other kinds (recovered: peft ignores it)"""
+    """Each field of adapter_config.json set to four wrong values (recovered: peft ignores the field)"""
     return _changed_fields(bench, "adapter", "adapter_config.json", "generate {bad} the --max-new-tokens 1")
 
 
 def config_field(bench: Bench) -> Iterator[str]:
-    """Each field of a model's config.json of four other kinds"""
+    """Each field of a model's config.json set to four wrong values"""
     return _changed_fields(bench, "chat", "config.json", "generate {bad} the --max-new-tokens 1")
 
 
 def tokenizer_field(bench: Bench) -> Iterator[str]:
-    """Each field of tokenizer.json of four other kinds"""
+    """Each field of tokenizer.json set to four wrong values"""
     return _changed_fields(bench, "chat", "tokenizer.json", "generate {bad} the --max-new-tokens 1")
 
 
 def record_field(bench: Bench) -> Iterator[str]:
-    """Each field of a run's evaluation.json of four other kinds"""
+    """Each field of a run's evaluation.json set to four wrong values"""
     words = f"evaluate {bench.furnished}/chat --dataset {bench.furnished}/data.txt --device cpu --output-dir {{bad}}"
     return _changed_fields(bench, "run", "evaluation.json", words)
 
 
 def weights_not_finite(bench: Bench) -> Iterator[str]:
-    """One weight of a tensor that is NaN or infinite"""
+    """One weight of a tensor set to NaN or infinity"""
     bad = bench.home / "weights"
     shutil.copytree(bench.furnished / "chat", bad)
     weights = load_file(bad / "model.safetensors")
@@ -305,12 +305,12 @@ def weights_not_finite(bench: Bench) -> Iterator[str]:
 
 
 def chat_template(bench: Bench) -> Iterator[str]:
-    """A chat template that raises, refuses, or runs without end"""
+    """A chat template that raises an error or never ends"""
     return _tested("test_a_template_that_fails_is_one_line", 16)
 
 
 def number_out_of_bounds(bench: Bench) -> Iterator[str]:
-    """A number just below and above what a field may be"""
+    """A numeric option below its minimum, above its maximum, or NaN"""
     for name, (least, most) in recipe.LIMITS.items():
         for value in (least - 1, most * 2 + 1, float("nan")):
             try:

@@ -82,7 +82,7 @@ def put(folder: Path, name: str) -> None:
 
 
 def strangers_folders(trial: Trial) -> dict:
-    """A folder that is no run's, with files and folders of a run's names: refused, and as it was."""
+    """A folder that is not a run but has files named like a run's: refused and left unchanged"""
     found = []
     for n, name in enumerate((*THEIRS, "run.yaml", "checkpoints/step-2/manifest.json", "model/config.json")):
         for more in (["--overwrite", "true"], ["--resume"], []):
@@ -95,7 +95,7 @@ def strangers_folders(trial: Trial) -> dict:
 
 
 def foreign_files(trial: Trial) -> dict:
-    """Somebody's files in a run's folders: gone on with, or replaced, and all still there."""
+    """A user's own files in a run folder: the run is resumed or replaced, and the files stay"""
     found = []
     for more in (trial.words, [*without_resume(trial.words), "--overwrite", "true"]):
         folder, _ = trial.stopped("foreign")
@@ -107,7 +107,7 @@ def foreign_files(trial: Trial) -> dict:
 
 
 def replaced_runs(trial: Trial, count: int = 4) -> dict:
-    """--overwrite, killed before the new run has a checkpoint: the old run is whole, and the new one goes on."""
+    """--overwrite, killed before the new run's first checkpoint: the old run is intact, the new one resumes"""
     found, folder = [], trial.home / "replaced"
     names = ["model/model.safetensors", "evaluation.json", "run.yaml", "metrics.jsonl"]
     for _ in range(count):
@@ -127,7 +127,7 @@ def replaced_runs(trial: Trial, count: int = 4) -> dict:
 
 
 def links(trial: Trial) -> dict:
-    """Folders of a run that are links: gone on with and replaced; what they point to is not removed."""
+    """Run folders that are symbolic links: resumed and replaced; the targets are not deleted"""
     found = []
     for name in ("checkpoints", "model", "checkpoints/step-12"):
         for more in (trial.words, [*without_resume(trial.words), "--overwrite", "true"]):
@@ -143,7 +143,7 @@ def links(trial: Trial) -> dict:
 
 
 def read_from_itself(trial: Trial) -> dict:
-    """--overwrite of a run that holds, also by a link or as an adapter's base, what is to be read: refused."""
+    """--overwrite of a run that contains the input, also by a link or as an adapter's base: refused"""
     folder, found = trial.stopped("own")[0], []
     (trial.home / "texts").mkdir(exist_ok=True)
     (trial.home / "texts" / "link.jsonl").symlink_to(folder / "metrics.jsonl")
@@ -170,7 +170,7 @@ def read_from_itself(trial: Trial) -> dict:
 
 
 def second_launches(trial: Trial) -> dict:
-    """A launch in the folder of a run that lives: refused, and the run ends as if there had been none."""
+    """A second launch in the folder of a live run: refused, and the first run is not disturbed"""
     refused, recovered = [], []
     for more in (["--resume"], ["--overwrite", "true"], []):
         folder = trial.home / "twice"
@@ -188,7 +188,7 @@ def second_launches(trial: Trial) -> dict:
 
 
 def left_locks(trial: Trial) -> dict:
-    """Locks of the dead, of other machines, of nobody: taken over, or refused while they may be alive."""
+    """Locks of dead processes, other machines or no owner: taken over, or refused if possibly alive"""
     recovered, refused = [], []
     parent = psutil.Process(os.getppid())
     alive = {"pid": parent.pid, "started": parent.create_time()}
@@ -216,7 +216,7 @@ def left_locks(trial: Trial) -> dict:
 
 
 def half_done_saves(trial: Trial) -> dict:
-    """With one checkpoint kept, a kill between the two renames: found by its other name, and the same end."""
+    """With --keep 1, a kill between the two renames of a save: the checkpoint is found, the result equal"""
     found = []
     for state in (".writing-", ".old-"):
         for step in (12, 30):
@@ -230,7 +230,7 @@ def half_done_saves(trial: Trial) -> dict:
 
 
 def resumes_of_resumes(trial: Trial, count: int = 3) -> dict:
-    """Killed, resumed, killed again and resumed, four times in a row."""
+    """Killed and resumed four times in a row: the result is equal"""
     found = []
     for n in range(count):
         folder, arguments = trial.stopped("again", 4)
@@ -242,7 +242,7 @@ def resumes_of_resumes(trial: Trial, count: int = 3) -> dict:
 
 
 def epoch_borders(trial: Trial) -> dict:
-    """Resumed exactly where an epoch ends, a step before and a step after."""
+    """Resumed at the end of an epoch, one step before it and one step after it"""
     notes = (trial.home / "undisturbed" / "run.yaml").read_text().splitlines()
     facts = yaml.safe_load("\n".join(line[2:] for line in notes if line.startswith("# ")))
     border, found = facts["steps"] // 2, []
@@ -256,7 +256,7 @@ def epoch_borders(trial: Trial) -> dict:
 
 
 def cut_metrics(trial: Trial) -> dict:
-    """metrics.jsonl with a last line that is cut, or no line at all: gone on with."""
+    """metrics.jsonl with a last line that is truncated or invalid: resumed"""
     found = []
     for end in (b'{"step": 12, "tok', b'{"a": {"b": 1}', b"\xc3", b"[1]\n", b"\x00" * 50):
         folder, arguments = trial.stopped("metrics")
@@ -267,7 +267,7 @@ def cut_metrics(trial: Trial) -> dict:
 
 
 def hostile_states(trial: Trial) -> dict:
-    """A checkpoint whose JSON sets what it should not, with a manifest that fits: refused."""
+    """A checkpoint whose JSON sets forbidden values, with a matching manifest: refused"""
     changes: list[Callable[[dict], object]] = [
         lambda state: state["progress"].update(__class__="x"),
         lambda state: state["progress"].update(step="12"),
@@ -297,7 +297,7 @@ def hostile_states(trial: Trial) -> dict:
 
 
 def data_workers(trial: Trial) -> dict:
-    """A process that prepares batches is killed, or stopped for ever: one line, and the run can go on."""
+    """A data worker killed or frozen: a one-line error, and the run can be resumed"""
     found = []
     for how in (signal.SIGKILL, signal.SIGSTOP):
         folder = trial.home / "workers"

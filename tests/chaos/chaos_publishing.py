@@ -77,7 +77,7 @@ def _edit(file: Path, **fields) -> None:
 
 
 def keys_in_files(run: Path, home: Path) -> Iterator[str]:
-    """A key in every kind of file, encoding and neighborhood."""
+    """A secret key in each type of file, in several encodings and contexts"""
     draw, folder = random.Random(0), home / "keys"
     for name in sorted(test_leak_check.FILES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def keys_in_files(run: Path, home: Path) -> Iterator[str]:
 
 
 def keys_in_runs(run: Path, home: Path) -> Iterator[str]:
-    """A key in every part of a run that goes up, as itself or on the card."""
+    """A secret key in each part of a run that is published, in a file or on the card"""
 
     def in_settings(top: Path, text: str) -> None:
         fields = yaml.safe_load((top / "run.yaml").read_text())
@@ -122,7 +122,7 @@ def keys_in_runs(run: Path, home: Path) -> Iterator[str]:
 
 
 def honest_runs(run: Path, home: Path) -> Iterator[str]:
-    """Users called as a word of ours, and samples that name places of others."""
+    """User names that are ordinary words, and samples that mention other people's paths: published"""
     with _quick():
         out = _stage(run, layout="scratch_gpt")
     files = published.files_of(out)
@@ -145,7 +145,7 @@ def honest_runs(run: Path, home: Path) -> Iterator[str]:
 
 
 def links_in_runs(run: Path, home: Path) -> Iterator[str]:
-    """Each file and folder that is read, as a link to itself elsewhere or to another file."""
+    """Each file and folder that is read, replaced by a link to its moved self or to another file"""
     (home / "diary").write_text("Dear diary")
     names = ["model", "checkpoints", "run.yaml", "manifest.json", "evaluation.json", "metrics.jsonl", "loss.png"]
     names += [f"model/{path.name}" for path in sorted((run / "model").iterdir())] + [
@@ -167,7 +167,7 @@ def links_in_runs(run: Path, home: Path) -> Iterator[str]:
 
 
 def changed_code_and_pictures(run: Path, home: Path) -> Iterator[str]:
-    """Code that is not the package's, and pictures that are none."""
+    """Changed code (recovered: the package's own is published) and invalid pictures"""
     for name, path in leaks.CODE.items():
         with _copy(run, home) as top:
             (top / "model" / name).write_text("import os\n")
@@ -187,7 +187,7 @@ def changed_code_and_pictures(run: Path, home: Path) -> Iterator[str]:
 
 
 def values_on_cards(run: Path, home: Path) -> Iterator[str]:
-    """Hostile names of files, labels, datasets and settings: the card has the parts of an ordinary one."""
+    """Hostile names of files, labels, datasets and settings: the card keeps its usual structure"""
     for n, text in enumerate(test_card.HOSTILE):
         cards = []
         for name, value in ((f"card-{n}", text), (f"plain-{n}", "a text")):
@@ -199,7 +199,7 @@ def values_on_cards(run: Path, home: Path) -> Iterator[str]:
 
 
 def users_metadata(run: Path, home: Path) -> Iterator[str]:
-    """Lines of a user's own metadata: a new push keeps their bytes."""
+    """A user's own lines of metadata on a card: a new push keeps them byte for byte"""
     new = card_run.card_of(card_run.write_run(home / "metadata"))
     body = new.split("---\n", 2)[2]
     lines = ["language: no", "version: 1.10", "license: mit", "a: 'it''s'", "b: 0x1F", "c: 1_000", "d: 12:30:00"]
@@ -219,7 +219,7 @@ def users_metadata(run: Path, home: Path) -> Iterator[str]:
 
 
 def bases_in_folders(run: Path, home: Path) -> Iterator[str]:
-    """A base in a folder that is moved, changed or unpublished: no name on the Hub is made up for it."""
+    """A base in a folder that was moved, changed or not published: no Hub name is invented for it"""
     note = {"repo": "ada/base", "commit": "0" * 40, "layout": "gpt2", "fingerprint": "ab"}
     for name, there, mark, proven in itertools.product(
         ("nested/model", "one", "a/b"), (True, False), ("ab", "cd", None), (True, False)
@@ -239,7 +239,7 @@ def bases_in_folders(run: Path, home: Path) -> Iterator[str]:
 
 
 def hubs_in_trouble(run: Path, home: Path) -> Iterator[str]:
-    """A Hub that never answers, resets, limits, fails or is a page to log in: one line each."""
+    """A Hub that never answers, resets, limits, fails or shows a login page: a one-line error"""
     for status, asked in itertools.product(test_publish.TROUBLE, test_publish.ASKED):
         with hub_server.serve() as server, ExitStack() as stack:
             enter = stack.enter_context

@@ -34,12 +34,12 @@ def loss() -> str:
         head = {name: cost(value) for name, value in found[f"head, 4x1024, {precision}"].items()}
         rows.append(
             f"| hidden states to loss and gradients, {precision} | {head['plain']} "
-            f"| {head['ours']} (each token: {head['ours, each token']}) | {head['torch']} |"
+            f"| {head['ours']} (per-token losses: {head['ours, each token']}) | {head['torch']} |"
         )
     for precision in ("fp32", "bf16"):
         step = {name: cost(value) for name, value in found[f"step, 4x1024, {precision}"].items()}
-        rows.append(f"| a whole step with AdamW, {precision} | {step['plain']} | {step['ours']} | |")
-    head = "| 124M, T=1024, B=4, one core | plain | ours | `F.linear_cross_entropy` of torch, in pieces |"
+        rows.append(f"| a training step with AdamW, {precision} | {step['plain']} | {step['ours']} | |")
+    head = "| 124M, T=1024, B=4, one core | plain | ours | torch's `F.linear_cross_entropy`, in chunks |"
     return table(head, rows)
 
 

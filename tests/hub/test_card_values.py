@@ -32,7 +32,7 @@ def test_a_streams_card_counts_no_epochs_and_says_what_was_evaluated(tmp_path):
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     card = card_of(folder)
     assert "1,280 tokens with AdamW" in card and "epochs" not in card
-    assert "at most 20 batches of each process, taken from all over the split; of the test split on all" in card
+    assert "at most 20 batches per process, evenly spaced over the split; the test split is used completely" in card
 
 
 def test_base_and_datasets_are_links_in_both(runs):

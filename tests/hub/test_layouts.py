@@ -17,7 +17,7 @@ def test_the_stock_layout_is_chosen_where_it_can_express_the_model(run, hub, cap
     publish(run, "ada/base")
     assert layout_at(hub, "ada/base") == "gpt2" and json.loads((run / "hub.json").read_text())["layout"] == "gpt2"
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Layout gpt2: stock GPT-2 expresses the model")
+    assert lines[0].startswith("Layout gpt2: stock GPT-2 can express the model")
     assert lines[1] == "Checked: loaded as GPT2LMHeadModel, the staged folder gives the run's 32 greedy ids."
     code = hub.files("ada/base")["README.md"].decode().split("```python\n")[2].split("```")[0]
     assert code.startswith("import scratch_gpt\n") and 'ForCausalLM.from_pretrained("ada/base")' in code
@@ -43,7 +43,7 @@ def test_a_repository_keeps_its_layout(home, run, hub, capsys):
     note = (run / "hub.json").read_text()
     (run / "hub.json").unlink()  # the files on the Hub say it
     publish(run, "ada/base")
-    assert "Layout scratch_gpt: ada/base is published in it already." in capsys.readouterr().out
+    assert "Layout scratch_gpt: ada/base is already published in this layout." in capsys.readouterr().out
     (run / "hub.json").unlink()
     publish_checkpoints(run, "ada/base")
     assert {layout_at(hub, "ada/base", branch) for branch in ("main", "step-1", "step-2")} == {"scratch_gpt"}
@@ -52,12 +52,10 @@ def test_a_repository_keeps_its_layout(home, run, hub, capsys):
     (run / "hub.json").write_text(note)  # which a dry run reads, and a push to another place: adapters are made on it
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
     publish(run, "ada/other")
-    assert capsys.readouterr().out.count("Layout scratch_gpt: ada/base is published in it already.") == 2
+    assert capsys.readouterr().out.count("Layout scratch_gpt: ada/base is already published in this layout.") == 2
     assert layout_at(hub, "ada/other") == "scratch_gpt"
     publish(run, "ada/base", layout="gpt2")  # by name it changes, with a word about it
-    assert "Layout gpt2: chosen by name; ada/base has been in the layout scratch_gpt until now." in (
-        capsys.readouterr().out
-    )
+    assert "Layout gpt2: as requested; the layout of ada/base was scratch_gpt until now." in capsys.readouterr().out
 
     change_config(run, hidden_act="gelu")
     before = hub.repos["ada/base"].branches["main"]

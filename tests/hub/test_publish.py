@@ -208,7 +208,7 @@ def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
 def test_invalid_and_taken_repository_names_are_refused(run, hub, capsys):
     for name in ("base", "a/b/c", "ada/--x", "ada/b c"):
         refused("user/name", run, "--repo", name, capsys=capsys)
-    refused("Give a run and where it goes", run, capsys=capsys)
+    refused("Give a run and a repository", run, capsys=capsys)
     api = HfApi()
     api.create_repo("ada/taken")
     api.upload_file(path_or_fileobj=b"# Another's", path_in_repo="README.md", repo_id="ada/taken")
@@ -333,7 +333,7 @@ def test_a_base_in_a_folder_is_never_taken_for_a_repository_of_that_name(
     refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
     publish(lora, "ada/merged")
     card = hub.files("ada/merged")["README.md"].decode()
-    assert "base_model" not in card and "made from" not in card and "random weights" not in card
+    assert "base_model" not in card and "fine-tuned from" not in card and "random weights" not in card
 
     del kept["folder"]  # as of older runs, which do not tell
     (lora / "adapter" / "base.json").write_text(json.dumps(kept))
@@ -357,13 +357,13 @@ def test_missing_checkpoints_are_refused_before_the_model_is_published(home, run
 def test_a_dry_run_shows_the_tree_and_the_card_without_requests(run, hub, capsys):
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
     said = capsys.readouterr().out
-    assert all(name in said for name in STOCK) and "stays here: checkpoints/, manifest.json, run.yaml" in said
+    assert all(name in said for name in STOCK) and "not uploaded: checkpoints/, manifest.json, run.yaml" in said
     assert shown((run / "published" / "README.md").read_text()) in said
     steps = [path.name for path in (run / "checkpoints").iterdir()]
     assert "as well" not in said and steps
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true", "--checkpoints", "true"])
     said = capsys.readouterr().out
-    assert all(f"as well: branch {step}," in said for step in steps)
+    assert all(f"also: branch {step}," in said for step in steps)
     assert not hub.requests
 
 
@@ -380,7 +380,7 @@ def test_a_recipe_checks_access_before_it_starts_and_publishes_at_its_end(home, 
     hub.refuse = ""
     recipe(pretrain, *words, "lab/base", "--resume", "latest")  # nothing is left to do but this
     said = capsys.readouterr().out
-    assert "Published: " in said and "Layout gpt2: stock GPT-2 expresses the model" in said
+    assert "Published: " in said and "Layout gpt2: stock GPT-2 can express the model" in said
     assert STOCK <= set(hub.files("lab/base")) and layout_at(hub, "lab/base") == "gpt2"
 
 

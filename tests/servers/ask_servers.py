@@ -135,7 +135,7 @@ SERVERS = (
 IMPOSSIBLE = {
     ("transformers", "own"): (
         "has no attribute ScratchGPTForCausalLM",
-        "not possible: it takes the class by its name from transformers alone",
+        "not possible: it only loads classes that transformers contains",
     )
 }
 
