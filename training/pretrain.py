@@ -58,7 +58,6 @@ def build(run: PretrainRun):
     from scratch_gpt.data.rows.windows import mask_inputs
     from scratch_gpt.evaluation.losses import language_metrics, mean_losses
     from scratch_gpt.generation.generate import generate_text
-    from scratch_gpt.tokenization.tokenizer import check_vocabulary
     from scratch_gpt.train.objectives import causal_lm
     from scratch_gpt_training.support.run.models import small_preset, small_vocabulary
     from scratch_gpt_training.support.run.setup import apply_tune
@@ -69,7 +68,6 @@ def build(run: PretrainRun):
         prepared = None
     parts = make_rows(run) if prepared is None else use_prepared(run, prepared)
     tokenizer, model, rows, manifest, notices = parts
-    check_vocabulary(tokenizer, model.config.vocab_size)
     notices += small_vocabulary(run, tokenizer) if prepared is None else []
     notices += [*small_preset(run, model.config), *apply_tune(run, model)]
     if run.manifest is not None:
@@ -123,8 +121,8 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
     from scratch_gpt.data.sources.documents import open_splits
     from scratch_gpt.data.sources.streaming import open_stream
     from scratch_gpt.data.sources.token_stream import token_stream
-    from scratch_gpt.tokenization.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint
-    from scratch_gpt_training.support.run.models import build_model, open_tokenizer
+    from scratch_gpt.tokenization.tokenizer import encode_batch, end_of_text_id, tokenizer_facts
+    from scratch_gpt_training.support.run.models import build_model, open_tokenizer, row_length
 
     where = dataset_location(run)
     fractions = (run.validation_fraction, run.test_fraction)
@@ -144,7 +142,7 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
     tokenizer = open_tokenizer(run, texts())
     eos = end_of_text_id(tokenizer)
     model = build_model(run, tokenizer, run.max_length)
-    max_length = run.max_length or model.config.max_position_embeddings
+    max_length = row_length(run, model)
 
     encode = partial(encode_batch, tokenizer)
     rows, records = {}, {}
@@ -173,8 +171,7 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
     settings = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
     if not (run.streaming or by_number):
         settings["split_by"] = "share of the text"
-    tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    manifest = make_manifest("pretrain", [source], records, tokenizer=tokenizer_facts, **settings)
+    manifest = make_manifest("pretrain", [source], records, tokenizer=tokenizer_facts(tokenizer), **settings)
     return tokenizer, model, rows, manifest, notices
 
 

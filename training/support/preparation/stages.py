@@ -49,7 +49,7 @@ from scratch_gpt.data.prepared.pipeline import (
 from scratch_gpt.data.prepared.writing import shared_schema
 from scratch_gpt.data.sources.documents import is_text, open_column, open_rows
 from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
-from scratch_gpt.tokenization.tokenizer import count_ids, fingerprint, load_tokenizer
+from scratch_gpt.tokenization.tokenizer import count_ids, load_tokenizer, tokenizer_facts
 from scratch_gpt.utils.files import remove, remove_empty, write_text
 from scratch_gpt.utils.foreign import read_json, read_text, shown
 from scratch_gpt_training.support.command_line import parse_numbers
@@ -399,7 +399,7 @@ def _prepare(
         tokens = encode(corpora, tables, splits, tokenizer, work)
         records, mixture, lengths = write_rows(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
-        details["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+        details["tokenizer"] = tokenizer_facts(tokenizer)
         details |= {
             "max_length": run.max_length,
             "stride": run.stride or run.max_length,
