@@ -134,18 +134,21 @@ def read_splits(run: ClassifyRun):
     return splits, sources, notices
 
 
-def open_test(run: ClassifyRun, where: tuple, text_column: str):
+def open_test(run: ClassifyRun, where, text_column: str):
     """The rows that are scored, and where they are from, and what was not read."""
+    from scratch_gpt.data.sources.location import Location
     from scratch_gpt.runs.record import is_on_hub
     from scratch_gpt_training.support.evaluation.labeled import open_labelled
 
     if run.test_dataset is not None:
-        where = (run.test_dataset, None, run.test_split or "train", None)
+        where = Location(run.test_dataset, split=run.test_split or "train")
     else:
-        where = (where[0], where[1], run.test_split, where[3])
+        where = where._replace(split=run.test_split)
     examples, source, notices = open_labelled(run, where, text_column, least=1)
     if run.test_split is not None and not is_on_hub(source) and "prepared" not in source:
-        raise ValueError(f"{where[0]} has no splits: leave --test-split out; --test-dataset names a file to score.")
+        raise ValueError(
+            f"{where.dataset} has no splits: leave --test-split out; --test-dataset names a file to score."
+        )
     return examples, source, notices
 
 

@@ -127,11 +127,11 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
     where = dataset_location(run)
     fractions = (run.validation_fraction, run.test_fraction)
     if run.streaming:
-        stream = open_stream(*where, run.text_column, *fractions)
+        stream = open_stream(where, run.text_column, *fractions)
         splits, source, notices = stream.splits, stream.record, stream.notices
     else:
         by_number = matches_older(run)
-        splits, source, notices = open_splits(*where, run.text_column, *fractions, run.seed, by_number)
+        splits, source, notices = open_splits(where, run.text_column, *fractions, run.seed, by_number)
 
     def texts():
         quiet = os.environ.get("RANK", "0") != "0"

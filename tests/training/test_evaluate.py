@@ -214,7 +214,7 @@ def test_figures_of_two_revisions_of_a_model_are_not_mixed(run, home, tmp_path, 
 
 def test_config_split_and_revision_hold_for_every_set_that_is_given(run, monkeypatch):
     asked, open_rows = [], measuring.open_rows
-    monkeypatch.setattr(measuring, "open_rows", lambda *where: asked.append(where) or open_rows(*where))
+    monkeypatch.setattr(measuring, "open_rows", lambda where, *rest: asked.append(where) or open_rows(where, *rest))
     words = ["--multiple-choice", "choices.jsonl", "--last-word", "words.jsonl", "--questions", "asked.json"]
     words += ["--dataset-config", "c", "--dataset-split", "test", "--dataset-revision", "r"]
     protocol = run("ours", *words, "--max-new-tokens", 2)["protocol"]

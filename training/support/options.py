@@ -191,12 +191,14 @@ LIMITS = {  # field -> the least and the most that it may be
 
 
 RunT = TypeVar("RunT", bound=Run)
-Location = tuple[str, str | None, str, str | None]  # name, config, split and revision of a dataset
 
 
-def dataset_location(run: Source) -> Location:
-    """Return the name, config, split and revision of a run's dataset."""
-    return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
+def dataset_location(run: Source, dataset: str | None = None):
+    """Return where a run's dataset is, or another one with the same config, split and revision."""
+    from scratch_gpt.data.sources.location import Location
+
+    name = run.dataset if dataset is None else dataset
+    return Location(name, run.dataset_config, run.dataset_split, run.dataset_revision)
 
 
 def with_default_model(run: RunT, name: str) -> RunT:

@@ -34,7 +34,7 @@ def read_by_prompt(
     Raises:
         ValueError: rows that cannot be opened, read or split.
     """
-    rows, record, notices = open_rows(*dataset_location(run), columns)
+    rows, record, notices = open_rows(dataset_location(run), columns)
     try:
         items, left_out = read(cast(Iterable[Mapping[str, Any]], rows))
     except ValueError as error:
