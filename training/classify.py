@@ -20,7 +20,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
+from scratch_gpt_training.support.options import (
+    Run,
+    dataset_location,
+    missed_shares,
+    option,
+    unused_options,
+    with_default_model,
+)
 from scratch_gpt_training.support.run.recipe import run_recipe
 
 
@@ -66,58 +73,25 @@ def build(run: ClassifyRun):
     """Labelled rows in splits that share no text, and a model with a fresh head for their classes."""
     from functools import partial
 
-    from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.rows.collate import collate_labelled
-    from scratch_gpt.data.rows.labels import LabelledRows, class_weights
-    from scratch_gpt.evaluation.classification import (
-        classification_metrics,
-        classification_tables,
-        classify_batches,
-        prediction_lines,
-        sum_batches,
-    )
-    from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, encode_batch, fingerprint
-    from scratch_gpt.train.batches import BatchLayout, epoch_order, evaluation_batches
+    from scratch_gpt.data.rows.labels import class_weights
     from scratch_gpt.train.objectives import classification
-    from scratch_gpt.utils.files import write_text
-    from scratch_gpt.utils.plots import plot_classification, plot_confusion
-    from scratch_gpt_training.support.run.models import small_preset, small_vocabulary
+    from scratch_gpt.utils.plots import plot_classification
+    from scratch_gpt_training.support.run.data import add_seen
+    from scratch_gpt_training.support.run.models import row_length
     from scratch_gpt_training.support.run.setup import apply_tune
     from scratch_gpt_training.support.run.task import Hooks, Task
 
     splits, sources, notices = read_splits(run)
     names = [*splits["train"].classes]
-    tokenizer, model = start_model(run, names, splits["train"])
-    notices += [*small_vocabulary(run, tokenizer), *small_preset(run, model.config, len(names))]
-    notices += apply_tune(run, model)
-    check_vocabulary(tokenizer, model.config.vocab_size)
-    max_length = run.max_length or model.config.max_position_embeddings
-    encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
-    rows: dict[str, Any] = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
-    records = {name: part.facts() for name, part in rows.items()}
-    tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    manifest = make_manifest("classify", sources, records, tokenizer=tokenizer_facts, max_length=max_length)
-    if "validation" in rows:
-        numbers = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
-        rows["seen"] = [rows["train"][k] for k in numbers]
+    tokenizer, model, changes = start_model(run, names, splits["train"])
+    max_length = row_length(run, model)
+    notices += [*changes, *apply_tune(run, model)]
+    rows, manifest = make_rows(splits, sources, names, tokenizer, max_length)
+    add_seen(rows, run.seed)
     weights = class_weights(splits["train"].labels, names) if run.balance == "weights" else None
-    has_many = splits["train"].has_many
     collate = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id, max_length=max_length)
-
-    def measure(model, batches, reduce, split):
-        sums = sum_batches(model, batches, weights, reduce)
-        return classification_metrics(sums), classification_tables(sums, names)
-
-    def extra_outputs(model, tables):
-        device = next(model.parameters()).device
-        batches = (
-            batch for batch, _ in evaluation_batches(rows["test"], collate, BatchLayout(run.batch_size), device)
-        )
-        scores = classify_batches(model, batches, has_many)
-        lines = prediction_lines(splits["test"].texts, scores, names, has_many, splits["test"].labels)
-        matrix = tables["confusion_matrix"]
-        plots = {} if has_many else {"confusion.png": lambda file: plot_confusion(matrix, names, file, "test split")}
-        return {"predictions.jsonl": lambda file: write_text(file, "".join(lines)), **plots}
+    predictions = partial(extra_outputs, run, splits.get("test"), rows.get("test"), names, collate)
 
     return Task(
         model=model,
@@ -125,14 +99,14 @@ def build(run: ClassifyRun):
         rows=rows,
         collate=collate,
         objective=classification(weights),
-        measure=measure,
-        tokens_per_row=records["train"]["tokens"] / len(rows["train"]),
+        measure=partial(measure, weights, names),
+        tokens_per_row=manifest["splits"]["train"]["tokens"] / len(rows["train"]),
         manifest=manifest,
         description=describe_data(run, manifest, names),
         next_steps=("classify --model {folder}/model --predict YOUR.txt",),
         group_by_length=True,
         notices=notices,
-        hooks=Hooks(plot=plot_classification, extra_outputs=extra_outputs if "test" in rows else None),
+        hooks=Hooks(plot=plot_classification, extra_outputs=predictions if "test" in rows else None),
     )
 
 
@@ -171,27 +145,36 @@ def read_splits(run: ClassifyRun):
     return splits, sources, notices
 
 
-def open_test(run: ClassifyRun, where: tuple, text_column: str):
+def open_test(run: ClassifyRun, where, text_column: str):
     """The rows that are scored, and where they are from, and what was not read."""
+    from scratch_gpt.data.sources.location import Location
     from scratch_gpt.runs.record import is_on_hub
     from scratch_gpt_training.support.evaluation.labeled import open_labelled
 
     if run.test_dataset is not None:
-        where = (run.test_dataset, None, run.test_split or "train", None)
+        where = Location(run.test_dataset, split=run.test_split or "train")
     else:
-        where = (where[0], where[1], run.test_split, where[3])
+        where = where._replace(split=run.test_split)
     examples, source, notices = open_labelled(run, where, text_column, least=1)
     if run.test_split is not None and not is_on_hub(source) and "prepared" not in source:
-        raise ValueError(f"{where[0]} has no splits: leave --test-split out; --test-dataset names a file to score.")
+        raise ValueError(
+            f"{where.dataset} has no splits: leave --test-split out; --test-dataset names a file to score."
+        )
     return examples, source, notices
 
 
-def start_model(run: ClassifyRun, names: list[str], train) -> tuple[Any, Any]:
-    """(tokenizer, model): of `model`, or new ones; the head is new in any case, and drawn by the seed."""
+def start_model(run: ClassifyRun, names: list[str], train) -> tuple[Any, Any, list[str]]:
+    """(tokenizer, model, what to say of them): of `model`, or new ones; the head is always new, drawn by the seed."""
     from scratch_gpt import ScratchGPTForSequenceClassification
     from scratch_gpt.conversion.load import fresh_head
     from scratch_gpt.tokenization.tokenizer import end_of_text_id
-    from scratch_gpt_training.support.run.models import build_model, open_tokenizer
+    from scratch_gpt_training.support.run.models import (
+        build_model,
+        open_tokenizer,
+        row_length,
+        small_preset,
+        small_vocabulary,
+    )
 
     tokenizer = open_tokenizer(run, train.texts)
     if tokenizer.pad_token_id is None:
@@ -201,8 +184,48 @@ def start_model(run: ClassifyRun, names: list[str], train) -> tuple[Any, Any]:
     fresh_head(model, names, has_many=train.has_many, seed=run.seed)
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, role, getattr(tokenizer, role))
-    tokenizer.model_max_length = run.max_length or model.config.max_position_embeddings  # `truncation=True` cuts there
-    return tokenizer, model
+    tokenizer.model_max_length = row_length(run, model)  # `truncation=True` cuts there
+    return tokenizer, model, [*small_vocabulary(run, tokenizer), *small_preset(run, model.config, len(names))]
+
+
+def make_rows(splits, sources, names: list[str], tokenizer, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rows of each split, and their manifest."""
+    from functools import partial
+
+    from scratch_gpt.data.manifest import make_manifest
+    from scratch_gpt.data.rows.labels import LabelledRows
+    from scratch_gpt.tokenization.tokenizer import encode_batch, tokenizer_facts
+
+    encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
+    rows = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
+    records = {name: part.facts() for name, part in rows.items()}
+    facts = tokenizer_facts(tokenizer)
+    manifest = make_manifest("classify", sources, records, tokenizer=facts, max_length=max_length)
+    return rows, manifest
+
+
+def measure(weights, names: list[str], model, batches, reduce, split):
+    """Return the metrics and tables of a split."""
+    from scratch_gpt.evaluation.classification import classification_metrics, classification_tables, sum_batches
+
+    sums = sum_batches(model, batches, weights, reduce)
+    return classification_metrics(sums), classification_tables(sums, names)
+
+
+def extra_outputs(run: ClassifyRun, test, rows, names: list[str], collate, model, tables) -> dict[str, Any]:
+    """Return what else is written: the predictions of the test split and, for one label a text, their confusions."""
+    from scratch_gpt.evaluation.classification import classify_batches, prediction_lines
+    from scratch_gpt.train.batches import BatchLayout, evaluation_batches
+    from scratch_gpt.utils.files import write_text
+    from scratch_gpt.utils.plots import plot_confusion
+
+    device = next(model.parameters()).device
+    batches = (batch for batch, _ in evaluation_batches(rows, collate, BatchLayout(run.batch_size), device))
+    scores = classify_batches(model, batches, test.has_many)
+    lines = prediction_lines(test.texts, scores, names, test.has_many, test.labels)
+    matrix = tables["confusion_matrix"]
+    plots = {} if test.has_many else {"confusion.png": lambda file: plot_confusion(matrix, names, file, "test split")}
+    return {"predictions.jsonl": lambda file: write_text(file, "".join(lines)), **plots}
 
 
 def describe_data(run: ClassifyRun, manifest: dict, names: list[str]) -> list[str]:
@@ -254,7 +277,7 @@ def resolve_model(run: ClassifyRun) -> ClassifyRun:
         return run
     if run.predict is not None:
         return replace(run, model=f"{run.output_dir}/model")
-    return run if run.preset is not None else replace(run, model=DEFAULT_MODEL)
+    return with_default_model(run, DEFAULT_MODEL)
 
 
 def unused_fields(run: ClassifyRun) -> dict[str, str]:

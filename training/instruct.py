@@ -18,16 +18,16 @@ after, with the references), loss.png, metrics.jsonl, evaluation.json, run.yaml,
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
+from scratch_gpt_training.support.options import Run, missed_shares, option, unused_options, with_default_model
 from scratch_gpt_training.support.run.recipe import run_recipe
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "tatsu-lab/alpaca", "openai-community/gpt2"
+RESPONSES = "responses.json"
 
 
 @dataclass(frozen=True)
@@ -69,87 +69,21 @@ def build(run: InstructRun):
     """Conversations in splits that share no question, as rows, and a model that keeps their format."""
     from functools import partial
 
-    from scratch_gpt.data.filters.duplicates import contaminated_texts
-    from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.rows.collate import collate_rows
-    from scratch_gpt.data.rows.conversations import (
-        PromptRows,
-        count_asked_bytes,
-        encode_conversations,
-        encode_prompt,
-        of_both,
-        text_of,
-    )
-    from scratch_gpt.evaluation.before_after import Examination
-    from scratch_gpt.evaluation.losses import language_metrics, mean_losses
-    from scratch_gpt.generation.generate import generate_answers
-    from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, fingerprint
-    from scratch_gpt.train.accelerator import uncompiled
     from scratch_gpt.train.objectives import causal_lm
+    from scratch_gpt_training.support.run.models import row_length
     from scratch_gpt_training.support.run.setup import apply_tune
     from scratch_gpt_training.support.run.task import Hooks, Task
 
     splits, source, notices = read_splits(run)
     tokenizer, model, changes = start_model(run, splits["train"])
-    notices += changes
-    check_vocabulary(tokenizer, model.config.vocab_size)
-    max_length = run.max_length or model.config.max_position_embeddings
-    rows, records = {}, {}
-    for name, conversations in splits.items():
-        rows[name] = PromptRows(
-            encode_conversations(tokenizer, conversations, None, run.train_on), max_length, run.pack
-        )
-        records[name] = {**rows[name].facts(), "asked_bytes": count_asked_bytes(tokenizer, rows[name])}
-    tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    manifest = make_manifest(
-        "instruct",
-        [source],
-        records,
-        tokenizer=tokenizer_facts,
-        max_length=max_length,
-        pack=run.pack,
-        train_on=run.train_on,
-    )
-    notices += apply_tune(run, model)
-
+    max_length = row_length(run, model)
+    rows, manifest = make_rows(run, splits, source, tokenizer, max_length)
+    notices += [*changes, *apply_tune(run, model)]
     test = [splits["test"][k] for k in rows["test"].kept] if "test" in rows else []
-    shared = contaminated_texts(
-        *([text_of(of_both(conversation)) for conversation in part] for part in (test, splits["train"]))
-    )
-    if test:
-        notices.append(
-            f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows."
-            + (" evaluation.json has their numbers, and the scores without them." if shared else "")
-        )
-    exam = Examination(test[: run.answers], tokenizer, shared=shared, max_new_tokens=run.max_new_tokens)
-    responses = Path(run.output_dir) / "responses.json"
-    if run.resume is not None:
-        exam.recall(responses)
-
-    def measure(model, batches, reduce, split):
-        loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
-        metrics = language_metrics(loss, records[split]["asked"] / records[split]["asked_bytes"])
-        if split != "test":
-            return metrics, {}
-        metrics["contaminated"] = len(shared) / len(test)
-        tables = {"contamination": {"words": 13, "rows": shared}} if shared else {}
-        if exam.prompts:
-            is_first, model = exam.last is None, getattr(model, "module", model)
-            with uncompiled(model):  # every process answers all: none waits for another
-                scores, without = exam.take(model)
-            metrics |= scores
-            if without:
-                tables["contamination"]["without_them"] = without
-            if is_first and os.environ.get("RANK", "0") == "0":
-                exam.write(responses, is_over=False)  # for a run that is resumed
-        return metrics, tables
-
-    def extra_outputs(model, tables) -> dict[str, Callable[[Path], Any]]:
-        return {"responses.json": exam.write}
-
-    def sample_text(model) -> str:
-        question = encode_prompt(tokenizer, splits["validation"][0])
-        return "-> " + generate_answers(model, tokenizer, [question], temperature=0, max_new_tokens=40)[0]
+    shared = find_contamination(test, splits["train"])
+    notices += describe_contamination(test, shared)
+    exam = make_exam(run, test, shared, tokenizer)
 
     return Task(
         model=model,
@@ -157,14 +91,17 @@ def build(run: InstructRun):
         rows=rows,
         collate=partial(collate_rows, pad_token_id=tokenizer.pad_token_id, max_length=max_length),
         objective=causal_lm,
-        measure=measure,
+        measure=partial(measure, run, manifest["splits"], exam, shared),
         tokens_per_row=rows["train"].asked_per_row,
         manifest=manifest,
         description=describe_data(manifest),
         next_steps=("generate {folder}/model --chat",),
         group_by_length=not run.pack,
         notices=notices,
-        hooks=Hooks(sample_text=sample_text, extra_outputs=extra_outputs if exam.prompts else None),
+        hooks=Hooks(
+            sample_text=partial(sample_answer, tokenizer, splits),
+            extra_outputs=(lambda model, tables: {RESPONSES: exam.write}) if exam.prompts else None,
+        ),
     )
 
 
@@ -172,22 +109,15 @@ def read_splits(run: InstructRun):
     """The conversations of each split, where they are from, and what to say of them."""
     from scratch_gpt.data.columns import CONVERSATIONS
     from scratch_gpt.data.rows.conversations import read_conversations, text_of
-    from scratch_gpt.data.sources.documents import open_rows
-    from scratch_gpt.data.splits import split_groups
     from scratch_gpt.utils.wording import plural
+    from scratch_gpt_training.support.run.data import read_by_prompt
 
-    where = dataset_location(run)
-    rows, source, notices = open_rows(*where, CONVERSATIONS)
-    try:
-        conversations, empty = read_conversations(cast(Iterable[Mapping[str, Any]], rows))
-    except ValueError as error:
-        raise ValueError(f"{run.dataset}: {error}") from error
+    splits, source, notices, empty = read_by_prompt(
+        run, CONVERSATIONS, read_conversations, lambda conversation: text_of(conversation[:-1])
+    )
     if empty:
         notices.append(f"Left out for an empty answer: {plural(len(empty), 'row')}, the first is row {empty[0]}.")
-    questions = [text_of(conversation[:-1]) for conversation in conversations]
-    parts = split_groups(questions, run.validation_fraction, run.test_fraction, run.seed)
-    splits = {name: [conversations[n] for n in numbers] for name, numbers in parts.items()}
-    notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
+    notices += missed_shares(run, {name: len(part) for name, part in splits.items()}, "rows")
     return splits, source, notices
 
 
@@ -199,6 +129,85 @@ def start_model(run: InstructRun, train):
     notices = small_vocabulary(run, tokenizer)
     model, changes = build_chat_lm(run, tokenizer)
     return tokenizer, model, [*notices, *small_preset(run, model.config), *changes]
+
+
+def make_rows(run: InstructRun, splits, source, tokenizer, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rows of each split, and their manifest."""
+    from scratch_gpt.data.manifest import make_manifest
+    from scratch_gpt.data.rows.conversations import PromptRows, count_asked_bytes, encode_conversations
+    from scratch_gpt.tokenization.tokenizer import tokenizer_facts
+
+    rows = {
+        name: PromptRows(encode_conversations(tokenizer, part, None, run.train_on), max_length, run.pack)
+        for name, part in splits.items()
+    }
+    records = {
+        name: {**part.facts(), "asked_bytes": count_asked_bytes(tokenizer, part)} for name, part in rows.items()
+    }
+    facts = tokenizer_facts(tokenizer)
+    manifest = make_manifest(
+        "instruct", [source], records, tokenizer=facts, max_length=max_length, pack=run.pack, train_on=run.train_on
+    )
+    return rows, manifest
+
+
+def find_contamination(test, train) -> list[int]:
+    """Return the numbers of the test conversations that share a run of 13 words with training ones."""
+    from scratch_gpt.data.filters.duplicates import contaminated_texts
+    from scratch_gpt.data.rows.conversations import of_both, text_of
+
+    return contaminated_texts(*([text_of(of_both(conversation)) for conversation in part] for part in (test, train)))
+
+
+def describe_contamination(test, shared: list[int]) -> list[str]:
+    """Return a notice about the test rows that overlap with training rows; nothing without test rows."""
+    if not test:
+        return []
+    more = " evaluation.json has their numbers, and the scores without them." if shared else ""
+    return [f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows.{more}"]
+
+
+def make_exam(run: InstructRun, test, shared: list[int], tokenizer):
+    """Return the questions of the test split that are answered; a resumed run recalls its first answers."""
+    from scratch_gpt.evaluation.before_after import Examination
+
+    exam = Examination(test[: run.answers], tokenizer, shared=shared, max_new_tokens=run.max_new_tokens)
+    if run.resume is not None:
+        exam.recall(Path(run.output_dir) / RESPONSES)
+    return exam
+
+
+def measure(run: InstructRun, records, exam, shared: list[int], model, batches, reduce, split):
+    """Return the metrics and tables of a split; the questions of the test split are answered too."""
+    from scratch_gpt.evaluation.losses import language_metrics, mean_losses
+    from scratch_gpt.train.accelerator import uncompiled
+    from scratch_gpt.train.objectives import causal_lm
+
+    loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
+    metrics = language_metrics(loss, records[split]["asked"] / records[split]["asked_bytes"])
+    if split != "test":
+        return metrics, {}
+    metrics["contaminated"] = len(shared) / records["test"]["conversations"]
+    tables = {"contamination": {"words": 13, "rows": shared}} if shared else {}
+    if exam.prompts:
+        is_first, model = exam.last is None, getattr(model, "module", model)
+        with uncompiled(model):  # every process answers all: none waits for another
+            scores, without = exam.take(model)
+        metrics |= scores
+        if without:
+            tables["contamination"]["without_them"] = without
+        if is_first and os.environ.get("RANK", "0") == "0":
+            exam.write(Path(run.output_dir) / RESPONSES, is_over=False)  # for a run that is resumed
+    return metrics, tables
+
+
+def sample_answer(tokenizer, splits, model) -> str:
+    """Return the model's answer to the first question of the validation split."""
+    from scratch_gpt.data.rows.conversations import encode_prompt
+    from scratch_gpt.generation.generate import generate_answers
+
+    question = encode_prompt(tokenizer, splits["validation"][0])
+    return "-> " + generate_answers(model, tokenizer, [question], temperature=0, max_new_tokens=40)[0]
 
 
 def describe_data(manifest: dict) -> list[str]:
@@ -222,11 +231,12 @@ def preview(run: InstructRun) -> None:
     """Print the first training rows as they are learned; without `pack`, those that will be dropped too."""
     from scratch_gpt.data.rows.conversations import PromptRows, encode_conversations, show_asked
     from scratch_gpt.utils.foreign import shown
+    from scratch_gpt_training.support.run.models import row_length
 
     splits, _, notices = read_splits(run)
     tokenizer, model, changes = start_model(run, splits["train"])
     print(shown("\n".join([*notices, *changes])))
-    max_length = run.max_length or model.config.max_position_embeddings
+    max_length = row_length(run, model)
     conversations = splits["train"] if run.pack else splits["train"][: run.preview]
     encoded = encode_conversations(tokenizer, conversations, None, run.train_on)
     groups = [[k] for k in range(len(encoded))]
@@ -253,7 +263,7 @@ def preview(run: InstructRun) -> None:
 
 def resolve_model(run: InstructRun) -> InstructRun:
     """Return the run with the default model if it names neither a model nor a preset."""
-    return replace(run, model=DEFAULT_MODEL) if run.model is None and run.preset is None else run
+    return with_default_model(run, DEFAULT_MODEL)
 
 
 def unused_fields(run: InstructRun) -> dict[str, str]:

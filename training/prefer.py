@@ -16,11 +16,10 @@ loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoint
 seed-0/ and so on.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from scratch_gpt_training.support.options import Run, dataset_location, missed_shares, option, unused_options
+from scratch_gpt_training.support.options import Run, missed_shares, option, unused_options
 from scratch_gpt_training.support.run.recipe import run_recipe
 
 
@@ -57,66 +56,23 @@ def build(run: PreferRun):
     """Pairs, or judged answers, in splits that share no prompt, and the model that learns from them."""
     from functools import partial
 
-    from torch.utils.data import Subset
-
-    from scratch_gpt.data.columns import PREFERENCES
-    from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.rows.collate import collate_preferences
-    from scratch_gpt.data.rows.conversations import encode_conversations
-    from scratch_gpt.data.rows.preferences import PreferenceRows, prompt_of, read_preferences
-    from scratch_gpt.data.sources.documents import open_rows
-    from scratch_gpt.data.splits import split_groups
-    from scratch_gpt.evaluation.preferences import preference_metrics
-    from scratch_gpt.evaluation.reference_kl import kl_from_reference
-    from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, fingerprint, load_tokenizer
-    from scratch_gpt.train.batches import epoch_order
     from scratch_gpt.train.objectives import Objective
     from scratch_gpt.train.preference_losses import Preference
     from scratch_gpt.utils.plots import plot_classification
-    from scratch_gpt_training.support.run.models import build_chat_lm
+    from scratch_gpt_training.support.run.data import add_seen
+    from scratch_gpt_training.support.run.models import row_length
     from scratch_gpt_training.support.run.setup import apply_tune
     from scratch_gpt_training.support.run.task import Hooks, Task
 
-    where = dataset_location(run)
-    table, source, notices = open_rows(*where, PREFERENCES)
-    try:
-        items, left_out = read_preferences(cast(Iterable[Mapping[str, Any]], table), judged=run.loss_type == "kto")
-    except ValueError as error:
-        raise ValueError(f"{run.dataset}: {error}") from error
-    parts = split_groups([*map(prompt_of, items)], run.validation_fraction, run.test_fraction, run.seed)
-    tokenizer: Any = load_tokenizer(run.model, run.model_revision)
-    model, changes = build_chat_lm(run, tokenizer)
+    splits, source, notices, left_out = read_splits(run)
+    tokenizer, model, changes = start_model(run)
+    max_length = row_length(run, model)
     notices += [*changes, *apply_tune(run, model)]
-    notices += missed_shares(run, {name: len(numbers) for name, numbers in parts.items()}, "rows")
-    check_vocabulary(tokenizer, model.config.vocab_size)
-    max_length = run.max_length or model.config.max_position_embeddings
-    encode = partial(encode_conversations, tokenizer)
-    rows = {}
-    for name, numbers in parts.items():
-        try:
-            rows[name] = PreferenceRows([items[n] for n in numbers], encode, max_length, run.seed)
-        except ValueError as error:
-            raise ValueError(f"{run.dataset}, {name} split: {error}") from error
-    records = {name: part.facts() for name, part in rows.items()}
-    manifest = make_manifest(
-        "prefer",
-        [source],
-        records,
-        tokenizer={"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)},
-        max_length=max_length,
-        left_out=left_out,
-    )
+    rows, manifest = make_rows(run, splits, source, left_out, tokenizer, max_length)
+    add_seen(rows, run.seed)
     objective = Preference(run.loss_type, BETAS[run.loss_type] if run.beta is None else run.beta, run.simpo_gamma)
     samples = {}  # of held-out splits: what the model answers itself before the first step
-    if "validation" in rows:
-        numbers = epoch_order(len(rows["train"]), run.seed, 0)[: len(rows["validation"])]
-        rows["seen"] = Subset(rows["train"], numbers)
-
-    def measure(model, batches, reduce, split):
-        metrics = preference_metrics(model, batches, objective, reduce)
-        if split in samples:
-            metrics["kl_from_reference"] = kl_from_reference(model, samples[split])
-        return metrics, {}
 
     task = Task(
         model=model,
@@ -124,8 +80,8 @@ def build(run: PreferRun):
         rows=rows,
         collate=partial(collate_preferences, pad_token_id=tokenizer.pad_token_id, max_length=max_length),
         objective=Objective(objective.counts, objective.sums, objective.baselines),
-        measure=measure,
-        tokens_per_row=records["train"]["asked"] / len(rows["train"]),
+        measure=partial(measure, objective, samples),
+        tokens_per_row=manifest["splits"]["train"]["asked"] / len(rows["train"]),
         manifest=manifest,
         description=describe_data(run, manifest, objective.beta),
         next_steps=("generate {folder}/model --chat",),
@@ -135,6 +91,63 @@ def build(run: PreferRun):
     )
     hooks = Hooks(plot=plot_classification, before_training=partial(give_references, run, objective, task, samples))
     return task._replace(hooks=hooks)
+
+
+def read_splits(run: PreferRun):
+    """The pairs, or judged answers, of each split, where they are from, what to say of them, and what was left out."""
+    from functools import partial
+
+    from scratch_gpt.data.columns import PREFERENCES
+    from scratch_gpt.data.rows.preferences import prompt_of, read_preferences
+    from scratch_gpt_training.support.run.data import read_by_prompt
+
+    read = partial(read_preferences, judged=run.loss_type == "kto")
+    splits, source, notices, left_out = read_by_prompt(run, PREFERENCES, read, prompt_of)
+    notices += missed_shares(run, {name: len(part) for name, part in splits.items()}, "rows")
+    return splits, source, notices, left_out
+
+
+def start_model(run: PreferRun):
+    """(tokenizer, model, what to say of them); both keep the format."""
+    from scratch_gpt.tokenization.tokenizer import load_tokenizer
+    from scratch_gpt_training.support.run.models import build_chat_lm
+
+    tokenizer: Any = load_tokenizer(run.model, run.model_revision)
+    return tokenizer, *build_chat_lm(run, tokenizer)
+
+
+def make_rows(
+    run: PreferRun, splits, source, left_out, tokenizer, max_length: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the rows of each split, and their manifest."""
+    from functools import partial
+
+    from scratch_gpt.data.manifest import make_manifest
+    from scratch_gpt.data.rows.conversations import encode_conversations
+    from scratch_gpt.data.rows.preferences import PreferenceRows
+    from scratch_gpt.tokenization.tokenizer import tokenizer_facts
+
+    rows = {}
+    for name, part in splits.items():
+        try:
+            rows[name] = PreferenceRows(part, partial(encode_conversations, tokenizer), max_length, run.seed)
+        except ValueError as error:
+            raise ValueError(f"{run.dataset}, {name} split: {error}") from error
+    records = {name: part.facts() for name, part in rows.items()}
+    facts = tokenizer_facts(tokenizer)
+    manifest = make_manifest("prefer", [source], records, tokenizer=facts, max_length=max_length, left_out=left_out)
+    return rows, manifest
+
+
+def measure(objective, samples, model, batches, reduce, split):
+    """Return the metrics of a split, and how far the model has moved from its reference there."""
+    from scratch_gpt.evaluation.preferences import preference_metrics
+    from scratch_gpt.evaluation.reference_kl import kl_from_reference
+
+    metrics = preference_metrics(model, batches, objective, reduce)
+    if split in samples:
+        metrics["kl_from_reference"] = kl_from_reference(model, samples[split])
+    return metrics, {}
 
 
 def give_references(run: PreferRun, objective, task, samples, accelerator, folder, save) -> None:

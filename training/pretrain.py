@@ -15,9 +15,9 @@ code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.j
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from scratch_gpt_training.support.options import (
     Run,
@@ -65,9 +65,6 @@ def build(run: PretrainRun):
     from scratch_gpt.data.manifest import is_prepared, read_manifest, verify_same
     from scratch_gpt.data.rows.collate import collate_rows
     from scratch_gpt.data.rows.windows import mask_inputs
-    from scratch_gpt.evaluation.losses import language_metrics, mean_losses
-    from scratch_gpt.generation.generate import generate_text
-    from scratch_gpt.tokenization.tokenizer import check_vocabulary
     from scratch_gpt.train.objectives import causal_lm
     from scratch_gpt_training.support.run.models import small_preset, small_vocabulary
     from scratch_gpt_training.support.run.setup import apply_tune
@@ -78,26 +75,15 @@ def build(run: PretrainRun):
         prepared = None
     parts = make_rows(run) if prepared is None else use_prepared(run, prepared)
     tokenizer, model, rows, manifest, notices = parts
-    check_vocabulary(tokenizer, model.config.vocab_size)
     notices += small_vocabulary(run, tokenizer) if prepared is None else []
     notices += [*small_preset(run, model.config), *apply_tune(run, model)]
     if run.manifest is not None:
         verify_same(read_manifest(run.manifest), manifest, run.manifest)
-    splits = manifest["splits"]
     max_length = manifest["max_length"]
     length = None if manifest["pad"] else max_length
     masks = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     mask = next(id for id in masks if id is not None)
     augment = partial(mask_inputs, mask_token_id=mask, most=run.mask_inputs, seed=run.seed)
-
-    def measure(model, batches, reduce, split):
-        loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
-        return language_metrics(loss, splits[split]["tokens"] / splits[split]["bytes"]), {}
-
-    def sample_text(model) -> str:
-        prompt = SAMPLE_PROMPT if run.sample_prompt is None else run.sample_prompt
-        text: Any = generate_text(model, tokenizer, prompt, max_new_tokens=40, temperature=0.8, top_k=50)
-        return prompt + text
 
     return Task(
         model=model,
@@ -105,8 +91,8 @@ def build(run: PretrainRun):
         rows=rows,
         collate=partial(collate_rows, pad_token_id=tokenizer.eos_token_id, length=length, max_length=max_length),
         objective=causal_lm,
-        measure=measure,
-        tokens_per_row=manifest["max_length"] if run.streaming else rows["train"].asked_per_row,
+        measure=partial(measure, manifest["splits"]),
+        tokens_per_row=max_length if run.streaming else rows["train"].asked_per_row,
         manifest=manifest,
         description=describe_data(run, manifest),
         next_steps=(
@@ -117,7 +103,7 @@ def build(run: PretrainRun):
         group_by_length=manifest["pad"],
         notices=notices,
         hooks=Hooks(
-            sample_text=sample_text,
+            sample_text=partial(sample_text, run, tokenizer),
             sample_method="temperature 0.8, top-k 50",
             augment=augment if run.mask_inputs else None,
         ),
@@ -128,68 +114,98 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
     """Documents -> splits -> tokenizer -> rows: (tokenizer, model, rows, manifest, notices)."""
     from functools import partial
 
-    from tqdm.auto import tqdm
-
     from scratch_gpt.data.manifest import make_manifest
-    from scratch_gpt.data.rows.packing import PackedRows
-    from scratch_gpt.data.rows.streams import TokenLanes
-    from scratch_gpt.data.rows.windows import Windows, require_full_window
     from scratch_gpt.data.sources.documents import open_splits
     from scratch_gpt.data.sources.streaming import open_stream
     from scratch_gpt.data.sources.token_stream import token_stream
-    from scratch_gpt.tokenization.tokenizer import count_ids, encode_batch, end_of_text_id, fingerprint
-    from scratch_gpt_training.support.run.models import build_model, open_tokenizer
+    from scratch_gpt.tokenization.tokenizer import encode_batch, end_of_text_id, tokenizer_facts
+    from scratch_gpt_training.support.run.models import build_model, open_tokenizer, row_length
 
-    where = dataset_location(run)
-    fractions = (run.validation_fraction, run.test_fraction)
+    stream, by_number = None, not run.streaming and matches_older(run)
+    opening = dataset_location(run), run.text_column, run.validation_fraction, run.test_fraction
     if run.streaming:
-        stream = open_stream(*where, run.text_column, *fractions)
+        stream = open_stream(*opening)
         splits, source, notices = stream.splits, stream.record, stream.notices
     else:
-        by_number = matches_older(run)
-        splits, source, notices = open_splits(*where, run.text_column, *fractions, run.seed, by_number)
-
-    def texts():
-        quiet = os.environ.get("RANK", "0") != "0"
-        part = cast(Any, splits["train"])  # datasets declares a batch as a list too
-        training_texts = (text for batch in part.iter(100) for text in batch["text"])
-        yield from tqdm(training_texts, "Training a tokenizer", len(part), delay=1, disable=quiet)
-
-    tokenizer = open_tokenizer(run, texts())
-    eos = end_of_text_id(tokenizer)
+        splits, source, notices = open_splits(*opening, run.seed, by_number)
+    tokenizer = open_tokenizer(run, training_texts(splits["train"]))
+    encode, eos = partial(encode_batch, tokenizer), end_of_text_id(tokenizer)
     model = build_model(run, tokenizer, run.max_length)
-    max_length = run.max_length or model.config.max_position_embeddings
+    max_length = row_length(run, model)
 
-    encode = partial(encode_batch, tokenizer)
     rows, records = {}, {}
     for name, part in splits.items():
-        stream_of = token_stream(part, encode, eos, f"Tokenizing {name}")
-        ids = stream_of.ids
-        facts = {"documents": len(stream_of.ends), "bytes": stream_of.bytes, "tokens": len(ids)}
-        if name == "train" and run.streaming:
-            rows[name] = TokenLanes(
-                stream.read, stream.shards, encode, eos, max_length, lanes=run.stream_lanes, seed=run.seed
-            )
-            for lane in range(run.stream_lanes):
-                next(rows[name].rows(lane))  # a lane without documents is said now
-            records[name] = {"streamed": True, "shards": stream.shards, "beginning": facts, "sha256": stream_of.sha256}
-            continue
-        if run.pack or run.pad:
-            rows[name] = PackedRows(ids, stream_of.ends, max_length, pack=run.pack)
-            facts |= {"padding_share": rows[name].padding_share} if run.pack else {}
-            facts |= {"cut_share": rows[name].cut_share}
+        tokens = token_stream(part, encode, eos, f"Tokenizing {name}")
+        if name == "train" and stream is not None:
+            rows[name], records[name] = stream_rows(run, stream, tokens, encode, eos, max_length)
         else:
-            require_full_window(ids, max_length, name)
-            # The training windows may overlap; held-out tokens are asked once.
-            stride = run.stride if name == "train" else None
-            rows[name] = Windows(ids, max_length, stride, run.overlap, run.drop_tail)
-        records[name] = {**facts, "rows": len(rows[name]), "sha256": stream_of.sha256}
+            rows[name], records[name] = cut_rows(run, name, tokens, max_length)
     settings = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
     if not (run.streaming or by_number):
         settings["split_by"] = "share of the text"
-    tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
-    manifest = make_manifest("pretrain", [source], records, tokenizer=tokenizer_facts, **settings)
+    manifest = make_manifest("pretrain", [source], records, tokenizer=tokenizer_facts(tokenizer), **settings)
     return tokenizer, model, rows, manifest, notices
+
+
+def training_texts(documents) -> Iterator[str]:
+    """Yield the texts that a tokenizer is trained on, with a progress bar."""
+    from tqdm.auto import tqdm
+
+    quiet = os.environ.get("RANK", "0") != "0"
+    texts = (text for batch in documents.iter(100) for text in batch["text"])
+    yield from tqdm(texts, "Training a tokenizer", len(documents), delay=1, disable=quiet)
+
+
+def describe_tokens(tokens) -> dict[str, int]:
+    """Return what a manifest says of the documents of a split."""
+    return {"documents": len(tokens.ends), "bytes": tokens.bytes, "tokens": len(tokens.ids)}
+
+
+def stream_rows(run: PretrainRun, stream, beginning, encode, eos: int, max_length: int) -> tuple[Any, dict[str, Any]]:
+    """Return the endless rows of a stream and their record; `beginning` are the tokens of its first documents."""
+    from scratch_gpt.data.rows.streams import TokenLanes
+
+    rows = TokenLanes(stream.read, stream.shards, encode, eos, max_length, lanes=run.stream_lanes, seed=run.seed)
+    for lane in range(run.stream_lanes):
+        next(rows.rows(lane))  # a lane without documents is said now
+    facts = {"beginning": describe_tokens(beginning), "sha256": beginning.sha256}
+    return rows, {"streamed": True, "shards": stream.shards, **facts}
+
+
+def cut_rows(run: PretrainRun, split: str, tokens, max_length: int) -> tuple[Any, dict[str, Any]]:
+    """Return the rows of a tokenized split, and their record."""
+    from scratch_gpt.data.rows.packing import PackedRows
+    from scratch_gpt.data.rows.windows import Windows, require_full_window
+
+    facts: dict[str, Any] = describe_tokens(tokens)
+    if run.pack or run.pad:
+        rows = PackedRows(tokens.ids, tokens.ends, max_length, pack=run.pack)
+        facts |= {"padding_share": rows.padding_share} if run.pack else {}
+        facts |= {"cut_share": rows.cut_share}
+    else:
+        require_full_window(tokens.ids, max_length, split)
+        # The training windows may overlap; held-out tokens are asked once.
+        stride = run.stride if split == "train" else None
+        rows = Windows(tokens.ids, max_length, stride, run.overlap, run.drop_tail)
+    return rows, {**facts, "rows": len(rows), "sha256": tokens.sha256}
+
+
+def measure(records, model, batches, reduce, split):
+    """Return the metrics of a split."""
+    from scratch_gpt.evaluation.losses import language_metrics, mean_losses
+    from scratch_gpt.train.objectives import causal_lm
+
+    loss = mean_losses(model, batches, causal_lm, reduce)["loss"]
+    return language_metrics(loss, records[split]["tokens"] / records[split]["bytes"]), {}
+
+
+def sample_text(run: PretrainRun, tokenizer, model) -> str:
+    """Return the sample prompt and how the model continues it."""
+    from scratch_gpt.generation.generate import generate_text
+
+    prompt = SAMPLE_PROMPT if run.sample_prompt is None else run.sample_prompt
+    text: Any = generate_text(model, tokenizer, prompt, max_new_tokens=40, temperature=0.8, top_k=50)
+    return prompt + text
 
 
 def matches_older(run: PretrainRun) -> bool:

@@ -129,13 +129,13 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
     from scratch_gpt.data.sources.streaming import open_stream
     from scratch_gpt.utils.foreign import shown
 
-    where = (*dataset_location(run), run.text_column)
+    where = dataset_location(run)
     if run.streaming:
-        stream = open_stream(*where, run.held_out_fraction)
+        stream = open_stream(where, run.text_column, run.held_out_fraction)
         texts = (text for shard in range(stream.shards) for text in stream.read(shard, 0))
         held_out, total, notices = stream.splits["validation"], None, stream.notices
     else:
-        documents, _, notices = open_documents(*where)
+        documents, _, notices = open_documents(where, run.text_column)
         # cast here and below: datasets declares a batch and a row as lists too
         splits = split_documents(documents, run.held_out_fraction, seed=run.seed)
         texts = (text for batch in cast(Any, splits["train"]).iter(100) for text in batch["text"])

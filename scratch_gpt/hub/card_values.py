@@ -268,7 +268,7 @@ def _speed(record: Record) -> str | None:
         return None
     hardware = escape(facts.get("hardware") or facts.get("device"))
     precision = escape("fp32" if facts.get("precision") == "no" else facts.get("precision"))
-    processes = plural(facts["processes"], "process", "processes")
+    processes = _count(facts["processes"], "process", "processes")
     return (
         f"{rate[0]:,.0f} tokens per second (median) on {hardware}, {processes} with "
         f"{plural(facts['threads'], 'thread', 'threads')}, {precision}; {rate[1]:,.1f} minutes of training steps."
@@ -382,6 +382,10 @@ def _table(header: list[str], rows: list[list[str]]) -> str | None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.5g}"
+
+
+def _count(number: Any, noun: str, plural_noun: str) -> str:
+    return f"{escape(number)} {noun if number == 1 else plural_noun}"
 
 
 def _one_line(text: str, limit: int) -> str:

@@ -179,6 +179,11 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what a manifest says of a tokenizer: its fingerprint and the number of its ids."""
+    return {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+
+
 def extend_tokenizer(
     tokenizer: PreTrainedTokenizerBase,
     tokens: Collection[str],
@@ -311,5 +316,6 @@ __all__ = [
     "extend_tokenizer",
     "fingerprint",
     "load_tokenizer",
+    "tokenizer_facts",
     "tokenizer_report",
 ]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stories import SUN as STORY
 from tiny import some_ids, tiny_model
 
 from scratch_gpt.analysis.drift import kl_divergence, prompt_drift, text_drift
@@ -12,9 +13,6 @@ from scratch_gpt.evaluation.losses import mean_losses
 from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
-
-
-STORY = "The sun shines on the sea, and every effort moves you on. " * 9
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stories import SUN as STORY
 from tiny import tiny_model
 
 from scratch_gpt.analysis.memorization import Secret, exposure, lookalikes, secret_metrics
 from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt.tokenization.training import train_tokenizer
-
-
-STORY = "The sun shines on the sea, and every effort moves you on. " * 9
 
 
 @pytest.fixture(scope="module")

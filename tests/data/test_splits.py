@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from scratch_gpt.data.manifest import read_manifest
 from scratch_gpt.data.sources.documents import open_prepared_text, open_rows, open_splits
+from scratch_gpt.data.sources.location import Location
 from scratch_gpt.data.splits import is_near, split_numbers, split_texts
 from scratch_gpt_training import instruct, prepare, pretrain
 from scratch_gpt_training.support import command_line
@@ -189,7 +190,7 @@ def test_rows_with_other_columns_are_never_cut_and_a_missed_share_is_reported(tm
     assert f"validation is {100 * share:.1f} % of the text, not the 10 % of --validation-fraction" in (
         capsys.readouterr().out
     )
-    found = [open_rows(str(tmp_path / "p"), split=name).rows[0] for name in ("train", "validation")]
+    found = [open_rows(Location(str(tmp_path / "p"), split=name)).rows[0] for name in ("train", "validation")]
     assert sorted(found, key=len) == sorted(rows, key=len) or found == rows[::-1]
 
 

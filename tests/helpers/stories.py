@@ -1,7 +1,23 @@
 """Texts that tiny models learn."""
 
+import pytest
+
+
 STORY = "".join(
     f"On day {n} the old sailor {('walked', 'ran', 'swam')[n % 3]} to the shiny sea, and the sun {'rose' * (n % 2)}"
     f"{'set' * (1 - n % 2)} over {n * 7 % 90} quiet boats.\n"
     for n in range(400)
 )
+SUN = "The sun shines on the sea, and every effort moves you on. " * 9
+
+
+def story_file(text: str = STORY):
+    """Return the fixture `story` of a test file: the path of a file with this text, one for all tests of the file."""
+
+    @pytest.fixture(scope="module")
+    def story(tmp_path_factory) -> str:
+        file = tmp_path_factory.mktemp("story") / "story.txt"
+        file.write_text(text)
+        return str(file)
+
+    return story

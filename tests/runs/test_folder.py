@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails, snapshot
+from stories import story_file
 from tiny_run import run_recipe
 
 from scratch_gpt.hub.staging import files_of, left_behind, stage
@@ -36,15 +37,8 @@ SMALL += ["--eval-batches", "1", "--eval-every", "2"]
 WILD = ["--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]  # diverges before it saves anything
 
 
-def run(*words) -> None:
-    run_recipe(pretrain, *words)
-
-
-@pytest.fixture(scope="module")
-def story(tmp_path_factory):
-    file = tmp_path_factory.mktemp("story") / "story.txt"
-    file.write_text(STORY)
-    return str(file)
+run = partial(run_recipe, pretrain)
+story = story_file(STORY)
 
 
 @pytest.fixture(scope="module")

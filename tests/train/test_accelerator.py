@@ -23,6 +23,7 @@ from accelerate.utils import launch as accelerate_environment
 from bad_input import fails, snapshot
 from places import REPO
 from safetensors.torch import load_file
+from stories import story_file
 from tiny import some_ids, tiny_model
 from tiny_run import run
 from transformers import AutoModelForCausalLM
@@ -91,11 +92,7 @@ def train(*words) -> None:
     pretrain.main([str(word) for word in words])
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory):
-    file = tmp_path_factory.mktemp("story") / "story.txt"
-    file.write_text(STORY)
-    return file
+story = story_file(STORY)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 import crash
 import pytest
 from places import REPO
+from stories import story_file
 from tiny_run import run_recipe
 
 from scratch_gpt.runs.folder import read_metrics
@@ -27,11 +28,7 @@ STORY = "".join(
 )
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory):
-    file = tmp_path_factory.mktemp("story") / "story.txt"
-    file.write_text(STORY)
-    return file
+story = story_file(STORY)
 
 
 @pytest.fixture(scope="module")

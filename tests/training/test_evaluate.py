@@ -1,9 +1,12 @@
 """The evaluation recipe as a user runs it: what it leaves, beside what, and a clear line for what cannot be meant."""
 
 import json
+from functools import partial
 
 import pytest
 from bad_input import fails, snapshot
+from evaluated import evaluate_into, json_lines, save_parts
+from stories import SUN as STORY
 from tiny import tiny_gpt2, tiny_model
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
@@ -16,7 +19,6 @@ from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support.evaluation import measurements as measuring
 
 
-STORY = "The sun shines on the sea, and every effort moves you on. " * 9
 ROWS = [
     {"instruction": "Say sun.", "input": "", "output": "sun"},
     {"instruction": "Say it", "input": "<script>", "output": "<b>&"},
@@ -30,10 +32,8 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     tokenizer = train_tokenizer([STORY], vocab_size=300)
     for name, make in (("ours", tiny_model), ("stock", tiny_gpt2)):
-        make(vocab_size=len(tokenizer)).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    for part in (tiny_model(ScratchGPTForSequenceClassification, vocab_size=len(tokenizer), num_labels=3), tokenizer):
-        part.save_pretrained(folder / "classifier")
+        save_parts(folder / name, make(vocab_size=len(tokenizer)), tokenizer)
+    classifier = tiny_model(ScratchGPTForSequenceClassification, vocab_size=len(tokenizer), num_labels=3)
     several = tiny_model(
         ScratchGPTForSequenceClassification,
         vocab_size=len(tokenizer),
@@ -42,9 +42,8 @@ def home(tmp_path_factory):
     )
     sizes = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
     stock = GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=3, pad_token_id=0))
-    for name, model in (("several", several), ("stock-classifier", stock)):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    for name, model in (("classifier", classifier), ("several", several), ("stock-classifier", stock)):
+        save_parts(folder / name, model, tokenizer)
     labels = [("The sun", "LABEL_0"), ("on the sea, and", "LABEL_2"), ("sea", "LABEL_0"), ("moves", "LABEL_1")]
     labels.append(("you on every day", "LABEL_2"))
     lines = "".join(f'"{text}",{label},x\n' for text, label in labels)
@@ -53,10 +52,11 @@ def home(tmp_path_factory):
     (folder / "classifier-adapter").mkdir()
     (folder / "classifier-adapter" / "adapter_config.json").write_text(json.dumps({"task_type": "SEQ_CLS"}))
     (folder / "story.txt").write_text(STORY)
-    lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)  # noqa: E731
     (folder / "asked.json").write_text(json.dumps(ROWS))
-    (folder / "choices.jsonl").write_text(lines([{"query": "The sun", "choices": ["shines", "sea"], "gold": 0}] * 3))
-    (folder / "words.jsonl").write_text(lines([{"text": "The sun shines"}]))
+    (folder / "choices.jsonl").write_text(
+        json_lines([{"query": "The sun", "choices": ["shines", "sea"], "gold": 0}] * 3)
+    )
+    (folder / "words.jsonl").write_text(json_lines([{"text": "The sun shines"}]))
     return folder
 
 
@@ -64,12 +64,7 @@ def home(tmp_path_factory):
 def run(home, tmp_path, monkeypatch):
     """The recipe in a folder of its own; returns evaluation.json."""
     monkeypatch.chdir(home)
-
-    def run(*words):
-        evaluate.main([*map(str, words), "--output-dir", str(tmp_path / "out"), "--device", "cpu"])
-        return json.loads((tmp_path / "out" / "evaluation.json").read_text())
-
-    return run
+    return partial(evaluate_into, tmp_path / "out")
 
 
 def test_one_run_measures_all_that_is_asked_and_the_next_adds_to_it(run, tmp_path):
@@ -214,7 +209,7 @@ def test_figures_of_two_revisions_of_a_model_are_not_mixed(run, home, tmp_path, 
 
 def test_config_split_and_revision_hold_for_every_set_that_is_given(run, monkeypatch):
     asked, open_rows = [], measuring.open_rows
-    monkeypatch.setattr(measuring, "open_rows", lambda *where: asked.append(where) or open_rows(*where))
+    monkeypatch.setattr(measuring, "open_rows", lambda where, *rest: asked.append(where) or open_rows(where, *rest))
     words = ["--multiple-choice", "choices.jsonl", "--last-word", "words.jsonl", "--questions", "asked.json"]
     words += ["--dataset-config", "c", "--dataset-split", "test", "--dataset-revision", "r"]
     protocol = run("ours", *words, "--max-new-tokens", 2)["protocol"]

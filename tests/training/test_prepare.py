@@ -17,6 +17,7 @@ from scratch_gpt.data.manifest import file_record, read_manifest
 from scratch_gpt.data.prepared.pipeline import texts_of, with_texts
 from scratch_gpt.data.prepared.storage import PreparedRows, write_part
 from scratch_gpt.data.sources.documents import open_documents, open_prepared_text, open_rows
+from scratch_gpt.data.sources.location import Location
 from scratch_gpt.data.sources.streaming import open_stream
 from scratch_gpt.tokenization.tokenizer import load_tokenizer
 from scratch_gpt.tokenization.training import train_tokenizer
@@ -128,7 +129,7 @@ def test_each_filter_counts_what_it_removed_and_can_write_it_out(texts, tmp_path
     )
     left = {row["text"] for part in open_prepared_text(str(folder)).values() for row in part}
     assert left == {*texts} - {texts[7]} | {f"{texts[2]} Write to [EMAIL] today."}
-    again = [open_documents(str(folder), split=name).rows for name in ("train", "validation")]
+    again = [open_documents(Location(str(folder), split=name)).rows for name in ("train", "validation")]
     assert (
         manifest["rows"] == n - 4 == sum(map(len, again)) and {text for part in again for text in part["text"]} == left
     )
@@ -269,7 +270,7 @@ def test_names_of_classes_are_kept(texts, tmp_path, capsys):
     assert open_rows(str(folder)).rows.features == features
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "q", "--mixture"]
     folder, _ = prepared(*words, "a.parquet,b.parquet")
-    assert open_rows(str(folder), split="validation").rows.features == features
+    assert open_rows(Location(str(folder), split="validation")).rows.features == features
     fails([*words, "a.parquet,c.parquet", "--overwrite", "true"], "The column 'label' has other classes", capsys)
 
 
@@ -686,12 +687,12 @@ def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
     parts = {name: set(rows["text"][:]) for name, rows in open_prepared_text(str(folder)).items()}
     assert [len(parts[name]) for name in ("train", "validation", "test")] == [28, 8, 4]
     assert set(open_documents(str(folder)).rows["text"][:]) == parts["train"]
-    assert set(open_rows(str(folder), split="test").rows["text"][:]) == parts["test"]
+    assert set(open_rows(Location(str(folder), split="test")).rows["text"][:]) == parts["test"]
     stream = open_stream(str(folder), validation_fraction=0.25)
     streamed = {*stream.read(0, 0), *stream.splits["validation"]["text"][:]}
     assert streamed == parts["train"] and len(stream.splits["validation"]) == 7
     with pytest.raises(ValueError, match="has no split 'dev', only train, validation, test. Choose another split"):
-        open_rows(str(folder), split="dev")
+        open_rows(Location(str(folder), split="dev"))
 
 
 def test_bytes_that_are_no_utf8_are_one_clear_line(tmp_path, capsys):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import crash
 import pytest
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState, PartialState
 from bad_input import fails, snapshot
 from places import REPO
 from safetensors.torch import load_file
-from stories import STORY
+from stories import STORY, story_file
 from tiny import tiny_gpt2, tiny_model
 from tiny_run import run_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,15 +36,8 @@ SMALL = ["--preset", "tiny", "--vocab-size", "300", "--max-length", "32", "--dev
 SMALL += ["hidden_size=32,num_hidden_layers=2"]
 
 
-def run(*arguments) -> None:
-    run_recipe(pretrain, *arguments)
-
-
-@pytest.fixture(scope="module")
-def story(tmp_path_factory):
-    file = tmp_path_factory.mktemp("story") / "story.txt"
-    file.write_text(STORY)
-    return str(file)
+run = partial(run_recipe, pretrain)
+story = story_file()
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from scratch_gpt_training.support.command_line import OF_A_LAUNCH, flag, parse_rates
 
@@ -233,12 +233,20 @@ LIMITS = {  # field -> the least and the most that it may be
 }
 
 
-Location = tuple[str, str | None, str, str | None]  # name, config, split and revision of a dataset
+RunT = TypeVar("RunT", bound=Run)
 
 
-def dataset_location(run: Source) -> Location:
-    """Return the name, config, split and revision of a run's dataset."""
-    return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
+def dataset_location(run: Source, dataset: str | None = None):
+    """Return where a run's dataset is, or another one with the same config, split and revision."""
+    from scratch_gpt.data.sources.location import Location
+
+    name = run.dataset if dataset is None else dataset
+    return Location(name, run.dataset_config, run.dataset_split, run.dataset_revision)
+
+
+def with_default_model(run: RunT, name: str) -> RunT:
+    """Return the run with this model if it names neither a model nor a preset."""
+    return replace(run, model=name) if run.model is None and run.preset is None else run
 
 
 def dropout_changes(run: Run) -> dict[str, float]:

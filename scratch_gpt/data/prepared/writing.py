@@ -7,51 +7,33 @@ write     the stream -> rows (windows.py, packing.py) -> files (prepared.py); or
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ...tokenization.documents import EncodeBatch, encode_documents
 from ..rows.packing import GROUP, PackedRows
 from ..rows.windows import Windows
 from .pipeline import MARKS, PART_ROWS, Progress
 from .storage import ROWS_PER_PART, Part, column_of, write_part, write_table
 
 
-CALL_BYTES = 2**20  # of text in one call of the tokenizer
-
-
 # --- Encode ------------------------------------------------------------------------------------------------------
 
 
-def encode_part(
-    texts: Sequence[str], encode_batch: Callable[[list[str]], list[list[int]]], eos_token_id: int, vocab_size: int
-) -> pa.Table:
+def encode_part(texts: Sequence[str], encode_batch: EncodeBatch, eos_token_id: int, vocab_size: int) -> pa.Table:
     """Return {"input_ids", "bytes"}: the ids of each text, ended by EOS, and its length in UTF-8."""
     kind = np.uint16 if vocab_size <= 2**16 else np.uint32
-    sizes = [len(text.encode()) for text in texts]
-    ids, lengths = [np.empty(0, dtype=kind)], []
-    for batch in _batches(texts, sizes):
-        for text_ids in encode_batch(batch):
-            ids.append(np.array([*text_ids, eos_token_id], dtype=kind))
-            lengths.append(len(text_ids) + 1)
-    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    ids, sizes = [np.empty(0, dtype=kind)], []
+    for document, size in encode_documents(texts, encode_batch, eos_token_id):
+        ids.append(np.array(document, dtype=kind))
+        sizes.append(size)
+    offsets = np.cumsum([0, *map(len, ids[1:])], dtype=np.int64)
     tokens = pa.LargeListArray.from_arrays(offsets, np.concatenate(ids))
     return pa.table({"input_ids": tokens, "bytes": pa.array(sizes, pa.int64())})
-
-
-def _batches(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[list[str]]:
-    batch, size = [], 0
-    for text, text_size in zip(texts, sizes, strict=True):
-        if batch and size + text_size > CALL_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += text_size
-    if batch:
-        yield batch
 
 
 class Tokens:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ...tokenization.documents import EncodeBatch, encode_documents
+
 
 BLOCK = 32  # documents
 
@@ -36,7 +38,7 @@ class TokenLanes:
         self,
         read: Callable[[int, int], Iterator[str]],
         shards: int,
-        encode_batch: Callable[[list[str]], list[list[int]]],
+        encode_batch: EncodeBatch,
         eos_token_id: int,
         max_length: int,
         lanes: int = 8,
@@ -91,7 +93,7 @@ class TokenLanes:
     def _encode(self, texts: list[str], lane: int, *where: int) -> list[int]:
         order = np.random.default_rng([self.seed, lane, *where]).permutation(len(texts))
         texts = [texts[i] for i in order if texts[i] and not texts[i].isspace()]
-        return [token for ids in self.encode_batch(texts) for token in (*ids, self.eos_token_id)] if texts else []
+        return [id for ids, _ in encode_documents(texts, self.encode_batch, self.eos_token_id) for id in ids]
 
 
 __all__ = ["BLOCK", "TokenLanes"]

@@ -7,9 +7,10 @@ import hashlib
 import json
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import datasets
 import datasets.config
@@ -24,12 +25,13 @@ from ..columns import Columns, one_column
 from ..manifest import is_prepared, read_manifest, verify_files
 from ..prepared.pipeline import sizes_of_texts
 from ..splits import split_texts
+from .location import EMBEDDED, Location, locate
 from .python_docs import python_documentation
 from .tables import NoRows, columns_of, first_fields, read_tables, write_rows
 
 
-EMBEDDED = "python-docs"
 FORMAT = 1  # of the Arrow files that rows are kept in between runs
+RowsT = TypeVar("RowsT")
 
 
 class Source(NamedTuple):
@@ -40,73 +42,67 @@ class Source(NamedTuple):
     notices: list[str]
 
 
-def open_documents(
-    dataset: str = EMBEDDED,
-    config: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    text_column: str = "text",
-) -> Source:
+def open_documents(dataset: str | Location = EMBEDDED, text_column: str = "text") -> Source:
     """Open documents as rows of {"text": str}; empty ones are left out.
-
-    Args:
-        dataset: `python-docs` (the documentation of the running Python, needs no download), a local file, folder or
-            glob of .txt, .md, .json, .jsonl, .csv, .tsv or .parquet, compressed or not, or a dataset id on the Hugging
-            Face Hub.
-        config, split, revision: of a Hub dataset; `split` of a folder of prepared text too, so that what was held
-            out there stays so.
 
     Raises:
         ValueError: nothing there, nothing readable, no such column, no such split, no text.
     """
-    source = open_column(dataset, config, split, revision, text_column)
+    source = open_column(dataset, text_column)
     rows = source.rows.filter(has_text, batched=True, desc="Reading documents")
     if len(rows) == 0:
-        raise ValueError(f"{dataset} holds no text: every document of column {text_column!r} is empty.")
+        raise ValueError(
+            f"{locate(dataset).dataset} holds no text: every document of column {text_column!r} is empty."
+        )
     return source._replace(rows=rows)
 
 
 def open_rows(
-    dataset: str = EMBEDDED,
-    config: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    columns: Columns | None = None,
-    column_names: Sequence[str] | None = None,
+    dataset: str | Location = EMBEDDED, columns: Columns | None = None, column_names: Sequence[str] | None = None
 ) -> Source:
-    """Open a dataset with the columns in use. Other arguments and errors as for `open_documents`.
+    """Open a dataset with the columns in use. Errors as for `open_documents`.
 
     Args:
         columns: by default all.
         column_names: of .csv or .tsv files without a header.
     """
-    if column_names is not None and not looks_local(dataset):
-        raise ValueError(f"column_names are for local .csv and .tsv files without a header, and {dataset} is none.")
-    if looks_local(dataset) and not is_prepared(dataset):
-        files, notices = choose_files(dataset, columns, column_names)
-        rows = _read_files(dataset, files, columns, column_names)
-        source = Source(rows, source_record(dataset, config, split, revision, files), notices)
-    else:
-        rows = open_dataset(dataset, config, split, revision)
-        if columns is not None:
-            _check_columns(dataset, rows.column_names, columns)
-            rows = rows.select_columns([name for name in rows.column_names if name in columns.names])
-        source = Source(rows, describe_source(dataset, config, split, revision), [])
-    if len(source.rows) == 0:
-        raise ValueError(f"{dataset} holds no rows.")
-    return source
+    where = locate(dataset)
+    if column_names is not None and not looks_local(where.dataset):
+        raise ValueError(
+            f"column_names are for local .csv and .tsv files without a header, and {where.dataset} is none."
+        )
+    read = partial(_read_files, where.dataset, columns=columns, column_names=column_names)
+    rows, record, notices = open_either(where, columns, column_names, read, open_dataset)
+    if columns is not None and not where.is_files:
+        _check_columns(where.dataset, rows.column_names, columns)
+        rows = rows.select_columns([name for name in rows.column_names if name in columns.names])
+    if len(rows) == 0:
+        raise ValueError(f"{where.dataset} holds no rows.")
+    return Source(rows, record, notices)
 
 
-def open_column(
-    dataset: str = EMBEDDED,
-    config: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    text_column: str = "text",
-) -> Source:
-    """Open all rows as {"text": str or None}, empty ones too. Arguments and errors as for `open_documents`."""
-    source = open_rows(dataset, config, split, revision, one_column(text_column))
-    return source._replace(rows=_text_only(dataset, source.rows, text_column))
+def open_either(
+    where: Location,
+    columns: Columns | None,
+    column_names: Sequence[str] | None,
+    read_files: Callable[[list[LocalFile]], RowsT],
+    read_dataset: Callable[[Location], RowsT],
+) -> tuple[RowsT, dict[str, Any], list[str]]:
+    """Open local files with one function and anything else with the other; return rows, their record and notices.
+
+    Args:
+        columns, column_names: as for `open_rows`; they choose the files.
+    """
+    if where.is_files:
+        files, notices = choose_files(where.dataset, columns, column_names)
+        return read_files(files), source_record(where, files), notices
+    return read_dataset(where), describe_source(where), []
+
+
+def open_column(dataset: str | Location = EMBEDDED, text_column: str = "text") -> Source:
+    """Open all rows as {"text": str or None}, empty ones too. Errors as for `open_documents`."""
+    source = open_rows(dataset, one_column(text_column))
+    return source._replace(rows=_text_only(locate(dataset).dataset, source.rows, text_column))
 
 
 def _text_only(dataset: str, rows: datasets.Dataset, text_column: str) -> datasets.Dataset:
@@ -115,34 +111,26 @@ def _text_only(dataset: str, rows: datasets.Dataset, text_column: str) -> datase
     return rows if text_column == "text" else rows.rename_column(text_column, "text")
 
 
-def describe_source(
-    dataset: str, config: str | None = None, split: str = "train", revision: str | None = None
-) -> dict[str, Any]:
+def describe_source(where: Location) -> dict[str, Any]:
     """Return where rows come from that are not local files: a Hub dataset with its commit, or prepared data."""
-    record = source_record(dataset, config, split, revision)
-    if dataset == EMBEDDED:
+    record = source_record(where)
+    if where.dataset == EMBEDDED:
         return {**record, "revision": f"Python {sysconfig.get_config_var('py_version')}"}
-    if is_prepared(dataset):
-        return {**record, "dataset": Path(dataset).name, "prepared": read_manifest(Path(dataset))["sha256"]}
-    builder = datasets.load_dataset_builder(dataset, config, revision=revision)
-    for url in (builder.config.data_files or {}).get(split, []):  # hf://datasets/NAME@COMMIT/FILE
+    if is_prepared(where.dataset):
+        folder = Path(where.dataset)
+        return {**record, "dataset": folder.name, "prepared": read_manifest(folder)["sha256"]}
+    builder = datasets.load_dataset_builder(where.dataset, where.config, revision=where.revision)
+    for url in (builder.config.data_files or {}).get(where.split, []):  # hf://datasets/NAME@COMMIT/FILE
         commit, _, name = url.partition("@")[2].partition("/")
-        record["revision"] = commit or revision
+        record["revision"] = commit or where.revision
         record["files"].append({"name": name or url})  # its commit says what is in it
     return record
 
 
-def source_record(
-    dataset: str, config: str | None, split: str, revision: str | None, files: Sequence[LocalFile] = ()
-) -> dict[str, Any]:
-    name = local_path(dataset).name if files else dataset
-    return {
-        "dataset": name,
-        "config": config,
-        "split": split,
-        "revision": revision,
-        "files": [file.record for file in files],
-    }
+def source_record(where: Location, files: Sequence[LocalFile] = ()) -> dict[str, Any]:
+    """Return the location as a manifest has it, with its local files."""
+    name = local_path(where.dataset).name if files else where.dataset
+    return {**where._asdict(), "dataset": name, "files": [file.record for file in files]}
 
 
 def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
@@ -165,10 +153,7 @@ def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
 
 
 def open_splits(
-    dataset: str = EMBEDDED,
-    config: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
+    dataset: str | Location = EMBEDDED,
     text_column: str = "text",
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
@@ -183,11 +168,11 @@ def open_splits(
     Raises:
         ValueError: as `open_documents` and `split_documents`.
     """
-    if is_prepared(dataset):
-        splits = open_prepared_text(dataset)
-        splits = {name: _text_only(dataset, rows, text_column) for name, rows in splits.items()}
-        return splits, describe_source(dataset), []
-    documents, record, notices = open_documents(dataset, config, split, revision, text_column)
+    name = locate(dataset).dataset
+    if is_prepared(name):
+        splits = {split: _text_only(name, rows, text_column) for split, rows in open_prepared_text(name).items()}
+        return splits, describe_source(Location(name)), []
+    documents, record, notices = open_documents(dataset, text_column)
     return split_documents(documents, validation_fraction, test_fraction, seed, by_number), record, notices
 
 
@@ -238,25 +223,20 @@ def check_text_column(dataset: str, columns: list[str], features: datasets.Featu
 
 
 @overload
-def open_dataset(
-    dataset: str, config: str | None, split: str, revision: str | None, streaming: Literal[False] = False
-) -> datasets.Dataset: ...
+def open_dataset(where: Location, streaming: Literal[False] = False) -> datasets.Dataset: ...
 
 
 @overload
-def open_dataset(
-    dataset: str, config: str | None, split: str, revision: str | None, streaming: Literal[True]
-) -> datasets.IterableDataset: ...
+def open_dataset(where: Location, streaming: Literal[True]) -> datasets.IterableDataset: ...
 
 
-def open_dataset(
-    dataset: str, config: str | None, split: str, revision: str | None, streaming: bool = False
-) -> datasets.Dataset | datasets.IterableDataset:
+def open_dataset(where: Location, streaming: bool = False) -> datasets.Dataset | datasets.IterableDataset:
     """Open the embedded documentation, a split of prepared text or a dataset of the Hub.
 
     Raises:
         ValueError: there is no such dataset or split.
     """
+    dataset, config, split, revision = where
     if dataset == EMBEDDED:
         rows = _python_documentation()
         return rows.to_iterable_dataset() if streaming else rows
@@ -292,7 +272,7 @@ def _python_documentation() -> datasets.Dataset:
 
 
 def _read_files(
-    dataset: str, files: list[LocalFile], columns: Columns | None, column_names: Sequence[str] | None
+    dataset: str, files: list[LocalFile], *, columns: Columns | None, column_names: Sequence[str] | None
 ) -> datasets.Dataset:
     # The rows of files, kept between runs under a hash of what was read.
     content = [(kind_ending(file.path), file.path.suffix.lower(), file.sha256) for file in files]
@@ -384,7 +364,6 @@ def has_text(batch: dict[str, list[Any]]) -> list[bool]:
 
 __all__ = [
     "EMBEDDED",
-    "describe_source",
     "is_text",
     "open_column",
     "open_documents",

@@ -1,24 +1,17 @@
 """Read documents one after the other, without a copy on disk."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
 
-from ...utils.local_files import LocalFile, looks_local, one_line
+from ...utils.local_files import LocalFile, one_line
 from ..columns import one_column
-from ..manifest import is_prepared
 from ..splits import check_fractions
-from .documents import (
-    EMBEDDED,
-    check_text_column,
-    choose_files,
-    describe_source,
-    has_text,
-    open_dataset,
-    source_record,
-)
+from .documents import check_text_column, has_text, open_dataset, open_either
+from .location import EMBEDDED, Location, locate
 from .tables import read_tables
 
 
@@ -33,10 +26,7 @@ class DocumentStream(NamedTuple):
 
 
 def open_stream(
-    dataset: str = EMBEDDED,
-    config: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
+    dataset: str | Location = EMBEDDED,
     text_column: str = "text",
     validation_fraction: float = 0.1,
     test_fraction: float = 0.0,
@@ -48,13 +38,13 @@ def open_stream(
         ValueError: as `open_documents` and `split_documents`.
     """
     fractions = check_fractions(validation_fraction, test_fraction)
-    if looks_local(dataset) and not is_prepared(dataset):
-        files, notices = choose_files(dataset, one_column(text_column))
-        record = source_record(dataset, config, split, revision, files)
-        rows = datasets.IterableDataset.from_generator(_stream_files, gen_kwargs={"files": files, "name": text_column})
-    else:
-        rows = open_dataset(dataset, config, split, revision, streaming=True)
-        record, notices = describe_source(dataset, config, split, revision), []
+    where = locate(dataset)
+    name, columns = where.dataset, one_column(text_column)
+
+    def read_files(files: list[LocalFile]) -> datasets.IterableDataset:
+        return datasets.IterableDataset.from_generator(_stream_files, gen_kwargs={"files": files, "name": text_column})
+
+    rows, record, notices = open_either(where, columns, None, read_files, partial(open_dataset, streaming=True))
     shards = rows.num_shards
 
     def shard(number: int) -> datasets.IterableDataset:
@@ -70,20 +60,20 @@ def open_stream(
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"{dataset} cannot be read: {one_line(error.__cause__ or error)}") from error
+        raise ValueError(f"{name} cannot be read: {one_line(error.__cause__ or error)}") from error
     if not sample:
-        raise ValueError(f"{dataset} holds no text.")
-    check_text_column(dataset, list(sample[0]), rows.features, text_column)
+        raise ValueError(f"{name} holds no text.")
+    check_text_column(name, list(sample[0]), rows.features, text_column)
     texts = [row[text_column] for row in sample]
     held_out, start = {}, 0
-    for name, fraction in fractions.items():
+    for split, fraction in fractions.items():
         end = start + max(1, round(fraction * len(texts)))
-        held_out[name], start = texts[start:end], end
+        held_out[split], start = texts[start:end], end
     held_out["train"] = texts[start:]
-    for name, part in held_out.items():
+    for split, part in held_out.items():
         if not any(has_text({"text": part})):
             raise ValueError(
-                f"The first {len(texts)} documents of {dataset} leave nothing for {name}. Without streaming a small "
+                f"The first {len(texts)} documents of {name} leave nothing for {split}. Without streaming a small "
                 "corpus is split as a whole; validation_fraction 0 holds nothing out."
             )
 
@@ -94,8 +84,8 @@ def open_stream(
             yield row[text_column] or ""
 
     splits = {
-        name: datasets.Dataset.from_dict({"text": [text for text in part if text and not text.isspace()]})
-        for name, part in held_out.items()
+        split: datasets.Dataset.from_dict({"text": [text for text in part if text and not text.isspace()]})
+        for split, part in held_out.items()
     }
     return DocumentStream(read, shards, splits, record, notices)
 

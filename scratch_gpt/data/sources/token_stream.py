@@ -1,11 +1,13 @@
 """Tokenize the documents of each split into one stream of ids."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import datasets
 import numpy as np
+
+from ...tokenization.documents import EncodeBatch, encode_documents
 
 
 class TokenStream(NamedTuple):
@@ -21,9 +23,7 @@ class TokenStream(NamedTuple):
         return hashlib.sha256(self.ids.astype("<u4").tobytes()).hexdigest()
 
 
-def token_stream(
-    documents: datasets.Dataset, encode_batch: Callable[[list[str]], list[list[int]]], eos_token_id: int, desc: str
-) -> TokenStream:
+def token_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, eos_token_id: int, desc: str) -> TokenStream:
     """Tokenize each document, end it with EOS and join them in order.
 
     Args:
@@ -32,23 +32,22 @@ def token_stream(
     """
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        return {
-            "input_ids": [[*ids, eos_token_id] for ids in encode_batch(batch["text"])],
-            "bytes": [len(text.encode()) for text in batch["text"]],
-        }
+        ids, sizes = zip(*encode_documents(batch["text"], encode_batch, eos_token_id), strict=True)
+        return {"input_ids": list(ids), "bytes": list(sizes)}
 
     rows = documents.map(tokenize, batched=True, batch_size=100, remove_columns="text", desc=desc)
     rows = rows.with_format("numpy")
     batches = cast(Iterator[dict[str, Any]], rows.iter(1000))
-    chunks = [ids for batch in batches for ids in batch["input_ids"]]
-    largest = max(int(ids.max()) for ids in chunks)
-    ids = np.concatenate(chunks).astype(np.uint16 if largest < 2**16 else np.uint32)
-    return TokenStream(ids, np.cumsum([len(chunk) for chunk in chunks]), int(np.sum(rows["bytes"][:])))
+    parts, lengths = [], []
+    for batch in batches:
+        lengths += map(len, batch["input_ids"])
+        parts.append(np.concatenate(batch["input_ids"]).astype(np.uint32))  # half of the memory that int64 takes
+    ids = np.concatenate(parts)
+    ids = ids.astype(np.uint16) if ids.max() < 2**16 else ids
+    return TokenStream(ids, np.cumsum(lengths), int(np.sum(rows["bytes"][:])))
 
 
-def joined_stream(
-    documents: datasets.Dataset, encode_batch: Callable[[list[str]], list[list[int]]], joiner: str
-) -> TokenStream:
+def joined_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, joiner: str) -> TokenStream:
     """Tokenize all documents as one text with `joiner` between them; there is no EOS."""
     text = joiner.join(documents["text"])
     ids = np.array(encode_batch([text])[0], dtype=np.uint32)

@@ -11,6 +11,7 @@ from scratch_gpt.data.columns import Columns
 from scratch_gpt.data.rows.collate import collate_labelled
 from scratch_gpt.data.rows.labels import Examples, LabelledRows, match_labels, read_examples
 from scratch_gpt.data.sources.documents import open_rows
+from scratch_gpt.data.sources.location import Location
 from scratch_gpt.evaluation.classification import (
     classification_metrics,
     classification_tables,
@@ -26,7 +27,7 @@ from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import shown
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.evaluation.measurements import is_language_model
-from scratch_gpt_training.support.options import Location, dataset_location
+from scratch_gpt_training.support.options import dataset_location
 from scratch_gpt_training.support.run.output_dir import set_name
 
 
@@ -79,12 +80,11 @@ def open_labelled(
 
     Args:
         run: has `label_column`, `label_separator` and `column_names`.
-        where: dataset, config, split, revision.
         least: classes that there have to be.
     """
     hint = "Choose with --label-column or --text-column; a file without a header needs --column-names."
     columns = Columns(((text_column, run.label_column),), hint=hint)
-    rows, source, notices = open_rows(*where, columns, split_names(run.column_names))
+    rows, source, notices = open_rows(where, columns, split_names(run.column_names))
     feature = rows.features[run.label_column]
     names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel's, or those of a list of them
     values = rows[text_column][:], rows[run.label_column][:]

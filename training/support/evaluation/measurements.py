@@ -14,6 +14,7 @@ from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.conversations import Messages, encode_prompt, read_conversations, transcript
 from scratch_gpt.data.rows.windows import Windows
 from scratch_gpt.data.sources.documents import open_documents, open_rows
+from scratch_gpt.data.sources.location import Location
 from scratch_gpt.data.sources.token_stream import joined_stream, token_stream
 from scratch_gpt.evaluation.answers import answer_metrics, exact_match, token_f1
 from scratch_gpt.evaluation.answers_page import Answered, answers_page
@@ -41,7 +42,7 @@ from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import read_json, shown
 from scratch_gpt.utils.loading import find_file
-from scratch_gpt_training.support.options import Location, dataset_location
+from scratch_gpt_training.support.options import dataset_location
 from scratch_gpt_training.support.run.output_dir import relative, set_name
 
 
@@ -99,12 +100,12 @@ def saved_kinds(name: str, revision: str | None) -> list[str]:
 
 def source_of(run: "EvaluateRun", path: str) -> Location:
     """What `open_rows` takes of a set: config, split and revision hold for all that are not plain files."""
-    return path, *dataset_location(run)[1:]
+    return dataset_location(run, path)
 
 
 def open_set(run: "EvaluateRun", path: str, columns: Columns) -> tuple[Any, dict[str, Any]]:
     """Open the rows of a set with the columns in use; returns them and their record, and prints what is not read."""
-    rows, record, notices = open_rows(*source_of(run, path), columns)
+    rows, record, notices = open_rows(source_of(run, path), columns)
     for notice in notices:
         print(shown(notice))
     return rows, record
@@ -143,7 +144,7 @@ def measure_all(run: "EvaluateRun", subject: Subject) -> Iterator[tuple[str, Mea
 def text_batches(run: "EvaluateRun", subject: Subject) -> tuple[Iterable, dict[str, Any]]:
     """The windows of --dataset in batches, each token but the first asked once; and what a protocol says of them."""
     assert run.dataset is not None
-    documents, source, notices = open_documents(*source_of(run, run.dataset), run.text_column)
+    documents, source, notices = open_documents(source_of(run, run.dataset), run.text_column)
     for notice in notices:
         print(notice)
     encode = partial(encode_batch, subject.tokenizer)

@@ -18,6 +18,7 @@ from scratch_gpt.data.prepared.pipeline import texts_of
 from scratch_gpt.data.rows.conversations import encode_prompt, read_conversations, text_of
 from scratch_gpt.data.rows.preferences import prompt_of, read_preferences
 from scratch_gpt.data.sources.documents import open_rows
+from scratch_gpt.data.sources.location import Location
 from scratch_gpt.evaluation.statistics import over_seeds
 from scratch_gpt.runs.evaluation_file import Measured
 from scratch_gpt.runs.folder import RUN_YAML
@@ -154,7 +155,7 @@ def with_contamination(
             continue
         path = files[name.split("/")[0]]
         column = (run.text_column or "text") if path == run.dataset else "text"
-        texts = row_texts((*source_of(run, path), any_text(column), split_names(run.column_names)))
+        texts = row_texts((source_of(run, path), any_text(column), split_names(run.column_names)))
         shared = contaminated_texts(texts, learned)
         results = {**measured.results, "contaminated": len(shared) / len(texts)}
         rows = {"contamination": {"words": 13, "rows": shared}} if shared else {}
@@ -168,7 +169,7 @@ def learned_texts(run: "EvaluateRun") -> tuple[list[str] | None, str]:
     if where is None:
         return None, "nobody says what the model was trained on; give --tuning-data"
     try:
-        return row_texts(where), relative(where[0])
+        return row_texts(where), relative(where[0].dataset)
     except ValueError as error:
         if run.tuning_data is not None:
             raise
@@ -206,7 +207,7 @@ def questions_in(rows: Any) -> list[str]:
 def tuning_source(run: "EvaluateRun") -> tuple | None:
     """Return the arguments of `open_rows`: --tuning-data, or the data of MODEL's run.yaml; None if unknown."""
     if run.tuning_data is not None:
-        return run.tuning_data, None, "train", None, any_text()
+        return Location(run.tuning_data), any_text()
     assert run.model is not None
     home = Path(run.model).absolute().parent
     options = read_recipe((home.parent if home.name == "checkpoints" else home) / RUN_YAML)
@@ -214,7 +215,7 @@ def tuning_source(run: "EvaluateRun") -> tuple | None:
     if not name or not isinstance(name, str) or options.get("streaming"):
         return None
     columns = any_text(options.get("text_column") or "text")
-    return name, options.get("dataset_config"), split, options.get("dataset_revision"), columns
+    return Location(name, options.get("dataset_config"), split, options.get("dataset_revision")), columns
 
 
 def read_recipe(file: Path) -> dict[str, Any]:

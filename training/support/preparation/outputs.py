@@ -24,6 +24,7 @@ from scratch_gpt.data.prepared.writing import Joined, Tokens, encode_part, write
 from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import IGNORED, require_full_window
 from scratch_gpt.evaluation.losses import row_losses
+from scratch_gpt.tokenization.documents import encode_documents
 from scratch_gpt.tokenization.tokenizer import count_ids, decode, encode_batch, end_of_text_id, load_tokenizer
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
@@ -66,8 +67,8 @@ def list_unusual(run: "PrepareRun", tables: list[list], splits: list[dict], sele
         for row in rows_at(of_corpus, of_splits["train"])
     ]
     rows = []
-    for text in texts:
-        ids = np.array([*encode_batch(tokenizer, [text])[0], eos][: context + 1])
+    for document, _ in encode_documents(texts, partial(encode_batch, tokenizer), eos):
+        ids = np.array(document[: context + 1])
         rows.append(
             {"input_ids": ids[:-1], "shift_labels": ids[1:]}
             if len(ids) > 1

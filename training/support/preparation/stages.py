@@ -48,8 +48,9 @@ from scratch_gpt.data.prepared.pipeline import (
 )
 from scratch_gpt.data.prepared.writing import shared_schema
 from scratch_gpt.data.sources.documents import is_text, open_column, open_rows
+from scratch_gpt.data.sources.location import Location
 from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
-from scratch_gpt.tokenization.tokenizer import count_ids, fingerprint, load_tokenizer
+from scratch_gpt.tokenization.tokenizer import count_ids, load_tokenizer, tokenizer_facts
 from scratch_gpt.utils.files import remove, remove_empty, write_text
 from scratch_gpt.utils.foreign import read_json, read_text, shown
 from scratch_gpt.utils.wording import plural
@@ -133,7 +134,7 @@ def make_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
     this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
     if run.contamination:
-        config["contamination"] = open_rows(run.contamination, split=run.contamination_split).record
+        config["contamination"] = open_rows(Location(run.contamination, split=run.contamination_split)).record
     for name in ("tokenizer", "reference_model", "names_model", "block_list"):
         path = Path(config[name]) if config[name] else None
         if path is not None and path.exists():  # what it holds decides, not where it lies
@@ -152,8 +153,8 @@ def open_corpora(run: "PrepareRun") -> list[Corpus]:
     corpora = []
     for (name, weight), recorded in zip(mixture.items(), _distinct(map(place, mixture)), strict=True):
         dataset = find_corpus(run, name) if run.mixture else name
-        where = (dataset, *dataset_location(run)[1:])
-        source = open_rows(*where) if run.task == "text" else open_column(*where, run.text_column)
+        where = dataset_location(run, dataset)
+        source = open_rows(where) if run.task == "text" else open_column(where, run.text_column)
         rows = source.rows
         for notice in source.notices:
             print(shown(notice))
@@ -210,7 +211,7 @@ def make_filters(run: "PrepareRun") -> list:
         patterns = load_block_list(run.block_list)
         filters.append(Filter("block_list", problem=lambda text: blocked_term(text, patterns)))
     if run.contamination:
-        rows = open_rows(run.contamination, split=run.contamination_split).rows
+        rows = open_rows(Location(run.contamination, split=run.contamination_split)).rows
         texts = ["\n".join(texts_of(row)) for row in rows]
         hashes = ngram_hashes(texts, n=run.contamination_ngram)
 
@@ -401,7 +402,7 @@ def _prepare(
         tokens = encode(corpora, tables, splits, tokenizer, work)
         records, mixture, lengths = write_rows(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
-        details["tokenizer"] = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
+        details["tokenizer"] = tokenizer_facts(tokenizer)
         details |= {
             "max_length": run.max_length,
             "stride": run.stride or run.max_length,

@@ -12,7 +12,7 @@ from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.conversion.load import load_model
 from scratch_gpt.finetuning.adapter_files import identify_base
 from scratch_gpt.tokenization.chat_templates import FORMATS, choose_format, store_format
-from scratch_gpt.tokenization.tokenizer import count_ids, end_of_text_id, load_tokenizer
+from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, end_of_text_id, load_tokenizer
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.accelerator import compile_options
 from scratch_gpt.train.costs import Tune, all_parameters, memory
@@ -100,7 +100,13 @@ def build_model(
         model.activation_checkpointing_enable()
     if run.compile:
         model.compile(options=compile_options())
+    check_vocabulary(tokenizer, model.config.vocab_size)
     return model
+
+
+def row_length(run: Run, model: PreTrainedModel) -> int:
+    """Return the positions of a row: those the run names, else the model's context."""
+    return run.max_length or model.config.max_position_embeddings
 
 
 def build_chat_lm(run: "InstructRun | PreferRun", tokenizer: Any) -> tuple[ScratchGPTForCausalLM, list[str]]:

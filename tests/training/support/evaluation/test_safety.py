@@ -1,10 +1,13 @@
 """Laws of the safety checks: each is in evaluation.json, and contamination is stated beside a score."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from bad_input import fails
+from evaluated import evaluate_into, json_lines, save_parts
+from stories import SUN as STORY
 from tiny import tiny_model
 
 from scratch_gpt.analysis.probe_prompts import CANARIES, OFF_DOMAIN, SENSITIVE
@@ -14,9 +17,6 @@ from scratch_gpt_training import evaluate
 from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support.evaluation import measurements as measuring
 from scratch_gpt_training.support.evaluation import safety as checking
-
-
-STORY = "The sun shines on the sea, and every effort moves you on. " * 9
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +29,17 @@ def home(tmp_path_factory, tokenizer):
     """Two models, what one was tuned on, and sets to measure it on."""
     folder = tmp_path_factory.mktemp("safety")
     for name, seed in (("base", 0), ("tuned", 1)):
-        tiny_model(seed=seed, vocab_size=len(tokenizer)).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        save_parts(folder / name, tiny_model(seed=seed, vocab_size=len(tokenizer)), tokenizer)
     grown, model = load_tokenizer(folder / "base"), tiny_model(vocab_size=len(tokenizer))
     extend_tokenizer(grown, ["<|im_start|>"], model, special=True)
-    for part in (grown, model):
-        part.save_pretrained(folder / "grown")
+    save_parts(folder / "grown", grown, model)
     other = train_tokenizer([STORY.upper()], vocab_size=280)
-    for part in (other, tiny_model(vocab_size=len(other))):
-        part.save_pretrained(folder / "other")
+    save_parts(folder / "other", other, tiny_model(vocab_size=len(other)))
     rows = [{"instruction": f"Say what the sun does on day {n}.", "output": STORY[:60]} for n in range(60)]
     (folder / "train.json").write_text(json.dumps(rows))
     words = [{"text": STORY[:60].strip()}, {"text": "Nothing of this is there."}]
-    (folder / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
-    (folder / "secrets.jsonl").write_text(json.dumps({"prefix": "The code is", "secret": "4071"}) + "\n")
+    (folder / "words.jsonl").write_text(json_lines(words))
+    (folder / "secrets.jsonl").write_text(json_lines([{"prefix": "The code is", "secret": "4071"}]))
     (folder / "story.txt").write_text(STORY)
     pairs = [{"prompt": f"Is day {n} sunny?", "chosen": "Yes.", "rejected": "No."} for n in range(3)]
     (folder / "pairs.json").write_text(json.dumps(pairs))
@@ -53,12 +50,7 @@ def home(tmp_path_factory, tokenizer):
 def run(home, tmp_path, monkeypatch):
     """The recipe in a folder of its own; returns evaluation.json."""
     monkeypatch.chdir(home)
-
-    def run(*words):
-        evaluate.main([*map(str, words), "--output-dir", str(tmp_path / "out"), "--device", "cpu"])
-        return json.loads((tmp_path / "out" / "evaluation.json").read_text())
-
-    return run
+    return partial(evaluate_into, tmp_path / "out")
 
 
 def test_every_check_lands_in_evaluation_json(run, monkeypatch):
