@@ -52,7 +52,7 @@ def ours(folder: Path, rows: list[dict], options) -> float:
     from scratch_gpt.data.rows.collate import collate_labelled
     from scratch_gpt.runs.folder import read_metrics
     from scratch_gpt.train.accelerator import best_attention, make_accelerator
-    from scratch_gpt.train.loop import Settings, planned_steps, train
+    from scratch_gpt.train.loop import TrainingSettings, planned_steps, train_model
     from scratch_gpt.train.objectives import classification
     from scratch_gpt.train.optimizers import adamw
 
@@ -63,12 +63,12 @@ def ours(folder: Path, rows: list[dict], options) -> float:
     model = load_model(str(folder / "model"), None, ScratchGPTForSequenceClassification).train()
     model.set_attn_implementation(best_attention("cpu", options.precision, model.config.max_position_embeddings))
     learned = Rows({name: np.array(value) for name, value in row.items()} for row in rows)
-    settings = Settings(batch_size=options.batch_size, epochs=1, group_by_length=True, log_every=10**6)
+    settings = TrainingSettings(batch_size=options.batch_size, epochs=1, group_by_length=True, log_every=10**6)
     steps = planned_steps(settings, len(rows), 1, 1)
     limit = model.config.max_position_embeddings
     collate = partial(collate_labelled, pad_token_id=model.config.pad_token_id, max_length=limit)
     with tempfile.TemporaryDirectory() as out:
-        train(
+        train_model(
             *(accelerator, model, adamw(model, 5e-5, 0.1), lambda step: 5e-5),
             rows=learned,
             collate=collate,

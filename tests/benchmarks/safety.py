@@ -44,7 +44,7 @@ from scratch_gpt.data.sources.documents import open_documents, open_rows
 from scratch_gpt.generation.generate import generate_answers
 from scratch_gpt.tokenization.tokenizer import encode, encode_batch
 from scratch_gpt.tokenization.training import train_tokenizer
-from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.loop import TrainingSettings, train_model
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.train.optimizers import adamw, learning_rate_at
 
@@ -66,9 +66,9 @@ def new_model(tokenizer, length: int, seed: int, width: int) -> ScratchGPTForCau
 def fit(model, rows, steps: int, peak: float, seed: int, by_length: bool = False):
     """The model after `steps` steps of 16 rows, and the seconds of a processor that they took."""
     start = time.process_time()
-    settings = Settings(batch_size=16, max_steps=steps, seed=seed, group_by_length=by_length, log_every=10**6)
+    settings = TrainingSettings(batch_size=16, max_steps=steps, seed=seed, group_by_length=by_length, log_every=10**6)
     with tempfile.TemporaryDirectory() as out:
-        train(
+        train_model(
             *(Accelerator(cpu=True), model.train(), adamw(model, peak, 0.1)),
             learning_rate=lambda step: learning_rate_at(step, steps, peak, max(1, steps // 20)),
             rows=rows,

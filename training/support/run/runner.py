@@ -1,4 +1,4 @@
-"""Train a task and write its run folder: everything around loop.train. Not a recipe itself.
+"""Train a task and write its run folder: everything around `train_model`. Not a recipe itself.
 
 open_run(run)     before anything heavy: the folder, and the checkpoint to resume (setup.py)
 run_task(...)     build the task, describe it, and execute it
@@ -25,7 +25,7 @@ from scratch_gpt.train.accelerator import best_attention, describe_device, sum_o
 from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.checkpoint_writer import RunStopped, guard_saves, last_good, name_last_good
 from scratch_gpt.train.checkpoints import CheckpointError, own_name
-from scratch_gpt.train.loop import Callbacks, Progress, Settings, train
+from scratch_gpt.train.loop import Progress, TrainingCallbacks, TrainingSettings, train_model
 from scratch_gpt.train.optimizers import learning_rate_at, make_optimizer
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import FileChanged, shown
@@ -133,7 +133,7 @@ def execute(
     start: Start,
     task: Task,
     accelerator: Accelerator,
-    settings: Settings,
+    settings: TrainingSettings,
     steps: int,
     record: dict[str, Any],
 ) -> None:
@@ -147,7 +147,7 @@ def execute(
     task.hooks.before_training(accelerator, folder, save)
     scorer = Scorer(run, task, accelerator, settings, folder, save, with_test=resume_from is None)
     peak = tokens_at_peak(run, task, accelerator) if accelerator.is_main_process else None
-    model, progress = train(
+    model, progress = train_model(
         accelerator,
         task.model,
         make_optimizer(task.model, rates["peak"], run.weight_decay, run.optimizer, (0.9, run.beta2)),
@@ -158,7 +158,7 @@ def execute(
         settings=replace(settings, peak_tokens_per_second=peak),
         steps=steps,
         output_dir=folder,
-        callbacks=Callbacks(
+        callbacks=TrainingCallbacks(
             evaluate=scorer.evaluate if "validation" in task.rows else None,
             on_evaluation=scorer.report,
             augment=task.hooks.augment,
@@ -210,7 +210,7 @@ class Scorer:
         run: Run,
         task: Task,
         accelerator: Accelerator,
-        settings: Settings,
+        settings: TrainingSettings,
         folder: Path,
         save: Callable[[str, Callable[[], Any]], bool],
         with_test: bool,
