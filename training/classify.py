@@ -214,11 +214,13 @@ def predict(run: ClassifyRun) -> None:
     from scratch_gpt.tokenization.tokenizer import encode_batch
     from scratch_gpt.utils.foreign import shown
     from scratch_gpt.utils.local_files import kind_ending
-    from scratch_gpt_training.support.evaluation.labeled import load_classifier, predicted_lines, split_names
+    from scratch_gpt_training.support.evaluation.labeled import load_classifier, parse_column_names, predicted_lines
 
     assert run.predict is not None
     column = run.text_column or "text"
-    rows, _, notices = open_rows(run.predict, columns=one_column(column), column_names=split_names(run.column_names))
+    rows, _, notices = open_rows(
+        run.predict, columns=one_column(column), column_names=parse_column_names(run.column_names)
+    )
     for notice in notices:
         print(shown(notice), file=sys.stderr)
     values = rows[column][:]

@@ -26,12 +26,12 @@ from typing import Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
 from scratch_gpt_training.support.commands import command
-from scratch_gpt_training.support.options import Source, check_fields, check_model_folder, data_sets, option
+from scratch_gpt_training.support.options import SourceOptions, check_fields, check_model_folder, data_sets, option
 from scratch_gpt_training.support.run.output_dir import check_writable, relative, set_name
 
 
 @dataclass(frozen=True)
-class EvaluateRun(Source):
+class EvaluateRun(SourceOptions):
     """Evaluation."""
 
     model: str | None = option(None, "Folder or Hub id; may be given as the first word.")
@@ -173,7 +173,12 @@ def evaluate(run: EvaluateRun) -> None:
     from scratch_gpt.runs.evaluation_file import read_evaluation, record_measured
     from scratch_gpt.utils.foreign import shown
     from scratch_gpt_training.support.evaluation.labeled import load_classifier, measure_labelled
-    from scratch_gpt_training.support.evaluation.measurements import is_classifier, load, measure_all, show
+    from scratch_gpt_training.support.evaluation.measurements import (
+        format_metrics,
+        is_classifier,
+        load_evaluated,
+        measure_all,
+    )
     from scratch_gpt_training.support.evaluation.safety import check_safety, with_contamination
 
     assert run.model is not None  # `check` has refused that
@@ -186,11 +191,11 @@ def evaluate(run: EvaluateRun) -> None:
         measured = (set_name(run.dataset), measure_labelled(run, load_classifier(run)))
         results = with_contamination(run, [measured])
     else:
-        subject = load(run, run.model, revision)
+        subject = load_evaluated(run, run.model, revision)
         results = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
     for name, measured in results:
         record_measured(file, model, name, measured, revision)
-        print(shown(f"{name}: {show(measured.results)}"), flush=True)
+        print(shown(f"{name}: {format_metrics(measured.results)}"), flush=True)
     print(f"Written: {file}")
 
 

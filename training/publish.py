@@ -58,7 +58,7 @@ def terms(run: PublishRun) -> dict[str, Any]:
     return {"licence": run.licence, "licence_name": run.licence_name, "licence_link": run.licence_link}
 
 
-def show(run: PublishRun, steps: list[int]) -> None:
+def show_staged(run: PublishRun, steps: list[int]) -> None:
     """Stage, and print the tree with sizes, the branches of checkpoints and the card."""
     from pathlib import Path
 
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         check_repo_name(run.repo)
         steps = checkpoint_steps(run.run) if run.checkpoints else []  # refused before anything is staged or pushed
         if run.dry_run:
-            show(run, steps)
+            show_staged(run, steps)
             return
         options = {"layout": run.layout, "private": run.private, **terms(run)}
         show_push(publish(run.run, run.repo, revision=run.revision, **options))

@@ -23,7 +23,7 @@ except ImportError:
 
 from scratch_gpt.analysis import inspection
 from scratch_gpt.analysis.inspection_page import (
-    STYLE,
+    INSPECTION_STYLE,
     Bar,
     bars_html,
     heads_html,
@@ -47,7 +47,7 @@ BARS = 15
 EXAMPLE = "The cat sat on the mat because it was tired."
 SYSTEM_FONTS = ("system-ui", "DejaVu Sans", "sans-serif")
 CSS = (
-    STYLE
+    INSPECTION_STYLE
     + """.main.fillable { padding: 12px 16px 48px !important; } main.contain { padding: 0 !important; }
 .html-container { padding: 0 2px !important; } .column.gap, main .column { gap: 10px; } footer { display: none; }
 .look h2 { font-size: 1.5rem; margin: 0; } .look h3 { font-size: 1.15rem; margin: 1.4rem 0 0; }

@@ -20,8 +20,8 @@ from .adapter_layout import from_gpt2
 
 
 WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
-FORMAT_VERSION = 1
-ModelT = TypeVar("ModelT", bound=nn.Module)
+ADAPTER_FORMAT = 1
+ModuleT = TypeVar("ModelT", bound=nn.Module)
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 
 
@@ -31,8 +31,8 @@ def find_adapter(name: str, revision: str | None = None) -> Path | None:
 
 
 def load_adapted(
-    name: str, load: Callable[..., ModelT], revision: str | None = None, above: tuple[Path, ...] = ()
-) -> ModelT:
+    name: str, load: Callable[..., ModuleT], revision: str | None = None, above: tuple[Path, ...] = ()
+) -> ModuleT:
     """Load the model of a folder or Hub id; an adapter is merged into its base. The model is ready for training.
 
     Args:
@@ -53,7 +53,7 @@ def load_adapted(
     labels = _as_config(record.get("labels"))
     base = _find_base(name, file.parent, config.base_model_name_or_path)
 
-    def load_labeled(name: str, revision: str | None, **options: Any) -> ModelT:
+    def load_labeled(name: str, revision: str | None, **options: Any) -> ModuleT:
         return load(name, revision, **{**options, **labels})
 
     try:
@@ -73,7 +73,7 @@ def describe_base(model: nn.Module, base: str | None, revision: str | None) -> d
     """Return the content of base.json: the layout of the base's files ("gpt2" or ours), its shape, `identify_base`."""
     file = None if base is None else find_file(base, "config.json", revision)
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": ADAPTER_FORMAT,
         "layout": read_json(file).get("model_type") if file else None,
         "shape": {name: getattr(model.config, name) for name in SHAPE},
         **identify_base(model, base),
@@ -87,10 +87,10 @@ def identify_base(model: nn.Module, base: str | None) -> dict[str, str | None]:
     """
     on_meta = next(model.parameters()).is_meta
     folder = without_root(base) if base is not None and Path(base).is_dir() else None
-    return {"folder": folder, "fingerprint": None if on_meta else fingerprint(model)}
+    return {"folder": folder, "fingerprint": None if on_meta else weights_fingerprint(model)}
 
 
-def fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """Hash up to 1,024 values of every weight below the head, so that other weights have another fingerprint."""
     digest = hashlib.sha256()
     for name, tensor in sorted(cast(nn.Module, model.base_model).named_parameters()):
@@ -149,7 +149,7 @@ def _check_kinds(config: Any, record: dict[str, Any]) -> None:
         raise ValueError(f"the labels in {BASE} have to be text.")
 
 
-def _merge(model: ModelT, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> ModelT:
+def _merge(model: ModuleT, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> ModuleT:
     peft = import_peft()
     learned = {key: value for key, value in state.items() if ".lora_" in key}
     config.modules_to_save = None  # heads are copied below
@@ -180,7 +180,7 @@ def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) 
                 f"The adapter {name} was made on a base of {field} {expected}, but {base} has {value}. Give the "
                 f"adapter with its own base, named in {ADAPTER_CONFIG}."
             )
-    if record.get("fingerprint") not in (None, fingerprint(model)):
+    if record.get("fingerprint") not in (None, weights_fingerprint(model)):
         raise ValueError(
             f"The adapter {name} was made on other weights than those of {base} now: its base has another "
             f"fingerprint. Put back the base that {ADAPTER_CONFIG} names, or train the adapter anew."
@@ -205,9 +205,9 @@ __all__ = [
     "WEIGHTS",
     "describe_base",
     "find_adapter",
-    "fingerprint",
     "identify_base",
     "import_peft",
     "load_adapted",
+    "weights_fingerprint",
     "without_root",
 ]

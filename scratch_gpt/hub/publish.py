@@ -42,7 +42,7 @@ class Push(NamedTuple):
     has_changed: bool
 
 
-CARD = "README.md"
+CARD_FILE = "README.md"
 CONNECT, READ = 10, 60  # seconds that a request waits; the client's default is no limit
 LOG_IN = "Log in with `hf auth login` (or set HF_TOKEN), with a token that may write: huggingface.co/settings/tokens."
 
@@ -171,7 +171,7 @@ def _published_layout(api: HfApi, repo: str, branch: str | None) -> str | None:
             return None
         read = partial(_read, api, repo, revision)
         has_weights = any(name.endswith((".safetensors", ".bin")) for name in names)
-        if CARD in names and has_weights and not is_ours(read(CARD)):
+        if CARD_FILE in names and has_weights and not is_ours(read(CARD_FILE)):
             raise ValueError(
                 f"The name {repo} is taken: it holds a model whose card is not ours. Give another repository, or "
                 "delete that card first to replace the model."
@@ -202,9 +202,9 @@ def _pin(api: HfApi, base: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:
-    if CARD not in api.list_repo_files(repo, revision=branch):
+    if CARD_FILE not in api.list_repo_files(repo, revision=branch):
         return
-    card, old = out / CARD, _read(api, repo, branch, CARD)
+    card, old = out / CARD_FILE, _read(api, repo, branch, CARD_FILE)
     new = card.read_text(encoding="utf-8")
     card.write_bytes((merge_cards(old, new) if is_ours(old) else new).encode())
     check(out, repo)

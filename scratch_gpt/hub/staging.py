@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..conversion.gpt2_export import export_gpt2
 from ..conversion.load import load_any_head
-from ..finetuning.adapter_files import BASE, WEIGHTS, fingerprint
+from ..finetuning.adapter_files import BASE, WEIGHTS, weights_fingerprint
 from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
-from ..runs.folder import CODE, EVALUATION, METRICS, MODEL, STEP, TOKENIZER, replace_folder
+from ..runs.folder import EVALUATION, METRICS, MODEL, MODEL_CODE, STEP_FILE, TOKENIZER, replace_folder
 from ..runs.record import FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
 from ..tokenization.tokenizer import load_tokenizer
 from ..train.checkpoints import check_shapes, list_checkpoints
@@ -37,7 +37,7 @@ from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_mod
 ADAPTER = (ADAPTER_CONFIG, WEIGHTS, BASE)
 EVENTS = "tensorboard"
 # Files that may be published; a push deletes those of them that the run no longer has.
-ALLOWED = (*MODEL, *CODE, *TOKENIZER, *ADAPTER, "README.md", METRICS, EVALUATION)
+ALLOWED = (*MODEL, *MODEL_CODE, *TOKENIZER, *ADAPTER, "README.md", METRICS, EVALUATION)
 ALLOWED += (*(f"assets/{name}.png" for name in PICTURES), f"{EVENTS}/events.out.tfevents.*")
 LAYERS = 4  # whose attention is drawn
 MERGED = "publish the merged model: layout='gpt2', or layout='scratch_gpt' if GPT-2 cannot express it."
@@ -119,7 +119,7 @@ def _stage(
             export_gpt2(model, draft)
         elif step is None:
             _put(top / "model", draft, MODEL)
-            for path in CODE.values():  # the package's own: loading it runs it
+            for path in MODEL_CODE.values():  # the package's own: loading it runs it
                 shutil.copyfile(path, draft / path.name)
         else:
             model.save_pretrained(draft, save_original_format=False)
@@ -178,7 +178,7 @@ def left_behind(folder: Path) -> list[str]:
     paths = (path for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model", LOCK))
     names = [path.name + "/" * path.is_dir() for path in paths]
     published = {METRICS, EVALUATION, "loss.png", "confusion.png"}
-    model_files = (path.name for path in sorted((folder / "model").iterdir()) if path.name != STEP)
+    model_files = (path.name for path in sorted((folder / "model").iterdir()) if path.name != STEP_FILE)
     private = (name for name in model_files if not is_allowed(name))
     return [name for name in names if name not in published] + [f"model/{name}" for name in private]
 
@@ -206,7 +206,7 @@ def _put(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 def fingerprint_of(folder: str | Path) -> str:
     """Return the fingerprint of the run's weights, used to match an adapter to its base."""
-    return fingerprint(load_any_head(Path(folder) / "model"))
+    return weights_fingerprint(load_any_head(Path(folder) / "model"))
 
 
 def checkpoint_steps(folder: str | Path) -> list[int]:

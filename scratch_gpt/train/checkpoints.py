@@ -35,7 +35,7 @@ from ..utils.foreign import read_json
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
-FORMAT_VERSION = 2
+CHECKPOINT_FORMAT = 2
 WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a folder that is gone or may not be written
 
 
@@ -227,7 +227,7 @@ def write_checkpoint(
             (draft / file).parent.mkdir(exist_ok=True)
             (draft / file).write_bytes(content)
         manifest = {
-            "format_version": FORMAT_VERSION,
+            "format_version": CHECKPOINT_FORMAT,
             **{key: progress[key] for key in ("step", "tokens", "position")},
             "config_fingerprint": _digest(snapshot.state["record"]),
             "files": {file: _describe(draft / file) for file in (*FILES, *model_files)},
@@ -351,8 +351,8 @@ def find_damage(path: Path) -> str | None:
         if not (path / MANIFEST).exists():
             return f"{MANIFEST} is absent"
         manifest = read_json(path / MANIFEST)
-        if manifest["format_version"] != FORMAT_VERSION:
-            return f"its format version is {manifest['format_version']}, this package reads {FORMAT_VERSION}"
+        if manifest["format_version"] != CHECKPOINT_FORMAT:
+            return f"its format version is {manifest['format_version']}, this package reads {CHECKPOINT_FORMAT}"
         if manifest.pop("manifest_sha256") != _digest(manifest):
             return f"{MANIFEST} is not what was written"
         for name in {**dict.fromkeys(FILES), **manifest["files"]}:

@@ -20,7 +20,7 @@ from ..utils.files import write_text
 from .checkpoints import CheckpointError
 
 
-ItemT = TypeVar("ItemT")
+BatchT = TypeVar("ItemT")
 STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
 
 
@@ -103,7 +103,7 @@ class Metrics:
             yield
         self.checkpoint_seconds += time.perf_counter() - began
 
-    def waiting(self, ahead: Iterable[ItemT]) -> Iterator[ItemT]:
+    def waiting(self, ahead: Iterable[BatchT]) -> Iterator[BatchT]:
         """The same items; the time until each comes is remembered for the next line's `data_wait`."""
         items = iter(ahead)
         while True:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .objectives import Batch
+from .batches import Batch
 
 
 # --- One line of maths each ----------------------------------------------------------------------------------------

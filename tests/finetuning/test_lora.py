@@ -26,7 +26,7 @@ from scratch_gpt.conversion.export import export
 from scratch_gpt.conversion.gpt2_export import export_gpt2
 from scratch_gpt.conversion.load import load_any_head, load_model
 from scratch_gpt.finetuning.lora import INITS, TARGETS, add_lora, merged_state, save_adapter
-from scratch_gpt.finetuning.quantization import KINDS
+from scratch_gpt.finetuning.quantization import QUANTIZATION_KINDS
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt_training import generate, pretrain
 from scratch_gpt_training.support import options as recipe
@@ -234,7 +234,7 @@ def test_lora_trains_however_a_run_does(how, home, capsys):
 
 def test_a_checkpoint_of_lora_is_loaded_like_a_model_or_refused(tuned, tmp_path):
     folder = str(tuned / "checkpoints" / "step-6")
-    for load in (generate.load, lambda name: load_any_head(Path(name))):
+    for load in (generate.load_language_model, lambda name: load_any_head(Path(name))):
         found, model = load(folder).state_dict(), load(str(tuned / "model")).state_dict()
         assert found.keys() == model.keys() and all(torch.equal(found[name], model[name]) for name in model)
     run("--model", folder, "--output-dir", "onwards", *LORA, "--max-steps", 1)
@@ -309,7 +309,7 @@ def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypat
 def test_the_recipes_choices_are_those_of_the_library():
     choices = {item.name: get_args(item.type) for item in fields(recipe.Run)}
     assert choices["lora_targets"] == tuple(TARGETS) and choices["lora_init"] == INITS
-    assert choices["quantize_base"] == ("no", *KINDS)
+    assert choices["quantize_base"] == ("no", *QUANTIZATION_KINDS)
 
 
 BAD = {

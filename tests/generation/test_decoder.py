@@ -9,7 +9,7 @@ from places import REPO
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
 
 from scratch_gpt import ScratchGPTForCausalLM
-from scratch_gpt.generation.compiled_step import MAX_ROWS
+from scratch_gpt.generation.compiled_step import MAX_COMPILED_ROWS
 from scratch_gpt.generation.decoder import FastDecoder, ForwardDecoder, make_decoder
 from scratch_gpt.generation.generate import generate
 from scratch_gpt.train.optimizers import adamw
@@ -80,7 +80,7 @@ def test_scripted_blocks_are_the_blocks(quantize, monkeypatch):
 
 
 @needs_a_compiler
-@pytest.mark.parametrize(("quantize", "most"), [*zip((None, "int8"), MAX_ROWS, strict=True)])
+@pytest.mark.parametrize(("quantize", "most"), [*zip((None, "int8"), MAX_COMPILED_ROWS, strict=True)])
 def test_the_step_in_c_is_what_runs_and_many_rows_go_around_it(quantize, most, trained, monkeypatch):
     model, rows = trained
     decoder, calls = make_decoder(model, quantize, compile=True), []

@@ -193,7 +193,7 @@ def test_weights_are_looked_through_above_their_numbers(tmp_path):
 
 
 def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
-    for name, size in (("metrics.jsonl", leaks.LIMIT), ("model.safetensors", leaks.WEIGHTS_LIMIT + leaks.SLACK)):
+    for name, size in (("metrics.jsonl", leaks.LIMIT), ("model.safetensors", leaks.WEIGHTS_LIMIT + leaks.SHARD_SLACK)):
         with (tmp_path / name).open("wb") as file:
             file.truncate(size + 1)  # a hole: it takes no room
         (leak,) = find_leaks(tmp_path, [name])
@@ -221,14 +221,14 @@ def test_files_made_from_data_may_contain_other_paths(tmp_path):
 
 
 def test_our_own_files_pass(here):
-    code = [f"scratch_gpt/modeling/{name}" for name in leaks.CODE]
+    code = [f"scratch_gpt/modeling/{name}" for name in leaks.MODEL_CODE]
     assert not find_leaks(REPO, [*code, "hub_card/template.md", "hub_card/fields.md"])
 
 
 @pytest.mark.parametrize("user", ["torch", "model", "train", "query", "value"])
 def test_a_user_called_as_a_word_of_ours_is_found_where_it_is_a_name(user, tmp_path, here, monkeypatch):
     monkeypatch.setattr(leaks.getpass, "getuser", lambda: user)
-    for name, path in leaks.CODE.items():
+    for name, path in leaks.MODEL_CODE.items():
         assert not found(tmp_path, path.read_bytes(), name)
     assert not found(tmp_path, f"A language {user} of the {user}.", "README.md")
     assert not found(tmp_path, json.dumps({user: f"a {user}", "sample": f"the {user} ran"}), "metrics.jsonl")
@@ -237,7 +237,7 @@ def test_a_user_called_as_a_word_of_ours_is_found_where_it_is_a_name(user, tmp_p
 
 
 def test_code_is_the_packages_own(tmp_path):
-    name, path = "modeling_scratch_gpt.py", leaks.CODE["modeling_scratch_gpt.py"]
+    name, path = "modeling_scratch_gpt.py", leaks.MODEL_CODE["modeling_scratch_gpt.py"]
     assert not found(tmp_path, path.read_bytes(), name)
     for file, content in ((name, path.read_bytes() + b"\nimport os\n"), ("setup.py", b"x = 1\n"), (name, b"")):
         assert found(tmp_path, content, file) == [f"{file}: code that is not the installed package's"]

@@ -66,7 +66,7 @@ def test_how_it_is_cut_does_not_matter(chunk_bytes, part, summed, monkeypatch):
     given = inputs()
     expected = loss_and_gradients(plain, *given, summed=summed)
     monkeypatch.setattr(room, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(room, "STEP", 1)
+    monkeypatch.setattr(room, "CHUNK_STEP", 1)
     for name in ("ROWS", "LOGITS", "COLUMNS", "PIECE"):
         monkeypatch.setattr(room, name, part)
     near(loss_and_gradients(linear_cross_entropy, *given, summed=summed), expected)
@@ -142,7 +142,7 @@ class Largest(TorchDispatchMode):
 def test_what_a_chunk_is_filled_up_with_changes_nothing(summed, step, monkeypatch):
     found = []
     for size in (1, step):
-        monkeypatch.setattr(room, "STEP", size)
+        monkeypatch.setattr(room, "CHUNK_STEP", size)
         found.append(loss_and_gradients(linear_cross_entropy, *inputs(), summed=summed))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -152,7 +152,7 @@ def test_what_a_chunk_is_filled_up_with_changes_nothing(summed, step, monkeypatc
 def test_the_whole_logits_are_never_made(summed, monkeypatch):
     hidden, weight, targets = inputs()
     monkeypatch.setattr(room, "CHUNK_BYTES", 501 * 4 * 7)  # of 7 rows
-    monkeypatch.setattr(room, "STEP", 1)
+    monkeypatch.setattr(room, "CHUNK_STEP", 1)
     sizes = {}
     for function in (plain, linear_cross_entropy):
         with Largest() as largest:

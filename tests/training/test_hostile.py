@@ -160,7 +160,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_a_template_that_fails_is_one_line(template, home, tmp_path, monkeypatch):
-    monkeypatch.setattr("scratch_gpt.tokenization.chat_templates.SECONDS", 0.5)
+    monkeypatch.setattr("scratch_gpt.tokenization.chat_templates.RENDER_SECONDS", 0.5)
     with pytest.raises(ValueError, match=r"^The chat template does not render a conversation: [^\n]+$"):
         render_text(template, TRIAL, {})
     shutil.copytree(home / "chat", tmp_path / "chat")
@@ -225,9 +225,9 @@ def test_absurd_sizes_of_a_saved_config_are_one_line(home, tmp_path):
 # --- Numbers -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(recipe.LIMITS))
+@pytest.mark.parametrize("name", sorted(recipe.OPTION_LIMITS))
 def test_each_bound_holds_on_both_sides(name):
-    least, most = recipe.LIMITS[name]
+    least, most = recipe.OPTION_LIMITS[name]
     recipe.check_range(name, least, least, most)
     recipe.check_range(name, most, least, most)
     recipe.check_range(name, None, least, most)
@@ -254,7 +254,7 @@ def test_a_model_larger_than_the_machine_is_refused_before_it_is_made(overrides,
 
 
 def test_what_cannot_be_meant_is_found_before_anything_is_printed_or_loaded(home, capsys, monkeypatch):
-    monkeypatch.setattr(generate, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(generate, "load_language_model", lambda *_: pytest.fail("loaded"))
     for words, message in (
         (["the", "--top-k", "-1"], "--top-k must be at least 0"),
         (["the", "--top-k", "9e9"], "invalid int"),
@@ -308,7 +308,7 @@ def test_a_prepared_part_that_is_truncated_while_it_is_mapped_is_one_error(home,
 
 
 def test_a_pattern_of_a_block_list_that_explodes_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("scratch_gpt.data.filters.quality.SECONDS", 0.2)
+    monkeypatch.setattr("scratch_gpt.data.filters.quality.MATCH_SECONDS", 0.2)
     (tmp_path / "words.txt").write_text("/(a+)+b/\nsea\n")
     patterns = load_block_list(tmp_path / "words.txt")
     assert blocked_term("the Sea", patterns) == "Sea"

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from scratch_gpt_training.support.commands import find_config, spell_commands
 
 
-RunT = TypeVar("RunT")  # a dataclass
+OptionsT = TypeVar("RunT")  # a dataclass
 _known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
 
 
@@ -32,11 +32,11 @@ class _Parser(HfArgumentParser):
 
 
 def parse(
-    kind: type[RunT],
+    kind: type[OptionsT],
     argv: Sequence[str] | None = None,
     positional: Sequence[str] = (),
-    unused: Callable[[RunT], Mapping[str, str]] = lambda run: {},
-) -> RunT:
+    unused: Callable[[OptionsT], Mapping[str, str]] = lambda run: {},
+) -> OptionsT:
     """`--config FILE.yaml` and `--field value` (dashes or underscores), the command line over the file -> a `kind`.
 
     With --resume, fields that neither of them gives are those of the run.yaml in output_dir.

@@ -36,7 +36,7 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceOptions:
     """Data source."""
 
     dataset: str = option("python-docs", "python-docs (embedded), a file, folder or glob, or a Hub dataset id.")
@@ -47,7 +47,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class DataOptions(Source):
+class DataOptions(SourceOptions):
     """Splits, tokenizer and rows."""
 
     streaming: bool = option(
@@ -169,7 +169,7 @@ class Run(LaunchOptions, OutputOptions, OptimizationOptions, ModelOptions, DataO
 
 
 COUNT, TOKENS = 10**12, 2**24  # more than any run can count, or hold
-LIMITS = {  # field -> the least and the most that it may be
+OPTION_LIMITS = {  # field -> the least and the most that it may be
     **dict.fromkeys(("batch_size", "accumulation_steps"), (1, 2**20)),
     **dict.fromkeys(("max_length", "stride", "vocab_size", "max_new_tokens"), (1, TOKENS)),
     **dict.fromkeys(("keep", "log_every", "patience", "eval_every", "eval_batches", "checkpoint_every"), (1, COUNT)),
@@ -193,7 +193,7 @@ LIMITS = {  # field -> the least and the most that it may be
 Location = tuple[str, str | None, str, str | None]  # name, config, split and revision of a dataset
 
 
-def dataset_location(run: Source) -> Location:
+def dataset_location(run: SourceOptions) -> Location:
     """Return the name, config, split and revision of a run's dataset."""
     return run.dataset, run.dataset_config, run.dataset_split, run.dataset_revision
 
@@ -239,22 +239,22 @@ def unused_source(*names: str | None) -> dict[str, str]:
 
     datasets = [name for name in names if name is not None]
     unread: dict[str, str] = {}
-    if all(name == Source.dataset or looks_local(name) for name in datasets):
+    if all(name == SourceOptions.dataset or looks_local(name) for name in datasets):
         unread |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
         if not any(map(is_prepared, datasets)):
             unread["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
     return unread
 
 
-def find_corpus(run: Source, name: str) -> str:
+def find_corpus(run: SourceOptions, name: str) -> str:
     """Return the dataset that a name in --mixture means: a place in the folder --dataset, if there is one."""
     inside = Path(run.dataset) / name
     return str(inside) if not Path(name).exists() and inside.exists() else name
 
 
-def check_fields(run: "Source | GenerateRun | PublishRun") -> None:
+def check_fields(run: "SourceOptions | GenerateRun | PublishRun") -> None:
     """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
-    for name, (smallest, largest) in LIMITS.items():
+    for name, (smallest, largest) in OPTION_LIMITS.items():
         check_range(name, getattr(run, name, None), smallest, largest)
     for item in fields(run):
         choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()

@@ -13,7 +13,7 @@ import torch
 from .windows import IGNORED
 
 
-STEP = 8  # tokens
+LENGTH_STEP = 8  # tokens
 
 
 def collate_rows(
@@ -29,7 +29,7 @@ def collate_rows(
     """
     T = length or max(len(row["input_ids"]) for row in rows)
     if length is None and max_length is not None:
-        T = max(T, min(-(-T // STEP) * STEP, max_length))
+        T = max(T, min(-(-T // LENGTH_STEP) * LENGTH_STEP, max_length))
     batch = {}
     for key in rows[0]:
         filled = np.empty((len(rows), T), dtype=np.int64)

@@ -2,7 +2,7 @@
 
     columns_of     a file -> the names of its columns
     read_tables    a file -> tables of the columns in use
-    write_rows     files -> one Arrow file
+    write_tables   files -> one Arrow file
 
 Columns of .csv and .tsv files are text, to the character. JSON and Parquet files keep their own types.
 """
@@ -97,7 +97,7 @@ def read_tables(
             yield _table(chunk, file, columns)
 
 
-def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
+def write_tables(tables: Iterable[pa.Table], path: Path) -> None:
     """Write tables as one Arrow file with one type for each column; a column that a table lacks is null there.
 
     Raises:
@@ -406,4 +406,4 @@ def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> p
         ) from error
 
 
-__all__ = ["NoRows", "columns_of", "first_fields", "read_tables", "write_rows"]
+__all__ = ["NoRows", "columns_of", "first_fields", "read_tables", "write_tables"]

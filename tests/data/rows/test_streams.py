@@ -5,12 +5,12 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from scratch_gpt.data.rows.streams import BLOCK, TokenLanes
+from scratch_gpt.data.rows.streams import DOCUMENT_BLOCK, TokenLanes
 from scratch_gpt.train.batches import BatchLayout, StreamedSteps
 
 
 T = 5
-CORPUS = [[f"{shard * 1000 + n}" for n in range(3 * BLOCK + 7 * shard)] for shard in range(3)]
+CORPUS = [[f"{shard * 1000 + n}" for n in range(3 * DOCUMENT_BLOCK + 7 * shard)] for shard in range(3)]
 
 
 def read(shard, start):

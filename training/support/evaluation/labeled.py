@@ -62,7 +62,7 @@ def load_classifier(run: "ClassifyRun | EvaluateRun") -> Classifier:
     return Classifier(model.to(device).eval(), tokenizer, names, length, device)
 
 
-def split_names(column_names: str | None) -> list[str] | None:
+def parse_column_names(column_names: str | None) -> list[str] | None:
     """`label,text` -> ["label", "text"]."""
     return None if column_names is None else [name.strip() for name in column_names.split(",")]
 
@@ -79,7 +79,7 @@ def open_labelled(
     """
     hint = "Choose with --label-column or --text-column; a file without a header needs --column-names."
     columns = Columns(((text_column, run.label_column),), hint=hint)
-    rows, source, notices = open_rows(*where, columns, split_names(run.column_names))
+    rows, source, notices = open_rows(*where, columns, parse_column_names(run.column_names))
     feature = rows.features[run.label_column]
     names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel's, or those of a list of them
     values = rows[text_column][:], rows[run.label_column][:]
@@ -123,4 +123,11 @@ def measure_labelled(run: "EvaluateRun", classifier: Classifier) -> Measured:
     return Measured(protocol, classification_metrics(sums), classification_tables(sums, classifier.names))
 
 
-__all__ = ["Classifier", "load_classifier", "measure_labelled", "open_labelled", "predicted_lines", "split_names"]
+__all__ = [
+    "Classifier",
+    "load_classifier",
+    "measure_labelled",
+    "open_labelled",
+    "parse_column_names",
+    "predicted_lines",
+]

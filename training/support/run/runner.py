@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from scratch_gpt.data.manifest import NAME as MANIFEST
+from scratch_gpt.data.manifest import MANIFEST_FILE
 from scratch_gpt.finetuning.trainable import count_parameters
 from scratch_gpt.runs.energy import EMISSIONS, measure_energy
 from scratch_gpt.runs.folder import remove_replaced
@@ -198,7 +198,7 @@ def _begin_folder(
         if run.model is not None:
             facts["base"] = task.model.base_identity
         write_run_yaml(run, start.folder, {**facts, "data": task.facts})
-        write_text(start.folder / MANIFEST, json.dumps(task.manifest, indent=2) + "\n")
+        write_text(start.folder / MANIFEST_FILE, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()
 
 

@@ -18,7 +18,7 @@ from scratch_gpt.runs.folder import (
     ASIDE,
     EVALUATION,
     METRICS,
-    STEP,
+    STEP_FILE,
     find_folder,
     is_run,
     is_whole_file,
@@ -120,8 +120,8 @@ def best_step_of(folder: Path) -> int | None:
     if not is_whole(model):
         return None
     try:
-        if (model / STEP).exists():
-            return read_json(model / STEP)["step"]
+        if (model / STEP_FILE).exists():
+            return read_json(model / STEP_FILE)["step"]
     except (ValueError, KeyError):
         return None
     lines = [line for line in read_metrics(folder / METRICS) if math.isfinite(line.get("eval_loss", math.nan))]

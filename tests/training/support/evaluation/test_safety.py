@@ -88,9 +88,9 @@ def test_drift_on_a_text_is_measured_on_the_windows_that_its_loss_is_measured_on
     monkeypatch.chdir(home)
     words = ["tuned", "--base", "base", "--dataset", "story.txt", "--joiner", "\\n", "--stride", "32", "--device"]
     run = command_line.parse(evaluate.EvaluateRun, [*words, "cpu"], positional=("model",))
-    subject = measuring.load(run, "tuned")
+    subject = measuring.load_evaluated(run, "tuned")
     alone = measuring.measure_text(run, subject)
-    name, beside = next(checking.check_drift(run, subject, measuring.load(run, "base")))
+    name, beside = next(checking.check_drift(run, subject, measuring.load_evaluated(run, "base")))
     assert name == "drift/story" and beside.protocol["stride"] == 32 and beside.protocol["joiner"] == "\\n"
     assert {**beside.protocol, **alone.protocol, "kind": "drift"} == beside.protocol
     assert beside.results["loss"] == pytest.approx(alone.results["loss"], rel=1e-5)
