@@ -25,7 +25,7 @@ from ..utils.foreign import one_error
 from ..utils.loading import ADAPTER_CONFIG, explain, load_complete
 
 
-OwnModelT = TypeVar("ModelT", bound=ScratchGPTPreTrainedModel)
+OwnModelT = TypeVar("OwnModelT", bound=ScratchGPTPreTrainedModel)
 STOCK_CLASSES = {
     ScratchGPTModel: GPT2Model,
     ScratchGPTForCausalLM: GPT2LMHeadModel,

@@ -21,7 +21,7 @@ from .adapter_layout import from_gpt2
 
 WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
 ADAPTER_FORMAT = 1
-ModuleT = TypeVar("ModelT", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 
 

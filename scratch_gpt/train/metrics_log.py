@@ -20,7 +20,7 @@ from ..utils.files import write_text
 from .checkpoints import CheckpointError
 
 
-BatchT = TypeVar("ItemT")
+BatchT = TypeVar("BatchT")
 STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
 
 

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from scratch_gpt_training.support.commands import find_config, spell_commands
 
 
-OptionsT = TypeVar("RunT")  # a dataclass
+OptionsT = TypeVar("OptionsT")  # a dataclass
 _known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
 
 
