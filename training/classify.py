@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Labelled texts and a base model -> a classifier that Hugging Face clients load.
+"""Labeled texts and a base model -> a classifier that Hugging Face clients load.
 
     accelerate launch training/classify.py [--config FILE.yaml] [--field value ...]
     python training/classify.py --model DIR --predict FILE > scored.jsonl
@@ -53,12 +53,12 @@ class ClassifyRun(Run):
 
 
 def build(run: ClassifyRun):
-    """Labelled rows in splits that share no text, and a model with a fresh head for their classes."""
+    """Labeled rows in splits that share no text, and a model with a fresh head for their classes."""
     from functools import partial
 
     from scratch_gpt.data.manifest import make_manifest
-    from scratch_gpt.data.rows.collate import collate_labelled
-    from scratch_gpt.data.rows.labels import LabelledRows, class_weights
+    from scratch_gpt.data.rows.collate import collate_labeled
+    from scratch_gpt.data.rows.labels import LabeledRows, class_weights
     from scratch_gpt.evaluation.classification import (
         classification_metrics,
         classification_tables,
@@ -83,7 +83,7 @@ def build(run: ClassifyRun):
     check_vocabulary(tokenizer, model.config.vocab_size)
     max_length = run.max_length or model.config.max_position_embeddings
     encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
-    rows: dict[str, Any] = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
+    rows: dict[str, Any] = {name: LabeledRows(part, encode, label2id, max_length) for name, part in splits.items()}
     records = {name: part.facts() for name, part in rows.items()}
     tokenizer_facts = {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
     manifest = make_manifest("classify", sources, records, tokenizer=tokenizer_facts, max_length=max_length)
@@ -92,7 +92,7 @@ def build(run: ClassifyRun):
         rows["seen"] = [rows["train"][k] for k in numbers]
     weights = class_weights(splits["train"].labels, names) if run.balance == "weights" else None
     has_many = splits["train"].has_many
-    collate = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id, max_length=max_length)
+    collate = partial(collate_labeled, pad_token_id=tokenizer.pad_token_id, max_length=max_length)
 
     def measure(model, batches, reduce, split):
         sums = sum_batches(model, batches, weights, reduce)
@@ -129,11 +129,11 @@ def build(run: ClassifyRun):
 def read_splits(run: ClassifyRun):
     """The examples of each split, where they are from, and what to say of them."""
     from scratch_gpt.data.rows.labels import distinct_rows, match_labels, rows_not_in, split_examples, undersample
-    from scratch_gpt_training.support.evaluation.labeled import open_labelled
+    from scratch_gpt_training.support.evaluation.labeled import open_labeled
 
     text_column = run.text_column or ("sms" if run.dataset == DEFAULT_DATASET else "text")
     where = dataset_location(run)
-    examples, source, notices = open_labelled(run, where, text_column)
+    examples, source, notices = open_labeled(run, where, text_column)
     sources, test_split = [source], {}
     if run.test_dataset is not None or run.test_split is not None:
         test, test_source, test_notices = open_test(run, where, text_column)
@@ -163,13 +163,13 @@ def read_splits(run: ClassifyRun):
 def open_test(run: ClassifyRun, where: tuple, text_column: str):
     """The rows that are scored, and where they are from, and what was not read."""
     from scratch_gpt.runs.record import is_on_hub
-    from scratch_gpt_training.support.evaluation.labeled import open_labelled
+    from scratch_gpt_training.support.evaluation.labeled import open_labeled
 
     if run.test_dataset is not None:
         where = (run.test_dataset, None, run.test_split or "train", None)
     else:
         where = (where[0], where[1], run.test_split, where[3])
-    examples, source, notices = open_labelled(run, where, text_column, least=1)
+    examples, source, notices = open_labeled(run, where, text_column, least=1)
     if run.test_split is not None and not is_on_hub(source) and "prepared" not in source:
         raise ValueError(f"{where[0]} has no splits: leave --test-split out; --test-dataset names a file to score.")
     return examples, source, notices

@@ -38,7 +38,7 @@ class EvaluateRun(SourceOptions):
     model_revision: str | None = option(None, "Branch, tag or commit of a Hub model.")
     output_dir: str = option("runs/evaluate", "Where evaluation.json is; what it says of other sets stays.")
 
-    dataset: str | None = option(None, "Text to measure the loss on, or labelled rows: files or a Hub dataset id.")
+    dataset: str | None = option(None, "Text to measure the loss on, or labeled rows: files or a Hub dataset id.")
     dataset_config: str | None = option(None, "Config name of Hub datasets, of every set given.")
     dataset_split: str = option("train", "Split of Hub datasets and of prepared text, of every set given.")
     dataset_revision: str | None = option(None, "Branch, tag or commit of Hub datasets, of every set given.")
@@ -153,17 +153,17 @@ def check_names(run: EvaluateRun) -> None:
         )
 
 
-def check_kind(run: EvaluateRun, is_labelling: bool) -> None:
+def check_kind(run: EvaluateRun, is_labeling: bool) -> None:
     """Raise a ValueError for the first field that the other kind of model has, a language model or a classifier."""
     of_labels = {"label_column", "label_separator", "column_names"}
-    unread = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labelling else of_labels
+    unread = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labeling else of_labels
     changed = [item.name for item in fields(run) if item.name in unread and getattr(run, item.name) != item.default]
     if changed:
-        kinds = ("a classifier", "a language model") if is_labelling else ("a language model", "a classifier")
+        kinds = ("a classifier", "a language model") if is_labeling else ("a language model", "a classifier")
         flag = f"--{changed[0].replace('_', '-')}"
         raise ValueError(f"{run.model} is {kinds[0]}, and {flag} is for {kinds[1]}: leave it out.")
-    if is_labelling and run.dataset is None:
-        raise ValueError(f"{run.model} is a classifier: give the labelled rows to score with --dataset.")
+    if is_labeling and run.dataset is None:
+        raise ValueError(f"{run.model} is a classifier: give the labeled rows to score with --dataset.")
 
 
 def evaluate(run: EvaluateRun) -> None:
@@ -172,7 +172,7 @@ def evaluate(run: EvaluateRun) -> None:
 
     from scratch_gpt.runs.evaluation_file import read_evaluation, record_measured
     from scratch_gpt.utils.foreign import shown
-    from scratch_gpt_training.support.evaluation.labeled import load_classifier, measure_labelled
+    from scratch_gpt_training.support.evaluation.labeled import load_classifier, measure_labeled
     from scratch_gpt_training.support.evaluation.measurements import (
         format_metrics,
         is_classifier,
@@ -185,10 +185,10 @@ def evaluate(run: EvaluateRun) -> None:
     file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
     revision = run.model_revision
     read_evaluation(file, model, revision)  # refuses a file about another one before anything is computed
-    check_kind(run, is_labelling := is_classifier(run.model, revision))
-    if is_labelling:
+    check_kind(run, is_labeling := is_classifier(run.model, revision))
+    if is_labeling:
         assert run.dataset is not None  # as `check_kind` requires
-        measured = (set_name(run.dataset), measure_labelled(run, load_classifier(run)))
+        measured = (set_name(run.dataset), measure_labeled(run, load_classifier(run)))
         results = with_contamination(run, [measured])
     else:
         subject = load_evaluated(run, run.model, revision)

@@ -43,7 +43,7 @@ class InstructRun(Run):
     )
     train_on: Literal["completion", "prompt+completion"] = option("completion", "What is asked: the answers, or all.")
     pack: bool = option(False, "Several conversations a row that see nothing of each other, instead of one.")
-    preview: int | None = option(None, "Print so many rows, what is asked coloured, and train nothing.")
+    preview: int | None = option(None, "Print so many rows, what is asked colored, and train nothing.")
     validation_fraction: float = option(0.05, "Share of the rows that is held out to evaluate on.")
     test_fraction: float = option(0.1, "Share that is scored and answered before the first step and at the end.")
     answers: int | None = option(None, "Questions of the test split that are answered; by default all.")

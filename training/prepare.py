@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Text -> a prepared folder: cleaned, without duplicates, mixed, tokenised, cut into rows that are mapped from disk.
+"""Text -> a prepared folder: cleaned, without duplicates, mixed, tokenized, cut into rows that are mapped from disk.
 
     python training/prepare.py [--config FILE.yaml] [--field value ...]
 
@@ -105,7 +105,7 @@ class PrepareRun(SourceOptions):
     poisoning: bool = option(False, "List rows whose gradients in --reference-model look planted, a twentieth.")
     write_removed: bool = option(False, "Write removed rows, with what removed them and why, to removed.jsonl.")
     hang_timeout: float = option(30.0, "End after so many minutes without any progress; 0 waits for ever.")
-    report: bool = option(False, "Write report.html: what is in the data, what was removed, one row in colours.")
+    report: bool = option(False, "Write report.html: what is in the data, what was removed, one row in colors.")
 
 
 OF_CONTAMINATION = ("contamination_split", "contamination_ngram", "contamination_share")

@@ -101,7 +101,7 @@ def card_values(
         "energy": _energy(record),
         "limits": LIMITATIONS[record.kind].format(labels=", ".join(map(escape, record.labels))),
         "links": _links(record, base),
-        "licence": _licence(layout, terms),
+        "licence": _license(layout, terms),
         "versions": _versions(record),
         "metadata": _metadata(record, repo, layout, terms, base),
     }
@@ -301,7 +301,7 @@ def _links(record: Record, base: tuple[str, str | None] | None) -> str | None:
     return "\n".join(lines) or None
 
 
-def _licence(layout: str, terms: dict[str, str | None]) -> str | None:
+def _license(layout: str, terms: dict[str, str | None]) -> str | None:
     name, link = terms["license_name"] or terms["license"], terms["license_link"]
     lines = [f"Weights: {escape(name)}{f', {escape(link)}' if link else ''}."] if name else []
     lines += ["The code files (`*.py`) are of scratch_gpt: Apache 2.0."] if layout == "scratch_gpt" else []

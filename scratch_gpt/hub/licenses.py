@@ -40,13 +40,13 @@ def check_license(license: str | None, name: str | None = None, link: str | None
     if license != "other":
         if name is not None or link is not None:
             raise ValueError(
-                f"licence_name and licence_link are for the licence other, not {license}: leave them out."
+                f"licence_name and licence_link are for the license other, not {license}: leave them out."
             )
         return
     if name is None or re.fullmatch(r"[a-z0-9.-]+", name) is None:
-        raise ValueError(f"licence_name is {name!r}; the licence other needs one of small letters, digits, - and dot.")
+        raise ValueError(f"licence_name is {name!r}; the license other needs one of small letters, digits, - and dot.")
     if link is None or re.fullmatch(r"LICENSE(?:\.md)?|https://[\w.-]+(?:/[\w./%~+-]*)?", link, re.ASCII) is None:
-        raise ValueError(f"licence_link is {link!r}; the licence other needs https://..., LICENSE or LICENSE.md.")
+        raise ValueError(f"licence_link is {link!r}; the license other needs https://..., LICENSE or LICENSE.md.")
 
 
 __all__ = ["LICENSES", "check_license"]

@@ -32,7 +32,7 @@ class Metrics:
         save: `save(what, write)` calls `write()` and deals with its errors; a line that could not be written is
             written with the next.
         peak_tokens_per_second: what the devices could do at most; lines then have the share of it that was reached
-            as `mfu`, the model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B).
+            as `mfu`, the model FLOPs utilization (Chowdhery et al. 2022, "PaLM", appendix B).
     """
 
     def __init__(

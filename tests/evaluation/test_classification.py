@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from labeled import LabelledTexts, classifier
+from labeled import LabeledTexts, classifier
 from torch.testing import assert_close
 
-from scratch_gpt.data.rows.collate import collate_labelled
+from scratch_gpt.data.rows.collate import collate_labeled
 from scratch_gpt.evaluation.classification import (
     class_scores,
     classification_metrics,
@@ -76,10 +76,10 @@ def test_a_prediction_is_whole_on_a_stream_of_ascii():
 
 @pytest.mark.parametrize("several", [False, True])
 def test_sums_add_over_batches_and_processes(several):
-    model, rows = classifier(), LabelledTexts(several)
-    whole = sum_batches(model, evaluation_batches(rows, collate_labelled, BatchLayout(21)))
+    model, rows = classifier(), LabeledTexts(several)
+    whole = sum_batches(model, evaluation_batches(rows, collate_labeled, BatchLayout(21)))
     shares = [
-        sum_batches(model, evaluation_batches(rows, collate_labelled, BatchLayout(4, 1, 2, rank))) for rank in (0, 1)
+        sum_batches(model, evaluation_batches(rows, collate_labeled, BatchLayout(4, 1, 2, rank))) for rank in (0, 1)
     ]
     for name, total in whole.items():
         assert_close(shares[0][name] + shares[1][name], total, atol=1e-5, rtol=0)

@@ -37,7 +37,7 @@ def test_the_step_in_c_is_the_step_by_torch(changes, quantize):
             exact = model(ids, attention_mask=mask).logits[:, 9:]
         if quantize is None:
             assert worst(in_c, by_torch) < 1e-5 and worst(in_c, exact) < 1e-5
-        else:  # fp32's last bits may round a number to its neighbour, whose row is then another
+        else:  # fp32's last bits may round a number to its neighbor, whose row is then another
             assert (in_c - by_torch).abs().median() < 1e-5 < 1e-3 < (in_c - exact).abs().median()
             assert worst(in_c, by_torch) < 0.1
 

@@ -35,7 +35,7 @@ def test_whole_numbers_keep_nothing_of_the_matrix_they_came_from():
 
 def loud_and_quiet() -> torch.Tensor:
     x = torch.randn(20, 32)
-    x[1] *= 1000  # a loud neighbour
+    x[1] *= 1000  # a loud neighbor
     x[2] = 0
     x[3], x[4] = x[3].abs(), -x[4].abs()
     return x
@@ -52,7 +52,7 @@ def test_whole_numbers_are_as_near_as_eight_bits_can_be_and_rows_do_not_disturb_
     bound = 32 * 2 / 126 * weight.abs().amax(1) * x.abs().amax(1, keepdim=True) + 1e-5
     assert ((together - plain).abs() <= bound).all() and torch.equal(together[2], bias)
     assert ((together - plain).norm(dim=1) < 0.02 * (plain - bias).norm(dim=1) + 1e-5).all()
-    for fewer, more in ((2, 7), (16, 20)):  # one way to multiply, other neighbours: the same to the bit
+    for fewer, more in ((2, 7), (16, 20)):  # one way to multiply, other neighbors: the same to the bit
         for n in range(more - fewer + 1):
             of = multiply(x[:more], laid)[n : n + fewer]
             assert torch.equal(multiply(x[n : n + fewer], laid), of)

@@ -247,8 +247,8 @@ def test_a_users_own_metadata_keep_their_bytes(runs):
     assert "tags:\n- poems\n- scratch-gpt\n" in front and "base_model" not in front and "model-index" in front
     assert merge_cards(merged, new) == merged and merged.startswith("\n---\n# My own card.\n")
     assert yaml.safe_load(front.split("---\n")[1])["license"] == "mit"
-    with_licence = merge_cards(old, card_of(runs["pretrain"], licence="apache-2.0"))
-    assert "license: apache-2.0\n" in with_licence and "version: 1.10\n" in with_licence
+    with_license = merge_cards(old, card_of(runs["pretrain"], licence="apache-2.0"))
+    assert "license: apache-2.0\n" in with_license and "version: 1.10\n" in with_license
     crlf = old.replace("\n", "\r\n")
     assert "language: no   # Norwegian\r\nversion: 1.10\r\n" in merge_cards(crlf, new)
     assert len(REGION.findall(merge_cards(crlf, new))) == len(REGION.findall(new))

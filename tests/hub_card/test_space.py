@@ -120,7 +120,7 @@ def test_typing_shows_the_tokens_the_model_reads_and_what_it_expects(base, subje
     )
     p, _ = inspection.logit_lens(model, hidden)
     assert shown[1:] == [[f"{value:.0%}" for value in row] for row in reversed(p[..., 0].tolist())]
-    cosines, _ = inspection.neighbours(model, ids[-1], 15)
+    cosines, _ = inspection.neighbors(model, ids[-1], 15)
     base.until(f"document.querySelector('#near .bars span').textContent == '{cosines[0]:.3f}'")
     assert bars(base, "#near") == [f"{cosine:.3f}" for cosine in cosines]
 
@@ -170,10 +170,10 @@ def test_a_phone_scrolls_down_only_and_a_dark_reader_sees_it_dark(browser, serve
     for part in ("tokens", "next", "map", "heads", "lens", "near"):
         box = browser.value(f"(r => [r.left, r.right])(document.querySelector('#{part}').getBoundingClientRect())")
         assert 0 <= box[0] and box[1] <= 390, part
-    colours = browser.value(
+    colors = browser.value(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.look')).color]"
     )
-    paper, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    paper, ink = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
     assert paper < 150 and ink > 500
 
 

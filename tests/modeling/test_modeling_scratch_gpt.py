@@ -333,7 +333,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
 
 
-def test_gpt2s_initialisation_scales_what_writes_into_the_residual_stream():
+def test_gpt2s_initialization_scales_what_writes_into_the_residual_stream():
     sizes = {"hidden_size": 128, "num_hidden_layers": 8, "vocab_size": 1000, "max_position_embeddings": 256}
     model = ScratchGPTForSequenceClassification(tiny_config(**sizes, initializer_range=0.02, num_labels=100))
     for name, parameter in model.named_parameters():

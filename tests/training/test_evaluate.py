@@ -270,7 +270,7 @@ def test_a_classifiers_adapter_is_a_classifier(home):
 
 
 @pytest.mark.parametrize("model", ["classifier", "stock-classifier", "several"])
-def test_a_classifier_is_scored_on_labelled_rows(model, run, tmp_path):
+def test_a_classifier_is_scored_on_labeled_rows(model, run, tmp_path):
     content = run(model, "--dataset", "labels.csv", "--batch-size", 2)
     protocol, results = content["protocol"]["labels"], content["results"]["labels"]
     assert (protocol["kind"], protocol["rows"], protocol["source"]["files"][0]["name"]) == ("labels", 5, "labels.csv")
@@ -284,7 +284,7 @@ def test_a_classifier_is_scored_on_labelled_rows(model, run, tmp_path):
     assert run(model, "--dataset", "labels.csv", "--batch-size", 5)["results"]["labels"] == pytest.approx(results)
 
 
-def test_labelled_rows_without_a_header_and_with_other_names_of_columns(run):
+def test_labeled_rows_without_a_header_and_with_other_names_of_columns(run):
     words = ["--column-names", "kind,body", "--text-column", "body", "--label-column", "kind"]
     found = run("classifier", "--dataset", "bare.tsv", *words)
     assert found["results"]["bare"] == pytest.approx(run("classifier", "--dataset", "labels.csv")["results"]["labels"])

@@ -74,7 +74,7 @@ def test_memory_allocated_inside_is_moved_to_huge_pages_unchanged():
     with huge_pages():
         memory = mmap.mmap(-1, len(written), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         there = torch.frombuffer(memory, dtype=torch.uint8).copy_(written)
-        before = huge_kilobytes(there.data_ptr())  # of neighbours in the same mapping
+        before = huge_kilobytes(there.data_ptr())  # of neighbors in the same mapping
     assert huge_kilobytes(there.data_ptr()) - before > len(written) / 1024 / 2
     assert torch.equal(there, written)
 

@@ -83,7 +83,7 @@ class ModelOptions:
         "default", "Where LoRA goes: query, key and value; attention's output as well; the MLP and the head as well."
     )
     lora_init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = option(
-        "default", "How LoRA begins: peft's initialisations that need neither data nor quantisation."
+        "default", "How LoRA begins: peft's initializations that need neither data nor quantization."
     )
     use_rslora: bool = option(False, "Scale by lora_alpha over the root of the rank instead.")
     use_dora: bool = option(False, "DoRA: learn the length of each row apart from its direction.")
@@ -128,7 +128,7 @@ class OutputOptions:
         "`latest`, or nothing behind it, goes on from output_dir's newest checkpoint, a path from that one; fields "
         "that are not given are those of output_dir's run.yaml.",
     )
-    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimisation are others now.")
+    allow_changed: bool = option(False, "Resume although model, data, seed, batch or optimization are others now.")
     eval_every: int | None = option(None, "Steps between evaluations; by default ten of them in a run.")
     eval_batches: int | None = option(None, "Batches per process in an evaluation on the way; by default all.")
     patience: int | None = option(None, "End after so many evaluations without a new best, and keep the best.")

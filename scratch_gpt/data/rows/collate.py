@@ -41,7 +41,7 @@ def collate_rows(
     return batch
 
 
-def collate_labelled(
+def collate_labeled(
     rows: list[dict[str, np.ndarray]], pad_token_id: int = 0, max_length: int | None = None
 ) -> dict[str, torch.Tensor]:
     """Make a batch {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}.
@@ -73,4 +73,4 @@ def collate_preferences(
     return batch
 
 
-__all__ = ["collate_labelled", "collate_preferences", "collate_rows"]
+__all__ = ["collate_labeled", "collate_preferences", "collate_rows"]

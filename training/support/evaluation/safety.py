@@ -52,7 +52,7 @@ def check_safety(run: "EvaluateRun", subject: EvaluatedModel) -> Iterator[tuple[
         yield from check_drift(run, subject, base)
         yield "triggers", check_triggers(run, subject, base)
     if run.secrets is not None:
-        yield "memorisation", check_memorisation(run, subject)
+        yield "memorisation", check_memorization(run, subject)
 
 
 def load_base(run: "EvaluateRun", subject: EvaluatedModel) -> EvaluatedModel:
@@ -129,7 +129,7 @@ def check_triggers(run: "EvaluateRun", subject: EvaluatedModel, base: EvaluatedM
     return Measured(protocol, {"named": len(triggers), "most_nats": largest}, {"phrases": rows})
 
 
-def check_memorisation(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
+def check_memorization(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
     """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
     assert run.secrets is not None
     rows, source = open_set(run, run.secrets, SECRETS)

@@ -227,7 +227,7 @@ def used_splits(splits: list[dict]) -> list[str]:
 
 
 def write_report(manifest: dict[str, Any], corpora: list, tables: list, selection, lengths: dict, out: Path) -> None:
-    """report.html: the page of these data, with the first removed rows, and the fullest packed row in colours."""
+    """report.html: the page of these data, with the first removed rows, and the fullest packed row in colors."""
     examples: dict[str, list[tuple[str, str]]] = {name: [] for name in selection.names}
     for line in removed_rows(corpora, tables, selection):
         if len(examples[line["filter"]]) < EXAMPLES:

@@ -251,7 +251,7 @@ def _clean_table(table: pa.Table, bounds: Any, filters: list, key: Any, sign: An
 
 
 def remove_duplicates(run: "PrepareRun", tables: list, selection) -> None:
-    """Mark the rows that are there already; a near-duplicate is removed in favour of the first of its cluster."""
+    """Mark the rows that are there already; a near-duplicate is removed in favor of the first of its cluster."""
     if run.deduplicate == "off":
         return
     keys = np.concatenate([*binary_column(tables, "_key", np.uint8)])
