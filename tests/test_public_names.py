@@ -58,7 +58,7 @@ def test_names_for_editors_are_those_that_are_imported_at_first_use():
     assert {*imports} <= {*scratch_gpt.__all__} and len(scratch_gpt.__all__) == len({*scratch_gpt.__all__})
 
 
-def test_no_name_is_that_of_a_package():
+def test_no_public_name_equals_a_package_name():
     folders = {path.parent.name for path in (REPO / "scratch_gpt").glob("*/__init__.py")}
     assert not folders & {*scratch_gpt.__all__}
 

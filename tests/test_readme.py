@@ -200,7 +200,7 @@ def test_python_blocks_import_public_names_from_the_package(number):
             assert not {alias.name for alias in node.names} & {*scratch_gpt.__all__}, node.module
 
 
-def test_a_recipe_of_ones_own_is_short():
+def test_the_custom_recipe_of_the_readme_is_short():
     (block,) = (text for text in PYTHON if "pretrain.main(" in text)
     assert len([line for line in block.splitlines() if line.strip()]) < 25 and "sys.path" not in block
 
@@ -319,7 +319,7 @@ def test_tables_are_those_of_the_files(name):
         assert row in README, row
 
 
-def test_the_figures_of_speed_are_what_the_files_say():
+def test_figures_of_speed_are_those_of_the_files():
     """`python tests/benchmarks/readme.py` writes them."""
     assert written(README) == README
     assert all(found["claim"] for found in figures("training")["workloads"].values())
@@ -342,7 +342,7 @@ def test_figures_of_tuning_are_those_of_the_files():
     assert f"a step is {instruct['over_asking_all']:.2f} times as fast as one that asks" in README
 
 
-def test_what_was_tried_and_lost_is_what_the_files_say():
+def test_figures_of_crashes_and_checkpoints_are_those_of_the_files():
     chaos, cost = figures("chaos"), figures("checkpoints")
     section = README[README.index("## What happens when it crashes") : README.index("## The path of a token")]
     assert all(row["lost"] == 0 and row["tried"] == row["recovered"] + row["refused"] for row in chaos.values())

@@ -134,7 +134,7 @@ def test_stock_gpt2_looks_the_same_in_our_class(folders):
     assert torch.allclose(seen.hidden, torch.cat(stock.hidden_states), atol=1e-4)
 
 
-def test_folders_that_cannot_be_inspected_are_one_clear_line(folders, tmp_path):
+def test_folders_that_cannot_be_inspected_are_one_line_errors(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(folders / "base")

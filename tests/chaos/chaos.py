@@ -306,7 +306,7 @@ def weights_not_finite(bench: Bench) -> Iterator[str]:
 
 def chat_template(bench: Bench) -> Iterator[str]:
     """A chat template that raises, refuses, or runs without end"""
-    return _tested("test_a_template_that_fails_is_one_line", 16)
+    return _tested("test_a_template_that_fails_is_a_one_line_error", 16)
 
 
 def number_out_of_bounds(bench: Bench) -> Iterator[str]:

@@ -27,7 +27,7 @@ def row(**constraints):
     return {"key": 1, "prompt": "Do it.", "instruction_id_list": names, "kwargs": [*constraints.values()]}
 
 
-def test_all_of_the_541_prompts_are_read_and_an_empty_answer_keeps_nothing(data):
+def test_all_541_prompts_are_read_and_an_empty_answer_meets_no_constraint(data):
     rows = [json.loads(line) for line in (data / "eval" / "ifeval_input_data.jsonl").read_text().splitlines()]
     prompts = read_constraints(rows)
     assert len(prompts) == 541 and sum(len(each["kwargs"]) for each in prompts) == 834

@@ -66,7 +66,7 @@ def test_at_step_0_an_adapter_changes_no_logit(model_class, use_dora, init):
 
 
 @pytest.mark.parametrize(("use_rslora", "scale"), [(False, 12 / 4), (True, 12 / 2)])
-def test_what_is_learned_is_scaled_by_alpha_over_rank_or_over_its_root(use_rslora, scale):
+def test_lora_updates_are_scaled_by_alpha_over_rank_or_its_root(use_rslora, scale):
     model = tiny_model()
     plain = model.transformer.layers[0].attn.q_proj.weight.clone()
     add_lora(model, rank=4, alpha=12, use_rslora=use_rslora)
@@ -94,7 +94,7 @@ def test_merged_equals_unmerged_and_itself_after_saving_bit_for_bit(model_class,
 # --- Saved and loaded --------------------------------------------------------------------------------------------
 
 
-def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(base):
+def test_a_disabled_adapter_equals_its_base_and_rows_of_a_batch_use_their_own_adapter(base):
     alone = []
     for name in ("one", "two"):
         model = ScratchGPTForCausalLM.from_pretrained(base)
@@ -113,7 +113,7 @@ def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(bas
 
 
 @pytest.mark.parametrize("changes", [{"targets": "most"}, {"init": "magic"}])
-def test_an_unknown_lora_option_is_one_clear_line(changes):
+def test_an_unknown_lora_option_is_a_one_line_error(changes):
     with pytest.raises(ValueError, match="it is one of "):
         add_lora(tiny_model(), **changes)
 
@@ -222,7 +222,7 @@ def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tu
         ["--quantize-base", "int8"],
     ],
 )
-def test_lora_trains_however_a_run_does(how, home, capsys):
+def test_lora_trains_with_each_training_option(how, home, capsys):
     folder = how[0].strip("-")
     run("--model", "base", "--output-dir", folder, *LORA, "--max-steps", 3, *how)
     lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -326,7 +326,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line(line, home, capsys):
+def test_bad_input_is_a_one_line_error(line, home, capsys):
     words = ["--dataset", "story.txt", "--output-dir", "bad", "--model", "base", *RUN, *line.split()]
     fails(words, BAD[line], capsys)
     assert not Path("bad").exists()

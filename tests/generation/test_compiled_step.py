@@ -94,7 +94,7 @@ def test_the_step_in_c_hides_no_model_that_has_diverged(how, nothing):
     assert not decoder.step(ids[:, 6:7], torch.ones(1, 7)).isfinite().any()
 
 
-def test_what_cannot_be_compiled_is_one_clear_line(monkeypatch):
+def test_a_model_that_cannot_be_compiled_is_a_one_line_error(monkeypatch):
     with pytest.raises(
         ValueError, match=r"in fp32 or int8 on a CPU, and this model is in torch.bfloat16 on cpu: give"
     ):

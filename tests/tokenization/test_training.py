@@ -104,7 +104,7 @@ def test_training_is_deterministic_to_the_byte(kind, tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-def test_the_order_of_texts_does_not_matter(kind, tokenizers):
+def test_the_order_of_texts_has_no_effect(kind, tokenizers):
     backwards = train_tokenizer(CORPUS[::-1], 400, ["<|user|>"], kind=kind, chat_template="chatml")
     assert fingerprint(backwards) == fingerprint(tokenizers[kind])
 
@@ -131,7 +131,7 @@ near_specials = st.sampled_from([*SPECIALS, "<|endoftext|>", "<|", "|>", "[", "]
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 @given(text=st.lists(st.one_of(any_text, near_specials)).map("".join))
 @settings(max_examples=60, deadline=None)
-def test_no_text_yields_a_special_token_but_the_unknown(kind, tokenizers, text):
+def test_no_text_yields_a_special_token_except_the_unknown(kind, tokenizers, text):
     tokenizer = tokenizers[kind]
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     assert not special & set(encode(tokenizer, text))

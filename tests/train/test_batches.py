@@ -55,7 +55,7 @@ def test_rows_of_like_length_are_the_same_however_the_batch_is_cut():
     assert [whole.indices(step) for step in range(6)] == [cut.indices(step) for step in range(6)]
 
 
-def test_a_row_is_altered_by_its_place_however_the_batch_is_cut():
+def test_a_row_is_augmented_by_its_position_however_the_batch_is_split():
     rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)]
     augment = lambda row, place: {**row, "input_ids": row["input_ids"] + 100 * place}  # noqa: E731
     for step in range(6):

@@ -54,7 +54,7 @@ def test_out_of_memory_at_one_row_names_what_helps(tmp_path):
         run(tmp_path, batch_size=2, objective=Objective(causal_lm.counts, sums))
 
 
-def test_other_errors_are_not_taken_for_memory(tmp_path):
+def test_other_errors_are_not_taken_for_lack_of_memory(tmp_path):
     def sums(model, batch):
         raise RuntimeError("shape mismatch")
 

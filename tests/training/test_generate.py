@@ -24,7 +24,7 @@ def models(tmp_path_factory):
     return folder
 
 
-def test_words_in_their_places_are_the_same_as_fields_and_one_sample_the_same_as_the_first(models, capsys, tmp_path):
+def test_positional_arguments_equal_options_and_one_sample_equals_the_first(models, capsys, tmp_path):
     def out(*words):
         capsys.readouterr()
         generate.main([*map(str, words), "--max-new-tokens", "8"])
@@ -59,7 +59,7 @@ def test_a_compiled_step_says_the_same_and_what_it_cost(said):
         assert "matrices laid out, the step compiled: " in compiled.err and "compiled" not in plain.err
 
 
-def test_an_assistant_says_the_same_sooner(models, said):
+def test_an_assistant_gives_the_same_text_and_reports_accepted_guesses(models, said):
     plain = said()
     for assistant in ("int8", models / "base"):
         assisted = said("--assistant-model", assistant, "--num-assistant-tokens", "3")
@@ -67,7 +67,7 @@ def test_an_assistant_says_the_same_sooner(models, said):
         assert "guesses accepted" in assisted.err and "guesses" not in plain.err
 
 
-def test_an_assistant_that_cannot_guess_is_one_line(models, capsys):
+def test_an_assistant_that_cannot_guess_is_a_one_line_error(models, capsys):
     base = [models / "base", "--assistant-model"]
     fails([*base, "int8", "--quantize", "int8"], "leave out --quantize", capsys, generate.main)
     fails([*base, models], "--assistant-model .* is not a model folder", capsys, generate.main)
@@ -81,7 +81,7 @@ def test_an_assistant_that_cannot_guess_is_one_line(models, capsys):
     )
 
 
-def test_a_conversation_goes_on_until_it_is_left(models, capsys, monkeypatch):
+def test_a_conversation_continues_until_the_user_exits(models, capsys, monkeypatch):
     said = iter(["hello", "", "and the sea?", "/clear", "hello", "/exit", "never asked"])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(said))
     asked = []
@@ -105,7 +105,7 @@ def test_a_conversation_ends_with_the_input(models, monkeypatch):
     generate.main([str(models / "chat"), "--chat"])
 
 
-def test_what_cannot_be_written_or_talked_to_is_one_line(models, capsys, tmp_path):
+def test_a_missing_chat_template_and_an_unreadable_prompt_are_one_line_errors(models, capsys, tmp_path):
     fails([models / "base", "--chat"], "keeps no chat template", capsys, generate.main)
     fails(
         [models / "base", f"FILE:{tmp_path / 'absent'}"], "absent cannot be read: No such file", capsys, generate.main

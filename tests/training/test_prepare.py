@@ -204,7 +204,7 @@ ROWS = {
 
 @pytest.mark.parametrize("how", ["exact", "near"])
 @pytest.mark.parametrize("form", ROWS)
-def test_rows_are_told_by_what_is_learned_and_not_by_their_ids(form, how, tmp_path):
+def test_duplicates_are_found_by_text_and_not_by_ids(form, how, tmp_path):
     ids = [{"id": f"row-{n}", "prompt_id": f"p{n}"} for n in range(3)]
     ids = [{**row, "url": f"https://example.org/{n}"} if form != "other" else row for n, row in enumerate(ids)]
     other = next(name for name, value in ROWS[form].items() if isinstance(value, (str, list)))
@@ -295,7 +295,7 @@ def test_rows_of_messages_are_cleaned_in_every_text_and_keep_their_shape(tmp_pat
     assert sorted(left, key=lambda row: row["score"]) == expected
 
 
-def test_whose_a_message_is_is_no_text(tmp_path):
+def test_the_role_of_a_message_is_not_text(tmp_path):
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "role": "c"}
     assert [*texts_of(row)] == ["a", "b", "c"]
     upper = {"messages": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}], "role": "C"}
@@ -335,7 +335,7 @@ def test_a_model_lists_what_it_finds_unusual_and_removes_nothing(corpus, tokeniz
     assert manifest["splits"]["train"]["documents"] == 121
 
 
-def test_the_report_shows_what_went_and_one_row(texts, tokenizer, tmp_path):
+def test_the_report_shows_removed_rows_and_one_packed_row(texts, tokenizer, tmp_path):
     corpus = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in [*texts, "<b>" + texts[0], texts[3]]])
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "32", "--pack", "true", "--report", "true"]
     folder, manifest = prepared(*words, "--deduplicate", "exact", "--output-dir", tmp_path / "p")
@@ -358,7 +358,7 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_mixture_has_the_shares_that_were_asked_for_and_says_so(two, tokenizer, tmp_path):
+def test_a_mixture_has_the_requested_shares_and_reports_them(two, tokenizer, tmp_path):
     same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0.1"]
     _, manifest = prepared(*same, "--mixture", "large=1,small=1", "--output-dir", tmp_path / "p")
     assert manifest["mixture"]["asked"] == {"large": 0.5, "small": 0.5}
@@ -386,7 +386,7 @@ def test_corpora_go_on_record_by_no_absolute_path_and_by_names_of_their_own(two,
     assert str(two) not in (folder / "manifest.json").read_text()
 
 
-def test_columns_of_a_mixture_that_do_not_go_together_are_one_clear_line(two, tmp_path, capsys):
+def test_columns_of_a_mixture_that_do_not_go_together_are_one_line_errors(two, tmp_path, capsys):
     for name, value in (("a", 1), ("b", "one")):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": f"Text {n}.", "n": value} for n in range(9)])
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "p", "--mixture", "a.jsonl,b.jsonl"]
@@ -421,7 +421,7 @@ def test_the_same_command_gives_the_same_rows_and_another_seed_others(two, token
 
 
 @pytest.mark.parametrize("stop_at", ["clean-0", "tokens-0", "out"])
-def test_what_was_stopped_goes_on_with_what_is_done(stop_at, corpus, tokenizer, tmp_path, monkeypatch, capsys):
+def test_a_stopped_preparation_resumes_with_finished_parts(stop_at, corpus, tokenizer, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("scratch_gpt.data.prepared.pipeline.PART_ROWS", 25)
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--pack", "true"]
     _, whole = prepared(*words, "--output-dir", tmp_path / "whole")
@@ -452,7 +452,7 @@ def test_what_was_stopped_goes_on_with_what_is_done(stop_at, corpus, tokenizer, 
     assert before and not set(remade) & set(before)  # what was there is used again
 
 
-def test_done_is_said_and_another_preparation_is_refused(corpus, tokenizer, tmp_path, capsys):
+def test_a_finished_preparation_is_reported_and_another_is_refused(corpus, tokenizer, tmp_path, capsys):
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     prepared(*words)
     before = snapshot(tmp_path / "p")
@@ -466,7 +466,7 @@ def test_done_is_said_and_another_preparation_is_refused(corpus, tokenizer, tmp_
     assert manifest["pack"]
 
 
-def test_what_is_replaced_leaves_nothing_behind_and_takes_nothing_else_with_it(corpus, tokenizer, tmp_path, capsys):
+def test_replacing_prepared_data_removes_its_files_and_no_others(corpus, tokenizer, tmp_path, capsys):
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     folder, _ = prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")
     (folder / "notes.txt").write_text("mine")
@@ -573,7 +573,7 @@ def test_a_run_on_prepared_rows_records_what_was_verified(corpus, tokenizer, tmp
     )
 
 
-def test_an_id_beyond_the_vocabulary_is_one_clear_line(corpus, tokenizer, tmp_path, capsys):
+def test_an_id_beyond_the_vocabulary_is_a_one_line_error(corpus, tokenizer, tmp_path, capsys):
     """Whatever the hashes say: the folder may have been made elsewhere."""
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     folder, manifest = prepared(*words)
@@ -600,7 +600,7 @@ def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp
     assert not (tmp_path / "p" / "manifest.json").exists()
 
 
-def test_settings_that_lead_to_nothing_say_why_and_leave_nothing_behind(tmp_path, capsys):
+def test_settings_that_keep_no_rows_are_errors_and_leave_no_files(tmp_path, capsys):
     corpus = write_rows(tmp_path / "short.jsonl", [{"text": f"Number {n} is short."} for n in range(40)])
     words = ["--dataset", corpus, "--task", "text", "--output-dir", tmp_path / "p"]
     fails([*words, "--quality", "true"], r"quality took 40 \(mostly too_short 40\)", capsys)
@@ -651,7 +651,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line_and_leaves_nothing_prepared(line, corpus, tokenizer, tmp_path, capsys):
+def test_bad_input_is_a_one_line_error_and_leaves_nothing_prepared(line, corpus, tokenizer, tmp_path, capsys):
     arguments = line.split()
     defaults = {"--dataset": corpus, "--output-dir": tmp_path / "p", "--tokenizer": tokenizer, "--max-length": 16}
     if "text" in arguments:
@@ -679,7 +679,7 @@ def test_cleaned_rows_without_text_are_refused_by_pretraining_in_one_line(tmp_pa
     fails(run, "no column 'text', only instruction, output", capsys, pretrain.main)
 
 
-def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
+def test_held_out_text_of_prepared_data_stays_held_out(tmp_path):
     corpus = write_rows(tmp_path / "texts.jsonl", [{"text": f"Text {n} of the sea."} for n in range(40)])
     words = ["--validation-fraction", "0.2", "--test-fraction", "0.1", "--output-dir", tmp_path / "p"]
     folder, _ = prepared("--dataset", corpus, "--task", "text", *words)
@@ -694,7 +694,7 @@ def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
         open_rows(str(folder), split="dev")
 
 
-def test_bytes_that_are_no_utf8_are_one_clear_line(tmp_path, capsys):
+def test_bytes_that_are_no_utf8_are_one_line_errors(tmp_path, capsys):
     (tmp_path / "bad.txt").write_bytes(b"fine so far \xff\xfe and no further")
     fails(["--dataset", tmp_path / "bad.txt", "--output-dir", tmp_path / "p"], r"bad\.txt cannot be read", capsys)
 
@@ -712,7 +712,7 @@ def test_a_pattern_that_never_ends_is_stopped_and_named(tmp_path):
     assert "in blocked_term" in (out / ".work" / "stacks.txt").read_text()
 
 
-def test_a_column_of_numbers_is_one_clear_line(tmp_path, capsys):
+def test_a_column_of_numbers_is_a_one_line_error(tmp_path, capsys):
     corpus = write_rows(tmp_path / "numbers.jsonl", [{"text": 3}, {"text": 4}])
     fails(["--dataset", corpus, "--output-dir", tmp_path / "p"], "holds Value.*not text", capsys)
 

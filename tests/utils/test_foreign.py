@@ -34,7 +34,7 @@ READERS = {
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 @pytest.mark.parametrize("name", READERS)
-def test_a_named_pipe_is_not_waited_for(name, tmp_path):
+def test_a_named_pipe_does_not_block(name, tmp_path):
     file, read, expected = READERS[name]
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(tmp_path / file)

@@ -20,7 +20,7 @@ from scratch_gpt.utils.memory import (
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
-def test_a_buffer_that_is_freed_and_allocated_again_faults_once():
+def test_a_buffer_allocated_again_causes_page_faults_only_once():
     import resource
 
     def faults(size: int = 2**26) -> int:  # of 4 KB

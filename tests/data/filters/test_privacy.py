@@ -173,7 +173,7 @@ def test_numbers_that_are_not_account_numbers_stay(text):
     assert mask_private(text, kinds=["card", "iban", "ssn"])[0] == text
 
 
-def test_an_unseparated_social_security_number_needs_a_word_for_it_before_it():
+def test_an_unseparated_social_security_number_needs_a_keyword_before_it():
     text = "SSN 123 45 6789, social security number: 123456789."
     assert mask_private(text, kinds=["ssn"]) == ("SSN [SSN], social security number: [SSN].", {"ssn": 2})
 

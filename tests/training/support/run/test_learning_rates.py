@@ -43,7 +43,7 @@ def test_a_sweep_names_the_best_rate_calls_divergence_by_its_name_and_can_be_res
     fails(words, "--resume latest to continue it", capsys)
 
 
-def test_a_resumed_sweep_goes_on_with_all_but_lost_rates_and_says_in_run_yaml_what_is_asked_now(tmp_path, monkeypatch):
+def test_a_resumed_sweep_continues_and_updates_run_yaml(tmp_path, monkeypatch):
     def launch(rates: str):
         words = ["--output-dir", str(tmp_path), "--resume", "latest", "--learning-rates", rates]
         return command_line.parse(pretrain.PretrainRun, words)

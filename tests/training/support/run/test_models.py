@@ -10,7 +10,7 @@ from scratch_gpt_training.support.run import models, planning
 from scratch_gpt_training.support.run.models import check_memory
 
 
-def test_a_vocabulary_that_is_smaller_than_asked_is_said():
+def test_a_vocabulary_smaller_than_requested_is_reported():
     tokenizer = train(["the sun shines on the sea"], 300)
     size = len(tokenizer)
     said = lambda *words: models.small_vocabulary(command_line.parse(pretrain.PretrainRun, words), tokenizer)  # noqa: E731
