@@ -20,7 +20,7 @@ from .load import load_any_head
 from .onnx_file import write_onnx
 
 
-FOLDER = "exports"
+EXPORT_FOLDER = "exports"
 EXPORT_KINDS = ("onnx", "gguf", "gguf-f16")
 
 
@@ -58,7 +58,7 @@ def export(folder: str | Path, *, kind: str, say: Callable[[str], None] = print)
 def _export(top: Path, source: Path, kind: str) -> Exported:
     tokenizer = load_tokenizer(source)
     model = load_any_head(source).float().eval()
-    target = top / FOLDER / kind
+    target = top / EXPORT_FOLDER / kind
     draft = target.with_name(DRAFT + target.name)
     remove(draft)
     draft.mkdir(parents=True)
@@ -90,4 +90,4 @@ def _check_source(source: Path) -> None:
         raise ValueError(f"{source} is a {kind}; only our own models and GPT-2 are exported.")
 
 
-__all__ = ["EXPORT_KINDS", "FOLDER", "Exported", "export"]
+__all__ = ["EXPORT_FOLDER", "EXPORT_KINDS", "Exported", "export"]

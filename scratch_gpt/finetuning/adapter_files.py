@@ -19,7 +19,7 @@ from ..utils.loading import ADAPTER_CONFIG, find_file
 from .adapter_layout import from_gpt2
 
 
-WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
+ADAPTER_WEIGHTS, ADAPTER_BASE = "adapter_model.safetensors", "base.json"
 ADAPTER_FORMAT = 1
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
@@ -120,9 +120,9 @@ def import_peft() -> ModuleType:
 def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
     # Return peft's config, the tensors in our names, and base.json (empty if another trainer wrote the folder).
     peft = import_peft()
-    weights, base_file = find_file(name, WEIGHTS, revision), find_file(name, BASE, revision)
+    weights, base_file = find_file(name, ADAPTER_WEIGHTS, revision), find_file(name, ADAPTER_BASE, revision)
     if weights is None:
-        raise ValueError(f"The adapter {name} has no {WEIGHTS}; only safetensors are read.")
+        raise ValueError(f"The adapter {name} has no {ADAPTER_WEIGHTS}; only safetensors are read.")
     with one_error(f"The adapter {name} cannot be read"):
         config: Any = peft.PeftConfig.from_pretrained(str(file.parent))
         state = load_file(str(weights))
@@ -144,9 +144,9 @@ def _check_kinds(config: Any, record: dict[str, Any]) -> None:
             raise ValueError(f"its {field} is {getattr(config, field)!r}; it has to be text.")
     labels = record.get("labels")
     if not isinstance(record.get("shape", {}), dict) or not isinstance(labels, list | None):
-        raise ValueError(f"{BASE} has no shape or labels of the expected kind.")
+        raise ValueError(f"{ADAPTER_BASE} has no shape or labels of the expected kind.")
     if not all(isinstance(label, str) for label in labels or ()):
-        raise ValueError(f"the labels in {BASE} have to be text.")
+        raise ValueError(f"the labels in {ADAPTER_BASE} have to be text.")
 
 
 def _merge(model: ModuleT, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> ModuleT:
@@ -201,8 +201,8 @@ def _find_base(name: str, folder: Path, base: str | None) -> str:
 
 
 __all__ = [
-    "BASE",
-    "WEIGHTS",
+    "ADAPTER_BASE",
+    "ADAPTER_WEIGHTS",
     "describe_base",
     "find_adapter",
     "identify_base",

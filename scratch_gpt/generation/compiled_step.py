@@ -30,7 +30,7 @@ ACTIVATIONS = {"gelu_pytorch_tanh": 0, "gelu_new": 0, "gelu": 1, "relu": 2, "sil
 
 
 @cache
-def build() -> ctypes.CDLL:
+def build_step() -> ctypes.CDLL:
     """step.c as a library, built once a process: one that was kept might be of another processor.
 
     Raises:
@@ -59,7 +59,7 @@ class CompiledNet:
 
     Args:
         net: on a CPU, its matrices as `lay_out` makes them for this.
-        library: from `build`.
+        library: from `build_step`.
     """
 
     def __init__(self, net: "Net", library: ctypes.CDLL):
@@ -117,4 +117,4 @@ class CompiledNet:
         return self.floats[-1].data_ptr()
 
 
-__all__ = ["ACTIVATIONS", "LANES", "MAX_COMPILED_ROWS", "CompiledNet", "build"]
+__all__ = ["ACTIVATIONS", "LANES", "MAX_COMPILED_ROWS", "CompiledNet", "build_step"]

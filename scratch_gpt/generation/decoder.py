@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..utils.memory import huge_pages
-from .compiled_step import ACTIVATIONS, LANES, CompiledNet, build
+from .compiled_step import ACTIVATIONS, LANES, CompiledNet, build_step
 from .matmul import MATMUL_KINDS, Matrix, lay_out, multiply
 
 
@@ -131,7 +131,7 @@ class FastDecoder(ForwardDecoder):
         if quantize or compile:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
             with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
-                library = pool.submit(build) if compile else None
+                library = pool.submit(build_step) if compile else None
                 net = self._lay_out(pool.map)
                 self.net = net if library is None else CompiledNet(net, library.result())
 

@@ -26,10 +26,10 @@ STEP_FILE = "step.json"  # in a model folder: the step whose weights it holds
 MODEL_CODE = {
     file.name: file for file in sorted((Path(__file__).parents[1] / "modeling").glob("[!_]*.py"))
 }  # name -> file
-WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+WEIGHT_PATTERNS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
-MODEL = ("config.json", "generation_config.json", *WEIGHTS)
+MODEL = ("config.json", "generation_config.json", *WEIGHT_PATTERNS)
 # What stands in a folder that is replaced as a whole: a model, a checkpoint, published/, an export, a tokenizer.
 WHOLE = (*MODEL, *MODEL_CODE, *TOKENIZER, STEP_FILE, "additional_chat_templates/*.jinja", "report.json", "README.md")
 WHOLE += (ADAPTER_CONFIG, "adapter_model.safetensors", "base.json")

@@ -25,10 +25,10 @@ FIELD_TYPES = {  # field of a record -> what it holds; of a dict or list, the ki
     "results": (dict, dict),
     "tables": (dict, object),
 }
-PUBLISHED, FOLDER = "hub.json", "published"
+PUBLISHED, PUBLISHED_FOLDER = "hub.json", "published"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # What of a run folder is read or replaced: these folders, whole, and these files beside them.
-FOLDERS = ("model", "adapter", "checkpoints", "tracking", FOLDER)
+FOLDERS = ("model", "adapter", "checkpoints", "tracking", PUBLISHED_FOLDER)
 RECORD_FILES = (RUN_YAML, "manifest.json", EVALUATION, METRICS, "emissions.csv", PUBLISHED)
 
 

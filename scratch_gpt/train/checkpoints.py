@@ -34,7 +34,7 @@ from ..utils.foreign import read_json
 
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
+CHECKPOINT_FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
 CHECKPOINT_FORMAT = 2
 WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a folder that is gone or may not be written
 
@@ -210,7 +210,7 @@ def write_checkpoint(
     progress = snapshot.state["progress"]
     name = f"step-{progress['step']}"
     target, draft, model_files = folder / name, folder / (DRAFT + name), model_files or {}
-    assert not {*model_files} & {*FILES, MANIFEST}
+    assert not {*model_files} & {*CHECKPOINT_FILES, MANIFEST}
     folder.mkdir(parents=True, exist_ok=True)
     remove(draft)
     try:
@@ -230,7 +230,7 @@ def write_checkpoint(
             "format_version": CHECKPOINT_FORMAT,
             **{key: progress[key] for key in ("step", "tokens", "position")},
             "config_fingerprint": _digest(snapshot.state["record"]),
-            "files": {file: _describe(draft / file) for file in (*FILES, *model_files)},
+            "files": {file: _describe(draft / file) for file in (*CHECKPOINT_FILES, *model_files)},
         }
         manifest["manifest_sha256"] = _digest(manifest)
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -355,7 +355,7 @@ def find_damage(path: Path) -> str | None:
             return f"its format version is {manifest['format_version']}, this package reads {CHECKPOINT_FORMAT}"
         if manifest.pop("manifest_sha256") != _digest(manifest):
             return f"{MANIFEST} is not what was written"
-        for name in {**dict.fromkeys(FILES), **manifest["files"]}:
+        for name in {**dict.fromkeys(CHECKPOINT_FILES), **manifest["files"]}:
             if not (path / name).is_file():
                 return f"{name} is absent"
             if _describe(path / name) != manifest["files"][name]:

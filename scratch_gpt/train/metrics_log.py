@@ -21,7 +21,7 @@ from .checkpoints import CheckpointError
 
 
 BatchT = TypeVar("BatchT")
-STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
+METRICS_STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
 
 
 class Metrics:
@@ -50,7 +50,7 @@ class Metrics:
         self.steps = 0
         self.seen, self.mean, self.variance = 0, 0.0, 0.0  # of the losses of late
         for name, value in (state or {}).items():
-            if name not in STATE or isinstance(value, bool) or not isinstance(value, (int, float)):
+            if name not in METRICS_STATE or isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise CheckpointError(
                     f"The checkpoint's metrics hold {name} = {str(value)[:40]!r}, which none can have."
                 )
@@ -66,7 +66,7 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """What the next lines depend on, as JSON."""
-        return {name: getattr(self, name) for name in STATE}
+        return {name: getattr(self, name) for name in METRICS_STATE}
 
     def text(self) -> str:
         """All lines so far."""

@@ -10,7 +10,7 @@ from tiny import padded, some_ids, tiny_gpt2, tiny_model
 from transformers.activations import ACT2FN
 
 from scratch_gpt import ScratchGPTForCausalLM
-from scratch_gpt.generation.compiled_step import ACTIVATIONS, build
+from scratch_gpt.generation.compiled_step import ACTIVATIONS, build_step
 from scratch_gpt.generation.decoder import activate, make_decoder
 
 
@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_compiled_is_a_one_line_error(monkeypatch):
         ValueError, match="compile=True is of our own model as it was saved, and this is a GPT2LM.*leave compile out"
     ):
         make_decoder(tiny_gpt2(), compile=True)
-    build.cache_clear()
+    build_step.cache_clear()
     for compiler, said in (
         ("no-such-compiler -O1", "no-such-compiler -O1 is none here"),
         ("sh -c 'echo x.c: error: it is odd >&2; exit 3'", "ends with x.c: error: it is odd"),

@@ -251,7 +251,7 @@ ASKED = ["GET /api/whoami", "GET /api/models/ada/base$", "POST /api/repos/create
 
 @pytest.mark.parametrize("status", TROUBLE)
 def test_every_failing_request_to_the_hub_is_a_one_line_error(status, run, hub, capsys, monkeypatch):
-    monkeypatch.setattr(hub_module, "READ", 0.3)
+    monkeypatch.setattr(hub_module, "READ_TIMEOUT", 0.3)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     monkeypatch.setattr(hub_module, "stage", lambda *_, **__: staged)
     staged = run / "model"

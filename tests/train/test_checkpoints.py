@@ -10,7 +10,14 @@ from tiny import tiny_model
 
 from scratch_gpt.train import checkpoints
 from scratch_gpt.train.checkpoint_writer import RunStopped
-from scratch_gpt.train.checkpoints import FILES, MANIFEST, STATE, CheckpointError, find_checkpoint, list_checkpoints
+from scratch_gpt.train.checkpoints import (
+    CHECKPOINT_FILES,
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    find_checkpoint,
+    list_checkpoints,
+)
 from scratch_gpt.train.objectives import Objective, causal_lm
 
 
@@ -59,7 +66,7 @@ def remove(file):
 
 
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, empty, remove])
-@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+@pytest.mark.parametrize("name", [*CHECKPOINT_FILES, MANIFEST])
 def test_a_damaged_file_is_named_and_skipped(name, harm, straight, tmp_path):
     for step in (5, 6):
         shutil.copytree(straight[1] / "checkpoints" / f"step-{step}", tmp_path / "checkpoints" / f"step-{step}")
@@ -78,7 +85,7 @@ def test_the_manifest_says_what_is_there(straight):
     assert set(manifest) == {
         *("format_version", "step", "tokens", "position", "config_fingerprint", "files", "manifest_sha256")
     }
-    assert set(manifest["files"]) == set(FILES) and (manifest["step"], manifest["position"]) == (5, 45)
+    assert set(manifest["files"]) == set(CHECKPOINT_FILES) and (manifest["step"], manifest["position"]) == (5, 45)
     assert {"progress", "metrics", "share", "scaler", "random_state", "record"} <= set(checkpoints.read_state(path))
 
 

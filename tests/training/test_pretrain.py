@@ -219,7 +219,7 @@ def test_the_books_config_is_the_books_run(data):
     parsed = command_line.parse(
         pretrain.PretrainRun, ["--config", str(REPO / "training" / "configs" / "the_verdict.yaml")]
     )
-    recipe.check(parsed)
+    recipe.check_run(parsed)
     fields = ("batch_size", "epochs", "learning_rate", "weight_decay", "max_length")
     assert tuple(getattr(parsed, name) for name in fields) == (2, 10, 4e-4, 0.1, 256)
     with torch.device("meta"):

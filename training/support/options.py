@@ -168,24 +168,26 @@ class Run(LaunchOptions, OutputOptions, OptimizationOptions, ModelOptions, DataO
     """Options shared by all training recipes, in the groups that `--help` prints."""
 
 
-COUNT, TOKENS = 10**12, 2**24  # more than any run can count, or hold
+MAX_COUNT, MAX_TOKENS = 10**12, 2**24  # more than any run can count, or hold
 OPTION_LIMITS = {  # field -> the least and the most that it may be
     **dict.fromkeys(("batch_size", "accumulation_steps"), (1, 2**20)),
-    **dict.fromkeys(("max_length", "stride", "vocab_size", "max_new_tokens"), (1, TOKENS)),
-    **dict.fromkeys(("keep", "log_every", "patience", "eval_every", "eval_batches", "checkpoint_every"), (1, COUNT)),
-    **dict.fromkeys(("plan_devices", "max_bad_steps", "preview", "deduplicate_passages"), (1, COUNT)),
+    **dict.fromkeys(("max_length", "stride", "vocab_size", "max_new_tokens"), (1, MAX_TOKENS)),
+    **dict.fromkeys(
+        ("keep", "log_every", "patience", "eval_every", "eval_batches", "checkpoint_every"), (1, MAX_COUNT)
+    ),
+    **dict.fromkeys(("plan_devices", "max_bad_steps", "preview", "deduplicate_passages"), (1, MAX_COUNT)),
     **dict.fromkeys(("lora_rank", "expect_processes", "stream_lanes", "duplicate_ngram"), (1, 2**16)),
     **dict.fromkeys(("contamination_ngram", "seeds", "judge_repeats", "samples"), (1, 2**16)),
     **dict.fromkeys(("prompt_lookup_num_tokens", "num_assistant_tokens"), (1, 2**16)),
-    **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers"), (0, COUNT)),
-    **dict.fromkeys(("mask_inputs", "hang_timeout"), (0, COUNT)),
+    **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers"), (0, MAX_COUNT)),
+    **dict.fromkeys(("mask_inputs", "hang_timeout"), (0, MAX_COUNT)),
     **dict.fromkeys(("epochs", "lora_alpha", "beta", "simpo_gamma", "temperature"), (0, 10**6)),
     **dict.fromkeys(("learning_rate", "min_learning_rate"), (0, 1e32)),  # a rate that diverges is met by the loop
     **dict.fromkeys(("dropout", "lora_dropout", "beta2", "top_p"), (0, 1)),
     "max_tokens": (0, 10**18),
     "weight_decay": (0, 100),
     "workers": (0, 2**10),
-    "top_k": (0, TOKENS),
+    "top_k": (0, MAX_TOKENS),
     "seed": (0, 2**63 - 1),
 }
 
@@ -297,7 +299,7 @@ def check_compiler() -> None:
         )
 
 
-def check(run: Run) -> None:
+def check_run(run: Run) -> None:
     """Raise a ValueError for the first field of a training run whose value cannot be meant."""
     check_fields(run)
     check_model_folder(run.model)

@@ -24,8 +24,8 @@ MINUSES = (0x2012, 0x2013, 0x2212)  # other ways to write it
 SOMETIMES, ALWAYS = 1, 2
 BY_CONTEXT = "-*/#%&@^\u2012\u2013"  # punctuation that is a sign in some places
 SYMBOLS = {"Sm", "Sc", "So"}  # categories of what is a sign everywhere
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
-INVERSE = np.uint64(pow(int(BASE), -1, 2**64))
+HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
+INVERSE = np.uint64(pow(int(HASH_BASE), -1, 2**64))
 WORD_BASE = np.uint64(0xD6E8FEB86659FD93)
 
 
@@ -109,7 +109,7 @@ def is_repeated(hashes: np.ndarray) -> np.ndarray:
 def mix_bits(values: np.ndarray) -> np.ndarray:
     """Spread uint64 over all 64 bits (the finalizer of splitmix64: Steele et al. 2014)."""
     with np.errstate(over="ignore"):
-        values = values + BASE
+        values = values + HASH_BASE
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return values ^ (values >> np.uint64(31))
@@ -136,8 +136,8 @@ def _words_of_slice(text: str, offset: int, around: tuple[str, str] | None) -> W
     if not len(starts):
         return Words(np.empty(0, np.uint64), starts, ends)
     with np.errstate(over="ignore"):
-        # sum of value * BASE^place over a word's characters, moved back to the word's own start; separators are 0
-        sums = np.add.reduceat(value * _powers(int(BASE))[: len(value)], starts)
+        # sum of value * HASH_BASE^place over a word's characters, moved back to the word's own start; separators are 0
+        sums = np.add.reduceat(value * _powers(int(HASH_BASE))[: len(value)], starts)
         hashes = mix_bits(sums * _powers(int(INVERSE))[starts])
     return Words(hashes, starts + offset, ends + offset)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def describe(run: Run, task: Task, settings: TrainingSettings, steps: int, accelerator: "Accelerator") -> str:
+def describe_run(run: Run, task: Task, settings: TrainingSettings, steps: int, accelerator: "Accelerator") -> str:
     """Return the lines that are printed before training: model, trained parameters, data, steps."""
     config, parameters = task.model.config, count_parameters(task.model)[1]
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
@@ -30,4 +30,4 @@ def describe(run: Run, task: Task, settings: TrainingSettings, steps: int, accel
     return "\n".join(lines)
 
 
-__all__ = ["describe"]
+__all__ = ["describe_run"]

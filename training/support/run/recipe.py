@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
-from scratch_gpt_training.support.options import Run, check
+from scratch_gpt_training.support.options import Run, check_run
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_recipe(
         run = parse(kind, argv, unused=unused)
         check_recipe(run)
         run = resolve_model(run)
-        check(run)
+        check_run(run)
         if run.plan:
             from scratch_gpt_training.support.run.planning import print_plan
 

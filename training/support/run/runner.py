@@ -33,7 +33,7 @@ from scratch_gpt.utils.watchdog import watch
 from scratch_gpt_training.support.command_line import one_clear_line
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Run
-from scratch_gpt_training.support.run.description import describe
+from scratch_gpt_training.support.run.description import describe_run
 from scratch_gpt_training.support.run.output_dir import write_run_yaml
 from scratch_gpt_training.support.run.results import (
     PREFIXES,
@@ -95,7 +95,7 @@ def _run_task(
         if is_finished(run, start, steps):
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) continues it.")
             return accelerator
-        accelerator.print(shown(describe(run, task, settings, steps, accelerator)))
+        accelerator.print(shown(describe_run(run, task, settings, steps, accelerator)))
     # Code that hangs ends here with a message; an end from outside or a full disk names the last checkpoint too.
     stacks = start.folder / f"stacks-{accelerator.process_index}.txt"
 
