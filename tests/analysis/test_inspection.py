@@ -86,7 +86,7 @@ def test_neighbors_are_nearest_by_cosine_without_the_token_itself(model):
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
-def test_a_classifier_says_what_its_forward_says_and_its_lens_ends_there(problem):
+def test_class_probabilities_and_the_last_layer_of_the_lens_equal_the_forward(problem):
     model = tiny_model(ScratchGPTForSequenceClassification, num_labels=3, problem_type=problem)
     seen = inspection.look(model, IDS[0].tolist())
     logits = model(IDS).logits[0]

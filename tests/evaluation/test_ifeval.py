@@ -41,7 +41,7 @@ def test_all_541_prompts_are_read_and_an_empty_answer_meets_no_constraint(data):
     assert keep_constraints(prompts, answers) == kept
 
 
-def test_kept_and_broken_constraints_are_told_apart():
+def test_followed_and_broken_constraints_are_distinguished():
     prompts = read_constraints([row(punctuation__no_comma={}, startend__end_checker={"end_phrase": "The end."})])
     assert keep_constraints(prompts, ["All well. The end."])[0] == ([True, True], [True, True])
     assert keep_constraints(prompts, ["Sure, here:\nAll well. The end."])[0] == ([False, True], [True, True])

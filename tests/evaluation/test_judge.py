@@ -48,7 +48,7 @@ def test_a_key_is_sent_but_neither_recorded_nor_shown(server, monkeypatch):
     assert "Authorization" not in server.seen[-1][1]
 
 
-def test_white_space_around_a_key_is_no_part_of_it(server, monkeypatch):
+def test_white_space_around_a_key_is_removed(server, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, " sk-secret\r\n")
     server.reply = lambda prompt: "your key is sk-secret, 50"
     server.judge().ask("?")

@@ -203,7 +203,7 @@ def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
     assert content["results"]["test"]["loss"] == pytest.approx(once["results"]["test"]["loss"], abs=1e-4)
 
 
-def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tuned, capsys):
+def test_an_adapter_can_be_a_base_and_a_frozen_run_changes_only_the_named_parts(home, tuned, capsys):
     run("--model", "lora/adapter", "--output-dir", "on", "--tune", "last-block")
     said = capsys.readouterr().out
     assert "last-block: this model's head is its token embedding" in said and "Trained: 12,768 of " in said

@@ -66,7 +66,7 @@ def test_the_step_in_c_keeps_fp32_where_the_model_is_in_bf16():
 
 
 @needs_a_compiler
-def test_the_step_in_c_leaves_out_what_is_hidden_by_far():
+def test_the_step_in_c_skips_masked_positions():
     model, long = tiny_model(), some_ids(1, 60)
     alone = some_ids(1, 9, seed=1)
     batch = padded([long[0], alone[0]])

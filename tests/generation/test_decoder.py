@@ -81,7 +81,7 @@ def test_scripted_blocks_are_the_blocks(quantize, monkeypatch):
 
 @needs_a_compiler
 @pytest.mark.parametrize(("quantize", "most"), [*zip((None, "int8"), MAX_COMPILED_ROWS, strict=True)])
-def test_the_step_in_c_is_what_runs_and_many_rows_go_around_it(quantize, most, trained, monkeypatch):
+def test_the_step_in_c_runs_and_many_rows_use_torch(quantize, most, trained, monkeypatch):
     model, rows = trained
     decoder, calls = make_decoder(model, quantize, compile=True), []
     step = decoder.net.library.step

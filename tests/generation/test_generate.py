@@ -88,7 +88,7 @@ def test_the_largest_is_argmax_for_ties_masks_and_nan(vocabulary, dtype):
     assert torch.equal(largest(logits[:, 1]), logits[:, 1].argmax(-1))
 
 
-def test_filters_keep_what_they_say():
+def test_filter_logits_keeps_the_most_likely_tokens():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     kept = lambda **options: (filter_logits(logits, **options) > -torch.inf)[0].tolist()  # noqa: E731
     assert kept(top_k=2) == [True, True, False, False]

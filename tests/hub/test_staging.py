@@ -58,7 +58,7 @@ def test_a_folder_with_other_outputs_than_the_run_is_not_published(home, run, qu
             assert not (folder / "published").exists() and not list(folder.glob(".writing-*"))
 
 
-def test_an_adapter_whose_base_cannot_be_compared_says_so(home, run, quick, capsys):
+def test_an_adapter_whose_base_cannot_be_compared_is_reported(home, run, quick, capsys):
     lora = shutil.copytree(home / "lora", run.parent / "lora")
     file = lora / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "ada/none"}))

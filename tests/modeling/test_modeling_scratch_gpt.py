@@ -253,7 +253,7 @@ def test_padding_changes_no_gradient(attention, side):
 # --- What clients ask of forward -----------------------------------------------------------------------------------
 
 
-def test_logits_to_keep_keeps_the_asked_positions():
+def test_logits_to_keep_keeps_the_given_positions():
     model, ids = tiny_model(), some_ids()
     full = model(ids).logits
     near(model(ids, logits_to_keep=3).logits, full[:, -3:])
@@ -503,7 +503,7 @@ def test_assisted_decoding_gives_the_same_text():
     assert greedy(model, prompt, assistant_model=assistant).tolist() == expected.tolist()
 
 
-def test_generating_from_embeddings_says_the_same():
+def test_generating_from_embeddings_gives_the_same_text():
     model, prompt = tiny_model(), some_ids(1, 6)
     spoken = model.generate(
         inputs_embeds=model.get_input_embeddings()(prompt), do_sample=False, max_new_tokens=15, pad_token_id=0
@@ -513,7 +513,7 @@ def test_generating_from_embeddings_says_the_same():
 
 @BOTH
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_a_left_padded_batch_says_what_each_row_says_alone(attention, cache):
+def test_a_left_padded_batch_gives_the_text_of_each_row_alone(attention, cache):
     model, texts = tiny_model(attention=attention), [some_ids(1, n, seed=n)[0] for n in (3, 8, 1)]
     batch = padded(texts)
     spoken = greedy(model, batch["input_ids"], attention_mask=batch["attention_mask"], cache_implementation=cache)

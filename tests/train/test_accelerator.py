@@ -501,7 +501,7 @@ def test_machines_that_do_not_share_their_checkpoints_are_refused(trained, monke
     assert snapshot(folder) == before
 
 
-def test_a_launch_without_the_processes_it_was_asked_for_is_an_error():
+def test_a_launch_with_fewer_processes_than_expected_is_an_error():
     with pytest.raises(ValueError, match="expect_processes is 2, but 1 started"):
         make_accelerator("cpu", expect_processes=2)
 

@@ -79,7 +79,7 @@ def test_a_damaged_file_is_named_and_skipped(name, harm, straight, tmp_path):
         find_checkpoint(tmp_path / "checkpoints")
 
 
-def test_the_manifest_says_what_is_there(straight):
+def test_the_manifest_has_exactly_the_documented_fields(straight):
     path = straight[1] / "checkpoints" / "step-5"
     manifest = json.loads((path / MANIFEST).read_text())
     assert set(manifest) == {
@@ -230,7 +230,7 @@ def test_optimizer_options_of_a_group_come_from_the_run(straight, tmp_path):
     assert_same(straight[0], go_on(tmp_path)[0])
 
 
-def test_a_state_without_progress_is_no_checkpoint(straight, tmp_path):
+def test_a_state_without_progress_is_not_a_checkpoint(straight, tmp_path):
     path = tmp_path / "step-5"
     shutil.copytree(straight[1] / "checkpoints" / "step-5", path)
     (path / STATE).write_text("[]")

@@ -52,7 +52,7 @@ def said(models, capsys):
 
 
 @needs_a_compiler
-def test_a_compiled_step_says_the_same_and_what_it_cost(said):
+def test_a_compiled_step_gives_the_same_text_and_reports_its_build_time(said):
     for words in ((), ("--quantize", "int8"), ("--assistant-model", "int8"), ("--samples", "2")):
         plain, compiled = said(*words), said(*words, "--compile")
         assert plain.out == compiled.out or "--quantize" in words  # in int8 the last bits of fp32 can show

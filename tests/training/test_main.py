@@ -74,7 +74,7 @@ def test_an_unknown_verb_or_option_is_a_one_line_error(capsys):
         (["--module"], []),  # would start something else
     ],
 )
-def test_options_of_the_launcher_are_told_from_those_of_the_recipe(words, theirs):
+def test_options_of_the_launcher_are_separated_from_those_of_the_recipe(words, theirs):
     own = ["--dataset", "my.txt", "--overwrite", "--max-steps=3"]
     rest = [] if theirs else words
     assert split(*own[:2], *words, *own[2:]) == (theirs, [*own[:2], *rest, *own[2:]])

@@ -182,7 +182,7 @@ def test_rows_that_cannot_lose_a_part_are_refused_before_any_work(form, passage,
 
 
 @pytest.mark.parametrize("how", ["exact", "near"])
-def test_duplicates_are_told_by_the_column_of_text_where_there_is_one(how, passage, texts, tmp_path):
+def test_duplicates_are_found_by_the_text_column_if_there_is_one(how, passage, texts, tmp_path):
     rows = [{"body": body, "url": text} for body, text in zip([passage, passage, None, " "], texts, strict=False)]
     corpus = write_rows(tmp_path / "texts.jsonl", rows)
     words = ["--dataset", corpus, "--task", "text", "--deduplicate", how, "--validation-fraction", "0"]
@@ -230,7 +230,7 @@ def test_the_column_that_holds_a_text_and_what_a_label_says_count(tmp_path):
     assert [*open_prepared_text(str(folder))["train"]] == [rows[0], rows[1], rows[3]]
 
 
-def test_a_removed_copy_says_which_row_stays(texts, tmp_path):
+def test_a_removed_copy_names_the_row_that_is_kept(texts, tmp_path):
     generator = np.random.default_rng(5)
     long = sentence(generator, 300)
     near = long.replace(" cat ", " dog ", 1)
@@ -306,7 +306,7 @@ def test_the_role_of_a_message_is_not_text(tmp_path):
     assert prepared(*words)[1]["filters"]["empty"] == {"in": 4, "removed": 3}
 
 
-def test_a_model_lists_what_it_finds_unusual_and_removes_nothing(corpus, tokenizer, tmp_path):
+def test_a_model_lists_unusual_rows_and_removes_none(corpus, tokenizer, tmp_path):
     words = [
         "--dataset",
         corpus,
@@ -374,7 +374,7 @@ def test_a_mixture_has_the_requested_shares_and_reports_them(two, tokenizer, tmp
     assert str(two) not in (tmp_path / "q" / "manifest.json").read_text()
 
 
-def test_corpora_go_on_record_by_no_absolute_path_and_by_names_of_their_own(two, tokenizer, tmp_path, monkeypatch):
+def test_corpora_are_recorded_with_unique_names_and_without_absolute_paths(two, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(two / "large")
     names = [two / "large" / "a.jsonl", two / "small" / "a.jsonl", "../small/*.jsonl"]
     words = ["--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
@@ -386,7 +386,7 @@ def test_corpora_go_on_record_by_no_absolute_path_and_by_names_of_their_own(two,
     assert str(two) not in (folder / "manifest.json").read_text()
 
 
-def test_columns_of_a_mixture_that_do_not_go_together_are_one_line_errors(two, tmp_path, capsys):
+def test_incompatible_columns_of_a_mixture_are_one_line_errors(two, tmp_path, capsys):
     for name, value in (("a", 1), ("b", "one")):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": f"Text {n}.", "n": value} for n in range(9)])
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "p", "--mixture", "a.jsonl,b.jsonl"]
@@ -396,7 +396,7 @@ def test_columns_of_a_mixture_that_do_not_go_together_are_one_line_errors(two, t
     assert not (tmp_path / "p").exists()
 
 
-def test_epochs_and_stopping_strategies_are_taken_as_asked(two, tokenizer, tmp_path):
+def test_epochs_and_stopping_strategies_are_applied(two, tokenizer, tmp_path):
     same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
     same += ["--mixture", "large,small"]
     _, manifest = prepared(*same, "--mixture-epochs", "large=1,small=3", "--output-dir", tmp_path / "p")
@@ -485,7 +485,7 @@ def test_replacing_prepared_data_removes_its_files_and_no_others(corpus, tokeniz
     assert sorted(path.name for path in folder.iterdir()) == left and corpus.exists()
 
 
-def test_contamination_is_of_the_split_that_is_asked_for_and_of_what_its_files_hold(texts, tmp_path, capsys):
+def test_contamination_uses_the_given_split_and_the_content_of_its_files(texts, tmp_path, capsys):
     exam = write_rows(tmp_path / "exam.jsonl", [{"text": text} for text in texts[:30]])
     prepared("--dataset", exam, "--task", "text", "--test-fraction", "0.2", "--output-dir", tmp_path / "exam")
     held_out = {row["text"] for row in open_prepared_text(str(tmp_path / "exam"))["test"]}
@@ -694,7 +694,7 @@ def test_held_out_text_of_prepared_data_stays_held_out(tmp_path):
         open_rows(str(folder), split="dev")
 
 
-def test_bytes_that_are_no_utf8_are_one_line_errors(tmp_path, capsys):
+def test_bytes_that_are_not_utf8_are_one_line_errors(tmp_path, capsys):
     (tmp_path / "bad.txt").write_bytes(b"fine so far \xff\xfe and no further")
     fails(["--dataset", tmp_path / "bad.txt", "--output-dir", tmp_path / "p"], r"bad\.txt cannot be read", capsys)
 

@@ -125,7 +125,7 @@ def test_the_shakespeare_preset_learns_characters_with_either_optimizer(story, t
         assert (facts["optimizer"], facts["schedule"]) == (name, "linear")
 
 
-def test_run_yaml_is_the_run_again_and_names_no_absolute_path_of_ours(trained, story):
+def test_run_yaml_repeats_the_run_and_has_no_absolute_path_of_the_machine(trained, story):
     text = (trained / "run.yaml").read_text()
     fields = yaml.safe_load(text)
     assert fields["max_steps"] == 30 and fields["learning_rate"] == 3e-3 and fields["dataset"] == story
@@ -141,7 +141,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(trained, story, capsys):
     assert (trained / "metrics.jsonl").read_text() == before
 
 
-def test_resuming_a_finished_run_says_so_and_changes_no_number(story, tmp_path, capsys):
+def test_resuming_a_finished_run_prints_a_message_and_changes_no_number(story, tmp_path, capsys):
     arguments = ["--dataset", story, "--output-dir", str(tmp_path / "run"), *SMALL, "--max-steps", "2"]
     run(*arguments, "--resume", "latest")
     assert "starting from the beginning" in capsys.readouterr().out
@@ -440,7 +440,7 @@ def test_a_checkpoint_without_a_config_names_the_remedy(trained, tmp_path, capsy
     fails([tmp_path / "step-30", "On day"], "Copy config.json and the tokenizer", capsys, generate_recipe.main)
 
 
-def test_generate_says_what_is_wrong_in_one_line(tmp_path, capsys):
+def test_errors_of_generate_are_one_line(tmp_path, capsys):
     fails(["--model", tmp_path], "no config.json", capsys, generate_recipe.main)
     fails(["--model", tmp_path / "absent"], "no such folder", capsys, generate_recipe.main)
     fails(["--samples", "0"], "--samples must be at least 1", capsys, generate_recipe.main)

@@ -75,7 +75,7 @@ def test_a_step_has_the_same_rows_on_any_number_of_processes(cut):
     assert steps(*cut) == steps(12, 1, 1)
 
 
-def test_lanes_that_cannot_be_shared_or_have_nothing_are_said():
+def test_lanes_that_cannot_be_shared_or_are_empty_are_errors():
     with pytest.raises(ValueError, match="6 stream lanes cannot be shared by 4 processes"):
         StreamedSteps(lanes(6), None, BatchLayout(1, 1, 4, 0))
     with pytest.raises(ValueError, match="Lane 12 of 13 has no documents"):

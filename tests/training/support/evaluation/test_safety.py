@@ -127,7 +127,7 @@ def test_no_question_is_asked_twice(tmp_path, monkeypatch):
     assert len(asked) == len({*asked}) == 3 + len(OFF_DOMAIN) + len(SENSITIVE)
 
 
-def test_a_score_on_a_contaminated_set_says_so_beside_it(run):
+def test_a_score_on_a_contaminated_set_is_marked(run):
     found = run("tuned", "--last-word", "words.jsonl", "--tuning-data", "train.json")
     assert found["results"]["words"]["contaminated"] == 0.5
     assert found["tables"]["words"]["contamination"] == {"words": 13, "rows": [0]}

@@ -19,7 +19,7 @@ def test_a_vocabulary_smaller_than_requested_is_reported():
     assert said("--vocab-size", str(size)) == said("--tokenizer-kind", "char") == said("--model", "m") == []
 
 
-def test_gpt2_without_its_vocabulary_says_why_it_is_smaller():
+def test_a_smaller_gpt2_without_its_vocabulary_is_explained():
     def said(*words):
         run = command_line.parse(pretrain.PretrainRun, words)
         return models.small_preset(run, planning.read_config(run, None)[0])
