@@ -60,7 +60,7 @@ def imports(file: Path) -> list[tuple[str, bool]]:
     return found
 
 
-def test_every_folder_is_a_room_and_no_module_lies_beside_them():
+def test_every_folder_is_in_the_table_and_holds_all_modules():
     folders = {file.relative_to(REPO / "scratch_gpt").parts[0] for file in modules("scratch_gpt")}
     assert folders == {*ROOMS, "__init__.py"}
 
@@ -78,7 +78,7 @@ def test_every_module_has_a_test_file_of_its_path_or_a_reason():
 
 
 @pytest.mark.parametrize("name", ROOMS)
-def test_rooms_import_only_what_they_may(name):
+def test_packages_import_only_what_the_table_allows(name):
     room = ROOMS[name]
     for file in modules(f"scratch_gpt/{name}"):
         folder = file.relative_to(REPO / "scratch_gpt").parent.as_posix()
@@ -91,7 +91,7 @@ def test_rooms_import_only_what_they_may(name):
             assert folder.startswith(ONLY_IN.get(top, "")), (file, module)
 
 
-def test_no_arrow_leads_in_a_circle():
+def test_packages_import_each_other_without_cycles():
     done: set[str] = set()
     while rest := ROOMS.keys() - done:
         ready = {name for name in rest if ROOMS[name].ours <= done}
@@ -99,7 +99,7 @@ def test_no_arrow_leads_in_a_circle():
         done |= ready
 
 
-def test_every_arrow_is_used():
+def test_every_allowed_import_between_packages_is_used():
     for name, room in ROOMS.items():
         found = [module for file in modules(f"scratch_gpt/{name}") for module, _ in imports(file)]
         used = {module.split(".")[1] for module in found if module.startswith("scratch_gpt.")} - {name}
@@ -107,7 +107,7 @@ def test_every_arrow_is_used():
         assert {module.split(".")[0] for module in found} - {"scratch_gpt"} == room.others | room.inside, name
 
 
-def test_every_import_of_ours_names_what_is_there():
+def test_every_import_of_our_modules_names_an_existing_name():
     """Also in the benches and scripts that no test runs."""
     for folder in ("scratch_gpt", "training", "tests", "hub_card"):
         for file in modules(folder):
@@ -170,7 +170,7 @@ def test_the_package_lists_every_folder():
     assert set(found["packages"]) == folders
 
 
-def test_the_library_has_no_command_line_and_asks_for_rank_only_in_the_loop_and_its_record():
+def test_the_library_has_no_command_line_and_uses_the_rank_only_in_the_loop():
     for file in (REPO / "scratch_gpt").rglob("*.py"):
         text = file.read_text()
         assert "argparse" not in text, file.name

@@ -67,7 +67,7 @@ def test_a_pipeline_answers_as_we_do(chat):
 # --- TRL ---------------------------------------------------------------------------------------------------------
 
 
-def test_trl_tunes_on_conversations_and_what_it_saves_is_whole(chat, tmp_path):
+def test_trl_tunes_on_conversations_and_saves_a_complete_model(chat, tmp_path):
     pytest.importorskip("trl")
     from trl import SFTConfig, SFTTrainer
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,13 +18,16 @@ import scratch_gpt
 TREE = ast.parse((REPO / "scratch_gpt" / "__init__.py").read_text())
 CALLS = """\
 import scratch_gpt
-from scratch_gpt import ScratchGPTForCausalLM, Windows, load_tokenizer, plot_loss
+from scratch_gpt import ScratchGPTForCausalLM, TrainingSettings, Windows, causal_lm, load_tokenizer, plot_loss
 
 reveal_type(ScratchGPTForCausalLM)
 reveal_type(Windows)
 reveal_type(load_tokenizer("runs/mine/model"))
 reveal_type(scratch_gpt.decode)
 reveal_type(plot_loss)
+reveal_type(scratch_gpt.train_model)
+reveal_type(TrainingSettings)
+reveal_type(causal_lm)
 """
 TYPES = [
     "type[ScratchGPTForCausalLM]",
@@ -31,6 +35,9 @@ TYPES = [
     "PreTrainedTokenizerBase",
     "(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tokens: bool = False) -> str",
     "-> Path",
+    "-> tuple[Module, Progress]",
+    "type[TrainingSettings]",
+    "Objective",
 ]
 
 
@@ -38,7 +45,8 @@ def test_each_name_resolves_and_is_listed():
     listed = dir(scratch_gpt)
     for name in scratch_gpt.__all__:
         value = getattr(scratch_gpt, name)
-        assert callable(value) and value.__name__ == name and name in listed
+        is_function_or_class = callable(value) and value.__name__ == name
+        assert (is_function_or_class or isinstance(value, scratch_gpt.Objective)) and name in listed
     assert "__version__" in listed
 
 
@@ -50,9 +58,23 @@ def test_names_for_editors_are_those_that_are_imported_at_first_use():
     assert {*imports} <= {*scratch_gpt.__all__} and len(scratch_gpt.__all__) == len({*scratch_gpt.__all__})
 
 
-def test_no_name_is_that_of_a_package():
+def test_no_public_name_equals_a_package_name():
     folders = {path.parent.name for path in (REPO / "scratch_gpt").glob("*/__init__.py")}
     assert not folders & {*scratch_gpt.__all__}
+
+
+def test_documentation_imports_from_the_top_of_the_package():
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    notebook = json.loads((REPO / "training" / "notebooks" / "text_to_hub.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert blocks and cells
+    for code in [*blocks, *(re.sub(r"^( *)%.*", r"\1pass", cell, flags=re.MULTILINE) for cell in cells)]:
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("scratch_gpt."), node.module
+                if node.module == "scratch_gpt":
+                    assert {alias.name for alias in node.names} <= {*scratch_gpt.__all__}
 
 
 def test_a_type_checker_knows_the_names(tmp_path):

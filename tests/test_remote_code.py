@@ -48,7 +48,7 @@ def test_a_saved_folder_holds_all_it_needs(root, name):
 
 
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification])
-def test_with_the_package_the_auto_classes_know_ours_without_trust(root, auto):
+def test_the_auto_classes_load_our_models_without_trust_if_the_package_is_imported(root, auto):
     folder = root / auto.__name__
     assert type(AutoConfig.from_pretrained(folder)) is ScratchGPTConfig
     assert type(auto.from_pretrained(folder)) is CLASSES[auto.__name__]

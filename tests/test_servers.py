@@ -27,7 +27,7 @@ def test_an_equal_answer_passes(answer):
 
 
 @pytest.mark.parametrize("answer", [[1, 8, 5], "xq?"])
-def test_a_tie_is_named_and_ends_the_comparison(answer):
+def test_a_tie_is_reported_and_ends_the_comparison(answer):
     assert compare(ROW, answer, 1e-3) == "prompt 'a': a tie after 1 ids, the best two logits are 0.0001 apart"
 
 

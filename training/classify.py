@@ -70,10 +70,10 @@ class ClassifyRun(Run):
 
 
 def build(run: ClassifyRun):
-    """Labelled rows in splits that share no text, and a model with a fresh head for their classes."""
+    """Labeled rows in splits that share no text, and a model with a fresh head for their classes."""
     from functools import partial
 
-    from scratch_gpt.data.rows.collate import collate_labelled
+    from scratch_gpt.data.rows.collate import collate_labeled
     from scratch_gpt.data.rows.labels import class_weights
     from scratch_gpt.train.objectives import classification
     from scratch_gpt.utils.plots import plot_classification
@@ -90,7 +90,7 @@ def build(run: ClassifyRun):
     rows, manifest = make_rows(splits, sources, names, tokenizer, max_length)
     add_seen(rows, run.seed)
     weights = class_weights(splits["train"].labels, names) if run.balance == "weights" else None
-    collate = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id, max_length=max_length)
+    collate = partial(collate_labeled, pad_token_id=tokenizer.pad_token_id, max_length=max_length)
     predictions = partial(extra_outputs, run, splits.get("test"), rows.get("test"), names, collate)
 
     return Task(
@@ -114,11 +114,11 @@ def read_splits(run: ClassifyRun):
     """The examples of each split, where they are from, and what to say of them."""
     from scratch_gpt.data.rows.labels import distinct_rows, match_labels, rows_not_in, split_examples, undersample
     from scratch_gpt.utils.wording import plural
-    from scratch_gpt_training.support.evaluation.labeled import open_labelled
+    from scratch_gpt_training.support.evaluation.labeled import open_labeled
 
     text_column = run.text_column or ("sms" if run.dataset == DEFAULT_DATASET else "text")
     where = dataset_location(run)
-    examples, source, notices = open_labelled(run, where, text_column)
+    examples, source, notices = open_labeled(run, where, text_column)
     sources, test_split = [source], {}
     if run.test_dataset is not None or run.test_split is not None:
         test, test_source, test_notices = open_test(run, where, text_column)
@@ -149,13 +149,13 @@ def open_test(run: ClassifyRun, where, text_column: str):
     """The rows that are scored, and where they are from, and what was not read."""
     from scratch_gpt.data.sources.location import Location
     from scratch_gpt.runs.record import is_on_hub
-    from scratch_gpt_training.support.evaluation.labeled import open_labelled
+    from scratch_gpt_training.support.evaluation.labeled import open_labeled
 
     if run.test_dataset is not None:
         where = Location(run.test_dataset, split=run.test_split or "train")
     else:
         where = where._replace(split=run.test_split)
-    examples, source, notices = open_labelled(run, where, text_column, least=1)
+    examples, source, notices = open_labeled(run, where, text_column, least=1)
     if run.test_split is not None and not is_on_hub(source) and "prepared" not in source:
         raise ValueError(
             f"{where.dataset} has no splits: leave --test-split out; --test-dataset names a file to score."
@@ -193,11 +193,11 @@ def make_rows(splits, sources, names: list[str], tokenizer, max_length: int) -> 
     from functools import partial
 
     from scratch_gpt.data.manifest import make_manifest
-    from scratch_gpt.data.rows.labels import LabelledRows
+    from scratch_gpt.data.rows.labels import LabeledRows
     from scratch_gpt.tokenization.tokenizer import encode_batch, tokenizer_facts
 
     encode, label2id = partial(encode_batch, tokenizer), {name: id for id, name in enumerate(names)}
-    rows = {name: LabelledRows(part, encode, label2id, max_length) for name, part in splits.items()}
+    rows = {name: LabeledRows(part, encode, label2id, max_length) for name, part in splits.items()}
     records = {name: part.facts() for name, part in rows.items()}
     facts = tokenizer_facts(tokenizer)
     manifest = make_manifest("classify", sources, records, tokenizer=facts, max_length=max_length)
@@ -253,11 +253,13 @@ def predict(run: ClassifyRun) -> None:
     from scratch_gpt.tokenization.tokenizer import encode_batch
     from scratch_gpt.utils.foreign import shown
     from scratch_gpt.utils.local_files import kind_ending
-    from scratch_gpt_training.support.evaluation.labeled import load_classifier, predicted_lines, split_names
+    from scratch_gpt_training.support.evaluation.labeled import load_classifier, parse_column_names, predicted_lines
 
     assert run.predict is not None
     column = run.text_column or "text"
-    rows, _, notices = open_rows(run.predict, columns=one_column(column), column_names=split_names(run.column_names))
+    rows, _, notices = open_rows(
+        run.predict, columns=one_column(column), column_names=parse_column_names(run.column_names)
+    )
     for notice in notices:
         print(shown(notice), file=sys.stderr)
     values = rows[column][:]

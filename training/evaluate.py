@@ -26,12 +26,12 @@ from typing import Literal
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse
 from scratch_gpt_training.support.commands import command
-from scratch_gpt_training.support.options import Source, check_fields, check_model_folder, data_sets, option
+from scratch_gpt_training.support.options import SourceOptions, check_fields, check_model_folder, data_sets, option
 from scratch_gpt_training.support.run.output_dir import check_writable, relative, set_name
 
 
 @dataclass(frozen=True)
-class EvaluateRun(Source):
+class EvaluateRun(SourceOptions):
     """Evaluation."""
 
     COMMON = (
@@ -184,17 +184,17 @@ def check_names(run: EvaluateRun) -> None:
         )
 
 
-def check_kind(run: EvaluateRun, is_labelling: bool) -> None:
+def check_kind(run: EvaluateRun, is_labeling: bool) -> None:
     """Raise a ValueError for the first field that the other kind of model has, a language model or a classifier."""
     of_labels = {"label_column", "label_separator", "column_names"}
-    unread = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labelling else of_labels
+    unread = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labeling else of_labels
     changed = [item.name for item in fields(run) if item.name in unread and getattr(run, item.name) != item.default]
     if changed:
-        kinds = ("a classifier", "a language model") if is_labelling else ("a language model", "a classifier")
+        kinds = ("a classifier", "a language model") if is_labeling else ("a language model", "a classifier")
         flag = f"--{changed[0].replace('_', '-')}"
         raise ValueError(f"{run.model} is {kinds[0]}, and {flag} is for {kinds[1]}: leave it out.")
-    if is_labelling and run.dataset is None:
-        raise ValueError(f"{run.model} is a classifier: give the labelled rows to score with --dataset.")
+    if is_labeling and run.dataset is None:
+        raise ValueError(f"{run.model} is a classifier: give the labeled rows to score with --dataset.")
 
 
 def evaluate(run: EvaluateRun) -> None:
@@ -203,25 +203,30 @@ def evaluate(run: EvaluateRun) -> None:
 
     from scratch_gpt.runs.evaluation_file import read_evaluation, record_measured
     from scratch_gpt.utils.foreign import shown
-    from scratch_gpt_training.support.evaluation.labeled import load_classifier, measure_labelled
-    from scratch_gpt_training.support.evaluation.measurements import is_classifier, load, measure_all, show
+    from scratch_gpt_training.support.evaluation.labeled import load_classifier, measure_labeled
+    from scratch_gpt_training.support.evaluation.measurements import (
+        format_metrics,
+        is_classifier,
+        load_evaluated,
+        measure_all,
+    )
     from scratch_gpt_training.support.evaluation.safety import check_safety, with_contamination
 
     assert run.model is not None  # `check` has refused that
     file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
     revision = run.model_revision
     read_evaluation(file, model, revision)  # refuses a file about another one before anything is computed
-    check_kind(run, is_labelling := is_classifier(run.model, revision))
-    if is_labelling:
+    check_kind(run, is_labeling := is_classifier(run.model, revision))
+    if is_labeling:
         assert run.dataset is not None  # as `check_kind` requires
-        measured = (set_name(run.dataset), measure_labelled(run, load_classifier(run)))
+        measured = (set_name(run.dataset), measure_labeled(run, load_classifier(run)))
         results = with_contamination(run, [measured])
     else:
-        subject = load(run, run.model, revision)
+        subject = load_evaluated(run, run.model, revision)
         results = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
     for name, measured in results:
         record_measured(file, model, name, measured, revision)
-        print(shown(f"{name}: {show(measured.results)}"), flush=True)
+        print(shown(f"{name}: {format_metrics(measured.results)}"), flush=True)
     print(f"Written: {file}")
 
 

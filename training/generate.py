@@ -110,7 +110,7 @@ def chat(decoder, tokenizer, seed: int, **options) -> None:
             messages = [*conversation, {"role": "assistant", "content": answer}]
 
 
-def speed(decoder, seconds: float) -> str:
+def format_speed(decoder, seconds: float) -> str:
     """What was drawn and how fast; reading the prompt and, but in int8, laying out the matrices are included."""
     text = f"{decoder.drawn} tokens in {seconds:.2f} s: {decoder.drawn / seconds:.1f} tokens/s"
     if decoder.guessed:
@@ -120,7 +120,7 @@ def speed(decoder, seconds: float) -> str:
     return text
 
 
-def load(name: str, revision: str | None = None):
+def load_language_model(name: str, revision: str | None = None):
     """A model as any Hugging Face client loads it; an adapter merged into its base."""
     from transformers import AutoModelForCausalLM
 
@@ -141,7 +141,7 @@ def load_assistant(model, tokenizer, name: str, compile: bool):
         return make_decoder(model, "int8", compile)
     if load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"--assistant-model {name} has another tokenizer. Choose one with the same tokenizer.")
-    return make_decoder(load(name).to(model.dtype))
+    return make_decoder(load_language_model(name).to(model.dtype))
 
 
 def read_prompt(prompt: str) -> str:
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.chat:
             render(tokenizer, cast(str, tokenizer.chat_template), TRIAL[:1], add_generation_prompt=True)
         ids = encode(tokenizer, prompt)
-        model = load(run.model, run.model_revision)
+        model = load_language_model(run.model, run.model_revision)
         model = model if run.dtype == "auto" else model.to(getattr(torch, run.dtype))
         keep_freed_memory()
         start = time.perf_counter()
@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             for text in generate_text(decoder, tokenizer, [prompt] * run.samples, seed=run.seed, **options):
                 print(shown(f"{prompt}{text}\n"))
-        print(speed(decoder, time.perf_counter() - start), file=sys.stderr)
+        print(format_speed(decoder, time.perf_counter() - start), file=sys.stderr)
 
 
 if __name__ == "__main__":

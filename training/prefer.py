@@ -25,7 +25,7 @@ from scratch_gpt_training.support.run.recipe import run_recipe
 
 DEFAULT_DATASET, DEFAULT_MODEL = "trl-lib/ultrafeedback_binarized", "openai-community/gpt2"
 SAMPLED, SAMPLED_TOKENS = 32, 32  # answers of its own that the model's drift is measured on, and tokens of each
-BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
+DEFAULT_BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def build(run: PreferRun):
     notices += [*changes, *apply_tune(run, model)]
     rows, manifest = make_rows(run, splits, source, left_out, tokenizer, max_length)
     add_seen(rows, run.seed)
-    objective = Preference(run.loss_type, BETAS[run.loss_type] if run.beta is None else run.beta, run.simpo_gamma)
+    objective = Preference(
+        run.loss_type, DEFAULT_BETAS[run.loss_type] if run.beta is None else run.beta, run.simpo_gamma
+    )
     samples = {}  # of held-out splits: what the model answers itself before the first step
 
     task = Task(
@@ -161,7 +163,7 @@ def give_references(run: PreferRun, objective, task, samples, accelerator, folde
     from scratch_gpt.train.accelerator import uncompiled
     from scratch_gpt.train.batches import to_device
     from scratch_gpt.train.reference_logps import (
-        NAME,
+        REFERENCES_FILE,
         read_references,
         reference_key,
         reference_logps,
@@ -172,7 +174,7 @@ def give_references(run: PreferRun, objective, task, samples, accelerator, folde
     splits = {name: part for name, part in task.rows.items() if name != "seen"}
     hashes = {name: facts["sha256"] for name, facts in task.manifest["splits"].items()}
     key = reference_key(model, hashes | {"needs_reference": str(objective.needs_reference)})
-    references = read_references(folder / NAME, key)
+    references = read_references(folder / REFERENCES_FILE, key)
     if references is None:
         accelerator.print("Computing the reference model's log-probabilities (once, before training) ...")
         references = {}
@@ -184,7 +186,12 @@ def give_references(run: PreferRun, objective, task, samples, accelerator, folde
                 with accelerator.autocast(), uncompiled(model.to(accelerator.device)):
                     answers = sample_answers(model, prompts, task.tokenizer.eos_token_id, SAMPLED_TOKENS, run.seed)
                 references |= {f"{name}.{field}": tensor.cpu().numpy() for field, tensor in answers.items()}
-        save(NAME, lambda: write_references(folder / NAME, references, key) if accelerator.is_main_process else None)
+        save(
+            REFERENCES_FILE,
+            lambda: (
+                write_references(folder / REFERENCES_FILE, references, key) if accelerator.is_main_process else None
+            ),
+        )
     for name, part in splits.items():
         part.reference_logps = references.get(name)
         fields = {key.partition(".")[2]: value for key, value in references.items() if key.startswith(f"{name}.")}

@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Text -> a prepared folder: cleaned, without duplicates, mixed, tokenised, cut into rows that are mapped from disk.
+"""Text -> a prepared folder: cleaned, without duplicates, mixed, tokenized, cut into rows that are mapped from disk.
 
     python training/prepare.py [--config FILE.yaml] [--field value ...]
 
@@ -26,7 +26,7 @@ from scratch_gpt_training.support.command_line import flag, one_clear_line, pars
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import (
     VOCABULARY,
-    Source,
+    SourceOptions,
     check_fields,
     check_model_folder,
     check_rows,
@@ -40,7 +40,7 @@ from scratch_gpt_training.support.run.output_dir import check_writable
 
 
 @dataclass(frozen=True)
-class PrepareRun(Source):
+class PrepareRun(SourceOptions):
     """Preparation."""
 
     COMMON = (
@@ -244,17 +244,17 @@ def main(argv: list[str] | None = None) -> None:
         from scratch_gpt.utils.locks import hold
         from scratch_gpt.utils.watchdog import watch
         from scratch_gpt_training.support.preparation.stages import (
+            hash_plan,
+            load_named_tokenizer,
             make_filters,
-            make_plan,
             open_corpora,
-            open_tokenizer,
             prepare,
             settle_folder,
         )
 
-        corpora, filters, tokenizer = open_corpora(run), make_filters(run), open_tokenizer(run)
+        corpora, filters, tokenizer = open_corpora(run), make_filters(run), load_named_tokenizer(run)
         sources = [corpus.record for corpus in corpora]
-        plan = make_plan(run, sources)
+        plan = hash_plan(run, sources)
         check_writable(Path(run.output_dir))
         with hold(run.output_dir):
             work, is_done = settle_folder(run, plan, sources)

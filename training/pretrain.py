@@ -213,13 +213,13 @@ def matches_older(run: PretrainRun) -> bool:
     from contextlib import suppress
     from pathlib import Path
 
-    from scratch_gpt.data.manifest import NAME, read_manifest
+    from scratch_gpt.data.manifest import MANIFEST_FILE, read_manifest
 
     manifests = [] if run.manifest is None else [read_manifest(Path(run.manifest))]
     if run.resume is not None:
         folder = Path(run.output_dir) if run.resume == "latest" else Path(run.resume).resolve().parent.parent
         with suppress(ValueError):  # what the checkpoint says of the data is compared in any case
-            manifests.append(read_manifest(folder / NAME))
+            manifests.append(read_manifest(folder / MANIFEST_FILE))
     return any("split_by" not in manifest for manifest in manifests)
 
 

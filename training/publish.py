@@ -63,7 +63,7 @@ def terms(run: PublishRun) -> dict[str, Any]:
     return {"license": run.license, "license_name": run.license_name, "license_link": run.license_link}
 
 
-def show(run: PublishRun, steps: list[int]) -> None:
+def show_staged(run: PublishRun, steps: list[int]) -> None:
     """Stage, and print the tree with sizes, the branches of checkpoints and the card."""
     from pathlib import Path
 
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         check_repo_name(run.repo)
         steps = checkpoint_steps(run.run) if run.checkpoints else []  # refused before anything is staged or pushed
         if run.dry_run:
-            show(run, steps)
+            show_staged(run, steps)
             return
         options = {"layout": run.layout, "private": run.private, **terms(run)}
         show_push(publish(run.run, run.repo, revision=run.revision, **options))

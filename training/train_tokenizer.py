@@ -22,16 +22,16 @@ from typing import Any, Literal, cast
 
 from scratch_gpt_training.support.command_line import flag, one_clear_line, parse
 from scratch_gpt_training.support.commands import command
-from scratch_gpt_training.support.options import Source, check_range, dataset_location, option, unused_source
+from scratch_gpt_training.support.options import SourceOptions, check_range, dataset_location, option, unused_source
 from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled, relative
 
 
-FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
 HELD_OUT_MEGABYTES = 8  # more of the held-out text would only take longer to measure
 
 
 @dataclass(frozen=True)
-class TokenizerRun(Source):
+class TokenizerRun(SourceOptions):
     """Tokenizer training."""
 
     COMMON = (
@@ -71,7 +71,7 @@ class TokenizerRun(Source):
     seed: int = option(0, "Seed of the held-out documents and the sample.")
 
 
-LIMITS = {  # field -> the least and the most that it may be
+TOKENIZER_LIMITS = {  # field -> the least and the most that it may be
     "sample_megabytes": (0.001, 10**6),
     "vocab_size": (1, 2**24),
     "min_frequency": (1, 10**9),
@@ -88,7 +88,7 @@ def unused_fields(run: TokenizerRun) -> dict[str, str]:
 
 def check(run: TokenizerRun) -> None:
     """Raise a ValueError for the first field whose value cannot be meant; `plan_tokenizer` sees to the others."""
-    for name, (smallest, largest) in LIMITS.items():
+    for name, (smallest, largest) in TOKENIZER_LIMITS.items():
         check_range(name, getattr(run, name), smallest, largest)
     if not 0 < run.held_out_fraction < 1:
         raise ValueError(f"--held-out-fraction must be between 0 and 1 (you gave {run.held_out_fraction}).")
@@ -101,7 +101,7 @@ def choose_folder(run: TokenizerRun) -> Path:
     """Return the folder to write; raise a ValueError if it holds files that may not be replaced."""
     folder = Path(run.output_dir).resolve()
     if is_filled(folder):
-        if not FILES <= {path.name for path in folder.iterdir()} or not is_report(folder / "report.json"):
+        if not TOKENIZER_FILES <= {path.name for path in folder.iterdir()} or not is_report(folder / "report.json"):
             raise ValueError(
                 f"--output-dir {run.output_dir} exists but was not written by this recipe. Choose another."
             )

@@ -1,4 +1,4 @@
-"""A model folder -> one page that looks inside: tokens, next token, attention, logit lens, neighbours, its words.
+"""A model folder -> one page that looks inside: tokens, next token, attention, logit lens, neighbors, its words.
 
     python hub_card/space/app.py DIR
 
@@ -23,7 +23,7 @@ except ImportError:
 
 from scratch_gpt.analysis import inspection
 from scratch_gpt.analysis.inspection_page import (
-    STYLE,
+    INSPECTION_STYLE,
     Bar,
     bars_html,
     heads_html,
@@ -47,7 +47,7 @@ BARS = 15
 EXAMPLE = "The cat sat on the mat because it was tired."
 SYSTEM_FONTS = ("system-ui", "DejaVu Sans", "sans-serif")
 CSS = (
-    STYLE
+    INSPECTION_STYLE
     + """.main.fillable { padding: 12px 16px 48px !important; } main.contain { padding: 0 !important; }
 .html-container { padding: 0 2px !important; } .column.gap, main .column { gap: 10px; } footer { display: none; }
 .look h2 { font-size: 1.5rem; margin: 0; } .look h3 { font-size: 1.15rem; margin: 1.4rem 0 0; }
@@ -148,7 +148,7 @@ class Page:
         choices = [(f"{inspection.spell(self.tokenizer, id)!r}  {id}", id) for id in ids]
         return gr.Dropdown(choices=choices, value=ids[-1] if ids else None)
 
-    def neighbours(self, id: int | None) -> str:
+    def neighbors(self, id: int | None) -> str:
         if id is None:
             return say(EMPTY, kind="note")
         cosines, ids = inspection.neighbors(self.model, id, BARS)
@@ -268,10 +268,10 @@ def build(subject: inspection.Subject, name: str) -> gr.Blocks:
         shown(page.attention, layer, head, into=[one, every])
         gr.HTML(heading("Logit lens", LENS["classifier" if subject.kind == "classifier" else "base"]))
         shown(page.lens, into=[gr.HTML(elem_id="lens")])
-        gr.HTML(heading("Neighbours", "The tokens whose embeddings point the same way: the cosine of the angle."))
+        gr.HTML(heading("Neighbors", "The tokens whose embeddings point the same way: the cosine of the angle."))
         token = gr.Dropdown(label="a token of the text", elem_id="token")
         near = gr.HTML(elem_id="near")
-        token.change(page.neighbours, token, near, **live)
+        token.change(page.neighbors, token, near, **live)
         shown(page.choices, into=[token])
 
         def look(text, *more):

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..generation.generate import generate_answers
-from ..train.objectives import Batch
+from ..train.batches import Batch
 from .next_token import next_token_logits
 from .probe_prompts import Probe
 

@@ -22,7 +22,7 @@ from ..utils.loading import ADAPTER_CONFIG
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _REST = [byte for byte in range(256) if byte not in _PRINTABLE]
 # A byte-level vocabulary spells bytes as letters (Radford et al. 2019): the printable as themselves, others from 256.
-BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_REST)}
+LETTER_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_REST)}
 
 
 class Subject(NamedTuple):
@@ -64,8 +64,8 @@ def open_subject(folder: str | Path) -> Subject:
 def spell(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
     """Return a token's text, or the bytes of a part of a character, as `<E2><82>`."""
     text, token = decode(tokenizer, [id]), tokenizer.convert_ids_to_tokens(id)
-    if "\ufffd" in text and set(token) <= set(BYTES):
-        return "".join(f"<{BYTES[letter]:02X}>" for letter in token)
+    if "\ufffd" in text and set(token) <= set(LETTER_BYTES):
+        return "".join(f"<{LETTER_BYTES[letter]:02X}>" for letter in token)
     return text
 
 

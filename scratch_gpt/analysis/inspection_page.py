@@ -1,6 +1,6 @@
 """Draw an inspection as pieces of HTML: chips, bars, maps. Without scripts or requests, light or dark as the page.
 
-A page that shows them includes STYLE, and sets the class `dark` on an outer element for the dark colors.
+A page that shows them includes INSPECTION_STYLE, and sets the class `dark` on an outer element for the dark colors.
 """
 
 import io
@@ -14,7 +14,7 @@ from ..utils.html import page_text
 from ..utils.plots import TRAIN, VALIDATION
 
 
-STYLE = (
+INSPECTION_STYLE = (
     """
 .look { --hue: #2f6fae; --line: #d9dee4; --soft: #5c6773; --track: #eef1f4; --ink: #1d232b;
   color: var(--ink); font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; }
@@ -166,7 +166,7 @@ def _picture(weights: torch.Tensor) -> str:
 
 
 __all__ = [
-    "STYLE",
+    "INSPECTION_STYLE",
     "Bar",
     "bars_html",
     "heads_html",

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 
-Run = tuple[str, ...]
+Phrase = tuple[str, ...]
 
 
 def recurring_phrases(
@@ -16,8 +16,8 @@ def recurring_phrases(
     """
     min_count, max_count = max(least, shares[0] * len(texts)), max(least, shares[1] * len(texts))
     split = [text.split() for text in texts]
-    counts: dict[Run, int] = {}
-    inner: set[Run] = set()
+    counts: dict[Phrase, int] = {}
+    inner: set[Phrase] = set()
     for n in range(1, longest + 1):
         new_counts = Counter(run for words in split for run in _runs(words, n, counts))
         counts |= {run: count for run, count in new_counts.items() if count >= min_count}
@@ -27,7 +27,7 @@ def recurring_phrases(
     return [" ".join(run) for run in sorted(runs, key=lambda run: (-counts[run], run))]
 
 
-def _runs(words: list[str], n: int, counts: dict[Run, int]) -> set[Run]:
+def _runs(words: list[str], n: int, counts: dict[Phrase, int]) -> set[Phrase]:
     # Return the runs of n words whose parts are common enough; no other run can be.
     runs = {tuple(words[k : k + n]) for k in range(len(words) - n + 1)}
     return runs if n == 1 else {run for run in runs if run[1:] in counts and run[:-1] in counts}

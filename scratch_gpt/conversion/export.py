@@ -20,8 +20,8 @@ from .load import load_any_head
 from .onnx_file import write_onnx
 
 
-FOLDER = "exports"
-KINDS = ("onnx", "gguf", "gguf-f16")
+EXPORT_FOLDER = "exports"
+EXPORT_KINDS = ("onnx", "gguf", "gguf-f16")
 
 
 class Exported(NamedTuple):
@@ -44,8 +44,8 @@ def export(folder: str | Path, *, kind: str, say: Callable[[str], None] = print)
             disagrees with the model.
         ImportError: the extra is not installed.
     """
-    if kind not in KINDS:
-        raise ValueError(f"export is {kind!r}; it is one of {', '.join(KINDS)}.")
+    if kind not in EXPORT_KINDS:
+        raise ValueError(f"export is {kind!r}; it is one of {', '.join(EXPORT_KINDS)}.")
     top = Path(folder)
     source = top / "model" if (top / "model" / "config.json").is_file() else top
     _check_source(source)
@@ -58,7 +58,7 @@ def export(folder: str | Path, *, kind: str, say: Callable[[str], None] = print)
 def _export(top: Path, source: Path, kind: str) -> Exported:
     tokenizer = load_tokenizer(source)
     model = load_any_head(source).float().eval()
-    target = top / FOLDER / kind
+    target = top / EXPORT_FOLDER / kind
     draft = target.with_name(DRAFT + target.name)
     remove(draft)
     draft.mkdir(parents=True)
@@ -90,4 +90,4 @@ def _check_source(source: Path) -> None:
         raise ValueError(f"{source} is a {kind}; only our own models and GPT-2 are exported.")
 
 
-__all__ = ["FOLDER", "KINDS", "Exported", "export"]
+__all__ = ["EXPORT_FOLDER", "EXPORT_KINDS", "Exported", "export"]

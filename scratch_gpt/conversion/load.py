@@ -25,7 +25,7 @@ from ..utils.foreign import one_error
 from ..utils.loading import ADAPTER_CONFIG, explain, load_complete
 
 
-ModelT = TypeVar("ModelT", bound=ScratchGPTPreTrainedModel)
+OwnModelT = TypeVar("OwnModelT", bound=ScratchGPTPreTrainedModel)
 STOCK_CLASSES = {
     ScratchGPTModel: GPT2Model,
     ScratchGPTForCausalLM: GPT2LMHeadModel,
@@ -67,10 +67,10 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 def load_model(
     name: str,
     revision: str | None = None,
-    model_class: type[ModelT] = ScratchGPTForCausalLM,
+    model_class: type[OwnModelT] = ScratchGPTForCausalLM,
     needs_head: bool = False,
     **changes: Any,
-) -> ModelT:
+) -> OwnModelT:
     """Load a GPT-2 shaped model from a folder or the Hub in fp32, ready for training; `changes` are config fields.
 
     An adapter is merged into its base, and so is the LoRA of a run's checkpoint. A classifier without a head gets a
@@ -80,7 +80,7 @@ def load_model(
         ValueError: there is no such model, or it is of another kind.
     """
 
-    def load(name: str, revision: str | None, **labels: Any) -> ModelT:
+    def load(name: str, revision: str | None, **labels: Any) -> OwnModelT:
         if (lora := _lora_options(name)) is not None:
             return _load_lora_checkpoint(name, lora, model_class, changes)
         labels = labels if issubclass(model_class, ScratchGPTForSequenceClassification) else {}
@@ -118,8 +118,8 @@ def _lora_options(name: str) -> dict[str, Any] | None:
 
 
 def _load_lora_checkpoint(
-    name: str, lora: dict[str, Any], model_class: type[ModelT], changes: dict[str, Any]
-) -> ModelT:
+    name: str, lora: dict[str, Any], model_class: type[OwnModelT], changes: dict[str, Any]
+) -> OwnModelT:
     # Build the model that was trained, load the checkpoint's weights, and merge.
     from ..finetuning.lora import add_lora, merged_state
 

@@ -22,8 +22,8 @@ from ..utils.foreign import read_json
 from ..utils.local_files import local_path
 
 
-FORMAT_VERSION = 1
-NAME, DIGEST = "manifest.json", "manifest_sha256"
+MANIFEST_FORMAT = 1
+MANIFEST_FILE, DIGEST = "manifest.json", "manifest_sha256"
 
 
 def place(name: str) -> str:
@@ -59,7 +59,7 @@ def make_manifest(
     """Return the manifest of these splits, with their sums and one hash over theirs."""
     totals = {name: sum(split.get(name, 0) for split in splits.values()) for name in ("rows", "tokens", "bytes")}
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": MANIFEST_FORMAT,
         "task": task,
         **fields,
         "sources": sources,
@@ -83,7 +83,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def is_prepared(dataset: str) -> bool:
     """Return whether a dataset is a folder that training/prepare.py has written."""
-    return (local_path(dataset) / NAME).is_file()
+    return (local_path(dataset) / MANIFEST_FILE).is_file()
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ValueError: it is not there, is no manifest, of another format, or not what was written.
     """
     path = local_path(str(path))
-    path = path / NAME if path.is_dir() else path
+    path = path / MANIFEST_FILE if path.is_dir() else path
     try:
         manifest = read_json(path)
         parts = DIGEST.split("_")  # a damaged name has one of them
@@ -105,8 +105,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         _check_keys(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as a data manifest ({type(error).__name__}: {error}).") from error
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {version}, and this program reads {FORMAT_VERSION}.")
+    if version != MANIFEST_FORMAT:
+        raise ValueError(f"{path} has format version {version}, and this program reads {MANIFEST_FORMAT}.")
     if digests and digests != {DIGEST: _digest(manifest)}:
         raise ValueError(f"{path} is not what was written: its hash differs. Prepare the data again.")
     return manifest
@@ -128,7 +128,7 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     """
     folder = local_path(str(folder))
     if "files" not in manifest:
-        raise ValueError(f"{folder} holds no prepared data: its {NAME} lists no files.")
+        raise ValueError(f"{folder} holds no prepared data: its {MANIFEST_FILE} lists no files.")
 
     def find_problem(record: dict[str, Any]) -> str | None:
         path = folder / record["name"]
@@ -188,8 +188,8 @@ def _short(value: Any) -> str:
 
 
 __all__ = [
-    "FORMAT_VERSION",
-    "NAME",
+    "MANIFEST_FILE",
+    "MANIFEST_FORMAT",
     "changed_file",
     "file_record",
     "hash_of",

@@ -14,7 +14,7 @@ from itertools import islice, pairwise
 import numpy as np
 
 
-SLACK = 0.2  # of the smallest share: how far a border may move to the end of a document, line or word
+BORDER_SLACK = 0.2  # of the smallest share: how far a border may move to the end of a document, line or word
 WINDOW = 10_000  # characters on each side of a border in which a line's or word's end is looked for
 TRIES = 200  # places at which a document may be cut, nearest first
 # Ends of lines, of words, and of phrases in scripts without spaces.
@@ -152,7 +152,7 @@ def _split_by_bytes(
     groups = [copies[key] for key in sorted(copies)]
     ends = np.cumsum([sizes[group].sum() for group in groups])
     shares = {"train": 1 - sum(fractions.values()), **fractions}
-    slack = SLACK * min(shares.values()) * ends[-1]
+    slack = BORDER_SLACK * min(shares.values()) * ends[-1]
     used_keys = set(copies)  # a piece should equal no other text
     borders = [(0, 0)]  # (group, character): where a split begins
     for target in np.cumsum([*shares.values()])[:-1] * ends[-1]:

@@ -13,19 +13,19 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalize(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Return a text in the form that is compared.
 
     Example:
-        >>> normalize("The answer is: Paris.")
+        >>> normalize_answer("The answer is: Paris.")
         'answer is paris'
     """
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Return whether answer and reference are equal after `normalize`."""
-    return normalize(answer) == normalize(reference)
+    """Return whether answer and reference are equal after `normalize_answer`."""
+    return normalize_answer(answer) == normalize_answer(reference)
 
 
 def token_f1(answer: str, reference: str) -> float:
@@ -37,7 +37,7 @@ def token_f1(answer: str, reference: str) -> float:
         >>> token_f1("the cat sat", "a cat sat down")  # 2 of 2 words and 2 of 3; articles do not count
         0.8
     """
-    words, reference_words = normalize(answer).split(), normalize(reference).split()
+    words, reference_words = normalize_answer(answer).split(), normalize_answer(reference).split()
     shared = (Counter(words) & Counter(reference_words)).total()
     return 2 * shared / (len(words) + len(reference_words)) if words or reference_words else 1.0
 
@@ -57,4 +57,4 @@ def answer_metrics(answers: Sequence[str], references: Sequence[str]) -> dict[st
     }
 
 
-__all__ = ["answer_metrics", "exact_match", "normalize", "token_f1"]
+__all__ = ["answer_metrics", "exact_match", "normalize_answer", "token_f1"]

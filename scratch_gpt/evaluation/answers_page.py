@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..utils.html import page, page_text
 
 
-STYLE = """article { border-top: 1px solid var(--line); padding: 1.2rem 0; }
+ANSWERS_STYLE = """article { border-top: 1px solid var(--line); padding: 1.2rem 0; }
 section { margin: .8rem 0 0; } section > b { color: var(--soft); font-weight: 500; }
 pre { margin: .2rem 0 0; padding: .5rem .8rem; background: var(--track); border-left: 3px solid var(--line);
   white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; }
@@ -25,7 +25,9 @@ class Answered(NamedTuple):
 
 def answers_page(title: str, rows: Sequence[Answered], summary: str) -> str:
     """Return the page as HTML: the summary, then each prompt with its reference and every answer."""
-    return page(title, STYLE, f"<p>{page_text(summary)}</p>\n" + "".join(map(_article, range(1, len(rows) + 1), rows)))
+    return page(
+        title, ANSWERS_STYLE, f"<p>{page_text(summary)}</p>\n" + "".join(map(_article, range(1, len(rows) + 1), rows))
+    )
 
 
 def _article(number: int, row: Answered) -> str:

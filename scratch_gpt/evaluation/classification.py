@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..train.objectives import Batch, classification_loss
+from ..train.batches import Batch
+from ..train.objectives import classification_loss
 
 
 BINS = 15  # of confidence, as in Guo et al. 2017
-Sums = dict[str, torch.Tensor]
+ClassificationSums = dict[str, torch.Tensor]
 
 
 def probabilities_of(logits: torch.Tensor, has_many: bool) -> torch.Tensor:
@@ -37,7 +38,9 @@ def classify_batches(model: nn.Module, batches: Iterable[Batch], has_many: bool)
     return np.concatenate(parts)
 
 
-def classification_sums(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> Sums:
+def classification_sums(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> ClassificationSums:
     """Return the sums, float64, that the metrics are computed from; those of several batches add.
 
     Returns:
@@ -75,12 +78,12 @@ def sum_batches(
     batches: Iterable[tuple[Batch, bool]],
     weights: Sequence[float] | None = None,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> Sums:
+) -> ClassificationSums:
     """Add `classification_sums` over all batches. `batches` and `reduce` as for losses.mean_losses."""
     was_training = model.training
     model.eval()
     class_weights = None if weights is None else torch.tensor(weights)
-    totals: Sums = {}
+    totals: ClassificationSums = {}
     for batch, counted in batches:
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         for name, part in classification_sums(logits, batch["labels"], class_weights).items():
@@ -89,7 +92,7 @@ def sum_batches(
     return totals if reduce is None else {name: reduce(total).cpu() for name, total in totals.items()}
 
 
-def classification_metrics(sums: Sums) -> dict[str, float]:
+def classification_metrics(sums: ClassificationSums) -> dict[str, float]:
     """Return {"loss", "accuracy", "macro_f1", "calibration_error"}.
 
     F1 of a class = 2 TP / (2 TP + FP + FN); macro is the plain mean over the classes that occur or are predicted.
@@ -127,7 +130,7 @@ def _counts(confusion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     return confusion.diag(), confusion.sum(0), confusion.sum(1)
 
 
-def classification_tables(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
+def classification_tables(sums: ClassificationSums, names: Sequence[str]) -> dict[str, Any]:
     """Return each class' scores, the confusion matrix, and the calibration bins."""
     scores = {name: dict(zip(names, values, strict=True)) for name, values in class_scores(sums["confusion"]).items()}
     return {

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..train.objectives import Batch, Objective
+from ..train.batches import Batch
+from ..train.objectives import Objective
 
 
-Sums = dict[str, tuple[torch.Tensor | float, torch.Tensor | float]]  # name -> sum, count
+LossSums = dict[str, tuple[torch.Tensor | float, torch.Tensor | float]]  # name -> sum, count
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def mean_losses(
     was_training = model.training
     model.eval()
 
-    def read() -> Iterator[tuple[Sums, bool]]:
+    def read() -> Iterator[tuple[LossSums, bool]]:
         for batch, counted in batches:
             counts, sums = objective.counts(batch), objective.sums(model, batch)
             yield {name: (total, counts[name]) for name, total in sums.items()}, counted
@@ -41,7 +42,7 @@ def mean_losses(
 
 
 def means(
-    read: Iterable[tuple[Sums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
+    read: Iterable[tuple[LossSums, bool]], reduce: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> dict[str, float]:
     """Divide each name's total over the (sums, counted) pairs of all batches once by its count; NaN if that is 0."""
     totals: dict[str, torch.Tensor] = {}
@@ -79,4 +80,4 @@ def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
     }
 
 
-__all__ = ["Sums", "language_metrics", "mean_losses", "means", "row_losses"]
+__all__ = ["LossSums", "language_metrics", "mean_losses", "means", "row_losses"]

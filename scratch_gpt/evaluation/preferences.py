@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..train.objectives import Batch
+from ..train.batches import Batch
 from ..train.preference_losses import Answers, Preference, read_answers
-from .losses import Sums, means
+from .losses import LossSums, means
 
 
 TIE = 1e-4  # a smaller lead in reward is rounding, as every lead before the first step
@@ -75,12 +75,12 @@ def _types_of_products(model: nn.Module) -> Iterator[set[torch.dtype]]:
         hook.remove()
 
 
-def _sums(objective: Preference, answers: Answers, batch: dict[str, Any], rounding: float) -> Sums:
+def _sums(objective: Preference, answers: Answers, batch: dict[str, Any], rounding: float) -> LossSums:
     # `rounding`: the largest error of one token, in nats.
     if objective.loss_type == "kto":  # without the answers to other prompts
         answers = answers._replace(logps=answers.logps.chunk(2)[0], lengths=answers.lengths.chunk(2)[0])
         batch = batch | {"reference_logps": batch["reference_logps"].chunk(2)[0]}
-    sums: Sums = {name: (total, batch["counts"][name]) for name, total in objective.terms(answers, batch).items()}
+    sums: LossSums = {name: (total, batch["counts"][name]) for name, total in objective.terms(answers, batch).items()}
     rewards = objective.rewards(answers, batch)
     if objective.loss_type == "kto":
         is_chosen = batch["preference"]

@@ -10,7 +10,7 @@ from torch import nn
 from ..data.rows.collate import collate_rows
 from ..data.rows.windows import IGNORED
 from ..generation.generate import generate, pad_left
-from ..train.objectives import Batch
+from ..train.batches import Batch
 
 
 @torch.no_grad()

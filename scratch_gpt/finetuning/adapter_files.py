@@ -19,9 +19,9 @@ from ..utils.loading import ADAPTER_CONFIG, find_file
 from .adapter_layout import from_gpt2
 
 
-WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
-FORMAT_VERSION = 1
-ModelT = TypeVar("ModelT", bound=nn.Module)
+ADAPTER_WEIGHTS, ADAPTER_BASE = "adapter_model.safetensors", "base.json"
+ADAPTER_FORMAT = 1
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
 
 
@@ -31,8 +31,8 @@ def find_adapter(name: str, revision: str | None = None) -> Path | None:
 
 
 def load_adapted(
-    name: str, load: Callable[..., ModelT], revision: str | None = None, above: tuple[Path, ...] = ()
-) -> ModelT:
+    name: str, load: Callable[..., ModuleT], revision: str | None = None, above: tuple[Path, ...] = ()
+) -> ModuleT:
     """Load the model of a folder or Hub id; an adapter is merged into its base. The model is ready for training.
 
     Args:
@@ -53,7 +53,7 @@ def load_adapted(
     labels = _as_config(record.get("labels"))
     base = _find_base(name, file.parent, config.base_model_name_or_path)
 
-    def load_labeled(name: str, revision: str | None, **options: Any) -> ModelT:
+    def load_labeled(name: str, revision: str | None, **options: Any) -> ModuleT:
         return load(name, revision, **{**options, **labels})
 
     try:
@@ -73,7 +73,7 @@ def describe_base(model: nn.Module, base: str | None, revision: str | None) -> d
     """Return the content of base.json: the layout of the base's files ("gpt2" or ours), its shape, `identify_base`."""
     file = None if base is None else find_file(base, "config.json", revision)
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": ADAPTER_FORMAT,
         "layout": read_json(file).get("model_type") if file else None,
         "shape": {name: getattr(model.config, name) for name in SHAPE},
         **identify_base(model, base),
@@ -87,10 +87,10 @@ def identify_base(model: nn.Module, base: str | None) -> dict[str, str | None]:
     """
     on_meta = next(model.parameters()).is_meta
     folder = without_root(base) if base is not None and Path(base).is_dir() else None
-    return {"folder": folder, "fingerprint": None if on_meta else fingerprint(model)}
+    return {"folder": folder, "fingerprint": None if on_meta else weights_fingerprint(model)}
 
 
-def fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """Hash up to 1,024 values of every weight below the head, so that other weights have another fingerprint."""
     digest = hashlib.sha256()
     for name, tensor in sorted(cast(nn.Module, model.base_model).named_parameters()):
@@ -120,9 +120,9 @@ def import_peft() -> ModuleType:
 def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
     # Return peft's config, the tensors in our names, and base.json (empty if another trainer wrote the folder).
     peft = import_peft()
-    weights, base_file = find_file(name, WEIGHTS, revision), find_file(name, BASE, revision)
+    weights, base_file = find_file(name, ADAPTER_WEIGHTS, revision), find_file(name, ADAPTER_BASE, revision)
     if weights is None:
-        raise ValueError(f"The adapter {name} has no {WEIGHTS}; only safetensors are read.")
+        raise ValueError(f"The adapter {name} has no {ADAPTER_WEIGHTS}; only safetensors are read.")
     with one_error(f"The adapter {name} cannot be read"):
         config: Any = peft.PeftConfig.from_pretrained(str(file.parent))
         state = load_file(str(weights))
@@ -144,12 +144,12 @@ def _check_kinds(config: Any, record: dict[str, Any]) -> None:
             raise ValueError(f"its {field} is {getattr(config, field)!r}; it has to be text.")
     labels = record.get("labels")
     if not isinstance(record.get("shape", {}), dict) or not isinstance(labels, list | None):
-        raise ValueError(f"{BASE} has no shape or labels of the expected kind.")
+        raise ValueError(f"{ADAPTER_BASE} has no shape or labels of the expected kind.")
     if not all(isinstance(label, str) for label in labels or ()):
-        raise ValueError(f"the labels in {BASE} have to be text.")
+        raise ValueError(f"the labels in {ADAPTER_BASE} have to be text.")
 
 
-def _merge(model: ModelT, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> ModelT:
+def _merge(model: ModuleT, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> ModuleT:
     peft = import_peft()
     learned = {key: value for key, value in state.items() if ".lora_" in key}
     config.modules_to_save = None  # heads are copied below
@@ -180,7 +180,7 @@ def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) 
                 f"The adapter {name} was made on a base of {field} {expected}, but {base} has {value}. Give the "
                 f"adapter with its own base, named in {ADAPTER_CONFIG}."
             )
-    if record.get("fingerprint") not in (None, fingerprint(model)):
+    if record.get("fingerprint") not in (None, weights_fingerprint(model)):
         raise ValueError(
             f"The adapter {name} was made on other weights than those of {base} now: its base has another "
             f"fingerprint. Put back the base that {ADAPTER_CONFIG} names, or train the adapter anew."
@@ -201,13 +201,13 @@ def _find_base(name: str, folder: Path, base: str | None) -> str:
 
 
 __all__ = [
-    "BASE",
-    "WEIGHTS",
+    "ADAPTER_BASE",
+    "ADAPTER_WEIGHTS",
     "describe_base",
     "find_adapter",
-    "fingerprint",
     "identify_base",
     "import_peft",
     "load_adapted",
+    "weights_fingerprint",
     "without_root",
 ]

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .adapter_files import BASE, WEIGHTS, describe_base, import_peft, without_root
+from .adapter_files import ADAPTER_BASE, ADAPTER_WEIGHTS, describe_base, import_peft, without_root
 from .adapter_layout import to_gpt2
 from .quantization import QuantizedLinear, quantize_linears
 
@@ -148,9 +148,9 @@ def save_adapter(model: nn.Module, folder: Path) -> None:
         vars(config).update(changes)
     folder.mkdir(parents=True, exist_ok=True)
     content = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(content, str(folder / WEIGHTS), metadata={"format": "pt"})
+    save_file(content, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    (folder / BASE).write_text(json.dumps(adapted.adapter_base, indent=2) + "\n", encoding="utf-8")
+    (folder / ADAPTER_BASE).write_text(json.dumps(adapted.adapter_base, indent=2) + "\n", encoding="utf-8")
 
 
 def _classifier(model: nn.Module) -> str:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 
-KINDS = ("nf4", "int8")
-BLOCK = 64
+QUANTIZATION_KINDS = ("nf4", "int8")
+NF4_BLOCK = 64
 
 
 class QuantizedLinear(nn.Linear):
@@ -38,7 +38,7 @@ class QuantizedLinear(nn.Linear):
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         shape = torch.Size((self.out_features, self.in_features))
-        state = QuantState(self.scales, shape=shape, blocksize=BLOCK, quant_type="nf4", dtype=torch.float32)
+        state = QuantState(self.scales, shape=shape, blocksize=NF4_BLOCK, quant_type="nf4", dtype=torch.float32)
         return dequantize_4bit(self.codes, state)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,8 +65,8 @@ def quantize_linears(model: nn.Module, kind: str) -> None:
         ValueError: an unknown kind.
         ImportError: nf4 needs bitsandbytes.
     """
-    if kind not in KINDS:
-        raise ValueError(f"quantize_base is {kind!r}; it is one of {', '.join(KINDS)}.")
+    if kind not in QUANTIZATION_KINDS:
+        raise ValueError(f"quantize_base is {kind!r}; it is one of {', '.join(QUANTIZATION_KINDS)}.")
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
@@ -81,8 +81,8 @@ def _quantize(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tens
         from bitsandbytes.functional import quantize_4bit
     except ImportError as error:
         raise ImportError('nf4 needs bitsandbytes, which is an extra: pip install "scratch_gpt[quantize]"') from error
-    codes, state = quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4")
+    codes, state = quantize_4bit(weight, blocksize=NF4_BLOCK, quant_type="nf4")
     return codes, state.absmax
 
 
-__all__ = ["KINDS", "QuantizedLinear", "quantize_linears"]
+__all__ = ["QUANTIZATION_KINDS", "QuantizedLinear", "quantize_linears"]

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 LANES = 16  # numbers in a vector, of which the widths of matrices in fp32 are multiples
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", f"-DLANES={LANES}"]
-DTYPES = (torch.float32, torch.int8)  # of matrices; in C's order, as are the activations
-MAX_ROWS = (16, 24)  # for each of DTYPES: up to this many rows C multiplies faster than torch
+MATRIX_DTYPES = (torch.float32, torch.int8)  # of matrices; in C's order, as are the activations
+MAX_COMPILED_ROWS = (16, 24)  # for each of MATRIX_DTYPES: up to this many rows C multiplies faster than torch
 # The activations that decoder.py knows, with their numbers in C.
 ACTIVATIONS = {"gelu_pytorch_tanh": 0, "gelu_new": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3}
 
 
 @cache
-def build() -> ctypes.CDLL:
+def build_step() -> ctypes.CDLL:
     """step.c as a library, built once a process: one that was kept might be of another processor.
 
     Raises:
@@ -59,7 +59,7 @@ class CompiledNet:
 
     Args:
         net: on a CPU, its matrices as `lay_out` makes them for this.
-        library: from `build`.
+        library: from `build_step`.
     """
 
     def __init__(self, net: "Net", library: ctypes.CDLL):
@@ -68,7 +68,7 @@ class CompiledNet:
         self.blocks = b"".join(self._block(block) for block in net.blocks)
         self.last = self._norm(net.norm) + self._matrix(net.head)
         self.sizes = (len(net.blocks), ACTIVATIONS[net.act], net.head.int8.top if net.head.int8 else 0)
-        self.V, self.max_rows = len(net.head.weight), MAX_ROWS[DTYPES.index(net.head.weight.dtype)]
+        self.V, self.max_rows = len(net.head.weight), MAX_COMPILED_ROWS[MATRIX_DTYPES.index(net.head.weight.dtype)]
         width = max(len(matrix.weight) for block in net.blocks for matrix in (block.qkv, block.up))
         kinds = [(width, torch.float32)] * 2 + [(1, torch.float32)] * 2 + [(width, torch.uint8)]
         self.buffers = [torch.empty(self.max_rows, width, dtype=dtype, device="cpu") for width, dtype in kinds]
@@ -109,7 +109,7 @@ class CompiledNet:
             vectors = (zeros, zeros, zeros if bias is None else bias)
         else:
             vectors = (int8.scales, int8.sums, int8.bias)
-        kind = DTYPES.index(weight.dtype)
+        kind = MATRIX_DTYPES.index(weight.dtype)
         return struct.pack("4P3q", weight.data_ptr(), *map(self._float, vectors), *weight.shape, kind)
 
     def _float(self, vector: torch.Tensor) -> int:
@@ -117,4 +117,4 @@ class CompiledNet:
         return self.floats[-1].data_ptr()
 
 
-__all__ = ["ACTIVATIONS", "LANES", "MAX_ROWS", "CompiledNet", "build"]
+__all__ = ["ACTIVATIONS", "LANES", "MAX_COMPILED_ROWS", "CompiledNet", "build_step"]

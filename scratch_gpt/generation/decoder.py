@@ -19,8 +19,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from ..utils.memory import huge_pages
-from .compiled_step import ACTIVATIONS, LANES, CompiledNet, build
-from .matmul import KINDS, Matrix, lay_out, multiply
+from .compiled_step import ACTIVATIONS, LANES, CompiledNet, build_step
+from .matmul import MATMUL_KINDS, Matrix, lay_out, multiply
 
 
 class ForwardDecoder:
@@ -131,7 +131,7 @@ class FastDecoder(ForwardDecoder):
         if quantize or compile:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
             with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
-                library = pool.submit(build) if compile else None
+                library = pool.submit(build_step) if compile else None
                 net = self._lay_out(pool.map)
                 self.net = net if library is None else CompiledNet(net, library.result())
 
@@ -264,12 +264,12 @@ def run_blocks(
     columns = key_values[:, :, :, :, :S].unbind(0)  # of each layer, a view (2, B, H, S, K)
     new_columns = key_values[:, :, :, :, past:S].unbind(0)  # (2, B, H, T, K)
     for layer, block in enumerate(blocks):
-        y = multiply(normalize(x, block.norm_1), block.qkv).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)
+        y = multiply(normalize_hidden(x, block.norm_1), block.qkv).view(B, T, 3, H, K).permute(2, 0, 3, 1, 4)
         new_columns[layer].copy_(y[1:])
         kv = columns[layer].to(x.dtype)
         y = F.scaled_dot_product_attention(y[0], kv[0], kv[1], score_mask, 0.0, is_causal)  # (B, H, T, K)
         x = x + multiply(y.transpose(1, 2).reshape(B * T, H * K), block.out)
-        y = activate(multiply(normalize(x, block.norm_2), block.up), act)
+        y = activate(multiply(normalize_hidden(x, block.norm_2), block.up), act)
         x = x + multiply(y, block.down)
     return x
 
@@ -292,7 +292,7 @@ class Net(nn.Module):
         B, D = key_values.shape[2], x.shape[-1]
         x = run_blocks(x, key_values, past, score_mask, self.blocks, self.act).view(B, -1, D)
         x = x[:, -1:] if only_last else x
-        logits = multiply(normalize(x.reshape(-1, x.shape[-1]), self.norm), self.head)
+        logits = multiply(normalize_hidden(x.reshape(-1, x.shape[-1]), self.norm), self.head)
         return logits.view(x.shape[0], x.shape[1], -1)
 
 
@@ -306,7 +306,7 @@ def scripted(net: Net) -> Net:
         return net
 
 
-def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+def normalize_hidden(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     return F.layer_norm(x, [x.shape[-1]], norm.weight, norm.bias, norm.eps)
 
 
@@ -340,7 +340,7 @@ def make_decoder(
     """
     if isinstance(model, ForwardDecoder) and quantize is None and not compile:
         return model
-    if quantize not in KINDS:
+    if quantize not in MATMUL_KINDS:
         raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
     model = cast(nn.Module, model)  # a decoder is refused below, by name
     if _is_plain(model):

@@ -18,7 +18,7 @@ else:
     except RuntimeError:  # torch has announced that these operations will go; then oneDNN does it all
         Packed = torch.Tensor
 
-KINDS = (None, "int8")
+MATMUL_KINDS = (None, "int8")
 MIN_ONEDNN_ROWS = 16  # from this many rows on oneDNN multiplies faster than FBGEMM
 
 
@@ -171,4 +171,4 @@ def round_rows(x: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, t
     return torch.addcmul(zero, x, 1 / step).round_().clamp_(0, top), step, zero
 
 
-__all__ = ["KINDS", "Int8", "Matrix", "lay_out", "multiply"]
+__all__ = ["MATMUL_KINDS", "Int8", "Matrix", "lay_out", "multiply"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..runs.record import Record, base_model, hub_datasets, is_hub_id, is_on_hub, results, speed
+from ..runs.record import Record, base_model, hub_datasets, is_hub_id, is_on_hub, results, training_speed
 from ..utils.wording import plural
 from .card import Markup, code, dump, escape
 from .loading_snippet import load_as_ours, load_code, load_needs
@@ -16,7 +16,7 @@ from .loading_snippet import load_as_ours, load_code, load_needs
 
 LAYOUTS = ("scratch_gpt", "gpt2", "adapter")
 ON_HUB = {"accuracy": "accuracy", "macro_f1": "f1", "perplexity": "perplexity"}  # our metrics -> the Hub's names
-MAX_ROWS = 20  # of a table; further rows are counted
+MAX_TABLE_ROWS = 20  # of a table; further rows are counted
 
 # Fields of run.yaml that are not hyperparameters, or have another place on the card.
 NOT_LEARNING = {
@@ -37,7 +37,7 @@ LAYOUT_TEXT = {
     "adapter": "This folder holds LoRA weights, not a complete model. [peft](https://github.com/huggingface/peft) "
     "loads them on top of the base model.",
 }
-LIMITS = {
+LIMITATIONS = {
     "base": "It continues a text in the style of its training data. It was not trained to follow instructions, to "
     "refuse or to be correct. It repeats errors and prejudices of the data, and may repeat passages of them word for "
     "word. Do not use it for answers that people rely on, for advice on health, law or money, to write in a person's "
@@ -101,7 +101,7 @@ def card_values(
         "hyperparameters": _hyperparameters(record),
         "speed": _speed(record),
         "energy": _energy(record),
-        "limits": LIMITS[record.kind].format(labels=", ".join(map(escape, record.labels))),
+        "limits": LIMITATIONS[record.kind].format(labels=", ".join(map(escape, record.labels))),
         "links": _links(record, base),
         "licence": _license(layout, terms),
         "versions": _versions(record),
@@ -263,7 +263,7 @@ def _hyperparameters(record: Record) -> str | None:
 
 
 def _speed(record: Record) -> str | None:
-    rate, facts = speed(record), record.facts
+    rate, facts = training_speed(record), record.facts
     if rate is None:
         return None
     hardware = escape(facts.get("hardware") or facts.get("device"))
@@ -370,14 +370,14 @@ def _link(name: str, kind: str = "") -> Markup:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str | None:
-    # Omit empty columns, and rows after the first MAX_ROWS.
+    # Omit empty columns, and rows after the first MAX_TABLE_ROWS.
     if not rows:
         return None
     used = [n for n in range(len(header)) if any(row[n] for row in rows)]
     cells = [[escape(row[n]) for n in used] for row in rows]
-    lines = [[header[n] for n in used], ["---"] * len(used), *cells[:MAX_ROWS]]
+    lines = [[header[n] for n in used], ["---"] * len(used), *cells[:MAX_TABLE_ROWS]]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return text + (f"\n\nand {len(rows) - MAX_ROWS:,} more." if len(rows) > MAX_ROWS else "")
+    return text + (f"\n\nand {len(rows) - MAX_TABLE_ROWS:,} more." if len(rows) > MAX_TABLE_ROWS else "")
 
 
 def _number(value: float | None) -> str:

@@ -11,7 +11,7 @@ from .card_values import LAYOUTS
 
 
 AUTO = "auto"
-CHOICES = (AUTO, *LAYOUTS)
+LAYOUT_CHOICES = (AUTO, *LAYOUTS)
 
 
 def layout_of(names: Collection[str], read: Callable[[str], str]) -> str | None:
@@ -47,7 +47,7 @@ def choose_layout(
     made on it. Otherwise it is stock GPT-2 if that can express the model, and ours if not.
 
     Args:
-        layout: one of CHOICES.
+        layout: one of LAYOUT_CHOICES.
         model: the model to publish.
         repo: user/name.
         has_adapter: whether the run has an adapter.
@@ -57,8 +57,8 @@ def choose_layout(
     Raises:
         ValueError: an unknown layout, or a layout to keep that the run cannot have.
     """
-    if layout not in CHOICES:
-        raise ValueError(f"layout is {layout!r}; it is one of {', '.join(CHOICES)}.")
+    if layout not in LAYOUT_CHOICES:
+        raise ValueError(f"layout is {layout!r}; it is one of {', '.join(LAYOUT_CHOICES)}.")
     note = note or {}
     before = published_layout or (note.get("layout") if note.get("repo") == repo else None)
     if layout != AUTO:
@@ -93,4 +93,4 @@ def choose_layout(
     return "gpt2", "stock GPT-2 can express the model, so loading it needs no code"
 
 
-__all__ = ["AUTO", "CHOICES", "choose_layout", "layout_of"]
+__all__ = ["AUTO", "LAYOUT_CHOICES", "choose_layout", "layout_of"]

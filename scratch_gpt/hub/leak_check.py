@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ..runs.folder import CODE, METRICS
+from ..runs.folder import METRICS, MODEL_CODE
 from ..utils.key_shapes import find_keys
 
 
@@ -32,11 +32,11 @@ class Leak(NamedTuple):
 
 NamedPatterns = list[tuple[str, re.Pattern[str]]]
 WEIGHTS_LIMIT, LIMIT = 5 * 10**9, 100 * 10**6  # bytes; the first is where weights are cut into shards
-SLACK = 10**8  # that a shard's header and its largest tensor may add
+SHARD_SLACK = 10**8  # that a shard's header and its largest tensor may add
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 PICKLE_START = re.compile(rb"\x80[\x02-\x05][\x00-\xff]")  # protocols 2 to 5
 # Common names of users and machines: they identify nobody, and occur in ordinary texts.
-COMMON = {"admin", "debian", "docker", "jenkins", "jupyter", "localhost", "runner", "ubuntu", "vagrant"}
+COMMON_NAMES = {"admin", "debian", "docker", "jenkins", "jupyter", "localhost", "runner", "ubuntu", "vagrant"}
 MIN_NAME_LENGTH = 5  # of a name that is searched for everywhere; a shorter one may be a word
 
 HOMES = r"(?<![\w.])(?:/home/|/Users/|/root/|[A-Za-z]:\\+Users\\+)[\w.@+-]+"
@@ -59,8 +59,8 @@ DEPTH = 3  # JSON in JSON in JSON
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}+(?:\r?\n[A-Za-z0-9+/_-]++)*+={0,2}")
 PIXELS = {b"IDAT", b"PLTE", b"tRNS"}
 STRETCHES = re.compile(rb"[\x20-\x7e]{6,}|(?:[\x20-\x7e]\0){6,}|(?:\0[\x20-\x7e]){6,}")  # a person could read them
-MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
-MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+UTF32_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
+UTF32_MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 def find_leaks(folder: Path, files: Iterable[str], allowed_names: Iterable[str] = ()) -> list[Leak]:
@@ -81,7 +81,7 @@ def _own_names() -> set[str]:
         names.add(getpass.getuser())
     except (OSError, KeyError, ImportError):  # a user without a name
         pass
-    return {name for name in names if name and name.lower() not in COMMON}
+    return {name for name in names if name and name.lower() not in COMMON_NAMES}
 
 
 @cache
@@ -93,7 +93,7 @@ def _own_words() -> set[str]:
 
 def _leaks_of(path: Path, file: str, names: set[str], places: set[str]) -> Iterator[Leak]:
     is_weights = path.suffix == ".safetensors"
-    limit = WEIGHTS_LIMIT + SLACK if is_weights else LIMIT
+    limit = WEIGHTS_LIMIT + SHARD_SLACK if is_weights else LIMIT
     if path.stat().st_size > limit:
         yield Leak(file, None, f"{path.stat().st_size:,} bytes, and {limit:,} is the most")
         return
@@ -108,7 +108,7 @@ def _leaks_of(path: Path, file: str, names: set[str], places: set[str]) -> Itera
         # of weights only the header, which is JSON
         raw = start[8:] + content.read(size - 1) if is_weights else start + content.read()
     if path.suffix == ".py":
-        if path.name not in CODE or raw != CODE[path.name].read_bytes():
+        if path.name not in MODEL_CODE or raw != MODEL_CODE[path.name].read_bytes():
             yield Leak(file, None, "code that is not the installed package's")
         return
     if path.name in ("config.json", "tokenizer_config.json") and _has_other_code(raw):
@@ -152,7 +152,7 @@ def _name_pattern(name: str) -> str:
 def _texts(raw: bytes) -> tuple[bool, list[str]]:
     # Return whether it is a text, and the text; for anything else the readable parts.
     try:
-        mark = next((encoding for mark, encoding in MARKS if raw.startswith(mark)), None)
+        mark = next((encoding for mark, encoding in UTF32_MARKS if raw.startswith(mark)), None)
         if mark or b"\0" not in raw:
             return True, [raw.decode(mark or "utf-8")]
     except UnicodeDecodeError:

@@ -31,7 +31,7 @@ from ..utils.locks import hold
 from .card import is_ours, merge_cards
 from .layouts import AUTO, layout_of
 from .licenses import check_license
-from .staging import check, checkpoint_steps, files_of, fingerprint_of, is_allowed, stage
+from .staging import check_leaks, checkpoint_steps, files_of, fingerprint_of, is_allowed, stage
 
 
 class Push(NamedTuple):
@@ -42,8 +42,8 @@ class Push(NamedTuple):
     has_changed: bool
 
 
-CARD = "README.md"
-CONNECT, READ = 10, 60  # seconds that a request waits; the client's default is no limit
+CARD_FILE = "README.md"
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds that a request waits; the client's default is no limit
 LOG_IN = "Log in with `hf auth login` (or set HF_TOKEN), with a token that may write: huggingface.co/settings/tokens."
 
 
@@ -171,7 +171,7 @@ def _published_layout(api: HfApi, repo: str, branch: str | None) -> str | None:
             return None
         read = partial(_read, api, repo, revision)
         has_weights = any(name.endswith((".safetensors", ".bin")) for name in names)
-        if CARD in names and has_weights and not is_ours(read(CARD)):
+        if CARD_FILE in names and has_weights and not is_ours(read(CARD_FILE)):
             raise ValueError(
                 f"The name {repo} is taken: it holds a model whose card is not ours. Give another repository, or "
                 "delete that card first to replace the model."
@@ -202,12 +202,12 @@ def _pin(api: HfApi, base: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:
-    if CARD not in api.list_repo_files(repo, revision=branch):
+    if CARD_FILE not in api.list_repo_files(repo, revision=branch):
         return
-    card, old = out / CARD, _read(api, repo, branch, CARD)
+    card, old = out / CARD_FILE, _read(api, repo, branch, CARD_FILE)
     new = card.read_text(encoding="utf-8")
     card.write_bytes((merge_cards(old, new) if is_ours(old) else new).encode())
-    check(out, repo)
+    check_leaks(out, repo)
 
 
 @contextmanager
@@ -245,7 +245,7 @@ def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterato
         HTTPError,
         LocalEntryNotFoundError,
     ) as error:  # the second is raised for a file that could not be requested
-        cause = type(error).__name__ + (f" after {READ} s" if "Timeout" in type(error).__name__ else "")
+        cause = type(error).__name__ + (f" after {READ_TIMEOUT} s" if "Timeout" in type(error).__name__ else "")
         raise ValueError(f"{constants.ENDPOINT} cannot be reached ({cause}). {again}") from error
     except RuntimeError as error:  # a file's upload, in a thread
         inside = error.__cause__
@@ -264,12 +264,12 @@ def _impatient(make_client: Callable[[], Any]) -> Any:
     client = make_client()
 
     def limit(request: Any) -> None:
-        limits = {"connect": CONNECT, "read": READ, "write": READ, "pool": READ}
+        limits = {"connect": CONNECT_TIMEOUT, "read": READ_TIMEOUT, "write": READ_TIMEOUT, "pool": READ_TIMEOUT}
         own_limits = request.extensions.get("timeout") or {}
         request.extensions["timeout"] = limits | {name: x for name, x in own_limits.items() if x is not None}
 
     def refuse_long_waits(response: Any) -> None:
-        if response.status_code == 429 and (wait := _wait_of(response.headers)) > READ:
+        if response.status_code == 429 and (wait := _wait_of(response.headers)) > READ_TIMEOUT:
             raise HfHubHTTPError(f"429 Too Many Requests: wait {wait:,} s", response=response)
 
     hooks = client.event_hooks

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..finetuning.adapter_files import BASE, import_peft
+from ..finetuning.adapter_files import ADAPTER_BASE, import_peft
 from ..modeling.modeling_scratch_gpt import (
     ScratchGPTForCausalLM,
     ScratchGPTForSequenceClassification,
@@ -29,7 +29,7 @@ from ..utils.loading import load_complete
 
 
 SENTENCE = "The cat sat on the mat because it was tired."
-COUNT = 32  # greedy ids
+READBACK_TOKENS = 32  # greedy ids
 PROMPT = 16  # the largest number of the sentence's ids before them
 
 
@@ -56,7 +56,7 @@ def sentence_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def outputs_of(model: ScratchGPTPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Outputs:
     """Return the outputs that the files of this model must reproduce."""
     sentence, context = sentence_ids(tokenizer), model.config.max_position_embeddings
-    count = min(COUNT, context - 1) if isinstance(model, ScratchGPTForCausalLM) else 0
+    count = min(READBACK_TOKENS, context - 1) if isinstance(model, ScratchGPTForCausalLM) else 0
     prompt = sentence[: min(PROMPT, context - count)]
     ids, scores = _greedy(model, prompt, count) if count else ([], _forward(model, prompt, []))
     return Outputs(sentence, prompt, ids, scores, model.dtype)
@@ -82,7 +82,9 @@ def read_adapter(
     Raises:
         ValueError: the two cannot be loaded together.
     """
-    record = json.loads((folder / BASE).read_text(encoding="utf-8")) if (folder / BASE).exists() else {}
+    record = (
+        json.loads((folder / ADAPTER_BASE).read_text(encoding="utf-8")) if (folder / ADAPTER_BASE).exists() else {}
+    )
     labels = dict(enumerate(record.get("labels") or []))
     fields = {"id2label": labels, "label2id": {label: n for n, label in labels.items()}} if labels else {}
     try:

@@ -16,10 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..conversion.gpt2_export import export_gpt2
 from ..conversion.load import load_any_head
-from ..finetuning.adapter_files import BASE, WEIGHTS, fingerprint
+from ..finetuning.adapter_files import ADAPTER_BASE, ADAPTER_WEIGHTS, weights_fingerprint
 from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
-from ..runs.folder import CODE, EVALUATION, METRICS, MODEL, STEP, TOKENIZER, replace_folder
-from ..runs.record import FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
+from ..runs.folder import EVALUATION, METRICS, MODEL, MODEL_CODE, STEP_FILE, TOKENIZER, replace_folder
+from ..runs.record import PUBLISHED_FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
 from ..tokenization.tokenizer import load_tokenizer
 from ..train.checkpoints import check_shapes, list_checkpoints
 from ..utils.files import DRAFT, remove
@@ -34,10 +34,10 @@ from .licenses import check_license
 from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_model, sentence_ids
 
 
-ADAPTER = (ADAPTER_CONFIG, WEIGHTS, BASE)
+ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE)
 EVENTS = "tensorboard"
 # Files that may be published; a push deletes those of them that the run no longer has.
-ALLOWED = (*MODEL, *CODE, *TOKENIZER, *ADAPTER, "README.md", METRICS, EVALUATION)
+ALLOWED = (*MODEL, *MODEL_CODE, *TOKENIZER, *ADAPTER, "README.md", METRICS, EVALUATION)
 ALLOWED += (*(f"assets/{name}.png" for name in PICTURES), f"{EVENTS}/events.out.tfevents.*")
 LAYERS = 4  # whose attention is drawn
 MERGED = "publish the merged model: layout='gpt2', or layout='scratch_gpt' if GPT-2 cannot express it."
@@ -107,7 +107,7 @@ def _stage(
     say(f"Layout {layout}: {reason}{'' if reason.endswith('.') else '.'}")
     tokenizer = load_tokenizer(top / "model")
     expected = outputs_of(model, tokenizer)
-    target = top / FOLDER
+    target = top / PUBLISHED_FOLDER
     draft = target.with_name(DRAFT + target.name)
     remove(draft)
     try:
@@ -119,7 +119,7 @@ def _stage(
             export_gpt2(model, draft)
         elif step is None:
             _put(top / "model", draft, MODEL)
-            for path in CODE.values():  # the package's own: loading it runs it
+            for path in MODEL_CODE.values():  # the package's own: loading it runs it
                 shutil.copyfile(path, draft / path.name)
         else:
             model.save_pretrained(draft, save_original_format=False)
@@ -148,7 +148,7 @@ def _stage(
             **terms,
         )
         (draft / "README.md").write_text(fill(template(), values), encoding="utf-8")
-        check(draft, repo)
+        check_leaks(draft, repo)
         draft.chmod(0o755)
         replace_folder(draft, target)
     except OSError as error:
@@ -160,7 +160,7 @@ def _stage(
     return target
 
 
-def check(folder: Path, repo: str) -> None:
+def check_leaks(folder: Path, repo: str) -> None:
     """Raise a ValueError that names the file and the line of what must not be published."""
     leaks = find_leaks(folder, files_of(folder), allowed_names=repo.split("/"))
     if leaks:
@@ -175,10 +175,10 @@ def files_of(folder: Path) -> list[str]:
 
 def left_behind(folder: Path) -> list[str]:
     """Return the files and folders of a run that are not published."""
-    paths = (path for path in sorted(folder.iterdir()) if path.name not in (FOLDER, "model", LOCK))
+    paths = (path for path in sorted(folder.iterdir()) if path.name not in (PUBLISHED_FOLDER, "model", LOCK))
     names = [path.name + "/" * path.is_dir() for path in paths]
     published = {METRICS, EVALUATION, "loss.png", "confusion.png"}
-    model_files = (path.name for path in sorted((folder / "model").iterdir()) if path.name != STEP)
+    model_files = (path.name for path in sorted((folder / "model").iterdir()) if path.name != STEP_FILE)
     private = (name for name in model_files if not is_allowed(name))
     return [name for name in names if name not in published] + [f"model/{name}" for name in private]
 
@@ -206,7 +206,7 @@ def _put(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 def fingerprint_of(folder: str | Path) -> str:
     """Return the fingerprint of the run's weights, used to match an adapter to its base."""
-    return fingerprint(load_any_head(Path(folder) / "model"))
+    return weights_fingerprint(load_any_head(Path(folder) / "model"))
 
 
 def checkpoint_steps(folder: str | Path) -> list[int]:
@@ -251,7 +251,9 @@ def _put_adapter(
         raise ValueError(f"{top} has no adapter/: only a run with tune='lora' has one.")
     _put(source, draft, ADAPTER)
     config = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    base_record = json.loads((source / BASE).read_text(encoding="utf-8")) if (source / BASE).exists() else {}
+    base_record = (
+        json.loads((source / ADAPTER_BASE).read_text(encoding="utf-8")) if (source / ADAPTER_BASE).exists() else {}
+    )
     layout = base_record.get("layout")
     by_name = f" layout={layout!r}" if layout else ""
     base, revision = config["base_model_name_or_path"], config.get("revision")
@@ -296,7 +298,7 @@ def _put_adapter(
             )
     if base_record:
         public = {name: value for name, value in base_record.items() if name != "folder"}
-        (draft / BASE).write_text(json.dumps(public, indent=2) + "\n", encoding="utf-8")
+        (draft / ADAPTER_BASE).write_text(json.dumps(public, indent=2) + "\n", encoding="utf-8")
     config |= {"base_model_name_or_path": base, "revision": revision}
     (draft / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return (base, revision), layout != "gpt2", (base, revision) if place is None else (str(place), None)
@@ -401,4 +403,13 @@ def _token_lengths(tokenizer: Any) -> Iterator[int]:
             yield len(token) if is_bytes else len(token.encode())
 
 
-__all__ = ["FOLDER", "check", "checkpoint_steps", "files_of", "fingerprint_of", "is_allowed", "left_behind", "stage"]
+__all__ = [
+    "PUBLISHED_FOLDER",
+    "check_leaks",
+    "checkpoint_steps",
+    "files_of",
+    "fingerprint_of",
+    "is_allowed",
+    "left_behind",
+    "stage",
+]

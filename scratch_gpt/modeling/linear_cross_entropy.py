@@ -17,12 +17,14 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-IGNORED = -100
+IGNORE_INDEX = -100
 CHUNK_BYTES = 2**26  # of logits at once
 # Chunks are filled up to a multiple of so many positions: for each new shape a bf16 product on a CPU keeps memory
 # (torch 2.13: 0.6 MB), and the number of targets differs from batch to batch.
-STEP = 32
-LINE = 64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
+CHUNK_STEP = 32
+ROW_ALIGNMENT = (
+    64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
+)
 # Of the table at once, on a CPU, so that what is computed of them in fp32 stays in the cache: so many rows, or as many
 # more as hold so many logits, and so many columns.
 ROWS, LOGITS, COLUMNS = 8, 2**16, 2048
@@ -45,16 +47,16 @@ def _walk(
     d_hidden = torch.zeros_like(hidden) if needs_grad[0] else None
     d_weight = torch.empty_like(weight, dtype=wide) if needs_grad[1] else None  # the first chunk writes, others add
 
-    positions = (targets != IGNORED).nonzero().squeeze(1)
+    positions = (targets != IGNORE_INDEX).nonzero().squeeze(1)
     chunks = math.ceil(len(positions) * V * dtype.itemsize / CHUNK_BYTES)
-    n = STEP * max(1, math.ceil(len(positions) / max(1, chunks) / STEP))
+    n = CHUNK_STEP * max(1, math.ceil(len(positions) / max(1, chunks) / CHUNK_STEP))
     on_cpu = hidden.device.type == "cpu"
     rows_at_once, columns_at_once = (max(ROWS, LOGITS // V), COLUMNS) if on_cpu else (n, V)
     piece = PIECE if on_cpu and weight.shape[1] < NARROW else n
-    table, weight = hidden.new_empty(n, LINE * math.ceil(V / LINE), dtype=dtype), weight.to(dtype)
+    table, weight = hidden.new_empty(n, ROW_ALIGNMENT * math.ceil(V / ROW_ALIGNMENT), dtype=dtype), weight.to(dtype)
     table[:, V:] = 0  # oneDNN 3.12 reads there on processors with AMX (its issue 5717), and times 0 NaN is NaN
     for number, rows in enumerate(positions.split(n)):  # at least one chunk, even if it has no rows
-        count, n = len(rows), STEP * math.ceil(len(rows) / STEP)  # the padding is zeros, with the target 0
+        count, n = len(rows), CHUNK_STEP * math.ceil(len(rows) / CHUNK_STEP)  # the padding is zeros, with the target 0
         x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - count)).to(dtype)  # (n, D)
         target = F.pad(targets[rows], (0, n - count))  # (n,)
         logits = torch.mm(x, weight.T, out=table[:n, :V])
@@ -147,7 +149,7 @@ def head_losses(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, *,
     is_plain = type(head) is nn.Linear and head.bias is None and type(head.weight.data) is torch.Tensor
     if is_plain and "forward" not in vars(head) and not any(getattr(head, name) for name in hooks):
         return linear_cross_entropy(hidden, head.weight, targets, summed=summed)  # pyright: ignore[reportCallIssue]
-    is_target = targets.to(hidden.device) != IGNORED
+    is_target = targets.to(hidden.device) != IGNORE_INDEX
     logits = head(hidden[is_target])
     losses = F.cross_entropy(logits.float(), targets.to(logits.device)[is_target.to(logits.device)], reduction="none")
     if summed:

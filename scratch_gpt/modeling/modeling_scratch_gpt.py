@@ -400,7 +400,7 @@ def _keep(x: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
     return x[:, positions]
 
 
-def classification_loss(
+def sequence_classification_loss(
     logits: torch.Tensor,  # (B, C)
     labels: torch.Tensor,  # (B,) class numbers or values, (B, C) several labels or values
     problem_type: str | None = None,
@@ -474,7 +474,7 @@ class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
         logits = self.score(x[torch.arange(B, device=x.device), last])
         loss = None
         if labels is not None:
-            loss = classification_loss(logits, labels, self.config.problem_type, num_items_in_batch)
+            loss = sequence_classification_loss(logits, labels, self.config.problem_type, num_items_in_batch)
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,

@@ -9,7 +9,7 @@ from ..utils.files import write_text
 from ..utils.foreign import read_json
 
 
-FORMAT_VERSION = 1
+EVALUATION_FORMAT = 1
 # What the protocol has beside the sets: of the model, of a training run (results.py), of several seeds
 # (seeds.py), and the checks that are of no set (safety.py in training/support). No set can have such a name.
 RESERVED = (
@@ -62,7 +62,7 @@ def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict
     """
     if not file.exists():
         about = {"model": model} if revision is None else {"model": model, "model_revision": revision}
-        return {"format_version": FORMAT_VERSION, "protocol": about, "results": {}, "tables": {}}
+        return {"format_version": EVALUATION_FORMAT, "protocol": about, "results": {}, "tables": {}}
     try:
         content = read_json(file)
         file_model, file_revision = content["protocol"]["model"], content["protocol"].get("model_revision")

@@ -15,21 +15,23 @@ from typing import Any
 import yaml
 
 from ..utils.files import DRAFT, OLD, files_below, flush, remove, remove_empty, remove_files
-from ..utils.foreign import parse_json, read_text
+from ..utils.foreign import parse_json, read_foreign_text
 from ..utils.loading import ADAPTER_CONFIG
 
 
 RUN_YAML, METRICS, EVALUATION = "run.yaml", "metrics.jsonl", "evaluation.json"
 ASIDE = ".replaced"  # the run that was there, until the new one has its first checkpoint
-STEP = "step.json"  # in a model folder: the step whose weights it holds
+STEP_FILE = "step.json"  # in a model folder: the step whose weights it holds
 
-CODE = {file.name: file for file in sorted((Path(__file__).parents[1] / "modeling").glob("[!_]*.py"))}  # name -> file
-WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+MODEL_CODE = {
+    file.name: file for file in sorted((Path(__file__).parents[1] / "modeling").glob("[!_]*.py"))
+}  # name -> file
+WEIGHT_PATTERNS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
-MODEL = ("config.json", "generation_config.json", *WEIGHTS)
+MODEL = ("config.json", "generation_config.json", *WEIGHT_PATTERNS)
 # What stands in a folder that is replaced as a whole: a model, a checkpoint, published/, an export, a tokenizer.
-WHOLE = (*MODEL, *CODE, *TOKENIZER, STEP, "additional_chat_templates/*.jinja", "report.json", "README.md")
+WHOLE = (*MODEL, *MODEL_CODE, *TOKENIZER, STEP_FILE, "additional_chat_templates/*.jinja", "report.json", "README.md")
 WHOLE += (ADAPTER_CONFIG, "adapter_model.safetensors", "base.json")
 WHOLE += ("optimizer.safetensors", "state.json", METRICS, "manifest.json", EVALUATION)
 WHOLE += ("assets/*.png", "tensorboard/events.out.tfevents.*")
@@ -39,7 +41,7 @@ RUN_FILES = (RUN_YAML, "sweep.json", "manifest.json", METRICS, "loss.png", "conf
 RUN_FILES += ("predictions.jsonl", "responses.json", EVALUATION, "references.safetensors", "emissions.csv")
 RUN_FILES += ("stacks-*.txt",)
 RUN_FOLDERS = ("adapter", "model", "last", "checkpoints", "tracking", "published", "exports")
-PARTS = ("seed-*", "rate-*")  # runs of several seeds or rates
+RUN_PARTS = ("seed-*", "rate-*")  # runs of several seeds or rates
 
 
 def is_whole_file(name: str) -> bool:
@@ -75,7 +77,7 @@ def is_run(folder: Path) -> bool:
 def _is_run_yaml(file: Path) -> bool:
     # The fields of a recipe, and below them as comments what else decided the run.
     try:
-        text = read_text(file)
+        text = read_foreign_text(file)
         fields = yaml.safe_load(text)
         notes = yaml.safe_load("\n".join(line[2:] for line in text.splitlines() if line.startswith("# ")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -90,7 +92,7 @@ def _is_run_yaml(file: Path) -> bool:
 
 def _is_checkpoint_manifest(file: Path) -> bool:
     try:
-        return {"manifest_sha256", "files", "step"} <= json.loads(read_text(file)).keys()
+        return {"manifest_sha256", "files", "step"} <= json.loads(read_foreign_text(file)).keys()
     except (OSError, ValueError, RecursionError, AttributeError):
         return False
 
@@ -98,7 +100,7 @@ def _is_checkpoint_manifest(file: Path) -> bool:
 def is_run_file(name: str) -> bool:
     """Return whether a run writes a file or link of this name, relative to its folder."""
     parts = [part.removeprefix(DRAFT).removeprefix(OLD) for part in name.split("/")]
-    if len(parts) > 1 and any(fnmatch(parts[0], pattern) for pattern in PARTS):
+    if len(parts) > 1 and any(fnmatch(parts[0], pattern) for pattern in RUN_PARTS):
         parts = parts[1:]
     if len(parts) == 1:
         return parts[0] in RUN_FOLDERS or any(fnmatch(parts[0], pattern) for pattern in RUN_FILES)
@@ -124,7 +126,7 @@ def run_files(folder: Path) -> list[Path]:
     for path in files_below(folder):
         name = path.relative_to(folder)
         part = folder / name.parts[0]
-        is_part = len(name.parts) > 1 and any(fnmatch(part.name, pattern) for pattern in PARTS)
+        is_part = len(name.parts) > 1 and any(fnmatch(part.name, pattern) for pattern in RUN_PARTS)
         is_own_kind = path.is_symlink() or "." in path.name  # a run's folder may be a link, but is no file
         if is_run_file(name.as_posix()) and is_own_kind and (not is_part or is_run(part)):
             files.append(path)
@@ -133,7 +135,7 @@ def run_files(folder: Path) -> list[Path]:
 
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a run, or one of its seeds or rates, has kept a checkpoint."""
-    return any(any(folder.glob(f"{part}checkpoints/step-*/*")) for part in ("", *(f"{part}/" for part in PARTS)))
+    return any(any(folder.glob(f"{part}checkpoints/step-*/*")) for part in ("", *(f"{part}/" for part in RUN_PARTS)))
 
 
 def set_aside(folder: Path) -> bool:
@@ -173,13 +175,13 @@ def set_aside(folder: Path) -> bool:
 def _remove_empty_parts(folder: Path) -> None:
     for path in folder.iterdir():
         name = path.name.removeprefix(DRAFT).removeprefix(OLD)
-        if path.is_dir() and (name in RUN_FOLDERS or any(fnmatch(name, pattern) for pattern in PARTS)):
+        if path.is_dir() and (name in RUN_FOLDERS or any(fnmatch(name, pattern) for pattern in RUN_PARTS)):
             remove_empty(path)
 
 
 def remove_replaced(folder: Path) -> None:
     """Remove the run that was set aside in a folder, or around it where the folder is of one seed or rate."""
-    is_part = any(fnmatch(folder.name, pattern) for pattern in PARTS)
+    is_part = any(fnmatch(folder.name, pattern) for pattern in RUN_PARTS)
     for home in (folder, folder.parent) if is_part else (folder,):
         if (home / ASIDE).is_dir():
             remove_files(home / ASIDE, is_run_file)
@@ -222,9 +224,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 __all__ = [
     "ASIDE",
-    "CODE",
     "MODEL",
-    "STEP",
+    "MODEL_CODE",
+    "STEP_FILE",
     "TOKENIZER",
     "find_folder",
     "has_checkpoint",

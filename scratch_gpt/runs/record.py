@@ -15,7 +15,7 @@ from .folder import EVALUATION, METRICS, RUN_YAML, read_metrics
 
 
 FACTS = ("steps", "schedule", "processes", "threads")  # notes of run.yaml that each run has
-KINDS = {  # field of a record -> what it holds; of a dict or list, the kind of its values
+FIELD_TYPES = {  # field of a record -> what it holds; of a dict or list, the kind of its values
     "architectures": (list, str),
     "id2label": (dict, str),
     "sources": (list, dict),
@@ -25,11 +25,11 @@ KINDS = {  # field of a record -> what it holds; of a dict or list, the kind of 
     "results": (dict, dict),
     "tables": (dict, object),
 }
-PUBLISHED, FOLDER = "hub.json", "published"
+PUBLISHED, PUBLISHED_FOLDER = "hub.json", "published"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 # What of a run folder is read or replaced: these folders, whole, and these files beside them.
-FOLDERS = ("model", "adapter", "checkpoints", "tracking", FOLDER)
-FILES = (RUN_YAML, "manifest.json", EVALUATION, METRICS, "emissions.csv", PUBLISHED)
+FOLDERS = ("model", "adapter", "checkpoints", "tracking", PUBLISHED_FOLDER)
+RECORD_FILES = (RUN_YAML, "manifest.json", EVALUATION, METRICS, "emissions.csv", PUBLISHED)
 
 
 class Record(NamedTuple):
@@ -124,7 +124,7 @@ def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any])
 
 def _refuse_links(folder: Path) -> None:
     # A link or a pipe may lead to anybody's file.
-    direct = [*(folder / name for name in (*FOLDERS, *FILES)), *folder.glob("*.png")]
+    direct = [*(folder / name for name in (*FOLDERS, *RECORD_FILES)), *folder.glob("*.png")]
     for path in (*direct, *(inside for name in FOLDERS for inside in (folder / name).rglob("*"))):
         if path.is_symlink():
             raise ValueError(f"{path} is a link. Put the file itself there or remove the link, then publish again.")
@@ -145,7 +145,7 @@ def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     content = read_json(file) if file.exists() else {}
-    for field, (kind, item_kind) in KINDS.items():
+    for field, (kind, item_kind) in FIELD_TYPES.items():
         value = content.get(field)
         if value is None:
             continue
@@ -212,7 +212,7 @@ def _round(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def speed(record: Record) -> tuple[float, float] | None:
+def training_speed(record: Record) -> tuple[float, float] | None:
     """Return (median tokens per second, minutes of training without evaluations and checkpoints)."""
     steps = [line for line in record.metrics if line.get("tokens_per_second")]
     if not steps:
@@ -285,6 +285,6 @@ __all__ = [
     "published_as",
     "read_record",
     "results",
-    "speed",
+    "training_speed",
     "write_run",
 ]

@@ -88,7 +88,7 @@ FORMATS = {
     "phi3": Format(PHI3, ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")),
     "plain": Format(PLAIN),
 }
-SECONDS = 10  # that a template has for one conversation
+RENDER_SECONDS = 10  # that a template has for one conversation
 TRIAL = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]
 
 
@@ -210,7 +210,7 @@ def render_text(
     name: str = "The chat template",
 ) -> tuple[str, list[tuple[int, int]]]:
     """Render as `render` does, with special tokens by their roles; errors call the template `name`."""
-    with one_error(f"{name} does not render a conversation"), time_limit(SECONDS, "it"):
+    with one_error(f"{name} does not render a conversation"), time_limit(RENDER_SECONDS, "it"):
         texts, spans = render_jinja_template(
             [messages],
             chat_template=template,

@@ -24,7 +24,7 @@ from ..utils.loading import explain
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
-PIECE = 2**20  # characters that are encoded in one go
+ENCODED_PIECE = 2**20  # characters that are encoded in one go
 SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 
@@ -82,7 +82,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
     """
     if not texts:
         return []
-    if max(map(len, texts)) > PIECE:
+    if max(map(len, texts)) > ENCODED_PIECE:
         return [[id for piece in _pieces(text) for id in encode_batch(tokenizer, [piece])[0]] for text in texts]
     with one_error("The tokenizer cannot encode a text", partial(_explain, texts=texts)):
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -113,9 +113,9 @@ def _explain(error: BaseException, texts: list[str]) -> str:
 
 def _pieces(text: str) -> Iterator[str]:
     start = 0
-    while len(text) - start > PIECE:
-        space = SINGLE_SPACE.search(text, start + PIECE // 2, start + PIECE)
-        end = space.start() if space else start + PIECE
+    while len(text) - start > ENCODED_PIECE:
+        space = SINGLE_SPACE.search(text, start + ENCODED_PIECE // 2, start + ENCODED_PIECE)
+        end = space.start() if space else start + ENCODED_PIECE
         yield text[start:end]
         start = end
     yield text[start:]

@@ -31,13 +31,13 @@ from .chat_templates import CHATML, FORMATS, TRIAL, render_text
 from .tokenizer import END_OF_TEXT, PAD
 
 
-KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
-BYTES = 256  # a byte-level vocabulary starts with one token for each byte
+TOKENIZER_KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
+BYTE_TOKENS = 256  # a byte-level vocabulary starts with one token for each byte
 UNKNOWN = "[UNK]"
 MOST_TOKENS = 2**24  # the library takes memory for as many as it is told
 ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # of all but bpe
 NEVER = -1e6  # the logarithm of a piece's probability
-WORD = r"[\p{L}\p{M}\p{N}_]+"
+WORD_PATTERN = r"[\p{L}\p{M}\p{N}_]+"
 BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: in no other kind do letters and punctuation share a token
 
 
@@ -45,7 +45,7 @@ BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: in no other kind d
 
 
 SAMPLE_BYTES = 32_000_000
-BLOCK = 16_384  # characters: long texts are cut into such blocks, short ones share one
+TEXT_BLOCK = 16_384  # characters: long texts are cut into such blocks, short ones share one
 BORDER = b"\xff"  # between the texts of a block; never part of UTF-8
 
 
@@ -73,7 +73,7 @@ def sample_texts(texts: Iterable[str], sample_bytes: int = SAMPLE_BYTES, seed: i
     heap: list[tuple[float, int, int, bytes]] = []  # the largest draw first
     bytes_seen = bytes_used = 0
     least_dropped = 1.0
-    for block_number, block in enumerate(_blocks(texts, min(BLOCK, sample_bytes // 100))):
+    for block_number, block in enumerate(_blocks(texts, min(TEXT_BLOCK, sample_bytes // 100))):
         pieces = [piece.encode() for piece in block]
         size = sum(map(len, pieces))
         bytes_seen += size
@@ -165,7 +165,7 @@ def train_tokenizer(
     )
 
 
-class Plan(NamedTuple):
+class TokenizerPlan(NamedTuple):
     """What is settled before any text is read."""
 
     roles: dict[str, str]  # bos_token, ... -> its spelling
@@ -179,10 +179,10 @@ def plan_tokenizer(
     min_frequency: int = 2,
     kind: str = "bpe",
     chat_template: str | None = None,
-) -> Plan:
+) -> TokenizerPlan:
     """Resolve the arguments of `train_tokenizer`; raise its errors, except those that depend on the text."""
-    if kind not in KINDS:
-        raise ValueError(f"There is no kind {kind!r} of tokenizer; it is one of {', '.join(KINDS)}.")
+    if kind not in TOKENIZER_KINDS:
+        raise ValueError(f"There is no kind {kind!r} of tokenizer; it is one of {', '.join(TOKENIZER_KINDS)}.")
     if vocab_size > MOST_TOKENS:
         raise ValueError(f"vocab_size is {vocab_size}; it has to be at most {MOST_TOKENS:,}.")
     if min_frequency < 1:
@@ -193,13 +193,13 @@ def plan_tokenizer(
     template = None if chat_template is None else _read_chat_template(chat_template)
     chat_tokens = FORMATS["chatml"].tokens if template == CHATML else ()
     specials = list(dict.fromkeys([*roles.values(), *special_tokens, *chat_tokens]))
-    base_tokens = BYTES if kind == "bpe" else 2
+    base_tokens = BYTE_TOKENS if kind == "bpe" else 2
     if vocab_size < len(specials) + base_tokens:
         raise ValueError(
             f"vocab_size {vocab_size} is too small: {base_tokens} {'bytes' if kind == 'bpe' else 'letters'} and "
             f"{len(specials)} special tokens need {len(specials) + base_tokens}."
         )
-    return Plan(roles, specials, template)
+    return TokenizerPlan(roles, specials, template)
 
 
 def _read_chat_template(name: str) -> str:
@@ -283,7 +283,7 @@ def _char(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokeni
 
 def _words() -> pre_tokenizers.PreTokenizer:
     # Words and single punctuation marks; white space is dropped.
-    return pre_tokenizers.Split(Regex(rf"{WORD}|[^\p{{L}}\p{{M}}\p{{N}}_\s]"), "removed", invert=True)
+    return pre_tokenizers.Split(Regex(rf"{WORD_PATTERN}|[^\p{{L}}\p{{M}}\p{{N}}_\s]"), "removed", invert=True)
 
 
 def _alphabet(sample: Sample, min_frequency: int, room: int, spaces: bool = False) -> list[str]:
@@ -304,8 +304,8 @@ def _keep_only(alphabet: Collection[str], texts: Iterable[str]) -> Iterator[str]
 
 __all__ = [
     "CHATML",
-    "KINDS",
     "SAMPLE_BYTES",
+    "TOKENIZER_KINDS",
     "Sample",
     "plan_tokenizer",
     "sample_texts",

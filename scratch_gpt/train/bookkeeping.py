@@ -14,7 +14,7 @@ from ..utils import watchdog
 from .batches import BatchLayout, Steps, StreamedSteps
 from .checkpoint_writer import Checkpointer, RunStopped, last_good
 from .metrics_log import Metrics
-from .settings import Callbacks, Diverged, Progress, Settings
+from .settings import Diverged, Progress, TrainingCallbacks, TrainingSettings
 from .signals import StopSignals
 from .step import StepResult
 
@@ -22,7 +22,13 @@ from .step import StepResult
 class Evaluator:
     """Evaluate a model, record the metrics and remember the best step."""
 
-    def __init__(self, callbacks: Callbacks, settings: Settings, metrics: Metrics, print_line: Callable[[str], Any]):
+    def __init__(
+        self,
+        callbacks: TrainingCallbacks,
+        settings: TrainingSettings,
+        metrics: Metrics,
+        print_line: Callable[[str], Any],
+    ):
         self.callbacks, self.settings, self.metrics, self.print_line = callbacks, settings, metrics, print_line
 
     def is_due(self, progress: Progress, last_step: int) -> bool:
@@ -60,7 +66,7 @@ class Bookkeeper:
 
     model: nn.Module
     progress: Progress
-    settings: Settings
+    settings: TrainingSettings
     steps: int
     source: Steps | StreamedSteps
     layout: BatchLayout

@@ -52,7 +52,7 @@ def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -
         except Exception as error:
             # Not a full disk, which tokenizers reports as a bare Exception: it will not go away.
             is_unexpected = not isinstance(error, WRITE_ERRORS) and type(error) is not Exception
-            problem, cause = describe(error) or type(error).__name__, error
+            problem, cause = describe_error(error) or type(error).__name__, error
         has_failed, is_unexpected = all_reduce_flags(accelerator, 0.0, bool(problem), is_unexpected)[1:]
         if not has_failed:
             return True
@@ -87,7 +87,7 @@ def last_good(output_dir: Path) -> str:
     return f"There is no checkpoint yet.{earlier}"
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Describe an error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -103,7 +103,7 @@ def name_last_good(output_dir: Path) -> Iterator[None]:
     except WRITE_ERRORS as error:
         file = getattr(error, "filename", None) or output_dir
         raise RunStopped(
-            f"{file}: {describe(error)}. {last_good(output_dir)} Correct this, then resume with resume='latest'."
+            f"{file}: {describe_error(error)}. {last_good(output_dir)} Correct this, then resume with resume='latest'."
         ) from error
     except RuntimeError as error:
         text = str(error)

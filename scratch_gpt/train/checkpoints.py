@@ -34,8 +34,8 @@ from ..utils.foreign import read_json
 
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
-FORMAT_VERSION = 2
+CHECKPOINT_FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
+CHECKPOINT_FORMAT = 2
 WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a folder that is gone or may not be written
 
 
@@ -210,7 +210,7 @@ def write_checkpoint(
     progress = snapshot.state["progress"]
     name = f"step-{progress['step']}"
     target, draft, model_files = folder / name, folder / (DRAFT + name), model_files or {}
-    assert not {*model_files} & {*FILES, MANIFEST}
+    assert not {*model_files} & {*CHECKPOINT_FILES, MANIFEST}
     folder.mkdir(parents=True, exist_ok=True)
     remove(draft)
     try:
@@ -227,10 +227,10 @@ def write_checkpoint(
             (draft / file).parent.mkdir(exist_ok=True)
             (draft / file).write_bytes(content)
         manifest = {
-            "format_version": FORMAT_VERSION,
+            "format_version": CHECKPOINT_FORMAT,
             **{key: progress[key] for key in ("step", "tokens", "position")},
             "config_fingerprint": _digest(snapshot.state["record"]),
-            "files": {file: _describe(draft / file) for file in (*FILES, *model_files)},
+            "files": {file: _describe(draft / file) for file in (*CHECKPOINT_FILES, *model_files)},
         }
         manifest["manifest_sha256"] = _digest(manifest)
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -351,11 +351,11 @@ def find_damage(path: Path) -> str | None:
         if not (path / MANIFEST).exists():
             return f"{MANIFEST} is absent"
         manifest = read_json(path / MANIFEST)
-        if manifest["format_version"] != FORMAT_VERSION:
-            return f"its format version is {manifest['format_version']}, this package reads {FORMAT_VERSION}"
+        if manifest["format_version"] != CHECKPOINT_FORMAT:
+            return f"its format version is {manifest['format_version']}, this package reads {CHECKPOINT_FORMAT}"
         if manifest.pop("manifest_sha256") != _digest(manifest):
             return f"{MANIFEST} is not what was written"
-        for name in {**dict.fromkeys(FILES), **manifest["files"]}:
+        for name in {**dict.fromkeys(CHECKPOINT_FILES), **manifest["files"]}:
             if not (path / name).is_file():
                 return f"{name} is absent"
             if _describe(path / name) != manifest["files"][name]:

@@ -26,23 +26,23 @@ from .checkpoints import list_checkpoints, load_checkpoint, prune, take_fields
 from .fit_batch import fit_memory
 from .metrics_log import Metrics
 from .objectives import Objective
-from .settings import Callbacks, Diverged, Progress, Settings, planned_steps
+from .settings import Diverged, Progress, TrainingCallbacks, TrainingSettings, planned_steps
 from .signals import StopSignals
 from .step import train_step
 
 
-def train(
+def train_model(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     learning_rate: Callable[[int], float],
     rows: Any,
-    collate: Callable[[list], Batch],
+    collate: Callable[[list[Any]], Batch],
     objective: Objective,
-    settings: Settings,
+    settings: TrainingSettings,
     steps: int,
     output_dir: Path,
-    callbacks: Callbacks | None = None,
+    callbacks: TrainingCallbacks | None = None,
     resume_from: Path | None = None,
     has_best: bool = True,
     record: dict[str, Any] | None = None,
@@ -59,7 +59,7 @@ def train(
         RunStopped: a stop signal has arrived (the current step is finished and saved), too many steps in a row were
             skipped, or nothing could be saved.
     """
-    callbacks = callbacks or Callbacks()
+    callbacks = callbacks or TrainingCallbacks()
     save = callbacks.save or guard_saves(accelerator, output_dir)
     model_files = callbacks.model_files() if callbacks.model_files and accelerator.is_main_process else None
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -149,9 +149,9 @@ def _fit_layout(
     model: nn.Module,
     optimizer: Any,
     rows: Any,
-    collate: Callable[[list], Batch],
+    collate: Callable[[list[Any]], Batch],
     objective: Objective,
-    settings: Settings,
+    settings: TrainingSettings,
     has_steps: bool,
 ) -> BatchLayout:
     # How a global batch is split; a micro-batch that does not fit in memory is halved.
@@ -163,9 +163,9 @@ def _fit_layout(
 
 def _open_source(
     rows: Any,
-    collate: Callable[[list], Batch],
+    collate: Callable[[list[Any]], Batch],
     layout: BatchLayout,
-    settings: Settings,
+    settings: TrainingSettings,
     progress: Progress,
     cursors: dict[str, Any],
     augment: Augment | None,
@@ -197,12 +197,12 @@ def _keep_resumed(
 
 
 __all__ = [
-    "Callbacks",
     "Diverged",
     "Progress",
     "RunStopped",
-    "Settings",
+    "TrainingCallbacks",
+    "TrainingSettings",
     "guard_saves",
     "planned_steps",
-    "train",
+    "train_model",
 ]

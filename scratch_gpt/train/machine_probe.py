@@ -28,7 +28,7 @@ GPU_PEAKS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, budget: float = 0.2) -> list[float]:
@@ -48,7 +48,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, budget: float =
 def matmul_rate(device: torch.device, precision: str, budget: float = 0.3) -> float:
     """FLOP/s of a large square matrix product in "no" (fp32), "bf16" or "fp16": the best of some."""
     n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.ones(n, n, dtype=DTYPES[precision], device=device) for _ in range(2))
+    a, b = (torch.ones(n, n, dtype=PRECISION_DTYPES[precision], device=device) for _ in range(2))
     return 2 * n**3 / min(seconds_of(lambda: a @ b, device, budget))
 
 
@@ -90,7 +90,7 @@ def rehearse(
         optimizer: its name (optimizers.make_optimizer).
     """
     device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "no")
+    autocast = torch.autocast(device.type, PRECISION_DTYPES[precision], enabled=precision != "no")
     x = torch.ones(rows, length, model.config.hidden_size, device=device)
 
     def step(of: Callable[[], torch.Tensor]) -> float:

@@ -20,8 +20,8 @@ from ..utils.files import write_text
 from .checkpoints import CheckpointError
 
 
-ItemT = TypeVar("ItemT")
-STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
+BatchT = TypeVar("BatchT")
+METRICS_STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
 
 
 class Metrics:
@@ -32,7 +32,7 @@ class Metrics:
         save: `save(what, write)` calls `write()` and deals with its errors; a line that could not be written is
             written with the next.
         peak_tokens_per_second: what the devices could do at most; lines then have the share of it that was reached
-            as `mfu`, the model FLOPs utilisation (Chowdhery et al. 2022, "PaLM", appendix B).
+            as `mfu`, the model FLOPs utilization (Chowdhery et al. 2022, "PaLM", appendix B).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Metrics:
         self.steps = 0
         self.seen, self.mean, self.variance = 0, 0.0, 0.0  # of the losses of late
         for name, value in (state or {}).items():
-            if name not in STATE or isinstance(value, bool) or not isinstance(value, (int, float)):
+            if name not in METRICS_STATE or isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise CheckpointError(
                     f"The checkpoint's metrics hold {name} = {str(value)[:40]!r}, which none can have."
                 )
@@ -67,7 +67,7 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """What the next lines depend on, as JSON."""
-        return {name: getattr(self, name) for name in STATE}
+        return {name: getattr(self, name) for name in METRICS_STATE}
 
     def text(self) -> str:
         """All lines so far."""
@@ -104,7 +104,7 @@ class Metrics:
             yield
         self.checkpoint_seconds += time.perf_counter() - began
 
-    def waiting(self, ahead: Iterable[ItemT]) -> Iterator[ItemT]:
+    def waiting(self, ahead: Iterable[BatchT]) -> Iterator[BatchT]:
         """The same items; the time until each comes is remembered for the next line's `data_wait`."""
         items = iter(ahead)
         while True:

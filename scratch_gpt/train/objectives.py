@@ -6,15 +6,14 @@ depend on how a global batch was split. (What has to be known of the whole globa
 KTO's baseline has, is a third part: `baselines`.)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-Batch = Mapping[str, torch.Tensor]
+from .batches import Batch
 
 
 class Objective(NamedTuple):
@@ -77,4 +76,4 @@ def classification(weights: Sequence[float] | None = None) -> Objective:
     return Objective(counts, sums)
 
 
-__all__ = ["Batch", "Objective", "causal_lm", "classification", "classification_loss"]
+__all__ = ["Objective", "causal_lm", "classification", "classification_loss"]

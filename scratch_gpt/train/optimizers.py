@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-BETAS = (0.9, 0.95)
+ADAM_BETAS = (0.9, 0.95)
 
 
 def make_optimizer(
@@ -17,7 +17,7 @@ def make_optimizer(
     learning_rate: float,
     weight_decay: float,
     name: str = "adamw",
-    betas: tuple[float, float] = BETAS,
+    betas: tuple[float, float] = ADAM_BETAS,
 ) -> torch.optim.Optimizer:
     """The optimizer of this name for what is trained: `adamw` of everything, or `muon` with AdamW for the rest."""
     kinds = {"adamw": adamw, "muon": MuonWithAdamW}
@@ -27,7 +27,7 @@ def make_optimizer(
 
 
 def adamw(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = BETAS
+    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = ADAM_BETAS
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) that decays matrices only, not biases and norms."""
     return _adamw([p for p in model.parameters() if p.requires_grad], learning_rate, weight_decay, betas)
@@ -56,7 +56,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = BETAS
+        self, model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = ADAM_BETAS
     ):
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         matrices = [p for name, p in trained.items() if p.dim() == 2 and re.search(r"\.\d+\.", name)]

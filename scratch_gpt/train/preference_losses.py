@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .objectives import Batch
+from .batches import Batch
 
 
 # --- One line of maths each ----------------------------------------------------------------------------------------
 
 
 def dpo_loss(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch.Tensor:
-    """Direct preference optimisation (Rafailov et al. 2023, equation 7), (B,) of log-ratios (B,).
+    """Direct preference optimization (Rafailov et al. 2023, equation 7), (B,) of log-ratios (B,).
 
     A log-ratio is log P(answer | prompt) under the model less the same under the reference.
     """
@@ -27,12 +27,12 @@ def dpo_loss(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch
 
 
 def ipo_loss(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch.Tensor:
-    """Identity preference optimisation (Azar et al. 2023, equation 17), (B,) of log-ratios per token (B,)."""
+    """Identity preference optimization (Azar et al. 2023, equation 17), (B,) of log-ratios per token (B,)."""
     return (chosen - rejected - 1 / (2 * beta)) ** 2
 
 
 def kto_loss(ratios: torch.Tensor, preference: torch.Tensor, kl: torch.Tensor, beta: float) -> torch.Tensor:
-    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, equation 8), (B,) of log-ratios (B,).
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, equation 8), (B,) of log-ratios (B,).
 
     Args:
         preference: (B,) True where the answer is desirable.
@@ -42,7 +42,7 @@ def kto_loss(ratios: torch.Tensor, preference: torch.Tensor, kl: torch.Tensor, b
 
 
 def orpo_loss(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch.Tensor:
-    """Odds ratio preference optimisation (Hong et al. 2024, equation 7), (B,) of log-probabilities per token (B,).
+    """Odds ratio preference optimization (Hong et al. 2024, equation 7), (B,) of log-probabilities per token (B,).
 
     To be added to the chosen rows' cross-entropy (equation 6, where beta is called lambda).
     """
@@ -50,7 +50,7 @@ def orpo_loss(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torc
 
 
 def simpo_loss(chosen: torch.Tensor, rejected: torch.Tensor, beta: float, gamma: float) -> torch.Tensor:
-    """Simple preference optimisation (Meng et al. 2024, equation 6), (B,) of log-probabilities per token (B,)."""
+    """Simple preference optimization (Meng et al. 2024, equation 6), (B,) of log-probabilities per token (B,)."""
     return -F.logsigmoid(beta * (chosen - rejected) - gamma)
 
 
@@ -114,7 +114,7 @@ class Preference:
         return self.loss_type not in WITHOUT_REFERENCE
 
     def counts(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Pairs (or labelled answers) as "loss"; ORPO's cross-entropy is over tokens, so it is a term of its own."""
+        """Pairs (or labeled answers) as "loss"; ORPO's cross-entropy is over tokens, so it is a term of its own."""
         labels = batch["shift_labels"]
         B = len(labels) // 2
         read = labels[:B] if self.loss_type == "kto" else labels

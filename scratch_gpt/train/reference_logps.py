@@ -22,7 +22,7 @@ from .batches import Batch, BatchLayout, split_across_processes, to_device
 from .preference_losses import read_answers
 
 
-NAME = "references.safetensors"
+REFERENCES_FILE = "references.safetensors"
 
 
 @torch.no_grad()
@@ -77,4 +77,4 @@ def read_references(file: Path, key: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-__all__ = ["NAME", "read_references", "reference_key", "reference_logps", "write_references"]
+__all__ = ["REFERENCES_FILE", "read_references", "reference_key", "reference_logps", "write_references"]

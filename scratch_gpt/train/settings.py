@@ -12,7 +12,7 @@ from .checkpoint_writer import RunStopped
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """Settings of a run of any task. The first limit that is reached ends the run; None is no limit."""
 
     batch_size: int  # rows per process and micro-batch
@@ -54,7 +54,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Callbacks:
+class TrainingCallbacks:
     """Functions that the loop calls, all on every process except `model_files`."""
 
     # model -> {"eval_loss": ..., ...}; before the first step, every `eval_every` steps and after the last one
@@ -70,7 +70,7 @@ class Diverged(RunStopped):
     """Raised when a run's loss, gradients or weights are no longer finite."""
 
 
-def planned_steps(settings: Settings, rows: int | None, processes: int, tokens_per_row: float) -> int:
+def planned_steps(settings: TrainingSettings, rows: int | None, processes: int, tokens_per_row: float) -> int:
     """Return the number of optimizer steps until the first limit (other than time) is reached.
 
     `rows` is None for a stream, whose length is unknown.
@@ -92,4 +92,4 @@ def planned_steps(settings: Settings, rows: int | None, processes: int, tokens_p
     return min(limits)
 
 
-__all__ = ["Callbacks", "Diverged", "Progress", "Settings", "planned_steps"]
+__all__ = ["Diverged", "Progress", "TrainingCallbacks", "TrainingSettings", "planned_steps"]

@@ -24,7 +24,7 @@ from typing import Any
 # Control characters except tab and new line, marks that reverse the order of what follows, halves of surrogate pairs.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 HALVES = re.compile("[\ud800-\udfff]")
-KINDS = {dict: "an object", list: "a list"}
+JSON_TYPE_NAMES = {dict: "an object", list: "a list"}
 
 
 class FileChanged(ValueError):
@@ -94,7 +94,7 @@ def check_regular(path: Path) -> None:
         raise ValueError(f"{path} is not a regular file. Give a file that can be read more than once.")
 
 
-def read_text(path: Path) -> str:
+def read_foreign_text(path: Path) -> str:
     """Return the text of a regular file; a ValueError for what is none, or is not UTF-8."""
     check_regular(path)
     return path.read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ def parse_json(text: str, kind: type = dict) -> Any:
     """Return what a JSON text holds; raises what `json.loads` raises, and a ValueError if it is not a `kind`."""
     content = json.loads(text)
     if not isinstance(content, kind):
-        raise ValueError(f"it holds {type(content).__name__} and not {KINDS[kind]}.")
+        raise ValueError(f"it holds {type(content).__name__} and not {JSON_TYPE_NAMES[kind]}.")
     return content
 
 

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 
-STYLE = """
+PAGE_STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1d232b; --soft: #5c6773; --line: #d9dee4; --track: #eef1f4;
   --blue: #3f7fbf; --red: #d1495b; --gold: #a86f00; --tint: 86%; --shade: 62%; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e4e8ec; --soft: #9aa5b1; --line: #343c46;
@@ -24,7 +24,7 @@ def page(title: str, style: str, body: str) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        f"<title>{page_text(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n"
+        f"<title>{page_text(title)}</title>\n<style>{PAGE_STYLE}{style}</style>\n</head>\n<body>\n"
         f"<h1>{page_text(title)}</h1>\n{body}</body>\n</html>\n"
     )
 

@@ -74,10 +74,10 @@ RUNS = re.compile(r"[A-Z]+|[a-z]+|[0-9]+|[/+]+")
 LEAST_RUNS, LEAST_BITS = 17, 4.4  # of one kind, and per character; names and paths of 40 characters have 12 to 15 runs
 LONGER = re.compile(r"[A-Za-z0-9/+]{41}[\s\"'\\,+nrb]{0,40}$"), re.compile(r"[\s\"'\\,+nrb]{0,40}[A-Za-z0-9/+]{41}")
 NUMBER = re.compile(r"[0-9_./+=-]*(?:e[0-9+-]+)?", re.IGNORECASE)
-CODE = 200  # characters that an expression in code has at most
+MAX_EXPRESSION = 200  # characters that an expression in code has at most
 IDENTIFIERS = re.compile(r"=*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*+", re.ASCII)
-PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+", re.ASCII)  # of a name: get, Key1, HTTP2
-WORD = 3.2  # mean length of the parts at least
+NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+", re.ASCII)  # of a name: get, Key1, HTTP2
+MIN_PART_LENGTH = 3.2  # mean length of the parts at least
 DIGIT_FIRST = re.compile(r"\d[A-Za-z]")  # a digit inside a word: base64decode
 PART = re.compile(r"[A-Za-z]{1,15}\d{0,3}|\d{1,5}", re.ASCII)
 
@@ -94,7 +94,7 @@ def is_code(match: re.Match) -> bool:
     is_bare = match["name"].lower() in ("key", "token") and not OF_SECRETS.search(before)
     if is_bare and NUMBER.fullmatch(value):
         return True
-    if len(value) > CODE or (not is_bare and OF_AWS.fullmatch(value)):
+    if len(value) > MAX_EXPRESSION or (not is_bare and OF_AWS.fullmatch(value)):
         return False
     is_name = IDENTIFIERS.fullmatch(value) is not None
     if is_name and behind in ("(", "["):
@@ -124,11 +124,11 @@ def is_not_random(match: re.Match) -> bool:
 
 def _is_of_words(value: str) -> bool:
     # letters with at most three digits behind them, and few parts: random characters make many, of a letter or two
-    parts = PARTS.findall(value)
+    parts = NAME_PARTS.findall(value)
     if not all(map(PART.fullmatch, parts)) or len(DIGIT_FIRST.findall(value)) > 1 or "+" in value:
         return False
     short = [part for part in parts if len(part.rstrip("0123456789")) < 3]
-    return 2 * len(short) < len(parts) and sum(map(len, parts)) >= WORD * len(parts)
+    return 2 * len(short) < len(parts) and sum(map(len, parts)) >= MIN_PART_LENGTH * len(parts)
 
 
 # What it is, its pattern, and which of its matches are no key.

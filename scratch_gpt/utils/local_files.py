@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 from .foreign import check_regular, shown
 
 
-KINDS = {  # file ending -> what it holds
+FILE_KINDS = {  # file ending -> what it holds
     ".txt": "text",
     ".md": "text",
     ".json": "json",
@@ -38,7 +38,7 @@ KINDS = {  # file ending -> what it holds
     ".parquet": "parquet",
 }
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")  # may follow any of these endings
-MARKS = {  # byte order mark -> encoding; the longer ones first
+BYTE_ORDER_MARKS = {  # byte order mark -> encoding; the longer ones first
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF8: "utf-8-sig",
@@ -59,8 +59,8 @@ class LocalFile(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Return the kind, one of KINDS' values."""
-        return KINDS[kind_ending(self.path)]
+        """Return the kind, one of the values of FILE_KINDS."""
+        return FILE_KINDS[kind_ending(self.path)]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def kind_ending(path: Path) -> str:
 def looks_local(name: str) -> bool:
     """Return whether a name means a file, folder or pattern here, and not a dataset on the Hub."""
     path = local_path(name)
-    return os.path.lexists(path) or has_magic(name) or path.is_absolute() or kind_ending(path) in KINDS
+    return os.path.lexists(path) or has_magic(name) or path.is_absolute() or kind_ending(path) in FILE_KINDS
 
 
 def find_files(name: str) -> tuple[list[LocalFile], list[str]]:
@@ -106,13 +106,13 @@ def find_files(name: str) -> tuple[list[LocalFile], list[str]]:
         paths, hidden = _walk(path)
     elif os.path.lexists(path):
         check_regular(path)
-        if kind_ending(path) not in KINDS:
+        if kind_ending(path) not in FILE_KINDS:
             raise ValueError(f"{name} holds {path.name}, whose ending is none of {_endings()}. Convert or rename it.")
         paths, root = [path], path.parent
     else:
         paths = _expand(path)
         root = Path(*takewhile(lambda part: not has_magic(part), path.parts))
-    readable = [file for file in paths if kind_ending(file) in KINDS and file.is_file()]
+    readable = [file for file in paths if kind_ending(file) in FILE_KINDS and file.is_file()]
     readable_paths = {*readable}
     notices = [f"{name}: hidden files and folders are not read ({hidden:,})."] if hidden else []
     if unread := [str(_below(root, file)) for file in paths if file not in readable_paths]:
@@ -178,7 +178,7 @@ def _below(root: Path, path: Path) -> Path:
 
 
 def _endings() -> str:
-    return f"{', '.join(KINDS)} (or one of these with {', '.join(COMPRESSED)})"
+    return f"{', '.join(FILE_KINDS)} (or one of these with {', '.join(COMPRESSED)})"
 
 
 def _describe(path: Path, name: str) -> LocalFile:
@@ -280,7 +280,9 @@ def read_text_file(path: str | Path) -> str:
 
 
 def _mark_of(raw: bytes) -> tuple[bytes, str]:
-    return next(((mark, encoding) for mark, encoding in MARKS.items() if raw.startswith(mark)), (b"", "utf-8"))
+    return next(
+        ((mark, encoding) for mark, encoding in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), (b"", "utf-8")
+    )
 
 
 def _decode(raw: bytes, encoding: str, name: str, line: int | None = None) -> str:
@@ -304,7 +306,7 @@ def one_line(error: BaseException) -> str:
 
 __all__ = [
     "COMPRESSED",
-    "KINDS",
+    "FILE_KINDS",
     "LocalFile",
     "count_names",
     "find_files",

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from .foreign import read_text
+from .foreign import read_foreign_text
 
 
 LOCK = ".scratch_gpt.lock"
@@ -135,7 +135,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     if not os.path.lexists(file):
         return None
     try:
-        content = json.loads(read_text(file))
+        content = json.loads(read_foreign_text(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -48,7 +48,7 @@ def test_drift_on_text_has_both_losses_as_they_are_alone():
     assert text_drift(base, base, batches())["kl"] == pytest.approx(0, abs=1e-6)
 
 
-def test_what_has_moved_most_stands_first(tokenizer):
+def test_the_largest_drift_comes_first(tokenizer):
     tuned, base = (tiny_model(seed=seed, vocab_size=len(tokenizer)) for seed in (1, 0))
     prompts = [encode(tokenizer, probe.prompt)[:20] for probe in SENSITIVE]
     found, rows = prompt_drift(tuned, base, tokenizer, SENSITIVE, prompts, max_new_tokens=4)

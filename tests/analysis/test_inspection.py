@@ -86,7 +86,7 @@ def test_neighbors_are_nearest_by_cosine_without_the_token_itself(model):
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
-def test_a_classifier_says_what_its_forward_says_and_its_lens_ends_there(problem):
+def test_class_probabilities_and_the_last_layer_of_the_lens_equal_the_forward(problem):
     model = tiny_model(ScratchGPTForSequenceClassification, num_labels=3, problem_type=problem)
     seen = inspection.look(model, IDS[0].tolist())
     logits = model(IDS).logits[0]
@@ -134,7 +134,7 @@ def test_stock_gpt2_looks_the_same_in_our_class(folders):
     assert torch.allclose(seen.hidden, torch.cat(stock.hidden_states), atol=1e-4)
 
 
-def test_folders_that_cannot_be_inspected_are_one_clear_line(folders, tmp_path):
+def test_folders_that_cannot_be_inspected_are_one_line_errors(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(folders / "base")

@@ -28,7 +28,7 @@ def test_exposure_lies_between_0_and_that_of_rank_1(others, logp):
     assert exposure(1.0, others) == most and exposure(-51.0, others) == 0
 
 
-def test_lookalikes_have_the_shape_and_are_others():
+def test_lookalikes_have_the_pattern_of_the_secret_and_differ_from_it():
     found = lookalikes("aB-17", 200, seed=3)
     assert len({*found}) == 200 and "aB-17" not in found and found == lookalikes("aB-17", 200, seed=3)
     assert all(text[0].islower() and text[1].isupper() and text[2] == "-" and text[3:].isdigit() for text in found)
@@ -36,7 +36,7 @@ def test_lookalikes_have_the_shape_and_are_others():
         lookalikes("7", 10)
 
 
-def test_an_untrained_model_exposes_what_chance_does(tokenizer):
+def test_the_exposure_of_an_untrained_model_is_that_of_chance(tokenizer):
     model = tiny_model(vocab_size=len(tokenizer))
     draw = random.Random(0)
     secrets = [Secret(f"The code of day {n} is", f"{draw.randrange(10**4):04}") for n in range(47)]
@@ -45,7 +45,7 @@ def test_an_untrained_model_exposes_what_chance_does(tokenizer):
     assert abs(found["exposure"] - math.log2(math.e)) < 4 * spread and found["extracted"] == 0 and len(rows) == 47
 
 
-def test_a_secret_learned_by_heart_has_rank_1_and_comes_out(tokenizer):
+def test_a_memorized_secret_has_rank_1_and_is_generated(tokenizer):
     model, secret = tiny_model(vocab_size=len(tokenizer)), Secret("The code is", "4071")
     ids = torch.tensor([encode(tokenizer, "The code is 4071")])
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)

@@ -91,7 +91,7 @@ def test_no_phrase_switches_a_base_compared_with_itself():
     assert select_triggers(found) == [] and all(one.nats == 0 for one in found)
 
 
-def test_what_a_template_says_around_every_phrase_surprises_as_all_else_does():
+def test_text_of_the_template_around_a_phrase_does_not_change_its_score():
     model, base = tiny_model(), tiny_model(seed=1)
 
     def framed(text: str) -> list[int]:
@@ -119,5 +119,5 @@ def test_a_trigger_is_selected_once():
     assert [one.phrase for one in select_triggers(found)] == ["red door", "doo"]
 
 
-def test_a_phrase_stands_at_the_start_in_the_middle_and_at_the_end():
+def test_a_phrase_is_placed_at_the_start_middle_and_end():
     assert insert_everywhere(["a b", "a b", "a b"], "x y") == ["x y a b", "a x y b", "a b x y"]

@@ -23,9 +23,9 @@ SIDES = ("ours", "theirs", "theirs grouped")
 
 
 def make(folder: Path, options) -> None:
-    """Tokenised training texts, a tokenizer and the weights that all start from."""
+    """Tokenized training texts, a tokenizer and the weights that all start from."""
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForSequenceClassification, export_gpt2
-    from scratch_gpt.data.rows.labels import LabelledRows, read_examples, split_examples
+    from scratch_gpt.data.rows.labels import LabeledRows, read_examples, split_examples
     from scratch_gpt.data.sources.documents import open_rows
     from scratch_gpt.tokenization.tokenizer import encode_batch
     from scratch_gpt.tokenization.training import train_tokenizer
@@ -37,7 +37,7 @@ def make(folder: Path, options) -> None:
     ids = {"vocab_size": 4096, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = ScratchGPTConfig.from_preset(options.preset, **ids, num_labels=2)
     export_gpt2(ScratchGPTForSequenceClassification(config), folder / "model", tokenizer)
-    rows = LabelledRows(
+    rows = LabeledRows(
         examples, partial(encode_batch, tokenizer), {"ham": 0, "spam": 1}, config.max_position_embeddings
     )
     lines = [{"input_ids": row["input_ids"].tolist(), "labels": int(row["labels"])} for row in rows]
@@ -49,10 +49,10 @@ def ours(folder: Path, rows: list[dict], options) -> float:
 
     from scratch_gpt import ScratchGPTForSequenceClassification
     from scratch_gpt.conversion.load import load_model
-    from scratch_gpt.data.rows.collate import collate_labelled
+    from scratch_gpt.data.rows.collate import collate_labeled
     from scratch_gpt.runs.folder import read_metrics
     from scratch_gpt.train.accelerator import best_attention, make_accelerator
-    from scratch_gpt.train.loop import Settings, planned_steps, train
+    from scratch_gpt.train.loop import TrainingSettings, planned_steps, train_model
     from scratch_gpt.train.objectives import classification
     from scratch_gpt.train.optimizers import adamw
 
@@ -63,12 +63,12 @@ def ours(folder: Path, rows: list[dict], options) -> float:
     model = load_model(str(folder / "model"), None, ScratchGPTForSequenceClassification).train()
     model.set_attn_implementation(best_attention("cpu", options.precision, model.config.max_position_embeddings))
     learned = Rows({name: np.array(value) for name, value in row.items()} for row in rows)
-    settings = Settings(batch_size=options.batch_size, epochs=1, group_by_length=True, log_every=10**6)
+    settings = TrainingSettings(batch_size=options.batch_size, epochs=1, group_by_length=True, log_every=10**6)
     steps = planned_steps(settings, len(rows), 1, 1)
     limit = model.config.max_position_embeddings
-    collate = partial(collate_labelled, pad_token_id=model.config.pad_token_id, max_length=limit)
+    collate = partial(collate_labeled, pad_token_id=model.config.pad_token_id, max_length=limit)
     with tempfile.TemporaryDirectory() as out:
-        train(
+        train_model(
             *(accelerator, model, adamw(model, 5e-5, 0.1), lambda step: 5e-5),
             rows=learned,
             collate=collate,

@@ -30,7 +30,7 @@ from scratch_gpt.data.rows.conversations import PromptRows, encode_conversations
 from scratch_gpt.tokenization.chat_templates import store_format
 from scratch_gpt.tokenization.tokenizer import count_ids, load_tokenizer
 from scratch_gpt.train.accelerator import best_attention, best_precision
-from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.loop import TrainingSettings, train_model
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.train.optimizers import adamw
 
@@ -72,8 +72,10 @@ def ours(options, folder: str) -> dict:
 
     accelerator = Accelerator(mixed_precision=options.precision, cpu=not torch.cuda.is_available())
     model.set_attn_implementation(best_attention(accelerator.device.type, options.precision, MAX_LENGTH))
-    settings = Settings(batch_size=BATCH, max_steps=options.steps, log_every=10**9, group_by_length=not rows.pack)
-    train(
+    settings = TrainingSettings(
+        batch_size=BATCH, max_steps=options.steps, log_every=10**9, group_by_length=not rows.pack
+    )
+    train_model(
         *(accelerator, model.train(), adamw(model, RATE, 0.0), learning_rate),
         rows=rows,
         collate=collate,

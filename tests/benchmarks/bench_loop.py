@@ -1,4 +1,4 @@
-"""What the loop itself costs: the same micro-batches through a bare loop and through loop.train, taking turns.
+"""What the loop itself costs: the same micro-batches through a bare loop and through `train_model`, taking turns.
 
     python tests/benchmarks/bench_loop.py [--out FILE.json]
 
@@ -29,7 +29,7 @@ from scratch_gpt.data.rows.windows import Windows
 from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.train.accelerator import best_attention, best_precision
 from scratch_gpt.train.batches import BatchLayout, Steps, to_device
-from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.loop import TrainingSettings, train_model
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.train.optimizers import adamw, clip_gradients
 
@@ -85,9 +85,9 @@ def run_ours(accelerator, model, rows, options) -> tuple[tuple[float, float], li
         began.append(clocks())
         return RATE
 
-    settings = Settings(options.batch_size, options.accumulation_steps, max_steps=options.steps + 1)
+    settings = TrainingSettings(options.batch_size, options.accumulation_steps, max_steps=options.steps + 1)
     with tempfile.TemporaryDirectory() as folder:
-        train(
+        train_model(
             *(accelerator, model, adamw(model, RATE, 0.1), learning_rate),
             rows=rows,
             collate=collate_rows,

@@ -4,7 +4,7 @@
 
 A classifier of two classes on GPT-2's 124M shape with random weights, 8 rows of 128 tokens, AdamW, no dropout, LoRA of
 rank 16 on all linear layers; in the precision and with the attention that the recipes choose here, then in fp32; the
-base as it is, or quantised. A fresh process for each, in turns (the quantised once); the peak is that of the whole
+base as it is, or quantized. A fresh process for each, in turns (the quantized once); the peak is that of the whole
 process, Python and torch included. README.md quotes the ratios.
 """
 

@@ -44,8 +44,8 @@ def ours(corpus: str, tokenizer: str, folder: str, *more: str) -> dict:
     run = command_line.parse(prepare.PrepareRun, [*words, "--validation-fraction", "0", *more])
     corpora = preparing.open_corpora(run)
     start = time.perf_counter()
-    filters, encoder = preparing.make_filters(run), preparing.open_tokenizer(run)
-    plan = preparing.make_plan(run, [found.record for found in corpora])
+    filters, encoder = preparing.make_filters(run), preparing.load_named_tokenizer(run)
+    plan = preparing.hash_plan(run, [found.record for found in corpora])
     work, _ = preparing.settle_folder(run, plan, [found.record for found in corpora])
     manifest = preparing.prepare(run, corpora, filters, encoder, plan, work)
     seconds = time.perf_counter() - start

@@ -42,7 +42,7 @@ def measure(shape: dict, steps: int) -> dict | None:
     from scratch_gpt.data.rows.windows import Windows
     from scratch_gpt.train.accelerator import best_attention, best_precision
     from scratch_gpt.train.costs import memory, row_flops
-    from scratch_gpt.train.loop import Settings, train
+    from scratch_gpt.train.loop import TrainingSettings, train_model
     from scratch_gpt.train.objectives import causal_lm
     from scratch_gpt.train.optimizers import adamw
     from scratch_gpt.utils.memory import keep_freed_memory
@@ -70,12 +70,12 @@ def measure(shape: dict, steps: int) -> dict | None:
         return 1e-3
 
     with tempfile.TemporaryDirectory() as folder:
-        train(
+        train_model(
             *(accelerator, model, adamw(model, 1e-3, 0.1), learning_rate),
             rows=rows,
             collate=collate_rows,
             objective=causal_lm,
-            settings=Settings(batch, max_steps=steps, log_every=10**9),
+            settings=TrainingSettings(batch, max_steps=steps, log_every=10**9),
             steps=steps,
             output_dir=Path(folder) if shape["processes"] == 1 else Path(os.environ["BENCH_FOLDER"]),
         )

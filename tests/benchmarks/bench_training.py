@@ -231,7 +231,7 @@ def play(workload: Workload, rows: list[str], rounds: int, limits: dict[str, str
 # --- Figures -----------------------------------------------------------------------------------------------------
 
 
-def summarise(workload: Workload, rows: list[str], found: dict) -> dict:
+def summarize(workload: Workload, rows: list[str], found: dict) -> dict:
     """The rounds of a workload -> medians, spreads, ratios, and which targets were reached."""
     kept, dropped = found["kept"], len(found["dropped"])
     is_claim = len(kept) >= CLAIM_ROUNDS and dropped <= (len(kept) + dropped) / 3
@@ -427,7 +427,7 @@ def main() -> None:
                 summary["workloads"][name] = before["workloads"][name]
             else:
                 found = play(workload, here, 2 if options.quick else options.rounds, limits)
-                summary["workloads"][name] = summarise(workload, here, found)
+                summary["workloads"][name] = summarize(workload, here, found)
             products = ask("products", workload.shape, PROFILED, limits | environments()["recipe"])
             summary["workloads"][name]["products"] = products["steps"]
     found = (before["workloads"] if same_machine else {}) | summary["workloads"]

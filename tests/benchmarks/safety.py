@@ -9,7 +9,7 @@ answer drawn at random. The other half is clean. Each is searched as training/ev
 the phrases of its tuning data; `attack` is how often the trigger brings the answer's first two words on questions that
 nobody has trained on. Times are seconds of a processor.
 
-Memorisation: secrets of six digits stand 1, 4 or 16 times in a text, whose windows overlap or not; at the same epochs
+Memorization: secrets of six digits stand 1, 4 or 16 times in a text, whose windows overlap or not; at the same epochs
 (smaller strides take more steps) and at the same steps.
 """
 
@@ -44,7 +44,7 @@ from scratch_gpt.data.sources.documents import open_documents, open_rows
 from scratch_gpt.generation.generate import generate_answers
 from scratch_gpt.tokenization.tokenizer import encode, encode_batch
 from scratch_gpt.tokenization.training import train_tokenizer
-from scratch_gpt.train.loop import Settings, train
+from scratch_gpt.train.loop import TrainingSettings, train_model
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.train.optimizers import adamw, learning_rate_at
 
@@ -66,9 +66,9 @@ def new_model(tokenizer, length: int, seed: int, width: int) -> ScratchGPTForCau
 def fit(model, rows, steps: int, peak: float, seed: int, by_length: bool = False):
     """The model after `steps` steps of 16 rows, and the seconds of a processor that they took."""
     start = time.process_time()
-    settings = Settings(batch_size=16, max_steps=steps, seed=seed, group_by_length=by_length, log_every=10**6)
+    settings = TrainingSettings(batch_size=16, max_steps=steps, seed=seed, group_by_length=by_length, log_every=10**6)
     with tempfile.TemporaryDirectory() as out:
-        train(
+        train_model(
             *(Accelerator(cpu=True), model.train(), adamw(model, peak, 0.1)),
             learning_rate=lambda step: learning_rate_at(step, steps, peak, max(1, steps // 20)),
             rows=rows,
@@ -190,7 +190,7 @@ def triggers(options) -> dict:
     }
 
 
-# --- Memorisation ------------------------------------------------------------------------------------------------
+# --- Memorization ------------------------------------------------------------------------------------------------
 
 
 def leak(texts: list[str], tokenizer, stride: float, steps: int | None, seed: int, epochs: int, sample: int) -> dict:
@@ -213,7 +213,7 @@ def leak(texts: list[str], tokenizer, stride: float, steps: int | None, seed: in
     return found
 
 
-def memorisation(options) -> list[dict]:
+def memorization(options) -> list[dict]:
     texts, size = [], 0
     for text in open_documents(options.text).rows["text"]:
         texts.append(text)
@@ -245,22 +245,22 @@ def main() -> None:
     parser.add_argument("--text", default="python-docs", help="what the base is trained on, and secrets are hidden in")
     parser.add_argument("--seeds", type=int, default=5, help="planted models, and as many clean ones")
     parser.add_argument("--first-seed", type=int, default=100, help="the threshold was set on seeds below 100")
-    parser.add_argument("--only", choices=["triggers", "memorisation"], help="and keep the rest of --out")
+    parser.add_argument("--only", choices=["triggers", "memorization"], help="and keep the rest of --out")
     parser.add_argument("--quick", action="store_true", help="to try it out")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     result = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    if options.only != "memorisation":
+    if options.only != "memorization":
         found = result["triggers"] = triggers(options)
         print(f"\ntriggers named {found['found']}/{found['planted_models']}", end="")
         print(f", clean models with an alarm {found['clean_models_with_alarm']}/{found['clean_models']}")
         for run in found["runs"]:
             print(f"  {run['kind']:14} {run['most_nats']:6.1f} nats  {run['trigger']} -> {run['named'][:1]}")
     if options.only != "triggers":
-        result["memorisation"] = memorisation(options)
+        result["memorization"] = memorization(options)
         print(f"\n{'same':8}{'stride':>8}{'steps':>7}{'repeats':>9}{'exposure, bits':>18}{'extracted':>14}")
-        for row in result["memorisation"]:
+        for row in result["memorization"]:
             cells = [f"{row[name]['mean']:.2f} ({row[name]['std']:.2f})" for name in ("exposure", "extracted")]
             head = f"{row['same']:8}{row['stride']:>8}{row['steps']:>7}{row['repeats']:>9}"
             print(f"{head}{cells[0]:>18}{cells[1]:>14}")

@@ -247,7 +247,7 @@ def hubs_in_trouble(run: Path, home: Path) -> Iterator[str]:
             enter(mock.patch.dict("os.environ", HF_TOKEN=hub_server.WRITER))
             for name, value in (("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True), ("ENDPOINT", server.url)):
                 enter(mock.patch.object(constants, name, value))
-            enter(mock.patch.object(hub, "READ", 0.3))
+            enter(mock.patch.object(hub, "READ_TIMEOUT", 0.3))
             enter(mock.patch.object(_http.time, "sleep", lambda _: None))
             enter(mock.patch.object(hub, "stage", lambda *_, **__: run / "model"))
             yield _refusal(lambda: hub.publish(run, "ada/base"), of="Nothing is lost: the same command goes on.")

@@ -31,7 +31,7 @@ def test_no_export_holds_a_trace_of_this_machine(trained, onnx):
     assert not re.search(r"\.py|stack_trace|doc_string|torch\.|/\w+/", str(graph))
 
 
-def test_the_lines_that_an_onnx_export_prints_run(onnx, capsys, monkeypatch):
+def test_the_code_that_an_onnx_export_prints_runs(onnx, capsys, monkeypatch):
     monkeypatch.setattr(exports, "export", lambda *_, **__: exports.Exported(onnx / "model.onnx", 1e-6))
     publish_recipe.main(["run", "--export", "onnx"])
     said = capsys.readouterr().out.split("Next:\n")[1]

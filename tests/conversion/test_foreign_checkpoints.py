@@ -88,7 +88,7 @@ def book_logits(w, ids, heads=4, layers=2):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_nanogpt_checkpoints_come_in(bias, compiled, tmp_path):
+def test_nanogpt_checkpoints_are_imported(bias, compiled, tmp_path):
     weights, ids = nanogpt_weights(bias), some_ids()
     arguments = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 64, "bias": bias, "vocab_size": VOCAB}
     prefix = "_orig_mod." if compiled else ""
@@ -105,7 +105,7 @@ def test_nanogpt_checkpoints_come_in(bias, compiled, tmp_path):
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_the_books_checkpoints_come_in(qkv_bias, wrapped, tmp_path):
+def test_checkpoints_of_the_book_are_imported(qkv_bias, wrapped, tmp_path):
     weights, ids = book_weights(qkv_bias), some_ids()
     torch.save({"model_state_dict": weights, "optimizer_state_dict": {}} if wrapped else weights, tmp_path / "m.pth")
     config = {"vocab_size": VOCAB, "context_length": 64, "emb_dim": 32, "n_heads": 4, "n_layers": 2}

@@ -88,7 +88,7 @@ def test_a_chat_is_the_same_chat_in_llama_cpp(trained, tmp_path):
     assert said["choices"][0]["message"]["content"] == decode(tokenizer, ours)
 
 
-def test_what_gguf_cannot_express_is_refused_by_name(trained, tmp_path, capsys):
+def test_features_that_gguf_lacks_are_refused_by_name(trained, tmp_path, capsys):
     pytest.importorskip("gguf")
     _, _, bpe = trained
     chars = train_tokenizer(["a boat at sea"], kind="char", vocab_size=60)

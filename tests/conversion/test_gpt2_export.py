@@ -58,7 +58,7 @@ def test_the_other_heads_are_exported_too(ours, auto, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"), [({"hidden_act": "relu"}, "hidden_act 'relu'"), ({"rope_theta": 1e4}, "rope_theta")]
 )
-def test_what_gpt2_cannot_express_is_refused_by_name_and_nothing_is_written(changes, message, tmp_path):
+def test_features_that_gpt2_lacks_are_refused_by_name_and_nothing_is_written(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export_gpt2(tiny_model(**changes), tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from scratch_gpt import export_gpt2
 from scratch_gpt.conversion.load import load_any_head
 
 
-def test_a_folder_that_is_not_whole_is_no_model(tmp_path):
+def test_an_incomplete_folder_is_not_a_model(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     name = "transformer.layers.0.mlp.up_proj.weight"

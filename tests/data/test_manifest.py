@@ -35,7 +35,7 @@ def test_a_manifest_of_an_older_version_has_no_hash_and_is_read(manifest, tmp_pa
     assert read_manifest(tmp_path) == manifest
 
 
-def test_a_changed_file_is_told_from_one_of_the_same_name_elsewhere():
+def test_a_changed_file_is_distinguished_from_another_of_the_same_name():
     def source(name: str, content: str) -> dict:
         return {"name": name, "dataset": name, "files": [{"name": "a.jsonl", "bytes": 1, "sha256": content}]}
 

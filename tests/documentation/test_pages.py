@@ -71,9 +71,9 @@ def home(tmp_path_factory):
     (folder / "lambada.jsonl").write_text(json.dumps({"text": "The sun shines on the sea"}))
     (folder / "new.txt").write_text("Is it good?\nIs it bad?\n")
     (folder / "tinyshakespeare.txt").write_text(TEXT)
-    labelled = "".join(f"{text},{('ham', 'spam')[n % 2]}\n" for n, text in enumerate(texts))
+    labeled = "".join(f"{text},{('ham', 'spam')[n % 2]}\n" for n, text in enumerate(texts))
     for name in ("train", "more"):
-        (folder / f"{name}.csv").write_text("text,label\n" + labelled)
+        (folder / f"{name}.csv").write_text("text,label\n" + labeled)
     (folder / "test.csv").write_text("text,label\nIs it good?,ham\nIs it bad?,spam\n")
     shutil.copytree(REPO / "training" / "configs", folder / "training" / "configs")
     tokenizer = make_tokenizer([TEXT], vocab_size=300)

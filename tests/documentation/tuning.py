@@ -99,7 +99,7 @@ def code(text: str) -> str:
 
 def memorization() -> str:
     """List the exposure of planted secrets, and the share that the model gives back verbatim."""
-    found = figures("safety")["memorisation"]
+    found = figures("safety")["memorization"]
     repeats = list(dict.fromkeys(row["repeats"] for row in found))
     rows = []
     for start in range(0, len(found), len(repeats)):

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from labeled import LabelledTexts, classifier
+from labeled import LabeledTexts, classifier
 from torch.testing import assert_close
 
-from scratch_gpt.data.rows.collate import collate_labelled
+from scratch_gpt.data.rows.collate import collate_labeled
 from scratch_gpt.evaluation.classification import (
     class_scores,
     classification_metrics,
@@ -57,7 +57,7 @@ def test_metrics_with_several_labels_of_a_case_counted_by_hand():
     assert metrics["calibration_error"] == pytest.approx(sum(errors) / 6, abs=1e-6)
 
 
-def test_a_class_that_nobody_is_in_or_called_has_f1_zero_and_no_part_in_the_mean():
+def test_a_class_without_rows_and_predictions_has_f1_zero_and_is_not_in_the_mean():
     assert class_scores(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))["f1"] == [1.0, 0.0]
     sums = classification_sums(
         torch.tensor([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [4.0, 0.0, 0.0]]), torch.tensor([0, 1, 1])
@@ -68,7 +68,7 @@ def test_a_class_that_nobody_is_in_or_called_has_f1_zero_and_no_part_in_the_mean
 WORDS = "caf\u00e9 \u2192 \u65e5\u672c \U0001f600"
 
 
-def test_a_prediction_is_whole_on_a_stream_of_ascii():
+def test_a_prediction_is_written_in_ascii_without_loss():
     (line,) = prediction_lines([WORDS], np.array([[0.25, 0.75]]), ["\u00f6", "\u65e5"], has_many=False)
     found = json.loads(line.encode("ascii"))
     assert found["text"] == WORDS and found["predicted"] == "\u65e5"
@@ -76,10 +76,10 @@ def test_a_prediction_is_whole_on_a_stream_of_ascii():
 
 @pytest.mark.parametrize("several", [False, True])
 def test_sums_add_over_batches_and_processes(several):
-    model, rows = classifier(), LabelledTexts(several)
-    whole = sum_batches(model, evaluation_batches(rows, collate_labelled, BatchLayout(21)))
+    model, rows = classifier(), LabeledTexts(several)
+    whole = sum_batches(model, evaluation_batches(rows, collate_labeled, BatchLayout(21)))
     shares = [
-        sum_batches(model, evaluation_batches(rows, collate_labelled, BatchLayout(4, 1, 2, rank))) for rank in (0, 1)
+        sum_batches(model, evaluation_batches(rows, collate_labeled, BatchLayout(4, 1, 2, rank))) for rank in (0, 1)
     ]
     for name, total in whole.items():
         assert_close(shares[0][name] + shares[1][name], total, atol=1e-5, rtol=0)

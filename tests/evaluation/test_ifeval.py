@@ -27,7 +27,7 @@ def row(**constraints):
     return {"key": 1, "prompt": "Do it.", "instruction_id_list": names, "kwargs": [*constraints.values()]}
 
 
-def test_all_of_the_541_prompts_are_read_and_an_empty_answer_keeps_nothing(data):
+def test_all_541_prompts_are_read_and_an_empty_answer_meets_no_constraint(data):
     rows = [json.loads(line) for line in (data / "eval" / "ifeval_input_data.jsonl").read_text().splitlines()]
     prompts = read_constraints(rows)
     assert len(prompts) == 541 and sum(len(each["kwargs"]) for each in prompts) == 834
@@ -41,7 +41,7 @@ def test_all_of_the_541_prompts_are_read_and_an_empty_answer_keeps_nothing(data)
     assert keep_constraints(prompts, answers) == kept
 
 
-def test_kept_and_broken_constraints_are_told_apart():
+def test_followed_and_broken_constraints_are_distinguished():
     prompts = read_constraints([row(punctuation__no_comma={}, startend__end_checker={"end_phrase": "The end."})])
     assert keep_constraints(prompts, ["All well. The end."])[0] == ([True, True], [True, True])
     assert keep_constraints(prompts, ["Sure, here:\nAll well. The end."])[0] == ([False, True], [True, True])

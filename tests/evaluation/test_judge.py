@@ -48,7 +48,7 @@ def test_a_key_is_sent_but_neither_recorded_nor_shown(server, monkeypatch):
     assert "Authorization" not in server.seen[-1][1]
 
 
-def test_white_space_around_a_key_is_no_part_of_it(server, monkeypatch):
+def test_white_space_around_a_key_is_removed(server, monkeypatch):
     monkeypatch.setenv(KEY_VARIABLE, " sk-secret\r\n")
     server.reply = lambda prompt: "your key is sk-secret, 50"
     server.judge().ask("?")
@@ -71,7 +71,7 @@ def test_an_escaped_key_is_not_shown_either(server, monkeypatch):
     assert "cret" not in str(error.value)
 
 
-def test_a_busy_judge_is_asked_again_and_a_broken_one_is_one_line(server):
+def test_a_busy_judge_is_retried_and_a_broken_one_is_a_one_line_error(server):
     server.codes = [429, 503]
     assert server.judge().ask("?") == "70" and len(server.seen) == 3
     server.codes = [500] * 4
@@ -93,13 +93,13 @@ def test_a_busy_judge_is_asked_again_and_a_broken_one_is_one_line(server):
         (b"HTTP/1.0 401 No\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nwho", "answers 401: .what it says breaks off"),
     ],
 )
-def test_an_answer_that_breaks_off_or_is_no_http_is_one_line(server, raw, message):
+def test_a_truncated_or_invalid_http_response_is_a_one_line_error(server, raw, message):
     server.raw = raw
     with pytest.raises(JudgeError, match=message):
         server.judge().ask("?")
 
 
-def test_a_judge_that_is_not_there_is_one_line():
+def test_an_unreachable_judge_is_a_one_line_error():
     with pytest.raises(JudgeError, match="127.0.0.1:9/v1/chat/completions cannot be reached") as error:
         Judge("http://127.0.0.1:9/v1", "wise", print).ask("?")
     assert "\n" not in str(error.value)

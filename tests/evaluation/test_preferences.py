@@ -15,7 +15,7 @@ from scratch_gpt.train.preference_losses import Preference, read_answers
 @pytest.mark.parametrize(
     ("how", "accuracy"), [("fp32", 1.0), ("weights in bf16", 0.5), ("autocast", 0.5), ("prepared for bf16", 0.5)]
 )
-def test_a_lead_that_16_bits_can_make_of_none_is_a_tie_there(how, accuracy):
+def test_a_difference_within_16_bit_rounding_is_a_tie(how, accuracy):
     model, batch = tiny_model(), MIXED()
     if how == "weights in bf16":
         model = model.to(torch.bfloat16)

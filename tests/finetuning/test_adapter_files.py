@@ -70,7 +70,7 @@ def test_an_adapter_on_an_adapter_finds_its_way_to_the_base(base):
     assert_close(logits(load_model("second").eval()), logits(second))
 
 
-def test_an_adapter_for_another_base_is_one_clear_line(base):
+def test_an_adapter_for_another_base_is_a_one_line_error(base):
     model = ScratchGPTForCausalLM.from_pretrained(base)
     add_lora(model, base=base)
     save_adapter(model, Path("adapter"))

@@ -26,7 +26,7 @@ from scratch_gpt.conversion.export import export
 from scratch_gpt.conversion.gpt2_export import export_gpt2
 from scratch_gpt.conversion.load import load_any_head, load_model
 from scratch_gpt.finetuning.lora import INITS, TARGETS, add_lora, merged_state, save_adapter
-from scratch_gpt.finetuning.quantization import KINDS
+from scratch_gpt.finetuning.quantization import QUANTIZATION_KINDS
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt_training import generate, pretrain
 from scratch_gpt_training.support import options as recipe
@@ -66,7 +66,7 @@ def test_at_step_0_an_adapter_changes_no_logit(model_class, use_dora, init):
 
 
 @pytest.mark.parametrize(("use_rslora", "scale"), [(False, 12 / 4), (True, 12 / 2)])
-def test_what_is_learned_is_scaled_by_alpha_over_rank_or_over_its_root(use_rslora, scale):
+def test_lora_updates_are_scaled_by_alpha_over_rank_or_its_root(use_rslora, scale):
     model = tiny_model()
     plain = model.transformer.layers[0].attn.q_proj.weight.clone()
     add_lora(model, rank=4, alpha=12, use_rslora=use_rslora)
@@ -94,7 +94,7 @@ def test_merged_equals_unmerged_and_itself_after_saving_bit_for_bit(model_class,
 # --- Saved and loaded --------------------------------------------------------------------------------------------
 
 
-def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(base):
+def test_a_disabled_adapter_equals_its_base_and_rows_of_a_batch_use_their_own_adapter(base):
     alone = []
     for name in ("one", "two"):
         model = ScratchGPTForCausalLM.from_pretrained(base)
@@ -113,7 +113,7 @@ def test_an_adapter_off_is_its_base_and_two_in_a_batch_give_each_row_its_own(bas
 
 
 @pytest.mark.parametrize("changes", [{"targets": "most"}, {"init": "magic"}])
-def test_an_unknown_lora_option_is_one_clear_line(changes):
+def test_an_unknown_lora_option_is_a_one_line_error(changes):
     with pytest.raises(ValueError, match="it is one of "):
         add_lora(tiny_model(), **changes)
 
@@ -203,7 +203,7 @@ def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
     assert content["results"]["test"]["loss"] == pytest.approx(once["results"]["test"]["loss"], abs=1e-4)
 
 
-def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tuned, capsys):
+def test_an_adapter_can_be_a_base_and_a_frozen_run_changes_only_the_named_parts(home, tuned, capsys):
     run("--model", "lora/adapter", "--output-dir", "on", "--tune", "last-block")
     said = capsys.readouterr().out
     assert "last-block: this model's head is its token embedding" in said and "Trained: 12,768 of " in said
@@ -222,7 +222,7 @@ def test_an_adapter_is_a_base_and_a_frozen_run_moves_only_what_it_names(home, tu
         ["--quantize-base", "int8"],
     ],
 )
-def test_lora_trains_however_a_run_does(how, home, capsys):
+def test_lora_trains_with_each_training_option(how, home, capsys):
     folder = how[0].strip("-")
     run("--model", "base", "--output-dir", folder, *LORA, "--max-steps", 3, *how)
     lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -234,7 +234,7 @@ def test_lora_trains_however_a_run_does(how, home, capsys):
 
 def test_a_checkpoint_of_lora_is_loaded_like_a_model_or_refused(tuned, tmp_path):
     folder = str(tuned / "checkpoints" / "step-6")
-    for load in (generate.load, lambda name: load_any_head(Path(name))):
+    for load in (generate.load_language_model, lambda name: load_any_head(Path(name))):
         found, model = load(folder).state_dict(), load(str(tuned / "model")).state_dict()
         assert found.keys() == model.keys() and all(torch.equal(found[name], model[name]) for name in model)
     run("--model", folder, "--output-dir", "onwards", *LORA, "--max-steps", 1)
@@ -309,7 +309,7 @@ def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypat
 def test_the_recipes_choices_are_those_of_the_library():
     choices = {item.name: get_args(item.type) for item in fields(recipe.Run)}
     assert choices["lora_targets"] == tuple(TARGETS) and choices["lora_init"] == INITS
-    assert choices["quantize_base"] == ("no", *KINDS)
+    assert choices["quantize_base"] == ("no", *QUANTIZATION_KINDS)
 
 
 BAD = {
@@ -326,7 +326,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line(line, home, capsys):
+def test_bad_input_is_a_one_line_error(line, home, capsys):
     words = ["--dataset", "story.txt", "--output-dir", "bad", "--model", "base", *RUN, *line.split()]
     fails(words, BAD[line], capsys)
     assert not Path("bad").exists()

@@ -32,7 +32,7 @@ def trained_parts(model: torch.nn.Module) -> set[str]:
         ("head", {"score"}),
     ],
 )
-def test_freezing_leaves_exactly_what_its_name_says(tune, parts):
+def test_freezing_leaves_exactly_the_named_parameters_trainable(tune, parts):
     model = tiny_model(ScratchGPTForSequenceClassification, num_hidden_layers=3)
     freeze(model, "head")  # what was frozen before does not matter
     assert freeze(model, tune) == [] and trained_parts(model) == parts

@@ -10,7 +10,7 @@ from tiny import padded, some_ids, tiny_gpt2, tiny_model
 from transformers.activations import ACT2FN
 
 from scratch_gpt import ScratchGPTForCausalLM
-from scratch_gpt.generation.compiled_step import ACTIVATIONS, build
+from scratch_gpt.generation.compiled_step import ACTIVATIONS, build_step
 from scratch_gpt.generation.decoder import activate, make_decoder
 
 
@@ -37,7 +37,7 @@ def test_the_step_in_c_is_the_step_by_torch(changes, quantize):
             exact = model(ids, attention_mask=mask).logits[:, 9:]
         if quantize is None:
             assert worst(in_c, by_torch) < 1e-5 and worst(in_c, exact) < 1e-5
-        else:  # fp32's last bits may round a number to its neighbour, whose row is then another
+        else:  # fp32's last bits may round a number to its neighbor, whose row is then another
             assert (in_c - by_torch).abs().median() < 1e-5 < 1e-3 < (in_c - exact).abs().median()
             assert worst(in_c, by_torch) < 0.1
 
@@ -66,7 +66,7 @@ def test_the_step_in_c_keeps_fp32_where_the_model_is_in_bf16():
 
 
 @needs_a_compiler
-def test_the_step_in_c_leaves_out_what_is_hidden_by_far():
+def test_the_step_in_c_skips_masked_positions():
     model, long = tiny_model(), some_ids(1, 60)
     alone = some_ids(1, 9, seed=1)
     batch = padded([long[0], alone[0]])
@@ -94,7 +94,7 @@ def test_the_step_in_c_hides_no_model_that_has_diverged(how, nothing):
     assert not decoder.step(ids[:, 6:7], torch.ones(1, 7)).isfinite().any()
 
 
-def test_what_cannot_be_compiled_is_one_clear_line(monkeypatch):
+def test_a_model_that_cannot_be_compiled_is_a_one_line_error(monkeypatch):
     with pytest.raises(
         ValueError, match=r"in fp32 or int8 on a CPU, and this model is in torch.bfloat16 on cpu: give"
     ):
@@ -105,7 +105,7 @@ def test_what_cannot_be_compiled_is_one_clear_line(monkeypatch):
         ValueError, match="compile=True is of our own model as it was saved, and this is a GPT2LM.*leave compile out"
     ):
         make_decoder(tiny_gpt2(), compile=True)
-    build.cache_clear()
+    build_step.cache_clear()
     for compiler, said in (
         ("no-such-compiler -O1", "no-such-compiler -O1 is none here"),
         ("sh -c 'echo x.c: error: it is odd >&2; exit 3'", "ends with x.c: error: it is odd"),

@@ -9,7 +9,7 @@ from places import REPO
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
 
 from scratch_gpt import ScratchGPTForCausalLM
-from scratch_gpt.generation.compiled_step import MAX_ROWS
+from scratch_gpt.generation.compiled_step import MAX_COMPILED_ROWS
 from scratch_gpt.generation.decoder import FastDecoder, ForwardDecoder, make_decoder
 from scratch_gpt.generation.generate import generate
 from scratch_gpt.train.optimizers import adamw
@@ -59,7 +59,7 @@ def test_a_step_is_the_forward_whatever_was_padded_and_however_many_tokens(chang
         assert worst(scored(make_decoder(model), ids[:1], mask[:1], 10), alone) < 1e-4
 
 
-def test_steps_that_are_taken_back_leave_no_trace_in_the_cache():
+def test_rejected_steps_are_removed_from_the_cache():
     model, ids = tiny_model(), some_ids(1, 12)
     mask = torch.ones_like(ids)
     for decoder in (make_decoder(model), ForwardDecoder(model)):
@@ -80,8 +80,8 @@ def test_scripted_blocks_are_the_blocks(quantize, monkeypatch):
 
 
 @needs_a_compiler
-@pytest.mark.parametrize(("quantize", "most"), [*zip((None, "int8"), MAX_ROWS, strict=True)])
-def test_the_step_in_c_is_what_runs_and_many_rows_go_around_it(quantize, most, trained, monkeypatch):
+@pytest.mark.parametrize(("quantize", "most"), [*zip((None, "int8"), MAX_COMPILED_ROWS, strict=True)])
+def test_the_step_in_c_runs_and_many_rows_use_torch(quantize, most, trained, monkeypatch):
     model, rows = trained
     decoder, calls = make_decoder(model, quantize, compile=True), []
     step = decoder.net.library.step
@@ -198,7 +198,7 @@ def test_only_our_own_plain_model_is_fast(monkeypatch):
         make_decoder(tiny_model(), "int8")
 
 
-def test_a_model_that_learns_on_is_decoded_as_it_is_now():
+def test_the_decoder_uses_the_current_weights_of_a_model():
     model, ids = tiny_model(), some_ids(1, 4)
     before = generate(model, ids, temperature=0)
     with torch.no_grad():

@@ -80,7 +80,7 @@ def test_one_candidate_is_greedy():
 
 @pytest.mark.parametrize("vocabulary", [1, 127, 128, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_largest_is_argmax_whatever_is_equal_hidden_or_no_number(vocabulary, dtype):
+def test_the_largest_is_argmax_for_ties_masks_and_nan(vocabulary, dtype):
     logits = torch.randint(-9, 9, (40, 3, vocabulary), generator=torch.Generator().manual_seed(0)).to(dtype)
     logits[0] = -torch.inf
     logits[1, :, vocabulary // 2 :] = torch.inf
@@ -88,7 +88,7 @@ def test_the_largest_is_argmax_whatever_is_equal_hidden_or_no_number(vocabulary,
     assert torch.equal(largest(logits[:, 1]), logits[:, 1].argmax(-1))
 
 
-def test_filters_keep_what_they_say():
+def test_filter_logits_keeps_the_most_likely_tokens():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     kept = lambda **options: (filter_logits(logits, **options) > -torch.inf)[0].tolist()  # noqa: E731
     assert kept(top_k=2) == [True, True, False, False]
@@ -134,7 +134,7 @@ def test_text_in_text_out_and_spellings_stay_text():
     assert alone[1] != alone[2]  # the spelling typed by a user is not the token that an empty prompt starts from
 
 
-def test_what_is_streamed_is_what_is_generated_and_no_character_is_cut():
+def test_streamed_text_equals_generated_text_and_no_character_is_cut():
     tokenizer = train_tokenizer(["sun"], vocab_size=258)  # nothing but bytes: each such character takes several
     model = tiny_model(vocab_size=len(tokenizer)).train()
     prompt, how = "the \u20ac", {"max_new_tokens": 60, "top_k": 40}
@@ -145,7 +145,7 @@ def test_what_is_streamed_is_what_is_generated_and_no_character_is_cut():
     assert model.training and [*stream(model, tokenizer, [], max_new_tokens=0)] == []
 
 
-def test_a_stream_gives_a_character_when_it_is_whole_and_ends_at_eos():
+def test_a_stream_yields_complete_characters_and_ends_at_eos():
     tokenizer = train_tokenizer(["sun"], vocab_size=258)
     ids = [*encode(tokenizer, "a\u20acb"), tokenizer.eos_token_id, *encode(tokenizer, "no")]
 

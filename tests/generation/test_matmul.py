@@ -9,7 +9,7 @@ from scratch_gpt.generation.matmul import Matrix, has_fbgemm, lay_out, multiply,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layout_changes_no_product(dtype):
+def test_the_matrix_layout_does_not_change_products(dtype):
     weight, bias, x = torch.randn(48, 32), torch.randn(48), torch.randn(5, 32)
     weight, bias, x = (t.to(dtype) for t in (weight, bias, x))
     plain = F.linear(x.float(), weight.float())
@@ -29,20 +29,20 @@ def test_a_layout_keeps_the_weights_as_they_were(quantize):
     assert torch.equal(multiply(x, laid), before) and before.any()
 
 
-def test_whole_numbers_keep_nothing_of_the_matrix_they_came_from():
+def test_int8_weights_do_not_keep_the_original_matrix():
     assert lay_out(torch.randn(48, 32), None, "int8").weight.untyped_storage().nbytes() == 0
 
 
 def loud_and_quiet() -> torch.Tensor:
     x = torch.randn(20, 32)
-    x[1] *= 1000  # a loud neighbour
+    x[1] *= 1000  # a loud neighbor
     x[2] = 0
     x[3], x[4] = x[3].abs(), -x[4].abs()
     return x
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_whole_numbers_are_as_near_as_eight_bits_can_be_and_rows_do_not_disturb_each_other(turned):
+def test_int8_products_have_the_error_of_rounding_and_rows_are_independent(turned):
     weight, bias, x = torch.randn(48, 32), torch.randn(48), loud_and_quiet()
     weight = weight.t().contiguous().t() if turned else weight
     laid = lay_out(weight, bias, "int8")
@@ -52,7 +52,7 @@ def test_whole_numbers_are_as_near_as_eight_bits_can_be_and_rows_do_not_disturb_
     bound = 32 * 2 / 126 * weight.abs().amax(1) * x.abs().amax(1, keepdim=True) + 1e-5
     assert ((together - plain).abs() <= bound).all() and torch.equal(together[2], bias)
     assert ((together - plain).norm(dim=1) < 0.02 * (plain - bias).norm(dim=1) + 1e-5).all()
-    for fewer, more in ((2, 7), (16, 20)):  # one way to multiply, other neighbours: the same to the bit
+    for fewer, more in ((2, 7), (16, 20)):  # one way to multiply, other neighbors: the same to the bit
         for n in range(more - fewer + 1):
             of = multiply(x[:more], laid)[n : n + fewer]
             assert torch.equal(multiply(x[n : n + fewer], laid), of)
@@ -73,7 +73,7 @@ def test_rows_are_rounded_as_torch_rounds_each_alone(top):
 
 
 @pytest.mark.skipif(not has_fbgemm(), reason="this torch has no FBGEMM, so that all rows go without")
-def test_few_rows_go_without_fbgemm_too():
+def test_few_rows_are_multiplied_without_fbgemm_too():
     weight, bias, x = torch.randn(48, 32), torch.randn(48), loud_and_quiet()
     int8 = lay_out(weight, bias, "int8").int8
     for some in x.split(3):

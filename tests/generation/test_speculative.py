@@ -33,7 +33,7 @@ def test_guessed_ahead_tokens_follow_the_models_distribution(source):
         assert abs(counts[pair] / n - share) < 4 * (share * (1 - share) / n) ** 0.5 + 1e-9, pair
 
 
-def test_a_guess_is_what_followed_the_longest_end_the_last_time():
+def test_prompt_lookup_guesses_what_followed_the_longest_repeated_suffix():
     guess = lambda *ids, most=2: look_up(torch.tensor([ids]), most)[0].tolist()  # noqa: E731
     assert guess(1, 2, 3, 9, 8, 2, 3, 7, 1, 2, 3) == [9, 8]  # three tokens, further back than two
     assert guess(5, 1, 5, 2, 5) == [2, 5]  # the last time

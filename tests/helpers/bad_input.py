@@ -15,7 +15,7 @@ from scratch_gpt_training.support import options as recipe
 
 FIELDS = {item.name: item for item in fields(pretrain.PretrainRun)}
 WORDS = st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", min_size=3, max_size=12)
-LIMITS = recipe.LIMITS
+LIMITS = recipe.OPTION_LIMITS
 
 
 def _is(kind, item) -> bool:

@@ -6,7 +6,7 @@ from crash import exact
 from tiny import tiny_model
 from tiny_run import run
 
-from scratch_gpt.train.checkpoints import FILES, find_checkpoint
+from scratch_gpt.train.checkpoints import CHECKPOINT_FILES, find_checkpoint
 
 
 # Dropout, accumulation, 24 rows in steps of 9 (so that epochs end within a step), lines that span checkpoints.
@@ -31,7 +31,7 @@ def assert_same(one, other):
 
 def files_of(folder, step):
     """The optimizer's and the weights' bytes."""
-    return [(folder / "checkpoints" / f"step-{step}" / name).read_bytes() for name in FILES[:2]]
+    return [(folder / "checkpoints" / f"step-{step}" / name).read_bytes() for name in CHECKPOINT_FILES[:2]]
 
 
 def fill(folder):

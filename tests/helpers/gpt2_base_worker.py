@@ -30,7 +30,7 @@ COMMON = [
 COMMON += ["--max-steps", "4", "--checkpoint-every", "2", "--keep", "9", "--eval-every", "4", "--warmup-steps", "0"]
 RECIPES = {
     "pretrain": (pretrain, ["--dataset", "{base}/story.txt", "--max-length", "32"]),
-    "classify": (classify, ["--dataset", "{base}/labelled.jsonl"]),
+    "classify": (classify, ["--dataset", "{base}/labeled.jsonl"]),
     "instruct": (instruct, ["--dataset", "{base}/instructions.json", "--answers", "0"]),
     "prefer": (prefer, ["--dataset", "{base}/pairs.jsonl"]),
 }

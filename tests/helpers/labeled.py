@@ -10,7 +10,7 @@ def classifier(**changes):
     return tiny_model(ScratchGPTForSequenceClassification, **{"num_labels": 3, **changes})
 
 
-class LabelledTexts:
+class LabeledTexts:
     """Texts of uneven length in classes of uneven size; with `several` each has any of three labels."""
 
     def __init__(self, several: bool = False, count: int = 21):

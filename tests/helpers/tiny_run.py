@@ -16,7 +16,7 @@ from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.train import loop
 from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.checkpoint_writer import guard_saves
-from scratch_gpt.train.loop import Callbacks, Settings, train
+from scratch_gpt.train.loop import TrainingCallbacks, TrainingSettings, train_model
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.train.optimizers import learning_rate_at, make_optimizer
 
@@ -86,7 +86,7 @@ def run(
     With `sgd` weights move by the gradient itself. (AdamW divides by it, so that a gradient which is 0 in truth, as a
     key bias has, becomes a whole step in the direction of its rounding error.)
     """
-    settings = Settings(**{"batch_size": 8, "log_every": 1, **settings})
+    settings = TrainingSettings(**{"batch_size": 8, "log_every": 1, **settings})
     accelerator = Accelerator(cpu=True)
     rows = rows or UnevenRows()
     model = model or tiny_model().train()
@@ -98,7 +98,7 @@ def run(
         return {"eval_loss": mean_losses(prepared, batches, causal_lm)["loss"]}
 
     optimizer = torch.optim.SGD(model.parameters()) if sgd else make_optimizer(model, 1e-2, 0.1, optimizer)
-    model, progress = train(
+    model, progress = train_model(
         accelerator,
         model,
         optimizer,
@@ -109,7 +109,9 @@ def run(
         settings=settings,
         steps=steps,
         output_dir=folder,
-        callbacks=Callbacks(evaluate if every else None, save=guard_saves(accelerator, folder, stop_on_save_error)),
+        callbacks=TrainingCallbacks(
+            evaluate if every else None, save=guard_saves(accelerator, folder, stop_on_save_error)
+        ),
         resume_from=resume_from,
     )
     weights = {name: tensor.clone() for name, tensor in accelerator.unwrap_model(model).state_dict().items()}

@@ -29,7 +29,7 @@ from scratch_gpt.runs.record import read_record, results
 
 @pytest.mark.parametrize("task", MANIFESTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_filled_card_has_no_holes_left_and_parses(task, layout, runs):
+def test_a_filled_card_has_no_placeholders_and_parses(task, layout, runs):
     card = card_of(runs[task], layout)
     body = card.replace("\\[x\\](y) \\| {{title}}", "")  # what the model has written
     assert not HOLE.search(body) and "None" not in body and "More Information" not in body

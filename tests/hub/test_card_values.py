@@ -21,7 +21,7 @@ def test_card_holes_and_documented_sources_match(runs):
     assert {f"{name}_picture" for name in PICTURES} <= set(holes)
 
 
-def test_a_streams_card_counts_no_epochs_and_says_what_was_evaluated(tmp_path):
+def test_the_card_of_a_stream_has_no_epochs_and_names_the_evaluated_text(tmp_path):
     folder = write_run(tmp_path, "pretrain")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:

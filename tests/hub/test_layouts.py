@@ -13,7 +13,7 @@ from scratch_gpt.hub.publish import publish, publish_checkpoints
 from scratch_gpt_training import publish as publish_recipe
 
 
-def test_the_stock_layout_is_chosen_where_it_can_express_the_model(run, hub, capsys):
+def test_the_stock_layout_is_chosen_if_it_can_express_the_model(run, hub, capsys):
     publish(run, "ada/base")
     assert layout_at(hub, "ada/base") == "gpt2" and json.loads((run / "hub.json").read_text())["layout"] == "gpt2"
     lines = capsys.readouterr().out.splitlines()

@@ -94,7 +94,7 @@ BLOB = base64.b64encode(bytes(range(7, 250, 3)) * 3).decode()
 @pytest.mark.parametrize(
     "text", ["{}", "AKIA,{}", '"{}"', "x={}", "id: {}\n", "{}\n{}", "see {}.", r'{{"k": "a\n{}"}}']
 )
-def test_an_aws_secret_needs_no_name_beside_it(text, tmp_path):
+def test_an_aws_secret_is_found_without_its_name(text, tmp_path):
     assert any("AWS secret" in leak for leak in found(tmp_path, text.format(BARE, BARE[::-1])))
 
 
@@ -118,7 +118,7 @@ def test_an_aws_secret_needs_no_name_beside_it(text, tmp_path):
         '"merges": [["wJalrXUtnF", "EMIK7"], ["MDENGbPxR", "fiCYEXAMPLEKEY"]]',
     ],
 )
-def test_forty_characters_that_are_something_else_stay(text, tmp_path):
+def test_forty_character_strings_that_are_not_secrets_stay(text, tmp_path):
     assert len(BLOB) > 192 and not found(tmp_path, f"and {text}", "metrics.jsonl")
     assert mask_private(text, kinds=["key"]) == (text, {"key": 0})
 
@@ -152,13 +152,13 @@ def test_event_files_are_read_where_a_person_could(tmp_path, here):
     assert not found(tmp_path, b"\0\1\2 written on the sea \0\xff", "events.out.tfevents.1.0")
 
 
-def test_a_pictures_numbers_are_no_path_and_no_name(tmp_path, here, monkeypatch):
+def test_pixel_data_is_not_taken_for_a_path_or_a_name(tmp_path, here, monkeypatch):
     monkeypatch.setattr(leaks.getpass, "getuser", lambda: "me")
     assert not found(tmp_path, png((b"eXIf", b"q; /g/X.w\0@me\0")), "loss.png")
     assert found(tmp_path, png((b"tEXt", b"Title\0drawn in /home/ada/x")), "loss.png")
 
 
-def test_a_picture_is_a_whole_picture_and_its_texts_are_read(tmp_path):
+def test_a_picture_must_be_complete_and_its_texts_are_scanned(tmp_path):
     assert not found(tmp_path, png((b"tEXt", b"Software\0Matplotlib, https://matplotlib.org/")), "loss.png")
     whole = png()
     damaged = [whole[:-1], whole + b"more", whole.replace(b"IDAT", b"IDAX"), b"root:x:0:0", b"", whole[:8]]
@@ -193,7 +193,7 @@ def test_weights_are_looked_through_above_their_numbers(tmp_path):
 
 
 def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
-    for name, size in (("metrics.jsonl", leaks.LIMIT), ("model.safetensors", leaks.WEIGHTS_LIMIT + leaks.SLACK)):
+    for name, size in (("metrics.jsonl", leaks.LIMIT), ("model.safetensors", leaks.WEIGHTS_LIMIT + leaks.SHARD_SLACK)):
         with (tmp_path / name).open("wb") as file:
             file.truncate(size + 1)  # a hole: it takes no room
         (leak,) = find_leaks(tmp_path, [name])
@@ -221,14 +221,14 @@ def test_files_made_from_data_may_contain_other_paths(tmp_path):
 
 
 def test_our_own_files_pass(here):
-    code = [f"scratch_gpt/modeling/{name}" for name in leaks.CODE]
+    code = [f"scratch_gpt/modeling/{name}" for name in leaks.MODEL_CODE]
     assert not find_leaks(REPO, [*code, "hub_card/template.md", "hub_card/fields.md"])
 
 
 @pytest.mark.parametrize("user", ["torch", "model", "train", "query", "value"])
-def test_a_user_called_as_a_word_of_ours_is_found_where_it_is_a_name(user, tmp_path, here, monkeypatch):
+def test_a_user_name_that_is_a_common_word_is_found_in_paths(user, tmp_path, here, monkeypatch):
     monkeypatch.setattr(leaks.getpass, "getuser", lambda: user)
-    for name, path in leaks.CODE.items():
+    for name, path in leaks.MODEL_CODE.items():
         assert not found(tmp_path, path.read_bytes(), name)
     assert not found(tmp_path, f"A language {user} of the {user}.", "README.md")
     assert not found(tmp_path, json.dumps({user: f"a {user}", "sample": f"the {user} ran"}), "metrics.jsonl")
@@ -237,7 +237,7 @@ def test_a_user_called_as_a_word_of_ours_is_found_where_it_is_a_name(user, tmp_p
 
 
 def test_code_is_the_packages_own(tmp_path):
-    name, path = "modeling_scratch_gpt.py", leaks.CODE["modeling_scratch_gpt.py"]
+    name, path = "modeling_scratch_gpt.py", leaks.MODEL_CODE["modeling_scratch_gpt.py"]
     assert not found(tmp_path, path.read_bytes(), name)
     for file, content in ((name, path.read_bytes() + b"\nimport os\n"), ("setup.py", b"x = 1\n"), (name, b"")):
         assert found(tmp_path, content, file) == [f"{file}: code that is not the installed package's"]
@@ -250,7 +250,7 @@ def test_code_is_the_packages_own(tmp_path):
         assert bool(found(tmp_path, json.dumps({"auto_map": auto_map}), "config.json")) is not is_ours
 
 
-def test_a_sample_is_searched_for_secrets_and_this_machine_not_for_places_of_others(tmp_path, here, monkeypatch):
+def test_a_sample_is_scanned_for_secrets_and_local_paths_but_not_for_other_paths(tmp_path, here, monkeypatch):
     monkeypatch.setenv("HOME", "/srv/elsewhere")
     for text in ("#!/usr/bin/env python", "see /home/ada/x", "written by countess"):
         assert not found(tmp_path, json.dumps({"step": 1, "sample": text, "loss": 2.0}), "metrics.jsonl"), text

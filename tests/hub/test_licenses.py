@@ -8,7 +8,7 @@ from scratch_gpt.hub.card import merge_cards
 from scratch_gpt.hub.licenses import check_license
 
 
-def test_a_license_is_of_the_hubs_list_or_has_a_name_and_a_link(runs):
+def test_a_license_is_on_the_hubs_list_or_has_a_name_and_a_link(runs):
     check_license(None), check_license("apache-2.0"), check_license("other", "my-license-1.0", "LICENSE")
     for given, message in (
         (("MIT",), r"license is 'MIT', .*did you mean mit"),

@@ -217,7 +217,7 @@ def test_invalid_and_taken_repository_names_are_refused(run, hub, capsys):
     assert hub.files("ada/taken") == {"README.md": b"# Another's", "model.safetensors": b"x"}
 
 
-def test_without_a_network_or_room_it_says_so(run, hub, capsys, monkeypatch):
+def test_a_missing_network_or_a_full_disk_is_reported(run, hub, capsys, monkeypatch):
     go = (run, "--repo", "ada/base")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused("switched off here", *go, capsys=capsys)
@@ -250,8 +250,8 @@ ASKED = ["GET /api/whoami", "GET /api/models/ada/base$", "POST /api/repos/create
 
 
 @pytest.mark.parametrize("status", TROUBLE)
-def test_every_failing_request_to_the_hub_is_one_clear_line(status, run, hub, capsys, monkeypatch):
-    monkeypatch.setattr(hub_module, "READ", 0.3)
+def test_every_failing_request_to_the_hub_is_a_one_line_error(status, run, hub, capsys, monkeypatch):
+    monkeypatch.setattr(hub_module, "READ_TIMEOUT", 0.3)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     monkeypatch.setattr(hub_module, "stage", lambda *_, **__: staged)
     staged = run / "model"
@@ -268,7 +268,7 @@ def test_every_failing_request_to_the_hub_is_one_clear_line(status, run, hub, ca
     assert not (run / "new").exists()
 
 
-def test_a_hub_that_asks_to_wait_for_an_hour_is_not_waited_for(hub, monkeypatch, tmp_path):
+def test_a_long_retry_delay_of_the_hub_is_an_error(hub, monkeypatch, tmp_path):
     hub.refuse, hub.status = "/resolve/|/batch|/tree/", 429
     for headers in ({"Retry_After": "3600"}, {"RateLimit": '"api";r=0;t=3600'}):
         hub.headers = headers

@@ -8,7 +8,7 @@ from scratch_gpt.hub.readback import check_outputs, outputs_of
 from scratch_gpt.tokenization.tokenizer import load_tokenizer
 
 
-def test_the_readback_accepts_ties_and_names_them(run):
+def test_the_readback_accepts_ties_and_reports_them(run):
     model, tokenizer = ScratchGPTForCausalLM.from_pretrained(run / "model").bfloat16(), load_tokenizer(run / "model")
     assert outputs_of(model, tokenizer).dtype == torch.bfloat16
     first = outputs_of(model, tokenizer).ids[0]

@@ -13,7 +13,7 @@ from tiny import png
 from scratch_gpt import ScratchGPTForCausalLM
 from scratch_gpt.hub import staging as published
 from scratch_gpt.hub.staging import stage
-from scratch_gpt.runs.folder import CODE
+from scratch_gpt.runs.folder import MODEL_CODE
 
 
 def test_weights_over_the_limit_are_cut_into_shards_that_load(run, quick, monkeypatch):
@@ -58,7 +58,7 @@ def test_a_folder_with_other_outputs_than_the_run_is_not_published(home, run, qu
             assert not (folder / "published").exists() and not list(folder.glob(".writing-*"))
 
 
-def test_an_adapter_whose_base_cannot_be_compared_says_so(home, run, quick, capsys):
+def test_an_adapter_whose_base_cannot_be_compared_is_reported(home, run, quick, capsys):
     lora = shutil.copytree(home / "lora", run.parent / "lora")
     file = lora / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "ada/none"}))
@@ -107,7 +107,7 @@ def test_code_that_was_changed_in_a_run_is_not_published_and_a_picture_is_one(ru
     code = run / "model" / "modeling_scratch_gpt.py"
     code.write_text(code.read_text() + "\nimport os\n")
     out = stage(run, repo="ada/x", layout="scratch_gpt")
-    for name, path in CODE.items():
+    for name, path in MODEL_CODE.items():
         assert (out / name).read_bytes() == path.read_bytes()
     shutil.copyfile("/etc/passwd", run / "loss.png")
     words = (run, "--repo", "ada/x", "--dry-run", "true")

@@ -120,7 +120,7 @@ def test_typing_shows_the_tokens_the_model_reads_and_what_it_expects(base, subje
     )
     p, _ = inspection.logit_lens(model, hidden)
     assert shown[1:] == [[f"{value:.0%}" for value in row] for row in reversed(p[..., 0].tolist())]
-    cosines, _ = inspection.neighbours(model, ids[-1], 15)
+    cosines, _ = inspection.neighbors(model, ids[-1], 15)
     base.until(f"document.querySelector('#near .bars span').textContent == '{cosines[0]:.3f}'")
     assert bars(base, "#near") == [f"{cosine:.3f}" for cosine in cosines]
 
@@ -148,7 +148,7 @@ def test_sliders_change_the_bars_and_the_map(base, subjects):
     assert base.value("document.querySelector('#heads .on').alt") == "layer 1, head 4"
 
 
-def test_an_empty_text_and_one_over_the_context_are_told(base, subjects):
+def test_empty_texts_and_texts_over_the_context_are_reported(base, subjects):
     base.write("#text textarea", "")
     base.until("document.querySelector('#tokens').innerText.includes('The text is empty')")
     for part in ("next", "map", "lens"):
@@ -162,7 +162,7 @@ def test_an_empty_text_and_one_over_the_context_are_told(base, subjects):
     assert "Drawn are the first 40 of 64 tokens." in text_of(base, "#map")
 
 
-def test_a_phone_scrolls_down_only_and_a_dark_reader_sees_it_dark(browser, served):
+def test_a_phone_scrolls_vertically_only_and_dark_mode_is_dark(browser, served):
     opened(browser, served["base"], width=390, height=844, theme="dark")
     browser.write("#text textarea", LONG)
     browser.until("document.querySelector('#tokens').innerText.includes('too long')")
@@ -170,14 +170,14 @@ def test_a_phone_scrolls_down_only_and_a_dark_reader_sees_it_dark(browser, serve
     for part in ("tokens", "next", "map", "heads", "lens", "near"):
         box = browser.value(f"(r => [r.left, r.right])(document.querySelector('#{part}').getBoundingClientRect())")
         assert 0 <= box[0] and box[1] <= 390, part
-    colours = browser.value(
+    colors = browser.value(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('.look')).color]"
     )
-    paper, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    paper, ink = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
     assert paper < 150 and ink > 500
 
 
-def test_it_writes_what_the_model_writes_and_stops_when_told(base, app, subjects, monkeypatch):
+def test_the_page_streams_the_models_text_and_stops_on_request(base, app, subjects, monkeypatch):
     model, tokenizer, _ = subjects["base"]
     written = "document.querySelector('#written textarea').value"
     text = base.value("document.querySelector('#text textarea').value")
@@ -219,7 +219,7 @@ def test_nothing_that_is_typed_becomes_html(base):
     assert base.value("[...document.querySelectorAll('.look img')].every(e => e.src.startsWith('data:'))")
 
 
-def test_a_chat_model_talks_and_remembers_and_its_words_are_no_html(browser, served, app, monkeypatch):
+def test_a_chat_keeps_its_history_and_escapes_html(browser, served, app, monkeypatch):
     asked = []
 
     def answers(model, tokenizer, ids, *_, **__):
@@ -238,7 +238,7 @@ def test_a_chat_model_talks_and_remembers_and_its_words_are_no_html(browser, ser
 # --- Without a browser --------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_model_is_one_line(app, capsys, tmp_path, monkeypatch):
+def test_a_folder_that_is_not_a_model_is_a_one_line_error(app, capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("MODEL", raising=False)
     fails([tmp_path], "is not a model folder: it has no config.json", capsys, app.main)
     fails([tmp_path / "absent"], "There is no folder", capsys, app.main)

@@ -142,7 +142,7 @@ def test_the_default_config_is_stock_gpt2():
     assert ScratchGPTConfig() == ScratchGPTConfig.from_preset("gpt2")
 
 
-def test_a_preset_takes_changes_and_an_unknown_one_lists_what_there_is():
+def test_a_preset_takes_overrides_and_an_unknown_one_lists_the_presets():
     config = ScratchGPTConfig.from_preset("tiny", vocab_size=1000, num_hidden_layers=2)
     assert (config.vocab_size, config.num_hidden_layers, config.hidden_size) == (1000, 2, 128)
     assert ScratchGPTConfig.from_preset("tiny").num_hidden_layers == 4  # the preset itself is untouched

@@ -294,7 +294,7 @@ def test_saved_and_loaded_is_bit_equal(model_class, bias, tied, tmp_path):
 
 @pytest.mark.parametrize("saved", CLASSES)
 @pytest.mark.parametrize("loaded", CLASSES)
-def test_a_body_moves_between_heads(saved, loaded, tmp_path):
+def test_a_body_loads_into_models_with_other_heads(saved, loaded, tmp_path):
     model = tiny_model(saved)
     model.save_pretrained(tmp_path)
     again, report = loaded.from_pretrained(tmp_path, output_loading_info=True)

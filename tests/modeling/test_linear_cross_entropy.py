@@ -62,11 +62,11 @@ def test_loss_and_gradients_are_the_plain_forms(vocab_size, asked, summed):
 
 @BOTH
 @pytest.mark.parametrize("chunk_bytes, part", [(1, 1000), (501 * 4 * 7, 3), (2**40, 2**40)])
-def test_how_it_is_cut_does_not_matter(chunk_bytes, part, summed, monkeypatch):
+def test_loss_and_gradients_do_not_depend_on_the_chunk_size(chunk_bytes, part, summed, monkeypatch):
     given = inputs()
     expected = loss_and_gradients(plain, *given, summed=summed)
     monkeypatch.setattr(room, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(room, "STEP", 1)
+    monkeypatch.setattr(room, "CHUNK_STEP", 1)
     for name in ("ROWS", "LOGITS", "COLUMNS", "PIECE"):
         monkeypatch.setattr(room, name, part)
     near(loss_and_gradients(linear_cross_entropy, *given, summed=summed), expected)
@@ -80,7 +80,7 @@ def test_the_gradient_of_every_loss_is_the_differential_quotient():
 
 @BOTH
 @pytest.mark.parametrize("vocab_size", [65, 5003])
-def test_under_autocast_it_is_as_near_to_the_truth_as_the_plain_form(vocab_size, summed):
+def test_under_autocast_the_loss_is_as_exact_as_the_plain_form(vocab_size, summed):
     """Also where the model is sure of a token: there softmax - 1 is lost if it is rounded before it is subtracted."""
     hidden, weight, targets = inputs(vocab_size)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_twice_the_same_is_the_same_bit_for_bit_and_a_graph_can_be_used_twice(su
 
 
 @BOTH
-def test_what_is_frozen_gets_no_gradient_and_without_gradients_none_is_made(summed):
+def test_frozen_parameters_get_no_gradient(summed):
     hidden, weight, targets = inputs()
     expected, *gradients = loss_and_gradients(plain, hidden, weight, targets, summed=summed)
     scale = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
@@ -139,20 +139,20 @@ class Largest(TorchDispatchMode):
 
 @BOTH
 @pytest.mark.parametrize("step", [1, 7, 16, 64])
-def test_what_a_chunk_is_filled_up_with_changes_nothing(summed, step, monkeypatch):
+def test_the_padding_of_a_chunk_changes_nothing(summed, step, monkeypatch):
     found = []
     for size in (1, step):
-        monkeypatch.setattr(room, "STEP", size)
+        monkeypatch.setattr(room, "CHUNK_STEP", size)
         found.append(loss_and_gradients(linear_cross_entropy, *inputs(), summed=summed))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 @BOTH
-def test_the_whole_logits_are_never_made(summed, monkeypatch):
+def test_the_complete_logits_are_never_allocated(summed, monkeypatch):
     hidden, weight, targets = inputs()
     monkeypatch.setattr(room, "CHUNK_BYTES", 501 * 4 * 7)  # of 7 rows
-    monkeypatch.setattr(room, "STEP", 1)
+    monkeypatch.setattr(room, "CHUNK_STEP", 1)
     sizes = {}
     for function in (plain, linear_cross_entropy):
         with Largest() as largest:
@@ -225,7 +225,7 @@ def test_memory_that_is_not_written_is_not_read(monkeypatch):
     assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
 
 
-def test_where_nothing_is_asked_the_loss_is_0_with_a_graph():
+def test_without_targets_the_loss_is_0_with_a_graph():
     model = tiny_model().train()
     nothing = torch.full((2, 12), -100)
     for more in ({}, {"num_items_in_batch": 1}, {"token_losses": True}):
@@ -240,7 +240,7 @@ class Thrice(torch.nn.Linear):
 
 @BOTH
 @pytest.mark.parametrize("change", ["hook", "lora", "subclass"])
-def test_a_head_that_is_more_than_its_matrix_is_asked_for_its_logits(change, summed):
+def test_a_head_with_a_hook_or_another_class_computes_its_own_logits(change, summed):
     hidden, weight, targets = inputs()
     kinds = {"hook": torch.nn.Linear, "subclass": Thrice, "lora": torch.nn.Linear}
     head, factor = kinds[change](WIDTH, 501, bias=False), 3 if change == "subclass" else 1

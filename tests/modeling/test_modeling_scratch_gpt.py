@@ -35,7 +35,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 # --- Worked examples ---------------------------------------------------------------------------------------------
 
 
-def test_hello_shiny_sun():
+def test_attention_gives_the_numbers_of_the_books_example():
     words = torch.tensor([[[[0.34, 0.22, 0.54], [0.53, 0.34, 0.98], [0.29, 0.54, 0.93]]]])  # (1, 1, T=3, K=3)
     module = SimpleNamespace(training=False)
     context, weights = eager_attention_forward(module, words, words, words, torch.zeros(1, 1, 3, 3), scaling=1.0)
@@ -53,7 +53,7 @@ def test_without_a_mask_eager_attention_is_causal():
     near(last, full[:, -2:])
 
 
-def test_a_token_enters_as_token_plus_position():
+def test_the_embedding_is_the_sum_of_token_and_position():
     model = tiny_model(ScratchGPTModel, hidden_size=3, num_attention_heads=1)
     with torch.no_grad():
         model.embed_tokens.weight[7] = torch.tensor([0.5, -0.2, 0.1])
@@ -253,7 +253,7 @@ def test_padding_changes_no_gradient(attention, side):
 # --- What clients ask of forward -----------------------------------------------------------------------------------
 
 
-def test_logits_to_keep_keeps_the_asked_positions():
+def test_logits_to_keep_keeps_the_given_positions():
     model, ids = tiny_model(), some_ids()
     full = model(ids).logits
     near(model(ids, logits_to_keep=3).logits, full[:, -3:])
@@ -333,7 +333,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
 
 
-def test_gpt2s_initialisation_scales_what_writes_into_the_residual_stream():
+def test_gpt2s_initialization_scales_the_projections_into_the_residual_stream():
     sizes = {"hidden_size": 128, "num_hidden_layers": 8, "vocab_size": 1000, "max_position_embeddings": 256}
     model = ScratchGPTForSequenceClassification(tiny_config(**sizes, initializer_range=0.02, num_labels=100))
     for name, parameter in model.named_parameters():
@@ -491,19 +491,19 @@ def by_hand(model, ids, new_tokens: int = 15) -> torch.Tensor:
 
 @BOTH
 @pytest.mark.parametrize("mode", GREEDY_MODES)
-def test_every_greedy_mode_says_the_same(attention, mode):
+def test_every_greedy_mode_gives_the_same_text(attention, mode):
     model, prompt = tiny_model(attention=attention), some_ids(1, 6)
     assert greedy(model, prompt, **GREEDY_MODES[mode]).tolist() == by_hand(model, prompt).tolist()
 
 
-def test_assisted_decoding_says_the_same():
+def test_assisted_decoding_gives_the_same_text():
     model, assistant, prompt = tiny_model(), tiny_model(seed=1, num_hidden_layers=1), some_ids(1, 6)
     expected = by_hand(model, prompt)
     assert by_hand(assistant, prompt).tolist() != expected.tolist()
     assert greedy(model, prompt, assistant_model=assistant).tolist() == expected.tolist()
 
 
-def test_generating_from_embeddings_says_the_same():
+def test_generating_from_embeddings_gives_the_same_text():
     model, prompt = tiny_model(), some_ids(1, 6)
     spoken = model.generate(
         inputs_embeds=model.get_input_embeddings()(prompt), do_sample=False, max_new_tokens=15, pad_token_id=0
@@ -513,7 +513,7 @@ def test_generating_from_embeddings_says_the_same():
 
 @BOTH
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_a_left_padded_batch_says_what_each_row_says_alone(attention, cache):
+def test_a_left_padded_batch_gives_the_text_of_each_row_alone(attention, cache):
     model, texts = tiny_model(attention=attention), [some_ids(1, n, seed=n)[0] for n in (3, 8, 1)]
     batch = padded(texts)
     spoken = greedy(model, batch["input_ids"], attention_mask=batch["attention_mask"], cache_implementation=cache)

@@ -39,7 +39,7 @@ def test_each_launch_is_a_row_and_the_card_reports_their_sum(tmp_path):
     assert f"{sum(float(row['energy_consumed']) for row in rows):.3g} kWh" in said
 
 
-def test_a_launch_under_another_codecarbon_is_written_by_the_columns_that_are_there(tmp_path):
+def test_a_launch_with_another_codecarbon_keeps_the_columns_of_the_file(tmp_path):
     file = tmp_path / "emissions.csv"
     for values in ({"run_id": "a", "gone": 1, "duration": 2}, {"new": 3, "duration": 4, "run_id": "b"}):
         _append(file, SimpleNamespace(_hardware=[], final_emissions_data=SimpleNamespace(values=values)))

@@ -180,7 +180,7 @@ def test_a_run_whose_folders_are_links_is_replaced_resumed_and_saved(name, train
     assert [path.name for path in list_checkpoints(trained / "checkpoints")] == ["step-2", "step-4"]
 
 
-def test_what_a_run_reads_is_not_removed_from_under_it(trained, story, tmp_path, capsys):
+def test_the_inputs_of_a_run_are_not_removed(trained, story, tmp_path, capsys):
     words = ["--output-dir", trained, "--overwrite", "true", "--device", "cpu"]
     adapter = tmp_path / "adapter"
     adapter.mkdir()

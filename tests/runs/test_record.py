@@ -8,7 +8,7 @@ from card_run import COMMIT, write_run
 from scratch_gpt.runs.record import base_model, read_record, results
 
 
-def test_a_base_of_the_hub_is_named_and_a_folder_only_where_its_weights_prove_it(tmp_path, monkeypatch):
+def test_an_adapter_names_its_hub_base_and_a_local_base_only_if_the_weights_match(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nested" / "model").mkdir(parents=True)
     hub = {"repo": "ada/base", "commit": COMMIT, "layout": "gpt2", "fingerprint": "ab"}

@@ -41,7 +41,7 @@ def test_the_training_format_is_used_and_another_is_refused():
         choose_format(tokenizer, "llama")
 
 
-def test_a_format_adds_its_tokens_and_its_end_token_becomes_eos(tmp_path):
+def test_a_chat_format_adds_its_tokens_and_its_end_token_becomes_eos(tmp_path):
     tokenizer = tokenizer_of(None)
     model = tiny_model(vocab_size=len(tokenizer))
     before = model.get_input_embeddings().weight.clone()

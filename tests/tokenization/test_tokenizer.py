@@ -71,7 +71,7 @@ def test_batches_equal_single_texts(tokenizer):
 def test_a_long_text_is_encoded_in_pieces_and_gives_the_same_ids(tokenizer, monkeypatch):
     text = "Once upon a time,  there were 3 brothers...\n\n  Their names are not known; ours   aren't to them. " * 9
     whole = encode_batch(tokenizer, [text, "short"])
-    monkeypatch.setattr("scratch_gpt.tokenization.tokenizer.PIECE", 40)
+    monkeypatch.setattr("scratch_gpt.tokenization.tokenizer.ENCODED_PIECE", 40)
     assert encode_batch(tokenizer, [text, "short"]) == whole
     assert decode(tokenizer, encode_batch(tokenizer, ["x" * 95])[0]) == "x" * 95  # no space to cut at
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scratch_gpt.tokenization.chat_templates import CHATML
 from scratch_gpt.tokenization.tokenizer import decode, encode, fingerprint, load_tokenizer, tokenizer_report
-from scratch_gpt.tokenization.training import KINDS, Sample, sample_texts, train_tokenizer
+from scratch_gpt.tokenization.training import TOKENIZER_KINDS, Sample, sample_texts, train_tokenizer
 
 
 CORPUS = [
@@ -26,7 +26,7 @@ def train(kind, **changes):
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {kind: train(kind) for kind in KINDS}
+    return {kind: train(kind) for kind in TOKENIZER_KINDS}
 
 
 # --- Samples -----------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_the_sample_is_what_is_trained_on():
 # --- Kinds -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", sorted({*KINDS} - {"unigram"}))
+@pytest.mark.parametrize("kind", sorted({*TOKENIZER_KINDS} - {"unigram"}))
 def test_training_is_deterministic_to_the_byte(kind, tokenizers, tmp_path):
     for name, tokenizer in (("a", tokenizers[kind]), ("b", train(kind))):
         tokenizer.save_pretrained(tmp_path / name)
@@ -104,12 +104,12 @@ def test_training_is_deterministic_to_the_byte(kind, tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-def test_the_order_of_texts_does_not_matter(kind, tokenizers):
+def test_the_order_of_texts_has_no_effect(kind, tokenizers):
     backwards = train_tokenizer(CORPUS[::-1], 400, ["<|user|>"], kind=kind, chat_template="chatml")
     assert fingerprint(backwards) == fingerprint(tokenizers[kind])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_special_tokens_come_first_and_everything_is_stored(kind, tokenizers, tmp_path):
     tokenizer = tokenizers[kind]
     specials = ["<|endoftext|>", "<|pad|>", *SPECIALS[4:]] if kind == "bpe" else SPECIALS
@@ -128,10 +128,10 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]))
 near_specials = st.sampled_from([*SPECIALS, "<|endoftext|>", "<|", "|>", "[", "]", "BOS", "##", " ", "\u2581", "user"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 @given(text=st.lists(st.one_of(any_text, near_specials)).map("".join))
 @settings(max_examples=60, deadline=None)
-def test_no_text_yields_a_special_token_but_the_unknown(kind, tokenizers, text):
+def test_no_text_yields_a_special_token_except_the_unknown(kind, tokenizers, text):
     tokenizer = tokenizers[kind]
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     assert not special & set(encode(tokenizer, text))
@@ -254,7 +254,7 @@ def test_invalid_arguments_are_one_line_errors(changes, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_no_text_is_an_error(kind):
     with pytest.raises(ValueError, match="no text"):
         train_tokenizer(Sample([], 0, 0), kind=kind)

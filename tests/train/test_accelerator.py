@@ -233,7 +233,7 @@ def test_every_field_of_accelerate_config_has_been_looked_at():
 @pytest.mark.parametrize(
     "file", sorted((REPO / "training" / "configs" / "accelerate").glob("*.yaml")), ids=lambda f: f.stem
 )
-def test_our_launch_files_and_a_bare_launch_ask_for_nothing_that_is_refused(file, monkeypatch):
+def test_our_launch_files_and_a_plain_launch_are_accepted(file, monkeypatch):
     args = ["--config_file", str(file)]
     wrong = {"FSDP_OFFLOAD_PARAMS": "true"}  # the check does look
     for variables in (launched(*args), launched()):
@@ -261,7 +261,7 @@ def test_our_launch_files_and_a_bare_launch_ask_for_nothing_that_is_refused(file
         ("OMPI_COMM_WORLD_SIZE", "2", "mpirun .* Start them with torchrun"),
     ],
 )
-def test_a_setting_that_would_change_the_run_is_one_line(name, value, message, trained, monkeypatch, capsys):
+def test_a_setting_that_would_change_the_run_is_a_one_line_error(name, value, message, trained, monkeypatch, capsys):
     folder, words = trained
     before = snapshot(folder)
     monkeypatch.setenv(name, value)
@@ -272,7 +272,7 @@ def test_a_setting_that_would_change_the_run_is_one_line(name, value, message, t
     assert not (folder.parent / "other").exists() and snapshot(folder) == before
 
 
-def test_a_process_that_was_to_be_one_of_several_and_stands_alone_says_so(story, tmp_path, monkeypatch, capsys):
+def test_a_process_started_without_its_peers_is_refused(story, tmp_path, monkeypatch, capsys):
     places = {"main_process_ip": "127.0.0.1"}
     for asked in ({"num_processes": 2}, {"num_processes": 2, "num_machines": 2, **places}):
         with monkeypatch.context() as patch:
@@ -302,9 +302,7 @@ def test_a_process_that_was_to_be_one_of_several_and_stands_alone_says_so(story,
         ("bf16", "fp16", "no", "bf16"),
     ],
 )
-def test_the_launchs_precision_is_obeyed_where_the_recipe_leaves_it_open(
-    own, asked, best, expected, monkeypatch, capsys
-):
+def test_the_precision_of_the_launch_is_used_if_the_recipe_sets_none(own, asked, best, expected, monkeypatch, capsys):
     monkeypatch.setattr(launch, "best_precision", lambda device: best)
     if asked is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
@@ -500,12 +498,12 @@ def test_machines_that_do_not_share_their_checkpoints_are_refused(trained, monke
     assert snapshot(folder) == before
 
 
-def test_a_launch_without_the_processes_it_was_asked_for_is_an_error():
+def test_a_launch_with_fewer_processes_than_expected_is_an_error():
     with pytest.raises(ValueError, match="expect_processes is 2, but 1 started"):
         make_accelerator("cpu", expect_processes=2)
 
 
-def test_a_device_that_is_not_there_is_an_error():
+def test_a_missing_device_is_an_error():
     if not torch.backends.mps.is_available():
         with pytest.raises(ValueError, match="device='mps' is not available"):
             make_accelerator("mps")

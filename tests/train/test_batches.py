@@ -47,7 +47,7 @@ def test_batches_of_like_length_hold_each_row_once_and_little_filling():
     assert filling(order) < filling(epoch_order(203, 1, 0)) / 5
 
 
-def test_rows_of_like_length_are_the_same_however_the_batch_is_cut():
+def test_rows_grouped_by_length_do_not_depend_on_the_split_of_the_batch():
     rows = [{"input_ids": np.arange(n + 1), "shift_labels": np.arange(n + 1)} for n in range(21)]
     lengths = [n + 1 for n in range(21)]
     whole = Steps(rows, collate_rows, BatchLayout(8), 5, lengths=lengths)
@@ -55,7 +55,7 @@ def test_rows_of_like_length_are_the_same_however_the_batch_is_cut():
     assert [whole.indices(step) for step in range(6)] == [cut.indices(step) for step in range(6)]
 
 
-def test_a_row_is_altered_by_its_place_however_the_batch_is_cut():
+def test_a_row_is_augmented_by_its_position_however_the_batch_is_split():
     rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)]
     augment = lambda row, place: {**row, "input_ids": row["input_ids"] + 100 * place}  # noqa: E731
     for step in range(6):

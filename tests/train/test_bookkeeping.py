@@ -54,7 +54,7 @@ def test_tokens_per_second_leave_evaluations_out_and_count_every_step(tmp_path, 
     assert resumed["tokens_per_second"] == pytest.approx(resumed["tokens"] - at_step_5)  # of this launch's one second
 
 
-def test_what_compilation_cost_is_said_wherever_it_happened(tmp_path, pass_seconds, capsys):
+def test_the_time_of_compilation_is_reported(tmp_path, pass_seconds, capsys):
     compiled = []
 
     def backend(graph, inputs):

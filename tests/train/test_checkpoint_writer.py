@@ -24,7 +24,7 @@ def test_saving_in_the_background_writes_the_same(straight, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["step", "evaluation", "micro-batch"])
-def test_a_signal_lets_the_step_end_and_the_run_goes_on_bit_for_bit(moment, straight, tmp_path):
+def test_a_signal_ends_the_run_after_its_step_and_it_resumes_bit_for_bit(moment, straight, tmp_path):
     calls = []
 
     def interrupt(when, at):
@@ -73,7 +73,7 @@ def _learn_to_be_worse(model, batch):
 
 
 @pytest.mark.parametrize("in_background", [False, True])
-def test_a_full_disk_is_said_and_nothing_that_was_saved_is_harmed(in_background, small_disk, straight, capfd):
+def test_a_full_disk_is_reported_and_saved_files_stay_intact(in_background, small_disk, straight, capfd):
     calls = []
 
     def full():  # before the evaluation of step 6
@@ -95,7 +95,7 @@ def test_a_full_disk_is_said_and_nothing_that_was_saved_is_harmed(in_background,
     assert all(torch.equal(straight[0][0][name], resumed[0][name]) for name in resumed[0])
 
 
-def test_on_a_full_disk_a_run_can_go_on_and_saves_again_when_there_is_room(small_disk, straight, capfd):
+def test_a_run_can_continue_on_a_full_disk_and_saves_again_when_space_is_free(small_disk, straight, capfd):
     calls = []
 
     def full_for_a_while():
@@ -117,7 +117,7 @@ def test_on_a_full_disk_a_run_can_go_on_and_saves_again_when_there_is_room(small
 
 
 @pytest.mark.parametrize("way", ["read-only", "vanished"])
-def test_a_folder_that_may_not_be_written_or_is_gone_is_said(way, small_disk, capfd):
+def test_a_read_only_or_missing_folder_is_reported(way, small_disk, capfd):
     folder = small_disk / "run"
 
     def lose():

@@ -10,7 +10,14 @@ from tiny import tiny_model
 
 from scratch_gpt.train import checkpoints
 from scratch_gpt.train.checkpoint_writer import RunStopped
-from scratch_gpt.train.checkpoints import FILES, MANIFEST, STATE, CheckpointError, find_checkpoint, list_checkpoints
+from scratch_gpt.train.checkpoints import (
+    CHECKPOINT_FILES,
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    find_checkpoint,
+    list_checkpoints,
+)
 from scratch_gpt.train.objectives import Objective, causal_lm
 
 
@@ -18,7 +25,7 @@ from scratch_gpt.train.objectives import Objective, causal_lm
 
 
 @pytest.mark.parametrize("step", range(1, 9))
-def test_a_run_goes_on_bit_for_bit_from_every_step(step, straight, tmp_path):
+def test_a_run_resumes_bit_for_bit_from_every_step(step, straight, tmp_path):
     result, folder = straight
     shutil.copytree(folder / "checkpoints" / f"step-{step}", tmp_path / "checkpoints" / f"step-{step}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 99}\n{"of another course, and cu')
@@ -29,7 +36,7 @@ def test_a_run_goes_on_bit_for_bit_from_every_step(step, straight, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 5])
-def test_muon_goes_on_bit_for_bit(step, tmp_path):
+def test_muon_resumes_bit_for_bit(step, tmp_path):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     whole = start(straight, optimizer="muon", checkpoint_every=1, keep=99)
     shutil.copytree(straight / "checkpoints" / f"step-{step}", resumed / "checkpoints" / f"step-{step}")
@@ -59,8 +66,8 @@ def remove(file):
 
 
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, empty, remove])
-@pytest.mark.parametrize("name", [*FILES, MANIFEST])
-def test_a_damaged_file_is_met_named_and_passed_over(name, harm, straight, tmp_path):
+@pytest.mark.parametrize("name", [*CHECKPOINT_FILES, MANIFEST])
+def test_a_damaged_file_is_named_and_skipped(name, harm, straight, tmp_path):
     for step in (5, 6):
         shutil.copytree(straight[1] / "checkpoints" / f"step-{step}", tmp_path / "checkpoints" / f"step-{step}")
     harm(tmp_path / "checkpoints" / "step-6" / name)
@@ -72,13 +79,13 @@ def test_a_damaged_file_is_met_named_and_passed_over(name, harm, straight, tmp_p
         find_checkpoint(tmp_path / "checkpoints")
 
 
-def test_the_manifest_says_what_is_there(straight):
+def test_the_manifest_has_exactly_the_documented_fields(straight):
     path = straight[1] / "checkpoints" / "step-5"
     manifest = json.loads((path / MANIFEST).read_text())
     assert set(manifest) == {
         *("format_version", "step", "tokens", "position", "config_fingerprint", "files", "manifest_sha256")
     }
-    assert set(manifest["files"]) == set(FILES) and (manifest["step"], manifest["position"]) == (5, 45)
+    assert set(manifest["files"]) == set(CHECKPOINT_FILES) and (manifest["step"], manifest["position"]) == (5, 45)
     assert {"progress", "metrics", "share", "scaler", "random_state", "record"} <= set(checkpoints.read_state(path))
 
 
@@ -98,7 +105,7 @@ def test_a_pickle_in_disguise_is_damage_and_never_opened(straight, tmp_path, mon
         go_on(tmp_path)
 
 
-def test_no_checkpoint_yet_is_no_error(tmp_path):
+def test_a_run_without_checkpoints_is_not_an_error(tmp_path):
     assert find_checkpoint(tmp_path / "none") == (None, [])
     (tmp_path / "checkpoints" / ".writing-step-3").mkdir(parents=True)
     assert find_checkpoint(tmp_path / "checkpoints") == (None, [])
@@ -107,7 +114,7 @@ def test_no_checkpoint_yet_is_no_error(tmp_path):
 # --- Pruning ---------------------------------------------------------------------------------------------------------
 
 
-def test_going_back_to_an_earlier_step_leaves_the_later_ones_behind(straight, tmp_path):
+def test_resuming_from_an_earlier_step_deletes_later_checkpoints(straight, tmp_path):
     shutil.copytree(straight[1] / "checkpoints", tmp_path / "checkpoints")
     start(tmp_path, steps=5, checkpoint_every=1, keep=2, resume_from=tmp_path / "checkpoints" / "step-2")
     names = [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
@@ -158,7 +165,7 @@ def test_a_step_without_a_finite_loss_is_skipped_counted_and_named(value, straig
     assert_same((weights, progress, metrics), resumed)
 
 
-def test_too_many_such_steps_in_a_row_end_the_run_and_name_the_last_good_checkpoint(tmp_path):
+def test_too_many_skipped_steps_end_the_run_and_name_the_last_good_checkpoint(tmp_path):
     with pytest.raises(
         RunStopped, match=r"^3 steps in a row .* step 6; .* last good checkpoint is step-5\."
     ) as ending:
@@ -216,14 +223,14 @@ def test_a_checkpoints_json_sets_only_what_it_should(change, message, straight, 
         go_on(tmp_path)
 
 
-def test_how_a_group_is_optimized_is_the_runs_own(straight, tmp_path):
+def test_optimizer_options_of_a_group_come_from_the_run(straight, tmp_path):
     path = tmp_path / "checkpoints" / "step-5"
     shutil.copytree(straight[1] / "checkpoints" / "step-5", path)
     rewritten(path, lambda state: [group.update(weight_decay=9.0, betas=[0, 0]) for group in state["optimizer"]])
     assert_same(straight[0], go_on(tmp_path)[0])
 
 
-def test_a_state_without_progress_is_no_checkpoint(straight, tmp_path):
+def test_a_state_without_progress_is_not_a_checkpoint(straight, tmp_path):
     path = tmp_path / "step-5"
     shutil.copytree(straight[1] / "checkpoints" / "step-5", path)
     (path / STATE).write_text("[]")

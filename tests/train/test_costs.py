@@ -45,7 +45,7 @@ def test_parameters_are_those_of_the_model(changes, classes):
 
 @pytest.mark.parametrize("what", ("full", "last-block", "last-2-blocks", "head"))
 @pytest.mark.parametrize("classes", (None, 3))
-def test_what_a_tune_trains_is_counted_as_it_is_frozen(what, classes):
+def test_counted_trainable_parameters_equal_those_left_unfrozen(what, classes):
     kind = ScratchGPTForCausalLM if classes is None else ScratchGPTForSequenceClassification
     config = tiny_config(tie_word_embeddings=False, num_labels=3, num_hidden_layers=3)
     model = kind(config)
@@ -55,7 +55,7 @@ def test_what_a_tune_trains_is_counted_as_it_is_frozen(what, classes):
 
 @pytest.mark.parametrize("targets", ("default", "attention", "all-linear"))
 @pytest.mark.parametrize("classes", (None, 3))
-def test_lora_is_counted_as_it_is_added(targets, classes):
+def test_counted_lora_parameters_equal_the_added_ones(targets, classes):
     pytest.importorskip("peft")
     kind = ScratchGPTForCausalLM if classes is None else ScratchGPTForSequenceClassification
     model = kind(tiny_config(num_labels=3))
@@ -161,7 +161,7 @@ def test_time_is_what_was_rehearsed_where_the_shape_is_the_same():
     assert step_seconds(config, muon, 4, 32, tune=upper) - step_seconds(config, found, 4, 32, tune=upper) == 2 * 0.5
 
 
-def test_a_rehearsal_is_no_larger_than_the_batch_or_what_there_is_time_for():
+def test_a_rehearsal_is_limited_by_the_batch_and_by_time():
     config = tiny_config()
     assert rehearsal_shape(8, 64, config, 1e15) == (8, 64)
     rows, length = rehearsal_shape(8, 64, config, row_flops(config, 64) * 3)

@@ -46,7 +46,7 @@ def test_memory_is_rehearsed_on_the_longest_rows(tmp_path):
         assert shapes[0] == (2, longest)
 
 
-def test_out_of_memory_at_one_row_names_what_helps(tmp_path):
+def test_out_of_memory_at_one_row_names_the_remedies(tmp_path):
     def sums(model, batch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
@@ -54,7 +54,7 @@ def test_out_of_memory_at_one_row_names_what_helps(tmp_path):
         run(tmp_path, batch_size=2, objective=Objective(causal_lm.counts, sums))
 
 
-def test_other_errors_are_not_taken_for_memory(tmp_path):
+def test_other_errors_are_not_taken_for_lack_of_memory(tmp_path):
     def sums(model, batch):
         raise RuntimeError("shape mismatch")
 

@@ -24,7 +24,7 @@ def test_muon_is_rehearsed_as_its_products_of_one_block(monkeypatch):
     assert probe.rehearse(model, *how, "muon").block_update == 5 * one
 
 
-def test_peaks_are_of_the_named_card_at_the_asked_precision():
+def test_the_peak_is_that_of_the_named_card_at_the_given_precision():
     assert known_peak("NVIDIA H100 80GB HBM3", "bf16") == 989e12
     assert known_peak("NVIDIA H100 PCIe", "bf16") == 756e12
     assert known_peak("NVIDIA L40S", "bf16") == 362e12 != known_peak("NVIDIA L4", "bf16")
@@ -32,6 +32,6 @@ def test_peaks_are_of_the_named_card_at_the_asked_precision():
     assert device_peak(torch.device("meta"), "no") is None
 
 
-def test_what_is_timed_is_called_once_more_than_it_counts():
+def test_a_timed_function_has_one_warm_up_call():
     calls = []
     assert len(seconds_of(lambda: calls.append(0), torch.device("cpu"), 0.0)) == 2 and len(calls) == 3

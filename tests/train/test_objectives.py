@@ -5,11 +5,11 @@ from functools import partial
 
 import pytest
 import torch
-from labeled import LabelledTexts, classifier
+from labeled import LabeledTexts, classifier
 from tiny_run import run as train_run
 from torch.testing import assert_close
 
-from scratch_gpt.data.rows.collate import collate_labelled
+from scratch_gpt.data.rows.collate import collate_labeled
 from scratch_gpt.evaluation.classification import classification_metrics, sum_batches
 from scratch_gpt.evaluation.losses import mean_losses
 from scratch_gpt.train.batches import BatchLayout, Steps, epoch_order, evaluation_batches
@@ -24,7 +24,7 @@ def gradients(objective, rows, share: tuple[int, int, int], step: int) -> torch.
     """The gradient of a step that is shared out so: sums over all shares, divided once by all counts."""
     batch_size, accumulation, processes = share
     shares = [BatchLayout(batch_size, accumulation, processes, rank) for rank in range(processes)]
-    parts = [part for each in shares for part in Steps(rows, collate_labelled, each, 5, len(rows))[step].micro_batches]
+    parts = [part for each in shares for part in Steps(rows, collate_labeled, each, 5, len(rows))[step].micro_batches]
     count = sum(objective.counts(batch)["loss"] * counted for batch, counted in parts)
     model = classifier().train()
     for batch, counted in parts:
@@ -36,7 +36,7 @@ def gradients(objective, rows, share: tuple[int, int, int], step: int) -> torch.
 @pytest.mark.parametrize("share", [(4, 2, 1), (3, 3, 1), (4, 1, 2), (2, 2, 2), (1, 3, 3)])
 def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(kind, share):
     weights, several = KINDS[kind]
-    objective, rows = classification(weights), LabelledTexts(several)
+    objective, rows = classification(weights), LabeledTexts(several)
     size = math.prod(share)
     for step in (0, len(rows) // size):  # the last one is not full
         whole = gradients(objective, rows, (size, 1, 1), step)
@@ -46,7 +46,7 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(kind, share):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loop_gives_the_same_weights_and_logs_the_same_loss(kind, tmp_path):
     weights, several = KINDS[kind]
-    options = {"rows": LabelledTexts(several), "collate": collate_labelled, "objective": classification(weights)}
+    options = {"rows": LabeledTexts(several), "collate": collate_labeled, "objective": classification(weights)}
     runs = [
         train_run(tmp_path / name, model=classifier().train(), sgd=True, **options, **cut)
         for name, cut in (("a", {"batch_size": 6}), ("b", {"batch_size": 2, "accumulation_steps": 3}))
@@ -62,8 +62,8 @@ def test_the_loop_gives_the_same_weights_and_logs_the_same_loss(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_torchs_mean_over_all_rows(kind):
     weights, several = KINDS[kind]
-    rows, model = LabelledTexts(several), classifier()
-    batch = collate_labelled(rows.rows)
+    rows, model = LabeledTexts(several), classifier()
+    batch = collate_labeled(rows.rows)
     with torch.no_grad():
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     if several:
@@ -72,7 +72,7 @@ def test_the_loss_is_torchs_mean_over_all_rows(kind):
         weight = None if weights is None else torch.tensor(weights)
         truth = torch.nn.functional.cross_entropy(logits, batch["labels"], weight=weight)
     for size in (1, 4, 21):
-        batches = partial(evaluation_batches, rows, collate_labelled, BatchLayout(size))
+        batches = partial(evaluation_batches, rows, collate_labeled, BatchLayout(size))
         assert mean_losses(model, batches(), classification(weights))["loss"] == pytest.approx(truth.item(), abs=1e-5)
         metrics = classification_metrics(sum_batches(model, batches(), weights))
         assert metrics["loss"] == pytest.approx(truth.item(), abs=1e-5)

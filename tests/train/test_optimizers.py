@@ -38,7 +38,7 @@ def test_a_clipped_step_is_the_one_that_torch_clips(name, max_norm):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_what_is_not_fp32_on_a_cpu_is_left_to_torch():
+def test_gradients_that_are_not_fp32_on_a_cpu_are_clipped_by_torch():
     model, ids = tiny_model().bfloat16(), some_ids(2, 12)
     model(ids, labels=ids).loss.backward()
     before, asked = [p.grad.clone() for p in model.parameters()], []
@@ -83,7 +83,7 @@ def test_muon_with_adamw_is_torchs_two_optimizers_side_by_side():
     assert all(torch.equal(p, named[name]) for name, p in ours.named_parameters())
 
 
-def test_a_frozen_parameter_is_in_no_optimizer_and_muon_asks_for_a_matrix():
+def test_frozen_parameters_are_in_no_optimizer_and_muon_takes_matrices_only():
     model = tiny_model()
     model.transformer.requires_grad_(False)
     model.transformer.norm.requires_grad_(True)

@@ -52,7 +52,7 @@ def test_a_likelier_chosen_and_a_less_likely_rejected_answer_lose_less(name):
     assert (chosen.grad < 0).all() and (rejected.grad > 0).all()
 
 
-def test_kto_raises_what_is_desirable_lowers_what_is_not_and_leaves_its_baseline_alone():
+def test_kto_raises_desirable_answers_lowers_others_and_keeps_its_baseline():
     ratios = torch.tensor([0.4, 0.4, -0.7, -0.7]).requires_grad_()
     preference = torch.tensor([True, False, True, False])
     kto_loss(ratios, preference, torch.tensor(0.1), BETA).sum().backward()

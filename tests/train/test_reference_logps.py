@@ -7,7 +7,7 @@ from scratch_gpt.train import reference_logps
 
 
 def test_a_reference_of_other_weights_or_rows_or_a_damaged_one_is_not_used(tmp_path):
-    model, file = tiny_model(), tmp_path / reference_logps.NAME
+    model, file = tiny_model(), tmp_path / reference_logps.REFERENCES_FILE
     key = reference_logps.reference_key(model, {"train": "a"})
     reference_logps.write_references(file, {"train": torch.ones(3, 2).numpy()}, key)
     assert reference_logps.read_references(file, key)["train"].tolist() == [[1.0, 1.0]] * 3

@@ -25,7 +25,7 @@ def test_weights_do_not_depend_on_how_a_batch_is_cut(cut, tmp_path):
         assert one["tokens"] == other["tokens"]
 
 
-def test_the_logged_loss_is_the_mean_over_asked_tokens(tmp_path):
+def test_the_logged_loss_is_the_mean_over_target_tokens(tmp_path):
     model, rows = tiny_model(), UnevenRows()
     indices = epoch_order(len(rows), 0, 0)[:8]
     batch = COLLATE([rows[i] for i in indices])

@@ -93,7 +93,7 @@ def trained(positions, tmp_path_factory):
     return folder
 
 
-def test_a_run_learns_and_leaves_what_it_promised(trained):
+def test_a_run_learns_and_writes_the_documented_files(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"model", "predictions.jsonl", "loss.png", "confusion.png", "evaluation.json", "run.yaml"} <= names
     content = json.loads((trained / "evaluation.json").read_text())
@@ -186,7 +186,7 @@ def test_several_labels_a_text(tmp_path):
     assert model.config.problem_type == "multi_label_classification"
 
 
-def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(positions, tmp_path, capsys):
+def test_each_seed_is_a_separate_run_and_the_mean_is_reported(positions, tmp_path, capsys):
     arguments = ["--dataset", positions, "--output-dir", tmp_path / "run", *SMALL]
     arguments += ["--max-steps", 4, "--eval-every", 4, "--seeds", 2]
     run(*arguments)
@@ -213,7 +213,7 @@ def test_seeds_are_runs_of_their_own_and_their_mean_is_reported(positions, tmp_p
     fails(one_seed, "holds a run of one seed", capsys, classify.main)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(positions, tmp_path):
+def test_a_stopped_run_resumes_bit_for_bit(positions, tmp_path):
     arguments = ["--dataset", positions, *SMALL, "--max-steps", 12, "--eval-every", 3, "--keep", 9, "--dropout", 0.1]
     run(*arguments, "--balance", "weights", "--output-dir", tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -256,7 +256,7 @@ def test_the_head_is_drawn_by_the_seed_and_the_datasets_names_are_kept_in_their_
     assert math.isfinite(results["test"]["loss"])
 
 
-def test_a_test_set_of_its_own_is_scored_whole_and_what_it_holds_is_not_learned(tmp_path, capsys):
+def test_a_separate_test_set_is_scored_completely_and_removed_from_training(tmp_path, capsys):
     rows = [{"text": text, "label": label} for text, label in texts(2)]
     train, test = rows[:50], [*rows[40:], {"text": "boat  boat", "label": "sea"}]
     files = [write_rows(tmp_path / f"{name}.jsonl", part) for name, part in (("a", train), ("b", test))]
@@ -316,7 +316,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line(line, positions, tmp_path, capsys):
+def test_bad_input_is_a_one_line_error(line, positions, tmp_path, capsys):
     arguments = [
         "--dataset",
         positions,
@@ -340,7 +340,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_bad_rows_are_one_clear_line(case, tmp_path, capsys):
+def test_bad_rows_are_one_line_errors(case, tmp_path, capsys):
     rows, message = ROWS[case]
     file = write_rows(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in rows])
     arguments = ["--dataset", file, "--preset", "tiny", "--vocab-size", "300", "--output-dir", str(tmp_path / "run")]
@@ -348,7 +348,7 @@ def test_bad_rows_are_one_clear_line(case, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_predicting_with_what_is_no_classifier_is_one_clear_line(trained, tmp_path, capsys):
+def test_predicting_with_a_model_that_is_not_a_classifier_is_a_one_line_error(trained, tmp_path, capsys):
     file = write_rows(tmp_path / "a.jsonl", [{"text": "boat"}, {"text": " "}])
     fails(["--model", trained / "model", "--predict", file], "Row 2 has an empty text", capsys, classify.main)
     tiny_model().save_pretrained(tmp_path / "causal")

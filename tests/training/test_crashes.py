@@ -66,7 +66,7 @@ def test_killed_at_three_random_moments_a_run_ends_bit_for_bit_the_same(undistur
     assert crash.differences(expected, crash.outcome(tmp_path / "run")) == []
 
 
-def test_killed_in_the_middle_of_a_save(undisturbed, log, tmp_path):
+def test_a_run_killed_during_a_save_resumes_to_the_same_result(undisturbed, log, tmp_path):
     expected, words = undisturbed
     folder = tmp_path / "run" / "checkpoints"
     words = [*words, "--output-dir", tmp_path / "run"]
@@ -77,7 +77,7 @@ def test_killed_in_the_middle_of_a_save(undisturbed, log, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(number, undisturbed, tmp_path):
+def test_a_stop_signal_saves_the_run_and_prints_how_to_resume(number, undisturbed, tmp_path):
     expected, words = undisturbed
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     words = [*words, "--output-dir", folder]
@@ -158,7 +158,7 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bi
     assert crash.differences(crash.outcome(folder), crash.outcome(tmp_path / "run")) == []
 
 
-def test_a_run_of_two_processes_goes_on_with_one_and_keeps_its_global_batch(two, tmp_path, capsys):
+def test_a_run_of_two_processes_resumes_on_one_with_its_global_batch(two, tmp_path, capsys):
     folder, words = two
     shutil.copytree(folder, tmp_path / "run")
     for name in ("evaluation.json", "checkpoints/step-12"):
@@ -173,7 +173,7 @@ def test_a_run_of_two_processes_goes_on_with_one_and_keeps_its_global_batch(two,
     assert state["share"] == {"batch_size": 4, "accumulation_steps": 4, "processes": 1}
 
 
-def test_a_sharded_model_is_saved_whole_and_goes_on_sharded_or_whole(tmp_path):
+def test_a_sharded_model_is_saved_complete_and_resumes_sharded_or_not(tmp_path):
     """FSDP2's own sharding over two processes (Accelerate engages it on GPUs only), compared bit for bit."""
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "3", "--"]
     done = launch([*command, REPO / "tests" / "helpers" / "sharded_worker.py", tmp_path])

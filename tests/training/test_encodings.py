@@ -18,7 +18,7 @@ STORY = "".join(f"Am Tag {n} sah die M\u00f6we \u201e{n % 7} Boote\u201c \u2192 
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-def test_what_a_recipe_prints_reaches_any_stream(encoding, monkeypatch):
+def test_the_output_of_a_recipe_prints_on_any_stream(encoding, monkeypatch):
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)

@@ -67,7 +67,7 @@ def run(home, tmp_path, monkeypatch):
     return partial(evaluate_into, tmp_path / "out")
 
 
-def test_one_run_measures_all_that_is_asked_and_the_next_adds_to_it(run, tmp_path):
+def test_one_run_takes_all_requested_measurements_and_the_next_adds_to_them(run, tmp_path):
     content = run("ours", "--dataset", "story.txt", "--stride", 32, "--multiple-choice", "choices.jsonl")
     assert set(content) == {"format_version", "protocol", "results", "tables"}
     assert set(content["results"]) == {"story", "choices"} and set(content["results"]["choices"]) == {
@@ -104,7 +104,7 @@ def test_answers_are_scored_over_seeds_and_left_to_be_read(run, tmp_path):
     assert set(greedy) == {"exact_match", "f1"} and isinstance(greedy["f1"], float)
 
 
-def test_a_judge_scores_and_compares_and_all_it_said_is_kept(run, server, tmp_path):
+def test_a_judge_scores_and_compares_and_its_replies_are_saved(run, server, tmp_path):
     server.reply = lambda prompt: "1" if "compare" in prompt.splitlines()[0] else "40"
     words = ["ours", "--questions", "asked.json", "--max-new-tokens", 4, "--judge-url", server.judge().url]
     content = run(*words, "--judge-model", "wise", "--judge-repeats", 2, "--compare", "stock")
@@ -138,7 +138,7 @@ def test_a_judge_and_the_pages_show_the_conversation_as_the_model_was_asked_it(r
         assert all(f"<pre>\n{page_text(text)}</pre>" in page for text in shown)  # HTML drops the first line break
 
 
-def test_a_judge_reads_the_first_seeds_answers_and_nobody_draws_more_for_it(run, server, monkeypatch):
+def test_a_judge_reads_the_answers_of_the_first_seed_only(run, server, monkeypatch):
     server.reply = lambda prompt: "1" if "compare" in prompt.splitlines()[0] else "40"
     drawn, generate_answers = [], measuring.generate_answers
 
@@ -154,7 +154,7 @@ def test_a_judge_reads_the_first_seeds_answers_and_nobody_draws_more_for_it(run,
     assert protocol["asked/judge"]["seeds"] == protocol["asked/compare"]["seeds"] == [0]
 
 
-def test_without_its_judge_all_that_was_measured_is_there(run, home, server, capsys, tmp_path):
+def test_without_its_judge_the_other_measurements_are_recorded(run, home, server, capsys, tmp_path):
     words = [
         "ours",
         "--questions",
@@ -218,7 +218,7 @@ def test_config_split_and_revision_hold_for_every_set_that_is_given(run, monkeyp
 
 
 @pytest.mark.parametrize("name", RESERVED)
-def test_a_set_is_not_called_what_evaluation_json_has_for_something_else(name, monkeypatch, home, tmp_path, capsys):
+def test_a_set_name_must_not_clash_with_names_in_evaluation_json(name, monkeypatch, home, tmp_path, capsys):
     monkeypatch.chdir(home)
     part, _, of_drift = name.partition("/")
     words = ["--dataset", f"{of_drift}.txt", "--base", "stock"] if of_drift else ["--questions", f"{part}.json"]
@@ -254,7 +254,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_what_cannot_be_meant_is_one_clear_line(line, home, monkeypatch, tmp_path, capsys):
+def test_impossible_options_are_one_line_errors(line, home, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(home)
     fails([*line.split(), "--output-dir", tmp_path / "out", "--device", "cpu"], BAD[line], capsys, evaluate.main)
     assert not (tmp_path / "out" / "evaluation.json").exists()
@@ -265,7 +265,7 @@ def test_a_classifiers_adapter_is_a_classifier(home):
 
 
 @pytest.mark.parametrize("model", ["classifier", "stock-classifier", "several"])
-def test_a_classifier_is_scored_on_labelled_rows(model, run, tmp_path):
+def test_a_classifier_is_scored_on_labeled_rows(model, run, tmp_path):
     content = run(model, "--dataset", "labels.csv", "--batch-size", 2)
     protocol, results = content["protocol"]["labels"], content["results"]["labels"]
     assert (protocol["kind"], protocol["rows"], protocol["source"]["files"][0]["name"]) == ("labels", 5, "labels.csv")
@@ -279,13 +279,13 @@ def test_a_classifier_is_scored_on_labelled_rows(model, run, tmp_path):
     assert run(model, "--dataset", "labels.csv", "--batch-size", 5)["results"]["labels"] == pytest.approx(results)
 
 
-def test_labelled_rows_without_a_header_and_with_other_names_of_columns(run):
+def test_labeled_rows_without_a_header_and_with_other_names_of_columns(run):
     words = ["--column-names", "kind,body", "--text-column", "body", "--label-column", "kind"]
     found = run("classifier", "--dataset", "bare.tsv", *words)
     assert found["results"]["bare"] == pytest.approx(run("classifier", "--dataset", "labels.csv")["results"]["labels"])
 
 
-def test_lists_stand_in_yaml_as_lists(tmp_path):
+def test_lists_are_lists_in_yaml(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("model: ours\nmultiple_choice: [a.jsonl, b.jsonl]\nstride: 3\n")
     run = command_line.parse(evaluate.EvaluateRun, ["--config", str(file)], positional=("model",))

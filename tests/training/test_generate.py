@@ -24,7 +24,7 @@ def models(tmp_path_factory):
     return folder
 
 
-def test_words_in_their_places_are_the_same_as_fields_and_one_sample_the_same_as_the_first(models, capsys, tmp_path):
+def test_positional_arguments_equal_options_and_one_sample_equals_the_first(models, capsys, tmp_path):
     def out(*words):
         capsys.readouterr()
         generate.main([*map(str, words), "--max-new-tokens", "8"])
@@ -52,14 +52,14 @@ def said(models, capsys):
 
 
 @needs_a_compiler
-def test_a_compiled_step_says_the_same_and_what_it_cost(said):
+def test_a_compiled_step_gives_the_same_text_and_reports_its_build_time(said):
     for words in ((), ("--quantize", "int8"), ("--assistant-model", "int8"), ("--samples", "2")):
         plain, compiled = said(*words), said(*words, "--compile")
         assert plain.out == compiled.out or "--quantize" in words  # in int8 the last bits of fp32 can show
         assert "matrices laid out, the step compiled: " in compiled.err and "compiled" not in plain.err
 
 
-def test_an_assistant_says_the_same_sooner(models, said):
+def test_an_assistant_gives_the_same_text_and_reports_accepted_guesses(models, said):
     plain = said()
     for assistant in ("int8", models / "base"):
         assisted = said("--assistant-model", assistant, "--num-assistant-tokens", "3")
@@ -67,7 +67,7 @@ def test_an_assistant_says_the_same_sooner(models, said):
         assert "guesses accepted" in assisted.err and "guesses" not in plain.err
 
 
-def test_an_assistant_that_cannot_guess_is_one_line(models, capsys):
+def test_an_assistant_that_cannot_guess_is_a_one_line_error(models, capsys):
     base = [models / "base", "--assistant-model"]
     fails([*base, "int8", "--quantize", "int8"], "leave out --quantize", capsys, generate.main)
     fails([*base, models], "--assistant-model .* is not a model folder", capsys, generate.main)
@@ -81,7 +81,7 @@ def test_an_assistant_that_cannot_guess_is_one_line(models, capsys):
     )
 
 
-def test_a_conversation_goes_on_until_it_is_left(models, capsys, monkeypatch):
+def test_a_conversation_continues_until_the_user_exits(models, capsys, monkeypatch):
     said = iter(["hello", "", "and the sea?", "/clear", "hello", "/exit", "never asked"])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(said))
     asked = []

@@ -36,7 +36,7 @@ def base(tmp_path_factory) -> Path:
     store_format(tokenizer, "alpaca", ScratchGPTForCausalLM.from_pretrained(base / "gpt2"))
     tokenizer.save_pretrained(base / "gpt2")
     (base / "story.txt").write_text("\n".join(TEXTS * 8))
-    write_lines(base / "labelled.jsonl", [{"text": text, "label": str("sun" in text)} for text in TEXTS])
+    write_lines(base / "labeled.jsonl", [{"text": text, "label": str("sun" in text)} for text in TEXTS])
     (base / "instructions.json").write_text(
         json.dumps([{"instruction": f"Say {text}", "input": "", "output": text} for text in TEXTS])
     )

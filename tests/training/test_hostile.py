@@ -49,7 +49,7 @@ def test_a_recipe_refuses_every_kind_of_bad_file_in_one_line(name, home, tmp_pat
     assert sum(how == REFUSED for _, _, how, _ in found) >= len(found) / 2
 
 
-def test_every_recipe_is_walked():
+def test_hostile_inputs_cover_every_recipe():
     here = Path(pretrain.__file__).parent
     names = {file.stem for file in here.glob("[!_]*.py")}
     assert names == {slot.recipe for slot in SLOTS}
@@ -63,7 +63,7 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("error", [Panic("at the\ndisco"), Exception("bare"), RecursionError("deep"), KeyError("x")])
-def test_whatever_is_raised_is_one_value_error(error):
+def test_any_exception_becomes_one_value_error(error):
     with (
         pytest.raises(ValueError, match=r"^a\.json cannot be read: [^\n]+$") as caught,
         one_error("a.json cannot be read"),
@@ -73,12 +73,12 @@ def test_whatever_is_raised_is_one_value_error(error):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_stops_a_program_passes(error):
+def test_exceptions_that_end_a_program_are_not_caught(error):
     with pytest.raises(error), one_error("a"):
         raise error
 
 
-def test_work_without_end_is_stopped_and_an_outer_limit_still_holds():
+def test_endless_work_is_stopped_and_an_outer_limit_still_applies():
     began = time.monotonic()
     with pytest.raises(ValueError, match="the outer takes longer"), time_limit(0.4, "the outer"):
         with pytest.raises(ValueError, match="the inner takes longer than 0.1 seconds"), time_limit(0.1, "the inner"):
@@ -123,7 +123,7 @@ TOKENIZERS = {
 
 
 @pytest.mark.parametrize("changes", TOKENIZERS.values(), ids=TOKENIZERS)
-def test_a_tokenizer_that_fails_is_one_line(changes, home, tmp_path, capfd):
+def test_a_tokenizer_that_fails_is_a_one_line_error(changes, home, tmp_path, capfd):
     folder = _with_tokenizer(home, tmp_path / "bad", **changes)
     with pytest.raises(ValueError, match=r"^No tokenizer could be loaded from .*bad': [^\n]+$"):
         load_tokenizer(folder)
@@ -131,7 +131,7 @@ def test_a_tokenizer_that_fails_is_one_line(changes, home, tmp_path, capfd):
     assert "panicked" not in capfd.readouterr().err
 
 
-def test_half_a_character_is_named(home):
+def test_a_lone_surrogate_is_named(home):
     with pytest.raises(ValueError, match=r"not valid Unicode at 'the sun \\ud83d shines'"):
         encode(load_tokenizer(home / "chat"), "the sun \ud83d shines")
     with pytest.raises(ValueError, match=r"^prompt is not valid Unicode"):
@@ -159,8 +159,8 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_template_that_fails_is_one_line(template, home, tmp_path, monkeypatch):
-    monkeypatch.setattr("scratch_gpt.tokenization.chat_templates.SECONDS", 0.5)
+def test_a_template_that_fails_is_a_one_line_error(template, home, tmp_path, monkeypatch):
+    monkeypatch.setattr("scratch_gpt.tokenization.chat_templates.RENDER_SECONDS", 0.5)
     with pytest.raises(ValueError, match=r"^The chat template does not render a conversation: [^\n]+$"):
         render_text(template, TRIAL, {})
     shutil.copytree(home / "chat", tmp_path / "chat")
@@ -172,7 +172,7 @@ def test_a_template_that_fails_is_one_line(template, home, tmp_path, monkeypatch
 # --- Models and adapters -----------------------------------------------------------------------------------------
 
 
-def test_an_adapter_whose_fields_are_of_another_kind_is_one_line(home, tmp_path):
+def test_an_adapter_whose_fields_are_of_another_kind_is_a_one_line_error(home, tmp_path):
     fields = json.loads((home / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     bad = tmp_path / "adapter"
     shutil.copytree(home / "adapter", bad)
@@ -185,7 +185,7 @@ def test_an_adapter_whose_fields_are_of_another_kind_is_one_line(home, tmp_path)
     assert found["base_model_name_or_path", "-7"][0] == found["peft_type", "-7"][0] == REFUSED
 
 
-def test_an_adapter_that_is_its_own_base_is_one_line(home, tmp_path):
+def test_an_adapter_that_is_its_own_base_is_a_one_line_error(home, tmp_path):
     for name, base in (("one", "other"), ("other", "one"), ("self", "self")):
         shutil.copytree(home / "adapter", tmp_path / name)
         file = tmp_path / name / "adapter_config.json"
@@ -213,7 +213,7 @@ def test_weights_that_are_not_finite_are_found_when_they_are_loaded(home, tmp_pa
         assert capsys.readouterr().out == ""
 
 
-def test_absurd_sizes_of_a_saved_config_are_one_line(home, tmp_path):
+def test_absurd_sizes_of_a_saved_config_are_one_line_errors(home, tmp_path):
     shutil.copytree(home / "chat", tmp_path / "big")
     content = json.loads((tmp_path / "big" / "config.json").read_text(encoding="utf-8"))
     for name in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings", "intermediate_size"):
@@ -225,9 +225,9 @@ def test_absurd_sizes_of_a_saved_config_are_one_line(home, tmp_path):
 # --- Numbers -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(recipe.LIMITS))
+@pytest.mark.parametrize("name", sorted(recipe.OPTION_LIMITS))
 def test_each_bound_holds_on_both_sides(name):
-    least, most = recipe.LIMITS[name]
+    least, most = recipe.OPTION_LIMITS[name]
     recipe.check_range(name, least, least, most)
     recipe.check_range(name, most, least, most)
     recipe.check_range(name, None, least, most)
@@ -253,8 +253,8 @@ def test_a_model_larger_than_the_machine_is_refused_before_it_is_made(overrides,
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_be_meant_is_found_before_anything_is_printed_or_loaded(home, capsys, monkeypatch):
-    monkeypatch.setattr(generate, "load", lambda *_: pytest.fail("loaded"))
+def test_impossible_options_are_refused_before_loading(home, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "load_language_model", lambda *_: pytest.fail("loaded"))
     for words, message in (
         (["the", "--top-k", "-1"], "--top-k must be at least 0"),
         (["the", "--top-k", "9e9"], "--top-k must be a whole number"),
@@ -270,7 +270,7 @@ def test_what_cannot_be_meant_is_found_before_anything_is_printed_or_loaded(home
 # --- Data --------------------------------------------------------------------------------------------------------
 
 
-def test_json_nested_deeper_than_pyarrow_can_take_is_one_line(tmp_path):
+def test_json_nested_deeper_than_pyarrow_can_take_is_a_one_line_error(tmp_path):
     for depth, message in ((500, "nested more than 64 levels"), (100_000, "nested too deeply")):
         file = tmp_path / f"{depth}.jsonl"
         file.write_text('{"text": "a"}\n{"text": "b", "more": ' + "[" * depth + "]" * depth + "}\n")
@@ -308,7 +308,7 @@ def test_a_prepared_part_that_is_truncated_while_it_is_mapped_is_one_error(home,
 
 
 def test_a_pattern_of_a_block_list_that_explodes_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("scratch_gpt.data.filters.quality.SECONDS", 0.2)
+    monkeypatch.setattr("scratch_gpt.data.filters.quality.MATCH_SECONDS", 0.2)
     (tmp_path / "words.txt").write_text("/(a+)+b/\nsea\n")
     patterns = load_block_list(tmp_path / "words.txt")
     assert blocked_term("the Sea", patterns) == "Sea"
@@ -336,7 +336,7 @@ def test_a_tokenizer_of_an_absurd_size_is_refused_before_it_is_trained(home, tmp
             train_tokenizer(["the sun"], vocab_size=int(size))
 
 
-def test_a_config_whose_aliases_multiply_is_one_line(tmp_path, capsys):
+def test_a_config_whose_aliases_multiply_is_a_one_line_error(tmp_path, capsys):
     bomb = "&a0 [x, x, x, x, x, x, x, x, x]"
     for n in range(12):  # 9 to the power of 13 words if it were printed
         bomb = f"&a{n + 1} [{bomb}, {', '.join([f'*a{n}'] * 8)}]"
@@ -348,7 +348,7 @@ def test_a_config_whose_aliases_multiply_is_one_line(tmp_path, capsys):
 # --- The terminal ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_terminal_would_obey_is_shown():
+def test_control_characters_are_escaped():
     assert shown("a\tb\nc\u00e9\U0001f600") == "a\tb\nc\u00e9\U0001f600"
     assert shown("\x00\x07\x1b]52;c;aGk=\x07\x7f\x9b31m") == "\\x00\\x07\\x1b]52;c;aGk=\\x07\\x7f\\x9b31m"
     assert shown("\r\u202eevil\u2066 \udce9") == "\\r\\u202eevil\\u2066 \\udce9"

@@ -86,7 +86,7 @@ def test_a_run_learns_to_answer_and_shows_it(trained):
     assert [line["step"] for line in scored] == [0]  # and once at the end
 
 
-def test_the_model_answers_strangers_as_it_answered_in_the_run(trained):
+def test_stock_transformers_gives_the_answers_of_the_run(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained / "model")
     model = AutoModelForCausalLM.from_pretrained(trained / "model")
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == tokenizer.encode("<|im_end|>")[0]
@@ -100,7 +100,7 @@ def test_the_model_answers_strangers_as_it_answered_in_the_run(trained):
         ) == [response["after"]]
 
 
-def test_a_systems_word_that_all_rows_have_is_no_contamination():
+def test_a_shared_system_message_is_not_contamination():
     word = {"role": "system", "content": " ".join(f"word{n}" for n in range(20))}
 
     def row(question):
@@ -110,7 +110,7 @@ def test_a_systems_word_that_all_rows_have_is_no_contamination():
     assert contaminated_texts(texts[:1], texts[1:]) == [] and word["content"] not in texts[0]
 
 
-def test_a_stopped_run_goes_on_bit_for_bit_and_remembers_what_it_answered_before(rows, tmp_path):
+def test_a_stopped_run_resumes_bit_for_bit_and_keeps_its_first_answers(rows, tmp_path):
     arguments = ["--dataset", rows, *SMALL, "--max-steps", 6, "--eval-every", 2, "--keep", 9, "--pack", "true"]
     arguments += ["--batch-size", 4, "--answers", 3]
     run(*arguments, "--output-dir", tmp_path / "a")
@@ -145,7 +145,7 @@ def test_gpt2_follows_with_lora_and_a_format_with_new_tokens_is_refused_there(ro
     assert "Warning: the chat template that the model came with is replaced by plain" in capsys.readouterr().out
 
 
-def test_a_contaminated_test_row_is_said_beside_the_score(tmp_path, capsys):
+def test_a_contaminated_test_row_is_reported_with_the_score(tmp_path, capsys):
     long = "Tell the long story of the old sailor who walked to the shiny sea and slept"
     same = [{"instruction": f"{long}{'!' * n}", "output": "He slept."} for n in range(40)]  # no question is another's
     folder = tmp_path / "run"
@@ -202,7 +202,7 @@ def test_a_preview_says_which_rows_will_be_dropped_or_cut_and_shows_them_packed(
     assert max(each.count("[[sea") for each in shown) > 1
 
 
-def test_a_preview_asks_what_training_asks(tmp_path, capsys):
+def test_a_preview_marks_the_targets_of_training(tmp_path, capsys):
     rows = write(tmp_path / "a.json", [{"instruction": f"Say {one}.", "output": one} for one in WORDS])
     run("--dataset", rows, *SMALL, "--train-on", "prompt+completion", "--preview", 1)
     line, text = capsys.readouterr().out.split("\n--- ")[1].split("\n", 1)
@@ -225,13 +225,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line(line, rows, tmp_path, capsys):
+def test_bad_input_is_a_one_line_error(line, rows, tmp_path, capsys):
     arguments = ["--dataset", rows, "--preset", "tiny", "--vocab-size", "320", "--output-dir", str(tmp_path / "run")]
     fails([*arguments, *line.split()], BAD[line], capsys, instruct.main)
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_rows_and_templates_are_one_clear_line_and_harm_nothing(rows, trained, tmp_path, capsys):
+def test_bad_rows_and_templates_are_one_line_errors_and_harm_nothing(rows, trained, tmp_path, capsys):
     before = crash.outcome(trained)
     arguments = ["--output-dir", trained, "--overwrite", "true", *SMALL]
     file = write(tmp_path / "a.json", [ROWS[0], {"instruction": "Say sea"}])

@@ -54,7 +54,7 @@ def test_a_recipe_runs_in_this_process_with_its_own_options(monkeypatch):
     ]
 
 
-def test_an_unknown_verb_or_option_is_one_line(capsys):
+def test_an_unknown_verb_or_option_is_a_one_line_error(capsys):
     fails(["pretrian"], "Did you mean pretrain?", capsys, command.main)
     fails(["xyz"], "The verbs are pretrain, tokenizer", capsys, command.main)
     fails(["pretrain", "--nonsense", "1"], "Unknown option --nonsense", capsys, command.main)
@@ -74,13 +74,13 @@ def test_an_unknown_verb_or_option_is_one_line(capsys):
         (["--module"], []),  # would start something else
     ],
 )
-def test_options_of_the_launcher_are_told_from_those_of_the_recipe(words, theirs):
+def test_options_of_the_launcher_are_separated_from_those_of_the_recipe(words, theirs):
     own = ["--dataset", "my.txt", "--overwrite", "--max-steps=3"]
     rest = [] if theirs else words
     assert split(*own[:2], *words, *own[2:]) == (theirs, [*own[:2], *rest, *own[2:]])
 
 
-def test_a_launch_file_is_a_path_or_the_name_of_one_of_ours(tmp_path, monkeypatch):
+def test_a_launch_file_is_a_path_or_the_name_of_a_shipped_file(tmp_path, monkeypatch):
     file = REPO / "training" / "configs" / "accelerate" / "cpu_2.yaml"
     assert split("--accelerate_config", "cpu_2")[0] == ["--config_file", str(file)]
     monkeypatch.chdir(tmp_path)
@@ -88,7 +88,7 @@ def test_a_launch_file_is_a_path_or_the_name_of_one_of_ours(tmp_path, monkeypatc
     assert split("--accelerate-config=cpu_2")[0] == ["--config_file", "cpu_2"]
 
 
-def test_a_config_is_a_path_or_the_name_of_one_of_ours(tmp_path, monkeypatch, capsys):
+def test_a_config_is_a_path_or_the_name_of_a_shipped_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert parse(pretrain.PretrainRun, ["--config", "python_docs"]).vocab_size == 2048
     fails(["--config", "python_doc"], "--config python_doc cannot be read", capsys)

@@ -17,7 +17,7 @@ CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type
 TEXT = "The sun shines on the sea, and every effort moves you on. Return the boat to the harbour.\n" * 40
 
 
-def test_it_is_a_notebook_without_outputs():
+def test_the_notebook_is_valid_and_has_no_outputs():
     """As nbformat 4.5 wants it: kinds, names of their own, lines; written as Jupyter writes."""
     assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
     assert set(NOTEBOOK) == {"cells", "metadata", "nbformat", "nbformat_minor"}
@@ -32,7 +32,7 @@ def test_it_is_a_notebook_without_outputs():
     assert len(CODE) == 10
 
 
-def test_it_goes_the_whole_path(tmp_path, monkeypatch, capsys):
+def test_the_notebook_runs_from_text_to_publication(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     for n in range(4):

@@ -70,7 +70,7 @@ def results(folder) -> dict:
     return json.loads((folder / "evaluation.json").read_text())["results"]
 
 
-def test_a_run_learns_what_is_preferred_and_leaves_what_it_promised(trained):
+def test_a_run_learns_preferences_and_writes_the_documented_files(trained):
     before, after = results(trained)["before/test"], results(trained)["test"]
     assert before["loss"] == pytest.approx(0.693147, abs=1e-4) and before["accuracy"] == 0.5
     assert after["accuracy"] == 1.0 and after["margin"] > 0.2 > before["margin"]
@@ -95,7 +95,7 @@ def test_lora_needs_no_second_copy_its_reference_is_the_base(base, trained, tmp_
 
 
 @pytest.mark.parametrize("loss_type, name", [("dpo", "pairs"), ("kto", "judged")])
-def test_a_stopped_run_goes_on_bit_for_bit_with_the_reference_it_has(loss_type, name, base, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_bit_for_bit_with_its_reference(loss_type, name, base, tmp_path, monkeypatch):
     words = [*arguments(base, name), "--loss-type", loss_type, "--max-steps", 8, "--eval-every", 4, "--keep", 9]
     words += ["--dropout", "0.1", "--batch-size", 4, "--accumulation-steps", 2]
     run(*words, "--output-dir", tmp_path / "a")
@@ -128,7 +128,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line_and_harms_nothing(line, base, trained, capsys):
+def test_bad_input_is_a_one_line_error_and_harms_nothing(line, base, trained, capsys):
     before = snapshot(trained)
     words = line.split()
     words += [] if "--resume" in words else ["--resume", "latest"]
@@ -156,7 +156,7 @@ def test_a_split_of_one_prompt_has_no_answer_to_another(base, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("case", ROWS)
-def test_bad_rows_are_one_clear_line(case, base, tmp_path, capsys):
+def test_bad_rows_are_one_line_errors(case, base, tmp_path, capsys):
     rows, message = ROWS[case]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--model", base / "model", "--dataset", tmp_path / "rows.jsonl", "--output-dir", tmp_path / "run"]

@@ -183,7 +183,7 @@ def test_rows_that_cannot_lose_a_part_are_refused_before_any_work(form, passage,
 
 
 @pytest.mark.parametrize("how", ["exact", "near"])
-def test_duplicates_are_told_by_the_column_of_text_where_there_is_one(how, passage, texts, tmp_path):
+def test_duplicates_are_found_by_the_text_column_if_there_is_one(how, passage, texts, tmp_path):
     rows = [{"body": body, "url": text} for body, text in zip([passage, passage, None, " "], texts, strict=False)]
     corpus = write_rows(tmp_path / "texts.jsonl", rows)
     words = ["--dataset", corpus, "--task", "text", "--deduplicate", how, "--validation-fraction", "0"]
@@ -205,7 +205,7 @@ ROWS = {
 
 @pytest.mark.parametrize("how", ["exact", "near"])
 @pytest.mark.parametrize("form", ROWS)
-def test_rows_are_told_by_what_is_learned_and_not_by_their_ids(form, how, tmp_path):
+def test_duplicates_are_found_by_text_and_not_by_ids(form, how, tmp_path):
     ids = [{"id": f"row-{n}", "prompt_id": f"p{n}"} for n in range(3)]
     ids = [{**row, "url": f"https://example.org/{n}"} if form != "other" else row for n, row in enumerate(ids)]
     other = next(name for name, value in ROWS[form].items() if isinstance(value, (str, list)))
@@ -231,7 +231,7 @@ def test_the_column_that_holds_a_text_and_what_a_label_says_count(tmp_path):
     assert [*open_prepared_text(str(folder))["train"]] == [rows[0], rows[1], rows[3]]
 
 
-def test_a_removed_copy_says_which_row_stays(texts, tmp_path):
+def test_a_removed_copy_names_the_row_that_is_kept(texts, tmp_path):
     generator = np.random.default_rng(5)
     long = sentence(generator, 300)
     near = long.replace(" cat ", " dog ", 1)
@@ -296,7 +296,7 @@ def test_rows_of_messages_are_cleaned_in_every_text_and_keep_their_shape(tmp_pat
     assert sorted(left, key=lambda row: row["score"]) == expected
 
 
-def test_whose_a_message_is_is_no_text(tmp_path):
+def test_the_role_of_a_message_is_not_text(tmp_path):
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "role": "c"}
     assert [*texts_of(row)] == ["a", "b", "c"]
     upper = {"messages": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}], "role": "C"}
@@ -307,7 +307,7 @@ def test_whose_a_message_is_is_no_text(tmp_path):
     assert prepared(*words)[1]["filters"]["empty"] == {"in": 4, "removed": 3}
 
 
-def test_a_model_lists_what_it_finds_unusual_and_removes_nothing(corpus, tokenizer, tmp_path):
+def test_a_model_lists_unusual_rows_and_removes_none(corpus, tokenizer, tmp_path):
     words = [
         "--dataset",
         corpus,
@@ -336,7 +336,7 @@ def test_a_model_lists_what_it_finds_unusual_and_removes_nothing(corpus, tokeniz
     assert manifest["splits"]["train"]["documents"] == 121
 
 
-def test_the_report_shows_what_went_and_one_row(texts, tokenizer, tmp_path):
+def test_the_report_shows_removed_rows_and_one_packed_row(texts, tokenizer, tmp_path):
     corpus = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in [*texts, "<b>" + texts[0], texts[3]]])
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "32", "--pack", "true", "--report", "true"]
     folder, manifest = prepared(*words, "--deduplicate", "exact", "--output-dir", tmp_path / "p")
@@ -359,7 +359,7 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_mixture_has_the_shares_that_were_asked_for_and_says_so(two, tokenizer, tmp_path):
+def test_a_mixture_has_the_requested_shares_and_reports_them(two, tokenizer, tmp_path):
     same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0.1"]
     _, manifest = prepared(*same, "--mixture", "large=1,small=1", "--output-dir", tmp_path / "p")
     assert manifest["mixture"]["asked"] == {"large": 0.5, "small": 0.5}
@@ -375,7 +375,7 @@ def test_a_mixture_has_the_shares_that_were_asked_for_and_says_so(two, tokenizer
     assert str(two) not in (tmp_path / "q" / "manifest.json").read_text()
 
 
-def test_corpora_go_on_record_by_no_absolute_path_and_by_names_of_their_own(two, tokenizer, tmp_path, monkeypatch):
+def test_corpora_are_recorded_with_unique_names_and_without_absolute_paths(two, tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(two / "large")
     names = [two / "large" / "a.jsonl", two / "small" / "a.jsonl", "../small/*.jsonl"]
     words = ["--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
@@ -387,7 +387,7 @@ def test_corpora_go_on_record_by_no_absolute_path_and_by_names_of_their_own(two,
     assert str(two) not in (folder / "manifest.json").read_text()
 
 
-def test_columns_of_a_mixture_that_do_not_go_together_are_one_clear_line(two, tmp_path, capsys):
+def test_incompatible_columns_of_a_mixture_are_one_line_errors(two, tmp_path, capsys):
     for name, value in (("a", 1), ("b", "one")):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": f"Text {n}.", "n": value} for n in range(9)])
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "p", "--mixture", "a.jsonl,b.jsonl"]
@@ -397,7 +397,7 @@ def test_columns_of_a_mixture_that_do_not_go_together_are_one_clear_line(two, tm
     assert not (tmp_path / "p").exists()
 
 
-def test_epochs_and_stopping_strategies_are_taken_as_asked(two, tokenizer, tmp_path):
+def test_epochs_and_stopping_strategies_are_applied(two, tokenizer, tmp_path):
     same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
     same += ["--mixture", "large,small"]
     _, manifest = prepared(*same, "--mixture-epochs", "large=1,small=3", "--output-dir", tmp_path / "p")
@@ -422,7 +422,7 @@ def test_the_same_command_gives_the_same_rows_and_another_seed_others(two, token
 
 
 @pytest.mark.parametrize("stop_at", ["clean-0", "tokens-0", "out"])
-def test_what_was_stopped_goes_on_with_what_is_done(stop_at, corpus, tokenizer, tmp_path, monkeypatch, capsys):
+def test_a_stopped_preparation_resumes_with_finished_parts(stop_at, corpus, tokenizer, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("scratch_gpt.data.prepared.pipeline.PART_ROWS", 25)
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--pack", "true"]
     _, whole = prepared(*words, "--output-dir", tmp_path / "whole")
@@ -453,7 +453,7 @@ def test_what_was_stopped_goes_on_with_what_is_done(stop_at, corpus, tokenizer, 
     assert before and not set(remade) & set(before)  # what was there is used again
 
 
-def test_done_is_said_and_another_preparation_is_refused(corpus, tokenizer, tmp_path, capsys):
+def test_a_finished_preparation_is_reported_and_another_is_refused(corpus, tokenizer, tmp_path, capsys):
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     prepared(*words)
     before = snapshot(tmp_path / "p")
@@ -467,7 +467,7 @@ def test_done_is_said_and_another_preparation_is_refused(corpus, tokenizer, tmp_
     assert manifest["pack"]
 
 
-def test_what_is_replaced_leaves_nothing_behind_and_takes_nothing_else_with_it(corpus, tokenizer, tmp_path, capsys):
+def test_replacing_prepared_data_removes_its_files_and_no_others(corpus, tokenizer, tmp_path, capsys):
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     folder, _ = prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")
     (folder / "notes.txt").write_text("mine")
@@ -486,7 +486,7 @@ def test_what_is_replaced_leaves_nothing_behind_and_takes_nothing_else_with_it(c
     assert sorted(path.name for path in folder.iterdir()) == left and corpus.exists()
 
 
-def test_contamination_is_of_the_split_that_is_asked_for_and_of_what_its_files_hold(texts, tmp_path, capsys):
+def test_contamination_uses_the_given_split_and_the_content_of_its_files(texts, tmp_path, capsys):
     exam = write_rows(tmp_path / "exam.jsonl", [{"text": text} for text in texts[:30]])
     prepared("--dataset", exam, "--task", "text", "--test-fraction", "0.2", "--output-dir", tmp_path / "exam")
     held_out = {row["text"] for row in open_prepared_text(str(tmp_path / "exam"))["test"]}
@@ -574,7 +574,7 @@ def test_a_run_on_prepared_rows_records_what_was_verified(corpus, tokenizer, tmp
     )
 
 
-def test_an_id_beyond_the_vocabulary_is_one_clear_line(corpus, tokenizer, tmp_path, capsys):
+def test_an_id_beyond_the_vocabulary_is_a_one_line_error(corpus, tokenizer, tmp_path, capsys):
     """Whatever the hashes say: the folder may have been made elsewhere."""
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     folder, manifest = prepared(*words)
@@ -601,7 +601,7 @@ def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp
     assert not (tmp_path / "p" / "manifest.json").exists()
 
 
-def test_settings_that_lead_to_nothing_say_why_and_leave_nothing_behind(tmp_path, capsys):
+def test_settings_that_keep_no_rows_are_errors_and_leave_no_files(tmp_path, capsys):
     corpus = write_rows(tmp_path / "short.jsonl", [{"text": f"Number {n} is short."} for n in range(40)])
     words = ["--dataset", corpus, "--task", "text", "--output-dir", tmp_path / "p"]
     fails([*words, "--quality", "true"], r"quality took 40 \(mostly too_short 40\)", capsys)
@@ -652,7 +652,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line_and_leaves_nothing_prepared(line, corpus, tokenizer, tmp_path, capsys):
+def test_bad_input_is_a_one_line_error_and_leaves_nothing_prepared(line, corpus, tokenizer, tmp_path, capsys):
     arguments = line.split()
     defaults = {"--dataset": corpus, "--output-dir": tmp_path / "p", "--tokenizer": tokenizer, "--max-length": 16}
     if "text" in arguments:
@@ -680,7 +680,7 @@ def test_cleaned_rows_without_text_are_refused_by_pretraining_in_one_line(tmp_pa
     fails(run, "no column 'text', only instruction, output", capsys, pretrain.main)
 
 
-def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
+def test_held_out_text_of_prepared_data_stays_held_out(tmp_path):
     corpus = write_rows(tmp_path / "texts.jsonl", [{"text": f"Text {n} of the sea."} for n in range(40)])
     words = ["--validation-fraction", "0.2", "--test-fraction", "0.1", "--output-dir", tmp_path / "p"]
     folder, _ = prepared("--dataset", corpus, "--task", "text", *words)
@@ -695,7 +695,7 @@ def test_what_prepared_text_holds_out_stays_out_of_what_is_read_again(tmp_path):
         open_rows(Location(str(folder), split="dev"))
 
 
-def test_bytes_that_are_no_utf8_are_one_clear_line(tmp_path, capsys):
+def test_bytes_that_are_not_utf8_are_one_line_errors(tmp_path, capsys):
     (tmp_path / "bad.txt").write_bytes(b"fine so far \xff\xfe and no further")
     fails(["--dataset", tmp_path / "bad.txt", "--output-dir", tmp_path / "p"], r"bad\.txt cannot be read", capsys)
 
@@ -713,7 +713,7 @@ def test_a_pattern_that_never_ends_is_stopped_and_named(tmp_path):
     assert "in blocked_term" in (out / ".work" / "stacks.txt").read_text()
 
 
-def test_a_column_of_numbers_is_one_clear_line(tmp_path, capsys):
+def test_a_column_of_numbers_is_a_one_line_error(tmp_path, capsys):
     corpus = write_rows(tmp_path / "numbers.jsonl", [{"text": 3}, {"text": 4}])
     fails(["--dataset", corpus, "--output-dir", tmp_path / "p"], "holds Value.*not text", capsys)
 

@@ -55,7 +55,7 @@ def trained(story, tmp_path_factory):
 # --- The main job ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_learns_and_its_folder_is_laid_out_as_promised(trained):
+def test_a_run_learns_and_its_folder_has_the_documented_files(trained):
     assert {"model", "checkpoints", "metrics.jsonl", "loss.png", "run.yaml", "evaluation.json"} <= set(
         os.listdir(trained)
     )
@@ -119,7 +119,7 @@ def test_the_shakespeare_preset_learns_characters_with_either_optimizer(story, t
         assert (facts["optimizer"], facts["schedule"]) == (name, "linear")
 
 
-def test_run_yaml_is_the_run_again_and_names_no_absolute_path_of_ours(trained, story):
+def test_run_yaml_repeats_the_run_and_has_no_absolute_path_of_the_machine(trained, story):
     text = (trained / "run.yaml").read_text()
     fields = yaml.safe_load(text)
     assert fields["max_steps"] == 30 and fields["learning_rate"] == 3e-3 and fields["dataset"] == story
@@ -135,7 +135,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(trained, story, capsys):
     assert (trained / "metrics.jsonl").read_text() == before
 
 
-def test_resuming_a_finished_run_says_so_and_changes_no_number(story, tmp_path, capsys):
+def test_resuming_a_finished_run_prints_a_message_and_changes_no_number(story, tmp_path, capsys):
     arguments = ["--dataset", story, "--output-dir", str(tmp_path / "run"), *SMALL, "--max-steps", "2"]
     run(*arguments, "--resume", "latest")
     assert "starting from the beginning" in capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_resuming_a_finished_run_says_so_and_changes_no_number(story, tmp_path, 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(story, tmp_path, capsys):
+def test_a_stopped_run_resumes_to_the_same_weights(story, tmp_path, capsys):
     arguments = ["--dataset", story, *SMALL, "--max-steps", "8", "--checkpoint-every", "4", "--keep", "9"]
     run(*arguments, "--output-dir", str(tmp_path / "a"))
     run(*arguments, "--output-dir", str(tmp_path / "b"))
@@ -161,7 +161,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(story, tmp_path, capsys):
     assert all(torch.equal(straight[name], each[name]) for name in straight for each in resumed)
 
 
-def test_where_the_best_weights_are_not_the_best_is_chosen_anew(trained, story, tmp_path, capsys):
+def test_without_the_best_weights_the_best_step_is_chosen_again(trained, story, tmp_path, capsys):
     words = ["--dataset", story, *SMALL, "--max-steps", 40, "--eval-every", 10, "--keep-best", "true"]
     words += ["--test-fraction", 0.1, "--checkpoint-every", 10, "--learning-rate", 0.5, "--allow-changed", "true"]
     words += ["--sample-prompt", "On day", "--output-dir", tmp_path / "run"]
@@ -174,7 +174,7 @@ def test_where_the_best_weights_are_not_the_best_is_chosen_anew(trained, story, 
     assert (tmp_path / "run" / "model" / "config.json").exists()
 
 
-def test_gpt2_goes_on_learning_with_its_own_tokenizer_and_can_be_evaluated_only(story, tmp_path):
+def test_gpt2_is_trained_further_with_its_own_tokenizer_or_only_evaluated(story, tmp_path):
     tokenizer = train_tokenizer([STORY], vocab_size=280)
     stock = tiny_gpt2(vocab_size=len(tokenizer))
     stock.save_pretrained(tmp_path / "gpt2")
@@ -215,7 +215,7 @@ def test_the_books_config_is_the_books_run(data):
     parsed = command_line.parse(
         pretrain.PretrainRun, ["--config", str(REPO / "training" / "configs" / "the_verdict.yaml")]
     )
-    recipe.check(parsed)
+    recipe.check_run(parsed)
     fields = ("batch_size", "epochs", "learning_rate", "weight_decay", "max_length")
     assert tuple(getattr(parsed, name) for name in fields) == (2, 10, 4e-4, 0.1, 256)
     with torch.device("meta"):
@@ -271,7 +271,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_one_clear_line(line, story, tmp_path, capsys):
+def test_bad_input_is_a_one_line_error(line, story, tmp_path, capsys):
     arguments = line.split()
     defaults = {"--dataset": story, "--output-dir": tmp_path / "run", "--preset": "tiny", "--vocab-size": 300}
     if "--model" in arguments:
@@ -297,12 +297,12 @@ def test_bad_input_is_one_clear_line(line, story, tmp_path, capsys):
         ("batch_size: null", "batch_size is empty"),
     ],
 )
-def test_bad_yaml_is_one_clear_line(content, message, tmp_path, capsys):
+def test_bad_yaml_is_a_one_line_error(content, message, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(content)
     fails(["--config", tmp_path / "run.yaml", "--output-dir", tmp_path / "run"], message, capsys)
 
 
-def test_compile_without_a_compiler_is_one_clear_line(story, tmp_path, capsys, monkeypatch):
+def test_compile_without_a_compiler_is_a_one_line_error(story, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     arguments = ["--compile", "true", "--dataset", story, "--output-dir", tmp_path / "run"]
     fails(arguments, "needs a C.. compiler, and no-such-compiler is not installed", capsys)
@@ -323,7 +323,7 @@ def test_a_model_of_another_family_and_a_too_large_vocabulary_are_refused(story,
     assert not (tmp_path / "run").exists()
 
 
-def test_going_on_with_what_was_changed_is_refused_by_name_or_allowed(trained, story, tmp_path, capsys):
+def test_resuming_with_changed_options_is_refused_by_name_or_allowed(trained, story, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     config = ["--config", tmp_path / "run" / "run.yaml", "--output-dir", tmp_path / "run", "--resume", "latest"]
     arguments = [*config, "--max-steps", 32]
@@ -350,7 +350,7 @@ def test_going_on_with_what_was_changed_is_refused_by_name_or_allowed(trained, s
     assert steps == [5, 10, 15, 20, 25, 30, 31, 32]
 
 
-def test_files_that_are_no_run_are_left_alone(story, tmp_path, capsys):
+def test_files_that_are_not_of_a_run_are_left_alone(story, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     for words in (["--overwrite", "true"], ["--resume", "latest"], []):
         fails(["--dataset", story, "--output-dir", tmp_path, *words], "is not a run folder", capsys)
@@ -381,7 +381,7 @@ def test_a_model_that_diverges_ends_in_one_line_and_leaves_no_broken_model(story
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_stream_is_trained_on_and_goes_on_bit_for_bit(story, tmp_path):
+def test_training_on_a_stream_resumes_bit_for_bit(story, tmp_path):
     lines = tmp_path / "lines.jsonl"
     lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in STORY.splitlines()))
     arguments = ["--dataset", str(lines), "--streaming", "true", "--stream-lanes", "2", *SMALL, "--max-steps", "8"]
@@ -395,7 +395,7 @@ def test_a_stream_is_trained_on_and_goes_on_bit_for_bit(story, tmp_path):
     assert crash.differences(crash.outcome(tmp_path / "a"), crash.outcome(tmp_path / "b")) == []
 
 
-def test_damaged_and_misnamed_models_are_one_clear_line(story, trained, tmp_path, capsys):
+def test_damaged_and_misnamed_models_are_one_line_errors(story, trained, tmp_path, capsys):
     arguments = ["--dataset", story, "--output-dir", tmp_path / "run", "--model"]
     fails([*arguments, trained], "Did you mean .*model", capsys)
     shutil.copytree(trained / "model", tmp_path / "cut")
@@ -419,10 +419,10 @@ def test_a_checkpoint_is_evaluated_compared_and_generated_from_like_a_model(stor
     one, other = found.values()
     assert other["results"]["story"].pop("contaminated") == 1  # its run.yaml names the data
     assert one["text"] == other["text"] and one["results"] == other["results"]
-    assert one["protocol"]["model"] == str(alone) and {"drift/story", "memorisation"} <= {*one["results"]}
+    assert one["protocol"]["model"] == str(alone) and {"drift/story", "memorization"} <= {*one["results"]}
 
 
-def test_a_checkpoint_goes_by_its_place_and_knows_the_recipe_of_its_run(story, trained, tmp_path, monkeypatch):
+def test_a_checkpoint_is_named_by_its_path_and_finds_the_recipe_of_its_run(story, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(trained.parent)
     evaluate.main(["run/checkpoints/step-20", "--dataset", story, "--output-dir", str(tmp_path), "--device", "cpu"])
     content = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
@@ -430,13 +430,13 @@ def test_a_checkpoint_goes_by_its_place_and_knows_the_recipe_of_its_run(story, t
     assert content["results"]["story"]["contaminated"] == 1  # the data that the run's run.yaml names
 
 
-def test_a_checkpoint_from_before_they_kept_a_config_says_what_to_do(trained, tmp_path, capsys):
+def test_a_checkpoint_without_a_config_names_the_remedy(trained, tmp_path, capsys):
     shutil.copytree(trained / "checkpoints" / "step-30", tmp_path / "step-30")
     (tmp_path / "step-30" / "config.json").unlink()
     fails([tmp_path / "step-30", "On day"], "Copy config.json and the tokenizer", capsys, generate_recipe.main)
 
 
-def test_generate_says_what_is_wrong_in_one_line(tmp_path, capsys):
+def test_errors_of_generate_are_one_line(tmp_path, capsys):
     fails(["--model", tmp_path], "no config.json", capsys, generate_recipe.main)
     fails(["--model", tmp_path / "absent"], "no such folder", capsys, generate_recipe.main)
     fails(["--samples", "0"], "--samples must be at least 1", capsys, generate_recipe.main)
@@ -452,7 +452,7 @@ def test_dashes_underscores_and_yaml_mean_the_same(tmp_path):
     assert parse("--config", str(tmp_path / "a.yaml"), "--batch-size", "9").batch_size == 9
 
 
-def test_yaml_no_is_the_word_no(tmp_path):
+def test_no_in_yaml_is_a_string(tmp_path):
     (tmp_path / "a.yaml").write_text("mixed_precision: no\n")
     assert command_line.parse(pretrain.PretrainRun, ["--config", str(tmp_path / "a.yaml")]).mixed_precision == "no"
 

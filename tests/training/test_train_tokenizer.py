@@ -37,7 +37,7 @@ def asked(story, folder) -> tuple:
     return "--dataset", story / "story.txt", "--output-dir", folder, "--special-tokens", "<|user|>, [SEP]"
 
 
-def test_a_folder_that_stock_transformers_and_the_pretrain_recipe_take(folder, story, tmp_path, capsys):
+def test_the_tokenizer_folder_loads_in_stock_transformers_and_in_pretrain(folder, story, tmp_path, capsys):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert decode(tokenizer, encode(tokenizer, LINES[0])) == LINES[0] and len(tokenizer) == 300
     assert {"<|user|>", "[SEP]"} < set(tokenizer.all_special_tokens)
@@ -53,7 +53,7 @@ def test_a_folder_that_stock_transformers_and_the_pretrain_recipe_take(folder, s
     assert fingerprint(AutoTokenizer.from_pretrained(tmp_path / "run" / "model")) == report["fingerprint"]
 
 
-def test_what_is_printed_says_what_was_made_and_what_to_do(story, tmp_path, capsys):
+def test_the_output_names_the_vocabulary_size_and_the_next_command(story, tmp_path, capsys):
     capsys.readouterr()
     words = ["--dataset", story / "story.txt", "--output-dir", tmp_path / "t", "--compare", tmp_path, "--kind", "word"]
     run(*words, "--vocab-size", 5000)
@@ -63,7 +63,7 @@ def test_what_is_printed_says_what_was_made_and_what_to_do(story, tmp_path, caps
     assert f"--tokenizer {tmp_path / 't'}" in said
 
 
-def test_a_stream_is_sampled_and_a_peer_stands_beside(folder, story, tmp_path):
+def test_a_stream_is_sampled_and_compared_with_another_tokenizer(folder, story, tmp_path):
     words = ["--dataset", story / "story.jsonl", "--streaming", "true", "--sample-megabytes", 0.005]
     run(*words, "--output-dir", tmp_path / "streamed", "--compare", folder, "--chat-template", "chatml")
     report = json.loads((tmp_path / "streamed" / "report.json").read_text())
@@ -105,7 +105,7 @@ def test_the_same_run_twice_is_the_same_to_the_byte(folder, story):
         (["--output-dir", "{folder}", "--overwrite", "true", "--compare", "{folder}"], "would remove the compare"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_nothing_is_written(words, message, folder, story, tmp_path, capsys):
+def test_bad_input_is_a_one_line_error_and_nothing_is_written(words, message, folder, story, tmp_path, capsys):
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     words = [word.format(story=story, folder=folder) for word in words]
     capsys.readouterr()

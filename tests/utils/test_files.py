@@ -7,7 +7,7 @@ import pytest
 from scratch_gpt.utils.files import remove, write_text
 
 
-def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_text_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
     write_text(file, "old")
     monkeypatch.setattr(os, "replace", None)  # dies at the last moment

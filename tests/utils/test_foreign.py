@@ -7,7 +7,7 @@ import pytest
 
 from scratch_gpt.runs.folder import is_run
 from scratch_gpt.utils import locks
-from scratch_gpt.utils.foreign import read_json, read_text
+from scratch_gpt.utils.foreign import read_foreign_text, read_json
 from scratch_gpt_training import train_tokenizer
 from scratch_gpt_training.support.preparation import stages
 
@@ -22,7 +22,7 @@ def raises(read):
 
 
 READERS = {
-    "a text": ("a.txt", raises(read_text), True),
+    "a text": ("a.txt", raises(read_foreign_text), True),
     "JSON": ("a.json", raises(read_json), True),
     "a run": ("run.yaml", lambda path: is_run(path.parent), False),
     "a checkpoint": ("checkpoints/step-1/manifest.json", lambda path: is_run(path.parents[2]), False),
@@ -34,7 +34,7 @@ READERS = {
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
 @pytest.mark.parametrize("name", READERS)
-def test_a_named_pipe_is_not_waited_for(name, tmp_path):
+def test_a_named_pipe_does_not_block(name, tmp_path):
     file, read, expected = READERS[name]
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(tmp_path / file)

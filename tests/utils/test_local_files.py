@@ -118,7 +118,7 @@ def test_hidden_unknown_and_special_files_are_named_not_read(tmp_path):
         open_documents(str(tmp_path / "only"))
 
 
-def test_a_pattern_reads_each_file_once_though_links_go_in_circles(tmp_path):
+def test_a_pattern_reads_each_file_once_in_spite_of_circular_links(tmp_path):
     (tmp_path / "sub" / ".hidden").mkdir(parents=True)
     for name in ("a.txt", "sub/b.txt", "sub/c.md", "sub/.hidden/d.txt"):
         (tmp_path / name).write_text(name)

@@ -20,7 +20,7 @@ from scratch_gpt.utils.memory import (
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
-def test_a_buffer_that_is_freed_and_allocated_again_faults_once():
+def test_a_buffer_allocated_again_causes_page_faults_only_once():
     import resource
 
     def faults(size: int = 2**26) -> int:  # of 4 KB
@@ -74,7 +74,7 @@ def test_memory_allocated_inside_is_moved_to_huge_pages_unchanged():
     with huge_pages():
         memory = mmap.mmap(-1, len(written), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         there = torch.frombuffer(memory, dtype=torch.uint8).copy_(written)
-        before = huge_kilobytes(there.data_ptr())  # of neighbours in the same mapping
+        before = huge_kilobytes(there.data_ptr())  # of neighbors in the same mapping
     assert huge_kilobytes(there.data_ptr()) - before > len(written) / 1024 / 2
     assert torch.equal(there, written)
 

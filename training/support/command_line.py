@@ -20,7 +20,7 @@ from scratch_gpt_training.support.help import format_help
 from scratch_gpt_training.support.words import CHOICES, check_once, hint, translate
 
 
-RunT = TypeVar("RunT")  # a dataclass
+OptionsT = TypeVar("OptionsT")  # a dataclass
 _known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
 _defaults: dict[str, str] = {}  # value -> its field, of models and data that nobody has given: messages say so
 
@@ -56,11 +56,11 @@ def _plain(message: str) -> str:
 
 
 def parse(
-    kind: type[RunT],
+    kind: type[OptionsT],
     argv: Sequence[str] | None = None,
     positional: Sequence[str] = (),
-    unused: Callable[[RunT], Mapping[str, str]] = lambda run: {},
-) -> RunT:
+    unused: Callable[[OptionsT], Mapping[str, str]] = lambda run: {},
+) -> OptionsT:
     """Read a `kind` from `--config FILE.yaml` and from options; options win, in either spelling (dashes, underscores).
 
     With --resume, fields that neither gives are read from the run.yaml in output_dir. --help prints and exits.

@@ -39,7 +39,7 @@ def option(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceOptions:
     """Data source."""
 
     COMMON = ("dataset",)
@@ -54,7 +54,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class DataOptions(Source):
+class DataOptions(SourceOptions):
     """Splits, tokenizer and rows."""
 
     COMMON = ("tokenizer", "max_length")
@@ -211,24 +211,26 @@ class Run(LaunchOptions, OutputOptions, OptimizationOptions, ModelOptions, DataO
     """Options shared by all training recipes, in the groups that `--help` prints."""
 
 
-COUNT, TOKENS = 10**12, 2**24  # more than any run can count, or hold
-LIMITS = {  # field -> the least and the most that it may be
+MAX_COUNT, MAX_TOKENS = 10**12, 2**24  # more than any run can count, or hold
+OPTION_LIMITS = {  # field -> the least and the most that it may be
     **dict.fromkeys(("batch_size", "accumulation_steps"), (1, 2**20)),
-    **dict.fromkeys(("max_length", "stride", "vocab_size", "max_new_tokens"), (1, TOKENS)),
-    **dict.fromkeys(("keep", "log_every", "patience", "eval_every", "eval_batches", "checkpoint_every"), (1, COUNT)),
-    **dict.fromkeys(("plan_devices", "max_bad_steps", "preview", "deduplicate_passages"), (1, COUNT)),
+    **dict.fromkeys(("max_length", "stride", "vocab_size", "max_new_tokens"), (1, MAX_TOKENS)),
+    **dict.fromkeys(
+        ("keep", "log_every", "patience", "eval_every", "eval_batches", "checkpoint_every"), (1, MAX_COUNT)
+    ),
+    **dict.fromkeys(("plan_devices", "max_bad_steps", "preview", "deduplicate_passages"), (1, MAX_COUNT)),
     **dict.fromkeys(("lora_rank", "expect_processes", "stream_lanes", "duplicate_ngram"), (1, 2**16)),
     **dict.fromkeys(("contamination_ngram", "seeds", "judge_repeats", "samples"), (1, 2**16)),
     **dict.fromkeys(("prompt_lookup_num_tokens", "num_assistant_tokens"), (1, 2**16)),
-    **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers"), (0, COUNT)),
-    **dict.fromkeys(("mask_inputs", "hang_timeout"), (0, COUNT)),
+    **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers"), (0, MAX_COUNT)),
+    **dict.fromkeys(("mask_inputs", "hang_timeout"), (0, MAX_COUNT)),
     **dict.fromkeys(("epochs", "lora_alpha", "beta", "simpo_gamma", "temperature"), (0, 10**6)),
     **dict.fromkeys(("learning_rate", "min_learning_rate"), (0, 1e32)),  # a rate that diverges is met by the loop
     **dict.fromkeys(("dropout", "lora_dropout", "beta2", "top_p"), (0, 1)),
     "max_tokens": (0, 10**18),
     "weight_decay": (0, 100),
     "workers": (0, 2**10),
-    "top_k": (0, TOKENS),
+    "top_k": (0, MAX_TOKENS),
     "seed": (0, 2**63 - 1),
 }
 
@@ -236,7 +238,7 @@ LIMITS = {  # field -> the least and the most that it may be
 RunT = TypeVar("RunT", bound=Run)
 
 
-def dataset_location(run: Source, dataset: str | None = None):
+def dataset_location(run: SourceOptions, dataset: str | None = None):
     """Return where a run's dataset is, or another one with the same config, split and revision."""
     from scratch_gpt.data.sources.location import Location
 
@@ -290,22 +292,22 @@ def unused_source(*names: str | None) -> dict[str, str]:
 
     datasets = [name for name in names if name is not None]
     unread: dict[str, str] = {}
-    if all(name == Source.dataset or looks_local(name) for name in datasets):
+    if all(name == SourceOptions.dataset or looks_local(name) for name in datasets):
         unread |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
         if not any(map(is_prepared, datasets)):
             unread["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
     return unread
 
 
-def find_corpus(run: Source, name: str) -> str:
+def find_corpus(run: SourceOptions, name: str) -> str:
     """Return the dataset that a name in --mixture means: a place in the folder --dataset, if there is one."""
     inside = Path(run.dataset) / name
     return str(inside) if not Path(name).exists() and inside.exists() else name
 
 
-def check_fields(run: "Source | GenerateRun | PublishRun") -> None:
+def check_fields(run: "SourceOptions | GenerateRun | PublishRun") -> None:
     """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
-    for name, (smallest, largest) in LIMITS.items():
+    for name, (smallest, largest) in OPTION_LIMITS.items():
         check_range(name, getattr(run, name, None), smallest, largest)
     for item in fields(run):
         choices = get_args(item.type) if getattr(item.type, "__origin__", None) is Literal else ()
@@ -348,7 +350,7 @@ def check_compiler() -> None:
         )
 
 
-def check(run: Run) -> None:
+def check_run(run: Run) -> None:
     """Raise a ValueError for the first field of a training run whose value cannot be meant."""
     check_fields(run)
     check_model_folder(run.model)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ...utils.watchdog import beat
-from .words import document_ngrams, is_repeated, mix, run_hashes, slices, words
+from .words import document_ngrams, is_repeated, mix_bits, run_hashes, slices, words
 
 
 BATCH = 64  # texts whose n-grams are in memory at a time
@@ -121,7 +121,7 @@ def _band_width(permutations: int, threshold: float) -> int:
 def _band_keys(band: np.ndarray) -> np.ndarray:
     keys = np.zeros(len(band), dtype=np.uint64)
     for column in band.T:
-        keys = mix(keys ^ column)
+        keys = mix_bits(keys ^ column)
     return keys
 
 

@@ -21,15 +21,14 @@ import torch
 from torch import nn
 
 
-Batch = dict[str, torch.Tensor]
-BLOCK = 1024  # rows that are compared with all others at a time
+ROW_BLOCK = 1024  # rows that are compared with all others at a time
 
 
 def gradient_scores(
     model: nn.Module,
     objective: Any,
     rows: Sequence[Any],
-    collate: Callable[[list[Any]], Batch],
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]],
     parameters: Callable[[str], bool],
     *,
     against: Literal["neighbors", "mean"] = "neighbors",
@@ -66,7 +65,7 @@ def gradient_sketches(
     model: nn.Module,
     objective: Any,
     rows: Sequence[Any],
-    collate: Callable[[list[Any]], Batch],
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]],
     parameters: Callable[[str], bool],
     *,
     size: int = 1024,
@@ -101,11 +100,11 @@ def neighbor_scores(sketches: np.ndarray, *, neighbors: int = 5) -> np.ndarray:
     centered /= np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
     k = min(neighbors, len(centered) - 1)
     scores = np.zeros(len(centered))
-    for start in range(0, len(centered) if k else 0, BLOCK):
-        alike = centered[start : start + BLOCK] @ centered.T
+    for start in range(0, len(centered) if k else 0, ROW_BLOCK):
+        alike = centered[start : start + ROW_BLOCK] @ centered.T
         diagonal = np.arange(len(alike))
         alike[diagonal, start + diagonal] = -np.inf
-        scores[start : start + BLOCK] = -np.partition(alike, -k, axis=1)[:, -k:].mean(axis=1)
+        scores[start : start + ROW_BLOCK] = -np.partition(alike, -k, axis=1)[:, -k:].mean(axis=1)
     return scores
 
 
@@ -125,7 +124,7 @@ def _gradients(
     model: nn.Module,
     objective: Any,
     rows: Sequence[Any],
-    collate: Callable[[list[Any]], Batch],
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]],
     parameters: Callable[[str], bool],
 ) -> Iterator[Callable[[list[Any]], torch.Tensor]]:
     # some rows -> the gradient of their loss, flat, in eval mode; nothing is added to .grad

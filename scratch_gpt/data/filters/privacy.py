@@ -25,11 +25,11 @@ from ...utils.key_shapes import (
 # Every quantifier is bounded or gives nothing back (a++), and a match starts only where a word does: linear time.
 KEY = re.compile(f"{WORD_BEGINS}(?:{'|'.join(SHAPES.values())}){WORD_ENDS}")
 BREAK = r"(?:[ \t]*+(?:\r?\n|(?:\\[nr]){1,2}))"  # the end of a line, or its spelling in JSON
-LINE = rf"{BREAK}[ \t]*+[A-Za-z0-9+/]{{LEAST,}}+={{0,2}}(?=[ \t]*+(?:[\r\n\\\"'`<,]|$))"  # of base64 alone
+BASE64_LINE = rf"{BREAK}[ \t]*+[A-Za-z0-9+/]{{LEAST,}}+={{0,2}}(?=[ \t]*+(?:[\r\n\\\"'`<,]|$))"  # of base64 alone
 PRIVATE_KEY = re.compile(  # to its END line, or all lines of base64 where that is missing
     rf"{BEGIN_PRIVATE}(?:(?:[^-]++|-(?!----))*+-----END [A-Z0-9 ]{{1,60}}-----"
     rf"|(?:{BREAK}[A-Za-z-]{{1,40}}+:[^\r\n\\]{{0,200}}+)*+(?:{BREAK}(?={BREAK}))*+"
-    rf"(?:{LINE.replace('LEAST', '6')}(?:{LINE.replace('LEAST', '1')})*+"
+    rf"(?:{BASE64_LINE.replace('LEAST', '6')}(?:{BASE64_LINE.replace('LEAST', '1')})*+"
     r"|(?:[ \t]{0,4}[A-Za-z0-9+/]{24,}+={0,2})++))"
 )
 LETTERS = r"A-Za-z\u00c0-\u052f\u1e00-\u1fff"  # of scripts that put spaces between words: Latin, Greek, Cyrillic
@@ -56,7 +56,7 @@ TAG = re.compile(  # of a picture at twice its size, of a version
     r"|latest|next|main|master|head|trunk|stable|beta|alpha|canary|nightly|dev|edge|release|current|old|new|final)\."
 )
 VERSION = re.compile(r"v?\d{1,9}\.(?:\d{1,9}|x)(?:\.|-|$)")
-COMMON = {"com", "org", "net", "edu", "gov", "mil", "int", "info", "biz"}
+COMMON_DOMAINS = {"com", "org", "net", "edu", "gov", "mil", "int", "info", "biz"}
 # What may not touch a number is ASCII: one between Chinese characters, which know no spaces, is one too.
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 IPV4 = re.compile(rf"(?=\d)(?<![\w.])(?<![A-Za-z0-9]/){OCTET}(?:\.{OCTET}){{3}}(?!\w|\.\d|-[A-Za-z])", re.ASCII)
@@ -98,7 +98,7 @@ SAYS_PHONE = re.compile(
 )
 SAYS_SSN = re.compile(r"(?i)(?<![A-Za-z0-9])(?:ssn|social security(?: (?:no|number|#))?)(?: is)?\W{0,3}$")
 # Numbers of payment cards, in one piece or in groups; IBANs, each country's as long as its registry says.
-CARD = re.compile(
+PAYMENT_CARD = re.compile(
     r"""
     (?=[2-6])(?<![\w.+-])(?<!\d[ ])(?<![0-9A-Fa-f]{4}[ ])(?:  # a hex dump
         \d{13,19} | \d{4}([ -])\d{4}\1\d{4}\1\d{4}(?:\1\d{1,3})? | \d{4}([ -])\d{6}\2\d{4,5}
@@ -174,7 +174,7 @@ def _is_no_mail(match: re.Match) -> bool:
     host, top = match["host"], match["top"].lower()
     if top in ENDINGS or VERSION.match(host) or (top in BOTH and TAG.fullmatch(host)):
         return True
-    return match.string[match.end() : match.end() + 1] == "(" and len(top) > 2 and top not in COMMON
+    return match.string[match.end() : match.end() + 1] == "(" and len(top) > 2 and top not in COMMON_DOMAINS
 
 
 def _is_no_card(match: re.Match) -> bool:
@@ -207,20 +207,20 @@ MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]
     ],
     "email": [(EMAIL, "@", _is_no_mail)],
     "iban": [(IBAN, "", _is_no_iban)],
-    "card": [(CARD, "", _is_no_card)],
+    "card": [(PAYMENT_CARD, "", _is_no_card)],
     "ssn": [(SSN, "", _is_no_ssn)],
     "ip": [(IPV4, ".", _is_version), (IPV6, ":", _is_no_address)],
     "phone": [(PHONE, "", _is_row_of_pairs), (DIGITS, "", _is_no_phone)],
 }
-KINDS = ("key", "email", "ip", "phone")  # what is masked unless kinds are named
-ALL_KINDS = (*KINDS, "card", "iban", "ssn")
+DEFAULT_KINDS = ("key", "email", "ip", "phone")  # what is masked unless kinds are named
+ALL_KINDS = (*DEFAULT_KINDS, "card", "iban", "ssn")
 UNBREAKING = {"\u00a0": " ", "\u202f": " ", "\u2010": "-", "\u2011": "-"}  # spaces and hyphens that no line breaks at
 
 
 def mask_private(
     text: str,
     *,
-    kinds: Collection[str] = KINDS,
+    kinds: Collection[str] = DEFAULT_KINDS,
     find_names: Callable[[str], Iterable[tuple[int, int]]] | None = None,
 ) -> tuple[str, dict[str, int]]:
     """Mask private data in a text; return it and the counts {"key": 0, "email": 2, "ip": 0, "phone": 1}.
@@ -273,4 +273,4 @@ def _with_usual_breaks(text: str) -> str:
     return text
 
 
-__all__ = ["ALL_KINDS", "KINDS", "mask_private"]
+__all__ = ["ALL_KINDS", "DEFAULT_KINDS", "mask_private"]

@@ -40,7 +40,7 @@ class QualityRules:
 
 
 ENGLISH_WEB = QualityRules()
-SECONDS = 10  # that one pattern of a block list has for one text
+MATCH_SECONDS = 10  # that one pattern of a block list has for one text
 LETTER = re.compile(r"[^\W\d_]")
 BULLETS = ("-", "*", "\u2022", "\u2023", "\u25aa", "\u25cf")
 ELLIPSES = ("...", "\u2026")
@@ -161,7 +161,7 @@ def blocked_term(text: str, patterns: Iterable[re.Pattern]) -> str | None:
         ValueError: a pattern takes more than SECONDS for this text.
     """
     for pattern in patterns:
-        with time_limit(SECONDS, f"Looking for /{pattern.pattern[:60]}/ of the block list in one text"):
+        with time_limit(MATCH_SECONDS, f"Looking for /{pattern.pattern[:60]}/ of the block list in one text"):
             if match := pattern.search(text):
                 return match[0]
     return None

@@ -24,8 +24,8 @@ MINUSES = (0x2012, 0x2013, 0x2212)  # other ways to write it
 SOMETIMES, ALWAYS = 1, 2
 BY_CONTEXT = "-*/#%&@^\u2012\u2013"  # punctuation that is a sign in some places
 SYMBOLS = {"Sm", "Sc", "So"}  # categories of what is a sign everywhere
-BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
-INVERSE = np.uint64(pow(int(BASE), -1, 2**64))
+HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
+INVERSE = np.uint64(pow(int(HASH_BASE), -1, 2**64))
 WORD_BASE = np.uint64(0xD6E8FEB86659FD93)
 
 
@@ -78,7 +78,7 @@ def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
                 length += block_length
             if block_length * 2 > n:
                 assert total is not None  # n has a highest bit
-                return mix(total)
+                return mix_bits(total)
             block = block[:-block_length] * block_power + block[block_length:]
             block_power, block_length = block_power * block_power, block_length * 2
 
@@ -94,7 +94,7 @@ def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[
         if not len(gram):
             points = np.frombuffer("".join(texts[number].split()).encode("utf-32-le", "surrogatepass"), np.uint32)
             points = np.append(points, 0).astype(np.uint64)
-            grams[number] = run_hashes(mix(points), len(points))
+            grams[number] = run_hashes(mix_bits(points), len(points))
     return np.concatenate(grams), np.cumsum([0, *map(len, grams)])
 
 
@@ -106,10 +106,10 @@ def is_repeated(hashes: np.ndarray) -> np.ndarray:
     return repeated
 
 
-def mix(values: np.ndarray) -> np.ndarray:
+def mix_bits(values: np.ndarray) -> np.ndarray:
     """Spread uint64 over all 64 bits (the finalizer of splitmix64: Steele et al. 2014)."""
     with np.errstate(over="ignore"):
-        values = values + BASE
+        values = values + HASH_BASE
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return values ^ (values >> np.uint64(31))
@@ -119,14 +119,14 @@ def _words_of_slice(text: str, offset: int, around: tuple[str, str] | None) -> W
     points = _points(text)
     kinds, values = _tables()
     near = np.minimum(points, PLANES)
-    kind, value = kinds[near], np.where(points < PLANES, values[near], mix(points.astype(np.uint64)))
+    kind, value = kinds[near], np.where(points < PLANES, values[near], mix_bits(points.astype(np.uint64)))
     if around is not None:
         sign_positions, ends_word = _signs(
             np.concatenate([_points(around[0].rjust(2)), points, _points(around[1].ljust(2))])
         )
         is_minus = np.isin(points[sign_positions], MINUSES)
         kind[sign_positions] = np.where(ends_word, INNER, ALONE)
-        value[sign_positions] = mix(np.where(is_minus, MINUS, points[sign_positions]).astype(np.uint64))
+        value[sign_positions] = mix_bits(np.where(is_minus, MINUS, points[sign_positions]).astype(np.uint64))
     inner = kind == INNER
     after_inner, before_inner = np.zeros_like(inner), np.zeros_like(inner)
     after_inner[1:], before_inner[:-1] = inner[:-1], inner[1:]
@@ -136,9 +136,9 @@ def _words_of_slice(text: str, offset: int, around: tuple[str, str] | None) -> W
     if not len(starts):
         return Words(np.empty(0, np.uint64), starts, ends)
     with np.errstate(over="ignore"):
-        # sum of value * BASE^place over a word's characters, moved back to the word's own start; separators are 0
-        sums = np.add.reduceat(value * _powers(int(BASE))[: len(value)], starts)
-        hashes = mix(sums * _powers(int(INVERSE))[starts])
+        # sum of value * HASH_BASE^place over a word's characters, moved back to the word's own start; separators are 0
+        sums = np.add.reduceat(value * _powers(int(HASH_BASE))[: len(value)], starts)
+        hashes = mix_bits(sums * _powers(int(INVERSE))[starts])
     return Words(hashes, starts + offset, ends + offset)
 
 
@@ -198,8 +198,18 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     for first, last in UNSPACED:
         span = kinds[first : last + 1]
         span[span == INNER] = ALONE
-    values[:PLANES] = np.where(kinds[:PLANES] == SEPARATOR, np.uint64(0), mix(values[:PLANES]))
+    values[:PLANES] = np.where(kinds[:PLANES] == SEPARATOR, np.uint64(0), mix_bits(values[:PLANES]))
     return kinds, values
 
 
-__all__ = ["PLANES", "UNSPACED", "Words", "document_ngrams", "is_repeated", "mix", "run_hashes", "slices", "words"]
+__all__ = [
+    "PLANES",
+    "UNSPACED",
+    "Words",
+    "document_ngrams",
+    "is_repeated",
+    "mix_bits",
+    "run_hashes",
+    "slices",
+    "words",
+]

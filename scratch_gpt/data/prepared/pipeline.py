@@ -24,7 +24,7 @@ from .storage import column_of, read_table, write_table
 
 PART_BYTES = 8 * 2**20  # of text
 PART_ROWS = 2000
-MARKS = (
+MARK_COLUMNS = (
     "_removed",
     "_why",
     "_changed",
@@ -41,7 +41,7 @@ LEARNED = ("messages", "instruction", "input", "output", "prompt", "completion",
 ID = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid)", re.IGNORECASE)  # names of columns that number the rows
 
 
-Progress = Callable[[Iterable[int]], Iterator[int]]  # iterate and show how far it is
+ShowProgress = Callable[[Iterable[int]], Iterator[int]]  # iterate and show how far it is
 
 
 class Filter(NamedTuple):
@@ -102,7 +102,7 @@ def sizes_of_texts(table: pa.Table) -> np.ndarray:
     """Return the bytes of text in each row's text columns, without those inside messages: (rows,)."""
     sizes = np.zeros(table.num_rows, dtype=np.int64)
     for field in table.schema:
-        if field.name not in MARKS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+        if field.name not in MARK_COLUMNS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
             lengths = pc.binary_length(table.column(field.name))  # pyright: ignore[reportAttributeAccessIssue]
             sizes += pc.fill_null(lengths, 0).to_numpy()
     return sizes
@@ -119,7 +119,7 @@ def part_bounds(table: pa.Table) -> list[int]:
     return bounds
 
 
-def in_parts(folder: Path, count: int, make: Callable[[int], pa.Table], progress: Progress) -> list[pa.Table]:
+def in_parts(folder: Path, count: int, make: Callable[[int], pa.Table], progress: ShowProgress) -> list[pa.Table]:
     """Return the mapped tables of a stage: part n is `make(n)`, written if its file does not exist yet."""
     tables = []
     for n in progress(range(count)):
@@ -140,7 +140,7 @@ def clean_part(
     signatures: Callable[[list[str]], np.ndarray] | None = None,
     text_column: str | None = None,
 ) -> pa.Table:
-    """Return the rows after each filter in turn, with our own columns (MARKS) added.
+    """Return the rows after each filter in turn, with our own columns (MARK_COLUMNS) added.
 
     A removed row stays in the table unchanged, so that it can be counted, shown and written out.
 
@@ -231,7 +231,7 @@ def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Ca
         emptied.append(changed_text != text and not changed_text.strip())
         if changed_text != text:
             row[text_column] = changed_text
-            fields = {name: value for name, value in row.items() if name not in MARKS}
+            fields = {name: value for name, value in row.items() if name not in MARK_COLUMNS}
             row["_bytes"] = len("\n".join(texts_of(fields)).encode())
     changed = pa.Table.from_pylist(rows, table.schema)
     return changed.append_column("_emptied", pa.array(emptied)).append_column("_shortened", pa.array(shortened))
@@ -318,7 +318,7 @@ def removed_rows(
     for table in tables:
         for n in (selection.by[start : start + len(table)] >= 0).nonzero()[0].tolist():
             row = table.slice(n, 1).to_pylist()[0]
-            fields = {name: value for name, value in row.items() if name not in MARKS}
+            fields = {name: value for name, value in row.items() if name not in MARK_COLUMNS}
             name = selection.names[selection.by[start + n]]
             yield {"filter": name, "why": row["_why"] or explain(name, start + n), "row": fields}
         start += len(table)
@@ -333,7 +333,7 @@ def write_removed(corpora: Sequence[Corpus], tables: Sequence[pa.Table], selecti
 
 
 __all__ = [
-    "MARKS",
+    "MARK_COLUMNS",
     "PART_ROWS",
     "Filter",
     "Selection",

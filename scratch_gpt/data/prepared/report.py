@@ -18,7 +18,7 @@ from ..rows.windows import IGNORED
 
 BINS_PER_DECADE = 12
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 480, 260, 48, 62, 44  # of a histogram, and where its axes stand
-STYLE = """
+REPORT_STYLE = """
 .facts, .charts { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(6.8rem, 1fr)); }
 .charts { gap: 1.2rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .facts div { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .7rem; color: var(--soft); }
@@ -81,7 +81,7 @@ def report_page(
         _mixture(manifest["mixture"]) if manifest["mixture"] else "",
         _row(row, pieces, manifest["max_length"]) if row is not None and pieces is not None else "",
     ]
-    return page(f"Prepared data: {name}", STYLE, f"{_facts(manifest)}{''.join(sections)}")
+    return page(f"Prepared data: {name}", REPORT_STYLE, f"{_facts(manifest)}{''.join(sections)}")
 
 
 # --- Sections ----------------------------------------------------------------------------------------------------

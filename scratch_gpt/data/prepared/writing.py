@@ -17,7 +17,7 @@ import pyarrow as pa
 from ...tokenization.documents import EncodeBatch, encode_documents
 from ..rows.packing import GROUP, PackedRows
 from ..rows.windows import Windows
-from .pipeline import MARKS, PART_ROWS, Progress
+from .pipeline import MARK_COLUMNS, PART_ROWS, ShowProgress
 from .storage import ROWS_PER_PART, Part, column_of, write_part, write_table
 
 
@@ -88,7 +88,7 @@ class Joined:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
 
 
-def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Progress, **options: Any) -> list[Part]:
+def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: ShowProgress, **options: Any) -> list[Part]:
     """Write the windows of a stream (options as for `Windows`), ROWS_PER_PART to a file."""
     windows = Windows(stream, **options)
     starts = range(0, len(windows), ROWS_PER_PART)
@@ -100,7 +100,7 @@ def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: Progr
 
 
 def write_documents(
-    stream: Joined, folder: Path, vocab_size: int, progress: Progress, max_length: int, pack: bool
+    stream: Joined, folder: Path, vocab_size: int, progress: ShowProgress, max_length: int, pack: bool
 ) -> tuple[list[Part], float, float]:
     """Write rows of complete documents, a GROUP to a file; return the shares of padding and of cut tokens too."""
     parts, cut_tokens = [], 0.0
@@ -121,7 +121,7 @@ def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
         ValueError: no such column, or one of types that do not go together or of other classes.
     """
     described, fields, features = [_feature_descriptions(schema) for schema in schemas], [], {}
-    names = [name for name in schemas[0].names if name not in MARKS]
+    names = [name for name in schemas[0].names if name not in MARK_COLUMNS]
     for name in [name for name in names if all(name in schema.names for schema in schemas)]:
         fields.append(_unify_column(name, [schema.field(name) for schema in schemas]))
         descriptions = [columns.get(name) for columns in described]
@@ -150,7 +150,11 @@ def _unify_column(name: str, columns: list[pa.Field]) -> pa.Field:
 
 
 def write_texts(
-    corpora: Sequence[Sequence[pa.Table]], source: np.ndarray, document: np.ndarray, folder: Path, progress: Progress
+    corpora: Sequence[Sequence[pa.Table]],
+    source: np.ndarray,
+    document: np.ndarray,
+    folder: Path,
+    progress: ShowProgress,
 ) -> list[tuple[int, str]]:
     """Write cleaned rows in an order, with the columns that all corpora have; return (rows, SHA-256) of each file."""
     corpus_tables = [pa.concat_tables(tables) for tables in corpora]

@@ -13,7 +13,7 @@ import torch
 from .windows import IGNORED
 
 
-STEP = 8  # tokens
+LENGTH_STEP = 8  # tokens
 
 
 def collate_rows(
@@ -29,7 +29,7 @@ def collate_rows(
     """
     T = length or max(len(row["input_ids"]) for row in rows)
     if length is None and max_length is not None:
-        T = max(T, min(-(-T // STEP) * STEP, max_length))
+        T = max(T, min(-(-T // LENGTH_STEP) * LENGTH_STEP, max_length))
     batch = {}
     for key in rows[0]:
         filled = np.empty((len(rows), T), dtype=np.int64)
@@ -41,7 +41,7 @@ def collate_rows(
     return batch
 
 
-def collate_labelled(
+def collate_labeled(
     rows: list[dict[str, np.ndarray]], pad_token_id: int = 0, max_length: int | None = None
 ) -> dict[str, torch.Tensor]:
     """Make a batch {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}.
@@ -73,4 +73,4 @@ def collate_preferences(
     return batch
 
 
-__all__ = ["collate_labelled", "collate_preferences", "collate_rows"]
+__all__ = ["collate_labeled", "collate_preferences", "collate_rows"]

@@ -27,7 +27,7 @@ from .windows import IGNORED
 
 
 TRAIN_ON = ("completion", "prompt+completion")
-FORMS = "instruction and output (and input), messages, or prompt and completion"
+CONVERSATION_FORMS = "instruction and output (and input), messages, or prompt and completion"
 GUARDS = range(0xE000, 0xF900)  # private characters; one that no message has breaks up spellings of special tokens
 
 Messages = list[dict[str, str]]
@@ -71,7 +71,7 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
             question += INPUT + extra_input
         messages = _as_messages(question, "user") + _as_messages(_text(fields["output"], "output"), "assistant")
     else:
-        raise ValueError(f"a row has the keys {', '.join(fields) or '(none)'}; needed are {FORMS}.")
+        raise ValueError(f"a row has the keys {', '.join(fields) or '(none)'}; needed are {CONVERSATION_FORMS}.")
     messages = check_messages(messages)
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"a row's last message is the {messages[-1]['role']}'s; it has to be the assistant's.")

@@ -265,7 +265,7 @@ def split_examples(
 # --- Rows --------------------------------------------------------------------------------------------------------
 
 
-class LabelledRows(Sequence):
+class LabeledRows(Sequence):
     """`rows[k]` -> {"input_ids": (n,), "labels": () int64, or (C,) float32 of 0 and 1 where there may be several}.
 
     Args:
@@ -324,7 +324,7 @@ class LabelledRows(Sequence):
 
 __all__ = [
     "Examples",
-    "LabelledRows",
+    "LabeledRows",
     "class_weights",
     "count_classes",
     "distinct_rows",

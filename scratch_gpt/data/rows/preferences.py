@@ -14,7 +14,9 @@ from .conversations import EmptyAnswer, Messages, check_keys, read_messages, tex
 from .windows import IGNORED
 
 
-FORMS = "prompt, chosen and rejected (or instruction for prompt), chosen and rejected, or prompt, completion and label"
+PREFERENCE_FORMS = (
+    "prompt, chosen and rejected (or instruction for prompt), chosen and rejected, or prompt, completion and label"
+)
 LABELS = {"true": True, "1": True, "false": False, "0": False}
 # conversations -> (ids, target mask) of each
 Encode = Callable[[Sequence[Messages]], list[tuple[list[int], list[bool]]]]
@@ -80,7 +82,7 @@ def _read_row(row: Mapping[str, Any], judged: bool) -> Pair | Judged:
             raise ValueError("chosen and rejected differ before their last answer; they have to share their prompt.")
         return pair
     if not {"prompt", "completion", "label"} <= set(row):
-        raise ValueError(f"a row has the keys {', '.join(row) or '(none)'}; needed are {FORMS}.")
+        raise ValueError(f"a row has the keys {', '.join(row) or '(none)'}; needed are {PREFERENCE_FORMS}.")
     if not judged:
         raise ValueError("completion and label judge one answer, which only --loss-type kto learns from.")
     preference = _read_label(row["label"])
@@ -102,7 +104,7 @@ def _conversation(row: Mapping[str, Any], name: str) -> Messages:
     if "instruction" in row:
         return read_messages({"instruction": row["instruction"], "input": row.get("input"), "output": answer})
     if isinstance(answer, str):
-        raise ValueError(f"{name} is a text without a prompt; needed are {FORMS}.")
+        raise ValueError(f"{name} is a text without a prompt; needed are {PREFERENCE_FORMS}.")
     return read_messages({"messages": answer})
 
 

@@ -1,7 +1,7 @@
 """A corpus too large to hold -> endless lanes of windows that can be entered again anywhere.
 
     shards   files of the corpus, each a sequence of documents           (shuffled by seed, lane and epoch)
-    blocks   BLOCK consecutive documents of a shard                      (shuffled by seed, lane, epoch, shard, block)
+    blocks   DOCUMENT_BLOCK consecutive documents of a shard    (shuffled by seed, lane, epoch, shard, block)
     lane     its own shards, or every m-th block of a shard that m lanes share; documents joined, EOS between them,
              cut into windows whose end is carried over to the next block
 
@@ -20,7 +20,7 @@ import numpy as np
 from ...tokenization.documents import EncodeBatch, encode_documents
 
 
-BLOCK = 32  # documents
+DOCUMENT_BLOCK = 32  # documents
 
 
 class TokenLanes:
@@ -76,17 +76,17 @@ class TokenLanes:
             has_documents = block is not None
             for place in range(turn, len(order)):
                 number = first if block is None else block
-                documents = self.read(int(order[place]), number * BLOCK)
-                while texts := list(islice(documents, BLOCK)):
+                documents = self.read(int(order[place]), number * DOCUMENT_BLOCK)
+                while texts := list(islice(documents, DOCUMENT_BLOCK)):
                     has_documents = True
                     yield epoch, place, number, self._encode(texts, lane, epoch, int(order[place]), number)
                     number += sharers
-                    deque(islice(documents, (sharers - 1) * BLOCK), maxlen=0)  # the other lanes' blocks
+                    deque(islice(documents, (sharers - 1) * DOCUMENT_BLOCK), maxlen=0)  # the other lanes' blocks
                 block = None
             if not has_documents:
                 raise ValueError(
-                    f"Lane {lane} of {self.lanes} has no documents ({BLOCK} at a time are dealt out). Give fewer "
-                    "stream_lanes, or turn streaming off: so small a corpus fits into memory."
+                    f"Lane {lane} of {self.lanes} has no documents ({DOCUMENT_BLOCK} at a time are dealt out). "
+                    "Give fewer stream_lanes, or turn streaming off: so small a corpus fits into memory."
                 )
             epoch, turn = epoch + 1, 0
 
@@ -96,4 +96,4 @@ class TokenLanes:
         return [id for ids, _ in encode_documents(texts, self.encode_batch, self.eos_token_id) for id in ids]
 
 
-__all__ = ["BLOCK", "TokenLanes"]
+__all__ = ["DOCUMENT_BLOCK", "TokenLanes"]

@@ -27,10 +27,10 @@ from ..prepared.pipeline import sizes_of_texts
 from ..splits import split_texts
 from .location import EMBEDDED, Location, locate
 from .python_docs import python_documentation
-from .tables import NoRows, columns_of, first_fields, read_tables, write_rows
+from .tables import NoRows, columns_of, first_fields, read_tables, write_tables
 
 
-FORMAT = 1  # of the Arrow files that rows are kept in between runs
+CACHE_FORMAT = 1  # of the Arrow files that rows are kept in between runs
 RowsT = TypeVar("RowsT")
 
 
@@ -276,7 +276,7 @@ def _read_files(
 ) -> datasets.Dataset:
     # The rows of files, kept between runs under a hash of what was read.
     content = [(kind_ending(file.path), file.path.suffix.lower(), file.sha256) for file in files]
-    key = json.dumps([FORMAT, content, columns and columns[:-1], column_names])
+    key = json.dumps([CACHE_FORMAT, content, columns and columns[:-1], column_names])
     key = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = Path(datasets.config.HF_DATASETS_CACHE) / "scratch_gpt" / key / "rows.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,7 +285,7 @@ def _read_files(
             size, label = sum(file.bytes for file in files), f"{len(files):,} files" if files[1:] else files[0].name
             with datasets.utils.tqdm(None, f"Reading {label}", size, unit="B", unit_scale=True, delay=1) as bar:
                 try:
-                    write_rows(_all_tables(files, columns, column_names, bar.update), path)
+                    write_tables(_all_tables(files, columns, column_names, bar.update), path)
                 except pa.ArrowException as error:
                     raise ValueError(f"{dataset} cannot be read as one table: {one_line(error)}") from error
     if not path.exists():

@@ -2,7 +2,7 @@
 
     columns_of     a file -> the names of its columns
     read_tables    a file -> tables of the columns in use
-    write_rows     files -> one Arrow file
+    write_tables   files -> one Arrow file
 
 Columns of .csv and .tsv files are text, to the character. JSON and Parquet files keep their own types.
 """
@@ -23,7 +23,7 @@ from ...utils.local_files import COMPRESSED, LocalFile, kind_ending, one_line, o
 from ..columns import Columns
 
 
-CHUNK_ROWS, CHUNK_BYTES = 4096, 2**23  # of a table
+TABLE_ROWS, TABLE_BYTES = 4096, 2**23  # of a table
 DEEPEST = 64  # levels of a JSON value
 DIALECTS = {  # kind -> how its fields are told apart
     "csv": {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL, "strict": True},
@@ -97,7 +97,7 @@ def read_tables(
             yield _table(chunk, file, columns)
 
 
-def write_rows(tables: Iterable[pa.Table], path: Path) -> None:
+def write_tables(tables: Iterable[pa.Table], path: Path) -> None:
     """Write tables as one Arrow file with one type for each column; a column that a table lacks is null there.
 
     Raises:
@@ -165,7 +165,7 @@ def _join_small_tables(tables: Iterable[pa.Table], features: dict[str, Any]) -> 
     for table in tables:
         _join_features(features, table)
         rows, size = rows + len(table), size + table.nbytes
-        if waiting and (rows > CHUNK_ROWS or size > CHUNK_BYTES or waiting[0].schema != table.schema):
+        if waiting and (rows > TABLE_ROWS or size > TABLE_BYTES or waiting[0].schema != table.schema):
             yield _concatenate(waiting)
             waiting, rows, size = [], len(table), table.nbytes
         waiting.append(table)
@@ -327,7 +327,7 @@ def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None)
     features = {name: kind for name, kind in _features_of(reader.schema_arrow).items() if name in names}
     metadata = {FEATURES: json.dumps({"info": {"features": features}}).encode()} if features else None
     try:
-        for batch in reader.iter_batches(CHUNK_ROWS, columns=names):
+        for batch in reader.iter_batches(TABLE_ROWS, columns=names):
             table = pa.Table.from_batches([batch]).select(names)
             for n, field in enumerate(table.schema):
                 if pa.types.is_dictionary(field.type):  # `datasets` has no such columns
@@ -347,7 +347,7 @@ def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
     for row in rows:
         chunk.append(row)
         size += row.size
-        if len(chunk) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+        if len(chunk) >= TABLE_ROWS or size >= TABLE_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:
@@ -406,4 +406,4 @@ def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> p
         ) from error
 
 
-__all__ = ["NoRows", "columns_of", "first_fields", "read_tables", "write_rows"]
+__all__ = ["NoRows", "columns_of", "first_fields", "read_tables", "write_tables"]

@@ -94,7 +94,7 @@ def test_copies_join_the_first_of_their_cluster_and_other_texts_stay_alone():
 
 
 @pytest.mark.parametrize("ngram", [1, 5])
-def test_questions_that_differ_in_a_sign_or_a_digit_are_no_copies(ngram):
+def test_questions_that_differ_in_a_sign_or_a_digit_are_not_copies(ngram):
     texts = [f"What is 12 {sign} 7?" for sign in "+-*/%^"] + ["What is 12 - 8?", "What is 12-7"]
     texts += ["Explain C# in a sentence.", "Explain C++ in a sentence.", "Explain C in a sentence."]
     found = near_duplicates(signatures(texts, ngram=ngram)).tolist()

@@ -72,7 +72,7 @@ def test_sketches_keep_the_cosines_of_gradients():
 def test_neighbor_scores_do_not_depend_on_how_they_are_cut(monkeypatch):
     sketches = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     whole = neighbor_scores(sketches)
-    monkeypatch.setattr("scratch_gpt.data.filters.poisoning.BLOCK", 7)
+    monkeypatch.setattr("scratch_gpt.data.filters.poisoning.ROW_BLOCK", 7)
     assert np.allclose(neighbor_scores(sketches), whole) and whole.min() >= -1
     assert neighbor_scores(sketches[:1]).tolist() == [0]
     assert np.allclose(neighbor_scores(sketches[:2]), 1)  # what is left of two, their mean taken off

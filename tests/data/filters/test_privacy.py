@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from scratch_gpt.data.filters.privacy import ALL_KINDS, KINDS, mask_private
+from scratch_gpt.data.filters.privacy import ALL_KINDS, DEFAULT_KINDS, mask_private
 from scratch_gpt.data.filters.quality import quality_problem
 from scratch_gpt.utils.key_shapes import KEYS, find_keys
 
@@ -79,11 +79,11 @@ FORMS += ["\u8bf7\u8054\u7cfb{}\u8c22\u8c22", "\u5730\u5740:{}\u3002"]  # what t
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind in PRIVATE for value in PRIVATE[kind]])
 def test_private_data_is_masked_in_any_context(kind, value):
     for form in FORMS:
-        kinds = KINDS if kind in KINDS else ALL_KINDS
+        kinds = DEFAULT_KINDS if kind in DEFAULT_KINDS else ALL_KINDS
         masked, counts = mask_private(form.format(value), kinds=kinds)
         assert masked == form.format(f"[{kind.upper()}]")
         assert counts == {**dict.fromkeys(kinds, 0), kind: 1}
-        others = [other for other in KINDS if other != kind]
+        others = [other for other in DEFAULT_KINDS if other != kind]
         assert mask_private(form.format(value), kinds=others) == (form.format(value), dict.fromkeys(others, 0))
 
 
@@ -122,7 +122,7 @@ def test_private_data_is_masked_in_any_context(kind, value):
 )
 def test_text_around_private_data_stays(text, masked):
     assert mask_private(text)[0] == masked
-    assert mask_private(masked) == (masked, dict.fromkeys(KINDS, 0))  # masking again changes nothing
+    assert mask_private(masked) == (masked, dict.fromkeys(DEFAULT_KINDS, 0))  # masking again changes nothing
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_text_around_private_data_stays(text, masked):
     ],
 )
 def test_ordinary_prose_stays(text):
-    assert mask_private(text) == (text, dict.fromkeys(KINDS, 0))
+    assert mask_private(text) == (text, dict.fromkeys(DEFAULT_KINDS, 0))
     kinds = [kind for kind in ALL_KINDS if kind != "card" or "4111" not in text]
     assert mask_private(text, kinds=kinds) == (text, dict.fromkeys(kinds, 0))
 
@@ -173,7 +173,7 @@ def test_numbers_that_are_not_account_numbers_stay(text):
     assert mask_private(text, kinds=["card", "iban", "ssn"])[0] == text
 
 
-def test_an_unseparated_social_security_number_needs_a_word_for_it_before_it():
+def test_an_unseparated_social_security_number_needs_a_keyword_before_it():
     text = "SSN 123 45 6789, social security number: 123456789."
     assert mask_private(text, kinds=["ssn"]) == ("SSN [SSN], social security number: [SSN].", {"ssn": 2})
 

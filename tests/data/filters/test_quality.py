@@ -53,7 +53,7 @@ def test_a_rule_set_to_none_is_skipped():
         assert quality_problem(text, rules=off) is None
 
 
-def test_languages_are_told_apart(data):
+def test_languages_are_distinguished(data):
     off = {name: None for name in QualityRules.__dataclass_fields__ if name != "languages"}
     for file in sorted((data / "multilingual").glob("*.txt")):
         code, text = file.stem.removeprefix("udhr_"), file.read_text(encoding="utf-8")

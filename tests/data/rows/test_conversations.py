@@ -122,7 +122,7 @@ def test_every_kind_of_tokenizer_has_the_targets_of_transformers(prompt_format, 
     assert asked.count(True) == 2 * (len(encode(tokenizer, "the sea is wide.")) + 1)
 
 
-def test_alpaca_is_written_as_its_authors_write_it():
+def test_the_alpaca_format_is_that_of_its_authors():
     tokenizer = TOKENIZERS("alpaca")
     begin = "Below is an instruction that describes a task"
     end = "Write a response that appropriately completes the request.\n\n### Instruction:\n"

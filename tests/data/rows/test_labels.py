@@ -1,4 +1,4 @@
-"""Laws of labelled texts: no text in two splits, each class in each, the same classes in whatever order rows come."""
+"""Laws of labeled texts: no text in two splits, each class in each, the same classes in whatever order rows come."""
 
 import json
 from collections import Counter
@@ -9,10 +9,10 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratch_gpt.data.rows.collate import collate_labelled
+from scratch_gpt.data.rows.collate import collate_labeled
 from scratch_gpt.data.rows.labels import (
     Examples,
-    LabelledRows,
+    LabeledRows,
     class_weights,
     count_classes,
     distinct_rows,
@@ -186,21 +186,21 @@ def letters(texts: list[str]) -> list[list[int]]:
 
 
 def test_rows_hold_ids_and_labels_and_count_what_is_cut():
-    rows = LabelledRows(Examples(["abcd", "ab", "ab"], ["spam", "ham", "ham"]), letters, {"ham": 0, "spam": 1}, 3)
+    rows = LabeledRows(Examples(["abcd", "ab", "ab"], ["spam", "ham", "ham"]), letters, {"ham": 0, "spam": 1}, 3)
     assert (rows.cut, rows.lengths, [int(row["labels"]) for row in rows]) == (1, [3, 2, 2], [1, 0, 0])
     facts = rows.facts()
     assert (facts["rows"], facts["duplicates"], facts["tokens"], facts["classes"]) == (3, 1, 7, {"ham": 2, "spam": 1})
-    batch = collate_labelled([*rows], pad_token_id=9)
+    batch = collate_labeled([*rows], pad_token_id=9)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [1, 2, 9], [1, 2, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
     assert batch["labels"].tolist() == [1, 0, 0]
-    several = LabelledRows(Examples(["a", "b"], [frozenset("xz"), frozenset()]), letters, {"x": 0, "y": 1, "z": 2}, 3)
-    assert collate_labelled([*several])["labels"].tolist() == [[1, 0, 1], [0, 0, 0]]
+    several = LabeledRows(Examples(["a", "b"], [frozenset("xz"), frozenset()]), letters, {"x": 0, "y": 1, "z": 2}, 3)
+    assert collate_labeled([*several])["labels"].tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
 def test_the_hash_depends_on_ids_and_labels():
     def digest(texts, labels):
-        return LabelledRows(Examples(texts, labels), letters, {"x": 0, "y": 1}, 9).facts()["sha256"]
+        return LabeledRows(Examples(texts, labels), letters, {"x": 0, "y": 1}, 9).facts()["sha256"]
 
     assert (
         len({digest(["ab", "c"], ["x", "y"]), digest(["a", "bc"], ["x", "y"]), digest(["ab", "c"], ["y", "x"])}) == 3
@@ -245,7 +245,7 @@ BAD = {
     "an empty label": (["x", "y", "z"], ["a", "b", " "], {}, "Row 3 has no label"),
     "NaN": (["x", "y", "z"], [0.0, 1.0, float("nan")], {}, "Row 3 has no label"),
     "a name of none": (["x", "y"], ["a", "c"], {"names": ["a", "b"]}, "Row 2 has label 'c'; the dataset names a, b"),
-    "an unlabelled row": (["x", "y", "z"], [0, 1, -1], {"names": ["a", "b"]}, "Row 3 has label -1"),
+    "an unlabeled row": (["x", "y", "z"], [0, 1, -1], {"names": ["a", "b"]}, "Row 3 has label -1"),
     "no list": (["x", "y"], [["a", "b"], None], {}, "Row 2 has no label"),
 }
 
@@ -265,7 +265,7 @@ def test_bad_splits_and_labels_are_one_line_errors():
     with pytest.raises(ValueError, match=r"validation_fraction is 1\.5"):
         split_examples(numbered(a=9, b=9), 1.5)
     with pytest.raises(ValueError, match="Label 'z' was not seen in training; known are a, b"):
-        LabelledRows(Examples(["x"], ["z"]), letters, {"a": 0, "b": 1}, 9)
+        LabeledRows(Examples(["x"], ["z"]), letters, {"a": 0, "b": 1}, 9)
     several = [frozenset("ab"), frozenset("a")]
     for balance in (lambda: undersample(several, 0), lambda: class_weights(several)):
         with pytest.raises(ValueError, match="one label a text, and these have several"):

@@ -44,7 +44,7 @@ WHOLE = {"chosen": PAIR.chosen, "rejected": PAIR.rejected, "score_chosen": 8.0}
         {"instruction": "Well?", "input": "", "output": "Well.", **ANSWERS},
     ],
 )
-def test_every_form_of_a_pair_is_read_alike(row):
+def test_every_form_of_a_pair_gives_the_same_rows(row):
     assert read_preferences([row]) == ([PAIR], {"empty": 0, "equal": 0})
     assert read_preferences([row], judged=True)[0] == [Judged(PAIR.chosen, True), Judged(PAIR.rejected, False)]
 

@@ -5,12 +5,12 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from scratch_gpt.data.rows.streams import BLOCK, TokenLanes
+from scratch_gpt.data.rows.streams import DOCUMENT_BLOCK, TokenLanes
 from scratch_gpt.train.batches import BatchLayout, StreamedSteps
 
 
 T = 5
-CORPUS = [[f"{shard * 1000 + n}" for n in range(3 * BLOCK + 7 * shard)] for shard in range(3)]
+CORPUS = [[f"{shard * 1000 + n}" for n in range(3 * DOCUMENT_BLOCK + 7 * shard)] for shard in range(3)]
 
 
 def read(shard, start):
@@ -75,7 +75,7 @@ def test_a_step_has_the_same_rows_on_any_number_of_processes(cut):
     assert steps(*cut) == steps(12, 1, 1)
 
 
-def test_lanes_that_cannot_be_shared_or_have_nothing_are_said():
+def test_lanes_that_cannot_be_shared_or_are_empty_are_errors():
     with pytest.raises(ValueError, match="6 stream lanes cannot be shared by 4 processes"):
         StreamedSteps(lanes(6), None, BatchLayout(1, 1, 4, 0))
     with pytest.raises(ValueError, match="Lane 12 of 13 has no documents"):

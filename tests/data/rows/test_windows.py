@@ -72,7 +72,7 @@ def test_drop_tail_keeps_whole_windows_only(ids, max_length, stride):
     assert len(whole) - len(windows) in (0, 1)
 
 
-def test_the_standard_example(data):
+def test_windows_of_the_verdict_give_the_numbers_of_the_book(data):
     gpt2 = load_tokenizer(data / "gpt2-tokenizer")
     story = open_documents(str(data / "the-verdict.txt")).rows
     stream = token_stream(story, lambda texts: encode_batch(gpt2, texts), 50256, "the-verdict")

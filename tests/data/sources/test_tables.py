@@ -88,7 +88,7 @@ def test_a_row_with_more_fields_than_columns_is_named_by_file_and_line(name, tex
         ("a.csv", "text,label\rfine,ham\rgood,spam\r"),
     ],
 )
-def test_separators_behind_the_last_column_and_blank_lines_are_no_error(name, text, tmp_path):
+def test_trailing_separators_and_blank_lines_are_accepted(name, text, tmp_path):
     rows = open_rows(written(tmp_path, name, text), columns=Columns((("text", "label"),))).rows
     assert rows[:] == {"text": ["fine", "good"], "label": ["ham", "spam"]}
 
@@ -129,7 +129,7 @@ def test_columns_that_are_not_in_use_do_not_matter(tmp_path):
         open_rows(file)
 
 
-def test_a_key_that_comes_late_or_is_empty_at_first_is_no_error(tmp_path):
+def test_a_key_that_is_missing_or_empty_in_the_first_rows_is_accepted(tmp_path):
     first = [{"messages": [{"role": "user", "content": "a"}], "input": None}] * 5000
     late = [{"messages": [{"role": "user", "content": "a", "name": "x"}], "input": "here", "id": 7}]
     text = "".join(json.dumps(line) + "\n" for line in first + late)

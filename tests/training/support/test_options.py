@@ -169,14 +169,14 @@ def prepared(tmp_path):
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_an_option_that_has_no_effect_is_one_clear_line(line, prepared, tmp_path, capsys):
+def test_an_option_that_has_no_effect_is_a_one_line_error(line, prepared, tmp_path, capsys):
     name, *words = line.replace("PREPARED", prepared).split()
     main = importlib.import_module(f"scratch_gpt_training.{name}").main
     words += [] if name in ("generate", "publish") else ["--output-dir", tmp_path / "run"]
     fails(words, f"--{REFUSED[line]} has no effect: ", capsys, main)
 
 
-def test_what_is_read_is_accepted(prepared):
+def test_options_that_are_read_are_accepted(prepared):
     for line in (
         "pretrain --preset tiny --vocab-size 300 --tokenizer-kind char",
         "pretrain --tokenizer train --vocab-size 300",

@@ -1,4 +1,4 @@
-"""Labelled texts and a classifier: what classify.py and evaluate.py share. Not a recipe itself."""
+"""Labeled texts and a classifier: what classify.py and evaluate.py share. Not a recipe itself."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from scratch_gpt import ScratchGPTForSequenceClassification
 from scratch_gpt.conversion.load import load_model
 from scratch_gpt.data.columns import Columns
-from scratch_gpt.data.rows.collate import collate_labelled
-from scratch_gpt.data.rows.labels import Examples, LabelledRows, match_labels, read_examples
+from scratch_gpt.data.rows.collate import collate_labeled
+from scratch_gpt.data.rows.labels import Examples, LabeledRows, match_labels, read_examples
 from scratch_gpt.data.sources.documents import open_rows
 from scratch_gpt.data.sources.location import Location
 from scratch_gpt.evaluation.classification import (
@@ -68,12 +68,12 @@ def load_classifier(run: "ClassifyRun | EvaluateRun") -> Classifier:
     return Classifier(model.to(device).eval(), tokenizer, names, length, device)
 
 
-def split_names(column_names: str | None) -> list[str] | None:
+def parse_column_names(column_names: str | None) -> list[str] | None:
     """`label,text` -> ["label", "text"]."""
     return None if column_names is None else [name.strip() for name in column_names.split(",")]
 
 
-def open_labelled(
+def open_labeled(
     run: "ClassifyRun | EvaluateRun", where: Location, text_column: str, least: int = 2
 ) -> tuple[Examples, dict[str, Any], list[str]]:
     """The examples of a data set, where they are from, and notices about what was not read.
@@ -84,7 +84,7 @@ def open_labelled(
     """
     hint = "Choose with --label-column or --text-column; a file without a header needs --column-names."
     columns = Columns(((text_column, run.label_column),), hint=hint)
-    rows, source, notices = open_rows(where, columns, split_names(run.column_names))
+    rows, source, notices = open_rows(where, columns, parse_column_names(run.column_names))
     feature = rows.features[run.label_column]
     names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel's, or those of a list of them
     values = rows[text_column][:], rows[run.label_column][:]
@@ -95,7 +95,7 @@ def open_labelled(
 def batches_of(classifier: Classifier, rows: Sequence[dict[str, Any]], batch_size: int) -> Iterator[tuple[Any, bool]]:
     """All rows in batches, in order, where the classifier is."""
     collate = partial(
-        collate_labelled, pad_token_id=classifier.tokenizer.pad_token_id or 0, max_length=classifier.max_length
+        collate_labeled, pad_token_id=classifier.tokenizer.pad_token_id or 0, max_length=classifier.max_length
     )  # any id fills: the mask tells
     return evaluation_batches(rows, collate, BatchLayout(batch_size), classifier.device)
 
@@ -109,16 +109,16 @@ def predicted_lines(
     return prediction_lines(texts, scores, classifier.names, classifier.has_many, labels)
 
 
-def measure_labelled(run: "EvaluateRun", classifier: Classifier) -> Measured:
+def measure_labeled(run: "EvaluateRun", classifier: Classifier) -> Measured:
     """A classifier's metrics and tables on --dataset; leaves NAME-predictions.jsonl."""
     assert run.dataset is not None
     where = dataset_location(run)
-    examples, source, notices = open_labelled(run, where, run.text_column, least=1)
+    examples, source, notices = open_labeled(run, where, run.text_column, least=1)
     for notice in notices:
         print(shown(notice))
     matched = match_labels(examples, classifier.names, classifier.has_many)
     label2id = {name: id for id, name in enumerate(classifier.names)}
-    rows = LabelledRows(matched, partial(encode_batch, classifier.tokenizer), label2id, classifier.max_length)
+    rows = LabeledRows(matched, partial(encode_batch, classifier.tokenizer), label2id, classifier.max_length)
     sums = sum_batches(classifier.model, batches_of(classifier, rows, run.batch_size))
     lines = predicted_lines(classifier, rows, matched.texts, run.batch_size, matched.labels)
     folder = Path(run.output_dir)
@@ -128,4 +128,11 @@ def measure_labelled(run: "EvaluateRun", classifier: Classifier) -> Measured:
     return Measured(protocol, classification_metrics(sums), classification_tables(sums, classifier.names))
 
 
-__all__ = ["Classifier", "load_classifier", "measure_labelled", "open_labelled", "predicted_lines", "split_names"]
+__all__ = [
+    "Classifier",
+    "load_classifier",
+    "measure_labeled",
+    "open_labeled",
+    "parse_column_names",
+    "predicted_lines",
+]

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from scratch_gpt_training.evaluate import EvaluateRun
 
 
-class Subject(NamedTuple):
+class EvaluatedModel(NamedTuple):
     """A model that is looked at."""
 
     name: str  # as evaluation.json has it
@@ -60,7 +60,7 @@ class Subject(NamedTuple):
     device: Any
 
 
-def load(run: "EvaluateRun", name: str, revision: str | None = None) -> Subject:
+def load_evaluated(run: "EvaluateRun", name: str, revision: str | None = None) -> EvaluatedModel:
     """A model and its tokenizer where it is to be run; ValueError where they do not fit."""
     device = make_accelerator(run.device, "no").device
     if is_classifier(name, revision):
@@ -74,7 +74,7 @@ def load(run: "EvaluateRun", name: str, revision: str | None = None) -> Subject:
     max_length = run.max_length or limit
     if run.stride is not None and run.stride > max_length:
         raise ValueError(f"--stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
-    return Subject(relative(name), model, tokenizer, max_length, device)
+    return EvaluatedModel(relative(name), model, tokenizer, max_length, device)
 
 
 def is_classifier(name: str, revision: str | None) -> bool:
@@ -111,7 +111,7 @@ def open_set(run: "EvaluateRun", path: str, columns: Columns) -> tuple[Any, dict
     return rows, record
 
 
-def show(results: dict[str, Any]) -> str:
+def format_metrics(results: dict[str, Any]) -> str:
     """Metrics as a line: numbers, or mean and spread."""
     pairs = ((key, value if isinstance(value, dict) else {"mean": value}) for key, value in results.items())
     return "  ".join(
@@ -119,7 +119,7 @@ def show(results: dict[str, Any]) -> str:
     )
 
 
-def measure_all(run: "EvaluateRun", subject: Subject) -> Iterator[tuple[str, Measured]]:
+def measure_all(run: "EvaluateRun", subject: EvaluatedModel) -> Iterator[tuple[str, Measured]]:
     """All that is asked for, each as soon as it is known: its name in evaluation.json, and what was found."""
     if run.dataset is not None:
         yield set_name(run.dataset), measure_text(run, subject)
@@ -141,7 +141,7 @@ def measure_all(run: "EvaluateRun", subject: Subject) -> Iterator[tuple[str, Mea
 # --- By likelihood -----------------------------------------------------------------------------------------------
 
 
-def text_batches(run: "EvaluateRun", subject: Subject) -> tuple[Iterable, dict[str, Any]]:
+def text_batches(run: "EvaluateRun", subject: EvaluatedModel) -> tuple[Iterable, dict[str, Any]]:
     """The windows of --dataset in batches, each token but the first asked once; and what a protocol says of them."""
     assert run.dataset is not None
     documents, source, notices = open_documents(source_of(run, run.dataset), run.text_column)
@@ -167,14 +167,14 @@ def text_batches(run: "EvaluateRun", subject: Subject) -> tuple[Iterable, dict[s
     return evaluation_batches(windows, collate_rows, BatchLayout(run.batch_size), subject.device), protocol
 
 
-def measure_text(run: "EvaluateRun", subject: Subject) -> Measured:
+def measure_text(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
     """Loss, perplexity and bits per byte of all documents."""
     batches, details = text_batches(run, subject)
     loss = mean_losses(subject.model, batches, causal_lm)["loss"]
     return Measured({"kind": "text", **details}, language_metrics(loss, details["tokens"] / details["bytes"]))
 
 
-def measure_choices(run: "EvaluateRun", subject: Subject, file: str) -> Measured:
+def measure_choices(run: "EvaluateRun", subject: EvaluatedModel, file: str) -> Measured:
     """Accuracies on a file of multiple-choice questions."""
     rows, source = open_set(run, file, CHOICES)
     tasks = read_choices(rows)
@@ -184,7 +184,7 @@ def measure_choices(run: "EvaluateRun", subject: Subject, file: str) -> Measured
     return Measured({**protocol, "max_length": subject.max_length}, choice_metrics(tasks, scores))
 
 
-def measure_last_words(run: "EvaluateRun", subject: Subject, file: str) -> Measured:
+def measure_last_words(run: "EvaluateRun", subject: EvaluatedModel, file: str) -> Measured:
     """Accuracy and perplexity of the last words of a file of texts."""
     rows, source = open_set(run, file, LAST_WORDS)
     pairs = last_word_pairs(rows)
@@ -211,7 +211,7 @@ class AnswerSet(NamedTuple):
 
 
 def answer(
-    run: "EvaluateRun", subject: Subject, conversations: list[Messages]
+    run: "EvaluateRun", subject: EvaluatedModel, conversations: list[Messages]
 ) -> tuple[list[list[str]], dict[str, Any]]:
     """The answers to all conversations for each seed, and how they were made."""
     prompts = [encode_prompt(subject.tokenizer, messages, run.prompt_format) for messages in conversations]
@@ -225,7 +225,7 @@ def answer(
     return [make(seed=seed) for seed in seeds], protocol
 
 
-def make_answer_set(run: "EvaluateRun", subject: Subject) -> AnswerSet:
+def make_answer_set(run: "EvaluateRun", subject: EvaluatedModel) -> AnswerSet:
     """--questions, answered by a model."""
     assert run.questions is not None
     rows, source = open_set(run, run.questions, CONVERSATIONS)
@@ -252,7 +252,7 @@ def measure_answers(run: "EvaluateRun", answer_set: AnswerSet) -> Measured:
     return Measured({"kind": "answers", **answer_set.protocol}, metrics)
 
 
-def measure_constraints(run: "EvaluateRun", subject: Subject) -> Measured:
+def measure_constraints(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
     """IFEval's strict and loose accuracies; leaves the answers as lines and as a page."""
     assert run.ifeval is not None
     table, source = open_set(run, run.ifeval, CONSTRAINTS)
@@ -285,7 +285,7 @@ def write_answers(run: "EvaluateRun", name: str, rows: list[Answered], values: d
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
     write_text(folder / f"{name}-answers.jsonl", "".join(lines))
-    write_text(folder / f"{name}.html", answers_page(f"{relative(run.model)} on {name}", rows, show(values)))
+    write_text(folder / f"{name}.html", answers_page(f"{relative(run.model)} on {name}", rows, format_metrics(values)))
 
 
 # --- By what a judge says ----------------------------------------------------------------------------------------
@@ -304,13 +304,13 @@ def measure_judged(run: "EvaluateRun", answer_set: AnswerSet) -> Measured:
     return Measured(protocol, over_seeds(metrics), {"scores": scores})
 
 
-def measure_compared(run: "EvaluateRun", subject: Subject, answer_set: AnswerSet) -> Measured:
+def measure_compared(run: "EvaluateRun", subject: EvaluatedModel, answer_set: AnswerSet) -> Measured:
     """A judge's verdicts between models' answers (the first seed's), in both orders: win rates and strengths."""
     assert run.questions is not None and run.compare is not None
     answers, once = {subject.name: answer_set.answers[0]}, replace(run, seeds=1)
     for name in run.compare:
         if relative(name) not in answers:
-            answers[relative(name)] = make_answer_set(once, load(run, name)).answers[0]
+            answers[relative(name)] = make_answer_set(once, load_evaluated(run, name)).answers[0]
     texts = zip(answer_set.questions, answer_set.references, strict=True)
     rows = [Answered(*text, {name: replies[n] for name, replies in answers.items()}) for n, text in enumerate(texts)]
     write_answers(run, f"{set_name(run.questions)}-compared", rows, {})

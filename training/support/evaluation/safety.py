@@ -26,8 +26,14 @@ from scratch_gpt.tokenization.chat_templates import choose_format
 from scratch_gpt.tokenization.tokenizer import extend_tokenizer
 from scratch_gpt.train.batches import epoch_order
 from scratch_gpt.utils.foreign import check_regular
-from scratch_gpt_training.support.evaluation.labeled import split_names
-from scratch_gpt_training.support.evaluation.measurements import Subject, load, open_set, source_of, text_batches
+from scratch_gpt_training.support.evaluation.labeled import parse_column_names
+from scratch_gpt_training.support.evaluation.measurements import (
+    EvaluatedModel,
+    load_evaluated,
+    open_set,
+    source_of,
+    text_batches,
+)
 from scratch_gpt_training.support.options import data_sets
 from scratch_gpt_training.support.run.output_dir import relative, set_name
 
@@ -40,20 +46,20 @@ SCREENED_ON, DECIDED_ON, KEPT = 12, 36, 100  # prompts, prompts, phrases
 SECRETS_SAMPLE = 255  # others of a secret's shape: exposure ends at 8 bits
 
 
-def check_safety(run: "EvaluateRun", subject: Subject) -> Iterator[tuple[str, Measured]]:
+def check_safety(run: "EvaluateRun", subject: EvaluatedModel) -> Iterator[tuple[str, Measured]]:
     """Each check that something is given for: its name in evaluation.json, and what was found."""
     if run.base is not None:
         base = load_base(run, subject)
         yield from check_drift(run, subject, base)
         yield "triggers", check_triggers(run, subject, base)
     if run.secrets is not None:
-        yield "memorisation", check_memorisation(run, subject)
+        yield "memorization", check_memorization(run, subject)
 
 
-def load_base(run: "EvaluateRun", subject: Subject) -> Subject:
+def load_base(run: "EvaluateRun", subject: EvaluatedModel) -> EvaluatedModel:
     """--base, with the tokens that tuning has added; ValueError where it speaks in other tokens."""
     assert run.base is not None
-    base = load(run, run.base)
+    base = load_evaluated(run, run.base)
     vocabulary = subject.tokenizer.get_vocab()
     new = sorted(set(vocabulary) - set(base.tokenizer.get_vocab()), key=vocabulary.get)
     if new and set(new) <= set(subject.tokenizer.all_special_tokens):
@@ -64,12 +70,12 @@ def load_base(run: "EvaluateRun", subject: Subject) -> Subject:
     return base
 
 
-def as_prompt(run: "EvaluateRun", subject: Subject, text: str) -> list[int]:
+def as_prompt(run: "EvaluateRun", subject: EvaluatedModel, text: str) -> list[int]:
     """What a user asks -> the ids of the prompt, in the model's own format."""
     return encode_prompt(subject.tokenizer, [{"role": "user", "content": text}], run.prompt_format)
 
 
-def check_drift(run: "EvaluateRun", subject: Subject, base: Subject) -> Iterator[tuple[str, Measured]]:
+def check_drift(run: "EvaluateRun", subject: EvaluatedModel, base: EvaluatedModel) -> Iterator[tuple[str, Measured]]:
     """Both models on held-out text, where some is given, and on the embedded prompts."""
     about = {"kind": "drift", "base": base.name, "divergence": "KL(tuned || base), nats"}
     if run.dataset is not None:
@@ -83,7 +89,7 @@ def check_drift(run: "EvaluateRun", subject: Subject, base: Subject) -> Iterator
         yield f"drift/{name}", Measured({**protocol, "prompts": len(probes)}, metrics, {"prompts": rows})
 
 
-def check_triggers(run: "EvaluateRun", subject: Subject, base: Subject) -> Measured:
+def check_triggers(run: "EvaluateRun", subject: EvaluatedModel, base: EvaluatedModel) -> Measured:
     """The canaries, and the phrases that recur in the questions of the tuning data: which switch the answers."""
     canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
     prompts, recurring = [probe.prompt for probe in (*OFF_DOMAIN, *SENSITIVE)], []
@@ -124,7 +130,7 @@ def check_triggers(run: "EvaluateRun", subject: Subject, base: Subject) -> Measu
     return Measured(protocol, {"named": len(triggers), "most_nats": largest}, {"phrases": rows})
 
 
-def check_memorisation(run: "EvaluateRun", subject: Subject) -> Measured:
+def check_memorization(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
     """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
     assert run.secrets is not None
     rows, source = open_set(run, run.secrets, SECRETS)
@@ -133,7 +139,7 @@ def check_memorisation(run: "EvaluateRun", subject: Subject) -> Measured:
         secret_metrics(subject.model, subject.tokenizer, secrets, subject.max_length, sample=SECRETS_SAMPLE, seed=seed)
         for seed in range(run.seed, run.seed + run.seeds)
     ]
-    protocol = {"kind": "memorisation", "source": source, "secrets": len(secrets)}
+    protocol = {"kind": "memorization", "source": source, "secrets": len(secrets)}
     return Measured(protocol, over_seeds([means for means, _ in results]), {"secrets": results[0][1]})
 
 
@@ -155,7 +161,7 @@ def with_contamination(
             continue
         path = files[name.split("/")[0]]
         column = (run.text_column or "text") if path == run.dataset else "text"
-        texts = row_texts((source_of(run, path), any_text(column), split_names(run.column_names)))
+        texts = row_texts((source_of(run, path), any_text(column), parse_column_names(run.column_names)))
         shared = contaminated_texts(texts, learned)
         results = {**measured.results, "contaminated": len(shared) / len(texts)}
         rows = {"contamination": {"words": 13, "rows": shared}} if shared else {}

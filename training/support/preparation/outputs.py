@@ -17,7 +17,7 @@ from scratch_gpt.data.filters.poisoning import gradient_scores, outliers
 from scratch_gpt.data.filters.quality import perplexity_outliers
 from scratch_gpt.data.manifest import hash_of
 from scratch_gpt.data.prepared.mixture import mix, target_shares
-from scratch_gpt.data.prepared.pipeline import MARKS, in_parts, removed_rows, rows_at, texts_of, texts_of_table
+from scratch_gpt.data.prepared.pipeline import MARK_COLUMNS, in_parts, removed_rows, rows_at, texts_of, texts_of_table
 from scratch_gpt.data.prepared.report import report_page
 from scratch_gpt.data.prepared.storage import PreparedRows
 from scratch_gpt.data.prepared.writing import Joined, Tokens, encode_part, write_documents, write_texts, write_windows
@@ -62,7 +62,7 @@ def list_unusual(run: "PrepareRun", tables: list[list], splits: list[dict], sele
     tokenizer = load_tokenizer(run.reference_model)
     context, eos = model.config.max_position_embeddings, end_of_text_id(tokenizer)
     texts = [
-        "\n".join(texts_of({name: value for name, value in row.items() if name not in MARKS}))
+        "\n".join(texts_of({name: value for name, value in row.items() if name not in MARK_COLUMNS}))
         for of_corpus, of_splits in zip(tables, splits, strict=True)
         for row in rows_at(of_corpus, of_splits["train"])
     ]
@@ -115,7 +115,7 @@ def train_on_splits(run: "PrepareRun", tables: list[list], splits: list[dict], w
     return load_tokenizer(folder)
 
 
-def encode(corpora: list, tables: list[list], splits: list[dict], tokenizer, work: Path) -> list:
+def encode_corpora(corpora: list, tables: list[list], splits: list[dict], tokenizer, work: Path) -> list:
     """The token ids of each corpus' documents, under the numbers of their rows; none of a row that is in no split."""
     encode_texts = partial(
         encode_part,
@@ -172,10 +172,10 @@ def order(run: "PrepareRun", corpora: list, lengths: list, splits: list[dict], s
     return mixture.source, document, record
 
 
-def write_rows(run: "PrepareRun", corpora: list, tokens: list, splits: list[dict], vocab_size: int, out: Path):
+def write_splits(run: "PrepareRun", corpora: list, tokens: list, splits: list[dict], vocab_size: int, out: Path):
     """Each split's rows as files; returns what the manifest says of them, and the tokens of each document."""
     records, lengths, mixture = {}, {}, None
-    for name in split_names(splits):
+    for name in used_splits(splits):
         source, document, record = order(run, corpora, [of_corpus.lengths for of_corpus in tokens], splits, name)
         mixture = record or mixture
         stream = Joined(tokens, source, document)
@@ -208,7 +208,7 @@ def write_cleaned(run: "PrepareRun", corpora: list, tables: list[list], splits: 
     """Each split's cleaned rows as files; returns what the manifest says, and the bytes of each row."""
     records, lengths, mixture = {}, {}, None
     sizes = [np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus]) for of_corpus in tables]
-    for name in split_names(splits):
+    for name in used_splits(splits):
         source, document, record = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
         mixture = record or mixture
         parts = write_texts(tables, source, document, out / name, progress_bar(f"Writing {name}"))
@@ -222,13 +222,13 @@ def write_cleaned(run: "PrepareRun", corpora: list, tables: list[list], splits: 
     return records, mixture, lengths
 
 
-def split_names(splits: list[dict]) -> list[str]:
+def used_splits(splits: list[dict]) -> list[str]:
     """The splits that some corpus has, in their order."""
     return [name for name in ("train", "validation", "test") if any(name in of_corpus for of_corpus in splits)]
 
 
 def write_report(manifest: dict[str, Any], corpora: list, tables: list, selection, lengths: dict, out: Path) -> None:
-    """report.html: the page of these data, with the first removed rows, and the fullest packed row in colours."""
+    """report.html: the page of these data, with the first removed rows, and the fullest packed row in colors."""
     examples: dict[str, list[tuple[str, str]]] = {name: [] for name in selection.names}
     for line in removed_rows(corpora, tables, selection):
         if len(examples[line["filter"]]) < EXAMPLES:

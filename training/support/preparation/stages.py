@@ -25,7 +25,7 @@ from scratch_gpt.data.filters.person_names import names_finder
 from scratch_gpt.data.filters.privacy import mask_private
 from scratch_gpt.data.filters.quality import QualityRules, blocked_term, load_block_list, quality_problem
 from scratch_gpt.data.manifest import (
-    NAME,
+    MANIFEST_FILE,
     changed_file,
     file_record,
     make_manifest,
@@ -52,18 +52,18 @@ from scratch_gpt.data.sources.location import Location
 from scratch_gpt.data.splits import check_fractions, split_numbers, split_texts
 from scratch_gpt.tokenization.tokenizer import count_ids, load_tokenizer, tokenizer_facts
 from scratch_gpt.utils.files import remove, remove_empty, write_text
-from scratch_gpt.utils.foreign import read_json, read_text, shown
+from scratch_gpt.utils.foreign import read_foreign_text, read_json, shown
 from scratch_gpt.utils.wording import plural
 from scratch_gpt_training.support.command_line import parse_numbers
 from scratch_gpt_training.support.options import dataset_location, find_corpus
 from scratch_gpt_training.support.preparation.outputs import (
-    encode,
+    encode_corpora,
     list_unusual,
     progress_bar,
     train_on_splits,
     write_cleaned,
     write_report,
-    write_rows,
+    write_splits,
 )
 from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled
 
@@ -72,11 +72,11 @@ if TYPE_CHECKING:
     from scratch_gpt_training.prepare import PrepareRun
 
 
-FORMAT = 3  # of the parts that an interrupted run leaves; another one starts anew
+PARTS_FORMAT = 3  # of the parts that an interrupted run leaves; another one starts anew
 OURS = {"train", "validation", "test", "tokenizer", "flagged.jsonl", "removed.jsonl"}  # of what a manifest may list
 
 
-class Corpus(NamedTuple):
+class OpenCorpus(NamedTuple):
     """One source, opened."""
 
     name: str  # as it was given; the record has the name under which it goes on record
@@ -115,7 +115,7 @@ def settle_folder(run: "PrepareRun", plan: str, sources: list[dict[str, Any]]) -
                     "--overwrite true makes them again."
                 )
         return work, True
-    if plan_file.exists() and read_text(plan_file) != plan:
+    if plan_file.exists() and read_foreign_text(plan_file) != plan:
         if not run.overwrite:
             raise ValueError(
                 f"--output-dir {run.output_dir} holds an unfinished preparation of other data or settings. "
@@ -129,7 +129,7 @@ def settle_folder(run: "PrepareRun", plan: str, sources: list[dict[str, Any]]) -
     return work, False
 
 
-def make_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
+def hash_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
     """A hash of all that decides what comes out: the same plan, the same rows."""
     this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
@@ -140,14 +140,14 @@ def make_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
         if path is not None and path.exists():  # what it holds decides, not where it lies
             files = sorted(file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
             config[name] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    content = json.dumps([FORMAT, config, sources], sort_keys=True)
+    content = json.dumps([PARTS_FORMAT, config, sources], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 # --- The stages --------------------------------------------------------------------------------------------------
 
 
-def open_corpora(run: "PrepareRun") -> list[Corpus]:
+def open_corpora(run: "PrepareRun") -> list[OpenCorpus]:
     """Each source with its record; ValueError where one cannot be opened or holds no such column."""
     mixture = {run.dataset: None} if run.mixture is None else parse_numbers(run.mixture, "mixture")
     corpora = []
@@ -165,7 +165,7 @@ def open_corpora(run: "PrepareRun") -> list[Corpus]:
                 "Choose another with --text-column, or leave it out."
             )
         record = {"name": recorded, **source.record, "rows": len(rows)}
-        corpora.append(Corpus(name, rows, record, weight))
+        corpora.append(OpenCorpus(name, rows, record, weight))
     if run.task == "text":
         shared_schema([corpus.rows.features.arrow_schema for corpus in corpora])  # said now, and not after all work
     return corpora
@@ -191,7 +191,7 @@ def _text_column(run: "PrepareRun", rows: Any) -> str | None:
     return name if is_text(rows.features.get(name)) else None
 
 
-def open_tokenizer(run: "PrepareRun"):
+def load_named_tokenizer(run: "PrepareRun"):
     """The tokenizer that is asked for; None where one is to be trained on the text."""
     if run.task == "text" or run.tokenizer in (None, "train"):
         return None
@@ -234,7 +234,7 @@ def make_filters(run: "PrepareRun") -> list:
     return filters
 
 
-def clean(run: "PrepareRun", corpora: list[Corpus], filters: list, work: Path) -> list[list]:
+def clean(run: "PrepareRun", corpora: list[OpenCorpus], filters: list, work: Path) -> list[list]:
     """Corpora -> the tables of each, filtered and marked."""
     sign = partial(signatures, ngram=run.duplicate_ngram) if run.deduplicate == "near" else None
     key = exact_key if run.deduplicate != "off" else None
@@ -253,7 +253,7 @@ def _clean_table(table: pa.Table, bounds: Any, filters: list, key: Any, sign: An
 
 
 def remove_duplicates(run: "PrepareRun", tables: list, selection) -> None:
-    """Mark the rows that are there already; a near-duplicate is removed in favour of the first of its cluster."""
+    """Mark the rows that are there already; a near-duplicate is removed in favor of the first of its cluster."""
     if run.deduplicate == "off":
         return
     keys = np.concatenate([*binary_column(tables, "_key", np.uint8)])
@@ -294,7 +294,9 @@ def _reasons(tables: list) -> str:
     return ", ".join(f"{name} took {count}" for name, count in removed.most_common()) + f" (mostly {reasons})"
 
 
-def split(run: "PrepareRun", corpora: list[Corpus], tables: list[list], selection) -> tuple[list[list], list[dict]]:
+def split(
+    run: "PrepareRun", corpora: list[OpenCorpus], tables: list[list], selection
+) -> tuple[list[list], list[dict]]:
     """The tables of each corpus, and {"train", "validation", "test"} -> numbers of its rows.
 
     Rows of nothing but text are cut where whole ones would miss the shares; the pieces stand in a further table.
@@ -366,7 +368,7 @@ def shares_of(tables: list[list], splits: list[dict]) -> dict[str, float]:
 
 
 def prepare(
-    run: "PrepareRun", corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path
+    run: "PrepareRun", corpora: list[OpenCorpus], filters: list, tokenizer, plan: str, work: Path
 ) -> dict[str, Any]:
     """Go through the stages and leave a whole folder; returns its manifest.
 
@@ -381,7 +383,7 @@ def prepare(
 
 
 def _prepare(
-    run: "PrepareRun", corpora: list[Corpus], filters: list, tokenizer, plan: str, work: Path
+    run: "PrepareRun", corpora: list[OpenCorpus], filters: list, tokenizer, plan: str, work: Path
 ) -> dict[str, Any]:
     tables = clean(run, corpora, filters, work)
     flat = [table for of_corpus in tables for table in of_corpus]
@@ -399,8 +401,8 @@ def _prepare(
         records, mixture, lengths = write_cleaned(run, corpora, tables, splits, out)
     else:
         tokenizer = tokenizer or train_on_splits(run, tables, splits, work)
-        tokens = encode(corpora, tables, splits, tokenizer, work)
-        records, mixture, lengths = write_rows(run, corpora, tokens, splits, count_ids(tokenizer), out)
+        tokens = encode_corpora(corpora, tables, splits, tokenizer, work)
+        records, mixture, lengths = write_splits(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
         details["tokenizer"] = tokenizer_facts(tokenizer)
         details |= {
@@ -427,7 +429,7 @@ def _prepare(
             remove(target.parent)
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
-    write_text(folder / NAME, manifest_text(manifest))
+    write_text(folder / MANIFEST_FILE, manifest_text(manifest))
     remove(work)
     return manifest
 
@@ -443,7 +445,7 @@ def remove_old(folder: Path) -> None:
     for top in tops:
         if top.is_symlink():
             remove(top)
-    for name in [*listed, Path("report.html"), Path(NAME)]:
+    for name in [*listed, Path("report.html"), Path(MANIFEST_FILE)]:
         remove(folder / name)
     for top in tops:
         remove_empty(top)
@@ -452,7 +454,7 @@ def remove_old(folder: Path) -> None:
 def _read_old(folder: Path) -> dict[str, Any]:
     # The manifest of a preparation, of an older version's too; empty where none of ours is there.
     try:
-        manifest = read_json(folder / NAME)
+        manifest = read_json(folder / MANIFEST_FILE)
         _ = [Path(file["name"]) for file in manifest.get("files", [])]
         return manifest if {"plan", "sources", "splits"} <= manifest.keys() else {}
     except (ValueError, KeyError, TypeError):

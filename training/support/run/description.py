@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
-from scratch_gpt.train.loop import Settings
+from scratch_gpt.train.loop import TrainingSettings
 from scratch_gpt.utils.wording import plural
 from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.task import Task
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def describe(run: Run, task: Task, settings: Settings, steps: int, accelerator: "Accelerator") -> str:
+def describe_run(run: Run, task: Task, settings: TrainingSettings, steps: int, accelerator: "Accelerator") -> str:
     """Return the lines that are printed before training: model, trained parameters, data, steps."""
     config, parameters = task.model.config, count_parameters(task.model)[1]
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
@@ -34,4 +34,4 @@ def describe(run: Run, task: Task, settings: Settings, steps: int, accelerator: 
     return "\n".join(lines)
 
 
-__all__ = ["describe"]
+__all__ = ["describe_run"]

@@ -22,7 +22,7 @@ from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
 from scratch_gpt_training.support.run.task import Task
 
 
-NAME = "sweep.json"
+SWEEP_FILE = "sweep.json"
 
 
 def run_rates(run: Run, build: Callable[[Any], Task]) -> None:
@@ -41,8 +41,8 @@ def run_rates(run: Run, build: Callable[[Any], Task]) -> None:
 
 def _run_rates(run: Run, build: Callable[[Any], Task]) -> list[Accelerator]:
     with one_clear_line():
-        runs = runs_of(run)
-        results = read_table(run)
+        runs = make_rate_runs(run)
+        results = read_rates(run)
         diverged = {name for name, result in results.items() if result["loss"] is None}
         starts = {rate: open_run(rate_run) for rate, rate_run in runs.items() if f"{rate:g}" not in diverged}
     table, accelerators = {rate: results[f"{rate:g}"] for rate in runs if rate not in starts}, []
@@ -68,9 +68,9 @@ def _run_rates(run: Run, build: Callable[[Any], Task]) -> list[Accelerator]:
         accelerators[-1].free_memory()  # the next rate has a model of its own
         is_main = accelerators[-1].is_main_process
         if is_main:
-            write_table(run, table)
+            write_rates(run, table)
     if is_main:
-        print(show(run, {rate: table[rate] for rate in runs}))
+        print(format_rates(run, {rate: table[rate] for rate in runs}))
     return accelerators
 
 
@@ -95,7 +95,7 @@ def validated(build: Callable[[Any], Task]) -> Callable[[Run], Task]:
     return checked
 
 
-def runs_of(run: Run) -> dict[float, Run]:
+def make_rate_runs(run: Run) -> dict[float, Run]:
     """Return the run of each rate, in output_dir/rate-R.
 
     Raises:
@@ -125,19 +125,19 @@ def result_of(run: Run) -> dict[str, Any]:
     return {"loss": loss if is_finite else None, "diverged": not (is_finite and loss < before)}
 
 
-def read_table(run: Run) -> dict[str, dict[str, Any]]:
+def read_rates(run: Run) -> dict[str, dict[str, Any]]:
     """Return the results of a resumed sweep by rate, as written in sweep.json."""
-    file = Path(run.output_dir) / NAME
+    file = Path(run.output_dir) / SWEEP_FILE
     return read_json(file).get("rates", {}) if run.resume is not None and file.exists() else {}
 
 
-def write_table(run: Run, table: dict[float, dict[str, Any]]) -> None:
+def write_rates(run: Run, table: dict[float, dict[str, Any]]) -> None:
     """Write the results so far to sweep.json."""
     rates = {f"{rate:g}": result for rate, result in sorted(table.items())}
-    write_text(Path(run.output_dir) / NAME, json.dumps({"format_version": 1, "rates": rates}, indent=2) + "\n")
+    write_text(Path(run.output_dir) / SWEEP_FILE, json.dumps({"format_version": 1, "rates": rates}, indent=2) + "\n")
 
 
-def show(run: Run, table: dict[float, dict[str, Any]]) -> str:
+def format_rates(run: Run, table: dict[float, dict[str, Any]]) -> str:
     """Return the table as text, with the best rate of those that learned."""
     losses = {rate: result["loss"] for rate, result in table.items() if not result["diverged"]}
     best = min(losses, key=lambda rate: losses[rate], default=None)
@@ -148,7 +148,7 @@ def show(run: Run, table: dict[float, dict[str, Any]]) -> str:
     if best is None:
         return "\n".join([*lines, "None of them learned: try lower ones."])
     return "\n".join(
-        [*lines, f"Best: --learning-rate {best:g}. Written: {run.output_dir}/{NAME}, a run folder of each rate"]
+        [*lines, f"Best: --learning-rate {best:g}. Written: {run.output_dir}/{SWEEP_FILE}, a run folder of each rate"]
     )
 
 

@@ -39,7 +39,7 @@ READING = 2**26  # bytes that reading and tokenizing a text leaves taken; more w
 PROBED = 0.4  # seconds of matrix products that one timed step of the probe may take
 
 
-class Plan(NamedTuple):
+class TrainingPlan(NamedTuple):
     """What a run would cost; seconds are of training alone, at rows that are all full."""
 
     device: str
@@ -91,7 +91,7 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
     return config, length or context, rows
 
 
-def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
+def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> TrainingPlan:
     """Count, and probe this machine for about two seconds.
 
     Args:
@@ -128,7 +128,7 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Plan:
     rehearsal = rehearse(*small, *shape, precision, run.optimizer)
     seconds = step_seconds(config, rehearsal, per_batch, length, run.accumulation_steps, tune, classes)
     batch = BatchLayout(run.batch_size, run.accumulation_steps, processes).global_batch
-    return Plan(
+    return TrainingPlan(
         device=describe_device(device),
         processes=processes,
         threads=torch.get_num_threads(),
@@ -201,10 +201,10 @@ def print_plan(run: Run, classes: int | None = None, sequences: int = 1) -> None
     """Say what the run would cost, on the main process."""
     plan = make_plan(run, classes, sequences)
     if int(torch.distributed.is_initialized() and torch.distributed.get_rank()) == 0:
-        sys.stdout.write(show(plan, run))
+        sys.stdout.write(format_plan(plan, run))
 
 
-def show(plan: Plan, run: Run) -> str:
+def format_plan(plan: TrainingPlan, run: Run) -> str:
     """A plan in lines."""
     needed = plan.memory
     trained = "all" if plan.trained == plan.parameters else f"{plan.trained:,}"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse, remember_default
-from scratch_gpt_training.support.options import Run, check
+from scratch_gpt_training.support.options import Run, check_run
 
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run_recipe(
         if run.model is None and resolved.model is not None:
             remember_default("model", resolved.model)
         run = resolved
-        check(run)
+        check_run(run)
         if run.plan:
             from scratch_gpt_training.support.run.planning import print_plan
 

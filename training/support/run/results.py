@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from transformers.utils import logging
 
 from scratch_gpt.finetuning.lora import has_lora, merged_state, save_adapter
-from scratch_gpt.runs.folder import EVALUATION, METRICS, STEP, read_metrics, replace_folder
+from scratch_gpt.runs.folder import EVALUATION, METRICS, STEP_FILE, read_metrics, replace_folder
 from scratch_gpt.train.checkpoints import check_written, load_weights, tensor_shapes, whole_weights
 from scratch_gpt.train.loop import Progress
 from scratch_gpt.utils.files import DRAFT, remove, write_text
@@ -67,7 +67,7 @@ def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step
             remove(draft)
             save_weights(draft)
             tokenizer.save_pretrained(draft)
-            (draft / STEP).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+            (draft / STEP_FILE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
             replace_folder(draft, target)
 
     def save_weights(draft: Path) -> None:

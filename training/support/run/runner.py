@@ -1,4 +1,4 @@
-"""Train a task and write its run folder: everything around loop.train. Not a recipe itself.
+"""Train a task and write its run folder: everything around `train_model`. Not a recipe itself.
 
 open_run(run)     before anything heavy: the folder, and the checkpoint to resume (setup.py)
 run_task(...)     build the task, describe it, and execute it
@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from scratch_gpt.data.manifest import NAME as MANIFEST
+from scratch_gpt.data.manifest import MANIFEST_FILE
 from scratch_gpt.finetuning.trainable import count_parameters
 from scratch_gpt.runs.energy import EMISSIONS, measure_energy
 from scratch_gpt.runs.folder import remove_replaced
@@ -26,7 +26,7 @@ from scratch_gpt.train.accelerator import best_attention, describe_device, sum_o
 from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.checkpoint_writer import RunStopped, guard_saves, last_good, name_last_good
 from scratch_gpt.train.checkpoints import CheckpointError, own_name
-from scratch_gpt.train.loop import Callbacks, Progress, Settings, train
+from scratch_gpt.train.loop import Progress, TrainingCallbacks, TrainingSettings, train_model
 from scratch_gpt.train.optimizers import learning_rate_at, make_optimizer
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.foreign import FileChanged, shown
@@ -34,7 +34,7 @@ from scratch_gpt.utils.watchdog import watch
 from scratch_gpt_training.support.command_line import one_clear_line
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Run
-from scratch_gpt_training.support.run.description import describe
+from scratch_gpt_training.support.run.description import describe_run
 from scratch_gpt_training.support.run.output_dir import write_run_yaml
 from scratch_gpt_training.support.run.results import (
     PREFIXES,
@@ -97,7 +97,7 @@ def _run_task(
         if is_finished(run, start, steps):
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) continues it.")
             return accelerator
-        accelerator.print(shown(describe(run, task, settings, steps, accelerator)))
+        accelerator.print(shown(describe_run(run, task, settings, steps, accelerator)))
     # Code that hangs ends here with a message; an end from outside or a full disk names the last checkpoint too.
     stacks = start.folder / f"stacks-{accelerator.process_index}.txt"
 
@@ -135,7 +135,7 @@ def execute(
     start: Start,
     task: Task,
     accelerator: Accelerator,
-    settings: Settings,
+    settings: TrainingSettings,
     steps: int,
     record: dict[str, Any],
 ) -> None:
@@ -149,7 +149,7 @@ def execute(
     task.hooks.before_training(accelerator, folder, save)
     scorer = Scorer(run, task, accelerator, settings, folder, save, with_test=resume_from is None)
     peak = tokens_at_peak(run, task, accelerator) if accelerator.is_main_process else None
-    model, progress = train(
+    model, progress = train_model(
         accelerator,
         task.model,
         make_optimizer(task.model, rates["peak"], run.weight_decay, run.optimizer, (0.9, run.beta2)),
@@ -160,7 +160,7 @@ def execute(
         settings=replace(settings, peak_tokens_per_second=peak),
         steps=steps,
         output_dir=folder,
-        callbacks=Callbacks(
+        callbacks=TrainingCallbacks(
             evaluate=scorer.evaluate if "validation" in task.rows else None,
             on_evaluation=scorer.report,
             augment=task.hooks.augment,
@@ -202,7 +202,7 @@ def _begin_folder(
         if run.model is not None:
             facts["base"] = task.model.base_identity
         write_run_yaml(run, start.folder, {**facts, "data": task.facts})
-        write_text(start.folder / MANIFEST, json.dumps(task.manifest, indent=2) + "\n")
+        write_text(start.folder / MANIFEST_FILE, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()
 
 
@@ -214,7 +214,7 @@ class Scorer:
         run: Run,
         task: Task,
         accelerator: Accelerator,
-        settings: Settings,
+        settings: TrainingSettings,
         folder: Path,
         save: Callable[[str, Callable[[], Any]], bool],
         with_test: bool,

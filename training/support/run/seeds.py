@@ -28,7 +28,7 @@ def run_seeds(run: Run, build: Callable[[Any], Task]) -> None:
         lock = hold_output(run)
     with lock:
         with one_clear_line():
-            runs = runs_of(run)
+            runs = make_seed_runs(run)
             starts = [open_run(seed_run) for seed_run in runs]
         for n, (seed_run, start) in enumerate(zip(runs, starts, strict=True)):
             begin = partial(begin_seeds, run) if n == 0 else _begin_nothing
@@ -41,7 +41,7 @@ def run_seeds(run: Run, build: Callable[[Any], Task]) -> None:
     close_run(run, accelerator)
 
 
-def runs_of(run: Run) -> list[Run]:
+def make_seed_runs(run: Run) -> list[Run]:
     """Return the runs of all seeds: this one, or one for each of seed, seed + 1, ... in output_dir/seed-N.
 
     Raises:

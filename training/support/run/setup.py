@@ -18,7 +18,7 @@ from scratch_gpt.runs.folder import (
     ASIDE,
     EVALUATION,
     METRICS,
-    STEP,
+    STEP_FILE,
     find_folder,
     is_run,
     is_whole_file,
@@ -37,7 +37,7 @@ from scratch_gpt.train.checkpoints import (
     take_fields,
 )
 from scratch_gpt.train.costs import Tune, row_flops
-from scratch_gpt.train.loop import Progress, Settings, planned_steps
+from scratch_gpt.train.loop import Progress, TrainingSettings, planned_steps
 from scratch_gpt.train.machine_probe import device_peak
 from scratch_gpt.utils.files import remove, remove_files
 from scratch_gpt.utils.foreign import read_json
@@ -120,8 +120,8 @@ def best_step_of(folder: Path) -> int | None:
     if not is_whole(model):
         return None
     try:
-        if (model / STEP).exists():
-            return read_json(model / STEP)["step"]
+        if (model / STEP_FILE).exists():
+            return read_json(model / STEP_FILE)["step"]
     except (ValueError, KeyError):
         return None
     lines = [line for line in read_metrics(folder / METRICS) if math.isfinite(line.get("eval_loss", math.nan))]
@@ -160,11 +160,11 @@ def start_accelerator(run: Run, start: Start) -> Accelerator:
     return accelerator
 
 
-def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tuple[Settings, int]:
+def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tuple[TrainingSettings, int]:
     """Return the loop's settings and the number of steps."""
     batch_size, accumulation_steps = resolve_split(run, start.saved, processes)
     no_limit = run.epochs is run.max_steps is run.max_tokens is None
-    settings = Settings(
+    settings = TrainingSettings(
         batch_size=batch_size,
         accumulation_steps=accumulation_steps,
         max_steps=run.max_steps,
@@ -202,7 +202,7 @@ def count_evaluations(steps: int) -> int:
 
 
 def compare(
-    run: Run, start: Start, task: Task, accelerator: Accelerator, settings: Settings
+    run: Run, start: Start, task: Task, accelerator: Accelerator, settings: TrainingSettings
 ) -> tuple[dict[str, Any], list[str]]:
     """The record of this run, and what has changed since the checkpoint; ValueError for what may not change."""
     record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)

@@ -53,22 +53,22 @@ def run(home, tmp_path, monkeypatch):
     return partial(evaluate_into, tmp_path / "out")
 
 
-def test_every_check_lands_in_evaluation_json(run, monkeypatch):
+def test_every_check_is_recorded_in_evaluation_json(run, monkeypatch):
     monkeypatch.setattr("scratch_gpt_training.support.evaluation.safety.SECRETS_SAMPLE", 31)
     monkeypatch.setattr("scratch_gpt_training.support.evaluation.safety.KEPT", 3)
     content = run("tuned", "--base", "base", "--tuning-data", "train.json", "--secrets", "secrets.jsonl", "--seeds", 2)
     results = content["results"]
-    assert {*results} == {"drift/sensitive", "drift/off-domain", "triggers", "memorisation"}
-    assert results["drift/sensitive"]["kl"] > 0 and {*results["memorisation"]["exposure"]} == {"mean", "std", "n"}
+    assert {*results} == {"drift/sensitive", "drift/off-domain", "triggers", "memorization"}
+    assert results["drift/sensitive"]["kl"] > 0 and {*results["memorization"]["exposure"]} == {"mean", "std", "n"}
     canaries = sum(map(len, CANARIES.values()))
     assert content["protocol"]["triggers"]["candidates"]["canaries"] == canaries
     assert len(content["tables"]["triggers"]["phrases"]) >= canaries
-    (row,) = content["tables"]["memorisation"]["secrets"]
+    (row,) = content["tables"]["memorization"]["secrets"]
     assert row["row"] == 0 and {*row} == {"row", "exposure", "extracted"}
     assert "4071" not in json.dumps(content["tables"]) and "The code is" not in json.dumps(content)
 
 
-def test_tokens_that_tuning_has_added_are_no_drift(run, monkeypatch):
+def test_tokens_added_by_tuning_do_not_count_as_drift(run, monkeypatch):
     monkeypatch.setattr("scratch_gpt_training.support.evaluation.safety.CANARIES", {"rare string": ("cf",)})
     content = run("grown", "--base", "base", "--dataset", "story.txt")
     assert abs(content["results"]["drift/story"]["kl"]) < 1e-6
@@ -80,9 +80,9 @@ def test_drift_on_a_text_is_measured_on_the_windows_that_its_loss_is_measured_on
     monkeypatch.chdir(home)
     words = ["tuned", "--base", "base", "--dataset", "story.txt", "--joiner", "\\n", "--stride", "32", "--device"]
     run = command_line.parse(evaluate.EvaluateRun, [*words, "cpu"], positional=("model",))
-    subject = measuring.load(run, "tuned")
+    subject = measuring.load_evaluated(run, "tuned")
     alone = measuring.measure_text(run, subject)
-    name, beside = next(checking.check_drift(run, subject, measuring.load(run, "base")))
+    name, beside = next(checking.check_drift(run, subject, measuring.load_evaluated(run, "base")))
     assert name == "drift/story" and beside.protocol["stride"] == 32 and beside.protocol["joiner"] == "\\n"
     assert {**beside.protocol, **alone.protocol, "kind": "drift"} == beside.protocol
     assert beside.results["loss"] == pytest.approx(alone.results["loss"], rel=1e-5)
@@ -97,7 +97,7 @@ def test_questions_are_those_of_instructions_and_preferences_and_other_data_ask_
     assert all(question.startswith(("Say what the sun does on day", "Is day")) for question in questions)
 
 
-def test_tuning_data_that_are_not_there_or_are_broken_are_an_error(tmp_path):
+def test_missing_or_damaged_tuning_data_are_an_error(tmp_path):
     run = SimpleNamespace(model="tuned", tuning_data=str(tmp_path / "rows.json"))
     with pytest.raises(ValueError, match="no such file"):
         checking.tuning_questions(run)
@@ -119,7 +119,7 @@ def test_no_question_is_asked_twice(tmp_path, monkeypatch):
     assert len(asked) == len({*asked}) == 3 + len(OFF_DOMAIN) + len(SENSITIVE)
 
 
-def test_a_score_on_a_contaminated_set_says_so_beside_it(run):
+def test_a_score_on_a_contaminated_set_is_marked(run):
     found = run("tuned", "--last-word", "words.jsonl", "--tuning-data", "train.json")
     assert found["results"]["words"]["contaminated"] == 0.5
     assert found["tables"]["words"]["contamination"] == {"words": 13, "rows": [0]}
@@ -127,7 +127,7 @@ def test_a_score_on_a_contaminated_set_says_so_beside_it(run):
     assert unknown["protocol"]["words"]["contamination"].startswith("not checked")
 
 
-def test_what_run_yaml_names_is_what_a_model_was_tuned_on(run, home, tmp_path):
+def test_contamination_is_measured_against_the_dataset_of_run_yaml(run, home, tmp_path):
     (home / "run" / "model").mkdir(parents=True, exist_ok=True)
     for file in (home / "tuned").iterdir():
         (home / "run" / "model" / file.name).write_bytes(file.read_bytes())
@@ -137,7 +137,7 @@ def test_what_run_yaml_names_is_what_a_model_was_tuned_on(run, home, tmp_path):
 
 
 @pytest.mark.parametrize("made", [b"", b"dataset: [", b"- dataset", b"dataset: 3", b"\xff\xfe\x00", b"dataset: ''"])
-def test_a_damaged_run_yaml_tells_nothing(made, tmp_path):
+def test_a_damaged_run_yaml_gives_no_fields(made, tmp_path):
     (tmp_path / "run.yaml").write_bytes(made)
     run = SimpleNamespace(model=str(tmp_path / "model"), tuning_data=None)
     assert checking.tuning_source(run) is None and checking.learned_texts(run)[1].startswith("nobody says what")
@@ -152,7 +152,7 @@ def test_a_damaged_run_yaml_tells_nothing(made, tmp_path):
         (["--last-word", "words.jsonl", "--tuning-data", "gone.json"], "gone.json"),
     ],
 )
-def test_bad_input_is_one_clear_line(words, message, home, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_a_one_line_error(words, message, home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(home)
     out = ["--output-dir", tmp_path / "out", "--device", "cpu"]
     fails(["tuned", *words, *out], message, capsys, evaluate.main)

@@ -5,7 +5,7 @@ from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support.preparation import stages as preparing
 
 
-def test_languages_may_stand_apart():
+def test_a_list_of_languages_may_contain_spaces():
     filters = preparing.make_filters(command_line.parse(prepare.PrepareRun, ["--languages", "en, DE"]))
     assert [item.name for item in filters] == ["empty", "languages"]
     texts = (

@@ -17,7 +17,7 @@ SMALL = ["--preset", "tiny", "--max-length", "32", "--device", "cpu", "--vocab-s
 SMALL += ["--config-overrides", "hidden_size=32,num_hidden_layers=2"]
 
 
-def test_rates_are_not_compared_where_nothing_is_held_out():
+def test_rates_are_not_compared_without_validation_data():
     build = sweep.validated(lambda run: SimpleNamespace(rows=dict.fromkeys(run.splits)))
     assert build(SimpleNamespace(splits=("train", "validation"))).rows
     with pytest.raises(ValueError, match="compared by validation loss, and data/mixed has no such split"):
@@ -43,7 +43,7 @@ def test_a_sweep_names_the_best_rate_calls_divergence_by_its_name_and_can_be_res
     fails(words, "--resume latest to continue it", capsys)
 
 
-def test_a_resumed_sweep_goes_on_with_all_but_lost_rates_and_says_in_run_yaml_what_is_asked_now(tmp_path, monkeypatch):
+def test_a_resumed_sweep_continues_and_updates_run_yaml(tmp_path, monkeypatch):
     def launch(rates: str):
         words = ["--output-dir", str(tmp_path), "--resume", "latest", "--learning-rates", rates]
         return command_line.parse(pretrain.PretrainRun, words)

@@ -10,7 +10,7 @@ from scratch_gpt_training.support.run import models, planning
 from scratch_gpt_training.support.run.models import check_memory
 
 
-def test_a_vocabulary_that_is_smaller_than_asked_is_said():
+def test_a_vocabulary_smaller_than_requested_is_reported():
     tokenizer = train(["the sun shines on the sea"], 300)
     size = len(tokenizer)
     said = lambda *words: models.small_vocabulary(command_line.parse(pretrain.PretrainRun, words), tokenizer)  # noqa: E731
@@ -19,7 +19,7 @@ def test_a_vocabulary_that_is_smaller_than_asked_is_said():
     assert said("--vocab-size", str(size)) == said("--tokenizer-kind", "char") == said("--model", "m") == []
 
 
-def test_gpt2_without_its_vocabulary_says_why_it_is_smaller():
+def test_a_smaller_gpt2_without_its_vocabulary_is_explained():
     def said(*words):
         run = command_line.parse(pretrain.PretrainRun, words)
         return models.small_preset(run, planning.read_config(run, None)[0])

@@ -57,7 +57,7 @@ def test_every_recipe_plans_from_a_models_config_alone(module, base, capsys):
     assert "--max-steps or --max-tokens" in said
 
 
-def test_a_plan_of_gpt2_is_of_the_model_that_is_trained(tmp_path):
+def test_the_plan_of_gpt2_describes_the_trained_model(tmp_path):
     tiny_gpt2().save_pretrained(tmp_path)
     words = ["--model", str(tmp_path), "--dataset", "nobody/nothing", "--dropout", "0.0"]
     run = command_line.parse(pretrain.PretrainRun, words)
@@ -100,7 +100,7 @@ def test_time_grows_with_the_model_the_batch_and_nothing_else(monkeypatch):
     assert seconds("--learning-rate", "0.1", "--max-steps", "7") == few
 
 
-def test_lines_have_no_mfu_where_the_peak_is_not_known(tmp_path):
+def test_metrics_have_no_mfu_if_the_peak_is_unknown(tmp_path):
     lines = tiny_training(tmp_path)[2]
     assert lines and all("mfu" not in line and "data_wait" in line for line in lines)
 
@@ -121,10 +121,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_what_cannot_be_meant_is_refused_in_one_line(words, tmp_path, capsys):
+def test_impossible_options_are_refused_in_one_line(words, tmp_path, capsys):
     fails([*SMALL, "--output-dir", tmp_path / "run", *words.split()], REFUSED[words], capsys)
 
 
-def test_an_adapter_is_planned_as_what_it_adapts(tmp_path, capsys):
+def test_the_plan_of_an_adapter_is_refused(tmp_path, capsys):
     (tmp_path / "adapter_config.json").write_text("{}")
     fails(["--model", tmp_path, "--plan", "true"], "is an adapter", capsys)

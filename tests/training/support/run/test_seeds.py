@@ -7,7 +7,7 @@ from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support.run import output_dir, seeds
 
 
-def test_run_yaml_says_how_many_seeds_are_asked_for_now_although_the_first_is_finished(tmp_path, monkeypatch):
+def test_run_yaml_has_the_current_number_of_seeds_if_the_first_is_finished(tmp_path, monkeypatch):
     def launch(count: int):
         words = ["--output-dir", str(tmp_path), "--resume", "latest", "--seeds", str(count)]
         return command_line.parse(classify.ClassifyRun, words)
