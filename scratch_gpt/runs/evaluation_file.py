@@ -24,7 +24,8 @@ RESERVED = (
     "drift/sensitive",
     "drift/off-domain",
     "triggers",
-    "memorisation",
+    "memorization",
+    "memorisation",  # of earlier versions
 )
 
 

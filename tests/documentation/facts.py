@@ -14,7 +14,7 @@ from scratch_gpt_training.support.command_line import flag
 from scratch_gpt_training.support.commands import VERBS
 from scratch_gpt_training.support.help import group_fields
 from scratch_gpt_training.support.options import Run
-from scratch_gpt_training.support.words import ALIASES, HINTS
+from scratch_gpt_training.support.words import HINTS, SYNONYMS
 
 
 PAGES = {  # verb -> its page in training/docs
@@ -239,7 +239,7 @@ MAIN += ("checkpoint_every", "keep", "keep_best", "max_length", "dataset", "mode
 def by_field() -> dict[str, list[str]]:
     """Return the words of other tools for each of our fields: field -> `word` (tool)."""
     found: dict[str, list[str]] = {}
-    for word, (field, tool) in ALIASES.items():
+    for word, (field, tool) in SYNONYMS.items():
         if tool != "scratch_gpt":
             found.setdefault(field, []).append(f"`{word}` ({tool})")
     return found

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 
 from scratch_gpt_training.support.commands import find_config, spell_commands
 from scratch_gpt_training.support.help import format_help
-from scratch_gpt_training.support.words import CHOICES, check_once, hint, translate
+from scratch_gpt_training.support.words import CHOICE_HINTS, check_once, hint, translate
 
 
 OptionsT = TypeVar("OptionsT")  # a dataclass
@@ -44,7 +44,7 @@ def _plain(message: str) -> str:
         return message
     name, problem = found[1], found[2]
     if choice := re.match(r"invalid choice: '([^']*)' \(choose from (.*)\)", problem):
-        text = CHOICES.get((name, choice[1]), "")
+        text = CHOICE_HINTS.get((name, choice[1]), "")
         return f"{flag(name)} {choice[1]!r} is not one of: {choice[2].replace(chr(39), '')}. {text}".rstrip()
     if value := re.match(r"Truthy value expected: got (\S+)", problem):
         return f"{flag(name)} must be true or false (you gave {value[1]})."

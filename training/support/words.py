@@ -1,13 +1,13 @@
 """Translate the option names of other tools: transformers, TRL, nanoGPT, litgpt and the book.
 
-`ALIASES` has words whose meaning equals ours, value for value: they are accepted. `HINTS` has words that are close,
+`SYNONYMS` has words whose meaning equals ours, value for value: they are accepted. `HINTS` has words that are close,
 with a sentence that says what to write. Imports nothing heavy.
 """
 
 from collections.abc import Collection, Iterable
 
 
-ALIASES = {  # their word -> ours, with the tool that it comes from
+SYNONYMS = {  # their word -> ours, with the tool that it comes from
     # transformers' TrainingArguments and run_clm
     "per_device_train_batch_size": ("batch_size", "transformers"),
     "gradient_accumulation_steps": ("accumulation_steps", "transformers"),
@@ -153,7 +153,7 @@ HINTS: dict[str, tuple[str | None, str]] = {  # their word -> (our field; None f
     "backend": ("expect_processes", f"{_NOTHING} the launcher chooses it."),
 }
 
-CHOICES = {  # (field, their value) -> what to write
+CHOICE_HINTS = {  # (field, their value) -> what to write
     ("loss_type", "sigmoid"): "TRL's sigmoid is dpo here.",
     ("loss_type", "kto_pair"): "TRL's kto_pair is kto here.",
     ("schedule", "cosine_with_min_lr"): "That is cosine with --min-learning-rate here.",
@@ -171,7 +171,7 @@ def translate(name: str, fields: Collection[str]) -> str:
     >>> translate("warmup_ratio", {"warmup_steps"})
     'warmup_ratio'
     """
-    field = ALIASES.get(name, (name, ""))[0]
+    field = SYNONYMS.get(name, (name, ""))[0]
     return field if name not in fields and field in fields else name
 
 

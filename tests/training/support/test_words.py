@@ -7,17 +7,17 @@ import pytest
 from recipe_options import KINDS
 
 from scratch_gpt_training.support import command_line
-from scratch_gpt_training.support.words import ALIASES, CHOICES, HINTS
+from scratch_gpt_training.support.words import CHOICE_HINTS, HINTS, SYNONYMS
 
 
 ALL = {item.name for kind in KINDS.values() for item in fields(kind)}
 
 
 def test_every_target_is_a_field_of_a_recipe_and_no_word_is():
-    assert {field for field, _ in ALIASES.values()} | {field for field, _ in HINTS.values() if field} <= ALL
-    assert not {*ALIASES} & {*HINTS}
-    assert {word for word in (*ALIASES, *HINTS) if word in ALL} <= {"dtype"}  # of generate
-    assert {field for field, _ in CHOICES} <= ALL
+    assert {field for field, _ in SYNONYMS.values()} | {field for field, _ in HINTS.values() if field} <= ALL
+    assert not {*SYNONYMS} & {*HINTS}
+    assert {word for word in (*SYNONYMS, *HINTS) if word in ALL} <= {"dtype"}  # of generate
+    assert {field for field, _ in CHOICE_HINTS} <= ALL
 
 
 def test_every_hint_names_options_that_exist():
@@ -26,9 +26,9 @@ def test_every_hint_names_options_that_exist():
         assert flags - {"use_fsdp", "fsdp_version", "predict"} <= ALL, word
 
 
-@pytest.mark.parametrize("word", ALIASES)
+@pytest.mark.parametrize("word", SYNONYMS)
 def test_an_alias_sets_our_field(word, tmp_path, capsys):
-    field = ALIASES[word][0]
+    field = SYNONYMS[word][0]
     name = next(name for name, kind in KINDS.items() if field in {item.name for item in fields(kind)})
     (item,) = (item for item in fields(KINDS[name]) if item.name == field)
     value = "true" if "bool" in str(item.type) else "2"

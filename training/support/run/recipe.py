@@ -1,16 +1,14 @@
 """Run a training recipe: read its options, check them, and plan, train once, or train over seeds or rates."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from scratch_gpt_training.support.command_line import one_clear_line, parse, remember_default
-from scratch_gpt_training.support.options import Run, check_run
+from scratch_gpt_training.support.options import Run, RunT, check_run
 
 
 if TYPE_CHECKING:
     from scratch_gpt_training.support.run.task import Task
-
-RunT = TypeVar("RunT", bound=Run)
 
 
 def _no_alternative(run: Run) -> bool:
