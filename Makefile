@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 # A file's tests share what they set up, so a file is one worker's; a worker needs up to 2 GB.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+# One thread for each core, as the launcher would choose with a warning.
+THREADS = $${OMP_NUM_THREADS:-$$($(BIN)/python -c 'import psutil; print(psutil.cpu_count(logical=False) or 1)')}
 export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: train test quality style docs conformance compatibility newest servers bench bench-tuning chaos publish-demo clean
@@ -27,9 +29,9 @@ $(VENV)/.dev: $(VENV)/.package
 	@touch $@
 
 train: $(VENV)/.package
-	@$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
+	@OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
 		training/pretrain.py --config training/configs/python_docs.yaml --overwrite true
-	@echo "Loading runs/pretrain/model in a fresh process and going on from \"The\":"
+	@echo "Loading runs/pretrain/model in a fresh process and continuing \"The\":"
 	@$(BIN)/python training/generate.py --model runs/pretrain/model --prompt "The" --max-new-tokens 60
 
 test: $(VENV)/.dev
@@ -112,7 +114,7 @@ chaos: $(VENV)/.dev
 
 # The folder and the card of the main job's model as they would be pushed; only local files.
 publish-demo: $(VENV)/.dev
-	@$(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
+	@OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
 		training/pretrain.py --config training/configs/python_docs.yaml --output-dir runs/python-docs --overwrite true
 	@$(BIN)/python training/publish.py runs/python-docs --repo user/python-docs --license apache-2.0 --dry-run
 	@$(BIN)/python tests/helpers/render_card.py runs/python-docs/published --out tests/benchmarks/publish_demo.png

@@ -215,6 +215,7 @@ def test_each_seed_is_a_separate_run_and_the_mean_is_reported(positions, tmp_pat
 
 def test_a_stopped_run_resumes_bit_for_bit(positions, tmp_path):
     arguments = ["--dataset", positions, *SMALL, "--max-steps", 12, "--eval-every", 3, "--keep", 9, "--dropout", 0.1]
+    arguments += ["--checkpoint-every", 3]
     run(*arguments, "--balance", "weights", "--output-dir", tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "evaluation.json").unlink()
@@ -302,7 +303,7 @@ BAD = {
     "--test-dataset places": "is in the test set: nothing is left to train on",
     "--label-column kind": "no column 'kind', only text, label. Choose with --label-column",
     "--text-column body": "no column 'body', only text, label. Choose with .* --text-column",
-    "--label-column text": r"distinct text\(s\), and there are 3 splits",
+    "--label-column text": "1 distinct text, and there are 3 splits",
     "--column-names a,b": "without a header, and places.jsonl is none",
     "--balance some": "balance.*some",
     "--seeds 0": "--seeds must be at least 1",
@@ -353,6 +354,11 @@ def test_predicting_with_a_model_that_is_not_a_classifier_is_a_one_line_error(tr
     fails(["--model", trained / "model", "--predict", file], "Row 2 has an empty text", capsys, classify.main)
     tiny_model().save_pretrained(tmp_path / "causal")
     file = write_rows(tmp_path / "b.jsonl", [{"text": "boat"}])
-    fails(["--model", tmp_path / "causal", "--predict", file], "it lacks score.weight", capsys, classify.main)
+    fails(
+        ["--model", tmp_path / "causal", "--predict", file],
+        "is a language model, not a classifier",
+        capsys,
+        classify.main,
+    )
     absent = ["--output-dir", tmp_path / "absent", "--predict", file]
     fails(absent, "absent/model: no such folder", capsys, classify.main)

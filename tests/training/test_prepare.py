@@ -664,13 +664,6 @@ def test_bad_input_is_a_one_line_error_and_leaves_nothing_prepared(line, corpus,
     assert not (tmp_path / "p" / "manifest.json").exists() and not (tmp_path / "p" / "train").exists()
 
 
-@pytest.mark.parametrize("recipe_main", [prepare.main, pretrain.main])
-def test_help_prints_every_field(recipe_main, capsys):
-    with pytest.raises(SystemExit) as ending:
-        recipe_main(["--help"])
-    assert ending.value.code == 0 and "--output_dir" in capsys.readouterr().out
-
-
 def test_cleaned_rows_without_text_are_refused_by_pretraining_in_one_line(tmp_path, capsys):
     rows = [{"instruction": f"Say {n}.", "output": f"{n}!"} for n in range(20)]
     corpus = write_rows(tmp_path / "rows.jsonl", rows)

@@ -220,7 +220,7 @@ def test_a_file_without_header_is_read_as_it_stands(tmp_path):
     assert (rows["text"][:], rows["stars"][:]) == (["None", "NA, null", ""], ["1", "", "3"])
     (tmp_path / "a.csv").write_text('ham,"one, two"\nspam,three\n')
     assert open_rows(str(tmp_path / "a.csv"), column_names=["label", "text"]).rows["text"][:] == ["one, two", "three"]
-    with pytest.raises(ValueError, match=r"a\.csv has 2 column\(s\), and column_names names 1: text"):
+    with pytest.raises(ValueError, match=r"a\.csv has 2 columns, and column_names names 1: text"):
         open_rows(str(tmp_path / "a.csv"), column_names=["text"])
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
     with pytest.raises(ValueError, match=r"without a header, and a\.jsonl is none"):
@@ -258,7 +258,7 @@ def test_bad_columns_are_one_line_errors(case):
 
 
 def test_bad_splits_and_labels_are_one_line_errors():
-    with pytest.raises(ValueError, match=r"Class 'b' has 2 distinct text\(s\), and there are 3 splits"):
+    with pytest.raises(ValueError, match=r"Class 'b' has 2 distinct texts, and there are 3 splits"):
         split_examples(Examples(["x", "y", "z", "1", "2", "1 "], ["a", "a", "a", "b", "b", "b"]))
     with pytest.raises(ValueError, match="leave nothing to train on"):
         split_examples(numbered(a=9, b=9), 0.5, 0.5)
