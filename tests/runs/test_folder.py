@@ -121,7 +121,7 @@ def test_the_old_run_stays_until_the_new_one_has_a_checkpoint(trained, story, ca
             run(*words, *WILD)
         assert files(trained / ASIDE) == before
         said = capsys.readouterr()
-        assert "stays in" in said.out and f"The run that was there before is in {trained / ASIDE}" in said.err
+        assert "stays in" in said.out and f"The previous run is in {trained / ASIDE}" in said.err
     fails(["--dataset", story, "--output-dir", trained], "already holds a run", capsys)
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--learning-rate", "1e-3")
     assert not (trained / ASIDE).exists() and (trained / "notes.txt").read_text() == "mine"
@@ -232,7 +232,7 @@ def test_the_only_checkpoint_is_found_by_the_name_that_a_killed_save_has_left(pr
     shutil.rmtree(trained / "checkpoints" / "step-2")
     (trained / "checkpoints" / "step-4").rename(trained / "checkpoints" / f"{prefix}step-4")
     path, said = find_checkpoint(trained / "checkpoints")
-    assert path.name == f"{prefix}step-4" and "is whole: it is taken as step-4" in said[0]
+    assert path.name == f"{prefix}step-4" and "is intact and used as step-4" in said[0]
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--max-steps", 6, "--keep", 1)
     assert "Going on from step-4." in capsys.readouterr().out
     assert [path.name for path in (trained / "checkpoints").iterdir()] == ["step-6"]
