@@ -320,7 +320,7 @@ def test_a_folder_in_use_is_refused_in_one_line_and_a_dead_runs_folder_is_taken_
     assert snapshot(trained) == before
     (trained / LOCK).write_text(json.dumps(owner | {"started": 1.0}))
     run(*words, "--resume", "--max-steps", 5)
-    assert "this one takes over" in capsys.readouterr().out and not (trained / LOCK).exists()
+    assert "this process takes over" in capsys.readouterr().out and not (trained / LOCK).exists()
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / LOCK).write_text(json.dumps(owner))
     fails(["--dataset", story, "--output-dir", tmp_path / "p"], "is in use", capsys, prepare.main)
@@ -329,7 +329,7 @@ def test_a_folder_in_use_is_refused_in_one_line_and_a_dead_runs_folder_is_taken_
 def test_a_run_in_use_is_not_staged_and_a_lock_is_never_published(trained, capsys):
     owner = Lock(trained).owner | {"host": "elsewhere"}
     (trained / LOCK).write_text(json.dumps(owner))
-    with pytest.raises(ValueError, match="is in use: .* on elsewhere .*sign of life is 0 s old"):
+    with pytest.raises(ValueError, match="is in use: .* on elsewhere .*last active 0 s ago"):
         stage(trained, repo="user/name")
     (trained / LOCK).unlink()
     out = stage(trained, repo="user/name", say=lambda line: None)
