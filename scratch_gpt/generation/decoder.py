@@ -1,7 +1,7 @@
 """Make decoders, which compute the logits of the next token of a causal model and keep its KV cache.
 
 `make_decoder` chooses: FastDecoder for our own unmodified model, with a step optimized for few tokens, or
-ForwardDecoder for any other model, with its ordinary forward. Both give the same logits.
+ForwardDecoder for any other model, with its ordinary forward. Without int8 both give the same logits, up to rounding.
 
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
 """
@@ -30,7 +30,7 @@ class ForwardDecoder:
         self.model = model
         self.cache: Any = None  # transformers' Cache, of the kind that the model returns
         get_base_model = getattr(model, "get_base_model", None)
-        base = model if get_base_model is None else get_base_model()  # the signature of peft's wrapper says nothing
+        base = model if get_base_model is None else get_base_model()  # peft's wrapper has a generic signature
         names = inspect.signature(base.forward).parameters
         self.takes_positions = "position_ids" in names
         self.cache_name = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
@@ -347,9 +347,9 @@ def make_decoder(
     if quantize is not None or compile:
         options = [f"quantize={quantize!r}"] * (quantize is not None) + ["compile=True"] * compile
         raise ValueError(
-            f"{' and '.join(options)} needs our own model as it was saved, but this is a {type(model).__name__}, its "
-            f"layers are changed, or its activation is not one of {', '.join(ACTIVATIONS)}. Merge an adapter first, "
-            f"or remove {' and '.join(option.partition('=')[0] for option in options)}."
+            f"{' and '.join(options)} needs our own model as it was saved, with unchanged layers and one of the "
+            f"activations {', '.join(ACTIVATIONS)}. This {type(model).__name__} is not such a model. Merge an adapter "
+            f"first, or remove {' and '.join(option.partition('=')[0] for option in options)}."
         )
     return ForwardDecoder(model)
 

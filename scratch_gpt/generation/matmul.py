@@ -61,7 +61,7 @@ def lay_out(
     blocked = torch.backends.mkldnn.is_available() and (
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if weight.dtype == torch.bfloat16
-        else weight.dtype == torch.float32 and not _is_mkl_at_home()
+        else weight.dtype == torch.float32 and not _prefers_mkl()
     )
     if blocked:
         return Matrix("blocks", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1), bias)
@@ -69,7 +69,7 @@ def lay_out(
     return Matrix("columns", transposed, bias)
 
 
-def _is_mkl_at_home() -> bool:
+def _prefers_mkl() -> bool:
     # On a Xeon GPT-2's 49 products of one row take 15.8 ms with MKL and 19.4 ms with oneDNN; on an EPYC oneDNN is
     # faster. torch 2.9 has no get_capabilities.
     name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
