@@ -59,9 +59,9 @@ def split_across_processes(
         >>> split_across_processes(["a", "b", "c", "d", "e"], batch_size=2, processes=2, rank=1)
         [(['b', 'd'], True), (['a'], False)]
     """
-    mine = items[rank::processes]
+    own_items = items[rank::processes]
     largest = -(-len(items) // processes)  # items of the first process
-    chunks = [(mine[i : i + batch_size], True) for i in range(0, len(mine), batch_size)]
+    chunks = [(own_items[i : i + batch_size], True) for i in range(0, len(own_items), batch_size)]
     missing = -(-largest // batch_size) - len(chunks)
     return chunks + [(items[:1], False)] * missing
 
@@ -182,8 +182,8 @@ class StreamedSteps(IterableDataset):
                 f"{stream.lanes} stream lanes cannot be shared by {layout.processes} processes. Choose stream_lanes "
                 "as a multiple of the number of processes, and keep it for the whole run."
             )
-        mine = map(str, range(layout.rank, stream.lanes, layout.processes))
-        self.cursors = {lane: (cursors or {}).get(lane) for lane in mine}  # None: a lane's beginning
+        own_lanes = map(str, range(layout.rank, stream.lanes, layout.processes))
+        self.cursors = {lane: (cursors or {}).get(lane) for lane in own_lanes}  # None: a lane's beginning
         self.stream, self.collate, self.layout, self.start, self.steps = stream, collate, layout, start, 0
         self.augment = augment
 

@@ -42,7 +42,7 @@ class Metrics:
         progress,
         text: str = "",
         state: dict[str, Any] | None = None,
-        save: Callable[[str, Callable[[], Any]], Any] = lambda what, write: write(),
+        save: Callable[[str, Callable[[], Any]], Any] = lambda name, write: write(),
         peak_tokens_per_second: float | None = None,
     ):
         self.accelerator, self.path, self.save = accelerator, path, save
