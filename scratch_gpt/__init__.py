@@ -1,7 +1,7 @@
 """A GPT written from scratch that every Hugging Face client can load, train, tune and publish.
 
-Importing this package makes `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoModelForSequenceClassification`
-know our classes. Everything else is imported at the first use of its name.
+Importing this package registers our classes with `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and
+`AutoModelForSequenceClassification`. Everything else is imported at the first use of its name.
 """
 
 from importlib import import_module
@@ -61,7 +61,7 @@ for _auto_class, _model_class in (
     (AutoModelForSequenceClassification, ScratchGPTForSequenceClassification),
 ):
     _auto_class.register(ScratchGPTConfig, _model_class)
-    _model_class.register_for_auto_class(_auto_class.__name__)  # saving copies the code beside the weights
+    _model_class.register_for_auto_class(_auto_class.__name__)  # saving copies the code next to the weights
 
 # name -> its module, imported at the first use of the name; editors read the imports above
 _LAZY = {

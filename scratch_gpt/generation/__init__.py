@@ -1,1 +1,1 @@
-"""Prompts -> text: sampling, KV cache, int8, the C step, speculative decoding."""
+"""Generate text: sampling, KV cache, int8, the step in C, speculative decoding."""

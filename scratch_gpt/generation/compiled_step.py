@@ -1,6 +1,6 @@
-"""A Net -> the same for few rows by one function in C, step.c, which the machine's own compiler builds.
+"""Run a `Net` (decoder.py) on few rows with one function in C, step.c, built by the machine's compiler.
 
-A step by torch is a thousand operations, most of them shorter than their calling. In C there is one call.
+A step in torch is a thousand operations, and most of them take less time than their call. In C it is one call.
 """
 
 import ctypes
@@ -21,50 +21,50 @@ from .matmul import Matrix
 if TYPE_CHECKING:
     from .decoder import Block, Net, Norm
 
-LANES = 16  # numbers in a vector, of which the widths of matrices in fp32 are multiples
+LANES = 16  # numbers in a vector; the widths of fp32 matrices must be multiples of it
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", f"-DLANES={LANES}"]
-MATRIX_DTYPES = (torch.float32, torch.int8)  # of matrices; in C's order, as are the activations
-MAX_COMPILED_ROWS = (16, 24)  # for each of MATRIX_DTYPES: up to this many rows C multiplies faster than torch
-# The activations that decoder.py knows, with their numbers in C.
+MATRIX_DTYPES = (torch.float32, torch.int8)  # types of matrices, in the order of step.c
+MAX_COMPILED_ROWS = (16, 24)  # for each of MATRIX_DTYPES: C multiplies faster than torch up to this number of rows
+# The activations that decoder.py supports, with their numbers in step.c.
 ACTIVATIONS = {"gelu_pytorch_tanh": 0, "gelu_new": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3}
 
 
 @cache
 def build_step() -> ctypes.CDLL:
-    """step.c as a library, built once a process: one that was kept might be of another processor.
+    """Build step.c and return it as a library, once per process: a saved one might be for another processor.
 
     Raises:
-        ValueError: no compiler ($CC, otherwise cc), or one that does not build it.
+        ValueError: the compiler ($CC, otherwise cc) is missing or cannot build it.
     """
     compiler, source = os.environ.get("CC") or "cc", Path(__file__).with_name("step.c")
-    remedy = "put one with OpenMP, such as gcc, into $CC, or leave compile out"
+    remedy = "Set $CC to one with OpenMP, such as gcc, or pass compile=False."
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "step.so"
         command = [*shlex.split(compiler), *FLAGS, "-shared", "-fPIC", str(source), "-o", str(library), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
         except OSError as error:
-            raise ValueError(f"compile needs a C compiler, and {compiler} is none here: {remedy}.") from error
+            raise ValueError(f"compile needs a C compiler, but {compiler} cannot be run. {remedy}") from error
         except subprocess.CalledProcessError as error:
             lines = [line for line in error.stderr.splitlines() if "error" in line] or [f"status {error.returncode}"]
-            raise ValueError(f"compile needs a C compiler, and {compiler} ends with {lines[0]}: {remedy}.") from error
+            raise ValueError(f"compile needs a C compiler, but {compiler} ended with {lines[0]}. {remedy}") from error
         try:
             return ctypes.CDLL(str(library))
         except OSError as error:
-            raise ValueError(f"What {compiler} built for compile does not load: {error}: {remedy}.") from error
+            raise ValueError(f"The library that {compiler} built cannot be loaded: {error}. {remedy}") from error
 
 
 class CompiledNet:
-    """Call a `Net` (decoder.py) with a cache in fp32: few rows go to C, to logits in fp32, others to the Net.
+    """Call a `Net` (decoder.py) with a cache in fp32: few rows run in C and give fp32 logits, others run in the Net.
 
     Args:
-        net: on a CPU, its matrices as `lay_out` makes them for this.
+        net: on a CPU, with matrices from `lay_out(..., compile=True)`.
         library: from `build_step`.
     """
 
     def __init__(self, net: "Net", library: ctypes.CDLL):
         self.net, self.library = net, library
-        self.floats: list[torch.Tensor] = []  # what the structs point to
+        self.floats: list[torch.Tensor] = []  # keeps the tensors alive that the structs point to
         self.blocks = b"".join(self._block(block) for block in net.blocks)
         self.last = self._norm(net.norm) + self._matrix(net.head)
         self.sizes = (len(net.blocks), ACTIVATIONS[net.act], net.head.int8.top if net.head.int8 else 0)
@@ -93,7 +93,7 @@ class CompiledNet:
         )
         return logits
 
-    # The structs of step.c, each of whose fields is 8 bytes; vectors in fp32.
+    # The structs of step.c: each field has 8 bytes, vectors are in fp32.
 
     def _block(self, block: "Block") -> bytes:
         first = self._norm(block.norm_1) + self._matrix(block.qkv) + self._matrix(block.out)

@@ -1,7 +1,7 @@
-"""A model -> its next-token step: ids and what came before -> logits, with the cache inside.
+"""Make decoders, which compute the logits of the next token of a causal model and keep its KV cache.
 
-`make_decoder` picks: for our own plain model a step written out for few tokens at a time (FastDecoder), for any other
-its ordinary forward (ForwardDecoder). Both answer alike.
+`make_decoder` chooses: FastDecoder for our own unmodified model, with a step optimized for few tokens, or
+ForwardDecoder for any other model, with its ordinary forward. Without int8 both give the same logits, up to rounding.
 
 B rows, T new tokens, N = B * T, S columns of the cache, L blocks, H heads, K head size, D width, V vocabulary.
 """
@@ -24,13 +24,13 @@ from .matmul import MATMUL_KINDS, Matrix, lay_out, multiply
 
 
 class ForwardDecoder:
-    """Any causal model by its own forward and its own cache."""
+    """Decode any causal model with its own forward and its own cache."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.cache: Any = None  # transformers' Cache, of whatever kind the model returns
+        self.cache: Any = None  # transformers' Cache, of the kind that the model returns
         get_base_model = getattr(model, "get_base_model", None)
-        base = model if get_base_model is None else get_base_model()  # the forward of peft's wrapper takes anything
+        base = model if get_base_model is None else get_base_model()  # peft's wrapper has a generic signature
         names = inspect.signature(base.forward).parameters
         self.takes_positions = "position_ids" in names
         self.cache_name = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 renamed it
@@ -48,7 +48,7 @@ class ForwardDecoder:
         """Return the logits (B, 1, V) of the last position of a prompt (B, T).
 
         Args:
-            columns: how many tokens the text will have at most, the prompt included.
+            columns: the largest number of tokens that the text will have, including the prompt.
         """
         output = self.model(ids, **self._position_arguments(ids, mask), use_cache=True, logits_to_keep=1)
         self.cache = self._cache_of(output)
@@ -77,7 +77,7 @@ class ForwardDecoder:
         return output.cache if hasattr(output, "cache") else output.past_key_values
 
     def _position_arguments(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        # Padding takes no position. Our model reads that from the mask; most others need the positions.
+        # Padding has no position. Our model derives positions from the mask; most others need them as an argument.
         if mask.all() or not self.takes_positions:
             return {"attention_mask": mask}
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]  # (B, T)
@@ -85,26 +85,26 @@ class ForwardDecoder:
 
 
 class FastDecoder(ForwardDecoder):
-    """Our own model, its blocks written out over a cache of fixed size.
+    """Decode our own model with a cache of fixed size, its blocks written as plain tensor operations.
 
-    Full windows go by its forward, and so do prompts, but in int8.
+    Full windows use the model's forward. Prompts do too, except in int8.
 
-    Its matrices are copied once, in the layout that multiplies few rows fastest (int8: at once, otherwise at the
-    first step), and the model keeps its own: together 2 times the model's memory, in int8 1 time and two bytes for
-    each parameter. It serves as many calls as you like while the weights stay: norms, biases and embeddings are the
-    model's own, so that after a step of training an old decoder is of neither the old weights nor the new.
+    The matrices are copied once, in the layout that multiplies few rows fastest: at once with int8 or compile,
+    otherwise at the first step. The model keeps its own copy, so both need 2 times the model's memory; with int8 the
+    model's memory and two bytes for each parameter. A decoder can be used many times while the weights do not change.
+    It shares norms, biases and embeddings with the model, so after a training step it mixes old and new weights.
 
     Args:
-        quantize: "int8" keeps the matrices and the head as whole numbers, each output channel scaled by its largest
-            weight, and multiplies them with activations rounded to 8 bits, each row by its own range (one narrower
-            than 0.016 as if it were that). Embeddings, norms, attention and the cache stay as the model has them.
-        compile: in fp32 or int8, steps of few tokens go by one function in C (compiled_step.py), which the machine's
-            compiler builds first, in a second or two. It is the same arithmetic, with cache and logits in fp32. Of
-            matrices in fp32 it reads the model's own, and copies only query's, key's and value's.
+        quantize: "int8" stores the matrices and the head as integers, each output channel scaled by its largest
+            weight, and multiplies them with activations rounded to 8 bits, each row by its range (at least 0.016).
+            Embeddings, norms, attention and the cache keep the model's type.
+        compile: in fp32 or int8, steps of few tokens run in one function in C (compiled_step.py), which the machine's
+            compiler builds first, in a second or two. The arithmetic is the same, with cache and logits in fp32. It
+            reads fp32 matrices from the model and copies only those of query, key and value.
 
     Raises:
-        ValueError: an unknown kind; int8 or compile on another device than a CPU; int8 where torch has no oneDNN;
-            compile in another type than fp32 or int8, of odd widths, or where no compiler builds it.
+        ValueError: quantize is unknown; int8 or compile on a device other than a CPU; int8 with a torch without
+            oneDNN; compile with a type other than fp32 or int8, with unsupported widths, or without a compiler.
     """
 
     def __init__(self, model: nn.Module, quantize: str | None = None, compile: bool = False):
@@ -113,24 +113,24 @@ class FastDecoder(ForwardDecoder):
         self.body, self.head = own.transformer, cast(nn.Linear, own.lm_head)
         device, dtype = self.device, self.head.weight.dtype
         if quantize == "int8" and device.type != "cpu":
-            raise ValueError(f"quantize='int8' decodes on a CPU, and this model is on {device}: leave it out there.")
+            raise ValueError(f"quantize='int8' needs a CPU, but this model is on {device}. Decode without it there.")
         if quantize == "int8" and not torch.backends.mkldnn.is_available():
-            raise ValueError("quantize='int8' multiplies by oneDNN, and this torch has none: leave it out.")
+            raise ValueError("quantize='int8' needs oneDNN, which this torch lacks. Decode without quantize.")
         if compile and (device.type != "cpu" or (dtype != torch.float32 and quantize is None)):
             raise ValueError(
-                f"compile builds a step in fp32 or int8 on a CPU, and this model is in {dtype} on {device}: give "
-                "quantize='int8', or leave compile out."
+                f"compile supports fp32 and int8 on a CPU, but this model is in {dtype} on {device}. Pass "
+                "quantize='int8' or compile=False."
             )
         widths = self.body.layers[0].mlp.up_proj.weight.shape
         if compile and quantize is None and any(width % LANES for width in widths):
             raise ValueError(
-                f"compile in fp32 takes widths that are multiples of {LANES}, and these are {widths[1]} and, in the "
-                f"MLP, {widths[0]}: give quantize='int8', or leave compile out."
+                f"compile in fp32 needs widths that are multiples of {LANES}, but the model's width is {widths[1]} "
+                f"and the MLP's {widths[0]}. Pass quantize='int8' or compile=False."
             )
         self.quantize, self.compile = quantize, compile
-        if quantize or compile:  # made now: packing goes one matrix a thread, the head's, which is the largest, first
+        if quantize or compile:  # pack now, one matrix per thread; the head is the largest and comes first
             with warnings.catch_warnings(), huge_pages(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                warnings.simplefilter("ignore", UserWarning)  # FBGEMM's operations are to go from torch
+                warnings.simplefilter("ignore", UserWarning)  # torch will remove FBGEMM's operations
                 library = pool.submit(build_step) if compile else None
                 net = self._lay_out(pool.map)
                 self.net = net if library is None else CompiledNet(net, library.result())
@@ -159,7 +159,6 @@ class FastDecoder(ForwardDecoder):
         )
 
     def _matrix(self, *layers: nn.Linear) -> Matrix:
-        # Several layers are stacked above one another.
         bias = None if layers[0].bias is None else stacked([layer.bias for layer in layers])
         return lay_out(stacked([layer.weight for layer in layers]), bias, self.quantize, self.compile)
 
@@ -167,12 +166,12 @@ class FastDecoder(ForwardDecoder):
     def start(self, ids: torch.Tensor, mask: torch.Tensor, columns: int) -> torch.Tensor:
         (B, T), attention = ids.shape, self.body.layers[0].attn
         hidden = mask[:, :T] == 0
-        self.padding = hidden.sum(1, keepdim=True) if hidden.any() else None  # (B, 1): columns that take no position
+        self.padding = hidden.sum(1, keepdim=True) if hidden.any() else None  # (B, 1): columns without a position
         H, K = self.config.num_attention_heads, attention.head_dim
         shape = (len(self.body.layers), 2, B, H, max(columns, T), K)
         dtype = torch.float32 if self.compile else self.head.weight.dtype
         self.key_values = torch.empty(shape, dtype=dtype, device=ids.device)
-        if self.quantize:  # many rows too are multiplied fastest as whole numbers
+        if self.quantize:  # int8 is the fastest for many rows too
             return self._score(ids, mask[:, :T], only_last=True)
         logits = super().start(ids, mask, columns)
         for key_values, layer in zip(self.key_values, self.cache.layers, strict=True):
@@ -189,7 +188,7 @@ class FastDecoder(ForwardDecoder):
         (B, T), S = ids.shape, mask.shape[1]
         past, body, columns = S - T, self.body, self.key_values.shape[4]
         if S > columns:
-            raise ValueError(f"This cache was started for {columns} tokens, and here are {S}.")
+            raise ValueError(f"The cache was started for {columns} tokens, but the text has {S}.")
         positions = torch.arange(past, S, device=ids.device)[None]
         if self.padding is not None:
             positions = (positions - self.padding).clamp(min=0)
@@ -200,8 +199,8 @@ class FastDecoder(ForwardDecoder):
         return self.net(x, self.key_values, past, score_mask, only_last)
 
     def _score_mask(self, mask: torch.Tensor, T: int, dtype: torch.dtype) -> torch.Tensor | None:
-        # (B or 1, 1, T, S), added to the scores; None if every new token sees every column. Not minus infinity:
-        # padding sees nothing, and its outputs, though never read, must be finite.
+        # (B or 1, 1, T, S), added to the scores; None if every new token sees every column. Hidden columns get the
+        # lowest finite number: padding sees no column, and its outputs must be finite although they are never read.
         if T == 1 and self.padding is None:
             return None
         S = mask.shape[1]
@@ -213,11 +212,11 @@ class FastDecoder(ForwardDecoder):
         return score_mask.view(-1, 1, T, S)
 
 
-# --- The blocks, written out -------------------------------------------------------------------------------------
+# --- The blocks as plain tensor operations -----------------------------------------------------------------------
 
 
 class Norm(NamedTuple):
-    """A LayerNorm."""
+    """The parameters of a LayerNorm."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -236,7 +235,7 @@ class Block(NamedTuple):
 
 
 def stacked(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Stack tensors above one another; a single one stays as it is."""
+    """Concatenate tensors along the first dimension; a single tensor is not copied."""
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).detach()
 
 
@@ -252,9 +251,9 @@ def run_blocks(
     blocks: list[Block],
     act: str,
 ) -> torch.Tensor:
-    """Send new tokens (N, D) through the blocks and write their keys and values into the cache.
+    """Run new tokens (N, D) through the blocks and write their keys and values into the cache.
 
-    The cache `key_values` (L, 2, B, H, columns, K) is full up to column `past`. `score_mask` (B or 1, 1, T, S) is
+    The cache `key_values` (L, 2, B, H, columns, K) is filled up to column `past`. `score_mask` (B or 1, 1, T, S) is
     added to the scores.
     """
     B, H, K = key_values.shape[2], key_values.shape[3], key_values.shape[5]
@@ -275,7 +274,7 @@ def run_blocks(
 
 
 class Net(nn.Module):
-    """All that a step multiplies by: the blocks, the last norm and the head."""
+    """The layers of a step: the blocks, the last norm and the head."""
 
     blocks: list[Block]
     norm: Norm
@@ -319,44 +318,44 @@ def activate(x: torch.Tensor, name: str) -> torch.Tensor:
     return F.gelu(x, approximate="none" if name == "gelu" else "tanh")
 
 
-# --- Which decoder -----------------------------------------------------------------------------------------------
+# --- Choosing a decoder ------------------------------------------------------------------------------------------
 
 
 def make_decoder(
     model: nn.Module | ForwardDecoder, quantize: str | None = None, compile: bool = False
 ) -> ForwardDecoder:
-    """Return the fastest decoder for a causal model, or the model itself if it is a decoder already.
+    """Return the fastest decoder for a causal model, or the argument if it is a decoder already.
 
-    Fast is our own class as it was saved: on one device, with one of ACTIVATIONS, without an adapter, quantized
-    layers, hooks, autocast or a wrapper. Any other model is decoded by its own forward.
+    FastDecoder supports our own class only, as saved: on one device, with one of ACTIVATIONS, without an adapter,
+    quantized layers, hooks, autocast or a wrapper. Any other model is decoded with its own forward.
 
     Args:
         quantize: "int8" rounds the matrices, see FastDecoder.
         compile: builds the step in C, see FastDecoder.
 
     Raises:
-        ValueError: an unknown kind; int8 or compile of a model that is not ours, is wrapped, or is not on a CPU;
-            compile in another type than fp32 or int8, of odd widths, or where no compiler builds it.
+        ValueError: quantize is unknown; int8 or compile with a model that is not ours, is wrapped, or is not on a CPU;
+            compile with a type other than fp32 or int8, with unsupported widths, or without a compiler.
     """
     if isinstance(model, ForwardDecoder) and quantize is None and not compile:
         return model
     if quantize not in MATMUL_KINDS:
-        raise ValueError(f"quantize is {quantize!r}; it is int8, or None to leave the weights as they are.")
-    model = cast(nn.Module, model)  # a decoder is refused below, by name
+        raise ValueError(f"quantize is {quantize!r}; it must be 'int8', or None to keep the weights as they are.")
+    model = cast(nn.Module, model)  # if it is a decoder, an error below names its class
     if _is_plain(model):
         return FastDecoder(model, quantize, compile)
     if quantize is not None or compile:
         options = [f"quantize={quantize!r}"] * (quantize is not None) + ["compile=True"] * compile
         raise ValueError(
-            f"{' and '.join(options)} is of our own model as it was saved, and this is a {type(model).__name__} "
-            f"or has something around its layers, or an activation other than {', '.join(ACTIVATIONS)}: merge an "
-            f"adapter first, or leave {' and '.join(option.partition('=')[0] for option in options)} out."
+            f"{' and '.join(options)} needs our own model as it was saved, with unchanged layers and one of the "
+            f"activations {', '.join(ACTIVATIONS)}. This {type(model).__name__} is not such a model. Merge an adapter "
+            f"first, or remove {' and '.join(option.partition('=')[0] for option in options)}."
         )
     return ForwardDecoder(model)
 
 
 def _is_plain(model: nn.Module) -> bool:
-    # The code of our model also travels inside checkpoints, so its class goes by its name.
+    # Checkpoints also carry the code of our model, so its class is recognized by its name.
     if type(model).__name__ != "ScratchGPTForCausalLM" or torch.is_autocast_enabled(
         next(model.parameters()).device.type
     ):

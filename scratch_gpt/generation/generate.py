@@ -1,11 +1,11 @@
-"""Prompts -> continuations, whole or token by token: decoding written out, with a KV cache.
+"""Generate continuations of prompts, complete or token by token, with a KV cache.
 
 For each new token, in this order: the logits of the last position; temperature; top-k; top-p; softmax; one draw. At
-temperature 0 there is no draw: the largest logit wins, token for token what `model.generate(do_sample=False)` gives.
+temperature 0 the token with the largest logit is taken, as in `model.generate(do_sample=False)`.
 
-When the context is full it slides: each further token is predicted from the last `max_position_embeddings` tokens.
-With learned positions every token in the window then stands at a new place, so nothing cached holds and the window
-is computed anew for each token, which is correct and slow.
+When the context is full, the window slides: each further token is predicted from the last `max_position_embeddings`
+tokens. With learned positions every token of the window then has a new position, so the cache is invalid and the
+window is computed again for each token. This is correct but slow.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,13 @@ from .speculative import make_guesser
 def filter_logits(
     logits: torch.Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> torch.Tensor:
-    """Logits (B, V) -> logits with what may not be drawn at -inf.
+    """Return the logits (B, V), with -inf for tokens that must not be drawn.
 
     Args:
-        temperature: divides the logits; below 1 sharpens.
+        temperature: divides the logits; values below 1 sharpen the distribution.
         top_k: keep the k largest (Fan et al. 2018).
-        top_p: of those, keep the fewest whose probabilities reach p (Holtzman et al. 2020, nucleus sampling).
+        top_p: of those, keep the smallest set of tokens with a total probability of at least p (Holtzman et al. 2020,
+            nucleus sampling).
     """
     logits = logits.float() / temperature
     if top_k is not None:
@@ -40,7 +41,7 @@ def filter_logits(
     if top_p is not None:
         ordered, order = logits.sort(descending=True)
         p = ordered.softmax(-1)
-        beyond = p.cumsum(-1) - p >= top_p  # what stands before it reaches p already; the first always stays
+        beyond = p.cumsum(-1) - p >= top_p  # the tokens before it reach p; the first is always kept
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     return logits
 
@@ -60,22 +61,23 @@ def generate(
     assistant_model: nn.Module | ForwardDecoder | None = None,
     num_assistant_tokens: int = 5,
 ) -> torch.Tensor:
-    """Prompts (B, T), padded on the left -> (B, T + new) token ids.
+    """Continue prompts (B, T), padded on the left; return token ids (B, T + new).
 
-    A row that has drawn `eos_token_id` goes on as `pad_token_id` (by default EOS again) while others are unfinished.
-    Leaves the model's mode and the global random state as they were.
+    A row that has drawn `eos_token_id` is filled with `pad_token_id` (by default EOS) until all rows are finished. The
+    model's mode and the global random state do not change.
 
     Args:
-        model: a model, or what `make_decoder` made of one: that serves many calls, may be quantized, and counts.
-        prompt_lookup_num_tokens: guess so many tokens ahead from what the row has said before (`look_up`), score them
-            all in one step, keep those that are drawn anyway. One row only. Greedy or not, each token is still drawn
-            from its own distribution with the same random numbers: only rounding can tell.
-        assistant_model: guesses likewise, `num_assistant_tokens` at a time: a smaller model with the same vocabulary,
-            or of the model itself `make_decoder(model, "int8")`.
+        model: a model, or a decoder from `make_decoder`, which can be used many times, can be quantized and counts
+            tokens.
+        prompt_lookup_num_tokens: guess this number of tokens from earlier text of the row (`look_up`), score all in
+            one step, and keep the guesses that are drawn anyway. For one row only. Each token is still drawn from its
+            own distribution with the same random numbers, so the result is the same up to rounding.
+        assistant_model: a model that guesses `num_assistant_tokens` at a time: a smaller one with the same
+            vocabulary, or `make_decoder(model, "int8")`.
 
     Raises:
-        ValueError: an empty prompt, a temperature, top_k or top_p out of range; guesses for several rows, from two
-            sources, or from an assistant of another vocabulary or on another device.
+        ValueError: the prompt is empty; temperature, top_k or top_p is out of range; guesses for several rows, from
+            two sources, or from an assistant with another vocabulary or on another device.
     """
     _check(input_ids, temperature, top_k, top_p, max_new_tokens)
     decoder = make_decoder(model)
@@ -111,7 +113,7 @@ def _draw(
     seed: int,
     guesses: tuple[int | None, nn.Module | ForwardDecoder | None, int],
 ) -> Iterator[torch.Tensor]:
-    # Yield the next token of each row, (B,), until all rows are finished. `guesses` is for make_guesser.
+    # Yield the next token of each row, (B,), until all rows are finished. `guesses` are arguments of make_guesser.
     limit = decoder.config.max_position_embeddings
     generator = torch.Generator(ids.device).manual_seed(seed)
     choose = partial(_choose, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -156,7 +158,7 @@ def _draw(
                 ids[:, n] = token
                 n += 1
                 if not is_guessed:
-                    break  # the logits after a wrong guess belong to another text
+                    break  # logits after a wrong guess belong to another text
                 decoder.accepted += 1
     finally:
         for model, was_training in zip(models, were_training, strict=True):
@@ -176,9 +178,9 @@ def _choose(
 
 
 def largest(logits: torch.Tensor) -> torch.Tensor:
-    """Return the index (B,) of each row's largest logit (B, V), the first of equals.
+    """Return the index (B,) of each row's largest logit (B, V), the first one of equals.
 
-    On a CPU by NumPy's argmax, which takes at most half of the time of torch's, whose indices do not vectorize.
+    On a CPU it uses NumPy's argmax, which takes at most half of the time of torch's.
     """
     if logits.device.type != "cpu":
         return logits.argmax(-1)
@@ -212,7 +214,7 @@ def generate_text(
 ) -> str | list[str]:
     """Return the continuation of each prompt as text, up to EOS. `options` are those of `generate`.
 
-    A special token's spelling in a prompt is plain text. An empty prompt begins a document: it starts from EOS.
+    Special tokens written in a prompt are treated as plain text. An empty prompt starts a document, from EOS.
     """
     if isinstance(prompts, str):
         return generate_text(model, tokenizer, [prompts], **options)[0]
@@ -233,9 +235,9 @@ def generate_answers(
 ) -> list[str]:
     """Return the continuation of each prompt of token ids as text, up to EOS.
 
-    An answer also ends when the context is full: the window does not slide. Prompts of similar length share a batch;
-    greedily, an answer does not depend on the rest of its batch. Each batch draws with a separate seed, derived from
-    `seed`. `options` are the others of `generate`.
+    An answer also ends when the context is full: the window does not slide. Prompts of similar length share a batch.
+    With temperature 0 an answer does not depend on the rest of its batch. Each batch draws with a separate seed,
+    derived from `seed`. `options` are the other options of `generate`.
     """
     decoder = make_decoder(model)
     seeds = torch.Generator().manual_seed(seed)
@@ -274,9 +276,9 @@ def stream(
     assistant_model: nn.Module | ForwardDecoder | None = None,
     num_assistant_tokens: int = 5,
 ) -> Iterator[str]:
-    """Yield the continuation of a prompt's ids in pieces, each as soon as it is known, up to EOS.
+    """Yield the continuation of a prompt's ids in pieces as they are generated, up to EOS.
 
-    Joined, they are what `generate_text` returns. A character of several tokens comes when it is complete.
+    The joined pieces equal the result of `generate_text`. A character of several tokens is yielded when complete.
     """
     decoder = make_decoder(model)
     prompt = torch.tensor([ids or [begin_of_text_id(tokenizer)]], device=decoder.device)
@@ -301,7 +303,7 @@ def stream(
         if token.item() == eos:
             break
         new_ids.append(int(token.item()))
-        text = decode(tokenizer, new_ids).rstrip("\ufffd")  # without a character that later tokens complete
+        text = decode(tokenizer, new_ids).rstrip("\ufffd")  # without an incomplete last character
         if text[length:]:
             yield text[length:]
             length = len(text)
@@ -324,15 +326,15 @@ def _check(
     input_ids: torch.Tensor, temperature: float, top_k: int | None, top_p: float | None, max_new_tokens: int
 ) -> None:
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-        raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}; give (rows, at least 1 token).")
+        raise ValueError(f"input_ids have shape {tuple(input_ids.shape)}; pass (rows, at least 1 token).")
     if not temperature >= 0:
-        raise ValueError(f"temperature is {temperature}; it is 0 (greedy) or more.")
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or more.")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; it is at least 1, or None for all tokens.")
+        raise ValueError(f"top_k is {top_k}; it must be at least 1, or None for all tokens.")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it lies above 0 and up to 1, or is None.")
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1, or None.")
     if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it is at least 0.")
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 0.")
 
 
 __all__ = ["PaddedRows", "filter_logits", "generate", "generate_answers", "generate_text", "pad_left", "stream"]

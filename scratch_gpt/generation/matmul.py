@@ -1,7 +1,7 @@
-"""A matrix -> its layout that multiplies few rows fastest, and x W^T + b by it.
+"""Store a matrix in the layout that multiplies few rows fastest, and compute x W^T + b with it.
 
-At one row a product reads every weight once and does little else, so what counts is how the weights lie: in oneDNN's
-blocks, in the order of MKL's products, which read fp32 faster on Intel's processors, or as whole numbers in FBGEMM's.
+With one row, the time of a product is that of reading the weights, so the layout decides: blocks of oneDNN; the order
+of MKL, which reads fp32 faster on Intel's processors; or integers in the layout of FBGEMM.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 else:
     try:
         Packed = torch.classes.quantized.LinearPackedParamsBase  # FBGEMM's
-    except RuntimeError:  # torch has announced that these operations will go; then oneDNN does it all
+    except RuntimeError:  # torch will remove these operations; then oneDNN does everything
         Packed = torch.Tensor
 
 MATMUL_KINDS = (None, "int8")
-MIN_ONEDNN_ROWS = 16  # from this many rows on oneDNN multiplies faster than FBGEMM
+MIN_ONEDNN_ROWS = 16  # with this number of rows or more, oneDNN multiplies faster than FBGEMM
 
 
 class Int8(NamedTuple):
-    """W (out, in) as whole numbers from -127 to 127, each output scaled by its largest weight; as two read it."""
+    """W (out, in) as integers from -127 to 127, each output scaled by its largest weight, for FBGEMM and oneDNN."""
 
-    packed: Optional[Packed]  # noqa: UP045  # FBGEMM's, b within
-    blocks: torch.Tensor  # oneDNN's
+    packed: Optional[Packed]  # noqa: UP045  # for FBGEMM, with b
+    blocks: torch.Tensor  # for oneDNN
     scales: torch.Tensor  # (out,)
     sums: torch.Tensor  # (out,) of each output's weights
-    zeros: torch.Tensor  # (out,) what 0 is among the whole numbers: 0
-    bias: torch.Tensor  # (out,) 0 where there is none
-    top: int  # rows are rounded to whole numbers from 0 to this
+    zeros: torch.Tensor  # (out,) zero points, all 0
+    bias: torch.Tensor  # (out,) zeros without a bias
+    top: int  # rows are rounded to integers from 0 to this
 
 
 class Matrix(NamedTuple):
     """W (out, in) and b (out,), laid out for `multiply`."""
 
-    layout: str  # rows: W as it came; columns: (in, out); blocks: oneDNN's; int8: all there, here what step.c reads
+    layout: str  # rows: W itself; columns: (in, out); blocks: of oneDNN; int8: see `int8`, and `weight` is for step.c
     weight: torch.Tensor
     bias: torch.Tensor | None
     int8: Int8 | None = None
@@ -46,9 +46,9 @@ class Matrix(NamedTuple):
 def lay_out(
     weight: torch.Tensor, bias: torch.Tensor | None, quantize: str | None = None, compile: bool = False
 ) -> Matrix:
-    """W (out, in) and b (out,) -> the layout that this processor multiplies fastest. Copies, but on a GPU.
+    """Return W (out, in) and b (out,) in the layout that this processor multiplies fastest; a copy, except on a GPU.
 
-    With `compile` it is the one that step.c reads: the weights themselves, or int8, row by row.
+    With `compile` return the layout of step.c: the weights themselves, or int8, row by row.
     """
     if quantize == "int8":
         bias = weight.new_zeros(len(weight)) if bias is None else bias
@@ -61,7 +61,7 @@ def lay_out(
     blocked = torch.backends.mkldnn.is_available() and (
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if weight.dtype == torch.bfloat16
-        else weight.dtype == torch.float32 and not _is_mkl_at_home()
+        else weight.dtype == torch.float32 and not _prefers_mkl()
     )
     if blocked:
         return Matrix("blocks", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1), bias)
@@ -69,19 +69,20 @@ def lay_out(
     return Matrix("columns", transposed, bias)
 
 
-def _is_mkl_at_home() -> bool:
-    # On a Xeon GPT-2's 49 products of one row take 15.8 ms by MKL, 19.4 by oneDNN; for an EPYC oneDNN was the better.
-    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")  # torch 2.9 does not tell
+def _prefers_mkl() -> bool:
+    # On a Xeon GPT-2's 49 products of one row take 15.8 ms with MKL and 19.4 ms with oneDNN; on an EPYC oneDNN is
+    # faster. torch 2.9 has no get_capabilities.
+    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
     return torch.backends.mkl.is_available() and "Intel" in name
 
 
 def whole_numbers(weight: torch.Tensor, bias: torch.Tensor, compile: bool = False) -> tuple[torch.Tensor, Int8]:
-    """W (out, in) -> the nearest whole numbers, in steps of 1 / 127 of each output's largest weight."""
+    """Round W (out, in) to integers, in steps of 1 / 127 of each output's largest weight."""
     scales = torch.maximum(weight.amax(1), weight.amin(1).neg_()).float().clamp_(min=1e-12) / 127  # (out,)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for part, scale, target in zip(
         weight.split(256), scales.split(256), codes.split(256), strict=True
-    ):  # in the cache
+    ):  # parts fit into the processor's cache
         target.copy_((part / scale[:, None]).round_())
     top = 255 if torch.cpu._is_vnni_supported() else 127  # without VNNI two products are added in 16 bits
     return codes, Int8(
@@ -96,7 +97,7 @@ def whole_numbers(weight: torch.Tensor, bias: torch.Tensor, compile: bool = Fals
 
 
 def has_fbgemm() -> bool:
-    """Whether this torch multiplies whole numbers by FBGEMM."""
+    """Return whether this torch can multiply integers with FBGEMM."""
     has_operations = hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(
         torch.ops.quantized, "linear_dynamic"
     )
@@ -104,7 +105,7 @@ def has_fbgemm() -> bool:
 
 
 def fbgemm_packed(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> Packed:
-    """Whole numbers (out, in), their scales and b (out,), as FBGEMM reads them."""
+    """Pack integers (out, in), their scales and b (out,) for FBGEMM."""
     zeros = torch.zeros(len(codes), dtype=torch.long)
     weight = torch._make_per_channel_quantized_tensor(  # pyright: ignore[reportPrivateImportUsage]
         codes, scales.double(), zeros, 0
@@ -112,11 +113,11 @@ def fbgemm_packed(codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor)
     return torch.ops.quantized.linear_prepack(weight, bias)
 
 
-# --- What follows is also TorchScript (decoder.py): plain operations of tensors ---------------------------------
+# --- Products, also compiled by TorchScript (decoder.py): only plain tensor operations ----------------------------
 
 
 def multiply(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
-    """x (N, in) -> x W^T + b, (N, out)."""
+    """Return x W^T + b, (N, out), for x (N, in)."""
     int8, weight, bias = matrix.int8, matrix.weight, matrix.bias
     if int8 is not None:
         return multiply_int8(x.float(), int8).to(x.dtype)
@@ -128,13 +129,13 @@ def multiply(x: torch.Tensor, matrix: Matrix) -> torch.Tensor:
 
 
 def multiply_int8(x: torch.Tensor, matrix: Int8, many: int = MIN_ONEDNN_ROWS) -> torch.Tensor:
-    """The same by whole numbers: each row of x is rounded by its own range, whoever stands beside it."""
+    """Return the same with integers; each row of x is rounded by its own range, independent of other rows."""
     packed, bias, reduce_range = matrix.packed, matrix.bias, matrix.top < 255
     if packed is not None and len(x) == 1:
-        return torch.ops.quantized.linear_dynamic(x, packed, reduce_range)  # rounds by itself
+        return torch.ops.quantized.linear_dynamic(x, packed, reduce_range)  # this operation rounds x
     codes, step, zero = round_rows(x, matrix.top)
     if packed is not None and len(x) < many:
-        # It rounds all rows by their common range. One more row makes that 0 to top, so that codes are themselves.
+        # This operation rounds all rows by their common range. One more row makes it 0 to top, which changes no code.
         spans = torch.full_like(codes[:1], matrix.top)
         y = torch.ops.quantized.linear_dynamic(torch.cat([codes, spans]), packed, reduce_range)[:-1].sub_(bias)
     else:
@@ -157,12 +158,12 @@ def multiply_int8(x: torch.Tensor, matrix: Int8, many: int = MIN_ONEDNN_ROWS) ->
 
 
 def round_rows(x: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (N, in) -> codes from 0 to top as floats, and of each row, (N, 1), a code's step and the code of 0.
+    """Round x (N, in): return codes from 0 to top as floats, and for each row, (N, 1), the step and the code of 0.
 
-    x is (codes - zero) * step, rounded. They are what torch's dynamic quantization makes of each row alone (ATen's
-    ChooseQuantizationParams, its smallest step included), so that one row and many are the same whole numbers.
+    x is approximately (codes - zero) * step. The codes equal those of torch's dynamic quantization of each single row
+    (ATen's ChooseQuantizationParams, with its smallest step), so one row and many rows give the same integers.
     """
-    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # together they would take up to 6 times as long
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # torch.aminmax takes up to 6 times as long
     low, high = low.clamp_(max=0).double(), high.clamp_(min=0).double()
     step = (high - low).div_(top)
     step = torch.where(step < 1e-38, 0.1, step)  # a row of zeros

@@ -1,8 +1,8 @@
-"""A text so far -> a guess of its next tokens, which the model then scores all in one step: speculative decoding.
+"""Guess the next tokens of a text, which the model then scores in one step (speculative decoding).
 
-A guess changes nothing but the speed. Each token is still drawn from the model's own distribution with the random
-numbers of its own; a guess is kept where it is what was drawn anyway. Guessers differ in where theirs come from: what
-the text has said before (PromptLookup), or a second model (Assistant).
+A guess changes only the speed. Each token is still drawn from the model's own distribution with the same random
+numbers, and a guess is kept if it equals the drawn token. Guesses come from earlier text (PromptLookup) or from a
+second model (Assistant).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Draw = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # logits (1, V) 
 
 
 class PromptLookup:
-    """Guess the tokens that followed the text's end the last time, up to `max_tokens` of them."""
+    """Guess up to `max_tokens` tokens: those that followed the last earlier occurrence of the text's end."""
 
     models: tuple[nn.Module, ...] = ()
 
@@ -31,11 +31,11 @@ class PromptLookup:
 
 
 class Assistant:
-    """Guess up to `max_tokens` tokens by a second model: a smaller one with the same vocabulary, or one in int8.
+    """Guess up to `max_tokens` tokens with a second model: a smaller one with the same vocabulary, or one in int8.
 
-    It draws with the random numbers that the model will draw with, so that two similar models draw the same token
-    not only greedily. Leviathan et al. 2022 (arXiv:2211.17192) accept by a separate draw, and so change which tokens
-    a seed gives; this keeps them.
+    It draws with the same random numbers as the model, so two similar models often draw the same token, not only at
+    temperature 0. Leviathan et al. 2022 (arXiv:2211.17192) accept guesses by a separate draw, so a seed gives other
+    tokens than without guesses; here the tokens of a seed stay the same.
 
     Args:
         columns: the largest number of tokens that the text will have.
@@ -45,7 +45,7 @@ class Assistant:
         self.decoder, self.max_tokens = decoder, max_tokens
         self.models: tuple[nn.Module, ...] = (decoder.model,)
         self.columns = min(columns, decoder.config.max_position_embeddings)
-        self.cached = 0  # tokens whose keys and values it has, guesses included
+        self.cached = 0  # number of tokens in its cache, including guesses
 
     def guess(
         self, ids: torch.Tensor, mask: torch.Tensor, max_tokens: int, draw: Draw, state: torch.Tensor
@@ -78,26 +78,26 @@ def make_guesser(
     assistant_model: nn.Module | ForwardDecoder | None,
     num_assistant_tokens: int,
 ) -> PromptLookup | Assistant | None:
-    """Return the guesser that the options name for a decoder, or None.
+    """Return the guesser that the options choose for a decoder, or None.
 
     Raises:
-        ValueError: guesses for several rows, from two sources, of no token, or from an assistant of another vocabulary
-            or on another device.
+        ValueError: guesses for several rows, from two sources, of less than one token, or from an assistant with
+            another vocabulary or on another device.
     """
     lookup = prompt_lookup_num_tokens
     if lookup is None and assistant_model is None:
         return None
     option = "assistant_model" if lookup is None else "prompt_lookup_num_tokens"
     if rows > 1:
-        raise ValueError(f"{option} guesses for one row, and here are {rows}: give one prompt at a time.")
+        raise ValueError(f"{option} needs a single row, but there are {rows}. Pass one prompt at a time.")
     if lookup is not None and assistant_model is not None:
-        raise ValueError("prompt_lookup_num_tokens and assistant_model both guess: give one of them.")
+        raise ValueError("prompt_lookup_num_tokens and assistant_model both make guesses. Pass one of them.")
     if lookup is not None:
         if lookup < 1:
-            raise ValueError(f"prompt_lookup_num_tokens is {lookup}; it is at least 1, or None for no guesses.")
+            raise ValueError(f"prompt_lookup_num_tokens is {lookup}; it must be at least 1, or None for no guesses.")
         return PromptLookup(lookup)
     if num_assistant_tokens < 1:
-        raise ValueError(f"num_assistant_tokens is {num_assistant_tokens}; it is at least 1.")
+        raise ValueError(f"num_assistant_tokens is {num_assistant_tokens}; it must be at least 1.")
     assert assistant_model is not None
     assistant = make_decoder(assistant_model)
     for name, assistant_value, value in (
@@ -106,21 +106,21 @@ def make_guesser(
     ):
         if assistant_value != value:
             raise ValueError(
-                f"assistant_model {name} {assistant_value}, and the model {name} {value}: they have to be the same."
+                f"assistant_model {name} {assistant_value}, but the model {name} {value}. They must be the same."
             )
     return Assistant(assistant, num_assistant_tokens, columns)
 
 
 def look_up(ids: torch.Tensor, max_tokens: int, longest: int = 3) -> torch.Tensor:
-    """Guess what follows one row of ids (1, T): up to `max_tokens` ids that followed its end the last time.
+    """Guess up to `max_tokens` ids after one row of ids (1, T): those that followed its end the last time.
 
-    The end is the last 3 tokens, or 2, or 1: the longest that occurs earlier. The guess is empty if none does
-    (Saxena 2023, "Prompt Lookup Decoding").
+    The end is the longest of the last 3, 2 or 1 tokens that occurs earlier. If none does, the guess is empty (Saxena
+    2023, "Prompt Lookup Decoding").
     """
     T = ids.shape[1]
     if max_tokens > 0:
         for n in range(min(longest, T - 1), 0, -1):
-            before = ids[0].unfold(0, n, 1)[:-1]  # (T - n, n): every stretch but the last
+            before = ids[0].unfold(0, n, 1)[:-1]  # (T - n, n): all runs of n tokens except the last
             matches = (before == ids[0, -n:]).all(1).nonzero()
             if len(matches):
                 start = int(matches[-1]) + n

@@ -1,35 +1,36 @@
-// A decoding step, all of it: new tokens and the cache -> logits. compiled_step.py builds and calls it.
+// Run a complete decoding step: new tokens and the cache -> logits. compiled_step.py builds and calls it.
 //
-// It is decoder.py's Net with matmul.py's products, in their order. There a step is a thousand calls; here
-// threads start once a step, and each SHARED loop is divided among them, who wait for each other at its end. All is
-// computed in fp32; what differs is how matrices are kept.
+// It computes decoder.py's Net with matmul.py's products, in the same order. There a step takes a thousand calls. Here
+// threads start once per step; each SHARED loop is divided among them, and they wait for each other at its end.
+// Everything is computed in fp32; only the storage of matrices differs.
 //
-// B prompts, T new tokens each, N = B * T of them; S tokens so far, `columns` places for them in the cache; D = H * K
-// is the width, H heads of size K, V the vocabulary. Arrays are written (rows, columns) and lie row by row.
+// B prompts, T new tokens each, N = B * T; S tokens so far, `columns` tokens fit into the cache; D = H * K is the
+// width, H heads of size K, V the vocabulary. The shape of an array is written (rows, columns); it is stored by rows.
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #define SHARED _Pragma("omp for schedule(static)")
-#define INLINE static inline __attribute__((always_inline))  // then what is constant where it is called, is here too
+#define INLINE static inline __attribute__((always_inline))  // so constant arguments are known to the compiler
 
-enum { FP32, INT8 };  // kinds of a matrix, as compiled_step.py numbers them
-enum { GELU_TANH, GELU, RELU, SILU };  // as well
-enum { STREAMS = 4 };  // places at which a thread reads a matrix at once: memory then gives more than at one
-enum { ROWS = 4 };     // of x, that meet a weight while it is in a register
+enum { FP32, INT8 };  // kinds of matrices, with the numbers of compiled_step.py
+enum { GELU_TANH, GELU, RELU, SILU };  // activations, with the numbers of compiled_step.py
+enum { STREAMS = 4 };  // rows of a matrix that a thread reads at once: memory is faster than with one
+enum { ROWS = 4 };     // rows of x that use a weight while it is in a register
 
-// As compiled_step.py packs them: each field is 8 bytes.
+// compiled_step.py packs these structs: each field has 8 bytes.
 typedef struct { const float *weight, *bias; double eps; } Norm;
 typedef struct { const void *weights; const float *scales, *sums, *bias; int64_t out, in, kind; } Matrix;
 typedef struct { Norm norm_1; Matrix qkv, out; Norm norm_2; Matrix up, down; } Block;
 typedef struct { Norm norm; Matrix head; } Last;
 
 typedef struct { uint8_t *codes; float *step, *zero; } Rounded;  // (N, in), (N,), (N,): x is (codes - zero) * step
-typedef float Vector __attribute__((vector_size(4 * LANES)));  // LANES is given by compiled_step.py
+typedef float Vector __attribute__((vector_size(4 * LANES)));  // compiled_step.py defines LANES
 
 
-// e^x, off by 3e-7 of it at most: 2^n by a float's exponent, and what is left, at most log(2) / 2, by Taylor's series.
+// e^x with a relative error of at most 3e-7: 2^n from a float's exponent, the rest (at most log(2) / 2) from a Taylor
+// series.
 INLINE float exponential(float x) {
     x = x < -87 ? -87 : x > 88 ? 88 : x;
     float n = rintf(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;  // log(2) in two parts
@@ -66,17 +67,17 @@ static void normalize(const float *x, Norm norm, float *y, int64_t N, int64_t D)
     }
 }
 
-// As matmul.py's round_rows: each row of x (N, in) by its own range. The step of a row that is not all finite
-// is NaN, so that what comes of it is no number either.
+// Round each row of x (N, in) by its own range, as matmul.py's round_rows. If a row has a number that is not finite,
+// its step is NaN, so that the result is NaN too.
 static void round_rows(const float *x, int64_t N, int64_t in, int64_t top, Rounded to) {
     SHARED for (int64_t n = 0; n < N; n++) {
         const float *row = x + n * in;
-        float low = 0, high = 0, none = 0;
-        #pragma omp simd reduction(min:low) reduction(max:high) reduction(+:none)
+        float low = 0, high = 0, zero_or_nan = 0;
+        #pragma omp simd reduction(min:low) reduction(max:high) reduction(+:zero_or_nan)
         for (int64_t i = 0; i < in; i++) {
             low = row[i] < low ? row[i] : low;
             high = row[i] > high ? row[i] : high;
-            none += row[i] * 0;
+            zero_or_nan += row[i] * 0;
         }
         double range = ((double)high - low) / top;
         range = range < 1e-38 ? 0.1 : range;  // a row of zeros
@@ -85,7 +86,7 @@ static void round_rows(const float *x, int64_t N, int64_t in, int64_t top, Round
             float code = rintf(row[i] * rate + zero);
             to.codes[n * in + i] = (uint8_t)(int32_t)(code > 0 ? code < top ? code : top : 0);
         }
-        to.step[n] = step + none, to.zero[n] = zero;
+        to.step[n] = step + zero_or_nan, to.zero[n] = zero;
     }
 }
 
@@ -97,19 +98,19 @@ INLINE Vector vector(const float *p) {
     return value;
 }
 
-// `rows` rows of x (N, in) from row n on, by `streams` rows of a matrix in fp32, o, o + apart, ... -> y (N, out).
+// Multiply `rows` rows of x (N, in), from row n on, by rows o, o + apart, ... of an fp32 matrix -> y (N, out).
 INLINE void by_fp32(const float *x, Matrix w, float *y, int64_t n, int64_t o, int64_t apart, int rows, int streams,
                     int add) {
     const float *a = x + n * w.in, *b = (const float *)w.weights + o * w.in;
     Vector sums[ROWS][STREAMS] = {{{0}}};
     for (int64_t i = 0; i < w.in; i += LANES) {
-        Vector some[STREAMS];
+        Vector weights[STREAMS];
         #pragma GCC unroll 4
-        for (int k = 0; k < streams; k++) some[k] = vector(b + k * apart * w.in + i);
+        for (int k = 0; k < streams; k++) weights[k] = vector(b + k * apart * w.in + i);
         #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
             #pragma GCC unroll 4
-            for (int k = 0; k < streams; k++) sums[r][k] += vector(a + r * w.in + i) * some[k];
+            for (int k = 0; k < streams; k++) sums[r][k] += vector(a + r * w.in + i) * weights[k];
     }
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < streams; k++) {
@@ -120,8 +121,8 @@ INLINE void by_fp32(const float *x, Matrix w, float *y, int64_t n, int64_t o, in
         }
 }
 
-// One row of codes by a matrix in int8, likewise. A compiler takes the instruction for products of bytes where it sees
-// them in this form.
+// Multiply one row of codes by rows of an int8 matrix in the same way. In this form compilers use the instruction for
+// products of bytes.
 INLINE void by_int8(Rounded x, Matrix w, float *y, int64_t n, int64_t o, int64_t apart, int streams, int add) {
     const uint8_t *a = x.codes + n * w.in;
     const int8_t *b = (const int8_t *)w.weights + o * w.in;
@@ -135,7 +136,7 @@ INLINE void by_int8(Rounded x, Matrix w, float *y, int64_t n, int64_t o, int64_t
     }
 }
 
-// All N rows by these few of a matrix, each of its weights from memory once.
+// Multiply all N rows by `streams` rows of a matrix; each weight is read from memory once.
 INLINE void all_rows(const float *x, Rounded rounded, Matrix w, float *y, int64_t N, int64_t o, int64_t apart,
                      int streams, int add) {
     int64_t n = 0;
@@ -148,7 +149,7 @@ INLINE void all_rows(const float *x, Rounded rounded, Matrix w, float *y, int64_
     for (; n < N; n++) by_fp32(x, w, y, n, o, apart, 1, streams, add);
 }
 
-// x W^T + b -> y (N, out); with `add`, onto what is there. For int8 x is rounded into the room that `rounded` is.
+// x W^T + b -> y (N, out); with `add`, the result is added to y. For int8, x is rounded into the buffers of `rounded`.
 static void multiply(const float *x, Rounded rounded, int64_t top, Matrix w, float *y, int64_t N, int add) {
     int64_t apart = w.out / STREAMS;
     if (w.kind == INT8) round_rows(x, N, w.in, top, rounded);
@@ -157,16 +158,16 @@ static void multiply(const float *x, Rounded rounded, int64_t top, Matrix w, flo
     SHARED for (int64_t o = apart * STREAMS; o < w.out; o++) all_rows(x, rounded, w, y, N, o, 0, 1, add);  // the rest
 }
 
-// q, k and v (N, 3, H, K) -> y (N, H, K); k and v go to the cache (2, B, H, columns, K), behind the `past` tokens there.
-// `hide` (1 or B, T, S), if there is one, is added to the scores (B, H, S).
-static void attend(const float *restrict qkv, float *restrict kept, const float *restrict hide, int64_t hidden_rows,
+// q, k and v (N, 3, H, K) -> y (N, H, K); k and v are written to the cache (2, B, H, columns, K), after its `past`
+// tokens. `mask` (1 or B, T, S), if not null, is added to the scores (B, H, S).
+static void attend(const float *restrict qkv, float *restrict cache, const float *restrict mask, int64_t mask_rows,
                    float *restrict y, float *restrict scores, int64_t B, int64_t T, int64_t H, int64_t K, int64_t past,
                    int64_t columns) {
     int64_t S = past + T, D = H * K;
     float scale = 1 / sqrtf(K);
     SHARED for (int64_t head = 0; head < B * H; head++) {
-        int64_t b = head / H, first = b * T * 3 * D + head % H * K;  // its first query's place
-        float *keys = kept + head * columns * K, *values = keys + B * H * columns * K, *p = scores + head * S;
+        int64_t b = head / H, first = b * T * 3 * D + head % H * K;  // offset of its first query
+        float *keys = cache + head * columns * K, *values = keys + B * H * columns * K, *p = scores + head * S;
         for (int64_t t = 0; t < T; t++)
             for (int64_t i = 0; i < K; i++) {
                 keys[(past + t) * K + i] = qkv[first + t * 3 * D + D + i];
@@ -174,20 +175,20 @@ static void attend(const float *restrict qkv, float *restrict kept, const float 
             }
         for (int64_t t = 0; t < T; t++) {
             const float *q = qkv + first + t * 3 * D;
-            const float *hidden = hide ? hide + (hidden_rows > 1 ? b * T + t : t) * S : 0;
-            float *o = y + (b * T + t) * D + head % H * K, most = -INFINITY, sum = 0;
+            const float *mask_row = mask ? mask + (mask_rows > 1 ? b * T + t : t) * S : 0;
+            float *o = y + (b * T + t) * D + head % H * K, largest = -INFINITY, sum = 0;
             for (int64_t s = 0; s < S; s++) {
                 float score = 0;
                 #pragma omp simd reduction(+:score)
                 for (int64_t i = 0; i < K; i++) score += q[i] * keys[s * K + i];
-                p[s] = score * scale + (hidden ? hidden[s] : 0);
-                most = p[s] > most ? p[s] : most;
+                p[s] = score * scale + (mask_row ? mask_row[s] : 0);
+                largest = p[s] > largest ? p[s] : largest;
             }
             #pragma omp simd reduction(+:sum)
-            for (int64_t s = 0; s < S; s++) sum += p[s] = exponential(p[s] - most);
+            for (int64_t s = 0; s < S; s++) sum += p[s] = exponential(p[s] - largest);
             for (int64_t i = 0; i < K; i++) o[i] = 0;
             for (int64_t s = 0; s < S; s++) {
-                if (p[s] < 1e-30f * sum) continue;  // what is hidden: numbers as small as its share are slow
+                if (p[s] < 1e-30f * sum) continue;  // masked: numbers this small are slow
                 float share = p[s] / sum;
                 for (int64_t i = 0; i < K; i++) o[i] += share * values[s * K + i];
             }
@@ -195,10 +196,10 @@ static void attend(const float *restrict qkv, float *restrict kept, const float 
     }
 }
 
-// x (N, D) -> logits (N, V). x is added to, and the cache (layers, 2, B, H, columns, K) gets what is new. Room for what
-// comes between: scores (B, H, S), wide and other (N, the widest output), steps and zeros (N,), codes as wide.
-void step(const Block *blocks, const Last *last, float *x, float *kept, float *logits, float *scores, float *wide,
-          float *other, float *steps, float *zeros, uint8_t *codes, const float *hide, int64_t hidden_rows,
+// x (N, D) -> logits (N, V). x is changed, and the new keys and values are written to the cache (layers, 2, B, H,
+// columns, K). Buffers: scores (B, H, S), wide and other (N, widest output), steps and zeros (N,), codes like wide.
+void step(const Block *blocks, const Last *last, float *x, float *cache, float *logits, float *scores, float *wide,
+          float *other, float *steps, float *zeros, uint8_t *codes, const float *mask, int64_t mask_rows,
           int64_t layers, int64_t act, int64_t top, int64_t B, int64_t T, int64_t H, int64_t K, int64_t past,
           int64_t columns, int64_t threads) {
     int64_t N = B * T, D = H * K;
@@ -206,10 +207,10 @@ void step(const Block *blocks, const Last *last, float *x, float *kept, float *l
     #pragma omp parallel num_threads(threads)
     {
         for (const Block *block = blocks; block < blocks + layers; block++) {
-            float *its = kept + (block - blocks) * 2 * B * columns * D;
+            float *block_cache = cache + (block - blocks) * 2 * B * columns * D;
             normalize(x, block->norm_1, other, N, D);
             multiply(other, rounded, top, block->qkv, wide, N, 0);
-            attend(wide, its, hide, hidden_rows, other, scores, B, T, H, K, past, columns);
+            attend(wide, block_cache, mask, mask_rows, other, scores, B, T, H, K, past, columns);
             multiply(other, rounded, top, block->out, x, N, 1);
             normalize(x, block->norm_2, other, N, D);
             multiply(other, rounded, top, block->up, wide, N, 0);

@@ -1,1 +1,1 @@
-"""The folder of a run: its files, what they record, energy."""
+"""The folder of a run: its files, their records, energy."""

@@ -1,8 +1,8 @@
-"""A launch of a run -> a row of emissions.csv: what the machine has drawn meanwhile, read or estimated by codecarbon.
+"""Measure the energy of a run with codecarbon, and append it as a row of emissions.csv for each launch.
 
-Nothing is asked of the network. GPUs are read from their driver. A CPU is read where the system shows its counters;
-where not, as in most virtual machines, it is estimated (its model's rated power, or 4 W a thread of an unknown one,
-scaled by load), and memory always is, by its size. The column `cpu_power_is` says which.
+No network is used. The power of GPUs is read from their driver. The power of a CPU is read if the system exposes its
+counters; if not, as in most virtual machines, it is estimated from load and the model's rated power (4 W per thread if
+unknown). The power of memory is always estimated from its size. The column `cpu_power_is` tells which was used.
 """
 
 import csv
@@ -19,26 +19,26 @@ READ, ESTIMATED = "read from its counters", "estimated from its model and load"
 
 
 def check_country(code: str) -> None:
-    """Raise a ValueError where codecarbon does not know the electricity of a country, `FRA` or `DEU`."""
+    """Raise a ValueError if codecarbon has no electricity data for a country code, such as `FRA` or `DEU`."""
     from codecarbon.input import DataSource
 
     countries = DataSource().get_global_energy_mix_data()
     if code not in countries:
-        raise ValueError(f"energy is {code!r}; it is a country in three letters, as FRA, DEU or USA.")
+        raise ValueError(f"energy is {code!r}; it must be a country code of three letters, such as FRA, DEU or USA.")
 
 
 @contextmanager
 def measure_energy(file: Path, country: str | None) -> Iterator[None]:
-    """Append a row to `file` (emissions.csv) at the end, however that comes; without a country nothing is measured.
+    """Measure the body, and append a row to `file` (emissions.csv) even after an error; do nothing without a country.
 
-    The whole machine counts, not this process alone: its counters cannot be read for one.
+    The whole machine is measured, because its counters cannot be read for a single process.
     """
     if country is None:
         yield
         return
     from codecarbon import OfflineEmissionsTracker
 
-    logging.getLogger("codecarbon").setLevel(logging.ERROR)  # what it guesses stands on the card
+    logging.getLogger("codecarbon").setLevel(logging.ERROR)  # the card tells what it estimates
     tracker = OfflineEmissionsTracker(
         country_iso_code=country,
         tracking_mode="machine",
@@ -53,8 +53,8 @@ def measure_energy(file: Path, country: str | None) -> Iterator[None]:
         tracker.stop()
         try:
             _append(file, tracker)
-        except (OSError, AttributeError) as error:  # the second where codecarbon could not start, which it only logs
-            warnings.warn(f"What the run has drawn is not in {file}: {error}")
+        except (OSError, AttributeError) as error:  # AttributeError: codecarbon could not start, and only logged it
+            warnings.warn(f"The energy of this run could not be written to {file}: {error}")
 
 
 def _append(file: Path, tracker: Any) -> None:
@@ -62,7 +62,7 @@ def _append(file: Path, tracker: Any) -> None:
     row = {**tracker.final_emissions_data.values, "cpu_power_is": ESTIMATED if estimates else READ}
     columns = _columns(file)
     with file.open("a", newline="", encoding="utf-8") as lines:
-        # By the file's own header: another version of codecarbon has other columns.
+        # Follow the file's header, because another version of codecarbon has other columns.
         writer = csv.DictWriter(lines, columns or [*row], restval="", extrasaction="ignore")
         if not columns:
             writer.writeheader()
@@ -70,7 +70,7 @@ def _append(file: Path, tracker: Any) -> None:
 
 
 def _columns(file: Path) -> list[str]:
-    # The header of a file, nothing where there is none.
+    # Return the header of a file; empty if the file is missing or empty.
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8", errors="replace") as lines:

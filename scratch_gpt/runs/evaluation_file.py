@@ -10,8 +10,9 @@ from ..utils.foreign import read_json
 
 
 EVALUATION_FORMAT = 1
-# What the protocol has beside the sets: of the model, of a training run (results.py), of several seeds
-# (seeds.py), and the checks that are of no set (safety.py in training/support). No set can have such a name.
+# Entries of the protocol that are not sets, so no set can have these names: of the model, of a training run
+# (run/results.py in training/support), of several seeds (run/seeds.py), and of checks without a set
+# (evaluation/safety.py).
 RESERVED = (
     "model",
     "model_revision",
@@ -30,22 +31,24 @@ RESERVED = (
 
 
 class Measured(NamedTuple):
-    """What was found on one set, and how."""
+    """The results of one set, and the protocol of their measurement."""
 
-    protocol: dict[str, Any]  # has "kind": what was measured
+    protocol: dict[str, Any]  # has "kind", the kind of measurement
     results: dict[str, Any]  # metric -> number or {"mean", "std", "n"}
     tables: dict[str, Any] = {}
 
 
 def record_measured(file: Path, model: str, name: str, measured: Measured, revision: str | None = None) -> None:
-    """Put what was measured on the set `name` into an evaluation.json, beside what is there.
+    """Add the measurements of the set `name` to an evaluation.json; its other sets are kept.
 
     Raises:
-        ValueError: as `read_evaluation`, or the file has a split of this name that a training run has scored.
+        ValueError: as in `read_evaluation`, or a training run has scored a split of this name.
     """
     content = read_evaluation(file, model, revision)
     if name in content["results"] and "kind" not in (content["protocol"].get(name) or {}):
-        raise ValueError(f"{file} has results of a split {name} already, from training. Rename the file of that name.")
+        raise ValueError(
+            f"{file} already has results of a split {name} from training. Rename the data file of the set."
+        )
     content["protocol"][name] = measured.protocol
     content["results"][name] = {key: _json_number(value) for key, value in measured.results.items()}
     content["tables"].pop(name, None)
@@ -56,10 +59,10 @@ def record_measured(file: Path, model: str, name: str, measured: Measured, revis
 
 
 def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict[str, Any]:
-    """Return what an evaluation.json says of `model` at a revision; it is empty if there is no such file.
+    """Return the content of an evaluation.json of `model` at a revision; without results if the file is missing.
 
     Raises:
-        ValueError: it cannot be read, or speaks of another model or another revision of it.
+        ValueError: the file cannot be read, or belongs to another model or another revision.
     """
     if not file.exists():
         about = {"model": model} if revision is None else {"model": model, "model_revision": revision}
@@ -70,11 +73,11 @@ def read_evaluation(file: Path, model: str, revision: str | None = None) -> dict
         is_same_model = file_model == model or (file.parent / file_model).resolve() == Path(model).resolve()
         _ = {**content["results"]}, {**content["tables"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} cannot be read as an evaluation. Give another output_dir.") from error
+        raise ValueError(f"{file} is not a valid evaluation file. Give another output_dir.") from error
     if not is_same_model or file_revision != revision:
         recorded_model, requested_model = _at_revision(file_model, file_revision), _at_revision(model, revision)
         raise ValueError(
-            f"{file} is about {recorded_model}, not {requested_model}. Give another output_dir, or remove it."
+            f"{file} belongs to {recorded_model}, not {requested_model}. Give another output_dir, or remove the file."
         )
     return content
 

@@ -1,7 +1,7 @@
-"""An output folder: which files in it are ours, how they are removed and how an old run is set aside.
+"""Recognize the files of a run in an output folder, remove them, and set an old run aside.
 
-A folder is a run's by what a run has written: its run.yaml, or the manifest of a checkpoint. Of a run's folder only
-files of the names and places that a run writes are removed; everything else that lies in it stays.
+A folder belongs to a run if it has the run's run.yaml or the manifest of a checkpoint. Only files with the names and
+places that a run writes are removed from it; all other files stay.
 """
 
 import json
@@ -20,8 +20,8 @@ from ..utils.loading import ADAPTER_CONFIG
 
 
 RUN_YAML, METRICS, EVALUATION = "run.yaml", "metrics.jsonl", "evaluation.json"
-ASIDE = ".replaced"  # the run that was there, until the new one has its first checkpoint
-STEP_FILE = "step.json"  # in a model folder: the step whose weights it holds
+ASIDE = ".replaced"  # holds the previous run until the new one has its first checkpoint
+STEP_FILE = "step.json"  # in a model folder: the step of its weights
 
 MODEL_CODE = {
     file.name: file for file in sorted((Path(__file__).parents[1] / "modeling").glob("[!_]*.py"))
@@ -30,7 +30,7 @@ WEIGHT_PATTERNS = ("model.safetensors", "model-?????-of-?????.safetensors", "mod
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
 MODEL = ("config.json", "generation_config.json", *WEIGHT_PATTERNS)
-# What stands in a folder that is replaced as a whole: a model, a checkpoint, published/, an export, a tokenizer.
+# Files of a folder that is replaced as a whole: a model, a checkpoint, published/, an export, a tokenizer.
 WHOLE = (*MODEL, *MODEL_CODE, *TOKENIZER, STEP_FILE, "additional_chat_templates/*.jinja", "report.json", "README.md")
 WHOLE += (ADAPTER_CONFIG, "adapter_model.safetensors", "base.json")
 WHOLE += ("optimizer.safetensors", "state.json", METRICS, "manifest.json", EVALUATION)
@@ -50,7 +50,7 @@ def is_whole_file(name: str) -> bool:
 
 
 def keep_foreign(folder: Path, draft: Path) -> None:
-    """Link (or copy) into a draft the files of the folder that it will replace which are not ours."""
+    """Link (or copy) files that are not ours into a draft, from the folder that the draft will replace."""
     if folder.is_symlink() or not folder.is_dir():
         return
     for path in files_below(folder):
@@ -68,14 +68,14 @@ def keep_foreign(folder: Path, draft: Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a run has been written into a folder, to its end or not."""
+    """Return whether a folder belongs to a run, finished or not."""
     manifests = (path / "manifest.json" for path in folder.glob("checkpoints/step-*"))
     run_yamls = (folder / RUN_YAML, folder / ASIDE / RUN_YAML)
     return any(map(_is_run_yaml, run_yamls)) or any(map(_is_checkpoint_manifest, manifests))
 
 
 def _is_run_yaml(file: Path) -> bool:
-    # The fields of a recipe, and below them as comments what else decided the run.
+    # A run.yaml has the fields of a recipe, and notes about the run as comments below them.
     try:
         text = read_foreign_text(file)
         fields = yaml.safe_load(text)
@@ -127,24 +127,24 @@ def run_files(folder: Path) -> list[Path]:
         name = path.relative_to(folder)
         part = folder / name.parts[0]
         is_part = len(name.parts) > 1 and any(fnmatch(part.name, pattern) for pattern in RUN_PARTS)
-        is_own_kind = path.is_symlink() or "." in path.name  # a run's folder may be a link, but is no file
+        is_own_kind = path.is_symlink() or "." in path.name  # a run's folder may be a link, but not a file
         if is_run_file(name.as_posix()) and is_own_kind and (not is_part or is_run(part)):
             files.append(path)
     return sorted(files, key=lambda path: (path == folder / RUN_YAML, path))
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Return whether a run, or one of its seeds or rates, has kept a checkpoint."""
+    """Return whether a run, or one of its seeds or rates, has a checkpoint."""
     return any(any(folder.glob(f"{part}checkpoints/step-*/*")) for part in ("", *(f"{part}/" for part in RUN_PARTS)))
 
 
 def set_aside(folder: Path) -> bool:
     """Move the run in a folder to `folder/.replaced`; return whether there is one now.
 
-    A run that has no checkpoint yet, but has set another aside, is removed instead: the older one stays.
+    If this run has no checkpoint yet, but an older run is set aside, this run is removed and the older one stays.
 
     Raises:
-        OSError: a file could not be moved; all are where they were.
+        OSError: a file could not be moved; all files are in their old places.
     """
     aside, files = folder / ASIDE, run_files(folder)
     if _is_run_yaml(aside / RUN_YAML):
@@ -157,7 +157,7 @@ def set_aside(folder: Path) -> bool:
     moved: list[tuple[Path, Path]] = []
     try:
         for path in files:
-            if path == files[-1]:  # run.yaml: with it the old run is gone from here, and no empty step is left of it
+            if path == files[-1]:  # run.yaml is the last sign of the old run, so remove empty folders before
                 _remove_empty_parts(folder)
             target = aside / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def _remove_empty_parts(folder: Path) -> None:
 
 
 def remove_replaced(folder: Path) -> None:
-    """Remove the run that was set aside in a folder, or around it where the folder is of one seed or rate."""
+    """Remove the run that was set aside in a folder, or in its parent if the folder is of one seed or rate."""
     is_part = any(fnmatch(folder.name, pattern) for pattern in RUN_PARTS)
     for home in (folder, folder.parent) if is_part else (folder,):
         if (home / ASIDE).is_dir():
@@ -188,13 +188,13 @@ def remove_replaced(folder: Path) -> None:
 
 
 def find_folder(folder: Path) -> Path:
-    """Return the folder, or where it lies if a kill has come between the two renames that replace it."""
+    """Return the folder, or its old copy if a kill came between the two renames of `replace_folder`."""
     old = folder.with_name(OLD + folder.name)
     return old if old.is_dir() and not os.path.lexists(folder) else folder
 
 
 def replace_folder(draft: Path, folder: Path) -> None:
-    """Flush a finished draft to the disk and give it its name; of what had the name before, foreign files stay."""
+    """Flush a finished draft to the disk and rename it to `folder`; files that are not ours are kept in it."""
     for path in draft.iterdir():
         flush(path)
     keep_foreign(find_folder(folder), draft)
@@ -209,7 +209,7 @@ def replace_folder(draft: Path, folder: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file; incomplete lines and those without a step are left out."""
+    """Read the lines of a metrics file; skip incomplete lines and lines without a step."""
     lines = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""A run folder -> what its files know about the model in it, for the card and for publishing; and run.yaml itself."""
+"""Read the files of a run folder for its card and for publishing; write run.yaml."""
 
 import csv
 import math
@@ -15,7 +15,7 @@ from .folder import EVALUATION, METRICS, RUN_YAML, read_metrics
 
 
 FACTS = ("steps", "schedule", "processes", "threads")  # notes of run.yaml that each run has
-FIELD_TYPES = {  # field of a record -> what it holds; of a dict or list, the kind of its values
+FIELD_TYPES = {  # field of a record -> (its type, the type of its values or items)
     "architectures": (list, str),
     "id2label": (dict, str),
     "sources": (list, dict),
@@ -27,15 +27,15 @@ FIELD_TYPES = {  # field of a record -> what it holds; of a dict or list, the ki
 }
 PUBLISHED, PUBLISHED_FOLDER = "hub.json", "published"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-# What of a run folder is read or replaced: these folders, whole, and these files beside them.
+# The parts of a run folder that are read or replaced: these folders with all their files, and these files.
 FOLDERS = ("model", "adapter", "checkpoints", "tracking", PUBLISHED_FOLDER)
 RECORD_FILES = (RUN_YAML, "manifest.json", EVALUATION, METRICS, "emissions.csv", PUBLISHED)
 
 
 class Record(NamedTuple):
-    """What a run has left behind. Of several seeds: the results of all, the rest of the first, whose model it is."""
+    """The content of a run folder. With several seeds, the results are of all and everything else is of the first."""
 
-    folder: Path  # has model/, and adapter/ with LoRA
+    folder: Path  # with several seeds that of the first; a LoRA run has adapter/ in it
     run: dict[str, Any]  # the fields of run.yaml
     facts: dict[str, Any]  # its notes: steps, schedule, parameters, device, versions, ...
     config: dict[str, Any]  # of the model
@@ -47,7 +47,7 @@ class Record(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Return base, classifier or chat."""
+        """Return "base", "classifier" or "chat"."""
         if any(name.endswith("ForSequenceClassification") for name in self.config.get("architectures") or []):
             return "classifier"
         is_taught = self.manifest.get("task", "pretrain") != "pretrain"
@@ -61,14 +61,14 @@ class Record(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One number of the evaluation; `std` is over `n` seeds, None where there is one."""
+    """One number of the evaluation; `std` is over `n` seeds, None for a single seed."""
 
     split: str
     metric: str
     value: float
     std: float | None = None
     n: int = 1
-    before: float | None = None  # the same, before the first step
+    before: float | None = None  # the same metric before the first step
 
     def __str__(self) -> str:
         return f"{self.value:g}" if self.std is None else f"{self.value:g} \u00b1 {self.std:g}"
@@ -78,15 +78,15 @@ def read_record(folder: str | Path) -> Record:
     """Read all files of a run folder; missing ones yield empty values.
 
     Raises:
-        ValueError: no run folder, a run without a model, or a file that is a link or cannot be read.
+        ValueError: the folder is not a run, the run has no model, or a file is a link or cannot be read.
     """
     top = Path(folder)
     _refuse_links(top)
     if not (top / RUN_YAML).is_file():
-        inside = " It is the model of a run: give the folder around it." if (top / "config.json").exists() else ""
-        raise ValueError(f"{folder} is no run folder: it has no run.yaml.{inside}")
+        inside = " It is the model of a run: give its parent folder." if (top / "config.json").exists() else ""
+        raise ValueError(f"{folder} is not a run folder: it has no run.yaml.{inside}")
     if not (top / "model" / "config.json").is_file():
-        raise ValueError(f"{folder} has no model yet: let the run end first (resume='latest' continues it).")
+        raise ValueError(f"{folder} has no model yet. Finish the run first (resume='latest' continues it).")
     run, facts = _read_run(top / RUN_YAML)
     seeds = facts.get("runs")
     run_folder = top / seeds[0] if seeds else top
@@ -95,10 +95,8 @@ def read_record(folder: str | Path) -> Record:
             raise ValueError(f"{run_folder} is a link. Move the folder itself there, then publish again.")
         _refuse_links(run_folder)
         run["seeds"], (_, facts) = len(seeds), _read_run(run_folder / RUN_YAML)
-    if lacks := [name for name in FACTS if name not in facts]:
-        raise ValueError(
-            f"{run_folder / 'run.yaml'} cannot be read: it does not say {lacks[0]} in the comments at its end."
-        )
+    if missing := [name for name in FACTS if name not in facts]:
+        raise ValueError(f"{run_folder / 'run.yaml'} cannot be read: the comments at its end have no {missing[0]}.")
     files = {path.name for path in (top / "model").iterdir()}
     tokenizer = _read_json(top / "model" / "tokenizer_config.json")
     return Record(
@@ -115,7 +113,7 @@ def read_record(folder: str | Path) -> Record:
 
 
 def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any]) -> None:
-    """Write run.yaml: the fields of a run, which `--config` reads again, and notes about it as comments below them."""
+    """Write run.yaml: the fields of a run, which recipes read as a config, and notes as comments below them."""
     text = yaml.safe_dump(fields, sort_keys=False) + "\n"
     text += "".join(f"# {line}\n" for line in yaml.safe_dump(notes, sort_keys=False).splitlines())
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -123,7 +121,7 @@ def write_run(folder: str | Path, fields: dict[str, Any], notes: dict[str, Any])
 
 
 def _refuse_links(folder: Path) -> None:
-    # A link or a pipe may lead to anybody's file.
+    # A link or a pipe may lead to a file outside the run.
     direct = [*(folder / name for name in (*FOLDERS, *RECORD_FILES)), *folder.glob("*.png")]
     for path in (*direct, *(inside for name in FOLDERS for inside in (folder / name).rglob("*"))):
         if path.is_symlink():
@@ -139,7 +137,7 @@ def _read_run(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         notes = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
         fields, facts = yaml.safe_load(text) or {}, yaml.safe_load(notes) or {}
         if not isinstance(fields, dict) or not isinstance(facts, dict):
-            raise ValueError("it has to hold `field: value` lines.")
+            raise ValueError("it must hold `field: value` lines.")
         return fields, facts
 
 
@@ -151,7 +149,7 @@ def _read_json(file: Path) -> dict[str, Any]:
             continue
         values = value.values() if isinstance(value, dict) else value
         if not isinstance(value, kind) or not all(isinstance(item, item_kind) for item in values):
-            raise ValueError(f"{file} cannot be read: its {field} is not what a run writes.")
+            raise ValueError(f"{file} cannot be read: its {field} does not have the type that a run writes.")
     return content
 
 
@@ -162,14 +160,14 @@ def _read_emissions(file: Path) -> list[dict[str, str]]:
     with one_error(f"{file} cannot be read"):
         text = file.read_text(encoding="utf-8")
         rows = csv.DictReader(text.splitlines())
-        return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # of a launch its last one
+        return [*{row.get("run_id", n): row for n, row in enumerate(rows)}.values()]  # the last row of each launch
 
 
-# --- What follows from it ----------------------------------------------------------------------------------------
+# --- Values derived from a record --------------------------------------------------------------------------------
 
 
 def at_step(record: Record, step: int) -> Record:
-    """Return the record of a checkpoint: what was evaluated at its step, and nothing later."""
+    """Return the record of a checkpoint: the evaluation at its step, and no later measurements."""
     metrics = [line for line in record.metrics if line["step"] <= step]
     evaluations = [line for line in metrics if line["step"] == step and "eval_loss" in line]
     values = {
@@ -225,8 +223,8 @@ def training_speed(record: Record) -> tuple[float, float] | None:
 def base_model(record: Record) -> tuple[str, str | None] | None:
     """Return the (Hub id, revision) of the base model; None for a new model, or if no file proves the id.
 
-    run.yaml notes since when a base is a folder whether it was one, and its fingerprint: a folder's id on the Hub is
-    that of hub.json beside the same weights.
+    The note `base` of run.yaml tells whether the base was a folder, and its fingerprint; old runs lack it. The Hub id
+    of a folder is that of the hub.json next to it, if the fingerprint is the same.
     """
     name, base = record.run.get("model"), record.facts.get("base")
     if name is None:
@@ -241,7 +239,7 @@ def base_model(record: Record) -> tuple[str, str | None] | None:
 
 
 def may_be_folder(name: str) -> bool:
-    """Return whether a base that no record tells of may have been a folder, such as a run's model."""
+    """Return whether a base without a note in run.yaml may have been a folder, such as a run's model."""
     return not is_hub_id(name) or Path(name).name == "model"
 
 
@@ -262,13 +260,13 @@ def is_hub_id(name: Any) -> bool:
 
 
 def hub_datasets(record: Record) -> list[str]:
-    """Return the ids of the Hub datasets that were trained on."""
+    """Return the ids of the Hub datasets that the model was trained on."""
     sources = record.manifest.get("sources", [])
     return list(dict.fromkeys(source["dataset"] for source in sources if is_on_hub(source)))
 
 
 def is_on_hub(source: dict[str, Any]) -> bool:
-    """Return whether a source of the manifest is a Hub dataset: its files are known by a commit, not by hashes."""
+    """Return whether a source of the manifest is a Hub dataset: it has a commit, and no hashes of files."""
     is_local = any("sha256" in file for file in source.get("files", [])) or "prepared" in source
     return not is_local and source["dataset"] != "python-docs" and is_hub_id(source["dataset"])
 

@@ -1,1 +1,1 @@
-"""The training loop and what it needs; it knows no task."""
+"""The training loop and its parts, independent of the task."""

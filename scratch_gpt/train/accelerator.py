@@ -1,4 +1,4 @@
-"""An environment -> the Accelerator that was asked for, and the signals that end a run in good order."""
+"""Make the Accelerator of a launch, and check the variables that `accelerate launch` sets."""
 
 import os
 import platform
@@ -16,40 +16,43 @@ from accelerate.utils import get_int_from_env, parse_flag_from_env
 from ..utils.memory import keep_freed_memory
 
 
-# Process groups stay until the interpreter ends. Freed earlier, by a DDP model that holds the last reference, a gloo
-# group waits for its threads with Python's lock held, and one of them may be waiting for that lock: a hang at the very
-# end of a run (seen once with torch 2.13, on a machine under load).
+# Keep process groups until the interpreter ends. If a DDP model holds the last reference to a gloo group and frees it
+# earlier, the group waits for its threads while it holds Python's lock, and one of them may be waiting for that lock:
+# the run hangs at its very end (seen once with torch 2.13, on a machine under load).
 _groups: list = []
 
 
 def best_precision(device: str) -> str:
-    """What the device does well: "bf16" where it is native, else "no", which is fp32."""
+    """Return "bf16" if the device supports it natively, else "no" (fp32)."""
     if device == "cpu":
-        able = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 has none: fp32 there
-        return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "no"
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 lacks it: fp32 there
+        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "no"
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "no"
 
 
 def best_attention(device: str, precision: str, max_length: int) -> str:
-    """The attention backend that is fastest for rows of so many tokens: "sdpa", or "eager" for short rows in bf16.
+    """Return the fastest attention backend for rows of `max_length` tokens: "eager" for short bf16 rows on a CPU.
 
-    On a CPU torch's fused kernel takes 1.1 (256 tokens) to 3 times (64) as long there as plain matrix products, and
-    1.6 times less at 512 (AVX-512 with bf16, torch 2.13). Both give the same numbers but for rounding.
+    There torch's fused kernel takes 3 times as long as plain matrix products at 64 tokens and 1.1 times at 256; at 512
+    it is 1.6 times faster (AVX-512 with bf16, torch 2.13). Both give the same numbers up to rounding.
     """
     return "eager" if device == "cpu" and precision == "bf16" and max_length <= 256 else "sdpa"
 
 
 def compile_options() -> dict[str, bool]:
-    """Of torch.compile on a CPU: tanh by the exponential, 1e-7 from torch's own, so that GELU takes half the time."""
-    from torch._inductor import list_options  # slow, and only who compiles needs it
+    """Return the options of torch.compile for a CPU: compute tanh from the exponential.
+
+    The result differs from torch's tanh by 1e-7, and GELU takes half the time.
+    """
+    from torch._inductor import list_options  # slow to import, and needed only to compile
 
     return {name: True for name in ("cpp.use_decompose_tanh",) if name in list_options()}  # not in every version
 
 
 def describe_device(device: torch.device) -> str:
-    """`NVIDIA H200`; of a CPU its model, where the system tells, and what it computes with."""
+    """Return the name of a device, such as `NVIDIA H200`; for a CPU its model, if known, and its instruction set."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -60,22 +63,22 @@ def describe_device(device: torch.device) -> str:
     return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-# --- What `accelerate launch` asks for ---------------------------------------------------------------------------
+# --- The environment variables of `accelerate launch` ------------------------------------------------------------
 
 _OFF = ("false", "0", "no", "off", "f", "n")
 _TRUTH = ("true", "1", "yes", "on", "t", "y", *_OFF)
 _FP8 = "The recipes train in fp32, bf16 or fp16."
-_COMPILE = "To compile the model, leave out dynamo and pass compile=True to the recipe."
+_COMPILE = "To compile the model, remove dynamo from the launch and pass compile=True to the recipe."
 _DDP_OR_FSDP = "Several processes train with DDP or FSDP2: see the launch files cpu_2, gpu_ddp and gpu_fsdp2."
 _DEEPSPEED = f"DeepSpeed is not supported. {_DDP_OR_FSDP}"
 _MEGATRON = f"Megatron-LM is not supported. {_DDP_OR_FSDP}"
 _PARALLELISM = f"Tensor, context and sequence parallelism are not supported. {_DDP_OR_FSDP}"
 _DEVICES = "The recipes train on CPUs, CUDA devices and Apple's MPS, without cloud launchers."
 _FSDP = "Use the launch file gpu_fsdp2 (configs/accelerate)."
-_RECOMPUTE = "To compute activations twice, pass gradient_checkpointing=True to the recipe."
+_RECOMPUTE = "To recompute activations, pass gradient_checkpointing=True to the recipe."
 
-# Each variable that `accelerate launch` sets from its options and config file -> the values that a run obeys (None for
-# any), and what to do instead of another value. A name that ends with an underscore stands for all that begin with it.
+# Each variable that `accelerate launch` sets from its options and config file -> the values that a run supports (None
+# for any), and the advice for other values. A name that ends with an underscore covers all names that begin with it.
 VARIABLES: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "ACCELERATE_USE_CPU": (_TRUTH, ""),
     "ACCELERATE_DEBUG_MODE": (_TRUTH, ""),
@@ -126,10 +129,12 @@ VARIABLES: dict[str, tuple[tuple[str, ...] | None, str]] = {
 
 
 def check_launch(expect_processes: int | None = None) -> None:
-    """Raise a ValueError if the environment asks for something that a run would not do. Every process checks it alone.
+    """Raise a ValueError if the environment requests something that a run does not support.
+
+    Every process checks its environment separately.
 
     Args:
-        expect_processes: 1 allows a process that was launched alone although it was to be one of several.
+        expect_processes: 1 allows a single process although the launch requests several.
     """
     for pattern, (allowed, instead) in VARIABLES.items():
         names = [pattern] if not pattern.endswith("_") else sorted(filter(lambda n: n.startswith(pattern), os.environ))
@@ -146,9 +151,9 @@ def check_launch(expect_processes: int | None = None) -> None:
         raise ValueError("mpirun started several processes, which is not supported. Start them with torchrun.")
     if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= set(os.environ) and expect_processes != 1:
         raise ValueError(
-            "`accelerate launch` was asked for several processes or machines and started this process alone: on CPUs "
-            "it always does. Start them with torchrun, or with the launch file cpu_2 (configs/accelerate); or pass "
-            "expect_processes=1."
+            "The launch requests several processes or machines, but `accelerate launch` started a single process, as "
+            "it always does on CPUs. Start them with torchrun, or with the launch file cpu_2 (configs/accelerate); or "
+            "pass expect_processes=1."
         )
 
 
@@ -159,18 +164,18 @@ def make_accelerator(
     report_to: str | None = None,
     output_dir: Path | None = None,
 ) -> Accelerator:
-    """The Accelerator of this launch.
+    """Return the Accelerator of this launch.
 
-    With mixed_precision "auto" the launch's own precision is obeyed, and "no" there, which every launch says that is
-    not told otherwise, leaves the choice to `best_precision`.
+    With mixed_precision "auto" the precision of the launch is used. If that is "no", the default of every launch,
+    `best_precision` chooses.
 
     Raises:
-        ValueError: a device that is not there, another number of processes than was asked for, or a variable that asks
-            for what a run would not do.
+        ValueError: the device is not available, the number of processes is not `expect_processes`, or a variable
+            requests something that a run does not support.
     """
     check_launch(expect_processes)
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if parse_flag_from_env("ACCELERATE_USE_CPU"):  # what `use_cpu: true` in a launch file becomes
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):  # set by `use_cpu: true` in a launch file
         available = "cpu"
     device = available if device == "auto" else device
     if device not in ("cpu", available):
@@ -192,11 +197,11 @@ def make_accelerator(
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         if device != "cuda" or "LOCAL_RANK" not in os.environ:
             raise ValueError(
-                "The launch asks for FSDP, and Accelerate would train without it: it shards on GPUs only, and only in "
-                "processes that a launcher started. Use another launch file (configs/accelerate)."
+                "The launch requests FSDP, but Accelerate would train without it: FSDP needs GPUs, and processes that "
+                "a launcher started. Use another launch file (configs/accelerate)."
             )
         if "FSDP_VERSION" not in os.environ:
-            raise ValueError(f"The launch asks for FSDP version 1, which is not supported. {_FSDP}")
+            raise ValueError(f"The launch requests FSDP version 1, which is not supported. {_FSDP}")
     if device == "cpu":
         keep_freed_memory()
     accelerator = Accelerator(
@@ -212,7 +217,7 @@ def make_accelerator(
     if accelerator.device.type != device:
         raise ValueError(f"The device is {device}, but Accelerate chose {accelerator.device.type}. {_DEVICES}")
     if launch_precision not in ("no", mixed_precision):
-        text = f"The launch's mixed precision {launch_precision} is not used: this run's own is {mixed_precision}."
+        text = f"The launch's mixed precision {launch_precision} is ignored: this run uses {mixed_precision}."
         accelerator.print(text, file=sys.stderr)
     return accelerator
 
@@ -224,7 +229,7 @@ def sum_over_processes(accelerator: Accelerator, tensor: torch.Tensor) -> torch.
 
 @contextmanager
 def uncompiled(model: Any) -> Iterator[None]:
-    """Without torch.compile, which would compile again for an evaluation and each length of what is generated."""
+    """Run the body without torch.compile, which would compile again for an evaluation and each generated length."""
     compiled, model._compiled_call_impl = model._compiled_call_impl, None
     try:
         yield

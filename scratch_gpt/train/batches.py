@@ -1,8 +1,8 @@
 """Choose the rows of each step and process: a function of (seed, step), in the same order on any number of processes.
 
 Rows come from an endless sequence of shuffled epochs (or, streamed, from lanes: data/rows/streams.py). Step n takes
-the next global batch of it. Position p in the sequence goes to process p % processes, whose rows are cut into
-micro-batches; so a global batch holds the same rows however many processes share it.
+the next global batch of it. Position p in the sequence goes to process p % processes, and each process cuts its rows
+into micro-batches. So a global batch holds the same rows for any number of processes.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from ..utils import watchdog
 ItemT = TypeVar("ItemT")
 Batch = dict[str, torch.Tensor]
 Augment = Callable[[Any, int], Any]
-SORTED_BATCHES = 50  # batches whose rows are sorted together by length
+SORTED_BATCHES = 50  # number of batches that are sorted together by length
 
 
 def derive_seed(*parts: int) -> int:
-    """A 63-bit seed that is a function of its parts, well mixed."""
+    """Return a 63-bit seed: a hash of the parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
-    """A permutation of range(rows), a function of its arguments alone."""
+    """Return a permutation of range(rows) that depends only on the arguments."""
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     return torch.randperm(rows, generator=generator).tolist()
 
@@ -59,9 +59,9 @@ def split_across_processes(
         >>> split_across_processes(["a", "b", "c", "d", "e"], batch_size=2, processes=2, rank=1)
         [(['b', 'd'], True), (['a'], False)]
     """
-    mine = items[rank::processes]
+    own_items = items[rank::processes]
     largest = -(-len(items) // processes)  # items of the first process
-    chunks = [(mine[i : i + batch_size], True) for i in range(0, len(mine), batch_size)]
+    chunks = [(own_items[i : i + batch_size], True) for i in range(0, len(own_items), batch_size)]
     missing = -(-largest // batch_size) - len(chunks)
     return chunks + [(items[:1], False)] * missing
 
@@ -76,7 +76,7 @@ class BatchLayout(NamedTuple):
 
     @property
     def global_batch(self) -> int:
-        """Rows of a step, over all micro-batches and processes."""
+        """Return the rows of a step, over all micro-batches and processes."""
         return self.batch_size * self.accumulation_steps * self.processes
 
     def positions(self, start: tuple[int, int], step: int) -> range:
@@ -94,13 +94,13 @@ class Step(NamedTuple):
 
 
 class Steps:
-    """`steps[n]` -> step n of one process, for rows with an index.
+    """The steps of one process, for rows with an index; `steps[n]` is step n.
 
     Args:
-        end: last position of the endless sequence; None is no limit.
+        end: last position of the endless sequence; None for no limit.
         start: the (step, position) that the sequence begins at.
-        lengths: of the rows; a step then takes rows of similar length.
-        augment: (row, position) -> the row to learn from, a pure function.
+        lengths: the lengths of the rows; a step then takes rows of similar length.
+        augment: returns the row to learn from for (row, position); a pure function.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Steps:
     ):
         self.rows, self.collate, self.layout, self.seed, self.end, self.start = rows, collate, layout, seed, end, start
         self.lengths, self.augment = lengths, augment
-        self._orders: dict[int, list[int]] = {}  # of the epochs at hand
+        self._orders: dict[int, list[int]] = {}  # of the current epochs
 
     def positions(self, step: int) -> range:
         """Return the positions of step n in the endless sequence."""
@@ -154,7 +154,7 @@ class Steps:
         return Step(batches, self.positions(step).stop, {})
 
     def loader(self, steps: int, workers: int, pin_memory: bool) -> Iterable[Step]:
-        """Steps start ... `steps` - 1, prepared by `workers` processes."""
+        """Return the steps from the start to `steps` - 1, prepared by `workers` processes."""
         return _loader(self, workers, pin_memory, sampler=range(self.start[0], steps))
 
     def describe(self, step: int) -> dict[str, Any]:
@@ -163,9 +163,9 @@ class Steps:
 
 
 class StreamedSteps(IterableDataset):
-    """Steps from the lanes of a stream (data/rows/streams.py), position p from lane p % lanes.
+    """The steps of one process, from the lanes of a stream (data/rows/streams.py); position p is in lane p % lanes.
 
-    Each process reads the lanes whose positions are its own, so their number has to be a multiple of `processes`.
+    Each process reads the lanes of its positions, so the number of lanes must be a multiple of `processes`.
     """
 
     def __init__(
@@ -179,11 +179,11 @@ class StreamedSteps(IterableDataset):
     ):
         if stream.lanes % layout.processes:
             raise ValueError(
-                f"{stream.lanes} stream lanes cannot be shared by {layout.processes} processes. Choose a "
-                "stream_lanes that is a multiple of them, and keep it for the whole run."
+                f"{stream.lanes} stream lanes cannot be shared by {layout.processes} processes. Choose stream_lanes "
+                "as a multiple of the number of processes, and keep it for the whole run."
             )
-        mine = map(str, range(layout.rank, stream.lanes, layout.processes))
-        self.cursors = {lane: (cursors or {}).get(lane) for lane in mine}  # None is a lane's beginning
+        own_lanes = map(str, range(layout.rank, stream.lanes, layout.processes))
+        self.cursors = {lane: (cursors or {}).get(lane) for lane in own_lanes}  # None: a lane's beginning
         self.stream, self.collate, self.layout, self.start, self.steps = stream, collate, layout, start, 0
         self.augment = augment
 
@@ -208,7 +208,7 @@ class StreamedSteps(IterableDataset):
             yield Step(batches, self.positions(step).stop, dict(cursors))
 
     def loader(self, steps: int, workers: int, pin_memory: bool) -> Iterable[Step]:
-        """Steps start ... `steps` - 1; one worker process at most, since what it reads has an order."""
+        """Return the steps from the start to `steps` - 1; at most one worker, because a stream is read in order."""
         self.steps = steps
         return _loader(self, min(workers, 1), pin_memory)
 
@@ -228,13 +228,13 @@ def sample_rows(rows: Any, count: int) -> list:
 
 
 def _loader(source, workers: int, pin_memory: bool, **options) -> DataLoader:
-    # A generator of its own: opening a loader leaves the global random state alone.
+    # A separate generator: opening a loader does not change the global random state.
     options = {**options, "pin_memory": pin_memory, "generator": torch.Generator()}
     return DataLoader(source, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals, **options)
 
 
 def _leave_signals(_worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # a signal to the whole group: the main process deals with it
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the main process handles it
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -62,7 +62,7 @@ class Evaluator:
 
 @dataclass
 class Bookkeeper:
-    """Do what follows each step: update the progress, log, evaluate, save, stop."""
+    """Update the progress, log, evaluate, save and stop after each step."""
 
     model: nn.Module
     progress: Progress
@@ -78,7 +78,7 @@ class Bookkeeper:
     is_compiling: bool  # until the first step is done
 
     def read_flags(self) -> tuple[bool, bool]:
-        """Return whether the time is over and whether a stop signal has arrived, on this process."""
+        """Return whether the time limit has passed and whether a stop signal has arrived, on this process."""
         limit = self.settings.max_seconds
         return limit is not None and self.metrics.seconds > limit, self.signals.received is not None
 

@@ -39,8 +39,8 @@ class RunStopped(Exception):
 def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -> Callable[[str, Callable], bool]:
     """Return `save(name, write)`, which calls `write()` and handles a full disk or a missing folder on all processes.
 
-    It returns whether that succeeded. Otherwise it prints a message and training goes on, or with `stop` it raises
-    RunStopped, as for an error of any other kind. Call it on every process.
+    It returns True if that succeeded. If not, it raises RunStopped; without `stop` it prints a message, returns False
+    and training continues. Any other error always raises RunStopped. Call it on every process.
     """
 
     def save(name: str, write: Callable[[], Any]) -> bool:
@@ -50,7 +50,7 @@ def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -
             check_held(output_dir)
             write()
         except Exception as error:
-            # Not a full disk, which tokenizers reports as a bare Exception: it will not go away.
+            # Write errors are expected, and so is a bare Exception: tokenizers reports a full disk by one.
             is_unexpected = not isinstance(error, WRITE_ERRORS) and type(error) is not Exception
             problem, cause = describe_error(error) or type(error).__name__, error
         has_failed, is_unexpected = all_reduce_flags(accelerator, 0.0, bool(problem), is_unexpected)[1:]
@@ -63,7 +63,7 @@ def guard_saves(accelerator: Accelerator, output_dir: Path, stop: bool = True) -
             raise RunStopped(
                 f"{message} Free some space, then resume with resume='latest' (or pass on_save_error='continue')."
             ) from cause
-        accelerator.print(f"{message} Training goes on.")
+        accelerator.print(f"{message} Training continues.")
         return False
 
     return save
@@ -83,8 +83,8 @@ def last_good(output_dir: Path) -> str:
     checkpoints = list_checkpoints(output_dir / "checkpoints")
     if checkpoints:
         return f"The last good checkpoint is {checkpoints[-1].name}."
-    earlier = f" The run that was there before is in {output_dir / ASIDE}." if (output_dir / ASIDE).is_dir() else ""
-    return f"There is no checkpoint yet.{earlier}"
+    earlier = f" The previous run is in {output_dir / ASIDE}." if (output_dir / ASIDE).is_dir() else ""
+    return f"No checkpoint has been saved yet.{earlier}"
 
 
 def describe_error(error: BaseException) -> str:
@@ -110,14 +110,14 @@ def name_last_good(output_dir: Path) -> Iterator[None]:
         if "DataLoader worker" in text and "exited unexpectedly" in text:
             reason = "A process that prepares batches has ended (killed, or out of memory; workers=0 starts none)."
         elif isinstance(error, torch.distributed.DistError) or "gloo" in text:
-            reason = f"The processes have lost each other ({text.splitlines()[0][:200]})."
+            reason = f"The connection between the processes is lost ({text.splitlines()[0][:200]})."
         else:
             raise
         raise RunStopped(f"{reason} {last_good(output_dir)} Resume from there with resume='latest'.") from error
 
 
 class Checkpointer:
-    """Write the checkpoints of a run, with `async_save` in the background while training goes on."""
+    """Write the checkpoints of a run, with `async_save` in the background during training."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Checkpointer:
     def save_checkpoint(self, progress: Any, layout: BatchLayout, cursors: dict[str, Any]) -> bool:
         """Save the progress (a dataclass), the batch layout and the cursors of this process' lanes of a stream.
 
-        Return False if the weights are no longer finite: such a checkpoint would push out the good ones.
+        Return False if the weights are no longer finite: such a checkpoint would replace good ones.
         """
         self.finish()
         is_finite = all(bool(_local(value).isfinite().all()) for value in self.model.parameters())
@@ -178,10 +178,10 @@ class Checkpointer:
             self.save("The last checkpoint", self.writer.finish)
 
     def _has_room(self) -> bool:
-        # A copy of the weights and two moments fits on every process, so that all do the same.
+        # Whether a copy of the weights and two moments fits on every process; the answer is the same on all.
         size = 3 * sum(value.numel() * value.element_size() for value in self.model.parameters())
-        lacks = torch.tensor(float(psutil.virtual_memory().available < 1.2 * size), device=self.accelerator.device)
-        return float(sum_over_processes(self.accelerator, lacks)) == 0
+        is_short = torch.tensor(float(psutil.virtual_memory().available < 1.2 * size), device=self.accelerator.device)
+        return float(sum_over_processes(self.accelerator, is_short)) == 0
 
 
 def _local(value: torch.Tensor) -> torch.Tensor:

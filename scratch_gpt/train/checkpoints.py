@@ -1,9 +1,9 @@
-"""A training state <-> a folder `checkpoints/step-N/`: weights, optimizer, metrics and a JSON that a person can read.
+"""Write a training state to `checkpoints/step-N/` and read it: weights, optimizer, metrics and readable JSON.
 
-Beside them lie the files that make it a model folder as well (config, code, tokenizer), where the caller gives them.
+If the caller gives the files of a model folder (config, code, tokenizer), the checkpoint is a model folder as well.
 Tensors are safetensors and the rest is JSON, so reading a checkpoint cannot run code. A folder is written under
-another name, its manifest last, flushed to the disk and renamed when it is whole: whenever the process dies, what is
-called step-N is a whole checkpoint.
+another name, its manifest last, flushed to the disk and renamed when it is complete. So a folder called step-N is a
+complete checkpoint, whenever the process dies.
 """
 
 import hashlib
@@ -36,24 +36,24 @@ from ..utils.foreign import read_json
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 CHECKPOINT_FILES, MANIFEST = (WEIGHTS, OPTIMIZER, STATE, METRICS), "manifest.json"
 CHECKPOINT_FORMAT = 2
-WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a folder that is gone or may not be written
+WRITE_ERRORS = (OSError, SafetensorError)  # a full disk, a missing or read-only folder
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be gone on from; the message says why."""
+    """Raised for a checkpoint that cannot be written or resumed; the message says why."""
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint holds, in memory."""
+    """The content of a checkpoint, in memory."""
 
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     state: dict[str, Any]  # JSON; has "progress" with step, tokens and position, and the "record" of the run
     metrics: str  # the text of metrics.jsonl so far
-    shapes: dict[str, tuple[int, ...]]  # of the model itself: what `weights` must hold
+    shapes: dict[str, tuple[int, ...]]  # of the model itself; `weights` must have the same
 
 
-# --- Memory <-> a snapshot ---------------------------------------------------------------------------------------
+# --- Snapshots of a model and its optimizer ----------------------------------------------------------------------
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)  # a tied weight has one name
 
@@ -61,9 +61,9 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False) 
 def take_snapshot(
     model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], metrics: str, copy: bool = False
 ) -> Snapshot:
-    """The whole tensors of a model and its optimizer, sharded or not. To be called on every process.
+    """Return the full tensors of a model and its optimizer, sharded or not. Call it on every process.
 
-    `copy` takes a copy that training does not change, else what is on the CPU is shared.
+    With `copy` training does not change the snapshot; without it tensors on the CPU are shared.
     """
     weights = whole_weights(model)
     content: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
@@ -79,20 +79,20 @@ def take_snapshot(
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return each tensor of a model once and whole. Call it on every process; a sharded model's go to the first."""
+    """Return each tensor of a model once, unsharded. Call it on every process; the first gets a sharded model's."""
     return _distinct(model, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=_WHOLE)))
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Put whole tensors into a model, sharded or not. To be called on every process."""
+    """Load full tensors into a model, sharded or not. Call it on every process."""
     set_model_state_dict(model, cast(dict[str, Any], weights), options=_WHOLE)
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], str]:
-    """Put weights and optimizer state back; returns the JSON state and the text of the metrics.
+    """Restore weights and optimizer state; return the JSON state and the text of the metrics.
 
     Raises:
-        CheckpointError: a damaged folder, or another model's.
+        CheckpointError: the folder is damaged, or belongs to another model.
     """
     if problem := find_damage(path):
         raise CheckpointError(f"{path.name} cannot be resumed from: {problem}.")
@@ -114,7 +114,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def _groups(path: Path, saved: Any, slots: dict[str, Any], optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    # Which parameters are in which group is the checkpoint's; how a group is optimized is the run's own.
+    # The checkpoint says which parameters are in which group; the run says how a group is optimized.
     options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         names = [[*map(str, group["params"])] for group in saved]
@@ -125,19 +125,20 @@ def _groups(path: Path, saved: Any, slots: dict[str, Any], optimizer: torch.opti
         fits, names = False, []
     if not fits or not slots.keys() <= {name for group_names in names for name in group_names}:
         raise CheckpointError(
-            f"{path.name} belongs to another optimizer: its groups of parameters are not this run's. "
+            f"{path.name} belongs to another optimizer: its parameter groups differ from this run's. "
             "Start a new run in a new output_dir."
         )
     return [{**group, "params": group_names} for group, group_names in zip(options, names, strict=True)]
 
 
 def check_shapes(path: Path, model: nn.Module) -> None:
-    """Raise a CheckpointError where a checkpoint's weights are another model's. Reads no tensor."""
+    """Raise a CheckpointError if a checkpoint's weights belong to another model. No tensor is read."""
     saved, expected = _saved_shapes(path / WEIGHTS), tensor_shapes(model)
     if differing := _differing(saved, expected):
         name = differing[0]
         raise CheckpointError(
-            f"{path.name} belongs to another model: {name} is {saved.get(name)} there and {expected.get(name)} here. "
+            f"{path.name} belongs to another model: {name} is {saved.get(name)} in the checkpoint and "
+            f"{expected.get(name)} in the model. "
             "Start a new run in a new output_dir."
         )
 
@@ -174,38 +175,38 @@ def _no_pickle(file: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise CheckpointError(f"{file.parent.name}/{file.name} is no safetensors file: {error}") from error
+        raise CheckpointError(f"{file.parent.name}/{file.name} is not a valid safetensors file: {error}") from error
 
 
 def _distinct(model: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # Every tensor once, tied ones under the first of their names.
+    # Keep each tensor once; a tied one under the first of its names.
     names = {_own_name(name) for kind in (model.named_parameters(), model.named_buffers()) for name, _ in kind}
     bare = {_own_name(name): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in bare.items() if name in names}
 
 
 def _own_name(name: str) -> str:
-    # Wrappers' parts are none of the model's: torch.compile's and checkpoint_wrapper's anywhere, DDP's in front.
+    # Remove the parts that wrappers add: torch.compile and checkpoint_wrapper anywhere, DDP in front.
     return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "").removeprefix("module.")
 
 
-# --- A snapshot -> a folder --------------------------------------------------------------------------------------
+# --- Writing -----------------------------------------------------------------------------------------------------
 
 
 def write_checkpoint(
     folder: Path, snapshot: Snapshot, keep: int = 2, model_files: Mapping[str, bytes] | None = None
 ) -> Path:
-    """Write `folder/step-N`, then prune to the newest `keep` and the best; returns its path.
+    """Write `folder/step-N`, then prune to the newest `keep` and the best; return its path.
 
-    Later steps are of a course that this run has left by going on from an earlier one: they are removed, and so is a
-    run that was set aside for this one.
+    Checkpoints with a later step belong to an abandoned continuation and are removed. A run that was set aside for
+    this one is removed as well.
 
     Args:
-        model_files: name -> content of what a model folder has beside its weights.
+        model_files: content of the other files of a model folder, by name.
 
     Raises:
-        OSError, SafetensorError: it could not be written; what was there before is as it was.
-        CheckpointError: what would be written is not exactly the model's.
+        OSError, SafetensorError: the checkpoint could not be written; earlier files are unchanged.
+        CheckpointError: the tensors are not exactly those of the model.
     """
     progress = snapshot.state["progress"]
     name = f"step-{progress['step']}"
@@ -218,8 +219,8 @@ def write_checkpoint(
         weights = {key: value.contiguous() for key, value in snapshot.weights.items()}
         save_file(weights, str(draft / WEIGHTS), metadata={"format": "pt"})
         check_written([draft / WEIGHTS], snapshot.shapes)
-        if strange := {key.rsplit(".", 1)[0] for key in snapshot.optimizer} - set(snapshot.shapes):
-            raise CheckpointError(f"The optimizer cannot be saved: the model has no parameter {min(strange)}.")
+        if unknown := {key.rsplit(".", 1)[0] for key in snapshot.optimizer} - set(snapshot.shapes):
+            raise CheckpointError(f"The optimizer cannot be saved: the model has no parameter {min(unknown)}.")
         save_file({key: value.contiguous() for key, value in snapshot.optimizer.items()}, str(draft / OPTIMIZER))
         (draft / STATE).write_text(json.dumps(snapshot.state, indent=1), encoding="utf-8")
         (draft / METRICS).write_text(snapshot.metrics, encoding="utf-8")
@@ -244,21 +245,21 @@ def write_checkpoint(
 
 
 def prune(folder: Path, newest: Path, keep: int, best_step: int | None) -> None:
-    """Remove the checkpoints after `newest`, all but the last `keep` and the best, and what a killed save has left."""
+    """Keep the best checkpoint and the last `keep` up to `newest`; remove others and leftovers of killed saves."""
     checkpoints = list_checkpoints(folder)
     index = checkpoints.index(newest)
     old = [path for path in checkpoints[: max(0, index + 1 - keep)] if path.name != f"step-{best_step}"]
     for path in (*old, *checkpoints[index + 1 :]):
         aside = path.with_name(OLD + path.name)
         remove(aside)
-        with suppress(OSError):  # one that cannot be removed is no reason to stop
-            os.replace(path, aside)  # a half-removed folder is not called a checkpoint
+        with suppress(OSError):  # training continues if a checkpoint cannot be removed
+            os.replace(path, aside)  # a partly removed folder must not look like a checkpoint
     for path in _left_over(folder):
         remove_files(path, is_whole_file)
 
 
 def _left_over(folder: Path) -> list[Path]:
-    # What a killed save was writing or replacing, the newest step first.
+    # Folders that a killed save was writing or replacing, the newest step first.
     steps = [
         (int(path.name.rpartition("-")[2]), path)
         for prefix in (DRAFT, OLD)
@@ -269,29 +270,29 @@ def _left_over(folder: Path) -> list[Path]:
 
 
 def adopt(path: Path) -> Path:
-    """Give a checkpoint that `find_checkpoint` has found under another name its own; returns the new path."""
+    """Rename a checkpoint that `find_checkpoint` found under a temporary name to `step-N`; return the new path."""
     target = path.with_name(own_name(path))
     if target != path:
-        if os.path.lexists(target):  # it was found damaged
+        if os.path.lexists(target):  # `find_checkpoint` has skipped it as damaged
             remove(target)
         os.replace(path, target)
     return target
 
 
 def own_name(path: Path) -> str:
-    """Return the name that a folder has, or had, or was to get."""
+    """Return the name of a folder without the prefixes of drafts and replaced folders."""
     return path.name.removeprefix(DRAFT).removeprefix(OLD)
 
 
 class BackgroundWriter:
-    """Runs one write at a time in a thread; what went wrong in it is raised by the next `finish`."""
+    """Run one write at a time in a thread; the next `finish` raises its error."""
 
     def __init__(self):
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
     def start(self, write: Callable[[], Any]) -> None:
-        """Begin; the one before has to be finished."""
+        """Start a write; `finish` must have ended the previous one."""
         assert self.thread is None
 
         def run() -> None:
@@ -304,7 +305,7 @@ class BackgroundWriter:
         self.thread.start()
 
     def finish(self) -> None:
-        """Wait for what was begun."""
+        """Wait for the write, and raise its error."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -317,18 +318,18 @@ class BackgroundWriter:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The `step-N` folders, oldest first."""
+    """Return the `step-N` folders, oldest first."""
     folders = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and a line for each newer one that is damaged.
+    """Return the newest intact checkpoint, and a message for each newer one that is damaged.
 
-    Where none is whole, one counts that a killed save has left under another name (see `adopt`).
+    If none is intact, look for one that a killed save left under another name (see `adopt`).
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them is whole.
+        CheckpointError: there are checkpoints, and all of them are damaged.
     """
     skipped = []
     for path in reversed(list_checkpoints(folder)):
@@ -337,7 +338,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         skipped.append(f"{path.name} is damaged and skipped: {problem}")
     for path in _left_over(folder):
         if not find_damage(path):
-            return path, [*skipped, f"{path.name} is whole: it is taken as {own_name(path)}."]
+            return path, [*skipped, f"{path.name} is intact and used as {own_name(path)}."]
     if skipped:
         raise CheckpointError(
             f"Every checkpoint in {folder} is damaged ({'; '.join(skipped)}). Restart with overwrite=True."
@@ -346,34 +347,38 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder in a few words, or None. Reads every byte of it."""
+    """Describe the damage of a checkpoint folder in a few words, or return None. Every byte is read."""
     try:
         if not (path / MANIFEST).exists():
-            return f"{MANIFEST} is absent"
+            return f"{MANIFEST} is missing"
         manifest = read_json(path / MANIFEST)
         if manifest["format_version"] != CHECKPOINT_FORMAT:
-            return f"its format version is {manifest['format_version']}, this package reads {CHECKPOINT_FORMAT}"
+            return f"its format version is {manifest['format_version']}, but this package reads {CHECKPOINT_FORMAT}"
         if manifest.pop("manifest_sha256") != _digest(manifest):
-            return f"{MANIFEST} is not what was written"
+            return f"{MANIFEST} has changed since it was written"
         for name in {**dict.fromkeys(CHECKPOINT_FILES), **manifest["files"]}:
             if not (path / name).is_file():
-                return f"{name} is absent"
+                return f"{name} is missing"
             if _describe(path / name) != manifest["files"][name]:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return None
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint; a CheckpointError where it has not what every checkpoint has."""
+    """Return the JSON part of a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read, or lacks a part that every checkpoint has.
+    """
     try:
         state = read_json(path / STATE)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     for name in ("progress", "share", "record"):
         if not isinstance(state.get(name), dict):
-            raise CheckpointError(f"{path.name}/{STATE} has no {name}: it is no checkpoint of a run.")
+            raise CheckpointError(f"{path.name}/{STATE} has no {name}: it is not a run's checkpoint.")
     return state
 
 
@@ -381,12 +386,14 @@ def take_fields(cls: type, values: dict[str, Any]) -> Any:
     """Make a dataclass or NamedTuple of numbers, texts and tables from JSON.
 
     Raises:
-        CheckpointError: a field that it does not have, or a value of another kind.
+        CheckpointError: a field is unknown, or a value has another type.
     """
     kinds = get_type_hints(cls)
     for name, value in values.items():
         if name not in kinds or not any(_is_a(value, kind) for kind in _alternatives(kinds[name])):
-            raise CheckpointError(f"{STATE}: {name} is {str(value)[:40]!r}, which no {cls.__name__} can have.")
+            raise CheckpointError(
+                f"{STATE}: {name} is {str(value)[:40]!r}, which is not a valid field of {cls.__name__}."
+            )
     return cls(**values)
 
 
@@ -395,7 +402,7 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    # As JSON has them: a whole number is a float too, and no truth value is a number.
+    # The types of JSON: an integer is also a float, but a boolean is not a number.
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

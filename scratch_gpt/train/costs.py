@@ -1,10 +1,10 @@
-"""The numbers of a config -> what training costs: parameters, floating point operations, bytes, seconds.
+"""Compute the costs of training from a config: parameters, floating point operations, bytes, seconds.
 
 D width, F width inside the MLP, L layers, H heads, V vocabulary, C classes, T tokens of a row, N tokens of a batch.
 
-A config is anything with the names of `ScratchGPTConfig`. A FLOP is one multiplication or addition of a matrix product
-(what lies between them is not counted, as in the literature); attention counts its whole square, as PaLM does
-(Chowdhery et al. 2022, appendix B). Tests hold all of this against the model itself.
+A config is any object with the attributes of `ScratchGPTConfig`. A FLOP is one multiplication or addition of a matrix
+product; as in the literature, other operations are not counted. Attention counts the full square of scores, as in PaLM
+(Chowdhery et al. 2022, appendix B). Tests compare all of this with the model itself.
 """
 
 import math
@@ -12,9 +12,9 @@ import re
 from typing import Any, NamedTuple
 
 
-TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022 ("Chinchilla"), table 3, about; for a model that begins at random
-LOGITS_BYTES = 2**26  # of the head's one table (modeling/linear_cross_entropy.py)
-LORA = {  # lora_targets -> (how many matrices D x D have it in a block, how many D x F)
+TOKENS_PER_PARAMETER = 20  # approximate; Hoffmann et al. 2022 ("Chinchilla"), table 3, for training from scratch
+LOGITS_BYTES = 2**26  # of the head's logits (modeling/linear_cross_entropy.py)
+LORA = {  # lora_targets -> (D x D matrices with LoRA in a block, D x F matrices with LoRA)
     "default": (3, 0),
     "attention": (4, 0),
     "all-linear": (4, 2),
@@ -22,14 +22,14 @@ LORA = {  # lora_targets -> (how many matrices D x D have it in a block, how man
 
 
 class Tune(NamedTuple):
-    """What of a model is trained: `what` as the recipes' `tune`."""
+    """The part of a model that is trained; `what` is the recipes' `tune`."""
 
     what: str = "full"
     lora_rank: int = 16
     lora_targets: str = "default"
 
     def blocks(self, layers: int) -> int:
-        """How many of the upper blocks are trained."""
+        """Return the number of upper blocks that are trained."""
         match = re.fullmatch(r"last-(?:block|(\d+)-blocks)", self.what)
         return int(match[1] or 1) if match else layers if self.what == "full" else 0
 
@@ -38,7 +38,7 @@ FULL = Tune()
 
 
 def compute_optimal_tokens(parameters: int) -> int:
-    """How many tokens a model of this size is best trained on from scratch (Hoffmann et al. 2022)."""
+    """Return the compute-optimal number of tokens to train a model from scratch (Hoffmann et al. 2022)."""
     return TOKENS_PER_PARAMETER * parameters
 
 
@@ -46,25 +46,25 @@ def compute_optimal_tokens(parameters: int) -> int:
 
 
 def block_matrices(config: Any) -> int:
-    """Of one block's six matrices: four projections, the MLP."""
+    """Count the parameters of one block's six matrices: four projections, the MLP."""
     return 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
 
 
 def block_parameters(config: Any) -> int:
-    """Of one block: its matrices, their biases, two norms."""
+    """Count the parameters of one block: its matrices, their biases, two norms."""
     D, F = config.hidden_size, config.intermediate_size
     return block_matrices(config) + D + 3 * D * config.attention_bias + F + D + 4 * D
 
 
 def head_parameters(config: Any, classes: int | None = None) -> int:
-    """Of the head alone: 0 where it is the token embedding."""
+    """Count the parameters of the head; 0 if it shares the token embedding."""
     if classes is not None:
         return classes * config.hidden_size
     return 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
 
 
 def all_parameters(config: Any, classes: int | None = None) -> int:
-    """Of the whole model; a classifier's where `classes` is given.
+    """Count the parameters of the whole model; with `classes` those of a classifier.
 
     Example:
         >>> from scratch_gpt import ScratchGPTConfig
@@ -77,7 +77,7 @@ def all_parameters(config: Any, classes: int | None = None) -> int:
 
 
 def trained_parameters(config: Any, tune: Tune = FULL, classes: int | None = None) -> int:
-    """Of them those that are trained; LoRA's own (without DoRA's lengths)."""
+    """Count the trained parameters, including LoRA's (without DoRA's magnitudes)."""
     D, F, head = config.hidden_size, config.intermediate_size, head_parameters(config, classes)
     if tune.what == "full":
         return all_parameters(config, classes)
@@ -95,21 +95,21 @@ def trained_parameters(config: Any, tune: Tune = FULL, classes: int | None = Non
 
 
 def block_flops(config: Any, length: int) -> int:
-    """One block's forward on one row: its matrices and the two products of attention."""
+    """Count the FLOPs of one block's forward pass on one row: its matrices and the two products of attention."""
     return length * (2 * block_matrices(config) + 4 * length * config.hidden_size)
 
 
 def head_flops(config: Any, length: int, classes: int | None = None) -> int:
-    """The head's forward on one row: every position is scored, or of a classifier one."""
+    """Count the FLOPs of the head's forward pass on one row: at all positions, or at one for a classifier."""
     D = config.hidden_size
     return 2 * D * classes if classes is not None else 2 * D * config.vocab_size * length
 
 
 def row_flops(config: Any, length: int, tune: Tune = FULL, classes: int | None = None) -> int:
-    """Forward and backward on one row of `length` tokens, nothing computed twice.
+    """Count the FLOPs of forward and backward on one row of `length` tokens, without recomputation.
 
-    The backward has two products for each of the forward: by the input, which all above the lowest trained part need,
-    and by the weights, which those need that are trained.
+    The backward pass has two products for each one of the forward pass: the gradient of the input, needed above the
+    lowest trained part, and the gradient of the weights, needed for trained weights.
     """
     L = config.num_hidden_layers
     block, head = block_flops(config, length), head_flops(config, length, classes)
@@ -128,18 +128,18 @@ def row_flops(config: Any, length: int, tune: Tune = FULL, classes: int | None =
 def block_activations(
     config: Any, length: int, *, half: bool, flash: bool = True, on_cpu: bool = True, recompute: bool = False
 ) -> float:
-    """Bytes that one block keeps of one token for the backward; its weights in 16 bits (`half`) not counted.
+    """Return the bytes per token that one block keeps for the backward pass, without 16-bit copies of its weights.
 
     Args:
-        half: matrix products under autocast in 16 bits.
-        flash: attention by SDPA, which keeps no (T, T) table (on a CPU but for dropout of the weights).
-        recompute: gradient checkpointing keeps what goes into the block.
+        half: matrix products run in 16 bits under autocast.
+        flash: attention by SDPA, which keeps no (T, T) table, except on a CPU with dropout of the attention weights.
+        recompute: gradient checkpointing, which keeps only the input of the block.
     """
     D, F, H = config.hidden_size, config.intermediate_size, config.num_attention_heads
     if recompute:
         return 4 * D
-    # Both norms' inputs and statistics in fp32; in the products' type each product's input: of q, k and v one (under
-    # autocast three copies), of attention three, of o_proj, of up_proj, GELU's and its result.
+    # In fp32: the inputs and statistics of both norms. In the type of the products: one input for q, k and v (three
+    # copies under autocast), three for attention, one each for o_proj and up_proj, and GELU's input and output.
     size = 8 * D + 16
     size += 2 * (8 * D + 2 * F) if half else 4 * (6 * D + 2 * F)
     if config.resid_dropout:
@@ -149,19 +149,19 @@ def block_activations(
         return size + 4 * H
     if flash:  # torch's plain form, in fp32
         return size + 12 * H * length + (6 * D if half else 0)
-    table = (2 if half else 4) * (1 + 2 * weights_dropped)  # softmax; with dropout the mask and what is multiplied
+    table = (2 if half else 4) * (1 + 2 * weights_dropped)  # softmax; with dropout also the mask and the product
     return size + H * length * table
 
 
 class Memory(NamedTuple):
-    """Bytes of one process, but for the program itself and the rows of data."""
+    """Bytes of one process, without the program itself and the rows of data."""
 
     weights: int
-    gradients: int  # of what is trained, and of a tied embedding's second use; with several processes twice
-    optimizer: int  # AdamW's two moments; Muon has one of a block's matrices
-    activations: int  # of one micro-batch, and the 16-bit weights of its products
-    logits: int  # the head's table and its gradients
-    peak: int  # on a CPU all of them and more, elsewhere they are not all there at once
+    gradients: int  # of trained parameters and of a tied embedding's second use; doubled with several processes
+    optimizer: int  # AdamW has two moments; Muon has one for a block's matrices
+    activations: int  # of one micro-batch, with 16-bit copies of the weights
+    logits: int  # the head's logits and gradients
+    peak: int  # on a CPU more than the sum; elsewhere less, because not all exist at the same time
 
 
 def memory(
@@ -179,18 +179,18 @@ def memory(
     classes: int | None = None,
     optimizer: str = "adamw",
 ) -> Memory:
-    """The peak of a training step in fp32 or mixed precision (weights, gradients and the optimizer's moments in fp32).
+    """Return the memory of a training step in fp32 or mixed precision (weights, gradients and moments in fp32).
 
-    Muon of LoRA's matrices is counted as AdamW.
+    Muon for LoRA's matrices is counted as AdamW.
     """
     D, L, N = config.hidden_size, config.num_hidden_layers, batch_size * length
     parameters, trained = all_parameters(config, classes), trained_parameters(config, tune, classes)
-    keeping = L if tune.what in ("full", "lora") else tune.blocks(L)  # what is below is not differentiated
+    keeping = L if tune.what in ("full", "lora") else tune.blocks(L)  # blocks below are not differentiated
     of_block = N * block_activations(config, length, half=half, flash=flash, on_cpu=on_cpu)
     per_block = N * block_activations(config, length, half=half, flash=flash, on_cpu=on_cpu, recompute=recompute)
     width = 2 if half else 4
     matrices = 2 * block_matrices(config) if half else 0
-    activations = int(keeping * (per_block + matrices) + N * 8 * D)  # and the final norm's input and result
+    activations = int(keeping * (per_block + matrices) + N * 8 * D)  # and the final norm's input and output
     head = config.vocab_size * D
     if classes is not None:
         logits, d_head = 0, 0
@@ -199,11 +199,11 @@ def memory(
         d_head = 4 * head if head_parameters(config) == 0 and tune.what == "full" else 4 * head_parameters(config)
         d_head = d_head if tune.what != "lora" else 0
         logits = int(table + d_head + 4 * N * D + (2 * head if half else 0))
-    twice = d_head if config.tie_word_embeddings and tune.what == "full" else 0  # summed with the embedding's own
+    twice = d_head if config.tie_word_embeddings and tune.what == "full" else 0  # summed with the embedding's gradient
     gradients = 4 * trained * (2 if processes > 1 else 1) + twice
     accumulated = 4 * trained if accumulates else 0
-    # While all activations are there the uppermost block is differentiated. Afterwards a GPU's allocator has their
-    # room for the gradients; a CPU's, which keeps what is freed (allocation.keep_freed_memory), has it in other sizes.
+    # The uppermost block is differentiated while all activations are in memory. Afterwards a GPU's allocator reuses
+    # their memory for the gradients. A CPU's keeps freed memory (utils/memory.py), but in blocks of other sizes.
     start_of_backward = activations + int(of_block) + logits
     changing = start_of_backward + gradients if on_cpu else max(start_of_backward + accumulated, gradients)
     weights = 4 * (parameters + (trained if tune.what == "lora" else 0))
@@ -216,14 +216,14 @@ def memory(
 
 
 class Rehearsal(NamedTuple):
-    """What a probe has measured on rows of `length` tokens, forward and backward (machine_probe.py)."""
+    """The measurements of a probe on rows of `length` tokens, forward and backward (machine_probe.py)."""
 
     rows: int
     length: int
-    shallow: float  # seconds of a whole model of one block
-    block: float  # seconds of one block more
-    update: float  # seconds of clipping and AdamW, for one parameter
-    block_update: float = 0.0  # seconds that Muon takes longer, for one block
+    shallow: float  # seconds of a complete model with one block
+    block: float  # seconds of each further block
+    update: float  # seconds of clipping and AdamW, per parameter
+    block_update: float = 0.0  # additional seconds of Muon, per block
 
 
 def step_seconds(
@@ -235,7 +235,7 @@ def step_seconds(
     tune: Tune = FULL,
     classes: int | None = None,
 ) -> float:
-    """How long one optimizer step takes: what was rehearsed, scaled by the FLOPs that it has more or fewer."""
+    """Estimate the seconds of one optimizer step: scale the measured times by the ratio of FLOPs."""
     L, deep = config.num_hidden_layers, block_flops(config, length) / block_flops(config, rehearsal.length)
     head = [head_flops(config, n, classes) + block_flops(config, n) for n in (length, rehearsal.length)]
     rows = batch_size / rehearsal.rows
@@ -246,9 +246,10 @@ def step_seconds(
 
 
 def rehearsal_shape(batch_size: int, length: int, config: Any, flops: float) -> tuple[int, int]:
-    """(rows, tokens of a row), at most these, of which one block and the head take at most `flops`, or 128 tokens.
+    """Return a shape (rows, tokens of a row) to measure: at most the given one, and at most `flops`.
 
-    A shape that is cut short overestimates: what a step does once, however many its tokens, is scaled with them.
+    `flops` counts one block and the head. A row has at least 128 tokens, or `length` if that is less. A shortened row
+    gives an overestimate, because the fixed costs of a step are scaled like the others.
     """
 
     def cost(length: int) -> int:

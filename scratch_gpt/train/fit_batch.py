@@ -1,4 +1,4 @@
-"""A micro-batch that may not fit -> one that does, and the same gradient."""
+"""Find a micro-batch size that fits in memory, without changing the gradient."""
 
 import gc
 from collections.abc import Callable
@@ -23,19 +23,20 @@ def fit_memory(
     batch_size: int,
     accumulation_steps: int,
 ) -> tuple[int, int]:
-    """Rehearse one micro-batch; while it does not fit, halve it and accumulate twice as often (the same gradient).
+    """Try one micro-batch; while it does not fit, split it and accumulate more (the gradient is unchanged).
 
-    Before the first step, so that all processes decide together. The optimizer's state is set aside meanwhile.
+    Call it before the first step, on every process, so that all decide together. It reserves memory for the
+    optimizer's state.
 
     Returns:
         The batch_size and accumulation_steps that fit.
 
     Raises:
-        MemoryError: not even one row does.
+        MemoryError: a single row does not fit.
     """
     while True:
         full = collate(sample_rows(rows, batch_size))
-        fits = int(_rehearse(accelerator, model, optimizer, objective, full))
+        fits = int(_fits(accelerator, model, optimizer, objective, full))
         optimizer.zero_grad()
         fitting = int(sum_over_processes(accelerator, torch.tensor(fits, device=accelerator.device)))
         if fitting == accelerator.num_processes:
@@ -50,14 +51,14 @@ def fit_memory(
             )
         factor = next(n for n in range(2, batch_size + 1) if batch_size % n == 0)
         accelerator.print(
-            f"Out of memory at batch_size {batch_size}: going on with batch_size {batch_size // factor} and "
+            f"Out of memory at batch_size {batch_size}: continuing with batch_size {batch_size // factor} and "
             f"accumulation_steps {accumulation_steps * factor}, which gives the same gradient."
         )
         batch_size, accumulation_steps = batch_size // factor, accumulation_steps * factor
 
 
-def _rehearse(accelerator, model, optimizer, objective, batch: Batch) -> bool:
-    """Whether forward, backward and the optimizer's state have room; what was taken is free again on return."""
+def _fits(accelerator, model, optimizer, objective, batch: Batch) -> bool:
+    """Return whether forward, backward and the optimizer's state fit in memory; all of it is freed on return."""
     try:
         stateless = [p for p in model.parameters() if p.requires_grad and not optimizer.state.get(p)]
         _state = [torch.empty_like(parameter) for parameter in stateless for _ in range(2)]

@@ -1,9 +1,9 @@
 """Train a model: the only training loop, on Accelerate.
 
-One step is one optimizer update over a global batch of batch_size x accumulation_steps x processes rows. Its rows are
-a function of (seed, step) alone (batches.py), however the global batch is split, and so is its gradient (step.py).
-Everything else that a step depends on is in `Progress`, in the checkpoint, or a function of (seed, step, process):
-a run that was killed and resumed ends with the same weights.
+One step is one optimizer update over a global batch of batch_size x accumulation_steps x processes rows. Its rows
+depend only on (seed, step) (batches.py). Neither the rows nor the gradient depend on how the global batch is split
+(step.py). Everything else that a step depends on is in `Progress`, in the checkpoint, or a function of (seed, step,
+process). So a run that was killed and resumed ends with the same weights.
 """
 
 import math
@@ -50,10 +50,11 @@ def train_model(
     """Train for `steps` steps; return the prepared model and the progress. Write metrics.jsonl and checkpoints/.
 
     Args:
-        learning_rate: step, counted from 0 -> its rate.
-        rows: indexable and sized, or a stream with lanes (data/rows/streams.py); `collate` makes a batch of a list.
-        has_best: False if the weights of the checkpoint's best step are lost; the best is then chosen anew.
-        record: facts about this run, as JSON; kept in its checkpoints.
+        learning_rate: returns the rate of a step; steps are counted from 0.
+        rows: indexable and sized, or a stream with lanes (data/rows/streams.py).
+        collate: makes a batch of a list of rows.
+        has_best: False if the weights of the checkpoint's best step are lost; then only later evaluations count.
+        record: facts about this run, as JSON; saved in its checkpoints.
 
     Raises:
         RunStopped: a stop signal has arrived (the current step is finished and saved), too many steps in a row were
@@ -72,7 +73,7 @@ def train_model(
         accelerator, model, optimizer, metrics, output_dir, settings, record or {}, save, model_files
     )
     with StopSignals() as signals, bar:
-        # Also if a stop signal has already arrived.
+        # Evaluate even if a stop signal has already arrived.
         ends = evaluator.is_due(progress, steps) and evaluator.evaluate(model, progress)
         layout = _fit_layout(accelerator, model, optimizer, rows, collate, objective, settings, progress.step < steps)
         source, cursors = _open_source(
@@ -121,7 +122,7 @@ def train_model(
 def _restore(
     accelerator: Accelerator, model: nn.Module, optimizer: Any, resume_from: Path | None, has_best: bool
 ) -> tuple[Progress, dict[str, Any], str]:
-    # Progress, the checkpoint's state and the text of its metrics; empty for a new run.
+    # Return the progress, the checkpoint's state and the text of its metrics; empty for a new run.
     if resume_from is None:
         return Progress(), {}, ""
     state, text = load_checkpoint(resume_from, accelerator.unwrap_model(model), optimizer.optimizer)
@@ -154,7 +155,7 @@ def _fit_layout(
     settings: TrainingSettings,
     has_steps: bool,
 ) -> BatchLayout:
-    # How a global batch is split; a micro-batch that does not fit in memory is halved.
+    # Decide how a global batch is split; a micro-batch that does not fit in memory is made smaller.
     split = settings.batch_size, settings.accumulation_steps
     if has_steps:
         split = fit_memory(accelerator, model, optimizer, rows, collate, objective, *split)
@@ -170,7 +171,7 @@ def _open_source(
     cursors: dict[str, Any],
     augment: Augment | None,
 ) -> tuple[Steps | StreamedSteps, dict[str, Any]]:
-    # The steps of this process from the progress on, and the cursors of its lanes of a stream.
+    # Return the steps of this process after the progress, and the cursors of its lanes of a stream.
     start = (progress.step, progress.position)
     if hasattr(rows, "lanes"):
         source = StreamedSteps(rows, collate, layout, start, cursors, augment)
@@ -188,7 +189,7 @@ def _keep_resumed(
     cursors: dict[str, Any],
     checkpointer: Checkpointer,
 ) -> None:
-    # A resumed run without a step left: an intact checkpoint that says the same is not written again.
+    # The resumed run has no step left. Do not write an intact checkpoint with the same progress again.
     is_kept = resume_from in list_checkpoints(checkpointer.folder) and asdict(progress) == saved_progress
     if not is_kept:
         checkpointer.save_checkpoint(progress, layout, cursors)

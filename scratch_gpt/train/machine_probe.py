@@ -1,6 +1,6 @@
-"""This machine -> how fast it multiplies, moves memory and takes a training step of a given shape.
+"""Measure how fast this machine multiplies, moves memory and takes a training step of a given shape.
 
-Rates in FLOP/s and bytes/s. Knows no model: what is to be timed is handed in.
+Rates are in FLOP/s and bytes/s. The caller passes the model and the loss to time.
 """
 
 import re
@@ -15,7 +15,7 @@ from .costs import Rehearsal
 from .optimizers import clip_gradients, make_optimizer
 
 
-# Dense matrix products in bf16 with sums in fp32, FLOP/s, from NVIDIA's data sheets; the first name that fits.
+# FLOP/s of dense matrix products in bf16 with sums in fp32, from NVIDIA's data sheets; the first name that matches.
 GPU_PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -32,7 +32,7 @@ PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.f
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, budget: float = 0.2) -> list[float]:
-    """The time of each call, as many as fit `budget` seconds and at least two, after one that is not counted."""
+    """Return the seconds of repeated calls, at least two, until they take `budget` seconds; a first call warms up."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     work()
     wait()
@@ -46,28 +46,28 @@ def seconds_of(work: Callable[[], object], device: torch.device, budget: float =
 
 
 def matmul_rate(device: torch.device, precision: str, budget: float = 0.3) -> float:
-    """FLOP/s of a large square matrix product in "no" (fp32), "bf16" or "fp16": the best of some."""
+    """Measure the FLOP/s of a large square matrix product in "no" (fp32), "bf16" or "fp16"; the best call counts."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.ones(n, n, dtype=PRECISION_DTYPES[precision], device=device) for _ in range(2))
     return 2 * n**3 / min(seconds_of(lambda: a @ b, device, budget))
 
 
 def bandwidth(device: torch.device, budget: float = 0.2) -> float:
-    """Bytes/s read and written by a copy much larger than any cache."""
+    """Measure the bytes/s that a copy reads and writes; it is much larger than any cache."""
     a = torch.zeros(2**26, device=device)
     b = torch.zeros_like(a)
     return 2 * a.nbytes / min(seconds_of(lambda: b.copy_(a), device, budget))
 
 
 def known_peak(name: str, precision: str) -> float | None:
-    """FLOP/s that a GPU of this name is sold with, or None where the table has none."""
+    """Return the FLOP/s in the data sheet of a GPU, or None if its name or the precision is not in the table."""
     if precision == "no":
         return None
     return next((peak for part, peak in GPU_PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 def device_peak(device: torch.device, precision: str) -> float | None:
-    """The matrix rate that nothing exceeds here: measured on a CPU, of a GPU from the table, else None (unknown)."""
+    """Return the peak FLOP/s of matrix products: measured for a CPU, from the table for a GPU, None if unknown."""
     if device.type == "cuda":
         return known_peak(torch.cuda.get_device_name(device), precision)
     return matmul_rate(device, precision) if device.type == "cpu" else None
@@ -82,12 +82,12 @@ def rehearse(
     optimizer: str = "adamw",
     budget: float = 0.5,
 ) -> Rehearsal:
-    """Time a model's parts on rows of this shape.
+    """Measure the time of a model's parts on rows of this shape.
 
     Args:
-        model: of two blocks; of which are used says its config.
-        loss: the model -> what it loses on such rows.
-        optimizer: its name (optimizers.make_optimizer).
+        model: has two blocks; its config sets how many are used.
+        loss: returns the model's loss on such rows.
+        optimizer: a name that `optimizers.make_optimizer` knows.
     """
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, PRECISION_DTYPES[precision], enabled=precision != "no")

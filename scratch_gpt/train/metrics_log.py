@@ -1,7 +1,7 @@
-"""Losses and clocks of a run -> `metrics.jsonl`, one JSON object a line, and the trackers.
+"""Write the losses and times of a run to `metrics.jsonl`, one JSON object per line, and to the trackers.
 
-Knows neither model nor data. Only the main process writes. What a line of the future depends on (the losses since the
-last one, the losses that a spike is told by) is `state()`, which a checkpoint keeps.
+Only the main process writes. A checkpoint saves `state()`, which later lines depend on: the losses since the last
+line, and the running statistics that detect a spike.
 """
 
 import json
@@ -21,18 +21,18 @@ from .checkpoints import CheckpointError
 
 
 BatchT = TypeVar("BatchT")
-METRICS_STATE = ("losses", "steps", "seen", "mean", "variance")  # of `Metrics`: what a checkpoint keeps
+METRICS_STATE = ("losses", "steps", "seen", "mean", "variance")  # attributes of `Metrics` that a checkpoint saves
 
 
 class Metrics:
-    """What happened since the last line. `progress` has the `step` and the `tokens` that each line begins with.
+    """Collect losses and times, and write them as lines; each begins with `step` and `tokens` of the progress.
 
     Args:
-        text: what the file is to hold at the start; a resumed run gives its checkpoint's.
-        save: `save(what, write)` calls `write()` and deals with its errors; a line that could not be written is
-            written with the next.
-        peak_tokens_per_second: what the devices could do at most; lines then have the share of it that was reached
-            as `mfu`, the model FLOPs utilization (Chowdhery et al. 2022, "PaLM", appendix B).
+        text: the file's content at the start; a resumed run passes that of its checkpoint.
+        save: `save(name, write)` calls `write()` and handles its errors; a line that could not be written is written
+            with the next one.
+        peak_tokens_per_second: upper bound of all devices; each line then has the share of it that was reached as
+            `mfu`, the model FLOPs utilization (Chowdhery et al. 2022, "PaLM", appendix B).
     """
 
     def __init__(
@@ -42,21 +42,21 @@ class Metrics:
         progress,
         text: str = "",
         state: dict[str, Any] | None = None,
-        save: Callable[[str, Callable[[], Any]], Any] = lambda what, write: write(),
+        save: Callable[[str, Callable[[], Any]], Any] = lambda name, write: write(),
         peak_tokens_per_second: float | None = None,
     ):
         self.accelerator, self.path, self.save = accelerator, path, save
         self.losses = 0.0  # sum since the last line
         self.steps = 0
-        self.seen, self.mean, self.variance = 0, 0.0, 0.0  # of the losses of late
+        self.seen, self.mean, self.variance = 0, 0.0, 0.0  # running statistics of the losses
         for name, value in (state or {}).items():
             if name not in METRICS_STATE or isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise CheckpointError(
-                    f"The checkpoint's metrics hold {name} = {str(value)[:40]!r}, which none can have."
+                    f"The checkpoint's metrics have {name} = {str(value)[:40]!r}, which is not a valid field."
                 )
             setattr(self, name, value)
         self.recent_loss: float | None = None  # mean of the last line's steps
-        self.last_tokens = progress.tokens  # of the last line, or where this launch begins: its clock does too
+        self.last_tokens = progress.tokens  # of the last line, or of the progress at this launch
         self.unwritten = ""
         self.checkpoint_seconds, self.waited = 0.0, 0.0  # since the last line
         self.peak = peak_tokens_per_second
@@ -66,23 +66,23 @@ class Metrics:
             write_text(path, text)
 
     def state(self) -> dict[str, Any]:
-        """What the next lines depend on, as JSON."""
+        """Return the values that later lines depend on, as JSON."""
         return {name: getattr(self, name) for name in METRICS_STATE}
 
     def text(self) -> str:
-        """All lines so far."""
+        """Return all lines so far."""
         return (self.path.read_text(encoding="utf-8") if self.path.exists() else "") + self.unwritten
 
     # --- Clocks ---
 
     @property
     def seconds(self) -> float:
-        """Since training started."""
+        """Return the seconds since training started."""
         return time.perf_counter() - self.started
 
     @property
     def lap_seconds(self) -> float:
-        """Since the last line, pauses left out."""
+        """Return the seconds since the last line, without pauses."""
         return time.perf_counter() - self.lap
 
     def start_clock(self) -> None:
@@ -91,21 +91,21 @@ class Metrics:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave what happens inside (an evaluation, a checkpoint) out of the tokens per second."""
+        """Exclude the body (an evaluation, a checkpoint) from the tokens per second."""
         began = time.perf_counter()
         yield
         self.lap += time.perf_counter() - began
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
-        """`pause`, and remember how long training stood still for the next line."""
+        """Do the same as `pause`, and record the seconds for the next line."""
         began = time.perf_counter()
         with self.pause():
             yield
         self.checkpoint_seconds += time.perf_counter() - began
 
     def waiting(self, ahead: Iterable[BatchT]) -> Iterator[BatchT]:
-        """The same items; the time until each comes is remembered for the next line's `data_wait`."""
+        """Yield the items, and record the time spent waiting for them for the next line's `data_wait`."""
         items = iter(ahead)
         while True:
             began = time.perf_counter()
@@ -119,10 +119,10 @@ class Metrics:
     # --- Losses ---
 
     def add_loss(self, loss: float) -> bool:
-        """Take in a step's mean loss; True where it is a spike.
+        """Add a step's mean loss; return whether it is a spike.
 
-        A spike lies six standard deviations above the running mean (both forget with a factor of 0.98 a step), once
-        fifty steps were seen.
+        A spike lies more than six standard deviations above the running mean, after the first fifty steps. Mean and
+        deviation decay by a factor of 0.98 per step.
         """
         self.losses, self.steps = self.losses + loss, self.steps + 1
         deviation = loss - self.mean
@@ -136,11 +136,11 @@ class Metrics:
 
     @property
     def train_loss(self) -> float | None:
-        """Mean loss of the steps since the last line, or of that line's steps; None before the first step."""
+        """Return the mean loss of the steps since the last line, or of that line's steps; None before any step."""
         return self.losses / self.steps if self.steps else self.recent_loss
 
     def log(self, progress, bar, **values: Any) -> None:
-        """Write the line of the steps since the last one; its loss is the mean over those that were not skipped."""
+        """Write a line about the steps since the last one; its loss is the mean over the steps not skipped."""
         loss = self.recent_loss = self.losses / self.steps if self.steps else math.nan
         seconds = self.lap_seconds
         speed = (progress.tokens - self.last_tokens) / seconds
@@ -156,7 +156,7 @@ class Metrics:
         self.start_clock()
 
     def write(self, progress, values: dict[str, Any]) -> None:
-        """One line, and its numbers to the trackers. JSON has no NaN: what is not finite is written as null."""
+        """Write one line, and its numbers to the trackers. Numbers that are not finite become null in JSON."""
         values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
         self.unwritten += json.dumps({"step": progress.step, "tokens": progress.tokens, **values}) + "\n"
         self.save(METRICS, self._flush)
@@ -164,7 +164,7 @@ class Metrics:
         self.accelerator.log(numbers, step=progress.step)
 
     def _flush(self) -> None:
-        # Whole lines in one write, so that a kill cannot cut one; what a full disk has cut is taken back.
+        # Write complete lines in one call, so that a kill cannot cut one. A line cut by a full disk is removed.
         if not self.accelerator.is_main_process:
             self.unwritten = ""
             return

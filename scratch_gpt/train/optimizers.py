@@ -1,4 +1,4 @@
-"""A model -> parameter groups and their optimizer; gradients -> clipped; a step number -> its learning rate."""
+"""Make optimizers with their parameter groups, clip gradients and compute learning rates."""
 
 import math
 import re
@@ -19,17 +19,17 @@ def make_optimizer(
     name: str = "adamw",
     betas: tuple[float, float] = ADAM_BETAS,
 ) -> torch.optim.Optimizer:
-    """The optimizer of this name for what is trained: `adamw` of everything, or `muon` with AdamW for the rest."""
+    """Return an optimizer of the trained parameters: `adamw`, or `muon` for matrices with AdamW for the rest."""
     kinds = {"adamw": adamw, "muon": MuonWithAdamW}
     if name not in kinds:
-        raise ValueError(f"There is no optimizer {name!r}; it is one of {', '.join(kinds)}.")
+        raise ValueError(f"Unknown optimizer {name!r}. Choose one of: {', '.join(kinds)}.")
     return kinds[name](model, learning_rate, weight_decay, betas)
 
 
 def adamw(
     model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = ADAM_BETAS
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) that decays matrices only, not biases and norms."""
+    """Return AdamW (Loshchilov & Hutter 2019) that decays matrices only, not biases and norms."""
     return _adamw([p for p in model.parameters() if p.requires_grad], learning_rate, weight_decay, betas)
 
 
@@ -46,13 +46,13 @@ def _adamw(trained: list[nn.Parameter], learning_rate: float, weight_decay: floa
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the blocks' matrices; AdamW for embeddings, head, biases and norms.
 
-    Muon moves a matrix by its momentum made orthogonal. Its step is scaled to the size of one of AdamW's (Liu et al.
-    2025, "Muon is Scalable for LLM Training"), so that one learning rate serves both.
+    Muon moves a matrix by its orthogonalized momentum. Its step is scaled to the size of AdamW's (Liu et al. 2025,
+    "Muon is Scalable for LLM Training"), so that one learning rate fits both.
 
-    Groups and state of both lie here, so that it is saved, resumed and scheduled like any other optimizer.
+    This class holds the groups and the state of both, so that it is saved, resumed and scheduled like any optimizer.
 
     Raises:
-        ValueError: there is no matrix in a block that is trained.
+        ValueError: no matrix of a block is trained.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         matrices = [p for name, p in trained.items() if p.dim() == 2 and re.search(r"\.\d+\.", name)]
         if not matrices:
-            raise ValueError("Muon moves the matrices of blocks, and none is trained here: give adamw.")
+            raise ValueError("Muon trains the matrices of blocks, but all of them are frozen. Choose adamw.")
         matrix_ids = {id(p) for p in matrices}
         rest_parameters = [p for p in trained.values() if id(p) not in matrix_ids]
         options = {"lr": learning_rate, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
@@ -74,7 +74,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
-        """Both take a step, each with its groups."""
+        """Take a step with both optimizers, each with its groups."""
         assert closure is None
         for part, groups in zip(self.parts, (self.param_groups[:1], self.param_groups[1:]), strict=False):
             part.param_groups, part.state = groups, self.state  # loading a state replaces both
@@ -88,12 +88,13 @@ def clip_gradients(
     max_norm: float,
     otherwise: Callable[[list[nn.Parameter], float], Any] = nn.utils.clip_grad_norm_,
 ) -> Any:
-    """The norm of all gradients as one vector; `optimizer` takes them, until the next call, as if at most `max_norm`.
+    """Clip the gradients to `max_norm` for the next step of `optimizer`; return the norm before clipping.
 
-    torch.nn.utils.clip_grad_norm_ on a CPU in one pass over the gradients, where it takes three: the norm by dot
-    products, and fused AdamW divides them as it reads them. Any other optimizer finds them divided.
+    It gives the result of torch.nn.utils.clip_grad_norm_ on a CPU, with one pass over the gradients instead of three:
+    the norm is computed by dot products, and fused AdamW divides the gradients when it reads them. For any other
+    optimizer the gradients are divided here.
 
-    Where a gradient is no fp32 tensor of this process' own on a CPU, it is left to `otherwise`.
+    `otherwise` is called instead if a gradient is not a plain fp32 tensor on a CPU.
     """
     parameters = [*parameters]
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -112,10 +113,10 @@ def clip_gradients(
 def learning_rate_at(
     step: int, steps: int, peak: float, warmup_steps: int = 0, floor: float = 0.0, shape: str = "cosine"
 ) -> float:
-    """The rate of step 0, 1, ... of `steps`: a straight line up to the peak, then down to the floor.
+    """Return the learning rate of step 0, 1, ... of `steps`: linear warm-up to the peak, then decay to the floor.
 
-    Down goes a cosine (Loshchilov & Hutter 2017, "SGDR", without restarts) or, by `shape` "linear", another straight
-    line. The warm-up's first step is peak / warmup_steps, not 0.
+    The decay is a cosine (Loshchilov & Hutter 2017, "SGDR", without restarts), or a straight line if `shape` is
+    "linear". The rate of the first warm-up step is peak / warmup_steps, not 0.
 
     Example:
         >>> [round(learning_rate_at(step, steps=8, peak=1.0, warmup_steps=2), 2) for step in range(8)]

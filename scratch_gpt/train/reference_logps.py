@@ -1,6 +1,6 @@
-"""Rows of preferences and a model before its first step -> what it says of them: asked once, kept in a file.
+"""Compute the reference log-probabilities of preference rows once, before training, and keep them in a file.
 
-So no second copy of the weights is needed: the reference is the model itself, before it has learned anything.
+The reference is the model before its first step, so no second copy of the weights is needed.
 """
 
 import hashlib
@@ -29,10 +29,12 @@ REFERENCES_FILE = "references.safetensors"
 def reference_logps(
     accelerator: Accelerator, model: nn.Module, rows: Any, collate: Callable[[list], Batch], batch_size: int
 ) -> np.ndarray:
-    """log P(answer | prompt) of both answers of each row, (rows, 2) float32, in nats; shared out over the processes.
+    """Return log P(answer | prompt) of both answers of each row, (rows, 2) float32, in nats.
+
+    The rows are split over the processes.
 
     Args:
-        rows: with `lengths`, so that like goes with like.
+        rows: have `lengths`; rows of similar length share a batch.
     """
     was_training = model.training
     model.to(accelerator.device).eval()
@@ -51,7 +53,7 @@ def reference_logps(
 
 
 def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
-    """A hash of the weights and of what else decides a reference, {name: text}: the rows' hashes."""
+    """Return a hash of all that a reference depends on: the weights, and `hashes` ({name: text}) of the rows."""
     digest = hashlib.sha256(repr(sorted(hashes.items())).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -60,14 +62,14 @@ def reference_key(model: nn.Module, hashes: Mapping[str, str]) -> str:
 
 
 def write_references(file: Path, arrays: Mapping[str, np.ndarray], key: str) -> None:
-    """{name: array} -> a file, whole or not at all."""
+    """Write arrays to a file, completely or not at all."""
     draft = file.with_name(DRAFT + file.name)
     save_file(dict(arrays), draft, metadata={"key": key})
     draft.replace(file)
 
 
 def read_references(file: Path, key: str) -> dict[str, np.ndarray] | None:
-    """What `write_references` has kept for this key; None where there is no such file, or it is of another model."""
+    """Return the arrays of `write_references`; None if the file is missing, cannot be read or has another key."""
     try:
         with safe_open(file, framework="np") as content:
             if content.metadata() != {"key": key}:

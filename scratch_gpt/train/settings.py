@@ -13,7 +13,7 @@ from .checkpoint_writer import RunStopped
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of a run of any task. The first limit that is reached ends the run; None is no limit."""
+    """Settings of a run of any task. The first limit that is reached ends the run; None for no limit."""
 
     batch_size: int  # rows per process and micro-batch
     accumulation_steps: int = 1

@@ -6,9 +6,9 @@ from typing import Any
 
 
 class StopSignals:
-    """`with StopSignals() as stop:` - a first SIGTERM or SIGINT is remembered in `stop.received`, not obeyed.
+    """A context manager that records the first SIGTERM or SIGINT in `received` instead of ending the process.
 
-    A second SIGINT ends the process at once. Outside the main thread signals are left alone.
+    A second SIGINT ends the process at once. Outside the main thread signals are handled as usual.
     """
 
     def __init__(self):

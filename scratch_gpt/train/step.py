@@ -1,8 +1,8 @@
 """Take one optimizer step: count targets, forward, backward, clip, update.
 
-Any objective (objectives.py) can be trained with it, also outside of `train`: it needs prepared objects of Accelerate
-and a list of micro-batches. Each sum is divided once, by its count over all micro-batches and processes, so the
-gradient does not depend on how the global batch was split.
+It trains any objective (objectives.py), also outside of `train_model`, and needs objects prepared by Accelerate and a
+list of micro-batches. Each sum is divided once, by its count over all micro-batches and processes, so the gradient
+does not depend on how the global batch was split.
 """
 
 import math
@@ -45,7 +45,7 @@ def train_step(
 ) -> StepResult:
     """Update a prepared model once on all `micro_batches`, and reset its gradients.
 
-    A step whose loss or gradient is not finite is skipped on all processes.
+    The step is skipped on all processes if its loss or gradient is not finite.
 
     Args:
         read_flags: called after the backward pass; its flags are reduced together with the loss.
@@ -57,7 +57,7 @@ def train_step(
         with nullcontext() if n == len(micro_batches) else accelerator.no_sync(model):
             sums = objective.sums(model, to_device(batch, accelerator.device) | baselines)
             part = cast(torch.Tensor, sum(sums[name] * is_counted / counts[name] for name in sums))
-            # DDP averages over processes, and backward divides by the accumulation that Accelerate was told.
+            # DDP averages over processes, and Accelerate's backward divides by its gradient_accumulation_steps.
             accelerator.backward(part * accelerator.num_processes * accelerator.gradient_accumulation_steps)
         local_loss += part.detach()
     grad_norm = _clip(accelerator, model, optimizer, max_grad_norm or math.inf)
@@ -71,7 +71,7 @@ def train_step(
 
 
 def count_targets(accelerator: Accelerator, objective: Objective, micro_batches: MicroBatches) -> dict[str, float]:
-    """Count the step's targets over all micro-batches and processes; 1 if there are none, a fraction if weighted."""
+    """Count the step's targets over all micro-batches and processes; 1 instead of 0, a fraction if weighted."""
     counts: dict[str, float] = {}
     for batch, is_counted in micro_batches:
         for name, count in objective.counts(batch).items():
@@ -101,9 +101,9 @@ def compute_baselines(
 
 
 def _clip(accelerator: Accelerator, model: nn.Module, optimizer: Any, max_norm: float) -> float:
-    plain = getattr(optimizer, "optimizer", optimizer)  # of one that Accelerate has prepared
+    plain = getattr(optimizer, "optimizer", optimizer)  # unwrap Accelerate's wrapper
     norm = clip_gradients(model.parameters(), plain, max_norm, otherwise=accelerator.clip_grad_norm_)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP's is spread over processes
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # with FSDP the norm is sharded
 
 
 __all__ = ["MicroBatches", "StepResult", "compute_baselines", "count_targets", "train_step"]

@@ -1,1 +1,1 @@
-"""Helpers that know nothing about GPTs: files, locks, HTML, plots, extras."""
+"""General helpers, independent of GPTs: files, locks, HTML, plots, extras."""

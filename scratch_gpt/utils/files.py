@@ -7,14 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
-DRAFT, OLD = ".writing-", ".old-"  # in front of the name of what is being written, or replaced
+DRAFT, OLD = ".writing-", ".old-"  # prefixes of the names of files and folders being written, or being replaced
 
 
 # --- Files -------------------------------------------------------------------------------------------------------
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link but not what it points to. A failure is ignored."""
+    """Remove a file, a folder with its content, or a link without its target. Errors are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -23,7 +23,7 @@ def remove(path: Path) -> None:
 
 
 def remove_files(folder: Path, is_ours: Callable[[str], bool] = lambda name: True) -> None:
-    """Remove the files below a folder whose relative name `is_ours` accepts, and each folder that this empties."""
+    """Remove files below a folder if `is_ours` accepts their relative names, then remove empty folders."""
     for path in sorted(files_below(folder), reverse=True):
         if is_ours(path.relative_to(folder).as_posix()):
             remove(path)
@@ -31,7 +31,7 @@ def remove_files(folder: Path, is_ours: Callable[[str], bool] = lambda name: Tru
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder and those below it, as far as they are empty. A link is left as it is."""
+    """Remove a folder and the folders below it if they are empty. A link is kept."""
     if folder.is_symlink():
         return
     for place, _, _ in os.walk(folder, topdown=False):
@@ -40,14 +40,14 @@ def remove_empty(folder: Path) -> None:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    # All files and links below a folder; no link is followed.
+    # Yield all files and links below a folder; links are not followed.
     for place, folders, files in os.walk(folder):
         yield from (Path(place, name) for name in files)
         yield from (path for name in folders if (path := Path(place, name)).is_symlink())
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace a file's text in one step: a reader finds the old or the new, never a part."""
+    """Replace a file's text in one step: a reader finds the old text or the new text, never a part."""
     draft = file.with_name(DRAFT + file.name)
     try:
         draft.write_text(text, encoding="utf-8")
@@ -59,7 +59,8 @@ def write_text(file: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows flushes a folder by itself
+    """Flush a file or folder to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows needs no flush of a folder
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

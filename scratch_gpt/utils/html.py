@@ -1,4 +1,4 @@
-"""A title and a body -> a self-contained HTML page: no script, no request, light or dark as readers are."""
+"""Make self-contained HTML pages: no scripts, no requests, light or dark as the reader prefers."""
 
 import unicodedata
 from html import escape

@@ -1,6 +1,6 @@
-"""The shapes of keys, tokens and passwords: one table for the filter of texts and for the scan before publishing.
+"""Find keys, tokens and passwords in text; the filter of texts and the scan before publishing share these patterns.
 
-Every quantifier is bounded or gives nothing back (a++), and a match starts only where a word does: linear time.
+Every quantifier is bounded or possessive (a++), and a match starts only at the start of a word, so the time is linear.
 """
 
 import base64
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 
-# What it is -> its shape, from the beginning of a word.
+# Kind of a key -> its pattern, from the start of a word.
 SHAPES = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}+",
     "an OpenAI or Anthropic key": r"sk-(?=[A-Za-z_-]{0,80}[0-9])[A-Za-z0-9_-]{20,}+",
@@ -29,11 +29,11 @@ SHAPES = {
     "a bearer token": r"[Bb]earer[ \t]{1,3}(?=[A-Za-z_.~+/-]{0,200}[0-9])[A-Za-z0-9_.~+/=-]{16,}+",
     "a JSON web token": r"(?<!-)eyJ[A-Za-z0-9_-]{8,}+\.eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}+",
 }
-# ASCII, as scripts without spaces may touch a key; first of all the letters that a shape begins with, which is faster.
+# ASCII, because text in a script without spaces may touch a key. First of all it tests the first letters, for speed.
 WORD_BEGINS = r"(?=[ABSbdeghnprsxy][AEGIKSacefhikloprsy])(?<![A-Za-z0-9_])"
 WORD_ENDS = r"(?![A-Za-z0-9_])"
 BEGIN_PRIVATE = r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
-PASSWORD = re.compile(  # https://user:password@host, but for a template such as ${PASSWORD}
+PASSWORD = re.compile(  # https://user:password@host, except a template such as ${PASSWORD}
     r"""
     ://(?<=[A-Za-z0-9]://)(?P<secret>[^\s/:@"'<>?\#]{0,100}:(?!\$[{A-Z(]|[{*\[]|%[s(])[^\s/"'<>?\#]{1,200})
     @(?=[A-Za-z0-9_\[\u0080-\U0010ffff])
@@ -47,7 +47,7 @@ NETRC = re.compile(  # machine example.org login ada password ..., on one line o
     """,
     re.VERBOSE,
 )
-ASSIGNED = re.compile(  # any name that ends so, = or :, and a value that holds a digit; a tokenizer's tokens are none
+ASSIGNED = re.compile(  # a name with one of these endings, = or :, a value with a digit; not a tokenizer's token
     r"""
     (?=[kKpPsStT][aAeEoOwW][cCdDkKsSyY][eErRsS:=\s"'\\])  # key, pass, pwd, secr, toke: faster
     (?i:(?P<name>key|(?<!(?:bos|eos|unk|pad|sep|cls)_)(?<!mask_)token|secret|password|passwd|pwd))
@@ -57,12 +57,12 @@ ASSIGNED = re.compile(  # any name that ends so, = or :, and a value that holds 
     """,
     re.VERBOSE,
 )
-# What makes `key` the name of a secret, and not of a column.
+# Words before `key` that make it the name of a secret, and not of a column.
 OF_SECRETS = re.compile(
     r"(?i)(?<![A-Za-z0-9])(?:api|secret|access|auth|private|client|wandb)[ _-]?(?:(?:access|api)[ _-]?)?$"
 )
 OF_AWS = re.compile(r"(?=[a-z0-9/+]*[A-Z])(?=[A-Z0-9/+]*[a-z])[A-Za-z0-9/+]{40}")  # may look like a path
-AWS_SECRET = re.compile(  # 40 such characters alone, whatever their name: of both cases, with a digit
+AWS_SECRET = re.compile(  # exactly 40 such characters after any name, in both cases, with a digit
     r"""
     (?=[A-Za-z0-9/+]{40})(?<![A-Za-z0-9/+_.-])
     (?=[A-Z0-9/+]{0,39}[a-z])(?=[a-z0-9/+]{0,39}[A-Z])(?=[A-Za-z/+]{0,39}[0-9])
@@ -74,20 +74,20 @@ RUNS = re.compile(r"[A-Z]+|[a-z]+|[0-9]+|[/+]+")
 LEAST_RUNS, LEAST_BITS = 17, 4.4  # of one kind, and per character; names and paths of 40 characters have 12 to 15 runs
 LONGER = re.compile(r"[A-Za-z0-9/+]{41}[\s\"'\\,+nrb]{0,40}$"), re.compile(r"[\s\"'\\,+nrb]{0,40}[A-Za-z0-9/+]{41}")
 NUMBER = re.compile(r"[0-9_./+=-]*(?:e[0-9+-]+)?", re.IGNORECASE)
-MAX_EXPRESSION = 200  # characters that an expression in code has at most
+MAX_EXPRESSION = 200  # largest number of characters of an expression in code
 IDENTIFIERS = re.compile(r"=*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*+", re.ASCII)
 NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+", re.ASCII)  # of a name: get, Key1, HTTP2
-MIN_PART_LENGTH = 3.2  # mean length of the parts at least
+MIN_PART_LENGTH = 3.2  # smallest mean length of the parts
 DIGIT_FIRST = re.compile(r"\d[A-Za-z]")  # a digit inside a word: base64decode
 PART = re.compile(r"[A-Za-z]{1,15}\d{0,3}|\d{1,5}", re.ASCII)
 
 
 def is_code(match: re.Match) -> bool:
-    """Return whether the value that ASSIGNED has found is an expression in code, a path or a number instead of a key.
+    """Return whether a match of ASSIGNED is an expression in code, a path or a number instead of a key.
 
-    Code is what is called or indexed, and names made of words where no quotation mark stands before them. A path is
-    made of words too, with a slash or a dot, in quotation marks or not. A `key` or `token` whose name says no more
-    than that may be a column's: names made of words, and numbers, are no keys there.
+    A value is code if it is called or indexed, or if it is a name made of words without a quotation mark before it. A
+    path is also made of words, with a slash or a dot, with or without quotation marks. A plain `key` or `token` may
+    name a column, so numbers and names made of words do not count as keys there.
     """
     value, behind = match["secret"], match.string[match.end("secret") : match.end("secret") + 1]
     before = match.string[max(0, match.start() - 24) : match.start()]
@@ -111,19 +111,19 @@ def is_code(match: re.Match) -> bool:
 
 
 def is_not_random(match: re.Match) -> bool:
-    """Return whether what AWS_SECRET has found is a name, a path, text in base64 or a line of longer base64."""
+    """Return whether a match of AWS_SECRET is a name, a path, text in base64 or a line of longer base64."""
     value, start, end = match[0], match.start(), match.end()
     bits = -sum(count / 40 * math.log2(count / 40) for count in Counter(value).values())
     if len(RUNS.findall(value)) < LEAST_RUNS or bits < LEAST_BITS:
         return True
-    if base64.b64decode(value).isascii():  # of 30 random bytes one in 10^9
+    if base64.b64decode(value).isascii():  # true for one in 10^9 of 30 random bytes
         return True
     before, behind = match.string[max(0, start - 120) : start], match.string[end : end + 120]
     return bool(LONGER[0].search(before) or LONGER[1].match(behind))
 
 
 def _is_of_words(value: str) -> bool:
-    # letters with at most three digits behind them, and few parts: random characters make many, of a letter or two
+    # Parts are letters with at most three digits after them. Random characters give many parts of one or two letters.
     parts = NAME_PARTS.findall(value)
     if not all(map(PART.fullmatch, parts)) or len(DIGIT_FIRST.findall(value)) > 1 or "+" in value:
         return False
@@ -131,7 +131,7 @@ def _is_of_words(value: str) -> bool:
     return 2 * len(short) < len(parts) and sum(map(len, parts)) >= MIN_PART_LENGTH * len(parts)
 
 
-# What it is, its pattern, and which of its matches are no key.
+# Kind of a key, its pattern, and a function that recognizes false matches.
 KEYS: list[tuple[str, re.Pattern, Callable[[re.Match], bool] | None]] = [
     *((kind, re.compile(f"{WORD_BEGINS}(?:{shape})"), None) for kind, shape in SHAPES.items()),
     ("a private key", re.compile(BEGIN_PRIVATE), None),
@@ -143,10 +143,10 @@ KEYS: list[tuple[str, re.Pattern, Callable[[re.Match], bool] | None]] = [
 
 
 def find_keys(text: str) -> Iterator[tuple[int, str]]:
-    """Yield where each key in a text begins, and what of KEYS it is."""
-    for kind, pattern, is_no_key in KEYS:
+    """Yield the start and the kind (of KEYS) of each key in a text."""
+    for kind, pattern, is_false_match in KEYS:
         for match in pattern.finditer(text):
-            if is_no_key is None or not is_no_key(match):
+            if is_false_match is None or not is_false_match(match):
                 yield match.start(), kind
 
 

@@ -1,12 +1,12 @@
-"""Find local files and open them: which ones are read, their exact bytes, and their text.
+"""Find and open local files: which of them are read, their exact bytes, and their text.
 
-    find_files       a path or a pattern -> the files to read, and what else a folder holds
+    find_files       a path or a pattern -> the files to read, and notices about the others
     open_file        a file -> its bytes, decompressed, checked against its record
     text_lines       bytes -> (line number, line)
     read_text_file   a path -> its text
 
-A path that exists is that path, whatever characters its name holds; only one that does not exist is a pattern. A byte
-order mark is never part of a text.
+A path that exists is never read as a pattern, even if its name has the characters of one. A byte order mark is never
+part of a text.
 """
 
 import bz2
@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 from .foreign import check_regular, shown
 
 
-FILE_KINDS = {  # file ending -> what it holds
+FILE_KINDS = {  # file ending -> kind of content
     ".txt": "text",
     ".md": "text",
     ".json": "json",
@@ -45,14 +45,14 @@ BYTE_ORDER_MARKS = {  # byte order mark -> encoding; the longer ones first
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-NAMED = 5  # files that a notice names; the others are counted
+NAMED = 5  # number of files that a notice names; the others are counted
 
 
 class LocalFile(NamedTuple):
-    """A file whose bytes are known."""
+    """A file with its size and hash."""
 
     path: Path
-    name: str  # below the folder that was given, as it may be printed
+    name: str  # relative to the given folder, safe to print
     bytes: int
     sha256: str
     state: tuple[int, ...]  # of the file when it was hashed
@@ -64,7 +64,7 @@ class LocalFile(NamedTuple):
 
     @property
     def record(self) -> dict[str, Any]:
-        """Return {"name", "bytes", "sha256"}, as a manifest holds it."""
+        """Return {"name", "bytes", "sha256"} for a manifest."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
 
@@ -80,25 +80,25 @@ def local_path(name: str) -> Path:
 
 
 def kind_ending(path: Path) -> str:
-    """Return the ending that tells the kind of a file: `.csv` of a.csv and of a.csv.gz, in lower case."""
+    """Return the ending that determines a file's kind, in lower case: `.csv` for a.csv and for a.csv.gz."""
     name = Path(path.name.lower())
     return Path(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
 
 
 def looks_local(name: str) -> bool:
-    """Return whether a name means a file, folder or pattern here, and not a dataset on the Hub."""
+    """Return whether a name is a local file, folder or pattern, and not a dataset on the Hub."""
     path = local_path(name)
     return os.path.lexists(path) or has_magic(name) or path.is_absolute() or kind_ending(path) in FILE_KINDS
 
 
 def find_files(name: str) -> tuple[list[LocalFile], list[str]]:
-    """Return the files of a path, folder or pattern in order, and notices about what is not read.
+    """Return the files of a path, folder or pattern in order, and notices about the files that are not read.
 
-    Hidden files and folders in a folder are not read, unknown kinds are skipped. Links are followed; a folder that
-    several of them lead to is read once.
+    Hidden files and folders in a folder are not read, and unknown kinds are skipped. Links are followed; a folder is
+    read once even if several links lead to it.
 
     Raises:
-        ValueError: there is no such file, it is not a regular file, or none is of a known kind.
+        ValueError: no file matches, the file is not a regular file, or no file has a known kind.
     """
     path, hidden = local_path(name), 0
     root = path
@@ -107,7 +107,7 @@ def find_files(name: str) -> tuple[list[LocalFile], list[str]]:
     elif os.path.lexists(path):
         check_regular(path)
         if kind_ending(path) not in FILE_KINDS:
-            raise ValueError(f"{name} holds {path.name}, whose ending is none of {_endings()}. Convert or rename it.")
+            raise ValueError(f"The ending of {name} is not one of {_endings()}. Convert or rename the file.")
         paths, root = [path], path.parent
     else:
         paths = _expand(path)
@@ -116,10 +116,10 @@ def find_files(name: str) -> tuple[list[LocalFile], list[str]]:
     readable_paths = {*readable}
     notices = [f"{name}: hidden files and folders are not read ({hidden:,})."] if hidden else []
     if unread := [str(_below(root, file)) for file in paths if file not in readable_paths]:
-        notices.append(f"{name}: not read, as not of a known kind: {count_names(unread)}.")
+        notices.append(f"{name}: files of an unknown kind are not read: {count_names(unread)}.")
     if not readable:
-        problem = "the folder holds no file" if path.is_dir() else "no such file, or none"
-        content = f" It holds {count_names(unread)}." if unread else ""
+        problem = "the folder has no file" if path.is_dir() else "no such file, or no file"
+        content = f" It has {count_names(unread)}." if unread else ""
         raise ValueError(f"{name!r}: {problem} that ends in {_endings()}.{content}")
     return [_describe(file, shown(str(_below(root, file)))) for file in readable], notices
 
@@ -131,7 +131,7 @@ def count_names(names: list[str]) -> str:
 
 
 def _expand(pattern: Path) -> list[Path]:
-    # The files of a pattern, in order. `glob` would follow links in circles below `**`.
+    # Return the files of a pattern, in order. Below `**`, `glob` could follow links in a circle.
     parts = pattern.parts
     if "**" in parts:
         k = parts.index("**")
@@ -153,12 +153,12 @@ def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 
 def _walk(root: Path) -> tuple[list[Path], int]:
-    # All files below a folder except hidden ones, and how many of these and of hidden folders there are.
+    # Return all files below a folder except hidden ones, and the number of hidden files and folders.
     def fail(error: OSError) -> NoReturn:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
     files, hidden, visited, pending = [], 0, set(), [str(root)]
-    while pending:  # links come last, so that a folder goes by its own name
+    while pending:  # links come last, so that a folder is read under its own name
         for folder, folders, names in os.walk(pending.pop(0), onerror=fail):
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in visited:
@@ -186,7 +186,7 @@ def _describe(path: Path, name: str) -> LocalFile:
         state = _state(content)
         digest = hashlib.file_digest(content, "sha256").hexdigest()
         if _state(content) != state:
-            raise ValueError(f"{name} changes while it is read. Try again when it is complete.")
+            raise ValueError(f"{name} changed while it was read. Try again when it is complete.")
     return LocalFile(path, name, state[0], digest, state)
 
 
@@ -203,15 +203,15 @@ def open_file(file: LocalFile) -> Iterator[BinaryIO]:
     """Open a file as decompressed bytes.
 
     Raises:
-        ValueError: it is not the file that was hashed, changes meanwhile, or is damaged.
+        ValueError: it has changed since it was hashed, changes while it is read, or is damaged.
     """
     with _opened(file.path) as content:
         if _state(content) != file.state:
-            raise ValueError(f"{file.name} has changed since it was found. Start again.")
+            raise ValueError(f"{file.name} has changed since the start. Start again.")
         with _decompressed(content, file.path, file.name) as plain:
             yield plain
         if _state(content) != file.state:
-            raise ValueError(f"{file.name} changes while it is read. Try again when it is complete.")
+            raise ValueError(f"{file.name} changed while it was read. Try again when it is complete.")
 
 
 @contextmanager
@@ -249,7 +249,7 @@ def text_lines(content: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line with its end) of UTF-8, or of UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        ValueError: a line is not valid; it names file and line.
+        ValueError: a line is not valid; the message names the file and the line.
     """
     first = content.readline()
     mark, encoding = _mark_of(first)
@@ -262,7 +262,7 @@ def text_lines(content: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
 
 
 def read_text(content: BinaryIO, name: str) -> str:
-    """Return a whole text with its line ends as \\n; encodings and errors as `text_lines`."""
+    """Return the full text with line ends as \\n; encodings and errors as in `text_lines`."""
     raw = content.read()
     text = _decode(raw, _mark_of(raw)[1], name)
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
@@ -272,7 +272,7 @@ def read_text_file(path: str | Path) -> str:
     """Return the text of a file.
 
     Raises:
-        ValueError: there is none, it is not a regular file, or not UTF-8 (or UTF-16 with a byte order mark).
+        ValueError: the file is missing, not a regular file, or not UTF-8 (UTF-16 or UTF-32 with a byte order mark).
     """
     path = local_path(str(path))
     with _opened(path) as content:
@@ -291,7 +291,7 @@ def _decode(raw: bytes, encoding: str, name: str, line: int | None = None) -> st
     except UnicodeDecodeError as error:
         if encoding in ("utf-16", "utf-32"):
             raise ValueError(
-                f"{name} cannot be read: it has the mark of {encoding.upper()} and is not ({error.reason})."
+                f"{name} cannot be read: it has the mark of {encoding.upper()}, but is not valid ({error.reason})."
             ) from error
         line = line or 1 + raw[: error.start].count(b"\n")
         raise ValueError(

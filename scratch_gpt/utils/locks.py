@@ -1,4 +1,4 @@
-"""One writer per output folder: a lock file names its owner, who touches it as long as it lives."""
+"""Allow one writer per output folder: a lock file names its owner, which touches the file while it runs."""
 
 import atexit
 import json
@@ -19,18 +19,18 @@ from .foreign import read_foreign_text
 
 
 LOCK = ".scratch_gpt.lock"
-BEAT, STALE = 10, 120  # seconds: between two signs of life, and after which there will be none
+BEAT, STALE = 10, 120  # seconds between two touches of the file, and the age at which a lock is stale
 _held: dict[Path, "Lock"] = {}  # by this process
 
 
 class Lock:
-    """`with hold(folder):` - nobody else writes into the folder meanwhile. See `hold`."""
+    """The lock of a folder, released at the end of `with`; make it with `hold`."""
 
     def __init__(self, folder: Path):
         self.file, self.count, self.lost = folder / LOCK, 0, False
         self.made = [path for path in (folder, *folder.parents) if not path.exists()]
-        me = psutil.Process()
-        self.owner = {"host": platform.node(), "space": _space(), "pid": me.pid, "started": me.create_time()}
+        process = psutil.Process()
+        self.owner = {"host": platform.node(), "space": _space(), "pid": process.pid, "started": process.create_time()}
         self.owner |= {"since": time.strftime("%Y-%m-%d %H:%M"), "token": uuid.uuid4().hex}
         self.ended = threading.Event()
 
@@ -41,20 +41,20 @@ class Lock:
         self.release()
 
     def take(self, say: Callable[[str], None]) -> None:
-        """Make the file, or raise a ValueError where another process has one."""
+        """Make the file; raise a ValueError if another process holds it."""
         folder = self.file.parent
         folder.mkdir(parents=True, exist_ok=True)
         while not self._make():
             current_owner = _read(self.file)
-            if current_owner is None:  # gone meanwhile
+            if current_owner is None:  # removed since
                 continue
             if problem := _is_alive(self.file, current_owner):
                 raise ValueError(
-                    f"{folder} is in use: {problem}. Wait for its end, give another folder, or remove {self.file} if "
-                    "no process writes into it."
+                    f"{folder} is in use: {problem}. Wait until it ends, give another folder, or remove {self.file} "
+                    "if no process writes into the folder."
                 )
             if _take_away(self.file, current_owner):
-                say(f"{folder}: the last process that wrote into it has ended without a word; this one takes over.")
+                say(f"{folder}: the last process that used it ended without releasing it; this process takes over.")
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         atexit.register(self.release)
 
@@ -80,7 +80,7 @@ class Lock:
                     os.utime(self.file)
 
     def release(self) -> None:
-        """Give the folder free when everything that holds it has done so; folders made for it go if they are empty."""
+        """Release the folder once for each `hold`; the last one removes the file, and folders made for it if empty."""
         self.count -= 1
         if self.count > 0 or self.ended.is_set() or os.getpid() != self.owner["pid"]:
             return
@@ -95,13 +95,13 @@ class Lock:
 
 
 def hold(folder: str | Path, say: Callable[[str], None] = print) -> Lock:
-    """Hold a folder, which is made where it is not there, until `release` or the end of `with`.
+    """Hold a folder until `release` or the end of `with`; make the folder if it is missing.
 
-    This process may hold it several times. A lock of a process of this machine that has ended is taken over, which is
-    said; one of another machine where its file has not been touched for two minutes.
+    This process may hold it several times. The lock of a process that has ended on this machine is taken over, with a
+    message. The lock of another machine is taken over if its file has not been touched for two minutes.
 
     Raises:
-        ValueError: another process holds it, or nothing can be written there.
+        ValueError: another process holds it, or it cannot be written to.
     """
     place = Path(folder).resolve()
     lock = _held.get(place)
@@ -117,21 +117,21 @@ def hold(folder: str | Path, say: Callable[[str], None] = print) -> Lock:
 
 
 def check_held(folder: str | Path) -> None:
-    """Raise an OSError where this process has held a folder and another one has taken it over."""
+    """Raise an OSError if this process held the folder and another process has taken it over."""
     lock = _held.get(Path(folder).resolve())
     if lock is not None and lock.lost:
         raise OSError(f"{folder} has been taken over by another process")
 
 
 def _space() -> str:
-    # Where process numbers count: containers may share a host's name, and not its processes.
+    # The namespace of process numbers: containers may share a host's name, but not its processes.
     with suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    # None where there is no file, nothing in it where nobody can read it (or its owner is about to write it)
+    # None if the file is missing; {} if it cannot be read, or its owner has not written it yet.
     if not os.path.lexists(file):
         return None
     try:
@@ -142,7 +142,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _is_alive(file: Path, owner: dict[str, Any]) -> str:
-    # Who owns the lock and may still write, in a few words; empty where nobody does
+    # Describe the owner of the lock if it may still write; otherwise return an empty string.
     description = (
         f"process {owner.get('pid', '?')} on {owner.get('host', 'a machine')} since {owner.get('since', '?')}"
     )
@@ -155,27 +155,27 @@ def _is_alive(file: Path, owner: dict[str, Any]) -> str:
             return ""
         except psutil.AccessDenied:
             return description
-    try:  # by the clock of the disk, which is the same for all machines
+    try:  # use the clock of the disk, which is the same for all machines
         with tempfile.TemporaryFile(dir=file.parent) as now:
             age = os.fstat(now.fileno()).st_mtime - file.stat().st_mtime
     except FileNotFoundError:
         return ""
-    return f"{description}, whose last sign of life is {max(0, age):.0f} s old" if age < STALE else ""
+    return f"{description}, last active {max(0, age):.0f} s ago" if age < STALE else ""
 
 
 def _take_away(file: Path, owner: dict[str, Any]) -> bool:
-    # Remove a lock whose owner has ended, and no other: another process may have been faster.
+    # Remove the lock of an owner that has ended. Another process may have replaced it since; then put it back.
     aside = file.with_name(f"{LOCK}-{uuid.uuid4().hex}")
     try:
         os.replace(file, aside)
     except FileNotFoundError:
         return False
-    is_that = _read(aside) == owner
-    if not is_that:
+    is_same = _read(aside) == owner
+    if not is_same:
         with suppress(OSError):
             os.link(aside, file)
     aside.unlink()
-    return is_that
+    return is_same
 
 
 __all__ = ["LOCK", "Lock", "check_held", "hold"]

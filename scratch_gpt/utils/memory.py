@@ -1,6 +1,6 @@
-"""Where this process' memory lies: what is freed is kept, what is read again and again lies on huge pages.
+"""Tune this process' memory: keep freed memory for reuse, and move memory that is read often to huge pages.
 
-Both use the C library or Linux, and do nothing on other systems.
+Both need the C library or Linux, and do nothing on other systems.
 """
 
 import ctypes
@@ -16,23 +16,23 @@ HUGE = 2**21  # bytes of a huge page
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed, up to 2 GiB at once: the next step asks for the same buffers again.
+    """Make the C library keep freed memory, up to 2 GiB at once, because the next step needs the same buffers.
 
-    glibc hands buffers above some 32 MB back to Linux, which clears every page of them anew each time; an old one
-    takes no other limit (refused, it would keep the one it has, 128 KB at first). Under another allocator (tcmalloc)
-    this does nothing.
+    glibc returns buffers above about 32 MB to Linux, which clears every page each time. An old glibc refuses a limit
+    above 32 MB and would keep its current one (128 KB at first), so 32 MB is set there. Under another allocator
+    (tcmalloc) this does nothing.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        any(library.mallopt(M_MMAP_THRESHOLD, limit) for limit in (2**31 - 1, 2**25))  # 0 is a refusal
+        any(library.mallopt(M_MMAP_THRESHOLD, limit) for limit in (2**31 - 1, 2**25))  # 0: the limit is refused
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager
 def huge_pages() -> Iterator[None]:
-    """Move what the body allocates to huge pages, as far as Linux has some: reading it becomes faster.
+    """Move memory that the body allocates to huge pages, if Linux has free ones, so that reading it is faster.
 
-    torch asks for them by itself ($THP_MEM_ALLOC_ENABLE); this is for what its libraries allocate.
+    torch can use huge pages for its own memory ($THP_MEM_ALLOC_ENABLE); this covers the memory of its libraries.
     """
     before = _whole_pages()
     yield
@@ -40,11 +40,11 @@ def huge_pages() -> Iterator[None]:
         madvise = ctypes.CDLL(None).madvise
         madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         for page in new:
-            madvise(page * HUGE, HUGE, MADV_COLLAPSE)  # the contents stay; refused, so do the small pages
+            madvise(page * HUGE, HUGE, MADV_COLLAPSE)  # keeps the content; if it fails, small pages remain
 
 
 def _whole_pages() -> set[int]:
-    # The huge pages that would hold nothing but this process' own memory: address / HUGE.
+    # Return the huge pages (address / HUGE) that would hold only this process' private memory.
     maps, pages = Path("/proc/self/maps"), set()
     for line in maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.exists() else ():
         places, rights, _, _, inode, *name = line.split(maxsplit=5)

@@ -1,4 +1,4 @@
-"""A run's record -> pictures. Matplotlib is imported inside the functions, and draws without a screen."""
+"""Plot a run's measurements. Matplotlib is imported inside the functions and needs no screen."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ TRAIN, VALIDATION, RATE = "#7aa6d6", "#d1495b", "#8a8a8a"
 def plot_loss(metrics: list[dict[str, Any]], file: Path, title: str = "") -> Path:
     """Plot training and validation loss (left axis) and perplexity (right) over tokens (below) and epochs (above).
 
-    The learning rate stands in a strip of its own. `metrics` are the lines of metrics.jsonl.
+    The learning rate has a separate panel. `metrics` are the lines of metrics.jsonl.
     """
     from matplotlib.figure import Figure
 
-    train = [line for line in metrics if line.get("loss") is not None]  # null where it was not finite
+    train = [line for line in metrics if line.get("loss") is not None]  # null if it was not finite
     held_out = [line for line in metrics if line.get("eval_loss") is not None]
     figure = Figure(figsize=(8, 5.5), layout="constrained", facecolor="white")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -118,7 +118,7 @@ def plot_confusion(confusion: list[list[int]], labels: Sequence[str], file: Path
                 axes.text(j, i, f"{count:,}", ha="center", va="center", color=color)
     axes.set_xticks(range(len(labels)), labels, rotation=45 if len(labels) > 4 else 0, parse_math=False)
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
-    axes.set_xlabel("called")
+    axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title, parse_math=False)
     figure.savefig(file, dpi=120)
@@ -126,7 +126,7 @@ def plot_confusion(confusion: list[list[int]], labels: Sequence[str], file: Path
 
 
 def plot_parameters(counts: Mapping[str, int], file: Path, title: str = "") -> Path:
-    """Plot how many parameters each part of a model has, in the order of `counts`."""
+    """Plot the number of parameters of each part of a model, in the order of `counts`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1 + 0.4 * len(counts)), layout="constrained", facecolor="white")
@@ -151,7 +151,8 @@ def plot_attention(
 ) -> Path:
     """Plot the attention of one sentence, {layer: (H, T, T)}: a row for each layer, with its first `most` heads.
 
-    In a map a row is the token that looks and a column what it looks at; shades are of the root, so that little shows.
+    In a map each row is a query token and each column a key token. Shades show the square root of the attention, so
+    that small values are visible.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -173,14 +174,14 @@ def plot_attention(
             axes.tick_params(length=0)
     figure.colorbar(shades, ax=grid, label="attention", ticks=[0, 0.05, 0.25, 0.5, 1], shrink=0.6, aspect=30)
     figure.suptitle(title, parse_math=False)
-    figure.supxlabel("what it looks at", fontsize=9)
-    figure.supylabel("the token that looks", fontsize=9)
+    figure.supxlabel("attended token (key)", fontsize=9)
+    figure.supylabel("attending token (query)", fontsize=9)
     figure.savefig(file, dpi=120)
     return file
 
 
 def plot_token_lengths(lengths: Sequence[int], file: Path, title: str = "", longest: int = 20) -> Path:
-    """Plot how many tokens of a vocabulary have each length in bytes; from `longest` on they share the last bar."""
+    """Plot the number of tokens of a vocabulary by length in bytes; the last bar counts all from `longest` on."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.5), layout="constrained", facecolor="white")
@@ -195,7 +196,7 @@ def plot_token_lengths(lengths: Sequence[int], file: Path, title: str = "", long
     mean = sum(lengths) / len(lengths)
     axes.axvline(mean, color=VALIDATION, linestyle="--", linewidth=1, label=f"mean {mean:.1f}")
     axes.set_xticks(numbers, [f"{n}+" if n == longest else str(n) for n in numbers])
-    axes.set_xlabel("bytes of a token")
+    axes.set_xlabel("bytes per token")
     axes.set_ylabel("tokens of the vocabulary")
     axes.set_title(title, parse_math=False)
     axes.grid(axis="y", alpha=0.3)

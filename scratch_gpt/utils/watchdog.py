@@ -1,8 +1,8 @@
 """End a run that makes no progress: write the stacks of its threads to a file and one line to stderr.
 
 Progress is a call of `beat`: a step, a batch of an evaluation, a part of a file, an answer, a save. Time in which the
-process is suspended, or the machine sleeps, does not count. A thread looks for progress. Code that never releases
-Python's global lock stops that thread too, so a second process waits for a sign of it; not on Windows.
+process is suspended, or the machine sleeps, does not count. A thread checks for progress. Code that never releases
+Python's global lock stops that thread too, so a second process waits for its signals (not on Windows).
 """
 
 import faulthandler
@@ -19,12 +19,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-TICK = 1.0  # seconds between two looks; at most twice this counts for one
+TICK = 1.0  # seconds between two checks; a longer interval counts as at most twice this
 _beats = 0
 
 
 def beat() -> None:
-    """Say that there is progress."""
+    """Report progress."""
     global _beats
     _beats += 1
 
@@ -33,13 +33,13 @@ def beat() -> None:
 def watch(
     seconds: float, file: Path, say_more: Callable[[], str], end: Callable[[int], None] = os._exit
 ) -> Iterator[None]:
-    """End the process with one line if nothing calls `beat` for this long; 0 never ends it.
+    """End the process with a message if `beat` is not called for `seconds`; 0 turns this off.
 
-    The exit code is 2, or that of a killed process where code holds Python's global lock.
+    The exit code is 2, or that of a killed process if code holds Python's global lock.
 
     Args:
-        file: takes the stacks of all threads.
-        say_more: returns the end of the line.
+        file: the stacks of all threads are written to it.
+        say_more: returns the end of the message.
     """
     if not seconds:
         yield
@@ -58,7 +58,7 @@ def watch(
             if last_beats != _beats:
                 last_beats, idle = _beats, 0.0
             elif idle >= seconds:
-                # The disk may be what hangs: a thread of its own writes, and the end waits for it only so long.
+                # The disk itself may hang, so a separate thread writes, and the end waits at most 30 seconds for it.
                 report = threading.Thread(target=_report, args=(seconds, file, say_more), daemon=True)
                 report.start()
                 report.join(30)
@@ -87,7 +87,7 @@ def _report(seconds: float, file: Path, say_more: Callable[[], str]) -> None:
 
 
 def _save_stacks(file: Path, write: Callable[[], object]) -> str:
-    # Write the file; a sentence for the error.
+    # Write the file; return a sentence for the message.
     try:
         write()
     except OSError as error:
@@ -104,12 +104,12 @@ def _print_error(seconds: float, where: str, advice: str) -> None:
 
 
 class _Guard:
-    """A process that ends this one if no sign of it comes for `seconds`."""
+    """A second process that ends this one if it receives no signal from it for `seconds`."""
 
     def __init__(self, seconds: float, file: Path, say_more: Callable[[], str]):
         self.say_more, self.sender = say_more, threading.Thread()
         self.stacks = tempfile.TemporaryFile()
-        faulthandler.register(signal.SIGUSR2, self.stacks, all_threads=True)  # its handler needs no lock
+        faulthandler.register(signal.SIGUSR2, self.stacks, all_threads=True)  # this handler does not need the lock
         numbers = (os.getpid(), seconds, self.stacks.fileno())
         command = [sys.executable, "-I", __file__, *map(str, numbers), str(file)]
         self.process = subprocess.Popen(
@@ -125,7 +125,7 @@ class _Guard:
         self._send_advice()
 
     def sign(self, has_progress: bool) -> None:
-        """Say that this process runs; after progress the line may end otherwise, which a thread of its own finds."""
+        """Signal that this process runs; after progress, a separate thread sends the new end of the message."""
         self._write("")
         if has_progress and not self.sender.is_alive():
             self.sender = threading.Thread(target=self._send_advice, daemon=True)
@@ -142,12 +142,12 @@ class _Guard:
         self._write(self.say_more())
 
     def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # it is gone, or does not read
+        with suppress(OSError, ValueError):  # the second process has ended, or does not read
             os.write(self.pipe.fileno(), " ".join(text.split()).encode("utf-8", "replace") + b"\n")
 
 
 def _guard_process(parent: int, seconds: float, stacks: int, file: Path) -> None:
-    """Read a line a tick from standard input, empty or what an error ends with; without any, end the parent."""
+    """Read a line per tick from standard input, empty or the end of the message; if none comes, end the parent."""
     import psutil
 
     tick, idle, last_look, advice, incomplete = min(TICK, seconds / 4), 0.0, time.monotonic(), "", b""

@@ -1,8 +1,8 @@
-"""Write numbers with their nouns, and durations."""
+"""Format numbers with their nouns, and durations."""
 
 
 def plural(count: int | float, noun: str, plural_noun: str | None = None) -> str:
-    """Return a number and its noun; numbers have separators.
+    """Return a number with thousands separators and its noun.
 
     Example:
         >>> plural(1, "document"), plural(2500, "document"), plural(2, "process", "processes")
@@ -12,7 +12,7 @@ def plural(count: int | float, noun: str, plural_noun: str | None = None) -> str
 
 
 def duration(seconds: float) -> str:
-    """Return a duration with two or more digits, in the largest unit that it has twice.
+    """Return a duration with two or more digits, in the largest unit that fits into it at least twice.
 
     Example:
         >>> duration(0.0123), duration(44), duration(200)

@@ -189,12 +189,12 @@ def test_only_our_own_plain_model_is_fast(monkeypatch):
     assert make_decoder(decoder) is decoder
     model.lm_head = torch.nn.Sequential(model.lm_head)
     assert type(make_decoder(model)) is ForwardDecoder
-    with pytest.raises(ValueError, match="something around its layers"):
+    with pytest.raises(ValueError, match="with unchanged layers"):
         make_decoder(model, "int8")
-    with pytest.raises(ValueError, match="quantize is 'int3'; it is int8"):
+    with pytest.raises(ValueError, match="quantize is 'int3'; it must be 'int8'"):
         make_decoder(tiny_model(), "int3")
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    with pytest.raises(ValueError, match="multiplies by oneDNN, and this torch has none"):
+    with pytest.raises(ValueError, match="needs oneDNN, which this torch lacks"):
         make_decoder(tiny_model(), "int8")
 
 
@@ -212,11 +212,11 @@ def test_the_decoder_uses_the_current_weights_of_a_model():
     ("rows", "guesses", "message"),
     [
         (1, {"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens is 0"),
-        (2, {"prompt_lookup_num_tokens": 3}, "guesses for one row, and here are 2"),
-        (2, {"assistant_model": tiny_gpt2()}, "assistant_model guesses for one row, and here are 2"),
+        (2, {"prompt_lookup_num_tokens": 3}, "needs a single row, but there are 2"),
+        (2, {"assistant_model": tiny_gpt2()}, "assistant_model needs a single row, but there are 2"),
         (1, {"assistant_model": tiny_gpt2(), "num_assistant_tokens": 0}, "num_assistant_tokens is 0"),
-        (1, {"assistant_model": tiny_gpt2(vocab_size=7)}, "assistant_model has a vocabulary of 7, and the model"),
-        (1, {"assistant_model": tiny_gpt2(), "prompt_lookup_num_tokens": 3}, "both guess: give one of them"),
+        (1, {"assistant_model": tiny_gpt2(vocab_size=7)}, "assistant_model has a vocabulary of 7, but the model"),
+        (1, {"assistant_model": tiny_gpt2(), "prompt_lookup_num_tokens": 3}, "both make guesses. Pass one of them"),
     ],
 )
 def test_guesses_that_cannot_be_are_errors(rows, guesses, message):

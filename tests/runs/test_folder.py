@@ -121,7 +121,7 @@ def test_the_old_run_stays_until_the_new_one_has_a_checkpoint(trained, story, ca
             run(*words, *WILD)
         assert files(trained / ASIDE) == before
         said = capsys.readouterr()
-        assert "stays in" in said.out and f"The run that was there before is in {trained / ASIDE}" in said.err
+        assert "stays in" in said.out and f"The previous run is in {trained / ASIDE}" in said.err
     fails(["--dataset", story, "--output-dir", trained], "already holds a run", capsys)
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--learning-rate", "1e-3")
     assert not (trained / ASIDE).exists() and (trained / "notes.txt").read_text() == "mine"
@@ -232,7 +232,7 @@ def test_the_only_checkpoint_is_found_by_the_name_that_a_killed_save_has_left(pr
     shutil.rmtree(trained / "checkpoints" / "step-2")
     (trained / "checkpoints" / "step-4").rename(trained / "checkpoints" / f"{prefix}step-4")
     path, said = find_checkpoint(trained / "checkpoints")
-    assert path.name == f"{prefix}step-4" and "is whole: it is taken as step-4" in said[0]
+    assert path.name == f"{prefix}step-4" and "is intact and used as step-4" in said[0]
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--max-steps", 6, "--keep", 1)
     assert "Going on from step-4." in capsys.readouterr().out
     assert [path.name for path in (trained / "checkpoints").iterdir()] == ["step-6"]
@@ -320,7 +320,7 @@ def test_a_folder_in_use_is_refused_in_one_line_and_a_dead_runs_folder_is_taken_
     assert snapshot(trained) == before
     (trained / LOCK).write_text(json.dumps(owner | {"started": 1.0}))
     run(*words, "--resume", "--max-steps", 5)
-    assert "this one takes over" in capsys.readouterr().out and not (trained / LOCK).exists()
+    assert "this process takes over" in capsys.readouterr().out and not (trained / LOCK).exists()
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / LOCK).write_text(json.dumps(owner))
     fails(["--dataset", story, "--output-dir", tmp_path / "p"], "is in use", capsys, prepare.main)
@@ -329,7 +329,7 @@ def test_a_folder_in_use_is_refused_in_one_line_and_a_dead_runs_folder_is_taken_
 def test_a_run_in_use_is_not_staged_and_a_lock_is_never_published(trained, capsys):
     owner = Lock(trained).owner | {"host": "elsewhere"}
     (trained / LOCK).write_text(json.dumps(owner))
-    with pytest.raises(ValueError, match="is in use: .* on elsewhere .*sign of life is 0 s old"):
+    with pytest.raises(ValueError, match="is in use: .* on elsewhere .*last active 0 s ago"):
         stage(trained, repo="user/name")
     (trained / LOCK).unlink()
     out = stage(trained, repo="user/name", say=lambda line: None)

@@ -39,10 +39,10 @@ def test_several_seeds_give_mean_results_and_the_first_seeds_details(tmp_path):
 
 
 def test_a_folder_that_is_not_a_run_has_no_card(tmp_path):
-    with pytest.raises(ValueError, match="no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         read_record(tmp_path)
     run = write_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="give the folder around it"):
+    with pytest.raises(ValueError, match="give its parent folder"):
         read_record(run / "model")
     (run / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json cannot be read"):

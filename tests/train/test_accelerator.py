@@ -256,7 +256,7 @@ def test_our_launch_files_and_a_plain_launch_are_accepted(file, monkeypatch):
         ("ACCELERATE_MIXED_PRECISION", "fp8", "must be no or bf16 or fp16"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16 needs a GPU"),
         ("ACCELERATE_USE_CPU", "perhaps", "ACCELERATE_USE_CPU to 'perhaps'; it must be true or false"),
-        ("ACCELERATE_USE_FSDP", "true", "asks for FSDP, and Accelerate would train without it"),
+        ("ACCELERATE_USE_FSDP", "true", "requests FSDP, but Accelerate would train without it"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is not supported"),
         ("OMPI_COMM_WORLD_SIZE", "2", "mpirun .* Start them with torchrun"),
     ],
@@ -279,7 +279,7 @@ def test_a_process_started_without_its_peers_is_refused(story, tmp_path, monkeyp
             for name, value in launched("--cpu", **asked).items():
                 patch.setenv(name, value)
             words = ["--dataset", story, *SMALL, "--max-steps", 1, "--output-dir", tmp_path / "run"]
-            fails(words, "started this process alone: .* Start them with torchrun", capsys)
+            fails(words, "started a single process, .* Start them with torchrun", capsys)
             check_launch(expect_processes=1)
     assert not (tmp_path / "run").exists()
     for name, value in launched("--cpu", num_processes=1).items():
@@ -307,7 +307,7 @@ def test_the_precision_of_the_launch_is_used_if_the_recipe_sets_none(own, asked,
     if asked is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
     assert make_accelerator("cpu", own).mixed_precision == expected
-    told = f"precision {asked} is not used: this run's own is {expected}." in capsys.readouterr().err
+    told = f"precision {asked} is ignored: this run uses {expected}." in capsys.readouterr().err
     assert told == (asked not in (None, "no", expected))
 
 
@@ -319,7 +319,7 @@ def test_a_resumed_run_keeps_its_precision(story, tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     train(*words, "--max-steps", 2, "--resume", "latest", "--allow-changed", "true")
     said = capsys.readouterr()
-    assert said.out.count("precision bf16") == 2 and "fp16 is not used: this run's own is bf16" in said.err
+    assert said.out.count("precision bf16") == 2 and "fp16 is ignored: this run uses bf16" in said.err
     assert "# precision: bf16" in (tmp_path / "run" / "run.yaml").read_text()
 
 

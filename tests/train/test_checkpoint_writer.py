@@ -111,7 +111,7 @@ def test_a_run_can_continue_on_a_full_disk_and_saves_again_when_space_is_free(sm
     assert_same(straight[0], result)  # no line of the record is lost either
     said = capfd.readouterr().out
     assert (
-        "Checkpoint step-3 could not be written (" in said and "No space left" in said and "Training goes on." in said
+        "Checkpoint step-3 could not be written (" in said and "No space left" in said and "Training continues" in said
     )
     assert not list((small_disk / "checkpoints").glob(".writing-*"))
 

@@ -101,7 +101,7 @@ def test_a_pickle_in_disguise_is_damage_and_never_opened(straight, tmp_path, mon
     monkeypatch.setattr("pickle.Unpickler", None)
     monkeypatch.setattr("pickle.loads", None)
     monkeypatch.setattr("torch.load", None)
-    with pytest.raises(CheckpointError, match=r"step-5/optimizer.safetensors is no safetensors file"):
+    with pytest.raises(CheckpointError, match=r"step-5/optimizer.safetensors is not a valid safetensors file"):
         go_on(tmp_path)
 
 
@@ -205,10 +205,10 @@ def rewritten(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state["progress"].update(is_due=3), "is_due is '3', which no Progress can have"),
-        (lambda state: state["progress"].update(step="5"), "step is '5', which no Progress can have"),
-        (lambda state: state["progress"].update(tokens=True), "tokens is 'True', which no Progress can have"),
-        (lambda state: state["metrics"].update(path="/etc/passwd"), "path = '/etc/passwd', which none can have"),
+        (lambda state: state["progress"].update(is_due=3), "is_due is '3', which is not a valid field of Progress"),
+        (lambda state: state["progress"].update(step="5"), "step is '5', which is not a valid field of Progress"),
+        (lambda state: state["progress"].update(tokens=True), "tokens is 'True', which is not a valid field"),
+        (lambda state: state["metrics"].update(path="/etc/passwd"), "path = '/etc/passwd', which is not a valid"),
         (lambda state: state["metrics"].update(seen=[1]), "seen = "),
         (lambda state: state.update(optimizer=[]), "belongs to another optimizer"),
         (lambda state: state.pop("optimizer"), "belongs to another optimizer"),

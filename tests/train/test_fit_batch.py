@@ -23,8 +23,8 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, c
     saved = run(tmp_path / "b", batch_size=8, sgd=True, objective=Objective(causal_lm.counts, sums))
     assert_close(small[0], saved[0], tolerance=1e-7)
     said = capsys.readouterr().out
-    assert "batch_size 8: going on with batch_size 4 and accumulation_steps 2" in said
-    assert "going on with batch_size 2 and accumulation_steps 4" in said
+    assert "batch_size 8: continuing with batch_size 4 and accumulation_steps 2" in said
+    assert "continuing with batch_size 2 and accumulation_steps 4" in said
 
 
 def test_memory_is_rehearsed_on_the_longest_rows(tmp_path):

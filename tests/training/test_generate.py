@@ -72,7 +72,7 @@ def test_an_assistant_that_cannot_guess_is_a_one_line_error(models, capsys):
     fails([*base, "int8", "--quantize", "int8"], "leave out --quantize", capsys, generate.main)
     fails([*base, models], "--assistant-model .* is not a model folder", capsys, generate.main)
     fails([*base, models / "chat"], "has another tokenizer", capsys, generate.main)
-    fails([*base, "int8", "--samples", "2"], "guesses for one row, and here are 2", capsys, generate.main)
+    fails([*base, "int8", "--samples", "2"], "needs a single row, but there are 2", capsys, generate.main)
     fails(
         [*base, "int8", "--num-assistant-tokens", "0"],
         "--num-assistant-tokens must be at least 1",

@@ -206,7 +206,7 @@ def test_weights_that_are_not_finite_are_found_when_they_are_loaded(home, tmp_pa
         save_file(weights, file, metadata={"format": "pt"})
         fails(
             [tmp_path / "nan", "the"],
-            r"layers\.1\.mlp\.up_proj\.bias holds numbers that are not finite",
+            r"layers\.1\.mlp\.up_proj\.bias has numbers that are not finite",
             capsys,
             generate.main,
         )

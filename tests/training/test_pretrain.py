@@ -377,7 +377,7 @@ def test_a_model_that_diverges_ends_in_one_line_and_leaves_no_broken_model(story
     AcceleratorState._reset_state()
     PartialState._reset_state()
     arguments = ["--dataset", story, "--output-dir", tmp_path / "run", *SMALL, *wild]
-    fails(arguments, "evaluation are not finite after step 3; .* There is no checkpoint yet", capsys)
+    fails(arguments, "evaluation are not finite after step 3; .* No checkpoint has been saved yet", capsys)
     assert not (tmp_path / "run" / "model").exists()
 
 

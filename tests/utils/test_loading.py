@@ -101,14 +101,14 @@ PARTIAL = {
         tiny_model,
         None,
         {"vocab_size": 98},
-        r"\(99, 32\), and its config.json asks for \(98, 32\)",
+        r"\(99, 32\), but its config.json needs \(98, 32\)",
     ),
-    "narrow c_attn": (tiny_gpt2, lambda w: w.update({C_ATTN: torch.zeros(32, 64)}), {}, "asks for"),
-    "c_attn of two": (tiny_gpt2, lambda w: w.update({C_ATTN: torch.zeros(32, 2)}), {}, "asks for"),
+    "narrow c_attn": (tiny_gpt2, lambda w: w.update({C_ATTN: torch.zeros(32, 64)}), {}, "config.json needs"),
+    "c_attn of two": (tiny_gpt2, lambda w: w.update({C_ATTN: torch.zeros(32, 2)}), {}, "config.json needs"),
     "without its head": (tiny_model, None, {"tie_word_embeddings": False}, "it lacks lm_head.weight"),
     "with two heads": (
         *(tiny_model, lambda w: w.update({"lm_head.weight": torch.ones(99, 32)}), {}),
-        "lm_head.weight that differs from transformer.embed_tokens.weight",
+        "lm_head.weight differs from transformer.embed_tokens.weight",
     ),
 }
 
@@ -318,7 +318,7 @@ def test_a_missing_model_is_a_one_line_error(tmp_path, capsys):
         assert "\n" not in str(caught.value) and "trust_remote_code" not in str(caught.value)
     adapter = saved(tmp_path / "tagger", tiny_model())
     edit(adapter / "adapter_config.json", base_model_name_or_path="../base", peft_type="LORA")
-    with pytest.raises(ValueError, match="it holds an adapter"):
+    with pytest.raises(ValueError, match="it is an adapter"):
         load_complete(AutoModelForCausalLM, adapter)
 
 

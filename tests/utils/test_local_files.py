@@ -87,7 +87,7 @@ def test_a_file_that_changes_between_its_hash_and_its_rows_is_refused(tmp_path, 
         return found
 
     monkeypatch.setattr(documents, "find_files", find_and_change)
-    with pytest.raises(ValueError, match="has changed since it was found"):
+    with pytest.raises(ValueError, match="has changed since the start"):
         open_documents(str(file))
 
 
@@ -111,7 +111,7 @@ def test_hidden_unknown_and_special_files_are_named_not_read(tmp_path):
             read_text_file(tmp_path / name)
     with pytest.raises(ValueError, match=r"self\.txt cannot be read"):
         open_documents(str(tmp_path / "self.txt"))
-    with pytest.raises(ValueError, match=r"no file that ends in .* It holds b\.zip, paper\.pdf"):
+    with pytest.raises(ValueError, match=r"no file that ends in .* It has b\.zip, paper\.pdf"):
         (tmp_path / "only").mkdir()
         for name in ("paper.pdf", "b.zip"):
             (tmp_path / "only" / name).write_text("x")

@@ -60,7 +60,7 @@ def test_a_lock_is_taken_over_from_the_dead_only(changes, age, is_free, tmp_path
     if is_free:
         with hold(tmp_path, said.append):
             assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-        assert len(said) == 1 and "this one takes over" in said[0] and not (tmp_path / LOCK).exists()
+        assert len(said) == 1 and "this process takes over" in said[0] and not (tmp_path / LOCK).exists()
     else:
         with pytest.raises(ValueError, match=rf"is in use: process .*remove .*{LOCK}"):
             hold(tmp_path, said.append)
@@ -123,7 +123,7 @@ def test_every_recipe_refuses_a_locked_folder_and_changes_nothing(name, tmp_path
     words = WRITERS[name].format(home=tmp_path).split()
     fails(
         words,
-        "is in use: process .*Wait for its end",
+        "is in use: process .*Wait until it ends",
         capsys,
         importlib.import_module(f"scratch_gpt_training.{name}").main,
     )
