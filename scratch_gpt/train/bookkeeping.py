@@ -158,9 +158,10 @@ def is_multiple(step: int, every: int | None) -> bool:
 
 def _stop_message(received: signal.Signals | None, progress: Progress, output_dir: Path) -> tuple[str, int]:
     number = received or signal.SIGTERM  # another process received it
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
     return (
-        f"stopped by {number.name} after step {progress.step}. {last_good(output_dir)} To continue: the same launch "
-        f"with config={shlex.quote(f'{output_dir}/run.yaml')} resume='latest'",
+        f"Stopped by {name} after step {progress.step}. {last_good(output_dir)} Resume with the same command, or only "
+        f"with output_dir={shlex.quote(str(output_dir))} resume='latest'",
         128 + number,
     )
 

@@ -41,7 +41,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_resumes_bit_for_bit(moment,
         return causal_lm.counts(batch)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RunStopped, match=r"stopped by SIGTERM after step \d.* resume=.latest") as ending:
+    with pytest.raises(RunStopped, match=r"Stopped by SIGTERM after step \d.* resume=.latest") as ending:
         start(tmp_path, objective=Objective(counts, sums), every=lambda: interrupt("evaluation", 2))
     assert ending.value.exit_code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before

@@ -84,13 +84,13 @@ def test_a_stop_signal_saves_the_run_and_prints_how_to_resume(number, undisturbe
     code = crash.kill_when(words, log, lambda: list_checkpoints(folder / "checkpoints"), how=number)
     line = log.read_text().strip().splitlines()[-1]
     found = re.fullmatch(
-        rf"stopped by {number.name} after step (\d+)\. The last good checkpoint is step-\1\. "
-        r"To continue: the same launch with --config (\S+)/run.yaml --resume latest",
+        rf"Stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'} after step (\d+)\. The last good checkpoint "
+        r"is step-\1\. Resume with the same command, or only with --output-dir (\S+) --resume latest",
         line,
     )
     assert code == 128 + number and found, line
     assert "Traceback" not in log.read_text()
-    assert crash.finish(["--config", folder / "run.yaml", "--resume", "latest"], log) == 0, log.read_text()[-2000:]
+    assert crash.finish(["--output-dir", folder, "--resume"], log) == 0, log.read_text()[-2000:]
     assert crash.differences(expected, crash.outcome(folder)) == []
 
 
