@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bad_input import fails
-from exported import PROMPTS, TIE, greedily, save
+from exported import PROMPTS, TIE, greedy_tokens, save
 from tiny import tiny_gpt2, tiny_model
 
 from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
@@ -38,7 +38,7 @@ def complete(server, prompt: str, count: int) -> tuple[str, int]:
 def same_tokens(server, model, tokenizer, prompt: str, count: int, tie: float) -> int:
     """How many tokens llama.cpp and we begin with alike; where they part, our best two have to be a tie."""
     ids = encode(tokenizer, prompt)
-    ours, ahead = greedily(model, ids, count)
+    ours, ahead = greedy_tokens(model, ids, count)
     text, seen = complete(server, prompt, count)
     assert seen == len(ids)
     same = next(n for n in range(count, -1, -1) if text.startswith(decode(tokenizer, ours[:n]).rstrip("\ufffd")))
@@ -82,7 +82,7 @@ def test_a_chat_is_the_same_chat_in_llama_cpp(trained, tmp_path):
     server = llama(export(save(model, tokenizer, tmp_path), kind="gguf").file)
     messages = [{"role": "user", "content": " a boat at sea?"}]
     ids = encode_prompt(tokenizer, messages)
-    ours, _ = greedily(model, ids, 20)
+    ours, _ = greedy_tokens(model, ids, 20)
     said = server.handle_chat_completions({"messages": messages, "max_tokens": 20, "temperature": 0, "top_k": 1})
     assert said["usage"]["prompt_tokens"] == len(ids)
     assert said["choices"][0]["message"]["content"] == decode(tokenizer, ours)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exported import PROMPTS, TIE, greedily
+from exported import PROMPTS, TIE, greedy_tokens
 from outputs import logits_of
 from safetensors.torch import load_file
 from tiny import some_ids, tiny_gpt2, tiny_model
@@ -111,7 +111,7 @@ def test_ctranslate2_writes_the_same_tokens(trained, tmp_path, monkeypatch):
     converter.main()
     generator = library.Generator(str(tmp_path / "ct2"), intra_threads=1)
     ids = encode(tokenizer, PROMPTS[0])
-    ours, ahead = greedily(model, ids, 200)
+    ours, ahead = greedy_tokens(model, ids, 200)
     how = {"max_length": 200, "include_prompt_in_result": False, "end_token": []}
     theirs = generator.generate_batch([tokenizer.convert_ids_to_tokens(ids)], **how)[0].sequences_ids[0]
     same = next((n for n in range(200) if theirs[n : n + 1] != ours[n : n + 1]), 200)

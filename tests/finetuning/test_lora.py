@@ -11,7 +11,7 @@ import crash
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from adapted import CLASSES, IDS, assert_close, logits, moved
+from adapted import CLASSES, IDS, assert_close, logits, perturbed
 from bad_input import fails
 from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.tuners.lora import Linear as peft_linear
@@ -70,7 +70,7 @@ def test_lora_updates_are_scaled_by_alpha_over_rank_or_its_root(use_rslora, scal
     model = tiny_model()
     plain = model.transformer.layers[0].attn.q_proj.weight.clone()
     add_lora(model, rank=4, alpha=12, use_rslora=use_rslora)
-    layer = moved(model).transformer.layers[0].attn.q_proj
+    layer = perturbed(model).transformer.layers[0].attn.q_proj
     learned = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     assert_close(merged_state(model)["transformer.layers.0.attn.q_proj.weight"], plain + scale * learned)
 
@@ -80,7 +80,7 @@ def test_lora_updates_are_scaled_by_alpha_over_rank_or_its_root(use_rslora, scal
 def test_merged_equals_unmerged_and_itself_after_saving_bit_for_bit(model_class, changes, base, tmp_path):
     model = model_class.from_pretrained(base)
     add_lora(model, targets="all-linear", rank=4, **changes)
-    unmerged = logits(moved(model))
+    unmerged = logits(perturbed(model))
     state = merged_state(model)
     assert torch.equal(logits(model), unmerged)  # merging looked, and touched nothing
     model.save_pretrained("merged", state_dict=state)
@@ -99,7 +99,7 @@ def test_a_disabled_adapter_equals_its_base_and_rows_of_a_batch_use_their_own_ad
     for name in ("one", "two"):
         model = ScratchGPTForCausalLM.from_pretrained(base)
         add_lora(model, base=base, rank=4, use_dora=False)
-        alone.append(logits(moved(model)))
+        alone.append(logits(perturbed(model)))
         save_adapter(model, Path(name))
     both = PeftModel.from_pretrained(ScratchGPTForCausalLM.from_pretrained(base), "one", adapter_name="one")
     both.load_adapter("two", adapter_name="two")
@@ -276,7 +276,7 @@ def test_a_compiled_adapter_learns_the_same():
         model = tiny_model()
         torch.manual_seed(1)
         add_lora(model, rank=4)
-        moved(model)
+        perturbed(model)
         if compiled:
             model.compile(backend="aot_eager", fullgraph=True)
         model(IDS, labels=IDS).loss.backward()
@@ -290,7 +290,7 @@ def test_a_compiled_adapter_learns_the_same():
 def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypatch):
     model = tiny_model()
     add_lora(model, rank=4, alpha=8, use_rslora=use_rslora)
-    moved(model).train()
+    perturbed(model).train()
     layers = [layer for layer in model.modules() if isinstance(layer, peft_linear)]
     assert len({type(layer) for layer in layers}) == 1 and type(layers[0]) is not peft_linear
     found = []

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapted import assert_close, logits, moved
+from adapted import assert_close, logits, perturbed
 from tiny import tiny_model
 
 from scratch_gpt.finetuning.lora import add_lora, merged_state
@@ -31,5 +31,5 @@ def test_lora_on_a_quantized_base_is_merged_like_any_other(kind):
     trained, all_of_it = count_parameters(model)
     assert all_of_it - trained == total
     merged = tiny_model(seed=1)
-    merged.load_state_dict(merged_state(moved(model)))
+    merged.load_state_dict(merged_state(perturbed(model)))
     assert_close(logits(merged), logits(model))

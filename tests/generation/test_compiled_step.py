@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from compiler import FP32_IN_C, INT8_IN_C, needs_a_compiler
-from decoded import scored, worst
+from decoded import max_difference, stepwise_logits
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
 from transformers.activations import ACT2FN
 
@@ -17,7 +17,7 @@ from scratch_gpt.generation.decoder import activate, make_decoder
 def test_activations_are_those_of_transformers():
     x = torch.linspace(-5, 5, 1001)
     for name in ACTIVATIONS:
-        assert worst(activate(x, name), ACT2FN[name](x)) < 1e-6, name
+        assert max_difference(activate(x, name), ACT2FN[name](x)) < 1e-6, name
 
 
 @needs_a_compiler
@@ -32,14 +32,14 @@ def test_the_step_in_c_is_the_step_by_torch(changes, quantize):
     batch = padded([some_ids(1, n, seed=n)[0] for n in (20, 14, 17)])  # 9 rows at a time: 4, 4 and 1
     decoders = [make_decoder(model, quantize, compile) for compile in (False, True)]
     for ids, mask in ((batch["input_ids"], batch["attention_mask"]), (some_ids(1, 20), torch.ones(1, 20))):
-        by_torch, in_c = (scored(decoder, ids, mask, 10) for decoder in decoders)
+        by_torch, in_c = (stepwise_logits(decoder, ids, mask, 10) for decoder in decoders)
         with torch.no_grad():
             exact = model(ids, attention_mask=mask).logits[:, 9:]
         if quantize is None:
-            assert worst(in_c, by_torch) < 1e-5 and worst(in_c, exact) < 1e-5
+            assert max_difference(in_c, by_torch) < 1e-5 and max_difference(in_c, exact) < 1e-5
         else:  # fp32's last bits may round a number to its neighbor, whose row is then another
             assert (in_c - by_torch).abs().median() < 1e-5 < 1e-3 < (in_c - exact).abs().median()
-            assert worst(in_c, by_torch) < 0.1
+            assert max_difference(in_c, by_torch) < 0.1
 
 
 @needs_a_compiler
@@ -48,7 +48,10 @@ def test_the_step_in_c_reads_a_gpt2_files_matrices_too(tmp_path):
     model, ids = ScratchGPTForCausalLM.from_pretrained(tmp_path).eval(), some_ids(1, 20)
     with torch.no_grad():
         assert (
-            worst(scored(make_decoder(model, compile=True), ids, torch.ones_like(ids), 10), model(ids).logits[:, 9:])
+            max_difference(
+                stepwise_logits(make_decoder(model, compile=True), ids, torch.ones_like(ids), 10),
+                model(ids).logits[:, 9:],
+            )
             < 1e-4
         )
 
@@ -70,8 +73,8 @@ def test_the_step_in_c_skips_masked_positions():
     model, long = tiny_model(), some_ids(1, 60)
     alone = some_ids(1, 9, seed=1)
     batch = padded([long[0], alone[0]])
-    of_both = scored(make_decoder(model, compile=True), batch["input_ids"], batch["attention_mask"], 57)[1]
-    assert worst(of_both, scored(make_decoder(model), alone, torch.ones_like(alone), 6)[0]) < 1e-5
+    of_both = stepwise_logits(make_decoder(model, compile=True), batch["input_ids"], batch["attention_mask"], 57)[1]
+    assert max_difference(of_both, stepwise_logits(make_decoder(model), alone, torch.ones_like(alone), 6)[0]) < 1e-5
 
 
 @pytest.mark.parametrize("how", [{"quantize": None}, {"quantize": "int8"}, FP32_IN_C, INT8_IN_C])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compiler import INT8_IN_C, needs_a_compiler
-from decoded import guessing, scored, worst
+from decoded import max_difference, speculation_options, stepwise_logits
 from places import REPO
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
 
@@ -53,10 +53,10 @@ def test_a_step_is_the_forward_whatever_was_padded_and_however_many_tokens(chang
         whole = model(ids, attention_mask=mask).logits[:, 9:]
     for decoder in (make_decoder(model), ForwardDecoder(model)):
         with torch.no_grad():
-            assert worst(scored(decoder, ids, mask, 10), whole) < 1e-4
+            assert max_difference(stepwise_logits(decoder, ids, mask, 10), whole) < 1e-4
     with torch.no_grad():
         alone = model(ids[:1]).logits[:, 9:]
-        assert worst(scored(make_decoder(model), ids[:1], mask[:1], 10), alone) < 1e-4
+        assert max_difference(stepwise_logits(make_decoder(model), ids[:1], mask[:1], 10), alone) < 1e-4
 
 
 def test_rejected_steps_are_removed_from_the_cache():
@@ -67,16 +67,16 @@ def test_rejected_steps_are_removed_from_the_cache():
             decoder.start(ids[:, :5], mask[:, :5], 12)
             decoder.step(ids[:, 5:] + 1 - 2 * (ids[:, 5:] > 0), mask)  # another text
             again = decoder.step(ids[:, 5:], mask)
-            assert worst(again, model(ids).logits[:, 5:]) < 1e-4
+            assert max_difference(again, model(ids).logits[:, 5:]) < 1e-4
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_scripted_blocks_are_the_blocks(quantize, monkeypatch):
     model, ids = tiny_model(), some_ids(2, 12)
     assert isinstance(make_decoder(model, quantize).net, torch.jit.ScriptModule)
-    by_script = scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5)
+    by_script = stepwise_logits(make_decoder(model, quantize), ids, torch.ones_like(ids), 5)
     monkeypatch.setattr("scratch_gpt.generation.decoder.scripted", lambda net: net)
-    assert torch.equal(scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5), by_script)
+    assert torch.equal(stepwise_logits(make_decoder(model, quantize), ids, torch.ones_like(ids), 5), by_script)
 
 
 @needs_a_compiler
@@ -119,7 +119,11 @@ def test_int8_of_a_gpt2_file_is_that_of_our_own(how, tmp_path):
     ]
     assert torch.equal(*of_each)
     with torch.no_grad():
-        assert worst(of_each[0], stock(ids).logits[:, 1:]) < 0.3 < worst(of_each[0].roll(1, 1), of_each[0])
+        assert (
+            max_difference(of_each[0], stock(ids).logits[:, 1:])
+            < 0.3
+            < max_difference(of_each[0].roll(1, 1), of_each[0])
+        )
 
 
 @pytest.mark.parametrize("how", [{"quantize": "int8"}, INT8_IN_C])
@@ -140,7 +144,9 @@ def test_guesses_change_no_token(trained, source):
     for chosen in ({"temperature": 0}, {"temperature": 0.8, "top_k": 5, "seed": 3}):
         for decoder in (make_decoder(model), ForwardDecoder(model)):
             plain = generate(model, rows[:1, :16], max_new_tokens=60, **chosen)  # on, where the context is full
-            guessed = generate(decoder, rows[:1, :16], max_new_tokens=60, **guessing(source, model), **chosen)
+            guessed = generate(
+                decoder, rows[:1, :16], max_new_tokens=60, **speculation_options(source, model), **chosen
+            )
             assert torch.equal(plain, guessed)
             assert decoder.accepted <= decoder.guessed and decoder.drawn == 60 and decoder.guessed
             if source != "stranger":  # who may be wrong each time

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from decoded import guessing
+from decoded import speculation_options
 from tiny import tiny_model
 
 from scratch_gpt.generation.decoder import make_decoder
@@ -23,7 +23,7 @@ def test_guessed_ahead_tokens_follow_the_models_distribution(source):
             p = filter_logits(model(whole).logits[0, -3:-1], **how).softmax(-1)
         expected[pair] = (p[0, pair[0]] * p[1, pair[1]]).item()
     decoder, n, counts = make_decoder(model), 600, dict.fromkeys(expected, 0)
-    how |= guessing(source, model)
+    how |= speculation_options(source, model)
     for seed in range(n):
         new = generate(decoder, ids, max_new_tokens=4, seed=seed, **how)[0, 7:9]
         counts[tuple(new.tolist())] += 1

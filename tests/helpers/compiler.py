@@ -1,4 +1,4 @@
-"""The C compiler by which a decoding step can be built."""
+"""The C compiler that builds the compiled decoding step."""
 
 import os
 import shutil

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from checkpoint_runs import assert_same, files_of, fill, go_on, start
+from checkpoint_runs import assert_same, files_of, fill, resume, start
 from tiny import tiny_model
 
 from scratch_gpt.train.checkpoint_writer import RunStopped
@@ -47,7 +47,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_resumes_bit_for_bit(moment,
     assert signal.getsignal(signal.SIGTERM) is before
     step = {"step": 3, "evaluation": 4, "micro-batch": 2}[moment]
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [f"step-{step}"]
-    assert_same(straight[0], go_on(tmp_path)[0])
+    assert_same(straight[0], resume(tmp_path)[0])
 
 
 def test_the_newest_and_the_best_are_kept_and_drafts_are_cleared(tmp_path):
@@ -91,7 +91,7 @@ def test_a_full_disk_is_reported_and_saved_files_stay_intact(in_background, smal
     for line in (small_disk / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
     (small_disk / "ballast").unlink()
-    resumed = go_on(small_disk, **{**options, "log_every": 4})[0]
+    resumed = resume(small_disk, **{**options, "log_every": 4})[0]
     assert all(torch.equal(straight[0][0][name], resumed[0][name]) for name in resumed[0])
 
 
