@@ -1,4 +1,4 @@
-"""Faults around a run's folder, for chaos.py: other people's files, links, two launches, half-done saves, hangs."""
+"""Faults around a run folder, for chaos.py: foreign files, links, two launches, interrupted saves, hangs."""
 
 import json
 import os
@@ -19,26 +19,26 @@ from scratch_gpt.utils.locks import LOCK, STALE, Lock
 
 
 class Trial(NamedTuple):
-    """What every kind of fault is tried on."""
+    """The run that every kind of fault is tried on."""
 
-    words: list  # of the recipe, which resumes; without its output_dir
-    expected: dict  # outcome of a run that nothing disturbs
-    seconds: float  # that one takes
-    home: Path  # an empty folder to work in; `undisturbed` in it is such a run
+    words: list  # arguments of the recipe, with --resume and without its output_dir
+    expected: dict  # outcome of a run without faults
+    seconds: float  # duration of that run
+    home: Path  # a folder to work in; its subfolder `undisturbed` is that run
     kills: int = 50
 
     @property
     def log(self) -> Path:
-        """What the runs say."""
+        """Return the file with the output of the runs."""
         return self.home / "log.txt"
 
     def ends_the_same(self, arguments: list) -> bool:
-        """Run to the end; whether it comes to what an undisturbed run comes to."""
+        """Run to the end; return whether the outcome equals that of a run without faults."""
         folder = Path(arguments[arguments.index("--output-dir") + 1])
         return crash.finish(arguments, self.log) == 0 and not crash.differences(self.expected, crash.outcome(folder))
 
     def stopped(self, name: str, step: int = 12, *more) -> tuple[Path, list]:
-        """A run killed after a step was kept: its folder, and the words that go on with it."""
+        """Kill a run after the checkpoint of a step; return its folder and the arguments that resume it."""
         folder = self.home / name
         shutil.rmtree(folder, ignore_errors=True)
         arguments = [*self.words, "--output-dir", folder, *more]
@@ -46,12 +46,12 @@ class Trial(NamedTuple):
         return folder, arguments
 
     def said(self) -> str:
-        """The last line that a run has said."""
+        """Return the last line of the runs' output."""
         return self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
 
 
 def row(recovered: Iterable[bool] = (), refused: Iterable[bool] = ()) -> dict:
-    """A row of the table, of whether each fault was met as it should be: gone on from, or refused."""
+    """Return a row of the table from whether each fault was handled as expected: recovered from, or refused."""
     recovered, refused = [*recovered], [*refused]
     tried = len(recovered) + len(refused)
     print(f"recovered {sum(recovered)} of {len(recovered)}, refused {sum(refused)} of {len(refused)}", flush=True)
@@ -60,12 +60,12 @@ def row(recovered: Iterable[bool] = (), refused: Iterable[bool] = ()) -> dict:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Names and bytes of all that lies in a folder."""
+    """Return names and bytes of everything below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def without_resume(words: list) -> list:
-    """The words of a run that begins anew."""
+    """Return the arguments of a run that starts from the beginning."""
     return [word for word in words if word not in ("--resume", "latest")]
 
 
@@ -76,7 +76,7 @@ THEIRS += ("checkpoints/step-4-good/model.safetensors", "seed-1/thesis.txt", "pu
 
 
 def put(folder: Path, name: str) -> None:
-    """Write a file of somebody else's."""
+    """Write a user's own file."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(f"years of work on {name}")
 
@@ -118,7 +118,7 @@ def replaced_runs(trial: Trial, count: int = 4) -> dict:
         aside = folder / ASIDE / "run.yaml"
         crash.kill_when([*words, "--overwrite", "true"], trial.log, aside.exists)
         kept = all((folder / ASIDE / name).read_bytes() == content for name, content in before.items())
-        kept = kept or any(folder.glob("checkpoints/step-*"))  # it was faster than the kill
+        kept = kept or any(folder.glob("checkpoints/step-*"))  # the new run saved before it was killed
         found.append(kept and trial.ends_the_same([*words, "--resume"]) and not aside.exists())
     return row(recovered=found)
 
@@ -133,7 +133,7 @@ def links(trial: Trial) -> dict:
         for more in (trial.words, [*without_resume(trial.words), "--overwrite", "true"]):
             folder, far = trial.stopped("links")[0], trial.home / "far"
             shutil.rmtree(far, ignore_errors=True)
-            (folder / name).mkdir(exist_ok=True)  # model/ may not be there yet
+            (folder / name).mkdir(exist_ok=True)  # model/ may not exist yet
             (folder / name).rename(far)
             (folder / name).symlink_to(far)
             (far / "mine.txt").write_text("mine")
@@ -150,7 +150,7 @@ def read_from_itself(trial: Trial) -> dict:
     (trial.home / "adapter").mkdir(exist_ok=True)
     base = {"base_model_name_or_path": str(folder / "model")}
     (trial.home / "adapter" / "adapter_config.json").write_text(json.dumps(base))
-    (folder / LOCK).unlink()  # of the run that was killed
+    (folder / LOCK).unlink()  # lock of the killed run
     (folder / "model").mkdir(exist_ok=True)
     before = contents(folder)
     for more in (
@@ -179,7 +179,7 @@ def second_launches(trial: Trial) -> dict:
         first = crash.start(arguments, trial.home / "first.txt")
         while not list_checkpoints(folder / "checkpoints"):
             time.sleep(0.002)
-        os.kill(first.pid, signal.SIGSTOP)  # so that it lives as long as the second needs
+        os.kill(first.pid, signal.SIGSTOP)  # the first run must outlive the second launch
         refused.append(crash.finish([*arguments, *more], trial.log) == 2 and "is in use" in trial.said())
         os.kill(first.pid, signal.SIGCONT)
         first.join(120)
@@ -293,7 +293,7 @@ def hostile_states(trial: Trial) -> dict:
     return row(refused=found)
 
 
-# --- What hangs, and what is gone ------------------------------------------------------------------------------------
+# --- Hanging and killed processes ------------------------------------------------------------------------------------
 
 
 def data_workers(trial: Trial) -> dict:
