@@ -1,4 +1,4 @@
-"""Exports hold no trace of this machine, their printed lines run, and what cannot be exported is refused."""
+"""Test exports: files have no trace of this machine, printed code runs, unsupported models are refused."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt_training import publish as publish_recipe
 
 
-def test_no_export_holds_a_trace_of_this_machine(trained, onnx):
+def test_no_export_has_a_trace_of_this_machine(trained, onnx):
     library = pytest.importorskip("onnx")
     folder, _, _ = trained
     export(folder, kind="gguf")

@@ -1,4 +1,4 @@
-"""Laws of foreign checkpoints: the same logits, or a refusal by name."""
+"""Test foreign checkpoints: they have the same logits, or are refused by name."""
 
 import math
 import pickle
@@ -14,7 +14,7 @@ from scratch_gpt import ScratchGPTForCausalLM, import_checkpoint
 
 
 def plain_gpt(ids, tokens, positions, blocks, norm, head, heads, gelu):
-    """Logits of a GPT-2 shaped network; a block is (ln_1, q, k, v, out, ln_2, up, down), pairs of weight and bias."""
+    """Return logits of a GPT-2 network; a block is (ln_1, q, k, v, out, ln_2, up, down), pairs of weight and bias."""
     x = F.embedding(ids, tokens) + positions[: ids.shape[1]]
     for ln_1, q, k, v, out, ln_2, up, down in blocks:
         h = F.layer_norm(x, x.shape[-1:], *ln_1)
@@ -112,10 +112,8 @@ def test_checkpoints_of_the_book_are_imported(qkv_bias, wrapped, tmp_path):
     model = import_checkpoint(tmp_path / "m.pth", config={**config, "drop_rate": 0.1, "qkv_bias": qkv_bias})
     assert (logits_of(model, ids) - book_logits(weights, ids)).abs().max() < 1e-4
     assert not model.config.tie_word_embeddings and model.config.attention_bias == qkv_bias
-    told_wrongly = {**config, "context_length": 1024, "qkv_bias": not qkv_bias}  # the tensors know better
-    assert torch.equal(
-        logits_of(import_checkpoint(tmp_path / "m.pth", config=told_wrongly), ids), logits_of(model, ids)
-    )
+    wrong = {**config, "context_length": 1024, "qkv_bias": not qkv_bias}  # the tensors take precedence
+    assert torch.equal(logits_of(import_checkpoint(tmp_path / "m.pth", config=wrong), ids), logits_of(model, ids))
     with pytest.raises(ValueError, match="no config field head_count"):
         import_checkpoint(tmp_path / "m.pth", head_count=4)
     short = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4)
@@ -153,7 +151,7 @@ def foreign(kind):
         ("headless", "num_attention_heads"),
     ],
 )
-def test_anything_else_is_refused_by_name(kind, message, tmp_path, capsys):
+def test_other_files_are_refused_by_name(kind, message, tmp_path, capsys):
     file = tmp_path / "ckpt.pt"
     torch.save(foreign(kind), file)
     with pytest.raises(ValueError, match=message) as caught:
@@ -169,6 +167,8 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path):
     for name in ("text.pt", "pickle.pt", "archive.pt"):
         with pytest.raises(ValueError, match="cannot be opened as tensors alone") as caught:
             import_checkpoint(tmp_path / name)
-        assert not re.search("weights_only|torch|allowlist", str(caught.value))  # torch's advice is to run the code
+        assert not re.search(
+            "weights_only|torch|allowlist", str(caught.value)
+        )  # torch's message recommends running the code
     with pytest.raises(ValueError, match="There is no file"):
         import_checkpoint(tmp_path / "absent.pt")

@@ -1,4 +1,4 @@
-"""Laws of GGUF: llama.cpp writes the same tokens, and what the format cannot express is refused."""
+"""Test GGUF: llama.cpp generates the same tokens, and features that the format lacks are refused."""
 
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from scratch_gpt_training import publish as publish_recipe
 
 
 def llama(file: Path):
-    """llama.cpp on a file: one thread, no cache from prompt to prompt, and that of attention in fp32."""
+    """Start llama.cpp with a file: one thread, no cache between prompts, an fp32 cache of keys and values."""
     library = pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not there: pip install xllamacpp")
     wanted = library.CommonParams()
     wanted.model.path = str(file)
@@ -30,13 +30,13 @@ def llama(file: Path):
 
 
 def complete(server, prompt: str, count: int) -> tuple[str, int]:
-    """llama.cpp's likeliest text, and the tokens it saw in the prompt."""
+    """Return llama.cpp's greedy text, and the number of tokens in the prompt."""
     answer = server.handle_completions({"prompt": prompt, "max_tokens": count, "temperature": 0, "top_k": 1})
     return answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]
 
 
 def same_tokens(server, model, tokenizer, prompt: str, count: int, tie: float) -> int:
-    """How many tokens llama.cpp and we begin with alike; where they part, our best two have to be a tie."""
+    """Count the first tokens equal in llama.cpp and ours; where they differ, our best two must be a tie."""
     ids = encode(tokenizer, prompt)
     ours, ahead = greedy_tokens(model, ids, count)
     text, seen = complete(server, prompt, count)
@@ -67,7 +67,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("changes", [*VARIANTS.values(), None], ids=[*VARIANTS, "stock GPT-2"])
-def test_every_shape_that_gpt2_has_is_the_same_in_llama_cpp(trained, changes, tmp_path):
+def test_every_gpt2_shape_gives_the_same_text_in_llama_cpp(trained, changes, tmp_path):
     _, _, tokenizer = trained
     model = tiny_gpt2(vocab_size=512) if changes is None else tiny_model(**{"vocab_size": 512, **changes})
     file = export(save(model, tokenizer, tmp_path), kind="gguf").file
@@ -75,7 +75,7 @@ def test_every_shape_that_gpt2_has_is_the_same_in_llama_cpp(trained, changes, tm
     assert same_tokens(llama(file), ours, tokenizer, "The list", 30, tie=0.1) >= 3
 
 
-def test_a_chat_is_the_same_chat_in_llama_cpp(trained, tmp_path):
+def test_a_chat_has_the_same_tokens_in_llama_cpp(trained, tmp_path):
     tokenizer = train_tokenizer(["a boat at sea"], vocab_size=300)
     model = tiny_model(vocab_size=300, max_position_embeddings=64)
     store_format(tokenizer, "chatml", model)

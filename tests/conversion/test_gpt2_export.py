@@ -1,4 +1,4 @@
-"""Laws of the export to GPT-2: bit for bit, the same tokens in CTranslate2, and refusals that write nothing."""
+"""Test the export to GPT-2: bit-equal round trips, the same tokens in CTranslate2, refusals that write nothing."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from scratch_gpt.tokenization.training import train_tokenizer
 
 
 @pytest.mark.parametrize("history", ["gpt2", "native", "folder"])
-def test_the_round_trip_is_bit_equal_whatever_the_models_history(history, tmp_path):
+def test_the_round_trip_is_bit_equal_for_every_history_of_the_model(history, tmp_path):
     stock = tiny_gpt2()
     stock.save_pretrained(tmp_path / "stock")
     model = ScratchGPTForCausalLM.from_pretrained(tmp_path / "stock")
@@ -52,7 +52,7 @@ def test_the_other_heads_are_exported_too(ours, auto, tmp_path):
     stock = auto.from_pretrained(tmp_path / "out").eval()
     assert "gpt2" in type(stock).__module__
     assert (logits_of(stock, ids) - logits_of(model, ids)).abs().max() < 1e-5
-    assert type(load_any_head(tmp_path / "out")) is ours  # and come in as what they are
+    assert type(load_any_head(tmp_path / "out")) is ours  # and load as the same class
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_unmerged_adapter_is_refused_and_a_merged_one_is_exported(tmp_path):
     assert (logits_of(stock, ids) - logits_of(merged, ids)).abs().max() < 1e-5
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_not_changed(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="not an empty folder"):
         export_gpt2(tiny_model(), tmp_path)
@@ -104,7 +104,7 @@ def test_ctranslate2_writes_the_same_tokens(trained, tmp_path, monkeypatch):
     folder, model, tokenizer = trained
     export_gpt2(folder / "model", tmp_path / "stock")
     again = type(tokenizer).from_pretrained(tmp_path / "stock")
-    again.unk_token = again.eos_token  # which no text has, and CTranslate2 wants
+    again.unk_token = again.eos_token  # required by CTranslate2, not used in any text
     again.save_pretrained(tmp_path / "stock")
     words = ["ct2", "--model", str(tmp_path / "stock"), "--output_dir", str(tmp_path / "ct2")]
     monkeypatch.setattr("sys.argv", words)

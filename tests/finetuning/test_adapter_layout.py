@@ -1,4 +1,4 @@
-"""Laws of the layout of adapters: on stock GPT-2 an adapter is stock too."""
+"""Test the layout of adapters: on stock GPT-2 an adapter is stock too."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from scratch_gpt.finetuning.lora import TARGETS, add_lora, save_adapter
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("changes", [{}, {"use_dora": True}, {"use_rslora": True}])
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_on_stock_gpt2_an_adapter_is_stock_too(model_class, changes, targets, tmp_path, monkeypatch):
+def test_an_adapter_on_stock_gpt2_is_stock_too(model_class, changes, targets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_gpt2(pad_token_id=0).save_pretrained("gpt2")
     model = load_model("gpt2", model_class=model_class)

@@ -1,4 +1,4 @@
-"""Laws of quantization: near the original, with gradients, and merged like any other."""
+"""Test quantization: close to the original, with gradients, and merged like any other."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from scratch_gpt.finetuning.trainable import count_parameters
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])
-def test_a_quantized_matrix_is_near_the_original_and_passes_gradients(kind, error):
+def test_a_quantized_matrix_is_close_to_the_original_and_passes_gradients(kind, error):
     linear, x = torch.nn.Linear(64, 48), torch.randn(5, 64, requires_grad=True)
     layer = QuantizedLinear(linear, kind)
     assert ((layer.weight - linear.weight).norm() / linear.weight.norm()) < error

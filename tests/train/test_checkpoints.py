@@ -1,4 +1,4 @@
-"""Laws of resuming: bit for bit the same, from the newest complete checkpoint, or not at all."""
+"""Test resuming: bit for bit the same, from the newest complete checkpoint, or refused."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_a_pickle_in_disguise_is_damage_and_never_opened(straight, tmp_path, mon
     shutil.copytree(straight[1] / "checkpoints" / "step-5", tmp_path / "checkpoints" / "step-5")
     path = tmp_path / "checkpoints" / "step-5"
     torch.save({"a": torch.ones(3)}, path / "optimizer.safetensors")
-    manifest = json.loads((path / MANIFEST).read_text())  # by one who also writes the manifest anew
+    manifest = json.loads((path / MANIFEST).read_text())  # by an attacker who also updates the manifest
     del manifest["manifest_sha256"]
     manifest["files"]["optimizer.safetensors"] = checkpoints._describe(path / "optimizer.safetensors")
     manifest["manifest_sha256"] = checkpoints._digest(manifest)
@@ -129,18 +129,18 @@ def test_another_shape_is_refused_by_name(straight, tmp_path):
         start(tmp_path, model=tiny_model(num_hidden_layers=1).train(), resume_from=path)
 
 
-# --- Steps that cannot be learned from -------------------------------------------------------------------------------
+# --- Steps without a finite loss -------------------------------------------------------------------------------------
 
 
 def poisoned(*steps, value=torch.nan):
-    """An objective whose loss is `value` in these steps of 3 micro-batches, counted from 1."""
+    """Return an objective with the loss `value` in these steps of 3 micro-batches, counted from 1."""
     calls = []
 
     def sums(model, batch):
         loss = causal_lm.sums(model, batch)["loss"]
         if model.training:
             calls.append(1)
-            if (len(calls) - 2) // 3 + 1 in steps:  # the first is the rehearsal
+            if (len(calls) - 2) // 3 + 1 in steps:  # the first call is the trial of a micro-batch
                 loss = loss * value
         return {"loss": loss}
 
@@ -187,11 +187,11 @@ def test_a_spike_of_the_loss_is_marked_with_its_rows(tmp_path):
     assert spikes[0]["loss_spike"] > spikes[0]["loss_mean"] * 2
 
 
-# --- What a checkpoint's JSON may set --------------------------------------------------------------------------------
+# --- Values that a checkpoint's JSON may set -------------------------------------------------------------------------
 
 
 def rewritten(path, change):
-    """Change a checkpoint's JSON, as one who writes the manifest anew."""
+    """Change a checkpoint's JSON and update its manifest."""
     state = checkpoints.read_state(path)
     change(state)
     (path / STATE).write_text(json.dumps(state))

@@ -1,4 +1,4 @@
-"""Laws of memory: what is freed is kept, what moves to huge pages stays itself."""
+"""Test memory: freed memory is kept, and moving to huge pages does not change the content."""
 
 import mmap
 import platform
@@ -23,7 +23,7 @@ from scratch_gpt.utils.memory import (
 def test_a_buffer_allocated_again_causes_page_faults_only_once():
     import resource
 
-    def faults(size: int = 2**26) -> int:  # of 4 KB
+    def faults(size: int = 2**26) -> int:  # pages of 4 KB
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         bytearray(b"x") * size
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -49,7 +49,7 @@ def test_a_limit_that_an_old_glibc_refuses_is_lowered(monkeypatch):
 
 
 def huge_kilobytes(address: int) -> int:
-    """Of the mapping around an address."""
+    """Return the kilobytes in huge pages of the mapping around an address."""
     maps = re.split(
         r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(encoding="utf-8"), flags=re.MULTILINE
     )
@@ -61,7 +61,7 @@ def huge_kilobytes(address: int) -> int:
 
 
 def collapses() -> bool:
-    """Whether Linux gives huge pages to who asks, and not to everyone anyway."""
+    """Return whether Linux moves memory to huge pages on request, and not always."""
     linux = re.match(r"(\d+)\.(\d+)", platform.release()) if platform.system() == "Linux" else None
     enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     known = linux and tuple(map(int, linux.groups())) >= (6, 1) and enabled.exists()
@@ -74,7 +74,7 @@ def test_memory_allocated_inside_is_moved_to_huge_pages_unchanged():
     with huge_pages():
         memory = mmap.mmap(-1, len(written), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         there = torch.frombuffer(memory, dtype=torch.uint8).copy_(written)
-        before = huge_kilobytes(there.data_ptr())  # of neighbors in the same mapping
+        before = huge_kilobytes(there.data_ptr())  # neighbors in the same mapping
     assert huge_kilobytes(there.data_ptr()) - before > len(written) / 1024 / 2
     assert torch.equal(there, written)
 

@@ -1,4 +1,4 @@
-"""A run that hangs ends with its stacks in a file; one that makes progress, or is suspended, does not."""
+"""Test the watchdog: a hanging run ends with its stacks in a file; one that progresses or is suspended continues."""
 
 import faulthandler
 import os
@@ -54,10 +54,10 @@ def test_progress_or_a_limit_of_zero_never_ends_the_process(tmp_path):
 
 
 def test_suspended_time_does_not_count(tmp_path, monkeypatch):
-    codes, clock = [], iter(range(0, 10**9, 10**5))  # a day between two looks
+    codes, clock = [], iter(range(0, 10**9, 10**5))  # a day between two checks
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
     with watch(1.0, tmp_path / "a", str, codes.append):
-        time.sleep(0.4)  # one look
+        time.sleep(0.4)  # one check
     assert not codes
 
 
