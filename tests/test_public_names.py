@@ -1,4 +1,4 @@
-"""The public names of the package: each resolves, and editors and type checkers see what it is."""
+"""Test the public names of the package: each resolves, and editors and type checkers know it."""
 
 import ast
 import json
@@ -50,7 +50,7 @@ def test_each_name_resolves_and_is_listed():
     assert "__version__" in listed
 
 
-def test_names_for_editors_are_those_that_are_imported_at_first_use():
+def test_names_for_editors_equal_those_imported_at_first_use():
     (block,) = (node for node in TREE.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     imports = {alias.name: node.module for node in block.body for alias in node.names}

@@ -222,17 +222,17 @@ def full_disk(bench: Bench) -> Iterator[str]:
 
 def bad_command_line(bench: Bench) -> Iterator[str]:
     """A command line with a wrong option or value: a one-line error and exit code 2"""
-    return _tested("test_command_lines", 100, "training/test_bad_input.py")
+    return _tested("test_invalid_command_lines", 100, "training/test_bad_input.py")
 
 
 def bad_config(bench: Bench) -> Iterator[str]:
     """An invalid --config file"""
-    return _tested("test_configs", 60, "training/test_bad_input.py")
+    return _tested("test_invalid_configs", 60, "training/test_bad_input.py")
 
 
 def empty_or_binary_data(bench: Bench) -> Iterator[str]:
     """An empty or binary data file"""
-    return _tested("test_files", 40, "training/test_bad_input.py")
+    return _tested("test_invalid_files", 40, "training/test_bad_input.py")
 
 
 def file_without_content(bench: Bench) -> Iterator[str]:

@@ -9,5 +9,5 @@ def table(head: str, rows: list[str]) -> str:
 
 
 def lines(text: str, indent: str = "") -> str:
-    """Return a paragraph in lines of at most 125 characters; `indent` stands before all but the first."""
+    """Return a paragraph in lines of at most 125 characters; `indent` precedes all except the first."""
     return textwrap.fill(" ".join(text.split()), 125, subsequent_indent=indent, break_on_hyphens=False)

@@ -131,7 +131,7 @@ def test_text_in_text_out_and_spelled_special_tokens_stay_text():
     together = generate_text(model, tokenizer, prompts, max_new_tokens=8, temperature=0)
     alone = [generate_text(model, tokenizer, prompt, max_new_tokens=8, temperature=0) for prompt in prompts]
     assert together == alone and all(isinstance(text, str) for text in together)
-    assert alone[1] != alone[2]  # the spelling typed by a user is not the token that an empty prompt starts from
+    assert alone[1] != alone[2]  # spelled out, the start token is plain text
 
 
 def test_streamed_text_equals_generated_text_and_no_character_is_cut():

@@ -1,4 +1,4 @@
-"""Writing and talking in the terminal, as a user does it."""
+"""Test generation and chat in the terminal as a user runs them."""
 
 import builtins
 import shutil
@@ -14,7 +14,7 @@ from scratch_gpt_training import generate
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder with a chat template and one without."""
+    """Make a folder with a chat template and one without."""
     folder = tmp_path_factory.mktemp("models")
     for name, template in (("chat", "chatml"), ("base", None)):
         tokenizer = train_tokenizer(["the sun shines on the sea"] * 9, vocab_size=300, chat_template=template)
@@ -41,7 +41,7 @@ def test_positional_arguments_equal_options_and_one_sample_equals_the_first(mode
 
 @pytest.fixture
 def said(models, capsys):
-    """What generate.py says to these words: (out, err)."""
+    """Run generate.py with these arguments; return (out, err)."""
 
     def say(*words):
         capsys.readouterr()
@@ -55,7 +55,7 @@ def said(models, capsys):
 def test_a_compiled_step_gives_the_same_text_and_reports_its_build_time(said):
     for words in ((), ("--quantize", "int8"), ("--assistant-model", "int8"), ("--samples", "2")):
         plain, compiled = said(*words), said(*words, "--compile")
-        assert plain.out == compiled.out or "--quantize" in words  # in int8 the last bits of fp32 can show
+        assert plain.out == compiled.out or "--quantize" in words  # in int8, rounding of fp32 can change a token
         assert "matrices laid out, the step compiled: " in compiled.err and "compiled" not in plain.err
 
 
@@ -105,7 +105,7 @@ def test_a_conversation_ends_with_the_input(models, monkeypatch):
     generate.main([str(models / "chat"), "--chat"])
 
 
-def test_what_cannot_be_written_or_talked_to_is_one_line(models, capsys, tmp_path):
+def test_prompts_and_models_that_cannot_be_used_are_one_line_errors(models, capsys, tmp_path):
     fails([models / "base", "--chat"], "has no chat template", capsys, generate.main)
     fails(
         [models / "base", f"FILE:{tmp_path / 'absent'}"], "absent cannot be read: No such file", capsys, generate.main

@@ -1,4 +1,4 @@
-"""The tokenizer recipe as its users run it: a folder that everyone loads, or one clear line and nothing written."""
+"""Test the tokenizer recipe as users run it: a folder that transformers loads, or one clear line and no files."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_a_stream_is_sampled_and_compared_with_another_tokenizer(folder, story, 
     assert "im_end" in AutoTokenizer.from_pretrained(tmp_path / "streamed").chat_template
 
 
-def test_the_same_run_twice_is_the_same_to_the_byte(folder, story):
+def test_repeated_runs_are_byte_for_byte_equal(folder, story):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     run(*asked(story, folder), "--overwrite", "true")
     after = {file.name: file.read_bytes() for file in folder.iterdir()}
