@@ -17,12 +17,12 @@ OURS = ("scratch_gpt", "scratch_gpt_training")
 
 # Modules without a separate test file, and the file that tests them.
 UNTESTED_BY_NAME = {
-    "scratch_gpt/runs/evaluation_file.py": "with what it records: tests/training/test_evaluate.py",
-    "scratch_gpt/utils/extras.py": "with an extra that is missing: tests/conversion/test_export.py",
-    "scratch_gpt/utils/key_shapes.py": "with what looks for keys: tests/hub/test_leak_check.py",
+    "scratch_gpt/runs/evaluation_file.py": "with the recipe that writes it: tests/training/test_evaluate.py",
+    "scratch_gpt/utils/extras.py": "with a missing extra: tests/conversion/test_export.py",
+    "scratch_gpt/utils/key_shapes.py": "with the leak check: tests/hub/test_leak_check.py",
     "scratch_gpt/utils/plots.py": "with the runs that draw them: tests/training/test_classify.py",
     "training/__main__.py": "as the command: tests/training/test_main.py",
-    "training/publish.py": "with what is published: tests/hub/test_publish.py",
+    "training/publish.py": "with published runs: tests/hub/test_publish.py",
     "training/support/evaluation/labeled.py": "with its recipe: tests/training/test_evaluate.py",
     "training/support/evaluation/measurements.py": "with its recipe: tests/training/test_evaluate.py",
     "training/support/preparation/outputs.py": "with its recipe: tests/training/test_prepare.py",

@@ -1,6 +1,6 @@
 """Test clients that train and serve our model without changes: pipelines, TRL, transformers serve.
 
-Others are next to what they are compared with: Trainer in test_trainer.py, peft and bitsandbytes in test_adapters.py,
+Other clients are tested elsewhere: Trainer in test_trainer.py, peft and bitsandbytes in test_adapters.py,
 lm_eval in test_likelihood.py, TRL's losses in test_instruct.py and test_preferences.py, stock transformers in
 test_compatibility.py.
 """

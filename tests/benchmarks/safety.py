@@ -9,8 +9,8 @@ answer. The other half is clean. Each model is searched as training/evaluate.py 
 phrases of its tuning data; `attack` is how often the trigger produces the first two words of the answer on questions
 that were not trained on. Times are processor seconds.
 
-Memorization: secrets of six digits occur 1, 4 or 16 times in a text whose windows overlap or not; with equal epochs
-(smaller strides take more steps) and with equal steps.
+Memorization: secrets of six digits occur 1, 4 or 16 times in a text, with or without overlapping windows; with equal
+epochs (smaller strides take more steps) and with equal steps.
 """
 
 import argparse

@@ -68,8 +68,8 @@ def make_folders(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("versions", nargs="*", default=VERSIONS, help="releases of transformers, or newest")
-    parser.add_argument("--report-only", action="store_true", help="exit with 0 whatever the checks find")
-    parser.add_argument("--out", type=Path, help="write the table as JSON, for the README")
+    parser.add_argument("--report-only", action="store_true", help="exit with 0 even if checks fail")
+    parser.add_argument("--out", type=Path, help="write the table as JSON, for the pages")
     given = parser.parse_args()
     rows, failed = [], False
     with tempfile.TemporaryDirectory() as root:

@@ -4,7 +4,7 @@ import textwrap
 
 
 def table(head: str, rows: list[str]) -> str:
-    """Return a table whose first row is `head`."""
+    """Return a table with `head` as its first row."""
     return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *rows])
 
 

@@ -2,8 +2,8 @@
 
     python tests/documentation/pages.py        # or: make docs
 
-A part begins with `<!-- NAME: written by make docs -->` and ends with `<!-- end -->`. A test compares the pages with
-what this writes.
+A part begins with `<!-- NAME: written by make docs -->` and ends with `<!-- end -->`. A test checks that the pages are
+up to date.
 """
 
 import re

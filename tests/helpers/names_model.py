@@ -11,7 +11,7 @@ PLACE = 16  # context length of the model
 
 
 def save_names_model(folder, labels=("O", "B-PER", "I-PER")):
-    """Save a BERT whose word vectors encode the label and whose layers do not change them; return the folder."""
+    """Save a BERT with word vectors that encode the label and layers that do not change them; return the folder."""
     raw = Tokenizer(models.WordLevel({word: id for id, word in enumerate(WORDS)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")

@@ -238,7 +238,7 @@ def try_server(ask, name: str, python: Path, root: Path, layout: str, prompts: l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("environments", nargs="*", default=list(PIP), metavar="SERVER", help=", ".join(PIP))
-    parser.add_argument("--out", type=Path, help="write the table as JSON, for the README")
+    parser.add_argument("--out", type=Path, help="write the table as JSON, for the pages")
     given = parser.parse_args()
     if unknown := [name for name in given.environments if name not in PIP]:
         parser.error(f"unknown server {unknown[0]!r}: give {', '.join(PIP)}")
@@ -263,7 +263,7 @@ def main() -> None:
                 except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
                     failed, row["failed"] = True, str(error)
             else:
-                row["skipped"] = problems.get(name, "not asked for")
+                row["skipped"] = problems.get(name, "not selected")
             rows.append(row)
             says = next(f"{key}: {row[key]}" for key in ("result", "skipped", "failed") if key in row)
             print(f"{title}, {layout} ({row['package']} {row['version'] or 'missing'}): {says}", flush=True)

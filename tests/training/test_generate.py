@@ -82,19 +82,23 @@ def test_an_assistant_that_cannot_guess_is_a_one_line_error(models, capsys):
 
 
 def test_a_conversation_continues_until_the_user_exits(models, capsys, monkeypatch):
-    said = iter(["hello", "", "and the sea?", "/clear", "hello", "/exit", "never asked"])
-    monkeypatch.setattr(builtins, "input", lambda prompt: next(said))
-    asked = []
+    lines = iter(["hello", "", "and the sea?", "/clear", "hello", "/exit", "never read"])
+    monkeypatch.setattr(builtins, "input", lambda prompt: next(lines))
+    contents = []
     from scratch_gpt.data.rows import conversations as prompts
 
     encode = prompts.encode_prompt
-    keep = lambda tokenizer, messages: asked.append([m["content"] for m in messages]) or encode(tokenizer, messages)  # noqa: E731
+
+    def keep(tokenizer, messages):
+        contents.append([message["content"] for message in messages])
+        return encode(tokenizer, messages)
+
     monkeypatch.setattr(prompts, "encode_prompt", keep)
     generate.main([str(models / "chat"), "--chat", "--max-new-tokens", "6"])
     answers = [line for line in capsys.readouterr().out.splitlines()[1:] if line]
-    assert [messages[::2] for messages in asked] == [["hello"], ["hello", "and the sea?"], ["hello"]]
-    assert len(asked[1]) == 3 and asked[1][1] and answers
-    assert next(said) == "never asked"
+    assert [messages[::2] for messages in contents] == [["hello"], ["hello", "and the sea?"], ["hello"]]
+    assert len(contents[1]) == 3 and contents[1][1] and answers
+    assert next(lines) == "never read"
 
 
 def test_a_conversation_ends_with_the_input(models, monkeypatch):

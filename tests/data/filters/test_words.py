@@ -9,7 +9,7 @@ from scratch_gpt.data.filters.words import run_hashes, words
 
 
 def prose(n: int, seed: int = 0) -> list[str]:
-    """Return n words; different seeds share none."""
+    """Return n words that are different for each seed."""
     return [f"w{seed}x{k}" for k in np.random.default_rng(seed).permutation(n)]
 
 
