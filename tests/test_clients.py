@@ -101,7 +101,7 @@ def test_trl_preference_tuning_starts_at_log_2_and_lowers_the_loss(chat, tmp_pat
 # --- transformers serve ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("SCRATCH_GPT_SERVE" not in os.environ, reason="starts a server; SCRATCH_GPT_SERVE=1 asks for it")
+@pytest.mark.skipif("SCRATCH_GPT_SERVE" not in os.environ, reason="starts a server: set SCRATCH_GPT_SERVE=1 to run it")
 def test_transformers_serve_completes_a_chat_on_the_stock_layout(chat, tmp_path):
     model, tokenizer = chat
     folder = export_gpt2(model.eval(), tmp_path / "stock", tokenizer)

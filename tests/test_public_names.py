@@ -81,7 +81,7 @@ def test_a_type_checker_knows_the_names(tmp_path):
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     checker = os.environ.get("SCRATCH_GPT_PYRIGHT") or shutil.which("basedpyright", path=folders)
     if checker is None:
-        pytest.skip("no type checker: pip install basedpyright, or set SCRATCH_GPT_PYRIGHT to pyright")
+        pytest.skip("no type checker: pip install basedpyright, or set SCRATCH_GPT_PYRIGHT to the path of pyright")
     (tmp_path / "calls.py").write_text(CALLS)
     settings = {"include": ["calls.py"], "extraPaths": [str(REPO)], "typeCheckingMode": "basic"}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))

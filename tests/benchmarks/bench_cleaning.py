@@ -263,7 +263,7 @@ def main() -> None:
         print(f"\nrecall at {FLAGGED:.0%} flagged, {kind}: before, after training")
         for name in recall["before_training"]:
             print(f"  {name:28} {recall['before_training'][name]:.2f} {recall['after_training'][name]:.2f}")
-    print("\nno better than random:", result["poisoning"]["no_better_than_random"])
+    print("\nnot better than random:", result["poisoning"]["no_better_than_random"])
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -171,7 +171,7 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
                 found[peer][one] = [turns[peer] for turns in kept or dropped]
         counts[one] = {"kept": len(kept), "dropped": len(dropped)}
         print_table(found, [one])
-        print(f"{one:12} {len(kept)} rounds, {len(dropped)} dropped for foreign load", flush=True)
+        print(f"{one:12} {len(kept)} rounds, {len(dropped)} dropped because of other load", flush=True)
     for process in processes.values():
         process.stdin.close()
         process.wait()

@@ -82,7 +82,7 @@ def held_out_from(text: str) -> int:
     return int(0.9 * len(text))
 
 
-def play_apart(text: str) -> str:
+def move_play_to_end(text: str) -> str:
     """Move the end of Romeo and Juliet to the end of a text, as its last tenth."""
     end, tenth = text.index(LAST_WORDS) + len(LAST_WORDS), len(text) - held_out_from(text)
     return text[: end - tenth] + text[end:] + text[end - tenth : end]
@@ -171,7 +171,7 @@ def choose(data: Path, folder: Path, candidates: list[str], seeds: int, out: Pat
     """Print each candidate's mean loss on a play of the training text, and write it to `out`."""
     text = data.read_text(encoding="utf-8")
     train = folder / "train.txt"
-    train.write_text(play_apart(text[: held_out_from(text)]))
+    train.write_text(move_play_to_end(text[: held_out_from(text)]))
     for arguments in candidates:
         found = summary([run_ours(train, folder, seed, shlex.split(arguments)) for seed in range(seeds)])
         pace = statistics.mean(run["step_seconds"] for run in found["runs"])

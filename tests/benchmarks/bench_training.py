@@ -222,7 +222,7 @@ def play(workload: Workload, rows: list[str], rounds: int, limits: dict[str, str
         foreign = max(turn["foreign"] for turn in turns.values())
         (kept if foreign <= FOREIGN else dropped).append(turns)
         shown = "  ".join(f"{turns[name]['seconds'] / workload.steps:.2f}" for name in rows)
-        print(f"  {shown}  {'' if foreign <= FOREIGN else f'dropped: {foreign:.0%} foreign load'}", flush=True)
+        print(f"  {shown}  {'' if foreign <= FOREIGN else f'dropped: {foreign:.0%} other load'}", flush=True)
     for worker in each:
         worker.end()
     return {"first": first, "kept": kept, "dropped": dropped}

@@ -134,7 +134,7 @@ def check_no_cache_is_swallowed():
             except ValueError as error:
                 assert name in str(error)
             else:
-                raise AssertionError(f"{name}= was taken and not used")
+                raise AssertionError(f"{name}= was accepted but not used")
 
 
 def check_assisted_decoding():
@@ -195,7 +195,7 @@ def check_stock_gpt2_files():
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         assert parameter.is_contiguous(), f"{name} is not contiguous"
-        assert parameter.untyped_storage().nbytes() == parameter.nbytes, f"{name} is a part of another's memory"
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes, f"{name} shares the memory of another tensor"
     assert len({parameter.untyped_storage().data_ptr() for parameter in parameters.values()}) == len(parameters)
     model.save_pretrained(ROOT / "again" / "gpt2")
     near(AutoModelForCausalLM.from_pretrained(ROOT / "again" / "gpt2", **TRUST)(IDS).logits, EXPECTED["gpt2"])

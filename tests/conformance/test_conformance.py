@@ -33,7 +33,7 @@ from scratch_gpt import (
 
 if unpacked_version() != version("transformers"):
     pytest.skip(
-        f"Hugging Face's tests of transformers {version('transformers')} are not here (found: {unpacked_version()}); "
+        f"Hugging Face's tests of transformers {version('transformers')} are missing (found: {unpacked_version()}); "
         "run `python tests/conformance/fetch.py` once, with a network.",
         allow_module_level=True,
     )

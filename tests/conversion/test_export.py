@@ -56,7 +56,10 @@ def test_folders_that_are_not_models_and_missing_extras_are_refused(trained, tmp
 
 @torch.no_grad()
 def test_torchao_in_8_bits_changes_logits_little_and_generates(trained):
-    library = pytest.importorskip("torchao.quantization", reason="warns at every start: pip install torchao, then out")
+    library = pytest.importorskip(
+        "torchao.quantization",
+        reason="not installed by default, as it prints a warning at every start: pip install torchao",
+    )
     folder, model, tokenizer = trained
     small = ScratchGPTForCausalLM.from_pretrained(folder / "model")
     library.quantize_(small, library.Int8WeightOnlyConfig())

@@ -19,7 +19,7 @@ from scratch_gpt_training import publish as publish_recipe
 
 def llama(file: Path):
     """Start llama.cpp with a file: one thread, no cache between prompts, an fp32 cache of keys and values."""
-    library = pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not there: pip install xllamacpp")
+    library = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
     wanted = library.CommonParams()
     wanted.model.path = str(file)
     wanted.n_parallel = wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = 1
@@ -35,7 +35,7 @@ def complete(server, prompt: str, count: int) -> tuple[str, int]:
     return answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]
 
 
-def same_tokens(server, model, tokenizer, prompt: str, count: int, tie: float) -> int:
+def count_equal_tokens(server, model, tokenizer, prompt: str, count: int, tie: float) -> int:
     """Count the first tokens equal in llama.cpp and ours; where they differ, our best two must be a tie."""
     ids = encode(tokenizer, prompt)
     ours, ahead = greedy_tokens(model, ids, count)
@@ -54,7 +54,7 @@ def test_llama_cpp_writes_the_same_text_as_the_trained_model(trained, kind, caps
     assert f"Written: {file}, {file.stat().st_size:,} bytes" in capsys.readouterr().out
     server, tie = llama(file), TIE if kind == "gguf" else 0.1
     prompts = PROMPTS if kind == "gguf" else PROMPTS[:2]
-    same = [same_tokens(server, model, tokenizer, prompt, 200, tie) for prompt in prompts]
+    same = [count_equal_tokens(server, model, tokenizer, prompt, 200, tie) for prompt in prompts]
     assert same.count(200) >= len(prompts) / 2
 
 
@@ -72,7 +72,7 @@ def test_every_gpt2_shape_gives_the_same_text_in_llama_cpp(trained, changes, tmp
     model = tiny_gpt2(vocab_size=512) if changes is None else tiny_model(**{"vocab_size": 512, **changes})
     file = export(save(model, tokenizer, tmp_path), kind="gguf").file
     ours = ScratchGPTForCausalLM.from_pretrained(tmp_path)
-    assert same_tokens(llama(file), ours, tokenizer, "The list", 30, tie=0.1) >= 3
+    assert count_equal_tokens(llama(file), ours, tokenizer, "The list", 30, tie=0.1) >= 3
 
 
 def test_a_chat_has_the_same_tokens_in_llama_cpp(trained, tmp_path):

@@ -98,7 +98,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_ctranslate2_writes_the_same_tokens(trained, tmp_path, monkeypatch):
-    library = pytest.importorskip("ctranslate2", reason="146 MB, not in dev: pip install ctranslate2")
+    library = pytest.importorskip("ctranslate2", reason="not in the dev extra (146 MB): pip install ctranslate2")
     from ctranslate2.converters import transformers as converter
 
     folder, model, tokenizer = trained

@@ -33,7 +33,7 @@ def test_int8_weights_do_not_keep_the_original_matrix():
     assert lay_out(torch.randn(48, 32), None, "int8").weight.untyped_storage().nbytes() == 0
 
 
-def loud_and_quiet() -> torch.Tensor:
+def rows_of_mixed_scale() -> torch.Tensor:
     x = torch.randn(20, 32)
     x[1] *= 1000  # a neighbor with large values
     x[2] = 0
@@ -43,7 +43,7 @@ def loud_and_quiet() -> torch.Tensor:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_int8_products_have_the_error_of_rounding_and_rows_are_independent(turned):
-    weight, bias, x = torch.randn(48, 32), torch.randn(48), loud_and_quiet()
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), rows_of_mixed_scale()
     weight = weight.t().contiguous().t() if turned else weight
     laid = lay_out(weight, bias, "int8")
     together = multiply(x, laid)
@@ -63,7 +63,7 @@ def test_int8_products_have_the_error_of_rounding_and_rows_are_independent(turne
 
 @pytest.mark.parametrize("top", [255, 127])
 def test_rows_are_rounded_as_torch_rounds_each_separately(top):
-    x = torch.cat([loud_and_quiet(), 1e-4 * torch.randn(1, 32)])
+    x = torch.cat([rows_of_mixed_scale(), 1e-4 * torch.randn(1, 32)])
     codes, step, zero = round_rows(x, top)
     assert codes.min() == 0 and codes.max() == top
     for row, found in zip(x, zip(codes, step, zero, strict=True), strict=True):
@@ -72,9 +72,9 @@ def test_rows_are_rounded_as_torch_rounds_each_separately(top):
         assert found[1].item() == pytest.approx(known.q_scale(), rel=1e-6)
 
 
-@pytest.mark.skipif(not has_fbgemm(), reason="this torch has no FBGEMM, so that all rows go without")
+@pytest.mark.skipif(not has_fbgemm(), reason="this torch has no FBGEMM, so all rows are multiplied without it")
 def test_few_rows_are_also_multiplied_without_fbgemm():
-    weight, bias, x = torch.randn(48, 32), torch.randn(48), loud_and_quiet()
+    weight, bias, x = torch.randn(48, 32), torch.randn(48), rows_of_mixed_scale()
     int8 = lay_out(weight, bias, "int8").int8
     for some in x.split(3):
         without = multiply_int8(some, int8._replace(packed=None))

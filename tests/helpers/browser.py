@@ -101,7 +101,7 @@ class Browser:
         """Return the first true value of an expression; raise AssertionError if it stays false for `seconds`."""
         end = time.monotonic() + seconds
         while not (value := self.value(script)):
-            assert time.monotonic() < end, f"not in {seconds} s: {script}"
+            assert time.monotonic() < end, f"not true within {seconds} s: {script}"
             time.sleep(0.05)
         return value
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-WRITER, READER, STRANGER, FINE = "hf_writes", "hf_reads", "hf_stranger", "hf_fine"
+WRITER, READER, OTHER_USER, FINE = "hf_writes", "hf_reads", "hf_other", "hf_fine"
 USERS = {  # the whoami answer of each token
     WRITER: {"name": "ada", "orgs": [{"name": "lab", "roleInOrg": "write"}], "role": "write"},
     READER: {"name": "ada", "orgs": [], "role": "read"},
-    STRANGER: {"name": "eve", "orgs": [], "role": "write"},
+    OTHER_USER: {"name": "eve", "orgs": [], "role": "write"},
     FINE: {"name": "ada", "orgs": [], "role": "fineGrained"},
 }
 LFS = ("*.safetensors", "*.png", "*tfevents*")

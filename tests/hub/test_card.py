@@ -273,7 +273,7 @@ def test_tags_of_any_form_are_kept_and_ours_are_added(tags, after, runs):
 # --- The record --------------------------------------------------------------------------------------------------
 
 
-def test_the_template_travels_with_the_package(tmp_path):
+def test_the_wheel_contains_the_template_of_the_card(tmp_path):
     code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -143,7 +143,7 @@ def test_a_private_repository_is_private(run, hub, monkeypatch):
     publish(run, "ada/open")
     with pytest.raises(ValueError, match="exists already, and is public"):
         publish(run, "ada/open", private=True)
-    monkeypatch.setenv("HF_TOKEN", hub_server.LOADING_SCRIPT)
+    monkeypatch.setenv("HF_TOKEN", hub_server.OTHER_USER)
     with pytest.raises(OSError, match="ada/secret"):
         AutoModelForCausalLM.from_pretrained("ada/secret", cache_dir=run / "cache")
 
@@ -194,7 +194,7 @@ def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
     go = (run, "--repo", "ada/base")
     monkeypatch.setenv("HF_TOKEN", hub_server.READER)
     refused("may read, not write", *go, capsys=capsys)
-    monkeypatch.setenv("HF_TOKEN", hub_server.LOADING_SCRIPT)
+    monkeypatch.setenv("HF_TOKEN", hub_server.OTHER_USER)
     refused("the token is eve's, which may write under eve", *go, capsys=capsys)
     monkeypatch.setenv("HF_TOKEN", "hf_nonsense")
     refused("does not know this token", *go, capsys=capsys)
@@ -354,14 +354,14 @@ def test_missing_checkpoints_are_refused_before_the_model_is_published(home, run
 
 def test_a_dry_run_shows_the_tree_and_the_card_without_requests(run, hub, capsys):
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
-    said = capsys.readouterr().out
-    assert all(name in said for name in STOCK) and "not uploaded: checkpoints/, manifest.json, run.yaml" in said
-    assert shown((run / "published" / "README.md").read_text()) in said
+    output = capsys.readouterr().out
+    assert all(name in output for name in STOCK) and "not uploaded: checkpoints/, manifest.json, run.yaml" in output
+    assert shown((run / "published" / "README.md").read_text()) in output
     steps = [path.name for path in (run / "checkpoints").iterdir()]
-    assert "as well" not in said and steps
+    assert "as well" not in output and steps
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true", "--checkpoints", "true"])
-    said = capsys.readouterr().out
-    assert all(f"also: branch {step}," in said for step in steps)
+    output = capsys.readouterr().out
+    assert all(f"also: branch {step}," in output for step in steps)
     assert not hub.requests
 
 
@@ -373,12 +373,12 @@ def test_a_recipe_checks_access_before_it_starts_and_publishes_at_its_end(home, 
     hub.refuse = "POST .*/commit/"
     with pytest.raises(SystemExit):
         recipe(pretrain, *words, "lab/base")
-    said = capsys.readouterr().err
-    assert "The run is complete. Publish it with: python training/publish.py" in said and "--repo lab/base" in said
+    output = capsys.readouterr().err
+    assert "The run is complete. Publish it with: python training/publish.py" in output and "--repo lab/base" in output
     hub.refuse = ""
     recipe(pretrain, *words, "lab/base", "--resume", "latest")  # only the push is left to do
-    said = capsys.readouterr().out
-    assert "Published: " in said and "Layout gpt2: stock GPT-2 can express the model" in said
+    output = capsys.readouterr().out
+    assert "Published: " in output and "Layout gpt2: stock GPT-2 can express the model" in output
     assert STOCK <= set(hub.files("lab/base")) and layout_at(hub, "lab/base") == "gpt2"
 
 
@@ -407,9 +407,9 @@ seen["tokens"] = transformers.AutoTokenizer.from_pretrained("ada/base", **trust)
 for repo in json.loads(sys.argv[2]):
     code = ModelCard.load(repo).text.split("```python\\n")[1].split("```")[0]
     here = {}
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(code, here)
-    seen["code"][repo] = said.getvalue()
+    seen["code"][repo] = output.getvalue()
     if "peft" in code:
         learned = ((n.replace(".default", ""), p) for n, p in here["model"].named_parameters() if "lora_" in n)
         seen["weights"][repo] = digests(learned)

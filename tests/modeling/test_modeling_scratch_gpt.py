@@ -486,7 +486,7 @@ def greedy(model, ids, new_tokens: int = 15, **options) -> torch.Tensor:
     return model.generate(ids, **options)
 
 
-def by_hand(model, ids, new_tokens: int = 15) -> torch.Tensor:
+def greedy_by_loop(model, ids, new_tokens: int = 15) -> torch.Tensor:
     """Decode greedily in a plain loop."""
     for _ in range(new_tokens):
         ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
@@ -497,13 +497,13 @@ def by_hand(model, ids, new_tokens: int = 15) -> torch.Tensor:
 @pytest.mark.parametrize("mode", GREEDY_MODES)
 def test_every_greedy_mode_gives_the_same_text(attention, mode):
     model, prompt = tiny_model(attention=attention), some_ids(1, 6)
-    assert greedy(model, prompt, **GREEDY_MODES[mode]).tolist() == by_hand(model, prompt).tolist()
+    assert greedy(model, prompt, **GREEDY_MODES[mode]).tolist() == greedy_by_loop(model, prompt).tolist()
 
 
 def test_assisted_decoding_gives_the_same_text():
     model, assistant, prompt = tiny_model(), tiny_model(seed=1, num_hidden_layers=1), some_ids(1, 6)
-    expected = by_hand(model, prompt)
-    assert by_hand(assistant, prompt).tolist() != expected.tolist()
+    expected = greedy_by_loop(model, prompt)
+    assert greedy_by_loop(assistant, prompt).tolist() != expected.tolist()
     assert greedy(model, prompt, assistant_model=assistant).tolist() == expected.tolist()
 
 
@@ -512,7 +512,7 @@ def test_generating_from_embeddings_gives_the_same_text():
     spoken = model.generate(
         inputs_embeds=model.get_input_embeddings()(prompt), do_sample=False, max_new_tokens=15, pad_token_id=0
     )
-    assert spoken.tolist() == by_hand(model, prompt)[:, 6:].tolist()
+    assert spoken.tolist() == greedy_by_loop(model, prompt)[:, 6:].tolist()
 
 
 @BOTH
@@ -522,7 +522,7 @@ def test_a_left_padded_batch_gives_the_text_of_each_separate_row(attention, cach
     batch = padded(texts)
     spoken = greedy(model, batch["input_ids"], attention_mask=batch["attention_mask"], cache_implementation=cache)
     for row, text in enumerate(texts):
-        assert spoken[row, 8:].tolist() == by_hand(model, text[None])[0, len(text) :].tolist()
+        assert spoken[row, 8:].tolist() == greedy_by_loop(model, text[None])[0, len(text) :].tolist()
 
 
 def test_one_beam_per_token_finds_the_most_likely_pair():
@@ -550,7 +550,7 @@ def test_sampling_is_seeded_and_follows_the_distribution():
 
 def test_generation_stops_at_the_end_token():
     model, prompt = tiny_model(), some_ids(1, 6)
-    expected = by_hand(model, prompt)[0, 6:].tolist()
+    expected = greedy_by_loop(model, prompt)[0, 6:].tolist()
     end = expected[4]
     assert greedy(model, prompt, eos_token_id=end)[0, 6:].tolist() == expected[: expected.index(end) + 1]
 

@@ -42,7 +42,7 @@ story = story_file(STORY)
 
 
 @pytest.fixture(scope="module")
-def made(story, tmp_path_factory):
+def original_run(story, tmp_path_factory):
     """Make a run that tests copy."""
     folder = tmp_path_factory.mktemp("made") / "run"
     run("--dataset", story, *SMALL, "--output-dir", folder)
@@ -50,8 +50,8 @@ def made(story, tmp_path_factory):
 
 
 @pytest.fixture
-def trained(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "run")
+def trained(original_run, tmp_path):
+    return shutil.copytree(original_run, tmp_path / "run")
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -19,6 +19,6 @@ def small_disk(tmp_path):
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
     if made.returncode:
-        pytest.skip("no right to mount a tmpfs here")
+        pytest.skip("mounting a tmpfs is not permitted")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -107,7 +107,7 @@ def launch(command: list, **environment: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def two(story, tmp_path_factory):
+def two_processes(story, tmp_path_factory):
     """Run a launch of two processes (gloo) without faults."""
     folder = tmp_path_factory.mktemp("two") / "run"
     words = ["--dataset", story, *crash.RUN, *SHARED, "--dropout", "0", "--expect-processes", "2"]
@@ -120,7 +120,7 @@ def two(story, tmp_path_factory):
     return folder, words
 
 
-def alone(*words) -> None:
+def run_alone(*words) -> None:
     run_recipe(pretrain, *words)
 
 
@@ -133,14 +133,14 @@ def assert_close(one: Path, other: Path) -> None:
             assert a[name] == pytest.approx(b[name], abs=5e-4), (a["step"], name)
 
 
-def test_two_processes_train_like_one(two, story, tmp_path):
+def test_two_processes_train_like_one(two_processes, story, tmp_path):
     words = ["--dataset", story, *crash.RUN, *SHARED, "--dropout", "0", "--accumulation-steps", "4"]
-    alone(*words, "--output-dir", tmp_path / "one")
-    assert_close(tmp_path / "one", two[0])
+    run_alone(*words, "--output-dir", tmp_path / "one")
+    assert_close(tmp_path / "one", two_processes[0])
 
 
-def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bit_the_same(two, tmp_path):
-    folder, words = two
+def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bit_the_same(two_processes, tmp_path):
+    folder, words = two_processes
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "3", "--"]
     command += [
         REPO / "tests" / "helpers" / "crash_worker.py",
@@ -158,16 +158,16 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bi
     assert crash.differences(crash.outcome(folder), crash.outcome(tmp_path / "run")) == []
 
 
-def test_a_run_of_two_processes_resumes_on_one_with_its_global_batch(two, tmp_path, capsys):
-    folder, words = two
+def test_a_run_of_two_processes_resumes_on_one_with_its_global_batch(two_processes, tmp_path, capsys):
+    folder, words = two_processes
     shutil.copytree(folder, tmp_path / "run")
     for name in ("evaluation.json", "checkpoints/step-12"):
         path = tmp_path / "run" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     words = [*words[: words.index("--expect-processes")], "--output-dir", tmp_path / "run", "--resume", "latest"]
-    alone(*words)
-    said = capsys.readouterr().out
-    assert "environment.processes (2 -> 1)" in said and "12 steps, 16 rows each" in said
+    run_alone(*words)
+    output = capsys.readouterr().out
+    assert "environment.processes (2 -> 1)" in output and "12 steps, 16 rows each" in output
     assert_close(tmp_path / "run", folder)
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-12" / "state.json").read_text())
     assert state["share"] == {"batch_size": 4, "accumulation_steps": 4, "processes": 1}

@@ -40,7 +40,7 @@ def test_positional_arguments_equal_options_and_one_sample_equals_the_first(mode
 
 
 @pytest.fixture
-def said(models, capsys):
+def generate_output(models, capsys):
     """Run generate.py with these arguments; return (out, err)."""
 
     def say(*words):
@@ -52,17 +52,17 @@ def said(models, capsys):
 
 
 @needs_a_compiler
-def test_a_compiled_step_gives_the_same_text_and_reports_its_build_time(said):
+def test_a_compiled_step_gives_the_same_text_and_reports_its_build_time(generate_output):
     for words in ((), ("--quantize", "int8"), ("--assistant-model", "int8"), ("--samples", "2")):
-        plain, compiled = said(*words), said(*words, "--compile")
+        plain, compiled = generate_output(*words), generate_output(*words, "--compile")
         assert plain.out == compiled.out or "--quantize" in words  # in int8, rounding of fp32 can change a token
         assert "matrices laid out, the step compiled: " in compiled.err and "compiled" not in plain.err
 
 
-def test_an_assistant_gives_the_same_text_and_reports_accepted_guesses(models, said):
-    plain = said()
+def test_an_assistant_gives_the_same_text_and_reports_accepted_guesses(models, generate_output):
+    plain = generate_output()
     for assistant in ("int8", models / "base"):
-        assisted = said("--assistant-model", assistant, "--num-assistant-tokens", "3")
+        assisted = generate_output("--assistant-model", assistant, "--num-assistant-tokens", "3")
         assert assisted.out == plain.out
         assert "guesses accepted" in assisted.err and "guesses" not in plain.err
 

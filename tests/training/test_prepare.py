@@ -352,7 +352,7 @@ def test_the_report_shows_removed_rows_and_one_packed_row(texts, tokenizer, tmp_
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
+def two_corpora(tmp_path_factory) -> Path:
     """Make a folder of two corpora: `large` with 90 documents and `small` with 10."""
     folder, generator = tmp_path_factory.mktemp("two"), np.random.default_rng(3)
     for name, n in (("large", 90), ("small", 10)):
@@ -361,8 +361,8 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_mixture_has_the_requested_shares_and_reports_them(two, tokenizer, tmp_path):
-    same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0.1"]
+def test_a_mixture_has_the_requested_shares_and_reports_them(two_corpora, tokenizer, tmp_path):
+    same = ["--dataset", two_corpora, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0.1"]
     _, manifest = prepared(*same, "--mixture", "large=1,small=1", "--output-dir", tmp_path / "p")
     assert manifest["mixture"]["asked"] == {"large": 0.5, "small": 0.5}
     assert manifest["mixture"]["actual"]["large"] == pytest.approx(0.5, abs=0.01)
@@ -370,26 +370,30 @@ def test_a_mixture_has_the_requested_shares_and_reports_them(two, tokenizer, tmp
     assert [source["name"] for source in manifest["sources"]] == ["large", "small"]
     assert manifest["splits"]["validation"]["documents"] == 9 + 1
 
-    _, natural = prepared(*same, "--mixture", f"{two / 'large'},{two / 'small'}", "--output-dir", tmp_path / "q")
+    _, natural = prepared(
+        *same, "--mixture", f"{two_corpora / 'large'},{two_corpora / 'small'}", "--output-dir", tmp_path / "q"
+    )
     shares = natural["mixture"]["asked"].values()
     assert 0.1 < min(shares) < 0.3 and natural["mixture"]["alpha"] == 0.7
     assert [source["name"] for source in natural["sources"]] == ["large", "small"] == [*natural["mixture"]["asked"]]
-    assert str(two) not in (tmp_path / "q" / "manifest.json").read_text()
+    assert str(two_corpora) not in (tmp_path / "q" / "manifest.json").read_text()
 
 
-def test_corpora_are_recorded_with_unique_names_and_without_absolute_paths(two, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.chdir(two / "large")
-    names = [two / "large" / "a.jsonl", two / "small" / "a.jsonl", "../small/*.jsonl"]
+def test_corpora_are_recorded_with_unique_names_and_without_absolute_paths(
+    two_corpora, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(two_corpora / "large")
+    names = [two_corpora / "large" / "a.jsonl", two_corpora / "small" / "a.jsonl", "../small/*.jsonl"]
     words = ["--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
     words += ["--mixture", ",".join(map(str, names))]
     words += ["--mixture-epochs", ",".join(f"{name}={n}" for n, name in enumerate(names, start=1))]
     folder, manifest = prepared(*words, "--output-dir", tmp_path / "p")
     assert manifest["mixture"]["epochs"] == {"a.jsonl": 1, "a.jsonl (2)": 2, "*.jsonl": 3}
     assert [source["name"] for source in manifest["sources"]] == ["a.jsonl", "a.jsonl (2)", "*.jsonl"]
-    assert str(two) not in (folder / "manifest.json").read_text()
+    assert str(two_corpora) not in (folder / "manifest.json").read_text()
 
 
-def test_incompatible_columns_of_a_mixture_are_one_line_errors(two, tmp_path, capsys):
+def test_incompatible_columns_of_a_mixture_are_one_line_errors(two_corpora, tmp_path, capsys):
     for name, value in (("a", 1), ("b", "one")):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": f"Text {n}.", "n": value} for n in range(9)])
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "p", "--mixture", "a.jsonl,b.jsonl"]
@@ -399,8 +403,8 @@ def test_incompatible_columns_of_a_mixture_are_one_line_errors(two, tmp_path, ca
     assert not (tmp_path / "p").exists()
 
 
-def test_epochs_and_stopping_strategies_are_applied(two, tokenizer, tmp_path):
-    same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
+def test_epochs_and_stopping_strategies_are_applied(two_corpora, tokenizer, tmp_path):
+    same = ["--dataset", two_corpora, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
     same += ["--mixture", "large,small"]
     _, manifest = prepared(*same, "--mixture-epochs", "large=1,small=3", "--output-dir", tmp_path / "p")
     assert manifest["mixture"]["epochs"] == {"large": 1, "small": 3}
@@ -413,8 +417,8 @@ def test_epochs_and_stopping_strategies_are_applied(two, tokenizer, tmp_path):
 # --- Repeating a preparation -------------------------------------------------------------------------------------
 
 
-def test_the_same_command_gives_the_same_rows_and_another_seed_other_rows(two, tokenizer, tmp_path):
-    same = ["--dataset", two, "--mixture", "large,small", "--tokenizer", tokenizer, "--max-length", "16"]
+def test_the_same_command_gives_the_same_rows_and_another_seed_other_rows(two_corpora, tokenizer, tmp_path):
+    same = ["--dataset", two_corpora, "--mixture", "large,small", "--tokenizer", tokenizer, "--max-length", "16"]
     first, again, other = (
         prepared(*same, "--seed", seed, "--output-dir", tmp_path / name)[1]
         for seed, name in ((1, "a"), (1, "b"), (2, "c"))

@@ -343,9 +343,9 @@ def test_resuming_with_changed_options_is_refused_by_name_or_allowed(trained, st
     fails([*arguments, *shape], "step-30 belongs to another model.*Start a new run in a new --output-dir", capsys)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
     run(*arguments, "--seed", 1, "--allow-changed", "true", "--log-every", 1)
-    said = capsys.readouterr().out
-    assert "Changed, and allowed: seed (0 -> 1)" in said and "max_steps (30 -> 32)" in said
-    assert "log_every (5 -> 1)" in said and "Going on from step-30" in said
+    output = capsys.readouterr().out
+    assert "Changed, and allowed: seed (0 -> 1)" in output and "max_steps (30 -> 32)" in output
+    assert "log_every (5 -> 1)" in output and "Going on from step-30" in output
     steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert steps == [5, 10, 15, 20, 25, 30, 31, 32]
 

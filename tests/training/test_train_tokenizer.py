@@ -29,11 +29,11 @@ def run(*words) -> None:
 
 @pytest.fixture
 def folder(tmp_path, story):
-    run(*asked(story, tmp_path / "tokenizer"))
+    run(*options(story, tmp_path / "tokenizer"))
     return tmp_path / "tokenizer"
 
 
-def asked(story, folder) -> tuple:
+def options(story, folder) -> tuple:
     return "--dataset", story / "story.txt", "--output-dir", folder, "--special-tokens", "<|user|>, [SEP]"
 
 
@@ -57,10 +57,10 @@ def test_the_output_names_the_vocabulary_size_and_the_next_command(story, tmp_pa
     capsys.readouterr()
     words = ["--dataset", story / "story.txt", "--output-dir", tmp_path / "t", "--compare", tmp_path, "--kind", "word"]
     run(*words, "--vocab-size", 5000)
-    said = capsys.readouterr().out
-    assert "Nothing to compare with" in said and "could not be loaded" in said
-    assert re.search(r"Tokenizer: word, \d+ tokens instead of 5,000 \(the text yields no more\), ", said)
-    assert f"--tokenizer {tmp_path / 't'}" in said
+    output = capsys.readouterr().out
+    assert "Nothing to compare with" in output and "could not be loaded" in output
+    assert re.search(r"Tokenizer: word, \d+ tokens instead of 5,000 \(the text yields no more\), ", output)
+    assert f"--tokenizer {tmp_path / 't'}" in output
 
 
 def test_a_stream_is_sampled_and_compared_with_another_tokenizer(folder, story, tmp_path):
@@ -75,7 +75,7 @@ def test_a_stream_is_sampled_and_compared_with_another_tokenizer(folder, story, 
 
 def test_repeated_runs_are_byte_for_byte_equal(folder, story):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    run(*asked(story, folder), "--overwrite", "true")
+    run(*options(story, folder), "--overwrite", "true")
     after = {file.name: file.read_bytes() for file in folder.iterdir()}
     first, second = (json.loads(files.pop("report.json")) for files in (before, after))
     assert after == before
@@ -111,8 +111,8 @@ def test_bad_input_is_a_one_line_error_and_nothing_is_written(words, message, fo
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         run("--dataset", story / "story.txt", "--output-dir", tmp_path / "new", *words)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert ending.value.code == 2 and len(said) == 1 and message in said[0], said
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ending.value.code == 2 and len(lines) == 1 and message in lines[0], lines
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 

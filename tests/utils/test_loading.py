@@ -209,8 +209,8 @@ def home(tokenizer, tmp_path_factory):
     (home / "story.txt").write_text(STORY)
     (home / "texts.jsonl").write_text("".join(json.dumps({"text": f"{n} {STORY}"}) + "\n" for n in range(20)))
     (home / "mails.tsv").write_text("".join(f"{('ham', 'spam')[n % 2]}\tmail {n}\n" for n in range(20)))
-    asked = [{"instruction": f"Say {n}", "input": "", "output": f"{n}"} for n in range(20)]
-    (home / "asked.json").write_text(json.dumps(asked))
+    rows = [{"instruction": f"Say {n}", "input": "", "output": f"{n}"} for n in range(20)]
+    (home / "questions.json").write_text(json.dumps(rows))
     pairs = [{"prompt": f"Say {n}", "chosen": f"{n}", "rejected": "no"} for n in range(20)]
     (home / "pairs.json").write_text(json.dumps(pairs))
     saved(home / "good", tiny_model(vocab_size=len(tokenizer)), tokenizer)
@@ -231,8 +231,8 @@ def test_every_recipe_refuses_an_incomplete_model_in_one_line(home, tokenizer, t
     mails = ["--dataset", home / "mails.tsv", "--column-names", "label,text", *new]
     fails(["--model", fewer, *mails, "--max-steps", 1], bad, capsys, classify.main)
     fails(["--model", scores, "--predict", home / "story.txt"], bad, capsys, classify.main)
-    asked = ["--dataset", home / "asked.json", *new, "--max-steps", 1]
-    fails(["--model", fewer, *asked], bad, capsys, instruct.main)
+    instruct_words = ["--dataset", home / "questions.json", *new, "--max-steps", 1]
+    fails(["--model", fewer, *instruct_words], bad, capsys, instruct.main)
     pairs = ["--dataset", home / "pairs.json", *new, "--max-steps", 1]
     fails(["--model", fewer, *pairs], bad, capsys, prefer.main)
     fails([fewer, *text], bad, capsys, evaluate.main)
@@ -340,7 +340,7 @@ def calls(text: str):
             yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
 
 
-def careless(text: str) -> list[str]:
+def calls_without_trust_argument(text: str) -> list[str]:
     """Return the calls in a file that load something without an explicit trust_remote_code=False."""
     out = []
     for name, words in calls(text):
@@ -355,11 +355,14 @@ def careless(text: str) -> list[str]:
 
 def test_every_loading_call_states_whether_code_may_run():
     files = [file for room in ("scratch_gpt", "training", "hub_card") for file in (REPO / room).rglob("*.py")]
-    assert {file.name: found for file in files if (found := careless(file.read_text()))} == {}
+    assert {file.name: found for file in files if (found := calls_without_trust_argument(file.read_text()))} == {}
     seen = {name for file in files for name, _ in calls(file.read_text()) if LOADERS.search(name)}
     known = {"model_class.from_pretrained", "AutoTokenizer.from_pretrained", "pipeline"}
     assert known | {"_auto_class(model_class).from_pretrained", *WITHOUT_TRUST} == seen
-    assert careless("a.from_pretrained(b)\ntorch.load(c)\npickle.load(d)") == ["a.from_pretrained", *UNSAFE_CALLS]
+    assert calls_without_trust_argument("a.from_pretrained(b)\ntorch.load(c)\npickle.load(d)") == [
+        "a.from_pretrained",
+        *UNSAFE_CALLS,
+    ]
 
 
 UNSAFE_CALLS = ["torch.load", "pickle.load"]
@@ -447,7 +450,7 @@ def test_the_code_of_a_folder_never_runs_with_any_standard_input(hostile, home, 
             (pretrain.main, ["--model", folder, "--dataset", text, *train, "--plan", "true"]),
             (classify.main, ["--model", folder, *mails]),
             (classify.main, ["--model", folder, "--predict", text]),
-            (instruct.main, ["--model", folder, "--dataset", home / "asked.json", *train]),
+            (instruct.main, ["--model", folder, "--dataset", home / "questions.json", *train]),
             (prefer.main, ["--model", folder, "--dataset", home / "pairs.json", *train]),
             (prepare.main, [*cleaned, "--reference-model", folder]),
             (prepare.main, [*cleaned, "--privacy", "mask", "--names-model", folder]),

@@ -19,7 +19,7 @@ from scratch_gpt.utils.memory import (
 )
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_a_buffer_allocated_again_causes_page_faults_only_once():
     import resource
 
@@ -57,7 +57,7 @@ def huge_kilobytes(address: int) -> int:
         start, end = (int(place, 16) for place in one.split()[0].split("-"))
         if start <= address < end:
             return int(re.search(r"^AnonHugePages:\s*(\d+) kB", one, re.MULTILINE)[1])
-    raise AssertionError("no mapping there")
+    raise AssertionError("no mapping contains the address")
 
 
 def collapses() -> bool:
@@ -68,7 +68,7 @@ def collapses() -> bool:
     return bool(known) and "[always]" not in enabled.read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not collapses(), reason="huge pages on demand are of Linux 6.1")
+@pytest.mark.skipif(not collapses(), reason="needs Linux 6.1 or newer, with huge pages on request")
 def test_memory_allocated_inside_is_moved_to_huge_pages_unchanged():
     written = torch.randint(256, (2**26,), dtype=torch.uint8)
     with huge_pages():

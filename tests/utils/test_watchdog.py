@@ -81,7 +81,7 @@ def test_a_suspended_process_continues_and_a_hanging_one_ends(tmp_path):
     assert "line 3 in <module>" in (tmp_path / "stacks").read_text()
 
 
-@pytest.mark.skipif(not hasattr(faulthandler, "register"), reason="Windows has no signal that writes stacks")
+@pytest.mark.skipif(not hasattr(faulthandler, "register"), reason="Windows has no signal for writing stacks")
 def test_code_that_holds_the_global_lock_is_ended_and_suspended_time_does_not_count(tmp_path):
     code = (
         "import re, sys, pathlib; from scratch_gpt.utils.watchdog import watch\n"

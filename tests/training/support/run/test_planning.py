@@ -20,7 +20,7 @@ SMALL += ["--config-overrides", "hidden_size=32,num_hidden_layers=2"]
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch):
+def _short_probes(monkeypatch):
     """Shorten the measurements of the probes."""
     monkeypatch.setattr(probe, "matmul_rate", lambda device, precision, budget=0: 1e11)
     monkeypatch.setattr(planning, "matmul_rate", lambda device, precision: 1e11)
