@@ -56,6 +56,6 @@ def test_the_largest_drift_comes_first(tokenizer):
     assert found["changed"] == sum(row["base"] != row["tuned"] for row in rows) / len(SENSITIVE)
 
 
-def test_models_with_different_vocabularies_are_not_compared():
+def test_models_of_two_vocabularies_are_not_compared():
     with pytest.raises(ValueError, match="knows 99 tokens and its base 50"):
         text_drift(tiny_model(), tiny_model(vocab_size=50), batches())

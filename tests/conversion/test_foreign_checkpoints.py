@@ -112,8 +112,10 @@ def test_checkpoints_of_the_book_are_imported(qkv_bias, wrapped, tmp_path):
     model = import_checkpoint(tmp_path / "m.pth", config={**config, "drop_rate": 0.1, "qkv_bias": qkv_bias})
     assert (logits_of(model, ids) - book_logits(weights, ids)).abs().max() < 1e-4
     assert not model.config.tie_word_embeddings and model.config.attention_bias == qkv_bias
-    wrong = {**config, "context_length": 1024, "qkv_bias": not qkv_bias}  # the tensors take precedence
-    assert torch.equal(logits_of(import_checkpoint(tmp_path / "m.pth", config=wrong), ids), logits_of(model, ids))
+    told_wrongly = {**config, "context_length": 1024, "qkv_bias": not qkv_bias}  # the tensors know better
+    assert torch.equal(
+        logits_of(import_checkpoint(tmp_path / "m.pth", config=told_wrongly), ids), logits_of(model, ids)
+    )
     with pytest.raises(ValueError, match="no config field head_count"):
         import_checkpoint(tmp_path / "m.pth", head_count=4)
     short = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4)
@@ -167,8 +169,6 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path):
     for name in ("text.pt", "pickle.pt", "archive.pt"):
         with pytest.raises(ValueError, match="cannot be opened as tensors alone") as caught:
             import_checkpoint(tmp_path / name)
-        assert not re.search(
-            "weights_only|torch|allowlist", str(caught.value)
-        )  # torch's message recommends running the code
+        assert not re.search("weights_only|torch|allowlist", str(caught.value))  # torch's advice is to run the code
     with pytest.raises(ValueError, match="There is no file"):
         import_checkpoint(tmp_path / "absent.pt")

@@ -354,14 +354,14 @@ def test_missing_checkpoints_are_refused_before_the_model_is_published(home, run
 
 def test_a_dry_run_shows_the_tree_and_the_card_without_requests(run, hub, capsys):
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
-    output = capsys.readouterr().out
-    assert all(name in output for name in STOCK) and "not uploaded: checkpoints/, manifest.json, run.yaml" in output
-    assert shown((run / "published" / "README.md").read_text()) in output
+    said = capsys.readouterr().out
+    assert all(name in said for name in STOCK) and "not uploaded: checkpoints/, manifest.json, run.yaml" in said
+    assert shown((run / "published" / "README.md").read_text()) in said
     steps = [path.name for path in (run / "checkpoints").iterdir()]
-    assert "as well" not in output and steps
+    assert "as well" not in said and steps
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true", "--checkpoints", "true"])
-    output = capsys.readouterr().out
-    assert all(f"also: branch {step}," in output for step in steps)
+    said = capsys.readouterr().out
+    assert all(f"also: branch {step}," in said for step in steps)
     assert not hub.requests
 
 
@@ -373,12 +373,12 @@ def test_a_recipe_checks_access_before_it_starts_and_publishes_at_its_end(home, 
     hub.refuse = "POST .*/commit/"
     with pytest.raises(SystemExit):
         recipe(pretrain, *words, "lab/base")
-    output = capsys.readouterr().err
-    assert "The run is complete. Publish it with: python training/publish.py" in output and "--repo lab/base" in output
+    said = capsys.readouterr().err
+    assert "The run is complete. Publish it with: python training/publish.py" in said and "--repo lab/base" in said
     hub.refuse = ""
     recipe(pretrain, *words, "lab/base", "--resume", "latest")  # only the push is left to do
-    output = capsys.readouterr().out
-    assert "Published: " in output and "Layout gpt2: stock GPT-2 can express the model" in output
+    said = capsys.readouterr().out
+    assert "Published: " in said and "Layout gpt2: stock GPT-2 can express the model" in said
     assert STOCK <= set(hub.files("lab/base")) and layout_at(hub, "lab/base") == "gpt2"
 
 
@@ -407,9 +407,9 @@ seen["tokens"] = transformers.AutoTokenizer.from_pretrained("ada/base", **trust)
 for repo in json.loads(sys.argv[2]):
     code = ModelCard.load(repo).text.split("```python\\n")[1].split("```")[0]
     here = {}
-    with contextlib.redirect_stdout(io.StringIO()) as output:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
         exec(code, here)
-    seen["code"][repo] = output.getvalue()
+    seen["code"][repo] = said.getvalue()
     if "peft" in code:
         learned = ((n.replace(".default", ""), p) for n, p in here["model"].named_parameters() if "lora_" in n)
         seen["weights"][repo] = digests(learned)

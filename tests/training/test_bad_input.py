@@ -36,10 +36,10 @@ def assert_refused(words, saved, capsys) -> None:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         run(words)
-    output = capsys.readouterr().err
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert ending.value.code == 2 and len(lines) == 1 and len(lines[0]) > 20, (words, output)
-    assert "Traceback" not in output
+    said = capsys.readouterr().err
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert ending.value.code == 2 and len(lines) == 1 and len(lines[0]) > 20, (words, said)
+    assert "Traceback" not in said
     assert snapshot(folder) == before
 
 

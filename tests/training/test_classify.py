@@ -113,11 +113,11 @@ def test_a_run_learns_and_writes_the_documented_files(trained):
 def test_a_checkpoint_predicts_as_the_model_does(trained, tmp_path, capsys):
     (tmp_path / "new.txt").write_text("boat wave salt\ntree moss deer\n")
     last = "last" if (trained / "last").exists() else "model"
-    outputs = []
+    said = []
     for name in ("checkpoints/step-20", last):
         run("--model", trained / name, "--predict", tmp_path / "new.txt", "--device", "cpu")
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] == outputs[1] and len(outputs[0].splitlines()) == 2
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and len(said[0].splitlines()) == 2
 
 
 def test_the_model_names_its_labels_and_predicts_as_the_run_did(trained, tmp_path, capsys):
@@ -130,8 +130,8 @@ def test_the_model_names_its_labels_and_predicts_as_the_run_did(trained, tmp_pat
     classify_text = pipeline("text-classification", model=str(trained / "model"), device="cpu")
     for batch_size in (1, 4):  # padded with the tokenizer's padding token
         found = classify_text([row["text"] for row in scored], batch_size=batch_size, truncation=True)
-        for row, answer in zip(scored, found, strict=True):
-            assert answer["label"] == row["predicted"]
+        for row, said in zip(scored, found, strict=True):
+            assert said["label"] == row["predicted"]
             assert answer["score"] == pytest.approx(
                 row["probabilities"][answer["label"]], abs=1e-2
             )  # the pipeline uses bf16

@@ -166,8 +166,8 @@ def test_a_run_of_two_processes_resumes_on_one_with_its_global_batch(two_process
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     words = [*words[: words.index("--expect-processes")], "--output-dir", tmp_path / "run", "--resume", "latest"]
     run_alone(*words)
-    output = capsys.readouterr().out
-    assert "environment.processes (2 -> 1)" in output and "12 steps, 16 rows each" in output
+    said = capsys.readouterr().out
+    assert "environment.processes (2 -> 1)" in said and "12 steps, 16 rows each" in said
     assert_close(tmp_path / "run", folder)
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-12" / "state.json").read_text())
     assert state["share"] == {"batch_size": 4, "accumulation_steps": 4, "processes": 1}

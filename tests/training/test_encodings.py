@@ -56,8 +56,8 @@ def test_a_run_does_not_depend_on_the_locale(tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode("ascii")
-    output = done.stdout.decode("ascii")
-    assert "M?we ?" in output
+    said = done.stdout.decode("ascii")
+    assert "M?we ?" in said
     assert 'sample_prompt: "M\\xF6we \\u2192"' in (tmp_path / "run" / "run.yaml").read_text(encoding="utf-8")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[0])["sample"].startswith("M\u00f6we \u2192")

@@ -165,8 +165,8 @@ def test_a_template_that_fails_is_a_one_line_error(template, home, tmp_path, mon
         render_text(template, TRIAL, {})
     shutil.copytree(home / "chat", tmp_path / "chat")
     (tmp_path / "chat" / "chat_template.jinja").write_text(template)
-    how, output = outcome("generate", [tmp_path / "chat", "--chat"], "Well?\n/exit\n")
-    assert how == REFUSED and "does not render a conversation" in output and "/exit quits" not in output
+    how, said = outcome("generate", [tmp_path / "chat", "--chat"], "Well?\n/exit\n")
+    assert how == REFUSED and "does not render a conversation" in said and "/exit quits" not in said
 
 
 # --- Models and adapters -----------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_an_adapter_whose_fields_are_of_another_kind_is_a_one_line_error(home, t
         for value in ([], -7):
             (bad / "adapter_config.json").write_text(json.dumps({**fields, name: value}), encoding="utf-8")
             found[name, str(value)] = outcome("generate", [bad, "the", "--max-new-tokens", "1"])
-    assert not {key: output for key, (how, output) in found.items() if how == LOST}
+    assert not {key: said for key, (how, said) in found.items() if how == LOST}
     assert found["base_model_name_or_path", "-7"][0] == found["peft_type", "-7"][0] == REFUSED
 
 
@@ -248,8 +248,8 @@ def test_each_bound_holds_on_both_sides(name):
 def test_a_model_larger_than_the_machine_is_refused_before_it_is_made(overrides, plan, home, tmp_path):
     words = ["--dataset", home / "data.txt", "--output-dir", tmp_path / "run", "--vocab-size", "300", "--plan", plan]
     words += ["--max-length", "16", "--max-steps", "1", "--device", "cpu", "--config-overrides"]
-    how, output = outcome("pretrain", [*words, f"{overrides},num_attention_heads=1"])
-    assert how == REFUSED and ("GB of memory, and there are" in output or "intermediate" in overrides), output
+    how, said = outcome("pretrain", [*words, f"{overrides},num_attention_heads=1"])
+    assert how == REFUSED and ("GB of memory, and there are" in said or "intermediate" in overrides), said
     assert not (tmp_path / "run").exists()
 
 
@@ -288,10 +288,10 @@ def test_file_names_that_are_not_utf8_are_read_and_shown_with_escapes(home, tmp_
     assert [file["name"] for file in source.record["files"]] == ["caf\\udce9\\x1b]0;title\\x07.txt"]
     words = "--config-overrides hidden_size=32,num_hidden_layers=1 --vocab-size 300 --max-length 16 --max-steps 1"
     words = ["--dataset", os.fsdecode(raw), *words.split(), "--device", "cpu", "--output-dir"]
-    how, output = outcome("pretrain", [*words, tmp_path / "run"])
-    assert how == RECOVERED and "\x1b[31m" not in output and "\udce9" not in output, output
-    how, output = outcome("pretrain", [*words, os.fsdecode(raw) + "-run"])
-    assert how == REFUSED and r"data\udce9\x1b[31m-run is not UTF-8" in output
+    how, said = outcome("pretrain", [*words, tmp_path / "run"])
+    assert how == RECOVERED and "\x1b[31m" not in said and "\udce9" not in said, said
+    how, said = outcome("pretrain", [*words, os.fsdecode(raw) + "-run"])
+    assert how == REFUSED and r"data\udce9\x1b[31m-run is not UTF-8" in said
 
 
 def test_a_prepared_part_that_is_truncated_while_it_is_mapped_is_one_error(home, tmp_path):
@@ -330,8 +330,8 @@ def test_a_nested_manifest_falls_back_to_the_older_checkpoint(home, tmp_path):
 def test_a_tokenizer_of_an_absurd_size_is_refused_before_it_is_trained(home, tmp_path):
     words = ["--dataset", home / "data.txt", "--output-dir", tmp_path / "out", "--compare", "none", "--vocab-size"]
     for size in ("1000000000000", str(2**24 + 1)):
-        how, output = outcome("train_tokenizer", [*words, size])
-        assert how == REFUSED and "at most 16,777,216" in output
+        how, said = outcome("train_tokenizer", [*words, size])
+        assert how == REFUSED and "at most 16,777,216" in said
         with pytest.raises(ValueError, match="at most 16,777,216"):
             train_tokenizer(["the sun"], vocab_size=int(size))
 
@@ -358,9 +358,9 @@ def test_texts_and_answers_are_printed_without_control_characters(home, tmp_path
     (tmp_path / "prompt.txt").write_text("the \x1b]0;title\x07 sun\x00")
     for samples in ("1", "2"):
         words = [home / "chat", f"FILE:{tmp_path / 'prompt.txt'}", "--max-new-tokens", "60", "--samples", samples]
-        how, output = outcome("generate", [*words, "--temperature", "30", "--top-k", "0"])
-        assert how == RECOVERED and r"the \x1b]0;title\x07 sun\x00" in output
-        assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", output)  # a progress bar writes \r
+        how, said = outcome("generate", [*words, "--temperature", "30", "--top-k", "0"])
+        assert how == RECOVERED and r"the \x1b]0;title\x07 sun\x00" in said
+        assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", said)  # a progress bar writes \r
 
 
 def test_an_error_line_holds_no_control_characters(capsys, tmp_path):

@@ -93,8 +93,8 @@ def test_stock_transformers_gives_the_answers_of_the_run(trained):
     for response in json.loads((trained / "responses.json").read_text()):
         messages = [{"role": "user", "content": response["instruction"]}]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
-        output = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
-        assert tokenizer.decode(output, skip_special_tokens=True) == response["after"]
+        said = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(said, skip_special_tokens=True) == response["after"]
         assert generate_answers(
             model, tokenizer, [encode_prompt(tokenizer, messages)], temperature=0, max_new_tokens=8
         ) == [response["after"]]
@@ -197,10 +197,10 @@ def test_a_preview_reports_dropped_and_cut_rows_and_shows_packed_rows(tmp_path, 
         assert is_cut == line.endswith(", cut at 64 tokens")
         assert ("[[" in text) != is_long
     run(*words, "--pack", "true")
-    output = capsys.readouterr().out
-    assert "Will be dropped: 4 of 12 conversations, because their prompt fills a row." in output
-    shown = output.split("\n--- ")[1:]
-    assert len(shown) < 8 and sum(each.count("[[sea") for each in shown) == 8 and long[:30] not in output
+    said = capsys.readouterr().out
+    assert "Will be dropped: 4 of 12 conversations, because their prompt fills a row." in said
+    shown = said.split("\n--- ")[1:]
+    assert len(shown) < 8 and sum(each.count("[[sea") for each in shown) == 8 and long[:30] not in said
     assert max(each.count("[[sea") for each in shown) > 1
 
 

@@ -42,16 +42,16 @@ def test_the_notebook_runs_from_text_to_publication(tmp_path, monkeypatch, capsy
         exec(compile(re.sub(r"^( *)%.*", r"\1pass", code, flags=re.MULTILINE), f"cell {n + 1}", "exec"), names)
         if n == 0:
             names |= {"DATASET": "notes", "VOCAB_SIZE": 300, "LENGTH": 32, "STEPS": 40}
-    output = capsys.readouterr().out
+    said = capsys.readouterr().out
     losses = [
         line["eval_loss"] for line in names["read_metrics"](Path("runs/notebook/metrics.jsonl")) if "eval_loss" in line
     ]
     assert losses[-1] < 0.7 * losses[0]
-    before, after = re.search(r"loss on loud text: ([\d.]+) before, ([\d.]+) now", output).groups()
+    before, after = re.search(r"loss on loud text: ([\d.]+) before, ([\d.]+) now", said).groups()
     assert float(after) < float(before)
     model = AutoModelForCausalLM.from_pretrained("runs/notebook-loud/model")
     AutoPeftModelForCausalLM.from_pretrained("runs/notebook-loud/adapter", trust_remote_code=True)
     assert model.num_parameters() == names["model"].num_parameters()
     card = ModelCard((tmp_path / "runs/notebook/published/README.md").read_text())
     assert card.data.eval_results[0].metric_value == pytest.approx(losses[-1], abs=0.1)
-    assert "## Training data" in card.text and card.text in output
+    assert "## Training data" in card.text and card.text in said

@@ -456,7 +456,7 @@ def test_a_stopped_preparation_resumes_with_finished_parts(stop_at, corpus, toke
     _, manifest = prepared(*words, "--output-dir", tmp_path / "p")
     assert manifest == whole
     assert "Going on with the preparation" in capsys.readouterr().out
-    assert before and not set(remade) & set(before)  # finished parts are used again
+    assert before and not set(remade) & set(before)  # what was there is used again
 
 
 def test_a_finished_preparation_is_reported_and_another_is_refused(corpus, tokenizer, tmp_path, capsys):
@@ -478,7 +478,7 @@ def test_replacing_prepared_data_removes_its_files_and_no_others(corpus, tokeniz
     folder, _ = prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")
     (folder / "notes.txt").write_text("mine")
     before = snapshot(folder)
-    prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")  # both exist
+    prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")  # both are there
     assert "is prepared already" in capsys.readouterr().out and snapshot(folder) == before
     prepared(*words, "--overwrite", "true")
     left = ["manifest.json", "notes.txt", "tokenizer", "train", "validation"]
@@ -611,7 +611,7 @@ def test_settings_that_keep_no_rows_are_errors_and_leave_no_files(tmp_path, caps
     corpus = write_rows(tmp_path / "short.jsonl", [{"text": f"Number {n} is short."} for n in range(40)])
     words = ["--dataset", corpus, "--task", "text", "--output-dir", tmp_path / "p"]
     fails([*words, "--quality", "true"], r"quality took 40 \(mostly too_short 40\)", capsys)
-    prepared(*words)  # the corrected command then runs
+    prepared(*words)  # the corrected command is not refused
 
 
 # --- Invalid input -----------------------------------------------------------------------------------------------

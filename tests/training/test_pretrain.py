@@ -165,7 +165,7 @@ def test_without_the_best_weights_the_best_step_is_chosen_again(trained, story, 
     words = ["--dataset", story, *SMALL, "--max-steps", 40, "--eval-every", 10, "--keep-best", "true"]
     words += ["--test-fraction", 0.1, "--checkpoint-every", 10, "--learning-rate", 0.5, "--allow-changed", "true"]
     words += ["--sample-prompt", "On day", "--output-dir", tmp_path / "run"]
-    run(*words, "--resume", trained / "checkpoints" / "step-20")  # and no later step is as good
+    run(*words, "--resume", trained / "checkpoints" / "step-20")  # and nothing is as good again
     assert "from here the best is chosen anew" in capsys.readouterr().out
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
     assert min(lines, key=lambda line: line["eval_loss"])["step"] <= 20
@@ -343,9 +343,9 @@ def test_resuming_with_changed_options_is_refused_by_name_or_allowed(trained, st
     fails([*arguments, *shape], "step-30 belongs to another model.*Start a new run in a new --output-dir", capsys)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
     run(*arguments, "--seed", 1, "--allow-changed", "true", "--log-every", 1)
-    output = capsys.readouterr().out
-    assert "Changed, and allowed: seed (0 -> 1)" in output and "max_steps (30 -> 32)" in output
-    assert "log_every (5 -> 1)" in output and "Going on from step-30" in output
+    said = capsys.readouterr().out
+    assert "Changed, and allowed: seed (0 -> 1)" in said and "max_steps (30 -> 32)" in said
+    assert "log_every (5 -> 1)" in said and "Going on from step-30" in said
     steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert steps == [5, 10, 15, 20, 25, 30, 31, 32]
 

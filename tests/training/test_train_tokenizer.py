@@ -57,10 +57,10 @@ def test_the_output_names_the_vocabulary_size_and_the_next_command(story, tmp_pa
     capsys.readouterr()
     words = ["--dataset", story / "story.txt", "--output-dir", tmp_path / "t", "--compare", tmp_path, "--kind", "word"]
     run(*words, "--vocab-size", 5000)
-    output = capsys.readouterr().out
-    assert "Nothing to compare with" in output and "could not be loaded" in output
-    assert re.search(r"Tokenizer: word, \d+ tokens instead of 5,000 \(the text yields no more\), ", output)
-    assert f"--tokenizer {tmp_path / 't'}" in output
+    said = capsys.readouterr().out
+    assert "Nothing to compare with" in said and "could not be loaded" in said
+    assert re.search(r"Tokenizer: word, \d+ tokens instead of 5,000 \(the text yields no more\), ", said)
+    assert f"--tokenizer {tmp_path / 't'}" in said
 
 
 def test_a_stream_is_sampled_and_compared_with_another_tokenizer(folder, story, tmp_path):
@@ -111,8 +111,8 @@ def test_bad_input_is_a_one_line_error_and_nothing_is_written(words, message, fo
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         run("--dataset", story / "story.txt", "--output-dir", tmp_path / "new", *words)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert ending.value.code == 2 and len(lines) == 1 and message in lines[0], lines
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ending.value.code == 2 and len(said) == 1 and message in said[0], said
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
