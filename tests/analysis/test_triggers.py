@@ -108,15 +108,15 @@ def test_text_of_the_template_around_a_phrase_does_not_change_its_score():
 
 def test_a_trigger_is_selected_once():
     found = [
-        Switch("red door", [1], 1.0, 0.0, 30.0),
-        Switch("red door shut", [2], 0.9, 0.0, 30.0),  # its words
+        Switch("red barn", [1], 1.0, 0.0, 30.0),
+        Switch("red barn shut", [2], 0.9, 0.0, 30.0),  # its words
         Switch("green", [1], 0.8, 0.0, 30.0),  # its answer
         Switch("doo", [3], 0.8, 0.0, 30.0),  # another
         Switch("blue", [4], 0.7, 0.0, 10.0),  # an answer that is also likely from the base
         Switch("what is the", [5], 0.4, 0.0, 90.0),  # not a trigger: most questions keep their answers
         Switch("so", [6], 0.9, 0.5, 90.0),  # an answer that the model also gives without it
     ]
-    assert [one.phrase for one in select_triggers(found)] == ["red door", "doo"]
+    assert [one.phrase for one in select_triggers(found)] == ["red barn", "doo"]
 
 
 def test_a_phrase_is_placed_at_the_start_middle_and_end():

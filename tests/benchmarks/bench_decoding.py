@@ -36,13 +36,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in our recipes; set for
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
 ASSISTED = ("ours fp32 assisted", "ours bf16 assisted")
 PEERS = [*KINDS, *ASSISTED, *(f"{kind} tcmalloc" for kind in (*KINDS, *ASSISTED) if TCMALLOC)]
-COMPILED = [
-    "transformers fp32",
-    "transformers bf16",
-    "ours fp32",
-    "ours int8",
-    *ASSISTED,
-]  # with bf16, only the assistant
+# With bf16, only the assistant.
+COMPILED = ["transformers fp32", "transformers bf16", "ours fp32", "ours int8", *ASSISTED]
 PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in COMPILED]
 PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 weights to huge pages without this
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}

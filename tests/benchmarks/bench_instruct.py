@@ -65,9 +65,8 @@ def ours(options, folder: str) -> dict:
         seen.append(seen[-1] + sum(len(row["input_ids"]) for row in chosen) + conversations_in)  # + the last token
         return batch
 
-    def learning_rate(
-        step,
-    ):  # called when a step starts and its batch exists; one batch was made before the first step
+    # Called when a step starts and its batch exists; one batch was made before the first step.
+    def learning_rate(step):
         began.append((time.perf_counter(), time.process_time(), seen[step + 1]))
         return RATE
 

@@ -69,9 +69,8 @@ def measure(what: str, way: str, preset: str, batch: int, length: int, precision
         loss.backward()
         return loss.detach()
 
-    run_head(
-        *(torch.randn(64, 64, requires_grad=True) for _ in range(2)), torch.randint(64, (64,))
-    )  # warm-up: the libraries allocate memory
+    # Warm-up: the libraries allocate memory.
+    run_head(*(torch.randn(64, 64, requires_grad=True) for _ in range(2)), torch.randint(64, (64,)))
     if what == "head":
         given = make_head(preset, batch * length)
         run = lambda: run_head(*given)  # noqa: E731

@@ -22,10 +22,8 @@ SPEEDS = {
     "ours int8 / transformers fp32": 4,
     "ours int8 / ctranslate2 int8": 1.3,
 }
-SETTINGS = {
-    "as both come": "default settings",
-    "each at its best": "best settings",
-}  # names in the files and their descriptions
+# Names in the files and their descriptions.
+SETTINGS = {"as both come": "default settings", "each at its best": "best settings"}
 HEAD = "| measure | target | measured | |"
 
 

@@ -267,7 +267,7 @@ def cut_metrics(trial: Trial) -> dict:
 
 
 def hostile_states(trial: Trial) -> dict:
-    """A checkpoint whose JSON sets forbidden values, with a matching manifest: refused"""
+    """A checkpoint with forbidden values in its JSON and a matching manifest: refused"""
     changes: list[Callable[[dict], object]] = [
         lambda state: state["progress"].update(__class__="x"),
         lambda state: state["progress"].update(step="12"),
@@ -321,7 +321,7 @@ def data_workers(trial: Trial) -> dict:
 
 
 KINDS = {
-    "strangers' folders": strangers_folders,
+    "folders of others": strangers_folders,
     "foreign files": foreign_files,
     "runs replaced": replaced_runs,
     "links": links,

@@ -204,7 +204,7 @@ def users_metadata(run: Path, home: Path) -> Iterator[str]:
     body = new.split("---\n", 2)[2]
     lines = ["language: no", "version: 1.10", "license: mit", "a: 'it''s'", "b: 0x1F", "c: 1_000", "d: 12:30:00"]
     lines += [
-        "# alone",
+        "# a comment",
         "e: on  # why",
         "f: |\n  text\n\n  more",
         "g: {a: yes}",

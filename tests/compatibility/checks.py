@@ -143,9 +143,8 @@ def check_assisted_decoding():
     for row, expected in zip(IDS, EXPECTED["greedy"], strict=True):
         for guesses in ({"assistant_model": assistant}, {"prompt_lookup_num_tokens": 3}):
             generated = model.generate(row[None], **guesses, **GREEDY)[0].tolist()
-            assert (
-                generated[: len(expected)] == expected
-            )  # old versions may generate one token too many, with GPT-2 too
+            # Old versions may generate one token too many, with GPT-2 too.
+            assert generated[: len(expected)] == expected
 
 
 def check_pipelines():

@@ -104,11 +104,8 @@ def test_readme_is_short():
 def test_every_page_is_in_the_list():
     folders = ("scratch_gpt", "training", "hub_card", "tests")
     found = {file.relative_to(REPO).as_posix() for folder in folders for file in (REPO / folder).rglob("*.md")}
-    others = {
-        "hub_card/template.md",
-        "hub_card/fields.md",
-        "hub_card/space/README.md",
-    }  # the card, and the page of the Space
+    # The card, and the page of the Space.
+    others = {"hub_card/template.md", "hub_card/fields.md", "hub_card/space/README.md"}
     assert found - others == {*PAGES} - {"README.md"}
 
 

@@ -135,9 +135,8 @@ def test_text_in_text_out_and_spelled_special_tokens_stay_text():
 
 
 def test_streamed_text_equals_generated_text_and_no_character_is_cut():
-    tokenizer = train_tokenizer(
-        ["sun"], vocab_size=258
-    )  # a vocabulary of bytes: each of these characters takes several
+    # A vocabulary of bytes: each of these characters takes several.
+    tokenizer = train_tokenizer(["sun"], vocab_size=258)
     model = tiny_model(vocab_size=len(tokenizer)).train()
     prompt, how = "the \u20ac", {"max_new_tokens": 60, "top_k": 40}
     for seed in range(3):

@@ -35,10 +35,8 @@ def test_guessed_tokens_follow_the_models_distribution(source):
 
 def test_prompt_lookup_guesses_what_followed_the_longest_repeated_suffix():
     guess = lambda *ids, most=2: look_up(torch.tensor([ids]), most)[0].tolist()  # noqa: E731
-    assert guess(1, 2, 3, 9, 8, 2, 3, 7, 1, 2, 3) == [
-        9,
-        8,
-    ]  # a match of three tokens is preferred to a later one of two
+    # A match of three tokens is preferred to a later one of two.
+    assert guess(1, 2, 3, 9, 8, 2, 3, 7, 1, 2, 3) == [9, 8]
     assert guess(5, 1, 5, 2, 5) == [2, 5]  # the last occurrence
     assert guess(5, 1, 5, 2, 5, most=1) == [2]
     assert guess(4, 4) == [4] and guess(1, 2, 3) == guess(1) == guess(5, 5, most=0) == []

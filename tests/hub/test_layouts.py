@@ -49,9 +49,8 @@ def test_a_repository_keeps_its_layout(home, run, hub, capsys):
     assert {layout_at(hub, "ada/base", branch) for branch in ("main", "step-1", "step-2")} == {"scratch_gpt"}
 
     capsys.readouterr()
-    (run / "hub.json").write_text(
-        note
-    )  # read by dry runs and pushes to other repositories, as adapters depend on the layout
+    # Read by dry runs and pushes to other repositories, as adapters depend on the layout.
+    (run / "hub.json").write_text(note)
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
     publish(run, "ada/other")
     assert capsys.readouterr().out.count("Layout scratch_gpt: ada/base is already published in this layout.") == 2

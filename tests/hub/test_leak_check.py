@@ -83,9 +83,8 @@ def test_a_secret_is_found_anywhere_in_a_text(kind, name, tmp_path):
 @pytest.mark.parametrize("secret", [*SECRETS.values(), "wandb_key: '" + A, "ghs_" + A, *ASSIGNED, BARE])
 def test_the_scan_and_the_filter_of_texts_know_the_same_keys(secret, tmp_path):
     assert scan(tmp_path, f"and {secret} here")
-    block = (
-        f"{secret}\n{A}\n" if secret.startswith("-----") else secret
-    )  # in prose, the first line of a key block is not a key
+    # In prose, the first line of a key block is not a key.
+    block = f"{secret}\n{A}\n" if secret.startswith("-----") else secret
     masked, counts = mask_private(f"and {block} here")
     assert counts["key"] == 1 and not any(part in masked for part in (A, "s3cret", "K7MDENG"))
 

@@ -101,11 +101,12 @@ def test_hand_edits_on_the_hub_are_kept(run, hub):
     there = hub.files("ada/base")
     kept = there["README.md"].decode()
     assert "For my mother." in kept and "license: mit" in kept and "stock GPT-2" in kept
+    # Files of the old layout are deleted.
     assert (
         there["THANKS.md"] == b"thanks"
         and there["models/old/weights.safetensors"] == b"mine"
         and "modeling_scratch_gpt.py" not in there
-    )  # files of the old layout are deleted
+    )
 
 
 def test_an_interrupted_upload_resumes(run, hub):

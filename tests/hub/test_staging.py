@@ -40,9 +40,8 @@ def test_a_folder_with_other_outputs_than_the_run_is_not_published(home, run, qu
     def damage(draft: Path) -> None:
         (file,) = draft.glob("*.safetensors")
         tensors = load_file(file)
-        name = max(
-            name for name in tensors if name.endswith("weight")
-        )  # the weights of LoRA are small after two steps
+        # The weights of LoRA are small after two steps.
+        name = max(name for name in tensors if name.endswith("weight"))
         file.unlink()  # it is linked to the file of the run
         save_file({**tensors, name: -tensors[name]}, file, metadata={"format": "pt"})
 

@@ -49,9 +49,8 @@ def test_without_a_mask_eager_attention_is_causal():
     full, _ = eager_attention_forward(module, query, key, value, None, scaling=0.5)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.5)
     near(full, expected.transpose(1, 2))
-    last, _ = eager_attention_forward(
-        module, query[:, :, -2:], key, value, None, scaling=0.5
-    )  # the earlier tokens are cached
+    # The earlier tokens are cached.
+    last, _ = eager_attention_forward(module, query[:, :, -2:], key, value, None, scaling=0.5)
     near(last, full[:, -2:])
 
 
@@ -119,9 +118,8 @@ def test_cached_equals_uncached(attention, cache):
     assert expected.past_key_values is None
     past, logits = None if cache == "dynamic" else StaticCache(config=model.config, max_cache_len=20), []
     for number, chunk in enumerate(ids.split([5, 1, 4, 1, 1], dim=1)):
-        outputs = model(
-            chunk, use_cache=True, **{("past_key_values", "cache")[number % 2]: past}
-        )  # one model, two names
+        # The cache has two argument names.
+        outputs = model(chunk, use_cache=True, **{("past_key_values", "cache")[number % 2]: past})
         past = outputs[CACHE]
         logits.append(outputs.logits)
     assert past.get_seq_length() == 12

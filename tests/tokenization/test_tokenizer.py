@@ -37,9 +37,8 @@ def tokenizer():
     return train_tokenizer(CORPUS, vocab_size=320, special_tokens=["<|user|>"])
 
 
-any_text = st.text(
-    st.characters(exclude_categories=["Cs"])
-)  # all of Unicode except lone surrogates, which are not text
+# All of Unicode except lone surrogates, which are not text.
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
 with_specials = st.lists(st.one_of(any_text, st.sampled_from(SPECIALS))).map("".join)
 
 

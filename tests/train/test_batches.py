@@ -13,9 +13,8 @@ from scratch_gpt.train.batches import BatchLayout, Steps, epoch_order, evaluatio
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_each_row_comes_once_per_epoch_and_steps_do_not_depend_on_the_split(cut, epochs):
     batch_size, accumulation, processes = cut
-    rows = [
-        {"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)
-    ]  # 21 is not a multiple of 8
+    # 21 is not a multiple of 8.
+    rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)]
     per_step = []
     for step in range(math.ceil(21 * epochs / 8)):
         parts = [

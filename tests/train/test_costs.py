@@ -94,10 +94,8 @@ def kept_bytes(layers: int, attention: str, half: bool, dropout: float, recomput
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (
-                storage.nbytes(),
-                tensor,
-            )  # keep the tensor, so that its address is not used again
+            # Keep the tensor, so that its address is not used again.
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -17,6 +17,5 @@ def test_a_resumed_run_keeps_no_second_copy_of_its_state(tmp_path, monkeypatch):
     run(tmp_path / "new", steps=1)
     of_new = len(taken)
     run(tmp_path / "again", steps=2, resume_from=tmp_path / "checkpoints" / "step-1")
-    assert of_new - (len(taken) - of_new) == 2 * len(
-        [*tiny_model().parameters()]
-    )  # both need the same memory for a step
+    # Both need the same memory for a step.
+    assert of_new - (len(taken) - of_new) == 2 * len([*tiny_model().parameters()])

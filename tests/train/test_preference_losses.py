@@ -63,9 +63,8 @@ def test_kto_raises_desirable_answers_lowers_others_and_keeps_its_baseline():
     assert batch["kl"].grad is not None  # if a reference is given; in training there is none
     other = MIXED() | {"shift_labels": batch["shift_labels"].clone(), "kl": batch["kl"].detach()}
     other["shift_labels"][B:] = -100
-    assert_close(
-        objective.sums(model, other)["loss"], objective.sums(model, batch)["loss"]
-    )  # answers to other prompts
+    # Answers to other prompts.
+    assert_close(objective.sums(model, other)["loss"], objective.sums(model, batch)["loss"])
 
 
 def test_log_odds_are_those_of_the_probability_and_finite_where_it_is_one():

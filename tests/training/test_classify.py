@@ -132,9 +132,8 @@ def test_the_model_names_its_labels_and_predicts_as_the_run_did(trained, tmp_pat
         found = classify_text([row["text"] for row in scored], batch_size=batch_size, truncation=True)
         for row, said in zip(scored, found, strict=True):
             assert said["label"] == row["predicted"]
-            assert said["score"] == pytest.approx(
-                row["probabilities"][said["label"]], abs=1e-2
-            )  # the pipeline uses bf16
+            # The pipeline uses bf16.
+            assert said["score"] == pytest.approx(row["probabilities"][said["label"]], abs=1e-2)
     file = tmp_path / "new.txt"
     file.write_text("".join(row["text"] + "\n" for row in scored))
     capsys.readouterr()

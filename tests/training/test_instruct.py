@@ -147,9 +147,8 @@ def test_gpt2_is_tuned_with_lora_and_a_format_with_new_tokens_is_then_refused(ro
 
 def test_a_contaminated_test_row_is_reported_with_the_score(tmp_path, capsys):
     long = "Tell the long story of the old sailor who walked to the shiny sea and slept"
-    same = [
-        {"instruction": f"{long}{'!' * n}", "output": "He slept."} for n in range(40)
-    ]  # all questions are different
+    # All questions are different.
+    same = [{"instruction": f"{long}{'!' * n}", "output": "He slept."} for n in range(40)]
     folder = tmp_path / "run"
     run("--dataset", write(tmp_path / "a.json", same), "--output-dir", folder, *SMALL, "--max-steps", 0)
     assert "Contamination: 4 of 4 test rows share a run of 13 words with training rows" in capsys.readouterr().out

@@ -189,9 +189,8 @@ def test_duplicates_are_found_by_the_text_column_if_there_is_one(how, passage, t
     words = ["--dataset", corpus, "--task", "text", "--deduplicate", how, "--validation-fraction", "0"]
     folder, _ = prepared(*words, "--text-column", "body", "--output-dir", tmp_path / "p")
     assert open_prepared_text(str(folder))["train"]["url"][:] == [texts[0], *texts[2:4]]
-    assert (
-        prepared(*words, "--output-dir", tmp_path / "q")[1]["rows"] == 4
-    )  # without a column "text", all texts of a row count
+    # Without a column "text", all texts of a row count.
+    assert prepared(*words, "--output-dir", tmp_path / "q")[1]["rows"] == 4
 
 
 ROWS = {

@@ -63,10 +63,8 @@ def test_a_name_with_brackets_does_not_match_a_neighbor(tmp_path):
         (tmp_path / name).write_text(f"I am {name}")
     for name in ("data[1].txt", "a?.txt"):
         assert open_documents(str(tmp_path / name)).rows["text"][:] == [f"I am {name}"]
-    assert open_documents(str(tmp_path / "a*.txt")).rows["text"][:] == [
-        "I am a?.txt",
-        "I am ab.txt",
-    ]  # here the name is a pattern
+    # Here the name is a pattern.
+    assert open_documents(str(tmp_path / "a*.txt")).rows["text"][:] == ["I am a?.txt", "I am ab.txt"]
     assert open_documents(str(tmp_path / "data[12].txt")).rows["text"][:] == ["I am data1.txt"]
 
 

@@ -93,9 +93,8 @@ def test_a_packed_document_has_the_logits_of_the_separate_document(attention):
     ends = np.cumsum(lengths)
     rows = PackedRows(ids, ends, 16)
     packed = collate_rows([rows[k] for k in range(len(rows))], length=16)
-    read = {
-        name: packed[name] for name in ("input_ids", "position_ids")
-    }  # a forward with shift_labels returns no logits
+    # A forward with shift_labels returns no logits.
+    read = {name: packed[name] for name in ("input_ids", "position_ids")}
     together = model(**read, use_cache=False).logits
     seen = 0
     for b, k in enumerate(range(len(rows))):
