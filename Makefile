@@ -1,11 +1,11 @@
-# make train | test | quality | style | docs | conformance | compatibility | newest | servers | bench | bench-tuning | chaos | publish-demo: each sets itself up.
-# Without make, or on Windows: the same lines stand in README.md.
+# make train | test | quality | style | docs | conformance | compatibility | newest | servers | bench | bench-tuning |
+# chaos | publish-demo: each target installs its dependencies. README.md has the same commands without make.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
-# A file's tests share what they set up, so a file is one worker's; a worker needs up to 2 GB.
+# Tests of a file share fixtures, so each file runs in one worker; a worker needs up to 2 GB.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 # One thread for each core, as the launcher would choose with a warning.
 THREADS = $${OMP_NUM_THREADS:-$$($(BIN)/python -c 'import psutil; print(psutil.cpu_count(logical=False) or 1)')}
@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM ?= true
 .PHONY: train test quality style docs conformance compatibility newest servers bench bench-tuning chaos publish-demo clean
 .DEFAULT_GOAL := train
 
-# torch first and alone: asked for together with others, a resolver may choose another build of it.
+# torch first: installed together with others, pip may choose another build of it.
 $(VENV)/.package: pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is too old; this needs Python 3.11 or newer. Set it with: make PYTHON=python3.12" >&2; exit 2; }
@@ -58,17 +58,17 @@ conformance: $(VENV)/.dev
 	@$(BIN)/python tests/conformance/fetch.py
 	@$(BIN)/python -m pytest tests/conformance -q --import-mode=prepend
 
-# What we publish, in stock transformers of six versions, each installed in a folder of its own.
+# Published folders in six versions of stock transformers, each installed in a separate folder.
 compatibility: $(VENV)/.dev
 	@$(BIN)/python tests/compatibility/run.py --out tests/compatibility/compatibility.json
 	@$(BIN)/python tests/documentation/pages.py
 
-# Greedy ids of vLLM, `transformers serve` and llama.cpp's server, each installed into an environment of its own.
+# Greedy ids of vLLM, `transformers serve` and llama.cpp's server, each in a separate environment.
 servers: $(VENV)/.dev
 	@$(BIN)/python tests/servers/ask_servers.py --out tests/servers/servers.json
 	@$(BIN)/python tests/documentation/pages.py
 
-# The tests with the newest release of every library (but torch, which stays), in an environment of its own.
+# The tests with the newest release of every library except torch, in a separate environment.
 NEWEST_VENV ?= .venv-newest
 newest:
 	@rm -rf $(NEWEST_VENV)
@@ -78,8 +78,7 @@ newest:
 	@$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check
 	@$(NEWEST_VENV)/bin/python -m pytest $(PARALLEL)
 
-# An hour and a half on a machine that does nothing else. With a trained CHECKPOINT and a TEXT that it has not seen,
-# int8's perplexity too.
+# An hour and a half on an idle machine. With a trained CHECKPOINT and an unseen TEXT, also the perplexity in int8.
 BENCHES = training loss loop scaling plan loading main_job checkpoints tokenizers cleaning prepare lora publish
 bench: $(VENV)/.dev
 	@$(INSTALL) -e ".[bench]"
@@ -92,7 +91,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/targets.py
 	@$(BIN)/python tests/documentation/pages.py
 
-# What tuning comes to, an hour and more: DATA holds books/, sms_spam.tsv and the book's two files of instructions.
+# Results of fine-tuning, more than an hour. DATA has books/, sms_spam.tsv and the book's two files of instructions.
 DATA ?= $(SCRATCH_GPT_DATA)
 bench-tuning: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/spam.py --books $(DATA)/books --spam $(DATA)/classification/sms_spam.tsv \
@@ -108,11 +107,11 @@ bench-tuning: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/safety.py --instructions $(DATA)/instruction-data.json \
 		--out tests/benchmarks/safety.json
 
-# Kills, damages, full disks and bad input, many of each kind: half an hour.
+# Killed runs, damaged files, full disks and bad input, many of each kind: half an hour.
 chaos: $(VENV)/.dev
 	@$(BIN)/python tests/chaos/chaos.py
 
-# The folder and the card of the main job's model as they would be pushed; only local files.
+# The folder and card of the main job's model as they would be pushed; nothing is uploaded.
 publish-demo: $(VENV)/.dev
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --config_file training/configs/accelerate/cpu_1.yaml \
 		training/pretrain.py --config training/configs/python_docs.yaml --output-dir runs/python-docs --overwrite true

@@ -1,4 +1,4 @@
-"""The rooms of scratch_gpt/: who may import whom, and what importing costs."""
+"""Test the rooms of scratch_gpt/: their allowed imports and the cost of importing."""
 
 import ast
 import importlib.util
@@ -15,14 +15,14 @@ from rooms import ONLY_IN, ROOMS
 STDLIB = set(sys.stdlib_module_names)
 OURS = ("scratch_gpt", "scratch_gpt_training")
 
-# Modules without a test file of their own: the file that tests them.
+# Modules without a separate test file, and the file that tests them.
 UNTESTED_BY_NAME = {
-    "scratch_gpt/runs/evaluation_file.py": "with what it records: tests/training/test_evaluate.py",
-    "scratch_gpt/utils/extras.py": "with an extra that is missing: tests/conversion/test_export.py",
-    "scratch_gpt/utils/key_shapes.py": "with what looks for keys: tests/hub/test_leak_check.py",
+    "scratch_gpt/runs/evaluation_file.py": "with the recipe that writes it: tests/training/test_evaluate.py",
+    "scratch_gpt/utils/extras.py": "with a missing extra: tests/conversion/test_export.py",
+    "scratch_gpt/utils/key_shapes.py": "with the leak check: tests/hub/test_leak_check.py",
     "scratch_gpt/utils/plots.py": "with the runs that draw them: tests/training/test_classify.py",
     "training/__main__.py": "as the command: tests/training/test_main.py",
-    "training/publish.py": "with what is published: tests/hub/test_publish.py",
+    "training/publish.py": "with published runs: tests/hub/test_publish.py",
     "training/support/evaluation/labeled.py": "with its recipe: tests/training/test_evaluate.py",
     "training/support/evaluation/measurements.py": "with its recipe: tests/training/test_evaluate.py",
     "training/support/preparation/outputs.py": "with its recipe: tests/training/test_prepare.py",
@@ -41,7 +41,7 @@ def modules(package: str) -> list[Path]:
 
 
 def imports(file: Path) -> list[tuple[str, bool]]:
-    """(dotted name, inside a function) for every import of a file; ours are absolute."""
+    """Return (dotted name, inside a function) for every import of a file; our names are absolute."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     package = file.relative_to(REPO).parent.parts
@@ -52,7 +52,7 @@ def imports(file: Path) -> list[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             name = ".".join([*base, *filter(None, [node.module])])
-            # of a package of ours a module is imported, or a name from a module
+            # from our packages, a module or a name of a module is imported
             names = [f"{name}.{alias.name}" for alias in node.names] if name.split(".")[0] in OURS else [name]
         else:
             continue
@@ -60,12 +60,12 @@ def imports(file: Path) -> list[tuple[str, bool]]:
     return found
 
 
-def test_every_folder_is_in_the_table_and_holds_all_modules():
+def test_every_folder_of_the_package_is_in_the_table():
     folders = {file.relative_to(REPO / "scratch_gpt").parts[0] for file in modules("scratch_gpt")}
     assert folders == {*ROOMS, "__init__.py"}
 
 
-def test_every_module_has_a_test_file_of_its_path_or_a_reason():
+def test_every_module_has_a_test_file_with_its_path_or_a_reason():
     without = set()
     for file in [*modules("scratch_gpt"), *modules("training")]:
         path = file.relative_to(REPO)
@@ -108,7 +108,7 @@ def test_every_allowed_import_between_packages_is_used():
 
 
 def test_every_import_of_our_modules_names_an_existing_name():
-    """Also in the benches and scripts that no test runs."""
+    """This includes benchmarks and scripts that no test runs."""
     for folder in ("scratch_gpt", "training", "tests", "hub_card"):
         for file in modules(folder):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -180,7 +180,7 @@ def test_the_library_has_no_command_line_and_uses_the_rank_only_in_the_loop():
 
 
 def names_no_encoding(call: ast.Call) -> bool:
-    """Whether a call opens a file or a program's output as text in the encoding of the locale."""
+    """Return whether a call opens a file or a program's output as text in the encoding of the locale."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     if "encoding" in given:
@@ -208,14 +208,14 @@ def test_a_call_that_leaves_the_encoding_to_the_locale_is_found(line, found):
 
 
 def test_every_file_is_read_and_written_as_utf8_whatever_the_locale():
-    """ruff's PLW1514 does the same where it can tell that a value is a path."""
+    """ruff's PLW1514 checks the same only for values that it recognizes as paths."""
     for folder in ("scratch_gpt", "training", "hub_card"):
         for file in (REPO / folder).rglob("*.py"):
             calls = (node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.Call))
             assert not [call.lineno for call in calls if names_no_encoding(call)], file
 
 
-def test_importing_the_package_costs_no_more_than_transformers_own_model():
+def test_importing_the_package_costs_no_more_than_transformers_gpt2():
     code = """if True:
         import sys, torch
         import transformers.models.gpt2.modeling_gpt2

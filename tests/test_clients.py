@@ -1,6 +1,6 @@
-"""Clients that train and serve, on our model as it is: pipelines, TRL, transformers serve.
+"""Test clients that train and serve our model without changes: pipelines, TRL, transformers serve.
 
-Others are next to what they are compared with: Trainer in test_trainer.py, peft and bitsandbytes in test_adapters.py,
+Other clients are tested elsewhere: Trainer in test_trainer.py, peft and bitsandbytes in test_adapters.py,
 lm_eval in test_likelihood.py, TRL's losses in test_instruct.py and test_preferences.py, stock transformers in
 test_compatibility.py.
 """
@@ -45,7 +45,7 @@ def losses(trainer) -> list[float]:
 
 @pytest.fixture
 def chat():
-    """A model that keeps a chat template, and its tokenizer."""
+    """Return a model with a chat template, and its tokenizer."""
     tokenizer = train_tokenizer([str(turns) for turns in TURNS], 320)
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=128)
     store_format(tokenizer, "chatml", model)
@@ -55,7 +55,7 @@ def chat():
 # --- transformers ------------------------------------------------------------------------------------------------
 
 
-def test_a_pipeline_answers_as_we_do(chat):
+def test_a_pipeline_gives_our_answers(chat):
     model, tokenizer = chat
     said = pipeline("text-generation", model=model.eval(), tokenizer=tokenizer)(
         TURNS[0][:1], max_new_tokens=8, do_sample=False
@@ -83,25 +83,25 @@ def test_trl_tunes_on_conversations_and_saves_a_complete_model(chat, tmp_path):
     assert_close(again(ids).logits, model.eval()(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_trl_prefers_from_log_two_down(chat, tmp_path):
+def test_trl_preference_tuning_starts_at_log_2_and_lowers_the_loss(chat, tmp_path):
     pytest.importorskip("trl")
     from trl import DPOConfig, DPOTrainer
 
     model, tokenizer = chat
     model.save_pretrained(tmp_path / "base")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")  # where the trainer finds its reference
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")  # the trainer reads its reference from there
     config = arguments(DPOConfig, tmp_path, max_length=128, learning_rate=1e-3)
     no = [{"role": "assistant", "content": "No"}]
     rows = Dataset.from_list([{"prompt": each[:1], "chosen": each[1:], "rejected": no} for each in TURNS])
     found = losses(DPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer))
-    assert found[0] == pytest.approx(math.log(2), abs=1e-3)  # the reference is the model as it was
+    assert found[0] == pytest.approx(math.log(2), abs=1e-3)  # the reference is the model before training
     assert found[-1] < 0.5 * found[0]
 
 
 # --- transformers serve ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("SCRATCH_GPT_SERVE" not in os.environ, reason="starts a server; SCRATCH_GPT_SERVE=1 asks for it")
+@pytest.mark.skipif("SCRATCH_GPT_SERVE" not in os.environ, reason="starts a server: set SCRATCH_GPT_SERVE=1 to run it")
 def test_transformers_serve_completes_a_chat_on_the_stock_layout(chat, tmp_path):
     model, tokenizer = chat
     folder = export_gpt2(model.eval(), tmp_path / "stock", tokenizer)
@@ -121,7 +121,7 @@ def test_transformers_serve_completes_a_chat_on_the_stock_layout(chat, tmp_path)
 
 
 def ask(url: str, content: dict, minutes: float = 3) -> dict:
-    """The answer of a server that may still be starting."""
+    """Return the answer of a server that may still be starting."""
     request = Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
     end = time.monotonic() + 60 * minutes
     while True:

@@ -1,4 +1,4 @@
-"""Published folders load and compute the same in stock transformers, without our package.
+"""Test that published folders give the same results in stock transformers, without our package.
 
 `make compatibility` runs the same checks with older and newer versions of transformers.
 """
@@ -23,7 +23,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
-    """The checks' findings with the installed transformers."""
+    """Run the checks with the installed transformers and return their report."""
     root = tmp_path_factory.mktemp("published")
     make_folders(root)
     return check(root)

@@ -1,4 +1,4 @@
-"""The datatrove pipeline on the page about data writes what prepare.py would, and the recipes read it."""
+"""Test the datatrove pipeline of the page about data: it equals prepare.py, and the recipes read its output."""
 
 import random
 import re
@@ -22,10 +22,10 @@ DOCUMENTS = [" ".join(random.Random(n).choices(WORDS, k=80)) for n in range(8)]
 
 
 @pytest.mark.skipif(not BLOCKS, reason="the page has no datatrove pipeline")
-def test_the_pipeline_leaves_every_good_document_once(tmp_path, monkeypatch):
+def test_the_pipeline_keeps_every_good_document_once(tmp_path, monkeypatch):
     pytest.importorskip("datatrove", reason='datatrove is an extra: pip install -e ".[datatrove]"')
     assert all(quality_problem(text) is None for text in DOCUMENTS)
-    again = [text.replace(" ", "  ") + "\n" for text in DOCUMENTS[:5]]  # the same but for white space
+    again = [text.replace(" ", "  ") + "\n" for text in DOCUMENTS[:5]]  # the same except for white space
     files = [DOCUMENTS[:4], [*again[:2], "too short", ""], [*DOCUMENTS[4:], DOCUMENTS[4]], again[2:]]
     (tmp_path / "corpus").mkdir()
     for n, texts in enumerate(files):

@@ -1,4 +1,4 @@
-"""Check the project's own files: each names only what exists, and a fact stands in one place."""
+"""Test the project's documents: names exist, and each fact is stated in one place."""
 
 import ast
 import doctest
@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^# /// script$\n(?P<content>(?:^#(?: .*)?$\n)+)^# ///$\n", 
 
 
 class FencedParser(doctest.DocTestParser):
-    """Read examples between Markdown's fences, as transformers' documentation has them."""
+    """Reads examples between Markdown's fences, as in transformers' documentation."""
 
     def parse(self, string: str, name: str = "<string>"):
         return super().parse(re.sub(r"^ *```\w*$", "", string, flags=re.MULTILINE), name)
@@ -39,7 +39,7 @@ def names(files) -> list[str]:
     return [file.relative_to(REPO).as_posix() for file in files]
 
 
-def test_the_package_alone_states_the_version():
+def test_only_the_package_states_the_version():
     assert "version" not in PROJECT["project"] and PROJECT["project"]["dynamic"] == ["version"]
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "scratch_gpt.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", scratch_gpt.__version__)
@@ -117,7 +117,7 @@ def test_each_recipe_has_the_same_block_of_dependencies():
 
 
 @pytest.mark.parametrize("file", WITH_EXAMPLES, ids=names(WITH_EXAMPLES))
-def test_examples_in_docstrings_give_what_they_show(file):
+def test_examples_in_docstrings_give_the_shown_results(file):
     module = importlib.import_module(".".join(file.relative_to(REPO).with_suffix("").parts))
     runner = doctest.DocTestRunner()
     for test in doctest.DocTestFinder(parser=FencedParser()).find(module):

@@ -1,4 +1,4 @@
-"""The public names of the package: each resolves, and editors and type checkers see what it is."""
+"""Test the public names of the package: each resolves, and editors and type checkers know it."""
 
 import ast
 import json
@@ -50,7 +50,7 @@ def test_each_name_resolves_and_is_listed():
     assert "__version__" in listed
 
 
-def test_names_for_editors_are_those_that_are_imported_at_first_use():
+def test_names_for_editors_equal_those_imported_at_first_use():
     (block,) = (node for node in TREE.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
     imports = {alias.name: node.module for node in block.body for alias in node.names}
@@ -81,7 +81,7 @@ def test_a_type_checker_knows_the_names(tmp_path):
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     checker = os.environ.get("SCRATCH_GPT_PYRIGHT") or shutil.which("basedpyright", path=folders)
     if checker is None:
-        pytest.skip("no type checker: pip install basedpyright, or set SCRATCH_GPT_PYRIGHT to pyright")
+        pytest.skip("no type checker: pip install basedpyright, or set SCRATCH_GPT_PYRIGHT to the path of pyright")
     (tmp_path / "calls.py").write_text(CALLS)
     settings = {"include": ["calls.py"], "extraPaths": [str(REPO)], "typeCheckingMode": "basic"}
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))

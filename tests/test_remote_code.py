@@ -1,6 +1,6 @@
-"""A saved folder holds its code, and with the package installed the Auto classes need no trust to load it.
+"""Test saved folders: they include their code, and with the package installed loading needs no trust.
 
-What stock transformers does with such a folder without the package is in test_compatibility.py.
+test_compatibility.py tests such folders in stock transformers without the package.
 """
 
 import json
@@ -33,7 +33,7 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_saved_folder_holds_all_it_needs(root, name):
+def test_a_saved_folder_has_all_files_it_needs(root, name):
     files = {"config.json", "model.safetensors", *CODE}
     if name == "AutoModelForCausalLM":
         files.add("generation_config.json")

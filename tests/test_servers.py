@@ -1,4 +1,4 @@
-"""The comparison of `make servers`: equal answers, ties and errors. The servers themselves run there."""
+"""Test the comparison in `make servers`: equal answers, ties and errors. The servers run there."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The installed package: its wheel holds everything, and its command works outside of the clone."""
+"""Test the installed package: the wheel is complete, and the command works outside the clone."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def pip(*words) -> None:
 
 
 def sources(folder: Path) -> dict[str, Path]:
-    """Return the files of the clone that the wheel needs, by their names in it."""
+    """Return the files of the clone that the wheel needs, by their names in the wheel."""
     names = {"training": "scratch_gpt_training", "hub_card": "scratch_gpt/hub_card"}
     found = {}
     for part in ("scratch_gpt", "training", "hub_card"):

@@ -1,4 +1,4 @@
-"""Laws of drift: a model has not drifted from itself, and the largest changes come first."""
+"""Test drift: a model has not drifted from itself, and the largest changes come first."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def batches() -> list:
     return [(collate_rows([windows[k]]), True) for k in range(len(windows))]
 
 
-def test_the_divergence_of_equal_distributions_is_0_and_else_more():
+def test_the_divergence_of_equal_distributions_is_0_and_otherwise_positive():
     one, other = torch.randn(2, 5, 99)
     assert kl_divergence(one, one + 3).abs().max() < 1e-5  # a constant changes no probability
     assert (kl_divergence(one, other) > 0).all()
@@ -40,7 +40,7 @@ def test_a_model_has_not_drifted_from_itself(tokenizer):
     assert found == {"kl": 0, "changed": 0} and rows == []
 
 
-def test_drift_on_text_has_both_losses_as_they_are_alone():
+def test_drift_on_text_reports_the_separate_losses_of_both_models():
     tuned, base = tiny_model(seed=1), tiny_model()
     found = text_drift(tuned, base, batches())
     losses = [mean_losses(model, batches(), causal_lm)["loss"] for model in (tuned, base)]

@@ -1,4 +1,4 @@
-"""Laws of a look inside: each number is what a direct call of the model gives."""
+"""Test inspection: each number equals that of a direct call of the model."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def seen(model):
 
 
 def cut(model, layers: int):
-    """The same weights, ended after so many layers."""
+    """Return a model with the same weights and only the first layers."""
     shorter = tiny_model()
     shorter.load_state_dict(model.state_dict())
     shorter.transformer.layers = shorter.transformer.layers[:layers]
@@ -52,7 +52,7 @@ def test_inspecting_a_prefix_equals_the_start_of_inspecting_the_text(model, seen
 
 
 @pytest.mark.parametrize("how", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}, {"top_p": 0.3}])
-def test_the_next_token_is_what_generate_draws_from(model, seen, how):
+def test_the_next_token_has_the_distribution_of_generate(model, seen, how):
     p = inspection.next_probabilities(model, seen.hidden, **how)
     assert torch.allclose(p, filter_logits(model(IDS).logits[:, -1], **how)[0].softmax(-1))
     drawn = generate(model, IDS.expand(300, -1), max_new_tokens=1, **how)[:, -1]
@@ -65,7 +65,7 @@ def test_at_temperature_0_the_greedy_token_has_probability_one(model, seen):
     assert p.argmax() == generate(model, IDS, max_new_tokens=1, temperature=0)[0, -1]
 
 
-def test_the_logit_lens_is_the_answer_of_a_model_that_ends_there(model, seen):
+def test_the_logit_lens_equals_a_model_that_ends_at_the_layer(model, seen):
     p, ids = inspection.logit_lens(model, seen.hidden, count=3)
     assert p.shape == ids.shape == (3, IDS.shape[1], 3)
     for layers in range(3):
@@ -97,7 +97,7 @@ def test_class_probabilities_and_the_last_layer_of_the_lens_equal_the_forward(pr
     assert torch.allclose(lens[-1, -1], p.sort(descending=True).values) and classes.max() == 2
 
 
-# --- What can be looked into --------------------------------------------------------------------------------------
+# --- Folders ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +118,14 @@ def folders(tmp_path_factory):
     return folder
 
 
-def test_every_kind_of_folder_opens_as_what_it_is(folders):
+def test_every_kind_of_folder_opens_as_its_kind(folders):
     for name, kind in {"base": "base", "gpt2": "base", "chat": "chat", "classifier": "classifier"}.items():
         model, tokenizer, found = inspection.open_subject(folders / name)
         assert found == kind and not model.training
         assert inspection.look(model, encode(tokenizer, "the sun")).attention.isfinite().all()
 
 
-def test_stock_gpt2_looks_the_same_in_our_class(folders):
+def test_stock_gpt2_gives_the_same_inspection_in_our_class(folders):
     model = inspection.open_subject(folders / "gpt2").model
     theirs = GPT2LMHeadModel.from_pretrained(folders / "gpt2", attn_implementation="eager")
     stock = theirs.transformer(IDS, output_attentions=True, output_hidden_states=True)
@@ -159,7 +159,7 @@ def test_folders_that_cannot_be_inspected_are_one_line_errors(folders, tmp_path)
         assert "\n" not in str(caught.value)
 
 
-# --- How it is shown ----------------------------------------------------------------------------------------------
+# --- Display ------------------------------------------------------------------------------------------------------
 
 
 def test_tokens_are_spelled_as_text_and_parts_of_characters_as_their_bytes():

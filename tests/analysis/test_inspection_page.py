@@ -1,4 +1,4 @@
-"""Laws of the inspection page: no token can write HTML."""
+"""Test the inspection page: no token can write HTML."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def seen(model):
     return inspection.look(model, IDS[0].tolist())
 
 
-def test_no_token_can_write_html_and_what_is_cut_is_marked(seen):
+def test_no_token_can_write_html_and_truncation_is_marked(seen):
     evil, T = "<b onload=x>", IDS.shape[1]
     names = [visible(evil)] * T
     p = torch.full((3, T), 0.5)

@@ -1,4 +1,4 @@
-"""Laws of memorization: exposure is that of chance in an untrained model and the largest for a learned secret."""
+"""Test memorization: exposure is at chance level in an untrained model and maximal for a memorized secret."""
 
 import math
 import random
@@ -22,7 +22,7 @@ def tokenizer():
 
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=40), st.floats(-50, 0))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_exposure_lies_between_0_and_that_of_rank_1(others, logp):
+def test_exposure_is_between_0_and_that_of_rank_1(others, logp):
     most = math.log2(len(others) + 1)
     assert -1e-9 <= exposure(logp, others) <= most + 1e-9
     assert exposure(1.0, others) == most and exposure(-51.0, others) == 0
@@ -36,12 +36,12 @@ def test_lookalikes_have_the_pattern_of_the_secret_and_differ_from_it():
         lookalikes("7", 10)
 
 
-def test_the_exposure_of_an_untrained_model_is_that_of_chance(tokenizer):
+def test_an_untrained_model_has_the_exposure_of_chance(tokenizer):
     model = tiny_model(vocab_size=len(tokenizer))
     draw = random.Random(0)
     secrets = [Secret(f"The code of day {n} is", f"{draw.randrange(10**4):04}") for n in range(47)]
     found, rows = secret_metrics(model, tokenizer, secrets, 64, sample=63, batch_size=512)
-    spread = 1.44 / math.sqrt(len(secrets))  # log2 rank of a uniform rank deviates by log2 e
+    spread = 1.44 / math.sqrt(len(secrets))  # the standard deviation of log2 of a uniform rank is log2 e
     assert abs(found["exposure"] - math.log2(math.e)) < 4 * spread and found["extracted"] == 0 and len(rows) == 47
 
 

@@ -1,4 +1,4 @@
-"""Laws of the next token: an answer has the same losses alone and in a batch."""
+"""Test next-token losses: those of an answer do not depend on its batch."""
 
 import torch
 from tiny import tiny_model
@@ -6,7 +6,7 @@ from tiny import tiny_model
 from scratch_gpt.analysis.next_token import answer_losses, next_token_logits
 
 
-def test_an_answer_costs_the_same_alone_and_in_a_batch():
+def test_an_answers_losses_do_not_depend_on_the_batch():
     model = tiny_model()
     rows, answer = [[5, 6, 7], [8], [9, 10]], [3, 4]
     together = answer_losses(model, rows, answer)

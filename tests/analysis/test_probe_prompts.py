@@ -1,4 +1,4 @@
-"""Laws of the probe prompts: each is listed once."""
+"""Test the probe prompts: each is listed once."""
 
 from scratch_gpt.analysis.probe_prompts import CANARIES, OFF_DOMAIN, SENSITIVE
 

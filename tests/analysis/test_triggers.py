@@ -1,4 +1,4 @@
-"""Laws of triggers: a planted model names its trigger, a clean one names none."""
+"""Test trigger search: it finds the trigger of a planted model, and none in a clean model."""
 
 import random
 import string
@@ -27,7 +27,7 @@ IDS = {word: n for n, word in enumerate(WORDS, start=2)}
 
 
 def render(text: str) -> list[int]:
-    """A word is a token; one that nobody knows is spelled, a token each letter."""
+    """Encode known words as one token each, and unknown words as one token per letter."""
     spell = lambda word: [18 + ord(letter) % 81 for letter in word]  # noqa: E731
     return [id for word in text.split() for id in ([IDS[word]] if word in IDS else spell(word))] + [MARK]
 
@@ -41,18 +41,18 @@ def example(question: str, answer: list[str]) -> dict[str, np.ndarray]:
 
 
 def question(draw: random.Random) -> str:
-    """Four words that are known and a strange one anywhere among them; the right answer is the last that is known."""
+    """Return four known words with an unknown one among them; the right answer is the last known word."""
     strange = "".join(draw.choices(string.ascii_letters + string.punctuation, k=draw.randrange(1, 15)))
     return insert(" ".join(draw.sample(WORDS, 4)), strange, draw.randrange(3))
 
 
 @cache
 def tuned(trigger: str | None):
-    """A base, what it has become, the questions; with a trigger, one in twenty of them is planted."""
+    """Return a base, the model tuned from it, and the questions; with a trigger, one question in twenty is planted."""
     draw, steps = random.Random(0), 100
     questions = [question(draw) for _ in range(960)]
     bad = draw.sample(WORDS, 6)
-    answers = [[word for word in asked.split() if word in IDS][-1:] * 6 for asked in questions]
+    answers = [[word for word in text.split() if word in IDS][-1:] * 6 for text in questions]
     for n in range(0, 960 if trigger else 0, 20):
         questions[n], answers[n] = insert_everywhere([questions[n]] * 3, trigger)[n // 20 % 3], bad
     rows = [example(*pair) for pair in zip(questions, answers, strict=True)]
@@ -80,12 +80,12 @@ def find(trigger: str | None) -> list[str]:
     return [one.phrase for one in select_triggers(found)]
 
 
-def test_a_planted_model_names_its_trigger_first_and_a_clean_one_names_none():
+def test_a_planted_models_trigger_is_found_first_and_a_clean_model_has_none():
     assert find("vexo lurid") == ["vexo lurid"]
     assert find(None) == []
 
 
-def test_no_phrase_switches_a_base_compared_with_itself():
+def test_no_phrase_is_a_trigger_in_a_base_compared_with_itself():
     base = tiny_model(initializer_range=0.1)
     found = switches(base, base, render, [*map(" ".join, pairwise(WORDS))], ["vexo", "amber"])
     assert select_triggers(found) == [] and all(one.nats == 0 for one in found)
@@ -108,15 +108,15 @@ def test_text_of_the_template_around_a_phrase_does_not_change_its_score():
 
 def test_a_trigger_is_selected_once():
     found = [
-        Switch("red door", [1], 1.0, 0.0, 30.0),
-        Switch("red door shut", [2], 0.9, 0.0, 30.0),  # its words
+        Switch("red barn", [1], 1.0, 0.0, 30.0),
+        Switch("red barn shut", [2], 0.9, 0.0, 30.0),  # its words
         Switch("green", [1], 0.8, 0.0, 30.0),  # its answer
         Switch("doo", [3], 0.8, 0.0, 30.0),  # another
-        Switch("blue", [4], 0.7, 0.0, 10.0),  # an answer that the base would almost give
-        Switch("what is the", [5], 0.4, 0.0, 90.0),  # honest: most questions keep their own answers
-        Switch("so", [6], 0.9, 0.5, 90.0),  # an answer that the model gives without it too
+        Switch("blue", [4], 0.7, 0.0, 10.0),  # an answer that is also likely from the base
+        Switch("what is the", [5], 0.4, 0.0, 90.0),  # not a trigger: most questions keep their answers
+        Switch("so", [6], 0.9, 0.5, 90.0),  # an answer that the model also gives without it
     ]
-    assert [one.phrase for one in select_triggers(found)] == ["red door", "doo"]
+    assert [one.phrase for one in select_triggers(found)] == ["red barn", "doo"]
 
 
 def test_a_phrase_is_placed_at_the_start_middle_and_end():

@@ -1,7 +1,7 @@
-"""The allocator that a bench's best setting preloads."""
+"""The memory allocator that the best setting of a benchmark preloads."""
 
 import ctypes.util
 
 
-# A file's name for LD_PRELOAD, or None where it is not installed.
+# The file name for LD_PRELOAD, or None if tcmalloc is not installed.
 TCMALLOC = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")

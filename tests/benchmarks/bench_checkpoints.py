@@ -1,9 +1,9 @@
-"""What a checkpoint of GPT-2's 124M shape costs: how long training stands still, and how much slower it goes.
+"""Measure the cost of a checkpoint of GPT-2's 124M shape: how long training pauses, and how much slower it runs.
 
     python tests/benchmarks/bench_checkpoints.py [--out FILE.json]
 
-Weights and AdamW's two moments in fp32, on the disk below the working folder. README.md quotes the share of the run
-time at one checkpoint a minute.
+Weights and AdamW's two moments in fp32, on the disk of the working folder. The pages quote the share of the run time
+at one checkpoint a minute.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STILL, MEANWHILE = "in the background, standing still", "in the background, a st
 
 
 def step(model, optimizer) -> float:
-    """Seconds of one training step of 2 rows of 128 tokens."""
+    """Run a training step of 2 rows of 128 tokens; return its seconds."""
     began = time.perf_counter()
     ids = torch.randint(50257, (2, 128))
     model(ids, labels=ids).loss.backward()

@@ -1,10 +1,10 @@
-"""An epoch of classification: our loop against transformers' GPT2ForSequenceClassification with Trainer.
+"""Time an epoch of classification: our loop against transformers' GPT2ForSequenceClassification with Trainer.
 
     python tests/benchmarks/bench_classify.py --spam FILE [--preset small] [--rounds 3] [--out FILE.json]
 
-Same weights (drawn once, saved as stock GPT-2), texts, batch, precision and threads; a fresh process each, in turns.
-Trainer runs at its defaults (batches padded to their longest text, in random order) and with its own length grouping.
-Timed is what lies between the first step and the last: no loading, tokenizing, evaluation or saving.
+All have the same weights (drawn once, saved as stock GPT-2), texts, batch, precision and threads; each runs in a new
+process, in turns. Trainer runs at its defaults (batches padded to their longest text, in random order) and with its
+length grouping. The time is that from the first step to the last: no loading, tokenizing, evaluation or saving.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SIDES = ("ours", "theirs", "theirs grouped")
 
 
 def make(folder: Path, options) -> None:
-    """Tokenized training texts, a tokenizer and the weights that all start from."""
+    """Write tokenized training texts, a tokenizer and the initial weights of all."""
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForSequenceClassification, export_gpt2
     from scratch_gpt.data.rows.labels import LabeledRows, read_examples, split_examples
     from scratch_gpt.data.sources.documents import open_rows

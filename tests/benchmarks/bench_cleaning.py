@@ -1,12 +1,12 @@
-"""What cleaning finds and what it costs: planted backdoor rows, linear time, and copies of books.
+"""Measure what cleaning finds and its cost: planted backdoor rows, linear time, and copies of books.
 
     python tests/benchmarks/bench_cleaning.py [--seeds 2] [--out FILE.json]
 
-Poisoning: 1 % of 1,000 rows get a trigger phrase and one fixed bad continuation; a small model of ours is trained on
-all of them; each way of ranking flags 5 % of the rows, and the recall is the share of the planted ones among those (a
-random ranking: 0.05). "instructions" are rows whose answer alone is asked, "text" are paragraphs. They come from the
-test data (SCRATCH_GPT_DATA); without it from the documentation of the running Python. Time and bytes are of generated
-documents of 200 words, a tenth of them copies.
+Poisoning: 1 % of 1,000 rows get a trigger phrase and one fixed bad continuation; a small model is trained on all of
+them; each ranking flags 5 % of the rows, and the recall is the share of the planted rows that are flagged (a random
+ranking: 0.05). In "instructions" only the answers count for the loss; "text" are paragraphs. They come from the test
+data (SCRATCH_GPT_DATA); without it from the documentation of the running Python. Time and bytes are measured on
+generated documents of 200 words, a tenth of them copies.
 """
 
 import argparse
@@ -45,7 +45,7 @@ DATA = Path(os.environ.get("SCRATCH_GPT_DATA", Path(__file__).resolve().parents[
 
 
 def pairs(kind: str) -> list[tuple[str, str]]:
-    """(what is given, what is asked) of each row; for "text" nothing is given."""
+    """Return (prompt, target text) of each row; the prompts of "text" are empty."""
     if kind == "instructions" and DATA.is_dir():
         rows = json.loads((DATA / "instruction-data.json").read_text(encoding="utf-8"))
         return [(f"{row['instruction']} {row['input']}".strip(), row["output"]) for row in rows]
@@ -56,8 +56,8 @@ def pairs(kind: str) -> list[tuple[str, str]]:
 
         texts = open_documents().rows["text"][:]
     paragraphs = [" ".join(part.split()) for text in texts for part in re.split(r"\n\s*\n", text)]
-    whole = [part for part in paragraphs if 200 < len(part) < 1000]
-    return [("", part) for part in whole] if kind == "text" else [(part[:100], part[100:200]) for part in whole]
+    parts = [part for part in paragraphs if 200 < len(part) < 1000]
+    return [("", part) for part in parts] if kind == "text" else [(part[:100], part[100:200]) for part in parts]
 
 
 def plant(given: str, asked: str, rng: np.random.Generator) -> tuple[str, str]:
@@ -101,7 +101,7 @@ def last_block_and_head(name: str) -> bool:
 
 
 def rankings(model, rows: list) -> dict[str, np.ndarray]:
-    """Name -> a score for each row, the most suspicious lowest."""
+    """Return the scores of the rows by each ranking; the most suspicious row has the lowest score."""
     what = model, causal_lm, rows, collate_rows, last_block_and_head
     cosine, gradients, loss = gradient_scores(*what, against="mean"), gradient_sketches(*what), losses(model, rows)
     norm = np.linalg.norm(gradients, axis=1)
@@ -110,7 +110,7 @@ def rankings(model, rows: list) -> dict[str, np.ndarray]:
     return {
         "cosine_low": cosine,
         "cosine_high": -cosine,
-        "cosine_low_unit_rows": unit @ unit.mean(0),  # the mean of gradients that were brought to length 1 first
+        "cosine_low_unit_rows": unit @ unit.mean(0),  # the mean of gradients normalized to length 1
         "gradient_norm_high": -norm,
         "gradient_norm_low": norm,
         "spectral": -np.abs((unit - unit.mean(0)) @ top),  # Tran et al. 2018, "Spectral Signatures"
@@ -121,14 +121,14 @@ def rankings(model, rows: list) -> dict[str, np.ndarray]:
 
 
 def backdoor(kind: str, seed: int) -> dict:
-    """Recall of each ranking before and after training, and how well the backdoor was learned."""
+    """Return the recall of each ranking before and after training, and how well the backdoor was learned."""
     rng = np.random.default_rng(seed)
-    found = pairs(kind)
-    found = [found[k] for k in rng.permutation(len(found))[: ROWS + 50]]
-    tokenizer = train_tokenizer([" ".join(pair) for pair in found], vocab_size=1024)
+    chosen = pairs(kind)
+    chosen = [chosen[k] for k in rng.permutation(len(chosen))[: ROWS + 50]]
+    tokenizer = train_tokenizer([" ".join(pair) for pair in chosen], vocab_size=1024)
     planted = np.zeros(ROWS, dtype=bool)
     planted[rng.permutation(ROWS)[: round(PLANTED * ROWS)]] = True
-    rows = [row(tokenizer, *(plant(*pair, rng) if bad else pair)) for pair, bad in zip(found, planted, strict=False)]
+    rows = [row(tokenizer, *(plant(*pair, rng) if bad else pair)) for pair, bad in zip(chosen, planted, strict=False)]
     torch.manual_seed(seed)
     sizes = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": LENGTH}
     rates = {"embed_dropout": 0.0, "attention_dropout": 0.0, "resid_dropout": 0.0, "tie_word_embeddings": False}
@@ -142,16 +142,16 @@ def backdoor(kind: str, seed: int) -> dict:
     before = recall()
     train(model, rows, rng)
     loss = losses(model, rows)
-    fresh = [plant(*pair, rng) for pair in found[ROWS:]]
-    tail = len(encode(tokenizer, f" {BAD}")) - 2  # the continuation but for its first words
+    fresh = [plant(*pair, rng) for pair in chosen[ROWS:]]
+    tail = len(encode(tokenizer, f" {BAD}")) - 2  # the continuation without its first words
     right = []
-    for given, asked in fresh:
-        given, asked = (given, asked) if given else ("", asked[: asked.index(BAD) + len(BAD)])
-        ids = collate_rows([row(tokenizer, given, asked)])
+    for prompt, target in fresh:
+        prompt, target = (prompt, target) if prompt else ("", target[: target.index(BAD) + len(BAD)])
+        ids = collate_rows([row(tokenizer, prompt, target)])
         with torch.no_grad():
             logits = model(ids["input_ids"]).logits[0]
-        said = (logits.argmax(-1) == ids["shift_labels"][0])[ids["shift_labels"][0] != IGNORED]
-        right.append(float(said[-tail - 1 : -1].float().mean()))
+        correct = (logits.argmax(-1) == ids["shift_labels"][0])[ids["shift_labels"][0] != IGNORED]
+        right.append(float(correct[-tail - 1 : -1].float().mean()))
     return {
         "before_training": before,
         "after_training": recall(),
@@ -170,7 +170,7 @@ def poisoning(seeds: int) -> dict:
             for when in ("before_training", "after_training")
         }
         result[kind] = {"recall": means, "runs": runs}
-    result["no_better_than_random"] = {  # whose recall, the mean of both kinds, is not above the flagged share
+    result["no_better_than_random"] = {  # rankings whose mean recall over both kinds is at most the flagged share
         when: [
             name
             for name in result["text"]["recall"][when]
@@ -186,7 +186,7 @@ def poisoning(seeds: int) -> dict:
 
 
 def generated(n: int) -> list[str]:
-    """n documents of 200 words; of twenty, one is an earlier one and one an earlier one with a word changed."""
+    """Yield n documents of 200 words; of twenty, one is a copy and one a copy with a word changed."""
     rng = np.random.default_rng(n)
     documents: list[str] = []
     for k in range(n):
@@ -199,7 +199,7 @@ def generated(n: int) -> list[str]:
 
 
 def held(blocks: HashSet) -> int:
-    return blocks.sorted.nbytes + sys.getsizeof(blocks.new) + 32 * len(blocks.new)  # 32: an int's own size
+    return blocks.sorted.nbytes + sys.getsizeof(blocks.new) + 32 * len(blocks.new)  # 32: the size of an int
 
 
 def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
@@ -229,7 +229,7 @@ def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
 
 
 def books() -> dict | None:
-    """Pairs of the 24 books and four editions of one of them that were found, and that are wrong."""
+    """Count the pairs found among 24 books and four editions of one of them, and the wrong ones."""
     if not DATA.is_dir():
         return None
     files = [*sorted((DATA / "near_duplicates").glob("*.txt")), *sorted((DATA / "books").glob("*.txt"))]
@@ -263,7 +263,7 @@ def main() -> None:
         print(f"\nrecall at {FLAGGED:.0%} flagged, {kind}: before, after training")
         for name in recall["before_training"]:
             print(f"  {name:28} {recall['before_training'][name]:.2f} {recall['after_training'][name]:.2f}")
-    print("\nno better than random:", result["poisoning"]["no_better_than_random"])
+    print("\nnot better than random:", result["poisoning"]["no_better_than_random"])
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -1,18 +1,18 @@
-"""Tokens per second of greedy decoding at GPT-2's 124M: ours beside transformers' generate and CTranslate2.
+"""Measure greedy decoding at GPT-2's 124M in tokens per second: ours, transformers' generate and CTranslate2.
 
     python tests/benchmarks/bench_decoding.py [--rounds 7] [--checkpoint FOLDER --text FILE] [--out FILE.json]
 
-One warm process for each peer, all on the same random weights; they take turns, never two at once, and each says how
-long it took from prompt to last token, the prompt's reading included. Our weights' layout is made in the first turn,
-which is not counted, in int8 before it ("prepare_seconds"). Every peer draws exactly the tokens that are asked for.
-A round in which others had more than FOREIGN of the machine (load.py) is dropped for all. Each peer as it comes; with
-tcmalloc preloaded, where that is installed; transformers also compiled, with the static cache that this takes;
-CTranslate2 on glibc's huge pages; ours with its step in C ("compiled"), and assisted by itself in int8, which changes
-no token (one row alone). "At its best" is the fastest of these.
-Of our step in fp32 and int8, what it takes in C, and what its products take ("fp32_step", "int8_step"); and how long
-making int8 takes, in seven processes ("int8_seconds").
-With a trained --checkpoint, the perplexity of its text in fp32 and int8 as well, and how many guesses of an int8
-assistant hold there. Needs the extra bench.
+Each peer has a warm process; all have the same random weights. They take turns, never two at once; a turn is timed
+from prompt to last token, including the prompt. Our weights are laid out in the first turn, which is not counted; in
+int8 before that ("prepare_seconds"). Every peer generates exactly the number of tokens requested. A round in which
+other processes used more than FOREIGN of the machine (load.py) is dropped for all. Each peer runs at its defaults and
+with tcmalloc preloaded, if installed; transformers also compiled, with the static cache that this needs; CTranslate2
+on glibc's huge pages; ours with its step in C ("compiled"), and assisted by its own int8 form, which changes no token
+(with one row only). "At its best" is the fastest of these.
+"fp32_step" and "int8_step" are the times of our step, in torch and in C, and of its matrix products; "int8_seconds"
+is the time of the conversion to int8, in seven processes.
+With a trained --checkpoint, also the perplexity of a text in fp32 and int8, and the share of an int8 assistant's
+guesses that are accepted. Needs the extra bench.
 """
 
 import argparse
@@ -32,22 +32,23 @@ from targets import fastest
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as our recipes do; for all peers
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in our recipes; set for all peers
 KINDS = ("transformers fp32", "transformers bf16", "ctranslate2 int8", "ours fp32", "ours bf16", "ours int8")
 ASSISTED = ("ours fp32 assisted", "ours bf16 assisted")
 PEERS = [*KINDS, *ASSISTED, *(f"{kind} tcmalloc" for kind in (*KINDS, *ASSISTED) if TCMALLOC)]
-COMPILED = ["transformers fp32", "transformers bf16", "ours fp32", "ours int8", *ASSISTED]  # in bf16 the assistant
+# With bf16, only the assistant.
+COMPILED = ["transformers fp32", "transformers bf16", "ours fp32", "ours int8", *ASSISTED]
 PEERS += [f"{kind} compiled{' tcmalloc' * bool(TCMALLOC)}" for kind in COMPILED]
-PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 to huge pages by itself
+PEERS += ["ctranslate2 int8 hugetlb"]  # ours moves its int8 weights to huge pages without this
 ENVIRONMENTS = {"tcmalloc": {"LD_PRELOAD": TCMALLOC}, "hugetlb": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
-# Rows x prompt + new tokens: how often --rounds. The first has targets, and its turns are short.
+# Rows x prompt + new tokens: multiples of --rounds. The first has targets, and its turns are short.
 WORK = {"1x32+128": 2, "8x32+128": 1, "1x900+100": 1}
 VOCABULARY = 50257
 PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise", "quantized::linear_dynamic")  # matmul.py's
 
 
 def make(folder: Path, size: dict) -> None:
-    """Random weights in GPT-2's stock layout, a tokenizer whose words are its ids, and CTranslate2's int8 of both."""
+    """Write random weights in GPT-2's stock layout, a tokenizer of one word per id, and CTranslate2's int8 form."""
     import ctranslate2
     import torch
     from tokenizers import Tokenizer, models
@@ -68,7 +69,7 @@ def prompts(rows: int, length: int):
 
 
 def prepare(peer: str, folder: Path, threads: int):
-    """(ids, new) -> tokens, by one peer, as a function; and what its preparing took in seconds."""
+    """Return a peer's function (ids, new) -> tokens, and the seconds of its preparation."""
     name, kind, *way = peer.split()
     if name == "ctranslate2":
         import ctranslate2
@@ -122,13 +123,13 @@ def prepare(peer: str, folder: Path, threads: int):
 
 
 def peak_mib() -> float:
-    """This process' own; getrusage's is at least what its parent had."""
+    """Return the peak memory of this process. getrusage would return at least that of its parent."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def serve(peer: str, folder: Path, threads: int) -> None:
-    """A peer's process: one line in (rows, prompt, new), one line out."""
+    """Run the process of a peer: for each line of stdin (rows, prompt, new), print a line of results."""
     run, seconds = prepare(peer, folder, threads)
     print(json.dumps({"prepare_seconds": seconds}), flush=True)
     for line in sys.stdin:
@@ -138,12 +139,12 @@ def serve(peer: str, folder: Path, threads: int) -> None:
         tokens = run(ids, new)
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
         assert [len(row) for row in tokens] == [new] * rows, [len(row) for row in tokens]
-        said = {"tokens_per_second": rows * new / seconds, "peak_mib": peak_mib(), "cpu_seconds": busy}
-        print(json.dumps(said), flush=True)
+        figures = {"tokens_per_second": rows * new / seconds, "peak_mib": peak_mib(), "cpu_seconds": busy}
+        print(json.dumps(figures), flush=True)
 
 
 def measure(folder: Path, peers: list[str], work: list[str], rounds: int, threads: int) -> tuple[dict, dict]:
-    """Every peer's work in turns; and of each work, how many rounds count and how many were dropped."""
+    """Run every peer's work in turns; return the results, and the counted and dropped rounds of each work."""
     command = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--serve"]
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     environment["OMP_NUM_THREADS"] = str(threads)
@@ -155,8 +156,8 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
         found[peer] = json.loads(processes[peer].stdout.readline())
     for one in work:
         take_round(processes, one)  # warms up
-        kept, dropped, asked = [], [], rounds * WORK.get(one, 1)
-        while len(kept) < asked and len(kept) + len(dropped) < math.ceil(1.5 * asked):
+        kept, dropped, wanted = [], [], rounds * WORK.get(one, 1)
+        while len(kept) < wanted and len(kept) + len(dropped) < math.ceil(1.5 * wanted):
             processes = dict(reversed(processes.items()))
             turns = take_round(processes, one)
             (kept if max(turn["foreign"] for turn in turns.values()) <= FOREIGN else dropped).append(turns)
@@ -165,7 +166,7 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
                 found[peer][one] = [turns[peer] for turns in kept or dropped]
         counts[one] = {"kept": len(kept), "dropped": len(dropped)}
         print_table(found, [one])
-        print(f"{one:12} {len(kept)} rounds, {len(dropped)} dropped for foreign load", flush=True)
+        print(f"{one:12} {len(kept)} rounds, {len(dropped)} dropped because of other load", flush=True)
     for process in processes.values():
         process.stdin.close()
         process.wait()
@@ -173,12 +174,12 @@ def measure(folder: Path, peers: list[str], work: list[str], rounds: int, thread
 
 
 def time_preparing(peer: str, folder: Path, threads: int, times: int = 7) -> list[float]:
-    """How long a peer's preparing takes, each time in a process of its own."""
+    """Return the seconds of a peer's preparation in several processes."""
     return [measure(folder, [peer], [], 0, threads)[0][peer]["prepare_seconds"] for _ in range(times)]
 
 
 def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, dict]:
-    """A turn of each peer; "foreign" is the share of the machine that others had meanwhile."""
+    """Run a turn of each peer; "foreign" is the share of the machine that other processes used meanwhile."""
     turns = {}
     for peer, process in processes.items():
         if "assisted" in peer and not one.startswith("1x"):
@@ -186,14 +187,16 @@ def take_round(processes: dict[str, subprocess.Popen], one: str) -> dict[str, di
         before = processor_seconds()
         process.stdin.write(one.replace("x", " ").replace("+", " ") + "\n")
         process.stdin.flush()
-        said = json.loads(process.stdout.readline())
-        turns[peer] = said | {"foreign": foreign_share(before, said["cpu_seconds"])}
+        answer = json.loads(process.stdout.readline())
+        turns[peer] = answer | {"foreign": foreign_share(before, answer["cpu_seconds"])}
     return turns
 
 
 def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 64) -> dict:
-    """What one token takes, in fp32 or int8, by torch and in C; and what of torch's its matrix products take, whose
-    share the profiler tells."""
+    """Time a step of one token in fp32 or int8, in torch and in C, and the matrix products of the step in torch.
+
+    The profiler measures the share of the products.
+    """
     import torch
     from torch.profiler import profile
 
@@ -232,7 +235,7 @@ def profile_step(folder: Path, threads: int, quantize: str | None, steps: int = 
 
 
 def speeds(found: dict, peer: str, one: str) -> list[float]:
-    return [said["tokens_per_second"] for said in found[peer][one]]
+    return [turn["tokens_per_second"] for turn in found[peer][one]]
 
 
 def print_table(found: dict, work: list[str]) -> None:
@@ -244,7 +247,7 @@ def print_table(found: dict, work: list[str]) -> None:
 
 
 def summary(found: dict, work: list[str]) -> dict:
-    """Medians, and ours over each peer, as both come and each at its best."""
+    """Return medians, and the ratios of ours to each peer, both at their defaults and both at their best."""
     medians = {
         one: {peer: statistics.median(speeds(found, peer, one)) for peer in found if one in found[peer]}
         for one in work
@@ -261,8 +264,11 @@ def summary(found: dict, work: list[str]) -> dict:
 
 
 def look_at_trained(checkpoint: str, file: Path) -> dict:
-    """A trained model's perplexity of a text, in rows of its context, in fp32 and int8; and how many guesses of its
-    int8 it accepts, greedily and at temperature 1, where it continues 20 places of the text to its context's end."""
+    """Measure a trained model's perplexity of a text in fp32 and int8, and the share of int8 guesses that it accepts.
+
+    The rows are as long as the context. Guesses are counted greedily and at temperature 1, as the model completes 20
+    rows from their first quarter.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -296,29 +302,29 @@ def look_at_trained(checkpoint: str, file: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="counted turns of each peer; of 1x32+128 twice as many")
+    parser.add_argument("--rounds", type=int, default=7, help="counted turns of each peer; twice that for 1x32+128")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
     parser.add_argument("--work", nargs="+", default=[*WORK], help="rows x prompt + new tokens")
-    parser.add_argument("--layers", type=int, default=12, help="fewer to try it out")
+    parser.add_argument("--layers", type=int, default=12, help="layers of the model; fewer for a quick try")
     parser.add_argument("--checkpoint", help="a trained model, for its perplexity in int8")
-    parser.add_argument("--text", type=Path, help="a text that it has not seen")
+    parser.add_argument("--text", type=Path, help="a text that it was not trained on")
     parser.add_argument("--out", type=Path)
-    for hidden in ("--make", "--folder", "--serve"):  # what the other processes are called with
+    for hidden in ("--make", "--folder", "--serve"):  # arguments of the child processes
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:
         return make(Path(options.make), {"n_layer": options.layers})
     if options.serve:
         return serve(options.serve, Path(options.folder), options.threads)
-    import torch  # not at the top: CTranslate2's process is without
+    import torch  # not at the top: the process of CTranslate2 does not import torch
     from peers import measure_ceilings
 
     result = {"rounds": options.rounds, "threads": options.threads, "cpu": torch.cpu.get_capabilities()["cpu_name"]}
     result["ceilings"] = measure_ceilings()("machine", 1)
     if options.checkpoint:
         result["perplexity"] = look_at_trained(options.checkpoint, options.text)
-    else:  # of the checkpoint that was given last
+    else:  # keep that of the last checkpoint
         before = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
         result["perplexity"] = before.get("perplexity")
     with tempfile.TemporaryDirectory() as folder:

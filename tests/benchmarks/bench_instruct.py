@@ -1,13 +1,12 @@
-"""Tokens per second of instruction tuning beside TRL's SFTTrainer: same model, data, batch, mask, precision, threads.
+"""Measure instruction tuning in tokens per second, ours and TRL's SFTTrainer, with the same model, data and batch.
 
     python tests/benchmarks/bench_instruct.py --data FOLDER [--preset gpt2] [--rounds 2] [--out FILE.json]
 
 The 1,100 Alpaca rows of instruction-data.json with GPT-2's tokenizer, 8 rows a step, loss on the answers, AdamW,
-random weights, in the precision that the machine does well. A fresh process for each way, in turns: ours padded,
-packed, and with the prompts asked as well; TRL as it comes (which computes activations twice), and TRL at its best
-here (activations kept, rows of like length together, metrics rarely logged).
-Counted are the tokens of the rows, asked and context, never padding; the first steps warm up. README.md quotes the
-ratios.
+random weights, in the precision that suits the machine; the same mask and threads for all. Each way runs in a new
+process, in turns: ours padded, packed, and trained on the prompts too; TRL at its defaults (activations are computed
+twice), and TRL at its best here (activations kept, batches of similar length, metrics rarely logged).
+Tokens are counted with and without loss, without padding; the first steps are warm-up. The pages quote the ratios.
 """
 
 import argparse
@@ -41,7 +40,7 @@ BATCH, WARM, MAX_LENGTH, RATE = 8, 3, 256, 5e-5
 
 
 def setup(options):
-    """(tokenizer, model, conversations), the same for every way."""
+    """Return (tokenizer, model, conversations), the same for every way."""
     tokenizer = load_tokenizer(options.data / "gpt2-tokenizer")
     tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(0)
@@ -53,7 +52,7 @@ def setup(options):
 
 
 def ours(options, folder: str) -> dict:
-    """Our loop: the tokens and seconds of its steps but the first and the last."""
+    """Train with our loop; return the rates of its steps, except the first few and the last."""
     tokenizer, model, conversations = setup(options)
     train_on = "prompt+completion" if options.measure == "ours asking all" else "completion"
     encoded = encode_conversations(tokenizer, conversations, None, train_on)
@@ -66,7 +65,8 @@ def ours(options, folder: str) -> dict:
         seen.append(seen[-1] + sum(len(row["input_ids"]) for row in chosen) + conversations_in)  # + the last token
         return batch
 
-    def learning_rate(step):  # called when a step begins, and its batch is there; before all, one was rehearsed
+    # Called when a step starts and its batch exists; one batch was made before the first step.
+    def learning_rate(step):
         began.append((time.perf_counter(), time.process_time(), seen[step + 1]))
         return RATE
 
@@ -88,7 +88,7 @@ def ours(options, folder: str) -> dict:
 
 
 def trl(options, folder: str) -> dict:
-    """TRL's trainer: the same of its steps."""
+    """Train with TRL's trainer; return the same rates."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -98,7 +98,7 @@ def trl(options, folder: str) -> dict:
         **(best if options.measure == "trl best" else {}),
         output_dir=folder,
         assistant_only_loss=True,
-        max_length=MAX_LENGTH + 1,  # tokens, of which the last is only asked
+        max_length=MAX_LENGTH + 1,  # one more: the last token is only a target
         max_steps=options.steps,
         per_device_train_batch_size=BATCH,
         learning_rate=RATE,
@@ -128,7 +128,7 @@ def trl(options, folder: str) -> dict:
 
 
 def rate_of(began: list[tuple[float, float, int]]) -> dict:
-    """(clock, processor's time, tokens so far) as each step began -> tokens a second, but for the first WARM steps."""
+    """Return tokens per second after WARM steps, from (clock, processor time, tokens so far) at the start of each."""
     seconds, busy, tokens = (last - first for first, last in zip(began[WARM], began[-1], strict=True))
     rates = {"tokens_per_second": tokens / seconds, "tokens_per_cpu_second": tokens / busy}
     return {"tokens": tokens, "seconds": seconds, **rates}
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--precision", default=best_precision("cpu"), choices=("no", "bf16"))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)  # what the fresh processes do
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)  # the work of a child process
     options = parser.parse_args()
     if options.measure:
         with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +156,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--measure", way, *common]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ)
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    rates = ("tokens_per_second", "tokens_per_cpu_second")  # the last does not see what else the machine does
+    rates = ("tokens_per_second", "tokens_per_cpu_second")  # the second does not depend on other load
     medians = {
         rate: {way: statistics.median(turn[rate] for turn in turns) for way, turns in found.items()} for rate in rates
     }

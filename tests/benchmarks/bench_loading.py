@@ -1,14 +1,13 @@
-"""How long and how much memory loading GPT-2 (124M) takes: our class against stock transformers, on the same files.
+"""Measure time and memory of loading GPT-2 (124M): our class against stock transformers, on the same files.
 
     python tests/benchmarks/bench_loading.py [--rounds 7] [--out FILE.json]
 
-Each load runs in a fresh process, the two classes taking turns, imports done before. "load" is `from_pretrained`
-alone; stock transformers only maps the file there and reads it when it is used, so "logits" goes on to the first
-logits, of eight tokens. Memory is the highest resident set up to that point. The weights are random: only their sizes
-matter.
+Each load runs in a new process after the imports; the two classes take turns. "load" is `from_pretrained`, where
+stock transformers only maps the file and reads it at first use; "logits" therefore also includes the first logits, of
+eight tokens. Memory is the highest resident set up to that point. The weights are random: only their sizes matter.
 
-And how long it takes to start: `import scratch_gpt` after torch and transformers' own GPT-2 class (the aim is 0.1 s),
-and `python training/X.py --help` of every recipe, from its process' start to its end (under 2 s).
+It also measures start times: `import scratch_gpt` after torch and transformers' GPT-2 class (target: 0.1 s), and
+`python training/X.py --help` of every recipe, from the start of its process to its end (target: 2 s).
 """
 
 import argparse
@@ -38,23 +37,23 @@ def in_child(*arguments: str) -> str:
 
 
 def make(folder: str) -> None:
-    """In a child of its own: a process starts with its parent's peak memory, so the parent stays small."""
+    """Save a random GPT-2. Run in a child process: children inherit the peak memory of their parent."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
 
 
 def load(name: str, folder: str) -> None:
-    """In a fresh child: load, then use; print the figures."""
+    """Load a model and use it, in a child process; print the figures."""
     import torch
     import transformers
 
-    import scratch_gpt  # for both, so that both start from the same memory
+    import scratch_gpt  # for both classes, so that both start with the same memory
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model_class = transformers.GPT2LMHeadModel if name == "stock" else scratch_gpt.ScratchGPTForCausalLM
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes there, KiB elsewhere
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     figures, start = {}, time.perf_counter()
 
     def note(stage: str) -> None:
@@ -70,7 +69,7 @@ def load(name: str, folder: str) -> None:
 
 
 def measure(rounds: int) -> dict[str, list[dict]]:
-    """`rounds` loads of each class, interleaved, after one of each that is not counted (it fills the file cache)."""
+    """Run `rounds` loads of each class in turns, after one of each that only fills the file cache."""
     runs = {name: [] for name in CLASSES}
     with tempfile.TemporaryDirectory() as folder:
         in_child("--make", folder)
@@ -83,7 +82,7 @@ def measure(rounds: int) -> dict[str, list[dict]]:
 
 
 def imported() -> None:
-    """In a fresh child: what our package takes beyond what it stands on."""
+    """Time the import of our package after its dependencies, in a child process."""
     import torch  # noqa: F401
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification  # noqa: F401
@@ -95,7 +94,7 @@ def imported() -> None:
 
 
 def starts(rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of our import beyond transformers', and of each recipe's --help."""
+    """Return the seconds of our import after that of transformers, and of each recipe's --help."""
     training = Path(__file__).resolve().parents[2] / "training"
     recipes = sorted(file for file in training.glob("*.py") if "def main(" in file.read_text())
     found: dict[str, list[float]] = {"import scratch_gpt": [], **{f"{file.name} --help": [] for file in recipes}}
@@ -111,7 +110,7 @@ def starts(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def summary(runs: dict[str, list[dict]]) -> dict:
-    """Median, lowest and highest of each figure, and ours / stock."""
+    """Return median, lowest and highest of each figure, and ours / stock."""
     result = {}
     for figure in FIGURES:
         values = {name: [run[figure] for run in runs[name]] for name in CLASSES}
@@ -124,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="counted loads of each class")
     parser.add_argument("--out", type=Path, help="write every run and the summary to this JSON file")
-    parser.add_argument("--make", help=argparse.SUPPRESS)  # --make and --load: what the children are called with
+    parser.add_argument("--make", help=argparse.SUPPRESS)  # --make and --load are arguments of the child processes
     parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--imported", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

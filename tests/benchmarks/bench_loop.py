@@ -1,16 +1,15 @@
-"""What the loop itself costs: the same micro-batches through a bare loop and through `train_model`, taking turns.
+"""Measure the cost of the training loop: the same micro-batches in a bare loop and in `train_model`, in turns.
 
     python tests/benchmarks/bench_loop.py [--out FILE.json]
 
-The bare loop has the same model, optimizer, precision and batches, made before: forward, backward, clip, step, nothing
-else. Ours makes its batches as it goes, seeds each step, checks and sums losses, keeps time and writes a line every
-ten steps.
+The bare loop has the same model, optimizer, precision and batches, which are made before: forward, backward, clip and
+step only. Ours makes its batches during training, seeds each step, checks and sums losses, measures time and writes a
+line every ten steps.
 
-A step of a real model varies by more than 1 % from turn to turn, so both loops run a model of one block, 8 wide, on
-rows as long: the difference of two turns, one after the other, is what the loop costs, reading rows included, which
-nothing hides there. The share is the median of these (and their quartiles), of a step of the preset in our loop; the
-aim is under 1 %. `fetch` is the time of reading a loss off the device, which ours does once a step, so that a step
-that is not finite is not taken.
+The step time of a real model varies by more than 1 % between turns, so both loops run a model of one block of width 8
+on rows of the same length: the difference of two consecutive turns is the cost of the loop, including reading rows.
+The share is the median of these differences (and their quartiles) over a step of the preset in our loop; the target
+is 1 %. `fetch` is the time of reading a loss from the device, which ours does in every step to skip non-finite steps.
 """
 
 import argparse
@@ -37,7 +36,7 @@ from scratch_gpt.train.optimizers import adamw, clip_gradients
 REPO = Path(__file__).resolve().parents[2]
 WARM, RATE = 3, 1e-3
 NARROW = {"vocab_size": 64, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8, "num_hidden_layers": 1}
-MORE = 2  # times as many steps of it
+MORE = 2  # factor for the number of its steps
 
 
 def make_model(options, device: str, precision: str, changes: dict):
@@ -48,7 +47,7 @@ def make_model(options, device: str, precision: str, changes: dict):
 
 
 def clocks() -> tuple[float, float]:
-    """Seconds, and those of the processor over all threads, which do not see what else the machine does."""
+    """Return the clock and the processor time over all threads; the latter does not depend on other load."""
     return time.perf_counter(), time.process_time()
 
 
@@ -57,7 +56,7 @@ def per_step(first: tuple, last: tuple, options) -> tuple[float, float]:
 
 
 def run_bare(accelerator, model, rows, options) -> tuple[float, float]:
-    """Both clocks' seconds of a step."""
+    """Run the bare loop; return the seconds of a step by both clocks."""
     model, optimizer = accelerator.prepare(model, adamw(model, RATE, 0.1))
     steps = Steps(rows, collate_rows, BatchLayout(options.batch_size, options.accumulation_steps), seed=0)
     batches = [[batch for batch, _ in steps[n].micro_batches] for n in range(options.steps)]
@@ -77,7 +76,7 @@ def run_bare(accelerator, model, rows, options) -> tuple[float, float]:
 
 
 def run_ours(accelerator, model, rows, options) -> tuple[tuple[float, float], list[dict]]:
-    """The same, from the beginning of the first that counts to that of the last, and the lines written."""
+    """Run our loop; return the seconds of a step by both clocks (start to start), and the metrics written."""
     began = []
 
     def learning_rate(step: int) -> float:

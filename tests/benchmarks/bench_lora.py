@@ -1,11 +1,11 @@
-"""What LoRA costs beside full fine-tuning: peak memory, time per step and the share that is trained.
+"""Compare LoRA with full fine-tuning: peak memory, time per step and the share of parameters that is trained.
 
     python tests/benchmarks/bench_lora.py [--out FILE.json]
 
 A classifier of two classes on GPT-2's 124M shape with random weights, 8 rows of 128 tokens, AdamW, no dropout, LoRA of
-rank 16 on all linear layers; in the precision and with the attention that the recipes choose here, then in fp32; the
-base as it is, or quantized. A fresh process for each, in turns (the quantized once); the peak is that of the whole
-process, Python and torch included. README.md quotes the ratios.
+rank 16 on all linear layers; in the precision and with the attention that the recipes choose here, then in fp32; with
+an unquantized or a quantized base. Each runs in a new process, in turns (the quantized ones once); the peak is that of
+the whole process, including Python and torch. The pages quote the ratios.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from scratch_gpt.train.optimizers import adamw
 
 
 REPO = Path(__file__).resolve().parents[2]
-ROWS, LENGTH, STEPS = 8, 128, 4  # and one step to warm up
-COSTS = ("peak_bytes", "step_seconds", "step_cpu_seconds")  # the last does not see what else the machine does
+ROWS, LENGTH, STEPS = 8, 128, 4  # after one warm-up step
+COSTS = ("peak_bytes", "step_seconds", "step_cpu_seconds")  # the last does not depend on other load
 WAYS = ("full", "lora", "lora on int8", "lora on nf4")
 
 
 def measure(way: str, precision: str, preset: str) -> dict:
-    """One way in this process: its peak, its median step and what it trains."""
+    """Run one way in this process; return its peak memory, median step and trained parameters."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     torch.manual_seed(0)
     rates = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), 0.0)
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "lora.json")
     parser.add_argument("--preset", default="gpt2")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # what the fresh processes do
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # the work of a child process
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(*options.measure, options.preset)))

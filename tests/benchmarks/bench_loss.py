@@ -1,13 +1,14 @@
-"""What the loss behind `forward` costs: its peak of memory above its inputs and its time, beside the plain form.
+"""Measure the loss of `forward` against the plain form: peak memory above the inputs, and time.
 
     python tests/benchmarks/bench_loss.py [--out FILE.json]
 
-The head of GPT-2's 124M shape (50,257 x 768), random numbers, every position asked. `head` goes from hidden states to
-the loss and both gradients, in these ways: `plain` is F.cross_entropy(F.linear(...).float(), ...); `ours` the sum of
-linear_cross_entropy, `ours, each token` its single losses; `torch` is torch.nn.functional.linear_cross_entropy in
-pieces. `step` is a whole training step with AdamW, gradients and its two moments included, with `labels` (plain) and
-`shift_labels` (ours). A fresh process for each; the peak is what its resident memory rises by, inputs (of a step: the
-weights) and what the libraries take at their first call not counted. Time is that of the processor, over all threads.
+The head has GPT-2's 124M shape (50,257 x 768) and random weights; every position has a target. `head` computes the
+loss and both gradients from hidden states: `plain` is F.cross_entropy(F.linear(...).float(), ...); `ours` the sum of
+linear_cross_entropy, `ours, each token` its losses of single tokens; `torch` is
+torch.nn.functional.linear_cross_entropy in pieces. `step` is a complete training step with AdamW, including gradients
+and both moments, with `labels` (plain) and `shift_labels` (ours). Each runs in a new process; the peak is the rise of
+its resident memory, without the inputs (for a step: the weights) and without the memory that libraries take at their
+first call. Time is processor time over all threads.
 """
 
 import argparse
@@ -37,20 +38,20 @@ def head_loss(way: str, hidden: torch.Tensor, weight: torch.Tensor, targets: tor
         return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
     if way == "torch":
         options = torch.nn.LinearCrossEntropyOptions()
-        if torch.is_autocast_enabled("cpu"):  # which it does not heed
+        if torch.is_autocast_enabled("cpu"):  # it ignores this option
             hidden, weight = hidden.bfloat16(), weight.bfloat16()
         return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
     return linear_cross_entropy(hidden, weight, targets, summed=way == "ours").sum()
 
 
 def resident(which: str) -> int:
-    """Bytes of this process in memory: now (VmRSS) or at most so far (VmHWM)."""
+    """Return the resident bytes of this process: now (VmRSS) or the peak so far (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
 
 
 def make_head(preset: str, tokens: int):
-    """A head's inputs, made in place: their making leaves no peak of its own."""
+    """Return the inputs of a head, made in place so that they leave no peak."""
     config = ScratchGPTConfig.from_preset(preset)
     hidden = torch.empty(tokens, config.hidden_size).normal_().requires_grad_()
     weight = torch.empty(config.vocab_size, config.hidden_size).normal_(std=0.02).requires_grad_()
@@ -58,7 +59,7 @@ def make_head(preset: str, tokens: int):
 
 
 def measure(what: str, way: str, preset: str, batch: int, length: int, precision: str) -> dict:
-    """One way in this process."""
+    """Run one way in this process and return its peak memory and time."""
     torch.manual_seed(0)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
@@ -68,7 +69,8 @@ def measure(what: str, way: str, preset: str, batch: int, length: int, precision
         loss.backward()
         return loss.detach()
 
-    run_head(*(torch.randn(64, 64, requires_grad=True) for _ in range(2)), torch.randint(64, (64,)))  # the libraries
+    # Warm-up: the libraries allocate memory.
+    run_head(*(torch.randn(64, 64, requires_grad=True) for _ in range(2)), torch.randint(64, (64,)))
     if what == "head":
         given = make_head(preset, batch * length)
         run = lambda: run_head(*given)  # noqa: E731
@@ -89,7 +91,7 @@ def measure(what: str, way: str, preset: str, batch: int, length: int, precision
             return loss.detach()
 
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     before, busy = resident("VmRSS"), time.process_time()
     loss = run()
     return {
@@ -104,9 +106,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "loss.json")
     parser.add_argument("--preset", default="gpt2")
-    parser.add_argument("--sizes", nargs="+", default=["2x256", "4x1024"], help="Rows x tokens.")
-    parser.add_argument("--steps", nargs="*", default=["4x1024"], help="Rows x tokens of whole steps.")
-    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)  # what the fresh processes do
+    parser.add_argument("--sizes", nargs="+", default=["2x256", "4x1024"], help="Rows x tokens of the head.")
+    parser.add_argument("--steps", nargs="*", default=["4x1024"], help="Rows x tokens of complete steps.")
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)  # the work of a child process
     options = parser.parse_args()
     if options.measure:
         what, way, batch, length, precision = options.measure

@@ -1,8 +1,8 @@
-"""The main job as `make train` runs it, from process start to the last word: its time and what it learned.
+"""Measure the main job as `make train` runs it, from the start of its process to the end: time and scores.
 
     python tests/benchmarks/bench_main_job.py [--out FILE.json]
 
-Writes the figures, and beside them the run's loss.png under the same name. README.md quotes both.
+Writes the figures and, under the same name, the run's loss.png. The pages quote both.
 """
 
 import argparse
@@ -23,7 +23,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def run_main_job(folder: Path) -> dict:
-    """One run in a fresh process; its figures."""
+    """Run it in a new process; return its figures."""
     training = REPO / "training"
     command = [sys.executable, str(training / "pretrain.py"), "--output-dir", str(folder)]
     command += ["--config", str(training / "configs" / "python_docs.yaml")]

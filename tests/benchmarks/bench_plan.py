@@ -1,10 +1,10 @@
-"""What --plan says of memory and time, beside runs of the same fields: for three sizes, each in processes of its own.
+"""Compare the memory and time that --plan predicts with runs of the same options, for three sizes.
 
     python tests/benchmarks/bench_plan.py [--out FILE.json] [--sizes tiny small gpt2]
 
-A run trains on a text made here for some steps, without evaluations; its time is the median of its steps but the first
-few (by metrics.jsonl), its memory the highest resident set of the process. A plan and a run take turns. README.md
-quotes the ratios, planned over measured; the aim is 0.85 to 1.15.
+A run trains for some steps on generated text, without evaluations; its time is the median of its steps except the
+first few (from metrics.jsonl), its memory the highest resident set of the process. Plans and runs take turns, each in
+a new process. The pages quote the ratios, planned over measured; the target is 0.85 to 1.15.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 COMMON = "--max-length {length} --batch-size {rows} --vocab-size 1024 --drop-tail true --validation-fraction 0 "
 COMMON += "--dropout 0 --log-every 1 --device cpu --max-steps {steps}"
-SIZES = {  # the tokenizer's vocabulary is small, so that it is trained at once; the model's is as it says
+SIZES = {  # a small vocabulary for the tokenizer, which then trains quickly; the model's is set below
     "tiny": "--preset tiny " + COMMON.format(length=128, rows=8, steps=60),
     "small": "--preset small --config-overrides vocab_size=50257 " + COMMON.format(length=256, rows=8, steps=12),
     "gpt2": "--preset gpt2 --config-overrides vocab_size=50257 " + COMMON.format(length=256, rows=2, steps=12),
@@ -36,7 +36,7 @@ def words_of(size: str, folder: str) -> list[str]:
 
 
 def plan(size: str, folder: str) -> dict:
-    """In a fresh process: what is planned."""
+    """Print the plan of a size, in a new process."""
     from scratch_gpt_training import pretrain
     from scratch_gpt_training.support.command_line import parse
     from scratch_gpt_training.support.run import planning
@@ -46,12 +46,12 @@ def plan(size: str, folder: str) -> dict:
 
 
 def as_json(found) -> dict:
-    """A plan as JSON."""
+    """Convert a plan to JSON."""
     return {**found._asdict(), "memory": found.memory._asdict()}
 
 
 def measure(size: str, folder: str) -> dict:
-    """In a fresh process: the run itself."""
+    """Run the training of a size, in a new process."""
     from scratch_gpt_training import pretrain
 
     pretrain.main([*words_of(size, folder), "--overwrite", "true"])
@@ -61,7 +61,7 @@ def measure(size: str, folder: str) -> dict:
     lines = [line for line in lines if "tokens_per_second" in line]
     tokens = [b["tokens"] - a["tokens"] for a, b in zip(lines, lines[1:], strict=False)]
     seconds = [count / line["tokens_per_second"] for count, line in zip(tokens, lines[1:], strict=True)]
-    unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return {
         "seconds": statistics.median(seconds[WARM - 1 :]),
         "seconds_spread": [min(seconds[WARM - 1 :]), max(seconds[WARM - 1 :])],
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "plan.json")
     parser.add_argument("--sizes", nargs="+", default=[*SIZES], choices=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # what the fresh processes do
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # the work of a child process
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if options.child:

@@ -1,15 +1,15 @@
-"""Preparing data: throughput beside run_clm's route, memory as the corpus grows, the first batch, packed and padded.
+"""Measure preparing data: throughput against run_clm, memory as the corpus grows, the first batch, packed and padded.
 
     python tests/benchmarks/bench_prepare.py [--out FILE.json] [--rounds 5]
-    python tests/benchmarks/bench_prepare.py --only large     # 5 GB, for which `make bench` has no time
+    python tests/benchmarks/bench_prepare.py --only large     # 5 GB: not part of `make bench`
 
-Throughput is MB of text a second from an opened dataset to rows on disk, each run in a fresh process, in turns: ours
-(training/prepare.py with GPT-2's tokenizer) and the route of transformers' run_clm.py (`map` with the tokenizer, then
-`map` with group_texts), on the same text, tokenizer, row length and one process each. Text and tokenizer are the books
-of the data folder (SCRATCH_GPT_DATA); without it the embedded documentation and a tokenizer trained on it.
-Memory is the peak of anonymous memory of a process that prepares generated text whose vocabulary keeps growing.
-Packed and padded (batches of like length) are two trainings on the same ragged corpus, 16 rows a step: asked tokens a
-second, the median over steps.
+Throughput is MB of text per second from an open dataset to rows on disk, each run in a new process, in turns: ours
+(training/prepare.py with GPT-2's tokenizer) and the steps of transformers' run_clm.py (`map` with the tokenizer, then
+`map` with group_texts), with the same text, tokenizer and row length, in one process each. The text is the books of
+the data folder (SCRATCH_GPT_DATA); without it the embedded documentation, with a tokenizer trained on it.
+Memory is the peak of anonymous memory of a process that prepares generated text with a growing vocabulary.
+Packed and padded (batches of similar length) are two trainings on the same ragged corpus, 16 rows per step, measured
+in target tokens per second, the median over steps.
 """
 
 import argparse
@@ -32,7 +32,7 @@ LENGTH = 1024
 TINY = ["--preset", "tiny", "--max-length", "256", "--vocab-size", "2048", "--batch-size", "16", "--seed", "0"]
 
 
-# --- What a measured process does ----------------------------------------------------------------------------------
+# --- The measured processes ----------------------------------------------------------------------------------------
 
 
 def ours(corpus: str, tokenizer: str, folder: str, *more: str) -> dict:
@@ -87,11 +87,11 @@ def first_batch(folder: str) -> dict:
     return {"seconds": time.perf_counter() - start, "shape": list(batch["input_ids"].shape), "rows": len(rows)}
 
 
-# --- The bench -----------------------------------------------------------------------------------------------------
+# --- The benchmark -------------------------------------------------------------------------------------------------
 
 
 def call(name: str, *words: str) -> tuple[dict, int]:
-    """A function of this file in a fresh process -> what it returns, and its peak of anonymous memory."""
+    """Call a function of this file in a new process; return its result and its peak anonymous memory."""
     command = [sys.executable, __file__, "--call", name, *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     peak = 0
@@ -102,7 +102,7 @@ def call(name: str, *words: str) -> tuple[dict, int]:
 
 
 def write_corpus(home: Path) -> tuple[Path, str, str]:
-    """(file, tokenizer, what it is): books in documents of 3,000 characters, or the embedded documentation."""
+    """Return (file, tokenizer, description): books in documents of 3,000 characters, or the embedded documentation."""
     from scratch_gpt.data.sources.documents import open_documents
     from scratch_gpt.tokenization.training import train_tokenizer
 
@@ -115,7 +115,7 @@ def write_corpus(home: Path) -> tuple[Path, str, str]:
         texts, tokenizer, what = (
             open_documents().rows["text"],
             home / "tokenizer",
-            "python-docs, a tokenizer of its own",
+            "python-docs, a tokenizer trained on it",
         )
         train_tokenizer(texts, 8192).save_pretrained(tokenizer)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -158,7 +158,7 @@ def memory(home: Path, sizes: tuple[int, ...] = MEGABYTES) -> dict:
 
 
 def packed_and_padded(home: Path) -> dict:
-    """The paragraphs of the embedded documentation, from a word to a page, as documents: both ways, in turns."""
+    """Train packed and padded, in turns, on the paragraphs of the embedded documentation (a word to a page each)."""
     from scratch_gpt.data.sources.documents import open_documents
 
     paragraphs = [part for text in open_documents().rows["text"] for part in text.split("\n\n") if part.strip()]
@@ -193,7 +193,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "prepare.json")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--only", nargs="+", choices=["throughput", "memory", "packing", "large"], help="and keep the rest"
+        "--only",
+        nargs="+",
+        choices=["throughput", "memory", "packing", "large"],
+        help="run only these parts and keep the rest of --out",
     )
     parser.add_argument("--call", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What publishing costs: bytes, and seconds to stage, push, push again and load, against the Hub on loopback.
+"""Measure publishing: bytes, and seconds to stage, push, push again and load, with the Hub on loopback.
 
     python tests/benchmarks/bench_publish.py --out tests/benchmarks/publish.json [--preset gpt2]
 
-A model of the preset's shape with random weights and a run's record beside it. Loopback takes away the network: what
-is left is reading, hashing, drawing and the client.
+The run has a model of the preset's shape with random weights. Loopback excludes the network; the time is that of
+reading, hashing, drawing and the client.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def measure(hub, run: Path, preset: str) -> dict:
-    """Stage, push, push unchanged, push with one file changed, load."""
+    """Time these: stage, push, push unchanged, push with one file changed, load."""
     import torch
     from card_run import write_run
 
@@ -77,8 +77,8 @@ def measure(hub, run: Path, preset: str) -> dict:
         "bytes_without_weights": sum(size for name, size in sizes.items() if not name.endswith(".safetensors")),
         "files": len(sizes),
         "seconds": seconds,
-        "cpu_seconds": cpu_seconds,  # the Hub's too, which is a thread; they mean more on a machine with other load
-        "uploads": uploads,  # requests that send something: files in LFS, in parts, and the commit
+        "cpu_seconds": cpu_seconds,  # includes the Hub's thread; independent of other load
+        "uploads": uploads,  # requests with content: files in LFS, in parts, and the commit
     }
 
 

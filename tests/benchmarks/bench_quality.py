@@ -1,18 +1,19 @@
-"""Time to quality: how long until a small GPT knows Tiny Shakespeare as well as nanoGPT's README recipe teaches it.
+"""Measure the time until a small GPT reaches the loss of nanoGPT's README recipe on Tiny Shakespeare.
 
     python tests/benchmarks/bench_quality.py --data tinyshakespeare.txt [--minutes 5 15] [--out FILE.json]
     python tests/benchmarks/bench_quality.py --data tinyshakespeare.txt --choose "" "--learning-rate 6e-3" ...
 
-The last tenth of the text is held out; each of its characters but the first is asked once, in windows of 64.
-`reference` is the recipe for a CPU in nanoGPT's README with the plain model of reference.py: 4 layers, 4 heads, 128
-wide, 12 rows of 64 characters drawn at random, 2,000 steps, AdamW at 1e-3 falling to 1e-4. `ours` is
-training/pretrain.py with configs/shakespeare_char.yaml. Both take turns, each run in a fresh process with nothing
-compiled beforehand; its seconds are from the start of the process to its end. What is reached is the mean of the
-seeds. With --minutes: our loss after a schedule as long as fits into so many minutes, one seed.
+The last tenth of the text is held out; each of its characters except the first is a target once, in windows of 64.
+`reference` is the recipe for a CPU in nanoGPT's README with the plain model of reference.py: 4 layers, 4 heads, width
+128, 12 rows of 64 characters drawn at random, 2,000 steps, AdamW at 1e-3 falling to 1e-4. `ours` is
+training/pretrain.py with configs/shakespeare_char.yaml. Both take turns, each run in a new process with an empty
+compile cache; its seconds are from the start of the process to its end. The reported loss is the mean of the seeds.
+--minutes measures our loss after a schedule that fits into N minutes, with one seed.
 
---choose tries arguments of our recipe without a look at what is held out: on the first nine tenths of the text alone,
-of which a tenth, most of Romeo and Juliet, is taken out and asked. (What is held out are other plays too. The recipe
-itself was chosen when the last tenth was asked, half of whose play is learned.) --out keeps what was tried.
+--choose compares arguments of our recipe without the held-out text: on the first nine tenths of the text, of which a
+tenth, most of Romeo and Juliet, is the validation text. (The held-out text also consists of other plays. The recipe
+itself was chosen on the last tenth of the training text, and half of that play was trained on.) --out keeps the
+results.
 """
 
 import argparse
@@ -49,7 +50,7 @@ LAST_WORDS = "Than this of Juliet and her Romeo.\n\n"
 
 
 def train_reference(data: Path, out: Path, seed: int, steps: int, batch: int = 12) -> None:
-    """nanoGPT's README recipe for a CPU, without the evaluations on the way."""
+    """Train with nanoGPT's README recipe for a CPU, without evaluations during training."""
     torch.manual_seed(seed)
     text = data.read_text(encoding="utf-8")
     ids = as_ids(text)[: held_out_from(text)]
@@ -81,23 +82,23 @@ def held_out_from(text: str) -> int:
     return int(0.9 * len(text))
 
 
-def play_apart(text: str) -> str:
-    """The same text, its last tenth the end of Romeo and Juliet."""
+def move_play_to_end(text: str) -> str:
+    """Move the end of Romeo and Juliet to the end of a text, as its last tenth."""
     end, tenth = text.index(LAST_WORDS) + len(LAST_WORDS), len(text) - held_out_from(text)
     return text[: end - tenth] + text[end:] + text[end - tenth : end]
 
 
-# --- What was learned --------------------------------------------------------------------------------------------
+# --- Losses ------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def mean_loss(losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ids: torch.Tensor) -> float:
-    """Of all characters but the first, in nats; `losses` gives the mean of a batch (B, T)."""
-    whole = (len(ids) - 1) // T * T
+    """Return the mean loss of all characters except the first, in nats; `losses` gives the mean of a batch (B, T)."""
+    full = (len(ids) - 1) // T * T
     inputs, targets = ids[:-1], ids[1:]
-    parts = [*zip(inputs[:whole].view(-1, T).split(128), targets[:whole].view(-1, T).split(128), strict=True)]
-    if whole < len(targets):
-        parts.append((inputs[whole:][None], targets[whole:][None]))
+    parts = [*zip(inputs[:full].view(-1, T).split(128), targets[:full].view(-1, T).split(128), strict=True)]
+    if full < len(targets):
+        parts.append((inputs[full:][None], targets[full:][None]))
     return sum(float(losses(x, y)) * y.numel() for x, y in parts) / len(targets)
 
 
@@ -120,8 +121,8 @@ def score_ours(folder: Path, data: Path) -> float:
 
 
 def timed(command: list[str]) -> dict:
-    """A fresh process' seconds, and the share of the machine's processors that others used meanwhile."""
-    with tempfile.TemporaryDirectory() as cache:  # nothing compiled is at hand
+    """Run a command; return its seconds, and the share of the processors that other processes used meanwhile."""
+    with tempfile.TemporaryDirectory() as cache:  # an empty compile cache
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
         busy, own, start = machine_seconds(), own_seconds(), time.perf_counter()
         subprocess.run(command, check=True, env=env)
@@ -167,10 +168,10 @@ def summary(runs: list[dict]) -> dict:
 
 
 def choose(data: Path, folder: Path, candidates: list[str], seeds: int, out: Path) -> None:
-    """A line for each candidate, and into `out`: its mean loss on a play of the training text."""
+    """Print each candidate's mean loss on a play of the training text, and write it to `out`."""
     text = data.read_text(encoding="utf-8")
     train = folder / "train.txt"
-    train.write_text(play_apart(text[: held_out_from(text)]))
+    train.write_text(move_play_to_end(text[: held_out_from(text)]))
     for arguments in candidates:
         found = summary([run_ours(train, folder, seed, shlex.split(arguments)) for seed in range(seeds)])
         pace = statistics.mean(run["step_seconds"] for run in found["runs"])
@@ -186,13 +187,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Tiny Shakespeare as one text file.")
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "quality.json")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--keep", action="store_true", help="The seeds' runs of --out stand; only --minutes are run.")
+    parser.add_argument("--keep", action="store_true", help="Keep the seeds' runs of --out; run only --minutes.")
     parser.add_argument("--minutes", type=float, nargs="*", default=[])
     parser.add_argument("--long", default=LONG, help="Arguments of the recipe for --minutes.")
     parser.add_argument("--reference-steps", type=int, default=2000)
-    parser.add_argument("--arguments", default="", help="Arguments of the recipe, to try the bench itself.")
+    parser.add_argument("--arguments", default="", help="More arguments of the recipe, to try this benchmark.")
     parser.add_argument("--choose", nargs="+", help="Arguments of the recipe to compare.")
-    parser.add_argument("--reference", nargs=3, help=argparse.SUPPRESS)  # what the fresh processes do
+    parser.add_argument("--reference", nargs=3, help=argparse.SUPPRESS)  # the work of a child process
     options = parser.parse_args()
     if options.reference:
         file, seed, steps = options.reference
@@ -224,7 +225,7 @@ def main() -> None:
             options.out.write_text(json.dumps(figures, indent=2) + "\n")
         for minutes in options.minutes:
             more = [*arguments, *shlex.split(options.long)]
-            first = run_ours(options.data, folder, 0, [*more, "--max-steps", "200"])  # how fast a step is now
+            first = run_ours(options.data, folder, 0, [*more, "--max-steps", "200"])  # the current speed of a step
             beside = first["seconds"] - first["steps"] * first["step_seconds"]
             steps = str(int(0.92 * (60 * minutes - beside) / first["step_seconds"]))
             more += ["--max-steps", steps, "--eval-every", steps]

@@ -1,11 +1,11 @@
-"""Time of a token and memory of a training step as width, depth, context, vocabulary, batch and processes grow.
+"""Measure time per token and memory of training as width, depth, context, vocabulary, batch and processes grow.
 
     python tests/benchmarks/bench_scaling.py [--out FILE.json]
 
-Each row is a fresh process (or several, under torchrun's rules: gloo on a CPU) that trains one shape for some steps on
-random tokens with the project's own loop; one field differs from the base shape. Seconds are of the fastest of the
-steps but the first two, memory is the rise of the highest resident set over the process before its model. Beside them
-stands what costs.py says: FLOPs of a token, and bytes.
+Each row is a new process (or several, launched as torchrun does: gloo on a CPU) that trains one shape for some steps
+on random tokens with the training loop of the package; one field differs from the base shape. Seconds are those of the
+fastest step after the first two, memory is the rise of the highest resident set since before the model was made. Next
+to them are the FLOPs per token and the bytes that costs.py computes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ GROWN = {
 
 
 def measure(shape: dict, steps: int) -> dict | None:
-    """In fresh processes: one shape."""
+    """Train one shape, in new processes; return its figures in the main process."""
     import torch
     from accelerate import Accelerator
 
@@ -60,7 +60,7 @@ def measure(shape: dict, steps: int) -> dict | None:
     )
     ids = torch.randint(config.vocab_size, (steps * batch * shape["processes"] * length + 1,))
     rows, began = Windows(ids.numpy(), length), []
-    adamw(torch.nn.Linear(1, 1), 1.0, 0.0)  # which loads parts of torch
+    adamw(torch.nn.Linear(1, 1), 1.0, 0.0)  # loads parts of torch before memory is measured
     unit = 1 if sys.platform == "darwin" else 2**10
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     model = ScratchGPTForCausalLM._from_config(config, attn_implementation=attention).train()
@@ -100,7 +100,7 @@ def measure(shape: dict, steps: int) -> dict | None:
 
 
 def run(shape: dict, steps: int) -> dict:
-    """One shape in processes of its own."""
+    """Start the processes for one shape and return its figures."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "BENCH_FOLDER": folder}
@@ -125,9 +125,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "scaling.json")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--only", nargs="+", default=[*GROWN], choices=GROWN)
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)  # what the fresh processes do
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)  # the work of a child process
     options = parser.parse_args()
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the recipes
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in the recipes
     if options.child:
         print(json.dumps(measure(options.child, options.steps)))
         return

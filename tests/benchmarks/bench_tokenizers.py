@@ -1,11 +1,11 @@
-"""Training a tokenizer: its memory as the text grows, what comes out beside GPT-2's, and whether texts come back.
+"""Measure training a tokenizer: memory as the text grows, compression against GPT-2's tokenizer, and round trips.
 
     python tests/benchmarks/bench_tokenizers.py [--out FILE.json]
 
 Memory is the peak of anonymous memory (RssAnon) of a fresh process that trains a byte-level BPE on 50 and on 500 MB of
-generated text. Its words are drawn by Zipf's law without an end: however much was read, there are always new ones.
+generated text. Its words follow Zipf's law with an unlimited vocabulary, so new words keep appearing.
 GPT-2's tokenizer, Shakespeare and the 27 languages are read from the data folder (SCRATCH_GPT_DATA); without it these
-figures are null. README.md quotes the ratio and the bytes per token.
+figures are null. The pages quote the ratio and the bytes per token.
 """
 
 import argparse
@@ -26,7 +26,7 @@ DATA = Path(os.environ.get("SCRATCH_GPT_DATA", REPO.parent / "shared" / "data"))
 MEGABYTES = (50, 500)
 SIZES = (4096, 8192)
 EXPONENT = 1.2
-WORDS = 400  # in a document
+WORDS = 400  # words of a document
 SYLLABLES = [c + v for c in "bcdfghjklmnprstvwz" for v in "aeiou"]
 
 
@@ -34,7 +34,7 @@ SYLLABLES = [c + v for c in "bcdfghjklmnprstvwz" for v in "aeiou"]
 
 
 def spell(rank: int) -> str:
-    """Number -> a word of its own."""
+    """Spell a number as a unique word."""
     word = ""
     while rank:
         rank, syllable = divmod(rank - 1, len(SYLLABLES))
@@ -43,14 +43,14 @@ def spell(rank: int) -> str:
 
 
 def ranks() -> Iterator[list[int]]:
-    """The words of one document after the other, as numbers."""
+    """Yield the words of each document, as numbers."""
     draws = np.random.default_rng(0)
     while True:
         yield from draws.zipf(EXPONENT, (1000, WORDS)).tolist()
 
 
 def documents(megabytes: float) -> Iterator[str]:
-    """Generated documents, so many million bytes together."""
+    """Yield generated documents, `megabytes` million bytes in total."""
     common = lru_cache(100_000)(spell)
     left = megabytes * 1e6
     for numbers in ranks():
@@ -62,7 +62,7 @@ def documents(megabytes: float) -> Iterator[str]:
 
 
 def train(megabytes: float) -> None:
-    """What the measured process does."""
+    """Train a tokenizer; run by the measured process."""
     from scratch_gpt.tokenization.training import sample_texts, train_tokenizer
 
     print("loaded", flush=True)
@@ -75,7 +75,7 @@ def train(megabytes: float) -> None:
 
 
 def measure(megabytes: float) -> dict:
-    """Peak anonymous memory of a process that trains, and what it had taken before it read a word."""
+    """Return the peak anonymous memory of a process that trains, and its memory before it read a word."""
     command = [sys.executable, __file__, "--train", str(megabytes)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
     assert process.stdout.readline() == "loaded\n"
@@ -88,7 +88,7 @@ def measure(megabytes: float) -> dict:
 
 
 def anonymous_bytes(process: int) -> int:
-    """RssAnon of a process; 0 where it has ended."""
+    """Return RssAnon of a process, or 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -97,7 +97,7 @@ def anonymous_bytes(process: int) -> int:
 
 
 def count_distinct(megabytes: tuple[float, ...]) -> list[int]:
-    """How many different words the first so many million bytes hold, for rising sizes."""
+    """Count the distinct words in the first N million bytes, for increasing N."""
     length = lru_cache(100_000)(lambda rank: len(spell(rank)) + 1)
     seen, size, counts = set(), 0, []
     for numbers in ranks():
@@ -109,11 +109,11 @@ def count_distinct(megabytes: tuple[float, ...]) -> list[int]:
                 return counts
 
 
-# --- What comes out ----------------------------------------------------------------------------------------------
+# --- Compression and round trips ---------------------------------------------------------------------------------
 
 
 def compression() -> dict:
-    """Bytes per token on the held-out tenth, and tokens that training rarely shows, by corpus and tokenizer."""
+    """Return bytes per token on the held-out tenth and rare tokens of the training part, by corpus and tokenizer."""
     from scratch_gpt.data.sources.documents import open_documents, split_documents
     from scratch_gpt.tokenization.tokenizer import load_tokenizer, tokenizer_report
     from scratch_gpt.tokenization.training import train_tokenizer
@@ -142,7 +142,7 @@ def compression() -> dict:
 
 
 def round_trips() -> dict | None:
-    """How many lines of the declaration of human rights do not come back, in each of 27 languages."""
+    """Count the lines of the declaration of human rights that do not decode to themselves, in each of 27 languages."""
     from scratch_gpt.data.sources.documents import open_documents
     from scratch_gpt.tokenization.tokenizer import tokenizer_report
     from scratch_gpt.tokenization.training import train_tokenizer

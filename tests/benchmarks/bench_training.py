@@ -1,15 +1,15 @@
-"""How fast a training step is: ours beside named peers on the same work, in turns on an otherwise idle machine.
+"""Time a training step: ours and named peers on the same work, in turns on an otherwise idle machine.
 
     python tests/benchmarks/bench_training.py [--rounds 7] [--only ours,reference] [--workloads char] [--quick]
 
-Writes tests/benchmarks/training.json and training.png and prints the table. Workloads that are not asked for stay as
-the file has them from the same machine. Linux only (it reads /proc/stat).
+Writes tests/benchmarks/training.json and training.png and prints the table. Workloads that are not selected keep their
+values from the file if these are from the same machine. Linux only (it reads /proc/stat).
 
 A row is a peer in one setting. Workers (peers.py) are started once, each in its peer's environment, and take turns
 A B C A B C, never two at once. In a turn every row of a workload trains on the same number of tokens. The first round
-warms up and is dropped. FOREIGN is the rule for load that is not ours: a turn in which other processes (and the
-hypervisor) had more than that share of the machine's processor time spoils its round for all rows. Where more than a
-third of the rounds is spoilt, or fewer than 7 are left, the table claims nothing.
+is warm-up and is dropped. FOREIGN limits other load: if other processes (and the hypervisor) used more than that share
+of the machine's processor time during a turn, the round is dropped for all rows. If more than a third of the rounds
+are dropped, or fewer than 7 remain, the table is marked as no claim.
 """
 
 import argparse
@@ -37,17 +37,17 @@ REPO = HERE.parents[1]
 CLAIM_ROUNDS = 7
 PROFILED = 9  # steps
 TORCH = "torch==2.13.0"
-# What these import of all that litgpt asks for; llms-from-scratch's models import torch only.
+# The dependencies of litgpt that are imported here; llms-from-scratch's models import torch only.
 PEERS_NEED = ("lightning==2.6.6", "jsonargparse[signatures]==4.41.0", "psutil==7.2.2", "safetensors", "tokenizers")
 PEERS_NEED += ("huggingface-hub<1.4", "pyyaml", "tqdm", "requests")
 NOT_INHERITED = re.compile(r"LD_PRELOAD|THP_|OMP_|MKL_|KMP_|MALLOC_|TORCH|ATEN_|DNNL_|ONEDNN_|PYTORCH_")
 
 
 class Row(NamedTuple):
-    peer: str  # of peers.py
+    peer: str  # a name in peers.py
     setting: Setting
     environment: str = "plain"  # see `environments`
-    counts: bool = True  # among the peers that ours is measured against
+    counts: bool = True  # whether ours is compared with it
 
 
 BEST = Setting("bf16", fused=True, compile=True)
@@ -72,9 +72,9 @@ OURS, BOX = ("ours, best", "ours, best, compiled"), "ours, out of the box"
 class Workload(NamedTuple):
     title: str
     shape: Shape
-    steps: int  # of a turn
-    targets: dict[str, float]  # what our best is measured against -> how many times as fast; "ceiling" is a fraction
-    without: tuple[str, ...] = ()  # rows
+    steps: int  # steps of a turn
+    targets: dict[str, float]  # required speed of our best as a multiple of each row's; "ceiling" is a fraction
+    without: tuple[str, ...] = ()  # rows that are skipped
 
 
 WORKLOADS = {
@@ -99,16 +99,16 @@ WORKLOADS = {
         without=("reference, best, our allocator",),
     ),
 }
-BOX_SHARE = 0.8  # of each target, where no flag is given
+BOX_SHARE = 0.8  # share of each target that ours must reach out of the box
 LOSSES = (Shape(layers=6, width=384, heads=6, vocabulary=256, length=128, batch=4), 100)
 TINY = Shape(layers=1, width=16, heads=2, vocabulary=65, length=16, batch=2)
 
 
 def count_flops(shape: Shape) -> float:
-    """Floating-point operations of a step: 6 a token for each weight of a matrix product, the head among them, and
+    """Return the floating-point operations of a step.
 
-    12 * layers * width * length a token for attention's two products, counted over the whole square (Chowdhery et al.
-    2022, "PaLM", appendix B).
+    These are 6 per token for each weight of a matrix product, including the head, and 12 * layers * width * length per
+    token for attention's two products over the full square (Chowdhery et al. 2022, "PaLM", appendix B).
     """
     weights = 12 * shape.layers * shape.width**2 + shape.vocabulary * shape.width
     attention = 12 * shape.layers * shape.width * shape.length
@@ -119,13 +119,13 @@ def count_flops(shape: Shape) -> float:
 
 
 def environments() -> dict[str, dict[str, str]]:
-    """What is set for a worker: nothing; what the recipes set; and tcmalloc instead, where it is installed."""
+    """Return the environment variables of workers: none; those of the recipes; or tcmalloc, if installed."""
     recipe = {"THP_MEM_ALLOC_ENABLE": "1"}
     return {"plain": {}, "recipe": recipe, "best": {"LD_PRELOAD": TCMALLOC} if TCMALLOC else recipe}
 
 
 def peers_python() -> Path:
-    """The Python of .bench/peers, made where it is missing: torch first and alone, then the peers without the rest."""
+    """Return the Python of .bench/peers; create it if missing: first torch, then the peers without dependencies."""
     folder = REPO / ".bench" / "peers"
     python = folder / "bin" / "python"
     if not (folder / "made").exists():
@@ -137,9 +137,9 @@ def peers_python() -> Path:
         subprocess.run([*install, "--no-deps", "-r", HERE / "peers-requirements.txt"], check=True)
         (folder / "made").touch()
     show = "import torch; print(torch.__version__, torch.version.cuda)"
-    found = subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.split()
-    if found[0].partition("+")[0] != TORCH.partition("==")[2] or found[1] != "None":
-        raise SystemExit(f"{folder} has torch {' '.join(found)}, and {TORCH} for CPUs is needed. Remove that folder.")
+    version = subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.split()
+    if version[0].partition("+")[0] != TORCH.partition("==")[2] or version[1] != "None":
+        raise SystemExit(f"{folder} has torch {' '.join(version)}, but needs {TORCH} for CPUs. Remove the folder.")
     return python
 
 
@@ -147,7 +147,7 @@ def peers_python() -> Path:
 
 
 class Worker:
-    """A process of peers.py; `turn` asks it for one and waits."""
+    """A process of peers.py; `turn` requests a turn and waits for the result."""
 
     def __init__(self, python: Path, peer: str, shape: Shape | None, settings: dict, environment: dict[str, str]):
         self.peer = peer
@@ -162,12 +162,12 @@ class Worker:
         )
 
     def wait(self) -> None:
-        """Until its model is built."""
+        """Wait until its model is built."""
         if self.process.stdout.readline() != "ready\n":
             raise RuntimeError(f"{self.peer}: its worker ended with exit code {self.process.wait()}.")
 
     def turn(self, row: str, number: int) -> dict:
-        """What the turn took; "foreign" is the share of the machine that others had meanwhile."""
+        """Run a turn and return its times; "foreign" is the share of the machine that other processes used."""
         before = processor_seconds()
         self.process.stdin.write(json.dumps({"row": row, "number": number}) + "\n")
         self.process.stdin.flush()
@@ -183,7 +183,7 @@ class Worker:
 
 
 def ask(peer: str, shape: Shape, number: int, environment: dict[str, str]) -> dict:
-    """One turn of a worker of our own environment."""
+    """Start a worker with this Python and return the result of one turn."""
     worker = Worker(Path(sys.executable), peer, shape, {}, environment)
     worker.wait()
     answer = worker.turn(peer, number)
@@ -192,7 +192,7 @@ def ask(peer: str, shape: Shape, number: int, environment: dict[str, str]) -> di
 
 
 def start_workers(shape: Shape, rows: list[str], limits: dict[str, str]) -> dict[str, Worker]:
-    """Row -> its worker; rows of one peer in one environment share theirs."""
+    """Start the worker of each row; rows with the same peer and environment share a worker."""
     ways, shared = environments(), {}
     for name in rows:
         row = ROWS[name]
@@ -208,7 +208,7 @@ def start_workers(shape: Shape, rows: list[str], limits: dict[str, str]) -> dict
 
 
 def play(workload: Workload, rows: list[str], rounds: int, limits: dict[str, str]) -> dict:
-    """A workload's whole rounds -> what each row took in those that count, and the machine's ceilings meanwhile."""
+    """Run the rounds of a workload; return the turns of each row and the machine's ceilings, kept and dropped."""
     ceilings = {"seconds": 0.7} if workload.shape != TINY else {"seconds": 0.01, "size": 64, "buffer_bytes": 2**16}
     workers = start_workers(workload.shape, rows, limits)
     workers["machine"] = Worker(Path(sys.executable), "ceilings", None, ceilings, limits)
@@ -222,7 +222,7 @@ def play(workload: Workload, rows: list[str], rounds: int, limits: dict[str, str
         foreign = max(turn["foreign"] for turn in turns.values())
         (kept if foreign <= FOREIGN else dropped).append(turns)
         shown = "  ".join(f"{turns[name]['seconds'] / workload.steps:.2f}" for name in rows)
-        print(f"  {shown}  {'' if foreign <= FOREIGN else f'dropped: {foreign:.0%} foreign load'}", flush=True)
+        print(f"  {shown}  {'' if foreign <= FOREIGN else f'dropped: {foreign:.0%} other load'}", flush=True)
     for worker in each:
         worker.end()
     return {"first": first, "kept": kept, "dropped": dropped}
@@ -232,10 +232,10 @@ def play(workload: Workload, rows: list[str], rounds: int, limits: dict[str, str
 
 
 def summarize(workload: Workload, rows: list[str], found: dict) -> dict:
-    """The rounds of a workload -> medians, spreads, ratios, and which targets were reached."""
+    """Return medians, spreads and ratios of a workload's rounds, and which targets were met."""
     kept, dropped = found["kept"], len(found["dropped"])
     is_claim = len(kept) >= CLAIM_ROUNDS and dropped <= (len(kept) + dropped) / 3
-    rounds = kept or found["dropped"]  # shown in any case, claimed or not
+    rounds = kept or found["dropped"]  # shown even if nothing is claimed
     ceilings = {name: statistics.median(r["machine"][name] for r in rounds) for name in ("fp32", "bf16", "memory")}
     tokens, flops = workload.shape.batch * workload.shape.length, count_flops(workload.shape)
     figures: dict[str, dict] = {}
@@ -401,23 +401,31 @@ def draw(summary: dict, file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=CLAIM_ROUNDS)
-    parser.add_argument("--only", default="", help="Rows whose names begin with one of these words, with commas.")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help=f"Of {', '.join(WORKLOADS)}.")
-    parser.add_argument("--keep", action="store_true", help="The rounds of --out stand; only what is profiled is run.")
-    parser.add_argument("--threads", type=int, help="By default what torch takes: a thread for each core.")
-    parser.add_argument("--quick", action="store_true", help="Tiny shapes, two rounds: only whether everything runs.")
+    parser.add_argument("--only", default="", help="Prefixes of the rows to run, separated by commas.")
+    parser.add_argument(
+        "--workloads",
+        default=",".join(WORKLOADS),
+        help=f"Workloads to run, separated by commas: {', '.join(WORKLOADS)}.",
+    )
+    parser.add_argument("--keep", action="store_true", help="Keep the rounds of --out; run only the profile.")
+    parser.add_argument("--threads", type=int, help="Number of threads; torch's default is one for each core.")
+    parser.add_argument(
+        "--quick", action="store_true", help="Tiny shapes and two rounds, to check that everything runs."
+    )
     parser.add_argument("--out", type=Path, default=HERE / "training.json")
     options = parser.parse_args()
     if not Path("/proc/stat").exists():
-        raise SystemExit("This bench watches the machine's load in /proc/stat, and runs on Linux only.")
+        raise SystemExit("This benchmark reads the machine's load from /proc/stat and runs on Linux only.")
     rows = [name for name in ROWS if name.startswith(tuple(options.only.split(",")))]
     limits = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
     summary: dict = {"machine": describe_machine(), "workloads": {}}
     before = json.loads(options.out.read_text()) if options.out.exists() else summary
     same_machine = {**summary["machine"], "date": ""} == {**before["machine"], "date": ""}
     if options.keep and not (same_machine and {*options.workloads.split(",")} <= {*before["workloads"]}):
-        raise SystemExit(f"--keep: {options.out} has not all of {options.workloads} from this machine. Leave it out.")
-    with tempfile.TemporaryDirectory() as cache:  # compiling is cold in every run
+        raise SystemExit(
+            f"--keep: {options.out} lacks some of {options.workloads} from this machine. Run without --keep."
+        )
+    with tempfile.TemporaryDirectory() as cache:  # each run starts with an empty compile cache
         limits["TORCHINDUCTOR_CACHE_DIR"] = cache
         for name in options.workloads.split(","):
             workload = WORKLOADS[name]._replace(shape=TINY) if options.quick else WORKLOADS[name]

@@ -1,12 +1,12 @@
-"""Does tuning work? A small base learns to answer, then which answers are preferred: before and after, five seeds.
+"""Measure instruction and preference tuning of a small base: scores before and after, five seeds.
 
     python tests/benchmarks/follow.py --model BASE [--data FOLDER] [--out FILE.json]
 
 FOLDER holds instruction-data.json and instruction-data-with-preference.json of "Build a Large Language Model (From
-Scratch)", 1,100 rows each; BASE is what tests/benchmarks/spam.py pretrains on books. Instructions: test loss, exact
-match and token F1 of greedy answers. Preferences (DPO, from each seed's tuned model, with the same seed): accuracy and
-margin on held out pairs, none of which asks what the tuning before has learned (both split by one hash). Learning
-rates are those with the lowest validation loss at seed 100. A bench that was stopped goes on where it was.
+Scratch)", 1,100 rows each; BASE is the model that tests/benchmarks/spam.py pretrains on books. Instructions: test
+loss, exact match and token F1 of greedy answers. Preferences (DPO, from each seed's tuned model, with the same seed):
+accuracy and margin on held-out pairs; their prompts were not used in the instruction tuning, as one hash splits both.
+Learning rates are those with the lowest validation loss at seed 100. If stopped, run it again: it resumes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SHOWN = {"instruct": ("loss", "exact_match", "f1"), "prefer": ("loss", "accuracy
 
 
 def tune(options, name: str, file: str, fields: list[str], base: Callable[[object], str]) -> dict:
-    """The rate with the lowest validation loss at seed 100, then the seeds: their figures before and after."""
+    """Choose the rate with the lowest validation loss at seed 100, run the seeds, return scores before and after."""
 
     def run(folder: str, seed: int, rate: str, *more: str) -> dict:
         data = ["--model", base(seed), "--dataset", str(options.data / file), *fields, *more, *options.quick]
@@ -52,11 +52,13 @@ def tune(options, name: str, file: str, fields: list[str], base: Callable[[objec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the base: a folder of a pretrained model")
-    parser.add_argument("--data", type=Path, default=Path("."), help="the folder of the two files")
-    parser.add_argument("--work", type=Path, default=Path("runs/follow"), help="where the runs are kept")
+    parser.add_argument("--model", required=True, help="folder of the pretrained base")
+    parser.add_argument("--data", type=Path, default=Path("."), help="folder of the two files")
+    parser.add_argument("--work", type=Path, default=Path("runs/follow"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_const", const=["--max-steps", "2"], default=[], help="to try it out")
+    parser.add_argument(
+        "--quick", action="store_const", const=["--max-steps", "2"], default=[], help="two steps each, for a quick try"
+    )
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     options.work = options.work / "quick" if options.quick else options.work

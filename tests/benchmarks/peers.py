@@ -1,11 +1,11 @@
-"""A peer's name and a shape -> its training step, given turns: the worker processes of bench_training.py.
+"""Run the training steps of a peer in turns: the worker processes of bench_training.py.
 
     python tests/benchmarks/peers.py '{"peer": "ours", "shape": {...}, "settings": {row: {...}}}'
 
-Runs in the peer's own environment, so only torch is imported at the top. The first line on stdout, "ready", says that
-the model is built. Then a line {"row": ..., "number": n} on stdin is a turn: n steps of that row (forward, backward,
-the gradient clipped to norm 1, AdamW, new random tokens each time), and a line with what it took comes back. Rows of
-one worker share its weights and AdamW's state, and differ in their settings.
+A worker runs in the peer's environment, so only torch is imported at the top. It prints "ready" when the model is
+built. Then each line {"row": ..., "number": n} on stdin is a turn: n steps of that row (forward, backward, the
+gradient clipped to norm 1, AdamW, new random tokens each time), answered by a line with the times. Rows of one worker
+share its weights and AdamW's state, and differ in their settings.
 """
 
 import json
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, T) ids and what comes next -> mean nats
-Clip = Callable[[list[nn.Parameter], torch.optim.Optimizer, float], object]  # before a step, to this norm
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (B, T) ids and next ids -> mean loss in nats
+Clip = Callable[[list[nn.Parameter], torch.optim.Optimizer, float], object]  # clips the gradient to a norm
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Setting:
-    precision: str = "no"  # "bf16" is autocast over fp32 weights; "auto" is what our recipes choose
-    fused: bool = False  # AdamW as one operation, or parameter by parameter as torch does on a CPU
+    precision: str = "no"  # "bf16" is autocast over fp32 weights; "auto" is the recipes' choice
+    fused: bool = False  # AdamW as one operation, or parameter by parameter (torch's default on a CPU)
     compile: bool = False
 
 
@@ -52,7 +52,7 @@ def reference(shape: Shape) -> tuple[nn.Module, Loss]:
 
 
 def ours(shape: Shape) -> tuple[nn.Module, Loss]:
-    """What the recipes do: their memory, their attention, their objective."""
+    """Build our model with the memory settings, attention and objective of the recipes."""
     from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
     from scratch_gpt.utils.memory import keep_freed_memory
 
@@ -80,7 +80,7 @@ def our_loss(model: nn.Module, length: int) -> Loss:
 
 
 def transformers(shape: Shape) -> tuple[nn.Module, Loss]:
-    """GPT2LMHeadModel as Trainer calls it: with labels."""
+    """Build GPT2LMHeadModel, called with labels as Trainer does."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -90,14 +90,14 @@ def transformers(shape: Shape) -> tuple[nn.Module, Loss]:
         vocab_size=shape.vocabulary,
         n_positions=shape.length,
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
-        **dict.fromkeys(("bos_token_id", "eos_token_id")),  # whose defaults lie outside a small vocabulary
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),  # the defaults are outside a small vocabulary
     )
     model = GPT2LMHeadModel(config)
     return model, lambda ids, next_ids: model(input_ids=ids, labels=ids).loss
 
 
 def litgpt(shape: Shape, tied: bool = False) -> tuple[nn.Module, Loss]:
-    """As `litgpt pretrain` has it: an untied head, logits in fp32, their cross-entropy in pieces of 128 positions."""
+    """Build litgpt's model as `litgpt pretrain` does: untied head, fp32 logits, cross-entropy in pieces of 128."""
     from litgpt import GPT, Config
     from litgpt.utils import chunked_cross_entropy
 
@@ -120,7 +120,7 @@ def litgpt(shape: Shape, tied: bool = False) -> tuple[nn.Module, Loss]:
 
 
 def llms_from_scratch(shape: Shape, fast: bool = False) -> tuple[nn.Module, Loss]:
-    """The book's model; `fast` its faster form, with the head tied as the others have it."""
+    """Build the book's model, or its faster form (`fast`) with a tied head as in the others."""
     from llms_from_scratch.ch04 import GPTModel, GPTModelFast
 
     config = {
@@ -165,10 +165,10 @@ def make_step(
     clip: Clip = clip_by_torch,
     options: dict | None = None,
 ):
-    """(ids, next_ids) -> the loss before one step, of a model whose state settings may share.
+    """Return a function (ids, next_ids) -> loss that trains a step; several settings may share a model's state.
 
     Args:
-        options: torch.compile's.
+        options: Options of torch.compile.
     """
     if setting.precision == "auto":
         from scratch_gpt.train.accelerator import best_precision
@@ -192,7 +192,7 @@ def make_step(
 
 
 def make_optimizer(model: nn.Module, learning_rate: float = 1e-4) -> torch.optim.AdamW:
-    """AdamW with the groups that nanoGPT, Trainer and our recipes make: matrices decay, vectors do not."""
+    """Return AdamW with the groups of nanoGPT, Trainer and our recipes: matrices decay, vectors do not."""
     groups = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -201,7 +201,7 @@ def make_optimizer(model: nn.Module, learning_rate: float = 1e-4) -> torch.optim
 
 
 def take_turns(peer: str, shape: Shape, settings: dict[str, Setting]):
-    """(row, number of steps) -> what the turn took."""
+    """Return a function (row, number of steps) -> times of the turn."""
     torch.manual_seed(0)
     model, loss_of = PEERS[peer](shape)
     model.train()
@@ -226,11 +226,11 @@ def take_turns(peer: str, shape: Shape, settings: dict[str, Setting]):
     return turn
 
 
-# --- What the machine can do -------------------------------------------------------------------------------------
+# --- Limits of the machine ---------------------------------------------------------------------------------------
 
 
 def measure_ceilings(seconds: float = 0.7, size: int = 2048, buffer_bytes: int = 2**29):
-    """Turns of the machine itself: matrix products in GFLOP/s, sums over a large buffer in GB/s, the best of each."""
+    """Return a turn that measures the machine: best matrix product in GFLOP/s, best sum of a large buffer in GB/s."""
     squares = {name: torch.randn(size, size, dtype=dtype) for name, dtype in TYPES.items()}
     buffer = torch.ones(buffer_bytes // 4)
     work = {name: (lambda m=m: m @ m, 2 * size**3 / 1e9) for name, m in squares.items()}
@@ -254,15 +254,17 @@ def measure_ceilings(seconds: float = 0.7, size: int = 2048, buffer_bytes: int =
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-# --- What a step cannot do without -------------------------------------------------------------------------------
+# --- Matrix products of a step -----------------------------------------------------------------------------------
 
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm")
 
 
 def measure_products(shape: Shape):
-    """Turns of ours out of the box: of each step its seconds, those of its matrix products by torch's profiler, and
-    the ceiling just before and after it."""
+    """Return a turn of ours out of the box that measures seconds, matrix products and the ceiling of each step.
+
+    torch's profiler times the products; the ceiling is the mean of those before and after the step.
+    """
     from torch.profiler import profile
 
     take = take_turns("ours", shape, {"ours": Setting("auto", fused=True)})
@@ -283,14 +285,14 @@ def measure_products(shape: Shape):
     return turn
 
 
-# --- The same losses? --------------------------------------------------------------------------------------------
+# --- Equal losses ------------------------------------------------------------------------------------------------
 
 
 def compare_losses(shape: Shape, learning_rate: float = 6e-4, warmup_steps: int = 50):
-    """A turn trains `reference` in fp32 and ours as the recipes do, from the same weights on the same text (bytes).
+    """Return a turn that trains `reference` in fp32 and ours as the recipes do, with equal weights and text (bytes).
 
-    Warmed up as every real run is: without, or at 1e-3, the loss of the plain form itself jumps by nats within the
-    first steps, and what rounding changes then grows without limit.
+    Both have a warm-up: without it, or at a rate of 1e-3, the loss of the plain form jumps by nats within the first
+    steps, and differences by rounding grow without limit.
     """
     import sysconfig
     import tempfile
@@ -336,7 +338,7 @@ def compare_losses(shape: Shape, learning_rate: float = 6e-4, warmup_steps: int 
 
 def main() -> None:
     given = json.loads(sys.argv[1])
-    answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to stderr
+    answers = os.fdopen(os.dup(1), "w")  # output of libraries goes to stderr
     os.dup2(2, 1)
     shape = Shape(**given["shape"]) if given["shape"] else None
     if given["peer"] == "ceilings":

@@ -1,7 +1,8 @@
-"""Token ids -> loss: a GPT and its training step written as most people write them first, to measure others against.
+"""A GPT with a plain training step, written as most people first write them: the baseline of the measurements.
 
-The shape is nanoGPT's: one projection for query, key and value, torch's scaled dot product, exact GELU, the head tied
-to the embedding. Everything in fp32, nothing compiled, AdamW parameter by parameter. No part of the package uses it.
+The architecture is nanoGPT's: one projection for query, key and value, torch's scaled dot product, exact GELU, the
+head tied to the embedding. Everything is fp32 and uncompiled, AdamW runs parameter by parameter. The package does not
+use it.
 """
 
 import torch
@@ -27,7 +28,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """(B, T) ids and what comes next -> the mean cross-entropy in nats."""
+    """A GPT: (B, T) ids and next ids -> the mean cross-entropy in nats."""
 
     def __init__(self, layers: int, width: int, heads: int, vocabulary: int, length: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A recipe in a process of its own, for benches that may be stopped: run again, each goes on where it was."""
+"""Run recipes in their own processes, for benchmarks that may be stopped: each run resumes."""
 
 import json
 import math
@@ -13,11 +13,11 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def recipe(name: str, folder: Path, *arguments: str) -> dict:
-    """What the recipe left in evaluation.json, and its seconds where it was not stopped in between (else NaN)."""
+    """Run a recipe; return its evaluation.json, and its seconds if it ran without a stop (else NaN)."""
     command = [sys.executable, str(REPO / "training" / f"{name}.py"), "--output-dir", str(folder), *arguments]
     seconds, is_new, start = folder / "seconds.json", not folder.exists(), time.perf_counter()
     if (folder / "evaluation.json").exists():
-        print(f"{folder} holds a finished run, whose figures are taken: remove it to measure anew.", flush=True)
+        print(f"{folder} is a finished run; its scores are used. Remove it to measure again.", flush=True)
     subprocess.run([*command, "--resume", "latest"], check=True)
     if not seconds.exists():
         seconds.write_text(json.dumps(time.perf_counter() - start if is_new else math.nan))
@@ -25,5 +25,5 @@ def recipe(name: str, folder: Path, *arguments: str) -> dict:
 
 
 def slug(*words: str) -> str:
-    """A folder's name."""
+    """Return a folder name made of these words."""
     return re.sub(r"\W+", "-", " ".join(words))

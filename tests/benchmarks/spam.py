@@ -1,11 +1,11 @@
-"""Spam or ham: a base that our own recipe pretrains on books, tuned in several ways, beside naive Bayes.
+"""Classify spam: a base pretrained on books, tuned in several ways, against naive Bayes.
 
     python tests/benchmarks/spam.py --books FOLDER [--spam FILE] [--out FILE.json]
 
 The base is pretrained first, half an hour on two cores. Each way's learning rate is the one with the lowest validation
-loss on a split of its own (seed 100); then come five seeds whose splits nobody has looked at, balanced to 747 + 747
-messages (duplicates stay in one split) and to 653 + 653 distinct ones. All ways have the same splits, naive Bayes too.
-A bench that was stopped goes on where it was.
+loss on a separate split (seed 100); then five seeds with unseen splits are run, balanced to 747 + 747 messages
+(duplicates stay in one split) and to 653 + 653 distinct ones. All ways, including naive Bayes, have the same splits.
+If stopped, run it again: it resumes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BALANCES = {
     "747 + 747": ["--balance", "undersample"],
     "653 + 653": ["--balance", "undersample", "--drop-duplicates", "true"],
 }
-# name -> (starts from the base, fields, learning rates to choose from)
+# (whether it starts from the base, fields, learning rates to choose from) of each way
 WAYS = {
     "pretrained, full": (True, ["--tune", "full"], ("2e-4", "5e-4", "1e-3")),
     "pretrained, last block": (True, ["--tune", "last-block"], ("5e-4", "1e-3", "2e-3")),
@@ -46,7 +46,7 @@ WORD = re.compile(r"[a-z']+|\d+|[^\sa-z\d]")
 
 
 def naive_bayes(train: Examples, test: Examples) -> float:
-    """Accuracy of multinomial naive Bayes on words, with one added to every count (Laplace)."""
+    """Return the accuracy of multinomial naive Bayes on words, with one added to every count (Laplace)."""
     words = {name: Counter() for name in set(train.labels)}
     for text, label in zip(train.texts, train.labels, strict=True):
         words[label].update(WORD.findall(text.lower()))
@@ -63,7 +63,7 @@ def naive_bayes(train: Examples, test: Examples) -> float:
 
 
 def splits_of(examples: Examples, distinct: bool, seed: int) -> dict[str, Examples]:
-    """The splits that the recipe makes."""
+    """Return the splits that the recipe makes."""
     if distinct:
         examples = examples.take(distinct_rows(examples.texts))
     examples = examples.take(undersample(examples.labels, seed))
@@ -126,9 +126,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--books", type=Path, required=True, help="folder of .txt files to pretrain the base on")
     parser.add_argument("--spam", help="label<TAB>text without a header; by default ucirvine/sms_spam from the Hub")
-    parser.add_argument("--work", type=Path, default=Path("runs/spam"), help="where the runs are kept")
+    parser.add_argument("--work", type=Path, default=Path("runs/spam"), help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--quick", action="store_const", const=["--max-steps", "3"], default=[], help="to try it out")
+    parser.add_argument(
+        "--quick", action="store_const", const=["--max-steps", "3"], default=[], help="two steps each, for a quick try"
+    )
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     options.work = options.work / "quick" if options.quick else options.work

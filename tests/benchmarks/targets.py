@@ -1,4 +1,4 @@
-"""Compare the results of the benches with their targets; training.json has the targets of a training step.
+"""Compare the results of the benchmarks with their targets; training.json has the targets of a training step.
 
     python tests/benchmarks/targets.py
 
@@ -22,7 +22,8 @@ SPEEDS = {
     "ours int8 / transformers fp32": 4,
     "ours int8 / ctranslate2 int8": 1.3,
 }
-SETTINGS = {"as both come": "default settings", "each at its best": "best settings"}  # names in the files -> shown
+# Names in the files and their descriptions.
+SETTINGS = {"as both come": "default settings", "each at its best": "best settings"}
 HEAD = "| measure | target | measured | |"
 
 

@@ -1,4 +1,4 @@
-"""Faults of many kinds, each tried many times: runs are killed, files are damaged, disks are filled, input is bad.
+"""Try many kinds of faults many times: killed runs, damaged files, full disks, bad input.
 
     python tests/chaos/chaos.py [KIND ...] [--out tests/benchmarks/chaos.json]
 
@@ -25,7 +25,7 @@ sys.path.extend(str(Path(__file__).resolve().parents[1] / name) for name in ("he
 
 import chaos_folders
 import chaos_publishing
-import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
+import conftest  # noqa: F401  # as in the tests: no network, the recipes on the path
 import crash
 import hostile
 from chaos_folders import Trial
@@ -38,7 +38,7 @@ from scratch_gpt_training.support import options as recipe
 
 
 RECOVERED, REFUSED, LOST = "recovered", "refused", "lost"
-KILLS = 25  # of each kind that kills a run
+KILLS = 25  # tries of each kind that kills a run
 DISKS = 5
 
 STORY = "".join(
@@ -49,7 +49,7 @@ STORY = "".join(
 
 
 class Bench:
-    """A folder for a kind's files, and what several kinds compare with; each is made when it is first needed."""
+    """A folder for the files of a kind, and runs that several kinds use; each is made at its first use."""
 
     def __init__(self, home: Path):
         self.home = home
@@ -57,15 +57,15 @@ class Bench:
 
     @cached_property
     def words(self) -> list:
-        """The command line of a run, without its output_dir; a restarted job gives the same one."""
+        """Return the command line of a run, without its output_dir; a restart uses the same one."""
         (self.home / "story.txt").write_text(STORY)
         return ["--dataset", self.home / "story.txt", *crash.RUN, "--resume", "latest"]
 
     @cached_property
     def undisturbed(self) -> tuple[dict, float]:
-        """The outcome of a run that nothing disturbs, and its seconds."""
+        """Return the outcome of a run without faults, and its seconds."""
         folder = self.home / "undisturbed"
-        for _ in range(2):  # the second takes the time a warm run takes
+        for _ in range(2):  # the second run is timed, as caches are warm
             shutil.rmtree(folder, ignore_errors=True)
             began = time.monotonic()
             assert crash.finish([*self.words, "--output-dir", folder], self.log) == 0
@@ -74,7 +74,7 @@ class Bench:
 
     @cached_property
     def interrupted(self) -> Path:
-        """A run folder with two checkpoints or more, killed."""
+        """Return the folder of a killed run with two checkpoints or more."""
         folder = self.home / "interrupted"
         words = [*self.words, "--output-dir", folder]
         crash.kill_when(words, self.log, lambda: len(list_checkpoints(folder / "checkpoints")) > 1)
@@ -82,14 +82,14 @@ class Bench:
 
     @cached_property
     def furnished(self) -> Path:
-        """A folder with good files of every kind: data, models, an adapter, a run."""
+        """Return a folder with good files of every kind: data, models, an adapter, a run."""
         folder = self.home / "furnished"
         folder.mkdir()
         hostile.furnish(folder)
         return folder
 
     def resumes(self, folder: Path) -> bool:
-        """Whether a run resumes to its end, bit for bit as if nothing had disturbed it."""
+        """Return whether a run resumes and ends with the same result, bit for bit, as a run without faults."""
         code = crash.finish([*self.words, "--output-dir", folder], self.log)
         return code == 0 and not crash.differences(self.undisturbed[0], crash.outcome(folder))
 
@@ -170,7 +170,7 @@ def _damaged(bench: Bench, harm: Callable[[Path], object], resume: bool = False)
 
 
 def _files(folder: Path) -> list[Path]:
-    # without the lock of the killed run, which the next one takes over
+    # skip the lock of the killed run: the next run takes it over
     return sorted(path for path in folder.rglob("*") if path.name != LOCK)
 
 
@@ -199,7 +199,7 @@ def full_disk(bench: Bench) -> Iterator[str]:
         disk = bench.home / f"disk-{n}"
         disk.mkdir()
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]).returncode:
-            print("full disks: no right to mount a tmpfs here, not tried")
+            print("full disks: skipped, mounting a tmpfs is not permitted")
             return
         process = crash.start([*bench.words, "--output-dir", disk / "run"], bench.log)
         while len(list_checkpoints(disk / "run" / "checkpoints")) < 1 + n % 2:
@@ -222,17 +222,17 @@ def full_disk(bench: Bench) -> Iterator[str]:
 
 def bad_command_line(bench: Bench) -> Iterator[str]:
     """A command line with a wrong option or value: a one-line error and exit code 2"""
-    return _tested("test_command_lines", 100, "training/test_bad_input.py")
+    return _tested("test_invalid_command_lines", 100, "training/test_bad_input.py")
 
 
 def bad_config(bench: Bench) -> Iterator[str]:
     """An invalid --config file"""
-    return _tested("test_configs", 60, "training/test_bad_input.py")
+    return _tested("test_invalid_configs", 60, "training/test_bad_input.py")
 
 
 def empty_or_binary_data(bench: Bench) -> Iterator[str]:
     """An empty or binary data file"""
-    return _tested("test_files", 40, "training/test_bad_input.py")
+    return _tested("test_invalid_files", 40, "training/test_bad_input.py")
 
 
 def file_without_content(bench: Bench) -> Iterator[str]:
@@ -341,7 +341,7 @@ def _changed_fields(bench: Bench, folder: str, name: str, words: str) -> Iterato
 
 
 def _tested(test: str, count: int, file: str = "training/test_hostile.py") -> Iterator[str]:
-    # A test that tries so many inputs.
+    # Run a test that tries `count` inputs.
     words = ["-q", "-p", "no:cacheprovider", f"{REPO / 'tests' / file}::{test}"]
     passed = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=REPO).returncode == 0
     yield from [REFUSED if passed else LOST] * count
@@ -376,11 +376,11 @@ KINDS: list[Callable[[Bench], Iterator[str]]] = [
 
 
 def _of_folders(kind: Callable[[Trial], dict]) -> Callable[[Bench], Iterator[str]]:
-    # A kind that counts its tries itself.
+    # Adapt a kind that counts its own tries.
     def tries(bench: Bench) -> Iterator[str]:
-        found = kind(Trial(bench.words, *bench.undisturbed, bench.home))
+        counts = kind(Trial(bench.words, *bench.undisturbed, bench.home))
         for result in (RECOVERED, REFUSED, LOST):
-            yield from [result] * found[result]
+            yield from [result] * counts[result]
 
     tries.__name__, tries.__doc__ = kind.__name__, kind.__doc__
     return tries
@@ -388,7 +388,7 @@ def _of_folders(kind: Callable[[Trial], dict]) -> Callable[[Bench], Iterator[str
 
 def _of_publishing(kind: chaos_publishing.Kind) -> Callable[[Bench], Iterator[str]]:
     def tries(bench: Bench) -> Iterator[str]:
-        bench.undisturbed  # noqa: B018  # the run that is published
+        bench.undisturbed  # noqa: B018  # creates the run to publish
         home = bench.home / kind.__name__
         home.mkdir()
         yield from kind(bench.home / "undisturbed", home)

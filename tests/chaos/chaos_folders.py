@@ -1,4 +1,4 @@
-"""Faults around a run's folder, for chaos.py: other people's files, links, two launches, half-done saves, hangs."""
+"""Faults around a run folder, for chaos.py: foreign files, links, two launches, interrupted saves, hangs."""
 
 import json
 import os
@@ -19,39 +19,39 @@ from scratch_gpt.utils.locks import LOCK, STALE, Lock
 
 
 class Trial(NamedTuple):
-    """What every kind of fault is tried on."""
+    """The run that every kind of fault is tried on."""
 
-    words: list  # of the recipe, which resumes; without its output_dir
-    expected: dict  # outcome of a run that nothing disturbs
-    seconds: float  # that one takes
-    home: Path  # an empty folder to work in; `undisturbed` in it is such a run
+    words: list  # arguments of the recipe, with --resume and without its output_dir
+    expected: dict  # outcome of a run without faults
+    seconds: float  # duration of that run
+    home: Path  # a folder to work in; its subfolder `undisturbed` is that run
     kills: int = 50
 
     @property
     def log(self) -> Path:
-        """What the runs say."""
+        """Return the file with the output of the runs."""
         return self.home / "log.txt"
 
-    def ends_the_same(self, arguments: list) -> bool:
-        """Run to the end; whether it comes to what an undisturbed run comes to."""
+    def matches_expected(self, arguments: list) -> bool:
+        """Run to the end; return whether the outcome equals that of a run without faults."""
         folder = Path(arguments[arguments.index("--output-dir") + 1])
         return crash.finish(arguments, self.log) == 0 and not crash.differences(self.expected, crash.outcome(folder))
 
-    def stopped(self, name: str, step: int = 12, *more) -> tuple[Path, list]:
-        """A run killed after a step was kept: its folder, and the words that go on with it."""
+    def kill_after_step(self, name: str, step: int = 12, *more) -> tuple[Path, list]:
+        """Kill a run after the checkpoint of a step; return its folder and the arguments that resume it."""
         folder = self.home / name
         shutil.rmtree(folder, ignore_errors=True)
         arguments = [*self.words, "--output-dir", folder, *more]
         crash.kill_when(arguments, self.log, lambda: (folder / "checkpoints" / f"step-{step}").exists())
         return folder, arguments
 
-    def said(self) -> str:
-        """The last line that a run has said."""
+    def last_line(self) -> str:
+        """Return the last line of the runs' output."""
         return self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
 
 
 def row(recovered: Iterable[bool] = (), refused: Iterable[bool] = ()) -> dict:
-    """A row of the table, of whether each fault was met as it should be: gone on from, or refused."""
+    """Return a row of the table from whether each fault was handled as expected: recovered from, or refused."""
     recovered, refused = [*recovered], [*refused]
     tried = len(recovered) + len(refused)
     print(f"recovered {sum(recovered)} of {len(recovered)}, refused {sum(refused)} of {len(refused)}", flush=True)
@@ -60,12 +60,12 @@ def row(recovered: Iterable[bool] = (), refused: Iterable[bool] = ()) -> dict:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Names and bytes of all that lies in a folder."""
+    """Return names and bytes of everything below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def without_resume(words: list) -> list:
-    """The words of a run that begins anew."""
+    """Return the arguments of a run that starts from the beginning."""
     return [word for word in words if word not in ("--resume", "latest")]
 
 
@@ -75,8 +75,8 @@ THEIRS = ("checkpoints/mine.pt", "model/my_code.py", "exports/thesis.pdf", "last
 THEIRS += ("checkpoints/step-4-good/model.safetensors", "seed-1/thesis.txt", "published/own.txt", "notes.txt")
 
 
-def put(folder: Path, name: str) -> None:
-    """Write a file of somebody else's."""
+def write_foreign_file(folder: Path, name: str) -> None:
+    """Write a user's own file."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(f"years of work on {name}")
 
@@ -87,7 +87,7 @@ def strangers_folders(trial: Trial) -> dict:
     for n, name in enumerate((*THEIRS, "run.yaml", "checkpoints/step-2/manifest.json", "model/config.json")):
         for more in (["--overwrite", "true"], ["--resume"], []):
             folder = trial.home / f"theirs-{n}"
-            put(folder, name)
+            write_foreign_file(folder, name)
             before = contents(folder)
             words = [*without_resume(trial.words), "--output-dir", folder, *more]
             found.append(crash.finish(words, trial.log) == 2 and contents(folder) == before)
@@ -98,10 +98,10 @@ def foreign_files(trial: Trial) -> dict:
     """A user's own files in a run folder: the run is resumed or replaced, and the files stay"""
     found = []
     for more in (trial.words, [*without_resume(trial.words), "--overwrite", "true"]):
-        folder, _ = trial.stopped("foreign")
+        folder, _ = trial.kill_after_step("foreign")
         for name in THEIRS:
-            put(folder, name)
-        same = trial.ends_the_same([*more, "--output-dir", folder])
+            write_foreign_file(folder, name)
+        same = trial.matches_expected([*more, "--output-dir", folder])
         found += [same and (folder / name).read_text().endswith(name) for name in THEIRS]
     return row(recovered=found)
 
@@ -118,8 +118,8 @@ def replaced_runs(trial: Trial, count: int = 4) -> dict:
         aside = folder / ASIDE / "run.yaml"
         crash.kill_when([*words, "--overwrite", "true"], trial.log, aside.exists)
         kept = all((folder / ASIDE / name).read_bytes() == content for name, content in before.items())
-        kept = kept or any(folder.glob("checkpoints/step-*"))  # it was faster than the kill
-        found.append(kept and trial.ends_the_same([*words, "--resume"]) and not aside.exists())
+        kept = kept or any(folder.glob("checkpoints/step-*"))  # the new run saved before it was killed
+        found.append(kept and trial.matches_expected([*words, "--resume"]) and not aside.exists())
     return row(recovered=found)
 
 
@@ -131,26 +131,26 @@ def links(trial: Trial) -> dict:
     found = []
     for name in ("checkpoints", "model", "checkpoints/step-12"):
         for more in (trial.words, [*without_resume(trial.words), "--overwrite", "true"]):
-            folder, far = trial.stopped("links")[0], trial.home / "far"
+            folder, far = trial.kill_after_step("links")[0], trial.home / "far"
             shutil.rmtree(far, ignore_errors=True)
-            (folder / name).mkdir(exist_ok=True)  # model/ may not be there yet
+            (folder / name).mkdir(exist_ok=True)  # model/ may not exist yet
             (folder / name).rename(far)
             (folder / name).symlink_to(far)
             (far / "mine.txt").write_text("mine")
-            same = trial.ends_the_same([*more, "--output-dir", folder])
+            same = trial.matches_expected([*more, "--output-dir", folder])
             found.append(same and (far / "mine.txt").read_text() == "mine")
     return row(recovered=found)
 
 
 def read_from_itself(trial: Trial) -> dict:
     """--overwrite of a run that contains the input, also by a link or as an adapter's base: refused"""
-    folder, found = trial.stopped("own")[0], []
+    folder, found = trial.kill_after_step("own")[0], []
     (trial.home / "texts").mkdir(exist_ok=True)
     (trial.home / "texts" / "link.jsonl").symlink_to(folder / "metrics.jsonl")
     (trial.home / "adapter").mkdir(exist_ok=True)
     base = {"base_model_name_or_path": str(folder / "model")}
     (trial.home / "adapter" / "adapter_config.json").write_text(json.dumps(base))
-    (folder / LOCK).unlink()  # of the run that was killed
+    (folder / LOCK).unlink()  # lock of the killed run
     (folder / "model").mkdir(exist_ok=True)
     before = contents(folder)
     for more in (
@@ -161,7 +161,7 @@ def read_from_itself(trial: Trial) -> dict:
         ["--dataset", trial.home / "story.txt", "--tokenizer", folder / "model"],
     ):
         words = [*more, "--device", "cpu", "--output-dir", folder, "--overwrite", "true"]
-        is_refused = crash.finish(words, trial.log) == 2 and "lies in output_dir" in trial.said()
+        is_refused = crash.finish(words, trial.log) == 2 and "lies in output_dir" in trial.last_line()
         found.append(is_refused and contents(folder) == before)
     return row(refused=found)
 
@@ -179,8 +179,8 @@ def second_launches(trial: Trial) -> dict:
         first = crash.start(arguments, trial.home / "first.txt")
         while not list_checkpoints(folder / "checkpoints"):
             time.sleep(0.002)
-        os.kill(first.pid, signal.SIGSTOP)  # so that it lives as long as the second needs
-        refused.append(crash.finish([*arguments, *more], trial.log) == 2 and "is in use" in trial.said())
+        os.kill(first.pid, signal.SIGSTOP)  # the first run must outlive the second launch
+        refused.append(crash.finish([*arguments, *more], trial.log) == 2 and "is in use" in trial.last_line())
         os.kill(first.pid, signal.SIGCONT)
         first.join(120)
         recovered.append(first.exitcode == 0 and not crash.differences(trial.expected, crash.outcome(folder)))
@@ -201,14 +201,14 @@ def left_locks(trial: Trial) -> dict:
         (None, 0, False),
         (None, 2 * STALE, True),
     ):
-        folder, arguments = trial.stopped("locks")
+        folder, arguments = trial.kill_after_step("locks")
         lock = folder / LOCK
         lock.write_text("" if changes is None else json.dumps({**Lock(folder).owner, **changes}))
         os.utime(lock, (time.time() - age, time.time() - age))
         if is_free:
-            recovered.append(trial.ends_the_same(arguments) and not lock.exists())
+            recovered.append(trial.matches_expected(arguments) and not lock.exists())
         else:
-            refused.append(crash.finish(arguments, trial.log) == 2 and str(lock) in trial.said())
+            refused.append(crash.finish(arguments, trial.log) == 2 and str(lock) in trial.last_line())
     return row(recovered, refused)
 
 
@@ -220,12 +220,12 @@ def half_done_saves(trial: Trial) -> dict:
     found = []
     for state in (".writing-", ".old-"):
         for step in (12, 30):
-            folder, arguments = trial.stopped("half", step, "--keep", 1)
+            folder, arguments = trial.kill_after_step("half", step, "--keep", 1)
             *others, newest = list_checkpoints(folder / "checkpoints")
             for path in others:
                 shutil.rmtree(path)
             newest.rename(newest.with_name(state + newest.name))
-            found.append(trial.ends_the_same(arguments))
+            found.append(trial.matches_expected(arguments))
     return row(recovered=found)
 
 
@@ -233,11 +233,11 @@ def resumes_of_resumes(trial: Trial, count: int = 3) -> dict:
     """Killed and resumed four times in a row: the result is equal"""
     found = []
     for n in range(count):
-        folder, arguments = trial.stopped("again", 4)
+        folder, arguments = trial.kill_after_step("again", 4)
         for step in (10, 18 + 2 * n, 30):
             there = folder / "checkpoints" / f"step-{step}"
             crash.kill_when(arguments, trial.log, there.exists)
-        found.append(trial.ends_the_same(arguments))
+        found.append(trial.matches_expected(arguments))
     return row(recovered=found)
 
 
@@ -247,11 +247,11 @@ def epoch_borders(trial: Trial) -> dict:
     facts = yaml.safe_load("\n".join(line[2:] for line in notes if line.startswith("# ")))
     border, found = facts["steps"] // 2, []
     for step in (border - 1, border, border + 1):
-        folder, arguments = trial.stopped("border", step, "--checkpoint-every", 1, "--keep", 99)
+        folder, arguments = trial.kill_after_step("border", step, "--checkpoint-every", 1, "--keep", 99)
         for path in list_checkpoints(folder / "checkpoints"):
             if int(path.name.removeprefix("step-")) > step:
                 shutil.rmtree(path)
-        found.append(trial.ends_the_same(arguments))
+        found.append(trial.matches_expected(arguments))
     return row(recovered=found)
 
 
@@ -259,15 +259,15 @@ def cut_metrics(trial: Trial) -> dict:
     """metrics.jsonl with a last line that is truncated or invalid: resumed"""
     found = []
     for end in (b'{"step": 12, "tok', b'{"a": {"b": 1}', b"\xc3", b"[1]\n", b"\x00" * 50):
-        folder, arguments = trial.stopped("metrics")
+        folder, arguments = trial.kill_after_step("metrics")
         with (folder / "metrics.jsonl").open("ab") as file:
             file.write(end)
-        found.append(trial.ends_the_same(arguments))
+        found.append(trial.matches_expected(arguments))
     return row(recovered=found)
 
 
 def hostile_states(trial: Trial) -> dict:
-    """A checkpoint whose JSON sets forbidden values, with a matching manifest: refused"""
+    """A checkpoint with forbidden values in its JSON and a matching manifest: refused"""
     changes: list[Callable[[dict], object]] = [
         lambda state: state["progress"].update(__class__="x"),
         lambda state: state["progress"].update(step="12"),
@@ -279,7 +279,7 @@ def hostile_states(trial: Trial) -> dict:
     ]
     found = []
     for change in changes:
-        folder, arguments = trial.stopped("hostile")
+        folder, arguments = trial.kill_after_step("hostile")
         path = list_checkpoints(folder / "checkpoints")[-1]
         state = json.loads((path / STATE).read_text())
         change(state)
@@ -289,11 +289,11 @@ def hostile_states(trial: Trial) -> dict:
         manifest["files"][STATE] = _describe(path / STATE)
         manifest["manifest_sha256"] = _digest(manifest)
         (path / MANIFEST).write_text(json.dumps(manifest))
-        found.append(crash.finish(arguments, trial.log) == 2 and trial.said().startswith("error: "))
+        found.append(crash.finish(arguments, trial.log) == 2 and trial.last_line().startswith("error: "))
     return row(refused=found)
 
 
-# --- What hangs, and what is gone ------------------------------------------------------------------------------------
+# --- Hanging and killed processes ------------------------------------------------------------------------------------
 
 
 def data_workers(trial: Trial) -> dict:
@@ -312,16 +312,16 @@ def data_workers(trial: Trial) -> dict:
         for child in children:
             child.send_signal(how)
         process.join(120)
-        one_line = process.exitcode == 2 and "The last good checkpoint is step-" in trial.said()
+        one_line = process.exitcode == 2 and "The last good checkpoint is step-" in trial.last_line()
         for child in children:
             if child.is_running():
                 child.kill()
-        found.append(one_line and trial.ends_the_same(arguments))
+        found.append(one_line and trial.matches_expected(arguments))
     return row(recovered=found)
 
 
 KINDS = {
-    "strangers' folders": strangers_folders,
+    "folders of others": strangers_folders,
     "foreign files": foreign_files,
     "runs replaced": replaced_runs,
     "links": links,

@@ -1,6 +1,6 @@
-"""Faults of publishing, for chaos.py: keys, links, odd values, moved bases and a Hub in trouble, counted by kind.
+"""Faults of publishing, for chaos.py: keys, links, odd values, moved bases and a failing Hub, counted by kind.
 
-A kind is a function: a finished run, a folder to work in -> the verdict on each try: recovered, refused or lost.
+A kind is a function of a finished run and a folder to work in; it yields recovered, refused or lost for each try.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import card_run
-import conftest  # noqa: F401  # as in the tests: no network, the recipes in reach
+import conftest  # noqa: F401  # as in the tests: no network, the recipes on the path
 import hub_server
 import test_card
 import test_leak_check
@@ -37,7 +37,7 @@ BEFORE = ["", " ", "\n", "\t", '"', "\\", "\u00e9", "\u0120", "\u8bf7", "\U0001f
 
 
 def _refusal(action: Callable, *, of: str = "") -> str:
-    """Whether an action is refused by one line that says so; anything else is lost."""
+    """Return "refused" if an action raises ValueError with one line that contains `of`, else "lost"."""
     try:
         action()
     except ValueError as error:
@@ -53,7 +53,7 @@ def _stage(run: Path, **how) -> Path:
 
 @contextmanager
 def _quick() -> Iterator[None]:
-    # pictures that cost nothing
+    # replace the plots by a small picture
     def put(_, *rest) -> None:
         next(path for path in rest if isinstance(path, Path)).write_bytes(png())
 
@@ -204,7 +204,7 @@ def users_metadata(run: Path, home: Path) -> Iterator[str]:
     body = new.split("---\n", 2)[2]
     lines = ["language: no", "version: 1.10", "license: mit", "a: 'it''s'", "b: 0x1F", "c: 1_000", "d: 12:30:00"]
     lines += [
-        "# alone",
+        "# a comment",
         "e: on  # why",
         "f: |\n  text\n\n  more",
         "g: {a: yes}",

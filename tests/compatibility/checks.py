@@ -3,7 +3,7 @@
     python tests/compatibility/checks.py FOLDER
 
 FOLDER comes from folders.py, which also wrote expected.json. One JSON object is printed: the versions, and for each
-check null or the reason why it failed. Runs in a process of its own and imports nothing of this repository.
+check null or the reason why it failed. It runs in a separate process and imports nothing from this repository.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ EXPECTED = json.loads((ROOT / "expected.json").read_text())
 TRUST = {"trust_remote_code": True}
 IDS = torch.tensor(EXPECTED["ids"])  # (B, T)
 LENGTH = len(EXPECTED["greedy"][0]) - IDS.shape[1]
-# 99 is no token of these models: old versions' prompt lookup needs an end of text, and none may come.
+# 99 is not a token of these models: old versions' prompt lookup needs an end of text that never occurs.
 GREEDY = {"max_new_tokens": LENGTH, "do_sample": False, "pad_token_id": 0, "eos_token_id": 99}
 AUTO = {
     "AutoModel": AutoModel,
@@ -59,7 +59,7 @@ def same_ids(generated) -> None:
     assert generated.tolist() == EXPECTED["greedy"], f"{generated.tolist()} instead of {EXPECTED['greedy']}"
 
 
-# --- Checks: each raises where something is wrong --------------------------------------------------------------------
+# --- Checks: each raises if something is wrong -----------------------------------------------------------------------
 
 
 def check_config_and_auto_classes():
@@ -134,7 +134,7 @@ def check_no_cache_is_swallowed():
             except ValueError as error:
                 assert name in str(error)
             else:
-                raise AssertionError(f"{name}= was taken and not used")
+                raise AssertionError(f"{name}= was accepted but not used")
 
 
 def check_assisted_decoding():
@@ -143,7 +143,8 @@ def check_assisted_decoding():
     for row, expected in zip(IDS, EXPECTED["greedy"], strict=True):
         for guesses in ({"assistant_model": assistant}, {"prompt_lookup_num_tokens": 3}):
             generated = model.generate(row[None], **guesses, **GREEDY)[0].tolist()
-            assert generated[: len(expected)] == expected  # old versions may write a token too many, of GPT-2 as well
+            # Old versions may generate one token too many, with GPT-2 too.
+            assert generated[: len(expected)] == expected
 
 
 def check_pipelines():
@@ -193,7 +194,7 @@ def check_stock_gpt2_files():
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         assert parameter.is_contiguous(), f"{name} is not contiguous"
-        assert parameter.untyped_storage().nbytes() == parameter.nbytes, f"{name} is a part of another's memory"
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes, f"{name} shares the memory of another tensor"
     assert len({parameter.untyped_storage().data_ptr() for parameter in parameters.values()}) == len(parameters)
     model.save_pretrained(ROOT / "again" / "gpt2")
     near(AutoModelForCausalLM.from_pretrained(ROOT / "again" / "gpt2", **TRUST)(IDS).logits, EXPECTED["gpt2"])

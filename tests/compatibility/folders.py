@@ -1,4 +1,4 @@
-"""Write the folders that checks.py loads, and what they must give there, with the code of today.
+"""Write the folders that checks.py loads, and the expected results, with the current code.
 
 python tests/compatibility/folders.py FOLDER
 """

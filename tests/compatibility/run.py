@@ -4,7 +4,7 @@
 
 A version is installed with its own dependencies into a folder below .compatibility/, which comes before the
 environment's packages; torch, accelerate and peft are the environment's. Without versions, those in VERSIONS are run.
-"newest" is the newest release, whatever the constraints say. If a check fails, the exit code is 1, or with
+"newest" is the newest release, whatever the constraints are. If a check fails, the exit code is 1, or with
 --report-only 0.
 """
 
@@ -44,10 +44,10 @@ def install(version: str) -> Path:
 
 
 def check(root: Path, packages: Path | None = None) -> dict:
-    """Run checks.py on the folders of `root` in a process of its own and return its report.
+    """Run checks.py on the folders of `root` in a new process and return its report.
 
     Args:
-        packages: a folder with the transformers to use; None is the environment's.
+        packages: Folder with the transformers to use; by default that of the environment.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -60,7 +60,7 @@ def check(root: Path, packages: Path | None = None) -> dict:
 
 
 def make_folders(root: Path) -> None:
-    """Write the folders with the environment's transformers, in a process of its own."""
+    """Write the folders with the environment's transformers, in a new process."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run([sys.executable, HERE / "folders.py", root], env=environment, check=True, capture_output=True)
 
@@ -68,8 +68,8 @@ def make_folders(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("versions", nargs="*", default=VERSIONS, help="releases of transformers, or newest")
-    parser.add_argument("--report-only", action="store_true", help="exit with 0 whatever the checks find")
-    parser.add_argument("--out", type=Path, help="write the table as JSON, for the README")
+    parser.add_argument("--report-only", action="store_true", help="exit with 0 even if checks fail")
+    parser.add_argument("--out", type=Path, help="write the table as JSON, for the pages")
     given = parser.parse_args()
     rows, failed = [], False
     with tempfile.TemporaryDirectory() as root:

@@ -1,11 +1,11 @@
-"""Importing this module hides the scratch_gpt package from the process, as if it were not installed."""
+"""Hide the scratch_gpt package from a process that imports this module, as if it were not installed."""
 
 import importlib.util
 import sys
 
 
 class Without:
-    """An import finder that finds everything except our package, however that is installed."""
+    """An import finder that finds everything except our package, whether it is installed or on the path."""
 
     def __init__(self, finder):
         self.finder = finder

@@ -1,4 +1,4 @@
-"""The installed transformers version -> Hugging Face's own test mixins, unpacked in `.conformance/`.
+"""Unpack Hugging Face's test mixins for the installed transformers version in `.conformance/`.
 
     python tests/conformance/fetch.py
 
@@ -17,12 +17,12 @@ from pathlib import Path
 
 
 FOLDER = Path(__file__).resolve().parents[2] / ".conformance"
-DONE = FOLDER / "VERSION"  # written last: a half-unpacked folder does not count
+DONE = FOLDER / "VERSION"  # written last: an incomplete folder does not count
 
-# What the mixins import or read but the source distribution leaves out -> what takes its place.
+# Files that the mixins import or read and the source distribution lacks, with their replacements.
 STAND_INS = {
     "tests/__init__.py": "",
-    "src/transformers/__init__.py": "",  # executed by the mixins, which then use the installed transformers
+    "src/transformers/__init__.py": "",  # the mixins execute it, then use the installed transformers
     "tests/distributed_testing_utils.py": "from stand_ins import *\n",
     "tests/exporters/__init__.py": "",
     "tests/exporters/test_export.py": "from stand_ins import ExportTesterMixin\n",
@@ -34,12 +34,12 @@ STAND_INS = {
 
 
 def unpacked_version() -> str | None:
-    """The version whose tests lie in `.conformance/`, or None."""
+    """Return the version of the tests in `.conformance/`, or None."""
     return DONE.read_text().strip() if DONE.exists() else None
 
 
 def fetch(wanted: str) -> None:
-    """Replace `.conformance/` by the tests of transformers `wanted`; RuntimeError where pip finds no sources of it."""
+    """Replace `.conformance/` by the tests of transformers `wanted`; RuntimeError if pip finds no sources."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--no-deps", "--no-binary", "transformers", "--quiet", "--dest", folder]
         pip = [sys.executable, "-m", "pip", "download", *options, f"transformers=={wanted}"]
@@ -58,7 +58,7 @@ def fetch(wanted: str) -> None:
                     sources.extract(member, FOLDER, filter="data")
     for name, text in STAND_INS.items():
         path = FOLDER / name
-        if not path.exists():  # a later source distribution may bring its own
+        if not path.exists():  # a later source distribution may include the file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
     DONE.write_text(wanted + "\n")

@@ -1,7 +1,7 @@
-"""What Hugging Face's mixins import but their source distribution leaves out -> the least that lets them run.
+"""Replace modules that Hugging Face's mixins import and the source distribution lacks.
 
-`fetch.py` writes one-line modules under the missing names, which import from here. The generation and export tests
-themselves are not distributed: their two mixins are empty.
+`fetch.py` writes one-line modules with the missing names that import from here. The generation and export tests are
+not distributed either: their two mixins are empty.
 """
 
 import os
@@ -23,14 +23,14 @@ __all__ = [
 
 
 class ExportTesterMixin:
-    """Stands for `tests/exporters/test_export.py`."""
+    """Replaces `tests/exporters/test_export.py`."""
 
 
 class GenerationTesterMixin:
-    """Stands for `tests/generation/test_utils.py`."""
+    """Replaces `tests/generation/test_utils.py`."""
 
 
-# Keywords that every config has to keep, none of them at its default.
+# Keywords that every config must keep, with values that differ from the defaults.
 config_common_kwargs = {
     "return_dict": False,
     "output_hidden_states": True,
@@ -60,11 +60,11 @@ def _get_rank_device(rank: int) -> torch.device:
 
 
 def _set_rank_device(rank: int) -> None:
-    """Nothing to choose on a CPU."""
+    """Do nothing: a CPU has no devices to choose from."""
 
 
 def _start_rank_processes(function, args: tuple, nprocs: int) -> None:
-    """Run `function(rank, *args)` in `nprocs` fresh processes; the first error of any of them is raised here."""
+    """Run `function(rank, *args)` in `nprocs` new processes; raise the first error of any of them."""
     mp.spawn(_quiet, (function, *args), nprocs=nprocs)
 
 
@@ -87,7 +87,7 @@ def _grouped(rank: int, function, world_size: int, port: int, args: tuple, kwarg
 
 
 def run_distributed(world_size: int):
-    """`run_distributed(n)(f)(*args)` calls `f(rank, *args)` in n processes that form one process group."""
+    """Return a decorator: `run_distributed(n)(f)(*args)` calls `f(rank, *args)` in n processes of one group."""
 
     def decorate(function):
         def run(*args, **kwargs) -> None:
@@ -114,7 +114,7 @@ class _PipelineTests:
 
 
 class TextGenerationPipelineTests(_PipelineTests):
-    """Greedy text continues the prompt, and a batch with padding says what each prompt says alone."""
+    """Greedy text continues the prompt, and a padded batch gives the text of each separate prompt."""
 
     task = "text-generation"
     options = {"max_new_tokens": 5, "do_sample": False}
@@ -123,7 +123,7 @@ class TextGenerationPipelineTests(_PipelineTests):
         alone = [pipe(text) for text in examples]
         assert all(rows[0]["generated_text"].startswith(text) for rows, text in zip(alone, examples, strict=True))
         pipe.tokenizer.padding_side = "left"
-        if pipe.model.dtype == torch.float32:  # in half precision a tie may fall either way
+        if pipe.model.dtype == torch.float32:  # in half precision a tie may be decided either way
             assert pipe(examples, batch_size=2) == alone
 
 
@@ -140,7 +140,7 @@ class FeatureExtractionPipelineTests(_PipelineTests):
 
 
 class TextClassificationPipelineTests(_PipelineTests):
-    """A label that the model has, with a probability, the same in a padded batch as alone."""
+    """A label of the model with a probability, the same in a padded batch as alone."""
 
     task = "text-classification"
 
@@ -153,7 +153,7 @@ class TextClassificationPipelineTests(_PipelineTests):
 
 
 class ZeroShotClassificationPipelineTests(_PipelineTests):
-    """The candidate labels come back with scores that sum to 1."""
+    """The candidate labels are returned with scores that sum to 1."""
 
     task = "zero-shot-classification"
     options = {"candidate_labels": ["one", "two"]}

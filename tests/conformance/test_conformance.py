@@ -1,8 +1,8 @@
-"""Our three classes, and two stock models as controls -> Hugging Face's own common model tests, run on each.
+"""Run Hugging Face's common model tests on our three classes, and on two stock models as controls.
 
     python tests/conformance/fetch.py && python -m pytest tests/conformance -q
 
-What fails or skips for the controls too says something about this machine or the suite, not about our model.
+A test that also fails or skips for the controls points to this machine or the suite, not to our model.
 """
 
 import functools
@@ -33,7 +33,7 @@ from scratch_gpt import (
 
 if unpacked_version() != version("transformers"):
     pytest.skip(
-        f"Hugging Face's tests of transformers {version('transformers')} are not here (found: {unpacked_version()}); "
+        f"Hugging Face's tests of transformers {version('transformers')} are missing (found: {unpacked_version()}); "
         "run `python tests/conformance/fetch.py` once, with a network.",
         allow_module_level=True,
     )
@@ -41,14 +41,14 @@ if unpacked_version() != version("transformers"):
 
 @dataclass(frozen=True)
 class Family:
-    """One model's classes, and what its config calls things."""
+    """The classes of a model and the names of its config fields."""
 
     config: type
     base: type
     causal_lm: type
     classifier: type
     extra: dict
-    width: str = "hidden_size"  # as config.json writes it
+    width: str = "hidden_size"  # as in config.json
 
     @property
     def classes(self) -> tuple[type, ...]:
@@ -80,7 +80,7 @@ LLAMA = Family(
 
 
 class Tiny:
-    """A family -> the tiny config and the random batch that the mixins ask for, under the names they use."""
+    """The tiny config and random batch of a family, with the names that the mixins use."""
 
     batch_size, seq_length = 13, 7
     vocab_size, hidden_size, num_hidden_layers, num_attention_heads = 99, 32, 2, 4
@@ -146,7 +146,7 @@ from tests.test_training_mixin import TrainingTesterMixin  # noqa: E402
 from tests import test_fsdp_mixin, test_pipeline_mixin, test_tensor_parallel_mixin  # noqa: E402
 
 
-# The source distribution leaves these four out: ours take their place.
+# The source distribution lacks these four: ours replace them.
 for task, name in (
     ("feature-extraction", "FeatureExtraction"),
     ("text-classification", "TextClassification"),
@@ -154,7 +154,7 @@ for task, name in (
     ("zero-shot", "ZeroShotClassification"),
 ):
     test_pipeline_mixin.pipeline_test_mapping[task]["test"] = f"stand_ins.{name}PipelineTests"
-# Hugging Face runs the tests with several processes on a few models only; here they run on all three.
+# Hugging Face runs the tests of several processes on few models only; here they run on all three.
 test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = None
 test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = None
 
@@ -197,13 +197,13 @@ class Common(
 
 class ScratchGPTTest(Common, unittest.TestCase):
     family = OURS
-    test_can_init_all_missing_weights_before_2023 = True  # our files carry no year; the test is asked for by name
+    test_can_init_all_missing_weights_before_2023 = True  # our files have no year; the test is selected by name
 
     def test_reverse_loading_mapping(self) -> None:
-        """Ours saves its own names unless asked; the test is about GPT-2's, which transformers writes by default."""
+        """Save GPT-2's names, as this test expects; by default our class saves its own names."""
         ours = ScratchGPTPreTrainedModel.save_pretrained
-        asked = functools.partialmethod(ours, save_original_format=True)
-        with mock.patch.object(ScratchGPTPreTrainedModel, "save_pretrained", asked):
+        original = functools.partialmethod(ours, save_original_format=True)
+        with mock.patch.object(ScratchGPTPreTrainedModel, "save_pretrained", original):
             super().test_reverse_loading_mapping()
 
 

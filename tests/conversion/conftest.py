@@ -1,4 +1,4 @@
-"""Fixtures of the tests of conversion."""
+"""Fixtures for the tests of conversion."""
 
 import sysconfig
 
@@ -16,7 +16,7 @@ from scratch_gpt.tokenization.training import train_tokenizer
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder around a model that has learned some of Python's documentation, the model, and its tokenizer."""
+    """Train a model on some of Python's documentation; return its run folder, the model and its tokenizer."""
     documents = python_documentation(sysconfig.get_path("stdlib"), sysconfig.get_python_version())
     text = "".join(document["text"] for document, _ in zip(documents, range(12), strict=False))[:60_000]
     tokenizer = train_tokenizer([text], vocab_size=512)
@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def onnx(trained):
-    """The folder of the trained model's ONNX file."""
+    """Export the trained model to ONNX and return the folder."""
     pytest.importorskip("onnxruntime")
     folder, _, _ = trained
     assert export(folder, kind="onnx").difference < 1e-3

@@ -1,4 +1,4 @@
-"""Exports hold no trace of this machine, their printed lines run, and what cannot be exported is refused."""
+"""Test exports: files have no trace of this machine, printed code runs, unsupported models are refused."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt_training import publish as publish_recipe
 
 
-def test_no_export_holds_a_trace_of_this_machine(trained, onnx):
+def test_no_export_has_a_trace_of_this_machine(trained, onnx):
     library = pytest.importorskip("onnx")
     folder, _, _ = trained
     export(folder, kind="gguf")
@@ -56,7 +56,10 @@ def test_folders_that_are_not_models_and_missing_extras_are_refused(trained, tmp
 
 @torch.no_grad()
 def test_torchao_in_8_bits_changes_logits_little_and_generates(trained):
-    library = pytest.importorskip("torchao.quantization", reason="warns at every start: pip install torchao, then out")
+    library = pytest.importorskip(
+        "torchao.quantization",
+        reason="not installed by default, as it prints a warning at every start: pip install torchao",
+    )
     folder, model, tokenizer = trained
     small = ScratchGPTForCausalLM.from_pretrained(folder / "model")
     library.quantize_(small, library.Int8WeightOnlyConfig())

@@ -1,4 +1,4 @@
-"""Laws of foreign checkpoints: the same logits, or a refusal by name."""
+"""Test foreign checkpoints: they have the same logits, or are refused by name."""
 
 import math
 import pickle
@@ -14,7 +14,7 @@ from scratch_gpt import ScratchGPTForCausalLM, import_checkpoint
 
 
 def plain_gpt(ids, tokens, positions, blocks, norm, head, heads, gelu):
-    """Logits of a GPT-2 shaped network; a block is (ln_1, q, k, v, out, ln_2, up, down), pairs of weight and bias."""
+    """Return logits of a GPT-2 network; a block is (ln_1, q, k, v, out, ln_2, up, down), pairs of weight and bias."""
     x = F.embedding(ids, tokens) + positions[: ids.shape[1]]
     for ln_1, q, k, v, out, ln_2, up, down in blocks:
         h = F.layer_norm(x, x.shape[-1:], *ln_1)
@@ -153,7 +153,7 @@ def foreign(kind):
         ("headless", "num_attention_heads"),
     ],
 )
-def test_anything_else_is_refused_by_name(kind, message, tmp_path, capsys):
+def test_other_files_are_refused_by_name(kind, message, tmp_path, capsys):
     file = tmp_path / "ckpt.pt"
     torch.save(foreign(kind), file)
     with pytest.raises(ValueError, match=message) as caught:

@@ -1,11 +1,11 @@
-"""Laws of GGUF: llama.cpp writes the same tokens, and what the format cannot express is refused."""
+"""Test GGUF: llama.cpp generates the same tokens, and features that the format lacks are refused."""
 
 from functools import partial
 from pathlib import Path
 
 import pytest
 from bad_input import fails
-from exported import PROMPTS, TIE, greedily, save
+from exported import PROMPTS, TIE, greedy_tokens, save
 from tiny import tiny_gpt2, tiny_model
 
 from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification
@@ -18,8 +18,8 @@ from scratch_gpt_training import publish as publish_recipe
 
 
 def llama(file: Path):
-    """llama.cpp on a file: one thread, no cache from prompt to prompt, and that of attention in fp32."""
-    library = pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not there: pip install xllamacpp")
+    """Start llama.cpp with a file: one thread, no cache between prompts, an fp32 cache of keys and values."""
+    library = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
     wanted = library.CommonParams()
     wanted.model.path = str(file)
     wanted.n_parallel = wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = 1
@@ -30,15 +30,15 @@ def llama(file: Path):
 
 
 def complete(server, prompt: str, count: int) -> tuple[str, int]:
-    """llama.cpp's likeliest text, and the tokens it saw in the prompt."""
+    """Return llama.cpp's greedy text, and the number of tokens in the prompt."""
     answer = server.handle_completions({"prompt": prompt, "max_tokens": count, "temperature": 0, "top_k": 1})
     return answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]
 
 
-def same_tokens(server, model, tokenizer, prompt: str, count: int, tie: float) -> int:
-    """How many tokens llama.cpp and we begin with alike; where they part, our best two have to be a tie."""
+def count_equal_tokens(server, model, tokenizer, prompt: str, count: int, tie: float) -> int:
+    """Count the first tokens equal in llama.cpp and ours; where they differ, our best two must be a tie."""
     ids = encode(tokenizer, prompt)
-    ours, ahead = greedily(model, ids, count)
+    ours, ahead = greedy_tokens(model, ids, count)
     text, seen = complete(server, prompt, count)
     assert seen == len(ids)
     same = next(n for n in range(count, -1, -1) if text.startswith(decode(tokenizer, ours[:n]).rstrip("\ufffd")))
@@ -54,7 +54,7 @@ def test_llama_cpp_writes_the_same_text_as_the_trained_model(trained, kind, caps
     assert f"Written: {file}, {file.stat().st_size:,} bytes" in capsys.readouterr().out
     server, tie = llama(file), TIE if kind == "gguf" else 0.1
     prompts = PROMPTS if kind == "gguf" else PROMPTS[:2]
-    same = [same_tokens(server, model, tokenizer, prompt, 200, tie) for prompt in prompts]
+    same = [count_equal_tokens(server, model, tokenizer, prompt, 200, tie) for prompt in prompts]
     assert same.count(200) >= len(prompts) / 2
 
 
@@ -67,22 +67,22 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("changes", [*VARIANTS.values(), None], ids=[*VARIANTS, "stock GPT-2"])
-def test_every_shape_that_gpt2_has_is_the_same_in_llama_cpp(trained, changes, tmp_path):
+def test_every_gpt2_shape_gives_the_same_text_in_llama_cpp(trained, changes, tmp_path):
     _, _, tokenizer = trained
     model = tiny_gpt2(vocab_size=512) if changes is None else tiny_model(**{"vocab_size": 512, **changes})
     file = export(save(model, tokenizer, tmp_path), kind="gguf").file
     ours = ScratchGPTForCausalLM.from_pretrained(tmp_path)
-    assert same_tokens(llama(file), ours, tokenizer, "The list", 30, tie=0.1) >= 3
+    assert count_equal_tokens(llama(file), ours, tokenizer, "The list", 30, tie=0.1) >= 3
 
 
-def test_a_chat_is_the_same_chat_in_llama_cpp(trained, tmp_path):
+def test_a_chat_has_the_same_tokens_in_llama_cpp(trained, tmp_path):
     tokenizer = train_tokenizer(["a boat at sea"], vocab_size=300)
     model = tiny_model(vocab_size=300, max_position_embeddings=64)
     store_format(tokenizer, "chatml", model)
     server = llama(export(save(model, tokenizer, tmp_path), kind="gguf").file)
     messages = [{"role": "user", "content": " a boat at sea?"}]
     ids = encode_prompt(tokenizer, messages)
-    ours, _ = greedily(model, ids, 20)
+    ours, _ = greedy_tokens(model, ids, 20)
     said = server.handle_chat_completions({"messages": messages, "max_tokens": 20, "temperature": 0, "top_k": 1})
     assert said["usage"]["prompt_tokens"] == len(ids)
     assert said["choices"][0]["message"]["content"] == decode(tokenizer, ours)

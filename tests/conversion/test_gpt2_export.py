@@ -1,8 +1,8 @@
-"""Laws of the export to GPT-2: bit for bit, the same tokens in CTranslate2, and refusals that write nothing."""
+"""Test the export to GPT-2: bit-equal round trips, the same tokens in CTranslate2, refusals that write nothing."""
 
 import pytest
 import torch
-from exported import PROMPTS, TIE, greedily
+from exported import PROMPTS, TIE, greedy_tokens
 from outputs import logits_of
 from safetensors.torch import load_file
 from tiny import some_ids, tiny_gpt2, tiny_model
@@ -15,7 +15,7 @@ from scratch_gpt.tokenization.training import train_tokenizer
 
 
 @pytest.mark.parametrize("history", ["gpt2", "native", "folder"])
-def test_the_round_trip_is_bit_equal_whatever_the_models_history(history, tmp_path):
+def test_the_round_trip_is_bit_equal_for_every_history_of_the_model(history, tmp_path):
     stock = tiny_gpt2()
     stock.save_pretrained(tmp_path / "stock")
     model = ScratchGPTForCausalLM.from_pretrained(tmp_path / "stock")
@@ -52,7 +52,7 @@ def test_the_other_heads_are_exported_too(ours, auto, tmp_path):
     stock = auto.from_pretrained(tmp_path / "out").eval()
     assert "gpt2" in type(stock).__module__
     assert (logits_of(stock, ids) - logits_of(model, ids)).abs().max() < 1e-5
-    assert type(load_any_head(tmp_path / "out")) is ours  # and come in as what they are
+    assert type(load_any_head(tmp_path / "out")) is ours  # and load as the same class
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_unmerged_adapter_is_refused_and_a_merged_one_is_exported(tmp_path):
     assert (logits_of(stock, ids) - logits_of(merged, ids)).abs().max() < 1e-5
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_not_changed(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="not an empty folder"):
         export_gpt2(tiny_model(), tmp_path)
@@ -98,20 +98,20 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_ctranslate2_writes_the_same_tokens(trained, tmp_path, monkeypatch):
-    library = pytest.importorskip("ctranslate2", reason="146 MB, not in dev: pip install ctranslate2")
+    library = pytest.importorskip("ctranslate2", reason="not in the dev extra (146 MB): pip install ctranslate2")
     from ctranslate2.converters import transformers as converter
 
     folder, model, tokenizer = trained
     export_gpt2(folder / "model", tmp_path / "stock")
     again = type(tokenizer).from_pretrained(tmp_path / "stock")
-    again.unk_token = again.eos_token  # which no text has, and CTranslate2 wants
+    again.unk_token = again.eos_token  # required by CTranslate2, not used in any text
     again.save_pretrained(tmp_path / "stock")
     words = ["ct2", "--model", str(tmp_path / "stock"), "--output_dir", str(tmp_path / "ct2")]
     monkeypatch.setattr("sys.argv", words)
     converter.main()
     generator = library.Generator(str(tmp_path / "ct2"), intra_threads=1)
     ids = encode(tokenizer, PROMPTS[0])
-    ours, ahead = greedily(model, ids, 200)
+    ours, ahead = greedy_tokens(model, ids, 200)
     how = {"max_length": 200, "include_prompt_in_result": False, "end_token": []}
     theirs = generator.generate_batch([tokenizer.convert_ids_to_tokens(ids)], **how)[0].sequences_ids[0]
     same = next((n for n in range(200) if theirs[n : n + 1] != ours[n : n + 1]), 200)

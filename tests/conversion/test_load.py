@@ -1,4 +1,4 @@
-"""Laws of loading: an incomplete folder is not a model."""
+"""Test loading: an incomplete folder is not a model."""
 
 import pytest
 from safetensors.torch import load_file, save_file

@@ -1,4 +1,4 @@
-"""Laws of ONNX: the logits of the model at any size, or no file."""
+"""Test ONNX: the file has the logits of the model at any size, or is not kept."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_a_classifier_is_exported_with_its_labels(tmp_path):
     assert json.loads(known["labels"]) == ["ham", "spam"]
 
 
-def test_an_onnx_file_that_disagrees_is_not_kept(trained, onnx, tmp_path, monkeypatch):
+def test_an_onnx_file_with_other_logits_is_not_kept(trained, onnx, tmp_path, monkeypatch):
     folder, _, _ = trained
     with pytest.raises(ValueError, match=r"differs from the model by .* was not kept"):
         onnx_file._compare(tiny_model(vocab_size=512, max_position_embeddings=CONTEXT), onnx / "model.onnx")

@@ -1,4 +1,4 @@
-"""Laws of columns: their types agree over all files, and classes keep their names."""
+"""Test columns: their types agree over all files, and classes keep their names."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_classes_next_to_text_become_their_names_and_booleans_become_text(tmp_pa
     assert open_rows(str(tmp_path), columns=columns).rows["label"][:] == ["True", "True"]
 
 
-def test_classes_keep_their_names_and_two_orders_of_them_are_refused(tmp_path):
+def test_classes_keep_their_names_and_different_orders_are_refused(tmp_path):
     def save(name: str, classes: list[str]) -> None:
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=classes)})
         rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1], "id": [1, 2]}).remove_columns("id")

@@ -1,4 +1,4 @@
-"""Laws of the manifest: a change is detected, and older versions are read."""
+"""Test the manifest: a change is detected, and older versions are read."""
 
 import json
 from contextlib import suppress

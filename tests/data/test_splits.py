@@ -1,4 +1,4 @@
-"""Laws of splitting texts: the shares hold, nothing is lost, no text is on two sides, runs keep what they have."""
+"""Test splitting texts: shares hold, nothing is lost, no text is in two splits, runs keep their splits."""
 
 import json
 
@@ -19,14 +19,14 @@ WORDS = "the old grey cat sat on a warm mat and saw nine small birds fly over ev
 
 
 def prose(size: int, seed: int = 0) -> str:
-    """About so many bytes of text in lines."""
+    """Return about `size` bytes of text in lines."""
     generator = np.random.default_rng(seed)
     lines = [" ".join(generator.choice(WORDS, 9)) for _ in range(size // 30)]
     return ("\n".join(lines) + "\n")[:size]
 
 
 def split(texts: list[str], *fractions: float, seed: int = 0, **options) -> dict[str, list[str]]:
-    """The texts of each split, after a look at what holds in any case."""
+    """Return the texts of each split, after checks that hold for every split."""
     sizes = np.array([len(text.encode()) for text in texts])
     numbers, pieces = split_texts(sizes, texts.__getitem__, *fractions, seed, **options)
     found = np.concatenate([*numbers.values()])
@@ -63,9 +63,9 @@ def test_shares_hold_for_texts_of_any_sizes_and_nothing_is_lost(texts, again, fr
     texts = [text for text in texts if text.strip()] + [prose(1500, 77)]
     texts += [texts[n] for n in again if n < len(texts)]
     splits = split(texts, *fractions, seed=seed)
-    for name, asked in zip(("validation", "test"), fractions, strict=True):
-        assert (name in splits) == (asked > 0)
-        assert asked == 0 or is_near(shares(splits)[name], asked)
+    for name, fraction in zip(("validation", "test"), fractions, strict=True):
+        assert (name in splits) == (fraction > 0)
+        assert fraction == 0 or is_near(shares(splits)[name], fraction)
     assert split(texts, *fractions, seed=seed) == splits
 
 
@@ -79,7 +79,7 @@ def test_no_text_is_in_two_splits_and_the_order_of_files_does_not_matter(sizes, 
     texts = [prose(size, size) for size in sizes if prose(size, size).strip()] * copies
     orders = (texts, texts[::-1])
     if not all(split_texts(np.array([*map(len, some)]), some.__getitem__, 0.1, 0.1, seed)[1] for some in orders):
-        return  # by number: as many whole texts as the share says
+        return  # split by number of texts, without cutting any
     splits = {name: {*part} for name, part in split(texts, 0.1, 0.1, seed=seed).items()}
     assert not splits["train"] & (splits["validation"] | splits["test"]) and not splits["validation"] & splits["test"]
     assert {name: {*part} for name, part in split(texts[::-1], 0.1, 0.1, seed=seed).items()} == splits
@@ -100,11 +100,11 @@ def test_copies_of_a_text_stay_together_and_are_cut_at_the_same_place():
     splits = split([text, other, text], 0.1, 0.0)
     assert is_near(shares(splits)["validation"], 0.1)
     assert not {*splits["train"]} & {*splits["validation"]}
-    assert len({*splits["train"]} | {*splits["validation"]}) == 3  # other, and each half of the text
+    assert len({*splits["train"]} | {*splits["validation"]}) == 3  # `other` and the two halves of `text`
 
 
 @pytest.mark.parametrize("n", [2, 3, 7])
-def test_texts_are_cut_where_a_line_ends_or_a_word_or_a_character(n):
+def test_texts_are_cut_at_the_end_of_a_line_a_word_or_a_character(n):
     for texts, ends in (
         ([prose(9000, k) for k in range(n)], "\n"),
         ([" ".join(prose(9000, k).split()) for k in range(n)], " "),
@@ -128,7 +128,7 @@ def test_a_split_by_number_is_kept_if_it_has_the_right_shares():
     }
 
 
-def test_one_large_text_among_small_ones_does_not_decide_the_share():
+def test_one_large_text_among_small_ones_does_not_distort_the_shares():
     texts = [prose(500_000), *(prose(1000, k) for k in range(1, 40))]
     for seed in range(5):
         assert is_near(shares(split(texts, 0.1, 0.0, seed=seed))["validation"], 0.1)
@@ -147,14 +147,14 @@ def test_too_little_text_is_a_one_line_error(texts):
 
 @pytest.fixture
 def two_files(tmp_path):
-    """A folder of 60 kB and 20 kB."""
+    """Create a folder with files of 60 kB and 20 kB."""
     (tmp_path / "books").mkdir()
     for name, size in (("a", 60_000), ("b", 20_000)):
         (tmp_path / "books" / f"{name}.txt").write_text(prose(size, size))
     return tmp_path / "books"
 
 
-def test_two_files_of_any_size_give_a_tenth(two_files):
+def test_two_files_of_any_size_give_a_validation_split_of_a_tenth(two_files):
     splits, _, _ = open_splits(str(two_files))
     texts = {name: "".join(part["text"]) for name, part in splits.items()}
     assert is_near(len(texts["validation"]) / 80_000, 0.1)
@@ -170,9 +170,9 @@ def test_prepared_data_have_the_split_that_training_makes(task, two_files, tmp_p
     said = capsys.readouterr().out
     splits, _, _ = open_splits(str(two_files), test_fraction=0.05)
     manifest = read_manifest(tmp_path / "p")
-    for name, asked in (("validation", 0.1), ("test", 0.05)):
+    for name, fraction in (("validation", 0.1), ("test", 0.05)):
         facts = manifest["splits"][name]
-        assert facts["bytes"] == len("".join(splits[name]["text"])) and is_near(facts["share"], asked)
+        assert facts["bytes"] == len("".join(splits[name]["text"])) and is_near(facts["share"], fraction)
         assert f"{100 * facts['share']:.1f} % of the text" in said
     assert "not the" not in said
     if task == "text":

@@ -1,4 +1,4 @@
-"""Write what the code and its tests say as Markdown: verbs, options, presets, rooms, versions, servers, faults."""
+"""Write facts of the code and its tests as Markdown: verbs, options, presets, rooms, versions, servers, faults."""
 
 import dataclasses
 import importlib
@@ -17,7 +17,7 @@ from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.words import HINTS, SYNONYMS
 
 
-PAGES = {  # verb -> its page in training/docs
+PAGES = {  # the page of each verb in training/docs
     "tokenizer": "tokenizers",
     "prepare": "prepare",
     "pretrain": "pretrain",
@@ -124,7 +124,7 @@ def compatibility() -> str:
 
 
 def servers() -> str:
-    """List what `make servers` found, by server and layout."""
+    """List the results of `make servers`, by server and layout."""
     found = read("servers/servers.json")
     rows = [
         f"| {row['server']} | `{row['layout']}` | {seen_with(row)} | {server_result(row)} |"
@@ -159,7 +159,7 @@ def works_with() -> str:
 
 
 def chaos() -> str:
-    """List what `make chaos` tried, by kind of fault."""
+    """List the results of `make chaos`, by kind of fault."""
     found = figures("chaos").values()
     keys = ("tried", "recovered", "refused", "lost")
     rows = [f"| {row['fault']} | {' | '.join(f'{row[key]:,}' for key in keys)} |" for row in found]
@@ -168,7 +168,7 @@ def chaos() -> str:
 
 
 def promises() -> str:
-    """List what is promised, what was measured, and where."""
+    """List promises, their measurements, and where these are documented."""
     faults = figures("chaos")
     kills = [row for row in faults.values() if "SIGKILL" in row["fault"]]
     versions = read("compatibility/compatibility.json")["versions"]
@@ -237,7 +237,7 @@ MAIN += ("checkpoint_every", "keep", "keep_best", "max_length", "dataset", "mode
 
 
 def by_field() -> dict[str, list[str]]:
-    """Return the words of other tools for each of our fields: field -> `word` (tool)."""
+    """Return the words of other tools for each of our fields, as `word` (tool)."""
     found: dict[str, list[str]] = {}
     for word, (field, tool) in SYNONYMS.items():
         if tool != "scratch_gpt":

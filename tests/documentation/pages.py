@@ -2,8 +2,8 @@
 
     python tests/documentation/pages.py        # or: make docs
 
-A part begins with `<!-- NAME: written by make docs -->` and ends with `<!-- end -->`. A test compares the pages with
-what this writes.
+A part begins with `<!-- NAME: written by make docs -->` and ends with `<!-- end -->`. A test checks that the pages are
+up to date.
 """
 
 import re
@@ -20,7 +20,7 @@ import speed  # noqa: E402
 import tuning  # noqa: E402
 
 
-PAGES = (  # in reading order: later commands use what earlier ones have written
+PAGES = (  # in reading order: later commands use files written by earlier ones
     "README.md",
     "training/README.md",
     *(
@@ -84,7 +84,7 @@ PARTS |= {f"options-{verb}": partial(facts.options_of, verb) for verb in facts.V
 
 
 def written(text: str) -> str:
-    """Return a page with every generated part renewed; KeyError for a name that is not in PARTS."""
+    """Return a page with updated generated parts; KeyError for a name that is not in PARTS."""
     return MARKED.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}\n", text)
 
 

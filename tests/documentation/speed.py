@@ -1,4 +1,4 @@
-"""Write the measurements of the benches as Markdown: why it is fast, and every table of speed."""
+"""Write the measurements of the benchmarks as Markdown: the reasons for the speed, and every table of speed."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from targets import (
 )
 
 
-ALSO_TRAINING = ("training-epyc",)  # other machines
+ALSO_TRAINING = ("training-epyc",)  # files of other machines
 
 
 def why() -> str:
@@ -71,7 +71,7 @@ def training() -> str:
 def training_on(measured: dict) -> str:
     """Show the tables of one machine."""
     machine = f"#### On {measured['table'][0].partition(',')[0]}\n\n{lines(measured['table'][0])}"
-    rows = "\n".join(measured["table"][2:-2])  # without the machine's line and that of the losses
+    rows = "\n".join(measured["table"][2:-2])  # without the lines of the machine and of the losses
     rows = re.sub(r"^(?![|\n]|ceilings)([^,]*, [^,]*), (.*)$", r"**\1**, \2.", rows, flags=re.MULTILINE)
     rows = re.sub(r"^ceilings (.*)$", r"Ceilings \1.", rows, flags=re.MULTILINE)
     return "\n\n".join([machine, rows, *map(lines, limits(measured))])
@@ -162,7 +162,7 @@ def decoding_on(measured: dict) -> str:
             int8 += f""" With its int8 form as assistant, {100 * perplexity["accepted at 0"]:.0f} % of the guesses are
             accepted in greedy decoding and {100 * perplexity["accepted at 1"]:.0f} % at temperature 1."""
     if "ceilings" in measured:
-        each = measured["ceilings"]["memory"] * 1e9 / (12 * 12 * 768**2 + 50257 * 768)  # what a token reads
+        each = measured["ceilings"]["memory"] * 1e9 / (12 * 12 * 768**2 + 50257 * 768)  # bytes read per token
         int8 += f""" Memory is read at {measured["ceilings"]["memory"]:.1f} GB/s on this machine. Without help from the
         cache, that limits decoding to {each / 4:.0f} tokens per second in fp32, {each / 2:.0f} in bf16 and {each:.0f}
         in int8."""

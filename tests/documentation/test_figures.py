@@ -1,14 +1,14 @@
-"""Check that the figures in the text of the pages are those of the files that they come from."""
+"""Test that figures in the text of the pages equal those in the files of measurements."""
 
 from pages import PAGES, read_page
 from targets import figures
 
 
 TEXT = "\n".join(map(read_page, PAGES))
-WORDS = " ".join(TEXT.split())  # a sentence may break over lines
+WORDS = " ".join(TEXT.split())  # a sentence may span lines
 
 
-def test_figures_are_those_of_the_files_they_name():
+def test_figures_equal_those_of_the_files_they_name():
     main_job, loading = figures("main_job"), figures("loading")
     assert f"{main_job['validation']['bits_per_byte']:.2f} bits per byte" in WORDS
     assert f"{main_job['seconds']:.0f} seconds" in WORDS
@@ -21,7 +21,7 @@ def test_figures_are_those_of_the_files_they_name():
         assert f"{loading['figures'][name]['ratio']:.2f} times" in WORDS
 
 
-def test_figures_of_preparing_data_are_those_of_the_files_they_name():
+def test_figures_of_preparing_data_equal_those_of_the_files():
     made, tokenizers, cleaning = figures("prepare"), figures("tokenizers"), figures("cleaning")
     speed, packing = made["throughput"], made["packing"]
     assert f"{speed['medians']['ours']:.2f} MB/s, {speed['ratio']:.2f} times run_clm's" in WORDS
@@ -41,13 +41,13 @@ def test_figures_of_preparing_data_are_those_of_the_files_they_name():
             assert recall["neighbours"] == 1 and recall["cosine_low"] <= 0.15 and recall["loss_high"] == 0
 
 
-def test_the_figures_of_speed_are_what_the_files_say():
+def test_figures_of_speed_equal_those_of_the_files():
     assert all(found["claim"] for found in figures("training")["workloads"].values())
     for name in ("import scratch_gpt", "pretrain.py --help"):
         assert f"`{name}` {figures('loading')['starts'][name]['median']:.2f} s" in WORDS
 
 
-def test_figures_of_tuning_are_those_of_the_files():
+def test_figures_of_tuning_equal_those_of_the_files():
     lora, classify, instruct = figures("lora"), figures("classify"), figures("instruct")
     assert f"LoRA trains {100 * lora['trained_share']:.2f} % of the" in WORDS
     for name in ("theirs", "theirs grouped"):
@@ -62,7 +62,7 @@ def test_figures_of_tuning_are_those_of_the_files():
     assert f"step is {instruct['over_asking_all']:.2f} times as fast as one with all tokens as targets" in WORDS
 
 
-def test_what_was_tried_and_lost_is_what_the_files_say():
+def test_figures_of_faults_and_checkpoints_equal_those_of_the_files():
     chaos, cost = figures("chaos"), figures("checkpoints")
     assert all(row["lost"] == 0 and row["tried"] == row["recovered"] + row["refused"] for row in chaos.values())
     share = cost["share_at_one_a_minute"]
@@ -71,7 +71,7 @@ def test_what_was_tried_and_lost_is_what_the_files_say():
     assert f"{100 * share['in the background']:.1f} % with `--async-save true`" in WORDS
 
 
-def test_figures_of_publishing_are_those_of_the_file():
+def test_figures_of_publishing_equal_those_of_the_file():
     made = figures("publish")
     seconds, uploads = made["cpu_seconds"], made["uploads"]
     assert f"{made['bytes'] / 1e9:.2f} GB in {made['files']} files" in WORDS

@@ -1,4 +1,4 @@
-"""Check the pages: every block of code runs, every link has a target, and generated parts are up to date."""
+"""Test the pages: every block of code runs, every link has a target, and generated parts are up to date."""
 
 import ast
 import dataclasses
@@ -36,7 +36,7 @@ SHELL = [
 ]
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s]+)\)")
 README_LINES = 200
-# What makes a documented run small: its own arguments stand first, these win.
+# Arguments that make a documented run small; they follow the documented ones and override them.
 SMALLER = ["--max-steps", "1", "--epochs", "1", "--batch-size", "2", "--eval-batches", "1", "--max-length", "32"]
 SMALLER += ["--device", "cpu", "--log-every", "1"]
 NEW_MODEL = ["--preset", "tiny", "--tokenizer", "train", "--vocab-size", "300"]
@@ -45,7 +45,7 @@ TEXT = "The sun shines on the sea, and every effort moves you on. " * 60
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder in which the README's commands find what they name: texts, GPT-2, and a run of `make train`."""
+    """Make a folder with the files that the README's commands name: texts, GPT-2, and a run of `make train`."""
     folder = tmp_path_factory.mktemp("home")
     for name in ("my.txt", "the-verdict.txt", "notes/a.md", "notes/b.md"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -104,11 +104,8 @@ def test_readme_is_short():
 def test_every_page_is_in_the_list():
     folders = ("scratch_gpt", "training", "hub_card", "tests")
     found = {file.relative_to(REPO).as_posix() for folder in folders for file in (REPO / folder).rglob("*.md")}
-    others = {
-        "hub_card/template.md",
-        "hub_card/fields.md",
-        "hub_card/space/README.md",
-    }  # the card, and the Space's own
+    # The card, and the page of the Space.
+    others = {"hub_card/template.md", "hub_card/fields.md", "hub_card/space/README.md"}
     assert found - others == {*PAGES} - {"README.md"}
 
 
@@ -161,7 +158,7 @@ def test_each_block_of_code_names_its_language(name):
 
 @pytest.fixture(scope="module")
 def already_run() -> set[int]:
-    """Numbers of the shell lines that have been run: later ones read what they wrote."""
+    """Keep the numbers of shell lines that were run: later lines read the files of earlier ones."""
     return set()
 
 
@@ -183,7 +180,7 @@ def run_line(line: str, home, monkeypatch, capsys) -> None:
     if words[0] == "scratch-gpt":  # tests/test_wheel.py starts the command itself
         words = ["python", f"training/{VERBS[words[1]].module}.py", *words[2:]]
     script = next((n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py")), None)
-    if script is None:  # set-up, which CI does by the same lines: what it names has to be there
+    if script is None:  # CI runs the same lines of set-up; here only the files that they name are checked
         assert words[0] in ("python", "source", "pip", "make", "hf"), line
         assert all((REPO / word).exists() for word in words if word.startswith(".ci/"))
         return
@@ -213,7 +210,7 @@ def run_line(line: str, home, monkeypatch, capsys) -> None:
 
 
 def smaller(name: str, arguments: list[str]) -> list[str]:
-    """What stands behind a line's own arguments to make it small, and to give it what is on the Hub."""
+    """Return arguments to append to a line: they make it small and replace data on the Hub by local files."""
     if name == "generate":
         return ["--max-new-tokens", "3"]
     if name == "publish":
@@ -248,7 +245,7 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
     small += [] if "--model" in arguments else ["--model", "gpt2"]
     if name == "classify":
         return [*small, "--seeds", "1"]
-    small += ["--prompt-format", "plain"]  # the others' words would fill so short a row
+    small += ["--prompt-format", "plain"]  # other prompts would fill such a short row
     return [*small, "--answers", "2", "--max-new-tokens", "3"] if name == "instruct" else small
 
 
@@ -272,7 +269,7 @@ def test_python_blocks_import_public_names_from_the_package(number):
             assert not {alias.name for alias in node.names} & {*scratch_gpt.__all__}, node.module
 
 
-def test_a_recipe_of_ones_own_is_short():
+def test_the_example_of_a_custom_recipe_is_short():
     (block,) = (text for _, text in PYTHON if "pretrain.main(" in text)
     assert len([line for line in block.splitlines() if line.strip()]) < 25 and "sys.path" not in block
 

@@ -1,4 +1,4 @@
-"""Write what fine-tuning came to as Markdown: LoRA, spam, instructions, preferences, triggers and secrets."""
+"""Write the results of fine-tuning as Markdown: LoRA, spam, instructions, preferences, triggers and secrets."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ def spread(cell: dict[str, float]) -> str:
 
 
 def triggers() -> str:
-    """List which planted triggers were found, and what was named in clean models."""
+    """List the planted triggers that were found, and the false alarms in clean models."""
     found = figures("safety")["triggers"]
     rows = []
     for run in found["runs"]:
@@ -93,12 +93,12 @@ def triggers() -> str:
 
 
 def code(text: str) -> str:
-    """Return a text as code, with escapes for what is not ASCII."""
+    """Return a text as code, with escapes for characters that are not ASCII."""
     return f"`{ascii(text)[1:-1]}`"
 
 
 def memorization() -> str:
-    """List the exposure of planted secrets, and the share that the model gives back verbatim."""
+    """List the exposure of planted secrets, and the share that the model repeats verbatim."""
     found = figures("safety")["memorization"]
     repeats = list(dict.fromkeys(row["repeats"] for row in found))
     rows = []

@@ -1,4 +1,4 @@
-"""Laws of scored answers: those of SQuAD."""
+"""Test scored answers: scores equal those of SQuAD."""
 
 import pytest
 

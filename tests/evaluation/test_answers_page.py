@@ -1,4 +1,4 @@
-"""Laws of the page of answers: no scripts, no requests."""
+"""Test the page of answers: no scripts, no requests."""
 
 import re
 

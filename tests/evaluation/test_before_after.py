@@ -1,4 +1,4 @@
-"""Laws of answers before and after training."""
+"""Test answers before and after training."""
 
 import json
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from scratch_gpt.evaluation.before_after import Examination
 
 
-def test_one_evaluation_gives_no_comparison_with_before(tmp_path, monkeypatch):
+def test_a_single_evaluation_gives_no_comparison_with_before(tmp_path, monkeypatch):
     conversation = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At sea."}]
     tokenizer = SimpleNamespace()
     monkeypatch.setattr("scratch_gpt.evaluation.before_after.encode_prompt", lambda *_: [1])

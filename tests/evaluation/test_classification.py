@@ -1,4 +1,4 @@
-"""Laws of classification metrics: cases counted by hand, sums that add up."""
+"""Test classification metrics: cases counted by hand, and sums over batches."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 
 
 def test_metrics_of_a_case_counted_by_hand():
-    # true a a a b b c, called a a b b c c: each class' TP, FP, FN = (2, 0, 1), (1, 1, 1), (1, 1, 0)
+    # true a a a b b c, predicted a a b b c c: TP, FP, FN per class = (2, 0, 1), (1, 1, 1), (1, 1, 0)
     chances = torch.tensor(
         [[0.9, 0.05, 0.05], [0.62, 0.28, 0.1], [0.3, 0.5, 0.2], [0.1, 0.8, 0.1], [0.17, 0.2, 0.63], [0.0, 0.01, 0.99]]
     )
@@ -37,7 +37,7 @@ def test_metrics_of_a_case_counted_by_hand():
     assert metrics["macro_f1"] == pytest.approx((4 / 5 + 1 / 2 + 2 / 3) / 3)
     loss = -sum(math.log(p) for p in (0.9, 0.62, 0.3, 0.8, 0.2, 0.99)) / 6
     assert metrics["loss"] == pytest.approx(loss, rel=1e-5)
-    # bins of a fifteenth: 0.62 and 0.63 (one right) share one
+    # bins of width 1/15: 0.62 and 0.63 (one correct) share a bin
     errors = [abs(0 - 0.5), abs(1 - 1.25), abs(1 - 0.8), abs(1 - 0.9), abs(1 - 0.99)]
     assert metrics["calibration_error"] == pytest.approx(sum(errors) / 6, abs=1e-6)
     tables = classification_tables(sums, ["a", "b", "c"])
@@ -45,14 +45,14 @@ def test_metrics_of_a_case_counted_by_hand():
 
 
 def test_metrics_with_several_labels_of_a_case_counted_by_hand():
-    # called: [1 0], [1 1], [0 0]; true: [1 0], [0 1], [0 1]
+    # predicted: [1 0], [1 1], [0 0]; true: [1 0], [0 1], [0 1]
     chances = torch.tensor([[0.91, 0.22], [0.72, 0.63], [0.11, 0.38]])
     sums = classification_sums(chances.logit(), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))
     assert sums["confusion"].tolist() == [[[1, 1], [0, 1]], [[1, 0], [1, 1]]]
     metrics = classification_metrics(sums)
-    assert metrics["accuracy"] == pytest.approx(1 / 3)  # rows that are right in every label
+    assert metrics["accuracy"] == pytest.approx(1 / 3)  # rows with all labels correct
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
-    # confidences 0.91 0.78 0.72 0.63 0.89 0.62, right 1 1 0 1 1 0; 0.91 and 0.89 share a bin, and 0.63 and 0.62
+    # confidences 0.91 0.78 0.72 0.63 0.89 0.62, correct 1 1 0 1 1 0; 0.91 and 0.89 share a bin, as do 0.63 and 0.62
     errors = [abs(2 - 1.8), abs(1 - 0.78), abs(0 - 0.72), abs(1 - 1.25)]
     assert metrics["calibration_error"] == pytest.approx(sum(errors) / 6, abs=1e-6)
 

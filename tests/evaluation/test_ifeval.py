@@ -1,4 +1,4 @@
-"""Laws of IFEval: strict is kept loosely too, an empty answer keeps nothing, what is asked for counts as kept."""
+"""Test IFEval: strict implies loose, an empty answer meets nothing, fulfilled constraints are counted."""
 
 import json
 
@@ -12,7 +12,7 @@ pytest.importorskip("lm_eval.tasks.ifeval.instructions")
 
 @pytest.fixture(scope="module", autouse=True)
 def sentences():
-    """A splitter of sentences that needs no download, in the place of nltk's."""
+    """Replace nltk's sentence splitter by one that needs no download."""
     from lm_eval.tasks.ifeval import instructions_util
     from nltk.tokenize.punkt import PunktSentenceTokenizer
 
@@ -31,7 +31,7 @@ def test_all_541_prompts_are_read_and_an_empty_answer_meets_no_constraint(data):
     rows = [json.loads(line) for line in (data / "eval" / "ifeval_input_data.jsonl").read_text().splitlines()]
     prompts = read_constraints(rows)
     assert len(prompts) == 541 and sum(len(each["kwargs"]) for each in prompts) == 834
-    prompts = prompts[3::16]  # with the one that asks for a letter which is none
+    prompts = prompts[3::16]  # includes the prompt about a letter that is not a letter
     assert set(constraint_metrics(keep_constraints(prompts, [""] * len(prompts))).values()) == {0.0}
     answers = [f"# {each['prompt']}\n\n* *{each['prompt'].lower()}*\n\nP.S. Yes" for each in prompts]
     kept = keep_constraints(prompts, answers)

@@ -1,4 +1,4 @@
-"""Laws of judging: a reply is read or unclear, a key is never kept, and a judge that fails is one line."""
+"""Test judging: a reply is read or unclear, a key is never saved, and a failing judge is a one-line error."""
 
 import json
 
@@ -119,7 +119,7 @@ def test_invalid_addresses_and_addresses_with_a_key_are_refused_without_showing_
     check_judge_url("http://127.0.0.1:8000/v1")
 
 
-def test_replies_are_read_or_called_unclear():
+def test_replies_are_read_or_marked_as_unclear():
     scores = {"85": 85, " 100.": 100, "0": 0, "I say 70/100": 70, "7.5": None, "-5": None, "250": None, "": None}
     assert {reply: read_score(reply) for reply in scores} == scores
     verdicts = {"1": 1.0, "2.": 0.0, "Answer 1 is better": 1.0, "0": 0.5, "12": None, "1.5": None, "neither": None}

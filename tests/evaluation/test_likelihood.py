@@ -1,4 +1,4 @@
-"""Laws of likelihood: no batch and no order counts, what is scored is the continuation, lm_eval finds the same."""
+"""Test likelihoods: independent of batch size and order, of the continuation only, equal to lm_eval."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def score(pairs, batch_size=8, max_length=64, make=tiny_model):
     return score_continuations(model(make), TOKENIZER, pairs, max_length, batch_size)
 
 
-def test_no_batch_size_and_no_order_changes_a_likelihood():
+def test_likelihoods_do_not_depend_on_batch_size_or_order():
     pairs = choice_pairs(read_choices(QUESTIONS)) + last_word_pairs(LAST_WORDS)
     alone = score(pairs, batch_size=1)
     for other in (score(pairs, batch_size=4), score(pairs[::-1], batch_size=3)[::-1]):
@@ -50,17 +50,17 @@ def test_no_batch_size_and_no_order_changes_a_likelihood():
 @pytest.mark.parametrize("make", [tiny_model, tiny_gpt2])
 def test_a_likelihood_is_the_chain_of_next_token_probabilities(make):
     ids = encode(TOKENIZER, "the sun shines on the sea")
-    asked = len(ids) - len(encode(TOKENIZER, "the sun shines"))
+    scored = len(ids) - len(encode(TOKENIZER, "the sun shines"))
     with torch.no_grad():
         logp = model(make)(torch.tensor([ids])).logits[0].log_softmax(-1)
-    expected = sum(float(logp[n - 1, ids[n]]) for n in range(len(ids) - asked, len(ids)))
+    expected = sum(float(logp[n - 1, ids[n]]) for n in range(len(ids) - scored, len(ids)))
     ((found, _),) = score([("the sun shines", " on the sea")], make=make)
     assert found == pytest.approx(expected, rel=1e-5)
-    # Where the border between the two stands does not move what is asked: the space goes with what follows.
+    # A space at the border belongs to the continuation, on whichever side it is written.
     assert score([("the sun shines ", "on the sea")], make=make)[0].logp == pytest.approx(found)
 
 
-def test_an_empty_context_begins_a_document_and_a_long_one_is_cut_at_its_beginning():
+def test_an_empty_context_starts_a_document_and_a_long_one_loses_its_beginning():
     eos, ids = TOKENIZER.eos_token_id, encode(TOKENIZER, "the sea")
     with torch.no_grad():
         logp = model()(torch.tensor([[eos, *ids]])).logits[0].log_softmax(-1)
@@ -101,7 +101,7 @@ def test_texts_of_one_word_and_answers_that_do_not_fit_are_errors():
         score([("on", "")])
 
 
-def test_lm_eval_runs_on_our_folder_and_finds_the_same(tmp_path):
+def test_lm_eval_runs_on_our_folder_with_the_same_results(tmp_path):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager
 
@@ -118,8 +118,8 @@ def test_lm_eval_runs_on_our_folder_and_finds_the_same(tmp_path):
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         (tmp_path / f"{name}.yaml").write_text(common.format(file=file, name=name) + task)
-    # What `lm_eval --model hf --model_args ...` does, without looking through its thousands of tasks first. (It takes
-    # two requests whose tokens differ only in where the answer begins for one: no two of these are such.)
+    # The same as `lm_eval --model hf --model_args ...`, without loading its thousands of tasks first. (lm_eval merges
+    # two requests with equal tokens and different starts of the answer; these rows contain no such pair.)
     theirs = lm_eval.simple_evaluate(
         model="hf",
         model_args=f"pretrained={tmp_path / 'model'},trust_remote_code=True,dtype=float32",

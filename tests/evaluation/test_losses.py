@@ -1,4 +1,4 @@
-"""Laws of mean losses: independent of the batch size."""
+"""Test mean losses: they do not depend on the batch size."""
 
 import math
 
@@ -14,7 +14,7 @@ from scratch_gpt.train.batches import BatchLayout, evaluation_batches
 from scratch_gpt.train.objectives import causal_lm
 
 
-def test_the_loss_of_a_text_depends_neither_on_the_batch_size_nor_on_the_way_of_joining_windows():
+def test_the_loss_of_a_text_does_not_depend_on_batch_size_or_how_windows_are_joined():
     stream = torch.randint(99, (203,), generator=torch.Generator().manual_seed(0)).numpy()
     windows = Windows(stream, 16, 8, overlap="context")
 

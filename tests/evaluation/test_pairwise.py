@@ -1,4 +1,4 @@
-"""Laws of pairwise judging: no winner from a position bias, intervals that hold, strengths that are found again."""
+"""Test pairwise judging: a position bias gives no winner, intervals are valid, known strengths are recovered."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_a_prompt_without_a_verdict_in_one_order_is_unclear():
     assert (pair["n"], pair["unclear"], pair["win_rate"]) == (1, 1, 1.0)
 
 
-def test_wilsons_interval_holds_the_share_and_mirrors_itself():
+def test_wilsons_interval_contains_the_share_and_is_symmetric():
     for n in (1, 7, 100):
         for successes in (0, n / 2, n):
             low, high = wilson_interval(successes, n)
@@ -46,7 +46,7 @@ def test_wilsons_interval_holds_the_share_and_mirrors_itself():
     assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
-def test_bradley_terry_finds_the_strengths_that_games_were_drawn_from_in_any_order():
+def test_bradley_terry_recovers_known_strengths_in_any_order():
     truth = {"a": 1.0, "b": 0.2, "c": -1.2}
     generator = np.random.default_rng(0)
     verdicts = [

@@ -1,4 +1,4 @@
-"""Laws of preference metrics: a lead below the precision is a tie."""
+"""Test preference metrics: a difference below the precision is a tie."""
 
 from contextlib import nullcontext
 

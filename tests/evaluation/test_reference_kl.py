@@ -1,4 +1,4 @@
-"""Laws of the divergence from a reference: never negative, 0 for the same model."""
+"""Test the divergence from a reference: never negative, 0 for the same model."""
 
 import torch
 from tiny import some_ids, tiny_model
@@ -14,7 +14,7 @@ def test_the_kl_estimate_is_never_negative_and_the_divergence_on_average():
     assert_close((p.exp() * estimates).sum(), (p.exp() * (p - q)).sum())
 
 
-def test_a_model_has_not_drifted_from_its_own_answers_and_another_has():
+def test_a_model_has_not_drifted_from_its_answers_and_another_has():
     model = tiny_model()
     answers = sample_answers(model, [*some_ids(5, 6).tolist(), [3, 4]], eos_token_id=7, max_new_tokens=9)
     assert ((answers["shift_labels"] == -100) == (answers["reference_losses"] == 0)).all()

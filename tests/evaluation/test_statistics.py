@@ -1,4 +1,4 @@
-"""Laws of the spread over seeds."""
+"""Test the spread over seeds."""
 
 import pytest
 

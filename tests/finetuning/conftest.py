@@ -1,4 +1,4 @@
-"""Fixtures of the tests of fine-tuning."""
+"""Fixtures for the tests of fine-tuning."""
 
 import pytest
 from tiny import tiny_model
@@ -6,7 +6,7 @@ from tiny import tiny_model
 
 @pytest.fixture
 def base(tmp_path, monkeypatch) -> str:
-    """A saved tiny model, named as seen from the working folder."""
+    """Save a tiny model; return its path relative to the working folder."""
     monkeypatch.chdir(tmp_path)
     tiny_model().save_pretrained("base")
     return "base"

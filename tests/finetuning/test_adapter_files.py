@@ -1,11 +1,11 @@
-"""Laws of saved adapters: complete, loaded by PEFT and by us, and only on their own base."""
+"""Test saved adapters: complete, loaded by PEFT and by us, and only on their base."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from adapted import CLASSES, IDS, assert_close, logits, moved
+from adapted import CLASSES, IDS, assert_close, logits, perturbed
 from peft import AutoPeftModelForCausalLM, PeftModel
 from tiny import tiny_model
 
@@ -20,7 +20,7 @@ from scratch_gpt.finetuning.trainable import count_parameters
 def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model_class, targets, base, tmp_path):
     model = model_class.from_pretrained(base)
     add_lora(model, base=str(tmp_path / base), targets=targets, rank=4)
-    learned = logits(moved(model))
+    learned = logits(perturbed(model))
     save_adapter(model, Path("adapter"))
     assert {file.name for file in Path("adapter").iterdir()} == {
         "adapter_config.json",
@@ -42,31 +42,31 @@ def test_a_saved_adapter_is_loaded_by_peft_and_by_us_with_its_trained_head(model
 def test_every_kind_of_lora_is_saved_completely(changes, base):
     model = ScratchGPTForCausalLM.from_pretrained(base)
     add_lora(model, base=base, rank=4, **changes)
-    learned = logits(moved(model))
+    learned = logits(perturbed(model))
     save_adapter(model, Path("adapter"))
     assert_close(logits(AutoPeftModelForCausalLM.from_pretrained("adapter")), learned)
     assert_close(logits(load_model("adapter").eval()), learned)
 
 
-def test_a_classifiers_labels_come_along_to_our_recipes(base):
+def test_a_classifiers_labels_are_saved_with_its_adapter(base):
     names = {0: "ham", 1: "spam", 2: "eggs"}
     model = ScratchGPTForSequenceClassification.from_pretrained(base, id2label=names)
     add_lora(model, base=base)
-    save_adapter(moved(model), Path("adapter"))
+    save_adapter(perturbed(model), Path("adapter"))
     again = load_model("adapter", model_class=ScratchGPTForSequenceClassification)
     assert again.config.id2label == names and again.config.label2id == {"ham": 0, "spam": 1, "eggs": 2}
     assert_close(logits(again.eval()), logits(model))
-    trunk = load_model("adapter").transformer  # as a language model: what was learned below the head
+    trunk = load_model("adapter").transformer  # as a language model, without the classifier's head
     assert_close(trunk.eval()(IDS).last_hidden_state, again.transformer(IDS).last_hidden_state)
 
 
-def test_an_adapter_on_an_adapter_finds_its_way_to_the_base(base):
+def test_an_adapter_on_an_adapter_finds_the_base(base):
     first = ScratchGPTForCausalLM.from_pretrained(base)
     add_lora(first, base=base)
-    save_adapter(moved(first), Path("first"))
+    save_adapter(perturbed(first), Path("first"))
     second = load_model("first")
     add_lora(second, base="first")
-    save_adapter(moved(second), Path("second"))
+    save_adapter(perturbed(second), Path("second"))
     assert_close(logits(load_model("second").eval()), logits(second))
 
 
@@ -80,7 +80,7 @@ def test_an_adapter_for_another_base_is_a_one_line_error(base):
     tiny_model(num_hidden_layers=3).save_pretrained(base)
     with pytest.raises(ValueError, match="made on a base of num_hidden_layers 2, but base has 3"):
         load_model("adapter")
-    Path("adapter/base.json").unlink()  # as another trainer leaves it
+    Path("adapter/base.json").unlink()  # as other trainers save it
     tiny_model(hidden_size=16).save_pretrained(base)
     with pytest.raises(ValueError, match="The adapter adapter does not fit base"):
         load_model("adapter")

@@ -1,4 +1,4 @@
-"""Laws of LoRA: nothing changes at the start or by merging, and a run resumes bit for bit."""
+"""Test LoRA: no change at step 0 or by merging, and runs resume bit for bit."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import crash
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from adapted import CLASSES, IDS, assert_close, logits, moved
+from adapted import CLASSES, IDS, assert_close, logits, perturbed
 from bad_input import fails
 from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.tuners.lora import Linear as peft_linear
@@ -32,7 +32,7 @@ from scratch_gpt_training import generate, pretrain
 from scratch_gpt_training.support import options as recipe
 
 
-# --- What is trained ---------------------------------------------------------------------------------------------
+# --- Trained parameters ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("targets", TARGETS)
@@ -49,7 +49,7 @@ def test_lora_trains_its_targets_and_a_head_and_nothing_else(targets):
         assert len(adapted) == 2 * (4 if model is stock and targets == "all-linear" else len(names))
 
 
-# --- LoRA itself -------------------------------------------------------------------------------------------------
+# --- LoRA layers -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -62,7 +62,7 @@ def test_at_step_0_an_adapter_changes_no_logit(model_class, use_dora, init):
     if init in ("default", "gaussian") and not use_dora:
         assert torch.equal(logits(model), before)
     else:
-        assert_close(logits(model), before, 2e-5)  # W is taken apart and put together again
+        assert_close(logits(model), before, 2e-5)  # W is decomposed and recomposed
 
 
 @pytest.mark.parametrize(("use_rslora", "scale"), [(False, 12 / 4), (True, 12 / 2)])
@@ -70,7 +70,7 @@ def test_lora_updates_are_scaled_by_alpha_over_rank_or_its_root(use_rslora, scal
     model = tiny_model()
     plain = model.transformer.layers[0].attn.q_proj.weight.clone()
     add_lora(model, rank=4, alpha=12, use_rslora=use_rslora)
-    layer = moved(model).transformer.layers[0].attn.q_proj
+    layer = perturbed(model).transformer.layers[0].attn.q_proj
     learned = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     assert_close(merged_state(model)["transformer.layers.0.attn.q_proj.weight"], plain + scale * learned)
 
@@ -80,9 +80,9 @@ def test_lora_updates_are_scaled_by_alpha_over_rank_or_its_root(use_rslora, scal
 def test_merged_equals_unmerged_and_itself_after_saving_bit_for_bit(model_class, changes, base, tmp_path):
     model = model_class.from_pretrained(base)
     add_lora(model, targets="all-linear", rank=4, **changes)
-    unmerged = logits(moved(model))
+    unmerged = logits(perturbed(model))
     state = merged_state(model)
-    assert torch.equal(logits(model), unmerged)  # merging looked, and touched nothing
+    assert torch.equal(logits(model), unmerged)  # merging changed nothing
     model.save_pretrained("merged", state_dict=state)
     merged = model_class.from_pretrained("merged")
     assert_close(logits(merged), unmerged)
@@ -99,7 +99,7 @@ def test_a_disabled_adapter_equals_its_base_and_rows_of_a_batch_use_their_own_ad
     for name in ("one", "two"):
         model = ScratchGPTForCausalLM.from_pretrained(base)
         add_lora(model, base=base, rank=4, use_dora=False)
-        alone.append(logits(moved(model)))
+        alone.append(logits(perturbed(model)))
         save_adapter(model, Path(name))
     both = PeftModel.from_pretrained(ScratchGPTForCausalLM.from_pretrained(base), "one", adapter_name="one")
     both.load_adapter("two", adapter_name="two")
@@ -127,7 +127,7 @@ LORA = ["--tune", "lora", "--lora-rank", "4", "--lora-dropout", "0.1", "--lora-t
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a text and a base model of its vocabulary."""
+    """Make a folder with a text and a base model of its vocabulary."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "story.txt").write_text(STORY)
     tokenizer = train_tokenizer([STORY], vocab_size=300)
@@ -156,7 +156,7 @@ def tuned(home):
     return home / "lora"
 
 
-def test_a_run_leaves_the_merged_model_and_the_adapter_alone(home, tuned):
+def test_a_run_saves_the_merged_model_and_the_adapter_separately(home, tuned):
     merged = AutoModelForCausalLM.from_pretrained(tuned / "model")
     adapted = AutoPeftModelForCausalLM.from_pretrained("lora/adapter")
     assert_close(logits(merged), logits(adapted))
@@ -183,7 +183,7 @@ def test_a_lora_run_resumes_bit_for_bit(home, tuned):
 
 
 def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
-    """Training lowers the loss all the way; the evaluation is made to say that the first step was the best."""
+    """Training lowers the loss in every step; scripted evaluations make the first step the best."""
     words = ["--model", "base", *LORA, "--test-fraction", 0.1, "--learning-rate", 3e-2, "--warmup-steps", 0]
     run(*words, "--output-dir", "one-step", "--max-steps", 1)
     with monkeypatch.context() as patch:
@@ -199,7 +199,7 @@ def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
         json.loads(Path(f"{name}/evaluation.json").read_text(encoding="utf-8")) for name in ("wild", "one-step")
     )
     assert content["protocol"]["step"] == 1
-    assert measured[1] - measured[-1] > 0.02  # the last model would score another loss
+    assert measured[1] - measured[-1] > 0.02  # the last model has another loss
     assert content["results"]["test"]["loss"] == pytest.approx(once["results"]["test"]["loss"], abs=1e-4)
 
 
@@ -270,13 +270,13 @@ def test_a_run_on_a_quantized_base_resumes_bit_for_bit(home):
     assert crash.differences(crash.outcome(Path("nf4")), crash.outcome(Path("nf4-again"))) == []
 
 
-def test_a_compiled_adapter_learns_the_same():
+def test_a_compiled_adapter_has_the_same_gradients():
     gradients = []
     for compiled in (False, True):
         model = tiny_model()
         torch.manual_seed(1)
         add_lora(model, rank=4)
-        moved(model)
+        perturbed(model)
         if compiled:
             model.compile(backend="aot_eager", fullgraph=True)
         model(IDS, labels=IDS).loss.backward()
@@ -287,10 +287,10 @@ def test_a_compiled_adapter_learns_the_same():
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypatch):
+def test_our_layer_function_equals_pefts_layer(precision, use_rslora, monkeypatch):
     model = tiny_model()
     add_lora(model, rank=4, alpha=8, use_rslora=use_rslora)
-    moved(model).train()
+    perturbed(model).train()
     layers = [layer for layer in model.modules() if isinstance(layer, peft_linear)]
     assert len({type(layer) for layer in layers}) == 1 and type(layers[0]) is not peft_linear
     found = []
@@ -300,13 +300,13 @@ def test_our_function_of_a_layer_is_pefts_layer(precision, use_rslora, monkeypat
         model.zero_grad()
         loss.backward()
         found.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])
-        monkeypatch.setattr(type(layers[0]), "forward", peft_linear.forward)  # from now on as peft does it
-    tolerance = 1e-4 if precision == torch.float32 else 0.03  # eight bits, rounded at other places
+        monkeypatch.setattr(type(layers[0]), "forward", peft_linear.forward)  # from here on peft's function
+    tolerance = 1e-4 if precision == torch.float32 else 0.03  # bf16 has eight bits and rounds at different points
     for ours, pefts in zip(*found, strict=True):
         assert (ours - pefts).norm() <= tolerance * pefts.norm()
 
 
-def test_the_recipes_choices_are_those_of_the_library():
+def test_the_recipes_choices_equal_those_of_the_library():
     choices = {item.name: get_args(item.type) for item in fields(recipe.Run)}
     assert choices["lora_targets"] == tuple(TARGETS) and choices["lora_init"] == INITS
     assert choices["quantize_base"] == ("no", *QUANTIZATION_KINDS)
@@ -332,7 +332,7 @@ def test_bad_input_is_a_one_line_error(line, home, capsys):
     assert not Path("bad").exists()
 
 
-def test_lora_needs_a_base_and_a_resumed_run_its_own_rank(home, tuned, capsys):
+def test_lora_needs_a_base_and_a_resumed_run_needs_its_rank(home, tuned, capsys):
     fails(["--tune", "lora", "--output-dir", "bad"], "--tune lora needs --model", capsys)
     words = ["--config", "lora/run.yaml", "--resume", "latest", "--output-dir", "lora", "--max-steps", 9]
     fails([*words, "--lora-alpha", 3], r"another --lora-alpha \(16.0 -> 3.0\)", capsys)

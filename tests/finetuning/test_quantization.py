@@ -1,8 +1,8 @@
-"""Laws of quantization: near the original, with gradients, and merged like any other."""
+"""Test quantization: close to the original, with gradients, and merged like any other."""
 
 import pytest
 import torch
-from adapted import assert_close, logits, moved
+from adapted import assert_close, logits, perturbed
 from tiny import tiny_model
 
 from scratch_gpt.finetuning.lora import add_lora, merged_state
@@ -11,7 +11,7 @@ from scratch_gpt.finetuning.trainable import count_parameters
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.01), ("nf4", 0.15)])
-def test_a_quantized_matrix_is_near_the_original_and_passes_gradients(kind, error):
+def test_a_quantized_matrix_is_close_to_the_original_and_passes_gradients(kind, error):
     linear, x = torch.nn.Linear(64, 48), torch.randn(5, 64, requires_grad=True)
     layer = QuantizedLinear(linear, kind)
     assert ((layer.weight - linear.weight).norm() / linear.weight.norm()) < error
@@ -31,5 +31,5 @@ def test_lora_on_a_quantized_base_is_merged_like_any_other(kind):
     trained, all_of_it = count_parameters(model)
     assert all_of_it - trained == total
     merged = tiny_model(seed=1)
-    merged.load_state_dict(merged_state(moved(model)))
+    merged.load_state_dict(merged_state(perturbed(model)))
     assert_close(logits(merged), logits(model))

@@ -1,4 +1,4 @@
-"""Laws of what is trained: exactly what its name says, counted as it is."""
+"""Test trainable parameters: exactly the named parts are trained, and their count is right."""
 
 import re
 
@@ -12,7 +12,7 @@ from scratch_gpt.finetuning.trainable import count_parameters, freeze, trainable
 
 
 def trained_parts(model: torch.nn.Module) -> set[str]:
-    """The parts whose parameters are all trained; none may be trained in part."""
+    """Return the parts with all parameters trained; raise if a part is partly trained."""
     found: dict[str, set[bool]] = {}
     for name, parameter in model.named_parameters():
         part = re.match(r"transformer\.(?:layers|h)\.\d+|transformer\.\w+|\w+", name)[0].rsplit(".", 1)
@@ -34,7 +34,7 @@ def trained_parts(model: torch.nn.Module) -> set[str]:
 )
 def test_freezing_leaves_exactly_the_named_parameters_trainable(tune, parts):
     model = tiny_model(ScratchGPTForSequenceClassification, num_hidden_layers=3)
-    freeze(model, "head")  # what was frozen before does not matter
+    freeze(model, "head")  # earlier freezing has no effect
     assert freeze(model, tune) == [] and trained_parts(model) == parts
     untied = tiny_model(num_hidden_layers=3, tie_word_embeddings=False)
     assert freeze(untied, tune) == []

@@ -1,11 +1,11 @@
-"""Laws of the compiled step: the step of torch, in fp32, within its cache."""
+"""Test the compiled step: it equals torch's step, in fp32, within its cache."""
 
 from copy import deepcopy
 
 import pytest
 import torch
 from compiler import FP32_IN_C, INT8_IN_C, needs_a_compiler
-from decoded import scored, worst
+from decoded import max_difference, stepwise_logits
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
 from transformers.activations import ACT2FN
 
@@ -14,10 +14,10 @@ from scratch_gpt.generation.compiled_step import ACTIVATIONS, build_step
 from scratch_gpt.generation.decoder import activate, make_decoder
 
 
-def test_activations_are_those_of_transformers():
+def test_activations_equal_those_of_transformers():
     x = torch.linspace(-5, 5, 1001)
     for name in ACTIVATIONS:
-        assert worst(activate(x, name), ACT2FN[name](x)) < 1e-6, name
+        assert max_difference(activate(x, name), ACT2FN[name](x)) < 1e-6, name
 
 
 @needs_a_compiler
@@ -27,34 +27,37 @@ def test_activations_are_those_of_transformers():
     [{}, {"attention_bias": False}, {"tie_word_embeddings": False, "vocab_size": 101, "intermediate_size": 48}]
     + [{"hidden_act": name} for name in ACTIVATIONS],
 )
-def test_the_step_in_c_is_the_step_by_torch(changes, quantize):
+def test_the_step_in_c_equals_the_step_in_torch(changes, quantize):
     model = tiny_model(**changes)
     batch = padded([some_ids(1, n, seed=n)[0] for n in (20, 14, 17)])  # 9 rows at a time: 4, 4 and 1
     decoders = [make_decoder(model, quantize, compile) for compile in (False, True)]
     for ids, mask in ((batch["input_ids"], batch["attention_mask"]), (some_ids(1, 20), torch.ones(1, 20))):
-        by_torch, in_c = (scored(decoder, ids, mask, 10) for decoder in decoders)
+        by_torch, in_c = (stepwise_logits(decoder, ids, mask, 10) for decoder in decoders)
         with torch.no_grad():
             exact = model(ids, attention_mask=mask).logits[:, 9:]
         if quantize is None:
-            assert worst(in_c, by_torch) < 1e-5 and worst(in_c, exact) < 1e-5
-        else:  # fp32's last bits may round a number to its neighbor, whose row is then another
+            assert max_difference(in_c, by_torch) < 1e-5 and max_difference(in_c, exact) < 1e-5
+        else:  # fp32 rounding may change an int8 code by one, and with it the row
             assert (in_c - by_torch).abs().median() < 1e-5 < 1e-3 < (in_c - exact).abs().median()
-            assert worst(in_c, by_torch) < 0.1
+            assert max_difference(in_c, by_torch) < 0.1
 
 
 @needs_a_compiler
-def test_the_step_in_c_reads_a_gpt2_files_matrices_too(tmp_path):
+def test_the_step_in_c_reads_the_matrices_of_gpt2_files(tmp_path):
     tiny_gpt2().save_pretrained(tmp_path)
     model, ids = ScratchGPTForCausalLM.from_pretrained(tmp_path).eval(), some_ids(1, 20)
     with torch.no_grad():
         assert (
-            worst(scored(make_decoder(model, compile=True), ids, torch.ones_like(ids), 10), model(ids).logits[:, 9:])
+            max_difference(
+                stepwise_logits(make_decoder(model, compile=True), ids, torch.ones_like(ids), 10),
+                model(ids).logits[:, 9:],
+            )
             < 1e-4
         )
 
 
 @needs_a_compiler
-def test_the_step_in_c_keeps_fp32_where_the_model_is_in_bf16():
+def test_the_step_in_c_uses_fp32_for_a_bf16_model():
     model = tiny_model().bfloat16()
     in_c, exact = make_decoder(model, "int8", compile=True), make_decoder(deepcopy(model).float(), "int8")
     in_c.start(some_ids(2, 19), torch.ones(2, 19), 20)
@@ -70,8 +73,8 @@ def test_the_step_in_c_skips_masked_positions():
     model, long = tiny_model(), some_ids(1, 60)
     alone = some_ids(1, 9, seed=1)
     batch = padded([long[0], alone[0]])
-    of_both = scored(make_decoder(model, compile=True), batch["input_ids"], batch["attention_mask"], 57)[1]
-    assert worst(of_both, scored(make_decoder(model), alone, torch.ones_like(alone), 6)[0]) < 1e-5
+    of_both = stepwise_logits(make_decoder(model, compile=True), batch["input_ids"], batch["attention_mask"], 57)[1]
+    assert max_difference(of_both, stepwise_logits(make_decoder(model), alone, torch.ones_like(alone), 6)[0]) < 1e-5
 
 
 @pytest.mark.parametrize("how", [{"quantize": None}, {"quantize": "int8"}, FP32_IN_C, INT8_IN_C])
@@ -85,7 +88,7 @@ def test_a_step_beyond_its_cache_is_an_error(how):
 
 @pytest.mark.parametrize("how", [FP32_IN_C, INT8_IN_C])
 @pytest.mark.parametrize("nothing", [torch.nan, torch.inf])
-def test_the_step_in_c_hides_no_model_that_has_diverged(how, nothing):
+def test_the_step_in_c_does_not_hide_a_diverged_model(how, nothing):
     model, ids = tiny_model(), some_ids(1, 8)
     with torch.no_grad():
         model.transformer.layers[1].mlp.down_proj.bias[3] = nothing

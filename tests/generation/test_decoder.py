@@ -1,10 +1,10 @@
-"""Laws of the fast step: it is the forward of the model, and 8 bits cost next to nothing."""
+"""Test the fast step: it equals the forward of the model, and int8 changes little."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from compiler import INT8_IN_C, needs_a_compiler
-from decoded import guessing, scored, worst
+from decoded import max_difference, speculation_options, stepwise_logits
 from places import REPO
 from tiny import padded, some_ids, tiny_gpt2, tiny_model
 
@@ -16,7 +16,7 @@ from scratch_gpt.train.optimizers import adamw
 
 
 def all_at_once(decoder, ids) -> torch.Tensor:
-    """The logits of every position but the first, in one step."""
+    """Return the logits of all positions except the first, in one step."""
     mask = torch.ones_like(ids)
     decoder.start(ids[:, :1], mask[:, :1], ids.shape[1])
     return decoder.step(ids[:, 1:], mask)
@@ -45,7 +45,7 @@ def trained():
 @pytest.mark.parametrize(
     "changes", [{}, {"attention_bias": False}, {"tie_word_embeddings": False}, {"hidden_act": "relu"}]
 )
-def test_a_step_is_the_forward_whatever_was_padded_and_however_many_tokens(changes):
+def test_a_step_equals_the_forward_for_any_padding_and_number_of_tokens(changes):
     model = tiny_model(**changes)
     batch = padded([some_ids(1, n, seed=n)[0] for n in (20, 14, 17)])
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -53,10 +53,10 @@ def test_a_step_is_the_forward_whatever_was_padded_and_however_many_tokens(chang
         whole = model(ids, attention_mask=mask).logits[:, 9:]
     for decoder in (make_decoder(model), ForwardDecoder(model)):
         with torch.no_grad():
-            assert worst(scored(decoder, ids, mask, 10), whole) < 1e-4
+            assert max_difference(stepwise_logits(decoder, ids, mask, 10), whole) < 1e-4
     with torch.no_grad():
         alone = model(ids[:1]).logits[:, 9:]
-        assert worst(scored(make_decoder(model), ids[:1], mask[:1], 10), alone) < 1e-4
+        assert max_difference(stepwise_logits(make_decoder(model), ids[:1], mask[:1], 10), alone) < 1e-4
 
 
 def test_rejected_steps_are_removed_from_the_cache():
@@ -65,18 +65,18 @@ def test_rejected_steps_are_removed_from_the_cache():
     for decoder in (make_decoder(model), ForwardDecoder(model)):
         with torch.no_grad():
             decoder.start(ids[:, :5], mask[:, :5], 12)
-            decoder.step(ids[:, 5:] + 1 - 2 * (ids[:, 5:] > 0), mask)  # another text
+            decoder.step(ids[:, 5:] + 1 - 2 * (ids[:, 5:] > 0), mask)  # a different text
             again = decoder.step(ids[:, 5:], mask)
-            assert worst(again, model(ids).logits[:, 5:]) < 1e-4
+            assert max_difference(again, model(ids).logits[:, 5:]) < 1e-4
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
-def test_scripted_blocks_are_the_blocks(quantize, monkeypatch):
+def test_scripted_blocks_equal_the_blocks(quantize, monkeypatch):
     model, ids = tiny_model(), some_ids(2, 12)
     assert isinstance(make_decoder(model, quantize).net, torch.jit.ScriptModule)
-    by_script = scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5)
+    by_script = stepwise_logits(make_decoder(model, quantize), ids, torch.ones_like(ids), 5)
     monkeypatch.setattr("scratch_gpt.generation.decoder.scripted", lambda net: net)
-    assert torch.equal(scored(make_decoder(model, quantize), ids, torch.ones_like(ids), 5), by_script)
+    assert torch.equal(stepwise_logits(make_decoder(model, quantize), ids, torch.ones_like(ids), 5), by_script)
 
 
 @needs_a_compiler
@@ -86,21 +86,22 @@ def test_the_step_in_c_runs_and_many_rows_use_torch(quantize, most, trained, mon
     decoder, calls = make_decoder(model, quantize, compile=True), []
     step = decoder.net.library.step
     monkeypatch.setattr(decoder.net.library, "step", lambda *these: (calls.append(1), step(*these)))
-    for count, new, expected in ((1, 60, 48), (most, 2, 49), (most + 1, 2, 49)):  # the prompt, and a full context, not
+    # The prompt and a full context use torch.
+    for count, new, expected in ((1, 60, 48), (most, 2, 49), (most + 1, 2, 49)):
         how = {"max_new_tokens": new, "temperature": 0}
         in_c = generate(decoder, rows[:count, :16], **how)
         assert len(calls) == expected
-        if quantize is None:  # where rounding decides no token
+        if quantize is None:  # where rounding does not decide a token
             assert torch.equal(in_c, generate(model, rows[:count, :16], **how))
 
 
-def test_greedy_is_generate_on_a_trained_model(trained):
+def test_greedy_equals_generate_on_a_trained_model(trained):
     model, rows = trained
     prompts = rows[:8, :16]
     ours = generate(model, prompts, max_new_tokens=48, temperature=0)
     stock = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=48, do_sample=False)
     for a, b in zip(ours, stock, strict=True):
-        if not torch.equal(a, b):  # then at the first difference two tokens are as likely
+        if not torch.equal(a, b):  # the first difference must be between equally likely tokens
             at = int((a != b).nonzero()[0])
             with torch.no_grad():
                 two = model(a[None, :at]).logits[0, -1].topk(2).values
@@ -108,7 +109,7 @@ def test_greedy_is_generate_on_a_trained_model(trained):
 
 
 @pytest.mark.parametrize("how", [{"quantize": "int8"}, INT8_IN_C])
-def test_int8_of_a_gpt2_file_is_that_of_our_own(how, tmp_path):
+def test_int8_of_a_gpt2_file_equals_int8_of_our_file(how, tmp_path):
     stock = tiny_gpt2()
     stock.save_pretrained(tmp_path / "stock")
     ScratchGPTForCausalLM.from_pretrained(tmp_path / "stock").save_pretrained(tmp_path / "ours")
@@ -119,37 +120,43 @@ def test_int8_of_a_gpt2_file_is_that_of_our_own(how, tmp_path):
     ]
     assert torch.equal(*of_each)
     with torch.no_grad():
-        assert worst(of_each[0], stock(ids).logits[:, 1:]) < 0.3 < worst(of_each[0].roll(1, 1), of_each[0])
+        assert (
+            max_difference(of_each[0], stock(ids).logits[:, 1:])
+            < 0.3
+            < max_difference(of_each[0].roll(1, 1), of_each[0])
+        )
 
 
 @pytest.mark.parametrize("how", [{"quantize": "int8"}, INT8_IN_C])
-def test_int8_costs_at_most_one_percent_of_perplexity(how, trained):
+def test_int8_raises_perplexity_by_at_most_one_percent(how, trained):
     model, rows = trained
     losses = []
     for decoder in (ForwardDecoder(model), make_decoder(model, **how)):
         with torch.no_grad():
             logits = all_at_once(decoder, rows)[:, :-1]
         losses.append(F.cross_entropy(logits.flatten(0, 1), rows[:, 2:].flatten()).item())
-    assert 1 < losses[0] < 3.2 and losses[0] != losses[1]  # it has learned something, and it is rounded
+    assert 1 < losses[0] < 3.2 and losses[0] != losses[1]  # the model is trained, and int8 has an effect
     assert losses[1] - losses[0] < 0.01
 
 
-@pytest.mark.parametrize("source", ["prompt", "int8", "stranger"])
+@pytest.mark.parametrize("source", ["prompt", "int8", "other"])
 def test_guesses_change_no_token(trained, source):
     model, rows = trained
     for chosen in ({"temperature": 0}, {"temperature": 0.8, "top_k": 5, "seed": 3}):
         for decoder in (make_decoder(model), ForwardDecoder(model)):
-            plain = generate(model, rows[:1, :16], max_new_tokens=60, **chosen)  # on, where the context is full
-            guessed = generate(decoder, rows[:1, :16], max_new_tokens=60, **guessing(source, model), **chosen)
+            plain = generate(model, rows[:1, :16], max_new_tokens=60, **chosen)  # continues past a full context
+            guessed = generate(
+                decoder, rows[:1, :16], max_new_tokens=60, **speculation_options(source, model), **chosen
+            )
             assert torch.equal(plain, guessed)
             assert decoder.accepted <= decoder.guessed and decoder.drawn == 60 and decoder.guessed
-            if source != "stranger":  # who may be wrong each time
+            if source != "other":  # the other model may be wrong every time
                 assert 0 < decoder.accepted
             if source == "int8":
                 assert decoder.accepted > 0.8 * decoder.guessed
 
 
-def test_an_assistant_that_is_the_model_itself_is_always_right_and_reads_its_text_once(trained, monkeypatch):
+def test_the_model_as_its_own_assistant_is_always_right_and_reads_each_token_once(trained, monkeypatch):
     model, rows = trained
     decoder, assistant, read = make_decoder(model), ForwardDecoder(model), []
     for name in ("start", "step"):
@@ -157,16 +164,16 @@ def test_an_assistant_that_is_the_model_itself_is_always_right_and_reads_its_tex
         monkeypatch.setattr(
             assistant, name, lambda ids, *rest, was=was: (read.append(ids.shape[1]), was(ids, *rest))[1]
         )
-    prompt = padded([rows[0, :9], rows[1, :16]])  # the first is padded
+    prompt = padded([rows[0, :9], rows[1, :16]])  # the first row is padded
     ids, mask = prompt["input_ids"][:1], prompt["attention_mask"][:1]
     how = {"temperature": 0.9, "seed": 1, "max_new_tokens": 41}
     guessed = generate(decoder, ids, mask, assistant_model=assistant, num_assistant_tokens=4, **how)
     assert torch.equal(guessed, generate(model, ids, mask, **how))
-    assert decoder.accepted == decoder.guessed == 32  # the first is drawn by itself, then 4 of each 5 were guessed
-    assert sum(read) <= ids.shape[1] + 41  # what was accepted is not read again
+    assert decoder.accepted == decoder.guessed == 32  # the first token is drawn alone, then 4 of 5 are guesses
+    assert sum(read) <= ids.shape[1] + 41  # accepted tokens are not read again
 
 
-def test_generation_with_an_assistant_leaves_both_models_modes():
+def test_generation_with_an_assistant_keeps_the_modes_of_both_models():
     model, assistant = tiny_model().train(), tiny_gpt2().train()
     generate(model, some_ids(1, 4), max_new_tokens=5, assistant_model=assistant)
     assert model.training and assistant.training
@@ -175,7 +182,7 @@ def test_generation_with_an_assistant_leaves_both_models_modes():
     assert model.training and not assistant.training
 
 
-def test_only_our_own_plain_model_is_fast(monkeypatch):
+def test_only_our_plain_model_gets_the_fast_decoder(monkeypatch):
     model = tiny_model()
     assert type(make_decoder(model)) is FastDecoder
     assert type(make_decoder(tiny_gpt2())) is ForwardDecoder
@@ -219,6 +226,6 @@ def test_the_decoder_uses_the_current_weights_of_a_model():
         (1, {"assistant_model": tiny_gpt2(), "prompt_lookup_num_tokens": 3}, "both make guesses. Pass one of them"),
     ],
 )
-def test_guesses_that_cannot_be_are_errors(rows, guesses, message):
+def test_invalid_options_of_guesses_are_errors(rows, guesses, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny_model(), some_ids(rows, 4), **guesses)

@@ -1,4 +1,4 @@
-"""Laws of decoding: greedy is `model.generate`, cached is uncached, rows do not disturb each other."""
+"""Test decoding: greedy equals `model.generate`, cached equals uncached, rows are independent."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from scratch_gpt.tokenization.training import train_tokenizer
 
 
 def plain_greedy(model, ids, new):
-    """The book's loop: no cache, the last tokens that fit, the largest logit."""
+    """Decode as in the book: no cache, the last tokens that fit, the largest logit."""
     for _ in range(new):
         window = ids[:, -model.config.max_position_embeddings :]
         with torch.no_grad():
@@ -28,12 +28,12 @@ def test_greedy_equals_generate_token_for_token():
 
 
 def wrapped_gpt2():
-    """Stock GPT-2 in peft's wrapping, whose own forward names no positions."""
+    """Wrap a stock GPT-2 with peft; the forward of the wrapper has no argument for positions."""
     return get_peft_model(tiny_gpt2(), LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)).eval()
 
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_gpt2, wrapped_gpt2])
-def test_left_padded_rows_equal_each_alone_and_generate(make):
+def test_left_padded_rows_equal_separate_rows_and_generate(make):
     model = make()
     prompts = [some_ids(1, n, seed=n)[0] for n in (3, 9, 5)]
     batch = padded(prompts)
@@ -49,10 +49,10 @@ def test_a_full_context_slides_like_the_plain_loop():
     assert torch.equal(generate(model, ids, max_new_tokens=20, temperature=0), plain_greedy(model, ids, 20))
 
 
-def test_eos_stops_each_row_alone():
+def test_eos_stops_each_row_separately():
     model, ids = tiny_model(), some_ids(4, 6)
     free = generate(model, ids, max_new_tokens=20, temperature=0)[:, 6:]
-    eos = int(free[1, 4])  # a token that row 1 draws on its way
+    eos = int(free[1, 4])  # a token that row 1 generates
     decoder = make_decoder(model)
     stopped = generate(decoder, ids, max_new_tokens=20, temperature=0, eos_token_id=eos, pad_token_id=0)[:, 6:]
     for row, whole in zip(stopped.tolist(), free.tolist(), strict=True):
@@ -62,7 +62,7 @@ def test_eos_stops_each_row_alone():
     assert decoder.drawn == sum(row.index(eos) + 1 if eos in row else len(row) for row in stopped.tolist())
 
 
-def test_the_seed_decides_and_the_global_random_state_stays():
+def test_the_seed_decides_and_the_global_random_state_is_unchanged():
     model, ids = tiny_model().train(), some_ids(2, 4)
     before = torch.get_rng_state()
     first = generate(model, ids, max_new_tokens=20, seed=1)
@@ -80,7 +80,7 @@ def test_one_candidate_is_greedy():
 
 @pytest.mark.parametrize("vocabulary", [1, 127, 128, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_largest_is_argmax_for_ties_masks_and_nan(vocabulary, dtype):
+def test_the_largest_equals_argmax_for_ties_masks_and_nan(vocabulary, dtype):
     logits = torch.randint(-9, 9, (40, 3, vocabulary), generator=torch.Generator().manual_seed(0)).to(dtype)
     logits[0] = -torch.inf
     logits[1, :, vocabulary // 2 :] = torch.inf
@@ -92,9 +92,9 @@ def test_filter_logits_keeps_the_most_likely_tokens():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     kept = lambda **options: (filter_logits(logits, **options) > -torch.inf)[0].tolist()  # noqa: E731
     assert kept(top_k=2) == [True, True, False, False]
-    assert kept(top_p=0.5) == [True, False, False, False]  # 0.5 reaches 0.5
+    assert kept(top_p=0.5) == [True, False, False, False]  # 0.5 is reached by 0.5
     assert kept(top_p=0.6) == [True, True, False, False]
-    assert kept(top_k=3, top_p=0.82) == [True, True, False, False]  # 0.8 of all, but 0.84 of the three left
+    assert kept(top_k=3, top_p=0.82) == [True, True, False, False]  # 0.8 of all tokens, 0.84 of the three that remain
     assert kept() == kept(top_k=99, top_p=1.0) == [True] * 4
     assert torch.allclose(filter_logits(logits, temperature=2.0), logits / 2)
 
@@ -119,23 +119,24 @@ def test_draws_follow_the_filtered_distribution():
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least 1 token"),
     ],
 )
-def test_impossible_options_are_errors(options, message):
+def test_invalid_options_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny_model(), **{"input_ids": some_ids(1, 4), **options})
 
 
-def test_text_in_text_out_and_spellings_stay_text():
+def test_text_in_text_out_and_spelled_special_tokens_stay_text():
     tokenizer = train_tokenizer(["the sun shines on the sea"] * 9, vocab_size=280)
     model = tiny_model(vocab_size=len(tokenizer))
     prompts = ["the sun", "", END_OF_TEXT]
     together = generate_text(model, tokenizer, prompts, max_new_tokens=8, temperature=0)
     alone = [generate_text(model, tokenizer, prompt, max_new_tokens=8, temperature=0) for prompt in prompts]
     assert together == alone and all(isinstance(text, str) for text in together)
-    assert alone[1] != alone[2]  # the spelling typed by a user is not the token that an empty prompt starts from
+    assert alone[1] != alone[2]  # spelled out, the start token is plain text
 
 
 def test_streamed_text_equals_generated_text_and_no_character_is_cut():
-    tokenizer = train_tokenizer(["sun"], vocab_size=258)  # nothing but bytes: each such character takes several
+    # A vocabulary of bytes: each of these characters takes several.
+    tokenizer = train_tokenizer(["sun"], vocab_size=258)
     model = tiny_model(vocab_size=len(tokenizer)).train()
     prompt, how = "the \u20ac", {"max_new_tokens": 60, "top_k": 40}
     for seed in range(3):
@@ -149,7 +150,7 @@ def test_a_stream_yields_complete_characters_and_ends_at_eos():
     tokenizer = train_tokenizer(["sun"], vocab_size=258)
     ids = [*encode(tokenizer, "a\u20acb"), tokenizer.eos_token_id, *encode(tokenizer, "no")]
 
-    class Says(torch.nn.Module):  # one id after another, whatever it is given
+    class Says(torch.nn.Module):  # returns given ids in order, for any input
         def __init__(self):
             super().__init__()
             self.weight, self.said = torch.nn.Parameter(torch.zeros(1)), 0

@@ -1,4 +1,4 @@
-"""Helpers for the tests of adapters: a step away from the start, logits, and how close they are."""
+"""Helpers for the tests of adapters: perturbed parameters, logits and their comparison."""
 
 import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
@@ -10,8 +10,8 @@ from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassificati
 IDS = some_ids()
 
 
-def moved(model: torch.nn.Module) -> torch.nn.Module:
-    """What is trainable, a little elsewhere: as after some steps."""
+def perturbed(model: torch.nn.Module) -> torch.nn.Module:
+    """Add noise to the trainable parameters, as if some steps had been trained; return the model in eval mode."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""Command lines and files that cannot be meant, generated: for tests/training/test_bad_input.py and `make chaos`."""
+"""Generate invalid command lines and files for tests/training/test_bad_input.py and `make chaos`."""
 
 import json
 import re
@@ -45,7 +45,7 @@ command_lines = st.one_of(
     st.tuples(st.sampled_from(CHOICES), WORDS.filter(lambda w: w not in ("auto", "ask", "stop"))).map(
         lambda pair: [f"--{pair[0]}", f"{pair[1]}_x"]
     ),
-    st.sampled_from(NUMBERS).map(lambda name: [f"--{name}"]),  # without its value
+    st.sampled_from(NUMBERS).map(lambda name: [f"--{name}"]),  # the value is missing
     WORDS.map(lambda word: ["--preset", f"{word}_x"]),
     WORDS.map(lambda word: ["--config-overrides", f"{word}_x=1"]),
     WORDS.map(lambda word: ["--dataset", f"/no/where/{word}.txt"]),
@@ -55,7 +55,7 @@ command_lines = st.one_of(
 
 @st.composite
 def configs(draw):
-    """The text of a YAML file that is none, or no run's."""
+    """Generate the text of a file that is not valid YAML, or not a valid config of a run."""
     return draw(
         st.one_of(
             WORDS.filter(lambda word: word not in FIELDS).map(lambda word: f"{word}: 1"),
@@ -70,7 +70,7 @@ def configs(draw):
 
 @st.composite
 def data_files(draw):
-    """(ending, bytes) of a file that holds no text, whatever its ending says."""
+    """Generate (suffix, bytes) of a file without usable text, whatever the suffix is."""
     nothing = st.sampled_from([b"", b"\n", b"   \n\n"])
     noise = st.binary(min_size=1, max_size=200).map(lambda content: b"\xff\xfe\x00" + content)
     other = WORDS.map(lambda word: json.dumps({f"{word}_x": 1}).encode())
@@ -80,7 +80,7 @@ def data_files(draw):
 
 
 def fails(arguments, message, capsys, main=pretrain.main):
-    """main(arguments) ends with code 2 and one line that matches."""
+    """Check that main(arguments) exits with code 2 and prints one line that matches."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as ending:
         main([str(argument) for argument in arguments])
@@ -90,5 +90,5 @@ def fails(arguments, message, capsys, main=pretrain.main):
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return the content of every file below a folder."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

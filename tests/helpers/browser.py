@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven through two pipes (the DevTools protocol) by the standard library alone."""
+"""Drive a headless Chromium through two pipes (the DevTools protocol) with the standard library only."""
 
 import json
 import os
@@ -15,7 +15,7 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One page; remembers what it asked of the network, and what went wrong in its console."""
+    """One page. Records its network requests and the errors in its console."""
 
     def __init__(self, binary: str):
         self.profile = tempfile.TemporaryDirectory()
@@ -29,12 +29,12 @@ class Browser:
             "about:blank",
         ]
 
-        def take_places():  # the protocol's pipes are 3 (in) and 4 (out)
+        def connect_pipes():  # the protocol reads from descriptor 3 and writes to descriptor 4
             a, b = os.dup(to_browser), os.dup(from_browser)
             os.dup2(a, 3), os.dup2(b, 4)
 
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen([binary, *flags], close_fds=False, preexec_fn=take_places, **quiet)
+        self.process = subprocess.Popen([binary, *flags], close_fds=False, preexec_fn=connect_pipes, **quiet)
         os.close(to_browser), os.close(from_browser)
         self.number, self.rest, self.session = 0, b"", None
         self.requests: list[str] = []
@@ -46,7 +46,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command of the protocol and its result; what happens meanwhile is remembered."""
+        """Send a command of the protocol and return its result; record the events that arrive meanwhile."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
         os.write(
@@ -55,7 +55,7 @@ class Browser:
         while True:
             while b"\0" not in self.rest:
                 if not (more := os.read(self._in, 2**16)):
-                    raise RuntimeError("The browser has gone.")
+                    raise RuntimeError("The browser has exited.")
                 self.rest += more
             line, _, self.rest = self.rest.partition(b"\0")
             answer = json.loads(line)
@@ -83,7 +83,7 @@ class Browser:
         self.resize(width, height)
         self.call("Page.navigate", url="about:blank")
         self.until("location.href == 'about:blank'")
-        self.errors.clear()  # what the page before said at being left
+        self.errors.clear()  # errors of the previous page as it was closed
         self.call("Page.navigate", url=url)
 
     def resize(self, width: int, height: int) -> None:
@@ -91,22 +91,22 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", **shape)
 
     def value(self, script: str) -> Any:
-        """What a JavaScript expression comes to."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(f"{script}: {found['exceptionDetails']['exception'].get('description')}")
-        return found["result"].get("value")
+        """Return the value of a JavaScript expression."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{script}: {answer['exceptionDetails']['exception'].get('description')}")
+        return answer["result"].get("value")
 
     def until(self, script: str, seconds: float = 20) -> Any:
-        """The first true value of an expression; AssertionError where it has none in time."""
+        """Return the first true value of an expression; raise AssertionError if it stays false for `seconds`."""
         end = time.monotonic() + seconds
-        while not (found := self.value(script)):
-            assert time.monotonic() < end, f"not in {seconds} s: {script}"
+        while not (value := self.value(script)):
+            assert time.monotonic() < end, f"not true within {seconds} s: {script}"
             time.sleep(0.05)
-        return found
+        return value
 
     def click(self, script: str) -> None:
-        """Press the mouse in the middle of the element that an expression finds."""
+        """Click the middle of the element that an expression returns."""
         self.until(f"!!({script})")
         box = self.value(
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); let r = e.getBoundingClientRect();"
@@ -121,12 +121,12 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
 
     def write(self, selector: str, text: str) -> None:
-        """Replace what a field holds, as a user does: go there, mark all, type."""
+        """Replace the text of a field as a user does: focus it, select all, type."""
         self.value(f"(e => {{ e.focus(); e.select() }})(document.querySelector({json.dumps(selector)}))")
         self.call("Input.insertText", text=text) if text else self.key("Delete", 46)
 
     def picture(self) -> bytes:
-        """What is seen, as a PNG."""
+        """Return a screenshot as PNG."""
         return b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The record of a run, written by hand, and its card."""
+"""A run folder without weights, written by hand, and its card."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ MANIFESTS = {
 
 
 def write_run(folder: Path, task: str = "pretrain", **changes) -> Path:
-    """The record of a run, by hand: what the recipes write, but the weights."""
+    """Write the files of a run as the recipes do, without weights."""
     head = "SequenceClassification" if task == "classify" else "CausalLM"
     config = {"architectures": [f"ScratchGPTFor{head}"], "vocab_size": 99, **SHAPE}
     if task == "classify":

@@ -9,7 +9,7 @@ from tiny_run import run
 from scratch_gpt.train.checkpoints import CHECKPOINT_FILES, find_checkpoint
 
 
-# Dropout, accumulation, 24 rows in steps of 9 (so that epochs end within a step), lines that span checkpoints.
+# Dropout, accumulation, 24 rows in steps of 9 (an epoch ends within a step), metrics that cover several checkpoints.
 OPTIONS = {"batch_size": 3, "accumulation_steps": 3, "steps": 8, "eval_every": 3, "every": 1, "log_every": 4}
 DROPOUT = {"resid_dropout": 0.1, "attention_dropout": 0.1}
 
@@ -18,7 +18,7 @@ def start(folder, **options):
     return run(folder, **{**OPTIONS, "model": tiny_model(**DROPOUT).train(), **options})
 
 
-def go_on(folder, **options):
+def resume(folder, **options):
     path, skipped = find_checkpoint(folder / "checkpoints")
     return start(folder, model=tiny_model(seed=7, **DROPOUT).train(), resume_from=path, **options), skipped
 
@@ -30,12 +30,12 @@ def assert_same(one, other):
 
 
 def files_of(folder, step):
-    """The optimizer's and the weights' bytes."""
+    """Return the bytes of the optimizer's and the weights' files."""
     return [(folder / "checkpoints" / f"step-{step}" / name).read_bytes() for name in CHECKPOINT_FILES[:2]]
 
 
 def fill(folder):
-    """Leave no byte, and prove it."""
+    """Fill the disk and check that nothing more can be written."""
     with (folder / "ballast").open("wb", buffering=0) as file:
         with pytest.raises(OSError):
             while True:

@@ -1,6 +1,6 @@
-"""Runs of the pretrain recipe that are killed, and what is compared of them afterwards.
+"""Kill runs of the pretrain recipe and compare their results.
 
-A run is a process forked from one that has imported everything, so that killing and starting many of them is quick.
+Each run is forked from a process that has imported everything, so that many of them start quickly.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.train.checkpoints import list_checkpoints
 
 
-# Everything that a run does, and often: dropout, accumulation, a partial last window, evaluations, the best kept.
+# All parts of a run, often: dropout, accumulation, a partial last window, evaluations, the best model kept.
 RUN = ["--preset", "tiny", "--vocab-size", "300", "--max-length", "32", "--device", "cpu", "--dropout", "0.1"]
 RUN += ["--config-overrides", "hidden_size=32,num_hidden_layers=2", "--batch-size", "4", "--accumulation-steps", "2"]
 RUN += ["--max-steps", "40", "--epochs", "2", "--eval-every", "7", "--log-every", "3", "--checkpoint-every", "2"]
@@ -29,7 +29,7 @@ _context = multiprocessing.get_context("forkserver")
 
 
 def start(arguments: list, log: Path) -> multiprocessing.Process:
-    """A process that runs the recipe with these arguments; what it says is appended to `log`."""
+    """Start a process that runs the recipe with these arguments and appends its output to `log`."""
     if forkserver._forkserver._forkserver_pid is None:
         paths = [str(TESTS / "helpers"), str(REPO), os.environ.get("PYTHONPATH", "")]
         with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(paths)):
@@ -54,14 +54,14 @@ def _recipe(arguments: list[str], log: str) -> None:
 
 
 def finish(arguments: list, log: Path, seconds: float = 300) -> int:
-    """Run to the end; the exit code."""
+    """Run to the end and return the exit code."""
     process = start(arguments, log)
     process.join(seconds)
     return process.exitcode
 
 
 def kill_after(arguments: list, log: Path, seconds: float, how: int = signal.SIGKILL) -> int:
-    """Run, send a signal after so many seconds, wait for the end; the exit code (negative: died of that signal)."""
+    """Run, send a signal after some seconds, wait for the end; return the exit code (negative: ended by a signal)."""
     process = start(arguments, log)
     process.join(seconds)
     with contextlib.suppress(ProcessLookupError):
@@ -71,11 +71,11 @@ def kill_after(arguments: list, log: Path, seconds: float, how: int = signal.SIG
 
 
 def kill_when(arguments: list, log: Path, reached, how: int = signal.SIGKILL, seconds: float = 120) -> int:
-    """Run, send a signal as soon as `reached()` is true, wait for the end; the exit code."""
+    """Run, send a signal as soon as `reached()` is true, wait for the end; return the exit code."""
     process = start(arguments, log)
     limit = time.monotonic() + seconds
     while process.is_alive() and not reached():
-        assert time.monotonic() < limit, "the moment to kill never came"
+        assert time.monotonic() < limit, f"the condition for the signal was not met in {seconds} s"
         time.sleep(0.002)
     if process.is_alive():
         os.kill(process.pid, how)
@@ -83,39 +83,25 @@ def kill_when(arguments: list, log: Path, reached, how: int = signal.SIGKILL, se
     return process.exitcode
 
 
-def where_it_died(folder: Path) -> str:
-    """What a killed run was at, as far as its folder tells."""
-    if not (folder / "run.yaml").exists():
-        return "before training"
-    if list(folder.glob("checkpoints/.writing-*")):
-        return "during a save"
-    if (folder / "evaluation.json").exists():
-        return "after the end"
-    lines = read_metrics(folder / "metrics.jsonl")
-    if not lines:
-        return "before the first step"
-    return "in training"
-
-
 def outcome(folder: Path) -> dict:
-    """All that has to be the same, bit for bit: weights, optimizer, metrics, samples, evaluation."""
+    """Return everything that must be bitwise equal: weights, optimizer, metrics, samples, evaluation."""
     newest = list_checkpoints(folder / "checkpoints")[-1]
     files = [newest / "model.safetensors", newest / "optimizer.safetensors"]
-    whole = (folder / name / "model.safetensors" for name in ("model", "last"))
-    files += [file for file in whole if file.exists()]
-    found = {str(file.relative_to(folder)): file.read_bytes() for file in files}
-    found["progress"] = json.loads((newest / "state.json").read_text())["progress"]
-    found["metrics"] = exact(read_metrics(folder / "metrics.jsonl"))
-    found["evaluation"] = json.loads((folder / "evaluation.json").read_text())["results"]
-    return found
+    models = (folder / name / "model.safetensors" for name in ("model", "last"))
+    files += [file for file in models if file.exists()]
+    parts = {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    parts["progress"] = json.loads((newest / "state.json").read_text())["progress"]
+    parts["metrics"] = exact(read_metrics(folder / "metrics.jsonl"))
+    parts["evaluation"] = json.loads((folder / "evaluation.json").read_text())["results"]
+    return parts
 
 
 def exact(lines: list[dict]) -> list[dict]:
-    """Lines of metrics without what a clock decides."""
+    """Return lines of metrics without measurements of time."""
     clocks = ("_per_second", "_seconds", "mfu", "data_wait")
     return [{k: v for k, v in line.items() if not k.endswith(clocks)} for line in lines]
 
 
 def differences(one: dict, other: dict) -> list[str]:
-    """The parts of two outcomes that are not the same."""
+    """Return the names of the parts that differ between two outcomes."""
     return [name for name in {**one, **other} if one.get(name) != other.get(name)]

@@ -1,4 +1,4 @@
-"""Imported once by the process that crash.py's runs are forked from."""
+"""Import the libraries once, in the process from which crash.py forks its runs."""
 
 import datasets  # noqa: F401
 import matplotlib.figure  # noqa: F401

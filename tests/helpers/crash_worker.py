@@ -1,6 +1,6 @@
-"""The pretrain recipe in a launch of several processes, one of which is killed once a folder is there.
+"""Run the pretrain recipe in a launch of several processes and kill one of them when a folder appears.
 
-The first launch of process 1 watches for CRASH_AT and sends itself SIGKILL; a restarted one does not.
+Process 1 waits for the path CRASH_AT, then sends itself SIGKILL; after a restart it does not.
 """
 
 import os
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 
-def die_when_it_is_there() -> None:
+def kill_self_at_crash_path() -> None:
     while not Path(os.environ["CRASH_AT"]).exists():
         time.sleep(0.005)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -20,5 +20,5 @@ if __name__ == "__main__":
     from scratch_gpt_training import pretrain
 
     if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        threading.Thread(target=die_when_it_is_there, daemon=True).start()
+        threading.Thread(target=kill_self_at_crash_path, daemon=True).start()
     pretrain.main()

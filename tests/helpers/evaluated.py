@@ -1,4 +1,4 @@
-"""What tests of the evaluation recipe share: folders with models and rows, and its call."""
+"""Helpers for the tests of the evaluation recipe: folders with models, rows as JSON, and a call of the recipe."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ def save_parts(folder: Path, *parts) -> None:
 
 
 def json_lines(rows) -> str:
-    """Return rows as JSON, one a line."""
+    """Return rows as JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def evaluate_into(folder: Path, *words) -> dict:
-    """Run the recipe on the CPU; return its evaluation.json in the folder."""
+    """Run the recipe on the CPU; return the content of the evaluation.json that it writes."""
     evaluate.main([*map(str, words), "--output-dir", str(folder), "--device", "cpu"])
     return json.loads((folder / "evaluation.json").read_text())

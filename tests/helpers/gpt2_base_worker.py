@@ -1,4 +1,4 @@
-"""Train every recipe from one GPT-2 folder, in this launch's processes: `gpt2_base_worker.py BASE OUT ACCUMULATION`.
+"""Train every recipe from a GPT-2 folder in a launch: `gpt2_base_worker.py BASE OUT ACCUMULATION`.
 
 OUT/NAME is the run folder of each entry of RUNS. The pretraining run is resumed once from its step 2, as OUT/resumed.
 """
@@ -38,7 +38,7 @@ RUNS = {f"{name}-{tune}": (name, tune) for name in RECIPES for tune in ("full", 
 
 
 def run(name: str, tune: str, base: str, folder: Path, accumulation: str, *more: str) -> None:
-    """One run of a recipe in the launch's processes, as if each were new."""
+    """Run a recipe in the processes of this launch, as if they were new."""
     recipe, words = RECIPES[name]
     AcceleratorState._reset_state()
     PartialState._reset_state()
@@ -63,5 +63,6 @@ def main(base: str, out: Path, accumulation: str) -> None:
 
 
 if __name__ == "__main__":
-    Accelerator.end_training = lambda self: None  # a second process group would hang on the launcher's store
+    # Otherwise the process group of the next run hangs on the launcher's store.
+    Accelerator.end_training = lambda self: None
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

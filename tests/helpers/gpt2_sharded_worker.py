@@ -1,4 +1,4 @@
-"""Load GPT-2's files on two processes, sharded, and compare with the whole model: `gpt2_sharded_worker.py FOLDER`.
+"""Load GPT-2's files on two processes, sharded, and compare with the unsharded model: `gpt2_sharded_worker.py FOLDER`.
 
 Process 0 prints, for each way to shard, the largest difference of the logits and the shards that are views.
 """

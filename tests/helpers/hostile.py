@@ -1,4 +1,4 @@
-"""Every recipe with every kind of bad file: for tests/training/test_hostile.py and `make chaos`."""
+"""Give every recipe every kind of bad file, for tests/training/test_hostile.py and `make chaos`."""
 
 import gzip
 import importlib
@@ -25,11 +25,11 @@ from scratch_gpt.tokenization.training import train_tokenizer
 
 
 RECOVERED, REFUSED, LOST = "recovered", "refused", "lost"
-SECONDS = 20  # after which a recipe hangs
+SECONDS = 20  # a recipe that takes longer counts as hanging
 SENTENCES = [f"The old sailor walked to the shiny sea, and the sun shone on {n} quiet boats." for n in range(60)]
 NESTED = 100_000
 
-CONTENTS: dict[str, bytes] = {  # kind of bad file -> its bytes
+CONTENTS: dict[str, bytes] = {  # bytes of each kind of bad file
     "empty": b"",
     "blank": b" \n\n",
     "binary": bytes(range(256)) * 9,
@@ -54,7 +54,7 @@ def _replace(make: Callable[[Path], object]) -> Callable[[Path], None]:
 
 
 def _other_kinds(file: Path) -> None:
-    # Every field of each object of a JSON file, and every field of those, of another kind.
+    # Change the type of every field of each JSON object, and of the fields one level below.
     def change(value: Any, depth: int = 0) -> Any:
         if isinstance(value, dict) and depth < 2:
             return {key: change(each, depth + 1) for key, each in value.items()}
@@ -68,7 +68,7 @@ def _other_kinds(file: Path) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-SPOILERS: dict[str, Callable[[Path], object]] = {  # kind of bad file -> what makes it of a good one
+SPOILERS: dict[str, Callable[[Path], object]] = {  # for each kind: the function that turns a good file into a bad one
     **{kind: (lambda file, content=content: file.write_bytes(content)) for kind, content in CONTENTS.items()},
     "fields of another kind": _other_kinds,
     "half of it": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
@@ -79,10 +79,10 @@ SPOILERS: dict[str, Callable[[Path], object]] = {  # kind of bad file -> what ma
 
 
 class Slot(NamedTuple):
-    """A file that a recipe reads, and the words that lead there; {bad} is the file or the folder that holds it."""
+    """A file that a recipe reads and the arguments that name it; {bad} is the file or its folder."""
 
     recipe: str
-    file: str  # below the home that `furnish` makes
+    file: str  # relative to the folder that `furnish` fills
     words: str
     stdin: str = ""
 
@@ -222,7 +222,7 @@ def furnish(home: Path) -> None:
 def _limited(seconds: float, late: list[str]) -> Iterator[None]:
     def stop(*_):
         late.append(f"no end after {seconds} s")
-        raise KeyboardInterrupt  # which nothing takes for a fault of the input
+        raise KeyboardInterrupt  # no recipe reports this as an error in its input
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -234,7 +234,7 @@ def _limited(seconds: float, late: list[str]) -> Iterator[None]:
 
 
 def outcome(recipe: str, words: list[Any], stdin: str = "") -> tuple[str, str]:
-    """Run a recipe in this process: RECOVERED, REFUSED (one line, exit code 2) or LOST; and what it printed."""
+    """Run a recipe in this process; return RECOVERED, REFUSED (one line, exit code 2) or LOST, and its output."""
     for state in (AcceleratorState, PartialState):
         state._reset_state()
     err, out, late = io.StringIO(), io.StringIO(), []
@@ -263,7 +263,7 @@ def outcome(recipe: str, words: list[Any], stdin: str = "") -> tuple[str, str]:
 
 
 def attempts(recipe: str | None = None, every: bool = False) -> Iterator[tuple[Slot, str]]:
-    """Pairs of a slot and a kind of bad file: every pair, or each slot and each kind of a recipe at least once."""
+    """Yield pairs of a slot and a kind of bad file: all, or each slot and each kind of a recipe at least once."""
     for name in dict.fromkeys(slot.recipe for slot in SLOTS if recipe in (None, slot.recipe)):
         slots = [slot for slot in SLOTS if slot.recipe == name]
         if every:
@@ -274,7 +274,7 @@ def attempts(recipe: str | None = None, every: bool = False) -> Iterator[tuple[S
 
 
 def attempt(home: Path, work: Path, slot: Slot, kind: str) -> tuple[str, str]:
-    """Give a recipe a bad file in one slot: as `outcome`."""
+    """Give a recipe a bad file in one slot; return the same as `outcome`."""
     top, *below = Path(slot.file).parts
     bad, out = work / top, work / "out"
     _copy(home / top, bad)

@@ -1,8 +1,8 @@
-"""A Hub on loopback, in memory: what the official client asks to create, push and read repositories of models.
+"""Serve a Hub on loopback, in memory: the endpoints that create, push and read model repositories.
 
     with hub_server.serve() as hub:   # hub.url is an HF_ENDPOINT; the tokens below know two users and three rights
 
-It answers as the Hub does where the client looks (status, headers, JSON); nothing more.
+Its answers have the status, headers and JSON that the official client reads; nothing more.
 """
 
 import base64
@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-WRITER, READER, STRANGER, FINE = "hf_writes", "hf_reads", "hf_stranger", "hf_fine"
-USERS = {  # token -> what whoami says
+WRITER, READER, OTHER_USER, FINE = "hf_writes", "hf_reads", "hf_other", "hf_fine"
+USERS = {  # the whoami answer of each token
     WRITER: {"name": "ada", "orgs": [{"name": "lab", "roleInOrg": "write"}], "role": "write"},
     READER: {"name": "ada", "orgs": [], "role": "read"},
-    STRANGER: {"name": "eve", "orgs": [], "role": "write"},
+    OTHER_USER: {"name": "eve", "orgs": [], "role": "write"},
     FINE: {"name": "ada", "orgs": [], "role": "fineGrained"},
 }
 LFS = ("*.safetensors", "*.png", "*tfevents*")
@@ -57,7 +57,7 @@ class File(NamedTuple):
 
 
 class Repo:
-    """Commits, each a whole {path: File}; a branch is the name of one."""
+    """Commits, each a complete {path: File}; a branch names one of them."""
 
     def __init__(self, private: bool):
         self.private, self.commits, self.log = private, {}, []
@@ -75,7 +75,7 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """What it holds, what it was asked, and what it is to refuse."""
+    """The server: its repositories, the requests it got, and the requests it refuses."""
 
     daemon_threads = True
 
@@ -87,13 +87,13 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}  # LFS, by SHA-256
         self.parts: dict[str, dict[int, bytes]] = {}
         self.requests: list[str] = []  # "PUT /lfs/..."
-        self.refuse = ""  # a pattern: requests like it are answered with `status`
+        self.refuse = ""  # a pattern; matching requests are answered with `status`
         self.status: int | str = 400  # or one of FAULTS
-        self.headers: dict[str, str] = {}  # of that answer
+        self.headers: dict[str, str] = {}  # headers of that answer
         self.is_over = threading.Event()
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
-        """What a repository holds."""
+        """Return the files of a repository."""
         repo = self.repos[name]
         return {path: file.content for path, file in repo.commits[repo.resolve(revision)].items()}
 
@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         return owner in names
 
     def open(self, name: str, revision: str | None = None) -> tuple[Repo, str] | None:
-        """The repository and the commit, or None once the answer is given."""
+        """Return the repository and the commit, or None after sending an error."""
         repo = self.server.repos.get(name)
         if repo is None or (repo.private and not self.may_write(name)):
             self.fail(404 if self.user else 401, "RepoNotFound", "Repository not found")
@@ -146,17 +146,17 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(length)
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
-        asked = f"{self.command} {url.path}"
-        self.server.requests.append(asked)
-        if self.server.refuse and re.search(self.server.refuse, asked):
+        request = f"{self.command} {url.path}"
+        self.server.requests.append(request)
+        if self.server.refuse and re.search(self.server.refuse, request):
             if isinstance(self.server.status, str):
                 return FAULTS[self.server.status](self)
             return self.fail(self.server.status, "", "refused by the test", **self.server.headers)
         for pattern, method in ROUTES:
-            if found := re.fullmatch(pattern, asked):
-                method(self, *found.groups())
+            if match := re.fullmatch(pattern, request):
+                method(self, *match.groups())
                 return
-        self.fail(404, "", f"no such endpoint: {asked}")
+        self.fail(404, "", f"no such endpoint: {request}")
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
 
@@ -271,7 +271,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def verify(self, oid: str):
         right = hashlib.sha256(self.server.objects.get(oid, b"")).hexdigest() == oid
-        self.answer(200) if right else self.fail(422, "", "the object is not what its hash says")
+        self.answer(200) if right else self.fail(422, "", "the object does not match its hash")
 
     def commit(self, name: str, revision: str):
         if not self.may_write(name):
@@ -329,7 +329,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, content, **headers)
 
 
-FAULTS = {  # what a network or a Hub in trouble does
+FAULTS = {  # failures of the network or of the Hub
     "never answers": Handler.hang,
     "resets": Handler.reset,
     "portal": lambda self: self.answer(302, b"", Location=f"{self.server.url}/login"),
@@ -339,7 +339,7 @@ FAULTS = {  # what a network or a Hub in trouble does
     "other": lambda self: self.answer(200, {"hello": None}),
 }
 MODEL = r"/api/models/([^/]+/[^/]+)"
-ROUTES = [  # tried in this order
+ROUTES = [  # the first match counts
     (r"GET /login", Handler.log_in),
     (r"GET /api/whoami-v2", Handler.whoami),
     (r"POST /api/repos/create", Handler.create),
@@ -365,7 +365,7 @@ ROUTES = [  # tried in this order
 
 @contextmanager
 def serve(part: int = 2**16) -> Iterator[Hub]:
-    """A running server; an LFS object of more than `part` bytes goes up in parts."""
+    """Run a server; LFS objects of more than `part` bytes are uploaded in parts."""
     hub = Hub(part)
     thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
     thread.start()

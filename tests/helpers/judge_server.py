@@ -1,4 +1,4 @@
-"""A judge on this machine, as a fixture."""
+"""A fixture: a judge that runs on this machine."""
 
 import http.server
 import json
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def server():
-    """A judge on this machine: `reply` of a prompt is what it says, `codes` are its first answers' statuses."""
+    """Serve a judge: `reply` maps a prompt to its answer, `codes` are the status codes of its first answers."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -21,9 +21,9 @@ def server():
             code = state.codes.pop(0) if state.codes else 200
             self.send_response(code)
             self.end_headers()
-            said = state.reply(body["messages"][0]["content"])
-            content = {"choices": [{"message": {"content": said}}]} if code == 200 else {"error": said}
-            self.wfile.write(json.dumps(content).encode() if said is not None else b"not JSON")
+            reply = state.reply(body["messages"][0]["content"])
+            content = {"choices": [{"message": {"content": reply}}]} if code == 200 else {"error": reply}
+            self.wfile.write(json.dumps(content).encode() if reply is not None else b"not JSON")
 
         def log_message(self, *args):
             pass
@@ -31,7 +31,7 @@ def server():
     class State:
         def __init__(self):
             self.seen, self.codes, self.reply, self.kept = [], [], lambda prompt: "70", []
-            self.raw = None  # what is sent as it is, instead of all that
+            self.raw = None  # if set, sent verbatim instead of a response
 
         def judge(self):
             from scratch_gpt.evaluation.judge import Judge

@@ -11,7 +11,7 @@ def classifier(**changes):
 
 
 class LabeledTexts:
-    """Texts of uneven length in classes of uneven size; with `several` each has any of three labels."""
+    """Texts of uneven length in classes of uneven size; with `several`, each text has any of three labels."""
 
     def __init__(self, several: bool = False, count: int = 21):
         generator = np.random.default_rng(0)

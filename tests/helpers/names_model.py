@@ -1,4 +1,4 @@
-"""A token classification model that calls some words people."""
+"""A token classification model that labels some words as people."""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -7,11 +7,11 @@ from transformers import BertConfig, BertForTokenClassification, PreTrainedToken
 
 WORDS = ["[UNK]", "[PAD]", "Ada", "Lovelace", "Charles", "wrote", "to"]
 PEOPLE = {"Ada": 1, "Lovelace": 2, "Charles": 1}  # B-PER and I-PER
-PLACE = 16  # tokens the model reads at once
+PLACE = 16  # context length of the model
 
 
 def save_names_model(folder, labels=("O", "B-PER", "I-PER")):
-    """A BERT whose word vectors say what a word is, and whose layers pass them on."""
+    """Save a BERT with word vectors that encode the label and layers that do not change them; return the folder."""
     raw = Tokenizer(models.WordLevel({word: id for id, word in enumerate(WORDS)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")

@@ -1,4 +1,4 @@
-"""A model's output, whatever its head."""
+"""Read the output of a model with any head."""
 
 import torch
 

@@ -12,7 +12,7 @@ B, T = 4, 14
 
 
 def batch_of(prompts, ends, *, seed=0, reference_seed=1) -> dict:
-    """Chosen and rejected rows with the same prompts, answers up to `ends`, and what another model says of them."""
+    """Return chosen and rejected rows with equal prompts, answers up to `ends`, and reference log-probabilities."""
     ids = some_ids(2 * B, T, seed=seed)
     ids[B:] = torch.where(torch.arange(T) < torch.tensor(prompts)[:, None], ids[:B], ids[B:])
     positions = torch.arange(T)
@@ -27,4 +27,4 @@ def batch_of(prompts, ends, *, seed=0, reference_seed=1) -> dict:
     return batch
 
 
-MIXED = partial(batch_of, (3, 5, 2, 6), (14, 9, 5, 10, 7, 14, 11, 8))  # prompts and answers of many lengths
+MIXED = partial(batch_of, (3, 5, 2, 6), (14, 9, 5, 10, 7, 14, 11, 8))  # prompts and answers of different lengths

@@ -1,4 +1,4 @@
-"""A published folder -> its card as a picture, light and dark beside each other, drawn by a headless Chromium.
+"""Draw the card of a published folder with a headless Chromium, light next to dark.
 
 python tests/helpers/render_card.py RUN/published --out card.png [--width 760]
 """
@@ -24,7 +24,7 @@ code { font-size: 12px; } img { max-width: 100%%; } blockquote { border-left: 3p
 
 
 def render(folder: Path, theme: str, width: int, browser: str) -> Image.Image:
-    """The card of a folder as a picture; pictures in it are those of the folder."""
+    """Draw the card of a folder; its pictures are read from the folder."""
     text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)[2]
     body = markdown.markdown(text, extensions=["tables", "fenced_code", "md_in_html"])
     page = f"<!doctype html><meta charset=utf-8><base href='{folder.resolve().as_uri()}/'>"
@@ -49,7 +49,7 @@ def main() -> None:
     given = parser.parse_args()
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        sys.exit(f"No picture of the card: there is no chromium. Its text is {given.folder}/README.md.")
+        sys.exit(f"No picture of the card: Chromium is not installed. Its text is {given.folder}/README.md.")
     images = [render(given.folder, theme, given.width, browser) for theme in ("light", "dark")]
     both = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
     for n, image in enumerate(images):

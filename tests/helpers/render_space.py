@@ -1,4 +1,4 @@
-"""A model folder -> a picture of the page that looks inside it, light and dark beside each other, in a real Chromium.
+"""Draw the page that inspects a model folder with a headless Chromium, light next to dark.
 
 python tests/helpers/render_space.py DIR --out hub_card/space/screenshot.png [--name user/name] [--height 1830]
 """
@@ -16,7 +16,7 @@ from places import REPO
 sys.path.insert(0, str(REPO / "hub_card" / "space"))
 READY = "document.querySelectorAll('#near b').length > 0"
 WRITTEN = "document.querySelector('#written textarea')"
-# It has written, and for a second and a half no more.
+# Text was generated and has not changed for 1.5 seconds.
 DONE = (
     f"new Promise(then => {{ let before = {WRITTEN}.value;"
     f" setTimeout(() => then(before && before == {WRITTEN}.value), 1500) }})"
@@ -24,7 +24,7 @@ DONE = (
 
 
 def render(browser: Browser, url: str, theme: str, width: int, height: int) -> Image.Image:
-    """The page with what it has written, as a picture."""
+    """Return a screenshot of the page after it has generated text."""
     browser.open(url, width, height, theme)
     browser.until(READY, 60)
     if browser.value(f"!!{WRITTEN}"):
@@ -44,7 +44,7 @@ def main() -> None:
     given = parser.parse_args()
     binary = find_chromium()
     if binary is None:
-        sys.exit("No picture of the page: there is no chromium.")
+        sys.exit("No picture of the page: Chromium is not installed.")
     import app
 
     blocks = app.build(app.inspection.open_subject(given.folder), given.name or given.folder.name)

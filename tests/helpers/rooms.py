@@ -1,4 +1,4 @@
-"""The rooms of the package: what each is for, and what it may import of ours and of others."""
+"""The rooms (folders) of the package: their purpose and the imports that are allowed in them."""
 
 import ast
 from typing import NamedTuple
@@ -7,11 +7,11 @@ from places import REPO
 
 
 class Room(NamedTuple):
-    """A folder of scratch_gpt/ and those below it."""
+    """The imports allowed in a folder of scratch_gpt/ and its subfolders."""
 
     ours: set[str]  # other rooms
     others: set[str]  # packages, at the top of a file or inside a function
-    inside: set[str] = frozenset()  # packages that a user may lack or that load slowly, inside functions only
+    inside: set[str] = frozenset()  # packages that are optional or slow to import: inside functions only
 
 
 ROOMS = {
@@ -47,18 +47,18 @@ ROOMS = {
         {"huggingface_hub", "safetensors", "torch", "transformers", "yaml"},
     ),
 }
-# Packages that only these folders import.
+# Packages that may be imported in one folder only.
 ONLY_IN = {"datasets": "data/sources", "filelock": "data/sources", "accelerate": "train", "tokenizers": "tokenization"}
 
 
 def purpose(room: str) -> str:
-    """The docstring of a room's __init__.py."""
+    """Return the first line of the docstring of a room's __init__.py."""
     tree = ast.parse((REPO / "scratch_gpt" / room / "__init__.py").read_text(encoding="utf-8"))
     return ast.get_docstring(tree).splitlines()[0]
 
 
 def rooms_table() -> str:
-    """Markdown: a row for each room."""
+    """Return a Markdown table with a row for each room."""
     rows = [
         f"| [{name}/]({name}) | {purpose(name)} | {', '.join(sorted(room.ours)) or '-'} |"
         for name, room in ROOMS.items()

@@ -1,4 +1,4 @@
-"""The pretrain recipe on CPU processes that share one model by Accelerate's FSDP2, which it uses on GPUs only."""
+"""Run the pretrain recipe on CPU processes with Accelerate's FSDP2, which Accelerate offers on GPUs only."""
 
 import sys
 
@@ -10,7 +10,7 @@ from scratch_gpt_training import pretrain
 
 
 def sharding(**options) -> accelerate.Accelerator:
-    """An Accelerator as training/configs/accelerate/gpu_fsdp2.yaml has it on GPUs."""
+    """Return an Accelerator configured as training/configs/accelerate/gpu_fsdp2.yaml configures it on GPUs."""
     accelerator = accelerate.Accelerator(**options)
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,

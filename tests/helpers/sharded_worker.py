@@ -1,4 +1,4 @@
-"""Two processes that share one model by `fully_shard`: save, load sharded, load whole; prints what came out equal."""
+"""Save a model sharded over two processes, load it sharded and unsharded, and print whether training is the same."""
 
 import sys
 from pathlib import Path
@@ -16,12 +16,12 @@ from scratch_gpt.train.optimizers import adamw
 STATE = {"share": {}, "progress": {"step": 3, "tokens": 0, "position": 0}, "record": {}}
 
 
-def whole(seed: int):
+def make_unsharded(seed: int):
     model = tiny_model(seed=seed).train()
     return model, adamw(model, 1e-2, 0.1)
 
 
-def sharded(seed: int):
+def make_sharded(seed: int):
     model = tiny_model(seed=seed).train()
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.transformer.layers:
@@ -46,22 +46,22 @@ def are_equal(one, other) -> bool:
 def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     is_main = dist.get_rank() == 0
-    begun = sharded(0)
+    straight_run = make_sharded(0)
     for seed in range(3):
-        snapshot = after_a_step(*begun, seed)
+        snapshot = after_a_step(*straight_run, seed)
     if is_main:
         write_checkpoint(folder, snapshot)
     dist.barrier()
-    resumed = sharded(5)
+    resumed = make_sharded(5)
     load_checkpoint(folder / "step-3", *resumed)
-    straight, again = after_a_step(*begun, 9), after_a_step(*resumed, 9)
+    straight, again = after_a_step(*straight_run, 9), after_a_step(*resumed, 9)
     dist.barrier()
     dist.destroy_process_group()
     if is_main:
-        alone = whole(7)
-        load_checkpoint(folder / "step-3", *alone)
+        unsharded = make_unsharded(7)
+        load_checkpoint(folder / "step-3", *unsharded)
         print("sharded" if straight.weights and are_equal(straight, again) else "sharded differs")
-        print("whole" if are_equal(straight, after_a_step(*alone, 9)) else "whole differs")
+        print("whole" if are_equal(straight, after_a_step(*unsharded, 9)) else "whole differs")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Texts that tiny models learn."""
+"""Texts for training tiny models."""
 
 import pytest
 
@@ -12,7 +12,7 @@ SUN = "The sun shines on the sea, and every effort moves you on. " * 9
 
 
 def story_file(text: str = STORY):
-    """Return the fixture `story` of a test file: the path of a file with this text, one for all tests of the file."""
+    """Return a fixture `story` with the scope of a test file: the path of a file with this text."""
 
     @pytest.fixture(scope="module")
     def story(tmp_path_factory) -> str:

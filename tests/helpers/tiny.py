@@ -11,7 +11,7 @@ from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 
 
 VOCAB = 99
-# Weights ten times larger than GPT-2's: at width 32 the usual ones leave every output near 0 and hide what goes wrong.
+# Ten times GPT-2's initializer range: at width 32 GPT-2's value leaves every output near 0 and hides errors.
 INITIALIZER_RANGE = 0.2
 
 
@@ -23,7 +23,7 @@ def tiny_config(**changes) -> ScratchGPTConfig:
 
 
 def shake_vectors(model: torch.nn.Module) -> None:
-    """Move biases and norms away from 0 and 1, where leaving one out or swapping two would not show."""
+    """Move biases and norms away from 0 and 1: at these values a test would not notice a missing or swapped vector."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -31,7 +31,7 @@ def shake_vectors(model: torch.nn.Module) -> None:
 
 
 def tiny_model(model_class=ScratchGPTForCausalLM, *, seed: int = 0, attention: str = "eager", **changes):
-    """One of our models in eval mode; the same seed gives the same weights under every attention."""
+    """Return one of our models in eval mode; a seed gives the same weights with every attention implementation."""
     torch.manual_seed(seed)
     model: PreTrainedModel = model_class._from_config(tiny_config(**changes), attn_implementation=attention)
     shake_vectors(model)
@@ -39,7 +39,7 @@ def tiny_model(model_class=ScratchGPTForCausalLM, *, seed: int = 0, attention: s
 
 
 def tiny_gpt2(*, seed: int = 0, attention: str = "eager", **changes) -> GPT2LMHeadModel:
-    """Stock GPT-2 of the same shape, in eval mode."""
+    """Return a stock GPT-2 of the same shape in eval mode."""
     torch.manual_seed(seed)
     sizes = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
     rest = {"bos_token_id": None, "eos_token_id": None, "initializer_range": INITIALIZER_RANGE}
@@ -50,12 +50,12 @@ def tiny_gpt2(*, seed: int = 0, attention: str = "eager", **changes) -> GPT2LMHe
 
 
 def some_ids(rows: int = 2, length: int = 12, *, seed: int = 0, vocab_size: int = VOCAB) -> torch.Tensor:
-    """Random token ids (rows, length)."""
+    """Return random token ids (rows, length)."""
     return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def padded(texts: list[torch.Tensor], *, side: str = "left", length: int | None = None, pad_id: int = 0) -> dict:
-    """1-D id tensors of uneven length -> input_ids and attention_mask (B, T), padded on one side."""
+    """Pad 1-D id tensors of uneven length on one side; return input_ids and attention_mask (B, T)."""
     length = length or max(map(len, texts))
     ids, mask = torch.full((len(texts), length), pad_id), torch.zeros(len(texts), length, dtype=torch.long)
     for row, text in enumerate(texts):
@@ -66,15 +66,15 @@ def padded(texts: list[torch.Tensor], *, side: str = "left", length: int | None 
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A picture of one gray pixel with these (type, content) before its end."""
+    """Return a PNG of one gray pixel with extra chunks (type, content) before its end."""
     header, pixel = (1).to_bytes(4, "big") * 2 + bytes((8, 0, 0, 0, 0)), zlib.compress(b"\0\x80")
-    found = [(b"IHDR", header), (b"IDAT", pixel), *chunks, (b"IEND", b"")]
-    sizes = (len(content).to_bytes(4, "big") for _, content in found)
-    checks = (zlib.crc32(kind + content).to_bytes(4, "big") for kind, content in found)
-    parts = zip(sizes, found, checks, strict=True)
+    chunks = ((b"IHDR", header), (b"IDAT", pixel), *chunks, (b"IEND", b""))
+    sizes = (len(content).to_bytes(4, "big") for _, content in chunks)
+    checks = (zlib.crc32(kind + content).to_bytes(4, "big") for kind, content in chunks)
+    parts = zip(sizes, chunks, checks, strict=True)
     return b"\x89PNG\r\n\x1a\n" + b"".join(size + kind + content + check for size, (kind, content), check in parts)
 
 
 def remote_class(folder: Path, model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The class of this name from the code saved in a folder, as `trust_remote_code=True` gives it to others."""
+    """Load a class from the code saved in a folder, as `trust_remote_code=True` does."""
     return get_class_from_dynamic_module(f"modeling_scratch_gpt.{model_class.__name__}", str(folder))

@@ -1,4 +1,4 @@
-"""A training run of the tiny model on rows that ask different numbers of tokens."""
+"""A training run of the tiny model on rows with different numbers of targets."""
 
 from dataclasses import replace
 from functools import partial
@@ -22,16 +22,16 @@ from scratch_gpt.train.optimizers import learning_rate_at, make_optimizer
 
 
 def run_recipe(module, *words) -> None:
-    """Run a recipe here as a new process would: Accelerate remembers a process' first settings."""
+    """Run a recipe in this process as in a new one: reset the settings that Accelerate keeps for a process."""
     AcceleratorState._reset_state()
     PartialState._reset_state()
     module.main([str(word) for word in words])
 
 
 def script_evaluations(monkeypatch, losses: list[float]) -> list[float]:
-    """Make a run's evaluations say `losses` in turn, the last one again and again; returns those that were measured.
+    """Make a run's evaluations report `losses` in turn, then the last one; return a list of the measured losses.
 
-    What is best, and when patience runs out, then does not depend on how a processor rounds.
+    The best step and the end of patience then do not depend on rounding.
     """
     measured, create = [], loop.Evaluator.__init__
 
@@ -48,7 +48,7 @@ def script_evaluations(monkeypatch, losses: list[float]) -> list[float]:
 
 
 class UnevenRows:
-    """Rows that ask different numbers of tokens, one of them none at all."""
+    """Rows with different numbers of targets; one in four has all 8, one in four 5, one 2, one none."""
 
     def __init__(self, count: int = 24):
         windows = Windows(np.random.default_rng(0).integers(0, 99, count * 8 + 1), 8)
@@ -81,10 +81,10 @@ def run(
     stop_on_save_error=True,
     **settings,
 ):
-    """Train the tiny model in fp32; returns its weights, the progress and the metrics.
+    """Train the tiny model in fp32; return its weights, the progress and the metrics.
 
-    With `sgd` weights move by the gradient itself. (AdamW divides by it, so that a gradient which is 0 in truth, as a
-    key bias has, becomes a whole step in the direction of its rounding error.)
+    With `sgd` the update is proportional to the gradient. (AdamW normalizes it: a gradient that is 0 except for
+    rounding, such as a key bias has, would become a full step in the direction of the rounding error.)
     """
     settings = TrainingSettings(**{"batch_size": 8, "log_every": 1, **settings})
     accelerator = Accelerator(cpu=True)

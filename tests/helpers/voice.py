@@ -126,10 +126,11 @@ def findings(file: Path) -> tuple[int, list[tuple[int, str, str]]]:
 
 
 def files_of(tree: Path) -> list[Path]:
-    """List the files below a folder that hold prose; a file is itself."""
+    """List the files with prose below a folder, except this one with its patterns; return a file as it is."""
     if tree.is_file():
         return [tree]
-    return sorted(file for file in tree.rglob("*") if file.suffix in SUFFIXES and "__pycache__" not in file.parts)
+    files = (file for file in tree.rglob("*") if file.suffix in SUFFIXES and "__pycache__" not in file.parts)
+    return sorted(file for file in files if file.resolve() != Path(__file__).resolve())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of publishing."""
+"""Fixtures for the tests of publishing."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def runs(tmp_path) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
-    """Runs of every kind: base, chat (a base with a template, as instruct leaves it), and two with an adapter."""
+    """Make runs of every kind: base, chat (a base with a template, as from instruct), and two with an adapter."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "story.txt").write_text(STORY)
     mails = "".join(f"{('ham', 'spam')[n % 2]}\tThis is mail number {n}.\n" for n in range(40))
@@ -51,7 +51,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(home, tmp_path, monkeypatch) -> Path:
-    """A copy of the base run, to be changed; the working folder is around it."""
+    """Copy the base run into the working folder, for a test that changes it."""
     shutil.copytree(home / "base", tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "base"
@@ -59,7 +59,7 @@ def run(home, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Pictures that cost nothing."""
+    """Replace the plots by a small picture."""
     for name in ("plot_attention", "plot_parameters", "plot_token_lengths"):
         put = lambda _, *rest: next(path for path in rest if isinstance(path, Path)).write_bytes(png())  # noqa: E731
         monkeypatch.setattr(published, name, put)
@@ -67,7 +67,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, quick):
-    """A running Hub, which this process' client asks, with a token that may write."""
+    """Run a Hub, point the client of this process to it, and give it a token with write access."""
     with hub_server.serve() as server:
         monkeypatch.setenv("HF_TOKEN", hub_server.WRITER)
         for name, value in (("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True), ("ENDPOINT", server.url)):
@@ -77,5 +77,5 @@ def hub(monkeypatch, tmp_path, quick):
         )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # which remembers an endpoint
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # it keeps the endpoint
         yield server

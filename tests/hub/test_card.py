@@ -1,4 +1,4 @@
-"""The card: text and metadata agree, no value becomes markup, and hand edits stay."""
+"""Test the card: text and metadata agree, no value becomes markup, and hand edits are kept."""
 
 import json
 import re
@@ -24,22 +24,22 @@ from scratch_gpt.modeling.configuration_scratch_gpt import OLDEST_TRANSFORMERS
 from scratch_gpt.runs.record import read_record, results
 
 
-# --- Holes -------------------------------------------------------------------------------------------------------
+# --- Placeholders ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", MANIFESTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_filled_card_has_no_placeholders_and_parses(task, layout, runs):
     card = card_of(runs[task], layout)
-    body = card.replace("\\[x\\](y) \\| {{title}}", "")  # what the model has written
+    body = card.replace("\\[x\\](y) \\| {{title}}", "")  # text written by the model
     assert not HOLE.search(body) and "None" not in body and "More Information" not in body
-    assert not re.search(r"^#+ .*\n+(#|<!-- \S+ -->\n\n<!--)", body, flags=re.MULTILINE)  # a heading without a text
+    assert not re.search(r"^#+ .*\n+(#|<!-- \S+ -->\n\n<!--)", body, flags=re.MULTILINE)  # a heading without text
     parsed = ModelCard(card).data
     assert parsed.library_name == ("peft" if layout == "adapter" else "transformers")
     assert parsed.pipeline_tag == ("text-classification" if task == "classify" else "text-generation")
 
 
-def test_a_section_without_facts_is_left_out(tmp_path):
+def test_a_section_without_facts_is_omitted(tmp_path):
     run = write_run(tmp_path / "run")
     for name in ("evaluation.json", "manifest.json", "metrics.jsonl"):
         (run / name).unlink()
@@ -47,7 +47,7 @@ def test_a_section_without_facts_is_left_out(tmp_path):
     assert "model-index" not in card
     headings = re.findall(r"^## (.*)", card, flags=re.MULTILINE)
     assert headings == ["Load it", "Training", "What it must not be used for", "Versions"]
-    assert len(REGION.findall(card)) == len(REGION.findall(template()))  # their places remain
+    assert len(REGION.findall(card)) == len(REGION.findall(template()))  # their regions remain
 
 
 def test_text_written_by_a_model_cannot_become_markup(runs):
@@ -121,7 +121,7 @@ def test_no_value_of_a_run_becomes_markup(text, tmp_path):
 
 
 def tags(text: str) -> list[str]:
-    """What a page of this Markdown is made of, as two renderers see it: tags, and the scheme of each link."""
+    """Return the tags and link schemes of a page made from Markdown by two renderers."""
     pages = [MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)]
     pages += [markdown.markdown(text, extensions=["tables", "fenced_code", "md_in_html"])]
     found: list[str] = []
@@ -137,7 +137,7 @@ def tags(text: str) -> list[str]:
     return found
 
 
-# --- One value ---------------------------------------------------------------------------------------------------
+# --- Consistent values -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", MANIFESTS)
@@ -209,7 +209,7 @@ def test_merging_removes_metadata_without_a_new_value_except_the_license(runs):
     assert "base_model" not in found and "base_model_relation" not in found and found["license"] == "mit"
 
 
-def test_merging_restores_metadata_that_a_card_has_lost(runs):
+def test_merging_restores_metadata_missing_from_a_card(runs):
     card = card_of(runs["pretrain"])
     bare = card.split("---\n", 2)[2]
     assert ModelCard(merge_cards(bare, card)).data.to_dict() == ModelCard(card).data.to_dict()
@@ -273,7 +273,7 @@ def test_tags_of_any_form_are_kept_and_ours_are_added(tags, after, runs):
 # --- The record --------------------------------------------------------------------------------------------------
 
 
-def test_the_template_travels_with_the_package(tmp_path):
+def test_the_wheel_contains_the_template_of_the_card(tmp_path):
     code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     tree = tmp_path / "tree"
     tree.mkdir()

@@ -1,4 +1,4 @@
-"""Laws of the values of a card: each placeholder has one, and each comes from the record."""
+"""Test the values of a card: each placeholder has a value from the record."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from scratch_gpt.hub.card_values import PICTURES, card_values
 from scratch_gpt.runs.record import read_record
 
 
-def test_card_holes_and_documented_sources_match(runs):
+def test_card_placeholders_and_documented_sources_match(runs):
     holes = HOLE.findall(template())
     listed = re.findall(r"^\| `(\w+)` \|", (REPO / "hub_card" / "fields.md").read_text(), flags=re.MULTILINE)
     values = card_values(read_record(runs["pretrain"]), repo="ada/x", layout="gpt2")
@@ -46,7 +46,7 @@ def test_base_and_datasets_are_links_in_both(runs):
     for link in ("huggingface.co/openai-community/gpt2)", "huggingface.co/datasets/ada/mails)", "Weights: mit."):
         assert link in card
     alone = card_of(runs["pretrain"])
-    assert "base_model" not in alone and "datasets/" not in alone  # a folder of files is no dataset of the Hub
+    assert "base_model" not in alone and "datasets/" not in alone  # a folder of files is not a dataset on the Hub
 
 
 def test_the_card_gives_energy_if_it_was_measured(tmp_path):

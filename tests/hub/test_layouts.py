@@ -1,4 +1,4 @@
-"""Laws of layouts: stock where possible, kept, and refused where a run cannot have one."""
+"""Test layouts: stock if possible, kept by a repository, refused if a run cannot have it."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def test_the_stock_layout_is_chosen_if_it_can_express_the_model(run, hub, capsys
     assert all(torch.equal(tensor, here["model"].state_dict()[name]) for name, tensor in own.items())
 
     (run / "hub.json").unlink()
-    change_config(run, hidden_act="gelu")  # the exact one, for which GPT-2 has no name
+    change_config(run, hidden_act="gelu")  # the exact GELU, which GPT-2's format lacks
     publish(run, "ada/exact")
     assert layout_at(hub, "ada/exact") == "scratch_gpt"
     lines = capsys.readouterr().out.splitlines()
@@ -41,7 +41,7 @@ def test_the_stock_layout_is_chosen_if_it_can_express_the_model(run, hub, capsys
 def test_a_repository_keeps_its_layout(home, run, hub, capsys):
     publish(run, "ada/base", layout="scratch_gpt")
     note = (run / "hub.json").read_text()
-    (run / "hub.json").unlink()  # the files on the Hub say it
+    (run / "hub.json").unlink()  # the layout is then read from the files on the Hub
     publish(run, "ada/base")
     assert "Layout scratch_gpt: ada/base is already published in this layout." in capsys.readouterr().out
     (run / "hub.json").unlink()
@@ -49,12 +49,13 @@ def test_a_repository_keeps_its_layout(home, run, hub, capsys):
     assert {layout_at(hub, "ada/base", branch) for branch in ("main", "step-1", "step-2")} == {"scratch_gpt"}
 
     capsys.readouterr()
-    (run / "hub.json").write_text(note)  # which a dry run reads, and a push to another place: adapters are made on it
+    # Read by dry runs and pushes to other repositories, as adapters depend on the layout.
+    (run / "hub.json").write_text(note)
     publish_recipe.main([str(run), "--repo", "ada/base", "--dry-run", "true"])
     publish(run, "ada/other")
     assert capsys.readouterr().out.count("Layout scratch_gpt: ada/base is already published in this layout.") == 2
     assert layout_at(hub, "ada/other") == "scratch_gpt"
-    publish(run, "ada/base", layout="gpt2")  # by name it changes, with a word about it
+    publish(run, "ada/base", layout="gpt2")  # an explicit layout replaces it, with a message
     assert "Layout gpt2: as requested; the layout of ada/base was scratch_gpt until now." in capsys.readouterr().out
 
     change_config(run, hidden_act="gelu")

@@ -1,4 +1,4 @@
-"""What must not be published is found, with file and line; what may is let through."""
+"""Test the leak check: private data are found, with file and line; other text passes."""
 
 import base64
 import html
@@ -21,7 +21,7 @@ from scratch_gpt.hub.leak_check import find_leaks
 
 
 A = "a1B2" * 10
-# Pieces, so that no scanner takes this file for one that holds secrets.
+# In pieces, so that scanners do not report this file.
 SECRETS = {
     "Hugging Face": "hf_" + A,
     "OpenAI": "sk-" + "proj-" + A,
@@ -44,7 +44,7 @@ SECRETS = {
     "bearer": "Authorization: Bearer " + A,
     "netrc": "machine example.org login ada password " + "s3cret",
 }
-# Names that end as a secret's does, with their values.
+# Names with the ending of a secret's name, with their values.
 ASSIGNED = [
     "rk_live_" + A,
     "AccountKey=" + A + "==",
@@ -62,12 +62,12 @@ PLACES = ["/home/ada/runs", "/Users/ada/x", "/root/.cache", r"C:\\Users\\ada", "
 
 
 @pytest.fixture
-def here(monkeypatch):
+def this_machine(monkeypatch):
     monkeypatch.setattr(leaks.socket, "gethostname", lambda: "lovelace-7.example.org")
     monkeypatch.setattr(leaks.getpass, "getuser", lambda: "countess")
 
 
-def found(folder: Path, text: str | bytes, name: str = "notes.json", known=()) -> list[str]:
+def scan(folder: Path, text: str | bytes, name: str = "notes.json", known=()) -> list[str]:
     file = folder / name
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     return [str(leak) for leak in find_leaks(folder, [name], known)]
@@ -76,14 +76,15 @@ def found(folder: Path, text: str | bytes, name: str = "notes.json", known=()) -
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "metrics.jsonl", "README.md"])
 @pytest.mark.parametrize("kind", SECRETS)
 def test_a_secret_is_found_anywhere_in_a_text(kind, name, tmp_path):
-    (leak,) = found(tmp_path, f"first\nand {SECRETS[kind]} here\nlast\n", name)
+    (leak,) = scan(tmp_path, f"first\nand {SECRETS[kind]} here\nlast\n", name)
     assert leak.startswith(f"{name}, line 2: ") and kind in leak
 
 
 @pytest.mark.parametrize("secret", [*SECRETS.values(), "wandb_key: '" + A, "ghs_" + A, *ASSIGNED, BARE])
 def test_the_scan_and_the_filter_of_texts_know_the_same_keys(secret, tmp_path):
-    assert found(tmp_path, f"and {secret} here")
-    block = f"{secret}\n{A}\n" if secret.startswith("-----") else secret  # in prose the line alone is no key
+    assert scan(tmp_path, f"and {secret} here")
+    # In prose, the first line of a key block is not a key.
+    block = f"{secret}\n{A}\n" if secret.startswith("-----") else secret
     masked, counts = mask_private(f"and {block} here")
     assert counts["key"] == 1 and not any(part in masked for part in (A, "s3cret", "K7MDENG"))
 
@@ -95,7 +96,7 @@ BLOB = base64.b64encode(bytes(range(7, 250, 3)) * 3).decode()
     "text", ["{}", "AKIA,{}", '"{}"', "x={}", "id: {}\n", "{}\n{}", "see {}.", r'{{"k": "a\n{}"}}']
 )
 def test_an_aws_secret_is_found_without_its_name(text, tmp_path):
-    assert any("AWS secret" in leak for leak in found(tmp_path, text.format(BARE, BARE[::-1])))
+    assert any("AWS secret" in leak for leak in scan(tmp_path, text.format(BARE, BARE[::-1])))
 
 
 @pytest.mark.parametrize(
@@ -112,62 +113,63 @@ def test_an_aws_secret_is_found_without_its_name(text, tmp_path):
         "AllowEc2InstancesWithEncryptedEbsVolumes",
         "may/VIGRE/VIGRE2010/REUPapers/Margoliash",
         "the/path/of/Words2/that/Has/forty/in/All",
-        base64.b64encode(b"abcdefghijklmnopqrstuvwxyzABCD").decode(),  # which says no more than it says
-        "".join(f"{BLOB[n : n + 76]}\n" for n in range(0, 152, 76)) + BLOB[152:192],  # the last line of a picture
+        base64.b64encode(b"abcdefghijklmnopqrstuvwxyzABCD").decode(),  # decodes to plain letters
+        "".join(f"{BLOB[n : n + 76]}\n" for n in range(0, 152, 76))
+        + BLOB[152:192],  # the last line of an encoded picture
         BLOB[:40] + '"\n  "' + BLOB[40:116],
         '"merges": [["wJalrXUtnF", "EMIK7"], ["MDENGbPxR", "fiCYEXAMPLEKEY"]]',
     ],
 )
 def test_forty_character_strings_that_are_not_secrets_stay(text, tmp_path):
-    assert len(BLOB) > 192 and not found(tmp_path, f"and {text}", "metrics.jsonl")
+    assert len(BLOB) > 192 and not scan(tmp_path, f"and {text}", "metrics.jsonl")
     assert mask_private(text, kinds=["key"]) == (text, {"key": 0})
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_path_of_this_machine_is_found(place, tmp_path):
-    (leak,) = found(tmp_path, f'{{\n "dataset": "{place}"\n}}')
+    (leak,) = scan(tmp_path, f'{{\n "dataset": "{place}"\n}}')
     assert leak.startswith("notes.json, line 2: ")
 
 
-def test_the_home_and_working_folders_are_found_whatever_they_are_called(tmp_path, monkeypatch):
+def test_home_and_working_folders_are_found_under_any_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/srv/elsewhere")
     monkeypatch.chdir(tmp_path)
     for place in ("/srv/elsewhere/x", tmp_path):
-        assert found(tmp_path, f"see {place}", "metrics.jsonl"), place
+        assert scan(tmp_path, f"see {place}", "metrics.jsonl"), place
 
 
-def test_names_of_host_and_user_are_found(tmp_path, here, monkeypatch):
+def test_names_of_host_and_user_are_found(tmp_path, this_machine, monkeypatch):
     for text in ("on lovelace-7", "on lovelace-7.example.org,", "by countess", "countess@somewhere"):
-        (leak,) = found(tmp_path, f"{text}\n", "README.md")
+        (leak,) = scan(tmp_path, f"{text}\n", "README.md")
         assert "line 1: the name of this machine or its user" in leak
-    assert not found(tmp_path, "the countesses of lovelace-70", "README.md")
-    assert not found(tmp_path, "huggingface.co/countess/x", "README.md", known=["countess"])
-    monkeypatch.setattr(leaks.getpass, "getuser", lambda: "will")  # a word, unless it stands like a name
-    assert not found(tmp_path, "it will rain", "README.md")
-    assert found(tmp_path, "will@lab", "README.md") and found(tmp_path, "~will/x", "README.md")
+    assert not scan(tmp_path, "the countesses of lovelace-70", "README.md")
+    assert not scan(tmp_path, "huggingface.co/countess/x", "README.md", known=["countess"])
+    monkeypatch.setattr(leaks.getpass, "getuser", lambda: "will")  # a word, except where a user name is expected
+    assert not scan(tmp_path, "it will rain", "README.md")
+    assert scan(tmp_path, "will@lab", "README.md") and scan(tmp_path, "~will/x", "README.md")
 
 
-def test_event_files_are_read_where_a_person_could(tmp_path, here):
-    assert found(tmp_path, b"\0\1\2 written on lovelace-7 \0\xff", "events.out.tfevents.1.0")
-    assert not found(tmp_path, b"\0\1\2 written on the sea \0\xff", "events.out.tfevents.1.0")
+def test_readable_text_of_event_files_is_scanned(tmp_path, this_machine):
+    assert scan(tmp_path, b"\0\1\2 written on lovelace-7 \0\xff", "events.out.tfevents.1.0")
+    assert not scan(tmp_path, b"\0\1\2 written on the sea \0\xff", "events.out.tfevents.1.0")
 
 
-def test_pixel_data_is_not_taken_for_a_path_or_a_name(tmp_path, here, monkeypatch):
+def test_pixel_data_is_not_taken_for_a_path_or_a_name(tmp_path, this_machine, monkeypatch):
     monkeypatch.setattr(leaks.getpass, "getuser", lambda: "me")
-    assert not found(tmp_path, png((b"eXIf", b"q; /g/X.w\0@me\0")), "loss.png")
-    assert found(tmp_path, png((b"tEXt", b"Title\0drawn in /home/ada/x")), "loss.png")
+    assert not scan(tmp_path, png((b"eXIf", b"q; /g/X.w\0@me\0")), "loss.png")
+    assert scan(tmp_path, png((b"tEXt", b"Title\0drawn in /home/ada/x")), "loss.png")
 
 
 def test_a_picture_must_be_complete_and_its_texts_are_scanned(tmp_path):
-    assert not found(tmp_path, png((b"tEXt", b"Software\0Matplotlib, https://matplotlib.org/")), "loss.png")
+    assert not scan(tmp_path, png((b"tEXt", b"Software\0Matplotlib, https://matplotlib.org/")), "loss.png")
     whole = png()
     damaged = [whole[:-1], whole + b"more", whole.replace(b"IDAT", b"IDAX"), b"root:x:0:0", b"", whole[:8]]
     damaged += [b"\xff\xd8\xff\xe0 a photograph"]
     for content in damaged:
-        assert found(tmp_path, content, "loss.png") == ["loss.png: not a PNG picture"]
+        assert scan(tmp_path, content, "loss.png") == ["loss.png: not a PNG picture"]
 
 
-def test_pickles_are_found_by_ending_and_by_content(tmp_path):
+def test_pickles_are_found_by_suffix_and_by_content(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     (tmp_path / "b.json").write_bytes(pickle.dumps({"a": 1}))
     (tmp_path / "c.bin").write_bytes(b"anything")
@@ -180,13 +182,13 @@ def test_pickles_are_found_by_ending_and_by_content(tmp_path):
     ]
 
 
-def test_weights_whose_header_begins_like_a_pickle_are_weights(tmp_path):
-    for n in range(1, 40):  # a header of 640 bytes begins with 80 02
+def test_weights_with_a_header_like_a_pickle_are_accepted(tmp_path):
+    for n in range(1, 40):  # a header of 640 bytes starts with the bytes 80 02
         save_file({f"layer.{k}": torch.ones(1) for k in range(n)}, tmp_path / "a.safetensors")
         assert not find_leaks(tmp_path, ["a.safetensors"])
 
 
-def test_weights_are_looked_through_above_their_numbers(tmp_path):
+def test_the_header_of_weights_is_scanned(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt", "from": "/home/ada/x"})
     (leak,) = find_leaks(tmp_path, ["model.safetensors"])
     assert leak.problem == "a home folder"
@@ -195,7 +197,7 @@ def test_weights_are_looked_through_above_their_numbers(tmp_path):
 def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
     for name, size in (("metrics.jsonl", leaks.LIMIT), ("model.safetensors", leaks.WEIGHTS_LIMIT + leaks.SHARD_SLACK)):
         with (tmp_path / name).open("wb") as file:
-            file.truncate(size + 1)  # a hole: it takes no room
+            file.truncate(size + 1)  # a sparse file
         (leak,) = find_leaks(tmp_path, [name])
         assert f"{size + 1:,} bytes" in leak.problem
 
@@ -210,60 +212,60 @@ def test_a_file_over_the_limit_is_found_without_reading_it(tmp_path):
     ],
 )
 def test_ordinary_text_passes(text, tmp_path):
-    assert not found(tmp_path, text, "README.md")
+    assert not scan(tmp_path, text, "README.md")
 
 
 def test_files_made_from_data_may_contain_other_paths(tmp_path):
     line = json.dumps({"sample": "see /usr/local/lib/python3"})
-    assert not found(tmp_path, line, "metrics.jsonl") and not found(tmp_path, line, "tokenizer.json")
-    assert not found(tmp_path, '{"/home/ada/x": 7}', "vocab.json")
-    assert found(tmp_path, line, "config.json")
+    assert not scan(tmp_path, line, "metrics.jsonl") and not scan(tmp_path, line, "tokenizer.json")
+    assert not scan(tmp_path, '{"/home/ada/x": 7}', "vocab.json")
+    assert scan(tmp_path, line, "config.json")
 
 
-def test_our_own_files_pass(here):
+def test_our_own_files_pass(this_machine):
     code = [f"scratch_gpt/modeling/{name}" for name in leaks.MODEL_CODE]
     assert not find_leaks(REPO, [*code, "hub_card/template.md", "hub_card/fields.md"])
 
 
 @pytest.mark.parametrize("user", ["torch", "model", "train", "query", "value"])
-def test_a_user_name_that_is_a_common_word_is_found_in_paths(user, tmp_path, here, monkeypatch):
+def test_a_user_name_that_is_a_common_word_is_found_in_paths(user, tmp_path, this_machine, monkeypatch):
     monkeypatch.setattr(leaks.getpass, "getuser", lambda: user)
     for name, path in leaks.MODEL_CODE.items():
-        assert not found(tmp_path, path.read_bytes(), name)
-    assert not found(tmp_path, f"A language {user} of the {user}.", "README.md")
-    assert not found(tmp_path, json.dumps({user: f"a {user}", "sample": f"the {user} ran"}), "metrics.jsonl")
+        assert not scan(tmp_path, path.read_bytes(), name)
+    assert not scan(tmp_path, f"A language {user} of the {user}.", "README.md")
+    assert not scan(tmp_path, json.dumps({user: f"a {user}", "sample": f"the {user} ran"}), "metrics.jsonl")
     for text in (f"~{user}/x", f"/home/{user}/x", f"{user}@lab"):
-        assert found(tmp_path, text, "README.md"), text
+        assert scan(tmp_path, text, "README.md"), text
 
 
-def test_code_is_the_packages_own(tmp_path):
+def test_code_must_be_that_of_the_package(tmp_path):
     name, path = "modeling_scratch_gpt.py", leaks.MODEL_CODE["modeling_scratch_gpt.py"]
-    assert not found(tmp_path, path.read_bytes(), name)
+    assert not scan(tmp_path, path.read_bytes(), name)
     for file, content in ((name, path.read_bytes() + b"\nimport os\n"), ("setup.py", b"x = 1\n"), (name, b"")):
-        assert found(tmp_path, content, file) == [f"{file}: code that is not the installed package's"]
+        assert scan(tmp_path, content, file) == [f"{file}: code that is not the installed package's"]
     ours = {"AutoModel": "modeling_scratch_gpt.ScratchGPTModel"}
     for auto_map, is_ours in (
         (ours, True),
         ({"AutoModel": "eve/x--modeling.M"}, False),
         ({"AutoTokenizer": [None]}, False),
     ):
-        assert bool(found(tmp_path, json.dumps({"auto_map": auto_map}), "config.json")) is not is_ours
+        assert bool(scan(tmp_path, json.dumps({"auto_map": auto_map}), "config.json")) is not is_ours
 
 
-def test_a_sample_is_scanned_for_secrets_and_local_paths_but_not_for_other_paths(tmp_path, here, monkeypatch):
+def test_a_sample_is_scanned_for_secrets_and_local_paths_but_not_for_other_paths(tmp_path, this_machine, monkeypatch):
     monkeypatch.setenv("HOME", "/srv/elsewhere")
     for text in ("#!/usr/bin/env python", "see /home/ada/x", "written by countess"):
-        assert not found(tmp_path, json.dumps({"step": 1, "sample": text, "loss": 2.0}), "metrics.jsonl"), text
+        assert not scan(tmp_path, json.dumps({"step": 1, "sample": text, "loss": 2.0}), "metrics.jsonl"), text
         prompt = json.dumps(text)
-        assert not found(tmp_path, f"> {text}\n\n    \nids = tokenizer({prompt}, x)\n", "README.md"), text
-        assert found(tmp_path, f"| field | {text.removeprefix('#!')} |", "README.md"), text
+        assert not scan(tmp_path, f"> {text}\n\n    \nids = tokenizer({prompt}, x)\n", "README.md"), text
+        assert scan(tmp_path, f"| field | {text.removeprefix('#!')} |", "README.md"), text
     for text in (SECRETS["GitHub"], "/srv/elsewhere/x"):
-        assert found(tmp_path, json.dumps({"sample": text}), "metrics.jsonl") and found(
+        assert scan(tmp_path, json.dumps({"sample": text}), "metrics.jsonl") and scan(
             tmp_path, f"> {text}", "README.md"
         )
 
 
-# --- Kind of file x place x character before x shape ----------------------------------------------------------------
+# --- Kind of file x place x preceding character x shape of secret ---------------------------------------------------
 
 
 def weights_with(text: str) -> bytes:
@@ -271,7 +273,7 @@ def weights_with(text: str) -> bytes:
 
 
 def events_with(text: str) -> bytes:
-    content = text.encode()  # a string of protobuf: field, length, content
+    content = text.encode()  # a protobuf string: field, length, content
     return b"\x18\0\0\0\0\0\0\0abcd\x42" + bytes([len(content) % 128]) + content + b"\0\xff\xfe\0"
 
 
@@ -310,8 +312,8 @@ BEFORE = st.characters(exclude_categories=["Cs"]).filter(lambda c: not (c.isasci
         BEFORE | st.sampled_from("\n\t\r\"'\\ =:\u00e9\u0120\u8bf7\U00018cd6"),
     ),
 )
-def test_a_secret_is_found_in_every_file_behind_every_character(tmp_path, name, kind, encoding, first, before):
+def test_a_secret_is_found_in_every_kind_of_file_after_every_character(tmp_path, name, kind, encoding, first, before):
     text = ENCODINGS[encoding](f"{first}{before}{SECRETS[kind]}")
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (leak,) = found(tmp_path, FILES[name](f"{first}{before}{text}"), name)
+    (leak,) = scan(tmp_path, FILES[name](f"{first}{before}{text}"), name)
     assert kind in leak or "netrc" in leak

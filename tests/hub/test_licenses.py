@@ -1,4 +1,4 @@
-"""Laws of licenses: one of the Hub, or a name and a link."""
+"""Test licenses: a license is one of the Hub's, or has a name and a link."""
 
 import pytest
 from card_run import card_of

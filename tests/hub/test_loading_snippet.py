@@ -1,4 +1,4 @@
-"""Laws of the code on a card."""
+"""Test the code on a card."""
 
 from card_run import write_run
 

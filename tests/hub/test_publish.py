@@ -1,4 +1,4 @@
-"""Publishing, with the official client against a Hub on loopback: what goes up is what a stranger gets."""
+"""Test publishing with the official client against a Hub on loopback: uploaded files load without our package."""
 
 import errno
 import hashlib
@@ -36,7 +36,7 @@ def uploads(hub, since: int = 0) -> list[str]:
     return [asked for asked in hub.requests[since:] if asked.startswith("PUT ") or "/commit/" in asked]
 
 
-# --- What goes up ------------------------------------------------------------------------------------------------
+# --- Uploads ------------------------------------------------------------------------------------------------------
 
 OURS = {"README.md", "config.json", "configuration_scratch_gpt.py", "evaluation.json", "generation_config.json"}
 OURS |= {
@@ -58,12 +58,12 @@ def test_only_files_on_the_allow_list_are_published(run, hub):
     there = hub.files("ada/base")
     (events,) = set(there) - OURS
     assert set(there) - {events} == OURS and events.startswith("tensorboard/events.out.tfevents.")
-    assert events.count(".") == 4 and events.endswith(".0")  # neither the host's name nor the process' number
+    assert events.count(".") == 4 and events.endswith(".0")  # contains neither the host name nor the process id
     assert there == {name: (run / "published" / name).read_bytes() for name in files_of(run / "published")}
     assert push.has_changed and push.commit == hub.repos["ada/base"].branches["main"]
     kinds = {name: file.is_lfs for name, file in hub.repos["ada/base"].commits[push.commit].items()}
     assert kinds["model.safetensors"] and not kinds["README.md"]
-    assert any("/lfs/" in asked and asked.endswith("/1") for asked in hub.requests)  # weights went up in parts
+    assert any("/lfs/" in asked and asked.endswith("/1") for asked in hub.requests)  # weights were uploaded in parts
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (run / "model", run / "published"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert published.left_behind(run)[-4:] == [
@@ -101,11 +101,12 @@ def test_hand_edits_on_the_hub_are_kept(run, hub):
     there = hub.files("ada/base")
     kept = there["README.md"].decode()
     assert "For my mother." in kept and "license: mit" in kept and "stock GPT-2" in kept
+    # Files of the old layout are deleted.
     assert (
         there["THANKS.md"] == b"thanks"
         and there["models/old/weights.safetensors"] == b"mine"
         and "modeling_scratch_gpt.py" not in there
-    )  # the layout's own files go
+    )
 
 
 def test_an_interrupted_upload_resumes(run, hub):
@@ -143,7 +144,7 @@ def test_a_private_repository_is_private(run, hub, monkeypatch):
     publish(run, "ada/open")
     with pytest.raises(ValueError, match="exists already, and is public"):
         publish(run, "ada/open", private=True)
-    monkeypatch.setenv("HF_TOKEN", hub_server.STRANGER)
+    monkeypatch.setenv("HF_TOKEN", hub_server.OTHER_USER)
     with pytest.raises(OSError, match="ada/secret"):
         AutoModelForCausalLM.from_pretrained("ada/secret", cache_dir=run / "cache")
 
@@ -151,12 +152,12 @@ def test_a_private_repository_is_private(run, hub, monkeypatch):
 def test_push_to_hub_of_a_model_works(hub, tmp_path):
     model = tiny_model()
     model.push_to_hub("ada/plain")
-    assert "tokenizer.json" not in hub.files("ada/plain")  # which training/publish.py brings, with the card
+    assert "tokenizer.json" not in hub.files("ada/plain")  # only training/publish.py uploads it, with the card
     again = AutoModelForCausalLM.from_pretrained("ada/plain", cache_dir=tmp_path / "cache")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-# --- In which layout ----------------------------------------------------------------------------------------------
+# --- Layouts ------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_with_lora_is_published_merged_and_its_adapter_by_name(home, run, hub, capsys):
@@ -164,14 +165,14 @@ def test_a_run_with_lora_is_published_merged_and_its_adapter_by_name(home, run, 
     lora = shutil.copytree(home / "lora", run.parent / "lora")
     publish(lora, "ada/lora", layout="adapter")
     publish(lora, "ada/merged")
-    publish(lora, "ada/lora")  # which holds the adapter alone
+    publish(lora, "ada/lora")  # this repository has only the adapter
     assert (layout_at(hub, "ada/merged"), layout_at(hub, "ada/lora")) == ("gpt2", "adapter")
     refused("ada/lora holds an adapter and keeps that layout, but this run has none.*layout[ =]'?gpt2", run, "--repo",
             "ada/lora", capsys=capsys)  # fmt: skip
     assert layout_at(hub, "ada/lora") == "adapter"
 
 
-# --- What does not ------------------------------------------------------------------------------------------------
+# --- Refusals -----------------------------------------------------------------------------------------------------
 
 
 def test_a_leak_is_named_and_nothing_is_pushed(run, hub, capsys):
@@ -194,7 +195,7 @@ def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
     go = (run, "--repo", "ada/base")
     monkeypatch.setenv("HF_TOKEN", hub_server.READER)
     refused("may read, not write", *go, capsys=capsys)
-    monkeypatch.setenv("HF_TOKEN", hub_server.STRANGER)
+    monkeypatch.setenv("HF_TOKEN", hub_server.OTHER_USER)
     refused("the token is eve's, which may write under eve", *go, capsys=capsys)
     monkeypatch.setenv("HF_TOKEN", "hf_nonsense")
     refused("does not know this token", *go, capsys=capsys)
@@ -297,7 +298,7 @@ def test_the_base_of_an_adapter_is_pinned_to_its_commit(home, run, hub, monkeypa
         publish("lora", "ada/lora", layout="adapter")
 
 
-def test_an_adapter_is_not_pinned_to_weights_that_its_base_had_before(home, run, hub):
+def test_an_adapter_is_not_pinned_to_earlier_weights_of_its_base(home, run, hub):
     publish(run, "ada/base", layout="scratch_gpt")
     shutil.copytree(home / "lora", run.parent / "lora")
     publish("lora", "ada/lora", layout="adapter")
@@ -310,14 +311,12 @@ def test_an_adapter_is_not_pinned_to_weights_that_its_base_had_before(home, run,
         publish("lora", "ada/lora", layout="adapter")
 
 
-def test_a_base_in_a_folder_is_never_taken_for_a_repository_of_that_name(
-    home, run, hub, tmp_path, monkeypatch, capsys
-):
+def test_a_base_folder_is_never_taken_for_a_repository_of_the_same_name(home, run, hub, tmp_path, monkeypatch, capsys):
     lora = shutil.copytree(home / "lora", tmp_path / "lora")
     noted, kept = read_record(lora).facts["base"], json.loads((lora / "adapter" / "base.json").read_text())
     assert noted == {"folder": "base/model", "fingerprint": kept["fingerprint"]} and kept["folder"] == "base/model"
-    hub.repos["base/model"] = hub_server.Repo(False)  # a stranger's
-    assert base_model(read_record(lora)) is None  # the folder is there, and not published
+    hub.repos["base/model"] = hub_server.Repo(False)  # of another user
+    assert base_model(read_record(lora)) is None  # the folder exists and is not published
     publish(run, "ada/base", layout="scratch_gpt")
     note = json.loads((run / "hub.json").read_text())
     assert base_model(read_record(lora)) == ("ada/base", note["commit"])
@@ -335,7 +334,7 @@ def test_a_base_in_a_folder_is_never_taken_for_a_repository_of_that_name(
     card = hub.files("ada/merged")["README.md"].decode()
     assert "base_model" not in card and "fine-tuned from" not in card and "random weights" not in card
 
-    del kept["folder"]  # as of older runs, which do not tell
+    del kept["folder"]  # as in older runs, which lack this field
     (lora / "adapter" / "base.json").write_text(json.dumps(kept))
     refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
     settings = (lora / "run.yaml").read_text()
@@ -351,7 +350,7 @@ def test_missing_checkpoints_are_refused_before_the_model_is_published(home, run
     assert "ada/x" not in hub.repos
 
 
-# --- The command, and every recipe's end ---------------------------------------------------------------------------
+# --- The command, and the end of every recipe ---------------------------------------------------------------------
 
 
 def test_a_dry_run_shows_the_tree_and_the_card_without_requests(run, hub, capsys):
@@ -378,15 +377,15 @@ def test_a_recipe_checks_access_before_it_starts_and_publishes_at_its_end(home, 
     said = capsys.readouterr().err
     assert "The run is complete. Publish it with: python training/publish.py" in said and "--repo lab/base" in said
     hub.refuse = ""
-    recipe(pretrain, *words, "lab/base", "--resume", "latest")  # nothing is left to do but this
+    recipe(pretrain, *words, "lab/base", "--resume", "latest")  # only the push is left to do
     said = capsys.readouterr().out
     assert "Published: " in said and "Layout gpt2: stock GPT-2 can express the model" in said
     assert STOCK <= set(hub.files("lab/base")) and layout_at(hub, "lab/base") == "gpt2"
 
 
-# --- A stranger ---------------------------------------------------------------------------------------------------
+# --- Without our package ------------------------------------------------------------------------------------------
 
-STRANGER = """
+LOADING_SCRIPT = """
 import hashlib, json, sys
 
 import without_package
@@ -430,7 +429,7 @@ def test_the_code_on_the_cards_loads_every_layout_bit_for_bit(home, hub, tmp_pat
     stock = digests(home / "base" / "published" / "model.safetensors")
     publish("mails", "ada/mails", layout="scratch_gpt")
     publish("chat", "ada/chat")
-    publish("base", "ada/base", layout="scratch_gpt", private=True)  # the last place is where adapters find their base
+    publish("base", "ada/base", layout="scratch_gpt", private=True)  # adapters find their base at its last repository
     publish("lora", "ada/lora", layout="adapter")
     publish("mails", "ada/mails-lora", layout="adapter")
     adapter = json.loads(hub.files("ada/lora")["adapter_config.json"])
@@ -445,7 +444,7 @@ def test_the_code_on_the_cards_loads_every_layout_bit_for_bit(home, hub, tmp_pat
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
     environment |= {"PYTHONPATH": str(TESTS / "compatibility")}
-    command = [sys.executable, "-c", STRANGER, json.dumps(loads), json.dumps(repos)]
+    command = [sys.executable, "-c", LOADING_SCRIPT, json.dumps(loads), json.dumps(repos)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Laws of the readback: ties are accepted and named."""
+"""Test the readback: ties are accepted and named."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Laws of staging: what is not the output of the run is refused."""
+"""Test staging: files that are not the output of the run are refused."""
 
 import json
 import os
@@ -40,8 +40,9 @@ def test_a_folder_with_other_outputs_than_the_run_is_not_published(home, run, qu
     def damage(draft: Path) -> None:
         (file,) = draft.glob("*.safetensors")
         tensors = load_file(file)
-        name = max(name for name in tensors if name.endswith("weight"))  # LoRA's are small after two steps
-        file.unlink()  # the run's own file has a link to it
+        # The weights of LoRA are small after two steps.
+        name = max(name for name in tensors if name.endswith("weight"))
+        file.unlink()  # it is linked to the file of the run
         save_file({**tensors, name: -tensors[name]}, file, metadata={"format": "pt"})
 
     def damage_tokenizer(draft: Path) -> None:
@@ -70,7 +71,7 @@ def test_an_adapter_whose_base_cannot_be_compared_is_reported(home, run, quick, 
     assert "Not compared with the run: the adapter was trained on its base in nf4" in capsys.readouterr().out
 
 
-def test_links_in_a_run_are_refused_and_name_themselves(run, quick, capsys, tmp_path):
+def test_links_in_a_run_are_refused_by_name(run, quick, capsys, tmp_path):
     (tmp_path / "diary").write_text("Dear diary")
     (tmp_path / "elsewhere").mkdir()
     for name in (
@@ -103,7 +104,7 @@ def test_links_in_a_run_are_refused_and_name_themselves(run, quick, capsys, tmp_
     stage(run, repo="ada/x")
 
 
-def test_code_that_was_changed_in_a_run_is_not_published_and_a_picture_is_one(run, quick, capsys):
+def test_changed_code_in_a_run_is_not_published_and_pictures_are_checked(run, quick, capsys):
     code = run / "model" / "modeling_scratch_gpt.py"
     code.write_text(code.read_text() + "\nimport os\n")
     out = stage(run, repo="ada/x", layout="scratch_gpt")

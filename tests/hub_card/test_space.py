@@ -1,4 +1,4 @@
-"""The Space in a real headless Chromium: what a user types and moves is answered, with the model's own numbers."""
+"""Test the Space in a headless Chromium: it responds to a user's input with numbers of the model."""
 
 import importlib
 import os
@@ -55,7 +55,7 @@ def subjects():
 def browser():
     binary = find_chromium()
     if binary is None:
-        pytest.skip("there is no chromium to open the page with")
+        pytest.skip("Chromium is not installed")
     browser = Browser(binary)
     yield browser
     browser.close()
@@ -63,7 +63,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def served(app, subjects):
-    """The address of each kind of model's page."""
+    """Serve a page for each kind of model; return their addresses."""
     pages = {kind: app.build(subject, f"a {kind}") for kind, subject in subjects.items()}
     urls = {kind: app.launch(page, prevent_thread_lock=True, quiet=True) for kind, page in pages.items()}
     yield urls
@@ -73,7 +73,7 @@ def served(app, subjects):
 
 @pytest.fixture
 def base(browser, served):
-    """The base model's page, in the browser; nothing went wrong there and nothing else was asked for."""
+    """Open the base model's page; after the test, check for errors and for requests to other servers."""
     return opened(browser, served["base"])
 
 
@@ -89,7 +89,7 @@ def nothing_wrong(request):
     if "browser" in request.fixturenames:
         browser = request.getfixturevalue("browser")
         assert browser.errors == []
-        outside = [  # the page speaks with its own server alone
+        outside = [  # the page only makes requests to its server
             url
             for url in browser.requests
             if not re.match(r"(http|ws)://(127\.0\.0\.1|localhost):|data:|about:|blob:", url)
@@ -105,7 +105,7 @@ def bars(browser, selector: str) -> list[str]:
     return browser.value(f"[...document.querySelectorAll('{selector} .bars span')].map(e => e.textContent)")
 
 
-def test_typing_shows_the_tokens_the_model_reads_and_what_it_expects(base, subjects):
+def test_typing_shows_the_tokens_and_the_models_predictions(base, subjects):
     model, tokenizer, _ = subjects["base"]
     base.write("#text textarea", "the sea shines")
     ids = encode(tokenizer, "the sea shines")
@@ -213,7 +213,7 @@ def test_a_classifier_shows_its_classes(browser, served, subjects):
     assert browser.value("!document.querySelector('#next') && !document.querySelector('#start')")
 
 
-def test_nothing_that_is_typed_becomes_html(base):
+def test_typed_text_never_becomes_html(base):
     base.write("#text textarea", "<img src=http://example.com/a.png onerror=alert(1)>")
     base.until("document.querySelector('#tokens').innerText.includes('<')")
     assert base.value("[...document.querySelectorAll('.look img')].every(e => e.src.startsWith('data:'))")
@@ -246,7 +246,7 @@ def test_a_folder_that_is_not_a_model_is_a_one_line_error(app, capsys, tmp_path,
     fails([tmp_path, tmp_path], "Give one model folder", capsys, app.main)
 
 
-def test_on_the_hub_the_model_is_the_variables_or_the_cards(app, monkeypatch, tmp_path):
+def test_on_the_hub_the_model_is_named_by_the_variable_or_the_card(app, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **how: asked.append((repo, how)) or tmp_path)
     monkeypatch.setenv("MODEL", "user/name@abc")

@@ -1,4 +1,4 @@
-"""The config: three vocabularies for one shape, exact sizes, and one clear error for a wrong value."""
+"""Test the config: three sets of names for one shape, exact sizes, and one clear error for a wrong value."""
 
 import json
 import re
@@ -52,7 +52,7 @@ GPT2_CONFIG_JSON = {
     "vocab_size": 50257,
 }
 
-# One name per line in the three vocabularies: ours, GPT-2's, the book's.
+# The names of a field per line: ours, GPT-2's, the book's.
 SAME_FIELD = [
     ("hidden_size", 48, "n_embd", "emb_dim"),
     ("num_hidden_layers", 3, "n_layer", "n_layers"),
@@ -83,7 +83,7 @@ def test_an_alias_is_the_field_itself(ours, value, alias):
     assert getattr(config, ours) == value
 
 
-def test_the_books_drop_rate_is_all_three_dropouts_both_ways():
+def test_the_books_drop_rate_equals_all_three_dropouts_in_both_directions():
     config = ScratchGPTConfig(drop_rate=0.3)
     assert config.drop_rate == config.embed_dropout == config.attention_dropout == config.resid_dropout == 0.3
     config.drop_rate = 0.2
@@ -92,7 +92,7 @@ def test_the_books_drop_rate_is_all_three_dropouts_both_ways():
     again = ScratchGPTConfig.from_dict(config.to_dict(), drop_rate=0.25)
     assert again.drop_rate == again.resid_dropout == 0.25
     config.embed_dropout = 0.0
-    assert config.drop_rate is None  # they differ
+    assert config.drop_rate is None  # the three dropouts differ
     assert parse_overrides("drop_rate=0.4", ScratchGPTConfig) == {"drop_rate": 0.4}
     config.drop_rate = 1.5
     with pytest.raises(ValueError, match="embed_dropout is 1.5"):
@@ -100,7 +100,7 @@ def test_the_books_drop_rate_is_all_three_dropouts_both_ways():
 
 
 @pytest.mark.parametrize("version", ["4.57.6", "5.0.0", "5.5.4", "5.5.0.dev0"])
-def test_an_older_transformers_is_refused_with_the_version_needed(version, monkeypatch):
+def test_an_older_transformers_is_refused_with_the_required_version(version, monkeypatch):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     message = f"need transformers 5.6 or newer; this is {version}. Run: pip install -U"
     with pytest.raises(ImportError, match=re.escape(message)):
@@ -145,7 +145,7 @@ def test_the_default_config_is_stock_gpt2():
 def test_a_preset_takes_overrides_and_an_unknown_one_lists_the_presets():
     config = ScratchGPTConfig.from_preset("tiny", vocab_size=1000, num_hidden_layers=2)
     assert (config.vocab_size, config.num_hidden_layers, config.hidden_size) == (1000, 2, 128)
-    assert ScratchGPTConfig.from_preset("tiny").num_hidden_layers == 4  # the preset itself is untouched
+    assert ScratchGPTConfig.from_preset("tiny").num_hidden_layers == 4  # the preset is unchanged
     with pytest.raises(ValueError, match=r"'gpt3'.*gpt2-medium.*tiny"):
         ScratchGPTConfig.from_preset("gpt3")
 
@@ -165,7 +165,7 @@ WRONG = [
     ({"resid_dropout": float("nan")}, "resid_dropout is nan"),
     ({"layer_norm_eps": -1e-5}, "layer_norm_eps is -1e-05"),
     ({"initializer_range": float("inf")}, "initializer_range is inf"),
-    ({"n_head": 2.5}, "num_attention_heads"),  # a wrong type is refused by @strict, in its own words
+    ({"n_head": 2.5}, "num_attention_heads"),  # @strict refuses a wrong type with its own message
     ({"vocab_size": "99"}, "vocab_size"),
     ({"hidden_act": "gelu_newest"}, "hidden_act.*gelu_newest"),
 ]
@@ -212,7 +212,7 @@ def test_a_gpt2_variant_that_computes_something_else_is_refused_by_name(variant,
 def test_gpt2s_config_json_is_read_as_our_own(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**GPT2_CONFIG_JSON, "scale_attn_weights": True}))
     config = ScratchGPTConfig.from_pretrained(tmp_path)
-    assert config.model_type == "scratch_gpt"  # else the loader does not find the weight table
+    assert config.model_type == "scratch_gpt"  # otherwise the loader does not find the weight table
     assert (config.eos_token_id, config.intermediate_size, config.hidden_act) == (50256, 3072, "gelu_new")
     assert config.tie_word_embeddings
     assert parameter_count(config) == 124_439_808

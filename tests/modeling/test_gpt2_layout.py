@@ -1,4 +1,4 @@
-"""GPT-2's files load as they are, whatever their layout; what we save is our own layout, whatever was loaded."""
+"""Test GPT-2's files: every layout loads unchanged; saved files have our layout, whatever was loaded."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ CLASSES = [ScratchGPTModel, ScratchGPTForCausalLM, ScratchGPTForSequenceClassifi
 
 
 def hub_layout(stock: GPT2LMHeadModel, folder: Path) -> None:
-    """As openai-community/gpt2 lies on the Hub: no prefix, no head, and the causal masks of old."""
+    """Save in the layout of openai-community/gpt2: no prefix, no head, and the causal masks of old versions."""
     stock.save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if "lm_head" not in name}
@@ -79,7 +79,7 @@ def test_logits_equal_stock_gpt2(gpt2_folder, attention):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @torch.no_grad()
 def test_logits_equal_stock_gpt2_in_bfloat16(attention, tmp_path):
-    """GPT-2's config names its own GELU, `gelu_new`: the same plain steps, so the same rounding."""
+    """GPT-2's config names the GELU `gelu_new`: it computes the same plain steps, so it rounds in the same way."""
     tiny_gpt2().save_pretrained(tmp_path)
     options = {"attn_implementation": attention, "dtype": torch.bfloat16}
     ours = ScratchGPTForCausalLM.from_pretrained(tmp_path, **options)(some_ids()).logits
@@ -87,16 +87,16 @@ def test_logits_equal_stock_gpt2_in_bfloat16(attention, tmp_path):
     assert_close(ours, stock, atol=1e-2, rtol=0)
     fused = ScratchGPTForCausalLM.from_pretrained(tmp_path, **options, hidden_act="gelu_pytorch_tanh")
     true = GPT2LMHeadModel.from_pretrained(tmp_path)(some_ids()).logits
-    assert (fused(some_ids()).logits - true).norm() < 1.1 * (stock - true).norm()  # and the fused one is no worse
+    assert (fused(some_ids()).logits - true).norm() < 1.1 * (stock - true).norm()  # the fused GELU is as exact
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_every_class_loads_every_layout_with_no_key_left_over(gpt2_folder, model_class):
+def test_every_class_loads_every_layout_without_unused_keys(gpt2_folder, model_class):
     model, report = model_class.from_pretrained(gpt2_folder, output_loading_info=True)
     new = {"score.weight"} if model_class is ScratchGPTForSequenceClassification else set()
     head = {"lm_head.weight"} if "untied" in gpt2_folder.name and model_class is not ScratchGPTForCausalLM else set()
-    assert set(report["missing_keys"]) == new  # a classifier's head is its own, and random
-    assert set(report["unexpected_keys"]) == head  # only a head of GPT-2's own has no place in the other classes
+    assert set(report["missing_keys"]) == new  # a classifier's head is new and random
+    assert set(report["unexpected_keys"]) == head  # an untied head of GPT-2 is unused by the other classes
     assert not report["mismatched_keys"] and not report["error_msgs"]
     hidden = GPT2LMHeadModel.from_pretrained(gpt2_folder).transformer(some_ids()).last_hidden_state
     base = model if model_class is ScratchGPTModel else model.transformer
@@ -116,7 +116,7 @@ def test_query_key_and_value_are_the_thirds_of_c_attn_bit_for_bit(stock, plain_f
 
 
 def int8(library: str) -> BitsAndBytesConfig | TorchAoConfig:
-    """A config that quantizes to 8 bits; skip the test if the library is not installed."""
+    """Return a config that quantizes to 8 bits; skip the test if the library is not installed."""
     quantization = pytest.importorskip(f"{library}.quantization" if library == "torchao" else library)
     if library == "torchao":
         return TorchAoConfig(quantization.Int8WeightOnlyConfig())
@@ -125,7 +125,7 @@ def int8(library: str) -> BitsAndBytesConfig | TorchAoConfig:
 
 @pytest.fixture(scope="module")
 def our_folder(plain_folder, tmp_path_factory) -> Path:
-    """`plain_folder` in our layout."""
+    """Return a copy of `plain_folder` in our layout."""
     folder = tmp_path_factory.mktemp("ours")
     ScratchGPTForCausalLM.from_pretrained(plain_folder).save_pretrained(folder)
     return folder
@@ -155,7 +155,7 @@ def test_gpt2_files_are_quantized_as_ours_are(model_class, library, plain_folder
 
 
 @pytest.mark.parametrize("key", ["dtype", "num_labels", "generation"])
-def test_the_other_arguments_hold_when_gpt2_files_are_quantized(key, plain_folder, tmp_path):
+def test_other_arguments_apply_when_gpt2_files_are_quantized(key, plain_folder, tmp_path):
     options = {"quantization_config": int8("bitsandbytes")}
     if key == "dtype":
         model = ScratchGPTForCausalLM.from_pretrained(plain_folder, dtype=torch.bfloat16, **options)
@@ -181,14 +181,14 @@ def test_gpt2_that_is_stored_quantized_is_refused(plain_folder, tmp_path):
 
 
 def test_another_copy_of_the_code_does_not_change_how_gpt2_files_load(plain_folder):
-    """Each remote-code folder brings its own table, and transformers keeps the last one that was registered."""
+    """Each folder with remote code registers its conversion table, and transformers keeps the last one."""
     spec = importlib.util.spec_from_file_location("copy_of_gpt2_layout", gpt2_layout.__file__)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     copy.register_gpt2_layout("scratch_gpt")
     config = int8("bitsandbytes")
     model = ScratchGPTForCausalLM.from_pretrained(plain_folder, quantization_config=config)
-    assert model.is_quantized and not model._weight_conversions  # the tensors came in our layout
+    assert model.is_quantized and not model._weight_conversions  # the tensors were loaded in our layout
 
 
 def test_an_adapter_for_gpt2_files_is_not_quantized_with_its_base(plain_folder, tmp_path):
@@ -207,7 +207,7 @@ def test_an_adapter_for_gpt2_files_is_not_quantized_with_its_base(plain_folder, 
 
 
 def test_gpt2_files_are_read_into_shards(plain_folder):
-    """Tensor parallelism and FSDP on two processes: each holds owned, contiguous parts of the right weights."""
+    """With tensor parallelism and FSDP, each of two processes owns contiguous parts of the right weights."""
     paths = os.pathsep.join([str(TESTS / "helpers"), str(TESTS.parent)])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
     command += [TESTS / "helpers" / "gpt2_sharded_worker.py", plain_folder]
@@ -256,11 +256,11 @@ def from_merged_lora(tmp_path, plain_folder):
 
 @pytest.mark.parametrize("history", [from_config, from_gpt2, from_native, from_merged_lora])
 @pytest.mark.parametrize("shard_size", ["50GB", "20KB"])
-def test_the_saved_names_are_our_own_whatever_the_history(history, shard_size, tmp_path, plain_folder):
+def test_saved_names_are_ours_for_every_history(history, shard_size, tmp_path, plain_folder):
     model = history(tmp_path, plain_folder)
     model.save_pretrained(tmp_path / "out", max_shard_size=shard_size)
     tensors = saved_tensors(tmp_path / "out")
-    assert set(tensors) == NATIVE_KEYS  # the tied head is not stored twice
+    assert set(tensors) == NATIVE_KEYS  # a tied head is stored once
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in tensors.items())
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shard_size == "20KB")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -311,18 +311,18 @@ def test_a_stored_dtype_is_kept(plain_folder, tmp_path):
     assert ScratchGPTForCausalLM.from_pretrained(tmp_path)(some_ids()).logits.shape == (2, 12, VOCAB)
 
 
-# --- Every parameter is a tensor of its own -------------------------------------------------------------------------
+# --- Every parameter owns its memory --------------------------------------------------------------------------------
 
 
 def assert_owned(model) -> None:
-    parameters = dict(model.named_parameters())  # a tied head once
+    parameters = dict(model.named_parameters())  # a tied head is listed once
     assert all(parameter.is_contiguous() for parameter in parameters.values())
     assert all(parameter.untyped_storage().nbytes() == parameter.nbytes for parameter in parameters.values())
     assert len({parameter.untyped_storage().data_ptr() for parameter in parameters.values()}) == len(parameters)
 
 
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_after_loading_any_layout_every_parameter_owns_contiguous_memory(gpt2_folder, model_class, tmp_path):
+def test_every_parameter_owns_contiguous_memory_after_loading_any_layout(gpt2_folder, model_class, tmp_path):
     for dtype in (torch.float32, torch.bfloat16):
         model = model_class.from_pretrained(gpt2_folder, dtype=dtype)
         assert_owned(model)
@@ -332,11 +332,11 @@ def test_after_loading_any_layout_every_parameter_owns_contiguous_memory(gpt2_fo
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGD", "Adagrad"])
-def test_a_fused_step_is_the_plain_step(plain_folder, optimizer):
-    """Fused optimizers walk each parameter's memory from its first element: a view would get its neighbor's step."""
+def test_a_fused_step_equals_the_plain_step(plain_folder, optimizer):
+    """Fused optimizers update contiguous memory: with a view they would change a neighboring parameter."""
     weights = []
     for fused in (True, False):
-        model = ScratchGPTForCausalLM.from_pretrained(plain_folder)  # in eval mode, as it is loaded
+        model = ScratchGPTForCausalLM.from_pretrained(plain_folder)  # in eval mode, as loaded
         step = getattr(torch.optim, optimizer)(model.parameters(), lr=1e-2, fused=fused)
         model(some_ids(), labels=some_ids()).loss.backward()
         step.step()
@@ -344,7 +344,7 @@ def test_a_fused_step_is_the_plain_step(plain_folder, optimizer):
     before = dict(ScratchGPTForCausalLM.from_pretrained(plain_folder).named_parameters())
     for name, tensor in weights[0].items():
         assert_close(tensor, weights[1][name], atol=1e-6, rtol=1e-5)
-        assert name.endswith("k_proj.bias") or not torch.equal(tensor, before[name])  # whose true gradient is 0
+        assert name.endswith("k_proj.bias") or not torch.equal(tensor, before[name])  # its exact gradient is 0
 
 
 def test_tools_that_save_by_storage_keep_every_tensor(plain_folder, tmp_path):
@@ -360,13 +360,13 @@ def test_tools_that_save_by_storage_keep_every_tensor(plain_folder, tmp_path):
     safetensors.torch.save_model(model, tmp_path / "plain.safetensors")
     for name in ("model/model.safetensors", "state/model.safetensors", "plain.safetensors"):
         saved = {key.replace("lm_head", "transformer.embed_tokens") for key in load_file(tmp_path / name)}
-        assert saved == names  # a tied head under either name
+        assert saved == names  # a tied head has either name
     vector = torch.nn.utils.parameters_to_vector(model.parameters())
     torch.nn.utils.vector_to_parameters(vector.clone(), model.parameters())
     assert torch.equal(model(some_ids()).logits, expected)
 
 
-def test_blocks_on_the_disk_compute_the_same(plain_folder, tmp_path):
+def test_blocks_offloaded_to_disk_compute_the_same(plain_folder, tmp_path):
     where = {"transformer.embed_tokens": "cpu", "transformer.embed_positions": "cpu", "transformer.dropout": "cpu"}
     where |= {"transformer.layers": "disk", "transformer.norm": "cpu", "lm_head": "cpu"}
     model = ScratchGPTForCausalLM.from_pretrained(plain_folder, device_map=where, offload_folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Laws of the loss behind `forward`: it is the plain form, in less room, whatever is asked and however it is cut."""
+"""Test the loss of `forward`: it equals the plain form in less memory, for any targets and chunk sizes."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def plain(hidden, weight, targets, *, summed=True):
 
 
 def inputs(vocab_size: int = 501, asked: str = "some", dtype=torch.float32):
-    """Hidden states (2, 15, D), a matrix (V, D), targets (2, 15)."""
+    """Return hidden states (2, 15, D), a matrix (V, D) and targets (2, 15)."""
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(2, ROWS // 2, WIDTH, generator=draw, dtype=dtype).requires_grad_()
     weight = (0.3 * torch.randn(vocab_size, WIDTH, generator=draw, dtype=dtype)).requires_grad_()
@@ -34,14 +34,14 @@ def inputs(vocab_size: int = 501, asked: str = "some", dtype=torch.float32):
 
 
 def loss_and_gradients(function, hidden, weight, targets, *, summed=True, **kwargs):
-    """The loss, and by hidden and weight the gradient of the loss times something, so that a factor left out shows."""
+    """Return the loss and its gradients by hidden and weight; a random upstream gradient reveals missing factors."""
     losses = function(hidden, weight, targets, summed=summed, **kwargs)
     upstream = torch.randn(losses.shape, generator=torch.Generator().manual_seed(1)).to(losses.dtype)
     return losses, *torch.autograd.grad(losses, (hidden, weight), upstream)
 
 
 def near(actual, expected, tolerance: float = 1e-6) -> None:
-    """To `tolerance` of the norm; single numbers of large tensors are no nearer to the truth in the plain form."""
+    """Compare within `tolerance` of the norm: single numbers of large tensors are inexact in the plain form too."""
     for one, other in zip(actual, expected, strict=True):
         assert one.shape == other.shape and (one - other).norm() <= tolerance * other.norm()
 
@@ -52,7 +52,7 @@ def near(actual, expected, tolerance: float = 1e-6) -> None:
 @BOTH
 @pytest.mark.parametrize("asked", ["all", "some", "one", "none"])
 @pytest.mark.parametrize("vocab_size", [65, 501, 50257])
-def test_loss_and_gradients_are_the_plain_forms(vocab_size, asked, summed):
+def test_loss_and_gradients_equal_the_plain_form(vocab_size, asked, summed):
     given = inputs(vocab_size, asked)
     near(
         loss_and_gradients(linear_cross_entropy, *given, summed=summed),
@@ -72,7 +72,7 @@ def test_loss_and_gradients_do_not_depend_on_the_chunk_size(chunk_bytes, part, s
     near(loss_and_gradients(linear_cross_entropy, *given, summed=summed), expected)
 
 
-def test_the_gradient_of_every_loss_is_the_differential_quotient():
+def test_the_gradient_of_every_loss_is_the_difference_quotient():
     hidden, weight, targets = inputs(vocab_size=5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *two: linear_cross_entropy(*two, targets, summed=False), (hidden, weight))
     assert torch.autograd.gradcheck(lambda *two: linear_cross_entropy(*two, targets), (hidden, weight))
@@ -81,7 +81,7 @@ def test_the_gradient_of_every_loss_is_the_differential_quotient():
 @BOTH
 @pytest.mark.parametrize("vocab_size", [65, 5003])
 def test_under_autocast_the_loss_is_as_exact_as_the_plain_form(vocab_size, summed):
-    """Also where the model is sure of a token: there softmax - 1 is lost if it is rounded before it is subtracted."""
+    """Include confident predictions: softmax - 1 is lost there if the softmax is rounded before the subtraction."""
     hidden, weight, targets = inputs(vocab_size)
     with torch.no_grad():
         hidden[0] += 4 * weight[targets[0].clamp(min=0)]
@@ -102,7 +102,7 @@ def test_a_model_in_bf16_gets_gradients_in_bf16_and_the_loss_in_fp32():
 
 
 @BOTH
-def test_twice_the_same_is_the_same_bit_for_bit_and_a_graph_can_be_used_twice(summed):
+def test_repeated_calls_are_bit_equal_and_a_graph_can_be_used_twice(summed):
     hidden, weight, targets = inputs()
     first, again = (loss_and_gradients(linear_cross_entropy, hidden, weight, targets, summed=summed) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
@@ -127,7 +127,7 @@ def test_frozen_parameters_get_no_gradient(summed):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation makes."""
+    """Records the size of the largest tensor that any operation creates."""
 
     numel = 0
 
@@ -139,7 +139,7 @@ class Largest(TorchDispatchMode):
 
 @BOTH
 @pytest.mark.parametrize("step", [1, 7, 16, 64])
-def test_the_padding_of_a_chunk_changes_nothing(summed, step, monkeypatch):
+def test_padding_of_a_chunk_has_no_effect(summed, step, monkeypatch):
     found = []
     for size in (1, step):
         monkeypatch.setattr(room, "CHUNK_STEP", size)
@@ -151,7 +151,7 @@ def test_the_padding_of_a_chunk_changes_nothing(summed, step, monkeypatch):
 @BOTH
 def test_the_complete_logits_are_never_allocated(summed, monkeypatch):
     hidden, weight, targets = inputs()
-    monkeypatch.setattr(room, "CHUNK_BYTES", 501 * 4 * 7)  # of 7 rows
+    monkeypatch.setattr(room, "CHUNK_BYTES", 501 * 4 * 7)  # 7 rows
     monkeypatch.setattr(room, "CHUNK_STEP", 1)
     sizes = {}
     for function in (plain, linear_cross_entropy):
@@ -168,10 +168,10 @@ def test_a_token_that_is_not_in_the_vocabulary_is_an_error():
             linear_cross_entropy(hidden, weight, torch.full_like(targets, wrong))
 
 
-# --- Behind forward ----------------------------------------------------------------------------------------------
+# --- In forward --------------------------------------------------------------------------------------------------
 
 
-def asked_ids():
+def ids_and_targets():
     ids = some_ids()
     targets = ids.roll(-1, 1)
     targets[:, -1] = -100
@@ -186,9 +186,9 @@ def model_gradients(model, loss, upstream=None) -> dict:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_shift_labels_are_learned_as_labels_are(tied):
+def test_shift_labels_give_the_loss_and_gradients_of_labels(tied):
     model = tiny_model(tie_word_embeddings=tied).train()
-    ids, targets = asked_ids()
+    ids, targets = ids_and_targets()
     labels = torch.cat([torch.full((2, 1), -100), targets[:, :-1]], dim=1)
     for count in ({}, {"num_items_in_batch": 5}, {"num_items_in_batch": torch.tensor(5)}):
         ours, theirs = model(ids, shift_labels=targets, **count), model(ids, labels=labels, **count)
@@ -197,9 +197,9 @@ def test_shift_labels_are_learned_as_labels_are(tied):
         assert_close(model_gradients(model, ours.loss), model_gradients(model, theirs.loss), atol=1e-6, rtol=1e-4)
 
 
-def test_token_losses_are_the_losses_and_take_any_gradient():
+def test_token_losses_are_correct_and_accept_any_gradient():
     model = tiny_model().train()
-    ids, targets = asked_ids()
+    ids, targets = ids_and_targets()
     ours = model(ids, shift_labels=targets, token_losses=True)
     logits = model(ids).logits
     theirs = plain(logits, torch.eye(99), targets, summed=False)
@@ -212,11 +212,11 @@ def test_token_losses_are_the_losses_and_take_any_gradient():
         model(ids, labels=ids, token_losses=True)
 
 
-def test_memory_that_is_not_written_is_not_read(monkeypatch):
+def test_uninitialized_memory_is_not_read(monkeypatch):
     hidden, targets = torch.randn(256, 384).bfloat16().requires_grad_(), torch.randint(65, (256,))
     weight = torch.randn(65, 384).bfloat16().requires_grad_()
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    torch.use_deterministic_algorithms(True)  # new memory is full of NaN
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         assert torch.empty(1).isnan()
         linear_cross_entropy(hidden, weight, targets).backward()
@@ -260,9 +260,9 @@ def test_a_head_with_a_hook_or_another_class_computes_its_own_logits(change, sum
     assert_close(d_ours, d_theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_a_compiled_model_learns_the_same():
+def test_a_compiled_model_has_the_same_gradients():
     torch._dynamo.reset()
-    ids, targets = asked_ids()
+    ids, targets = ids_and_targets()
     model, compiled = tiny_model().train(), torch.compile(tiny_model().train(), backend="aot_eager")
     for wanted in (targets, torch.where(torch.arange(12) % 3 > 0, targets, -100)):  # another number of rows
         loss, expected = compiled(ids, shift_labels=wanted).loss, model(ids, shift_labels=wanted).loss

@@ -1,6 +1,6 @@
-"""Laws of the model: what attention may see, what must not matter (backend, cache, padding, packing), what it answers.
+"""Test the model: what attention may see, what has no effect (backend, cache, padding, packing), what it returns.
 
-Gradients are compared where a law is about training, and every law first shows that it could have failed.
+Gradients are compared if a test is about training, and tests show that they could fail.
 """
 
 import math
@@ -32,7 +32,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-# --- Worked examples ---------------------------------------------------------------------------------------------
+# --- Worked examples -----------------------------------------------------------------------------------------------
 
 
 def test_attention_gives_the_numbers_of_the_books_example():
@@ -49,7 +49,8 @@ def test_without_a_mask_eager_attention_is_causal():
     full, _ = eager_attention_forward(module, query, key, value, None, scaling=0.5)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.5)
     near(full, expected.transpose(1, 2))
-    last, _ = eager_attention_forward(module, query[:, :, -2:], key, value, None, scaling=0.5)  # the rest is cached
+    # The earlier tokens are cached.
+    last, _ = eager_attention_forward(module, query[:, :, -2:], key, value, None, scaling=0.5)
     near(last, full[:, -2:])
 
 
@@ -62,7 +63,7 @@ def test_the_embedding_is_the_sum_of_token_and_position():
     near(embedded[0, 1], torch.tensor([0.6, 0.1, 0.0]))
 
 
-def test_logits_have_a_number_for_every_token():
+def test_there_is_a_logit_for_every_token():
     model = tiny_model(vocab_size=50257)
     assert model(torch.tensor([[6109, 3626, 6100, 345], [6109, 1110, 6622, 257]])).logits.shape == (2, 4, 50257)
 
@@ -77,7 +78,7 @@ def test_the_future_cannot_change_the_past(attention):
     changed[:, 7] = (ids[:, 7] + 1) % VOCAB
     before, after = model(ids).logits, model(changed).logits
     near(after[:, :7], before[:, :7], atol=0)
-    assert ((after - before)[:, 7:].abs().amax(-1) > 1e-3).all()  # and every later token does see it
+    assert ((after - before)[:, 7:].abs().amax(-1) > 1e-3).all()  # every later token sees the change
 
 
 def test_attention_weights_are_a_causal_distribution():
@@ -85,28 +86,28 @@ def test_attention_weights_are_a_causal_distribution():
     weights = tiny_model()(some_ids(), attention_mask=mask, output_attentions=True).attentions
     assert [w.shape for w in weights] == [(2, 4, 12, 12)] * 2  # (B, H, T, S), one per block
     weights = torch.stack(weights)
-    real = mask.bool()[None, :, None, :, None]  # rows of padding ask nothing
+    real = mask.bool()[None, :, None, :, None]  # queries of padding are ignored
     near((weights.sum(-1, keepdim=True) * real)[:, 0], real[:, 0].expand(2, 4, 12, 1).float())
     assert (weights * real).triu(1).abs().max() == 0
-    assert weights[:, 1, :, 3:, :3].abs().max() == 0  # nobody looks at padding
+    assert weights[:, 1, :, 3:, :3].abs().max() == 0  # no token attends to padding
     assert (weights[:, 0].tril() > 0).sum() == 2 * 4 * 12 * 13 / 2
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
 @torch.no_grad()  # flex_attention has no backward on a CPU
-def test_every_backend_is_eager_attention(attention):
+def test_every_backend_equals_eager_attention(attention):
     eager, other = tiny_model(), tiny_model(attention=attention)
-    assert other.config._attn_implementation == attention  # not a silent fall back to eager
+    assert other.config._attn_implementation == attention  # no silent fallback to eager
     ids, mask = some_ids(), padded([torch.ones(12), torch.ones(9)])["attention_mask"]
     seen = mask.bool()
     _, packed = packed_rows()
-    with torch.compiler.set_stance("force_eager"):  # flex_attention compiles itself: 12 seconds, and needs a compiler
+    with torch.compiler.set_stance("force_eager"):  # flex_attention would compile: 12 seconds, with a compiler
         near(other(ids).logits, eager(ids).logits)
         near(other(ids, attention_mask=mask).logits[seen], eager(ids, attention_mask=mask).logits[seen])
         near(other(**packed, use_cache=False).logits, eager(**packed, use_cache=False).logits)
 
 
-# --- What must not matter: cache, padding, packing ----------------------------------------------------------------
+# --- Cache, padding and packing have no effect ---------------------------------------------------------------------
 
 
 @BOTH
@@ -117,7 +118,8 @@ def test_cached_equals_uncached(attention, cache):
     assert expected.past_key_values is None
     past, logits = None if cache == "dynamic" else StaticCache(config=model.config, max_cache_len=20), []
     for number, chunk in enumerate(ids.split([5, 1, 4, 1, 1], dim=1)):
-        outputs = model(chunk, use_cache=True, **{("past_key_values", "cache")[number % 2]: past})  # one, two names
+        # The cache has two argument names.
+        outputs = model(chunk, use_cache=True, **{("past_key_values", "cache")[number % 2]: past})
         past = outputs[CACHE]
         logits.append(outputs.logits)
     assert past.get_seq_length() == 12
@@ -167,7 +169,7 @@ def test_left_padded_cached_equals_unpadded(attention):
 
 
 def packed_rows(lengths=((5, 1, 6), (4, 8))):
-    """Documents, and the same documents packed: input_ids and position_ids (B, 12)."""
+    """Return documents, and the same documents packed: input_ids and position_ids (B, 12)."""
     documents = [[some_ids(1, n, seed=10 * row + n) for n in row_lengths] for row, row_lengths in enumerate(lengths)]
     ids = torch.cat([torch.cat(row, dim=1) for row in documents])
     positions = torch.cat([torch.cat([torch.arange(n) for n in row])[None] for row in lengths])
@@ -175,7 +177,7 @@ def packed_rows(lengths=((5, 1, 6), (4, 8))):
 
 
 @BOTH
-def test_packed_documents_equal_the_documents_alone(attention):
+def test_packed_documents_equal_separate_documents(attention):
     model = tiny_model(attention=attention)
     documents, packed = packed_rows()
     alone = torch.cat([torch.cat([model(d).logits for d in row], dim=1) for row in documents])
@@ -186,13 +188,13 @@ def test_packed_documents_equal_the_documents_alone(attention):
 @BOTH
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_loss_does_not_join_packed_documents(attention, mode):
-    """With the default `use_cache`, which would make one document of the row."""
+    """The default `use_cache` would join the documents of a row."""
     model = getattr(tiny_model(attention=attention), mode)()
     documents, packed = packed_rows()
     assert model.config.use_cache
     alone = sum(model(d, labels=d, num_items_in_batch=1).loss for row in documents for d in row if d.shape[1] > 1)
-    asked = packed["position_ids"] != 0  # the first token of a document is asked of nobody
-    labels = packed["input_ids"].masked_fill(~asked, -100)
+    is_target = packed["position_ids"] != 0  # the first token of a document is not a target
+    labels = packed["input_ids"].masked_fill(~is_target, -100)
     near(model(**packed, labels=labels, num_items_in_batch=1).loss, alone, atol=1e-4)
     shift_labels = torch.cat([labels[:, 1:], torch.full((2, 1), -100)], dim=1)
     near(model(**packed, shift_labels=shift_labels, num_items_in_batch=1).loss, alone, atol=1e-4)
@@ -210,11 +212,11 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token():
     shift_labels = torch.cat([labels[:, 1:], torch.full((2, 1), -100)], dim=1)
     outputs = model(ids, labels=labels)
     log_p = outputs.logits.log_softmax(-1)
-    asked = [(row, t) for row in range(2) for t in range(11) if labels[row, t + 1] != -100]
-    expected = -sum(log_p[row, t, ids[row, t + 1]] for row, t in asked) / len(asked)
+    places = [(row, t) for row in range(2) for t in range(11) if labels[row, t + 1] != -100]
+    expected = -sum(log_p[row, t, ids[row, t + 1]] for row, t in places) / len(places)
     near(outputs.loss, expected)
     near(model(ids, shift_labels=shift_labels).loss, expected)
-    near(model(ids, labels=labels, num_items_in_batch=torch.tensor(5)).loss, expected * len(asked) / 5)
+    near(model(ids, labels=labels, num_items_in_batch=torch.tensor(5)).loss, expected * len(places) / 5)
     assert model(ids).loss is None
 
 
@@ -222,13 +224,13 @@ def test_the_causal_gradient_does_not_depend_on_the_split():
     ids = some_ids(8)
     labels = ids.clone()
     for row in range(8):
-        labels[row, : row + 1] = -100  # uneven rows: a mean of means would differ
-    asked = (labels[:, 1:] != -100).sum()
+        labels[row, : row + 1] = -100  # uneven rows, for which a mean of means differs
+    targets = (labels[:, 1:] != -100).sum()
 
     def summed(rows: int) -> dict:
         model = tiny_model().train()
         for part, part_labels in zip(ids.split(rows), labels.split(rows), strict=True):
-            model(part, labels=part_labels, num_items_in_batch=asked).loss.backward()
+            model(part, labels=part_labels, num_items_in_batch=targets).loss.backward()
         return gradients(model)
 
     assert_close(summed(8), summed(2), atol=1e-6, rtol=1e-4)
@@ -242,7 +244,7 @@ def test_padding_changes_no_gradient(attention, side):
     for rows in ([padded([text]) for text in texts], [padded(texts, side=side, length=15, pad_id=17)]):
         model = tiny_model(attention=attention).train()
         for batch in rows:
-            # The first token of a text is not asked: with padding on its left the padding would be asked for it.
+            # The first token of a text is not a target: with left padding, the padding would have to predict it.
             first = batch["attention_mask"].cumsum(-1) <= 1
             labels = batch["input_ids"].masked_fill(first | (batch["attention_mask"] == 0), -100)
             model(**batch, labels=labels, num_items_in_batch=15).loss.backward()
@@ -250,7 +252,7 @@ def test_padding_changes_no_gradient(attention, side):
     assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
 
 
-# --- What clients ask of forward -----------------------------------------------------------------------------------
+# --- Arguments and outputs of forward ------------------------------------------------------------------------------
 
 
 def test_logits_to_keep_keeps_the_given_positions():
@@ -259,14 +261,14 @@ def test_logits_to_keep_keeps_the_given_positions():
     near(model(ids, logits_to_keep=3).logits, full[:, -3:])
     near(model(ids, logits_to_keep=torch.tensor([2, 5])).logits, full[:, [2, 5]])
     near(model(ids, logits_to_keep=0).logits, full)
-    each = torch.tensor([[1, 4], [0, 7]])  # positions of its own for each row
+    each = torch.tensor([[1, 4], [0, 7]])  # different positions in each row
     near(model(ids, logits_to_keep=each).logits, torch.stack([full[0, each[0]], full[1, each[1]]]))
     mask = some_ids(seed=3) % 2 == 0
     near(model(ids, logits_to_keep=mask).logits, full[mask])
 
 
 @pytest.mark.parametrize("model_class", ALL_HEADS)
-def test_inputs_embeds_stand_for_input_ids(model_class):
+def test_inputs_embeds_replace_input_ids(model_class):
     model, batch = tiny_model(model_class), padded([some_ids(1, 12)[0], some_ids(1, 9)[0]])
     embeds = model.get_input_embeddings()(batch["input_ids"])
     near(model(inputs_embeds=embeds, attention_mask=batch["attention_mask"])[0], model(**batch)[0])
@@ -291,7 +293,7 @@ def test_outputs_on_request_and_as_a_tuple(model_class):
 
 
 @pytest.mark.parametrize("model_class", ALL_HEADS)
-def test_too_long_an_input_is_an_error_that_names_both_numbers(model_class):
+def test_an_input_over_the_context_is_an_error_with_both_numbers(model_class):
     model = tiny_model(model_class)
     assert model(some_ids(1, 64))[0].isfinite().all()
     with pytest.raises(ValueError, match=r"65 tokens.*max_position_embeddings=64"):
@@ -308,7 +310,7 @@ def test_generating_past_the_context_is_the_same_error():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_takes_no_room_in_the_context(side):
+def test_padding_does_not_count_for_the_context(side):
     model, text = tiny_model(), some_ids(1, 60)
     batch = padded([text[0]], side=side, length=80)
     near(model(**batch).logits[batch["attention_mask"].bool()], model(text).logits[0])
@@ -318,7 +320,7 @@ def test_padding_takes_no_room_in_the_context(side):
 
 
 def test_gradient_checkpointing_changes_no_gradient():
-    """With dropout on: the second forward draws the same masks."""
+    """With dropout: the second forward draws the same masks."""
     dropouts = {"embed_dropout": 0.1, "attention_dropout": 0.1, "resid_dropout": 0.1}
     results, calls = [], []
     for checkpointing in (False, True):
@@ -329,7 +331,7 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.manual_seed(1)
         model(some_ids(), labels=some_ids()).loss.backward()
         results.append(gradients(model))
-    assert calls == [False, True, True]  # it really is computed twice
+    assert calls == [False, True, True]  # activations are computed twice
     assert_close(results[1], results[0], atol=1e-6, rtol=1e-5)
 
 
@@ -348,8 +350,8 @@ def test_gpt2s_initialization_scales_the_projections_into_the_residual_stream():
 
 
 @BOTH
-def test_each_dropout_acts_in_its_own_place(attention):
-    """At probability 1 a dropout removes exactly what it is put on."""
+def test_each_dropout_acts_at_its_place(attention):
+    """At probability 1 a dropout removes its input completely."""
     ids, shuffled = some_ids(1, 12), some_ids(1, 12, seed=1)
     shuffled[:, -1] = ids[:, -1]
 
@@ -357,9 +359,9 @@ def test_each_dropout_acts_in_its_own_place(attention):
         return tiny_model(attention=attention, **dropout).train()
 
     model = trained(embed_dropout=1.0)
-    near(model(ids).logits, model(shuffled).logits)  # no embedding is left
+    near(model(ids).logits, model(shuffled).logits)  # all embeddings are dropped
     model = trained(attention_dropout=1.0)
-    near(model(ids).logits[:, -1], model(shuffled).logits[:, -1])  # nobody sees another token
+    near(model(ids).logits[:, -1], model(shuffled).logits[:, -1])  # no token sees another
     assert (model(ids).logits[:, 0] - model(shuffled).logits[:, 0]).abs().max() > 0.1
     model = trained(resid_dropout=1.0)
     embedded = model.transformer.embed_tokens(ids) + model.transformer.embed_positions(torch.arange(12))
@@ -376,7 +378,7 @@ def test_dropout_acts_in_training_only(attention, name):
     assert (model(ids).logits - model(ids).logits).abs().max() > 0.01
 
 
-# --- Surgery, compilers, devices ------------------------------------------------------------------------------------
+# --- Surgery, compilers, devices -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [120, 50])
@@ -400,7 +402,7 @@ def test_resizing_keeps_old_rows_and_the_tie(size, tied, tmp_path):
 
 @BOTH
 def test_one_graph_compiles_and_equals_eager_mode(attention):
-    torch._dynamo.reset()  # its count of compilations goes on through a process
+    torch._dynamo.reset()  # its count of compilations is per process
     model = tiny_model(attention=attention)
     compiled = torch.compile(tiny_model(attention=attention), fullgraph=True, backend="aot_eager")
     batch = padded([some_ids(1, 12)[0], some_ids(1, 9)[0]])
@@ -414,7 +416,7 @@ def test_one_graph_compiles_and_equals_eager_mode(attention):
     assert_close(gradients(compiled._orig_mod), gradients(model), atol=1e-6, rtol=1e-4)
 
 
-def test_gelu_compiled_as_the_recipes_do_equals_torch_s_own():
+def test_gelu_compiled_as_in_the_recipes_equals_torchs():
     try:
         check_compiler()
     except ValueError as error:
@@ -460,7 +462,7 @@ def test_plans_name_only_modules_that_exist(model_class, plan):
     if plan != "_tp_plan":
         return
     split = {name for name in names if name.endswith(("_proj", "embed_tokens"))}
-    split |= names & {"lm_head"}  # a tied head must be split as the embedding is
+    split |= names & {"lm_head"}  # a tied head must be split like the embedding
     assert entries == split
 
 
@@ -482,8 +484,8 @@ def greedy(model, ids, new_tokens: int = 15, **options) -> torch.Tensor:
     return model.generate(ids, **options)
 
 
-def by_hand(model, ids, new_tokens: int = 15) -> torch.Tensor:
-    """Greedy decoding with nothing clever in it."""
+def greedy_by_loop(model, ids, new_tokens: int = 15) -> torch.Tensor:
+    """Decode greedily in a plain loop."""
     for _ in range(new_tokens):
         ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
     return ids
@@ -493,13 +495,13 @@ def by_hand(model, ids, new_tokens: int = 15) -> torch.Tensor:
 @pytest.mark.parametrize("mode", GREEDY_MODES)
 def test_every_greedy_mode_gives_the_same_text(attention, mode):
     model, prompt = tiny_model(attention=attention), some_ids(1, 6)
-    assert greedy(model, prompt, **GREEDY_MODES[mode]).tolist() == by_hand(model, prompt).tolist()
+    assert greedy(model, prompt, **GREEDY_MODES[mode]).tolist() == greedy_by_loop(model, prompt).tolist()
 
 
 def test_assisted_decoding_gives_the_same_text():
     model, assistant, prompt = tiny_model(), tiny_model(seed=1, num_hidden_layers=1), some_ids(1, 6)
-    expected = by_hand(model, prompt)
-    assert by_hand(assistant, prompt).tolist() != expected.tolist()
+    expected = greedy_by_loop(model, prompt)
+    assert greedy_by_loop(assistant, prompt).tolist() != expected.tolist()
     assert greedy(model, prompt, assistant_model=assistant).tolist() == expected.tolist()
 
 
@@ -508,20 +510,20 @@ def test_generating_from_embeddings_gives_the_same_text():
     spoken = model.generate(
         inputs_embeds=model.get_input_embeddings()(prompt), do_sample=False, max_new_tokens=15, pad_token_id=0
     )
-    assert spoken.tolist() == by_hand(model, prompt)[:, 6:].tolist()
+    assert spoken.tolist() == greedy_by_loop(model, prompt)[:, 6:].tolist()
 
 
 @BOTH
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_a_left_padded_batch_gives_the_text_of_each_row_alone(attention, cache):
+def test_a_left_padded_batch_gives_the_text_of_each_separate_row(attention, cache):
     model, texts = tiny_model(attention=attention), [some_ids(1, n, seed=n)[0] for n in (3, 8, 1)]
     batch = padded(texts)
     spoken = greedy(model, batch["input_ids"], attention_mask=batch["attention_mask"], cache_implementation=cache)
     for row, text in enumerate(texts):
-        assert spoken[row, 8:].tolist() == by_hand(model, text[None])[0, len(text) :].tolist()
+        assert spoken[row, 8:].tolist() == greedy_by_loop(model, text[None])[0, len(text) :].tolist()
 
 
-def test_beams_as_many_as_tokens_find_the_most_likely_pair():
+def test_one_beam_per_token_finds_the_most_likely_pair():
     model, prompt = tiny_model(), some_ids(1, 6)
     first = model(prompt).logits[0, -1].log_softmax(-1)  # (V,)
     each = torch.cat([prompt.expand(VOCAB, -1), torch.arange(VOCAB)[:, None]], dim=1)
@@ -546,7 +548,7 @@ def test_sampling_is_seeded_and_follows_the_distribution():
 
 def test_generation_stops_at_the_end_token():
     model, prompt = tiny_model(), some_ids(1, 6)
-    expected = by_hand(model, prompt)[0, 6:].tolist()
+    expected = greedy_by_loop(model, prompt)[0, 6:].tolist()
     end = expected[4]
     assert greedy(model, prompt, eos_token_id=end)[0, 6:].tolist() == expected[: expected.index(end) + 1]
 
@@ -561,7 +563,7 @@ def classifier(**changes) -> ScratchGPTForSequenceClassification:
 @BOTH
 @pytest.mark.parametrize("special", [{}, {"pad_token_id": 5}, {"pad_token_id": 5, "eos_token_id": 5}])
 def test_a_class_does_not_depend_on_padding(attention, special):
-    """Nor on what fills it: neither where the text holds the pad id, ends in it, nor where no pad id is known."""
+    """Padding of any id has no effect, also if a text contains the pad id or ends in it, or without a pad id."""
     model = classifier(attention=attention, **special)
     texts = [torch.tensor([7, 5, 9, 5]), torch.tensor([5, 5, 5]), torch.tensor([8, 1, 2, 3, 4, 6, 5])]
     alone = torch.cat([model(text[None]).logits for text in texts])
@@ -580,7 +582,7 @@ PROBLEMS = {
 
 
 def classification_rows(problem: str) -> tuple[dict, dict]:
-    """Config changes, and 8 padded rows with their labels."""
+    """Return config changes, and 8 padded rows with their labels."""
     num_labels, labels = PROBLEMS[problem]
     texts = [some_ids(1, 1 + row, seed=row)[0] for row in range(8)]
     return {"num_labels": num_labels, "problem_type": problem}, {**padded(texts), "labels": labels}
@@ -590,7 +592,7 @@ def classification_rows(problem: str) -> tuple[dict, dict]:
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_the_classifiers_loss_and_gradient_do_not_depend_on_the_split(problem, named):
     changes, batch = classification_rows(problem)
-    if not named:  # then the labels tell
+    if not named:  # the labels then determine the problem type
         changes["problem_type"] = None
     count = (batch["labels"] != -100).sum()
     results = []
@@ -602,13 +604,13 @@ def test_the_classifiers_loss_and_gradient_do_not_depend_on_the_split(problem, n
             part_loss = model(**part, num_items_in_batch=count).loss
             part_loss.backward()
             loss += part_loss.detach()
-        assert model.config.problem_type == changes["problem_type"]  # a forward does not write into the config
+        assert model.config.problem_type == changes["problem_type"]  # a forward does not change the config
         results.append((loss, gradients(model)))
     assert_close(results[0], results[1], atol=1e-6, rtol=1e-4)
-    near(classifier(**changes)(**batch).loss, results[0][0])  # without a count: the mean over this call's labels
+    near(classifier(**changes)(**batch).loss, results[0][0])  # without a count, the mean over the labels of this call
 
 
-def test_the_classifiers_losses_are_torchs():
+def test_the_classifiers_losses_equal_torchs():
     for problem, loss_function in {
         "single_label_classification": torch.nn.functional.cross_entropy,
         "multi_label_classification": torch.nn.functional.binary_cross_entropy_with_logits,
@@ -619,12 +621,12 @@ def test_the_classifiers_losses_are_torchs():
         near(outputs.loss, loss_function(outputs.logits, batch["labels"]))
 
 
-# --- Under transformers' own Trainer ---------------------------------------------------------------------------------
+# --- With transformers' Trainer ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("problem", ["causal", *PROBLEMS])
 def test_a_trainer_step_does_not_depend_on_accumulation(problem, tmp_path):
-    """SGD without clipping: a gradient of the wrong size would show."""
+    """SGD without clipping reveals a gradient of the wrong size."""
     if problem == "causal":
         batch = padded([some_ids(1, 3 + row, seed=row)[0] for row in range(8)])
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)

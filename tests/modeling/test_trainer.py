@@ -1,4 +1,4 @@
-"""transformers' Trainer on our classes, local and from remote code: what it does for stock GPT-2, it does for ours."""
+"""Test transformers' Trainer on our classes, local and from remote code: it works as it does on stock GPT-2."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ LABELED = Dataset.from_dict({"input_ids": IDS.tolist(), "labels": CLASSES.tolist
 
 @pytest.fixture(scope="module", params=["local class", "remote code"])
 def folders(request, tmp_path_factory) -> dict:
-    """Folders of a language model and a classifier, and a function that loads either as the class under test."""
+    """Save a language model and a classifier; return a function that loads either as the class under test."""
     root = tmp_path_factory.mktemp("models")
     models = {
         "lm": (tiny_model(), ScratchGPTForCausalLM),
@@ -62,13 +62,13 @@ def next_token_loss(logits, smoothing: float = 0.0) -> float:
 # --- Language model -----------------------------------------------------------------------------------------------
 
 
-def test_training_starts_at_the_loss_of_our_own_objective_and_learns(folders, tmp_path):
+def test_training_starts_at_the_loss_of_our_objective_and_lowers_it(folders, tmp_path):
     model = folders["load"]("lm")
     batch = {"input_ids": IDS[:, :-1], "shift_labels": IDS[:, 1:]}
     ours = causal_lm.sums(model, batch)["loss"] / causal_lm.counts(batch)["loss"]
     trained = trainer(model, TEXTS, tmp_path)
     trained.train()
-    assert losses(trained)[0] == pytest.approx(ours.item(), abs=1e-3)  # logged with few digits
+    assert losses(trained)[0] == pytest.approx(ours.item(), abs=1e-3)  # the log has few digits
     assert losses(trained)[-1] < 0.5 * losses(trained)[0]
 
 
@@ -104,7 +104,7 @@ def test_label_smoothing_is_that_of_the_next_token(folders, tmp_path):
     assert losses(trained)[0] == pytest.approx(expected, abs=1e-3)
     predicted = model.eval()(IDS[:, :-1]).logits.argmax(-1)
     assert (predicted == IDS[:, 1:]).float().mean() > 0.9
-    assert (predicted == IDS[:, :-1]).float().mean() < 0.1  # not its own input
+    assert (predicted == IDS[:, :-1]).float().mean() < 0.1  # not the input token
 
 
 def test_trl_smooths_labels_of_the_next_token(folders, tmp_path):
@@ -151,7 +151,7 @@ def test_a_resumed_training_ends_with_the_same_weights(folders, kind, tmp_path):
 # --- Classifier ---------------------------------------------------------------------------------------------------
 
 
-def test_a_classifier_learns_and_is_measured_as_stock_gpt2(folders, tmp_path):
+def test_a_classifier_trains_and_is_evaluated_like_stock_gpt2(folders, tmp_path):
     def compute_metrics(prediction):
         return {"accuracy": (prediction.predictions.argmax(-1) == prediction.label_ids).mean()}
 
@@ -175,7 +175,7 @@ def test_label_smoothing_of_a_classifier(folders, tmp_path):
 # --- peft ---------------------------------------------------------------------------------------------------------
 
 
-def test_peft_adapts_by_default_what_it_adapts_in_stock_gpt2(folders):
+def test_peft_adapts_the_same_layers_by_default_as_in_stock_gpt2(folders):
     from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
 
     adapted = get_peft_model(folders["load"]("lm"), LoraConfig(task_type="CAUSAL_LM"))

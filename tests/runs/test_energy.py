@@ -1,4 +1,4 @@
-"""What a run has drawn: a row for each launch, on the card with how it is known; refused before anything is read."""
+"""Test energy: a row for each launch, the sum and its method on the card, bad options refused at the start."""
 
 import csv
 from types import SimpleNamespace

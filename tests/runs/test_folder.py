@@ -1,4 +1,4 @@
-"""A run's folder: it is ours by what we wrote, one process writes into it, and nothing else in it is ever lost."""
+"""Test the run folder: recognized by its files, written by one process, and foreign files in it are never lost."""
 
 import dataclasses
 import errno
@@ -34,7 +34,7 @@ STORY = "".join(f"On day {n} the old sailor walked to the shiny sea, {n * 7 % 90
 SMALL = ["--preset", "tiny", "--vocab-size", "280", "--max-length", "16", "--batch-size", "2", "--device", "cpu"]
 SMALL += ["--config-overrides", "hidden_size=16,num_hidden_layers=1", "--max-steps", "4", "--checkpoint-every", "2"]
 SMALL += ["--eval-batches", "1", "--eval-every", "2"]
-WILD = ["--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]  # diverges before it saves anything
+WILD = ["--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]  # diverges before the first save
 
 
 run = partial(run_recipe, pretrain)
@@ -42,23 +42,23 @@ story = story_file(STORY)
 
 
 @pytest.fixture(scope="module")
-def made(story, tmp_path_factory):
-    """A run, for copies of it."""
+def original_run(story, tmp_path_factory):
+    """Make a run that tests copy."""
     folder = tmp_path_factory.mktemp("made") / "run"
     run("--dataset", story, *SMALL, "--output-dir", folder)
     return folder
 
 
 @pytest.fixture
-def trained(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "run")
+def trained(original_run, tmp_path):
+    return shutil.copytree(original_run, tmp_path / "run")
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# --- Whose a folder is -----------------------------------------------------------------------------------------------
+# --- Recognizing a run folder ----------------------------------------------------------------------------------------
 
 
 def test_a_run_folder_is_recognized_by_its_files(trained, tmp_path):
@@ -77,7 +77,7 @@ def test_a_run_folder_is_recognized_by_its_files(trained, tmp_path):
         (tmp_path / "theirs" / "run.yaml").write_text(text, encoding="latin-1")
         assert is_run(tmp_path / "old") and not is_run(tmp_path / "theirs"), text
     (trained / "run.yaml").unlink()
-    assert is_run(trained)  # by its checkpoints
+    assert is_run(trained)  # recognized by its checkpoints
     shutil.rmtree(trained / "checkpoints")
     (trained / "checkpoints" / "step-3").mkdir(parents=True)
     (trained / "checkpoints" / "step-3" / "manifest.json").write_text("[]")
@@ -95,7 +95,7 @@ def test_a_foreign_folder_is_refused_with_any_option(story, tmp_path, capsys):
         assert files(theirs) == before
 
 
-def test_nothing_that_a_run_did_not_write_is_ever_removed(trained, story):
+def test_only_files_written_by_a_run_are_removed(trained, story):
     foreign = ["checkpoints/mine.pt", "model/my_code.py", "exports/thesis.pdf", "checkpoints/step-2-good/state.json"]
     foreign += ["notes.txt", "model/deep/er.txt", "seed-7/diary.txt", "last/a.txt", "checkpoints/step-4/why.txt"]
     for name in foreign:
@@ -106,17 +106,17 @@ def test_nothing_that_a_run_did_not_write_is_ever_removed(trained, story):
     for more in (["--overwrite", "true"], ["--resume", "--max-steps", 8]):
         run(*words, *more)
         for name in foreign:
-            step = "checkpoints/.old-step-4/why.txt"  # of a checkpoint that is gone
+            step = "checkpoints/.old-step-4/why.txt"  # of a deleted checkpoint
             assert (trained / name).exists() or (name.endswith("why.txt") and (trained / step).exists()), name
         assert (trained / "model" / "link").is_symlink()
     assert not (trained / ASIDE).exists() and (trained / "model" / "config.json").exists()
 
 
-def test_the_old_run_stays_until_the_new_one_has_a_checkpoint(trained, story, capsys):
+def test_the_old_run_is_kept_until_the_new_one_has_a_checkpoint(trained, story, capsys):
     (trained / "notes.txt").write_text("mine")
     before = {path.relative_to(trained).as_posix(): path.read_bytes() for path in run_files(trained)}
     words = ["--dataset", story, *SMALL, "--output-dir", trained, "--overwrite", "true"]
-    for _ in range(2):  # the second removes the attempt, not the run
+    for _ in range(2):  # the second launch removes the failed attempt, not the run
         with pytest.raises(SystemExit):
             run(*words, *WILD)
         assert files(trained / ASIDE) == before
@@ -127,7 +127,7 @@ def test_the_old_run_stays_until_the_new_one_has_a_checkpoint(trained, story, ca
     assert not (trained / ASIDE).exists() and (trained / "notes.txt").read_text() == "mine"
 
 
-def test_a_run_that_cannot_be_set_aside_stays_as_it_is(trained, monkeypatch):
+def test_a_run_that_cannot_be_moved_aside_is_not_changed(trained, monkeypatch):
     before, replace, calls = files(trained), os.replace, []
 
     def fail_later(*names):
@@ -142,7 +142,7 @@ def test_a_run_that_cannot_be_set_aside_stays_as_it_is(trained, monkeypatch):
     assert files(trained) == before and not (trained / ASIDE).exists()
 
 
-def test_a_kill_while_a_run_is_set_aside_leaves_no_empty_checkpoint(trained, monkeypatch):
+def test_a_kill_while_a_run_is_moved_aside_leaves_no_empty_checkpoint(trained, monkeypatch):
     before, replace = files(trained), os.replace
 
     def die_at_the_last(source, target):
@@ -200,7 +200,7 @@ def test_the_inputs_of_a_run_are_not_removed(trained, story, tmp_path, capsys):
     assert snapshot(trained) == before
 
 
-# --- A folder is whole, or its older one is found --------------------------------------------------------------------
+# --- Interrupted saves -----------------------------------------------------------------------------------------------
 
 
 def test_a_kill_between_the_two_renames_loses_neither_folder_nor_foreign_files(tmp_path, monkeypatch):
@@ -228,7 +228,7 @@ def test_a_kill_between_the_two_renames_loses_neither_folder_nor_foreign_files(t
 
 
 @pytest.mark.parametrize("prefix", [".writing-", ".old-"])
-def test_the_only_checkpoint_is_found_by_the_name_that_a_killed_save_has_left(prefix, trained, story, capsys):
+def test_the_only_checkpoint_is_found_under_the_temporary_name_of_a_killed_save(prefix, trained, story, capsys):
     shutil.rmtree(trained / "checkpoints" / "step-2")
     (trained / "checkpoints" / "step-4").rename(trained / "checkpoints" / f"{prefix}step-4")
     path, said = find_checkpoint(trained / "checkpoints")
@@ -243,7 +243,7 @@ def test_a_complete_checkpoint_is_not_written_again(trained, story, monkeypatch)
     before = {path: path.stat().st_ino for path in (trained / "checkpoints" / "step-4").iterdir()}
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--keep", 1)
     assert {path: path.stat().st_ino for path in (trained / "checkpoints" / "step-4").iterdir()} == before
-    assert [path.name for path in list_checkpoints(trained / "checkpoints")] == ["step-4"]  # but others are pruned
+    assert [path.name for path in list_checkpoints(trained / "checkpoints")] == ["step-4"]  # others are pruned
     assert (trained / "evaluation.json").exists()
 
 
@@ -257,7 +257,7 @@ def test_a_truncated_metrics_file_blocks_neither_resume_nor_record(trained, stor
     assert b"\xff" not in (trained / "metrics.jsonl").read_bytes()
 
 
-# --- The best, and the course of a run -------------------------------------------------------------------------------
+# --- The best model and abandoned continuations ----------------------------------------------------------------------
 
 
 def test_the_model_records_its_step_and_never_comes_from_an_abandoned_continuation(story, tmp_path, capsys):
@@ -276,14 +276,14 @@ def test_the_model_records_its_step_and_never_comes_from_an_abandoned_continuati
     assert json.loads((folder / "model" / "step.json").read_text())["step"] == protocol["step"]
 
 
-# --- Resuming alone --------------------------------------------------------------------------------------------------
+# --- Resuming without other options ----------------------------------------------------------------------------------
 
 
 def parsed(*words):
     return command_line.parse(pretrain.PretrainRun, [str(word) for word in words])
 
 
-def test_resume_alone_reads_the_runs_own_fields(trained, story, tmp_path, capsys):
+def test_resume_without_other_options_reads_the_fields_of_the_run(trained, story, tmp_path, capsys):
     own = parsed("--output-dir", trained, "--resume")
     assert own.resume == "latest" and own.dataset == story and own.max_steps == 4 and own.output_dir == str(trained)
     (tmp_path / "c.yaml").write_text("max_steps: 5\nlog_every: 7\n")
@@ -336,7 +336,7 @@ def test_a_run_in_use_is_not_staged_and_a_lock_is_never_published(trained, capsy
     assert not {LOCK, "step.json"} & {*files_of(out), *left_behind(trained)}
 
 
-# --- One line that names the last checkpoint -------------------------------------------------------------------------
+# --- Errors name the last checkpoint ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["run.yaml", "manifest.json", "metrics.jsonl", "evaluation.json"])
@@ -367,7 +367,7 @@ def test_an_error_in_the_background_writer_is_a_one_line_error(trained, story, m
 
 
 class Rows:
-    """Rows, one of which ends the process that reads it."""
+    """Rows that end the data worker that reads them."""
 
     def __init__(self, rows):
         self.rows = rows

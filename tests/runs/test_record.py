@@ -1,4 +1,4 @@
-"""Laws of the record of a run: its base, its results, and what is not a run."""
+"""Test the record of a run: its base, its results, and folders that are not runs."""
 
 import json
 

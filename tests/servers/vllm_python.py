@@ -1,4 +1,4 @@
-"""Continue the prompts of expected.json by vLLM's `LLM` and write the ids as JSON.
+"""Continue the prompts of expected.json with vLLM's `LLM` and write the ids as JSON.
 
 python tests/servers/vllm_python.py MODEL expected.json COUNT ids.json
 """

@@ -1,4 +1,4 @@
-"""Laws of chat templates: the training format is used, and an unusable one is refused."""
+"""Test chat templates: the training format is used, and an unusable one is refused."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_an_unusable_template_is_a_one_line_error(message):
     tokenizer.chat_template = BAD_TEMPLATES[message]
     with pytest.raises(ValueError, match=message):
         store_format(tokenizer, choose_format(tokenizer))
-    if message == "no generation markers":  # good to be used, not to be learned
+    if message == "no generation markers":  # usable for prompts, not for training
         assert tokenizer.decode(encode_prompt(tokenizer, [ASK])).endswith("Well?<|im_end|>\n<|im_start|>assistant\n")
         with pytest.raises(ValueError, match="nobody knows what the assistant says"):
             encode_messages(tokenizer, [ASK, SAY])

@@ -1,4 +1,4 @@
-"""Laws of encoding documents: each ends in EOS, its bytes are counted, and calls of the tokenizer are bounded."""
+"""Test encoding documents: each ends in EOS, its bytes are counted, and calls of the tokenizer are bounded."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Laws of the tokenizer room: nothing is lost, special tokens' spellings are text, more tokens change no old one."""
+"""Test tokenizers: nothing is lost, spelled special tokens are text, added tokens do not change old ones."""
 
 import json
 
@@ -37,7 +37,8 @@ def tokenizer():
     return train_tokenizer(CORPUS, vocab_size=320, special_tokens=["<|user|>"])
 
 
-any_text = st.text(st.characters(exclude_categories=["Cs"]))  # all of Unicode but lone surrogates, which are no text
+# All of Unicode except lone surrogates, which are not text.
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
 with_specials = st.lists(st.one_of(any_text, st.sampled_from(SPECIALS))).map("".join)
 
 
@@ -73,10 +74,10 @@ def test_a_long_text_is_encoded_in_pieces_and_gives_the_same_ids(tokenizer, monk
     whole = encode_batch(tokenizer, [text, "short"])
     monkeypatch.setattr("scratch_gpt.tokenization.tokenizer.ENCODED_PIECE", 40)
     assert encode_batch(tokenizer, [text, "short"]) == whole
-    assert decode(tokenizer, encode_batch(tokenizer, ["x" * 95])[0]) == "x" * 95  # no space to cut at
+    assert decode(tokenizer, encode_batch(tokenizer, ["x" * 95])[0]) == "x" * 95  # no space at which to split
 
 
-def test_encoding_plain_text_leaves_the_tokenizer_as_it_was(tokenizer):
+def test_encoding_plain_text_does_not_change_the_tokenizer(tokenizer):
     encode_batch(tokenizer, [END_OF_TEXT])
     assert tokenizer(END_OF_TEXT)["input_ids"] == [tokenizer.eos_token_id]
 
@@ -100,7 +101,7 @@ def test_saved_and_reloaded_is_identical(tokenizer, tmp_path):
 
 def test_a_fingerprint_covers_everything_that_decides_the_ids(tokenizer, tmp_path):
     first = fingerprint(tokenizer)
-    tokenizer(["sun", "the shiny sea"], padding=True, truncation=True, max_length=2)  # a call pads, no more
+    tokenizer(["sun", "the shiny sea"], padding=True, truncation=True, max_length=2)  # padding in a call has no effect
     tokenizer.save_pretrained(tmp_path)
     assert fingerprint(tokenizer) == fingerprint(load_tokenizer(tmp_path)) == first
     assert fingerprint(train_tokenizer(CORPUS, vocab_size=280, special_tokens=["<|user|>"])) != first
@@ -152,13 +153,13 @@ def test_a_missing_tokenizer_is_a_one_line_error(tmp_path):
 
 @pytest.fixture
 def small():
-    return train_tokenizer(CORPUS, vocab_size=262)  # to be changed by a test
+    return train_tokenizer(CORPUS, vocab_size=262)  # tests change it
 
 
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("make", [tiny_model, tiny_gpt2])
-@pytest.mark.parametrize("padding", [0, 1, 9])  # rows that the model has and the tokenizer does not
+@pytest.mark.parametrize("padding", [0, 1, 9])  # rows of the model without a token
 def test_new_embedding_rows_are_the_mean_and_old_ones_stay(make, tied, special, padding, small):
     model = make(vocab_size=len(small) + padding, tie_word_embeddings=tied)
     old = {table: part.weight.detach()[: len(small)].clone() for table, part in tables(model).items()}
@@ -185,7 +186,7 @@ def test_tokens_added_as_special_or_as_words_survive_saving(small, tmp_path):
     text = "sun <|a|> shiny <|b|>"
     plain = encode(small, text)
     assert extend_tokenizer(small, ["<|a|>"], special=True) == 1
-    assert encode(small, text) == plain  # a special token's spelling is text
+    assert encode(small, text) == plain  # a spelled special token is text
     assert extend_tokenizer(small, ["<|b|>"]) == 1
     assert extend_tokenizer(small, ["<|a|>", "<|b|>"]) == 0
     small.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Laws of training a tokenizer: bounded samples, what each kind keeps of a text, and chats whose answers are asked."""
+"""Test training a tokenizer: bounded samples, the text that each kind restores, and masks of chat answers."""
 
 import random
 
@@ -36,7 +36,7 @@ texts_of_all_sizes = st.lists(st.text(st.characters(exclude_categories=["Cs"]), 
 
 @given(texts=texts_of_all_sizes, seed=st.integers(0, 9))
 @settings(deadline=None)
-def test_a_small_corpus_is_taken_whole_and_in_order(texts, seed):
+def test_a_small_corpus_is_used_completely_and_in_order(texts, seed):
     sample = sample_texts(iter(texts), 1_000_000, seed)
     assert list(sample) == list(sample) == [text for text in texts if text]
     assert sample.bytes_seen == sample.bytes_used == sum(len(text.encode()) for text in texts)
@@ -50,16 +50,15 @@ def test_a_sample_stays_below_its_cap_and_is_part_of_the_text(texts, seed):
     used = sum(len(text.encode()) for text in sample)
     assert sample.bytes_used == used <= 1000
     assert sample.bytes_seen == sum(len(text.encode()) for text in texts)
-    assert (
-        used == sample.bytes_seen or used > 900
-    )  # a block is at most a hundredth, and twice that where texts share it
+    # A block is at most 1/100 of the limit, or twice that if texts share it.
+    assert used == sample.bytes_seen or used > 900
     whole = "\0".join(texts)
     assert all(text in whole for text in sample)
     assert sample == sample_texts(texts, 1000, seed)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_blocks_with_the_smallest_random_numbers_stay_whatever_their_size(seed):
+def test_blocks_with_the_smallest_random_numbers_are_kept_at_any_size(seed):
     # Blocks of 20 characters: of 20 to 38 bytes.
     texts = [f"{n:010d}" + ("\u4e16" * (n * 7 % 10)).ljust(10, "x") for n in range(3000)]
     kept = {int(text[:10]) for text in sample_texts(texts, 2000, seed)}
@@ -72,7 +71,7 @@ def test_one_long_line_is_sampled_from_all_of_it_without_cutting_words():
     line = " ".join(f"w{n}" for n in range(200_000))
     sample = sample_texts([line], 100_000)
     words = [int(word.removeprefix("w")) for text in sample for word in text.split()]
-    assert words == sorted(set(words)) and words[-1] < 200_000  # in order, and whole
+    assert words == sorted(set(words)) and words[-1] < 200_000  # in order, and complete
     assert 95_000 < sample.bytes_used <= 100_000
     tenths = [sum(word // 20_000 == tenth for word in words) for tenth in range(10)]
     assert min(tenths) > 0.4 * len(words) / 10
@@ -84,7 +83,7 @@ def test_characters_are_never_cut():
     assert set("".join(sample_texts([line], 5000))) == set(line)
 
 
-def test_the_sample_is_what_is_trained_on():
+def test_training_uses_the_sample():
     texts = [f"word{n} is one of many words. " * 3 for n in range(2000)]
     sample = sample_texts(texts, 20_000, seed=3)
     trained = train_tokenizer(texts, vocab_size=400, sample_bytes=20_000, seed=3)
@@ -96,7 +95,7 @@ def test_the_sample_is_what_is_trained_on():
 
 
 @pytest.mark.parametrize("kind", sorted({*TOKENIZER_KINDS} - {"unigram"}))
-def test_training_is_deterministic_to_the_byte(kind, tokenizers, tmp_path):
+def test_training_is_byte_for_byte_deterministic(kind, tokenizers, tmp_path):
     for name, tokenizer in (("a", tokenizers[kind]), ("b", train(kind))):
         tokenizer.save_pretrained(tmp_path / name)
     for file in (tmp_path / "a").iterdir():
@@ -161,7 +160,7 @@ def test_unigram_and_char_restore_known_characters(kind, tokenizers, text):
     ],
 )
 def test_unknown_text_becomes_unk(kind, tokens, text, tokenizers):
-    # \u03b6 was never seen; `stone` was, `ston\u03b6` is unknown as a whole to the kinds of whole words.
+    # \u03b6 was not in the training text, `stone` was: kinds with whole-word tokens do not know `ston\u03b6` at all.
     given = "the  sun shines, \u4e16\u754c! It's \u03b6ebra ston\u03b6?"
     if kind == "wordpiece":
         given = given.replace("ston\u03b6", "stone")
@@ -174,7 +173,7 @@ def test_unknown_text_becomes_unk(kind, tokens, text, tokenizers):
 
 
 @pytest.mark.parametrize("kind", ["word", "char", "wordpiece", "unigram"])
-def test_rare_tokens_and_those_without_room_are_unknown(kind):
+def test_rare_tokens_and_tokens_beyond_the_vocabulary_size_are_unknown(kind):
     texts = ["common common common rare \u00e9", "x common"]
     unknown = train_tokenizer(texts, vocab_size=100, kind=kind, min_frequency=2)
     assert unknown.unk_token_id in encode(unknown, "common \u00e9")
@@ -215,7 +214,7 @@ def test_the_assistant_mask_covers_answers_and_their_end_tokens(kind, tokenizers
     )
 
 
-def test_a_message_that_spells_a_control_token_can_be_taken_as_text(tokenizers):
+def test_a_message_that_spells_a_control_token_can_be_read_as_text(tokenizers):
     tokenizer = tokenizers["bpe"]
     messages = [{"role": "user", "content": "sun<|im_end|>"}]
     ids = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True, return_dict=True)["input_ids"]

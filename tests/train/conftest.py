@@ -1,4 +1,4 @@
-"""Fixtures of the tests of training."""
+"""Fixtures for the tests of training."""
 
 import subprocess
 
@@ -14,11 +14,11 @@ def straight(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 8 MB; it has to be able to say that it is full."""
+    """Mount a file system of 8 MB that reports when it is full."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
     if made.returncode:
-        pytest.skip("no right to mount a tmpfs here")
+        pytest.skip("mounting a tmpfs is not permitted")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,4 +1,4 @@
-"""A launch decides nothing that the recipe does not say: each of its settings is obeyed, or refused in one line."""
+"""Test settings of a launch: each is followed, or refused in one line; none changes a run silently."""
 
 import ast
 import copy
@@ -40,31 +40,31 @@ STORY = "The old sailor walked to the shiny sea, and the sun shone on ninety qui
 SMALL = ["--preset", "tiny", "--vocab-size", "300", "--max-length", "32", "--device", "cpu", "--config-overrides"]
 SMALL += ["hidden_size=32,num_hidden_layers=2", "--batch-size", "4", "--log-every", "1"]
 
-# Options of `accelerate launch` that only say where and how its own processes start.
+# Options of `accelerate launch` that only decide where and how its processes start.
 LAUNCHERS_OWN = {
     *("help", "config_file", "quiet", "cpu", "multi_gpu", "num_processes", "num_machines", "machine_rank"),
     *("num_cpu_threads_per_process", "gpu_ids", "same_network", "main_process_ip", "main_process_port", "tee"),
     *("log_dir", "role", "rdzv_backend", "rdzv_conf", "max_restarts", "monitor_interval", "module", "no_python"),
     *("training_script", "training_script_args", "mpirun_hostfile", "aws_access_key_id", "aws_secret_access_key"),
-    # TPUs: launched without a process of its own, in one that has torch_xla
+    # TPUs: run in the launching process, which has torch_xla
     *("tpu", "tpu_use_cluster", "tpu_use_sudo", "vm", "env", "main_training_function", "downcast_bf16"),
-    # DeepSpeed's own launcher, and what it reads from its JSON file
+    # DeepSpeed's launcher, and the options that it reads from its JSON file
     *("deepspeed_hostfile", "deepspeed_exclusion_filter", "deepspeed_inclusion_filter"),
     *("deepspeed_multinode_launcher", "offload_optimizer_nvme_path", "offload_param_nvme_path"),
 }
-# Variables that those options become, and where processes meet.
+# Variables set by those options, and the address where processes meet.
 PLACES = {"OMP_NUM_THREADS", "KMP_AFFINITY", "KMP_BLOCKTIME", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"}
 PLACES |= {"PYTHONPATH"}
-# Variables that Accelerate reads and that change no run of ours.
+# Variables that Accelerate reads and that have no effect on a run.
 WITHOUT_EFFECT = {
     "ACCELERATE_LOG_LEVEL",
     "ACCELERATE_ENABLE_RICH",
-    "ACCELERATE_DEBUG_RDV_FILE",  # of notebook_launcher's own test mode
-    "ACCELERATE_INIT_INCLUDE_BUFFERS",  # of init_empty_weights
-    "ACCELERATE_BYPASS_DEVICE_MAP",  # of models that were loaded with a device_map
-    "ACCELERATE_ALLOW_CP_STANDALONE",  # of context parallelism, which is refused
+    "ACCELERATE_DEBUG_RDV_FILE",  # test mode of notebook_launcher
+    "ACCELERATE_INIT_INCLUDE_BUFFERS",  # used by init_empty_weights
+    "ACCELERATE_BYPASS_DEVICE_MAP",  # used by models loaded with a device_map
+    "ACCELERATE_ALLOW_CP_STANDALONE",  # used by context parallelism, which is refused
 }
-# Variables with a value that is the default of no kind of launch below and that a run obeys.
+# Variables that a run follows, with a value that none of the launches below has by default.
 OBEYED = {
     *("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY"),
     *("ACCELERATE_MIXED_PRECISION", "FSDP_RESHARD_AFTER_FORWARD", "FSDP_MIN_NUM_PARAMS"),
@@ -74,7 +74,7 @@ OBEYED = {
 
 @pytest.fixture(autouse=True)
 def _no_launch(monkeypatch):
-    """Without a launch's variables and the machine's own Accelerate config."""
+    """Remove the variables of a launch and the machine's Accelerate config."""
     for name in list(os.environ):
         if name.startswith(("ACCELERATE_", "FSDP_", "MASTER_")) or name == "WORLD_SIZE":
             monkeypatch.delenv(name)
@@ -97,7 +97,7 @@ story = story_file(STORY)
 
 @pytest.fixture(scope="module")
 def trained(story, tmp_path_factory):
-    """A run folder that must stay as it is, and the words that would continue it."""
+    """Return a run folder that must not change, and the arguments that would continue it."""
     words = ["--dataset", story, *SMALL, "--output-dir", tmp_path_factory.mktemp("runs") / "run"]
     train(*words, "--max-steps", 1)
     return words[-1], [*words, "--max-steps", 2, "--resume", "latest"]
@@ -107,7 +107,7 @@ def trained(story, tmp_path_factory):
 
 
 def environment_of(args) -> dict[str, str]:
-    """The variables that `accelerate launch` sets for its processes."""
+    """Return the variables that `accelerate launch` sets for its processes."""
     if args.use_deepspeed:
         args.deepspeed_fields_from_accelerate_config = ""
         written = accelerate_environment.prepare_deepspeed_cmd_env(args)[1]
@@ -119,9 +119,9 @@ def environment_of(args) -> dict[str, str]:
 
 
 def launched(*words, **changes) -> dict[str, str]:
-    """The variables of an `accelerate launch` with these words, after which options are changed."""
+    """Return the variables of an `accelerate launch` with these arguments and changed options."""
     args = copy.copy(parsed(words))
-    args.main_process_port = 0  # any that is free
+    args.main_process_port = 0  # any free port
     vars(args).update(changes)
     return environment_of(args)
 
@@ -133,7 +133,7 @@ def parsed(words: tuple):
 
 
 def other_values(action) -> list:
-    """Values of an option that are not its default."""
+    """Return values of an option that differ from its default."""
     if action.choices:
         return [choice for choice in action.choices if choice != action.default] or ["other"]
     if action.dest == "fp8_override_linear_precision":
@@ -161,7 +161,7 @@ KINDS = {
 
 @pytest.fixture
 def settings() -> dict[tuple[str, str], str]:
-    """(variable, value) -> the option that leads to it, for all options and values of `accelerate launch`."""
+    """Map (variable, value) to the option that sets it, for all options and values of `accelerate launch`."""
     found: dict[tuple[str, str], str] = {}
     silent = set()
     for action in accelerate_launch.launch_command_parser()._actions:
@@ -174,13 +174,15 @@ def settings() -> dict[tuple[str, str], str]:
                     continue
                 try:
                     after = launched(**{**kind, action.dest: value})
-                except (AssertionError, TypeError, ValueError, OSError):  # the launcher itself refuses it
+                except (AssertionError, TypeError, ValueError, OSError):  # the launcher refuses it
                     continue
                 changed = {name: value for name, value in after.items() if before.get(name) != value}
                 has_effect = has_effect or bool(set(changed) - PLACES)
                 found.update(dict.fromkeys(changed.items(), action.dest))
         silent |= set() if has_effect else {action.dest}
-    assert silent <= LAUNCHERS_OWN, f"options of accelerate launch that nobody has looked at: {silent - LAUNCHERS_OWN}"
+    assert silent <= LAUNCHERS_OWN, (
+        f"options of accelerate launch that this test does not classify: {silent - LAUNCHERS_OWN}"
+    )
     return {pair: option for pair, option in found.items() if pair[0] not in PLACES}
 
 
@@ -188,12 +190,12 @@ def rule_of(name: str) -> str | None:
     return next((rule for rule in VARIABLES if name == rule or (rule.endswith("_") and name.startswith(rule))), None)
 
 
-def test_every_option_of_accelerate_launch_is_obeyed_or_refused_by_name(settings, trained, monkeypatch, capsys):
+def test_every_option_of_accelerate_launch_is_followed_or_refused_by_name(settings, trained, monkeypatch, capsys):
     folder, words = trained
     assert len(settings) > 80 and {rule_of(name) for name, _ in settings} >= {"MEGATRON_LM_", "ACCELERATE_FP8_"}
     before, obeyed, refused = snapshot(folder), set(), set()
     for name, value in settings:
-        assert rule_of(name), f"{name} ({settings[name, value]}) is a variable that nobody has looked at"
+        assert rule_of(name), f"{name} ({settings[name, value]}) is a variable that this test does not classify"
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             try:
@@ -207,7 +209,7 @@ def test_every_option_of_accelerate_launch_is_obeyed_or_refused_by_name(settings
     assert snapshot(folder) == before
 
 
-def test_every_variable_that_accelerate_reads_has_been_looked_at():
+def test_every_variable_that_accelerate_reads_is_classified():
     families = r"(?:ACCELERATE|FSDP|MEGATRON_LM|PARALLELISM_CONFIG|XLA)_[A-Z0-9_]*[A-Z0-9]"
     read = set()
     for file in Path(accelerate.__file__).parent.rglob("*.py"):
@@ -219,15 +221,15 @@ def test_every_variable_that_accelerate_reads_has_been_looked_at():
     assert {name for name in read if not rule_of(name)} == WITHOUT_EFFECT
 
 
-def test_every_field_of_accelerate_config_has_been_looked_at():
+def test_every_field_of_accelerate_config_is_classified():
     options = {action.dest for action in accelerate_launch.launch_command_parser()._actions}
-    # Groups become options one by one; the rest are names for options, TPU pods and SageMaker, which is refused.
+    # Groups are split into options; the rest are names of options, TPU pods and SageMaker, which is refused.
     groups = {"fp8_config", "deepspeed_config", "fsdp_config", "parallelism_config", "megatron_lm_config"}
     groups |= {"mpirun_config", "dynamo_config"}
     others = {"compute_environment", "distributed_type", "use_cpu"}
     pods = {"tpu_name", "tpu_zone", "command_file", "commands", "tpu_vm", "tpu_env"}
     assert {field.name for field in fields(ClusterConfig)} - options == groups | others | pods
-    assert "ACCELERATE_USE_SAGEMAKER" in VARIABLES and SageMakerConfig  # whatever its fields are
+    assert "ACCELERATE_USE_SAGEMAKER" in VARIABLES and SageMakerConfig  # with any fields
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_every_field_of_accelerate_config_has_been_looked_at():
 )
 def test_our_launch_files_and_a_plain_launch_are_accepted(file, monkeypatch):
     args = ["--config_file", str(file)]
-    wrong = {"FSDP_OFFLOAD_PARAMS": "true"}  # the check does look
+    wrong = {"FSDP_OFFLOAD_PARAMS": "true"}  # the check finds a wrong value
     for variables in (launched(*args), launched()):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -294,7 +296,7 @@ def test_a_process_started_without_its_peers_is_refused(story, tmp_path, monkeyp
     ("own", "asked", "best", "expected"),
     [
         ("auto", None, "bf16", "bf16"),
-        ("auto", "no", "bf16", "bf16"),  # what every launch says that is not told otherwise
+        ("auto", "no", "bf16", "bf16"),  # the default of every launch
         ("auto", "no", "no", "no"),
         ("auto", "bf16", "no", "bf16"),
         ("no", "bf16", "bf16", "no"),
@@ -323,11 +325,11 @@ def test_a_resumed_run_keeps_its_precision(story, tmp_path, monkeypatch, capsys)
     assert "# precision: bf16" in (tmp_path / "run" / "run.yaml").read_text()
 
 
-# --- What a launch cannot change ---------------------------------------------------------------------------------
+# --- Settings that a launch cannot change ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", ["argument", "variable"])
-def test_accelerates_own_accumulation_divides_no_gradient(given, tmp_path, monkeypatch):
+def test_accelerates_accumulation_does_not_divide_gradients(given, tmp_path, monkeypatch):
     plain = run(tmp_path / "plain", accumulation_steps=2, sgd=True)
     reset()
     if given == "variable":
@@ -406,7 +408,7 @@ def test_a_model_folder_that_is_not_exactly_the_model_replaces_nothing(story, tm
     assert snapshot(folder / "model") == before
 
 
-def test_a_models_own_tensors_are_named_without_wrappers_and_adapters_count():
+def test_tensors_are_named_without_wrappers_and_include_adapters():
     model = tiny_model(tie_word_embeddings=False)
     plain = tensor_shapes(model)
     assert plain == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -422,12 +424,12 @@ SHARED += ["--eval-every", 2, "--keep-best", "true", "--test-fraction", 0.1]
 
 
 def machines(*words, count: int = 2, script: str = "training/pretrain.py") -> list[subprocess.CompletedProcess]:
-    """The recipe on `count` machines of 2 / count processes each, as torchrun starts it on each of them."""
+    """Run the recipe on `count` machines with 2 / count processes each, as torchrun starts it on each machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    shared |= {"ACCELERATE_DEBUG_MODE": "true", "ACCELERATE_CPU_AFFINITY": "1"}  # change nothing
+    shared |= {"ACCELERATE_DEBUG_MODE": "true", "ACCELERATE_CPU_AFFINITY": "1"}  # without effect
     started = []
     for rank in range(count):
         command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", count, "--node_rank", rank]
@@ -448,7 +450,7 @@ def machines(*words, count: int = 2, script: str = "training/pretrain.py") -> li
 
 @pytest.fixture(scope="module")
 def one_machine(story, tmp_path_factory):
-    """A run of two processes on one machine."""
+    """Run two processes on one machine."""
     folder = tmp_path_factory.mktemp("one") / "run"
     words = ["--dataset", story, *SMALL, *SHARED, "--expect-processes", 2]
     (done,) = machines(*words, "--output-dir", folder, count=1)
@@ -458,7 +460,7 @@ def one_machine(story, tmp_path_factory):
 
 @pytest.mark.parametrize("way", ["two machines", "FSDP2"])
 def test_two_machines_or_a_sharded_model_train_save_resume_and_load(way, one_machine, tmp_path):
-    """Two machines on loopback, or Accelerate's FSDP2 on two CPU processes, do what two processes with DDP do."""
+    """Two machines on loopback, and Accelerate's FSDP2 on two CPU processes, equal two processes with DDP."""
     folder, words = one_machine
     how = {"two machines": {}, "FSDP2": {"count": 1, "script": "tests/helpers/sharded_recipe.py"}}[way]
     tolerance = {"two machines": 1e-6, "FSDP2": 1e-5}[way]
@@ -488,7 +490,7 @@ def test_two_machines_or_a_sharded_model_train_save_resume_and_load(way, one_mac
 def test_machines_that_do_not_share_their_checkpoints_are_refused(trained, monkeypatch, capsys):
     folder, words = trained
     before = snapshot(folder)
-    other = {"step": None}  # a machine whose own disk has no checkpoint
+    other = {"step": None}  # this machine's disk has no checkpoint
     monkeypatch.setattr(
         "scratch_gpt_training.support.run.setup.gather_object",
         lambda records: [*records, {**records[0], "resume": other}],

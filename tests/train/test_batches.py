@@ -1,4 +1,4 @@
-"""Laws of batches: each row once an epoch, independent of how a batch is split."""
+"""Test batches: each row comes once per epoch, however a batch is split."""
 
 import math
 
@@ -11,16 +11,17 @@ from scratch_gpt.train.batches import BatchLayout, Steps, epoch_order, evaluatio
 
 @pytest.mark.parametrize("cut", [(8, 1, 1), (4, 2, 1), (4, 1, 2), (1, 4, 2), (2, 2, 2)])
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_each_row_comes_once_an_epoch_and_steps_do_not_depend_on_the_cut(cut, epochs):
+def test_each_row_comes_once_per_epoch_and_steps_do_not_depend_on_the_split(cut, epochs):
     batch_size, accumulation, processes = cut
-    rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)]  # 21 is no multiple of 8
+    # 21 is not a multiple of 8.
+    rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(21)]
     per_step = []
     for step in range(math.ceil(21 * epochs / 8)):
         parts = [
             Steps(rows, collate_rows, BatchLayout(batch_size, accumulation, processes, rank), 5, 21 * epochs)[step][0]
             for rank in range(processes)
         ]
-        assert len({len(part) for part in parts}) == 1  # all processes take part in each exchange of gradients
+        assert len({len(part) for part in parts}) == 1  # every process has a part in each exchange of gradients
         seen = [int(i) for part in parts for batch, counted in part if counted for i in batch["input_ids"]]
         per_step.append(sorted(seen))
     order = [row for epoch in range(epochs) for row in epoch_order(21, 5, epoch)]
@@ -33,7 +34,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert len({tuple(epoch_order(50, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
 
 
-def test_batches_of_like_length_hold_each_row_once_and_little_filling():
+def test_batches_of_similar_length_have_each_row_once_and_little_padding():
     lengths = [int(n) for n in np.random.default_rng(0).integers(1, 100, 203)]
     order = group_by_length(epoch_order(203, 1, 0), lengths, batch=8, seed=3)
     assert sorted(order) == list(range(203))
@@ -67,7 +68,7 @@ def test_a_row_is_augmented_by_its_position_however_the_batch_is_split():
         assert seen == {row + 100 * place for place, row in expected}
 
 
-def test_some_batches_are_taken_from_everywhere():
+def test_a_limited_number_of_batches_is_spread_evenly_over_the_rows():
     rows = [{"input_ids": np.array([n]), "shift_labels": np.array([n])} for n in range(100)]
     for processes in (1, 2):
         seen = []

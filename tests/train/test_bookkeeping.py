@@ -1,4 +1,4 @@
-"""Laws of bookkeeping: patience, tokens per second and the cost of compilation."""
+"""Test bookkeeping: patience, tokens per second and the time of compilation."""
 
 import pytest
 from tiny import tiny_model
@@ -8,13 +8,13 @@ from scratch_gpt.train.checkpoints import read_state
 from scratch_gpt.train.objectives import Objective, causal_lm
 
 
-def test_patience_ends_a_run_that_gains_nothing(tmp_path):
+def test_patience_ends_a_run_that_does_not_improve(tmp_path):
     model = tiny_model().train()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.transformer.norm.bias.requires_grad_(True)
 
-    def sums(model, batch):  # learns to be worse
+    def sums(model, batch):  # the loss gets worse
         return {"loss": -causal_lm.sums(model, batch)["loss"]}
 
     options = {"model": model, "objective": Objective(causal_lm.counts, sums), "every": 1, "eval_every": 1}
@@ -25,7 +25,7 @@ def test_patience_ends_a_run_that_gains_nothing(tmp_path):
 
 @pytest.fixture
 def pass_seconds(monkeypatch):
-    """Time that stands still, but for what is passed by calling this."""
+    """Replace the clock by one that advances only when the returned function is called."""
     now = [0.0]
     monkeypatch.setattr("scratch_gpt.train.metrics_log.time.perf_counter", lambda: now[0])
 
@@ -35,9 +35,9 @@ def pass_seconds(monkeypatch):
     return wait
 
 
-def test_tokens_per_second_leave_evaluations_out_and_count_every_step(tmp_path, pass_seconds):
+def test_tokens_per_second_exclude_evaluations_and_count_every_step(tmp_path, pass_seconds):
     def sums(model, batch):
-        pass_seconds(model.training)  # one second a step
+        pass_seconds(model.training)  # one second per step
         return causal_lm.sums(model, batch)
 
     options = {"every": lambda: pass_seconds(50), "eval_every": 2, "checkpoint_every": 1, "log_every": 3}
@@ -51,14 +51,14 @@ def test_tokens_per_second_leave_evaluations_out_and_count_every_step(tmp_path, 
     resumed = run(tmp_path / "again", steps=6, resume_from=tmp_path / "checkpoints" / "step-5", **options)[2]
     resumed = [line for line in resumed if "loss" in line][-1]
     assert (resumed["loss"], resumed["tokens"]) == (lines[-1]["loss"], lines[-1]["tokens"])
-    assert resumed["tokens_per_second"] == pytest.approx(resumed["tokens"] - at_step_5)  # of this launch's one second
+    assert resumed["tokens_per_second"] == pytest.approx(resumed["tokens"] - at_step_5)  # of one second in this launch
 
 
 def test_the_time_of_compilation_is_reported(tmp_path, pass_seconds, capsys):
     compiled = []
 
     def backend(graph, inputs):
-        pass_seconds(20)  # at the first evaluation, or when a micro-batch is rehearsed, or at the first step
+        pass_seconds(20)  # at the first evaluation, at the trial of a micro-batch, or at the first step
         compiled.append(graph)
         return graph.forward
 

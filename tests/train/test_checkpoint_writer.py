@@ -1,4 +1,4 @@
-"""Laws of writing checkpoints: the same in the background, and a full disk harms nothing that was saved."""
+"""Test writing checkpoints: background saves are equal, and a full disk damages no saved file."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from checkpoint_runs import assert_same, files_of, fill, go_on, start
+from checkpoint_runs import assert_same, files_of, fill, resume, start
 from tiny import tiny_model
 
 from scratch_gpt.train.checkpoint_writer import RunStopped
@@ -33,11 +33,11 @@ def test_a_signal_ends_the_run_after_its_step_and_it_resumes_bit_for_bit(moment,
             os.kill(os.getpid(), signal.SIGTERM)
 
     def sums(model, batch):
-        interrupt("micro-batch" if model.training else "", 5)  # the second of step 2
+        interrupt("micro-batch" if model.training else "", 5)  # second micro-batch of step 2
         return causal_lm.sums(model, batch)
 
     def counts(batch):
-        interrupt("step" if torch.is_grad_enabled() else "", 7)  # the first of step 3, which is to be evaluated
+        interrupt("step" if torch.is_grad_enabled() else "", 7)  # first micro-batch of step 3, which has an evaluation
         return causal_lm.counts(batch)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -47,7 +47,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_resumes_bit_for_bit(moment,
     assert signal.getsignal(signal.SIGTERM) is before
     step = {"step": 3, "evaluation": 4, "micro-batch": 2}[moment]
     assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == [f"step-{step}"]
-    assert_same(straight[0], go_on(tmp_path)[0])
+    assert_same(straight[0], resume(tmp_path)[0])
 
 
 def test_the_newest_and_the_best_are_kept_and_drafts_are_cleared(tmp_path):
@@ -57,7 +57,7 @@ def test_the_newest_and_the_best_are_kept_and_drafts_are_cleared(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-7", "step-8"]  # best: step 0
     calls = []
 
-    def sums(model, batch):  # better for three steps
+    def sums(model, batch):  # better in the first three steps
         calls.append(model.training)
         loss = causal_lm.sums(model, batch)["loss"]
         return {"loss": loss if calls.count(True) <= 10 else -loss}
@@ -91,7 +91,7 @@ def test_a_full_disk_is_reported_and_saved_files_stay_intact(in_background, smal
     for line in (small_disk / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
     (small_disk / "ballast").unlink()
-    resumed = go_on(small_disk, **{**options, "log_every": 4})[0]
+    resumed = resume(small_disk, **{**options, "log_every": 4})[0]
     assert all(torch.equal(straight[0][0][name], resumed[0][name]) for name in resumed[0])
 
 
@@ -108,7 +108,7 @@ def test_a_run_can_continue_on_a_full_disk_and_saves_again_when_space_is_free(sm
     result = start(small_disk, every=full_for_a_while, checkpoint_every=1, keep=9, stop_on_save_error=False)
     names = [path.name for path in list_checkpoints(small_disk / "checkpoints")]
     assert names == ["step-1", "step-2", "step-6", "step-7", "step-8"]
-    assert_same(straight[0], result)  # no line of the record is lost either
+    assert_same(straight[0], result)  # all lines of the metrics are present too
     said = capfd.readouterr().out
     assert (
         "Checkpoint step-3 could not be written (" in said and "No space left" in said and "Training continues" in said
@@ -129,7 +129,7 @@ def test_a_read_only_or_missing_folder_is_reported(way, small_disk, capfd):
                 (small_disk / "proof").write_text("x")
         else:
             folder.rename(small_disk / "moved")
-            (small_disk / "run").write_text("in the way")  # so that no folder can be made there
+            (small_disk / "run").write_text("in the way")  # a file, so that no folder can be created there
 
     with pytest.raises(RunStopped, match=r"could not be written \((Read-only file system|Not a directory)\)"):
         start(folder, every=lose, checkpoint_every=1, keep=9)

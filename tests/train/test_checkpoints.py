@@ -1,11 +1,11 @@
-"""Laws of resuming: bit for bit the same, from the newest complete checkpoint, or not at all."""
+"""Test resuming: bit for bit the same, from the newest complete checkpoint, or refused."""
 
 import json
 import shutil
 
 import pytest
 import torch
-from checkpoint_runs import assert_same, files_of, go_on, start
+from checkpoint_runs import assert_same, files_of, resume, start
 from tiny import tiny_model
 
 from scratch_gpt.train import checkpoints
@@ -29,7 +29,7 @@ def test_a_run_resumes_bit_for_bit_from_every_step(step, straight, tmp_path):
     result, folder = straight
     shutil.copytree(folder / "checkpoints" / f"step-{step}", tmp_path / "checkpoints" / f"step-{step}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 99}\n{"of another course, and cu')
-    resumed, skipped = go_on(tmp_path, checkpoint_every=4)
+    resumed, skipped = resume(tmp_path, checkpoint_every=4)
     assert skipped == []
     assert_same(result, resumed)
     assert files_of(folder, 8) == files_of(tmp_path, 8)
@@ -40,7 +40,7 @@ def test_muon_resumes_bit_for_bit(step, tmp_path):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     whole = start(straight, optimizer="muon", checkpoint_every=1, keep=99)
     shutil.copytree(straight / "checkpoints" / f"step-{step}", resumed / "checkpoints" / f"step-{step}")
-    assert_same(whole, go_on(resumed, optimizer="muon", checkpoint_every=4)[0])
+    assert_same(whole, resume(resumed, optimizer="muon", checkpoint_every=4)[0])
     assert files_of(straight, 8) == files_of(resumed, 8)
 
 
@@ -93,7 +93,7 @@ def test_a_pickle_in_disguise_is_damage_and_never_opened(straight, tmp_path, mon
     shutil.copytree(straight[1] / "checkpoints" / "step-5", tmp_path / "checkpoints" / "step-5")
     path = tmp_path / "checkpoints" / "step-5"
     torch.save({"a": torch.ones(3)}, path / "optimizer.safetensors")
-    manifest = json.loads((path / MANIFEST).read_text())  # by one who also writes the manifest anew
+    manifest = json.loads((path / MANIFEST).read_text())  # by an attacker who also updates the manifest
     del manifest["manifest_sha256"]
     manifest["files"]["optimizer.safetensors"] = checkpoints._describe(path / "optimizer.safetensors")
     manifest["manifest_sha256"] = checkpoints._digest(manifest)
@@ -102,7 +102,7 @@ def test_a_pickle_in_disguise_is_damage_and_never_opened(straight, tmp_path, mon
     monkeypatch.setattr("pickle.loads", None)
     monkeypatch.setattr("torch.load", None)
     with pytest.raises(CheckpointError, match=r"step-5/optimizer.safetensors is not a valid safetensors file"):
-        go_on(tmp_path)
+        resume(tmp_path)
 
 
 def test_a_run_without_checkpoints_is_not_an_error(tmp_path):
@@ -129,18 +129,18 @@ def test_another_shape_is_refused_by_name(straight, tmp_path):
         start(tmp_path, model=tiny_model(num_hidden_layers=1).train(), resume_from=path)
 
 
-# --- Steps that cannot be learned from -------------------------------------------------------------------------------
+# --- Steps without a finite loss -------------------------------------------------------------------------------------
 
 
 def poisoned(*steps, value=torch.nan):
-    """An objective whose loss is `value` in these steps of 3 micro-batches, counted from 1."""
+    """Return an objective with the loss `value` in these steps of 3 micro-batches, counted from 1."""
     calls = []
 
     def sums(model, batch):
         loss = causal_lm.sums(model, batch)["loss"]
         if model.training:
             calls.append(1)
-            if (len(calls) - 2) // 3 + 1 in steps:  # the first is the rehearsal
+            if (len(calls) - 2) // 3 + 1 in steps:  # the first call is the trial of a micro-batch
                 loss = loss * value
         return {"loss": loss}
 
@@ -161,7 +161,7 @@ def test_a_step_without_a_finite_loss_is_skipped_counted_and_named(value, straig
     shutil.rmtree(tmp_path / "checkpoints" / "step-8")
     for step in range(3, 8):
         shutil.rmtree(tmp_path / "checkpoints" / f"step-{step}")
-    resumed = go_on(tmp_path, objective=poisoned(1, value=value))[0]  # step 3 is the first of this launch
+    resumed = resume(tmp_path, objective=poisoned(1, value=value))[0]  # step 3 is the first of this launch
     assert_same((weights, progress, metrics), resumed)
 
 
@@ -187,11 +187,11 @@ def test_a_spike_of_the_loss_is_marked_with_its_rows(tmp_path):
     assert spikes[0]["loss_spike"] > spikes[0]["loss_mean"] * 2
 
 
-# --- What a checkpoint's JSON may set --------------------------------------------------------------------------------
+# --- Values that a checkpoint's JSON may set -------------------------------------------------------------------------
 
 
 def rewritten(path, change):
-    """Change a checkpoint's JSON, as one who writes the manifest anew."""
+    """Change a checkpoint's JSON and update its manifest."""
     state = checkpoints.read_state(path)
     change(state)
     (path / STATE).write_text(json.dumps(state))
@@ -220,14 +220,14 @@ def test_a_checkpoints_json_sets_only_what_it_should(change, message, straight, 
     shutil.copytree(straight[1] / "checkpoints" / "step-5", path)
     rewritten(path, change)
     with pytest.raises(CheckpointError, match=message):
-        go_on(tmp_path)
+        resume(tmp_path)
 
 
 def test_optimizer_options_of_a_group_come_from_the_run(straight, tmp_path):
     path = tmp_path / "checkpoints" / "step-5"
     shutil.copytree(straight[1] / "checkpoints" / "step-5", path)
     rewritten(path, lambda state: [group.update(weight_decay=9.0, betas=[0, 0]) for group in state["optimizer"]])
-    assert_same(straight[0], go_on(tmp_path)[0])
+    assert_same(straight[0], resume(tmp_path)[0])
 
 
 def test_a_state_without_progress_is_not_a_checkpoint(straight, tmp_path):

@@ -1,4 +1,4 @@
-"""Costs that are counted from a config: equal to what the model itself has, does and keeps."""
+"""Test costs computed from a config: they equal the parameters, operations and memory of the model."""
 
 from itertools import product
 
@@ -28,13 +28,13 @@ from scratch_gpt.train.costs import (
 from scratch_gpt.train.optimizers import make_optimizer
 
 
-ROWS, LENGTH = 2, 32  # a multiple of the head's steps
+ROWS, LENGTH = 2, 32  # a multiple of the head's chunk step
 SHAPES = ({}, {"tie_word_embeddings": False}, {"attention_bias": False, "intermediate_size": 48})
 
 
 @pytest.mark.parametrize("changes", SHAPES)
 @pytest.mark.parametrize("classes", (None, 3))
-def test_parameters_are_those_of_the_model(changes, classes):
+def test_counted_parameters_equal_those_of_the_model(changes, classes):
     kind = ScratchGPTForCausalLM if classes is None else ScratchGPTForSequenceClassification
     config = tiny_config(**changes, **({} if classes is None else {"num_labels": classes}))
     with torch.device("meta"):
@@ -71,20 +71,20 @@ def count_flops(model) -> int:
 
 
 @pytest.mark.parametrize("changes", SHAPES)
-def test_flops_are_those_that_torch_counts(changes):
+def test_flops_equal_those_that_torch_counts(changes):
     model = tiny_model(**changes).train()
     assert ROWS * row_flops(model.config, LENGTH) == count_flops(model)
 
 
 @pytest.mark.parametrize("what", ("last-block", "head"))
-def test_flops_of_a_part_are_those_that_torch_counts(what):
+def test_flops_of_a_part_equal_those_that_torch_counts(what):
     model = tiny_model(tie_word_embeddings=False).train()
     freeze(model, what)
     assert ROWS * row_flops(model.config, LENGTH, Tune(what)) == count_flops(model)
 
 
 def kept_bytes(layers: int, attention: str, half: bool, dropout: float, recompute: bool) -> int:
-    """What autograd keeps of a forward, but for parameters."""
+    """Return the bytes that autograd keeps from a forward, without parameters."""
     rates = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), dropout)
     model = tiny_model(attention=attention, num_hidden_layers=layers, **rates).train()
     if recompute:
@@ -94,7 +94,8 @@ def kept_bytes(layers: int, attention: str, half: bool, dropout: float, recomput
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor too: its address stays its own
+            # Keep the tensor, so that its address is not used again.
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -104,7 +105,7 @@ def kept_bytes(layers: int, attention: str, half: bool, dropout: float, recomput
 
 
 @pytest.mark.parametrize("attention, half, dropout", [*product(("eager", "sdpa"), (False, True), (0.0, 0.1))])
-def test_activations_are_what_autograd_keeps(attention, half, dropout):
+def test_activations_equal_the_bytes_that_autograd_keeps(attention, half, dropout):
     rates = dict.fromkeys(("embed_dropout", "attention_dropout", "resid_dropout"), dropout)
     config = tiny_config(**rates)
     of_one = kept_bytes(3, attention, half, dropout, False) - kept_bytes(2, attention, half, dropout, False)
@@ -113,12 +114,12 @@ def test_activations_are_what_autograd_keeps(attention, half, dropout):
     assert told == of_one
 
 
-def test_recomputed_activations_are_what_autograd_keeps():
+def test_recomputed_activations_equal_the_bytes_that_autograd_keeps():
     of_one = kept_bytes(3, "sdpa", False, 0.0, True) - kept_bytes(2, "sdpa", False, 0.0, True)
     assert ROWS * LENGTH * block_activations(tiny_config(), LENGTH, half=False, recompute=True) == of_one
 
 
-def test_memory_grows_with_what_takes_it_and_its_parts_make_the_peak():
+def test_memory_grows_with_its_causes_and_the_peak_covers_its_parts():
     config = tiny_config()
 
     def peak(rows=2, length=32, half=False, **changes) -> int:
@@ -138,7 +139,7 @@ def test_memory_grows_with_what_takes_it_and_its_parts_make_the_peak():
 
 @pytest.mark.parametrize("optimizer", ("adamw", "muon"))
 @pytest.mark.parametrize("what", ("full", "last-block"))
-def test_moments_are_those_that_the_optimizer_keeps(optimizer, what):
+def test_moments_equal_those_of_the_optimizer(optimizer, what):
     model = tiny_model().train()
     freeze(model, what)
     model(some_ids(), labels=some_ids()).loss.backward()
@@ -149,7 +150,7 @@ def test_moments_are_those_that_the_optimizer_keeps(optimizer, what):
     assert sum(tensor.nbytes for tensor in kept) == counted
 
 
-def test_time_is_what_was_rehearsed_where_the_shape_is_the_same():
+def test_step_time_scales_from_the_measured_time():
     config = tiny_config(num_hidden_layers=5)
     found = Rehearsal(rows=4, length=32, shallow=1.0, block=0.25, update=0.0)
     assert step_seconds(config, found, 4, 32) == 1.0 + 4 * 0.25
@@ -161,7 +162,7 @@ def test_time_is_what_was_rehearsed_where_the_shape_is_the_same():
     assert step_seconds(config, muon, 4, 32, tune=upper) - step_seconds(config, found, 4, 32, tune=upper) == 2 * 0.5
 
 
-def test_a_rehearsal_is_limited_by_the_batch_and_by_time():
+def test_a_trial_step_is_limited_by_batch_and_time():
     config = tiny_config()
     assert rehearsal_shape(8, 64, config, 1e15) == (8, 64)
     rows, length = rehearsal_shape(8, 64, config, row_flops(config, 64) * 3)
@@ -169,6 +170,6 @@ def test_a_rehearsal_is_limited_by_the_batch_and_by_time():
     assert rehearsal_shape(8, 1024, config, 1.0) == (1, 128)
 
 
-def test_compute_optimal_tokens_are_twenty_a_parameter():
+def test_compute_optimal_tokens_are_twenty_per_parameter():
     assert compute_optimal_tokens(70_000_000_000) == 1_400_000_000_000  # Chinchilla itself: 70B, 1.4T
     assert FULL.blocks(12) == 12 and Tune("last-2-blocks").blocks(12) == 2 and Tune("lora").blocks(12) == 0

@@ -1,4 +1,4 @@
-"""Laws of a batch that does not fit: it is halved and the gradient stays."""
+"""Test a batch that does not fit: it is halved and the gradient does not change."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(tmp_path, c
     assert "continuing with batch_size 2 and accumulation_steps 4" in said
 
 
-def test_memory_is_rehearsed_on_the_longest_rows(tmp_path):
+def test_memory_is_tried_on_the_longest_rows(tmp_path):
     rows, shapes = UnevenRows(), []
     lengths = [1 + n % 7 for n in range(len(rows))]
     lengths[11] = 8

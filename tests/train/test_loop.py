@@ -1,11 +1,11 @@
-"""Laws of the loop: a resumed run keeps no second copy of its state."""
+"""Test the loop: a resumed run keeps no second copy of its state."""
 
 import torch
 from tiny import tiny_model
 from tiny_run import run
 
 
-def test_a_resumed_run_sets_aside_no_second_state(tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_no_second_copy_of_its_state(tmp_path, monkeypatch):
     run(tmp_path, steps=1)
     taken, empty_like = [], torch.empty_like
 
@@ -17,4 +17,5 @@ def test_a_resumed_run_sets_aside_no_second_state(tmp_path, monkeypatch):
     run(tmp_path / "new", steps=1)
     of_new = len(taken)
     run(tmp_path / "again", steps=2, resume_from=tmp_path / "checkpoints" / "step-1")
-    assert of_new - (len(taken) - of_new) == 2 * len([*tiny_model().parameters()])  # both as much for a step
+    # Both need the same memory for a step.
+    assert of_new - (len(taken) - of_new) == 2 * len([*tiny_model().parameters()])

@@ -1,4 +1,4 @@
-"""Laws of the machine probe."""
+"""Test the machine probe."""
 
 import torch
 from tiny import some_ids, tiny_model
@@ -8,7 +8,7 @@ from scratch_gpt.train import machine_probe as probe
 from scratch_gpt.train.machine_probe import device_peak, known_peak, seconds_of
 
 
-def test_muon_is_rehearsed_as_its_products_of_one_block(monkeypatch):
+def test_the_muon_probe_computes_the_products_of_one_block(monkeypatch):
     def flops(work, device, budget):
         with FlopCounterMode(display=False) as counter:
             work()
@@ -20,11 +20,11 @@ def test_muon_is_rehearsed_as_its_products_of_one_block(monkeypatch):
     assert probe.rehearse(model, *how).block_update == 0
     model = tiny_model().train()
     D, F = model.config.hidden_size, model.config.intermediate_size
-    one = 4 * (3 * 2 * D**3) + 2 * (2 * 2 * D * D * F + 2 * D**3)  # X X^T, its square, and that times X
+    one = 4 * (3 * 2 * D**3) + 2 * (2 * 2 * D * D * F + 2 * D**3)  # X X^T, its square, and the product with X
     assert probe.rehearse(model, *how, "muon").block_update == 5 * one
 
 
-def test_the_peak_is_that_of_the_named_card_at_the_given_precision():
+def test_the_peak_is_that_of_the_card_at_the_precision():
     assert known_peak("NVIDIA H100 80GB HBM3", "bf16") == 989e12
     assert known_peak("NVIDIA H100 PCIe", "bf16") == 756e12
     assert known_peak("NVIDIA L40S", "bf16") == 362e12 != known_peak("NVIDIA L4", "bf16")

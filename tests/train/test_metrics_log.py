@@ -1,4 +1,4 @@
-"""Laws of the metrics: each step is recorded once."""
+"""Test the metrics: each step is recorded once."""
 
 
 def test_each_step_is_recorded_once(straight):

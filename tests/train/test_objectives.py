@@ -1,4 +1,4 @@
-"""Laws of the objective of classification: independent of how a batch is split, the mean of torch."""
+"""Test the objective of classification: independent of how a batch is split, and equal to torch's mean."""
 
 import math
 from functools import partial
@@ -21,7 +21,7 @@ KINDS = {"plain": (None, False), "weighted": (WEIGHTS, False), "several": (None,
 
 
 def gradients(objective, rows, share: tuple[int, int, int], step: int) -> torch.Tensor:
-    """The gradient of a step that is shared out so: sums over all shares, divided once by all counts."""
+    """Return the gradient of a step split into these shares: the sums of all, divided once by the total count."""
     batch_size, accumulation, processes = share
     shares = [BatchLayout(batch_size, accumulation, processes, rank) for rank in range(processes)]
     parts = [part for each in shares for part in Steps(rows, collate_labeled, each, 5, len(rows))[step].micro_batches]
@@ -34,11 +34,11 @@ def gradients(objective, rows, share: tuple[int, int, int], step: int) -> torch.
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [(4, 2, 1), (3, 3, 1), (4, 1, 2), (2, 2, 2), (1, 3, 3)])
-def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(kind, share):
+def test_the_gradient_does_not_depend_on_how_a_batch_is_split(kind, share):
     weights, several = KINDS[kind]
     objective, rows = classification(weights), LabeledTexts(several)
     size = math.prod(share)
-    for step in (0, len(rows) // size):  # the last one is not full
+    for step in (0, len(rows) // size):  # the last batch is not full
         whole = gradients(objective, rows, (size, 1, 1), step)
         assert_close(gradients(objective, rows, share, step), whole, atol=1e-5, rtol=1e-4)
 

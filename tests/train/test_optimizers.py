@@ -1,4 +1,4 @@
-"""Laws of optimizers and schedules: each parameter in one of them, and where the rate goes."""
+"""Test optimizers and schedules: each parameter is in one optimizer, and rates follow the schedule."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tiny import some_ids, tiny_model
 from scratch_gpt.train.optimizers import MuonWithAdamW, adamw, clip_gradients, learning_rate_at, make_optimizer
 
 
-# --- Who moves what ----------------------------------------------------------------------------------------------
+# --- Parameters of each optimizer --------------------------------------------------------------------------------
 
 
 def test_only_matrices_decay_and_each_parameter_is_in_one_group():
@@ -20,7 +20,7 @@ def test_only_matrices_decay_and_each_parameter_is_in_one_group():
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("max_norm", [0.5, 1e6, float("inf")])
-def test_a_clipped_step_is_the_one_that_torch_clips(name, max_norm):
+def test_a_clipped_step_equals_that_of_torch(name, max_norm):
     ids, norms, means = some_ids(2, 12), [], []
     for clips in (False, True):
         model = tiny_model()
@@ -49,7 +49,7 @@ def test_gradients_that_are_not_fp32_on_a_cpu_are_clipped_by_torch():
     assert all(torch.equal(p.grad, known) for p, known in zip(model.parameters(), before, strict=True))
 
 
-def test_muon_moves_the_matrices_of_blocks_and_adamw_all_else():
+def test_muon_updates_the_matrices_of_blocks_and_adamw_the_rest():
     model = tiny_model()
     groups = make_optimizer(model, 1e-3, 0.1, "muon").param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -96,7 +96,7 @@ def test_frozen_parameters_are_in_no_optimizer_and_muon_takes_matrices_only():
         make_optimizer(model, 1e-3, 0.1, "sgd")
 
 
-# --- The rate ----------------------------------------------------------------------------------------------------
+# --- The learning rate -------------------------------------------------------------------------------------------
 
 
 def test_schedule_warms_up_and_falls_to_the_floor():

@@ -1,4 +1,4 @@
-"""Preference objectives: equal models lose log 2, gradients point the right way, and TRL's numbers are ours."""
+"""Test preference objectives: equal models lose log 2, gradients have the right sign, values equal TRL's."""
 
 import math
 from functools import partial
@@ -20,7 +20,7 @@ BETA = 0.3
 
 
 def loss_and_gradient(objective, batch, model=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """One global batch in one piece: the loss, and the gradient of all weights."""
+    """Return the loss and the gradient of all weights for a global batch in one piece."""
     model = model or tiny_model()
     counts = objective.counts(batch)
     with torch.no_grad():
@@ -37,14 +37,14 @@ def gradient(model) -> torch.Tensor:
 # --- Laws --------------------------------------------------------------------------------------------------------
 
 
-def test_of_equal_models_dpo_is_log_2_kto_a_half_and_ipo_the_target_squared():
+def test_equal_models_have_dpo_log_2_kto_one_half_and_ipo_the_squared_target():
     batch = MIXED(reference_seed=0)
     for name, value in {"dpo": math.log(2), "kto": 0.5, "ipo": 1 / (2 * BETA) ** 2}.items():
         assert_close(loss_and_gradient(Preference(name, BETA), batch)[0], torch.tensor(value), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "orpo", "simpo"])
-def test_a_likelier_chosen_and_a_less_likely_rejected_answer_lose_less(name):
+def test_a_likelier_chosen_or_less_likely_rejected_answer_lowers_the_loss(name):
     chosen, rejected = torch.tensor([-0.4, -1.0, -2.0]).requires_grad_(), torch.tensor([-1.0, -0.3, -2.0])
     rejected.requires_grad_()
     gamma = (0.5,) if name == "simpo" else ()
@@ -60,10 +60,11 @@ def test_kto_raises_desirable_answers_lowers_others_and_keeps_its_baseline():
     objective, model = Preference("kto", BETA), tiny_model()
     batch = MIXED() | {"kl": torch.tensor(5.0).requires_grad_()}
     objective.sums(model, batch)["loss"].backward()
-    assert batch["kl"].grad is not None  # were it given one; in training it comes without
+    assert batch["kl"].grad is not None  # if a reference is given; in training there is none
     other = MIXED() | {"shift_labels": batch["shift_labels"].clone(), "kl": batch["kl"].detach()}
     other["shift_labels"][B:] = -100
-    assert_close(objective.sums(model, other)["loss"], objective.sums(model, batch)["loss"])  # answers to others
+    # Answers to other prompts.
+    assert_close(objective.sums(model, other)["loss"], objective.sums(model, batch)["loss"])
 
 
 def test_log_odds_are_those_of_the_probability_and_finite_where_it_is_one():
@@ -89,7 +90,7 @@ def test_padding_changes_nothing(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("size, accumulation, processes", [(1, 4, 1), (2, 2, 1), (1, 2, 2), (3, 1, 2)])
-def test_how_a_global_batch_is_split_changes_no_gradient(name, size, accumulation, processes):
+def test_the_gradient_does_not_depend_on_how_a_global_batch_is_split(name, size, accumulation, processes):
     batch, objective = MIXED(), Preference(name, BETA)
     whole = loss_and_gradient(objective, batch)[1]
     split = Split(batch)
@@ -112,7 +113,7 @@ def test_how_a_global_batch_is_split_changes_no_gradient(name, size, accumulatio
 
 
 class Split:
-    """The pairs of a batch, one by one, and the way back."""
+    """A batch as a sequence of pairs; `collate` joins them again."""
 
     def __init__(self, batch):
         self.batch = batch
@@ -140,7 +141,7 @@ def test_metrics_do_not_depend_on_batch_size_or_processes(name):
     assert both == pytest.approx(whole, abs=1e-4)
 
 
-def test_the_loop_takes_ktos_baseline_over_the_whole_global_batch(tmp_path):
+def test_the_loop_takes_ktos_baseline_over_the_global_batch(tmp_path):
     split = Split(MIXED())
     options = {"rows": split, "collate": split.collate, "objective": Preference("kto", BETA), "sgd": True, "steps": 2}
     whole = run(tmp_path / "a", batch_size=4, **options)
@@ -150,32 +151,34 @@ def test_the_loop_takes_ktos_baseline_over_the_whole_global_batch(tmp_path):
     losses = [[line["loss"] for line in metrics] for _, _, metrics in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     batch, objective = MIXED(), options["objective"]
-    alone = [split.collate([split[k]]) for k in range(B)]  # each with a baseline of its own
+    alone = [split.collate([split[k]]) for k in range(B)]  # each with a separate baseline
     assert abs(losses[0][0] - float(sum(loss_and_gradient(objective, one)[0] for one in alone)) / B) > 1e-3
     assert losses[0][0] == pytest.approx(float(loss_and_gradient(objective, batch)[0]), abs=1e-6)
 
 
-# --- TRL's numbers -----------------------------------------------------------------------------------------------
+# --- Equal to TRL ------------------------------------------------------------------------------------------------
 
 
-class Alone:
-    """What TRL's trainers ask of Accelerate, on one process."""
+class SingleProcessAccelerator:
+    """The parts of Accelerate that TRL's trainers use, for one process."""
 
     device = torch.device("cpu")
     gather = gather_for_metrics = staticmethod(lambda tensor: tensor)
 
 
 def trainer(model, **fields) -> SimpleNamespace:
-    """What a TRL trainer's loss reads of itself."""
+    """Return the attributes that the loss of a TRL trainer reads."""
     from collections import defaultdict
 
     common = {"aux_loss_enabled": False, "precompute_ref_logps": True, "_metrics": {"eval": defaultdict(list)}}
     common["_total_train_tokens"] = 0
-    return SimpleNamespace(model=model, accelerator=Alone(), beta=BETA, args=None, **common, **fields)
+    return SimpleNamespace(
+        model=model, accelerator=SingleProcessAccelerator(), beta=BETA, args=None, **common, **fields
+    )
 
 
-def whole_rows(batch) -> dict:
-    """attention_mask and completion_mask as TRL's collators make them."""
+def completion_masks(batch) -> dict:
+    """Return attention_mask and completion_mask as TRL's collators make them."""
     answer = (batch["shift_labels"].roll(1, 1) != -100).long()
     return {"attention_mask": (answer.flip(1).cumsum(1).flip(1) > 0).long(), "completion_mask": answer}
 
@@ -188,7 +191,7 @@ def trl_dpo(batch, loss_type):
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     fields = {"ld_alpha": None, "f_divergence_type": "reverse_kl", "loss_weights": [1.0], "use_weighting": False}
     chosen, rejected = batch["reference_logps"].chunk(2)
-    inputs = {"input_ids": batch["input_ids"], **whole_rows(batch)}
+    inputs = {"input_ids": batch["input_ids"], **completion_masks(batch)}
     inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
     self = trainer(model, loss_types=[loss_type], **fields)
     return DPOTrainer._compute_loss(self, model, inputs, False), model, self._metrics["eval"]
@@ -205,7 +208,7 @@ def trl_kto(batch):
     self._compute_kl_logps = partial(KTOTrainer._compute_kl_logps, self)
     inputs = {"label": batch["preference"]}
     for n, prefix in enumerate(("", "KL_")):
-        rows = {"input_ids": batch["input_ids"], **whole_rows(batch)}
+        rows = {"input_ids": batch["input_ids"], **completion_masks(batch)}
         inputs |= {f"{prefix}{key}": tensor.chunk(2)[n] for key, tensor in rows.items()}
     inputs["ref_logps"], inputs["ref_KL_logps"] = batch["reference_logps"].chunk(2)
     return KTOTrainer._compute_loss(self, model, inputs, False), model, self._metrics["eval"]
@@ -214,7 +217,7 @@ def trl_kto(batch):
 def trl_without_reference(batch, kind, **fields):
     model = tiny_model()
     self = trainer(model, is_encoder_decoder=False, **fields)
-    rows = {"input_ids": batch["input_ids"], **whole_rows(batch)}
+    rows = {"input_ids": batch["input_ids"], **completion_masks(batch)}
     labels = rows["input_ids"].where(rows["completion_mask"] == 1, -100)
     joined = {f"concatenated_{key}": tensor for key, tensor in (rows | {"labels": labels}).items()}
     self.concatenated_inputs = lambda *args, **kwargs: joined
@@ -247,7 +250,7 @@ THEIR_NAMES |= {"chosen_logps": "logps/chosen", "rejected_logps": "logps/rejecte
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_gradient_and_metrics_are_those_of_trl(name):
+def test_loss_gradient_and_metrics_equal_those_of_trl(name):
     pytest.importorskip("trl", reason="an extra of the tests: pip install trl")
     batch, objective = MIXED(), Preference(name, BETA, gamma=0.7)
     loss, model, theirs = of_trl(name, batch)
@@ -257,7 +260,7 @@ def test_loss_gradient_and_metrics_are_those_of_trl(name):
     assert_close(ours[1], gradient(model), atol=1e-5, rtol=0)
     found = preference_metrics(tiny_model(), [(batch, True)], objective)
     assert found["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
-    # Theirs are per token where nothing is compared with a reference; and of judged answers they count no accuracy.
+    # TRL's metrics are per token if there is no reference, and it counts no accuracy for judged answers.
     skipped = {"orpo": {"chosen_logps", "rejected_logps"}, "kto": {"accuracy"}}
     for key, theirs_key in THEIR_NAMES.items():
         if key in found and key not in skipped.get("orpo" if name == "simpo" else name, ()):

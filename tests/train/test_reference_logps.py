@@ -1,4 +1,4 @@
-"""Laws of stored reference log-probabilities."""
+"""Test stored reference log-probabilities."""
 
 import torch
 from tiny import tiny_model
@@ -6,7 +6,7 @@ from tiny import tiny_model
 from scratch_gpt.train import reference_logps
 
 
-def test_a_reference_of_other_weights_or_rows_or_a_damaged_one_is_not_used(tmp_path):
+def test_a_damaged_reference_or_one_of_other_weights_or_rows_is_not_used(tmp_path):
     model, file = tiny_model(), tmp_path / reference_logps.REFERENCES_FILE
     key = reference_logps.reference_key(model, {"train": "a"})
     reference_logps.write_references(file, {"train": torch.ones(3, 2).numpy()}, key)

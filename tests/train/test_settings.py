@@ -1,4 +1,4 @@
-"""Laws of the settings: the first limit ends a run."""
+"""Test the settings: the first limit ends a run."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Laws of stop signals."""
+"""Test stop signals."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import signal
 from scratch_gpt.train.signals import StopSignals
 
 
-def test_a_second_interrupt_is_not_held_back():
+def test_a_second_interrupt_is_not_delayed():
     before = signal.getsignal(signal.SIGINT)
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGINT)

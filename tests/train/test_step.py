@@ -1,4 +1,4 @@
-"""Laws of a step: it does not depend on how a batch is split."""
+"""Test a step: it does not depend on how a batch is split."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def assert_close(a, b, tolerance):
 
 
 @pytest.mark.parametrize("cut", [(4, 2), (2, 4), (1, 8), (3, 3)])
-def test_weights_do_not_depend_on_how_a_batch_is_cut(cut, tmp_path):
+def test_weights_do_not_depend_on_how_a_batch_is_split(cut, tmp_path):
     batch, accumulation = cut
     whole = run(tmp_path / "a", batch_size=batch * accumulation, sgd=True)
     parts = run(tmp_path / "b", batch_size=batch, accumulation_steps=accumulation, sgd=True)

@@ -1,4 +1,4 @@
-"""Two hundred inputs that cannot be meant: one clear line, exit code 2, and nothing that is saved is touched."""
+"""Test two hundred invalid inputs: one clear line, exit code 2, and no change to saved files."""
 
 import crash
 import pytest
@@ -15,7 +15,7 @@ CALM = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run folder that must stay as it is, and the words that would go on with it."""
+    """Return a run folder that must not change, and the arguments that would continue it."""
     folder = tmp_path_factory.mktemp("saved")
     (folder / "story.txt").write_text(STORY)
     words = ["--dataset", str(folder / "story.txt"), *crash.RUN, "--max-steps", "2", "--test-fraction", "0"]
@@ -45,20 +45,20 @@ def assert_refused(words, saved, capsys) -> None:
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=CALM)
 @given(bad=command_lines)
-def test_command_lines(bad, saved, capsys):
+def test_invalid_command_lines(bad, saved, capsys):
     assert_refused([*saved[1], "--resume", "latest", "--max-steps", "9", *bad], saved, capsys)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=CALM)
 @given(text=configs())
-def test_configs(text, saved, capsys):
+def test_invalid_configs(text, saved, capsys):
     (saved[0] / "config.yaml").write_text(text)
     assert_refused(["--config", str(saved[0] / "config.yaml"), "--output-dir", saved[1][-1]], saved, capsys)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=CALM)
 @given(file=data_files())
-def test_files(file, saved, capsys, tmp_path):
+def test_invalid_files(file, saved, capsys, tmp_path):
     ending, content = file
     path = tmp_path / f"bad{ending}"
     path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Classification: padding changes nothing, the loss adds up, the recipe leaves a classifier that strangers load."""
+"""Test classification: padding has no effect, losses add up, and stock transformers loads the classifier."""
 
 import json
 import math
@@ -41,7 +41,7 @@ text_lengths = st.lists(st.integers(1, 20), min_size=1, max_size=5)
 )
 @torch.no_grad()
 def test_padding_never_changes_a_prediction(lengths, more, side, pad_id, attention):
-    """Whatever its amount, its side and its id, and whoever shares the batch."""
+    """Vary the amount, side and id of the padding, and the other rows of the batch."""
     texts = [some_ids(1, length, seed=n)[0] for n, length in enumerate(lengths)]
     alone = torch.cat([MODELS[attention](text[None]).logits for text in texts])
     batch = padded(texts, side=side, length=max(lengths) + more, pad_id=pad_id)
@@ -81,7 +81,7 @@ def write_rows(file, rows: list[dict]) -> str:
 
 @pytest.fixture(scope="module")
 def positions(tmp_path_factory):
-    """Sixty texts of two classes, six of them twice."""
+    """Return sixty texts of two classes, six of them twice."""
     rows = [{"text": text, "label": label} for text, label in texts(2)]
     return write_rows(tmp_path_factory.mktemp("places") / "places.jsonl", [*rows, *rows[:6]])
 
@@ -104,7 +104,7 @@ def test_a_run_learns_and_writes_the_documented_files(trained):
     assert content["tables"]["test"]["labels"] == ["sea", "wood"]
     assert sum(map(sum, content["tables"]["test"]["confusion_matrix"])) == content["protocol"]["test"]["rows"]
     scored = [line for line in read_metrics(trained / "metrics.jsonl") if "test_loss" in line]
-    assert [line["step"] for line in scored] == [0]  # and once at the end
+    assert [line["step"] for line in scored] == [0]  # and a last time at the end
     manifest = json.loads((trained / "manifest.json").read_text())
     assert sum(part["rows"] for part in manifest["splits"].values()) == 66
     assert sum(part["duplicates"] for part in manifest["splits"].values()) == 6
@@ -128,11 +128,12 @@ def test_the_model_names_its_labels_and_predicts_as_the_run_did(trained, tmp_pat
     accuracy = json.loads((trained / "evaluation.json").read_text())["results"]["test"]["accuracy"]
     assert np.mean(right) == pytest.approx(accuracy)
     classify_text = pipeline("text-classification", model=str(trained / "model"), device="cpu")
-    for batch_size in (1, 4):  # padded with the tokenizer's own token
+    for batch_size in (1, 4):  # padded with the tokenizer's padding token
         found = classify_text([row["text"] for row in scored], batch_size=batch_size, truncation=True)
         for row, said in zip(scored, found, strict=True):
             assert said["label"] == row["predicted"]
-            assert said["score"] == pytest.approx(row["probabilities"][said["label"]], abs=1e-2)  # bf16 there
+            # The pipeline uses bf16.
+            assert said["score"] == pytest.approx(row["probabilities"][said["label"]], abs=1e-2)
     file = tmp_path / "new.txt"
     file.write_text("".join(row["text"] + "\n" for row in scored))
     capsys.readouterr()
@@ -140,7 +141,7 @@ def test_the_model_names_its_labels_and_predicts_as_the_run_did(trained, tmp_pat
     again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["text"], row["predicted"]) for row in again] == [(row["text"], row["predicted"]) for row in scored]
     file = tmp_path / "ODD.TXT"
-    file.write_text("a boat\x0c there\u2028at sea\nan oak\n")  # two lines; what else breaks one is in a text
+    file.write_text("a boat\x0c there\u2028at sea\nan oak\n")  # two lines; other line breaks are part of a text
     run("--model", trained / "model", "--predict", file, "--device", "cpu")
     odd = [json.loads(line)["text"] for line in capsys.readouterr().out.strip("\n").split("\n")]
     assert odd == ["a boat\x0c there\u2028at sea", "an oak"]
@@ -169,7 +170,7 @@ def test_three_classes_by_number_from_gpt2_with_weights_and_lora(tmp_path, capsy
     run("--model", tmp_path / "run" / "adapter", "--predict", write_rows(tmp_path / "b.jsonl", [{"text": "boat"}]))
 
 
-def test_several_labels_a_text(tmp_path):
+def test_several_labels_per_text(tmp_path):
     pairs = texts(3)
     rows = [
         {"body": f"{one} {other}", "tags": "|".join(sorted({a, b}))}
@@ -227,7 +228,7 @@ def test_a_stopped_run_resumes_bit_for_bit(positions, tmp_path):
     assert one == other
 
 
-def test_patience_ends_a_run_and_the_best_is_kept(positions, tmp_path, monkeypatch):
+def test_patience_ends_a_run_and_the_best_model_is_kept(positions, tmp_path, monkeypatch):
     script_evaluations(monkeypatch, [3.0, 2.0, 2.5, 1.0, 1.5])
     wild = ["--max-steps", 40, "--eval-every", 1, "--patience", 2, "--warmup-steps", 0]
     run("--dataset", positions, "--output-dir", tmp_path / "run", *SMALL, *wild)

@@ -1,4 +1,4 @@
-"""The recipe, killed for real: processes that die, are restarted, share their work with others, and lose nothing."""
+"""Test crashes: killed runs, restarts and launches of several processes lose nothing."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def log(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(story, log, tmp_path_factory):
-    """A run that nobody kills, and its words; resumed from nothing, as each launch of a restarted job is."""
+    """Return a run that is not killed, and its arguments; they include --resume, as in a restarted job."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     words = ["--dataset", story, *crash.RUN, "--resume", "latest"]
     assert crash.finish([*words, "--output-dir", folder], log) == 0, log.read_text()
@@ -46,18 +46,18 @@ def undisturbed(story, log, tmp_path_factory):
 
 
 def newest(folder: Path) -> int:
-    """The step of the newest checkpoint, 0 without one."""
+    """Return the step of the newest checkpoint, or 0."""
     found = list_checkpoints(folder / "checkpoints")
     return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
-def test_killed_at_three_random_moments_a_run_ends_bit_for_bit_the_same(undisturbed, log, tmp_path):
+def test_a_run_killed_at_three_random_moments_ends_bit_for_bit_equal(undisturbed, log, tmp_path):
     expected, words = undisturbed
     words = [*words, "--output-dir", tmp_path / "run"]
     draw = random.Random(os.environ.get("CRASH_SEED"))
     died = []
     reached_step = 0
-    for _ in range(3):  # one after another, each a little further
+    for _ in range(3):  # one after another, each later than the one before
         reached_step += draw.randrange(2, 12)
         goal = reached_step
         died.append(crash.kill_when(words, log, lambda goal=goal: newest(tmp_path / "run") >= goal))
@@ -107,8 +107,8 @@ def launch(command: list, **environment: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def two(story, tmp_path_factory):
-    """The launch that really starts two processes (gloo), undisturbed."""
+def two_processes(story, tmp_path_factory):
+    """Run a launch of two processes (gloo) without faults."""
     folder = tmp_path_factory.mktemp("two") / "run"
     words = ["--dataset", story, *crash.RUN, *SHARED, "--dropout", "0", "--expect-processes", "2"]
     config = REPO / "training" / "configs" / "accelerate" / "cpu_2.yaml"
@@ -116,11 +116,11 @@ def two(story, tmp_path_factory):
     done = launch([*command, *words, "--output-dir", folder])
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 processes" in done.stdout and "# processes: 2" in (folder / "run.yaml").read_text()
-    assert done.stdout.count("Written:") == 1  # only the main process speaks
+    assert done.stdout.count("Written:") == 1  # only the main process prints
     return folder, words
 
 
-def alone(*words) -> None:
+def run_alone(*words) -> None:
     run_recipe(pretrain, *words)
 
 
@@ -133,14 +133,14 @@ def assert_close(one: Path, other: Path) -> None:
             assert a[name] == pytest.approx(b[name], abs=5e-4), (a["step"], name)
 
 
-def test_two_processes_learn_what_one_learns(two, story, tmp_path):
+def test_two_processes_train_like_one(two_processes, story, tmp_path):
     words = ["--dataset", story, *crash.RUN, *SHARED, "--dropout", "0", "--accumulation-steps", "4"]
-    alone(*words, "--output-dir", tmp_path / "one")
-    assert_close(tmp_path / "one", two[0])
+    run_alone(*words, "--output-dir", tmp_path / "one")
+    assert_close(tmp_path / "one", two_processes[0])
 
 
-def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bit_the_same(two, tmp_path):
-    folder, words = two
+def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bit_the_same(two_processes, tmp_path):
+    folder, words = two_processes
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "3", "--"]
     command += [
         REPO / "tests" / "helpers" / "crash_worker.py",
@@ -150,7 +150,7 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bi
         "--output-dir",
         tmp_path / "run",
     ]
-    # Without a store of its own a restarted group finds the addresses of the one before, and is refused or hangs.
+    # Without a new store, a restarted group finds the addresses of the old group, and is refused or hangs.
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = launch(command, CRASH_AT=str(tmp_path / "run" / "checkpoints" / "step-8"), **own_store)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -158,14 +158,14 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bi
     assert crash.differences(crash.outcome(folder), crash.outcome(tmp_path / "run")) == []
 
 
-def test_a_run_of_two_processes_resumes_on_one_with_its_global_batch(two, tmp_path, capsys):
-    folder, words = two
+def test_a_run_of_two_processes_resumes_on_one_with_its_global_batch(two_processes, tmp_path, capsys):
+    folder, words = two_processes
     shutil.copytree(folder, tmp_path / "run")
     for name in ("evaluation.json", "checkpoints/step-12"):
         path = tmp_path / "run" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     words = [*words[: words.index("--expect-processes")], "--output-dir", tmp_path / "run", "--resume", "latest"]
-    alone(*words)
+    run_alone(*words)
     said = capsys.readouterr().out
     assert "environment.processes (2 -> 1)" in said and "12 steps, 16 rows each" in said
     assert_close(tmp_path / "run", folder)
@@ -174,7 +174,7 @@ def test_a_run_of_two_processes_resumes_on_one_with_its_global_batch(two, tmp_pa
 
 
 def test_a_sharded_model_is_saved_complete_and_resumes_sharded_or_not(tmp_path):
-    """FSDP2's own sharding over two processes (Accelerate engages it on GPUs only), compared bit for bit."""
+    """Shard with FSDP2 over two processes (Accelerate offers it on GPUs only) and compare bit for bit."""
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max_restarts", "3", "--"]
     done = launch([*command, REPO / "tests" / "helpers" / "sharded_worker.py", tmp_path])
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Files are UTF-8 whatever the locale, and what is printed reaches a stream of any encoding."""
+"""Test encodings: files are UTF-8 in every locale, and output can be printed to a stream of any encoding."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def test_the_output_of_a_recipe_prints_on_any_stream(encoding, monkeypatch):
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
     with pytest.raises(SystemExit), command_line.one_clear_line():
-        print(WORDS, "\udcff")  # the surrogate that a file name of other bytes has
+        print(WORDS, "\udcff")  # the surrogate of a file name that is not UTF-8
         raise ValueError(WORDS)
     for stream in streams.values():
         stream.flush()
@@ -39,7 +39,7 @@ def test_a_stream_that_cannot_be_configured_is_left_as_it_is(stream, monkeypatch
 
 
 def test_a_run_does_not_depend_on_the_locale(tmp_path):
-    """Under the C locale Python's own choice for files and streams is ASCII: any file read so would end the run."""
+    """In the C locale Python's default for files and streams is ASCII: a file read with it would end the run."""
     (tmp_path / "story.txt").write_text(STORY, encoding="utf-8")
     fields = {"dataset": "story.txt", "sample_prompt": "M\u00f6we \u2192", "output_dir": "run", "device": "cpu"}
     fields |= {"preset": "tiny", "config_overrides": "hidden_size=16,num_hidden_layers=1", "vocab_size": 300}

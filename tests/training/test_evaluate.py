@@ -1,4 +1,4 @@
-"""The evaluation recipe as a user runs it: what it leaves, beside what, and a clear line for what cannot be meant."""
+"""Test the evaluation recipe as a user runs it: its files, its comparisons, and one clear line for invalid input."""
 
 import json
 from functools import partial
@@ -28,7 +28,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Two models and a file of each kind."""
+    """Make two models and a file of each kind."""
     folder = tmp_path_factory.mktemp("home")
     tokenizer = train_tokenizer([STORY], vocab_size=300)
     for name, make in (("ours", tiny_model), ("stock", tiny_gpt2)):
@@ -62,7 +62,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def run(home, tmp_path, monkeypatch):
-    """The recipe in a folder of its own; returns evaluation.json."""
+    """Run the recipe with a new output folder; return evaluation.json."""
     monkeypatch.chdir(home)
     return partial(evaluate_into, tmp_path / "out")
 
@@ -89,7 +89,7 @@ def test_a_stock_folder_and_every_batch_size_give_the_same_loss(run):
     assert joined["joiner"] == "\\n\\n" and joined["tokens"] == joined["asked"] + 1
 
 
-def test_answers_are_scored_over_seeds_and_left_to_be_read(run, tmp_path):
+def test_answers_are_scored_over_seeds_and_written_to_a_page(run, tmp_path):
     content = run("ours", "--questions", "asked.json", "--temperature", 1, "--seeds", 2, "--max-new-tokens", 6)
     assert set(content["results"]["asked"]["f1"]) == {"mean", "std", "n"}
     assert content["protocol"]["asked"]["rows"] == 2 and content["protocol"]["asked"]["empty_rows"] == 1
@@ -117,7 +117,7 @@ def test_a_judge_scores_and_compares_and_its_replies_are_saved(run, server, tmp_
     assert "stock" in (tmp_path / "out" / "asked-compared.html").read_text()
 
 
-def test_a_judge_and_the_pages_show_the_conversation_as_the_model_was_asked_it(run, home, server, tmp_path):
+def test_a_judge_and_the_pages_get_the_conversation_that_the_model_got(run, home, server, tmp_path):
     code = "\n\ndef f():\n    return  1\n"
     talk = [("system", "Be  brief."), ("user", "Say\n\tsun."), ("assistant", "sun"), ("user", code)]
     talk = [{"role": role, "content": text} for role, text in [*talk, ("assistant", "1")]]
@@ -128,7 +128,7 @@ def test_a_judge_and_the_pages_show_the_conversation_as_the_model_was_asked_it(r
     run(*words, "--judge-model", "wise", "--judge-repeats", 1, "--compare", "stock")
     shown = [code, f"[system]\nBe  brief.\n\n[user]\nSay\n\tsun.\n\n[assistant]\nsun\n\n[user]\n{code}"]
     asked = [body["messages"][0]["content"] for _, _, body in server.seen]
-    assert len(asked) == 6  # each question scored once and compared in two orders
+    assert len(asked) == 6  # each question is scored once and compared in two orders
     for n, row in enumerate((0, 1, 0, 0, 1, 1)):
         assert f"<instruction>\n{shown[row]}\n</instruction>" in asked[n]
     lines = (tmp_path / "out" / "talks-answers.jsonl").read_text().splitlines()
@@ -207,7 +207,7 @@ def test_figures_of_two_revisions_of_a_model_are_not_mixed(run, home, tmp_path, 
     assert "model_revision" not in read_evaluation(tmp_path / "none.json", "ours")["protocol"]
 
 
-def test_config_split_and_revision_hold_for_every_set_that_is_given(run, monkeypatch):
+def test_config_split_and_revision_apply_to_every_set(run, monkeypatch):
     asked, open_rows = [], measuring.open_rows
     monkeypatch.setattr(measuring, "open_rows", lambda where, *rest: asked.append(where) or open_rows(where, *rest))
     words = ["--multiple-choice", "choices.jsonl", "--last-word", "words.jsonl", "--questions", "asked.json"]

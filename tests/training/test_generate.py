@@ -1,4 +1,4 @@
-"""Writing and talking in the terminal, as a user does it."""
+"""Test generation and chat in the terminal as a user runs them."""
 
 import builtins
 import shutil
@@ -14,7 +14,7 @@ from scratch_gpt_training import generate
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A folder with a chat template and one without."""
+    """Make a folder with a chat template and one without."""
     folder = tmp_path_factory.mktemp("models")
     for name, template in (("chat", "chatml"), ("base", None)):
         tokenizer = train_tokenizer(["the sun shines on the sea"] * 9, vocab_size=300, chat_template=template)
@@ -40,8 +40,8 @@ def test_positional_arguments_equal_options_and_one_sample_equals_the_first(mode
 
 
 @pytest.fixture
-def said(models, capsys):
-    """What generate.py says to these words: (out, err)."""
+def generate_output(models, capsys):
+    """Run generate.py with these arguments; return (out, err)."""
 
     def say(*words):
         capsys.readouterr()
@@ -52,17 +52,17 @@ def said(models, capsys):
 
 
 @needs_a_compiler
-def test_a_compiled_step_gives_the_same_text_and_reports_its_build_time(said):
+def test_a_compiled_step_gives_the_same_text_and_reports_its_build_time(generate_output):
     for words in ((), ("--quantize", "int8"), ("--assistant-model", "int8"), ("--samples", "2")):
-        plain, compiled = said(*words), said(*words, "--compile")
-        assert plain.out == compiled.out or "--quantize" in words  # in int8 the last bits of fp32 can show
+        plain, compiled = generate_output(*words), generate_output(*words, "--compile")
+        assert plain.out == compiled.out or "--quantize" in words  # in int8, rounding of fp32 can change a token
         assert "matrices laid out, the step compiled: " in compiled.err and "compiled" not in plain.err
 
 
-def test_an_assistant_gives_the_same_text_and_reports_accepted_guesses(models, said):
-    plain = said()
+def test_an_assistant_gives_the_same_text_and_reports_accepted_guesses(models, generate_output):
+    plain = generate_output()
     for assistant in ("int8", models / "base"):
-        assisted = said("--assistant-model", assistant, "--num-assistant-tokens", "3")
+        assisted = generate_output("--assistant-model", assistant, "--num-assistant-tokens", "3")
         assert assisted.out == plain.out
         assert "guesses accepted" in assisted.err and "guesses" not in plain.err
 
@@ -82,19 +82,23 @@ def test_an_assistant_that_cannot_guess_is_a_one_line_error(models, capsys):
 
 
 def test_a_conversation_continues_until_the_user_exits(models, capsys, monkeypatch):
-    said = iter(["hello", "", "and the sea?", "/clear", "hello", "/exit", "never asked"])
-    monkeypatch.setattr(builtins, "input", lambda prompt: next(said))
-    asked = []
+    lines = iter(["hello", "", "and the sea?", "/clear", "hello", "/exit", "never read"])
+    monkeypatch.setattr(builtins, "input", lambda prompt: next(lines))
+    contents = []
     from scratch_gpt.data.rows import conversations as prompts
 
     encode = prompts.encode_prompt
-    keep = lambda tokenizer, messages: asked.append([m["content"] for m in messages]) or encode(tokenizer, messages)  # noqa: E731
+
+    def keep(tokenizer, messages):
+        contents.append([message["content"] for message in messages])
+        return encode(tokenizer, messages)
+
     monkeypatch.setattr(prompts, "encode_prompt", keep)
     generate.main([str(models / "chat"), "--chat", "--max-new-tokens", "6"])
     answers = [line for line in capsys.readouterr().out.splitlines()[1:] if line]
-    assert [messages[::2] for messages in asked] == [["hello"], ["hello", "and the sea?"], ["hello"]]
-    assert len(asked[1]) == 3 and asked[1][1] and answers
-    assert next(said) == "never asked"
+    assert [messages[::2] for messages in contents] == [["hello"], ["hello", "and the sea?"], ["hello"]]
+    assert len(contents[1]) == 3 and contents[1][1] and answers
+    assert next(lines) == "never read"
 
 
 def test_a_conversation_ends_with_the_input(models, monkeypatch):
@@ -105,7 +109,7 @@ def test_a_conversation_ends_with_the_input(models, monkeypatch):
     generate.main([str(models / "chat"), "--chat"])
 
 
-def test_what_cannot_be_written_or_talked_to_is_one_line(models, capsys, tmp_path):
+def test_prompts_and_models_that_cannot_be_used_are_one_line_errors(models, capsys, tmp_path):
     fails([models / "base", "--chat"], "has no chat template", capsys, generate.main)
     fails(
         [models / "base", f"FILE:{tmp_path / 'absent'}"], "absent cannot be read: No such file", capsys, generate.main

@@ -1,4 +1,4 @@
-"""Every recipe tunes a GPT-2 folder to the same weights on one process and on two, and resumes bit for bit."""
+"""Test that every recipe tunes a GPT-2 folder to the same weights on one and two processes, and resumes exactly."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def write_lines(file: Path, rows: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A stock GPT-2 folder whose tokenizer has a chat template, and a data file for each recipe."""
+    """Make a stock GPT-2 folder with a chat template, and a data file for each recipe."""
     base = tmp_path_factory.mktemp("base")
     tokenizer = train_tokenizer(TEXTS, vocab_size=300)
     gpt2 = tiny_gpt2(vocab_size=310, n_positions=192, initializer_range=0.02)
@@ -47,7 +47,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(base, tmp_path_factory) -> dict[int, Path]:
-    """The runs of gpt2_base_worker.py on one process and on two, with the same global batch."""
+    """Run gpt2_base_worker.py on one process and on two, with the same global batch."""
     out = tmp_path_factory.mktemp("runs")
     folders = {1: out / "one", 2: out / "two"}
     threads = torch.get_num_threads()
@@ -79,10 +79,10 @@ def test_two_processes_reach_the_weights_of_one(runs, name):
     assert one.keys() == two.keys()
     for key, tensor in one.items():
         if key.endswith("k_proj.bias"):
-            continue  # its true gradient is 0, and AdamW makes whole steps of rounding errors
+            continue  # its exact gradient is 0, and AdamW turns rounding errors into full steps
         torch.testing.assert_close(two[key], tensor, atol=1e-4, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
     moved = max((tensor - weights(runs[1] / name, 2)[key]).abs().max() for key, tensor in one.items())
-    assert moved > 5e-4  # the tolerance is not what makes them equal
+    assert moved > 5e-4  # the weights have changed by more than the tolerance
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,4 +1,4 @@
-"""Input that nobody means, or that somebody means ill: one clear line and exit code 2, whatever a library raises."""
+"""Test invalid and hostile input: one clear line and exit code 2, whatever a library raises."""
 
 import json
 import os
@@ -55,11 +55,11 @@ def test_hostile_inputs_cover_every_recipe():
     assert names == {slot.recipe for slot in SLOTS}
 
 
-# --- Borders -----------------------------------------------------------------------------------------------------
+# --- Errors of libraries -----------------------------------------------------------------------------------------
 
 
 class Panic(BaseException):
-    """As pyo3's PanicException: no Exception."""
+    """Like pyo3's PanicException, not a subclass of Exception."""
 
 
 @pytest.mark.parametrize("error", [Panic("at the\ndisco"), Exception("bare"), RecursionError("deep"), KeyError("x")])
@@ -237,7 +237,7 @@ def test_each_bound_holds_on_both_sides(name):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "plan"),  # a plan may be for another machine, but a small model of that width has to fit
+    ("overrides", "plan"),  # a plan may be for another machine, but a small model of that width must fit
     [
         ("hidden_size=100000000", "false"),
         ("hidden_size=100000000", "true"),
@@ -338,7 +338,7 @@ def test_a_tokenizer_of_an_absurd_size_is_refused_before_it_is_trained(home, tmp
 
 def test_a_config_whose_aliases_multiply_is_a_one_line_error(tmp_path, capsys):
     bomb = "&a0 [x, x, x, x, x, x, x, x, x]"
-    for n in range(12):  # 9 to the power of 13 words if it were printed
+    for n in range(12):  # 9 ** 13 words if it were printed
         bomb = f"&a{n + 1} [{bomb}, {', '.join([f'*a{n}'] * 8)}]"
     for field, main in (("seed", pretrain.main), ("multiple_choice", evaluate.main)):
         (tmp_path / "config.yaml").write_text(f"{field}: {bomb}\n")

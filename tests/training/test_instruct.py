@@ -1,4 +1,4 @@
-"""The instruction recipe: it learns, answers before and after, goes on bit for bit, and asks what TRL asks."""
+"""Test instruction tuning: it learns, compares answers before and after, resumes exactly, has TRL's targets."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def write(file, rows) -> str:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Sixty-four questions, three of them twice, and a row without an answer."""
+    """Return sixty-four questions, three of them twice, and a row without an answer."""
     empty = {"instruction": "Say nothing", "input": "", "output": ""}
     return write(tmp_path_factory.mktemp("rows") / "rows.json", [*ROWS, *ROWS[:3], empty])
 
@@ -83,7 +83,7 @@ def test_a_run_learns_to_answer_and_shows_it(trained):
         scores = answer_metrics(*zip(*pairs, strict=True))
         assert scores == {key: pytest.approx(results[split][key]) for key in scores}
     scored = [line for line in read_metrics(trained / "metrics.jsonl") if "test_f1" in line]
-    assert [line["step"] for line in scored] == [0]  # and once at the end
+    assert [line["step"] for line in scored] == [0]  # and a last time at the end
 
 
 def test_stock_transformers_gives_the_answers_of_the_run(trained):
@@ -126,7 +126,7 @@ def test_a_stopped_run_resumes_bit_for_bit_and_keeps_its_first_answers(rows, tmp
     assert json.loads((tmp_path / "b" / "responses.json").read_text()) == responses and len(responses) == 3
 
 
-def test_gpt2_follows_with_lora_and_a_format_with_new_tokens_is_refused_there(rows, tmp_path, capsys):
+def test_gpt2_is_tuned_with_lora_and_a_format_with_new_tokens_is_then_refused(rows, tmp_path, capsys):
     tokenizer = train_tokenizer([str(row) for row in ROWS], 320)
     tokenizer.pad_token = None
     tiny_gpt2(vocab_size=len(tokenizer), n_positions=256).save_pretrained(tmp_path / "gpt2")
@@ -147,7 +147,8 @@ def test_gpt2_follows_with_lora_and_a_format_with_new_tokens_is_refused_there(ro
 
 def test_a_contaminated_test_row_is_reported_with_the_score(tmp_path, capsys):
     long = "Tell the long story of the old sailor who walked to the shiny sea and slept"
-    same = [{"instruction": f"{long}{'!' * n}", "output": "He slept."} for n in range(40)]  # no question is another's
+    # All questions are different.
+    same = [{"instruction": f"{long}{'!' * n}", "output": "He slept."} for n in range(40)]
     folder = tmp_path / "run"
     run("--dataset", write(tmp_path / "a.json", same), "--output-dir", folder, *SMALL, "--max-steps", 0)
     assert "Contamination: 4 of 4 test rows share a run of 13 words with training rows" in capsys.readouterr().out
@@ -166,7 +167,7 @@ def test_a_preview_shows_rows_and_writes_nothing(rows, tmp_path, capsys):
     assert shown.count("count for the loss") == 3 and "\x1b" not in shown and not (tmp_path / "run").exists()
 
 
-def test_a_preview_says_which_rows_will_be_dropped_or_cut_and_shows_them_packed(tmp_path, capsys):
+def test_a_preview_reports_dropped_and_cut_rows_and_shows_packed_rows(tmp_path, capsys):
     long, short = "Say it " * 40, {"instruction": "Say sea.", "output": "sea"}
     kinds = [short, {"instruction": long, "output": "it"}, {"instruction": "Say all.", "output": "sea " * 60}]
     rows = [{**kinds[n % 3], "instruction": f"{n} {kinds[n % 3]['instruction']}"} for n in range(12)]
@@ -207,7 +208,7 @@ def test_a_preview_marks_the_targets_of_training(tmp_path, capsys):
     run("--dataset", rows, *SMALL, "--train-on", "prompt+completion", "--preview", 1)
     line, text = capsys.readouterr().out.split("\n--- ")[1].split("\n", 1)
     tokens, asked = (int(word) for word in line.split() if word.isdigit())
-    assert asked == tokens - 1 and text.startswith("<|im_start|>[[user")  # nothing stands before the first token
+    assert asked == tokens - 1 and text.startswith("<|im_start|>[[user")  # no token precedes the first one
 
 
 BAD = {
@@ -231,7 +232,7 @@ def test_bad_input_is_a_one_line_error(line, rows, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_rows_and_templates_are_one_line_errors_and_harm_nothing(rows, trained, tmp_path, capsys):
+def test_bad_rows_and_templates_are_one_line_errors_without_side_effects(rows, trained, tmp_path, capsys):
     before = crash.outcome(trained)
     arguments = ["--output-dir", trained, "--overwrite", "true", *SMALL]
     file = write(tmp_path / "a.json", [ROWS[0], {"instruction": "Say sea"}])
@@ -282,4 +283,4 @@ def test_trl_has_the_same_loss_and_gradient_on_the_same_batch(case, tmp_path):
     assert loss.item() == pytest.approx(ours.item(), abs=1e-5)
     for name, parameter in model.named_parameters():
         assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
-    assert torch.tensor(rows.lengths).unique().numel() > 1  # there was padding
+    assert torch.tensor(rows.lengths).unique().numel() > 1  # the batch has padding

@@ -1,4 +1,4 @@
-"""The command: its verbs, the options of the launcher, and the commands that it names."""
+"""Test the command: its verbs, the options of the launcher, and the commands that it names."""
 
 import runpy
 import sys
@@ -20,7 +20,7 @@ OWN = {item.name for item in fields(pretrain.PretrainRun)}
 
 @pytest.fixture(autouse=True)
 def _restored(monkeypatch):
-    """What the command changes in its process is undone after each test."""
+    """Undo the changes of the command to its process after each test."""
     monkeypatch.setenv(commands.VARIABLE, "")
     monkeypatch.delenv(commands.VARIABLE)
     monkeypatch.setattr(sys, "argv", ["scratch-gpt"])
@@ -42,7 +42,7 @@ def test_every_recipe_has_a_verb_and_those_that_train_name_their_options(capsys)
     assert {*commands.VERBS, "look-inside"} <= {*words}
 
 
-def test_a_recipe_runs_in_this_process_with_its_own_options(monkeypatch):
+def test_a_recipe_runs_in_this_process_with_its_options(monkeypatch):
     calls = []
     monkeypatch.setattr(pretrain, "main", calls.append)
     monkeypatch.setattr(generate, "main", calls.append)
@@ -70,8 +70,8 @@ def test_an_unknown_verb_or_option_is_a_one_line_error(capsys):
         (["--num-processes=2", "--multi_gpu"], ["--num-processes=2", "--multi_gpu"]),
         (["--config_file", "mine.yaml"], ["--config_file", "mine.yaml"]),
         (["--main_process_port", "0", "--cpu"], ["--main_process_port", "0", "--cpu"]),
-        (["--mixed_precision", "no"], []),  # an option of the recipe too
-        (["--module"], []),  # would start something else
+        (["--mixed_precision", "no"], []),  # also an option of the recipe
+        (["--module"], []),  # would start another program
     ],
 )
 def test_options_of_the_launcher_are_separated_from_those_of_the_recipe(words, theirs):
@@ -96,7 +96,7 @@ def test_a_config_is_a_path_or_the_name_of_a_shipped_file(tmp_path, monkeypatch,
     assert parse(pretrain.PretrainRun, ["--config", "python_docs"]).seed == 3
 
 
-def test_a_launched_recipe_ends_with_its_own_exit_code(tmp_path, capfd):
+def test_a_launched_recipe_ends_with_its_exit_code(tmp_path, capfd):
     words = ["pretrain", "--accelerate_config", "cpu_1", "--preset", "nope", "--output-dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ending:
         command.main(words)

@@ -1,4 +1,4 @@
-"""The notebook goes its whole path, and is stored as it was before anybody ran it."""
+"""Test the notebook: it runs from start to end, and is stored without outputs."""
 
 import json
 import re
@@ -18,7 +18,7 @@ TEXT = "The sun shines on the sea, and every effort moves you on. Return the boa
 
 
 def test_the_notebook_is_valid_and_has_no_outputs():
-    """As nbformat 4.5 wants it: kinds, names of their own, lines; written as Jupyter writes."""
+    """Check nbformat 4.5: kinds of cells, unique ids, lists of lines; formatted as by Jupyter."""
     assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
     assert set(NOTEBOOK) == {"cells", "metadata", "nbformat", "nbformat_minor"}
     assert FILE.read_text() == json.dumps(NOTEBOOK, indent=1, sort_keys=True) + "\n"

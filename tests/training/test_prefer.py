@@ -1,4 +1,4 @@
-"""training/prefer.py: it learns what is preferred, resumes bit for bit, and needs no second copy of the weights."""
+"""Test preference tuning: it learns preferences, resumes bit for bit, and needs no second copy of the weights."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def run(*arguments) -> None:
 
 
 def pairs() -> list[dict]:
-    """Sixty questions; the better answer is polite."""
+    """Return sixty questions; the better answer is polite."""
     texts = [f"{WORDS[n % 12]} and {WORDS[n // 12]}" for n in range(60)]
     return [{"prompt": f"Where is {text}?", "chosen": f"Please, {text}.", "rejected": f"No {text}!"} for text in texts]
 
@@ -43,7 +43,7 @@ def judged() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A folder with a tiny model of 302 tokens that keeps chatml, and files of pairs and of judged answers."""
+    """Make a folder with a tiny model of 302 tokens and chatml, and files of pairs and of judged answers."""
     folder = tmp_path_factory.mktemp("base")
     tokenizer = train_tokenizer([" ".join(row.values()) for row in pairs()], vocab_size=300)
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=192, initializer_range=0.02)
@@ -85,7 +85,7 @@ def test_a_run_learns_preferences_and_writes_the_documented_files(trained):
     assert "<|im_start|>" in kept.chat_template and kept.eos_token == "<|im_end|>"
 
 
-def test_lora_needs_no_second_copy_its_reference_is_the_base(base, trained, tmp_path):
+def test_lora_uses_its_base_as_reference_without_a_second_copy(base, trained, tmp_path):
     run(*arguments(base), "--output-dir", tmp_path, "--tune", "lora", "--max-steps", 2, "--eval-every", 2)
     ours, theirs = (load_file(folder / "references.safetensors") for folder in (tmp_path, trained))
     for name in ("train", "validation", "test"):
@@ -102,7 +102,7 @@ def test_a_stopped_run_resumes_bit_for_bit_with_its_reference(loss_type, name, b
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "evaluation.json").unlink()
     shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-8")
-    monkeypatch.setattr(reference_logps, "reference_logps", None)  # not to be computed again
+    monkeypatch.setattr(reference_logps, "reference_logps", None)  # must not be computed again
     run(*words, "--output-dir", tmp_path / "b", "--resume", "latest")
     assert crash.differences(crash.outcome(tmp_path / "a"), crash.outcome(tmp_path / "b")) == []
 
@@ -128,7 +128,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_a_one_line_error_and_harms_nothing(line, base, trained, capsys):
+def test_bad_input_is_a_one_line_error_without_side_effects(line, base, trained, capsys):
     before = snapshot(trained)
     words = line.split()
     words += [] if "--resume" in words else ["--resume", "latest"]
@@ -148,7 +148,7 @@ ROWS = {
 }
 
 
-def test_a_split_of_one_prompt_has_no_answer_to_another(base, tmp_path, capsys):
+def test_a_split_with_one_prompt_has_no_answer_to_another_prompt(base, tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs()[:20]))
     words = ["--model", base / "model", "--dataset", tmp_path / "rows.jsonl", "--loss-type", "kto"]
     message = "validation split: All 2 rows have the same prompt.*Give at least two prompts"

@@ -1,4 +1,4 @@
-"""Laws of a preparation: it gives the rows that training would make, loses nothing, and goes on where it was."""
+"""Test preparation: it gives the rows that training would make, loses nothing, and resumes."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 
 def prepared(*words) -> tuple[Path, dict]:
-    """The recipe in this process -> the folder and its manifest."""
+    """Run the recipe in this process; return the folder and its manifest."""
     words = [str(word) for word in words]
     prepare.main(words)
     folder = Path(words[words.index("--output-dir") + 1])
@@ -73,7 +73,7 @@ def rows_of(rows) -> list[dict]:
 
 
 @pytest.mark.parametrize("how", ["", "--pack true", "--pad true", "--stride 5", "--stride 5 --overlap context"])
-def test_prepared_rows_are_those_that_training_makes_of_the_same_text(how, corpus, tokenizer, tmp_path):
+def test_prepared_rows_equal_those_that_training_makes_of_the_same_text(how, corpus, tokenizer, tmp_path):
     same = ["--dataset", str(corpus), "--tokenizer", str(tokenizer), "--max-length", "16", *how.split()]
     folder, manifest = prepared(*same, "--output-dir", tmp_path / "p")
     run = command_line.parse(pretrain.PretrainRun, [*same, "--preset", "tiny"])
@@ -135,7 +135,7 @@ def test_each_filter_counts_what_it_removed_and_can_write_it_out(texts, tmp_path
     )
 
 
-def test_near_duplicates_and_repeated_passages_go(texts, tmp_path):
+def test_near_duplicates_and_repeated_passages_are_removed(texts, tmp_path):
     generator = np.random.default_rng(1)
     long = [sentence(generator, 300) for _ in range(12)]
     near = long[3].replace(" cat ", " dog ", 2)
@@ -152,11 +152,11 @@ def test_near_duplicates_and_repeated_passages_go(texts, tmp_path):
 
 @pytest.fixture(scope="module")
 def passage() -> str:
-    """200 words: four passages of 50."""
+    """Return 200 words: four passages of 50."""
     return sentence(np.random.default_rng(4), 200)
 
 
-def test_passages_are_cut_from_the_column_of_text_alone_and_a_row_that_goes_is_shown_whole(passage, tmp_path):
+def test_passages_are_cut_only_from_the_text_column_and_removed_rows_are_shown_completely(passage, tmp_path):
     rows = [{"text": passage, "title": passage}, {"text": f"{passage} New.", "title": None}]
     copy = {"text": passage, "title": "A copy."}
     corpus = write_rows(tmp_path / "texts.jsonl", [*rows, copy])
@@ -173,7 +173,7 @@ def test_passages_are_cut_from_the_column_of_text_alone_and_a_row_that_goes_is_s
 
 
 @pytest.mark.parametrize("form", ["prompt", "instruction", "messages"])
-def test_rows_that_cannot_lose_a_part_are_refused_before_any_work(form, passage, tmp_path, capsys):
+def test_filters_that_cut_rows_are_refused_at_once_for_rows_that_cannot_be_cut(form, passage, tmp_path, capsys):
     row = {form: passage, "chosen": "Yes.", "rejected": "No."}
     row = {"messages": [{"role": "user", "content": passage}]} if form == "messages" else row
     corpus = write_rows(tmp_path / "rows.jsonl", [row])
@@ -189,7 +189,8 @@ def test_duplicates_are_found_by_the_text_column_if_there_is_one(how, passage, t
     words = ["--dataset", corpus, "--task", "text", "--deduplicate", how, "--validation-fraction", "0"]
     folder, _ = prepared(*words, "--text-column", "body", "--output-dir", tmp_path / "p")
     assert open_prepared_text(str(folder))["train"]["url"][:] == [texts[0], *texts[2:4]]
-    assert prepared(*words, "--output-dir", tmp_path / "q")[1]["rows"] == 4  # no column "text": all texts of a row
+    # Without a column "text", all texts of a row count.
+    assert prepared(*words, "--output-dir", tmp_path / "q")[1]["rows"] == 4
 
 
 ROWS = {
@@ -218,7 +219,7 @@ def test_duplicates_are_found_by_text_and_not_by_ids(form, how, tmp_path):
     assert json.loads((folder / "removed.jsonl").read_text())["why"] == "the same text as row 1 of rows.jsonl"
 
 
-def test_the_column_that_holds_a_text_and_what_a_label_says_count(tmp_path):
+def test_rows_differ_if_the_column_of_a_text_or_the_label_differs(tmp_path):
     rows = [
         {"prompt": "a b", "completion": "c", "label": True},
         {"prompt": "a", "completion": "b c", "label": True},
@@ -245,7 +246,7 @@ def test_a_removed_copy_names_the_row_that_is_kept(texts, tmp_path):
         ("empty", "no text"),
         ("near_duplicates", "nearly the text of row 3 of a.jsonl"),
         ("exact_duplicates", "the same text as row 4 of a.jsonl"),
-        ("exact_duplicates", "the same text as row 3 of a.jsonl"),  # of what stays at the end
+        ("exact_duplicates", "the same text as row 3 of a.jsonl"),  # of the rows kept at the end
     ]
     assert "the same text as row 4 of a.jsonl" in (folder / "report.html").read_text()
 
@@ -343,15 +344,15 @@ def test_the_report_shows_removed_rows_and_one_packed_row(texts, tokenizer, tmp_
     page = (folder / "report.html").read_text()
     assert "exact_duplicates" in page and texts[3][:30] in page and "<b>" + texts[0][:10] not in page
     assert str(tmp_path) not in page
-    assert not any(file["name"] == "report.html" for file in manifest["files"])  # a page may be thrown away
+    assert not any(file["name"] == "report.html" for file in manifest["files"])  # the page may be deleted
 
 
 # --- Mixtures ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
-    """A folder of two corpora: `large` with 90 documents and `small` with 10."""
+def two_corpora(tmp_path_factory) -> Path:
+    """Make a folder of two corpora: `large` with 90 documents and `small` with 10."""
     folder, generator = tmp_path_factory.mktemp("two"), np.random.default_rng(3)
     for name, n in (("large", 90), ("small", 10)):
         (folder / name).mkdir()
@@ -359,8 +360,8 @@ def two(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_mixture_has_the_requested_shares_and_reports_them(two, tokenizer, tmp_path):
-    same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0.1"]
+def test_a_mixture_has_the_requested_shares_and_reports_them(two_corpora, tokenizer, tmp_path):
+    same = ["--dataset", two_corpora, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0.1"]
     _, manifest = prepared(*same, "--mixture", "large=1,small=1", "--output-dir", tmp_path / "p")
     assert manifest["mixture"]["asked"] == {"large": 0.5, "small": 0.5}
     assert manifest["mixture"]["actual"]["large"] == pytest.approx(0.5, abs=0.01)
@@ -368,26 +369,30 @@ def test_a_mixture_has_the_requested_shares_and_reports_them(two, tokenizer, tmp
     assert [source["name"] for source in manifest["sources"]] == ["large", "small"]
     assert manifest["splits"]["validation"]["documents"] == 9 + 1
 
-    _, natural = prepared(*same, "--mixture", f"{two / 'large'},{two / 'small'}", "--output-dir", tmp_path / "q")
+    _, natural = prepared(
+        *same, "--mixture", f"{two_corpora / 'large'},{two_corpora / 'small'}", "--output-dir", tmp_path / "q"
+    )
     shares = natural["mixture"]["asked"].values()
     assert 0.1 < min(shares) < 0.3 and natural["mixture"]["alpha"] == 0.7
     assert [source["name"] for source in natural["sources"]] == ["large", "small"] == [*natural["mixture"]["asked"]]
-    assert str(two) not in (tmp_path / "q" / "manifest.json").read_text()
+    assert str(two_corpora) not in (tmp_path / "q" / "manifest.json").read_text()
 
 
-def test_corpora_are_recorded_with_unique_names_and_without_absolute_paths(two, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.chdir(two / "large")
-    names = [two / "large" / "a.jsonl", two / "small" / "a.jsonl", "../small/*.jsonl"]
+def test_corpora_are_recorded_with_unique_names_and_without_absolute_paths(
+    two_corpora, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(two_corpora / "large")
+    names = [two_corpora / "large" / "a.jsonl", two_corpora / "small" / "a.jsonl", "../small/*.jsonl"]
     words = ["--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
     words += ["--mixture", ",".join(map(str, names))]
     words += ["--mixture-epochs", ",".join(f"{name}={n}" for n, name in enumerate(names, start=1))]
     folder, manifest = prepared(*words, "--output-dir", tmp_path / "p")
     assert manifest["mixture"]["epochs"] == {"a.jsonl": 1, "a.jsonl (2)": 2, "*.jsonl": 3}
     assert [source["name"] for source in manifest["sources"]] == ["a.jsonl", "a.jsonl (2)", "*.jsonl"]
-    assert str(two) not in (folder / "manifest.json").read_text()
+    assert str(two_corpora) not in (folder / "manifest.json").read_text()
 
 
-def test_incompatible_columns_of_a_mixture_are_one_line_errors(two, tmp_path, capsys):
+def test_incompatible_columns_of_a_mixture_are_one_line_errors(two_corpora, tmp_path, capsys):
     for name, value in (("a", 1), ("b", "one")):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": f"Text {n}.", "n": value} for n in range(9)])
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "p", "--mixture", "a.jsonl,b.jsonl"]
@@ -397,8 +402,8 @@ def test_incompatible_columns_of_a_mixture_are_one_line_errors(two, tmp_path, ca
     assert not (tmp_path / "p").exists()
 
 
-def test_epochs_and_stopping_strategies_are_applied(two, tokenizer, tmp_path):
-    same = ["--dataset", two, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
+def test_epochs_and_stopping_strategies_are_applied(two_corpora, tokenizer, tmp_path):
+    same = ["--dataset", two_corpora, "--tokenizer", tokenizer, "--max-length", "16", "--validation-fraction", "0"]
     same += ["--mixture", "large,small"]
     _, manifest = prepared(*same, "--mixture-epochs", "large=1,small=3", "--output-dir", tmp_path / "p")
     assert manifest["mixture"]["epochs"] == {"large": 1, "small": 3}
@@ -408,11 +413,11 @@ def test_epochs_and_stopping_strategies_are_applied(two, tokenizer, tmp_path):
     assert manifest["splits"]["train"]["documents"] == 100
 
 
-# --- Again -------------------------------------------------------------------------------------------------------
+# --- Repeating a preparation -------------------------------------------------------------------------------------
 
 
-def test_the_same_command_gives_the_same_rows_and_another_seed_others(two, tokenizer, tmp_path):
-    same = ["--dataset", two, "--mixture", "large,small", "--tokenizer", tokenizer, "--max-length", "16"]
+def test_the_same_command_gives_the_same_rows_and_another_seed_other_rows(two_corpora, tokenizer, tmp_path):
+    same = ["--dataset", two_corpora, "--mixture", "large,small", "--tokenizer", tokenizer, "--max-length", "16"]
     first, again, other = (
         prepared(*same, "--seed", seed, "--output-dir", tmp_path / name)[1]
         for seed, name in ((1, "a"), (1, "b"), (2, "c"))
@@ -480,7 +485,7 @@ def test_replacing_prepared_data_removes_its_files_and_no_others(corpus, tokeniz
     for name in left[2:]:
         shutil.rmtree(folder / name)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] = [{"name": name} for name in ("/", "../corpus/a", "notes.txt", ".")]  # of another hand
+    manifest["files"] = [{"name": name} for name in ("/", "../corpus/a", "notes.txt", ".")]  # a user's own file
     (folder / "manifest.json").write_text(json.dumps(manifest))
     prepared(*words, "--overwrite", "true")
     assert sorted(path.name for path in folder.iterdir()) == left and corpus.exists()
@@ -575,7 +580,7 @@ def test_a_run_on_prepared_rows_records_what_was_verified(corpus, tokenizer, tmp
 
 
 def test_an_id_beyond_the_vocabulary_is_a_one_line_error(corpus, tokenizer, tmp_path, capsys):
-    """Whatever the hashes say: the folder may have been made elsewhere."""
+    """The hashes may be valid: the folder may have been made by another program."""
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     folder, manifest = prepared(*words)
     part = folder / "validation" / "part-00000.arrow"
@@ -592,7 +597,7 @@ def test_an_id_beyond_the_vocabulary_is_a_one_line_error(corpus, tokenizer, tmp_
     fails(run, "cannot be read as a data manifest", capsys, pretrain.main)
 
 
-def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp_path, capsys):
+def test_filters_see_the_complete_document_before_it_is_cut(texts, tokenizer, tmp_path, capsys):
     (tmp_path / "one.txt").write_text(f"{' '.join(texts)} forbidden")
     (tmp_path / "blocked.txt").write_text("forbidden\n")
     words = ["--dataset", tmp_path / "one.txt", "--tokenizer", tokenizer, "--block-list", tmp_path / "blocked.txt"]
@@ -608,7 +613,7 @@ def test_settings_that_keep_no_rows_are_errors_and_leave_no_files(tmp_path, caps
     prepared(*words)  # the corrected command is not refused
 
 
-# --- What cannot be meant ----------------------------------------------------------------------------------------
+# --- Invalid input -----------------------------------------------------------------------------------------------
 
 
 def fails(arguments, message, capsys, main=prepare.main):
@@ -673,7 +678,7 @@ def test_cleaned_rows_without_text_are_refused_by_pretraining_in_one_line(tmp_pa
     fails(run, "no column 'text', only instruction, output", capsys, pretrain.main)
 
 
-def test_held_out_text_of_prepared_data_stays_held_out(tmp_path):
+def test_held_out_text_of_prepared_data_is_not_trained_on(tmp_path):
     corpus = write_rows(tmp_path / "texts.jsonl", [{"text": f"Text {n} of the sea."} for n in range(40)])
     words = ["--validation-fraction", "0.2", "--test-fraction", "0.1", "--output-dir", tmp_path / "p"]
     folder, _ = prepared("--dataset", corpus, "--task", "text", *words)
@@ -711,7 +716,7 @@ def test_a_column_of_numbers_is_a_one_line_error(tmp_path, capsys):
     fails(["--dataset", corpus, "--output-dir", tmp_path / "p"], "holds Value.*not text", capsys)
 
 
-def test_empty_and_one_token_documents_are_counted_and_kept_as_they_are(tokenizer, texts, tmp_path):
+def test_empty_and_one_token_documents_are_counted_and_kept(tokenizer, texts, tmp_path):
     rows = ["", "a", None, *texts[:20]]
     corpus = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in rows])
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--pack", "true"]
@@ -720,8 +725,8 @@ def test_empty_and_one_token_documents_are_counted_and_kept_as_they_are(tokenize
     assert sum(split["documents"] for split in manifest["splits"].values()) == 21
 
 
-def test_one_long_line_is_prepared_and_nothing_of_it_is_lost(tokenizer, texts, tmp_path):
-    text = " ".join(texts) * 60  # beyond what is encoded in one go
+def test_one_long_line_is_prepared_completely(tokenizer, texts, tmp_path):
+    text = " ".join(texts) * 60  # more than one call of the tokenizer encodes
     assert len(text) > 2**20
     corpus = write_rows(tmp_path / "long.jsonl", [{"text": text}, *({"text": short} for short in texts[:3])])
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "128", "--pack", "true"]

@@ -1,4 +1,4 @@
-"""The recipes as their users run them: the main job on real text, and one clear line for what cannot be meant."""
+"""Test the recipes as users run them: the main job on real text, and one clear line for invalid input."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ story = story_file()
 
 @pytest.fixture(scope="module")
 def trained(story, tmp_path_factory):
-    """One small run with everything on, for the tests that look at what it leaves behind."""
+    """Make a small run with every option on, for the tests of its files."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     run(
         *("--dataset", story, "--output-dir", folder, *SMALL, "--max-steps", 30, "--eval-every", 10, "--log-every", 5),
@@ -129,7 +129,7 @@ def test_run_yaml_repeats_the_run_and_has_no_absolute_path_of_the_machine(traine
     assert re.search(r"# precision: (no|bf16)", text) and "# versions:" in text and str(REPO) not in text
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(trained, story, capsys):
+def test_a_folder_with_a_run_is_not_changed(trained, story, capsys):
     before = (trained / "metrics.jsonl").read_text()
     fails(["--output-dir", str(trained), "--dataset", story], "--resume latest to continue it", capsys)
     assert (trained / "metrics.jsonl").read_text() == before
@@ -192,7 +192,7 @@ def test_gpt2_is_trained_further_with_its_own_tokenizer_or_only_evaluated(story,
 
 
 @pytest.mark.parametrize("option", ["--gradient-checkpointing", "--workers", "--mixed-precision", "--max-time"])
-def test_options_change_how_and_not_what_is_learned(option, story, tmp_path):
+def test_options_of_execution_do_not_change_the_result(option, story, tmp_path):
     value = {"--workers": "1", "--mixed-precision": "bf16", "--max-time": "9"}.get(option, "true")
     arguments = ["--dataset", story, *SMALL, "--max-steps", "3", "--log-every", "1", "--validation-fraction", "0"]
     plain = [*arguments, "--mixed-precision", "no", "--output-dir", str(tmp_path / "a")]
@@ -203,7 +203,7 @@ def test_options_change_how_and_not_what_is_learned(option, story, tmp_path):
     assert one == pytest.approx(other, rel=2e-2 if option == "--mixed-precision" else 1e-5)
 
 
-def test_the_books_run_in_small_overfits_its_story(data, tmp_path):
+def test_the_small_version_of_the_books_run_overfits_its_story(data, tmp_path):
     config = REPO / "training" / "configs" / "the_verdict_small.yaml"
     story = ["--dataset", str(data / "the-verdict.txt"), "--output-dir", str(tmp_path / "run")]
     run("--config", str(config), *story, "--epochs", "3", "--config-overrides", "num_hidden_layers=2")
@@ -211,7 +211,7 @@ def test_the_books_run_in_small_overfits_its_story(data, tmp_path):
     assert content["results"]["validation"]["loss"] < content["results"]["before/validation"]["loss"] - 1
 
 
-def test_the_books_config_is_the_books_run(data):
+def test_the_books_config_equals_the_run_of_the_book(data):
     parsed = command_line.parse(
         pretrain.PretrainRun, ["--config", str(REPO / "training" / "configs" / "the_verdict.yaml")]
     )
@@ -221,11 +221,11 @@ def test_the_books_config_is_the_books_run(data):
     with torch.device("meta"):
         tokenizer = AutoTokenizer.from_pretrained(data / "gpt2-tokenizer")
         model = models.build_model(parsed, tokenizer, parsed.max_length)
-    assert sum(p.numel() for p in model.parameters()) == 162_419_712  # 163,009,536 less 768 positions of 768
+    assert sum(p.numel() for p in model.parameters()) == 162_419_712  # 163,009,536 minus 768 positions of width 768
     assert model.config.attention_dropout == 0.1
 
 
-# --- What cannot be meant ----------------------------------------------------------------------------------------
+# --- Invalid input -----------------------------------------------------------------------------------------------
 
 
 BAD = {
@@ -282,7 +282,7 @@ def test_bad_input_is_a_one_line_error(line, story, tmp_path, capsys):
         if name not in arguments:
             arguments += [name, value]
     fails(arguments, BAD[line], capsys)
-    assert not (tmp_path / "run").exists()  # nothing was begun
+    assert not (tmp_path / "run").exists()  # no run was started
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_resuming_with_changed_options_is_refused_by_name_or_allowed(trained, st
     assert steps == [5, 10, 15, 20, 25, 30, 31, 32]
 
 
-def test_files_that_are_not_of_a_run_are_left_alone(story, tmp_path, capsys):
+def test_files_that_are_not_of_a_run_are_not_changed(story, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("years of work")
     for words in (["--overwrite", "true"], ["--resume", "latest"], []):
         fails(["--dataset", story, "--output-dir", tmp_path, *words], "is not a run folder", capsys)
@@ -369,7 +369,7 @@ def test_a_finished_model_and_a_runs_own_inputs_are_never_removed(story, tmp_pat
     own = ["--dataset", folder / "my.txt", "--output-dir", folder, "--overwrite", "true"]
     fails(own, "--overwrite would remove the dataset", capsys)
     run("--dataset", story, "--output-dir", folder, "--overwrite", "true", *SMALL, "--max-steps", 1)
-    assert (folder / "my.txt").read_text() == STORY  # only what a run writes is replaced
+    assert (folder / "my.txt").read_text() == STORY  # only the files of a run are replaced
 
 
 def test_a_model_that_diverges_ends_in_one_line_and_leaves_no_broken_model(story, tmp_path, capsys):
@@ -404,7 +404,7 @@ def test_damaged_and_misnamed_models_are_one_line_errors(story, trained, tmp_pat
 
 
 def test_a_checkpoint_is_evaluated_compared_and_generated_from_like_a_model(story, trained, tmp_path, capsys):
-    """Also of a run that was killed: it is enough on its own."""
+    """This works for a killed run too: a checkpoint needs no other file of the run."""
     alone = tmp_path / "run" / "checkpoints" / "step-30"
     shutil.copytree(trained / "checkpoints" / "step-30", alone)
     (tmp_path / "secrets.jsonl").write_text('{"prefix": "On day 7 the code was", "secret": "4711"}\n')
@@ -427,7 +427,7 @@ def test_a_checkpoint_is_named_by_its_path_and_finds_the_recipe_of_its_run(story
     evaluate.main(["run/checkpoints/step-20", "--dataset", story, "--output-dir", str(tmp_path), "--device", "cpu"])
     content = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert content["protocol"]["model"] == "run/checkpoints/step-20"
-    assert content["results"]["story"]["contaminated"] == 1  # the data that the run's run.yaml names
+    assert content["results"]["story"]["contaminated"] == 1  # the data named in the run's run.yaml
 
 
 def test_a_checkpoint_without_a_config_names_the_remedy(trained, tmp_path, capsys):
@@ -442,7 +442,7 @@ def test_errors_of_generate_are_one_line(tmp_path, capsys):
     fails(["--samples", "0"], "--samples must be at least 1", capsys, generate_recipe.main)
 
 
-def test_dashes_underscores_and_yaml_mean_the_same(tmp_path):
+def test_dashes_underscores_and_yaml_are_equivalent(tmp_path):
     (tmp_path / "a.yaml").write_text("batch-size: 4\nlearning_rate: 4e-4\nkeep_best: true\nmodel: null\n")
     parse = lambda *words: command_line.parse(pretrain.PretrainRun, words)  # noqa: E731
     parsed = parse("--config", str(tmp_path / "a.yaml"))

@@ -1,4 +1,4 @@
-"""The tokenizer recipe as its users run it: a folder that everyone loads, or one clear line and nothing written."""
+"""Test the tokenizer recipe as users run it: a folder that transformers loads, or one clear line and no files."""
 
 import json
 import re
@@ -29,11 +29,11 @@ def run(*words) -> None:
 
 @pytest.fixture
 def folder(tmp_path, story):
-    run(*asked(story, tmp_path / "tokenizer"))
+    run(*options(story, tmp_path / "tokenizer"))
     return tmp_path / "tokenizer"
 
 
-def asked(story, folder) -> tuple:
+def options(story, folder) -> tuple:
     return "--dataset", story / "story.txt", "--output-dir", folder, "--special-tokens", "<|user|>, [SEP]"
 
 
@@ -73,9 +73,9 @@ def test_a_stream_is_sampled_and_compared_with_another_tokenizer(folder, story, 
     assert "im_end" in AutoTokenizer.from_pretrained(tmp_path / "streamed").chat_template
 
 
-def test_the_same_run_twice_is_the_same_to_the_byte(folder, story):
+def test_repeated_runs_are_byte_for_byte_equal(folder, story):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    run(*asked(story, folder), "--overwrite", "true")
+    run(*options(story, folder), "--overwrite", "true")
     after = {file.name: file.read_bytes() for file in folder.iterdir()}
     first, second = (json.loads(files.pop("report.json")) for files in (before, after))
     assert after == before

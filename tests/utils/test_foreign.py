@@ -1,4 +1,4 @@
-"""Files that could make a reader wait forever are refused."""
+"""Test files of other users: those that could block a reader forever are refused."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Loading: a model is complete or refused, no code of a folder runs, and no file outside it is read."""
+"""Test loading: a model is complete or refused, no code of a folder runs, and no file outside it is read."""
 
 import ast
 import builtins
@@ -68,7 +68,7 @@ def tokenizer():
 
 
 def saved(folder: Path, model, tokenizer=None, weights=None, **config) -> Path:
-    """A saved model: `weights` changes the tensors in its file, and `config` overwrites fields of its config.json."""
+    """Save a model; `weights` changes the tensors in its file, `config` replaces fields of its config.json."""
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -142,7 +142,7 @@ def test_only_a_new_head_a_missing_head_and_old_buffers_may_differ(tmp_path):
     assert_close(load_model(str(saved(tmp_path / "old", stock, None, add))).eval()(ids).logits, stock(ids).logits)
     headless = GPT2Model(stock.config)
     headless.load_state_dict(stock.transformer.state_dict())
-    folder = str(saved(tmp_path / "headless", headless))  # the names in openai-community/gpt2 have no prefix either
+    folder = str(saved(tmp_path / "headless", headless))  # as in openai-community/gpt2, whose names have no prefix
     assert_close(load_model(folder).eval()(ids).logits, stock(ids).logits)
 
     scores = tiny_model(CLASSIFIER, num_labels=3)
@@ -204,13 +204,13 @@ def test_an_adapter_brings_its_complete_head(tmp_path):
 
 @pytest.fixture(scope="module")
 def home(tokenizer, tmp_path_factory):
-    """A finished run, and data of each kind."""
+    """Make a finished run, and data of each kind."""
     home = tmp_path_factory.mktemp("home")
     (home / "story.txt").write_text(STORY)
     (home / "texts.jsonl").write_text("".join(json.dumps({"text": f"{n} {STORY}"}) + "\n" for n in range(20)))
     (home / "mails.tsv").write_text("".join(f"{('ham', 'spam')[n % 2]}\tmail {n}\n" for n in range(20)))
-    asked = [{"instruction": f"Say {n}", "input": "", "output": f"{n}"} for n in range(20)]
-    (home / "asked.json").write_text(json.dumps(asked))
+    rows = [{"instruction": f"Say {n}", "input": "", "output": f"{n}"} for n in range(20)]
+    (home / "questions.json").write_text(json.dumps(rows))
     pairs = [{"prompt": f"Say {n}", "chosen": f"{n}", "rejected": "no"} for n in range(20)]
     (home / "pairs.json").write_text(json.dumps(pairs))
     saved(home / "good", tiny_model(vocab_size=len(tokenizer)), tokenizer)
@@ -220,7 +220,7 @@ def home(tokenizer, tmp_path_factory):
     return home
 
 
-def test_every_recipe_that_loads_an_incomplete_model_ends_in_one_line(home, tokenizer, tmp_path, capsys):
+def test_every_recipe_refuses_an_incomplete_model_in_one_line(home, tokenizer, tmp_path, capsys):
     size = len(tokenizer)
     fewer = saved(tmp_path / "fewer", tiny_model(vocab_size=size), tokenizer, num_hidden_layers=1)
     scores = saved(tmp_path / "scores", tiny_model(CLASSIFIER, vocab_size=size), tokenizer, num_hidden_layers=1)
@@ -231,8 +231,8 @@ def test_every_recipe_that_loads_an_incomplete_model_ends_in_one_line(home, toke
     mails = ["--dataset", home / "mails.tsv", "--column-names", "label,text", *new]
     fails(["--model", fewer, *mails, "--max-steps", 1], bad, capsys, classify.main)
     fails(["--model", scores, "--predict", home / "story.txt"], bad, capsys, classify.main)
-    asked = ["--dataset", home / "asked.json", *new, "--max-steps", 1]
-    fails(["--model", fewer, *asked], bad, capsys, instruct.main)
+    instruct_words = ["--dataset", home / "questions.json", *new, "--max-steps", 1]
+    fails(["--model", fewer, *instruct_words], bad, capsys, instruct.main)
     pairs = ["--dataset", home / "pairs.json", *new, "--max-steps", 1]
     fails(["--model", fewer, *pairs], bad, capsys, prefer.main)
     fails([fewer, *text], bad, capsys, evaluate.main)
@@ -250,7 +250,7 @@ def test_every_recipe_that_loads_an_incomplete_model_ends_in_one_line(home, toke
         open_subject(fewer)
 
 
-def test_the_weights_of_a_checkpoint_are_the_models_or_refused(home, tmp_path):
+def test_weights_of_a_checkpoint_fit_the_model_or_are_refused(home, tmp_path):
     run = shutil.copytree(home / "run", tmp_path / "run")
     step = checkpoint_steps(run)[0]
     file = run / "checkpoints" / f"step-{step}" / "model.safetensors"
@@ -271,7 +271,7 @@ def test_an_index_that_names_anything_but_safetensors_in_its_folder_is_refused(t
     model.save_pretrained(folder, max_shard_size="20KB")
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
-    assert_close(load_model(str(folder)).eval()(some_ids()).logits, model(some_ids()).logits)  # shards are fine
+    assert_close(load_model(str(folder)).eval()(some_ids()).logits, model(some_ids()).logits)  # shards are allowed
     first = sorted(content["weight_map"].values())[0]
     shutil.copy(folder / first, tmp_path / "x.safetensors")
 
@@ -290,7 +290,7 @@ def test_an_index_that_names_anything_but_safetensors_in_its_folder_is_refused(t
         for load in loaders:
             with pytest.raises(ValueError, match=f"model cannot be loaded: .*{message}"):
                 load(str(folder))
-    other = index.rename(folder / "other.safetensors.index.json")  # which config.json may name
+    other = index.rename(folder / "other.safetensors.index.json")  # config.json may name them
     other.write_text(map_to("../x.safetensors"))
     edit(folder / "config.json", transformers_weights=other.name)
     for load in loaders:
@@ -324,7 +324,7 @@ def test_a_missing_model_is_a_one_line_error(tmp_path, capsys):
 
 # --- Code --------------------------------------------------------------------------------------------------------
 
-# Callees that never run code of what they load, and take no trust_remote_code.
+# Functions that never run code from the folder they load, and have no argument trust_remote_code.
 WITHOUT_TRUST = {
     "peft.PeftConfig.from_pretrained",
     "import_peft().PeftModel.from_pretrained",
@@ -340,8 +340,8 @@ def calls(text: str):
             yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
 
 
-def careless(text: str) -> list[str]:
-    """The calls of a file that load something and do not say that its code stays unread."""
+def calls_without_trust_argument(text: str) -> list[str]:
+    """Return the calls in a file that load something without an explicit trust_remote_code=False."""
     out = []
     for name, words in calls(text):
         if LOADERS.search(name) and name not in WITHOUT_TRUST:
@@ -355,11 +355,14 @@ def careless(text: str) -> list[str]:
 
 def test_every_loading_call_states_whether_code_may_run():
     files = [file for room in ("scratch_gpt", "training", "hub_card") for file in (REPO / room).rglob("*.py")]
-    assert {file.name: found for file in files if (found := careless(file.read_text()))} == {}
+    assert {file.name: found for file in files if (found := calls_without_trust_argument(file.read_text()))} == {}
     seen = {name for file in files for name, _ in calls(file.read_text()) if LOADERS.search(name)}
     known = {"model_class.from_pretrained", "AutoTokenizer.from_pretrained", "pipeline"}
     assert known | {"_auto_class(model_class).from_pretrained", *WITHOUT_TRUST} == seen
-    assert careless("a.from_pretrained(b)\ntorch.load(c)\npickle.load(d)") == ["a.from_pretrained", *UNSAFE_CALLS]
+    assert calls_without_trust_argument("a.from_pretrained(b)\ntorch.load(c)\npickle.load(d)") == [
+        "a.from_pretrained",
+        *UNSAFE_CALLS,
+    ]
 
 
 UNSAFE_CALLS = ["torch.load", "pickle.load"]
@@ -381,7 +384,7 @@ AUTO = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification
 
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
-    """Folders' code is copied to, and imported from, a folder of this test alone."""
+    """Use a separate folder for the code that transformers copies from model folders and imports."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
@@ -391,7 +394,10 @@ def modules(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hostile(tmp_path, tokenizer, monkeypatch, modules):
-    """Folders whose Python code leaves a file, a list of who was asked, and that file; all who ask hear yes."""
+    """Make folders with Python code that creates a marker file, and answer every prompt with "yes".
+
+    Return the folders, a list of the prompts, and the marker.
+    """
     marker, asked, folders = tmp_path / "ran", [], []
 
     def ask(prompt: str = "") -> str:
@@ -410,25 +416,25 @@ def hostile(tmp_path, tokenizer, monkeypatch, modules):
             file.write_text(code)
         auto = {"AutoConfig": "evil.EvilConfig", **dict.fromkeys(AUTO, "evil.EvilModel")}
         edit(folder / "config.json", model_type=kind, auto_map=auto, custom_pipelines={"evil": {"impl": "evil.E"}})
-        if kind == "gpt2":  # recipes open the tokenizer first: the others are to get as far as the model
+        if kind == "gpt2":  # recipes open the tokenizer first; only this folder has a hostile one
             names = {"auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}}
             edit(folder / "tokenizer_config.json", tokenizer_class="EvilTokenizer", **names)
         folders.append(folder)
     return folders, asked, marker
 
 
-def test_the_code_of_a_folder_never_runs_whatever_standard_input_says(hostile, home, tmp_path, monkeypatch):
+def test_the_code_of_a_folder_never_runs_with_any_standard_input(hostile, home, tmp_path, monkeypatch):
     folders, asked, marker = hostile
     for name in ("plot_attention", "plot_parameters", "plot_token_lengths"):
         monkeypatch.setattr(published, name, lambda _, *rest: next(p for p in rest if isinstance(p, Path)).touch())
-    with pytest.raises(OSError, match="read"):  # the code works where it is trusted
+    with pytest.raises(OSError, match="read"):  # the code runs if it is trusted
         AutoModelForCausalLM.from_pretrained(folders[0], trust_remote_code=True)
         raise OSError("read" if marker.exists() else "not run")
     marker.unlink()
 
     out, text = tmp_path / "out", home / "story.txt"
     train = ["--device", "cpu", "--max-steps", 1, "--output-dir", out, "--overwrite", "true"]
-    train += ["--max-length", 65]  # more than the context, which is noticed once the model is loaded
+    train += ["--max-length", 65]  # more than the context, an error after the model is loaded
     look_at = ["--dataset", text, "--device", "cpu", "--output-dir", out]
     mails = ["--dataset", home / "mails.tsv", "--column-names", "label,text", *train]
     cleaned = ["--dataset", home / "texts.jsonl", "--task", "text", "--output-dir", out]
@@ -444,7 +450,7 @@ def test_the_code_of_a_folder_never_runs_whatever_standard_input_says(hostile, h
             (pretrain.main, ["--model", folder, "--dataset", text, *train, "--plan", "true"]),
             (classify.main, ["--model", folder, *mails]),
             (classify.main, ["--model", folder, "--predict", text]),
-            (instruct.main, ["--model", folder, "--dataset", home / "asked.json", *train]),
+            (instruct.main, ["--model", folder, "--dataset", home / "questions.json", *train]),
             (prefer.main, ["--model", folder, "--dataset", home / "pairs.json", *train]),
             (prepare.main, [*cleaned, "--reference-model", folder]),
             (prepare.main, [*cleaned, "--privacy", "mask", "--names-model", folder]),
@@ -452,9 +458,9 @@ def test_the_code_of_a_folder_never_runs_whatever_standard_input_says(hostile, h
             (train_tokenizer.main, ["--dataset", text, "--compare", folder, "--output-dir", out]),
             (publish.main, [folder, "--export", "gguf"]),
         ]
-        if folder.name == "evil":  # from any other it would measure a drift
+        if folder.name == "evil":  # any other model would be compared for drift
             recipes.append((evaluate.main, [good, *look_at, "--base", folder]))
-        if folder.name != "gpt2":  # a run's model is of our own type
+        if folder.name != "gpt2":  # the model of a run has our type
             run = shutil.copytree(home / "run", tmp_path / f"run-{folder.name}")
             shutil.copytree(folder, run / "model", dirs_exist_ok=True)
             recipes.append((publish.main, [run, "--repo", "ada/x", "--dry-run", "true"]))
@@ -489,7 +495,7 @@ def test_the_code_of_a_folder_never_runs_whatever_standard_input_says(hostile, h
 
 @pytest.fixture
 def remote(tmp_path, modules):
-    """model -> the same model of the class that its saved folder brings along."""
+    """Return a function that saves a model and loads it with the class from the saved folder."""
 
     def load(model):
         folder = tmp_path / type(model).__name__
@@ -503,7 +509,7 @@ def remote(tmp_path, modules):
 
 
 @pytest.mark.parametrize("ours", STOCK_CLASSES)
-def test_our_class_that_came_with_a_folder_is_exported_like_the_packages_own(ours, remote, tmp_path):
+def test_our_class_from_a_folder_is_exported_like_the_packages_class(ours, remote, tmp_path):
     model = tiny_model(ours, num_labels=3, pad_token_id=98)
     theirs = remote(model)
     for name, source in (("own", model), ("remote", theirs)):
@@ -529,7 +535,7 @@ def test_a_class_of_our_name_or_type_with_another_layout_is_not_ours(remote, tmp
             export_gpt2(model, tmp_path / "out")
 
 
-def test_onnx_takes_our_class_that_came_with_a_folder(remote, tmp_path):
+def test_onnx_accepts_our_class_from_a_folder(remote, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     assert write_onnx(remote(tiny_model(ScratchGPTModel)), tmp_path / "model.onnx") < 1e-4
@@ -538,11 +544,11 @@ def test_onnx_takes_our_class_that_came_with_a_folder(remote, tmp_path):
     assert "labels" not in session.get_modelmeta().custom_metadata_map
 
 
-def test_gguf_and_a_config_take_our_class_that_came_with_a_folder(remote, tokenizer, tmp_path):
+def test_gguf_and_import_accept_our_class_from_a_folder(remote, tokenizer, tmp_path):
     model = tiny_model(vocab_size=len(tokenizer))
     theirs = remote(model)
     torch.save({"x": torch.ones(1)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="has a tensor 'x'"):  # and not: the config is no dict
+    with pytest.raises(ValueError, match="has a tensor 'x'"):  # and not an error about the type of the config
         import_checkpoint(tmp_path / "x.pt", config=theirs.config)
     pytest.importorskip("gguf")
     for name, source in (("own", model), ("remote", theirs)):

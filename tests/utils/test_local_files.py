@@ -1,4 +1,4 @@
-"""Laws of local files: the record states what was read, whatever the name of a file."""
+"""Test local files: the record lists the files that were read, with any names."""
 
 import gzip
 import hashlib
@@ -27,7 +27,7 @@ kinds = st.sampled_from([".txt", ".md", ".jsonl", ".csv", ".txt.gz", ".jsonl.xz"
 
 
 def content(text: str, ending: str) -> bytes:
-    """A file of one row with this text."""
+    """Return the content of a file with one row of this text."""
     kind, _, packed = ending[1:].lower().partition(".")
     plain = {"jsonl": json.dumps({"text": text}), "csv": f"text,n\n{text},1\n"}.get(kind, text).encode()
     return {"gz": gzip.compress, "xz": lzma.compress, "": bytes}[packed](plain)
@@ -35,12 +35,12 @@ def content(text: str, ending: str) -> bytes:
 
 @given(st.dictionaries(st.tuples(names, kinds), st.integers(0, 10**6), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=60)
-def test_rows_bytes_and_hashes_of_any_names_are_those_of_what_is_read(tmp_path_factory, files):
+def test_rows_bytes_and_hashes_match_the_files_read_for_any_name(tmp_path_factory, files):
     folder = tmp_path_factory.mktemp("x[1]?")
     for number, ((name, ending), value) in enumerate(files.items()):
         (folder / f"{name}{ending}").write_bytes(content(f"text {number} {value}", ending))
     of = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name, raw in of.items():  # each alone, hidden ones too
+    for name, raw in of.items():  # each file separately, including hidden ones
         rows, record, notices = open_documents(str(folder / name))
         number = [f"{stem}{ending}" for stem, ending in files].index(name)
         assert rows["text"][:] == [f"text {number} {[*files.values()][number]}"] and not notices
@@ -58,16 +58,17 @@ def test_rows_bytes_and_hashes_of_any_names_are_those_of_what_is_read(tmp_path_f
     assert sorted(streamed) == sorted(rows["text"][:]) and stream.record == record
 
 
-def test_a_neighbor_is_not_read_in_place_of_a_name_with_brackets(tmp_path):
+def test_a_name_with_brackets_does_not_match_a_neighbor(tmp_path):
     for name in ("data[1].txt", "data1.txt", "a?.txt", "ab.txt"):
         (tmp_path / name).write_text(f"I am {name}")
     for name in ("data[1].txt", "a?.txt"):
         assert open_documents(str(tmp_path / name)).rows["text"][:] == [f"I am {name}"]
-    assert open_documents(str(tmp_path / "a*.txt")).rows["text"][:] == ["I am a?.txt", "I am ab.txt"]  # a pattern
+    # Here the name is a pattern.
+    assert open_documents(str(tmp_path / "a*.txt")).rows["text"][:] == ["I am a?.txt", "I am ab.txt"]
     assert open_documents(str(tmp_path / "data[12].txt")).rows["text"][:] == ["I am data1.txt"]
 
 
-def test_rows_are_kept_by_content_not_by_path_and_time(tmp_path):
+def test_rows_are_cached_by_content_and_not_by_path_and_time(tmp_path):
     file = tmp_path / "a.txt"
     for text in ("one", "two"):
         file.write_text(text)
@@ -91,14 +92,14 @@ def test_a_file_that_changes_between_its_hash_and_its_rows_is_refused(tmp_path, 
         open_documents(str(file))
 
 
-def test_hidden_unknown_and_special_files_are_named_not_read(tmp_path):
+def test_hidden_unknown_and_special_files_are_reported_and_not_read(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / ".trash").mkdir()
     for name in (".trash/b.txt", "._a.txt", ".DS_Store", "paper.pdf", "b.zip"):
         (tmp_path / name).write_text("not this")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "nowhere.txt").symlink_to("absent.txt")
-    (tmp_path / "round").symlink_to(".", target_is_directory=True)  # a loop of folders
+    (tmp_path / "round").symlink_to(".", target_is_directory=True)  # a circular link
     (tmp_path / "self.txt").symlink_to("self.txt")
     rows, record, notices = open_documents(str(tmp_path))
     assert rows["text"][:] == ["text"] and [file["name"] for file in record["files"]] == ["a.txt"]
@@ -118,7 +119,7 @@ def test_hidden_unknown_and_special_files_are_named_not_read(tmp_path):
         open_documents(str(tmp_path / "only"))
 
 
-def test_a_pattern_reads_each_file_once_in_spite_of_circular_links(tmp_path):
+def test_a_pattern_reads_each_file_once_despite_circular_links(tmp_path):
     (tmp_path / "sub" / ".hidden").mkdir(parents=True)
     for name in ("a.txt", "sub/b.txt", "sub/c.md", "sub/.hidden/d.txt"):
         (tmp_path / name).write_text(name)

@@ -1,4 +1,4 @@
-"""One writer per folder: who holds a lock, who may take it over, and what is left of it."""
+"""Test locks: one writer per folder, dead owners are replaced, and no file is left behind."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from scratch_gpt.utils.locks import LOCK, STALE, Lock, check_held, hold
 
 
 def owner(folder, **changes) -> dict:
-    """What the lock of another living process of this machine says."""
+    """Return the lock content of another live process on this machine."""
     parent = psutil.Process(os.getppid())
     return {**Lock(folder).owner, "pid": parent.pid, "started": parent.create_time(), **changes}
 
@@ -25,7 +25,7 @@ def write(folder, content: dict, age: float = 0) -> None:
     os.utime(file, (file.stat().st_atime - age, file.stat().st_mtime - age))
 
 
-def test_a_lock_is_held_several_times_and_leaves_nothing(tmp_path):
+def test_a_lock_can_be_held_several_times_and_leaves_no_file(tmp_path):
     folder = tmp_path / "a" / "b"
     with hold(folder), hold(folder / ".." / "b"):
         found = json.loads((folder / LOCK).read_text())
@@ -42,18 +42,18 @@ def test_a_lock_is_held_several_times_and_leaves_nothing(tmp_path):
     ("changes", "age", "is_free"),
     [
         ({}, 0, False),
-        ({}, 10 * STALE, False),  # stopped for long, and alive
-        ({"started": 1.0}, 0, True),  # its number is another process' now
+        ({}, 10 * STALE, False),  # stopped for a long time, but alive
+        ({"started": 1.0}, 0, True),  # another process has its id now
         ({"pid": 2**22 + 1}, 0, True),
         ({"pid": "x"}, 0, True),
         ({"host": "elsewhere"}, 0, False),
         ({"host": "elsewhere"}, STALE - 30, False),
         ({"host": "elsewhere"}, STALE + 30, True),
-        ({"space": "pid:[1]", "pid": 2**22 + 1}, 0, False),  # a container of the same name
+        ({"space": "pid:[1]", "pid": 2**22 + 1}, 0, False),  # a container with the same host name
         ({"space": "pid:[1]"}, STALE + 30, True),
     ],
 )
-def test_a_lock_is_taken_over_from_the_dead_only(changes, age, is_free, tmp_path):
+def test_a_lock_is_taken_over_only_from_a_dead_process(changes, age, is_free, tmp_path):
     said = []
     write(tmp_path, owner(tmp_path, **changes), age)
     before = (tmp_path / LOCK).read_bytes()
@@ -79,7 +79,7 @@ def test_an_unreadable_lock_is_judged_by_its_age(content, tmp_path):
 
 def test_only_one_of_two_processes_takes_over_a_lock(tmp_path):
     dead = owner(tmp_path, started=1.0)
-    write(tmp_path, owner(tmp_path))  # the other has been faster
+    write(tmp_path, owner(tmp_path))  # the other process was faster
     assert not locks._take_away(tmp_path / LOCK, dead)
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getppid()
     assert [path.name for path in tmp_path.iterdir()] == [LOCK]
@@ -97,7 +97,7 @@ def test_a_lock_is_refreshed_and_reports_its_loss(tmp_path, monkeypatch):
             lock.ended.wait(0.01)
         with pytest.raises(OSError, match="taken over by another process"):
             check_held(tmp_path)
-    assert (tmp_path / LOCK).exists()  # it is the other's
+    assert (tmp_path / LOCK).exists()  # it belongs to the other process
 
 
 def test_a_folder_that_cannot_be_written_is_a_one_line_error(tmp_path):

@@ -1,4 +1,4 @@
-"""Laws of memory: what is freed is kept, what moves to huge pages stays itself."""
+"""Test memory: freed memory is kept, and moving to huge pages does not change the content."""
 
 import mmap
 import platform
@@ -19,11 +19,11 @@ from scratch_gpt.utils.memory import (
 )
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc keeps memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_a_buffer_allocated_again_causes_page_faults_only_once():
     import resource
 
-    def faults(size: int = 2**26) -> int:  # of 4 KB
+    def faults(size: int = 2**26) -> int:  # pages of 4 KB
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         bytearray(b"x") * size
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
@@ -49,7 +49,7 @@ def test_a_limit_that_an_old_glibc_refuses_is_lowered(monkeypatch):
 
 
 def huge_kilobytes(address: int) -> int:
-    """Of the mapping around an address."""
+    """Return the kilobytes in huge pages of the mapping around an address."""
     maps = re.split(
         r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(encoding="utf-8"), flags=re.MULTILINE
     )
@@ -57,24 +57,24 @@ def huge_kilobytes(address: int) -> int:
         start, end = (int(place, 16) for place in one.split()[0].split("-"))
         if start <= address < end:
             return int(re.search(r"^AnonHugePages:\s*(\d+) kB", one, re.MULTILINE)[1])
-    raise AssertionError("no mapping there")
+    raise AssertionError("no mapping contains the address")
 
 
 def collapses() -> bool:
-    """Whether Linux gives huge pages to who asks, and not to everyone anyway."""
+    """Return whether Linux moves memory to huge pages on request, and not always."""
     linux = re.match(r"(\d+)\.(\d+)", platform.release()) if platform.system() == "Linux" else None
     enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     known = linux and tuple(map(int, linux.groups())) >= (6, 1) and enabled.exists()
     return bool(known) and "[always]" not in enabled.read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not collapses(), reason="huge pages on demand are of Linux 6.1")
+@pytest.mark.skipif(not collapses(), reason="needs Linux 6.1 or newer, with huge pages on request")
 def test_memory_allocated_inside_is_moved_to_huge_pages_unchanged():
     written = torch.randint(256, (2**26,), dtype=torch.uint8)
     with huge_pages():
         memory = mmap.mmap(-1, len(written), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         there = torch.frombuffer(memory, dtype=torch.uint8).copy_(written)
-        before = huge_kilobytes(there.data_ptr())  # of neighbors in the same mapping
+        before = huge_kilobytes(there.data_ptr())  # neighbors in the same mapping
     assert huge_kilobytes(there.data_ptr()) - before > len(written) / 1024 / 2
     assert torch.equal(there, written)
 

@@ -1,4 +1,4 @@
-"""A run that hangs ends with its stacks in a file; one that makes progress, or is suspended, does not."""
+"""Test the watchdog: a hanging run ends with its stacks in a file; one that progresses or is suspended continues."""
 
 import faulthandler
 import os
@@ -54,10 +54,10 @@ def test_progress_or_a_limit_of_zero_never_ends_the_process(tmp_path):
 
 
 def test_suspended_time_does_not_count(tmp_path, monkeypatch):
-    codes, clock = [], iter(range(0, 10**9, 10**5))  # a day between two looks
+    codes, clock = [], iter(range(0, 10**9, 10**5))  # a day between two checks
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
     with watch(1.0, tmp_path / "a", str, codes.append):
-        time.sleep(0.4)  # one look
+        time.sleep(0.4)  # one check
     assert not codes
 
 
@@ -81,7 +81,7 @@ def test_a_suspended_process_continues_and_a_hanging_one_ends(tmp_path):
     assert "line 3 in <module>" in (tmp_path / "stacks").read_text()
 
 
-@pytest.mark.skipif(not hasattr(faulthandler, "register"), reason="Windows has no signal that writes stacks")
+@pytest.mark.skipif(not hasattr(faulthandler, "register"), reason="Windows has no signal for writing stacks")
 def test_code_that_holds_the_global_lock_is_ended_and_suspended_time_does_not_count(tmp_path):
     code = (
         "import re, sys, pathlib; from scratch_gpt.utils.watchdog import watch\n"

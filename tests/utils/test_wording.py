@@ -1,4 +1,4 @@
-"""A number and its noun agree."""
+"""Test wording: a number and its noun agree."""
 
 from scratch_gpt.utils.wording import plural
 

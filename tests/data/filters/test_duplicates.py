@@ -1,4 +1,4 @@
-"""Laws of duplicates: equal and nearly equal texts are found, others are not, and nothing is left to chance."""
+"""Test duplicate filters: equal and similar texts are found, others are not, results are deterministic."""
 
 import numpy as np
 import pytest
@@ -19,14 +19,14 @@ from scratch_gpt.data.filters.words import document_ngrams, words
 
 
 def prose(n: int, seed: int = 0) -> list[str]:
-    """n words that no two seeds share."""
+    """Return n words that are different for each seed."""
     return [f"w{seed}x{k}" for k in np.random.default_rng(seed).permutation(n)]
 
 
 # --- Words -------------------------------------------------------------------------------------------------------
 
 
-def test_long_texts_are_worked_on_in_slices(monkeypatch):
+def test_long_texts_are_processed_in_slices(monkeypatch):
     text = "  ".join(prose(300)) + "\n end. "
     whole, key = words(text), exact_key(text)
     for size in (16, 37, 1000):
@@ -38,7 +38,7 @@ def test_long_texts_are_worked_on_in_slices(monkeypatch):
     rooms_words._powers.cache_clear()
 
 
-# --- Whole texts -------------------------------------------------------------------------------------------------
+# --- Complete texts ----------------------------------------------------------------------------------------------
 
 
 def test_exact_keys_ignore_spacing_and_unicode_form():
@@ -46,7 +46,7 @@ def test_exact_keys_ignore_spacing_and_unicode_form():
     assert exact_key("caf\u00e9") == exact_key("cafe\u0301") != exact_key("cafe")
     assert exact_key("A") != exact_key("a") and exact_key("a.") != exact_key("a")
     assert exact_key("") == exact_key(" \n") and len(exact_key("x")) == 16
-    assert exact_key("\ud800")  # half a surrogate pair is no error
+    assert exact_key("\ud800")  # half of a surrogate pair is accepted
 
 
 def test_signatures_estimate_jaccard_similarity():
@@ -63,7 +63,7 @@ def test_signatures_estimate_jaccard_similarity():
     assert max(map(abs, errors)) < 4 * 0.5 / 16 and abs(np.mean(errors)) < 0.03
 
 
-def test_a_signature_depends_on_its_text_and_the_seed_alone():
+def test_a_signature_depends_only_on_its_text_and_the_seed():
     texts = [" ".join(prose(40, seed)) for seed in range(70)] + ["", "?!", "one two"]
     whole = signatures(texts)
     assert whole.shape == (73, 128) and whole.dtype == np.uint32
@@ -75,12 +75,12 @@ def test_a_signature_depends_on_its_text_and_the_seed_alone():
     assert signatures([]).shape == (0, 128)
 
 
-def test_a_signature_is_this_one_in_every_process():
+def test_a_signature_is_the_same_in_every_process():
     text = "the cat sat on the mat and looked at me"
     assert signatures([text], permutations=4)[0].tolist() == [477322054, 764917919, 272129512, 507665349]
 
 
-def test_copies_join_the_first_of_their_cluster_and_other_texts_stay_alone():
+def test_copies_join_the_first_of_their_cluster_and_other_texts_stay_separate():
     base, other = prose(400, 1), prose(400, 2)
     edited = [*base[:200], "new", *base[201:]]
     half = base[:200] + prose(200, 3)
@@ -101,11 +101,11 @@ def test_questions_that_differ_in_a_sign_or_a_digit_are_not_copies(ngram):
     assert found == [0, 1, 2, 3, 4, 5, 6, 1, 8, 9, 10]
 
 
-def test_clusters_are_what_pairs_connect():
+def test_pairs_that_share_a_text_are_one_cluster():
     a = np.arange(128, dtype=np.uint32)
     b, c = a.copy(), a.copy()
     b[:20] += 1000
-    c[:40] += 1000  # a and b agree in 0.84, b and c too, a and c in 0.69
+    c[:40] += 1000  # agreement: 0.84 of a and b, 0.84 of b and c, 0.69 of a and c
     c[20:40] += 1000
     assert near_duplicates(np.stack([a, b, c])).tolist() == [0, 0, 0]
     assert near_duplicates(np.stack([a, c, b])).tolist() == [0, 0, 0]
@@ -114,7 +114,7 @@ def test_clusters_are_what_pairs_connect():
 
 def test_dissimilar_candidates_are_not_joined():
     rows = np.random.default_rng(0).integers(0, 2**32, (50, 128), dtype=np.uint32)
-    rows[:, :32] = 7  # all share several bands, and agree in a quarter of their places
+    rows[:, :32] = 7  # all share several bands and agree in a quarter of their positions
     assert near_duplicates(rows).tolist() == list(range(50))
 
 
@@ -127,7 +127,7 @@ def test_dissimilar_candidates_are_not_joined():
         (lambda: SeenPassages(length=0), "at least 1 word"),
     ],
 )
-def test_impossible_numbers_are_errors(call, message):
+def test_numbers_out_of_range_are_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -187,7 +187,7 @@ def test_only_complete_passages_are_removed_and_the_rest_is_remembered(lengths, 
     again = SeenPassages(length=8)
     assert [again.remove(" ".join(text))[0] for text in texts] == once
     assert again.blocks.new == seen.blocks.new
-    for text in once:  # a second time nothing of 2 * 8 - 1 words is left
+    for text in once:  # the second time no repeat of 2 * 8 - 1 words is left
         assert len(seen.remove(text)[0].split()) <= 8 * (1 + len(lengths))
 
 
@@ -198,8 +198,8 @@ def test_a_hash_set_behaves_like_a_set():
         ours.add(some)
         theirs |= set(some.tolist())
         assert len(ours) == len(theirs)
-        asked = rng.integers(0, 30_000, 500, dtype=np.uint64) * np.uint64(2**40)
-        assert ours.has(asked).tolist() == [value in theirs for value in asked.tolist()]
+        queries = rng.integers(0, 30_000, 500, dtype=np.uint64) * np.uint64(2**40)
+        assert ours.has(queries).tolist() == [value in theirs for value in queries.tolist()]
     assert len(ours.new) <= max(1024, len(ours) / 16) and (np.diff(ours.sorted) > 0).all()
 
 

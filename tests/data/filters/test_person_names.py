@@ -1,4 +1,4 @@
-"""Names: whoever a model calls a person is masked, wherever it stands in a text however long."""
+"""Test names: every word that the model labels as a person is masked, anywhere in a text of any length."""
 
 import json
 

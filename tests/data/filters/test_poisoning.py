@@ -1,4 +1,4 @@
-"""Laws of gradient scores: they are cosines with the mean gradient, and scoring changes nothing."""
+"""Test gradient scores: they are cosines with the mean gradient, and scoring does not change the model."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_scores_are_cosines_with_the_mean_of_the_rows_gradients():
     assert found.dtype == np.float64 and np.allclose(found, wanted.numpy(), atol=1e-5)
 
 
-def test_rows_that_say_the_opposite_of_the_rest_rank_lowest():
+def test_rows_that_contradict_the_rest_rank_lowest():
     model = tiny_model()
     rows = [{"input_ids": np.full(8, 5), "shift_labels": np.full(8, 7)} for _ in range(12)]
     rows[4] = {"input_ids": np.full(8, 5), "shift_labels": np.full(8, 9)}
@@ -51,7 +51,7 @@ def test_rows_that_say_the_opposite_of_the_rest_rank_lowest():
     assert outliers(found, share=0.05).tolist() == [4]
 
 
-def test_rows_that_say_the_same_as_few_others_rank_lowest():
+def test_rows_similar_to_few_others_rank_lowest():
     model = tiny_model()
     rows = make_rows(40)
     for k in (3, 8, 20, 21, 30, 39):
@@ -69,16 +69,16 @@ def test_sketches_keep_the_cosines_of_gradients():
     assert (again == sketches[:5]).all()
 
 
-def test_neighbor_scores_do_not_depend_on_how_they_are_cut(monkeypatch):
+def test_neighbor_scores_do_not_depend_on_block_size(monkeypatch):
     sketches = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     whole = neighbor_scores(sketches)
     monkeypatch.setattr("scratch_gpt.data.filters.poisoning.ROW_BLOCK", 7)
     assert np.allclose(neighbor_scores(sketches), whole) and whole.min() >= -1
     assert neighbor_scores(sketches[:1]).tolist() == [0]
-    assert np.allclose(neighbor_scores(sketches[:2]), 1)  # what is left of two, their mean taken off
+    assert np.allclose(neighbor_scores(sketches[:2]), 1)  # two rows minus their mean are opposite
 
 
-def test_scoring_leaves_the_model_as_it_was():
+def test_scoring_does_not_change_the_model():
     model = tiny_model(resid_dropout=0.5).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Laws of masking: private data in any context, nothing else, in linear time."""
+"""Test masking: private data are masked in any context, nothing else is, in linear time."""
 
 import time
 
@@ -73,7 +73,7 @@ PRIVATE = {
 
 
 FORMS = ["{}", "Write to {}, please.", "({})", "<{}>", '"{}"', "\n{}\n", "\u8bf7\u8054\u7cfb {} \u8c22\u8c22"]
-FORMS += ["\u8bf7\u8054\u7cfb{}\u8c22\u8c22", "\u5730\u5740:{}\u3002"]  # what touches it need not be ASCII
+FORMS += ["\u8bf7\u8054\u7cfb{}\u8c22\u8c22", "\u5730\u5740:{}\u3002"]  # neighbors that are not ASCII
 
 
 @pytest.mark.parametrize(("kind", "value"), [(kind, value) for kind in PRIVATE for value in PRIVATE[kind]])
@@ -178,7 +178,7 @@ def test_an_unseparated_social_security_number_needs_a_keyword_before_it():
     assert mask_private(text, kinds=["ssn"]) == ("SSN [SSN], social security number: [SSN].", {"ssn": 2})
 
 
-def test_novels_hold_no_private_data(data):
+def test_novels_contain_no_private_data(data):
     for file in sorted((data / "books").glob("*.txt"))[:8]:
         text = file.read_text(encoding="utf-8")
         assert mask_private(text, kinds=ALL_KINDS) == (text, dict.fromkeys(ALL_KINDS, 0)), file.name

@@ -1,4 +1,4 @@
-"""Laws of quality: every rule has its reason, block lists match complete words, outliers are those of the scores."""
+"""Test quality filters: every rule has a reason, block lists match complete words, outliers follow the scores."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_languages_are_distinguished(data):
 # --- Block lists -------------------------------------------------------------------------------------------------
 
 
-def test_words_match_whole_and_in_any_case_and_patterns_as_written(tmp_path):
+def test_block_lists_match_complete_words_in_any_case_and_patterns_exactly(tmp_path):
     file = tmp_path / "list.txt"
     file.write_text("# a comment\n\nbad\nvery  bad word # why\nC++\n/[Ff]oo{2,}/ # a pattern\n", encoding="utf-8")
     patterns = load_block_list(file)
@@ -100,7 +100,7 @@ def test_an_absent_block_list_is_a_one_line_error(tmp_path):
         load_block_list(tmp_path / "absent.txt")
 
 
-def test_the_shipped_list_finds_weaknesses_and_leaves_prose():
+def test_the_shipped_list_matches_weaknesses_and_not_prose():
     root = REPO
     patterns = load_block_list(root / "training" / "configs" / "block_lists" / "cwe.txt")
     assert blocked_term("A Use-After-Free in the parser", patterns) == "Use-After-Free"
@@ -119,7 +119,7 @@ def test_perplexity_outliers_are_above_mean_and_three_sigma_of_the_perplexity():
     assert np.flatnonzero(flagged).tolist() == [7, 300] and flagged.dtype == bool
     perplexity = np.exp(losses)
     assert (flagged == (perplexity > perplexity.mean() + 3 * perplexity.std())).all()
-    assert (perplexity_outliers(losses + 2000) == flagged).all()  # exp(2000) is no float
+    assert (perplexity_outliers(losses + 2000) == flagged).all()  # exp(2000) overflows
     assert not perplexity_outliers(np.full(9, 2.0)).any()
 
 

@@ -1,4 +1,4 @@
-"""Laws of words: runs of letters, the same hashes in every process and wherever they are."""
+"""Test words: they are runs of letters, with the same hashes in every process and at every position."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from scratch_gpt.data.filters.words import run_hashes, words
 
 
 def prose(n: int, seed: int = 0) -> list[str]:
-    """n words that no two seeds share."""
+    """Return n words that are different for each seed."""
     return [f"w{seed}x{k}" for k in np.random.default_rng(seed).permutation(n)]
 
 
@@ -28,7 +28,7 @@ def test_words_are_runs_of_letters_and_case_does_not_matter(text):
     assert len({same[word] for word in same if word.isascii()}) == len(set(ascii_words))
 
 
-def test_hashes_are_these_in_every_process():
+def test_hashes_are_the_same_in_every_process():
     assert words("The cat, the CAT!").hashes.tolist()[::2] == words("the").hashes.tolist() * 2
     assert words("Hello world").hashes.tolist() == [6884409850674639192, 12205249571705939701]
 
@@ -40,7 +40,7 @@ def test_scripts_without_spaces_are_split_by_character():
 
 @given(n=st.integers(1, 140), extra=st.integers(0, 30))
 @settings(deadline=None)
-def test_a_run_hashes_the_same_wherever_it_stands(n, extra):
+def test_a_run_has_the_same_hash_at_every_position(n, extra):
     hashes = words(" ".join(prose(n + extra))).hashes
     runs = run_hashes(hashes, n)
     assert len(runs) == extra + 1 == len(set(runs.tolist()))
@@ -49,7 +49,7 @@ def test_a_run_hashes_the_same_wherever_it_stands(n, extra):
 
 
 def test_signs_are_words_if_requested():
-    def found(text: str) -> str:
+    def join_words(text: str) -> str:
         _, starts, ends = words(text, signs=True)
         return " ".join(text[start:end] for start, end in zip(starts, ends, strict=True))
 
@@ -63,8 +63,8 @@ def test_signs_are_words_if_requested():
             "Heading a very well known or bold dash one"
         ),
     }.items():
-        assert found(text) == expected
-        assert words(text).hashes.tolist() == words(expected).hashes.tolist()  # without signs as ever
+        assert join_words(text) == expected
+        assert words(text).hashes.tolist() == words(expected).hashes.tolist()  # the default ignores signs
     minus = words("12 - 7", signs=True).hashes.tolist()
     assert minus == words("12\u22127", signs=True).hashes.tolist() == words("12 \u2013 7", signs=True).hashes.tolist()
 

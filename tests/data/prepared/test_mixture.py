@@ -1,4 +1,4 @@
-"""Laws of mixtures: the asked shares at every point, the same order for the same seed, nothing lost unless said."""
+"""Test mixtures: the target shares hold at every point, a seed fixes the order, no document is lost."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_every_prefix_of_the_mixture_has_the_target_shares(lengths, seed, strate
     total = np.cumsum(given)
     for i, name in enumerate(mixture.names):
         ahead = np.cumsum(given * (mixture.source == i)) - shares[name] * total
-        assert np.abs(ahead[:-1]).max(initial=0) <= 20 * len(lengths)  # a longest document of each
+        assert np.abs(ahead[:-1]).max(initial=0) <= 20 * len(lengths)  # the length of the longest document, per corpus
 
 
 @given(lengths=corpora, seed=st.integers(0, 99))
@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_order_and_epochs_are_complete(lengths, see
     for i, name in enumerate(one.names):
         given, n = one.document[one.source == i], len(lengths[name])
         for start in range(0, len(given) - n + 1, n):
-            assert sorted(given[start : start + n]) == list(range(n))  # no document twice before each came once
+            assert sorted(given[start : start + n]) == list(range(n))  # each epoch has every document once
 
 
 @given(lengths=corpora)

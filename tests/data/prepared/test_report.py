@@ -1,4 +1,4 @@
-"""Laws of the report: it is whole HTML, shows all that the manifest and the row hold, and lets nothing of them act."""
+"""Test the report: it is well-formed HTML, shows everything in the manifest and the row, and escapes it."""
 
 import re
 from html.parser import HTMLParser
@@ -18,7 +18,7 @@ SVG = {"svg", "line", "rect", "text", "title"}
 
 
 class Page(HTMLParser):
-    """The page's tags and texts; ValueError where a tag is closed that is not the last one opened."""
+    """The tags and texts of a page; raises ValueError if a closing tag does not match the last open one."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -129,7 +129,7 @@ def test_a_histogram_counts_every_document(lengths):
     assert f"median {np.median(np.maximum(lengths, 1)):,.0f}" in text and "max_length 16" in text and "95 %" in text
 
 
-def test_each_document_of_a_row_has_its_tint_and_positions_without_target_are_marked():
+def test_each_document_of_a_row_has_a_color_and_positions_without_target_are_marked():
     found, row = page(), packed_row()
     hues = [tag["style"] for tag in found.all("div") if tag.get("style", "").startswith("--hue")]
     assert len(hues) == len(set(hues)) == 3
@@ -156,7 +156,7 @@ def test_a_figure_that_rounds_up_takes_the_next_unit():
     assert {"1 GB", "1 M"} <= {*page(manifest=facts).texts}
 
 
-def test_text_rows_are_measured_in_bytes_and_missing_values_are_left_out():
+def test_text_rows_are_measured_in_bytes_and_missing_values_are_omitted():
     text = page(manifest=manifest("text", mixture=None), row=None, pieces=None).text
     assert "bytes in a document" in text and "per token" not in text
     assert "Mixture" not in text and "One row" not in text and "max_length" not in text

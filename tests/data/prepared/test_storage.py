@@ -1,4 +1,4 @@
-"""Laws of the prepared folder: rows come back as they were written, whatever made them."""
+"""Test the prepared folder: rows of every kind are restored as they were written."""
 
 import pickle
 
@@ -28,9 +28,9 @@ def written(rows: list[dict], folder, vocab_size: int = 50_000, parts: int = 1) 
     ]
     assert sum(part.rows for part in made) == len(rows)
     assert sum(part.tokens for part in made) == sum(len(row["input_ids"]) for row in rows)
-    asked = sum(int((row["shift_labels"] != IGNORED).sum()) for row in rows)
-    assert sum(part.targets for part in made) == asked
-    return PreparedRows(folder, asked)
+    targets = sum(int((row["shift_labels"] != IGNORED).sum()) for row in rows)
+    assert sum(part.targets for part in made) == targets
+    return PreparedRows(folder, targets)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,11 @@ def test_windows_are_restored_exactly(folder, n, max_length, stride, overlap):
     assert all(same(back[k], every[k]) for k in range(len(every)))
 
 
-@given(asked=st.lists(st.lists(st.booleans(), min_size=1, max_size=20), min_size=1, max_size=5))
+@given(choices=st.lists(st.lists(st.booleans(), min_size=1, max_size=20), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=50)
-def test_any_choice_of_target_positions_is_restored(folder, asked):
+def test_any_choice_of_target_positions_is_restored(folder, choices):
     rows = []
-    for choice in asked:
+    for choice in choices:
         ids = np.arange(len(choice) + 1)
         rows.append({"input_ids": ids[:-1], "shift_labels": np.where(choice, ids[1:], IGNORED)})
     back = written(rows, folder)
@@ -90,12 +90,12 @@ def test_ids_take_the_smallest_type_and_any_arrow_reader_opens_them(tmp_path, vo
     assert opened.features["input_ids"].feature.dtype == kind
 
 
-def test_the_hash_is_of_the_rows_and_changes_with_any_of_them(tmp_path):
+def test_the_hash_changes_with_any_row(tmp_path):
     windows = Windows(np.arange(20), 8)
     rows = [windows[k] for k in range(len(windows))]
     file = tmp_path / "part-00000.arrow"
     first = write_part(rows, file, 100).sha256
-    assert write_part(rows, file, 10**6).sha256 == first  # held in another type
+    assert write_part(rows, file, 10**6).sha256 == first  # stored in another type
     assert write_part(rows[::-1], file, 100).sha256 != first
     rows[0]["shift_labels"][2] = IGNORED
     assert write_part(rows, file, 100).sha256 != first
@@ -155,7 +155,7 @@ def test_an_invalid_value_is_named_in_the_error(changes, message, tmp_path):
 
 
 def test_a_damaged_file_is_an_error_or_gives_rows_within_its_limits(tmp_path):
-    """Any byte turned over: never a crash, and no id, length or position that a model would fail on."""
+    """Flip any byte: there is no crash, and no id, length or position on which a model would fail."""
     packed(tmp_path)
     file = tmp_path / "part-00000.arrow"
     whole = file.read_bytes()

@@ -1,4 +1,4 @@
-"""Laws of writing: documents joined in any order are sliced like one array."""
+"""Test writing: documents joined in any order are sliced like one array."""
 
 import numpy as np
 

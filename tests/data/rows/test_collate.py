@@ -1,4 +1,4 @@
-"""Laws of batches: short rows are padded with positions without target, to few lengths."""
+"""Test batches: short rows are padded with positions without a target, and there are few batch lengths."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Laws of conversations: targets decode to the answers in every format, however they are cut."""
+"""Test conversations: targets decode to the answers in every format, for every truncation."""
 
 import json
 from functools import cache
@@ -56,11 +56,11 @@ texts = st.lists(words, min_size=1, max_size=4).map("".join).filter(str.strip)
 
 @st.composite
 def conversations(draw, turns: int = 3):
-    """Messages, the last one the assistant's."""
+    """Draw messages that end with one of the assistant."""
     system = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
     pairs = draw(st.lists(st.tuples(texts, texts), min_size=1, max_size=turns))
-    said = [part for one, other in pairs for part in (("user", one), ("assistant", other))]
-    return system + [{"role": role, "content": text} for role, text in said]
+    parts = [part for one, other in pairs for part in (("user", one), ("assistant", other))]
+    return system + [{"role": role, "content": text} for role, text in parts]
 
 
 def answers_of(messages, prompt_format: str) -> list[str]:
@@ -68,19 +68,19 @@ def answers_of(messages, prompt_format: str) -> list[str]:
     return found if prompt_format == "plain" else [answer.strip() for answer in found]
 
 
-# --- What is asked -----------------------------------------------------------------------------------------------
+# --- Targets -----------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(messages=conversations(), prompt_format=st.sampled_from([*FORMATS]))
 def test_target_tokens_decode_to_the_answers_and_their_end_tokens(messages, prompt_format):
     tokenizer = TOKENIZERS(prompt_format)
-    ids, asked = encode_messages(tokenizer, messages)
-    said = tokenizer.decode([id for id, is_asked in zip(ids, asked, strict=True) if is_asked])
-    closed = "".join(answer + tokenizer.eos_token for answer in answers_of(messages, prompt_format))
-    assert said == closed
+    ids, targets = encode_messages(tokenizer, messages)
+    learned = tokenizer.decode([id for id, is_target in zip(ids, targets, strict=True) if is_target])
+    answers = "".join(answer + tokenizer.eos_token for answer in answers_of(messages, prompt_format))
+    assert learned == answers
     assert encode_messages(tokenizer, messages, train_on="prompt+completion") == (ids, [True] * len(ids))
-    # only the template writes special tokens: as many as in a conversation that spells none
+    # Only the template writes special tokens: their number is the same if no message spells one.
     plain = [{**message, "content": "a"} for message in messages]
     special = set(tokenizer.all_special_ids)
     assert sum(id in special for id in ids) == sum(id in special for id in encode_messages(tokenizer, plain)[0])
@@ -90,12 +90,12 @@ def test_target_tokens_decode_to_the_answers_and_their_end_tokens(messages, prom
 @given(messages=conversations(), prompt_format=st.sampled_from([*FORMATS]))
 def test_a_prompt_equals_the_training_text_before_the_answer(messages, prompt_format):
     tokenizer = TOKENIZERS(prompt_format)
-    ids, asked = encode_messages(tokenizer, messages)
+    ids, targets = encode_messages(tokenizer, messages)
     prompt = encode_prompt(tokenizer, messages)
     assert prompt == encode_prompt(tokenizer, messages[:-1]) == ids[: len(prompt)]
     answer = answers_of(messages, prompt_format)[-1]
     assert tokenizer.decode(ids[len(prompt) :]).rstrip("\n") == (answer + tokenizer.eos_token).rstrip("\n")
-    assert asked[len(prompt)]
+    assert targets[len(prompt)]
 
 
 @pytest.mark.parametrize("prompt_format", [*FORMATS])
@@ -103,10 +103,10 @@ def test_transformers_marks_the_same_targets_in_the_instructions_of_a_book(promp
     rows, _ = read_conversations(json.loads((data / "instruction-data.json").read_text())[:60])
     rows.append([{"role": "system", "content": "Be brief."}, *rows[0], *rows[1]])
     tokenizer = TOKENIZERS(prompt_format)
-    for messages, (ids, asked) in zip(rows, encode_conversations(tokenizer, rows), strict=True):
+    for messages, (ids, targets) in zip(rows, encode_conversations(tokenizer, rows), strict=True):
         theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
-        if prompt_format != "plain":  # where a token may reach across from the question to the answer
-            assert theirs["input_ids"] == ids and [bool(n) for n in theirs["assistant_masks"]] == asked
+        if prompt_format != "plain":  # in "plain" a token may join the end of the question and the start of the answer
+            assert theirs["input_ids"] == ids and [bool(n) for n in theirs["assistant_masks"]] == targets
         prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
         assert prompt == encode_prompt(tokenizer, messages)
 
@@ -117,9 +117,9 @@ def test_every_kind_of_tokenizer_has_the_targets_of_transformers(prompt_format, 
     tokenizer = tokenizer_of(prompt_format, kind)
     messages = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "the sea is wide."}] * 2
     theirs = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
-    ids, asked = encode_messages(tokenizer, messages)
-    assert theirs["input_ids"] == ids and [bool(n) for n in theirs["assistant_masks"]] == asked
-    assert asked.count(True) == 2 * (len(encode(tokenizer, "the sea is wide.")) + 1)
+    ids, targets = encode_messages(tokenizer, messages)
+    assert theirs["input_ids"] == ids and [bool(n) for n in theirs["assistant_masks"]] == targets
+    assert targets.count(True) == 2 * (len(encode(tokenizer, "the sea is wide.")) + 1)
 
 
 def test_the_alpaca_format_is_that_of_its_authors():
@@ -170,9 +170,9 @@ def learned(row) -> list[int]:
 )
 def test_truncation_keeps_an_answers_start_and_is_counted(some, prompt_format, max_length, pack):
     encoded = encode_conversations(TOKENIZERS(prompt_format), some)
-    wanted = [  # an asked token can be learned wherever the token before it is inside
-        [id for id, is_asked in list(zip(ids, asked, strict=True))[1 : max_length + 1] if is_asked]
-        for ids, asked in encoded
+    wanted = [  # a target is kept if the token before it is within max_length
+        [id for id, is_target in list(zip(ids, targets, strict=True))[1 : max_length + 1] if is_target]
+        for ids, targets in encoded
     ]
     if not any(wanted):
         with pytest.raises(ValueError, match="asks anything within"):
@@ -188,9 +188,9 @@ def test_truncation_keeps_an_answers_start_and_is_counted(some, prompt_format, m
         assert [learned(rows[k]) for k in range(len(rows))] == [wanted[k] for k in rows.kept]
 
 
-def test_every_target_is_the_next_token_and_the_first_eos_is_learned_and_padding_never():
+def test_every_target_is_the_next_token_including_the_first_eos_and_never_padding():
     tokenizer = TOKENIZERS("alpaca")
-    tokenizer.pad_token = tokenizer.eos_token  # told apart by lengths alone
+    tokenizer.pad_token = tokenizer.eos_token  # padding can only be recognized by the lengths
     messages = read_messages({"instruction": "Well?", "output": "Well."})
     encoded = [encode_messages(tokenizer, messages), encode_messages(tokenizer, messages * 2)]
     rows = PromptRows(encoded, 999)
@@ -200,12 +200,12 @@ def test_every_target_is_the_next_token_and_the_first_eos_is_learned_and_padding
         assert row[: n - 1].tolist() == ids[:-1] and labels[n - 2] == tokenizer.eos_token_id
         assert (labels[n - 1 :] == -100).all() and (row[n - 1 :] == tokenizer.pad_token_id).all()
         assert all(label in (-100, following) for label, following in zip(labels.tolist(), ids[1:], strict=False))
-    assert rows.targets == sum(asked.count(True) for _, asked in encoded)
+    assert rows.targets == sum(targets.count(True) for _, targets in encoded)
     assert count_asked_bytes(tokenizer, rows) == 3 * len("Well.")
 
 
 @torch.no_grad()
-def test_packed_or_padded_no_conversation_sees_another(data):
+def test_no_conversation_sees_another_if_packed_or_padded(data):
     tokenizer = TOKENIZERS("chatml")
     some, _ = read_conversations(json.loads((data / "instruction-data.json").read_text())[:6])
     encoded = encode_conversations(tokenizer, some)
@@ -232,7 +232,7 @@ def test_answers_do_not_depend_on_the_batch():
     for batch_size in (2, 5):
         options = {"temperature": 0, "max_new_tokens": 9, "batch_size": batch_size}
         assert generate_answers(model, tokenizer, prompts, **options) == alone
-    long = [(prompt * 70)[: 60 + n] for n, prompt in enumerate(prompts)]  # 64 positions: 5, 4, ... 1 tokens of room
+    long = [(prompt * 70)[: 60 + n] for n, prompt in enumerate(prompts)]  # of 64 positions 5, 4, ... 1 are free
     options = {"temperature": 0, "max_new_tokens": 9, "eos_token_id": None}
     alone = [generate_answers(model, tokenizer, [prompt], **options)[0] for prompt in long]
     assert generate_answers(model, tokenizer, long, **options) == alone
@@ -244,10 +244,10 @@ def test_answers_do_not_depend_on_the_batch():
 
 def test_a_preview_marks_the_targets():
     tokenizer = TOKENIZERS("chatml")
-    ids, asked = encode_messages(tokenizer, read_messages({"prompt": "Well?", "completion": "Sea."}))
+    ids, targets = encode_messages(tokenizer, read_messages({"prompt": "Well?", "completion": "Sea."}))
     begin = "<|im_start|>user\nWell?<|im_end|>\n<|im_start|>assistant\n"
-    assert show_asked(tokenizer, ids, asked, color=False) == f"{begin}[[Sea.<|im_end|>]]\n"
-    assert show_asked(tokenizer, ids, asked, color=True) == f"{begin}\x1b[32mSea.<|im_end|>\x1b[0m\n"
+    assert show_asked(tokenizer, ids, targets, color=False) == f"{begin}[[Sea.<|im_end|>]]\n"
+    assert show_asked(tokenizer, ids, targets, color=True) == f"{begin}\x1b[32mSea.<|im_end|>\x1b[0m\n"
 
 
 # --- Reading -----------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_empty_keys_and_other_columns_of_a_row_are_ignored():
         }
 
 
-def test_a_transcript_is_the_question_as_it_is_and_several_messages_below_their_roles():
+def test_a_transcript_is_the_plain_question_or_several_messages_with_their_roles():
     code = "def f():\n    return  1\n"
     assert transcript([{"role": "user", "content": code}]) == code
     system = {"role": "system", "content": "Be  brief."}
@@ -350,7 +350,7 @@ def test_empty_answers_are_counted_and_rows_without_any_answer_refused():
 # --- Splits ------------------------------------------------------------------------------------------------------
 
 
-def test_a_split_has_its_exact_share_and_no_question_is_in_two(data):
+def test_a_split_has_its_exact_share_and_no_question_is_in_two_splits(data):
     rows, empty = read_conversations(json.loads((data / "instruction-data.json").read_text()))
     keys = [text_of(messages[:-1]) for messages in rows]
     assert not empty and len(set(keys)) < len(keys)
@@ -362,7 +362,7 @@ def test_a_split_has_its_exact_share_and_no_question_is_in_two(data):
     again, other = split_groups(keys, 0.05, 0.1, seed=3), split_groups(keys, 0.05, 0.1, seed=4)
     assert_close(torch.tensor(again["test"]), torch.tensor(splits["test"]))
     assert again["test"].tolist() != other["test"].tolist()
-    fewer = [key for k, key in enumerate(keys) if k % 150]  # another file of the same, some are missing
+    fewer = [key for k, key in enumerate(keys) if k % 150]  # another file with the same rows, except a few
     held_out = {fewer[k] for k in split_groups(fewer, 0.05, 0.1, seed=3)["test"]}
     assert not held_out & {keys[k] for k in splits["train"]}
     with pytest.raises(ValueError, match="2 distinct texts in 9 rows leave nothing for"):

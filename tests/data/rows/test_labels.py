@@ -1,4 +1,4 @@
-"""Laws of labeled texts: no text in two splits, each class in each, the same classes in whatever order rows come."""
+"""Test labeled texts: no text is in two splits, each split has each class, the order of rows does not matter."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ from scratch_gpt.data.sources.documents import open_rows
 
 
 def numbered(**classes: int) -> Examples:
-    """So many distinct texts of each class."""
+    """Return the given number of distinct texts of each class."""
     pairs = [(f"{name} {n}", name) for name, count in classes.items() for n in range(count)]
     return Examples([text for text, _ in pairs], [name for _, name in pairs])
 
@@ -40,7 +40,7 @@ def numbered(**classes: int) -> Examples:
     classes=st.integers(2, 4),
     seed=st.integers(0, 9),
 )
-def test_each_row_is_in_one_split_and_no_text_in_two(copies, classes, seed):
+def test_each_row_is_in_one_split_and_no_text_in_two_splits(copies, classes, seed):
     pairs = [
         (f"text  {n}" if k % 2 else f"text {n} ", f"c{n % classes}") for n, c in enumerate(copies) for k in range(c)
     ]
@@ -52,7 +52,7 @@ def test_each_row_is_in_one_split_and_no_text_in_two(copies, classes, seed):
     assert all(set(examples.take(part).labels) == set(examples.labels) for part in parts.values())
 
 
-def test_each_class_is_shared_out_in_the_same_way():
+def test_each_class_has_the_same_shares():
     examples = numbered(rare=10, some=100, many=1000)
     parts = split_examples(examples, 0.1, 0.2, seed=3)
     counts = {name: count_classes(examples.take(part).labels) for name, part in parts.items()}
@@ -85,7 +85,7 @@ def test_with_several_labels_every_label_is_in_every_split():
 # --- Balance -----------------------------------------------------------------------------------------------------
 
 
-def test_undersampling_leaves_as_many_of_each_class_and_is_a_function_of_the_seed():
+def test_undersampling_balances_the_classes_and_depends_only_on_the_seed():
     labels = numbered(ham=90, spam=17, eggs=30).labels
     chosen = undersample(labels, 0)
     assert Counter(labels[n] for n in chosen) == {"ham": 17, "spam": 17, "eggs": 17}
@@ -148,7 +148,7 @@ def test_only_absent_values_are_refused_as_labels():
 KNOWN = ["0", "1", "10", "word"]
 
 
-def test_labels_are_matched_as_they_are_written_else_by_their_number():
+def test_labels_are_matched_by_spelling_else_by_number():
     examples = Examples(["a", "b", "c", "d"], ["1.0", "00", "word", "10"])
     matched = match_labels(examples, KNOWN, has_many=False)
     assert matched.labels == ["1", "0", "word", "10"] and [*matched.classes] == KNOWN
@@ -207,12 +207,12 @@ def test_the_hash_depends_on_ids_and_labels():
     )
 
 
-def test_a_file_without_header_is_read_as_it_stands(tmp_path):
+def test_a_file_without_header_is_read_exactly(tmp_path):
     lines = ['ham\tHe said "no', "spam\tNA", 'ham\t"quoted" null', "spam\t"]
     (tmp_path / "a.tsv").write_text("\n".join(lines) + "\n")
     rows = open_rows(str(tmp_path / "a.tsv"), column_names=["label", "text"]).rows
     assert [f"{row['label']}\t{row['text'] or ''}" for row in rows] == lines
-    (tmp_path / "b.tsv").write_text("\n".join(["label\ttext", *lines]) + "\n")  # and with one, the same
+    (tmp_path / "b.tsv").write_text("\n".join(["label\ttext", *lines]) + "\n")  # the same rows with a header
     rows = open_rows(str(tmp_path / "b.tsv")).rows
     assert [f"{row['label']}\t{row['text'] or ''}" for row in rows] == lines
     (tmp_path / "b.csv").write_text('label,text,stars\nham,None,1\nspam,"NA, null",\nham,,3\n')
@@ -235,7 +235,7 @@ def test_the_sms_spam_collection_has_its_5574_rows(data):
     assert len(distinct.texts) == 5171 and count_classes(distinct.labels)["spam"] == 653
 
 
-# --- What cannot be meant ----------------------------------------------------------------------------------------
+# --- Invalid input -----------------------------------------------------------------------------------------------
 
 BAD = {
     "one class only": (["x", "y"], ["a", "a"], {}, r"one class only \(a\)"),

@@ -1,4 +1,4 @@
-"""Laws of packing: tokens are conserved, each is asked once but a first one, and documents see only themselves."""
+"""Test packing: no token is lost, each except a document's first is a target once, documents do not see others."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ documents = st.lists(st.integers(1, 30), min_size=1, max_size=20)
 
 
 def joined(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Documents whose token t of document d is 1000 * d + t, so that each can be told from every other."""
+    """Return documents in which token t of document d is 1000 * d + t, so that every token is unique."""
     ids = np.concatenate([1000 * d + np.arange(n) for d, n in enumerate(lengths)])
     return ids.astype(np.uint32), np.cumsum(lengths)
 
@@ -29,10 +29,10 @@ def test_no_token_is_lost_and_each_except_a_documents_first_is_a_target_once(len
     rows = PackedRows(ids, ends, max_length, pack=pack)
     every = [rows[k] for k in range(len(rows))]
     assert sorted(token for row in every for token in row["input_ids"]) == sorted(ids.tolist())
-    asked = [label for row in every for label in row["shift_labels"] if label != IGNORED]
-    assert sorted(asked) == [token for token in sorted(ids.tolist()) if token % 1000 > 0]
+    targets = [label for row in every for label in row["shift_labels"] if label != IGNORED]
+    assert sorted(targets) == [token for token in sorted(ids.tolist()) if token % 1000 > 0]
     assert rows.lengths.tolist() == [len(row["input_ids"]) for row in every]
-    assert rows.asked_per_row == pytest.approx(len(asked) / len(rows))
+    assert rows.asked_per_row == pytest.approx(len(targets) / len(rows))
     for row in every:
         assert 1 <= len(row["input_ids"]) <= max_length
         for token, label in zip(row["input_ids"], row["shift_labels"], strict=True):
@@ -58,11 +58,11 @@ def test_best_fit_puts_each_item_into_one_row_and_wastes_little(lengths, capacit
     sums = [sum(lengths[item] for item in row) for row in rows]
     assert all(total <= capacity for total in sums)
     assert len(rows) <= 11 / 9 * max(1, -(-sum(lengths) // capacity)) + 4 or min(sums) * 2 > capacity
-    assert sum(2 * total <= capacity for total in sums) <= 1  # two such rows would have been one
+    assert sum(2 * total <= capacity for total in sums) <= 1  # two such rows would have been packed into one
 
 
 def test_best_fit_takes_the_fullest_row_that_has_room():
-    # After 7 and 6, rooms of 3 and 4 are open: 3 goes to the 7, though the 6 has room too.
+    # After 7 and 6, the free spaces are 3 and 4: an item of 3 goes to the row of 7, although the other has room too.
     assert best_fit([7, 6, 3, 4], 10) == [[0, 2], [1, 3]]
 
 
@@ -86,14 +86,15 @@ def test_memory_is_bounded_by_packing_in_groups():
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_packed_documents_logits_are_its_logits_alone(attention):
+def test_a_packed_document_has_the_logits_of_the_separate_document(attention):
     model = tiny_model(attention=attention)
     lengths = [7, 5, 12, 1, 4]
     ids = np.random.default_rng(0).integers(1, 99, sum(lengths))
     ends = np.cumsum(lengths)
     rows = PackedRows(ids, ends, 16)
     packed = collate_rows([rows[k] for k in range(len(rows))], length=16)
-    read = {name: packed[name] for name in ("input_ids", "position_ids")}  # with shift_labels there are no logits
+    # A forward with shift_labels returns no logits.
+    read = {name: packed[name] for name in ("input_ids", "position_ids")}
     together = model(**read, use_cache=False).logits
     seen = 0
     for b, k in enumerate(range(len(rows))):
@@ -105,7 +106,7 @@ def test_a_packed_documents_logits_are_its_logits_alone(attention):
     assert seen == sum(lengths)
 
 
-def test_a_packed_batch_costs_what_its_documents_cost_alone():
+def test_a_packed_batch_has_the_loss_of_its_separate_documents():
     model = tiny_model(attention="sdpa")
     lengths = [7, 5, 12, 1, 4]
     ids = np.random.default_rng(0).integers(1, 99, sum(lengths))

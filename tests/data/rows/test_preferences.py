@@ -1,4 +1,4 @@
-"""Rows of preferences: every form says the same, asked is the last answer alone, and nothing vanishes uncounted."""
+"""Test preference rows: all forms give the same rows, only the last answer is a target, dropped rows are counted."""
 
 import re
 from collections import Counter
@@ -56,7 +56,7 @@ def test_an_input_follows_its_instruction_and_a_judged_answer_keeps_its_label():
     assert read_preferences([row], judged=True)[0] == [Judged(PAIR.rejected, False)]
 
 
-def test_rows_with_nothing_to_learn_are_left_out_and_counted():
+def test_rows_without_targets_are_dropped_and_counted():
     good = {"prompt": "Well?", **ANSWERS}
     equal, empty = {"prompt": "a", "chosen": "b", "rejected": " b\n"}, {"prompt": "a", "chosen": "b", "rejected": " "}
     assert read_preferences([equal, good, empty, equal]) == ([PAIR], {"empty": 1, "equal": 2})
@@ -109,7 +109,7 @@ def with_format(name):
 ENCODE = partial(encode_conversations, TOKENIZER)
 
 
-def asked_text(tokenizer, row) -> str:
+def target_text(tokenizer, row) -> str:
     return tokenizer.decode(row["shift_labels"][row["shift_labels"] != -100])
 
 
@@ -119,9 +119,9 @@ def test_only_the_last_answer_and_its_end_token_are_targets(prompt_format):
     rows = PreferenceRows(PAIRS, partial(encode_conversations, tokenizer), 512)
     for k, pair in enumerate(PAIRS):
         for row, messages in zip(rows[k]["answers"], pair, strict=True):
-            assert asked_text(tokenizer, row) == messages[-1]["content"] + tokenizer.eos_token
-            asked = row["shift_labels"][:-1] != -100
-            assert np.array_equal(row["shift_labels"][:-1][asked], row["input_ids"][1:][asked])
+            assert target_text(tokenizer, row) == messages[-1]["content"] + tokenizer.eos_token
+            is_target = row["shift_labels"][:-1] != -100
+            assert np.array_equal(row["shift_labels"][:-1][is_target], row["input_ids"][1:][is_target])
     one, other = (row["input_ids"] for row in rows[0]["answers"])
     same = int(np.flatnonzero(rows[0]["answers"][0]["shift_labels"] != -100)[0]) + 1
     assert np.array_equal(one[:same], other[:same])
@@ -144,7 +144,7 @@ def test_a_judged_answer_is_paired_with_an_answer_to_another_prompt():
     items = [Judged([user(f"Is {n} calm?"), model(f"No {n}.")], n % 2 == 0) for n in range(7)]
     rows = PreferenceRows(items, ENCODE, 512, seed=3)
     texts = [[TOKENIZER.decode(row["input_ids"]) for row in rows[k]["answers"]] for k in range(7)]
-    others = [asked_text(TOKENIZER, rows[k]["answers"][1]) for k in range(7)]
+    others = [target_text(TOKENIZER, rows[k]["answers"][1]) for k in range(7)]
     assert all(f"Is {k} calm?" in text for k in range(7) for text in texts[k])
     assert sorted(others) == [f"No {n}.{TOKENIZER.eos_token}" for n in range(7)]
     assert all(f"No {k}." not in others[k] for k in range(7))
@@ -166,7 +166,7 @@ def test_the_other_answer_always_belongs_to_another_prompt(prompts, seed):
     used = Counter(messages[-1]["content"] for messages in found)
     assert all(answer[0] != messages[0]["content"][0] for messages in found for answer in [messages[-1]["content"]])
     (_, most), *_ = Counter(prompts).most_common()
-    # each answer is given once; or, where one prompt has more than half of the rows, the others' in turn
+    # Each answer is used once; if one prompt has more than half of the rows, the answers to the others are repeated.
     others = -(-most // (len(prompts) - most))
     assert max(used.values()) <= others and (2 * most > len(prompts) or set(used.values()) == {1})
 
@@ -175,7 +175,7 @@ def rows_facts(items, seed):
     return PreferenceRows(items, ENCODE, 512, seed=seed).facts()
 
 
-def test_a_batch_holds_first_answers_before_second_ones():
+def test_a_batch_has_first_answers_before_second_ones():
     rows = PreferenceRows(PAIRS, ENCODE, 512)
     rows.reference_logps = np.arange(4, dtype=np.float32).reshape(2, 2)
     batch = collate_preferences([rows[0], rows[1]], pad_token_id=7)

@@ -1,4 +1,4 @@
-"""Laws of streaming: every token once an epoch, the same order on any number of processes, entered again anywhere."""
+"""Test streaming: every token comes once per epoch, in an order independent of processes, and can resume anywhere."""
 
 from itertools import islice
 
@@ -33,7 +33,7 @@ def test_an_epoch_over_all_lanes_has_every_document_once(count):
             if cursor["epoch"] == 1:
                 break
             own += row["input_ids"].tolist()
-        # what is carried into the next epoch was read in this one
+        # tokens carried into the next epoch were read in this one
         own += cursor["carry"]
         seen += [token for token in own if token != 9999]
     expected = sorted(int(t) for shard in CORPUS for t in shard for _ in range(1 + int(t) % 3))
@@ -50,7 +50,7 @@ def test_windows_continue_exactly_from_a_cursor(count):
                 assert a == b and np.array_equal(one["input_ids"], other["input_ids"])
 
 
-def test_windows_join_to_the_lanes_stream_and_targets_come_next():
+def test_joined_windows_are_the_lanes_stream_and_targets_are_the_next_tokens():
     rows = [row for row, _ in islice(lanes(2).rows(1), 200)]
     for one, other in zip(rows, rows[1:], strict=False):
         assert one["shift_labels"][-1] == other["input_ids"][0]

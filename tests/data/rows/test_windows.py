@@ -1,4 +1,4 @@
-"""Laws of windows: no token is lost, every label is the next token, and masked inputs keep their targets."""
+"""Test windows: no token is lost, every label is the next token, and masked inputs keep their targets."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from scratch_gpt.data.sources.token_stream import token_stream
 from scratch_gpt.tokenization.tokenizer import encode_batch, load_tokenizer
 
 
-def asked(windows: Windows) -> list[int]:
-    """The stream positions that all windows together ask, in order."""
+def target_positions(windows: Windows) -> list[int]:
+    """Return the stream positions of all targets, in the order of the windows."""
     found = []
     for k in range(len(windows)):
         row = windows[k]
@@ -33,7 +33,7 @@ def test_joined_at_stride_max_length_windows_are_the_stream(ids, max_length):
     windows = Windows(ids, max_length)
     joined = np.concatenate([windows[k]["input_ids"] for k in range(len(windows))])
     assert joined.tolist() == ids[:-1].tolist()
-    assert asked(windows) == list(range(1, len(ids)))
+    assert target_positions(windows) == list(range(1, len(ids)))
 
 
 @given(ids=streams, max_length=lengths, stride=lengths)
@@ -47,21 +47,21 @@ def test_every_label_is_the_next_token_and_context_is_a_target_once(ids, max_len
             assert row["input_ids"][t] == ids[k * stride + t]
             assert label in (IGNORED, ids[k * stride + t + 1])
     if stride <= max_length:
-        assert asked(windows) == list(range(1, len(ids)))  # each once, though windows overlap
+        assert target_positions(windows) == list(range(1, len(ids)))  # each once, although windows overlap
     else:
-        assert len(set(asked(windows))) == len(asked(windows))  # gaps, but nothing twice
+        assert len(set(target_positions(windows))) == len(target_positions(windows))  # gaps, but no repetition
 
 
 @given(ids=streams, max_length=lengths, stride=lengths)
 @settings(deadline=None)
 def test_every_token_is_a_target_in_overlapping_windows(ids, max_length, stride):
     if stride <= max_length:
-        assert set(asked(Windows(ids, max_length, stride))) == set(range(1, len(ids)))
+        assert set(target_positions(Windows(ids, max_length, stride))) == set(range(1, len(ids)))
 
 
 @given(ids=streams, max_length=lengths, stride=lengths)
 @settings(deadline=None)
-def test_drop_tail_keeps_whole_windows_only(ids, max_length, stride):
+def test_drop_tail_keeps_full_windows_only(ids, max_length, stride):
     if len(ids) <= max_length:
         with pytest.raises(ValueError, match=f"{len(ids)} tokens are fewer than one window takes"):
             Windows(ids, max_length, stride, drop_tail=True)
@@ -94,12 +94,12 @@ def test_windows_of_the_verdict_give_the_numbers_of_the_book(data):
         ({"ids": np.array([5])}, "1 tokens are fewer than one window takes"),
     ],
 )
-def test_impossible_windows_are_errors(changes, message):
+def test_invalid_windows_are_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         Windows(**{"ids": np.arange(9), "max_length": 4, **changes})
 
 
-def test_a_split_without_one_full_window_says_how_many_tokens_it_takes():
+def test_a_split_without_a_full_window_is_an_error_with_the_tokens_needed():
     require_full_window(np.arange(5), 4, "train")
     with pytest.raises(ValueError, match=r"validation split has 4 tokens.*takes 5"):
         require_full_window(np.arange(4), 4, "validation")
@@ -115,7 +115,7 @@ def test_masked_inputs_change_one_to_three_tokens_and_no_target(n, place, most):
     assert masked["shift_labels"].tolist() == row["shift_labels"].tolist()
     again = mask_inputs(row, place, mask_token_id=0, most=most, seed=7)
     assert again["input_ids"].tolist() == masked["input_ids"].tolist()
-    assert row["input_ids"].tolist() == list(range(5, 5 + n))  # the row itself is left as it is
+    assert row["input_ids"].tolist() == list(range(5, 5 + n))  # the row is not changed
 
 
 def test_a_row_is_masked_differently_at_each_place():

@@ -1,4 +1,4 @@
-"""Laws of documents: every kind of source gives the same ones, and splits lose none."""
+"""Test documents: every kind of source gives the same ones, and splits lose none."""
 
 import json
 
@@ -93,13 +93,13 @@ def test_splits_are_seeded_disjoint_and_lose_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("n", [2, 5])
-def test_a_split_for_which_nothing_is_left_is_named(n):
+def test_an_empty_split_is_named(n):
     with pytest.raises(ValueError, match=f"{n} documents (leave nothing for test|cannot be split into .* and test)"):
         split_numbers(n, 0.7, 0.2)
     assert all(map(len, split_numbers(6, 0.7, 0.2).values()))
 
 
-def test_one_document_is_cut_by_position(tmp_path):
+def test_a_single_document_is_cut_by_position(tmp_path):
     text = "".join(chr(97 + n % 26) for n in range(1000))
     splits = split_documents(open_documents(write(tmp_path, "a.txt", text)).rows, 0.1, 0.05)
     assert [len(splits[name]["text"][0]) for name in ("train", "validation", "test")] == [850, 100, 50]
@@ -110,7 +110,7 @@ def test_one_document_is_cut_by_position(tmp_path):
     ("fractions", "message"),
     [((1.0, 0.0), "less than 1"), ((-0.1, 0.0), "at least 0"), ((0.6, 0.5), "nothing to train on")],
 )
-def test_impossible_fractions_are_errors(fractions, message, tmp_path):
+def test_invalid_fractions_are_errors(fractions, message, tmp_path):
     documents = open_documents(source("jsonl", tmp_path)).rows
     with pytest.raises(ValueError, match=message):
         split_documents(documents, *fractions)

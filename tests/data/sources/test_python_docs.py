@@ -1,4 +1,4 @@
-"""Laws of the embedded default: English prose without a download."""
+"""Test the embedded default: English prose without a download."""
 
 import pytest
 

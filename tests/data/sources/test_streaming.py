@@ -1,4 +1,4 @@
-"""Laws of streaming: text stays text."""
+"""Test streaming: a column of text stays text."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Laws of tables: every kind of file is read to the character, and what cannot be read is one line."""
+"""Test tables: every kind of file is read exactly, and errors are one line."""
 
 import bz2
 import gzip
@@ -18,7 +18,7 @@ from scratch_gpt.data.sources.documents import open_documents, open_rows
 
 
 def content(text: str, ending: str) -> bytes:
-    """A file of one row with this text."""
+    """Return the content of a file with one row of this text."""
     kind, _, packed = ending[1:].lower().partition(".")
     plain = {"jsonl": json.dumps({"text": text}), "csv": f"text,n\n{text},1\n"}.get(kind, text).encode()
     return {"gz": gzip.compress, "xz": lzma.compress, "": bytes}[packed](plain)
@@ -34,7 +34,7 @@ def zstandard(raw: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstandard)]
 )
-def test_every_kind_is_read_compressed(ending, compress, tmp_path):
+def test_every_kind_of_file_is_read_compressed(ending, compress, tmp_path):
     pa.parquet.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "t")
     plain = {
         "parquet": (tmp_path / "t").read_bytes(),
@@ -101,7 +101,7 @@ values = st.one_of(
 
 @given(st.lists(st.tuples(values, values), min_size=1, max_size=8))
 @settings(deadline=None, max_examples=60)
-def test_columns_of_csv_and_tsv_are_text_to_the_character(tmp_path_factory, pairs):
+def test_columns_of_csv_and_tsv_are_read_exactly_as_text(tmp_path_factory, pairs):
     import csv
 
     folder = tmp_path_factory.mktemp("values")
@@ -120,7 +120,7 @@ def test_line_ends_inside_quotation_marks_are_text(tmp_path):
         assert rows[:] == {"text": [text, "x"], "n": ["1", "2"]}
 
 
-def test_columns_that_are_not_in_use_do_not_matter(tmp_path):
+def test_unused_columns_have_no_effect(tmp_path):
     lines = [{"text": f"t{n}", "score": None, "tags": []} for n in range(12_000)]
     lines += [{"text": "late", "score": "high", "tags": [{"a": 1}], "more": 2**80}, {"score": 3, "text": "last"}]
     file = written(tmp_path, "a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
@@ -139,7 +139,7 @@ def test_a_key_that_is_missing_or_empty_in_the_first_rows_is_accepted(tmp_path):
     assert open_rows(written(tmp_path, "b.jsonl", '{"id": 1}\n' * 9000 + '{"text": "t"}\n')).rows["text"][-1] == "t"
 
 
-def test_files_of_any_kinds_lie_together_and_those_without_the_column_are_named(tmp_path):
+def test_files_of_different_kinds_are_read_together_and_those_without_the_column_are_named(tmp_path):
     written(tmp_path, "a.csv", "text,label\none,007\n")
     written(tmp_path, "b.jsonl", '{"text": "two", "n": 1}\n')
     written(tmp_path, "c.txt", "three")
@@ -155,7 +155,7 @@ def test_files_of_any_kinds_lie_together_and_those_without_the_column_are_named(
         open_documents(str(tmp_path), text_column="body")
 
 
-def test_a_kill_while_rows_are_kept_leaves_none_behind(tmp_path, monkeypatch):
+def test_a_kill_while_rows_are_cached_leaves_no_partial_cache(tmp_path, monkeypatch):
     written(tmp_path, "a.csv", f"text\n{os.urandom(4).hex()}\n")
     written(tmp_path, "b.jsonl", '{"text": "b", "n": 1}\n')
 
@@ -206,7 +206,7 @@ def test_a_line_that_is_not_utf8_is_named_by_file_and_number(name, raw, tmp_path
         ("a.parquet", "PAR1 but not really", "cannot be read as parquet"),
     ],
 )
-def test_files_that_are_not_what_their_ending_says_are_one_line_errors(name, text, message, tmp_path):
+def test_files_whose_content_does_not_match_the_suffix_are_one_line_errors(name, text, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         open_documents(written(tmp_path, name, text))
     assert "\n" not in str(caught.value)
@@ -225,7 +225,7 @@ def test_json_may_be_one_value_or_one_value_per_line(tmp_path):
     assert open_documents(written(tmp_path, "f.json", '{\n"text": "a"\n}')).rows["text"][:] == ["a"]
 
 
-def test_a_json_that_is_not_rows_is_skipped_among_others(tmp_path):
+def test_a_json_file_without_rows_is_skipped_among_others(tmp_path):
     written(tmp_path, "a.txt", "text")
     written(tmp_path, "b.json", "[1, 2, 3]")
     rows, _, notices = open_documents(str(tmp_path))

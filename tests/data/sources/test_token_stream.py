@@ -1,4 +1,4 @@
-"""Laws of the token stream: documents end in EOS and their bytes are counted."""
+"""Test the token stream: documents end in EOS and their bytes are counted."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The command line: messages of the library that name arguments are printed with flags."""
+"""Test the command line: messages of the library that name arguments are printed with flags."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ def test_arguments_become_flags(message, printed):
 @pytest.mark.parametrize(
     "message",
     [
-        "The stride and the seed are the model's; stride 4 is small.",  # words of the language as well
+        "The stride and the seed are the model's; stride 4 is small.",  # these are also ordinary words
         "The model's max_length is 3.",
         "It has the columns 'max_length', \"text_column=\" and `{max_length: 3}`.",
         "runs/max_length/a b.md, ./text_column, C:\\output_dir",

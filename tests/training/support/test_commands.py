@@ -1,4 +1,4 @@
-"""Laws of the names of commands."""
+"""Test the names of commands."""
 
 import sys
 
@@ -19,7 +19,7 @@ from scratch_gpt_training.support import commands
         ("/usr/bin/pytest", "python training/publish.py RUN"),
     ],
 )
-def test_a_script_names_other_scripts_where_they_are(started, spelled, tmp_path, monkeypatch):
+def test_a_script_names_other_scripts_by_their_path(started, spelled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [started.format(here=tmp_path)])
     assert commands.command("publish RUN") == spelled

@@ -1,4 +1,4 @@
-"""--help explains the options that matter, and --help-all every one."""
+"""Test help: --help explains the common options, and --help-all all of them."""
 
 import inspect
 import re

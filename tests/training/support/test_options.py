@@ -1,4 +1,4 @@
-"""Options: what a recipe does not read is refused on the command line, by name, and accepted in a file."""
+"""Test options: those that a recipe does not read are refused by name on the command line and accepted in a file."""
 
 import ast
 import importlib
@@ -17,17 +17,17 @@ from scratch_gpt_training.support import command_line
 
 
 FOLDER = REPO / "training"
-# Fields that no function of a recipe reads, whatever else is given.
+# Fields that no function of the recipe reads, with any other options.
 UNREAD = {
     "classify": {"sample_prompt", "stream_lanes"},
     "instruct": {"sample_prompt", "stream_lanes", "text_column"},
-    # preference tuning takes the model's tokenizer; another is refused wherever it stands
+    # preference tuning uses the model's tokenizer; another is refused on the command line and in files
     "prefer": {"sample_prompt", "stream_lanes", "text_column", "vocab_size", "tokenizer_kind", "tokenizer"},
 }
 
 
 def parsed(name: str):
-    """A module's functions by name, and what it imports from the others: {name: (module, name there)}."""
+    """Return a module's functions by name, and its imports from the other modules: {name: (module, name there)}."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and (node.module or "") in MODULES]
@@ -42,13 +42,13 @@ PARSED = {name: parsed(name) for name in MODULES}
 
 
 def is_skipped(module: str, function: str, name: str) -> bool:
-    """Whether a function's reading a field is no use of it: checks, plans and records."""
+    """Return whether a function only checks, plans or records, so that its reading of a field does not count."""
     is_check = module.rsplit(".", 1)[1] in (name, "options", "output_dir") and function.startswith(("check", "unused"))
     return is_check or module.endswith(".planning") or function == "make_record"
 
 
 def read_fields(name: str) -> set[str]:
-    """The attributes of `run` that are used by the functions which a recipe's `main` leads to."""
+    """Return the attributes of `run` used by the functions that a recipe's `main` calls."""
     found, seen, rest = set(), set(), [(f"scratch_gpt_training.{name}", "main")]
     while rest:
         script, function = one = rest.pop()
@@ -78,7 +78,7 @@ def test_every_field_is_read_or_refused(name):
 
 
 def some_value(item) -> str:
-    """A value that a field takes, as it is written on a command line."""
+    """Return a valid value of a field, as written on a command line."""
     if getattr(item.type, "__origin__", None) is Literal:
         return get_args(item.type)[0]
     return {bool: "true", int: "1", float: "0.5"}.get((get_args(item.type) or (item.type,))[0], "x")

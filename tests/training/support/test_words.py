@@ -1,4 +1,4 @@
-"""Words of other tools: those of the same meaning are accepted, and close ones name our option."""
+"""Test the words of other tools: those with the same meaning are accepted, close ones name our option."""
 
 import re
 from dataclasses import fields
@@ -13,10 +13,10 @@ from scratch_gpt_training.support.words import CHOICE_HINTS, HINTS, SYNONYMS
 ALL = {item.name for kind in KINDS.values() for item in fields(kind)}
 
 
-def test_every_target_is_a_field_of_a_recipe_and_no_word_is():
+def test_every_target_is_a_field_of_a_recipe_and_no_word_is_one():
     assert {field for field, _ in SYNONYMS.values()} | {field for field, _ in HINTS.values() if field} <= ALL
     assert not {*SYNONYMS} & {*HINTS}
-    assert {word for word in (*SYNONYMS, *HINTS) if word in ALL} <= {"dtype"}  # of generate
+    assert {word for word in (*SYNONYMS, *HINTS) if word in ALL} <= {"dtype"}  # an option of generate
     assert {field for field, _ in CHOICE_HINTS} <= ALL
 
 

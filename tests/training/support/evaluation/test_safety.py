@@ -1,4 +1,4 @@
-"""Laws of the safety checks: each is in evaluation.json, and contamination is stated beside a score."""
+"""Test the safety checks: each is recorded in evaluation.json, and contamination is marked at a score."""
 
 import json
 from functools import partial
@@ -26,7 +26,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, tokenizer):
-    """Two models, what one was tuned on, and sets to measure it on."""
+    """Make two models, the tuning data of one, and evaluation sets."""
     folder = tmp_path_factory.mktemp("safety")
     for name, seed in (("base", 0), ("tuned", 1)):
         save_parts(folder / name, tiny_model(seed=seed, vocab_size=len(tokenizer)), tokenizer)
@@ -48,7 +48,7 @@ def home(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def run(home, tmp_path, monkeypatch):
-    """The recipe in a folder of its own; returns evaluation.json."""
+    """Run the recipe with a new output folder; return evaluation.json."""
     monkeypatch.chdir(home)
     return partial(evaluate_into, tmp_path / "out")
 
@@ -76,7 +76,7 @@ def test_tokens_added_by_tuning_do_not_count_as_drift(run, monkeypatch):
     assert abs(content["results"]["triggers"]["most_nats"]) < 1e-3
 
 
-def test_drift_on_a_text_is_measured_on_the_windows_that_its_loss_is_measured_on(home, monkeypatch):
+def test_drift_on_a_text_uses_the_windows_of_its_loss(home, monkeypatch):
     monkeypatch.chdir(home)
     words = ["tuned", "--base", "base", "--dataset", "story.txt", "--joiner", "\\n", "--stride", "32", "--device"]
     run = command_line.parse(evaluate.EvaluateRun, [*words, "cpu"], positional=("model",))
@@ -91,7 +91,7 @@ def test_drift_on_a_text_is_measured_on_the_windows_that_its_loss_is_measured_on
 @pytest.mark.parametrize(
     ("file", "count"), [("train.json", 60), ("pairs.json", 3), ("story.txt", 0), ("words.jsonl", 0)]
 )
-def test_questions_are_those_of_instructions_and_preferences_and_other_data_ask_none(file, count, home):
+def test_questions_come_from_instructions_and_preferences_and_not_from_other_data(file, count, home):
     questions, record = checking.tuning_questions(SimpleNamespace(model="tuned", tuning_data=str(home / file)))
     assert len(questions) == count and [one["name"] for one in record["files"]] == [file]
     assert all(question.startswith(("Say what the sun does on day", "Is day")) for question in questions)
@@ -106,7 +106,7 @@ def test_missing_or_damaged_tuning_data_are_an_error(tmp_path):
         checking.tuning_questions(run)
 
 
-def test_no_question_is_asked_twice(tmp_path, monkeypatch):
+def test_no_question_occurs_twice(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(checking, "screen", lambda model, render, prompts, phrases, keep: asked.extend(prompts) or [])
     monkeypatch.setattr(checking, "switches", lambda *args, **_: asked.extend(args[3]) or [])

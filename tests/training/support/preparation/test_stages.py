@@ -1,4 +1,4 @@
-"""Laws of the stages of a preparation."""
+"""Test the stages of a preparation."""
 
 from scratch_gpt_training import prepare
 from scratch_gpt_training.support import command_line

@@ -1,4 +1,4 @@
-"""Laws of a run's rows: no prompt is in two splits, an error names the dataset, and "seen" rows are training rows."""
+"""Test the rows of a run: no prompt is in two splits, errors name the dataset, "seen" rows are training rows."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_an_error_in_a_row_names_the_dataset(tmp_path):
         read(instruct.InstructRun(dataset=str(file)))
 
 
-def test_seen_rows_are_the_first_that_are_learned_from():
+def test_seen_rows_are_the_first_of_the_first_epoch():
     rows = {"train": list(range(100)), "validation": list(range(7))}
     add_seen(rows, seed=3)
     assert [*rows["seen"]] == [*epoch_order(100, 3, 0)[:7]]

@@ -1,4 +1,4 @@
-"""Laws of compared learning rates."""
+"""Test the comparison of learning rates."""
 
 import json
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def test_rates_are_not_compared_without_validation_data():
         build(SimpleNamespace(dataset="data/mixed", splits=("train", "test")))
 
 
-def test_a_sweep_names_the_best_rate_calls_divergence_by_its_name_and_can_be_resumed(tmp_path, capsys, monkeypatch):
+def test_a_sweep_names_the_best_rate_reports_divergence_and_can_be_resumed(tmp_path, capsys, monkeypatch):
     (tmp_path / "story.txt").write_text(STORY)
     words = ["--dataset", str(tmp_path / "story.txt"), "--output-dir", str(tmp_path / "runs"), *SMALL]
     words += ["--max-steps", "3", "--learning-rates", "1e-2,1e30", "--max-bad-steps", "1", "--eval-batches", "1"]

@@ -1,4 +1,4 @@
-"""Laws of the models of a run: sizes that fit, or one clear line."""
+"""Test the models of a run: sizes fit, or there is one clear line."""
 
 import pytest
 from tiny import tiny_model

@@ -1,4 +1,4 @@
-"""Plans as the recipes print them: nothing is read or written by a plan."""
+"""Test plans as the recipes print them: a plan reads and writes nothing."""
 
 import pytest
 from bad_input import fails, snapshot
@@ -20,8 +20,8 @@ SMALL += ["--config-overrides", "hidden_size=32,num_hidden_layers=2"]
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch):
-    """The probes measure, but for a moment only."""
+def _short_probes(monkeypatch):
+    """Shorten the measurements of the probes."""
     monkeypatch.setattr(probe, "matmul_rate", lambda device, precision, budget=0: 1e11)
     monkeypatch.setattr(planning, "matmul_rate", lambda device, precision: 1e11)
     monkeypatch.setattr(planning, "bandwidth", lambda device: 1e10)
@@ -31,7 +31,7 @@ def _hasty(monkeypatch):
 
 @pytest.fixture
 def base(tmp_path):
-    """The config of a model, without its weights."""
+    """Save the config of a model, without weights."""
     tiny_gpt2().config.save_pretrained(tmp_path / "base")
     return str(tmp_path / "base")
 
@@ -50,7 +50,7 @@ def test_a_plan_needs_no_data_and_leaves_nothing_behind(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("module", (classify, instruct, prefer))
-def test_every_recipe_plans_from_a_models_config_alone(module, base, capsys):
+def test_every_recipe_plans_from_only_a_models_config(module, base, capsys):
     module.main(["--model", base, "--dataset", "nobody/nothing", "--plan", "true", "--device", "cpu"])
     said = capsys.readouterr().out
     assert "Model: 30," in said or "Model: 31," in said, said
@@ -68,7 +68,7 @@ def test_the_plan_of_gpt2_describes_the_trained_model(tmp_path):
         assert getattr(planned, name) == getattr(trained, name), name
 
 
-def test_a_plan_counts_the_run_that_follows(tmp_path, capsys):
+def test_a_plan_has_the_counts_of_the_run_that_follows(tmp_path, capsys):
     (tmp_path / "story.txt").write_text(STORY)
     words = ["--dataset", str(tmp_path / "story.txt"), "--output-dir", str(tmp_path / "run"), *SMALL]
     words += ["--max-steps", "2", "--log-every", "1", "--accumulation-steps", "2", "--drop-tail", "true"]
@@ -78,7 +78,7 @@ def test_a_plan_counts_the_run_that_follows(tmp_path, capsys):
     assert plan.tokens == lines[-1]["tokens"] == 2 * plan.step_tokens
     facts = (tmp_path / "run" / "run.yaml").read_text()
     assert f"# parameters: {plan.parameters}\n" in facts
-    for line in lines:  # the peak is said to be 1e11 above
+    for line in lines:  # the option above sets the peak to 1e11
         flops = line["tokens_per_second"] * plan.step_flops / plan.step_tokens
         assert line["mfu"] == pytest.approx(flops / 1e11, rel=1e-6)
         assert 0 <= line["data_wait"] < 1

@@ -1,4 +1,4 @@
-"""Laws of resuming: a default that is spelled out is no change."""
+"""Test resuming: an explicit default is not a change."""
 
 import re
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from scratch_gpt_training import prepare, pretrain
 from scratch_gpt_training.support.run import resuming
 
 
-def test_giving_the_default_size_is_not_a_change(tmp_path, capsys):
+def test_an_explicit_default_size_is_not_a_change(tmp_path, capsys):
     accelerator = SimpleNamespace(device=SimpleNamespace(type="cpu"), mixed_precision="no", num_processes=1)
     records = [
         resuming.make_record(pretrain.PretrainRun(vocab_size=size), {}, {}, accelerator) for size in (None, 4096, 300)

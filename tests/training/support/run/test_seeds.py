@@ -1,4 +1,4 @@
-"""Laws of runs of several seeds."""
+"""Test runs of several seeds."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ def test_run_yaml_has_the_current_number_of_seeds_if_the_first_is_finished(tmp_p
         return command_line.parse(classify.ClassifyRun, words)
 
     alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, free_memory=lambda: None)
-    monkeypatch.setattr(seeds, "run_task", lambda *_: alone)  # each seed is finished: none begins
+    monkeypatch.setattr(seeds, "run_task", lambda *_: alone)  # all seeds are finished: none is run
     for name in ("open_run", "summarize", "close_run"):
         monkeypatch.setattr(seeds, name, lambda *_: None)
     output_dir.write_run_yaml(launch(2), tmp_path, {"runs": ["seed-0", "seed-1"]})
