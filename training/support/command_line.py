@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from scratch_gpt_training.support.commands import find_config, spell_commands
 from scratch_gpt_training.support.help import format_help
@@ -354,6 +355,18 @@ def name_flags(message: str, names: Collection[str]) -> str:
 
 
 @contextmanager
+def _no_model_bars() -> Iterator[None]:
+    # transformers shows a progress bar for each file that it loads or saves; a recipe shows its own.
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def one_clear_line(
     *kinds: type[Exception], stopped: str = "--resume latest goes on from the last checkpoint, if one was written."
 ) -> Iterator[None]:
@@ -371,7 +384,8 @@ def one_clear_line(
 
     kinds = kinds or (ValueError, OSError, ImportError, StrictDataclassError)
     try:
-        yield
+        with _no_model_bars():
+            yield
     except KeyboardInterrupt:
         print(f"\nstopped. {stopped}".rstrip(), file=sys.stderr)
         raise SystemExit(130) from None

@@ -2,15 +2,13 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from transformers.utils import logging
 
 from scratch_gpt.finetuning.lora import has_lora, merged_state, save_adapter
 from scratch_gpt.runs.folder import EVALUATION, METRICS, STEP_FILE, read_metrics, replace_folder
@@ -35,23 +33,11 @@ def _unprefixed(line: dict[str, Any] | None, prefix: str = "eval_") -> dict[str,
 
 def model_files(task: Task) -> dict[str, bytes]:
     # What a model folder has beside its weights: config, generation config, code, tokenizer.
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder:
         task.model.save_pretrained(folder, state_dict={})
         task.tokenizer.save_pretrained(folder)
         files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars of transformers."""
-    was_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            logging.enable_progress_bar()
 
 
 def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step: int) -> None:
@@ -79,14 +65,12 @@ def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step
 
     if has_lora(unwrapped) and folder.name == "model":
         save("adapter/", lambda: write(folder.with_name("adapter"), partial(save_adapter, unwrapped)))
-    with quiet():
-        save(f"{folder.name}/", lambda: write(folder, save_weights))
+    save(f"{folder.name}/", lambda: write(folder, save_weights))
 
 
 def load_best(accelerator, model, prepared, folder: Path):
     # The prepared model with the weights of model/; LoRA's are merged there, so that they need a model of their own.
-    with quiet():
-        best = load_complete(type(model), folder, attn_implementation=model.config._attn_implementation)
+    best = load_complete(type(model), folder, attn_implementation=model.config._attn_implementation)
     if has_lora(model):
         return accelerator.prepare_model(best, evaluation_mode=True)
     load_weights(prepared, best.state_dict())
