@@ -85,7 +85,8 @@ def test_a_stop_signal_saves_the_run_and_prints_how_to_resume(number, undisturbe
     line = log.read_text().strip().splitlines()[-1]
     found = re.fullmatch(
         rf"Stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'} after step (\d+)\. "
-        r"The last good checkpoint is step-\1\. Resume with the same command, or only with --output-dir (\S+) --resume latest",
+        r"The last good checkpoint is step-\1\. Resume with the same command, or only with "
+        r"--output-dir (\S+) --resume latest",
         line,
     )
     assert code == 128 + number and found, line
