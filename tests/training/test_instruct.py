@@ -133,9 +133,9 @@ def test_gpt2_follows_with_lora_and_a_format_with_new_tokens_is_refused_there(ro
     tokenizer.save_pretrained(tmp_path / "gpt2")
     arguments = ["--dataset", rows, "--model", tmp_path / "gpt2", "--device", "cpu", "--max-steps", 4, "--answers", 2]
     arguments += ["--max-new-tokens", 4, "--eval-every", 4, "--tune", "lora", "--output-dir", tmp_path / "run"]
-    fails([*arguments, "--prompt-format", "phi3"], "format phi3 needs.*never learned", capsys, instruct.main)
+    fails([*arguments, "--prompt-format", "phi3"], "format phi3 needs.*has not learned", capsys, instruct.main)
     run(*arguments)
-    assert "Left out for an empty answer: 1 row(s), the first is row 68" in capsys.readouterr().out
+    assert "Not used, because the answer is empty: 1 row, first row 68" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
     assert results["test"]["loss"] < results["before/test"]["loss"]
     again = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
@@ -189,14 +189,14 @@ def test_a_preview_says_which_rows_will_be_dropped_or_cut_and_shows_them_packed(
         is_long, is_cut = long[:30] in text, "Say all." in text
         assert (
             is_long
-            == ("Will be dropped: the prompt fills 64 tokens" in line)
+            == ("Will be dropped: the prompt alone has 64 tokens" in line)
             == (", of which 0 count for the loss" in line)
         )
-        assert is_cut == line.endswith(", cut at 64 tokens")
+        assert is_cut == line.endswith(", cut to 64 tokens")
         assert ("[[" in text) != is_long
     run(*words, "--pack", "true")
     said = capsys.readouterr().out
-    assert "Will be dropped: 4 of 12 conversations, because their prompt fills a row." in said
+    assert "Will be dropped: 4 of 12 conversations, because the prompt alone is as long as a row." in said
     shown = said.split("\n--- ")[1:]
     assert len(shown) < 8 and sum(each.count("[[sea") for each in shown) == 8 and long[:30] not in said
     assert max(each.count("[[sea") for each in shown) > 1
@@ -213,8 +213,8 @@ def test_a_preview_marks_the_targets_of_training(tmp_path, capsys):
 BAD = {
     "--prompt-format llama": "no --prompt-format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
     "--prompt-format tokenizer": "The tokenizer has no chat template",
-    "--train-on answers": "train_on.*answers",
-    "--streaming true": "leave --streaming out",
+    "--train-on answers": "--train-on .answers. is not one of",
+    "--streaming true": "remove --streaming",
     "--max-length 9": "None of .* rows asks anything within 9 tokens: each prompt fills them",
     "--answers -1": "--answers must be at least 0",
     "--preview 0": "--preview must be at least 1",
