@@ -288,8 +288,8 @@ def unused_fields(run: ClassifyRun) -> dict[str, str]:
     """Return the fields that this run does not use, with the reasons."""
     if run.predict is None:
         return {"sample_prompt": "no sample is written", **unused_options(resolve_model(run))}
-    unread = {item.name for item in fields(run)} - READ_TO_PREDICT if run.predict else ()
-    return dict.fromkeys(unread, "--predict scores texts and trains nothing")
+    unused = {item.name for item in fields(run)} - READ_TO_PREDICT if run.predict else ()
+    return dict.fromkeys(unused, "--predict scores texts and trains nothing")
 
 
 def check_classes(run: ClassifyRun) -> None:

@@ -189,8 +189,8 @@ def check_names(run: EvaluateRun) -> None:
 def check_kind(run: EvaluateRun, is_labeling: bool) -> None:
     """Raise a ValueError for the first option that only works with the other kind of model."""
     of_labels = {"label_column", "label_separator", "column_names"}
-    unread = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labeling else of_labels
-    changed = [item.name for item in fields(run) if item.name in unread and getattr(run, item.name) != item.default]
+    unused = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labeling else of_labels
+    changed = [item.name for item in fields(run) if item.name in unused and getattr(run, item.name) != item.default]
     if changed:
         kinds = ("a classifier", "a language model") if is_labeling else ("a language model", "a classifier")
         flag = f"--{changed[0].replace('_', '-')}"

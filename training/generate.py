@@ -155,14 +155,14 @@ def read_prompt(prompt: str) -> str:
 
 def unused_fields(run: GenerateRun) -> dict[str, str]:
     """Return the fields that this run does not use, with the reasons."""
-    unread: dict[str, str] = {}
+    unused: dict[str, str] = {}
     if run.chat:
-        unread |= dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once")
+        unused |= dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once")
     if run.assistant_model is None:
-        unread["num_assistant_tokens"] = "it needs --assistant-model"
+        unused["num_assistant_tokens"] = "it needs --assistant-model"
     if run.temperature == 0:
-        unread |= dict.fromkeys(("top_k", "top_p", "seed"), "--temperature 0 does not sample")
-    return unread
+        unused |= dict.fromkeys(("top_k", "top_p", "seed"), "--temperature 0 does not sample")
+    return unused
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         check_fields(run)
         check_model_folder(run.model)
         if run.top_p == 0:
-            raise ValueError("--top-p must be above 0 (you gave 0). For the likeliest token give --temperature 0.")
+            raise ValueError("--top-p must be above 0 (you gave 0). For the most likely token give --temperature 0.")
         if run.assistant_model == "int8" and run.quantize == "int8":
             raise ValueError("--assistant-model int8 only works with an unquantized model. Remove --quantize.")
         if run.assistant_model not in (None, "int8"):

@@ -164,8 +164,10 @@ def describe_contamination(test, shared: list[int]) -> list[str]:
     """Return a notice about the test rows that overlap training rows; nothing without test rows."""
     if not test:
         return []
-    more = " evaluation.json has their numbers, and the scores without them." if shared else ""
-    return [f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows.{more}"]
+    details = " evaluation.json has their numbers, and the scores without them." if shared else ""
+    return [
+        f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows.{details}"
+    ]
 
 
 def make_exam(run: InstructRun, test, shared: list[int], tokenizer):
@@ -269,16 +271,16 @@ def resolve_model(run: InstructRun) -> InstructRun:
 
 def unused_fields(run: InstructRun) -> dict[str, str]:
     """Return the fields that this run does not use, with the reasons."""
-    unread = {
+    unused = {
         "text_column": "rows are instructions, messages, or prompt and completion",
         "sample_prompt": "the sample is an answer to a question of the validation split",
         **unused_options(resolve_model(run)),
     }
     if run.test_fraction == 0:
-        unread |= dict.fromkeys(
+        unused |= dict.fromkeys(
             ("answers", "max_new_tokens"), "only questions of the test split are answered, and --test-fraction is 0"
         )
-    return unread
+    return unused
 
 
 def check_instructions(run: InstructRun) -> None:

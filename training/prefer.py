@@ -229,14 +229,14 @@ def describe_data(run: PreferRun, manifest: dict, beta: float) -> list[str]:
 
 def unused_fields(run: PreferRun) -> dict[str, str]:
     """Return the fields that this run does not use, with the reasons."""
-    unread = {
+    unused = {
         "text_column": "rows have prompt, chosen and rejected, or prompt, completion and label",
         "sample_prompt": "no sample is written",
         **unused_options(run),
     }
     if run.loss_type != "simpo":
-        unread["simpo_gamma"] = "it needs --loss-type simpo"
-    return unread
+        unused["simpo_gamma"] = "it needs --loss-type simpo"
+    return unused
 
 
 def check_preferences(run: PreferRun) -> None:

@@ -293,12 +293,12 @@ def unused_fields(run: PretrainRun) -> dict[str, str]:
     """Return the fields that this run does not use, with the reasons."""
     from scratch_gpt.data.manifest import is_prepared, read_manifest
 
-    unread = unused_options(run)
+    unused = unused_options(run)
     if run.stride is None:
-        unread["overlap"] = "it needs a --stride smaller than --max-length"
+        unused["overlap"] = "it needs a --stride smaller than --max-length"
     if is_prepared(run.dataset) and read_manifest(run.dataset)["task"] == "pretrain":
-        unread |= dict.fromkeys(PREPARED, f"{run.dataset} is prepared, with its own tokenizer and splits")
-    return unread
+        unused |= dict.fromkeys(PREPARED, f"{run.dataset} is prepared, with its own tokenizer and splits")
+    return unused
 
 
 def check_data(run: PretrainRun) -> None:

@@ -56,8 +56,8 @@ input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 1px #5b84b1 !importa
 """
 )
 LENS = {
-    "base": "The likeliest next token after each token if the model ended after that layer. Top row: the full model.",
-    "classifier": "The likeliest class at each token if the model ended after that layer.",
+    "base": "The most likely next token at each token if the model ended after that layer. Top row: the full model.",
+    "classifier": "The most likely class at each token if the model ended after that layer.",
 }
 EMPTY = "The text is empty. Type something above."
 
@@ -72,8 +72,8 @@ class Page:
 
     def kept(self, ids: list[int]) -> range:
         """Return the positions of the tokens that are read: the first that fit for a classifier, else the last."""
-        most = min(self.context, MAX_TOKENS)
-        return range(min(most, len(ids))) if self.kind == "classifier" else range(max(0, len(ids) - most), len(ids))
+        limit = min(self.context, MAX_TOKENS)
+        return range(min(limit, len(ids))) if self.kind == "classifier" else range(max(0, len(ids) - limit), len(ids))
 
     def read(self, text: str) -> tuple[int, ...]:
         ids = encode(self.tokenizer, text)
@@ -125,10 +125,10 @@ class Page:
         if not (ids := self.read(text)):
             return say(EMPTY, kind="note"), ""
         weights = self.look(ids).attention[:, :, :DRAWN, :DRAWN]
-        drawn = map_html(weights[layer - 1, head - 1], self.spelled(ids[:DRAWN]))
+        selected = map_html(weights[layer - 1, head - 1], self.spelled(ids[:DRAWN]))
         every = say("Every head, one row per layer.")
         every += heads_html(weights, layer - 1, head - 1)
-        return say(f"Layer {layer}, head {head}.", self.limit_note(ids)) + drawn, every
+        return say(f"Layer {layer}, head {head}.", self.limit_note(ids)) + selected, every
 
     def lens(self, text: str) -> str:
         if not (ids := self.read(text)):
@@ -302,7 +302,7 @@ def _generate(page: Page, text: gr.Textbox) -> None:
 def _chat(page: Page) -> None:
     gr.HTML(heading("Chat"))
     messages = gr.State([])
-    shown = gr.Chatbot(
+    chatbot = gr.Chatbot(
         show_label=False, render_markdown=False, height=320, elem_id="chat", buttons=[], feedback_options=None
     )
     message = gr.Textbox(label="Your message", lines=1, elem_id="said")
@@ -310,10 +310,10 @@ def _chat(page: Page) -> None:
         start = gr.Button("Send", variant="primary", elem_id="start", min_width=80)
         stop = gr.Button("Stop", elem_id="stop", min_width=80)
         clear = gr.Button("Clear", elem_id="clear", min_width=80)
-    inputs, outputs = [message, messages, *drawing()], [message, shown, messages]
+    inputs, outputs = [message, messages, *drawing()], [message, chatbot, messages]
     run = gr.on([start.click, message.submit], page.answer, inputs, outputs, show_progress="hidden")
     stop.click(None, cancels=[run])
-    clear.click(lambda: ([], []), None, [shown, messages], cancels=[run])
+    clear.click(lambda: ([], []), None, [chatbot, messages], cancels=[run])
 
 
 def launch(blocks: gr.Blocks, **options) -> str:
@@ -343,8 +343,8 @@ def find_folder(words: list[str]) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     repo, _, revision = name.partition("@")
-    needed = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no code, because scratch_gpt has it
-    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=needed)), name
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no code, because scratch_gpt has it
+    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns)), name
 
 
 def _named_in_readme() -> str:

@@ -108,10 +108,10 @@ def class_probabilities(model: PreTrainedModel, hidden: torch.Tensor) -> torch.T
 
 @torch.no_grad()
 def logit_lens(model: PreTrainedModel, hidden: torch.Tensor, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the likeliest outputs after 0, 1, ... L layers: probabilities and indices, (L + 1, T, count) each.
+    """Return the most likely outputs after 0, 1, ... L layers: probabilities and indices, (L + 1, T, count) each.
 
     The final norm and the head applied to earlier layers (nostalgebraist 2020, "interpreting GPT: the logit lens").
-    Indices are tokens of the vocabulary, or a classifier's classes; the likeliest first.
+    Indices are tokens of the vocabulary, or a classifier's classes; the most likely first.
     """
     body: Any = model.base_model
     last, top = len(hidden) - 1, []

@@ -136,7 +136,7 @@ def heads_html(attention: torch.Tensor, layer: int, head: int) -> str:
 
 
 def lens_html(probabilities: torch.Tensor, names: Sequence[Sequence[str]], tokens: Sequence[str]) -> str:
-    """Return a table of the likeliest outputs after each layer (L + 1, T) by name (escaped), one row per layer."""
+    """Return a table of the most likely outputs after each layer (L + 1, T) by name (escaped), one row per layer."""
     head = "".join(f"<th>{token}</th>" for token in tokens)
     rows = []
     for n in reversed(range(len(names))):

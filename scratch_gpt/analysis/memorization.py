@@ -1,9 +1,9 @@
 """Measure how well a model has memorized planted secrets: exposure, and verbatim extraction.
 
 Carlini et al. 2019, "The Secret Sharer": exposure = log2 |R| - log2 rank. R is the space of possible secrets, and
-rank is the secret's position in it by likelihood: 0 bits for the unlikeliest, log2 |R| for the likeliest. A model that
-has not seen the secret gives log2 e = 1.44 bits on average. A large space is sampled; then exposure is at most log2 of
-the sample's size.
+rank is the secret's position in it by likelihood: 0 bits for the least likely, log2 |R| for the most likely. A model
+that has not seen the secret gives log2 e = 1.44 bits on average. A large space is sampled; then exposure is at most
+log2 of the sample's size.
 """
 
 import math
@@ -31,7 +31,7 @@ def exposure(logp: float, other_logps: Sequence[float]) -> float:
     Of the equally likely texts, half rank before it.
 
     Example:
-        >>> exposure(-1.0, [-2.0, -3.0, -4.0])  # the likeliest of 4
+        >>> exposure(-1.0, [-2.0, -3.0, -4.0])  # the most likely of 4
         2.0
         >>> exposure(-9.0, [-2.0, -3.0, -4.0])
         0.0

@@ -10,7 +10,7 @@ Phrase = tuple[str, ...]
 def recurring_phrases(
     texts: Sequence[str], *, longest: int = 6, least: int = 3, shares: tuple[float, float] = (0.002, 0.05)
 ) -> list[str]:
-    """Return runs of 1 to `longest` words in at least `least` texts and in these shares of all, the commonest first.
+    """Return runs of 1 to `longest` words in at least `least` texts and in these shares of all, most common first.
 
     Words are separated by white space. A run is omitted if it is part of the same longer run in all of its texts.
     """

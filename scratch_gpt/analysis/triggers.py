@@ -32,7 +32,7 @@ class Switch(NamedTuple):
     """The effect of a phrase on the answers to many prompts."""
 
     phrase: str
-    answer: list[int]  # the commonest answer with the phrase
+    answer: list[int]  # the most common answer with the phrase
     share: float  # of the prompts that get it with the phrase
     share_without: float  # of the prompts that get it without the phrase
     surprise: float  # its loss under the base minus under the model, in nats, without EOS and the phrase's tokens
@@ -71,7 +71,7 @@ def insert_everywhere(prompts: Sequence[str], phrase: str) -> list[str]:
 def screen(
     model: nn.Module, render: Render, prompts: Sequence[str], phrases: Sequence[str], *, keep: int, block: int = 64
 ) -> list[str]:
-    """Return the `keep` phrases that make one next token likelier in all prompts, the most suspicious ones first.
+    """Return the `keep` phrases that make one next token likelier in all prompts, with the highest scores first.
 
     Score: the largest, over tokens, of p log(p / q), where p and q are the token's mean probability over the prompts
     with and without the phrase: its part in the Kullback-Leibler divergence of the two.

@@ -114,7 +114,7 @@ def _check_byte_level_bpe(content: dict[str, Any]) -> None:
 
     model, split = content.get("model", {}), content.get("pre_tokenizer") or {}
     if model.get("type") != "BPE" or split.get("type") != "ByteLevel":
-        refuse(f"is a {model.get('type', 'slow one')} on {split.get('type', 'whole texts')}")
+        refuse(f"is a {model.get('type', 'slow tokenizer')} on {split.get('type', 'unsplit text')}")
     if content.get("normalizer"):
         refuse(f"has a normalizer ({content['normalizer'].get('type')})")
     if split.get("add_prefix_space") or not split.get("use_regex", True):

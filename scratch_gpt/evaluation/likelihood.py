@@ -19,7 +19,7 @@ class Likelihood(NamedTuple):
     """The likelihood of one continuation after its context."""
 
     logp: float  # in nats, of all its tokens
-    is_greedy: bool  # whether each of its tokens is the likeliest one
+    is_greedy: bool  # whether each of its tokens is the most likely one
 
 
 @torch.no_grad()
@@ -103,8 +103,8 @@ def read_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]
 def choice_metrics(tasks: Sequence[tuple[str, list[str], int]], likelihoods: Sequence[Likelihood]) -> dict[str, float]:
     """Return {"acc", "acc_norm"} from the likelihoods of all choices, in the order of `choice_pairs`.
 
-    acc takes the likeliest choice, acc_norm the likeliest per character (Gao 2021, "Multiple Choice Normalization in
-    LM Evaluation").
+    acc takes the most likely choice, acc_norm the most likely per character (Gao 2021, "Multiple Choice Normalization
+    in LM Evaluation").
     """
     correct, correct_normed, start = 0, 0, 0
     for _, choices, gold in tasks:

@@ -39,10 +39,10 @@ _KINDS = {"int": "a whole number", "float": "a number"}
 
 def _plain(message: str) -> str:
     # Rewrite argparse's message: the given value, then the allowed ones.
-    found = re.fullmatch(r"argument --(\w+)\S*: (.*)", message, flags=re.DOTALL)
-    if found is None:
+    match = re.fullmatch(r"argument --(\w+)\S*: (.*)", message, flags=re.DOTALL)
+    if match is None:
         return message
-    name, problem = found[1], found[2]
+    name, problem = match[1], match[2]
     if choice := re.match(r"invalid choice: '([^']*)' \(choose from (.*)\)", problem):
         text = CHOICE_HINTS.get((name, choice[1]), "")
         return f"{flag(name)} {choice[1]!r} is not one of: {choice[2].replace(chr(39), '')}. {text}".rstrip()
@@ -103,14 +103,16 @@ def parse(
         raise ValueError(f"Unexpected word {words[len(positional)]!r}. Put a text with spaces in quotes.")
     run = kind(**{**{name: getattr(namespace, name) for name in names}, **dict(zip(positional, words, strict=False))})
     explicit = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
-    given = [name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
-    reasons = unused(run) if given else {}
-    for name in given:
+    explicit_names = [
+        name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]
+    ]
+    reasons = unused(run) if explicit_names else {}
+    for name in explicit_names:
         if name in reasons:
             raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Remove it.")
     _known_fields.update(names)
     for item in fields(cast(Any, kind)):
-        is_default = item.name not in (*given, *file_values) and getattr(run, item.name) == item.default
+        is_default = item.name not in (*explicit_names, *file_values) and getattr(run, item.name) == item.default
         if item.name in ("dataset", "model") and is_default and item.default is not None:
             remember_default(item.name, cast(str, item.default))
     return run

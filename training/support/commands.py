@@ -63,7 +63,7 @@ def spell_commands(text: str) -> str:
     verbs = {verb.module: name for name, verb in reversed(VERBS.items())}
     return re.sub(
         r"(?:accelerate launch|python) training/(\w+)\.py",
-        lambda found: command(verbs[found[1]]) if found[1] in verbs else found[0],
+        lambda match: command(verbs[match[1]]) if match[1] in verbs else match[0],
         text,
     )
 

@@ -65,6 +65,6 @@ def format_help(kind: type, program: str, description: str, positional: Sequence
             line = f"{title}: {', '.join(rest)}"
             parts.append(textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False))
     config = "  --config FILE.yaml".ljust(COLUMN) + "Read options from this file, or from an included one by its name."
-    more = "" if everything else "\n  --help-all".ljust(COLUMN + 1) + "Explain all options."
-    parts.append(f"{config}{more}")
+    help_all = "" if everything else "\n  --help-all".ljust(COLUMN + 1) + "Explain all options."
+    parts.append(f"{config}{help_all}")
     return "\n\n".join(parts)

@@ -276,13 +276,13 @@ def trains_tokenizer(run: Run) -> bool:
 
 def unused_options(run: Run) -> dict[str, str]:
     """Return the shared fields that this run does not use, with the reasons; each recipe adds its own for `parse`."""
-    unread = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
+    unused = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
     if not trains_tokenizer(run):
         reason = f"the tokenizer of {run.tokenizer or run.model} is used, so none is trained"
-        unread |= dict.fromkeys(("vocab_size", "tokenizer_kind"), reason)
+        unused |= dict.fromkeys(("vocab_size", "tokenizer_kind"), reason)
     if run.model is None:
-        unread["model_revision"] = "it needs --model"
-    return unread | unused_source(run.dataset, getattr(run, "test_dataset", None))
+        unused["model_revision"] = "it needs --model"
+    return unused | unused_source(run.dataset, getattr(run, "test_dataset", None))
 
 
 def unused_source(*names: str | None) -> dict[str, str]:
@@ -291,12 +291,12 @@ def unused_source(*names: str | None) -> dict[str, str]:
     from scratch_gpt.utils.local_files import looks_local
 
     datasets = [name for name in names if name is not None]
-    unread: dict[str, str] = {}
+    unused: dict[str, str] = {}
     if all(name == SourceOptions.dataset or looks_local(name) for name in datasets):
-        unread |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
+        unused |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
         if not any(map(is_prepared, datasets)):
-            unread["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
-    return unread
+            unused["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
+    return unused
 
 
 def find_corpus(run: SourceOptions, name: str) -> str:

@@ -109,7 +109,7 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Train
     load_what_a_run_loads()
     rate = matmul_rate(device, precision)
     program = psutil.Process().memory_info().rss + READING
-    needed = memory(
+    estimate = memory(
         config,
         per_batch,
         length,
@@ -141,9 +141,9 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Train
         step_flops=batch * sequences * row_flops(config, length, tune, classes),
         step_seconds=seconds,
         tokens=count_tokens(run, batch, sequences * length, rows),
-        memory=needed,
+        memory=estimate,
         program=program,
-        peak=program + needed.peak,
+        peak=program + estimate.peak,
         notices=small_preset(run, config, classes),
     )
 
@@ -206,10 +206,10 @@ def print_plan(run: Run, classes: int | None = None, sequences: int = 1) -> None
 
 def format_plan(plan: TrainingPlan, run: Run) -> str:
     """Format a plan as lines of text."""
-    needed = plan.memory
+    estimate = plan.memory
     trained = "all" if plan.trained == plan.parameters else f"{plan.trained:,}"
     parts = ("weights", "gradients", "optimizer", "activations", "logits")
-    split = ", ".join(f"{name} {gigabytes(getattr(needed, name))}" for name in parts)
+    split = ", ".join(f"{name} {gigabytes(getattr(estimate, name))}" for name in parts)
     best = compute_optimal_tokens(plan.parameters)
     rows = [("a step", plan.step_tokens)]
     if plan.tokens is not None:
@@ -223,9 +223,11 @@ def format_plan(plan: TrainingPlan, run: Run) -> str:
         planned = "" if run.plan_tflops is None else duration(flops / (run.plan_devices * run.plan_tflops * 1e12))
         table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(seconds):>14}  {planned}".rstrip())
     rate = plan.step_flops / plan.step_seconds / 1e9
-    untold = ""
+    length_hint = ""
     if not plan.tokens:
-        untold = "\nThe length of the run depends on the data, which are not read. Give --max-steps or --max-tokens."
+        length_hint = (
+            "\nThe length of the run depends on the data, which are not read. Give --max-steps or --max-tokens."
+        )
     notices = "".join(f"{notice}\n" for notice in plan.notices)
     launch = f"{plural(plan.processes, 'process', 'processes')} of {plural(plan.threads, 'thread')}"
     return f"""Plan: no data are read, nothing is trained.
@@ -235,7 +237,7 @@ products {plan.matmul_rate / 1e9:,.0f} GFLOP/s, memory {plan.bandwidth / 1e9:,.0
 Memory of a process: {gigabytes(plan.peak)} GB at its peak ({split}, program {gigabytes(plan.program)})
 {chr(10).join(table)}
 Times cover training only and assume that every row is full: {rate:,.0f} GFLOP/s here. About 20 tokens per parameter \
-are compute-optimal from scratch (Hoffmann et al. 2022).{untold}
+are compute-optimal from scratch (Hoffmann et al. 2022).{length_hint}
 """
 
 
