@@ -117,7 +117,7 @@ def read_splits(run: InstructRun):
         run, CONVERSATIONS, read_conversations, lambda conversation: text_of(conversation[:-1])
     )
     if empty:
-        notices.append(f"Not used, because the answer is empty: {plural(len(empty), 'row')}, first row {empty[0]}.")
+        notices.append(f"Left out for an empty answer: {plural(len(empty), 'row')}, the first is row {empty[0]}.")
     notices += missed_shares(run, {name: len(part) for name, part in splits.items()}, "rows")
     return splits, source, notices
 

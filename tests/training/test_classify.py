@@ -302,7 +302,7 @@ BAD = {
     "--test-dataset places": "are in the test set, so none is left to train on",
     "--label-column kind": "no column 'kind', only text, label. Choose with --label-column",
     "--text-column body": "no column 'body', only text, label. Choose with .* --text-column",
-    "--label-column text": r"distinct text, and there are 3 splits",
+    "--label-column text": "1 distinct text, and there are 3 splits",
     "--column-names a,b": "without a header, and places.jsonl is none",
     "--balance some": "balance.*some",
     "--seeds 0": "--seeds must be at least 1",

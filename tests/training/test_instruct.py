@@ -135,7 +135,7 @@ def test_gpt2_follows_with_lora_and_a_format_with_new_tokens_is_refused_there(ro
     arguments += ["--max-new-tokens", 4, "--eval-every", 4, "--tune", "lora", "--output-dir", tmp_path / "run"]
     fails([*arguments, "--prompt-format", "phi3"], "format phi3 needs.*has not learned", capsys, instruct.main)
     run(*arguments)
-    assert "Not used, because the answer is empty: 1 row, first row 68" in capsys.readouterr().out
+    assert "Left out for an empty answer: 1 row, the first is row 68" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
     assert results["test"]["loss"] < results["before/test"]["loss"]
     again = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
@@ -213,7 +213,7 @@ def test_a_preview_marks_the_targets_of_training(tmp_path, capsys):
 BAD = {
     "--prompt-format llama": "no --prompt-format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
     "--prompt-format tokenizer": "The tokenizer has no chat template",
-    "--train-on answers": "--train-on .answers. is not one of",
+    "--train-on answers": "--train-on 'answers' is not one of",
     "--streaming true": "remove --streaming",
     "--max-length 9": "None of .* rows asks anything within 9 tokens: each prompt fills them",
     "--answers -1": "--answers must be at least 0",

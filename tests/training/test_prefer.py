@@ -115,7 +115,7 @@ def test_orpo_needs_no_reference(base, tmp_path):
 
 
 BAD = {
-    "--loss-type ppo": "--loss-type .ppo. is not one of",
+    "--loss-type ppo": "--loss-type 'ppo' is not one of",
     "--beta 0": "--beta must be above 0",
     "--beta=-1": "--beta must be at least 0",
     "--streaming true": "remove --streaming",
