@@ -1,1 +1,1 @@
-"""The recipes and what they share."""
+"""The recipes and their shared code."""

@@ -3,8 +3,8 @@
     scratch-gpt pretrain --dataset my.txt --output-dir runs/mine
     scratch-gpt pretrain --dataset my.txt --accelerate_config cpu_2
 
-A recipe runs in this process, as its script does. If there are options of `accelerate launch` that the recipe does not
-have, it is started by that launcher.
+A recipe runs in this process, as its script does. If the command line has options of `accelerate launch` that the
+recipe does not have, the recipe is started by that launcher.
 """
 
 import difflib
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if verb not in names:
         near = difflib.get_close_matches(verb, names, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"The verbs are {', '.join(names)}."
-        print(f"error: There is no verb {verb!r}. {hint}", file=sys.stderr)
+        print(f"error: Unknown verb {verb!r}. {hint}", file=sys.stderr)
         raise SystemExit(2)
     if verb == LOOK_INSIDE:
         return look_inside(options)
@@ -87,7 +87,7 @@ def option_name(word: str) -> str:
 
 
 def belongs(word: str, own: Collection[str]) -> bool:
-    """Tell whether an option is one of a recipe, whose fields are `own`."""
+    """Return whether an option is one of the recipe's, which has the fields `own`."""
     name = option_name(word)
     is_other_word = translate(name, own) in own or hint(name, own) is not None
     return is_other_word or name in ("config", "help", "help_all") or name.removeprefix("no_") in own
@@ -96,9 +96,9 @@ def belongs(word: str, own: Collection[str]) -> bool:
 def split_options(words: Sequence[str], own: Collection[str], launcher: ArgumentParser) -> tuple[list[str], list[str]]:
     """Split a command line into (options of the launcher, options of the recipe).
 
-    An option that both have is the recipe's. One that neither has stays with the recipe, which refuses it.
+    An option that both have goes to the recipe. One that neither has stays with the recipe, which rejects it.
     """
-    lengths = {  # how many values follow
+    lengths = {  # number of values
         option_name(name): action.nargs if isinstance(action.nargs, int) else 1
         for action in launcher._actions
         for name in action.option_strings
@@ -120,7 +120,7 @@ def split_options(words: Sequence[str], own: Collection[str], launcher: Argument
 
 
 def config_option(word: str, values: Sequence[str]) -> list[str]:
-    """Return `--accelerate_config NAME` as the launcher's own option for a file."""
+    """Return `--accelerate_config NAME` as the launcher's option for a file."""
     name = word.partition("=")[2] or next(iter(values), "")
     file = find_config(name, CONFIGS / "accelerate")
     if not file.is_file():
@@ -129,7 +129,7 @@ def config_option(word: str, values: Sequence[str]) -> list[str]:
 
 
 def launch(script: Path, words: Sequence[str], own: Collection[str]) -> None:
-    """Start a recipe by `accelerate launch`, and exit with its exit code; return if no option is the launcher's."""
+    """Start a recipe with `accelerate launch` and exit with its exit code; return if no option is the launcher's."""
     from scratch_gpt_training.support.command_line import one_clear_line
 
     with one_clear_line(stopped=""):
@@ -142,7 +142,7 @@ def launch(script: Path, words: Sequence[str], own: Collection[str]) -> None:
         if not options:
             return
         arguments = parser.parse_args([*options, str(script), *ours])
-        # Ctrl-C reaches the recipe as well, which saves and ends: wait for that. A handler, unlike SIG_IGN, is not
+        # Ctrl-C also reaches the recipe, which saves and ends: wait for it. A handler, unlike SIG_IGN, is not
         # inherited by the recipe.
         signal.signal(signal.SIGINT, lambda number, frame: None)
         code = 0
@@ -152,7 +152,7 @@ def launch(script: Path, words: Sequence[str], own: Collection[str]) -> None:
             code = error.returncode
         except ChildFailedError as error:
             code = error.get_first_failure()[1].exitcode
-    raise SystemExit(128 - code if code < 0 else code)  # a negative one is the number of a signal
+    raise SystemExit(128 - code if code < 0 else code)  # a negative code is the number of a signal
 
 
 def refuse(message: str) -> NoReturn:
@@ -163,7 +163,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def look_inside(words: Sequence[str]) -> None:
-    """Open the page of a model folder: the app of the Space."""
+    """Open the page of a model folder, which is the app of the Space."""
     import runpy
 
     if words and words[0] in ("-h", "--help"):

@@ -10,9 +10,11 @@
     accelerate launch training/classify.py [--config FILE.yaml] [--field value ...]
     python training/classify.py --model DIR --predict FILE > scored.jsonl
 
-Without arguments, GPT-2 learns which messages of the SMS Spam Collection are spam. Writes output_dir/model (weights,
-config with the names of the labels, code, tokenizer), predictions.jsonl of the test split, loss.png, confusion.png,
-metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N in folders seed-0/ and so on.
+Without arguments, GPT-2 learns which messages of the SMS Spam Collection are spam.
+
+The recipe writes output_dir/model (weights, config with the names of the labels, code, tokenizer), predictions.jsonl
+of the test split, loss.png, confusion.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/;
+with --seeds N in folders seed-0/ and so on.
 """
 
 import sys
@@ -70,7 +72,7 @@ class ClassifyRun(Run):
 
 
 def build(run: ClassifyRun):
-    """Labeled rows in splits that share no text, and a model with a fresh head for their classes."""
+    """Return the task: labeled rows in splits that share no text, and a model with a new head for their classes."""
     from functools import partial
 
     from scratch_gpt.data.rows.collate import collate_labeled
@@ -111,7 +113,7 @@ def build(run: ClassifyRun):
 
 
 def read_splits(run: ClassifyRun):
-    """The examples of each split, where they are from, and what to say of them."""
+    """Return the examples of each split, their source, and notices for the user."""
     from scratch_gpt.data.rows.labels import distinct_rows, match_labels, rows_not_in, split_examples, undersample
     from scratch_gpt.utils.wording import plural
     from scratch_gpt_training.support.evaluation.labeled import open_labeled
@@ -126,9 +128,9 @@ def read_splits(run: ClassifyRun):
         notices += test_notices
         apart = rows_not_in(examples.texts, test.texts)
         if not apart:
-            raise ValueError(f"Every text of {run.dataset} is in the test set: nothing is left to train on.")
+            raise ValueError(f"All texts of {run.dataset} are in the test set, so none is left to train on.")
         if left_out := len(examples.texts) - len(apart):
-            notices.append(f"Left out of training: {plural(left_out, 'row')} whose texts are in the test set.")
+            notices.append(f"Not used for training: {plural(left_out, 'row')} with a text of the test set.")
         examples = examples.take(apart)
         test_split["test"] = match_labels(test, [*examples.classes], examples.has_many)
     if run.drop_duplicates:
@@ -138,7 +140,7 @@ def read_splits(run: ClassifyRun):
     parts = split_examples(examples, run.validation_fraction, 0.0 if test_split else run.test_fraction, run.seed)
     splits = {**{name: examples.take(numbers) for name, numbers in parts.items()}, **test_split}
     if empty := [name for name, count in splits["train"].classes.items() if not count]:
-        notices.append(f"Classes that the data name and no training row has: {', '.join(empty)}.")
+        notices.append(f"Classes in the data without a training row: {', '.join(empty)}.")
     notices += missed_shares(
         run, {name: len(part.texts) for name, part in splits.items() if name not in test_split}, "rows"
     )
@@ -146,7 +148,7 @@ def read_splits(run: ClassifyRun):
 
 
 def open_test(run: ClassifyRun, where, text_column: str):
-    """The rows that are scored, and where they are from, and what was not read."""
+    """Return the test rows, their source, and notices about skipped rows."""
     from scratch_gpt.data.sources.location import Location
     from scratch_gpt.runs.record import is_on_hub
     from scratch_gpt_training.support.evaluation.labeled import open_labeled
@@ -158,13 +160,13 @@ def open_test(run: ClassifyRun, where, text_column: str):
     examples, source, notices = open_labeled(run, where, text_column, least=1)
     if run.test_split is not None and not is_on_hub(source) and "prepared" not in source:
         raise ValueError(
-            f"{where.dataset} has no splits: leave --test-split out; --test-dataset names a file to score."
+            f"{where.dataset} has no splits. Remove --test-split, or name a file to score with --test-dataset."
         )
     return examples, source, notices
 
 
 def start_model(run: ClassifyRun, names: list[str], train) -> tuple[Any, Any, list[str]]:
-    """(tokenizer, model, what to say of them): of `model`, or new ones; the head is always new, drawn by the seed."""
+    """Return the tokenizer and model (loaded or new) and notices; the head is always new, drawn with the seed."""
     from scratch_gpt import ScratchGPTForSequenceClassification
     from scratch_gpt.conversion.load import fresh_head
     from scratch_gpt.tokenization.tokenizer import end_of_text_id
@@ -179,17 +181,17 @@ def start_model(run: ClassifyRun, names: list[str], train) -> tuple[Any, Any, li
     tokenizer = open_tokenizer(run, train.texts)
     if tokenizer.pad_token_id is None:
         end_of_text_id(tokenizer)
-        tokenizer.pad_token = tokenizer.eos_token  # what is filled is told by the mask: nothing has to be resized
+        tokenizer.pad_token = tokenizer.eos_token  # the mask marks padding, so the vocabulary need not grow
     model: Any = build_model(run, tokenizer, run.max_length, ScratchGPTForSequenceClassification)
     fresh_head(model, names, has_many=train.has_many, seed=run.seed)
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.config, role, getattr(tokenizer, role))
-    tokenizer.model_max_length = row_length(run, model)  # `truncation=True` cuts there
+    tokenizer.model_max_length = row_length(run, model)  # the limit for `truncation=True`
     return tokenizer, model, [*small_vocabulary(run, tokenizer), *small_preset(run, model.config, len(names))]
 
 
 def make_rows(splits, sources, names: list[str], tokenizer, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the rows of each split, and their manifest."""
+    """Return the rows of each split, and the manifest."""
     from functools import partial
 
     from scratch_gpt.data.manifest import make_manifest
@@ -213,7 +215,7 @@ def measure(weights, names: list[str], model, batches, reduce, split):
 
 
 def extra_outputs(run: ClassifyRun, test, rows, names: list[str], collate, model, tables) -> dict[str, Any]:
-    """Return what else is written: the predictions of the test split and, for one label a text, their confusions."""
+    """Return the further outputs: the predictions of the test split and, with one label per text, their confusions."""
     from scratch_gpt.evaluation.classification import classify_batches, prediction_lines
     from scratch_gpt.train.batches import BatchLayout, evaluation_batches
     from scratch_gpt.utils.files import write_text
@@ -246,7 +248,7 @@ def describe_data(run: ClassifyRun, manifest: dict, names: list[str]) -> list[st
 
 
 def predict(run: ClassifyRun) -> None:
-    """Write what a finished model says of each text, one JSON object a line, to standard output."""
+    """Write a trained model's prediction for each text to standard output, as one JSON object per line."""
     from scratch_gpt.data.columns import one_column
     from scratch_gpt.data.rows.labels import read_texts
     from scratch_gpt.data.sources.documents import open_rows
@@ -263,7 +265,7 @@ def predict(run: ClassifyRun) -> None:
     for notice in notices:
         print(shown(notice), file=sys.stderr)
     values = rows[column][:]
-    if kind_ending(Path(run.predict)) == ".txt":  # a text a line; other characters that break a line may be in a text
+    if kind_ending(Path(run.predict)) == ".txt":  # one text per line; a text may hold other line-breaking characters
         values = [line for value in values for line in value.removesuffix("\n").split("\n")]
     texts = read_texts(values)
     classifier = load_classifier(run)
@@ -274,7 +276,7 @@ def predict(run: ClassifyRun) -> None:
 
 
 def resolve_model(run: ClassifyRun) -> ClassifyRun:
-    """The run with the model that it starts from, or predicts with, where none is named."""
+    """Return the run with the model to start from, or to predict with, if none is named."""
     if run.model is not None:
         return run
     if run.predict is not None:
@@ -283,25 +285,25 @@ def resolve_model(run: ClassifyRun) -> ClassifyRun:
 
 
 def unused_fields(run: ClassifyRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why."""
+    """Return the fields that this run does not use, with the reasons."""
     if run.predict is None:
         return {"sample_prompt": "no sample is written", **unused_options(resolve_model(run))}
-    unread = {item.name for item in fields(run)} - READ_TO_PREDICT if run.predict else ()
-    return dict.fromkeys(unread, "--predict scores texts and trains nothing")
+    unused = {item.name for item in fields(run)} - READ_TO_PREDICT if run.predict else ()
+    return dict.fromkeys(unused, "--predict scores texts and trains nothing")
 
 
 def check_classes(run: ClassifyRun) -> None:
-    """Raise a ValueError for what this recipe cannot do."""
+    """Raise a ValueError for options that this recipe cannot combine."""
     if run.streaming:
-        raise ValueError("The rows of each class have to be counted before they are split: leave --streaming out.")
+        raise ValueError("The rows of each class must be counted before they are split: remove --streaming.")
     if run.predict == "":
         raise ValueError("--predict is empty.")
     if "" in (run.test_dataset, run.test_split):
-        raise ValueError("--test-dataset or --test-split is empty. Give the rows to score, or leave it out.")
+        raise ValueError("--test-dataset or --test-split is empty. Give the rows to score, or remove it.")
     if (run.test_dataset or run.test_split) and run.test_fraction != ClassifyRun.test_fraction:
-        raise ValueError("--test-fraction holds out a share of --dataset; with a test set of its own leave it out.")
+        raise ValueError("--test-fraction holds out a part of --dataset. Remove it if you give a separate test set.")
     if run.label_separator == "":
-        raise ValueError("--label-separator is empty. Give the text between two labels, or leave it out.")
+        raise ValueError("--label-separator is empty. Give the text between two labels, or remove it.")
 
 
 def predict_instead(run: ClassifyRun) -> bool:

@@ -14,10 +14,11 @@
     python training/evaluate.py MODEL --base BASE [--tuning-data train.json] [--secrets secrets.jsonl]
     python training/evaluate.py CLASSIFIER --dataset test.csv [--text-column NAME --label-column NAME]
 
-MODEL is a folder of a run, a stock GPT-2 folder, an adapter, or one of these on the Hub. Each result is written to
-output_dir/evaluation.json as soon as it is known, next to earlier results of the same model. Answers are written to
-NAME-answers.jsonl and to NAME.html for reading, the judge's prompts and replies to NAME-judge.jsonl, and a
-classifier's predictions to NAME-predictions.jsonl.
+MODEL is a run folder, a stock GPT-2 folder, an adapter, or one of these on the Hub.
+
+Each result is written to output_dir/evaluation.json as soon as it is known, next to earlier results of the same model.
+Answers are written to NAME-answers.jsonl and to NAME.html for reading, the judge's prompts and replies to
+NAME-judge.jsonl, and a classifier's predictions to NAME-predictions.jsonl.
 """
 
 from dataclasses import dataclass, fields
@@ -103,7 +104,7 @@ class EvaluateRun(SourceOptions):
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Device to compute on, in fp32.")
 
 
-OF_ALL = {  # fields that language models and classifiers share
+OF_ALL = {  # fields that apply to language models and classifiers
     "model",
     "model_revision",
     "output_dir",
@@ -121,84 +122,85 @@ OF_ALL = {  # fields that language models and classifiers share
 
 
 def check(run: EvaluateRun) -> None:
-    """Raise a ValueError for what cannot be meant, before anything is loaded."""
+    """Raise a ValueError for options that cannot be combined, before anything is loaded."""
     from scratch_gpt.evaluation.judge import check_judge_url, judge_key
 
     check_fields(run)
     if run.model is None:
-        raise ValueError(f"Which model? Give its folder or Hub id: {command('evaluate MODEL')} ...")
+        raise ValueError(f"No model given. Give its folder or Hub id: {command('evaluate MODEL')} ...")
     for name in (run.model, run.base, *(run.compare or ())):
         check_model_folder(name)
     check_writable(Path(run.output_dir))
     if not data_sets(run) and run.base is run.secrets is None:
         raise ValueError(
-            "There is nothing to measure: give --dataset, --multiple-choice, --last-word, --questions, --ifeval, "
+            "Nothing to measure. Give --dataset, --multiple-choice, --last-word, --questions, --ifeval, "
             "--base or --secrets."
         )
     check_names(run)
     if (run.judge_url is None) != (run.judge_model is None):
-        raise ValueError("A judge has --judge-url, where it is, and --judge-model, its name there: give both.")
+        raise ValueError("A judge needs both --judge-url (its address) and --judge-model (its name there).")
     if run.compare and run.judge_url is None:
-        raise ValueError("--compare asks a judge: give --judge-url and --judge-model.")
+        raise ValueError("--compare needs a judge. Give --judge-url and --judge-model.")
     if run.compare and {Path(relative(name)) for name in run.compare} == {Path(relative(run.model))}:
-        raise ValueError("--compare names only MODEL, which is not held against itself: give another model.")
+        raise ValueError("--compare names only MODEL itself. Give another model.")
     if run.judge_url is not None:
         check_judge_url(run.judge_url)
         judge_key()
         if run.questions is None:
-            raise ValueError("A judge judges answers: give --questions.")
+            raise ValueError("A judge scores answers. Give --questions.")
 
 
 def unused_fields(run: EvaluateRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why."""
+    """Return the fields that this run does not use, with the reasons."""
     answers = run.questions is not None or run.ifeval is not None
     is_sampled = (answers and run.temperature > 0) or run.secrets is not None
     likelihoods = run.dataset is not None or run.multiple_choice or run.last_word or run.secrets is not None
     sets = bool(data_sets(run)) or run.secrets is not None
     groups = (
-        (("dataset_config", "dataset_split", "dataset_revision"), sets, "a set to measure, --questions for one"),
+        (("dataset_config", "dataset_split", "dataset_revision"), sets, "a data set to measure, such as --questions"),
         (("text_column", "joiner", "stride"), run.dataset is not None, "--dataset"),
         (("max_length",), likelihoods, "--dataset, --multiple-choice, --last-word or --secrets"),
         (("max_new_tokens", "temperature"), answers, "--questions or --ifeval"),
         (("prompt_format",), answers or run.base is not None, "--questions, --ifeval or --base"),
         (("seeds",), is_sampled, "--temperature above 0 or --secrets"),
         (("judge_repeats",), run.judge_url is not None, "--judge-url"),
-        (("tuning_data",), bool(data_sets(run)) or run.base is not None, "a set to measure, or --base"),
+        (("tuning_data",), bool(data_sets(run)) or run.base is not None, "a data set to measure, or --base"),
     )
     return {name: f"it needs {reason}" for names, is_read, reason in groups if not is_read for name in names}
 
 
 def check_names(run: EvaluateRun) -> None:
-    """Raise a ValueError where what is found on a set would overwrite something else in evaluation.json."""
+    """Raise a ValueError if two results would have the same name in evaluation.json."""
     from scratch_gpt.runs.evaluation_file import RESERVED
 
     names = [*map(set_name, data_sets(run))]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"Two sets would be called {twice!r} in evaluation.json. Rename a file, or measure it apart.")
+        raise ValueError(
+            f"Two sets have the name {twice!r} in evaluation.json. Rename a file, or measure one separately."
+        )
     if run.base is not None and run.dataset is not None:
         names.append(f"drift/{set_name(run.dataset)}")
     if reserved := next((name for name in names if name in RESERVED), None):
         raise ValueError(
-            f"A set would be called {reserved!r} in evaluation.json, where this name has another meaning. Rename "
-            "its file."
+            f"A set has the name {reserved!r}, which has another meaning in evaluation.json. Rename its file."
         )
 
 
 def check_kind(run: EvaluateRun, is_labeling: bool) -> None:
-    """Raise a ValueError for the first field that the other kind of model has, a language model or a classifier."""
+    """Raise a ValueError for the first option that only works with the other kind of model."""
     of_labels = {"label_column", "label_separator", "column_names"}
-    unread = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labeling else of_labels
-    changed = [item.name for item in fields(run) if item.name in unread and getattr(run, item.name) != item.default]
+    unused = {item.name for item in fields(EvaluateRun)} - OF_ALL - of_labels if is_labeling else of_labels
+    changed = [item.name for item in fields(run) if item.name in unused and getattr(run, item.name) != item.default]
     if changed:
         kinds = ("a classifier", "a language model") if is_labeling else ("a language model", "a classifier")
         flag = f"--{changed[0].replace('_', '-')}"
-        raise ValueError(f"{run.model} is {kinds[0]}, and {flag} is for {kinds[1]}: leave it out.")
+        raise ValueError(f"{run.model} is {kinds[0]}, and {flag} only works with {kinds[1]}. Remove it.")
     if is_labeling and run.dataset is None:
-        raise ValueError(f"{run.model} is a classifier: give the labeled rows to score with --dataset.")
+        raise ValueError(f"{run.model} is a classifier. Give the labeled rows to score with --dataset.")
 
 
 def evaluate(run: EvaluateRun) -> None:
-    """Measure the model on every set, and record and print the results of each as soon as they are known."""
+    """Measure the model on every set; write and print each result as soon as it is known."""
     from itertools import chain
 
     from scratch_gpt.runs.evaluation_file import read_evaluation, record_measured
@@ -212,13 +214,13 @@ def evaluate(run: EvaluateRun) -> None:
     )
     from scratch_gpt_training.support.evaluation.safety import check_safety, with_contamination
 
-    assert run.model is not None  # `check` has refused that
+    assert run.model is not None  # checked by `check`
     file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
     revision = run.model_revision
-    read_evaluation(file, model, revision)  # refuses a file about another one before anything is computed
+    read_evaluation(file, model, revision)  # raises for a file about another model, before anything is computed
     check_kind(run, is_labeling := is_classifier(run.model, revision))
     if is_labeling:
-        assert run.dataset is not None  # as `check_kind` requires
+        assert run.dataset is not None  # checked by `check_kind`
         measured = (set_name(run.dataset), measure_labeled(run, load_classifier(run)))
         results = with_contamination(run, [measured])
     else:
@@ -231,7 +233,7 @@ def evaluate(run: EvaluateRun) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line(stopped="What was measured until then is written."):
+    with one_clear_line(stopped="The results measured until then are written."):
         run = parse(EvaluateRun, argv, positional=("model",), unused=unused_fields)
         check(run)
 

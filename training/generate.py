@@ -14,8 +14,8 @@
     python training/generate.py MODEL "The" --quantize int8 --compile --max-new-tokens 1000
     python training/generate.py MODEL "The" --assistant-model int8
 
-A single continuation is printed as it is generated. The model is loaded with AutoModelForCausalLM, as in any Hugging
-Face client. The speed is printed to standard error.
+A single continuation is printed as it is generated, and the speed is printed to standard error. The model is loaded
+with AutoModelForCausalLM, as in any Hugging Face client.
 """
 
 import sys
@@ -77,7 +77,7 @@ class GenerateRun:
 
 
 def chat(decoder, tokenizer, seed: int, **options) -> None:
-    """Read what the user says, write what the model answers, until /exit or the end of the input."""
+    """Read the user's messages and print the model's answers, until /exit or the end of the input."""
     from scratch_gpt.data.rows.conversations import encode_prompt
     from scratch_gpt.generation.generate import stream
     from scratch_gpt.utils.foreign import shown
@@ -100,18 +100,18 @@ def chat(decoder, tokenizer, seed: int, **options) -> None:
         conversation = [*messages, {"role": "user", "content": line}]
         ids = encode_prompt(tokenizer, conversation)
         if len(ids) > decoder.model.config.max_position_embeddings:
-            print("(The conversation is longer than the model's context; its beginning is no longer seen.)")
+            print("(The conversation is longer than the model's context. The model no longer sees its beginning.)")
         answer = ""
         for piece in stream(decoder, tokenizer, ids, seed=seed + len(messages), **options):
             print(shown(piece), end="", flush=True)
             answer += piece
         print()
-        if answer.strip():  # where it says nothing, nothing was asked
+        if answer.strip():  # with an empty answer, the message is not kept
             messages = [*conversation, {"role": "assistant", "content": answer}]
 
 
 def format_speed(decoder, seconds: float) -> str:
-    """What was drawn and how fast; reading the prompt and, but in int8, laying out the matrices are included."""
+    """Describe the number of tokens and the speed. The time includes the prompt and, except in int8, matrix layout."""
     text = f"{decoder.drawn} tokens in {seconds:.2f} s: {decoder.drawn / seconds:.1f} tokens/s"
     if decoder.guessed:
         text += (
@@ -121,7 +121,7 @@ def format_speed(decoder, seconds: float) -> str:
 
 
 def load_language_model(name: str, revision: str | None = None):
-    """A model as any Hugging Face client loads it; an adapter merged into its base."""
+    """Load a model as any Hugging Face client does, with an adapter merged into its base."""
     from transformers import AutoModelForCausalLM
 
     from scratch_gpt.conversion.load import load_model, needs_merging
@@ -133,7 +133,7 @@ def load_language_model(name: str, revision: str | None = None):
 
 
 def load_assistant(model, tokenizer, name: str, compile: bool):
-    """Who guesses ahead for a model: itself in int8, its step compiled or not, or another of the same tokenizer."""
+    """Return the assistant: the model itself in int8, compiled or not, or another model with the same tokenizer."""
     from scratch_gpt import load_tokenizer
     from scratch_gpt.generation.decoder import make_decoder
 
@@ -145,7 +145,7 @@ def load_assistant(model, tokenizer, name: str, compile: bool):
 
 
 def read_prompt(prompt: str) -> str:
-    """The text itself, or of FILE:path what the file holds."""
+    """Return the text, or for FILE:path the content of the file."""
     if not prompt.startswith("FILE:"):
         return prompt
     from scratch_gpt.utils.local_files import read_text_file
@@ -154,15 +154,15 @@ def read_prompt(prompt: str) -> str:
 
 
 def unused_fields(run: GenerateRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why."""
-    unread: dict[str, str] = {}
+    """Return the fields that this run does not use, with the reasons."""
+    unused: dict[str, str] = {}
     if run.chat:
-        unread |= dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once")
+        unused |= dict.fromkeys(("prompt", "samples"), "--chat reads each prompt, and answers once")
     if run.assistant_model is None:
-        unread["num_assistant_tokens"] = "it needs --assistant-model"
+        unused["num_assistant_tokens"] = "it needs --assistant-model"
     if run.temperature == 0:
-        unread |= dict.fromkeys(("top_k", "top_p", "seed"), "nothing is drawn at --temperature 0")
-    return unread
+        unused |= dict.fromkeys(("top_k", "top_p", "seed"), "--temperature 0 does not sample")
+    return unused
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -171,9 +171,9 @@ def main(argv: list[str] | None = None) -> None:
         check_fields(run)
         check_model_folder(run.model)
         if run.top_p == 0:
-            raise ValueError("--top-p must be above 0 (you gave 0). For the likeliest token give --temperature 0.")
+            raise ValueError("--top-p must be above 0 (you gave 0). For the most likely token give --temperature 0.")
         if run.assistant_model == "int8" and run.quantize == "int8":
-            raise ValueError("--assistant-model int8 only works with an unquantized model: leave out --quantize.")
+            raise ValueError("--assistant-model int8 only works with an unquantized model. Remove --quantize.")
         if run.assistant_model not in (None, "int8"):
             check_model_folder(run.assistant_model, "assistant-model")
         prompt = read_prompt(run.prompt)
@@ -191,8 +191,8 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer = load_tokenizer(run.model, run.model_revision)
         if run.chat and tokenizer.chat_template is None:
             raise ValueError(
-                f"{run.model} has no chat template, so it cannot chat. Tune it with `{command('instruct')}`, or leave "
-                "out --chat to continue a text."
+                f"{run.model} has no chat template, so it cannot chat. Tune it with `{command('instruct')}`, or "
+                "remove --chat to continue a text."
             )
         if run.chat:
             render(tokenizer, cast(str, tokenizer.chat_template), TRIAL[:1], add_generation_prompt=True)
@@ -203,14 +203,14 @@ def main(argv: list[str] | None = None) -> None:
         start = time.perf_counter()
         quantize = None if run.quantize == "no" else run.quantize
         compiled = run.compile and (run.assistant_model != "int8" or model.dtype == torch.float32)
-        decoder = make_decoder(model, quantize, compiled)  # in bf16 the assistant alone
+        decoder = make_decoder(model, quantize, compiled)  # in bf16 only the assistant is compiled
         options = {"temperature": run.temperature, "top_k": run.top_k or None, "top_p": run.top_p}
         options |= {"max_new_tokens": run.max_new_tokens, "prompt_lookup_num_tokens": run.prompt_lookup_num_tokens}
         if run.assistant_model:
             assistant = load_assistant(model, tokenizer, run.assistant_model, run.compile)
             options |= {"assistant_model": assistant, "num_assistant_tokens": run.num_assistant_tokens}
         if run.compile:
-            print(f"matrices laid out, the step compiled: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+            print(f"Matrices converted, decoding step compiled: {time.perf_counter() - start:.1f} s", file=sys.stderr)
         start = time.perf_counter()
         if run.chat:
             return chat(decoder, tokenizer, run.seed, **options)

@@ -10,10 +10,11 @@
     accelerate launch training/instruct.py [--config FILE.yaml] [--field value ...]
     python training/instruct.py --dataset FILE.json --preview 3
 
-Without arguments, GPT-2 learns the 52,000 instructions of tatsu-lab/alpaca. Writes output_dir/model (weights, config,
-code, tokenizer with the chat template of the training), responses.json (the answers to the test split before and
-after, with the references), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with
---seeds N in folders seed-0/ and so on.
+Without arguments, GPT-2 learns the 52,000 instructions of tatsu-lab/alpaca.
+
+The recipe writes output_dir/model (weights, config, code, tokenizer with the chat template of the training),
+responses.json (the answers to the test split before and after, with the references), loss.png, metrics.jsonl,
+evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N in folders seed-0/ and so on.
 """
 
 import os
@@ -66,7 +67,7 @@ class InstructRun(Run):
 
 
 def build(run: InstructRun):
-    """Conversations in splits that share no question, as rows, and a model that keeps their format."""
+    """Return the task: conversations in splits that share no question, and a model that keeps their format."""
     from functools import partial
 
     from scratch_gpt.data.rows.collate import collate_rows
@@ -106,7 +107,7 @@ def build(run: InstructRun):
 
 
 def read_splits(run: InstructRun):
-    """The conversations of each split, where they are from, and what to say of them."""
+    """Return the conversations of each split, their source, and notices for the user."""
     from scratch_gpt.data.columns import CONVERSATIONS
     from scratch_gpt.data.rows.conversations import read_conversations, text_of
     from scratch_gpt.utils.wording import plural
@@ -122,7 +123,7 @@ def read_splits(run: InstructRun):
 
 
 def start_model(run: InstructRun, train):
-    """(tokenizer, model, what to say of them): of `model`, or new ones; the tokenizer keeps the format."""
+    """Return the tokenizer, which keeps the format, the model (loaded or new), and notices for the user."""
     from scratch_gpt_training.support.run.models import build_chat_lm, open_tokenizer, small_preset, small_vocabulary
 
     tokenizer = open_tokenizer(run, (message["content"] for conversation in train for message in conversation))
@@ -132,7 +133,7 @@ def start_model(run: InstructRun, train):
 
 
 def make_rows(run: InstructRun, splits, source, tokenizer, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the rows of each split, and their manifest."""
+    """Return the rows of each split, and the manifest."""
     from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.rows.conversations import PromptRows, count_asked_bytes, encode_conversations
     from scratch_gpt.tokenization.tokenizer import tokenizer_facts
@@ -152,7 +153,7 @@ def make_rows(run: InstructRun, splits, source, tokenizer, max_length: int) -> t
 
 
 def find_contamination(test, train) -> list[int]:
-    """Return the numbers of the test conversations that share a run of 13 words with training ones."""
+    """Return the indices of the test conversations that share 13 consecutive words with training ones."""
     from scratch_gpt.data.filters.duplicates import contaminated_texts
     from scratch_gpt.data.rows.conversations import of_both, text_of
 
@@ -160,15 +161,17 @@ def find_contamination(test, train) -> list[int]:
 
 
 def describe_contamination(test, shared: list[int]) -> list[str]:
-    """Return a notice about the test rows that overlap with training rows; nothing without test rows."""
+    """Return a notice about the test rows that overlap training rows; nothing without test rows."""
     if not test:
         return []
-    more = " evaluation.json has their numbers, and the scores without them." if shared else ""
-    return [f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows.{more}"]
+    details = " evaluation.json has their numbers, and the scores without them." if shared else ""
+    return [
+        f"Contamination: {len(shared)} of {len(test)} test rows share a run of 13 words with training rows.{details}"
+    ]
 
 
 def make_exam(run: InstructRun, test, shared: list[int], tokenizer):
-    """Return the questions of the test split that are answered; a resumed run recalls its first answers."""
+    """Return the questions of the test split to answer; a resumed run reads its first answers from their file."""
     from scratch_gpt.evaluation.before_after import Examination
 
     exam = Examination(test[: run.answers], tokenizer, shared=shared, max_new_tokens=run.max_new_tokens)
@@ -178,7 +181,7 @@ def make_exam(run: InstructRun, test, shared: list[int], tokenizer):
 
 
 def measure(run: InstructRun, records, exam, shared: list[int], model, batches, reduce, split):
-    """Return the metrics and tables of a split; the questions of the test split are answered too."""
+    """Return the metrics and tables of a split; for the test split the questions are answered too."""
     from scratch_gpt.evaluation.losses import language_metrics, mean_losses
     from scratch_gpt.train.accelerator import uncompiled
     from scratch_gpt.train.objectives import causal_lm
@@ -191,13 +194,13 @@ def measure(run: InstructRun, records, exam, shared: list[int], model, batches, 
     tables = {"contamination": {"words": 13, "rows": shared}} if shared else {}
     if exam.prompts:
         is_first, model = exam.last is None, getattr(model, "module", model)
-        with uncompiled(model):  # every process answers all: none waits for another
+        with uncompiled(model):  # every process answers all questions, so that none waits for another
             scores, without = exam.take(model)
         metrics |= scores
         if without:
             tables["contamination"]["without_them"] = without
         if is_first and os.environ.get("RANK", "0") == "0":
-            exam.write(Path(run.output_dir) / RESPONSES, is_over=False)  # for a run that is resumed
+            exam.write(Path(run.output_dir) / RESPONSES, is_over=False)  # for resuming
     return metrics, tables
 
 
@@ -228,7 +231,7 @@ def describe_data(manifest: dict) -> list[str]:
 
 
 def preview(run: InstructRun) -> None:
-    """Print the first training rows as they are learned; without `pack`, those that will be dropped too."""
+    """Print the first training rows with their targets colored; without `pack`, also rows that will be dropped."""
     from scratch_gpt.data.rows.conversations import PromptRows, encode_conversations, show_asked
     from scratch_gpt.utils.foreign import shown
     from scratch_gpt_training.support.run.models import row_length
@@ -246,18 +249,18 @@ def preview(run: InstructRun) -> None:
         if rows.dropped:
             print(
                 f"Will be dropped: {rows.dropped:,} of {len(encoded):,} conversations, because "
-                "their prompt fills a row."
+                "the prompt alone is as long as a row."
             )
-    length = max_length + 1  # the last token of a row is only a target, and the first is none
+    length = max_length + 1  # the last token of a row is only a target, and the first only an input
     for group in groups[: run.preview]:
         encoded_rows = [encoded[k] for k in group]
         parts = [(ids[:length], [False, *is_target[1:length]]) for ids, is_target in encoded_rows]
         targets = sum(sum(is_target) for _, is_target in parts)
         line = f"--- {sum(len(ids) for ids, _ in parts)} tokens, of which {targets} count for the loss"
         if not targets:
-            line += f". Will be dropped: the prompt fills {max_length} tokens; a larger --max-length keeps it"
+            line += f". Will be dropped: the prompt alone has {max_length} tokens or more; give a larger --max-length"
         elif any(len(ids) > length for ids, _ in encoded_rows):
-            line += f", cut at {max_length} tokens"
+            line += f", cut to {max_length} tokens"
         print(line, *(show_asked(tokenizer, *part, color=sys.stdout.isatty()) for part in parts), sep="\n")
 
 
@@ -267,23 +270,23 @@ def resolve_model(run: InstructRun) -> InstructRun:
 
 
 def unused_fields(run: InstructRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why."""
-    unread = {
+    """Return the fields that this run does not use, with the reasons."""
+    unused = {
         "text_column": "rows are instructions, messages, or prompt and completion",
         "sample_prompt": "the sample is an answer to a question of the validation split",
         **unused_options(resolve_model(run)),
     }
     if run.test_fraction == 0:
-        unread |= dict.fromkeys(
-            ("answers", "max_new_tokens"), "the questions are those of the test split, and --test-fraction is 0"
+        unused |= dict.fromkeys(
+            ("answers", "max_new_tokens"), "only questions of the test split are answered, and --test-fraction is 0"
         )
-    return unread
+    return unused
 
 
 def check_instructions(run: InstructRun) -> None:
-    """Raise a ValueError for what this recipe cannot do."""
+    """Raise a ValueError for options that this recipe cannot combine."""
     if run.streaming:
-        raise ValueError("Equal questions have to be found before rows are split: leave --streaming out.")
+        raise ValueError("Equal questions must be found before rows are split: remove --streaming.")
 
 
 def preview_instead(run: InstructRun) -> bool:

@@ -5,15 +5,16 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Tune a model that answers on preferences: which of two answers is better, or whether an answer is good.
+"""Tune an instruction-tuned model on preferences: which of two answers is better, or whether an answer is good.
 
     accelerate launch training/prefer.py [--config FILE.yaml] [--field value ...]
 
 Rows have prompt, chosen and rejected (texts or messages; instruction and input can replace prompt), or for KTO also
-prompt, completion and label. The reference is the model before its first step; its log-probabilities are computed
-once and kept in output_dir/references.safetensors. Writes output_dir/model (weights, config, code, tokenizer),
-loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/; with --seeds N in folders
-seed-0/ and so on.
+prompt, completion and label. The reference is the model before its first step. Its log-probabilities are computed once
+and kept in output_dir/references.safetensors.
+
+The recipe writes output_dir/model (weights, config, code, tokenizer), loss.png, metrics.jsonl, evaluation.json,
+run.yaml, manifest.json and checkpoints/; with --seeds N in folders seed-0/ and so on.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from scratch_gpt_training.support.run.recipe import run_recipe
 
 
 DEFAULT_DATASET, DEFAULT_MODEL = "trl-lib/ultrafeedback_binarized", "openai-community/gpt2"
-SAMPLED, SAMPLED_TOKENS = 32, 32  # answers of its own that the model's drift is measured on, and tokens of each
+SAMPLED, SAMPLED_TOKENS = 32, 32  # sampled answers per split for measuring the model's drift, and tokens of each
 DEFAULT_BETAS = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
@@ -53,7 +54,7 @@ class PreferRun(Run):
 
 
 def build(run: PreferRun):
-    """Pairs, or judged answers, in splits that share no prompt, and the model that learns from them."""
+    """Return the task: pairs, or judged answers, in splits that share no prompt, and the model to tune."""
     from functools import partial
 
     from scratch_gpt.data.rows.collate import collate_preferences
@@ -74,7 +75,7 @@ def build(run: PreferRun):
     objective = Preference(
         run.loss_type, DEFAULT_BETAS[run.loss_type] if run.beta is None else run.beta, run.simpo_gamma
     )
-    samples = {}  # of held-out splits: what the model answers itself before the first step
+    samples = {}  # held-out split: the model's own answers before the first step
 
     task = Task(
         model=model,
@@ -96,7 +97,7 @@ def build(run: PreferRun):
 
 
 def read_splits(run: PreferRun):
-    """The pairs, or judged answers, of each split, where they are from, what to say of them, and what was left out."""
+    """Return the pairs or judged answers of each split, their source, notices, and the counts of unused rows."""
     from functools import partial
 
     from scratch_gpt.data.columns import PREFERENCES
@@ -110,7 +111,7 @@ def read_splits(run: PreferRun):
 
 
 def start_model(run: PreferRun):
-    """(tokenizer, model, what to say of them); both keep the format."""
+    """Return the tokenizer and model, which both keep the format, and notices for the user."""
     from scratch_gpt.tokenization.tokenizer import load_tokenizer
     from scratch_gpt_training.support.run.models import build_chat_lm
 
@@ -121,7 +122,7 @@ def start_model(run: PreferRun):
 def make_rows(
     run: PreferRun, splits, source, left_out, tokenizer, max_length: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the rows of each split, and their manifest."""
+    """Return the rows of each split, and the manifest."""
     from functools import partial
 
     from scratch_gpt.data.manifest import make_manifest
@@ -142,7 +143,7 @@ def make_rows(
 
 
 def measure(objective, samples, model, batches, reduce, split):
-    """Return the metrics of a split, and how far the model has moved from its reference there."""
+    """Return the metrics of a split, and the model's divergence from its reference on it."""
     from scratch_gpt.evaluation.preferences import preference_metrics
     from scratch_gpt.evaluation.reference_kl import kl_from_reference
 
@@ -153,9 +154,9 @@ def measure(objective, samples, model, batches, reduce, split):
 
 
 def give_references(run: PreferRun, objective, task, samples, accelerator, folder, save) -> None:
-    """Let the task know what its model says before the first step, computed now or as output_dir has it.
+    """Give the task the reference model's outputs, computed before the first step or read from output_dir.
 
-    The rows get the log-probabilities of their answers, `samples` the model's own answers to held-out prompts.
+    The rows get the log-probabilities of their answers, `samples` gets the model's own answers to held-out prompts.
     """
     import torch
 
@@ -200,7 +201,7 @@ def give_references(run: PreferRun, objective, task, samples, accelerator, folde
 
 
 def describe_data(run: PreferRun, manifest: dict, beta: float) -> list[str]:
-    """Describe the loss, the splits, and the rows that were left out."""
+    """Describe the loss, the splits, and the rows that are not used."""
 
     from scratch_gpt.utils.wording import plural
 
@@ -208,13 +209,13 @@ def describe_data(run: PreferRun, manifest: dict, beta: float) -> list[str]:
     for name, facts in manifest["splits"].items():
         kind = f"answers, {facts['desirable']:,} of them desirable" if "desirable" in facts else "pairs"
         lines.append(
-            f"{name:>10}: {facts['rows']:,} {kind}, {facts['asked']:,} target tokens, {facts['cut']:,} cut at "
+            f"{name:>10}: {facts['rows']:,} {kind}, {facts['asked']:,} target tokens, {facts['cut']:,} cut to "
             f"{manifest['max_length']} tokens"
         )
     reasons = {
         "empty": "with an empty answer",
-        "equal": "whose chosen answer equals the rejected one",
-        "dropped": "whose prompt leaves no room for an answer",
+        "equal": "with equal chosen and rejected answers",
+        "dropped": "with a prompt that leaves no room for an answer",
     }
     counts = {
         text: manifest["left_out"].get(reason, 0) + sum(facts.get(reason, 0) for facts in manifest["splits"].values())
@@ -222,29 +223,29 @@ def describe_data(run: PreferRun, manifest: dict, beta: float) -> list[str]:
     }
     if any(counts.values()):
         parts = ", ".join(f"{plural(count, 'row')} {text}" for text, count in counts.items() if count)
-        lines.append(f"Left out: {parts}.")
+        lines.append(f"Not used: {parts}.")
     return lines
 
 
 def unused_fields(run: PreferRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why."""
-    unread = {
+    """Return the fields that this run does not use, with the reasons."""
+    unused = {
         "text_column": "rows have prompt, chosen and rejected, or prompt, completion and label",
         "sample_prompt": "no sample is written",
         **unused_options(run),
     }
     if run.loss_type != "simpo":
-        unread["simpo_gamma"] = "it needs --loss-type simpo"
-    return unread
+        unused["simpo_gamma"] = "it needs --loss-type simpo"
+    return unused
 
 
 def check_preferences(run: PreferRun) -> None:
-    """Raise a ValueError for what this recipe cannot do."""
+    """Raise a ValueError for options that this recipe cannot combine."""
     if run.streaming:
-        raise ValueError("The reference is computed for all rows before the first step: leave --streaming out.")
+        raise ValueError("The reference is computed for all rows before the first step: remove --streaming.")
     if run.model is None or run.preset is not None or run.tokenizer is not None:
         raise ValueError(
-            "Preference tuning needs a model that answers already: give --model, which brings its size and tokenizer."
+            "Preference tuning needs an instruction-tuned model. Give --model, which brings its size and tokenizer."
         )
     if run.beta == 0:
         raise ValueError("--beta must be above 0 (you gave 0).")

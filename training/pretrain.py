@@ -5,13 +5,15 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Text -> a GPT that Hugging Face clients load: pretraining, from scratch or going on from a model.
+"""Pretrain a GPT that Hugging Face clients can load, from random weights or from another model.
 
     accelerate launch training/pretrain.py [--config FILE.yaml] [--field value ...]
 
-The data are text, or a folder of the recipe `prepare`. Without arguments: the documentation of the Python that runs
-this, a tokenizer trained on it and a model of a few million parameters. Writes output_dir/model (weights, config,
-code, tokenizer), loss.png, metrics.jsonl, evaluation.json, run.yaml, manifest.json and checkpoints/.
+The data are text, or a folder written by the recipe `prepare`. Without arguments, a model of a few million parameters
+learns the documentation of the Python that runs this, with a tokenizer trained on it.
+
+The recipe writes output_dir/model (weights, config, code, tokenizer), loss.png, metrics.jsonl, evaluation.json,
+run.yaml, manifest.json and checkpoints/.
 """
 
 import os
@@ -30,8 +32,8 @@ from scratch_gpt_training.support.options import (
 from scratch_gpt_training.support.run.recipe import run_recipe
 
 
-SAMPLE_PROMPT = "The"  # of the text at the end of a run
-# Fields that decide how text is made into rows, as prepare.py has done it with prepared data.
+SAMPLE_PROMPT = "The"  # for the text sampled at the end of a run
+# Fields that decide how text becomes rows; for prepared data prepare.py has applied them.
 PREPARED = ("dataset_config", "dataset_split", "dataset_revision", "text_column", "streaming", "stream_lanes")
 PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vocab_size", "tokenizer_kind")
 
@@ -59,7 +61,7 @@ class PretrainRun(Run):
 
 
 def build(run: PretrainRun):
-    """Rows of tokens, made here or prepared before, and the model that fits them."""
+    """Return the task: rows of tokens, made here or by prepare.py, and a model for them."""
     from functools import partial
 
     from scratch_gpt.data.manifest import is_prepared, read_manifest, verify_same
@@ -111,7 +113,7 @@ def build(run: PretrainRun):
 
 
 def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any], list[str]]:
-    """Documents -> splits -> tokenizer -> rows: (tokenizer, model, rows, manifest, notices)."""
+    """Split and tokenize the documents and make rows; return (tokenizer, model, rows, manifest, notices)."""
     from functools import partial
 
     from scratch_gpt.data.manifest import make_manifest
@@ -148,7 +150,7 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
 
 
 def training_texts(documents) -> Iterator[str]:
-    """Yield the texts that a tokenizer is trained on, with a progress bar."""
+    """Yield the texts for training a tokenizer, with a progress bar."""
     from tqdm.auto import tqdm
 
     quiet = os.environ.get("RANK", "0") != "0"
@@ -157,17 +159,17 @@ def training_texts(documents) -> Iterator[str]:
 
 
 def describe_tokens(tokens) -> dict[str, int]:
-    """Return what a manifest says of the documents of a split."""
+    """Return the manifest's facts about the documents of a split."""
     return {"documents": len(tokens.ends), "bytes": tokens.bytes, "tokens": len(tokens.ids)}
 
 
 def stream_rows(run: PretrainRun, stream, beginning, encode, eos: int, max_length: int) -> tuple[Any, dict[str, Any]]:
-    """Return the endless rows of a stream and their record; `beginning` are the tokens of its first documents."""
+    """Return the endless rows of a stream and their record; `beginning` is the tokens of its first documents."""
     from scratch_gpt.data.rows.streams import TokenLanes
 
     rows = TokenLanes(stream.read, stream.shards, encode, eos, max_length, lanes=run.stream_lanes, seed=run.seed)
     for lane in range(run.stream_lanes):
-        next(rows.rows(lane))  # a lane without documents is said now
+        next(rows.rows(lane))  # raises now if a lane has no documents
     facts = {"beginning": describe_tokens(beginning), "sha256": beginning.sha256}
     return rows, {"streamed": True, "shards": stream.shards, **facts}
 
@@ -184,7 +186,7 @@ def cut_rows(run: PretrainRun, split: str, tokens, max_length: int) -> tuple[Any
         facts |= {"cut_share": rows.cut_share}
     else:
         require_full_window(tokens.ids, max_length, split)
-        # The training windows may overlap; held-out tokens are asked once.
+        # The training windows may overlap; each held-out token is a target once.
         stride = run.stride if split == "train" else None
         rows = Windows(tokens.ids, max_length, stride, run.overlap, run.drop_tail)
     return rows, {**facts, "rows": len(rows), "sha256": tokens.sha256}
@@ -200,7 +202,7 @@ def measure(records, model, batches, reduce, split):
 
 
 def sample_text(run: PretrainRun, tokenizer, model) -> str:
-    """Return the sample prompt and how the model continues it."""
+    """Return the sample prompt with the model's continuation."""
     from scratch_gpt.generation.generate import generate_text
 
     prompt = SAMPLE_PROMPT if run.sample_prompt is None else run.sample_prompt
@@ -209,7 +211,7 @@ def sample_text(run: PretrainRun, tokenizer, model) -> str:
 
 
 def matches_older(run: PretrainRun) -> bool:
-    """Whether the run to resume, or the manifest to match, is of a version that split by number of documents alone."""
+    """Return whether the run to resume, or the manifest to match, is from a version that split by document count."""
     from contextlib import suppress
     from pathlib import Path
 
@@ -218,7 +220,7 @@ def matches_older(run: PretrainRun) -> bool:
     manifests = [] if run.manifest is None else [read_manifest(Path(run.manifest))]
     if run.resume is not None:
         folder = Path(run.output_dir) if run.resume == "latest" else Path(run.resume).resolve().parent.parent
-        with suppress(ValueError):  # what the checkpoint says of the data is compared in any case
+        with suppress(ValueError):  # the checkpoint's record of the data is compared in any case
             manifests.append(read_manifest(folder / MANIFEST_FILE))
     return any("split_by" not in manifest for manifest in manifests)
 
@@ -226,7 +228,7 @@ def matches_older(run: PretrainRun) -> bool:
 def use_prepared(
     run: PretrainRun, manifest: dict[str, Any]
 ) -> tuple[Any, Any, dict[str, Any], dict[str, Any], list[str]]:
-    """A prepared folder -> as `make_rows`; ValueError where the run asks for something else."""
+    """Read a prepared folder, with the result of `make_rows`; ValueError if the run's options differ from it."""
 
     from scratch_gpt.data.manifest import verify_files
     from scratch_gpt.data.prepared.storage import PreparedRows
@@ -240,8 +242,8 @@ def use_prepared(
         value = getattr(run, name)
         if value not in (None, False) and value != manifest[name]:
             raise ValueError(
-                f"{run.dataset} was prepared with {name} {manifest[name]}, and {value} is asked. Leave "
-                f"--{name.replace('_', '-')} out, or prepare the data again."
+                f"{run.dataset} was prepared with {name} {manifest[name]}, and this run has {value}. Remove "
+                f"--{name.replace('_', '-')}, or prepare the data again."
             )
     name = run.tokenizer or run.model
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -249,8 +251,7 @@ def use_prepared(
         other_tokenizer = load_tokenizer(name, run.model_revision if name == run.model else None)
         if fingerprint(other_tokenizer) != manifest["tokenizer"]["fingerprint"]:
             raise ValueError(
-                f"{run.dataset} was prepared with another tokenizer than that of {name}. Prepare it with --tokenizer "
-                f"{name}."
+                f"{run.dataset} was prepared with another tokenizer than {name}'s. Prepare it with --tokenizer {name}."
             )
     model = build_model(run, tokenizer, manifest["max_length"])
     limits = count_ids(tokenizer), manifest["max_length"]
@@ -260,7 +261,7 @@ def use_prepared(
 
 
 def describe_data(run: PretrainRun, manifest: dict) -> list[str]:
-    """Describe the splits, and how windows overlap."""
+    """Describe the splits and the overlap of windows."""
     from scratch_gpt.data.manifest import is_prepared
     from scratch_gpt.utils.wording import plural
 
@@ -289,28 +290,28 @@ def describe_data(run: PretrainRun, manifest: dict) -> list[str]:
 
 
 def unused_fields(run: PretrainRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why."""
+    """Return the fields that this run does not use, with the reasons."""
     from scratch_gpt.data.manifest import is_prepared, read_manifest
 
-    unread = unused_options(run)
+    unused = unused_options(run)
     if run.stride is None:
-        unread["overlap"] = "it needs a --stride smaller than --max-length"
+        unused["overlap"] = "it needs a --stride smaller than --max-length"
     if is_prepared(run.dataset) and read_manifest(run.dataset)["task"] == "pretrain":
-        unread |= dict.fromkeys(PREPARED, f"{run.dataset} is prepared, with a tokenizer and splits of its own")
-    return unread
+        unused |= dict.fromkeys(PREPARED, f"{run.dataset} is prepared, with its own tokenizer and splits")
+    return unused
 
 
 def check_data(run: PretrainRun) -> None:
-    """Raise a ValueError for what cannot be done with the data."""
+    """Raise a ValueError for options that do not fit the data."""
     if run.streaming and (run.stride is not None or run.drop_tail or run.pack or run.pad):
-        raise ValueError("A stream is cut into windows end to end: leave --stride, --drop-tail, --pack and --pad out.")
+        raise ValueError("A stream is cut into adjacent windows: remove --stride, --drop-tail, --pack and --pad.")
     check_rows(run)
     if run.mask_inputs > 3:
         raise ValueError(f"--mask-inputs must be at most 3, or 0 for none (you gave {run.mask_inputs}).")
 
 
 def main(argv: list[str] | None = None, build: Callable[..., Any] = build) -> None:
-    """Run the recipe; `build` makes its task, and can be another function than the one above."""
+    """Run the recipe; `build` makes the task, and can be replaced by another function."""
     run_recipe(PretrainRun, argv, build, check_data, unused_fields)
 
 

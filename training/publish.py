@@ -5,15 +5,16 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""A finished run -> a repository on the Hub: weights, config, tokenizer, code, a card with results and pictures.
+"""Publish a run on the Hub: weights, config, tokenizer, code, a card with results and pictures.
 
     python training/publish.py RUN --repo user/name [--layout scratch_gpt] [--private] [--dry-run]
     python training/publish.py RUN --export onnx|gguf|gguf-f16
 
-RUN is the output_dir of a recipe. What is published is an allow-list, looked through for secrets and for traces of
-this machine; RUN/published holds it. The same command again changes what has changed, and keeps what was written on
-the card by hand outside its marked regions. An export is one file in RUN/exports, which runs without PyTorch; here RUN
-may be any model folder too.
+RUN is the output_dir of a recipe. Only files of an allow-list are published, after a search for secrets and for traces
+of this machine; RUN/published holds them. The same command again updates the repository, and keeps text that was
+written on the card by hand outside its marked regions.
+
+An export is one file in RUN/exports, which runs without PyTorch. For an export, RUN may also be any model folder.
 """
 
 from dataclasses import dataclass
@@ -53,18 +54,18 @@ class PublishRun:
 
 
 def unused_fields(run: PublishRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why."""
+    """Return the fields that this run does not use, with the reasons."""
     names = ("layout", "private", "revision", "license", "license_name", "license_link", "checkpoints", "dry_run")
     return {} if run.export == "no" else dict.fromkeys(names, "--export writes a file here and pushes nothing")
 
 
 def terms(run: PublishRun) -> dict[str, Any]:
-    """Return the license as `stage` and `publish` take it."""
+    """Return the license as arguments of `stage` and `publish`."""
     return {"license": run.license, "license_name": run.license_name, "license_link": run.license_link}
 
 
 def show_staged(run: PublishRun, steps: list[int]) -> None:
-    """Stage, and print the tree with sizes, the branches of checkpoints and the card."""
+    """Stage the run, and print the tree with sizes, the branches of checkpoints and the card."""
     from pathlib import Path
 
     from scratch_gpt.hub.staging import files_of, left_behind, stage
@@ -83,7 +84,7 @@ def show_staged(run: PublishRun, steps: list[int]) -> None:
 
 
 def push_command(run: PublishRun) -> str:
-    """Return the command that pushes what a dry run shows."""
+    """Return the command that pushes the result of this dry run."""
     import shlex
     from dataclasses import fields
 
@@ -112,7 +113,7 @@ GGUF_NEXT = """
 
 
 def write_export(run: PublishRun) -> None:
-    """Export, and say what was written and what runs it."""
+    """Export the model, and print the file's name and how to run it."""
     from scratch_gpt.conversion.export import export
 
     file, difference = export(run.run, kind=run.export)
@@ -125,11 +126,11 @@ def write_export(run: PublishRun) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with one_clear_line(stopped="Nothing is lost: the same command goes on."):
+    with one_clear_line(stopped="Nothing is lost: run the same command again to continue."):
         run = parse(PublishRun, argv, positional=("run",), unused=unused_fields)
         if run.run and run.export != "no":
             if run.repo:
-                raise ValueError("--export writes a file here and pushes nothing: leave --repo out.")
+                raise ValueError("--export writes a file here and pushes nothing. Remove --repo.")
             write_export(run)
             return
         if not run.run or not run.repo:
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         from scratch_gpt.hub.staging import checkpoint_steps
 
         check_repo_name(run.repo)
-        steps = checkpoint_steps(run.run) if run.checkpoints else []  # refused before anything is staged or pushed
+        steps = checkpoint_steps(run.run) if run.checkpoints else []  # raises before anything is staged or pushed
         if run.dry_run:
             show_staged(run, steps)
             return
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show_push(push) -> None:
-    """Print a line about a push."""
+    """Print a line about the push."""
     print(f"{'Published' if push.has_changed else 'Nothing has changed'}: {push.url} (commit {push.commit})")
 
 

@@ -1,10 +1,10 @@
-"""A model folder -> one page that looks inside: tokens, next token, attention, logit lens, neighbors, its words.
+"""Show a model on one page: tokens, next token, attention, logit lens, neighbors, generated text.
 
     python hub_card/space/app.py DIR
 
-DIR is a base model, a classifier or a chat model, in our layout or stock GPT-2's. As a Space on the Hub it has no DIR:
-there it takes the model that the variable MODEL names (user/name, or user/name@commit), else the first one of
-`models:` in the README.md beside it. Nothing is asked of any other machine once the model is here.
+DIR is a base model, a classifier or a chat model, in our layout or stock GPT-2's. A Space on the Hub has no DIR: it
+loads the model named by the variable MODEL (user/name, or user/name@commit), else the first one of `models:` in the
+README.md next to this file. After the model is loaded, the page contacts no other machine.
 """
 
 import os
@@ -40,9 +40,9 @@ from scratch_gpt.tokenization.tokenizer import encode
 from scratch_gpt.utils.html import page_text
 
 
-LOOKED_AT = 256  # tokens of a text: attention is kept of every pair, in every head
-CUT_SHOWN = 200  # of the tokens that are not looked at
-DRAWN = 40  # tokens of a map
+MAX_TOKENS = 256  # of a text: the attention of every pair in every head is kept
+CUT_SHOWN = 200  # tokens on each side of those that are read
+DRAWN = 40  # tokens in a map
 BARS = 15
 EXAMPLE = "The cat sat on the mat because it was tired."
 SYSTEM_FONTS = ("system-ui", "DejaVu Sans", "sans-serif")
@@ -56,14 +56,14 @@ input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 1px #5b84b1 !importa
 """
 )
 LENS = {
-    "base": "What would come after each token if the model ended after that layer. The top row is its own answer.",
-    "classifier": "Which class it would be, read at each token, if the model ended after that layer.",
+    "base": "The most likely next token at each token if the model ended after that layer. Top row: the full model.",
+    "classifier": "The most likely class at each token if the model ended after that layer.",
 }
 EMPTY = "The text is empty. Type something above."
 
 
 class Page:
-    """One subject and what the page says of a text: each method turns what was typed and moved into HTML."""
+    """The page of one model: each method turns the text and the sliders' values into HTML."""
 
     def __init__(self, subject: inspection.Subject):
         self.model, self.tokenizer, self.kind = subject
@@ -71,9 +71,9 @@ class Page:
         self.look = lru_cache(maxsize=4)(lambda ids: inspection.look(self.model, list(ids)))
 
     def kept(self, ids: list[int]) -> range:
-        """Which of the tokens are looked at: of a classifier the first, as it was trained, else the last that fit."""
-        most = min(self.context, LOOKED_AT)
-        return range(min(most, len(ids))) if self.kind == "classifier" else range(max(0, len(ids) - most), len(ids))
+        """Return the positions of the tokens that are read: the first that fit for a classifier, else the last."""
+        limit = min(self.context, MAX_TOKENS)
+        return range(min(limit, len(ids))) if self.kind == "classifier" else range(max(0, len(ids) - limit), len(ids))
 
     def read(self, text: str) -> tuple[int, ...]:
         ids = encode(self.tokenizer, text)
@@ -95,15 +95,15 @@ class Page:
         if cut:
             why = (
                 f"the model's context is {self.context}"
-                if self.context <= LOOKED_AT
-                else f"this page reads {LOOKED_AT}"
+                if self.context <= MAX_TOKENS
+                else f"this page reads {MAX_TOKENS}"
             )
             side = "last" if self.kind == "classifier" else "first"
             note = f"The text is too long: it has {len(ids)} tokens, and {why}. The {side} {cut} were cut."
-        told = f"{len(text):,} characters, {len(ids):,} tokens. Below each stands its id."
+        summary = f"{len(text):,} characters, {len(ids):,} tokens, each with its id below."
         start = max(0, kept.start - CUT_SHOWN)
         chips = [(inspection.spell(self.tokenizer, id), id) for id in ids[start : kept.stop + CUT_SHOWN]]
-        return say(note, kind="note") + say(told) + tokens_html(chips, range(kept.start - start, kept.stop - start))
+        return say(note, kind="note") + say(summary) + tokens_html(chips, range(kept.start - start, kept.stop - start))
 
     def next_token(self, text: str, temperature: float, top_k: int, top_p: float) -> str:
         if not (ids := self.read(text)):
@@ -111,39 +111,39 @@ class Page:
         hidden = self.look(ids).hidden
         before = inspection.next_probabilities(self.model, hidden)
         after = inspection.next_probabilities(self.model, hidden, temperature, top_k or None, top_p)
-        found = before.topk(min(BARS, len(before))).indices.tolist()
+        likeliest = before.topk(min(BARS, len(before))).indices.tolist()
         bars = [
             Bar(name, after[id].item(), f"{after[id]:.1%}", before[id].item())
-            for name, id in zip(self.spelled(found), found, strict=True)
+            for name, id in zip(self.spelled(likeliest), likeliest, strict=True)
         ]
-        left = int((after > 0).sum())
-        told = f"{left:,} of {len(after):,} tokens may be drawn (all of them at top-k 0 and top-p 1). A thin mark is "
-        told += "where a bar stands at temperature 1."
-        return say(told) + bars_html(bars)
+        count = int((after > 0).sum())
+        note = f"{count:,} of {len(after):,} tokens can be drawn (all of them at top-k 0 and top-p 1). A thin mark "
+        note += "shows the probability at temperature 1."
+        return say(note) + bars_html(bars)
 
     def attention(self, text: str, layer: int, head: int) -> tuple[str, str]:
         if not (ids := self.read(text)):
             return say(EMPTY, kind="note"), ""
         weights = self.look(ids).attention[:, :, :DRAWN, :DRAWN]
-        drawn = map_html(weights[layer - 1, head - 1], self.spelled(ids[:DRAWN]))
-        every = say("Every head; the layers below each other.")
+        selected = map_html(weights[layer - 1, head - 1], self.spelled(ids[:DRAWN]))
+        every = say("Every head, one row per layer.")
         every += heads_html(weights, layer - 1, head - 1)
-        return say(f"Layer {layer}, head {head}.", self.left_out(ids)) + drawn, every
+        return say(f"Layer {layer}, head {head}.", self.limit_note(ids)) + selected, every
 
     def lens(self, text: str) -> str:
         if not (ids := self.read(text)):
             return say(EMPTY, kind="note")
-        p, found = inspection.logit_lens(self.model, self.look(ids).hidden[:, :DRAWN])
-        rows = found[..., 0].tolist()
+        p, indices = inspection.logit_lens(self.model, self.look(ids).hidden[:, :DRAWN])
+        rows = indices[..., 0].tolist()
         names = self.names() if self.kind == "classifier" else None
-        said = [[names[n] for n in row] if names else self.spelled(row) for row in rows]
-        return say(self.left_out(ids)) + lens_html(p[..., 0], said, self.spelled(ids[:DRAWN]))
+        outputs = [[names[n] for n in row] if names else self.spelled(row) for row in rows]
+        return say(self.limit_note(ids)) + lens_html(p[..., 0], outputs, self.spelled(ids[:DRAWN]))
 
-    def left_out(self, ids) -> str:
-        return f"Drawn are the first {DRAWN} of {len(ids)} tokens." if len(ids) > DRAWN else ""
+    def limit_note(self, ids) -> str:
+        return f"Only the first {DRAWN} of {len(ids)} tokens are drawn." if len(ids) > DRAWN else ""
 
     def choices(self, text: str):
-        """The tokens of the text to choose from, the last one chosen."""
+        """Return a list of the text's tokens to choose from, with the last one selected."""
         ids = list(dict.fromkeys(self.read(text)))
         choices = [(f"{inspection.spell(self.tokenizer, id)!r}  {id}", id) for id in ids]
         return gr.Dropdown(choices=choices, value=ids[-1] if ids else None)
@@ -162,46 +162,46 @@ class Page:
         bars = [Bar(name, value, f"{value:.1%}") for name, value in zip(self.names(), p, strict=True)]
         return bars_html(sorted(bars, key=lambda bar: -bar.value))
 
-    def go_on(self, text: str, most: int, temperature: float, top_k: int, top_p: float, seed: float | None):
-        """The text and its continuation, again and again as it grows."""
-        how = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "seed": int(seed or 0)}
-        for piece in stream(self.model, self.tokenizer, encode(self.tokenizer, text), int(most), **how):
+    def generate(self, text: str, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: float | None):
+        """Yield the text with its continuation, once for each new piece."""
+        options = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "seed": int(seed or 0)}
+        for piece in stream(self.model, self.tokenizer, encode(self.tokenizer, text), int(max_tokens), **options):
             text += piece
             yield text
 
-    def answer(self, said: str, messages: list, most: int, temperature: float, top_k: int, top_p: float, seed):
-        """("", the conversation as it is shown, and as it is) again and again as the answer grows."""
-        if not said.strip():
+    def answer(self, text: str, messages: list, max_tokens: int, temperature: float, top_k: int, top_p: float, seed):
+        """Yield ("", the conversation to show, the conversation) once for each new piece of the answer."""
+        if not text.strip():
             yield "", _shown(messages), messages
             return
-        asked = [*messages, {"role": "user", "content": said}]
-        ids = encode_prompt(self.tokenizer, asked)
+        prompt = [*messages, {"role": "user", "content": text}]
+        ids = encode_prompt(self.tokenizer, prompt)
         if len(ids) > self.context:
             gr.Warning(f"The conversation has {len(ids)} tokens, the context {self.context}: its beginning is cut.")
-        how = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "seed": int(seed or 0)}
+        options = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p, "seed": int(seed or 0)}
         answer = ""
-        yield "", _shown(asked), messages  # where it says nothing, nothing was asked
-        for piece in stream(self.model, self.tokenizer, ids, int(most), **how):
+        yield "", _shown(prompt), messages  # with an empty answer, the question is not kept
+        for piece in stream(self.model, self.tokenizer, ids, int(max_tokens), **options):
             answer += piece
-            so_far = [*asked, {"role": "assistant", "content": answer}]
-            yield "", _shown(so_far), so_far
+            conversation = [*prompt, {"role": "assistant", "content": answer}]
+            yield "", _shown(conversation), conversation
 
 
 def _shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    # Gradio takes what is said for HTML, and an <img> in it would be fetched from wherever it says.
+    # Gradio reads a message as HTML, and would fetch an <img> in it from any address.
     return [{**message, "content": page_text(message["content"])} for message in messages]
 
 
 # --- The page ----------------------------------------------------------------------------------------------------
 
 
-def heading(name: str, more: str = "", level: int = 3) -> str:
-    """The name of a part of the page, and what is to be known of it."""
-    return title(name, level) + (say(more) if more else "")
+def heading(name: str, note: str = "", level: int = 3) -> str:
+    """Return the heading of a part of the page, with a note below it."""
+    return title(name, level) + (say(note) if note else "")
 
 
 def sampling() -> list:
-    """The three sliders that decide what may be drawn."""
+    """Add the three sliders that limit the tokens to draw from."""
     with gr.Row():
         temperature = gr.Slider(0, 2, 0.8, step=0.05, label="temperature", min_width=150)
         top_k = gr.Slider(0, 100, 50, step=1, label="top-k", min_width=150)
@@ -210,26 +210,26 @@ def sampling() -> list:
 
 
 def drawing() -> list:
-    """How much is written, how it is drawn, and by which seed."""
-    with gr.Accordion("How it is drawn", open=False):
-        most = gr.Slider(1, 200, 60, step=1, label="tokens to add at most")
-        how = sampling()
+    """Add the options of generation: the number of tokens, the sampling sliders, the seed."""
+    with gr.Accordion("Sampling", open=False):
+        max_tokens = gr.Slider(1, 200, 60, step=1, label="maximum number of new tokens")
+        sliders = sampling()
         seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=2**31 - 1)
-    return [most, *how, seed]
+    return [max_tokens, *sliders, seed]
 
 
 def build(subject: inspection.Subject, name: str) -> gr.Blocks:
-    """The page of a subject; `name` is what it is called."""
+    """Build the page of a model; `name` is its title."""
     page = Page(subject)
     config, live = subject.model.config, {"show_progress": "hidden", "trigger_mode": "always_last"}
     L, H = config.num_hidden_layers, config.num_attention_heads
     parameters = sum(p.numel() for p in subject.model.parameters())
-    changes = []  # (what says it, what it is told beside the text, where it is shown)
+    changes = []  # (method of the page, its sliders, the components that show its result)
 
-    def shown(say_it, *more, into) -> None:
-        changes.append((say_it, list(more), into))
-        for slider in more:
-            slider.change(say_it, [text, *more], into, **live)
+    def show(method, *sliders, into) -> None:
+        changes.append((method, list(sliders), into))
+        for slider in sliders:
+            slider.change(method, [text, *sliders], into, **live)
 
     with gr.Blocks(title=f"Inside {name}", analytics_enabled=False, fill_width=False) as blocks:
         gr.HTML(
@@ -242,49 +242,49 @@ def build(subject: inspection.Subject, name: str) -> gr.Blocks:
         )
         if subject.kind == "chat":
             _chat(page)
-        text = gr.Textbox(EXAMPLE, label="A text to look at", lines=2, max_lines=8, elem_id="text")
+        text = gr.Textbox(EXAMPLE, label="Text", lines=2, max_lines=8, elem_id="text")
         if subject.kind == "classifier":
             gr.HTML(heading("Classes"))
-            shown(page.classes, into=[gr.HTML(elem_id="classes")])
+            show(page.classes, into=[gr.HTML(elem_id="classes")])
         gr.HTML(heading("Tokens"))
-        shown(page.tokens, into=[gr.HTML(elem_id="tokens")])
+        show(page.tokens, into=[gr.HTML(elem_id="tokens")])
         with gr.Row():
             if subject.kind != "classifier":
                 with gr.Column(min_width=320):
                     gr.HTML(heading("Next token"))
-                    shown(page.next_token, *sampling(), into=[gr.HTML(elem_id="next")])
+                    show(page.next_token, *sampling(), into=[gr.HTML(elem_id="next")])
             if subject.kind == "base":
                 with gr.Column(min_width=320):
                     _generate(page, text)
-        gr.HTML(heading("Attention", "A row is the token that looks, a column what it looks at."))
+        gr.HTML(heading("Attention", "Row: the token that attends. Column: the token it attends to."))
         with gr.Row():
             layer = gr.Slider(1, L, L, step=1, label="layer", visible=L > 1, elem_id="layer", min_width=150)
             head = gr.Slider(1, H, 1, step=1, label="head", visible=H > 1, elem_id="head", min_width=150)
         with gr.Row():
             with gr.Column(min_width=320):
-                one = gr.HTML(elem_id="map")
+                selected = gr.HTML(elem_id="map")
             with gr.Column(min_width=320):
-                every = gr.HTML(elem_id="heads")
-        shown(page.attention, layer, head, into=[one, every])
+                overview = gr.HTML(elem_id="heads")
+        show(page.attention, layer, head, into=[selected, overview])
         gr.HTML(heading("Logit lens", LENS["classifier" if subject.kind == "classifier" else "base"]))
-        shown(page.lens, into=[gr.HTML(elem_id="lens")])
-        gr.HTML(heading("Neighbors", "The tokens whose embeddings point the same way: the cosine of the angle."))
+        show(page.lens, into=[gr.HTML(elem_id="lens")])
+        gr.HTML(heading("Neighbors", "The tokens with the most similar embeddings, by cosine."))
         token = gr.Dropdown(label="a token of the text", elem_id="token")
         near = gr.HTML(elem_id="near")
         token.change(page.neighbors, token, near, **live)
-        shown(page.choices, into=[token])
+        show(page.choices, into=[token])
 
-        def look(text, *more):
-            """Everything that a text decides, in the order of `changes`."""
-            found, more = [], list(more)
-            for say_it, sliders, into in changes:
-                told = say_it(text, *(more.pop(0) for _ in sliders))
-                found += told if len(into) > 1 else [told]
-            return found
+        def update(text, *values):
+            """Return everything that depends on the text, in the order of `changes`."""
+            results, values = [], list(values)
+            for method, sliders, into in changes:
+                result = method(text, *(values.pop(0) for _ in sliders))
+                results += result if len(into) > 1 else [result]
+            return results
 
-        sliders = [slider for _, more, _ in changes for slider in more]
+        sliders = [slider for _, sliders, _ in changes for slider in sliders]
         pieces = [piece for _, _, into in changes for piece in into]
-        gr.on([text.change, blocks.load], look, [text, *sliders], pieces, **live)
+        gr.on([text.change, blocks.load], update, [text, *sliders], pieces, **live)
     return blocks
 
 
@@ -293,32 +293,31 @@ def _generate(page: Page, text: gr.Textbox) -> None:
     with gr.Row():
         start = gr.Button("Generate", variant="primary", elem_id="start", min_width=80)
         stop = gr.Button("Stop", elem_id="stop", min_width=80)
-    how = drawing()
-    written = gr.Textbox(label="The text, and what comes after it", lines=6, interactive=False, elem_id="written")
-    run = start.click(page.go_on, [text, *how], written, show_progress="hidden")
+    options = drawing()
+    written = gr.Textbox(label="The text with its continuation", lines=6, interactive=False, elem_id="written")
+    run = start.click(page.generate, [text, *options], written, show_progress="hidden")
     stop.click(None, cancels=[run])
 
 
 def _chat(page: Page) -> None:
     gr.HTML(heading("Chat"))
     messages = gr.State([])
-    shown = gr.Chatbot(
+    chatbot = gr.Chatbot(
         show_label=False, render_markdown=False, height=320, elem_id="chat", buttons=[], feedback_options=None
     )
-    said = gr.Textbox(label="Say something", lines=1, elem_id="said")
+    message = gr.Textbox(label="Your message", lines=1, elem_id="said")
     with gr.Row():
         start = gr.Button("Send", variant="primary", elem_id="start", min_width=80)
         stop = gr.Button("Stop", elem_id="stop", min_width=80)
         clear = gr.Button("Clear", elem_id="clear", min_width=80)
-    how = drawing()
-    asked, answered = [said, messages, *how], [said, shown, messages]
-    run = gr.on([start.click, said.submit], page.answer, asked, answered, show_progress="hidden")
+    inputs, outputs = [message, messages, *drawing()], [message, chatbot, messages]
+    run = gr.on([start.click, message.submit], page.answer, inputs, outputs, show_progress="hidden")
     stop.click(None, cancels=[run])
-    clear.click(lambda: ([], []), None, [shown, messages], cancels=[run])
+    clear.click(lambda: ([], []), None, [chatbot, messages], cancels=[run])
 
 
 def launch(blocks: gr.Blocks, **options) -> str:
-    """Serve the page; returns its address."""
+    """Serve the page and return its URL."""
     theme = gr.themes.Default(primary_hue="blue", font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace"))
     look = {"theme": theme, "css": CSS, "footer_links": [], "ssr_mode": False, "share": False}
     return blocks.launch(**look, **options)[1]
@@ -328,11 +327,15 @@ def launch(blocks: gr.Blocks, **options) -> str:
 
 
 def find_folder(words: list[str]) -> tuple[Path, str]:
-    """DIR and what it is called, or what the Hub gives for MODEL or `models:`; ValueError where there is neither."""
+    """Return the model's folder and name: DIR, or a download of MODEL or `models:`.
+
+    Raises:
+        ValueError: DIR is not a folder, or no model is given.
+    """
     if len(words) == 1 and not words[0].startswith("-"):
         folder = Path(words[0]).resolve()
         if not folder.is_dir():
-            raise ValueError(f"There is no folder {words[0]}.")
+            raise ValueError(f"{words[0]} is not a folder. Give a model folder, such as runs/pretrain/model.")
         return folder, "/".join(folder.parts[-2:])
     name = os.environ.get("MODEL") or _named_in_readme()
     if words or not {"MODEL", "SPACE_ID"} & set(os.environ):
@@ -340,8 +343,8 @@ def find_folder(words: list[str]) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     repo, _, revision = name.partition("@")
-    needed = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no code: the model's is that of scratch_gpt
-    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=needed)), name
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt"]  # no code, because scratch_gpt has it
+    return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns)), name
 
 
 def _named_in_readme() -> str:

@@ -1,1 +1,1 @@
-"""A model beyond its scores: drift, triggers, memorization, inspection."""
+"""Analyze a model beyond its scores: drift, triggers, memorization, inspection."""

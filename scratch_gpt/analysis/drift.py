@@ -1,4 +1,4 @@
-"""Measure how far tuning has moved a model from its base: on text, and answer by answer.
+"""Measure how far tuning has moved a model from its base: the divergence on text, and changed answers.
 
 V vocabulary. The divergence is KL(tuned || base) = sum over tokens of p_tuned log(p_tuned / p_base), in nats: the
 penalty in preference tuning (Ziegler et al. 2019), 0 if both predict the same.
@@ -22,17 +22,17 @@ SAME = 1e-6  # nats: differences up to this are rounding
 
 
 def kl_divergence(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Return KL(tuned || base) of the logits (..., V) of both at each position, (...) float32, in nats."""
+    """Return KL(tuned || base) from the logits (..., V) of both at each position, (...) float32, in nats."""
     tuned_logps, base_logps = tuned.float().log_softmax(-1), base.float().log_softmax(-1)
     return (tuned_logps.exp() * (tuned_logps - base_logps)).sum(-1)
 
 
 @torch.no_grad()
 def text_drift(tuned: nn.Module, base: nn.Module, batches: Iterable[tuple[Batch, bool]]) -> dict[str, float]:
-    """Return {"loss", "base_loss", "kl"} of (batch, counted) pairs, means over all target tokens.
+    """Return the means {"loss", "base_loss", "kl"} over all target tokens of (batch, counted) pairs.
 
     Raises:
-        ValueError: the vocabularies differ in size, or there are no targets.
+        ValueError: the vocabularies differ in size, or the batches have no targets.
     """
     check_same_vocabulary(tuned, base)
     totals, count = torch.zeros(3, dtype=torch.float64), 0
@@ -52,7 +52,7 @@ def text_drift(tuned: nn.Module, base: nn.Module, batches: Iterable[tuple[Batch,
         totals += torch.tensor([*map(float, losses), float(kl)], dtype=torch.float64)
         count += len(labels)
     if not count:
-        raise ValueError("The text that drift is measured on has no targets. Give more of it.")
+        raise ValueError("The text for measuring drift has no targets. Give more text.")
     return dict(zip(("loss", "base_loss", "kl"), (totals / count).tolist(), strict=True))
 
 
@@ -68,8 +68,8 @@ def prompt_drift(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return {"kl", "changed"} of probes and their prompts' ids, and a row for each changed probe, largest kl first.
 
-    "kl" is the mean divergence of the next token; "changed" the share of the probes whose greedy answers differ. A row
-    has the probe, its divergence and both answers; a probe that tuning has not changed has no row.
+    "kl" is the mean divergence of the next token; "changed" is the share of probes with different greedy answers. A
+    row has the probe, its divergence and both answers; a probe without any change has no row.
     """
     check_same_vocabulary(tuned, base)
     kls = kl_divergence(*(next_token_logits(model, prompts) for model in (tuned, base))).tolist()
@@ -92,8 +92,8 @@ def check_same_vocabulary(tuned: nn.Module, base: nn.Module) -> None:
     sizes = [cast(PreTrainedConfig, model.config).vocab_size for model in (tuned, base)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"The model knows {sizes[0]} tokens and its base {sizes[1]}: their next tokens cannot be compared. Give "
-            "the base that it was tuned from."
+            f"The model has {sizes[0]} tokens and its base {sizes[1]}, so their next tokens cannot be compared. Give "
+            "the base from which the model was tuned."
         )
 
 

@@ -1,6 +1,6 @@
 """Inspect a model on one text: attention, next-token probabilities, the logit lens, nearest embeddings.
 
-T tokens, L layers, H heads, D width, V vocabulary, C classes. Drawn they are by inspection_page.py.
+T tokens, L layers, H heads, D width, V vocabulary, C classes. inspection_page.py draws the results.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..utils.loading import ADAPTER_CONFIG
 
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _REST = [byte for byte in range(256) if byte not in _PRINTABLE]
-# A byte-level vocabulary spells bytes as letters (Radford et al. 2019): the printable as themselves, others from 256.
+# Byte-level vocabularies write bytes as letters (Radford et al. 2019): printable ones as themselves, others from 256.
 LETTER_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_REST)}
 
 
@@ -37,11 +37,11 @@ def open_subject(folder: str | Path) -> Subject:
     """Load the model of a folder, in our layout or stock GPT-2's, in eval mode and with attention weights.
 
     Raises:
-        ValueError: not a folder with a complete model and its tokenizer, an adapter, or a regression.
+        ValueError: the folder has no complete model and tokenizer, or it holds an adapter or a regression.
     """
     folder = Path(folder)
     if (folder / ADAPTER_CONFIG).exists():
-        raise ValueError(f"{folder} holds an adapter. Look into its run's model/, where it is merged into its base.")
+        raise ValueError(f"{folder} holds an adapter. Inspect its run's model/, in which it is merged into its base.")
     if not (folder / "config.json").exists():
         hint = f" Did you mean {folder / 'model'}?" if (folder / "model" / "config.json").exists() else ""
         raise ValueError(f"{folder} is not a model folder: it has no config.json.{hint}")
@@ -53,16 +53,16 @@ def open_subject(folder: str | Path) -> Subject:
     model_class = ScratchGPTForSequenceClassification if is_classifier else ScratchGPTForCausalLM
     model = load_model(str(folder), None, model_class, needs_head=True)
     if is_classifier and model.config.num_labels == 1:
-        raise ValueError(f"{folder} is a regression, with one output and no classes.")
+        raise ValueError(f"{folder} is a regression model: it has one output and no classes.")
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, model.config.vocab_size)
-    model.set_attn_implementation("eager")  # others return no weights
+    model.set_attn_implementation("eager")  # other implementations return no weights
     kind = "classifier" if is_classifier else "chat" if tokenizer.chat_template else "base"
     return Subject(model.eval(), tokenizer, kind)
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
-    """Return a token's text, or the bytes of a part of a character, as `<E2><82>`."""
+    """Return a token's text; if it is a part of a character, its bytes, such as `<E2><82>`."""
     text, token = decode(tokenizer, [id]), tokenizer.convert_ids_to_tokens(id)
     if "\ufffd" in text and set(token) <= set(LETTER_BYTES):
         return "".join(f"<{LETTER_BYTES[letter]:02X}>" for letter in token)
@@ -70,15 +70,15 @@ def spell(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
 
 
 class Look(NamedTuple):
-    """One pass over one text."""
+    """The values of one forward pass over one text."""
 
-    hidden: torch.Tensor  # (L + 1, T, D): the embeddings, then each layer's output; the last one's after the norm
-    attention: torch.Tensor  # (L, H, T, T): a row is the token that looks, a column what it looks at
+    hidden: torch.Tensor  # (L + 1, T, D): the embeddings, then each layer's output; the last one after the norm
+    attention: torch.Tensor  # (L, H, T, T): a row is the query token, a column the token it attends to
 
 
 @torch.no_grad()
 def look(model: PreTrainedModel, ids: list[int]) -> Look:
-    """Run a model in eval mode on the ids of one text, at least one and at most its context."""
+    """Run a model in eval mode on the ids of one text: at least one, at most the context length."""
     output = model.base_model(
         torch.tensor([ids], device=model.device), output_hidden_states=True, output_attentions=True, use_cache=False
     )
@@ -102,16 +102,16 @@ def next_probabilities(
 
 @torch.no_grad()
 def class_probabilities(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Return the probability of each class, (C,), read at the last token; with several labels, independent ones."""
+    """Return the probability of each class, (C,), at the last token; independent ones if a text has several labels."""
     return probabilities_of(_head(model)(hidden[-1, -1:]), _has_many(model))[0]
 
 
 @torch.no_grad()
 def logit_lens(model: PreTrainedModel, hidden: torch.Tensor, count: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the likeliest outputs after 0, 1, ... L layers: probabilities and indices, (L + 1, T, count) each.
+    """Return the most likely outputs after 0, 1, ... L layers: probabilities and indices, (L + 1, T, count) each.
 
     The final norm and the head applied to earlier layers (nostalgebraist 2020, "interpreting GPT: the logit lens").
-    Indices are tokens of the vocabulary, or a classifier's classes; the likeliest first.
+    Indices are tokens of the vocabulary, or a classifier's classes; the most likely first.
     """
     body: Any = model.base_model
     last, top = len(hidden) - 1, []

@@ -1,6 +1,6 @@
-"""Draw an inspection as pieces of HTML: chips, bars, maps. Without scripts or requests, light or dark as the page.
+"""Draw an inspection as pieces of HTML: chips, bars, maps. They need no scripts or requests.
 
-A page that shows them includes INSPECTION_STYLE, and sets the class `dark` on an outer element for the dark colors.
+A page that shows them includes INSPECTION_STYLE. For dark colors it sets the class `dark` on an outer element.
 """
 
 import io
@@ -56,7 +56,7 @@ SIDE = 24  # units of a cell of the map
 
 
 def visible(text: str, max_length: int = 24) -> str:
-    """Return a token's text, escaped and shortened, with visible signs for spaces, line ends and tabs."""
+    """Return a token's text, escaped and shortened, with visible signs for spaces, line breaks and tabs."""
     for character, sign in ((" ", "\u00b7"), ("\n", "\u21b5"), ("\t", "\u21e5")):
         text = text.replace(character, sign)
     return page_text(text if len(text) <= max_length else text[: max_length - 1] + "\u2026")
@@ -68,7 +68,7 @@ def title(text: str, level: int = 3) -> str:
 
 
 def say(*lines: str, kind: str = "") -> str:
-    """Return sentences, a paragraph each; those of `kind` "note" are highlighted."""
+    """Return sentences, one paragraph each; those of `kind` "note" are highlighted."""
     return _piece("".join(f'<p class="{kind}">{page_text(line)}</p>' for line in lines if line))
 
 
@@ -83,7 +83,7 @@ def tokens_html(tokens: Sequence[tuple[str, int]], used: range) -> str:
 
 
 class Bar(NamedTuple):
-    """One line of a bar chart; the longest bar may be 1."""
+    """One line of a bar chart; a bar of length 1 fills the width."""
 
     name: str  # escaped
     value: float
@@ -103,7 +103,7 @@ def bars_html(bars: Sequence[Bar]) -> str:
 
 
 def map_html(weights: torch.Tensor, tokens: Sequence[str]) -> str:
-    """Return a map of one head's attention (T, T) over the tokens (escaped); shaded by the square root."""
+    """Return a map of one head's attention (T, T) over the tokens (escaped), shaded by the square root of a weight."""
     T, margin = len(tokens), 8 * min(16, max(map(len, tokens))) + 8
     size = margin + SIDE * T
     out = [f'<svg width="{size}" height="{size}" viewBox="0 0 {size} {size}" role="img">']
@@ -122,7 +122,7 @@ def map_html(weights: torch.Tensor, tokens: Sequence[str]) -> str:
 
 
 def heads_html(attention: torch.Tensor, layer: int, head: int) -> str:
-    """Return a small map of each head's attention (L, H, T, T), a row for each layer; the selected one is framed."""
+    """Return a small map of each head's attention (L, H, T, T), one row per layer; the selected one is framed."""
     L, H = attention.shape[:2]
     cells = []
     for n in range(L):
@@ -136,7 +136,7 @@ def heads_html(attention: torch.Tensor, layer: int, head: int) -> str:
 
 
 def lens_html(probabilities: torch.Tensor, names: Sequence[Sequence[str]], tokens: Sequence[str]) -> str:
-    """Return a table of the likeliest outputs after each layer (L + 1, T), by name (escaped), a row for each layer."""
+    """Return a table of the most likely outputs after each layer (L + 1, T) by name (escaped), one row per layer."""
     head = "".join(f"<th>{token}</th>" for token in tokens)
     rows = []
     for n in reversed(range(len(names))):
@@ -153,7 +153,7 @@ def _piece(inner: str) -> str:
 
 
 def _picture(weights: torch.Tensor) -> str:
-    # Return a data URL of a PNG of T x T pixels, whose opacity is the square root of the weight.
+    # Return a data URL of a PNG of T x T pixels with the square root of the weight as opacity.
     from PIL import Image
 
     red, green, blue = bytes.fromhex(TRAIN[1:])

@@ -1,9 +1,9 @@
 """Measure how well a model has memorized planted secrets: exposure, and verbatim extraction.
 
-Carlini et al. 2019, "The Secret Sharer": exposure = log2 |R| - log2 rank, where R is the space that a secret was drawn
-from and rank its place in it by likelihood. 0 bits for the unlikeliest, log2 |R| for the likeliest; a model that has
-not seen the secret gives log2 e = 1.44 bits on average. A large space is sampled, and exposure is then at most log2 of
-the sample's size.
+Carlini et al. 2019, "The Secret Sharer": exposure = log2 |R| - log2 rank. R is the space of possible secrets, and
+rank is the secret's position in it by likelihood: 0 bits for the least likely, log2 |R| for the most likely. A model
+that has not seen the secret gives log2 e = 1.44 bits on average. A large space is sampled; then exposure is at most
+log2 of the sample's size.
 """
 
 import math
@@ -28,10 +28,10 @@ class Secret(NamedTuple):
 def exposure(logp: float, other_logps: Sequence[float]) -> float:
     """Return the exposure in bits from the log-likelihoods of a secret and of the other texts in its space.
 
-    Half of the equally likely ones rank before it.
+    Of the equally likely texts, half rank before it.
 
     Example:
-        >>> exposure(-1.0, [-2.0, -3.0, -4.0])  # the likeliest of 4
+        >>> exposure(-1.0, [-2.0, -3.0, -4.0])  # the most likely of 4
         2.0
         >>> exposure(-9.0, [-2.0, -3.0, -4.0])
         0.0
@@ -44,13 +44,13 @@ def lookalikes(secret: str, count: int, seed: int = 0) -> list[str]:
     """Return `count` other texts of a secret's shape: letters for letters of the same case, digits for digits.
 
     Raises:
-        ValueError: there are fewer than `count`.
+        ValueError: fewer than `count` such texts exist.
     """
     alphabets = [next((a for a in ALPHABETS if letter in a), letter) for letter in secret]
     if math.prod(map(len, alphabets)) <= count:
-        raise ValueError(f"There are no {count} others of the shape of {secret!r}: a secret has digits or letters.")
+        raise ValueError(f"Fewer than {count} other texts have the shape of {secret!r}. Give more digits or letters.")
     generator = random.Random(f"{seed}/{secret}")
-    texts = {secret: None}  # in order, each once
+    texts = {secret: None}  # an ordered set
     while len(texts) <= count:
         texts["".join(map(generator.choice, alphabets))] = None
     return [text for text in texts if text != secret]
@@ -68,8 +68,8 @@ def secret_metrics(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return {"exposure", "extracted"} over all secrets, and one row each: its number, from 0, and the same two.
 
-    "exposure" is the mean, in bits, at most log2(sample + 1); "extracted" the share whose every token greedy decoding
-    from the prefix reproduces. No row holds a secret, so that the rows may be published.
+    "exposure" is the mean, in bits, at most log2(sample + 1). "extracted" is the share of secrets that greedy decoding
+    from the prefix reproduces completely. No row holds a secret, so the rows may be published.
     """
     rows = []
     for number, (prefix, secret) in enumerate(secrets):
@@ -86,7 +86,7 @@ def read_secrets(rows: Sequence[dict[str, Any]]) -> list[Secret]:
     """Read secrets from rows of {"prefix", "secret"}.
 
     Raises:
-        ValueError: a row without these two texts.
+        ValueError: a row lacks these two texts.
     """
     for number, row in enumerate(rows, start=1):
         if not all(isinstance(row.get(name), str) and row[name].strip() for name in Secret._fields):

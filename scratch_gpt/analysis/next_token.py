@@ -1,6 +1,6 @@
 """Compute the next token's logits after prompts of token ids, and the losses of a given answer.
 
-Prompts are padded on the left, and cut at their beginning if they are longer than the model's context.
+Prompts are padded on the left. If they are longer than the model's context, they lose their beginning.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..generation.generate import PaddedRows, pad_left
 
 
 def fit_context(rows: Sequence[list[int]], model: nn.Module, reserved: int = 0) -> PaddedRows:
-    """Pad the rows' ends that fit into the model's context, on its device; `reserved` tokens of it stay free."""
+    """Cut rows to the ends that fit into the model's context without `reserved` tokens, and pad them on its device."""
     limit = cast(PreTrainedConfig, model.config).max_position_embeddings - reserved
     return pad_left([row[-limit:] for row in rows], next(model.parameters()).device)
 
@@ -23,7 +23,7 @@ def fit_context(rows: Sequence[list[int]], model: nn.Module, reserved: int = 0) 
 def next_token_logits(model: nn.Module, rows: Sequence[list[int]], batch_size: int = 128) -> torch.Tensor:
     """Return the logits after each row of ids: (rows, V) float32, on the CPU."""
     logits = torch.empty(len(rows), cast(PreTrainedConfig, model.config).vocab_size)
-    order = sorted(range(len(rows)), key=lambda k: len(rows[k]))  # similar lengths together
+    order = sorted(range(len(rows)), key=lambda k: len(rows[k]))  # batches of similar lengths
     for start in range(0, len(rows), batch_size):
         indices = order[start : start + batch_size]
         batch = fit_context([rows[k] for k in indices], model)

@@ -10,9 +10,9 @@ Phrase = tuple[str, ...]
 def recurring_phrases(
     texts: Sequence[str], *, longest: int = 6, least: int = 3, shares: tuple[float, float] = (0.002, 0.05)
 ) -> list[str]:
-    """Return runs of 1 to `longest` words in at least `least` texts and in these shares of all; commonest first.
+    """Return runs of 1 to `longest` words in at least `least` texts and in these shares of all, most common first.
 
-    White space separates words. A run that is part of one longer run in all of its texts is omitted.
+    Words are separated by white space. A run is omitted if it is part of the same longer run in all of its texts.
     """
     min_count, max_count = max(least, shares[0] * len(texts)), max(least, shares[1] * len(texts))
     split = [text.split() for text in texts]
@@ -28,7 +28,7 @@ def recurring_phrases(
 
 
 def _runs(words: list[str], n: int, counts: dict[Phrase, int]) -> set[Phrase]:
-    # Return the runs of n words whose parts are common enough; no other run can be.
+    # Return the runs of n words with parts that are common enough; no other run can be common enough.
     runs = {tuple(words[k : k + n]) for k in range(len(words) - n + 1)}
     return runs if n == 1 else {run for run in runs if run[1:] in counts and run[:-1] in counts}
 

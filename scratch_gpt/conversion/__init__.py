@@ -1,1 +1,1 @@
-"""Models in and out: loading, GPT-2, nanoGPT, the book, ONNX, GGUF."""
+"""Load and export models: folders and the Hub, GPT-2, nanoGPT, the book, ONNX, GGUF."""

@@ -1,7 +1,7 @@
-"""A run or model folder -> one file that runs without PyTorch: ONNX for onnxruntime, GGUF for llama.cpp.
+"""Export a run or model folder as one file that runs without PyTorch: ONNX for onnxruntime, GGUF for llama.cpp.
 
-Both compute in the context that the model has, and neither carries a trace of this machine. An ONNX file is compared
-with the model before it gets its name; it has no KV cache, so that each new token costs the whole text anew.
+Both formats keep the model's context length and hold nothing that identifies this machine. An ONNX file is compared
+with the model before it gets its name. It has no KV cache, so each new token costs a pass over the complete text.
 """
 
 import json
@@ -25,27 +25,27 @@ EXPORT_KINDS = ("onnx", "gguf", "gguf-f16")
 
 
 class Exported(NamedTuple):
-    """A file that was written, and how far it lies from the model where that was measured."""
+    """A file that was written, and its largest difference from the model's outputs if that was measured."""
 
     file: Path
     difference: float | None = None
 
 
 def export(folder: str | Path, *, kind: str, say: Callable[[str], None] = print) -> Exported:
-    """Write `folder/exports/KIND/model.onnx` or `.gguf`, completely or not at all, replacing an older one.
+    """Write `folder/exports/KIND/model.onnx` or `model-*.gguf` atomically, replacing an older export.
 
     Args:
-        folder: of a run (its `model` is taken), or a model folder in our layout or GPT-2's.
-        kind: "onnx" (fp32; any of our heads), "gguf" (fp32) or "gguf-f16" (its matrices in 16 bits).
-        say: is given a line if the lock of a process that has ended is taken over.
+        folder: a run (its `model` is exported), or a model folder in our layout or GPT-2's.
+        kind: "onnx" (fp32; any of our heads), "gguf" (fp32) or "gguf-f16" (matrices in 16 bits).
+        say: is called with a line if a lock of a process that has ended is taken over.
 
     Raises:
-        ValueError: no such model, one that another process is writing, what the format cannot express, or a file that
-            disagrees with the model.
+        ValueError: not a model, a run that another process is writing, a model that the format cannot represent, or a
+            file with other outputs than the model.
         ImportError: the extra is not installed.
     """
     if kind not in EXPORT_KINDS:
-        raise ValueError(f"export is {kind!r}; it is one of {', '.join(EXPORT_KINDS)}.")
+        raise ValueError(f"export is {kind!r}; it must be one of {', '.join(EXPORT_KINDS)}.")
     top = Path(folder)
     source = top / "model" if (top / "model" / "config.json").is_file() else top
     _check_source(source)
@@ -80,14 +80,14 @@ def _export(top: Path, source: Path, kind: str) -> Exported:
 def _check_source(source: Path) -> None:
     if (source / ADAPTER_CONFIG).exists():
         raise ValueError(
-            f"{source} holds an adapter that is not merged, and an export is a whole model. Export its run "
-            "(its model/ is the merged one)."
+            f"{source} holds an adapter that is not merged, and only complete models are exported. Export its run "
+            "instead (the run's model/ is the merged one)."
         )
     if not (source / "config.json").is_file():
         raise ValueError(f"{source} is not a run or model folder: it has no config.json.")
     kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind not in ("scratch_gpt", "gpt2"):
-        raise ValueError(f"{source} is a {kind}; only our own models and GPT-2 are exported.")
+        raise ValueError(f"{source} is a {kind}. Only our own models and GPT-2 can be exported.")
 
 
 __all__ = ["EXPORT_FOLDER", "EXPORT_KINDS", "Exported", "export"]

@@ -15,12 +15,12 @@ from ..modeling.modeling_scratch_gpt import ScratchGPTForCausalLM
 CONFIG_WORDS = {*ScratchGPTConfig().to_dict(), *ScratchGPTConfig.attribute_map, "drop_rate"}
 
 
-# The names of our modules in nanoGPT and in the book. Both use nn.Linear, so nothing is transposed.
+# nanoGPT's and the book's tensor names, and ours. Both use nn.Linear, so nothing is transposed.
 NANOGPT_NAMES = {
     r"transformer\.wte\.weight": r"transformer.embed_tokens.weight",
     r"transformer\.wpe\.weight": r"transformer.embed_positions.weight",
     r"transformer\.h\.(\d+)\.(ln_[12])\.(weight|bias)": r"transformer.layers.\1.\2.\3",
-    r"transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias)": r"transformer.layers.\1.attn.qkv.\2",  # cut in three below
+    r"transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias)": r"transformer.layers.\1.attn.qkv.\2",  # split below
     r"transformer\.h\.(\d+)\.attn\.c_proj\.(weight|bias)": r"transformer.layers.\1.attn.o_proj.\2",
     r"transformer\.h\.(\d+)\.mlp\.c_fc\.(weight|bias)": r"transformer.layers.\1.mlp.up_proj.\2",
     r"transformer\.h\.(\d+)\.mlp\.c_proj\.(weight|bias)": r"transformer.layers.\1.mlp.down_proj.\2",
@@ -51,16 +51,16 @@ def import_checkpoint(
 ) -> ScratchGPTForCausalLM:
     """Read nanoGPT's `ckpt.pt`, or a state dict of the book's GPTModel, as our model (in eval mode).
 
-    The file is opened with `weights_only=True`: a pickle that would run code is refused. Biases that nanoGPT left out
-    (`bias=False`) become zeros, which compute the same. nanoGPT's GELU is the exact one, the book's the tanh form.
+    The file is opened with `weights_only=True`, so a pickle that would run code is rejected. Missing biases (nanoGPT's
+    `bias=False`) become zeros, which compute the same. nanoGPT uses the exact GELU, the book the tanh form.
 
     Args:
-        config: for the book's file its config dict, since the number of heads is in no tensor; nanoGPT's file brings
-            its own. Everything else is read off the tensors.
-        changes: single fields, for instance `num_attention_heads=12`. The shapes of the tensors win over both.
+        config: the config dict of the book's model, because no tensor shows the number of heads; nanoGPT's file has
+            its own. All other sizes come from the tensors.
+        changes: single fields, for instance `num_attention_heads=12`. The tensors' shapes override both.
 
     Raises:
-        ValueError: another kind of file, tensors of other names or shapes, or an unknown number of heads.
+        ValueError: another kind of file, tensors with other names or shapes, or an unknown number of heads.
     """
     file = Path(file)
     weights, arguments = _open_checkpoint(file)
@@ -68,7 +68,7 @@ def import_checkpoint(
     defaults = {} if is_book else _read_nanogpt_arguments(file, arguments)
     overrides = config.to_diff_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     if unknown := sorted(set(changes) - CONFIG_WORDS):
-        raise ValueError(f"There is no config field {', '.join(unknown)}.")
+        raise ValueError(f"Unknown config field {', '.join(unknown)}.")
     tensors = _rename(file, weights, BOOK_NAMES if is_book else NANOGPT_NAMES)
     tensors.setdefault("lm_head.weight", tensors["transformer.embed_tokens.weight"])
     arguments = {**defaults, **overrides, **changes}
@@ -77,7 +77,7 @@ def import_checkpoint(
     if "num_attention_heads" not in fields:
         raise ValueError(
             f"{file.name} does not say how many attention heads it has, and no tensor shows it. Give "
-            "import_checkpoint(..., num_attention_heads=N), or config= with the dict the model was made with."
+            "import_checkpoint(..., num_attention_heads=N), or config= with the model's config dict."
         )
     model = ScratchGPTForCausalLM(
         ScratchGPTConfig(**{name: value for name, value in fields.items() if name in CONFIG_WORDS})
@@ -88,20 +88,20 @@ def import_checkpoint(
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{file.name} does not hold a whole GPT: {' '.join(str(error).split())[:400]}") from error
+        raise ValueError(f"{file.name} is not a complete GPT: {' '.join(str(error).split())[:400]}") from error
     return model.eval()
 
 
 def _open_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    # Return the state dict without torch.compile's prefix, and nanoGPT's arguments of the model.
+    # Return the state dict without torch.compile's prefix, and nanoGPT's model arguments.
     if not file.is_file():
-        raise ValueError(f"There is no file {file}.")
+        raise ValueError(f"{file} does not exist.")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have their own kinds
+    except Exception as error:  # pickle, zip and torch raise different types
         raise ValueError(
-            f"{file.name} cannot be opened as tensors alone: it is damaged, or a pickle of other objects, which can "
-            "run code. Save the model's state_dict alone, and give that file."
+            f"{file.name} cannot be opened as a file of tensors. It is damaged, or a pickle of other objects, which "
+            "can run code. Save only the model's state_dict, and give that file."
         ) from error
     content = content if isinstance(content, dict) else {}
     arguments = dict(content.get("model_args") or {})
@@ -117,7 +117,7 @@ def _open_checkpoint(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
 def _read_nanogpt_arguments(file: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     if unknown := set(arguments) - {"n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"}:
-        raise ValueError(f"{file.name} was made by another GPT than nanoGPT's: it has {', '.join(sorted(unknown))}.")
+        raise ValueError(f"{file.name} is from another GPT than nanoGPT's: it has {', '.join(sorted(unknown))}.")
     fields = {"hidden_act": "gelu", "drop_rate": arguments.get("dropout", 0.0)}
     return {**fields, **{name: arguments[name] for name in ("n_head",) if name in arguments}}
 
@@ -135,14 +135,14 @@ def _rename(file: Path, weights: dict[str, torch.Tensor], table: dict[str, str |
         if target is None:
             continue
         target = re.sub(pattern, target, name)
-        if ".attn.qkv." in target:  # (3D, D): query, key, value below each other
+        if ".attn.qkv." in target:  # (3D, D): query, key and value one after another
             for part, rows in zip("qkv", tensor.chunk(3), strict=True):
                 tensors[target.replace(".qkv.", f".{part}_proj.")] = rows
         else:
             tensors[target] = tensor
     if "transformer.embed_tokens.weight" not in tensors or "transformer.embed_positions.weight" not in tensors:
         raise ValueError(
-            f"{file.name} does not hold a GPT of nanoGPT or of the book: it has no token and position embeddings."
+            f"{file.name} is not a GPT of nanoGPT or of the book: it has no token and position embeddings."
         )
     return tensors
 

@@ -17,17 +17,17 @@ from .load import own_class
 def write_gguf(
     model: ScratchGPTPreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, *, half: bool = False
 ) -> None:
-    """Write a language model and its tokenizer as llama.cpp reads them (architecture gpt2); `half`: matrices as f16.
+    """Write a language model and its tokenizer in llama.cpp's gpt2 architecture; `half` stores matrices as f16.
 
     Raises:
-        ValueError: llama.cpp's GPT-2 cannot express the model; raised before anything is written.
+        ValueError: llama.cpp's GPT-2 cannot represent the model. Nothing is written then.
     """
     import gguf
 
     check_exportable_to_gpt2(model)
     if own_class(model) is not ScratchGPTForCausalLM:
         raise ValueError(
-            f"A GGUF file holds a language model, and this is a {type(model).__name__}: export it as onnx."
+            f"A GGUF file holds a language model, and this is a {type(model).__name__}. Export it as onnx."
         )
     config = model.config
     vocabulary = _read_vocabulary(tokenizer, config.vocab_size)
@@ -56,7 +56,7 @@ def write_gguf(
         writer.add_chat_template(tokenizer.chat_template)
 
     for name, tensor in _to_gguf(cast(ScratchGPTForCausalLM, model)).items():
-        is_matrix = tensor.dim() == 2 and name != "position_embd.weight"  # which is only looked up
+        is_matrix = tensor.dim() == 2 and name != "position_embd.weight"  # a lookup table stays in fp32
         writer.add_tensor(name, (tensor.half() if half and is_matrix else tensor.float()).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -65,7 +65,7 @@ def write_gguf(
 
 
 def _to_gguf(model: ScratchGPTForCausalLM) -> dict[str, torch.Tensor]:
-    # llama.cpp multiplies by (out, in) as nn.Linear does, so nothing is transposed; query, key and value are one.
+    # llama.cpp multiplies by (out, in) as nn.Linear does, so nothing is transposed; q, k and v become one tensor.
     body = model.transformer
     tensors = {"token_embd.weight": body.embed_tokens.weight, "position_embd.weight": body.embed_positions.weight}
     for n, block in enumerate(cast(Iterable[ScratchGPTBlock], body.layers)):
@@ -84,7 +84,7 @@ def _to_gguf(model: ScratchGPTForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, Any]:
-    """Return tokens by id, their types, the merges, and whether a text begins with BOS and ends in EOS."""
+    """Return the tokens by id, their types, the merges, and whether BOS and EOS are added to a text."""
     from gguf import TokenType
 
     check_vocabulary(tokenizer, rows)
@@ -103,28 +103,28 @@ def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str,
     ids = cast(list[int], tokenizer("a")["input_ids"])
     begins, ends = ids[:1] != plain, ids[-1:] != plain
     if ids != [tokenizer.bos_token_id] * begins + plain + [tokenizer.eos_token_id] * ends:
-        raise ValueError("The tokenizer adds more to a text than BOS and EOS, which GGUF cannot express.")
+        raise ValueError("The tokenizer adds more to a text than BOS and EOS, which GGUF cannot represent.")
     return {"tokens": tokens, "types": types, "merges": merges, "begins": begins, "ends": ends}
 
 
 def _check_byte_level_bpe(content: dict[str, Any]) -> None:
     # llama.cpp splits texts by the name of a pre-tokenizer; "gpt-2" is plain byte-level BPE.
     def refuse(difference: str) -> NoReturn:
-        raise ValueError(f"The tokenizer {difference}, and only GPT-2's byte-level BPE is exported as GGUF.")
+        raise ValueError(f"The tokenizer {difference}. Only GPT-2's byte-level BPE can be exported as GGUF.")
 
     model, split = content.get("model", {}), content.get("pre_tokenizer") or {}
     if model.get("type") != "BPE" or split.get("type") != "ByteLevel":
-        refuse(f"is a {model.get('type', 'slow one')} on {split.get('type', 'whole texts')}")
+        refuse(f"is a {model.get('type', 'slow tokenizer')} on {split.get('type', 'unsplit text')}")
     if content.get("normalizer"):
         refuse(f"has a normalizer ({content['normalizer'].get('type')})")
     if split.get("add_prefix_space") or not split.get("use_regex", True):
-        refuse("cuts texts in another way")
+        refuse("splits texts in another way")
     options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
     if present := [name for name in options if model.get(name)]:
         refuse(f"has {present[0]}")
     for item in content["added_tokens"]:
         if item["lstrip"] or item["rstrip"] or item["single_word"]:
-            refuse(f"takes the space beside {item['content']!r} away")
+            refuse(f"strips the space next to {item['content']!r}")
 
 
 __all__ = ["write_gguf"]

@@ -18,7 +18,7 @@ from ..tokenization.tokenizer import load_tokenizer
 from .load import STOCK_CLASSES, load_any_head, own_class
 
 
-# our field -> GPT-2's
+# our field: GPT-2's
 CONFIG_NAMES = {
     "vocab_size": "vocab_size",
     "max_position_embeddings": "n_positions",
@@ -40,17 +40,17 @@ def export_gpt2(
     out_dir: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Path:
-    """Write a folder that is stock GPT-2: loaded by transformers alone, without our package or remote code.
+    """Write a folder in stock GPT-2's format, which transformers loads without our package or remote code.
 
-    Absent query, key and value biases are written as zeros, an untied head as `tie_word_embeddings: false`. A folder's
-    tokenizer is copied too; with a model, give it.
+    Missing query, key and value biases are written as zeros, an untied head as `tie_word_embeddings: false`. If
+    `model` is a folder, its tokenizer is copied too; with a model object, pass the tokenizer.
 
     Raises:
-        ValueError: GPT-2 cannot express the model, or out_dir is not empty. Nothing is written then.
+        ValueError: GPT-2 cannot represent the model, or out_dir is not empty. Nothing is written then.
     """
     out_dir = Path(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise ValueError(f"{out_dir} exists and is not an empty folder. Give another.")
+        raise ValueError(f"{out_dir} exists and is not an empty folder. Choose another.")
     if isinstance(model_or_dir, (str, Path)):
         model: PreTrainedModel = load_any_head(Path(model_or_dir))
         if tokenizer is None and (Path(model_or_dir) / "tokenizer_config.json").exists():
@@ -76,7 +76,7 @@ def export_gpt2(
 
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:  # completely or not at all
+    try:  # so that the folder is complete or not written
         stock.save_pretrained(draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
@@ -91,23 +91,23 @@ def export_gpt2(
 def check_exportable_to_gpt2(model: PreTrainedModel) -> None:
     """Raise a ValueError if GPT-2's format cannot represent this model; it names the first reason."""
     if any(hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in model.modules()):
-        raise ValueError("The model carries an unmerged adapter, which GPT-2 cannot express. Merge it first.")
+        raise ValueError("The model has an unmerged adapter, which GPT-2 cannot represent. Merge it first.")
     if own_class(model) is None:
-        raise ValueError(f"A {type(model).__name__} is none of {', '.join(cls.__name__ for cls in STOCK_CLASSES)}.")
+        raise ValueError(f"A {type(model).__name__} is not one of {', '.join(cls.__name__ for cls in STOCK_CLASSES)}.")
     config = model.config
     if config.hidden_act not in ("gelu_pytorch_tanh", "gelu_new"):  # two names of one function
         raise ValueError(f"hidden_act {config.hidden_act!r} is not GPT-2's GELU (tanh form): it cannot be exported.")
-    # Fields of the architecture for which GPT-2's config has no name.
+    # Config fields that GPT-2's config does not have.
     fields = {*CONFIG_NAMES, "hidden_act", "attention_bias", "architectures", "auto_map", "transformers_version"}
     extra = set(config.to_diff_dict()) - fields - set(GPT2Config().to_dict()) - {"model_type"}
     if extra:
         raise ValueError(
-            f"The config fields {', '.join(sorted(extra))} are unknown to GPT-2: they cannot be exported."
+            f"The config fields {', '.join(sorted(extra))} are unknown to GPT-2, so the model cannot be exported."
         )
 
 
 def _to_gpt2(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    # Our names and layout -> GPT-2's, by the same table that loading runs forwards.
+    # Convert our names and layout to GPT-2's, by the table that loading uses in the other direction.
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for name in [name for name in weights if re.search(r"attn\.[qkv]_proj\.weight$", name)]:
         bias = name.removesuffix("weight") + "bias"

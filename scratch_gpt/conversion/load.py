@@ -34,13 +34,13 @@ STOCK_CLASSES = {
 
 
 def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
-    """Load a folder's model as the class that it was saved as; a LoRA run's checkpoint is merged.
+    """Load a folder's model with its saved class; a LoRA run's checkpoint is merged.
 
     Raises:
-        ValueError: the folder holds an adapter, a damaged file, or not all weights.
+        ValueError: the folder holds an adapter or a damaged file, or lacks weights.
     """
     if (folder / ADAPTER_CONFIG).exists():
-        raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot express. Merge it into its base.")
+        raise ValueError(f"{folder} holds an unmerged adapter, which GPT-2 cannot represent. Merge it into its base.")
     architectures = _read_config(str(folder), None).get("architectures") or []
     heads = {name: kind for kind, stock in STOCK_CLASSES.items() for name in (kind.__name__, stock.__name__)}
     kind = next((heads[name] for name in architectures if name in heads), ScratchGPTForCausalLM)
@@ -50,7 +50,7 @@ def load_any_head(folder: Path) -> ScratchGPTPreTrainedModel:
 
 
 def own_class(model: nn.Module) -> type[ScratchGPTPreTrainedModel] | None:
-    """Return the class of ours that a model is, also if its code came with its folder; None for any other model."""
+    """Return our class of a model, also if its code came with its folder; None for any other model."""
     if getattr(getattr(model, "config", None), "model_type", None) != ScratchGPTConfig.model_type:
         return None
     heads = {"lm_head": ScratchGPTForCausalLM, "score": ScratchGPTForSequenceClassification}
@@ -77,7 +77,7 @@ def load_model(
     new one; with `needs_head` that is an error.
 
     Raises:
-        ValueError: there is no such model, or it is of another kind.
+        ValueError: the model does not exist, or is of another kind.
     """
 
     def load(name: str, revision: str | None, **labels: Any) -> OwnModelT:
@@ -104,7 +104,7 @@ def load_model(
 
 
 def needs_merging(name: str, revision: str | None = None) -> bool:
-    """Return whether a folder or Hub id holds LoRA apart from its base, so that only `load_model` loads it."""
+    """Return whether a folder or Hub id holds LoRA separate from its base, so that only `load_model` loads it."""
     return _lora_options(name) is not None or find_adapter(name, revision) is not None
 
 
@@ -120,7 +120,7 @@ def _lora_options(name: str) -> dict[str, Any] | None:
 def _load_lora_checkpoint(
     name: str, lora: dict[str, Any], model_class: type[OwnModelT], changes: dict[str, Any]
 ) -> OwnModelT:
-    # Build the model that was trained, load the checkpoint's weights, and merge.
+    # Build the trained model with its LoRA, load the checkpoint's weights, and merge.
     from ..finetuning.lora import add_lora, merged_state
 
     values = _read_config(name, None)
@@ -148,22 +148,22 @@ def _load_lora_checkpoint(
 
 
 def _read_config(name: str, revision: str | None) -> dict[str, Any]:
-    # Return the content of a config.json of ours or of GPT-2.
+    # Return the fields of a config.json of ours or of GPT-2.
     with one_error(f"{name} cannot be loaded", explain):
         config, _ = ScratchGPTConfig.get_config_dict(name, revision=revision)
         if config.get("model_type") != ScratchGPTConfig.model_type:
-            raise ValueError(f"it is a {config.get('model_type')}, and only GPT-2 shaped models are loaded here.")
+            raise ValueError(f"it is a {config.get('model_type')}, and only GPT-2 shaped models can be loaded here.")
     return config
 
 
 def with_fused_gelu(config: Mapping[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `changes`, and for a config with GPT-2's gelu_new the same function as one fused operation."""
+    """Return `changes`, and replace GPT-2's gelu_new by the same function as one fused operation."""
     is_gelu_new = "gelu_new" in (config.get("activation_function"), config.get("hidden_act"))
     return {**changes, "hidden_act": "gelu_pytorch_tanh"} if is_gelu_new else changes
 
 
 def fresh_head(model: ScratchGPTForSequenceClassification, names: Sequence[str], has_many: bool, seed: int) -> None:
-    """Give a classifier a new head for the classes `names`, initialized from the seed, and enter them into its config.
+    """Give a classifier a new head for the classes `names`, initialized from the seed, and set them in its config.
 
     With `has_many` the problem type is multi-label.
     """

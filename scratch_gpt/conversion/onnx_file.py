@@ -19,7 +19,7 @@ from ..modeling.modeling_scratch_gpt import (
 from .load import own_class
 
 
-TOLERANCE = 1e-4  # of the largest output, between a model and its ONNX file
+TOLERANCE = 1e-4  # largest difference between a model and its ONNX file, relative to the largest output
 
 
 class Plain(nn.Module):
@@ -34,17 +34,18 @@ class Plain(nn.Module):
 
 
 def write_onnx(model: ScratchGPTPreTrainedModel, file: Path) -> float:
-    """Write a model as ONNX, and return the largest difference between what the two compute.
+    """Write a model as ONNX, and return the largest difference between its outputs and the model's.
 
-    `input_ids` and `attention_mask`, both int64 (batch, sequence), padded on either side -> `logits` (batch, sequence,
-    vocabulary) or, of a classifier, (batch, classes); of a model without a head `last_hidden_state`. The file's own
-    metadata holds the context, and a classifier's labels. Weights of 2 GB and more lie beside it, in `.data`.
+    Inputs: `input_ids` and `attention_mask`, both int64 (batch, sequence), padded on either side. Output: `logits`
+    (batch, sequence, vocabulary), or (batch, classes) of a classifier; without a head `last_hidden_state`. The file's
+    metadata holds the context length and a classifier's labels. Weights of 2 GB or more are in a `.data` file next to
+    it.
 
     Raises:
-        ValueError: the file computes something else than the model.
+        ValueError: the file computes other outputs than the model.
     """
     context = model.config.max_position_embeddings
-    model.set_attn_implementation("eager")  # plain steps; what it computes for padding is defined too
+    model.set_attn_implementation("eager")  # plain operations, with defined outputs for padding too
     ids = torch.zeros(2, min(8, context), dtype=torch.long)
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=context)}
     kind = own_class(model)
@@ -59,7 +60,7 @@ def write_onnx(model: ScratchGPTPreTrainedModel, file: Path) -> float:
             input_names=["input_ids", "attention_mask"],
             output_names=[output],
         )
-    assert program is not None  # it is with dynamo=True
+    assert program is not None  # true with dynamo=True
     _remove_sources(program.model)
     program.model.metadata_props["context"] = str(context)
     if kind is ScratchGPTForSequenceClassification:
@@ -70,7 +71,7 @@ def write_onnx(model: ScratchGPTPreTrainedModel, file: Path) -> float:
 
 
 def _remove_sources(model: Any) -> None:
-    # The exporter records for each node the file and line that it came from.
+    # The exporter records the source file and line of each node.
     graphs = [model.graph, *model.functions.values()]
     for graph in graphs:
         nodes = [*graph.all_nodes()]
@@ -103,8 +104,8 @@ def _compare(model: ScratchGPTPreTrainedModel, file: Path) -> float:
         limit = TOLERANCE * max(1.0, float(output.abs().max()))
         if not float(difference.max()) <= limit:
             raise ValueError(
-                f"The ONNX file differs from the model by {float(difference.max()):.2g}, and {limit:.2g} is the most. "
-                "It was not kept."
+                f"The ONNX file differs from the model by {float(difference.max()):.2g}, and at most {limit:.2g} is "
+                "allowed. The file was deleted."
             )
         worst = max(worst, float(difference.max()))
     return worst
@@ -112,7 +113,7 @@ def _compare(model: ScratchGPTPreTrainedModel, file: Path) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # The exporter warns of missing libraries and of its own calls.
+    # The exporter warns about missing libraries and about its own calls.
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""Scores: losses, benchmarks, answers, classifiers, preferences, judges."""
+"""Evaluate models: losses, benchmarks, answers, classifiers, preferences, judges."""

@@ -14,7 +14,7 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Return a text in the form that is compared.
+    """Return a text in the form in which answers are compared.
 
     Example:
         >>> normalize_answer("The answer is: Paris.")
@@ -46,10 +46,10 @@ def answer_metrics(answers: Sequence[str], references: Sequence[str]) -> dict[st
     """Return the means over all answers: {"exact_match", "f1"}, 0 to 1.
 
     Raises:
-        ValueError: no answers, or another number of references.
+        ValueError: no answers, or a different number of references.
     """
     if not answers or len(answers) != len(references):
-        raise ValueError(f"{len(answers)} answers and {len(references)} references; give as many of both, at least 1.")
+        raise ValueError(f"{len(answers)} answers and {len(references)} references: give the same number, at least 1.")
     pairs = list(zip(answers, references, strict=True))
     return {
         "exact_match": sum(exact_match(*pair) for pair in pairs) / len(pairs),

@@ -41,7 +41,7 @@ def _article(number: int, row: Answered) -> str:
 
 
 def _section(name: str, kind: str, text: str) -> str:
-    # HTML drops the line break after <pre>: this one, so that the text keeps its own.
+    # HTML drops a line break after <pre>. This one is dropped, so that the text keeps its first line break.
     return f'<section class="{kind}"><b>{page_text(name)}</b><pre>\n{page_text(text)}</pre></section>'
 
 

@@ -16,7 +16,7 @@ from .answers import answer_metrics
 
 
 class Examination:
-    """Conversations whose last answers are the references. Keeps the answers of the first and the last evaluation."""
+    """Conversations with their last answers as references. Keeps the answers of the first and the last evaluation."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Examination:
         shared: Collection[int] = (),
         max_new_tokens: int = 128,
     ):
-        """`shared`: numbers of the conversations that overlap with the training data; `take` scores the others too."""
+        """`shared`: indices of conversations that overlap the training data; `take` scores the others separately."""
         self.conversations, self.tokenizer, self.max_new_tokens = conversations, tokenizer, max_new_tokens
         self.prompts = [encode_prompt(tokenizer, conversation) for conversation in conversations]
         self.references = [conversation[-1]["content"] for conversation in conversations]
@@ -35,7 +35,7 @@ class Examination:
         self.last: list[str] | None = None
 
     def take(self, model: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
-        """Answer greedily; return the metrics, and those of the unseen conversations (empty if all or none are)."""
+        """Answer greedily; return the metrics, and those of unseen conversations (empty if all or none are unseen)."""
         answers = generate_answers(
             model, self.tokenizer, self.prompts, temperature=0, max_new_tokens=self.max_new_tokens
         )
@@ -48,7 +48,7 @@ class Examination:
         return answer_metrics(answers, self.references), unseen_metrics
 
     def recall(self, file: Path) -> None:
-        """Read the first answers from a file of `write`, if it exists: a resumed run does not generate them again."""
+        """Read the first answers from a file of `write` if it exists, so that a resumed run need not generate them."""
         try:
             first = [row["before"] for row in read_json(file, list)] if file.exists() else []
         except (ValueError, KeyError, TypeError):  # damaged
@@ -59,7 +59,7 @@ class Examination:
     def write(self, file: Path, *, is_over: bool = True) -> None:
         """Write question, reference, first and (if `is_over`) last answer of each conversation as JSON.
 
-        After a single evaluation, at the end, there is no first answer.
+        With a single evaluation, at the end of the run, the first answer is omitted.
         """
         empty: list[Any] = [None] * len(self.conversations)
         first = empty if self.first is None or (is_over and self.first is self.last) else self.first

@@ -1,6 +1,6 @@
-"""Evaluate a classifier: sums that add over batches and processes, then accuracy, F1, confusion, calibration.
+"""Evaluate a classifier: compute sums over batches and processes, then accuracy, F1, confusion and calibration.
 
-B batch, C classes. With several labels a row, each class is a separate decision: yes or no.
+B batch, C classes. With several labels per row, each class is a separate yes-or-no decision.
 """
 
 import json
@@ -21,7 +21,7 @@ ClassificationSums = dict[str, torch.Tensor]
 
 
 def probabilities_of(logits: torch.Tensor, has_many: bool) -> torch.Tensor:
-    """Return the probabilities of logits (B, C): over classes, summing to 1, or of each class separately."""
+    """Return the probabilities of logits (B, C): over the classes, summing to 1, or of each class separately."""
     return logits.float().sigmoid() if has_many else logits.float().softmax(-1)
 
 
@@ -41,12 +41,12 @@ def classify_batches(model: nn.Module, batches: Iterable[Batch], has_many: bool)
 def classification_sums(
     logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
 ) -> ClassificationSums:
-    """Return the sums, float64, that the metrics are computed from; those of several batches add.
+    """Return the float64 sums from which the metrics are computed; the sums of several batches can be added.
 
     Returns:
-        "loss" (2,): sum and count. "right" (2,): correct rows, rows. "confusion": (C, C) rows of true class i
-        predicted as j; or with several labels (C, 2, 2), for each class. "bins" (BINS, 3): decisions of each
-        confidence, the sum of their confidences, the number of correct ones.
+        "loss" (2,): sum and count. "right" (2,): correct rows, rows. "confusion": (C, C), rows of true class i that
+        are predicted as j; or with several labels (C, 2, 2), one table per class. "bins" (BINS, 3): for each bin of
+        confidence the number of decisions, the sum of their confidences, the number of correct ones.
     """
     logits, labels, C = logits.float().cpu(), labels.cpu(), logits.shape[-1]
     has_many = labels.dim() == 2
@@ -96,7 +96,7 @@ def classification_metrics(sums: ClassificationSums) -> dict[str, float]:
     """Return {"loss", "accuracy", "macro_f1", "calibration_error"}.
 
     F1 of a class = 2 TP / (2 TP + FP + FN); macro is the plain mean over the classes that occur or are predicted.
-    Accuracy with several labels counts the rows with every label correct. The calibration error is the mean over
+    With several labels, accuracy counts the rows with every label correct. The calibration error is the mean over all
     decisions of |accuracy - confidence| of their bin (Guo et al. 2017, "On Calibration of Modern Neural Networks").
     """
     loss, count = sums["loss"].tolist()
@@ -124,7 +124,7 @@ def class_scores(confusion: torch.Tensor) -> dict[str, list[float]]:
 
 
 def _counts(confusion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    # Return for each class the rows predicted correctly as it, predicted as it, and of it.
+    # Return for each class: rows predicted as it and correct, rows predicted as it, rows of it.
     if confusion.dim() == 3:
         return confusion[:, 1, 1], confusion[:, :, 1].sum(1), confusion[:, 1].sum(1)
     return confusion.diag(), confusion.sum(0), confusion.sum(1)

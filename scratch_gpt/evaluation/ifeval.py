@@ -1,4 +1,4 @@
-"""Check which of IFEval's verifiable constraints the answers to its prompts keep.
+"""Check which of IFEval's verifiable constraints the answers to its prompts satisfy.
 
 Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models". The checkers are lm_eval's, so that the
 numbers are comparable with published ones.
@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 
 
 class Kept(NamedTuple):
-    """Whether one answer keeps each constraint of its prompt."""
+    """Whether one answer satisfies each constraint of its prompt."""
 
     strict: list[bool]
-    loose: list[bool]  # also if only without the answer's first or last line or its asterisks
+    loose: list[bool]  # also true if it holds without the answer's first or last line or without its asterisks
 
 
 def read_constraints(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Check rows of {"key", "prompt", "instruction_id_list", "kwargs"}, google/IFEval's fields, and return them.
 
     Raises:
-        ValueError: a row of other fields, a constraint that IFEval does not have, or nltk's data are missing.
+        ValueError: a row with other fields, a constraint that IFEval does not have, or nltk's data are missing.
         ImportError: lm_eval is not installed.
     """
     checked = []
@@ -35,11 +35,11 @@ def read_constraints(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             or not all(isinstance(options, Mapping) for options in kwargs)
             or not isinstance(row.get("prompt"), str)
         ):
-            raise ValueError(f"Row {number} is none of IFEval's: it needs prompt, instruction_id_list and kwargs.")
+            raise ValueError(f"Row {number} is not a row of IFEval: it needs prompt, instruction_id_list and kwargs.")
         kwargs = [{name: value for name, value in options.items() if value is not None} for options in kwargs]
         row = {"key": row.get("key", number), "prompt": row["prompt"], "instruction_id_list": names, "kwargs": kwargs}
         try:
-            keep_constraints([row], ["1"])  # errors now, not after an hour of answers
+            keep_constraints([row], ["1"])  # raise errors now, not after an hour of generation
         except (KeyError, TypeError) as error:
             raise ValueError(f"Row {number} has a constraint that IFEval does not have: {error}.") from error
         checked.append(row)
@@ -66,7 +66,7 @@ def keep_constraints(rows: Sequence[Mapping[str, Any]], answers: Sequence[str]) 
 
 @contextmanager
 def _same_draws() -> Iterator[None]:
-    # A checker draws an argument that its row lacks: one of the 541 asks for "#" as a letter, and gets another one.
+    # If a row lacks an argument, its checker draws one. (One of the 541 rows gives "#" as a letter, and gets another.)
     state = random.getstate()
     random.seed(0)
     try:
@@ -76,7 +76,7 @@ def _same_draws() -> Iterator[None]:
 
 
 def constraint_metrics(results: Sequence[Kept]) -> dict[str, float]:
-    """Return the shares of prompts with all constraints kept and of single constraints, strictly and loosely."""
+    """Return the shares of prompts with all constraints satisfied and of single constraints, strict and loose."""
     metrics = {}
     for name in ("strict", "loose"):
         rows = [getattr(result, name) for result in results]
@@ -86,7 +86,7 @@ def constraint_metrics(results: Sequence[Kept]) -> dict[str, float]:
 
 
 def _import_checkers() -> Any:
-    # Without a network nltk prints many lines about its data, which most constraints do not need.
+    # Without a network nltk prints many lines about its data, which few constraints need.
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             import langdetect

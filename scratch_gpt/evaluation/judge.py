@@ -1,7 +1,7 @@
 """Score answers with a judge: a language model behind an OpenAI-compatible endpoint.
 
-Every prompt and raw reply is passed to `keep` at once, so that nothing is lost if the judge goes away. A judge's
-preference is not correctness: read some of the answers too.
+Every prompt and raw reply is passed to `keep` at once, so that no reply is lost if the judge becomes unreachable. A
+judge's preference is not correctness: read some of the answers too.
 """
 
 import http.client
@@ -38,13 +38,13 @@ integer only."""
 
 
 class JudgeError(OSError):
-    """Raised for a judge that cannot be reached, or whose reply is not a chat completion."""
+    """Raised if a judge cannot be reached, or if its reply is not a chat completion."""
 
 
 class Judge(NamedTuple):
     """A judge's endpoint and model, and a function that records its replies."""
 
-    url: str  # ends before /chat/completions, as https://api.openai.com/v1
+    url: str  # up to and without /chat/completions, such as https://api.openai.com/v1
     model: str
     keep: Callable[[dict[str, Any]], None]  # gets each {"prompt", "seed", "reply", ...}
     timeout: float = 120.0  # seconds
@@ -56,7 +56,7 @@ class Judge(NamedTuple):
         No temperature is sent, so that repeats with other seeds show how certain the judge is.
 
         Raises:
-            JudgeError: it cannot be reached, refuses, stays busy, or its answer is not a chat completion.
+            JudgeError: it cannot be reached, refuses, stays busy, or its reply is not a chat completion.
             ValueError: the key has an invalid character.
         """
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "seed": seed}
@@ -73,7 +73,7 @@ class Judge(NamedTuple):
 
 
 def check_judge_url(url: str) -> None:
-    """Raise a ValueError if this is not a plain http address: it is saved, and must not hold a key."""
+    """Raise a ValueError if this is not a plain http address: it is saved, so it must not hold a key."""
     try:
         parts = urlsplit(url)
         plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -87,7 +87,7 @@ def check_judge_url(url: str) -> None:
 
 
 def judge_key() -> str | None:
-    """Return the key to send, without white space around it; None if there is none.
+    """Return the key to send, without surrounding white space; None if the environment has no key.
 
     Raises:
         ValueError: it holds a character that headers do not allow; the message does not show the key.
@@ -95,8 +95,8 @@ def judge_key() -> str | None:
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ValueError(
-            f"The key in {KEY_VARIABLE} holds a line's end or another character that is not printable ASCII. Set it "
-            "to the key alone."
+            f"The key in {KEY_VARIABLE} holds a line break or another character that is not printable ASCII. Set it "
+            "to the key without anything else."
         )
     return key or None
 
@@ -104,7 +104,7 @@ def judge_key() -> str | None:
 def _post(url: str, body: Mapping[str, Any], timeout: float, pause: float, tries: int = 4) -> Any:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     if key := judge_key():
-        request.add_unredirected_header("Authorization", f"Bearer {key}")  # not sent on to another host
+        request.add_unredirected_header("Authorization", f"Bearer {key}")  # not forwarded to another host
     for attempt in range(tries):
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
@@ -114,23 +114,23 @@ def _post(url: str, body: Mapping[str, Any], timeout: float, pause: float, tries
                 raise JudgeError(f"The judge at {url} answers {error.code}: {_read_error(error)}") from None
             time.sleep(pause * 2**attempt)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            # No connection, one that breaks off or is not HTTP, a reply that is not JSON.
+            # No connection, a broken one, a reply that is not HTTP, or one that is not JSON.
             reason = _without_key(str(getattr(error, "reason", error)))
             raise JudgeError(f"The judge at {url} cannot be reached, or gives no JSON ({reason}).") from None
     raise AssertionError("the last try returns or raises")
 
 
 def _read_error(error: urllib.error.HTTPError) -> str:
-    # Return the text of a refusal in one line; the connection may break off in the middle of it.
+    # Return the text of an error response in one line; the connection may break in the middle of it.
     try:
         text = error.read(500).decode(errors="replace")
     except (OSError, ValueError, http.client.HTTPException):
-        return "(what it says breaks off)"
+        return "(the message breaks off)"
     return " ".join(_without_key(text).split())[:200]
 
 
 def _without_key(text: str) -> str:
-    # Mask the key, as it is and as JSON or an error's repr spells it.
+    # Mask the key, verbatim and as JSON or an error's repr writes it.
     key = os.environ.get(KEY_VARIABLE, "").strip()
     for spelling in {key, json.dumps(key)[1:-1], repr(key)[1:-1]} if key else ():
         text = text.replace(spelling, f"[{KEY_VARIABLE}]")
@@ -170,13 +170,13 @@ def score_metrics(scores: Sequence[Sequence[int | None]]) -> tuple[list[dict[str
     """Return {"score": mean over the answers} of each repeat, and the number of replies without a score.
 
     Raises:
-        JudgeError: a repeat without any score.
+        JudgeError: a repeat has no score at all.
     """
     means = []
     for repeat in zip(*scores, strict=True):
         valid = [score for score in repeat if score is not None]
         if not valid:
-            raise JudgeError("The judge has not named a single score. Its replies are kept: read them.")
+            raise JudgeError("No reply of the judge contains a score. The replies are recorded: read them.")
         means.append({"score": float(np.mean(valid))})
     return means, sum(score is None for row in scores for score in row)
 

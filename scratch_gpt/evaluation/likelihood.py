@@ -19,7 +19,7 @@ class Likelihood(NamedTuple):
     """The likelihood of one continuation after its context."""
 
     logp: float  # in nats, of all its tokens
-    is_greedy: bool  # each of its tokens is the likeliest one
+    is_greedy: bool  # whether each of its tokens is the most likely one
 
 
 @torch.no_grad()
@@ -30,9 +30,9 @@ def score_continuations(
     max_length: int,
     batch_size: int = 8,
 ) -> list[Likelihood]:
-    """Return the likelihood of each continuation of (context, continuation) texts, the same at every batch size.
+    """Return the likelihood of each continuation of (context, continuation) texts, independent of the batch size.
 
-    Texts that are too long are cut at the context's beginning. An empty context is the beginning of a document.
+    Texts that are too long lose the beginning of their context. An empty context is the beginning of a document.
 
     Raises:
         ValueError: a continuation without tokens, or with more than `max_length`.
@@ -46,7 +46,7 @@ def score_continuations(
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         T = len(rows[indices[0]][0]) - 1
-        # Padded on the right, where no target sees it: no mask is needed.
+        # Padding is on the right, after all targets, so no mask is needed.
         ids = torch.tensor([rows[n][0][:-1] + [0] * (T + 1 - len(rows[n][0])) for n in indices], device=device)
         logits = model(input_ids=ids, use_cache=False).logits
         for b, n in enumerate(indices):
@@ -63,8 +63,8 @@ def score_continuations(
 def _encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], max_length: int
 ) -> list[tuple[list[int], int]]:
-    # Return (ids, number of targets at their end). Both are encoded as one text, so that tokens are those of running
-    # text; white space at the end of a context belongs to the continuation.
+    # Return (ids, number of targets at their end). Context and continuation are encoded as one text, so the tokens are
+    # those of running text. White space at the end of a context belongs to the continuation.
     texts = encode_batch(tokenizer, [context + continuation for context, continuation in pairs])
     contexts = encode_batch(tokenizer, [context.rstrip() for context, _ in pairs])
     begin = cast(int, begin_of_text_id(tokenizer))
@@ -72,9 +72,7 @@ def _encode_pairs(
     for ids, context, (_, continuation) in zip(texts, contexts, pairs, strict=True):
         count = len(ids) - len(context)
         if not 1 <= count <= max_length:
-            raise ValueError(
-                f"The answer {continuation[:60]!r} has {count} tokens; there have to be 1 to {max_length} of them."
-            )
+            raise ValueError(f"The answer {continuation[:60]!r} has {count} tokens; it must have 1 to {max_length}.")
         ids = ids if context else [begin, *ids]
         rows.append((ids[-(max_length + 1) :], count))
     return rows
@@ -87,7 +85,7 @@ def read_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]
     """Read tuples from rows of {"query": str, "choices": [str, ...], "gold": int}, HellaSwag's fields in lm_eval.
 
     Raises:
-        ValueError: a row without these fields, fewer than two choices, an empty one, or a gold out of range.
+        ValueError: a row without these fields, with fewer than two choices, an empty one, or a gold out of range.
     """
     tasks = []
     for number, row in enumerate(rows, start=1):
@@ -97,7 +95,7 @@ def read_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]
         if len(choices) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in choices):
             raise ValueError(f"Row {number} needs two choices or more, none of them empty: {choices}.")
         if not 0 <= gold < len(choices):
-            raise ValueError(f"Row {number} says gold {gold}; its choices are numbered 0 to {len(choices) - 1}.")
+            raise ValueError(f"Row {number} has gold {gold}; its choices are numbered 0 to {len(choices) - 1}.")
         tasks.append((query, choices, gold))
     return tasks
 
@@ -105,8 +103,8 @@ def read_choices(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]
 def choice_metrics(tasks: Sequence[tuple[str, list[str], int]], likelihoods: Sequence[Likelihood]) -> dict[str, float]:
     """Return {"acc", "acc_norm"} from the likelihoods of all choices, in the order of `choice_pairs`.
 
-    acc takes the likeliest choice, acc_norm the likeliest per character (Gao 2021, "Multiple Choice Normalization in
-    LM Evaluation").
+    acc takes the most likely choice, acc_norm the most likely per character (Gao 2021, "Multiple Choice Normalization
+    in LM Evaluation").
     """
     correct, correct_normed, start = 0, 0, 0
     for _, choices, gold in tasks:
@@ -118,7 +116,7 @@ def choice_metrics(tasks: Sequence[tuple[str, list[str], int]], likelihoods: Seq
 
 
 def choice_pairs(tasks: Sequence[tuple[str, list[str], int]]) -> list[tuple[str, str]]:
-    """Return each query with each of its choices, a space between.
+    """Return each query with each of its choices, joined by a space.
 
     Example:
         >>> choice_pairs([("The sky is", ["blue", "green"], 0)])
@@ -128,10 +126,10 @@ def choice_pairs(tasks: Sequence[tuple[str, list[str], int]]) -> list[tuple[str,
 
 
 def last_word_pairs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Split rows of {"text": str}, as LAMBADA's, into (all except the last word, a space and the last word).
+    """Split rows of {"text": str}, such as LAMBADA's, into (all except the last word, a space and the last word).
 
     Raises:
-        ValueError: a row without a text of two words.
+        ValueError: a row without a text of at least two words.
 
     Example:
         >>> last_word_pairs([{"text": "The sun shines on the sea"}])
@@ -141,7 +139,7 @@ def last_word_pairs(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     for number, row in enumerate(rows, start=1):
         context, space, word = (row["text"] if isinstance(row.get("text"), str) else "").rstrip().rpartition(" ")
         if not space or not context.strip():
-            raise ValueError(f"Row {number} has no text of two words or more: {_short(row)}.")
+            raise ValueError(f"Row {number} has no text of at least two words: {_short(row)}.")
         pairs.append((context, f" {word}"))
     return pairs
 

@@ -25,7 +25,7 @@ def mean_losses(
     """Return each term's sum over all batches divided once by its count; NaN without targets.
 
     Args:
-        batches: (batch, counted) pairs; a batch that is not counted only keeps processes in step.
+        batches: (batch, counted) pairs; a batch with counted=False only keeps the processes in step.
         reduce: sums a tensor over several processes.
     """
     was_training = model.training
@@ -66,7 +66,7 @@ def language_metrics(loss: float, tokens_per_byte: float) -> dict[str, float]:
     """Return {"loss", "perplexity", "bits_per_byte"} from a loss in nats per token.
 
     Bits per byte = loss / ln 2 * tokens / bytes, with the tokens (EOS counted) and UTF-8 bytes of the full split. It
-    does not depend on the tokenizer, so models with different ones can be compared by it.
+    does not depend on the tokenizer, so it compares models with different tokenizers.
 
     Example:
         >>> metrics = language_metrics(loss=2.0, tokens_per_byte=0.25)

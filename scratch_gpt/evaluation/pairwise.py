@@ -30,13 +30,13 @@ class Verdict(NamedTuple):
     """A verdict on two answers, shown in one order."""
 
     row: int
-    first: str  # the model whose answer was shown first
+    first: str  # the model of the answer that was shown first
     second: str
     points: float | None  # 1 the first, 0 the second, 0.5 a tie; None without a clear reply
 
 
 def judge_pairs(judge: Judge, prompts: Sequence[str], answers: Mapping[str, Sequence[str]]) -> list[Verdict]:
-    """Judge every pair of models on every prompt, in both orders, because judges prefer a position."""
+    """Judge every pair of models on every prompt, in both orders, because judges prefer one position."""
     names = list(answers)
     verdicts = []
     for row, prompt in enumerate(prompts):
@@ -50,7 +50,7 @@ def judge_pairs(judge: Judge, prompts: Sequence[str], answers: Mapping[str, Sequ
 
 
 def read_verdict(reply: str) -> float | None:
-    """Return the points of the answer shown first, from 1, 2 or 0 as the first complete word of a reply."""
+    """Return the points of the answer shown first: the first 1, 2 or 0 of the reply that is a separate word."""
     match = re.search(r"(?<![\w.])[012](?![\w.]*\w)", reply)
     return None if match is None else {"1": 1.0, "2": 0.0, "0": 0.5}[match[0]]
 
@@ -58,14 +58,15 @@ def read_verdict(reply: str) -> float | None:
 def win_rates(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Return a row for each pair: its names, win rate with an interval, and counts.
 
-    A prompt counts once: a wins it with 1 if both orders agree, and has the mean of both otherwise. The interval
-    is Wilson's of 95 % over the `n` prompts that both orders have a verdict on (Wilson 1927), wide enough since such
-    means vary less than single verdicts. `first_place` is the share of wins of the answer shown first: 0.5 is fair.
+    Each prompt counts once: if both orders agree, the winner gets 1; otherwise both get the mean of the two verdicts.
+    The interval is Wilson's 95 % interval over the `n` prompts with a verdict in both orders (Wilson 1927). It is wide
+    enough, because such means vary less than single verdicts. `first_place` is the share of wins of the answer that
+    was shown first: 0.5 is unbiased.
     """
     pairs = dict.fromkeys(tuple(sorted((verdict.first, verdict.second))) for verdict in verdicts)
     table = []
     for a, b in pairs:
-        row_points: dict[int, list[float | None]] = {}  # a's, in both orders
+        row_points: dict[int, list[float | None]] = {}  # of model a, in both orders
         pair_verdicts = [verdict for verdict in verdicts if {verdict.first, verdict.second} == {a, b}]
         for verdict in pair_verdicts:
             points = verdict.points
@@ -110,11 +111,11 @@ def wilson_interval(successes: float, n: int, z: float = 1.959964) -> tuple[floa
 
 
 def bradley_terry(verdicts: Sequence[Verdict], steps: int = 10_000) -> dict[str, float]:
-    """Each model's strength s, the mean of all 0: a beats b with probability 1 / (1 + exp(s_b - s_a)).
+    """Return each model's strength s, with mean 0: a beats b with probability 1 / (1 + exp(s_b - s_a)).
 
-    Bradley and Terry 1952, "Rank Analysis of Incomplete Block Designs", fitted by Hunter 2004, "MM Algorithms for
-    Generalized Bradley-Terry Models". A tie is half a win of both; every pair has one more tie than was seen, so that
-    a model which never loses has a strength too.
+    Bradley and Terry 1952, "Rank Analysis of Incomplete Block Designs", fitted as in Hunter 2004, "MM Algorithms for
+    Generalized Bradley-Terry Models". A tie counts as half a win for both. One tie is added to every pair, so that a
+    model which never loses has a finite strength.
     """
     names = list(dict.fromkeys(name for verdict in verdicts for name in (verdict.first, verdict.second)))
     index = {name: n for n, name in enumerate(names)}

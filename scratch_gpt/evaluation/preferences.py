@@ -13,9 +13,9 @@ from ..train.preference_losses import Answers, Preference, read_answers
 from .losses import LossSums, means
 
 
-TIE = 1e-4  # a smaller lead in reward is rounding, as every lead before the first step
-# In 16 bits an answer differs by rounding alone from its reference, which was read in another batch: by fewer nats
-# than this times the root of its tokens (seen: 0.0097, in bf16, on models of 2.6M and 124M).
+TIE = 1e-4  # a smaller lead in reward is rounding; before the first step all leads are
+# In 16 bits an answer and its reference, which was computed in another batch, differ by rounding: by fewer nats than
+# this times the square root of the number of its tokens (seen: 0.0097, in bf16, with models of 2.6M and 124M).
 ROUNDING = 0.01
 
 
@@ -28,18 +28,18 @@ def preference_metrics(
 ) -> dict[str, float]:
     """Return {"loss", "accuracy", "margin", "chosen_logps", "rejected_logps"} and KTO's "kl": means, in nats.
 
-    An answer's reward is beta times its log-ratio to the reference; of ORPO and SimPO, which have none, beta times its
-    log-probability per token (as TRL has it). Margin: the chosen answers' mean reward less the rejected ones'.
-    Accuracy: pairs whose chosen answer has the larger reward, or judged answers on their side of KTO's baseline; a tie
-    counts a half. That baseline, "kl", is the mean over all batches of KTO's estimate over a global batch. A number
-    without data is omitted.
+    An answer's reward is beta times its log-ratio to the reference; ORPO and SimPO have no reference, so there it is
+    beta times the log-probability per token (as in TRL). Margin: mean reward of the chosen answers minus that of the
+    rejected ones. Accuracy: share of pairs with the larger reward for the chosen answer, or of judged answers on the
+    right side of KTO's baseline; a tie counts half. The baseline, "kl", is the mean over all batches of KTO's estimate
+    for a global batch. A metric without data is omitted.
 
     Args:
         batches, reduce: as for losses.mean_losses.
     """
     was_training = model.training
     model.eval()
-    results: list[tuple[Answers, dict[str, Any], bool]] = []  # small, so that those of all batches are held
+    results: list[tuple[Answers, dict[str, Any], bool]] = []  # small enough to hold those of all batches
     with _types_of_products(model) as types:
         for batch, counted in batches:
             answers = read_answers(model, batch, with_prompts=objective.loss_type == "orpo")
@@ -65,7 +65,7 @@ def preference_metrics(
 
 @contextmanager
 def _types_of_products(model: nn.Module) -> Iterator[set[torch.dtype]]:
-    # Collect the types of the outputs of the model's matrix products as it runs: autocast decides them.
+    # Collect the output types of the model's matrix products while it runs, because autocast decides them.
     types: set[torch.dtype] = set()
     product = next(module for module in model.modules() if isinstance(module, nn.Linear))
     hook = product.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
@@ -76,8 +76,8 @@ def _types_of_products(model: nn.Module) -> Iterator[set[torch.dtype]]:
 
 
 def _sums(objective: Preference, answers: Answers, batch: dict[str, Any], rounding: float) -> LossSums:
-    # `rounding`: the largest error of one token, in nats.
-    if objective.loss_type == "kto":  # without the answers to other prompts
+    # `rounding`: the largest rounding error of one token, in nats.
+    if objective.loss_type == "kto":  # drop the answers to other prompts
         answers = answers._replace(logps=answers.logps.chunk(2)[0], lengths=answers.lengths.chunk(2)[0])
         batch = batch | {"reference_logps": batch["reference_logps"].chunk(2)[0]}
     sums: LossSums = {name: (total, batch["counts"][name]) for name, total in objective.terms(answers, batch).items()}

@@ -1,4 +1,4 @@
-"""Sample answers of a model before its first step, and later measure how far it has moved from them.
+"""Sample answers from a model before its first step, and later measure how far it has moved from them.
 
 N answers, T positions.
 """
@@ -19,7 +19,7 @@ def sample_answers(
 ) -> Batch:
     """Sample one answer to each prompt: {"input_ids", "shift_labels", "reference_losses"}.
 
-    Each is (N, T); the last is -log P of each sampled token, in nats, and 0 elsewhere.
+    Each is (N, T); the last holds -log P of each sampled token, in nats, and 0 elsewhere.
     """
     device = next(model.parameters()).device
     batch = pad_left(prompts, device)
@@ -42,7 +42,7 @@ def kl_from_reference(model: nn.Module, batch: Batch) -> float:
 
 
 def kl_estimate(log_ratios: torch.Tensor) -> torch.Tensor:
-    """Return (q/p - 1) - log(q/p) of tokens drawn from p: at least 0, on average KL(p || q) (Schulman 2020, "k3")."""
+    """Return (q/p - 1) - log(q/p) of tokens drawn from p: at least 0, with mean KL(p || q) (Schulman 2020, "k3")."""
     return torch.expm1(log_ratios) - log_ratios
 
 

@@ -30,7 +30,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def over_seeds(results: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Return {metric: {"mean", "std", "n"}} of each seed's {metric: number}; a single seed's numbers as they are."""
+    """Return {metric: {"mean", "std", "n"}} of each seed's {metric: number}; for a single seed, its numbers."""
     return spread([{"": result} for result in results])[""] if len(results) > 1 else dict(results[0])
 
 

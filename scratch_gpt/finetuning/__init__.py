@@ -1,1 +1,1 @@
-"""Which parameters are trained: freezing, LoRA, 4 and 8 bits, adapter files."""
+"""Choose the parameters to train: freezing, LoRA, 4 and 8 bits, adapter files."""

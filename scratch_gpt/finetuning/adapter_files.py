@@ -33,15 +33,15 @@ def find_adapter(name: str, revision: str | None = None) -> Path | None:
 def load_adapted(
     name: str, load: Callable[..., ModuleT], revision: str | None = None, above: tuple[Path, ...] = ()
 ) -> ModuleT:
-    """Load the model of a folder or Hub id; an adapter is merged into its base. The model is ready for training.
+    """Load the model of a folder or Hub id, ready for training; an adapter is merged into its base.
 
     Args:
-        load: (name, revision, id2label=..., label2id=...) -> a model of ours; labels are passed if a classifier's
+        load: (name, revision, id2label=..., label2id=...) -> a model of ours. It gets the labels if a classifier's
             adapter has them.
-        above: the adapter_config.json of each adapter on this one.
+        above: the adapter_config.json of each adapter that is based on this one.
 
     Raises:
-        ValueError: the adapter is damaged, or its base is missing or not the one that it was made on.
+        ValueError: the adapter is damaged, or its base is missing or is not the one it was made on.
     """
     file = find_adapter(name, revision)
     if file is None:
@@ -91,7 +91,7 @@ def identify_base(model: nn.Module, base: str | None) -> dict[str, str | None]:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Hash up to 1,024 values of every weight below the head, so that other weights have another fingerprint."""
+    """Hash up to 1,024 values of every weight except the head's, so that other weights give another fingerprint."""
     digest = hashlib.sha256()
     for name, tensor in sorted(cast(nn.Module, model.base_model).named_parameters()):
         values = tensor.detach().reshape(-1)
@@ -101,7 +101,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def without_root(base: str | None) -> str | None:
-    """Return an absolute path relative to the working folder, so that a record says nothing about this machine."""
+    """Return an absolute path relative to the working folder, so that a record does not identify this machine."""
     return os.path.relpath(base) if base is not None and Path(base).is_absolute() else base
 
 
@@ -118,7 +118,7 @@ def import_peft() -> ModuleType:
 
 
 def _read(name: str, file: Path, revision: str | None) -> tuple[Any, dict[str, torch.Tensor], dict[str, Any]]:
-    # Return peft's config, the tensors in our names, and base.json (empty if another trainer wrote the folder).
+    # Return peft's config, the tensors under our names, and base.json (empty if another trainer wrote the folder).
     peft = import_peft()
     weights, base_file = find_file(name, ADAPTER_WEIGHTS, revision), find_file(name, ADAPTER_BASE, revision)
     if weights is None:
@@ -141,12 +141,12 @@ def _check_kinds(config: Any, record: dict[str, Any]) -> None:
     # Check the fields that are read before peft reads the others.
     for field in ("base_model_name_or_path", "revision"):
         if not isinstance(getattr(config, field), str | None):
-            raise ValueError(f"its {field} is {getattr(config, field)!r}; it has to be text.")
+            raise ValueError(f"its {field} is {getattr(config, field)!r}; it must be text.")
     labels = record.get("labels")
     if not isinstance(record.get("shape", {}), dict) or not isinstance(labels, list | None):
-        raise ValueError(f"{ADAPTER_BASE} has no shape or labels of the expected kind.")
+        raise ValueError(f"{ADAPTER_BASE} has no shape or labels of the expected type.")
     if not all(isinstance(label, str) for label in labels or ()):
-        raise ValueError(f"the labels in {ADAPTER_BASE} have to be text.")
+        raise ValueError(f"the labels in {ADAPTER_BASE} must be text.")
 
 
 def _merge(model: ModuleT, config: Any, state: dict[str, torch.Tensor], needs_head: bool) -> ModuleT:
@@ -161,13 +161,13 @@ def _merge(model: ModuleT, config: Any, state: dict[str, torch.Tensor], needs_he
     model = tuner.merge_and_unload()
     parameters = dict(model.named_parameters())
     if needs_head and "score.weight" in parameters and "score.weight" not in state:
-        raise ValueError("it names its labels but lacks score.weight.")
+        raise ValueError("it has labels but no score.weight.")
     for key in sorted(state.keys() - learned.keys()):
         if key in parameters and parameters[key].shape == state[key].shape:
             parameters[key].data.copy_(state[key])
         elif key in parameters:
             raise ValueError(f"its {key} has the shape {tuple(state[key].shape)}, not {tuple(parameters[key].shape)}.")
-        elif not key.startswith("score."):  # a classifier's head has no place in a language model
+        elif not key.startswith("score."):  # a language model has no classifier's head
             raise ValueError(f"it holds {key}, which this model does not have.")
     return model
 
@@ -182,8 +182,8 @@ def _check_base(name: str, base: str, model: nn.Module, record: dict[str, Any]) 
             )
     if record.get("fingerprint") not in (None, weights_fingerprint(model)):
         raise ValueError(
-            f"The adapter {name} was made on other weights than those of {base} now: its base has another "
-            f"fingerprint. Put back the base that {ADAPTER_CONFIG} names, or train the adapter anew."
+            f"The adapter {name} was made on other weights than those that {base} has now: the fingerprint differs. "
+            f"Restore the base that {ADAPTER_CONFIG} names, or train the adapter again."
         )
 
 
@@ -193,7 +193,7 @@ def _as_config(labels: list[str] | None) -> dict[str, Any]:
 
 
 def _find_base(name: str, folder: Path, base: str | None) -> str:
-    # A relative path is read from the working folder, as peft does, or else from the adapter's folder.
+    # Resolve a relative path against the working folder, as peft does, else against the adapter's folder.
     if base is None:
         raise ValueError(f"The adapter {name} names no base: write base_model_name_or_path into its {ADAPTER_CONFIG}.")
     local = next((path for path in (Path(base), folder / base) if path.is_dir()), None)

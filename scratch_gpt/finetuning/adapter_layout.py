@@ -1,10 +1,10 @@
 """Convert LoRA adapters between our names and stock GPT-2's, exactly, so that peft loads ours on the stock model.
 
-GPT-2 has one c_attn where we have q, k and v. Three adapters of rank r below each other are one of rank 3r:
+GPT-2 has one c_attn for our q, k and v. Three adapters of rank r below each other are one adapter of rank 3r:
 
     A = [A_q; A_k; A_v] (3r, in)    B = blocks on the diagonal B_q, B_k, B_v (3D, 3r)    magnitude = [m_q; m_k; m_v]
 
-Back, each of the three takes all of A and its own rows of B. (peft keeps A and B the same way round for Conv1D.)
+Converted back, each of the three takes all of A and its own rows of B. (peft stores A and B of Conv1D like Linear's.)
 """
 
 import re
@@ -55,7 +55,7 @@ def from_gpt2(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[s
 
     own_names = {gpt2_module: module for module, gpt2_module in NAMES.items()}
     converted: Tensors = {}
-    modules: dict[str, list[str]] = {}  # GPT-2's module -> ours
+    modules: dict[str, list[str]] = {}  # GPT-2's module: ours
     for original, tensor in tensors.items():
         name = original.replace("transformer.h.", "transformer.layers.")
         for gpt2_module, module in own_names.items():

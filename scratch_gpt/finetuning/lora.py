@@ -1,7 +1,7 @@
 """Add LoRA (peft) to a model, merge it, and save it as an adapter.
 
-LoRA (Hu et al. 2021) leaves a matrix W as it is and learns W + scale * B A, with A (r, in) and B (out, r). Here the
-layers are put into the model itself, so that it stays what it is to the loop; a saved adapter is peft's own format.
+LoRA (Hu et al. 2021) freezes a matrix W and learns W + scale * B A, with A (r, in) and B (out, r). The layers are put
+into the model itself, so that the training loop needs no change; a saved adapter is in peft's format.
 """
 
 import copy
@@ -20,13 +20,13 @@ from .adapter_layout import to_gpt2
 from .quantization import QuantizedLinear, quantize_linears
 
 
-# Where LoRA goes, in our names and in stock GPT-2's (one c_attn is our q, k and v).
+# Modules that get LoRA, by our names and by stock GPT-2's (its c_attn is our q, k and v).
 TARGETS = {
     "default": (("q_proj", "k_proj", "v_proj"), ("c_attn",)),
     "attention": (("q_proj", "k_proj", "v_proj", "o_proj"), ("c_attn", "attn.c_proj")),
     "all-linear": (("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"), ("c_attn", "c_fc", "c_proj")),
 }
-# peft's initializations that need neither data nor quantization. The last two move the base's weights.
+# peft's initializations that need neither data nor quantization. The last two change the base's weights.
 INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 
 
@@ -44,16 +44,16 @@ def add_lora(
     use_dora: bool = False,
     quantize: str | None = None,
 ) -> None:
-    """Add LoRA to a model of ours or stock GPT-2, in place; only it and a classifier's head stay trainable.
+    """Add LoRA to a model of ours or stock GPT-2, in place; only LoRA and a classifier's head stay trainable.
 
-    The head is trained whole, except under `all-linear`, where it has LoRA like every other linear layer (the book's
-    count, Raschka 2024, appendix E: 2,666,528 parameters of GPT-2 at rank 16 and two classes).
+    All weights of the head are trained, except with `all-linear`: then the head has LoRA like every other linear layer
+    (as in Raschka 2024, appendix E: 2,666,528 parameters of GPT-2 at rank 16 and two classes).
 
     Args:
-        base: folder or Hub id that the model was loaded from, at `revision`: an adapter is saved with them.
+        base: folder or Hub id that the model was loaded from, at `revision`; saved adapters name both.
         alpha: B A is scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank) (Kalajdzievski 2023).
         targets: a key of TARGETS.
-        init: one of INITS; except for the last two, nothing changes before the first step.
+        init: one of INITS; with all but the last two, the model is unchanged before the first step.
         use_dora: learn each row's length separately from its direction (Liu et al. 2024).
         quantize: keep the blocks' matrices, which are not trained, in "nf4" or "int8" (quantization.py).
 
@@ -62,19 +62,19 @@ def add_lora(
         ImportError: peft is not installed.
     """
     if targets not in TARGETS:
-        raise ValueError(f"lora_targets is {targets!r}; it is one of {', '.join(TARGETS)}.")
+        raise ValueError(f"lora_targets is {targets!r}; it must be one of {', '.join(TARGETS)}.")
     if init not in INITS:
-        raise ValueError(f"lora_init is {init!r}; it is one of {', '.join(INITS)}.")
+        raise ValueError(f"lora_init is {init!r}; it must be one of {', '.join(INITS)}.")
     peft = import_peft()
-    adapted: Any = model  # with the attributes of ours and of stock GPT-2's classes
+    adapted: Any = model  # has the attributes of our classes and stock GPT-2's
     record = describe_base(model, base, revision)
     if record["layout"] == "gpt2" and init in ("pissa", "olora"):
-        raise ValueError(f"lora_init {init} takes {base}'s c_attn apart, which we have in three: give another.")
+        raise ValueError(f"lora_init {init} splits {base}'s c_attn, which our model has in three parts. Give another.")
     if quantize and (use_dora or init in ("pissa", "olora")):
-        raise ValueError(f"{'use_dora' if use_dora else f'lora_init {init}'} needs the base's weights as they are.")
+        raise ValueError(f"{'use_dora' if use_dora else f'lora_init {init}'} needs the base's weights unquantized.")
     stock = hasattr(adapted.base_model, "h")
     if quantize and stock:
-        raise ValueError("Stock GPT-2's Conv1D is not quantized here: load it as ours (load_model).")
+        raise ValueError("Stock GPT-2's Conv1D cannot be quantized here. Load the model as ours (load_model).")
     head = _classifier(model)
     names = [*TARGETS[targets][stock], *([head] if head and targets == "all-linear" else [])]
     if head:
@@ -112,7 +112,7 @@ def has_lora(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights of the standalone model, W + scale * B A in place of each W; the model stays as it is."""
+    """Return the weights of the standalone model, with W + scale * B A for each W; the model is not changed."""
     changed = {name: layer for name, layer in model.named_modules() if _is_changed(layer)}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -129,15 +129,15 @@ def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def save_adapter(model: nn.Module, folder: Path) -> None:
     """Write the LoRA weights and a classifier's head in peft's format: a few MB, without the base.
 
-    On a base in stock GPT-2's layout the adapter is written for stock GPT-2.
+    With a base in stock GPT-2's layout, the adapter is written in that layout.
     """
     peft = import_peft()
-    adapted: Any = model  # with the attributes that `add_lora` and peft have set
+    adapted: Any = model  # has the attributes that `add_lora` and peft set
     config = copy.copy(adapted.peft_config["default"])
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     head = _classifier(model)
     if head:
-        # peft saves the full head without LoRA: the head's own LoRA is merged into it.
+        # peft saves a head as full weights without LoRA, so the head's own LoRA is merged into it.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{head}.")}
         tensors[f"{head}.weight"] = _merged_weight(model.get_submodule(head))
         config.modules_to_save = [head]
@@ -177,8 +177,8 @@ def _lean_layer() -> type[nn.Module]:
 class LoraLinear(torch.autograd.Function):
     """Compute x W^T + b + scale (x A^T) B^T, where W and b are not trained (Hu et al. 2021).
 
-    As one function it keeps x and x A^T for the backward pass and nothing else: autocast would keep a copy of each W,
-    and of x for each layer that reads it. Letters: x (..., I), W (O, I), A (R, I), B (O, R).
+    As one function it saves only x and x A^T for the backward pass: autocast would save a copy of each W, and of x for
+    each layer that reads it. Letters: x (..., I), W (O, I), A (R, I), B (O, R).
     """
 
     @staticmethod

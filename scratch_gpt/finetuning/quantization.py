@@ -1,8 +1,8 @@
-"""Freeze linear layers and keep their matrices in 8 or 4 bits, as the base that LoRA is trained on (QLoRA).
+"""Freeze linear layers and store their matrices in 8 or 4 bits, as the base for training LoRA (QLoRA).
 
-nf4 (Dettmers et al. 2023, "QLoRA"): each block of 64 values is scaled by its largest, each value becomes the nearest
-of 16 quantiles of a normal distribution, two of them a byte. int8: each row is scaled by its largest value.
-The full matrix is computed at each use, once in the forward and once in the backward pass, and never kept.
+nf4 (Dettmers et al. 2023, "QLoRA"): each block of 64 values is scaled by its largest; each value becomes the nearest
+of 16 quantiles of a normal distribution, two values per byte. int8: each row is scaled by its largest value.
+The full matrix is computed at each use, once in the forward and once in the backward pass, and never stored.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ NF4_BLOCK = 64
 
 
 class QuantizedLinear(nn.Linear):
-    """Compute x W^T + b, (..., in) -> (..., out), with W computed anew at each call; W and b get no gradient."""
+    """Compute x W^T + b, (..., in) -> (..., out), with W dequantized at each call; W and b get no gradient."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -46,7 +46,7 @@ class QuantizedLinear(nn.Linear):
 
 
 class _Multiply(torch.autograd.Function):
-    # F.linear would keep the whole matrix from forward to backward.
+    # F.linear would keep the full matrix from the forward to the backward pass.
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: QuantizedLinear) -> torch.Tensor:
@@ -66,7 +66,7 @@ def quantize_linears(model: nn.Module, kind: str) -> None:
         ImportError: nf4 needs bitsandbytes.
     """
     if kind not in QUANTIZATION_KINDS:
-        raise ValueError(f"quantize_base is {kind!r}; it is one of {', '.join(QUANTIZATION_KINDS)}.")
+        raise ValueError(f"quantize_base is {kind!r}; it must be one of {', '.join(QUANTIZATION_KINDS)}.")
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:

@@ -9,22 +9,21 @@ from .quantization import QuantizedLinear
 
 
 def freeze(model: nn.Module, tune: str) -> list[str]:
-    """Leave exactly what `tune` names trainable: full, last-block, last-N-blocks (with final norm and head) or head.
+    """Leave trainable what `tune` names: full, last-block, last-N-blocks (both with final norm and head) or head.
 
     Returns:
         Messages for the user.
 
     Raises:
-        ValueError: `tune` is another word, names more blocks than the model has, or the head of a model whose head is
-            its embedding.
+        ValueError: an unknown `tune`, more blocks than the model has, or the head of a model with a tied head.
     """
     match = re.fullmatch(r"full|head|last-(?:block|([1-9]\d*)-blocks)", tune)
     if match is None:
-        raise ValueError(f"tune is {tune!r}; it is full, last-block, last-N-blocks, head or lora.")
+        raise ValueError(f"tune is {tune!r}; it must be full, last-block, last-N-blocks, head or lora.")
     model.requires_grad_(tune == "full")
     if tune == "full":
         return []
-    tuned: Any = model  # with the attributes of ours and of stock GPT-2's classes
+    tuned: Any = model  # has the attributes of our classes and stock GPT-2's
     trunk, name = tuned.base_model, _head_name(model)
     tied = name is None or model.get_parameter(f"{name}.weight") is tuned.get_input_embeddings().weight
     if tune == "head" and tied:
@@ -39,7 +38,7 @@ def freeze(model: nn.Module, tune: str) -> list[str]:
         raise ValueError(f"tune is {tune}, but the model has {len(blocks)} blocks. Give fewer, or full.")
     for part in (*blocks[-count:], norm):
         part.requires_grad_(True)
-    return [f"{tune}: this model's head is its token embedding, which stays as it is."] if tied else []
+    return [f"{tune}: the head shares its weights with the token embedding, so it is not trained."] if tied else []
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""A run folder -> a repository on the Hub, with its card."""
+"""Publish a run folder as a repository on the Hub, with its card."""

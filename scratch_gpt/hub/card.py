@@ -1,6 +1,6 @@
 """Fill a model card's template, and update a card without losing edits made by hand.
 
-`fill` omits paragraphs that have a hole without a value; a section without paragraphs keeps only its region marks.
+`fill` omits a paragraph if one of its holes has no value; a section without paragraphs keeps only its region marks.
 """
 
 import html
@@ -14,14 +14,14 @@ import yaml
 
 HOLE = re.compile(r"\{\{(\w+)\}\}")
 REGION = re.compile(r"<!-- scratch_gpt:begin (\w+) -->\r?\n(.*?)<!-- scratch_gpt:end \1 -->", re.DOTALL)
-# Metadata that an update removes if the new card has none. (A license that was set by hand stays.)
+# Metadata that an update removes if the new card lacks them. (A license that was set by hand stays.)
 OWN_KEYS = ("base_model", "base_model_relation", "datasets", "metrics", "model-index", "co2_eq_emissions")
 LICENSE_DETAILS = ("license_name", "license_link")  # removed with the license that they belong to
 FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?\n|)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
 class Markup(str):
-    """Markdown that stays as it is."""
+    """Markdown that is not escaped."""
 
 
 def escape(value: Any) -> Markup:
@@ -40,7 +40,7 @@ def escape(value: Any) -> Markup:
 
 
 def code(value: Any) -> Markup:
-    """Return a hash, a commit or a name in the type of code; anything else as `escape` shows it."""
+    """Format a hash, a commit or a name as code; escape anything else with `escape`."""
     return Markup(f"`{value}`") if re.fullmatch(r"\w[\w.:@/+-]*", str(value)) else escape(value)
 
 
@@ -72,7 +72,7 @@ def fill(text: str, values: Mapping[str, str | None]) -> str:
         body = "\n\n".join(text for _, text in filled if text is not None)
         return marked(match[1], f"{body}\n" if body else "")
 
-    # In one pass, so that the text of a value is never taken for a hole.
+    # In one pass, so that the text of a value is never read as a hole.
     pattern = re.compile(f"{REGION.pattern}|{HOLE.pattern}", re.DOTALL)
     return pattern.sub(lambda match: region(match) if match[1] else str(values[match[3]]), text)
 
@@ -100,7 +100,7 @@ def merge_cards(old: str, new: str) -> str:
     """Return the old card with its regions and our metadata updated; other text and removed regions stay as they are.
 
     Raises:
-        ValueError: the metadata of the old card are not YAML of one key a line.
+        ValueError: the metadata of the old card are not YAML with one key per line.
     """
     bodies, front, new_front = dict(REGION.findall(new)), FRONT.match(old), FRONT.match(new)
     assert new_front is not None  # our template begins with metadata
@@ -112,13 +112,13 @@ def merge_cards(old: str, new: str) -> str:
 
 
 def _merge_metadata(old: str, new: str) -> str:
-    # Only the lines of our keys change: reading and writing YAML would change others (no, 1.10, comments, order).
+    # Change only the lines of our keys: reading and writing YAML would change others (no, 1.10, comments, order).
     try:
         old_values, root = yaml.safe_load(old) or {}, yaml.compose(old, yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"The card's metadata on the Hub are not YAML: {' '.join(str(error).split())}") from error
     if root is not None and (not isinstance(root, yaml.MappingNode) or root.flow_style):
-        raise ValueError("The card's metadata on the Hub are not one key a line. Write them so, then publish again.")
+        raise ValueError("The card's metadata on the Hub are not one key per line. Correct them, then publish again.")
     new_values, lines = yaml.safe_load(new), old.splitlines(keepends=True)
     removed = {*OWN_KEYS, *(LICENSE_DETAILS if "license" in new_values else ())} - new_values.keys()
     entries = root.value if root is not None else []

@@ -1,6 +1,6 @@
-"""Return the value of each hole of the card, as Markdown, and its metadata, from a run's record.
+"""Compute the value of each hole of the card, as Markdown, and the card's metadata, from a run's record.
 
-A value is None if no file of the run has it. hub_card/fields.md lists the holes with their sources.
+A value is None if no file of the run contains it. hub_card/fields.md lists the holes with their sources.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from .loading_snippet import load_as_ours, load_code, load_needs
 
 
 LAYOUTS = ("scratch_gpt", "gpt2", "adapter")
-ON_HUB = {"accuracy": "accuracy", "macro_f1": "f1", "perplexity": "perplexity"}  # our metrics -> the Hub's names
+ON_HUB = {"accuracy": "accuracy", "macro_f1": "f1", "perplexity": "perplexity"}  # our metrics: the Hub's names
 MAX_TABLE_ROWS = 20  # of a table; further rows are counted
 
 # Fields of run.yaml that are not hyperparameters, or have another place on the card.
@@ -68,16 +68,16 @@ def card_values(
     base: tuple[str, str | None] | None = None,
     base_needs_trust: bool = False,
 ) -> dict[str, str | None]:
-    """Return {hole: Markdown, or None if no file of the run has the value}.
+    """Return {hole: Markdown, or None if no file of the run contains the value}.
 
     Args:
         repo: user/name.
         layout: one of LAYOUTS.
-        revision: the branch it is published on; None for main.
-        license, license_name, license_link: of the weights; as in licenses.check_license.
+        revision: the branch to publish on; None for main.
+        license, license_name, license_link: the license of the weights, as in licenses.check_license.
         pictures: names of the files in assets/.
-        base: (Hub id, revision) that the model was made from; by default the record's.
-        base_needs_trust: whether an adapter's base brings code of its own.
+        base: (Hub id, revision) of the base model; by default the record's.
+        base_needs_trust: whether an adapter's base has its own code.
     """
     base = base or base_model(record)
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
@@ -112,7 +112,7 @@ def card_values(
     return values
 
 
-PICTURES = {  # name of the file in assets/ -> what it shows
+PICTURES = {  # name of the file in assets/: its content
     "loss": "Loss and learning rate during training",
     "confusion": "Confusion matrix of the test split",
     "parameters": "Number of parameters in each part",
@@ -240,7 +240,7 @@ def _procedure(record: Record) -> str | None:
     steps = [line for line in record.metrics if line.get("loss") is not None]
     batch = run["batch_size"] * run["accumulation_steps"] * facts.get("processes", 1)
     amount = f", {steps[-1]['tokens']:,} tokens" if steps else ""
-    amount += f" ({steps[-1]['epoch']:.2f} epochs)" if steps and "epoch" in steps[-1] else ""  # a stream has none
+    amount += f" ({steps[-1]['epoch']:.2f} epochs)" if steps and "epoch" in steps[-1] else ""  # not for a stream
     rate = facts["schedule"]
     optimizer = "Muon and AdamW" if run.get("optimizer") == "muon" else "AdamW"
     shape = "linearly" if rate.get("shape") == "linear" else "along a cosine"
@@ -291,7 +291,7 @@ def _energy(record: Record) -> str | None:
 
 
 def _total(record: Record, column: str) -> float:
-    return sum(float(row[column] or 0) for row in record.emissions)  # over the launches of the run
+    return sum(float(row[column] or 0) for row in record.emissions)  # one row for each launch of the run
 
 
 def _grams(record: Record) -> float:
@@ -357,7 +357,7 @@ def _metadata(
         **extra,
     )
     content = card.to_dict()
-    content.pop("model_name", None)  # model-index has it
+    content.pop("model_name", None)  # it is in model-index
     return dump(content)
 
 

@@ -1,4 +1,4 @@
-"""Decide which layout a run is published in: stock GPT-2 where it can express the model, else ours with its code."""
+"""Choose the layout in which a run is published: stock GPT-2 if it can express the model, else ours with its code."""
 
 import json
 from collections.abc import Callable, Collection
@@ -18,8 +18,8 @@ def layout_of(names: Collection[str], read: Callable[[str], str]) -> str | None:
     """Return the layout of a folder or repository, or None if it holds no model of ours or of stock GPT-2.
 
     Args:
-        names: of its files.
-        read: name -> text.
+        names: of all its files.
+        read: returns the text of a file, given its name.
     """
     if ADAPTER_CONFIG in names:
         return "adapter"
@@ -27,7 +27,7 @@ def layout_of(names: Collection[str], read: Callable[[str], str]) -> str | None:
         return None
     try:
         kind = json.loads(read("config.json")).get("model_type")
-    except (ValueError, AttributeError):  # damaged; a push replaces it
+    except (ValueError, AttributeError):  # a damaged file; a push replaces it
         return None
     return kind if kind in ("scratch_gpt", "gpt2") else None
 
@@ -43,8 +43,8 @@ def choose_layout(
 ) -> tuple[str, str]:
     """Return the layout to publish in, and the reason.
 
-    "auto" keeps the layout of a repository that exists and of a run that is published already: adapters may have been
-    made on it. Otherwise it is stock GPT-2 if that can express the model, and ours if not.
+    "auto" keeps the layout of an existing repository and of a run that is already published, because adapters may have
+    been made on it. Otherwise it is stock GPT-2 if that can express the model, else ours.
 
     Args:
         layout: one of LAYOUT_CHOICES.
@@ -55,10 +55,10 @@ def choose_layout(
         note: hub.json of the run.
 
     Raises:
-        ValueError: an unknown layout, or a layout to keep that the run cannot have.
+        ValueError: an unknown layout, or the run cannot have the layout that must be kept.
     """
     if layout not in LAYOUT_CHOICES:
-        raise ValueError(f"layout is {layout!r}; it is one of {', '.join(LAYOUT_CHOICES)}.")
+        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUT_CHOICES)}.")
     note = note or {}
     before = published_layout or (note.get("layout") if note.get("repo") == repo else None)
     if layout != AUTO:
@@ -67,7 +67,7 @@ def choose_layout(
     if before is None and note.get("layout") in (
         "scratch_gpt",
         "gpt2",
-    ):  # an adapter says nothing about a complete model
+    ):  # an adapter's layout does not decide that of a complete model
         before, place = note["layout"], note["repo"]
     else:
         place = repo

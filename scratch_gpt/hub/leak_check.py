@@ -1,4 +1,4 @@
-"""Find in files to publish what must not be: secrets, traces of this machine, pickles, files that are too large."""
+"""Search files for content that must not be published: secrets, traces of this machine, pickles, oversized files."""
 
 import base64
 import codecs
@@ -20,7 +20,7 @@ from ..utils.key_shapes import find_keys
 
 
 class Leak(NamedTuple):
-    """Something that must not be published; `line` is None for the file as a whole."""
+    """Something that must not be published; `line` is None if the problem concerns the complete file."""
 
     file: str
     line: int | None
@@ -31,19 +31,19 @@ class Leak(NamedTuple):
 
 
 NamedPatterns = list[tuple[str, re.Pattern[str]]]
-WEIGHTS_LIMIT, LIMIT = 5 * 10**9, 100 * 10**6  # bytes; the first is where weights are cut into shards
-SHARD_SLACK = 10**8  # that a shard's header and its largest tensor may add
+WEIGHTS_LIMIT, LIMIT = 5 * 10**9, 100 * 10**6  # bytes; weights are split into shards at the first
+SHARD_SLACK = 10**8  # bytes that a shard's header and its largest tensor may add
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 PICKLE_START = re.compile(rb"\x80[\x02-\x05][\x00-\xff]")  # protocols 2 to 5
-# Common names of users and machines: they identify nobody, and occur in ordinary texts.
+# Common names of users and machines. They identify no person, and occur in ordinary texts.
 COMMON_NAMES = {"admin", "debian", "docker", "jenkins", "jupyter", "localhost", "runner", "ubuntu", "vagrant"}
-MIN_NAME_LENGTH = 5  # of a name that is searched for everywhere; a shorter one may be a word
+MIN_NAME_LENGTH = 5  # of a name that is searched for everywhere; a shorter one may be an ordinary word
 
 HOMES = r"(?<![\w.])(?:/home/|/Users/|/root/|[A-Za-z]:\\+Users\\+)[\w.@+-]+"
 ABSOLUTE = r"(?<![\w.:/~<$*)}-])(?:/(?:[\w.@+-]+/)+[\w.@+-]+|[A-Za-z]:\\+[\w.@+-]+\\+[\w.@+-]+)"
-# Files with text of the data or of a model: not every path in them is one of this machine.
+# Files with text from the data or from a model: not every path in them belongs to this machine.
 DATA_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", METRICS)
-# Quotations of the model or its prompt, which name places and people of the data.
+# Quotations of the model or its prompt, which may name places and people from the data.
 SAMPLES = {
     METRICS: re.compile(r'(?<="sample": )"(?:[^"\\]|\\.)*+"'),
     "README.md": re.compile(r"^(?:> |ids = tokenizer\().*", re.MULTILINE),
@@ -51,20 +51,20 @@ SAMPLES = {
 PACKAGE = Path(__file__).resolve().parents[1]
 OWN_CODE = re.compile(r"(?:configuration|modeling)_scratch_gpt\.\w+")
 
-ESCAPE = re.compile(  # of JSON, Python, JavaScript; of Markdown any character
+ESCAPE = re.compile(  # of JSON, Python and JavaScript; in Markdown any character may be escaped
     r"\\(?:u([\dA-Fa-f]{4})|U([\dA-Fa-f]{8})|u\{([\dA-Fa-f]{1,6})\}|x([\dA-Fa-f]{2})|([nrtbfv]|[0-7]{1,3})|(.))",
     re.DOTALL,
 )
-DEPTH = 3  # JSON in JSON in JSON
+DEPTH = 3  # levels of JSON inside JSON
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]{24,}+(?:\r?\n[A-Za-z0-9+/_-]++)*+={0,2}")
 PIXELS = {b"IDAT", b"PLTE", b"tRNS"}
-STRETCHES = re.compile(rb"[\x20-\x7e]{6,}|(?:[\x20-\x7e]\0){6,}|(?:\0[\x20-\x7e]){6,}")  # a person could read them
+STRETCHES = re.compile(rb"[\x20-\x7e]{6,}|(?:[\x20-\x7e]\0){6,}|(?:\0[\x20-\x7e]){6,}")  # readable text
 UTF32_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"))
 UTF32_MARKS += ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 def find_leaks(folder: Path, files: Iterable[str], allowed_names: Iterable[str] = ()) -> list[Leak]:
-    """Return everything in these files of a folder that must not be published, in the files' order.
+    """Return everything in these files of a folder that must not be published, ordered by file.
 
     Args:
         allowed_names: names that may occur, such as the repository owner's.
@@ -86,7 +86,7 @@ def _own_names() -> set[str]:
 
 @cache
 def _own_words() -> set[str]:
-    # The words of every card and config: a user's name that is one of them is searched for more narrowly.
+    # The words of every card and config. If a user's name is one of them, it is searched for more narrowly.
     texts = (path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     return {word for text in texts for word in re.findall(r"[a-z0-9]+", text.lower())}
 
@@ -95,7 +95,7 @@ def _leaks_of(path: Path, file: str, names: set[str], places: set[str]) -> Itera
     is_weights = path.suffix == ".safetensors"
     limit = WEIGHTS_LIMIT + SHARD_SLACK if is_weights else LIMIT
     if path.stat().st_size > limit:
-        yield Leak(file, None, f"{path.stat().st_size:,} bytes, and {limit:,} is the most")
+        yield Leak(file, None, f"{path.stat().st_size:,} bytes; at most {limit:,} are allowed")
         return
     with path.open("rb") as content:
         start = content.read(9 if is_weights else 8)
@@ -105,7 +105,7 @@ def _leaks_of(path: Path, file: str, names: set[str], places: set[str]) -> Itera
         if path.suffix in PICKLES or (not is_safetensors if is_weights else is_pickle):
             yield Leak(file, None, "no safetensors" if is_weights else "a pickle or an archive, which can run code")
             return
-        # of weights only the header, which is JSON
+        # for weights only the header, which is JSON
         raw = start[8:] + content.read(size - 1) if is_weights else start + content.read()
     if path.suffix == ".py":
         if path.name not in MODEL_CODE or raw != MODEL_CODE[path.name].read_bytes():
@@ -120,10 +120,10 @@ def _leaks_of(path: Path, file: str, names: set[str], places: set[str]) -> Itera
     is_text, texts = _texts(raw)
 
     patterns = [("a path of this machine", re.compile(re.escape(place) + r"(?![\w-])")) for place in places]
-    own_patterns = []  # searched for in the run's texts, not in quotations of its data
+    own_patterns = []  # searched for in the run's own texts, not in quotations of its data
     if path.name not in DATA_FILES or path.name == METRICS:
         own_patterns += [("a home folder", re.compile(HOMES))]
-    if is_text and path.name not in DATA_FILES:  # in binary files some bytes look like one
+    if is_text and path.name not in DATA_FILES:  # binary files may contain bytes that look like one
         own_patterns += [("an absolute path", re.compile(ABSOLUTE))]
     for name in names:
         if (is_text or len(name) >= MIN_NAME_LENGTH) and (path.name not in DATA_FILES or path.name == METRICS):
@@ -150,7 +150,7 @@ def _name_pattern(name: str) -> str:
 
 
 def _texts(raw: bytes) -> tuple[bool, list[str]]:
-    # Return whether it is a text, and the text; for anything else the readable parts.
+    # Return whether it is text, and the text; for anything else the readable parts.
     try:
         mark = next((encoding for mark, encoding in UTF32_MARKS if raw.startswith(mark)), None)
         if mark or b"\0" not in raw:
@@ -158,12 +158,12 @@ def _texts(raw: bytes) -> tuple[bool, list[str]]:
     except UnicodeDecodeError:
         pass
     stretches = [stretch.replace(b"\0", b"").decode() for stretch in STRETCHES.findall(raw)]
-    # The length before a string, and the field's number before that, may look like letters (TensorBoard's events).
+    # The length and the field number in front of a string may look like letters (TensorBoard's events).
     return False, ["\n".join(stretch[n:] for stretch in stretches) for n in range(4)]
 
 
 def _without_pixels(raw: bytes) -> bytes | None:
-    # Return all chunks of a PNG except those of pixels, decompressed; None if it is not a complete PNG.
+    # Return all chunks of a PNG except the pixels, decompressed; None if it is not a complete PNG.
     if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
         return None
     start, parts, kind = 8, [], b""
@@ -181,7 +181,7 @@ def _without_pixels(raw: bytes) -> bytes | None:
 
 
 def _inflated(content: bytes) -> Iterator[bytes]:
-    # zTXt, iTXt and iCCP hold a name, one to some NULs, then zlib's stream
+    # zTXt, iTXt and iCCP hold a name, one or more NULs, then zlib's stream
     for match in re.finditer(rb"\0(?=\x78)", content[:400]):
         try:
             yield zlib.decompressobj().decompress(content[match.end() :], LIMIT)
@@ -190,10 +190,10 @@ def _inflated(content: bytes) -> Iterator[bytes]:
 
 
 def _has_other_code(raw: bytes) -> bool:
-    # auto_map: {class: "module.Class"}, or a tokenizer's list of them; "repository--module.Class" is another's.
+    # auto_map: {class: "module.Class"}, or a tokenizer's list of them; "repository--module.Class" is foreign code.
     try:
         auto_map = json.loads(raw).get("auto_map") or {}
-    except (ValueError, AttributeError, RecursionError):  # not a config, which reading it back reports
+    except (ValueError, AttributeError, RecursionError):  # not a config; reading it back reports that
         return False
     values = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
     return not all(isinstance(value, str) and OWN_CODE.fullmatch(value) for value in values)
@@ -231,12 +231,12 @@ def _character(match: re.Match[str]) -> str:
 
 def _decoded(stretch: str) -> Iterator[str]:
     plain = re.sub(r"[\r\n=]", "", stretch).translate(str.maketrans("-_", "+/"))
-    for start in range(4):  # letters before it may or may not belong to it
+    for start in range(4):  # the letters in front may or may not belong to it
         piece = plain[start:]
         piece = piece[: len(piece) - (len(piece) % 4 == 1)]
         content = base64.b64decode(piece + "=" * (-len(piece) % 4))
         yield content.decode("latin-1")
-        if b"\0" in content:  # UTF-16, of either order
+        if b"\0" in content:  # UTF-16, in either byte order
             yield from (content[n:].decode("utf-16-le", "replace") for n in (0, 1))
 
 

@@ -1,10 +1,10 @@
-"""The licenses that the Hub knows by an identifier, and the check of one."""
+"""List the licenses that the Hub knows by an identifier, and check one."""
 
 import re
 from difflib import get_close_matches
 
 
-# huggingface.co/docs/hub/repositories-licenses, of autumn 2026
+# huggingface.co/docs/hub/repositories-licenses, as of autumn 2026
 LICENSES = frozenset(
     """
     apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -24,9 +24,9 @@ def check_license(license: str | None, name: str | None = None, link: str | None
     """Raise a ValueError for a license that the Hub does not know.
 
     Args:
-        license: an identifier of the Hub's; `other` with a name and a link.
-        name: of another license: small letters, digits, - and dots.
-        link: an address, or the LICENSE or LICENSE.md that you add to the repository.
+        license: one of the Hub's identifiers; `other` needs a name and a link.
+        name: the name of another license: lower-case letters, digits, - and dots.
+        link: a URL, or the LICENSE or LICENSE.md that you add to the repository.
     """
     if license is None and name is None and link is None:
         return
@@ -40,13 +40,13 @@ def check_license(license: str | None, name: str | None = None, link: str | None
     if license != "other":
         if name is not None or link is not None:
             raise ValueError(
-                f"license_name and license_link are for the license other, not {license}: leave them out."
+                f"license_name and license_link only work with license='other', not {license}. Remove them."
             )
         return
     if name is None or re.fullmatch(r"[a-z0-9.-]+", name) is None:
-        raise ValueError(f"license_name is {name!r}; the license other needs one of small letters, digits, - and dot.")
+        raise ValueError(f"license_name is {name!r}; it must have only lower-case letters, digits, - and dots.")
     if link is None or re.fullmatch(r"LICENSE(?:\.md)?|https://[\w.-]+(?:/[\w./%~+-]*)?", link, re.ASCII) is None:
-        raise ValueError(f"license_link is {link!r}; the license other needs https://..., LICENSE or LICENSE.md.")
+        raise ValueError(f"license_link is {link!r}; it must be https://..., LICENSE or LICENSE.md.")
 
 
 __all__ = ["LICENSES", "check_license"]

@@ -1,4 +1,4 @@
-"""Write the Python that loads a published model in each layout, and name the versions it needs. A test runs it."""
+"""Write Python code that loads a published model in each layout, and the versions it needs. A test runs the code."""
 
 import json
 
@@ -6,7 +6,7 @@ from ..modeling.configuration_scratch_gpt import OLDEST_TRANSFORMERS
 from ..runs.record import Record
 
 
-OLDEST_FOR_STOCK = "5"  # 4.57 reads the weights, but not a tokenizer that 5 has written
+OLDEST_FOR_STOCK = "5"  # 4.57 reads the weights, but not a tokenizer that version 5 has saved
 
 
 def load_code(
@@ -22,7 +22,7 @@ def load_code(
             'print(classify(["A text to classify."], truncation=True))'
         )
     task = "SequenceClassification" if record.kind == "classifier" else "CausalLM"
-    length = min(40, record.config["max_position_embeddings"] // 2)  # prompt and answer must fit
+    length = min(40, record.config["max_position_embeddings"] // 2)  # prompt and answer must fit into the context
     library, prefix = ("peft", "AutoPeft") if layout == "adapter" else ("transformers", "Auto")
     loader = f"{prefix}ModelFor{task}"
     names = f", id2label={_literal(dict(enumerate(record.labels)))}" if record.kind == "classifier" else ""
@@ -57,7 +57,7 @@ def load_code(
 
 
 def load_as_ours(record: Record, repo: str, layout: str, revision: str | None = None) -> str | None:
-    """Return a sentence and the Python that reads a model in the stock layout as our class; None for other layouts."""
+    """Return a sentence and the code to read a stock model as our class; None for the other layouts."""
     if layout != "gpt2":
         return None
     name = f"ScratchGPTFor{'SequenceClassification' if record.kind == 'classifier' else 'CausalLM'}"
@@ -80,7 +80,7 @@ def _source(repo: str, revision: str | None) -> str:
 
 
 def _literal(value: str | dict[int, str]) -> str:
-    # Return a Python literal on one line, without marks of the card's regions.
+    # Return a Python literal on one line, without the card's region marks.
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
     return text.replace("<!--", "\\x3c!--")
 

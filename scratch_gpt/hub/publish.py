@@ -43,7 +43,7 @@ class Push(NamedTuple):
 
 
 CARD_FILE = "README.md"
-CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds that a request waits; the client's default is no limit
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds that a request waits; the client's default has no limit
 LOG_IN = "Log in with `hf auth login` (or set HF_TOKEN), with a token that may write: huggingface.co/settings/tokens."
 
 
@@ -52,16 +52,16 @@ def check_repo_name(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ValueError(f"{error} A repository is called user/name.") from error
+        raise ValueError(f"{error} A repository id looks like user/name.") from error
     if repo.count("/") != 1:
-        raise ValueError(f"{repo!r} is not a repository: give user/name.")
+        raise ValueError(f"{repo!r} is not a repository id. Write user/name.")
 
 
 def check_access(repo: str) -> None:
-    """Raise a ValueError of one line if the token cannot publish `repo`."""
+    """Raise a ValueError in one line if the token cannot publish to `repo`."""
     check_repo_name(repo)
     if get_token() is None:
-        raise ValueError(f"There is no token for the Hub. {LOG_IN}")
+        raise ValueError(f"No token for the Hub was found. {LOG_IN}")
     with clear_errors(repo):
         user = HfApi().whoami()
         owner, token = repo.split("/")[0], user.get("auth", {}).get("accessToken", {})
@@ -92,19 +92,19 @@ def publish(
 ) -> Push:
     """Stage a run (staging.stage) and push it to `repo`, which is created if it does not exist.
 
-    In a repository that exists, text outside the marked regions of its card and files that are not ours stay; nothing
-    is committed if nothing has changed. `folder/hub.json` records the repository, the commit and the layout.
+    In an existing repository, text outside the marked regions of its card and files that are not ours stay. Nothing is
+    committed if nothing has changed. `folder/hub.json` records the repository, the commit and the layout.
 
     Args:
-        layout: as in staging.stage; "auto" keeps the layout of a repository that exists.
-        private: make the repository private; an existing public one is refused.
+        layout: as in staging.stage; "auto" keeps the layout of an existing repository.
+        private: make the repository private; an existing public one raises an error.
         license, license_name, license_link: as in licenses.check_license.
         revision: a branch, created if it does not exist; None is main.
         step: publish this checkpoint's weights instead, by default on the branch step-N.
         say: is called with the lines of staging.stage.
 
     Raises:
-        ValueError: one line that says what is wrong and what to do; nothing was committed.
+        ValueError: one line with the problem and its remedy; nothing was committed.
     """
     check_license(license, license_name, license_link)
     check_access(repo)
@@ -130,8 +130,7 @@ def publish(
             api.create_repo(repo, private=private or None, exist_ok=True)
             if private and not api.model_info(repo).private:
                 raise ValueError(
-                    f"{repo} exists already, and is public. Make it private on its settings page, or set "
-                    "private=False."
+                    f"{repo} already exists and is public. Make it private on its settings page, or set private=False."
                 )
             if branch is not None:
                 api.create_branch(repo, branch=branch, exist_ok=True)
@@ -156,24 +155,24 @@ def publish(
 
 
 def publish_checkpoints(folder: str | Path, repo: str, **options: Any) -> list[Push]:
-    """Publish each checkpoint of a run on a branch step-N; `options` are those of `publish`."""
+    """Publish each checkpoint of a run on a branch step-N, with the `options` of `publish`."""
     return [publish(folder, repo, step=step, **options) for step in checkpoint_steps(folder)]
 
 
 def _published_layout(api: HfApi, repo: str, branch: str | None) -> str | None:
-    # Return the layout of the files that a push replaces. A branch that does not exist yet begins as main.
+    # Return the layout of the files that a push replaces. A branch that does not exist yet starts as a copy of main.
     for revision in dict.fromkeys((branch, None)):
         try:
             names = api.list_repo_files(repo, revision=revision)
         except RevisionNotFoundError:
             continue
-        except RepositoryNotFoundError:  # to be created
+        except RepositoryNotFoundError:  # it will be created
             return None
         read = partial(_read, api, repo, revision)
         has_weights = any(name.endswith((".safetensors", ".bin")) for name in names)
         if CARD_FILE in names and has_weights and not is_ours(read(CARD_FILE)):
             raise ValueError(
-                f"The name {repo} is taken: it holds a model whose card is not ours. Give another repository, or "
+                f"{repo} already exists: it holds a model with a card that is not ours. Give another repository, or "
                 "delete that card first to replace the model."
             )
         return layout_of(names, read)
@@ -181,7 +180,7 @@ def _published_layout(api: HfApi, repo: str, branch: str | None) -> str | None:
 
 
 def _read(api: HfApi, repo: str, revision: str | None, name: str) -> str:
-    content = Path(api.hf_hub_download(repo, name, revision=revision)).read_bytes()  # line ends as they are
+    content = Path(api.hf_hub_download(repo, name, revision=revision)).read_bytes()  # keeps the line endings
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -198,7 +197,9 @@ def _pin(api: HfApi, base: str, revision: str | None) -> tuple[str, str | None]:
             return commit, layout_of(api.list_repo_files(base, revision=commit), partial(_read, api, base, commit))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = f" at {revision}" if revision else ""
-        raise ValueError(f"The adapter's base {base}{at} is not on the Hub, where it would be looked for.") from error
+        raise ValueError(
+            f"The adapter's base {base}{at} is not on the Hub, so the adapter cannot be loaded."
+        ) from error
 
 
 def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> None:
@@ -212,12 +213,12 @@ def _keep_hand_edits(api: HfApi, repo: str, branch: str | None, out: Path) -> No
 
 @contextmanager
 def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn errors of the client and the Hub into a ValueError of one line that says what to do; limit their waiting.
+    """Turn errors of the client and the Hub into a one-line ValueError with a remedy, and limit the waiting time.
 
     Args:
-        raised: errors that stay as they are.
+        raised: errors that are passed on unchanged.
     """
-    again = "Nothing is lost: the same command goes on."
+    again = "Nothing is lost: run the same command again to continue."
     default_factory = _http._GLOBAL_CLIENT_FACTORY
     set_client_factory(partial(_impatient, default_factory))
     try:
@@ -225,10 +226,10 @@ def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterato
     except raised:
         raise
     except LocalTokenNotFoundError as error:
-        raise ValueError(f"There is no token for the Hub. {LOG_IN}") from error
+        raise ValueError(f"No token for the Hub was found. {LOG_IN}") from error
     except (json.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{constants.ENDPOINT} does not answer as a Hub does: a network that asks to log in may stand before it. "
+            f"{constants.ENDPOINT} does not answer like a Hub. Perhaps this network requires you to log in first. "
             f"{again}"
         ) from error
     except (HFValidationError, ValueError) as error:
@@ -238,16 +239,16 @@ def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterato
     except OfflineModeIsEnabled as error:
         raise ValueError(f"The Hub is switched off here (HF_HUB_OFFLINE). Unset it to publish. {again}") from error
     except RepositoryNotFoundError as error:
-        raise ValueError(f"{repo} is not there, or this token may not see it. {LOG_IN}") from error
+        raise ValueError(f"{repo} does not exist, or this token may not see it. {LOG_IN}") from error
     except HfHubHTTPError as error:
         raise ValueError(_explain(repo, error, again)) from error
     except (
         HTTPError,
         LocalEntryNotFoundError,
-    ) as error:  # the second is raised for a file that could not be requested
+    ) as error:  # the second type is raised for a file that could not be requested
         cause = type(error).__name__ + (f" after {READ_TIMEOUT} s" if "Timeout" in type(error).__name__ else "")
         raise ValueError(f"{constants.ENDPOINT} cannot be reached ({cause}). {again}") from error
-    except RuntimeError as error:  # a file's upload, in a thread
+    except RuntimeError as error:  # from a file's upload in a thread
         inside = error.__cause__
         if not isinstance(inside, (HTTPError, HfHubHTTPError, OSError)):
             raise
@@ -259,8 +260,8 @@ def clear_errors(repo: str, raised: tuple[type[Exception], ...] = ()) -> Iterato
 
 
 def _impatient(make_client: Callable[[], Any]) -> Any:
-    # Return the client with a time limit for each request that sets none: a Hub may accept and never answer, or ask
-    # to wait for an hour.
+    # Return the client with a time limit for every request that sets none. A Hub may accept a request and never
+    # answer, or tell the client to wait for an hour.
     client = make_client()
 
     def limit(request: Any) -> None:
@@ -294,9 +295,9 @@ def _explain(repo: str, error: HfHubHTTPError, again: str) -> str:
     if status == 403:
         return f"This token may not write to {repo}. {LOG_IN}"
     if status == 429:
-        return f"The Hub limits how often it is asked ({_short(error)}). Wait some minutes. {again}"
+        return f"The Hub limits the number of requests ({_short(error)}). Wait some minutes. {again}"
     if status >= 500:
-        return f"The Hub has a fault of its own ({_short(error)}). Wait some minutes. {again}"
+        return f"The Hub has an internal error ({_short(error)}). Wait some minutes. {again}"
     return f"The Hub has refused {repo} ({_short(error)}). {again}"
 
 

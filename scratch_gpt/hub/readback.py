@@ -1,4 +1,4 @@
-"""Read a staged folder back as its users load it, and compare its outputs with those of the run's model.
+"""Read a staged folder back as its users will load it, and compare its outputs with those of the run's model.
 
 A language model is compared by greedy ids and their logits, any other model by its outputs. Letters: V vocabulary,
 C classes.
@@ -30,21 +30,21 @@ from ..utils.loading import load_complete
 
 SENTENCE = "The cat sat on the mat because it was tired."
 READBACK_TOKENS = 32  # greedy ids
-PROMPT = 16  # the largest number of the sentence's ids before them
+PROMPT = 16  # the number of the sentence's ids used as a prompt, at most
 
 
 class Outputs(NamedTuple):
     """Outputs of a model for one sentence."""
 
     sentence: list[int]  # its ids
-    prompt: list[int]  # the first of them
-    ids: list[int]  # greedy ids after the prompt; none unless it is a language model
-    scores: torch.Tensor  # (len(ids), V) logits of each choice; a classifier's logits (1, C)
+    prompt: list[int]  # its first ids
+    ids: list[int]  # greedy ids after the prompt; empty unless it is a language model
+    scores: torch.Tensor  # (len(ids), V) logits of each greedy id; a classifier's logits (1, C)
     dtype: torch.dtype
 
     @property
     def tolerance(self) -> float:
-        """What rounding may change: logits that are closer than this are a tie."""
+        """The largest rounding difference: logits that are closer than this are a tie."""
         return max(8 * torch.finfo(self.dtype).eps, 4e-5) * max(self.scores.abs().max().item(), 0.1)
 
 
@@ -54,7 +54,7 @@ def sentence_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def outputs_of(model: ScratchGPTPreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Outputs:
-    """Return the outputs that the files of this model must reproduce."""
+    """Return the outputs that the published files of this model must reproduce."""
     sentence, context = sentence_ids(tokenizer), model.config.max_position_embeddings
     count = min(READBACK_TOKENS, context - 1) if isinstance(model, ScratchGPTForCausalLM) else 0
     prompt = sentence[: min(PROMPT, context - count)]
@@ -63,7 +63,7 @@ def outputs_of(model: ScratchGPTPreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 
 def read_model(folder: Path, model_class: type[ScratchGPTPreTrainedModel]) -> PreTrainedModel:
-    """Load a staged folder: ours by our class, the stock layout by transformers' own.
+    """Load a staged folder: our layout with our class, the stock layout with transformers' class.
 
     Raises:
         ValueError: it cannot be loaded, or its tensors are not exactly the model's.
@@ -77,7 +77,7 @@ def read_model(folder: Path, model_class: type[ScratchGPTPreTrainedModel]) -> Pr
 def read_adapter(
     folder: Path, base: str, revision: str | None, model_class: type[ScratchGPTPreTrainedModel], dtype: torch.dtype
 ) -> torch.nn.Module | None:
-    """Load a staged adapter on its base by peft; None if the base is not on this machine.
+    """Load a staged adapter on its base with peft; None if the base is not on this machine.
 
     Raises:
         ValueError: the two cannot be loaded together.
@@ -103,12 +103,12 @@ def read_adapter(
         raise ValueError(f"Nothing was published: the base {base} cannot be loaded: {_one_line(error)}") from error
     try:
         return import_peft().PeftModel.from_pretrained(model, str(folder)).eval()
-    except Exception as error:  # each library has its own kind
+    except Exception as error:  # each library raises its own types
         raise ValueError(f"Nothing was published: the adapter does not fit {base}: {_one_line(error)}") from error
 
 
 def check_outputs(expected: Outputs, model: torch.nn.Module, folder: Path) -> str:
-    """Compare a model that was read back with the run's, and return a line about it that names ties.
+    """Compare a model that was read back with the run's model, and return a line that reports ties.
 
     Raises:
         ValueError: they differ.
@@ -116,7 +116,7 @@ def check_outputs(expected: Outputs, model: torch.nn.Module, folder: Path) -> st
     name = type(cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model).__name__
     try:
         sentence = sentence_ids(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False))
-    except Exception as error:  # each library has its own kind
+    except Exception as error:  # each library raises its own types
         raise ValueError(f"Nothing was published: its tokenizer cannot be loaded: {_one_line(error)}") from error
     if sentence != expected.sentence:
         _refuse(name, f"its tokenizer turns {SENTENCE!r} into {sentence[:8]}, not {expected.sentence[:8]}")
@@ -147,7 +147,7 @@ def _refuse(name: str, difference: str) -> None:
 
 @torch.no_grad()
 def _greedy(model: ScratchGPTPreTrainedModel, prompt: list[int], count: int) -> tuple[list[int], torch.Tensor]:
-    # With the cache, and always `count` ids, whatever the folder's generation config sets.
+    # Generate with the cache, and always `count` ids, regardless of the folder's generation config.
     generator: Any = model  # a language model
     config, generator.generation_config = generator.generation_config, GenerationConfig()
     try:
@@ -167,7 +167,7 @@ def _greedy(model: ScratchGPTPreTrainedModel, prompt: list[int], count: int) -> 
 
 @torch.no_grad()
 def _forward(model: torch.nn.Module, prompt: list[int], ids: list[int]) -> torch.Tensor:
-    # One pass over prompt and greedy ids: its choice at each position is the next greedy id.
+    # Run one pass over prompt and greedy ids. At each position, the best logit must be the next greedy id.
     output = model(input_ids=torch.tensor([prompt + ids[:-1]]), use_cache=False, return_dict=True)[0].float()
     return output[0, len(prompt) - 1 :] if ids else output
 

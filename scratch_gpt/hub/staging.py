@@ -1,4 +1,4 @@
-"""Stage a run for publication: an allow-list of its files, a card, pictures, nothing that identifies this machine."""
+"""Stage a run for publication: allowed files, a card and pictures, nothing that identifies this machine."""
 
 import json
 import os
@@ -36,10 +36,10 @@ from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_mod
 
 ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE)
 EVENTS = "tensorboard"
-# Files that may be published; a push deletes those of them that the run no longer has.
+# Files that may be published. A push deletes those of them that the run no longer has.
 ALLOWED = (*MODEL, *MODEL_CODE, *TOKENIZER, *ADAPTER, "README.md", METRICS, EVALUATION)
 ALLOWED += (*(f"assets/{name}.png" for name in PICTURES), f"{EVENTS}/events.out.tfevents.*")
-LAYERS = 4  # whose attention is drawn
+LAYERS = 4  # the number of layers with an attention picture
 MERGED = "publish the merged model: layout='gpt2', or layout='scratch_gpt' if GPT-2 cannot express it."
 Pin: TypeAlias = Callable[[str, str | None], tuple[str, str | None]]  # (Hub id, revision) -> (commit, layout)
 
@@ -58,23 +58,23 @@ def stage(
     pin: Pin | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Write `folder/published`, as it would be pushed to `repo`, completely or not at all, and return its path.
+    """Write `folder/published` atomically, with the content to push to `repo`, and return its path.
 
     The staged folder is loaded as its users load it, and its outputs are compared with those of the run's model.
 
     Args:
-        layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without), "adapter" (LoRA's weights), or
-            "auto", which layouts.choose_layout decides.
+        layout: "scratch_gpt" (ours, with its code), "gpt2" (stock, without code), "adapter" (LoRA's weights), or
+            "auto": layouts.choose_layout decides.
         license, license_name, license_link: as in licenses.check_license.
-        step: of the checkpoint whose weights are published instead of the run's model.
-        published_layout: layout of the files that `repo` holds already.
+        step: publish the weights of this checkpoint instead of the run's model.
+        published_layout: layout of the files that `repo` already holds.
         pin: (Hub id, revision) -> (commit, layout of its files), for the base of an adapter; without it the revision
-            stays as it is.
+            is not changed.
         say: is called with two lines: the layout with the reason, and the result of the comparison.
 
     Raises:
-        ValueError: not a complete run, one that another process is writing, a layout that it cannot have, something
-            in it that must not be published, or other outputs than the run's.
+        ValueError: an incomplete run, one that another process is writing, a layout that it cannot have, content that
+            must not be published, or outputs that differ from the run's.
     """
     check_license(license, license_name, license_link)
     top = Path(folder)
@@ -119,14 +119,14 @@ def _stage(
             export_gpt2(model, draft)
         elif step is None:
             _put(top / "model", draft, MODEL)
-            for path in MODEL_CODE.values():  # the package's own: loading it runs it
+            for path in MODEL_CODE.values():  # from the package, because loading runs it
                 shutil.copyfile(path, draft / path.name)
         else:
             model.save_pretrained(draft, save_original_format=False)
         _put(top / "model", draft, TOKENIZER)
         _remove_names(draft)
         _cut_weights(draft)
-        if record.metrics:  # without an incomplete last line
+        if record.metrics:  # write them without an incomplete last line
             _write_lines(draft / METRICS, record.metrics)
         _put(top, draft, (EVALUATION,))
         if step is not None:
@@ -134,7 +134,7 @@ def _stage(
         _put_events(record.folder, draft)
         _draw(record, model, tokenizer, draft / "assets")
         kind = type(model)
-        del model  # frees its memory for the one that is read back
+        del model  # to free its memory for the model that is read back
         say(_compare(record, draft, expected, kind, local_base))
         pictures = {path.name for path in (draft / "assets").iterdir()}
         values = card_values(
@@ -153,7 +153,7 @@ def _stage(
         replace_folder(draft, target)
     except OSError as error:
         raise ValueError(
-            f"{target} cannot be written ({error.strerror or error}). Make room, then try again."
+            f"{target} cannot be written ({error.strerror or error}). Free some disk space, then try again."
         ) from error
     finally:
         remove(draft)
@@ -161,11 +161,11 @@ def _stage(
 
 
 def check_leaks(folder: Path, repo: str) -> None:
-    """Raise a ValueError that names the file and the line of what must not be published."""
+    """Raise a ValueError that names the file and the line of content that must not be published."""
     leaks = find_leaks(folder, files_of(folder), allowed_names=repo.split("/"))
     if leaks:
         remaining = f" (and {len(leaks) - 1} more: {'; '.join(map(str, leaks[1:6]))})" if len(leaks) > 1 else ""
-        raise ValueError(f"Nothing was published. {leaks[0]}{remaining}. Take it out of the run, then publish again.")
+        raise ValueError(f"Nothing was published. {leaks[0]}{remaining}. Remove it from the run, then publish again.")
 
 
 def files_of(folder: Path) -> list[str]:
@@ -184,7 +184,7 @@ def left_behind(folder: Path) -> list[str]:
 
 
 def is_allowed(name: str) -> bool:
-    """Return whether a push writes and deletes files of this name, folders included."""
+    """Return whether a push writes and deletes files of this name, in subfolders too."""
     return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in ALLOWED)
 
 
@@ -192,7 +192,7 @@ def is_allowed(name: str) -> bool:
 
 
 def _put(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
-    # Weights are linked if the file system can, and so take no space; other files are small.
+    # Weights are hard-linked if the file system allows it, so they take no space; other files are small.
     for path in sorted(source.iterdir()) if source.is_dir() else ():
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in patterns):
             if path.suffix == ".safetensors":
@@ -210,17 +210,17 @@ def fingerprint_of(folder: str | Path) -> str:
 
 
 def checkpoint_steps(folder: str | Path) -> list[int]:
-    """Return the steps of a run's checkpoints; of several seeds those of the seed that its model is from.
+    """Return the steps of a run's checkpoints; with several seeds, those of the seed that its model comes from.
 
     Raises:
-        ValueError: there are none, or they hold LoRA apart from its base.
+        ValueError: the run has no checkpoints, or they hold LoRA separate from its base.
     """
     record = read_record(folder)
     steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(record.folder / "checkpoints")]
     if not steps:
         raise ValueError(f"{folder} has no checkpoints.")
     if record.run.get("tune") == "lora":
-        raise ValueError(f"{folder} holds LoRA apart from its base: only the end of such a run can be published.")
+        raise ValueError(f"{folder} holds LoRA separate from its base. Only the end of such a run can be published.")
     return steps
 
 
@@ -232,7 +232,7 @@ def _at_checkpoint(record: Record, top: Path, step: int) -> ScratchGPTPreTrained
     model = load_any_head(top / "model")
     weights = load_file(str(path / "model.safetensors"))
     if any(".lora_" in name for name in weights):
-        raise ValueError(f"{path} holds LoRA apart from its base: only the end of such a run can be published.")
+        raise ValueError(f"{path} holds LoRA separate from its base. Only the end of such a run can be published.")
     check_shapes(path, model)
     model.load_state_dict(weights, strict=False)  # a tied head is one tensor with two names
     return model
@@ -241,14 +241,14 @@ def _at_checkpoint(record: Record, top: Path, step: int) -> ScratchGPTPreTrained
 def _put_adapter(
     record: Record, top: Path, draft: Path, pin: Pin | None
 ) -> tuple[tuple[str, str | None], bool, tuple[str, str | None]]:
-    """Copy the adapter and name its base as the Hub does.
+    """Copy the adapter and name its base by its Hub id.
 
     Returns:
-        (id, revision) of the base, whether it brings code, and the (path or id, revision) to load it from.
+        (id, revision) of the base, whether it has its own code, and the (path or id, revision) to load it from.
     """
     source = record.folder / "adapter"
     if not (source / ADAPTER_CONFIG).exists():
-        raise ValueError(f"{top} has no adapter/: only a run with tune='lora' has one.")
+        raise ValueError(f"{top} has no adapter/. Only a run with tune='lora' has one.")
     _put(source, draft, ADAPTER)
     config = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base_record = (
@@ -258,22 +258,22 @@ def _put_adapter(
     by_name = f" layout={layout!r}" if layout else ""
     base, revision = config["base_model_name_or_path"], config.get("revision")
     place = next((path for path in (Path(base), source / base) if path.is_dir()), None)
-    if "folder" in base_record:  # a name that was edited later is used as it is
+    if "folder" in base_record:  # a name that was edited later is used unchanged
         was_folder = base_record["folder"] == base
         place = place if was_folder or not is_hub_id(base) else None
     else:
         was_folder = may_be_folder(base)
     if place is None and was_folder:
         raise ValueError(
-            f"The adapter's base is the folder {base}, which is not there now, and no file says what it is called on "
-            f"the Hub. Publish from the folder that it lies in, name the Hub's id and revision in "
+            f"The adapter's base is the folder {base}, which does not exist now, and no file names its repository on "
+            f"the Hub. Publish from the folder that contains it, name the Hub's id and revision in "
             f"{source / ADAPTER_CONFIG}, or {MERGED}"
         )
     if place is not None:
         base_note = published_as(place)
         if base_note is None:
             raise ValueError(
-                f"The adapter's base is {base}, a folder of this machine. Publish it first ({Path(base).parent} as "
+                f"The adapter's base is {base}, a folder on this machine. Publish it first ({Path(base).parent} as "
                 f"USER/NAME{by_name}), or {MERGED}"
             )
         if base_note["layout"] != layout:
@@ -284,7 +284,7 @@ def _put_adapter(
             )
         if base_note.get("fingerprint") not in (None, base_record.get("fingerprint")):
             raise ValueError(
-                f"The adapter was made on {base}, whose weights have changed since they were published as "
+                f"The adapter was made on {base}, and its weights have changed since they were published as "
                 f"{base_note['repo']}. Publish the base again, or {MERGED}"
             )
         base, revision = base_note["repo"], base_note["commit"]
@@ -311,13 +311,11 @@ def _compare(
     model_class: type[ScratchGPTPreTrainedModel],
     base: tuple[str, str | None] | None,
 ) -> str:
-    """Return the line about the comparison of a staged folder with the run's model, or why there is none."""
+    """Return the line about the comparison of a staged folder with the run's model, or the reason for its absence."""
     if base is None:
         return check_outputs(expected, read_model(draft, model_class), draft)
     if (bits := record.run.get("quantize_base") or "no") != "no":
-        return (
-            f"Not compared with the run: the adapter was trained on its base in {bits}, and is loaded on it as it is."
-        )
+        return f"Not compared with the run: the adapter was trained on its base in {bits}, and loads on the full base."
     model = read_adapter(draft, *base, model_class, expected.dtype)
     if model is None:
         return f"Not compared with the run: the adapter's base {base[0]} is not on this machine."
@@ -325,7 +323,7 @@ def _compare(
 
 
 def _remove_names(folder: Path) -> None:
-    # The path that a model or tokenizer was loaded from is private.
+    # Remove the path from which a model or tokenizer was loaded: it is private.
     for file in ("config.json", "tokenizer_config.json"):
         path = folder / file
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -354,7 +352,7 @@ def _cut_weights(folder: Path, limit: int = WEIGHTS_LIMIT) -> None:
 
 
 def _put_events(source: Path, draft: Path) -> None:
-    # events.out.tfevents.SECONDS.HOST.PROCESS.N: only the seconds and a number are kept.
+    # Keep only the seconds and a number of events.out.tfevents.SECONDS.HOST.PROCESS.N.
     for n, path in enumerate(sorted((source / "tracking").rglob("events.out.tfevents.*"))):
         (draft / EVENTS).mkdir(exist_ok=True)
         seconds = re.search(r"tfevents\.(\d+)", path.name)
@@ -382,21 +380,21 @@ def _draw(record: Record, model: ScratchGPTPreTrainedModel, tokenizer: PreTraine
     layers = sorted({round(n * (len(attentions) - 1) / max(1, count - 1)) for n in range(count)})
     maps = {layer + 1: attentions[layer][0].float().numpy() for layer in layers}
     words = [str(tokenizer.decode([id])) for id in ids]
-    plot_attention(maps, words, assets / "attention.png", "What each head attends to")
+    plot_attention(maps, words, assets / "attention.png", "Attention of each head")
 
 
 def _parts(model: torch.nn.Module) -> dict[str, int]:
     names = {"embed_tokens": "token embeddings", "embed_positions": "positions", ".attn.": "attention"}
     names |= {".mlp.": "MLP", "norm": "norms", ".ln_": "norms"}
     counts = dict.fromkeys([*names.values()], 0)
-    for name, parameter in model.named_parameters():  # tied ones once
+    for name, parameter in model.named_parameters():  # tied ones are listed once
         part = next((part for key, part in names.items() if key in name), "head")
         counts[part] = counts.get(part, 0) + parameter.numel()
     return {part: count for part, count in counts.items() if count}
 
 
 def _token_lengths(tokenizer: Any) -> Iterator[int]:
-    # Yield lengths in bytes. A byte-level token is written with one letter for each byte.
+    # Yield the lengths in bytes. A byte-level token has one letter per byte.
     is_bytes = "ByteLevel" in type(getattr(tokenizer.backend_tokenizer, "decoder", None)).__name__
     for token, id in tokenizer.get_vocab().items():
         if id not in tokenizer.all_special_ids:

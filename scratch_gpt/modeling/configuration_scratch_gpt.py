@@ -1,4 +1,4 @@
-"""Names and numbers -> a checked description of one GPT: its sizes, its dropouts, its presets.
+"""Define and check the configuration of a model: its sizes, dropouts and presets.
 
 This file travels inside every checkpoint, so it imports only transformers and huggingface_hub.
 """
@@ -16,7 +16,7 @@ def _release(version: str) -> list[int]:
     return [int(part) for part in version.split(".")[:2]]
 
 
-if _release(transformers.__version__) < _release(OLDEST_TRANSFORMERS):  # older ones fail below, without naming why
+if _release(transformers.__version__) < _release(OLDEST_TRANSFORMERS):  # older ones fail below, with unclear errors
     raise ImportError(
         f"scratch_gpt models need transformers {OLDEST_TRANSFORMERS} or newer; this is {transformers.__version__}. "
         f'Run: pip install -U "transformers>={OLDEST_TRANSFORMERS}"'
@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig  # noqa: E402
 from transformers.activations import ACT2FN  # noqa: E402
 
 
-# Where the Auto classes find the code in a saved folder. Written whole into every config.json, because saving one
+# Where the Auto classes find the code in a saved folder. Every config.json gets the complete table, because saving one
 # class would otherwise list only that class.
 AUTO_MAP = {
     "AutoConfig": "configuration_scratch_gpt.ScratchGPTConfig",
@@ -37,7 +37,7 @@ AUTO_MAP = {
 }
 
 # The four sizes of Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2, two that train
-# on a laptop's CPU in minutes, and the small model of characters that nanoGPT's README trains on one.
+# on a laptop's CPU in minutes, and the small character model that nanoGPT's README trains on a CPU.
 _NO_DROPOUT = {"embed_dropout": 0.0, "attention_dropout": 0.0, "resid_dropout": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Names under which GPT-2's config.json and the book "Build a Large Language Model (From Scratch)" know our fields.
+# Names of our fields in GPT-2's config.json and in the book "Build a Large Language Model (From Scratch)".
 ALIASES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -86,16 +86,16 @@ ALIASES = {
     "qkv_bias": "attention_bias",
 }
 
-# What a GPT-2 config.json may say that changes the computation: accepted only with the value our model has.
+# Fields of GPT-2's config.json that change the computation: accepted only with the value that our model has.
 GPT2_FIXED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-# And what it may say that does not touch this model: left behind.
+# Fields of GPT-2's config.json that do not concern this model: dropped.
 GPT2_IGNORED = (
     *("n_ctx", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation"),
     *("summary_proj_to_labels", "summary_first_dropout", "task_specific_params"),
 )
 
 
-# GPT-2's module names in peft's tables of default target modules -> ours.
+# GPT-2's module names in peft's tables of default target modules, and ours for each.
 PEFT_NAMES = {
     "c_attn": ["q_proj", "k_proj", "v_proj"],
     "c_proj": ["o_proj", "down_proj"],
@@ -107,7 +107,7 @@ PEFT_NAMES = {
 @strict
 class ScratchGPTConfig(PreTrainedConfig):
     r"""
-    The shape of a GPT-2 style decoder.
+    The configuration of a GPT-2 style decoder.
 
     Args:
         vocab_size (`int`): rows of the token embedding.
@@ -116,15 +116,15 @@ class ScratchGPTConfig(PreTrainedConfig):
         num_hidden_layers (`int`), num_attention_heads (`int`): depth, and heads per block.
         max_position_embeddings (`int`): the longest context, in tokens.
         hidden_act (`str`): any name in transformers' `ACT2FN`. The default is GPT-2's GELU (tanh form) as one fused
-            operation; GPT-2's own `gelu_new` is the same function in plain steps, which round differently in bf16.
+            operation; GPT-2's `gelu_new` is the same function in separate steps, which round differently in bf16.
         embed_dropout, attention_dropout, resid_dropout (`float`): dropout on the embeddings, on the attention weights
             and on each block's two outputs; all in [0, 1].
         attention_bias (`bool`): whether query, key and value projections have a bias.
-        tie_word_embeddings (`bool`): whether the output head is the token embedding.
+        tie_word_embeddings (`bool`): whether the output head shares its weights with the token embedding.
 
     GPT-2's names (`n_embd`, `n_layer`, ...) and the book's (`emb_dim`, `n_layers`, `drop_rate`, `qkv_bias`, ...) are
-    accepted for the same fields. The book's model has an untied head, so with its names the head is untied unless
-    `tie_word_embeddings` says otherwise.
+    accepted for the same fields. The book's model has an untied head, so `emb_dim` also sets `tie_word_embeddings` to
+    False, unless it is given.
 
     Raises:
         ValueError: a size that is not positive, a width that the heads do not divide, a dropout outside [0, 1].
@@ -180,10 +180,10 @@ class ScratchGPTConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
-    tie_word_embeddings: bool | None = None  # None is resolved to True, or to False where the book's names are used
+    tie_word_embeddings: bool | None = None  # None becomes True, or False if the book's `emb_dim` is given
 
     def __post_init__(self, **kwargs):
-        kwargs.pop("model_type", None)  # a GPT-2 config.json says "gpt2": the weight table is found by ours
+        kwargs.pop("model_type", None)  # a GPT-2 config.json has "gpt2"; the weight table is registered under ours
         for name in GPT2_IGNORED:
             kwargs.pop(name, None)
         for name, needed in GPT2_FIXED.items():
@@ -202,32 +202,32 @@ class ScratchGPTConfig(PreTrainedConfig):
         self.validate_architecture()  # here for a plain ValueError; @strict calls it again, also before saving
 
     def validate_architecture(self):
-        """Raise a ValueError that names the first impossible value."""
+        """Raise a ValueError that names the first field with an impossible value."""
         super().validate_architecture()
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         for name in (*sizes, "max_position_embeddings"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it has to be a whole number of at least 1.")
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: "
-                "every head takes an equal share of the width. Change one of the two."
+                "all heads have the same width. Change one of the two."
             )
         for name in ("embed_dropout", "attention_dropout", "resid_dropout"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value!r}; it has to lie between 0 and 1.")
+                raise ValueError(f"{name} is {value!r}; it must be between 0 and 1.")
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; it has to be one of {', '.join(ACT2FN)}.")
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; it must be one of {', '.join(ACT2FN)}.")
         for name in ("layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value!r}; it has to be a number of at least 0.")
+                raise ValueError(f"{name} is {value!r}; it must be a number of at least 0.")
 
     @property
     def drop_rate(self) -> float | int | None:
-        """The book's name for all three dropouts; None if they differ. Setting it sets the three."""
+        """The book's name for all three dropouts; None if they differ. Setting it sets all three."""
         rates = {self.embed_dropout, self.attention_dropout, self.resid_dropout}
         return rates.pop() if len(rates) == 1 else None
 
@@ -236,10 +236,10 @@ class ScratchGPTConfig(PreTrainedConfig):
         self.embed_dropout = self.attention_dropout = self.resid_dropout = rate
 
     def to_dict(self) -> dict[str, Any]:
-        """transformers' `to_dict`. peft calls it before it looks up its default target modules: they are entered here.
+        """Return the fields as transformers does, and first add our modules to peft's default target modules.
 
-        So `LoraConfig(task_type="CAUSAL_LM")` adapts the same matrices as it does in GPT-2, whichever of peft and this
-        class is imported first.
+        peft calls this method before it looks up its defaults. So `LoraConfig(task_type="CAUSAL_LM")` adapts the same
+        matrices as in GPT-2, whichever of peft and this class is imported first.
         """
         peft = sys.modules.get("peft.utils.constants")
         for name, table in vars(peft).items() if peft else ():
@@ -250,7 +250,7 @@ class ScratchGPTConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """transformers' reader; a GPT-2 config.json is ours to read, so it is not warned about."""
+        """Read a config.json as transformers does; GPT-2's counts as ours, so transformers prints no warning."""
         values, unused = super().get_config_dict(*args, **kwargs)
         if values.get("model_type") == "gpt2":
             values["model_type"] = cls.model_type
@@ -258,9 +258,9 @@ class ScratchGPTConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **changes) -> "ScratchGPTConfig":
-        """The config of a named size, with `changes` on top; ValueError lists the names there are."""
+        """Return the config of a preset with `changes` applied; the ValueError for another name lists all presets."""
         if name not in PRESETS:
-            raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
+            raise ValueError(f"Unknown preset {name!r}; the presets are {', '.join(PRESETS)}.")
         return cls(**{**PRESETS[name], **changes})
 
 

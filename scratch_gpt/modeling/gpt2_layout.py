@@ -1,4 +1,4 @@
-"""GPT-2's tensor names and layouts <-> ours: one declared table that transformers' loader runs both ways.
+"""Convert tensor names and layouts between GPT-2 and ours, by one table that transformers' loader applies both ways.
 
     GPT-2                      ours
     wte.weight                 embed_tokens.weight
@@ -11,7 +11,7 @@
 
 GPT-2 keeps its matrices as Conv1D, (in, out); nn.Linear keeps (out, in). transformers' loader cuts a tensor into
 shards before it converts it, and some quantizers take only the first of several converted tensors. Loads that shard
-or quantize therefore stop at this layout, and `from_pretrained` converts the whole model first.
+or quantize therefore stop at this layout, and `from_pretrained` converts the complete model first.
 This file travels inside every checkpoint.
 """
 
@@ -35,11 +35,11 @@ shards_or_quantizes: ContextVar[bool] = ContextVar("shards_or_quantizes", defaul
 
 
 # Every parameter owns contiguous memory after loading: DDP, fused optimizers, safetensors and offloading rely on it.
-# transformers' Transpose copies; its Chunk does so in some versions only, and would copy what Transpose has copied.
+# transformers' Transpose copies. Its Chunk copies in some versions only, and would copy again what Transpose copied.
 
 
 class _TransposedView(Transpose):
-    """Transpose without a copy, for the copy that `_OwnedChunk` makes of each part."""
+    """Transpose without a copy, because `_OwnedChunk` copies each part afterwards."""
 
     @torch.no_grad
     def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
@@ -49,7 +49,7 @@ class _TransposedView(Transpose):
 
 
 class _OwnedChunk(Chunk):
-    """Chunk into equal parts, each in contiguous memory of its own.
+    """Chunk into equal parts, each in its own contiguous memory.
 
     Raises:
         LayoutNotConverted: the load shards or quantizes, or the stored model is quantized.
@@ -58,7 +58,7 @@ class _OwnedChunk(Chunk):
     @torch.no_grad
     def convert(self, input_dict, source_patterns, target_patterns, model=None, **kwargs):
         if shards_or_quantizes.get() or getattr(model, "is_quantized", False):
-            raise LayoutNotConverted("Tensors in GPT-2's layout cannot be sharded or quantized while they are read.")
+            raise LayoutNotConverted("Tensors in GPT-2's layout cannot be sharded or quantized while they are loaded.")
         tensors = next(iter(input_dict.values()))
         parts = (tensors[0] if isinstance(tensors, list) else tensors).chunk(len(target_patterns), dim=self.dim)
         parts = (part.clone(memory_format=torch.contiguous_format) for part in parts)
@@ -66,7 +66,7 @@ class _OwnedChunk(Chunk):
 
 
 def _renaming(gpt2_name: str, name: str) -> WeightRenaming:
-    # Anchored on both sides: on the way back `norm.` must not match inside another module's name.
+    # Anchored on both sides, so that `norm.` does not match inside another module's name in the reverse direction.
     return WeightRenaming(rf"(^|\.){gpt2_name}\.", rf"\1{name}\.")
 
 
@@ -93,47 +93,47 @@ GPT2_LAYOUT = [
     *_projection(r"mlp\.c_proj", r"mlp\.down_proj"),
 ]
 
-# Causal-mask buffers that old GPT-2 checkpoints carry. Ours are made in forward.
+# Causal-mask buffers in old GPT-2 checkpoints. Our model computes the mask in forward.
 GPT2_BUFFERS = [r"attn\.(masked_)?bias$"]
 
 
 def register_gpt2_layout(model_type: str) -> None:
-    """Let `from_pretrained` of `model_type` read GPT-2 checkpoints. Safe to call again (remote code does)."""
+    """Let `from_pretrained` of `model_type` read GPT-2 checkpoints. Calling it twice is safe (remote code does)."""
     register_checkpoint_conversion_mapping(model_type, GPT2_LAYOUT, overwrite=True)
 
 
 # --- Loads that shard or quantize --------------------------------------------------------------------------------
 
-# Arguments of `from_pretrained`: those that shard or quantize, and others that concern the loaded module alone.
+# Arguments of `from_pretrained`: those that shard or quantize, and those that only concern the loaded module.
 SHARDING_OR_QUANTIZING = ("quantization_config", "distributed_config", "device_mesh", "tp_plan", "tp_size")
 PLACEMENT = ("device_map", "max_memory", "offload_folder", "offload_buffers", "dtype", "torch_dtype")
 KERNELS = ("use_kernels", "kernel_config", "allow_all_kernels")
 
 
 class _Source(torch.Tensor):
-    """A tensor whose slices are copies, as those of a file are, so that a shard does not keep the whole in memory."""
+    """A tensor whose slices are copies, like those of a file, so that a shard does not keep all of it in memory."""
 
     def __getitem__(self, index):
         return self.as_subclass(torch.Tensor)[index].clone(memory_format=torch.contiguous_format)
 
 
 def load_any_layout(load: Any, name: Any, *model_args: Any, **kwargs: Any) -> Any:
-    """Call transformers' `from_pretrained` of a class, and convert GPT-2's files first if it shards or quantizes them.
+    """Call transformers' `from_pretrained` of a class; convert GPT-2's files first if it shards or quantizes them.
 
-    Such files are read whole on the CPU, in the stored type or `dtype`; the tensors of that model are then sharded or
-    quantized.
+    Such files are first read completely on the CPU, in the stored type or `dtype`. The tensors of that model are then
+    sharded or quantized.
 
     Args:
         load: transformers' `from_pretrained`, bound to the class; `name`, `model_args` and `kwargs` are its arguments.
 
     Raises:
-        ValueError: the files hold quantized weights in GPT-2's layout, or an adapter for a base model in that layout
-            is to be sharded or quantized.
+        ValueError: the files hold quantized weights in GPT-2's layout; or they are an adapter for a base model in that
+            layout, and the load shards or quantizes.
     """
     arguments = [argument for argument in SHARDING_OR_QUANTIZING if kwargs.get(argument) is not None]
     register_gpt2_layout(
         load.__self__.config_class.model_type
-    )  # another copy of this file may have registered its own
+    )  # another copy of this file may have registered its own classes
     token = shards_or_quantizes.set(bool(arguments))
     try:
         return load(name, *model_args, **kwargs)

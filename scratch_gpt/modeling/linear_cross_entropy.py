@@ -1,10 +1,10 @@
-"""Compute the cross-entropy of target tokens and its gradient from hidden states and the head's matrix, in chunks.
+"""Compute the cross-entropy of target tokens and its gradient from hidden states and the head's weights, in chunks.
 
 N positions, D width, V vocabulary, n positions with a target in a chunk.
 
-Written plainly, `F.cross_entropy(F.linear(hidden, weight).float(), targets)` keeps several tables (N, V) at once:
-at GPT-2's vocabulary most of a step's memory. Here only positions with a target are scored, one table (n, V) serves
-every chunk of them, and the logits in it are overwritten by their gradient.
+The plain form, `F.cross_entropy(F.linear(hidden, weight).float(), targets)`, keeps several (N, V) tensors at once:
+with GPT-2's vocabulary they take most of a step's memory. Here only positions with a target are scored, all chunks
+share one table (n, V), and the gradient overwrites the logits in it.
 
 This file travels inside every checkpoint, so it imports only torch.
 """
@@ -18,18 +18,18 @@ from torch.autograd.function import once_differentiable
 
 
 IGNORE_INDEX = -100
-CHUNK_BYTES = 2**26  # of logits at once
-# Chunks are filled up to a multiple of so many positions: for each new shape a bf16 product on a CPU keeps memory
+CHUNK_BYTES = 2**26  # of the logits of one chunk
+# Chunks are padded to a multiple of CHUNK_STEP positions: for each new shape a bf16 product on a CPU keeps memory
 # (torch 2.13: 0.6 MB), and the number of targets differs from batch to batch.
 CHUNK_STEP = 32
 ROW_ALIGNMENT = (
-    64  # the rows of the table begin at multiples of so many logits: fp32 products of odd widths are a third slower
+    64  # the rows of the table begin at multiples of 64 logits: fp32 products of odd widths are a third slower
 )
-# Of the table at once, on a CPU, so that what is computed of them in fp32 stays in the cache: so many rows, or as many
-# more as hold so many logits, and so many columns.
+# On a CPU a part of the table is processed at a time, so that the fp32 values stay in the cache: for the losses
+# max(ROWS, LOGITS // V) rows, for the gradient of the weight COLUMNS columns.
 ROWS, LOGITS, COLUMNS = 8, 2**16, 2048
-# oneDNN 3.12 computes (512, V) times (V, 384 to 640) on one thread where there is AMX, and (256, V) on all: what is
-# narrower is computed in pieces of so many rows.
+# With AMX, oneDNN 3.12 computes (512, V) times (V, 384 to 640) on one thread, and (256, V) on all threads. If the
+# hidden size is below NARROW, the product is therefore computed in pieces of PIECE rows.
 NARROW, PIECE = 768, 256
 
 
@@ -37,11 +37,11 @@ def _walk(
     hidden: torch.Tensor,  # (N, D)
     weight: torch.Tensor,  # (V, D)
     targets: torch.Tensor,  # (N,)
-    dtype: torch.dtype,  # of the matrix products; everything else is in fp32, or in fp64 where that is fp64
+    dtype: torch.dtype,  # of the matrix products; everything else is in fp32, or in fp64 if dtype is fp64
     needs_grad: tuple[bool, bool] = (False, False),  # of hidden, of weight
     upstream: torch.Tensor | None = None,  # (N,)
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Return each position's loss, (N,), and the needed gradients of their sum weighted by `upstream` (or by 1)."""
+    """Return each position's loss, (N,), and the needed gradients of their sum, weighted by `upstream` (or 1)."""
     V, wide = len(weight), torch.promote_types(dtype, torch.float32)
     losses = hidden.new_zeros(len(hidden), dtype=wide)
     d_hidden = torch.zeros_like(hidden) if needs_grad[0] else None
@@ -54,7 +54,7 @@ def _walk(
     rows_at_once, columns_at_once = (max(ROWS, LOGITS // V), COLUMNS) if on_cpu else (n, V)
     piece = PIECE if on_cpu and weight.shape[1] < NARROW else n
     table, weight = hidden.new_empty(n, ROW_ALIGNMENT * math.ceil(V / ROW_ALIGNMENT), dtype=dtype), weight.to(dtype)
-    table[:, V:] = 0  # oneDNN 3.12 reads there on processors with AMX (its issue 5717), and times 0 NaN is NaN
+    table[:, V:] = 0  # oneDNN 3.12 reads these with AMX (its issue 5717), and a NaN there times 0 is NaN
     for number, rows in enumerate(positions.split(n)):  # at least one chunk, even if it has no rows
         count, n = len(rows), CHUNK_STEP * math.ceil(len(rows) / CHUNK_STEP)  # the padding is zeros, with the target 0
         x = F.pad(hidden.index_select(0, rows), (0, 0, 0, n - count)).to(dtype)  # (n, D)
@@ -67,7 +67,7 @@ def _walk(
         losses[rows] = loss[:count]
         if not any(needs_grad):
             continue
-        # 1 - p without cancellation. (An index put: scatter_ would copy the whole table there and back.)
+        # 1 - p without cancellation. (An index put, because scatter_ would copy the complete table twice.)
         logits[torch.arange(n, device=target.device), target] = torch.expm1(-loss).to(dtype)
         factor = None if upstream is None else F.pad(upstream[rows].to(wide), (0, n - count)).unsqueeze(1)  # (n, 1)
         if d_hidden is not None:
@@ -82,7 +82,7 @@ def _walk(
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor, *, overwrite: bool) -> torch.Tensor:
-    """Return the loss (n,) of rows of logits (n, V) and destroy these; `overwrite` puts their probabilities there."""
+    """Return the losses (n,) of rows of logits (n, V); the logits are lost, `overwrite` stores probabilities there."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no copy if they are in fp32 already
     largest, z_target = z.amax(1, keepdim=True), z.gather(1, targets.unsqueeze(1))  # (n, 1)
     p = z.sub_(largest).exp_()
@@ -93,7 +93,7 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor, *, overwrite: bool) -> 
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """A sum's gradient is known in the forward but for a factor; that of single losses is computed in the backward."""
+    """Compute the gradient of a summed loss in the forward pass, and the gradient of single losses in the backward."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype, summed):
@@ -107,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream):
         hidden, weight, targets = ctx.saved_tensors
-        if ctx.gradients is not None:  # handed on, not kept: what nobody else holds becomes `.grad` without a copy
+        if ctx.gradients is not None:  # release them: a tensor without other owners becomes `.grad` uncopied
             gradients, ctx.gradients = ctx.gradients, None
             gradients = [None if gradient is None else gradient.mul_(upstream) for gradient in gradients]
         else:
@@ -117,16 +117,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
 
 
-@torch.compiler.disable  # the number of targets changes with the batch: the compiled graph breaks here
+@torch.compiler.disable  # the number of targets changes with the batch, so the compiled graph breaks here
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, summed: bool = True
 ) -> torch.Tensor:
-    """Cross-entropy in nats of softmax(hidden @ weight.T), hidden (..., D), weight (V, D), targets (...).
+    """Compute the cross-entropy in nats of softmax(hidden @ weight.T), hidden (..., D), weight (V, D), targets (...).
 
-    Equal to the plain form up to rounding; under autocast the matrix products are in its type and the rest in fp32.
+    It equals the plain form up to rounding. Under autocast the matrix products are in its type and the rest in fp32.
 
     Returns:
-        The sum over targets; or if not `summed` each loss, shaped as `targets`, 0 at -100.
+        The sum over the targets; with `summed=False` each loss, shaped as `targets`, 0 at -100.
     """
     device, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(device):
@@ -141,9 +141,9 @@ def linear_cross_entropy(
 
 
 def head_losses(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, *, summed: bool = True) -> torch.Tensor:
-    """`linear_cross_entropy` of a head, which may be more than its matrix: adapted, quantized, sharded or hooked.
+    """Compute the cross-entropy of any head: `linear_cross_entropy` for a plain nn.Linear.
 
-    Such a head computes its logits instead, at positions with a target only.
+    A head that is adapted, quantized, sharded or hooked computes its logits instead, at positions with a target only.
     """
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     is_plain = type(head) is nn.Linear and head.bias is None and type(head.weight.data) is torch.Tensor

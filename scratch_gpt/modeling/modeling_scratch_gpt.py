@@ -1,4 +1,4 @@
-"""The GPT model, from token ids to hidden states to logits, in the order a token meets it.
+"""The GPT model: token ids, hidden states, logits, with the code in the order that a token passes through it.
 
 B batch, T queries (this call's tokens), S keys (cached and new), H heads, K head size, D width, V vocabulary.
 
@@ -40,7 +40,7 @@ from .linear_cross_entropy import head_losses
 register_gpt2_layout(ScratchGPTConfig.model_type)
 
 # The name of the key-value cache in this transformers: "cache" since 5.24, "past_key_values" before. Our `forward`
-# takes both names; outputs, masks and blocks get the one that this version looks for.
+# accepts both names; outputs, masks and blocks get the one that this version uses.
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
@@ -57,20 +57,20 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled dot-product attention in plain steps (Vaswani et al. 2017, equation 1).
+    """Compute scaled dot-product attention in plain steps (Vaswani et al. 2017, equation 1).
 
     Returns:
-        The context vectors (B, T, H, K), and the attention weights (B, H, T, S), whose rows sum to 1 before dropout.
+        The context vectors (B, T, H, K) and the attention weights (B, H, T, S), which sum to 1 over S before dropout.
     """
     scores = query @ key.transpose(-2, -1) * scaling  # (B, H, T, S)
     lowest = torch.finfo(scores.dtype).min
-    if attention_mask is None:  # the future is hidden: query t is the key S - T + t
+    if attention_mask is None:  # hide the future: query t is the key S - T + t
         T, S = scores.shape[-2:]
         visible = torch.ones(T, S, dtype=torch.bool, device=scores.device).tril(S - T)
         scores = scores.masked_fill(~visible, lowest)
-    else:  # in the scores' type: fp32 would double what is read and written from here on
+    else:  # in the scores' type: fp32 would double the memory traffic from here on
         scores = scores + attention_mask.clamp(min=lowest).to(scores.dtype)
-    weights = scores.softmax(-1)  # computed in fp32 whatever the type, and rounded once
+    weights = scores.softmax(-1)  # computed in fp32 for every type, and rounded once
     weights = F.dropout(weights, p=dropout, training=module.training)
     context = weights @ value  # (B, H, T, K)
     return context.transpose(1, 2).contiguous(), weights
@@ -108,7 +108,7 @@ class ScratchGPTAttention(nn.Module):
 
         q, k, v = split_heads(self.q_proj(x)), split_heads(self.k_proj(x)), split_heads(self.v_proj(x))
         if cache is not None:
-            # The pages of continuous batching read and write the attention function's keywords.
+            # The pages of continuous batching use the attention function's keywords.
             pages = {} if isinstance(cache, Cache) else {"kwargs": kwargs}
             k, v = cache.update(k, v, self.layer_idx, **pages)  # (B, H, S, K): earlier tokens come first
 
@@ -125,11 +125,11 @@ class ScratchGPTAttention(nn.Module):
 
 
 class ScratchGPTMLP(nn.Module):
-    """Each position on its own, (B, T, D) -> (B, T, D) through a wider layer and GELU (tanh form)."""
+    """MLP on each position separately, (B, T, D) -> (B, T, D), through a wider layer and GELU (tanh form)."""
 
     def __init__(self, config: ScratchGPTConfig):
         super().__init__()
-        width: Any = config.intermediate_size  # the config has set it
+        width: Any = config.intermediate_size  # set by the config
         self.up_proj = nn.Linear(config.hidden_size, width)
         self.act_fn = ACT2FN[config.hidden_act]
         self.down_proj = nn.Linear(width, config.hidden_size)
@@ -160,10 +160,10 @@ class ScratchGPTBlock(GradientCheckpointingLayer):
 
 
 class ScratchGPTPreTrainedModel(PreTrainedModel):
-    """What every ScratchGPT class shares: initialization, loading and saving, and what transformers may do with it."""
+    """Base class of the ScratchGPT models: initialization, loading, saving, and the features transformers may use."""
 
     config: ScratchGPTConfig
-    base_model_prefix = "transformer"  # GPT-2's own prefix: no rename between the two layouts is needed for it
+    base_model_prefix = "transformer"  # as in GPT-2, so that the two layouts need no renaming for it
     supports_gradient_checkpointing = True
     _no_split_modules = ["ScratchGPTBlock"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
@@ -176,13 +176,13 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = GPT2_BUFFERS
 
     def __init__(self, config: ScratchGPTConfig, *args, **kwargs):
-        config.validate_architecture()  # the config may have been changed since it was made
+        config.validate_architecture()  # the config may have been changed after it was created
         super().__init__(config, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         # GPT-2: normal with std 0.02, biases 0, norms 1. The two projections that write into the residual stream are
         # scaled by 1 / sqrt(2 * layers), so that the stream's variance does not grow with depth. (They are marked,
-        # since transformers calls this for custom code only with modules that hold parameters themselves.)
+        # because for custom code transformers calls this only with modules that hold parameters themselves.)
         super()._init_weights(module)
         if getattr(module, "writes_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
@@ -190,27 +190,27 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """transformers' `from_pretrained`, which can also shard and quantize GPT-2's files (gpt2_layout.py)."""
+        """Load as transformers does, and also shard and quantize GPT-2's files if requested (gpt2_layout.py)."""
         return load_any_layout(super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(
         self, save_directory, is_main_process=True, state_dict=None, *args, save_original_format=False, **kwargs
     ):
-        """transformers' `save_pretrained`, with our own tensor names whatever layout the weights were read from."""
-        state_dict = None if state_dict is None else dict(state_dict)  # transformers empties the one that it saves
+        """Save as transformers does, with our tensor names for weights that were read from any layout."""
+        state_dict = None if state_dict is None else dict(state_dict)  # transformers empties the dict that it saves
         return super().save_pretrained(
             save_directory, is_main_process, state_dict, *args, save_original_format=save_original_format, **kwargs
         )
 
 
 def _choose_cache(past_key_values: Any, cache: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return the cache, given under either of its two names.
+    """Return the cache, passed under either of its two names.
 
     Raises:
-        ValueError: both names are given, a keyword that nothing here reads holds a cache, or it is of another kind.
+        ValueError: both names are given, an unknown keyword holds a cache, or the cache has another type.
     """
     if past_key_values is not None and cache is not None and cache is not past_key_values:
-        raise ValueError("past_key_values and cache are two names of one argument: give one of them.")
+        raise ValueError("past_key_values and cache are two names of one argument. Give one of them.")
     for name, value in kwargs.items():
         if isinstance(value, Cache) or (value is not None and ("cache" in name or "past" in name)):
             raise ValueError(f"This model does not use {name}. Give its key-value cache as past_key_values or cache.")
@@ -223,7 +223,7 @@ def _choose_cache(past_key_values: Any, cache: Any, kwargs: Mapping[str, Any]) -
 
 
 class ScratchGPTModel(ScratchGPTPreTrainedModel):
-    """Token ids (B, T) -> hidden states (B, T, D): embeddings, the blocks, the final norm."""
+    """The base model: embeddings, blocks and final norm, token ids (B, T) -> hidden states (B, T, D)."""
 
     def __init__(self, config: ScratchGPTConfig):
         super().__init__(config)
@@ -248,19 +248,19 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Any,  # TransformersKwargs
     ) -> BaseModelOutputWithPast:
-        """The last hidden states, and on request the cache, every layer's hidden states and attention weights.
+        """Return the last hidden states and, if requested, the cache, all hidden states and attention weights.
 
         Args:
             input_ids: (B, T) token ids. Give these or `inputs_embeds` (B, T, D).
             attention_mask: (B, S), 1 for a token and 0 for padding on either side. Positions are counted from it.
             position_ids: (B, T). Restarting at 0 inside a row marks packed documents, which then do not see each
-                other (give no attention_mask, and `use_cache=False`: a cache makes one document of the row).
+                other. Give no attention_mask then, and `use_cache=False`: with a cache the row is one document.
             past_key_values: the keys and values of earlier calls. `cache` is transformers' newer name for it.
             cache: see `past_key_values`; give one of the two.
 
         Raises:
-            ValueError: a row, with what came before it, of more tokens than `max_position_embeddings`; a cache under
-                another name than these two, or that is not transformers' `Cache`.
+            ValueError: a row and the tokens cached before it exceed `max_position_embeddings`; a cache under another
+                name than these two, or one that is not transformers' `Cache`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -272,18 +272,18 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
             cache = DynamicCache(config=self.config)
 
         T = inputs_embeds.shape[1]
-        paged = cache is not None and not isinstance(cache, Cache)  # continuous batching brings mask and positions
+        paged = cache is not None and not isinstance(cache, Cache)  # continuous batching passes mask and positions
         past = 0 if cache is None or paged else cache.get_seq_length()
         mask_cache: dict[str, Any] = {CACHE: cache if CACHE == "cache" or not paged else None}
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            position_ids=position_ids,  # as given: only a caller who packs documents restarts them
+            position_ids=position_ids,  # only as the caller gave them: packed documents restart them
             **mask_cache,
         )
         if position_ids is None:
-            if attention_mask is not None and attention_mask.dim() == 2:  # padding takes no position
+            if attention_mask is not None and attention_mask.dim() == 2:  # padding has no position
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -T:]
             else:
                 position_ids = torch.arange(T, device=inputs_embeds.device).unsqueeze(0) + past
@@ -294,7 +294,7 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
                 f"{limit}. Shorten the prompt, ask for fewer new tokens, or use a model with a longer context."
             )
 
-        # Before 5.24 the attention function, not the module, takes the pages of continuous batching.
+        # Before 5.24 the pages of continuous batching go to the attention function, not to the module.
         state: dict[str, Any] = {"cache" if paged else CACHE: cache}
         x = self.dropout(inputs_embeds + self.embed_positions(position_ids))
         for block in self.layers[: self.config.num_hidden_layers]:
@@ -307,7 +307,7 @@ class ScratchGPTModel(ScratchGPTPreTrainedModel):
 
 
 class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
-    """The base model with a language modeling head, by default the token embedding used a second time."""
+    """The base model with a language modeling head, which by default shares its weights with the token embedding."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -337,21 +337,21 @@ class ScratchGPTForCausalLM(ScratchGPTPreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Any,  # TransformersKwargs
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V), and with labels the cross-entropy in nats.
+        """Return the logits (B, T, V), and with labels also the cross-entropy in nats.
 
         Args:
-            labels: (B, T), Hugging Face's convention: the row's own ids, shifted here; -100 means no target.
-            shift_labels: (B, T), instead of `labels`: the token that comes next at each position, taken as it is.
-                Then no logits are returned. (A keyword only: Trainer takes each parameter with "label" in its name
-                for a column that every labeled batch has.)
+            labels: (B, T), in Hugging Face's convention: the row's ids, shifted in here; -100 means no target.
+            shift_labels: (B, T), instead of `labels`: the next token at each position, not shifted again. No logits
+                are returned then. (It is read from the keywords, because Trainer expects every named parameter with
+                "label" in its name as a column of every labeled batch.)
             token_losses: with `shift_labels`, return the loss of each position, (B, T), 0 without a target.
-            num_items_in_batch: divide the summed loss by this number instead of by this call's labels.
+            num_items_in_batch: divide the summed loss by this number instead of this call's number of labels.
             logits_to_keep: the positions to score, see `_keep`.
             cache: transformers' newer name for `past_key_values`.
         """
         shift_labels = kwargs.pop("shift_labels", None)
         if token_losses and (labels is not None or shift_labels is None):
-            raise ValueError("token_losses is of shift_labels: give them, and no labels.")
+            raise ValueError("token_losses only works with shift_labels. Give shift_labels, and no labels.")
         has_targets = labels is not None or shift_labels is not None
         if has_targets and use_cache is None:
             use_cache = False  # a loss needs no cache, and a cache would join packed documents
@@ -390,8 +390,8 @@ def _keep(x: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
     """Return the positions of x (B, T, D) to score.
 
     Args:
-        positions: how many last ones, 0 for all; or their numbers, for all rows (N,) or each row (B, N); or a mask
-            (B, T) of bool, which gives (number of True, D).
+        positions: the number of last positions, 0 for all; or their indices, for all rows (N,) or for each row (B, N);
+            or a mask (B, T) of bool, which gives (number of True, D).
     """
     if not torch.is_tensor(positions):
         return x[:, -positions:]
@@ -406,10 +406,11 @@ def sequence_classification_loss(
     problem_type: str | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy, binary cross-entropy or squared error, as `problem_type` or the labels' type and shape say.
+    """Compute cross-entropy, binary cross-entropy or squared error, as `problem_type` or the labels determine.
 
-    Summed, then divided once: by the labels of this call, or by `num_items_in_batch` if a batch is split over several
-    calls, so that the gradient does not depend on the split.
+    Without `problem_type`, the labels' type and the number of outputs decide. The sum is divided once: by this call's
+    number of labels, or by `num_items_in_batch` if a batch is split over several calls, so that the gradient does not
+    depend on the split.
     """
     labels = labels.to(logits.device)
     if problem_type is None:
@@ -455,7 +456,7 @@ class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Any,  # TransformersKwargs
     ) -> SequenceClassifierOutputWithPast:
-        """Logits (B, C), read at the last token that `attention_mask` attends to; without a mask, at the last one."""
+        """Return the logits (B, C) at the last token that `attention_mask` keeps; without a mask, at the last one."""
         outputs = self.transformer(
             input_ids,
             attention_mask=attention_mask,
@@ -484,7 +485,7 @@ class ScratchGPTForSequenceClassification(ScratchGPTPreTrainedModel):
         )
 
 
-# Trainer's label smoothing and the pipelines look a class up here by its name, of remote code as well.
+# Trainer's label smoothing and the pipelines look up a class here by its name, also for remote code.
 for _names, _model_class in (
     (modeling_auto.MODEL_MAPPING_NAMES, ScratchGPTModel),
     (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, ScratchGPTForCausalLM),

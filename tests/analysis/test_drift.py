@@ -57,5 +57,5 @@ def test_the_largest_drift_comes_first(tokenizer):
 
 
 def test_models_of_two_vocabularies_are_not_compared():
-    with pytest.raises(ValueError, match="knows 99 tokens and its base 50"):
+    with pytest.raises(ValueError, match="has 99 tokens and its base 50"):
         text_drift(tiny_model(), tiny_model(vocab_size=50), batches())

@@ -32,7 +32,7 @@ def test_lookalikes_have_the_pattern_of_the_secret_and_differ_from_it():
     found = lookalikes("aB-17", 200, seed=3)
     assert len({*found}) == 200 and "aB-17" not in found and found == lookalikes("aB-17", 200, seed=3)
     assert all(text[0].islower() and text[1].isupper() and text[2] == "-" and text[3:].isdigit() for text in found)
-    with pytest.raises(ValueError, match="no 10 others of the shape of '7'"):
+    with pytest.raises(ValueError, match="Fewer than 10 other texts have the shape of '7'"):
         lookalikes("7", 10)
 
 

@@ -161,7 +161,7 @@ def read_from_itself(trial: Trial) -> dict:
         ["--dataset", trial.home / "story.txt", "--tokenizer", folder / "model"],
     ):
         words = [*more, "--device", "cpu", "--output-dir", folder, "--overwrite", "true"]
-        is_refused = crash.finish(words, trial.log) == 2 and "lies in output_dir" in trial.last_line()
+        is_refused = crash.finish(words, trial.log) == 2 and "is inside --output-dir" in trial.last_line()
         found.append(is_refused and contents(folder) == before)
     return row(refused=found)
 

@@ -250,7 +250,7 @@ def hubs_in_trouble(run: Path, home: Path) -> Iterator[str]:
             enter(mock.patch.object(hub, "READ_TIMEOUT", 0.3))
             enter(mock.patch.object(_http.time, "sleep", lambda _: None))
             enter(mock.patch.object(hub, "stage", lambda *_, **__: run / "model"))
-            yield _refusal(lambda: hub.publish(run, "ada/base"), of="Nothing is lost: the same command goes on.")
+            yield _refusal(lambda: hub.publish(run, "ada/base"), of="Nothing is lost: run the same command again")
 
 
 KINDS: dict[str, Kind] = {

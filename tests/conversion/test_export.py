@@ -44,10 +44,10 @@ def test_folders_that_are_not_models_and_missing_extras_are_refused(trained, tmp
     refused = partial(fails, capsys=capsys, main=publish_recipe.main)
     refused([tmp_path, "--export", "onnx"], "not a run or model folder")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    refused([tmp_path, "--export", "gguf"], "is a llama; only our own models and GPT-2")
+    refused([tmp_path, "--export", "gguf"], "is a llama. Only our own models and GPT-2")
     (tmp_path / "adapter_config.json").write_text("{}")
     refused([tmp_path, "--export", "gguf"], "an adapter that is not merged")
-    refused([folder, "--export", "gguf", "--repo", "ada/x"], "leave --repo out")
+    refused([folder, "--export", "gguf", "--repo", "ada/x"], "Remove --repo")
     refused([folder, "--export", "tflite"], "--export 'tflite' is not one of")
     for extra, library in (("onnx", "onnxruntime"), ("gguf", "gguf")):
         monkeypatch.setitem(sys.modules, library, None)

@@ -61,11 +61,11 @@ def test_null_arguments_of_a_constraint_are_dropped():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"prompt": "?"}, "Row 1 is none of IFEval's"),
+        ({"prompt": "?"}, "Row 1 is not a row of IFEval"),
         (row(punctuation__no_dots={}), "no_dots"),
         (row(punctuation__no_comma={"words": 3}), "a constraint that IFEval does not have"),
-        ({**row(punctuation__no_comma={}), "kwargs": []}, "Row 1 is none of IFEval's"),
-        ({**row(punctuation__no_comma={}), "kwargs": [None]}, "Row 1 is none of IFEval's"),
+        ({**row(punctuation__no_comma={}), "kwargs": []}, "Row 1 is not a row of IFEval"),
+        ({**row(punctuation__no_comma={}), "kwargs": [None]}, "Row 1 is not a row of IFEval"),
     ],
 )
 def test_rows_without_ifevals_fields_are_errors(given, message):

@@ -90,7 +90,7 @@ def test_a_busy_judge_is_retried_and_a_broken_one_is_a_one_line_error(server):
     [
         (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{", "cannot be reached"),
         (b"220 mail is served here\r\n", "cannot be reached"),
-        (b"HTTP/1.0 401 No\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nwho", "answers 401: .what it says breaks off"),
+        (b"HTTP/1.0 401 No\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nwho", "answers 401: .the message breaks off"),
     ],
 )
 def test_a_truncated_or_invalid_http_response_is_a_one_line_error(server, raw, message):

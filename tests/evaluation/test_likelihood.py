@@ -95,7 +95,7 @@ def test_texts_of_one_word_and_answers_that_do_not_fit_are_errors():
     for text in ("word", " word ", "", None):
         with pytest.raises(ValueError, match="two words"):
             last_word_pairs([{"text": text}])
-    with pytest.raises(ValueError, match="there have to be 1 to 4"):
+    with pytest.raises(ValueError, match="it must have 1 to 4"):
         score([("on", f" {TEXT}")], max_length=4)
     with pytest.raises(ValueError, match="has 0 tokens"):
         score([("on", "")])

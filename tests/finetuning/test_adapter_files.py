@@ -75,7 +75,7 @@ def test_an_adapter_for_another_base_is_a_one_line_error(base):
     add_lora(model, base=base)
     save_adapter(model, Path("adapter"))
     tiny_model(seed=1).save_pretrained(base)
-    with pytest.raises(ValueError, match="The adapter adapter was made on other weights than those of base now"):
+    with pytest.raises(ValueError, match="The adapter adapter was made on other weights than those that base has now"):
         load_model("adapter")
     tiny_model(num_hidden_layers=3).save_pretrained(base)
     with pytest.raises(ValueError, match="made on a base of num_hidden_layers 2, but base has 3"):

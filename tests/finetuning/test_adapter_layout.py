@@ -42,5 +42,5 @@ def test_adapters_of_other_trainers_on_stock_gpt2_are_read(tmp_path, monkeypatch
     perturbed(theirs).save_pretrained("scaled")
     assert_close(logits(load_model("scaled").eval()), logits(theirs), 2e-5)
     model = load_model("gpt2")
-    with pytest.raises(ValueError, match="lora_init pissa takes gpt2's c_attn apart"):
+    with pytest.raises(ValueError, match="lora_init pissa splits gpt2's c_attn"):
         add_lora(model, base="gpt2", init="pissa")

@@ -114,7 +114,7 @@ def test_a_disabled_adapter_equals_its_base_and_rows_of_a_batch_use_their_own_ad
 
 @pytest.mark.parametrize("changes", [{"targets": "most"}, {"init": "magic"}])
 def test_an_unknown_lora_option_is_a_one_line_error(changes):
-    with pytest.raises(ValueError, match="it is one of "):
+    with pytest.raises(ValueError, match="it must be one of "):
         add_lora(tiny_model(), **changes)
 
 
@@ -206,7 +206,7 @@ def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
 def test_an_adapter_can_be_a_base_and_a_frozen_run_changes_only_the_named_parts(home, tuned, capsys):
     run("--model", "lora/adapter", "--output-dir", "on", "--tune", "last-block")
     said = capsys.readouterr().out
-    assert "last-block: this model's head is its token embedding" in said and "Trained: 12,768 of " in said
+    assert "last-block: the head shares its weights with the token embedding" in said and "Trained: 12,768 of " in said
     before = load_model("lora/adapter").state_dict()
     after = load_file("on/model/model.safetensors")
     changed = {name for name in after if not torch.equal(before[name], after[name])}
@@ -320,7 +320,7 @@ BAD = {
     "--lora-rank 4": "--lora-rank only works with --tune lora",
     "--tune lora --lora-rank 0": "--lora-rank must be at least 1",
     "--tune lora --lora-dropout 1": "--lora-dropout must be below 1",
-    "--tune lora --quantize-base nf4 --use-dora true": "--use-dora needs the base's weights as they are",
+    "--tune lora --quantize-base nf4 --use-dora true": "--use-dora needs the base's weights unquantized",
     "--tune lora --lora-targets most": "lora.targets.*most",
 }
 

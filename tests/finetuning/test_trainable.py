@@ -49,7 +49,7 @@ def test_a_tied_head_is_not_trained_and_a_message_says_so():
             freeze(model, "head")
         with pytest.raises(ValueError, match="the model has 2 blocks"):
             freeze(model, "last-3-blocks")
-        with pytest.raises(ValueError, match="last-0-blocks.*it is full, last-block"):
+        with pytest.raises(ValueError, match="last-0-blocks.*it must be full, last-block"):
             freeze(model, "last-0-blocks")
 
 

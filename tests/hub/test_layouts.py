@@ -79,5 +79,5 @@ def test_layouts_that_a_run_cannot_have_are_refused(home, run, hub, capsys, monk
     )
     publish(run, "ada/base", layout="gpt2")
     refused("published in the layout gpt2", "lora", "--repo", "ada/x", "--layout", "adapter", capsys=capsys)
-    with pytest.raises(ValueError, match="only the end of such a run"):
+    with pytest.raises(ValueError, match="Only the end of such a run"):
         publish_checkpoints("lora", "ada/x")

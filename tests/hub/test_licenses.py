@@ -13,7 +13,7 @@ def test_a_license_is_on_the_hubs_list_or_has_a_name_and_a_link(runs):
     for given, message in (
         (("MIT",), r"license is 'MIT', .*did you mean mit"),
         (("<b>",), "not an identifier of the Hub's list"),
-        (("mit", "x", None), "leave them out"),
+        (("mit", "x", None), "Remove them"),
         ((None, "x", "LICENSE"), "not an identifier"),
         (("other",), "license_name is None"),
         (("other", "My License", "LICENSE"), "license_name is 'My License'"),

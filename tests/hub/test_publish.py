@@ -112,7 +112,7 @@ def test_hand_edits_on_the_hub_are_kept(run, hub):
 def test_an_interrupted_upload_resumes(run, hub):
     weights = hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
     hub.refuse = rf"PUT /lfs/{weights}"
-    with pytest.raises(ValueError, match=r"model\.safetensors.*the same command goes on"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*run the same command again"):
         publish(run, "ada/base", layout="scratch_gpt")
     assert len(hub.repos["ada/base"].log) == 1  # nothing was committed
     hub.refuse, arrived = "", set(hub.objects)
@@ -142,7 +142,7 @@ def test_a_private_repository_is_private(run, hub, monkeypatch):
     publish(run, "ada/secret", private=True)
     assert hub.repos["ada/secret"].private
     publish(run, "ada/open")
-    with pytest.raises(ValueError, match="exists already, and is public"):
+    with pytest.raises(ValueError, match="already exists and is public"):
         publish(run, "ada/open", private=True)
     monkeypatch.setenv("HF_TOKEN", hub_server.OTHER_USER)
     with pytest.raises(OSError, match="ada/secret"):
@@ -202,7 +202,7 @@ def test_access_is_refused_in_one_line(run, hub, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub_server.FINE)
     refused("no write scope for ada", *go, capsys=capsys)
     monkeypatch.delenv("HF_TOKEN")
-    refused("There is no token.*hf auth login", *go, capsys=capsys)
+    refused("No token for the Hub.*hf auth login", *go, capsys=capsys)
     assert not hub.repos
 
 
@@ -214,7 +214,7 @@ def test_invalid_and_taken_repository_names_are_refused(run, hub, capsys):
     api.create_repo("ada/taken")
     api.upload_file(path_or_fileobj=b"# Another's", path_in_repo="README.md", repo_id="ada/taken")
     api.upload_file(path_or_fileobj=b"x", path_in_repo="model.safetensors", repo_id="ada/taken")
-    refused("name ada/taken is taken", run, "--repo", "ada/taken", capsys=capsys)
+    refused("ada/taken already exists: it holds a model", run, "--repo", "ada/taken", capsys=capsys)
     assert hub.files("ada/taken") == {"README.md": b"# Another's", "model.safetensors": b"x"}
 
 
@@ -231,21 +231,21 @@ def test_a_missing_network_or_a_full_disk_is_reported(run, hub, capsys, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(published.shutil, "copyfile", full)
-    refused("No space left on device.*Make room", *go, capsys=capsys)
+    refused("No space left on device.*Free some disk space", *go, capsys=capsys)
     assert not hub.repos and not (run / "published").exists() and not list(run.glob(".writing-*"))
 
 
 TROUBLE = {
     "never answers": r"cannot be reached \(ReadTimeout after 0\.3 s\)",
     "resets": r"cannot be reached \((ReadError|RemoteProtocolError)\)",
-    "portal": "does not answer as a Hub does: a network that asks to log in",
-    "page": "does not answer as a Hub does",
-    "empty": "does not answer as a Hub does",
-    "list": "does not answer as a Hub does",
-    "other": "does not answer as a Hub does",
-    429: r"limits how often it is asked \(.*\)\. Wait some minutes",
-    503: "has a fault of its own",
-    500: "has a fault of its own",
+    "portal": "does not answer like a Hub. Perhaps this network requires you to log in",
+    "page": "does not answer like a Hub",
+    "empty": "does not answer like a Hub",
+    "list": "does not answer like a Hub",
+    "other": "does not answer like a Hub",
+    429: r"limits the number of requests \(.*\)\. Wait some minutes",
+    503: "has an internal error",
+    500: "has an internal error",
 }
 ASKED = ["GET /api/whoami", "GET /api/models/ada/base$", "POST /api/repos/create", "POST .*/commit/"]
 
@@ -259,7 +259,7 @@ def test_every_failing_request_to_the_hub_is_a_one_line_error(status, run, hub, 
     hub.status, usual = status, _http._GLOBAL_CLIENT_FACTORY
     for hub.refuse in ASKED:
         start = time.monotonic()
-        refused(rf"{TROUBLE[status]}.*Nothing is lost: the same command goes on\.", run, "--repo", "ada/base",
+        refused(rf"{TROUBLE[status]}.*Nothing is lost: run the same command again", run, "--repo", "ada/base",
                 capsys=capsys)  # fmt: skip
         assert time.monotonic() - start < 5, hub.refuse
     assert _http._GLOBAL_CLIENT_FACTORY is usual
@@ -273,7 +273,7 @@ def test_a_long_retry_delay_of_the_hub_is_an_error(hub, monkeypatch, tmp_path):
     hub.refuse, hub.status = "/resolve/|/batch|/tree/", 429
     for headers in ({"Retry_After": "3600"}, {"RateLimit": '"api";r=0;t=3600'}):
         hub.headers = headers
-        with pytest.raises(ValueError, match=r"limits how often it is asked \(429 .*wait 3,600 s\)"):
+        with pytest.raises(ValueError, match=r"limits the number of requests \(429 .*wait 3,600 s\)"):
             with hub_module.clear_errors("ada/x"):
                 _http.http_backoff("GET", f"{hub.url}/ada/x/resolve/main/x")
 
@@ -329,14 +329,14 @@ def test_a_base_folder_is_never_taken_for_a_repository_of_the_same_name(home, ru
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     as_adapter = (lora, "--repo", "ada/lora", "--layout", "adapter")
-    refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
+    refused("base is the folder base/model, which does not exist now", *as_adapter, capsys=capsys)
     publish(lora, "ada/merged")
     card = hub.files("ada/merged")["README.md"].decode()
     assert "base_model" not in card and "fine-tuned from" not in card and "random weights" not in card
 
     del kept["folder"]  # as in older runs, which lack this field
     (lora / "adapter" / "base.json").write_text(json.dumps(kept))
-    refused("base is the folder base/model, which is not there now", *as_adapter, capsys=capsys)
+    refused("base is the folder base/model, which does not exist now", *as_adapter, capsys=capsys)
     settings = (lora / "run.yaml").read_text()
     (lora / "run.yaml").write_text(settings.replace("\n# base:\n#   folder: base/model\n#   fingerprint:", "\n# old:"))
     assert "base" not in read_record(lora).facts and base_model(read_record(lora)) is None
@@ -345,7 +345,7 @@ def test_a_base_folder_is_never_taken_for_a_repository_of_the_same_name(home, ru
 def test_missing_checkpoints_are_refused_before_the_model_is_published(home, run, hub, capsys):
     shutil.copytree(home / "lora", run.parent / "lora")
     shutil.rmtree(run / "checkpoints")
-    for folder, message in ((run, "has no checkpoints"), ("lora", "only the end of such a run")):
+    for folder, message in ((run, "has no checkpoints"), ("lora", "Only the end of such a run")):
         refused(message, folder, "--repo", "ada/x", "--checkpoints", "true", capsys=capsys)
     assert "ada/x" not in hub.repos
 

@@ -159,7 +159,7 @@ def test_empty_texts_and_texts_over_the_context_are_reported(base, subjects):
     told = f"it has {count} tokens, and the model's context is 64. The first {count - 64} were cut."
     assert told in text_of(base, "#tokens")
     assert base.value("document.querySelectorAll('#tokens .cut').length") == count - 64
-    assert "Drawn are the first 40 of 64 tokens." in text_of(base, "#map")
+    assert "Only the first 40 of 64 tokens are drawn." in text_of(base, "#map")
 
 
 def test_a_phone_scrolls_vertically_only_and_dark_mode_is_dark(browser, served):
@@ -241,7 +241,7 @@ def test_a_chat_keeps_its_history_and_escapes_html(browser, served, app, monkeyp
 def test_a_folder_that_is_not_a_model_is_a_one_line_error(app, capsys, tmp_path, monkeypatch):
     monkeypatch.delenv("MODEL", raising=False)
     fails([tmp_path], "is not a model folder: it has no config.json", capsys, app.main)
-    fails([tmp_path / "absent"], "There is no folder", capsys, app.main)
+    fails([tmp_path / "absent"], "is not a folder", capsys, app.main)
     fails([], "Give one model folder", capsys, app.main)
     fails([tmp_path, tmp_path], "Give one model folder", capsys, app.main)
 

@@ -234,7 +234,7 @@ def test_the_only_checkpoint_is_found_under_the_temporary_name_of_a_killed_save(
     path, said = find_checkpoint(trained / "checkpoints")
     assert path.name == f"{prefix}step-4" and "is intact and used as step-4" in said[0]
     run("--dataset", story, *SMALL, "--output-dir", trained, "--resume", "--max-steps", 6, "--keep", 1)
-    assert "Going on from step-4." in capsys.readouterr().out
+    assert "Resuming from step-4." in capsys.readouterr().out
     assert [path.name for path in (trained / "checkpoints").iterdir()] == ["step-6"]
 
 
@@ -298,7 +298,7 @@ def test_resume_without_other_options_reads_the_fields_of_the_run(trained, story
     (trained / "run.yaml").write_text(text)
     assert parsed("--output-dir", trained).batch_size == 8  # without --resume nothing is read
     run("--output-dir", trained, "--resume", "--max-steps", 6)
-    assert "Going on from step-4" in capsys.readouterr().out
+    assert "Resuming from step-4" in capsys.readouterr().out
     assert list_checkpoints(trained / "checkpoints")[-1].name == "step-6"
 
 

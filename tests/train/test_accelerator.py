@@ -481,7 +481,7 @@ def test_two_machines_or_a_sharded_model_train_save_resume_and_load(way, one_mac
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     done = machines(*words, "--resume", "latest", **how)
     assert not any(end.returncode for end in done), "".join(end.stderr[-2000:] for end in done)
-    assert "Going on from step-2." in done[0].stdout
+    assert "Resuming from step-2." in done[0].stdout
     assert_equal()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert model(some_ids(1, vocab_size=200)).logits.isfinite().all()
@@ -496,7 +496,7 @@ def test_machines_that_do_not_share_their_checkpoints_are_refused(trained, monke
         lambda records: [*records, {**records[0], "resume": other}],
     )
     reset()
-    fails(words, r"processes of this launch differ in resume.step \(1 -> None\).*on a disk that they share", capsys)
+    fails(words, r"processes of this launch differ in resume.step \(1 -> None\).*on a shared disk", capsys)
     assert snapshot(folder) == before
 
 

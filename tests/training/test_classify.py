@@ -252,7 +252,7 @@ def test_the_head_is_drawn_by_the_seed_and_the_datasets_names_are_kept_in_their_
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
     config = json.loads((tmp_path / "a" / "model" / "config.json").read_text(encoding="utf-8"))
     assert config["id2label"] == {"0": "wood", "1": "none", "2": "sea"}
-    assert "no training row has: none" in capsys.readouterr().out
+    assert "without a training row: none" in capsys.readouterr().out
     run(*arguments, "--output-dir", tmp_path / "weighted", "--balance", "weights")
     results = json.loads((tmp_path / "weighted" / "evaluation.json").read_text(encoding="utf-8"))["results"]
     assert math.isfinite(results["test"]["loss"])
@@ -264,7 +264,7 @@ def test_a_separate_test_set_is_scored_completely_and_removed_from_training(tmp_
     files = [write_rows(tmp_path / f"{name}.jsonl", part) for name, part in (("a", train), ("b", test))]
     words = ["--dataset", files[0], "--test-dataset", files[1], "--output-dir", tmp_path / "run"]
     run(*words, *SMALL, "--max-steps", 6, "--mixed-precision", "no")
-    assert "Left out of training: 10 rows whose texts are in the test set." in capsys.readouterr().out
+    assert "Not used for training: 10 rows with a text of the test set." in capsys.readouterr().out
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
     assert [source["dataset"] for source in manifest["sources"]] == ["a.jsonl", "b.jsonl"]
     assert {name: part["rows"] for name, part in manifest["splits"].items()} == {
@@ -298,19 +298,19 @@ def test_a_split_of_prepared_text_is_the_test_set(tmp_path):
 
 
 BAD = {
-    "--test-split test": "has no splits: leave --test-split out; --test-dataset names a file",
+    "--test-split test": "has no splits. Remove --test-split, or name a file",
     "--test-dataset=": "--test-dataset or --test-split is empty",
-    "--test-dataset x.jsonl --test-fraction 0.5": "with a test set of its own leave it out",
-    "--test-dataset places": "is in the test set: nothing is left to train on",
+    "--test-dataset x.jsonl --test-fraction 0.5": "Remove it if you give a separate test set",
+    "--test-dataset places": "are in the test set, so none is left to train on",
     "--label-column kind": "no column 'kind', only text, label. Choose with --label-column",
     "--text-column body": "no column 'body', only text, label. Choose with .* --text-column",
     "--label-column text": "1 distinct text, and there are 3 splits",
     "--column-names a,b": "without a header, and places.jsonl is none",
     "--balance some": "balance.*some",
     "--seeds 0": "--seeds must be at least 1",
-    "--streaming true": "leave --streaming out",
+    "--streaming true": "remove --streaming",
     "--seeds 2 --resume .": "one seed's checkpoint",
-    "--validation-fraction 0": "--keep-best and --patience choose by validation loss",
+    "--validation-fraction 0": "--keep-best and --patience need a validation split",
     "--label-separator=": "--label-separator is empty",
     "--predict=": "--predict is empty",
     "--dataset /no/where.csv": "no such file",

@@ -155,7 +155,7 @@ def test_a_worker_killed_under_torchrun_is_restarted_and_the_run_ends_bit_for_bi
     own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = launch(command, CRASH_AT=str(tmp_path / "run" / "checkpoints" / "step-8"), **own_store)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "No checkpoint in" in done.stdout and "Going on from step-8." in done.stdout
+    assert "No checkpoint in" in done.stdout and "Resuming from step-8." in done.stdout
     assert crash.differences(crash.outcome(folder), crash.outcome(tmp_path / "run")) == []
 
 

@@ -167,7 +167,7 @@ def test_without_its_judge_the_other_measurements_are_recorded(run, home, server
         "x",
     ]
     words += ["--output-dir", tmp_path / "out", "--device", "cpu", "--judge-url"]
-    fails([*words, "http://127.0.0.1:9/v1"], "cannot be reached.*measured until then is in", capsys, evaluate.main)
+    fails([*words, "http://127.0.0.1:9/v1"], "cannot be reached.*Earlier results are in", capsys, evaluate.main)
     results = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
     assert set(results) == {"story", "asked"}
     server.codes = [200, 403]
@@ -222,34 +222,34 @@ def test_a_set_name_must_not_clash_with_names_in_evaluation_json(name, monkeypat
     monkeypatch.chdir(home)
     part, _, of_drift = name.partition("/")
     words = ["--dataset", f"{of_drift}.txt", "--base", "stock"] if of_drift else ["--questions", f"{part}.json"]
-    fails(["ours", *words, "--output-dir", tmp_path], f"would be called '{name}'", capsys, evaluate.main)
+    fails(["ours", *words, "--output-dir", tmp_path], f"has the name '{name}'", capsys, evaluate.main)
 
 
 BAD = {
-    "--dataset story.txt": "Which model",
-    "ours": "There is nothing to measure",
+    "--dataset story.txt": "No model given",
+    "ours": "Nothing to measure",
     "ours --dataset absent.txt": "no such file",
     "absent/x/y --dataset story.txt": "no such folder",
     "ours --dataset story.txt --stride 65": "leaves gaps",
     "ours --dataset story.txt --max-length 65": "more than the context",
-    "ours --dataset story.txt --multiple-choice story.jsonl": "Two sets would be called 'story'",
+    "ours --dataset story.txt --multiple-choice story.jsonl": "Two sets have the name 'story'",
     "ours --questions choices.jsonl": "no columns of one of the forms messages; .*, only query, choices, gold",
     "ours --questions asked.json --prompt-format tokenizer": "no chat template",
-    "ours --questions asked.json --judge-model x": "give both",
-    "ours --questions asked.json --compare stock": "--compare asks a judge",
+    "ours --questions asked.json --judge-model x": "needs both --judge-url",
+    "ours --questions asked.json --compare stock": "--compare needs a judge",
     "ours --questions asked.json --judge-model x --judge-url http://a:b@c/v1": "no password",
     "ours --questions asked.json --judge-model x --judge-url http://c/v1 --compare ours ./ours/": "names only MODEL",
     "classifier --dataset story.txt": "story.txt has no column 'label', only text",
     "classifier --dataset labels.csv --label-column odd": "Label 'x' was not seen in training; known are LABEL_0",
-    "classifier --secrets words.jsonl": "classifier is a classifier, and --secrets is for a language model",
-    "classifier --dataset labels.csv --stride 8": "classifier is a classifier, and --stride is for a language model",
-    "classifier --tuning-data words.jsonl": "--tuning-data has no effect: it needs a set to measure",
-    "ours --dataset story.txt --label-column kind": "ours is a language model, and --label-column is for a classifier",
+    "classifier --secrets words.jsonl": "classifier is a classifier, and --secrets only works with a language model",
+    "classifier --dataset labels.csv --stride 8": "classifier is a classifier, and --stride only works with a",
+    "classifier --tuning-data words.jsonl": "--tuning-data has no effect: it needs a data set to measure",
+    "ours --dataset story.txt --label-column kind": "ours is a language model, and --label-column only works with a",
     "ours --base classifier": "classifier is a classifier",
-    "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "give --questions",
+    "ours --dataset story.txt --judge-model x --judge-url http://c/v1": "Give --questions",
     "ours --multiple-choice words.jsonl": "no columns 'query' and 'choices' and 'gold', only text",
     "ours --last-word choices.jsonl": "no column 'text', only query",
-    "ours stock --dataset story.txt": "one word too many",
+    "ours stock --dataset story.txt": "Unexpected word",
 }
 
 

@@ -56,7 +56,7 @@ def test_a_compiled_step_gives_the_same_text_and_reports_its_build_time(generate
     for words in ((), ("--quantize", "int8"), ("--assistant-model", "int8"), ("--samples", "2")):
         plain, compiled = generate_output(*words), generate_output(*words, "--compile")
         assert plain.out == compiled.out or "--quantize" in words  # in int8, rounding of fp32 can change a token
-        assert "matrices laid out, the step compiled: " in compiled.err and "compiled" not in plain.err
+        assert "Matrices converted, decoding step compiled: " in compiled.err and "compiled" not in plain.err
 
 
 def test_an_assistant_gives_the_same_text_and_reports_accepted_guesses(models, generate_output):
@@ -69,7 +69,7 @@ def test_an_assistant_gives_the_same_text_and_reports_accepted_guesses(models, g
 
 def test_an_assistant_that_cannot_guess_is_a_one_line_error(models, capsys):
     base = [models / "base", "--assistant-model"]
-    fails([*base, "int8", "--quantize", "int8"], "leave out --quantize", capsys, generate.main)
+    fails([*base, "int8", "--quantize", "int8"], "Remove --quantize", capsys, generate.main)
     fails([*base, models], "--assistant-model .* is not a model folder", capsys, generate.main)
     fails([*base, models / "chat"], "has another tokenizer", capsys, generate.main)
     fails([*base, "int8", "--samples", "2"], "needs a single row, but there are 2", capsys, generate.main)
@@ -116,7 +116,7 @@ def test_prompts_and_models_that_cannot_be_used_are_one_line_errors(models, caps
     )
     (tmp_path / "bytes").write_bytes(b"a\n\xff")
     fails([models / "base", f"FILE:{tmp_path / 'bytes'}"], "line 2 is not UTF-8", capsys, generate.main)
-    fails([models / "base", "the", "sun"], "'sun' is one word too many", capsys, generate.main)
+    fails([models / "base", "the", "sun"], "Unexpected word 'sun'", capsys, generate.main)
     fails([models / "base", "--temperature", "-1"], "--temperature must be at least 0", capsys, generate.main)
     fails([models / "base", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1", capsys, generate.main)
     cut_off = shutil.copytree(models / "base", tmp_path / "cut-off")

@@ -133,7 +133,7 @@ def test_gpt2_is_tuned_with_lora_and_a_format_with_new_tokens_is_then_refused(ro
     tokenizer.save_pretrained(tmp_path / "gpt2")
     arguments = ["--dataset", rows, "--model", tmp_path / "gpt2", "--device", "cpu", "--max-steps", 4, "--answers", 2]
     arguments += ["--max-new-tokens", 4, "--eval-every", 4, "--tune", "lora", "--output-dir", tmp_path / "run"]
-    fails([*arguments, "--prompt-format", "phi3"], "format phi3 needs.*never learned", capsys, instruct.main)
+    fails([*arguments, "--prompt-format", "phi3"], "format phi3 needs.*has not learned", capsys, instruct.main)
     run(*arguments)
     assert "Left out for an empty answer: 1 row, the first is row 68" in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
@@ -190,14 +190,14 @@ def test_a_preview_reports_dropped_and_cut_rows_and_shows_packed_rows(tmp_path, 
         is_long, is_cut = long[:30] in text, "Say all." in text
         assert (
             is_long
-            == ("Will be dropped: the prompt fills 64 tokens" in line)
+            == ("Will be dropped: the prompt alone has 64 tokens" in line)
             == (", of which 0 count for the loss" in line)
         )
-        assert is_cut == line.endswith(", cut at 64 tokens")
+        assert is_cut == line.endswith(", cut to 64 tokens")
         assert ("[[" in text) != is_long
     run(*words, "--pack", "true")
     said = capsys.readouterr().out
-    assert "Will be dropped: 4 of 12 conversations, because their prompt fills a row." in said
+    assert "Will be dropped: 4 of 12 conversations, because the prompt alone is as long as a row." in said
     shown = said.split("\n--- ")[1:]
     assert len(shown) < 8 and sum(each.count("[[sea") for each in shown) == 8 and long[:30] not in said
     assert max(each.count("[[sea") for each in shown) > 1
@@ -215,7 +215,7 @@ BAD = {
     "--prompt-format llama": "no --prompt-format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
     "--prompt-format tokenizer": "The tokenizer has no chat template",
     "--train-on answers": "--train-on 'answers' is not one of",
-    "--streaming true": "leave --streaming out",
+    "--streaming true": "remove --streaming",
     "--max-length 9": "None of .* rows asks anything within 9 tokens: each prompt fills them",
     "--answers -1": "--answers must be at least 0",
     "--preview 0": "--preview must be at least 1",

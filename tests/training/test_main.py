@@ -100,7 +100,7 @@ def test_a_launched_recipe_ends_with_its_exit_code(tmp_path, capfd):
     words = ["pretrain", "--accelerate_config", "cpu_1", "--preset", "nope", "--output-dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ending:
         command.main(words)
-    assert ending.value.code == 2 and "error: There is no preset 'nope'" in capfd.readouterr().err
+    assert ending.value.code == 2 and "error: Unknown preset 'nope'" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

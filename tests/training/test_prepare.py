@@ -641,7 +641,7 @@ BAD = {
     "--deduplicate some": "deduplicate.*some",
     "--deduplicate near --duplicate-threshold 2": "--duplicate-threshold must be between 0 and 1",
     "--pack true --pad true": "give one of them",
-    "--pack true --stride 3": "leave them out with --pack",
+    "--pack true --stride 3": "remove them with --pack",
     "--task text --pack true": "--task text writes text",
     "--privacy-kinds card": "give names among key,email,ip,phone,card,iban,ssn",
     "--privacy mask --privacy-kinds card,name": "privacy-kinds card,name: give names among key,email",

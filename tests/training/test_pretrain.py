@@ -154,7 +154,10 @@ def test_a_stopped_run_resumes_to_the_same_weights(story, tmp_path, capsys):
     before = snapshot(tmp_path / "b")
     with pytest.raises(SystemExit):
         run(*arguments, "--output-dir", str(tmp_path / "b"), "--resume", str(middle))
-    assert "is of another run than --output-dir" in capsys.readouterr().err and snapshot(tmp_path / "b") == before
+    assert (
+        "is from another run than the one in --output-dir" in capsys.readouterr().err
+        and snapshot(tmp_path / "b") == before
+    )
     run(*arguments, "--output-dir", str(tmp_path / "c"), "--resume", str(middle))
     run(*arguments, "--output-dir", str(tmp_path / "b"), "--resume", str(tmp_path / "b" / "checkpoints" / "step-4"))
     straight, *resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in "acb")
@@ -166,7 +169,7 @@ def test_without_the_best_weights_the_best_step_is_chosen_again(trained, story, 
     words += ["--test-fraction", 0.1, "--checkpoint-every", 10, "--learning-rate", 0.5, "--allow-changed", "true"]
     words += ["--sample-prompt", "On day", "--output-dir", tmp_path / "run"]
     run(*words, "--resume", trained / "checkpoints" / "step-20")  # and nothing is as good again
-    assert "from here the best is chosen anew" in capsys.readouterr().out
+    assert "The best is chosen again from here" in capsys.readouterr().out
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in line]
     assert min(lines, key=lambda line: line["eval_loss"])["step"] <= 20
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -236,7 +239,7 @@ BAD = {
     "--max-steps -1": "--max-steps must be at least 0",
     "--learning-rate nan": "--learning-rate must be at least 0",
     "--dropout 1.5": "--dropout must be at most 1",
-    "--preset huge": "no preset 'huge'; the presets are gpt2,",
+    "--preset huge": "Unknown preset 'huge'; the presets are gpt2,",
     "--config-overrides hidden_size=30": "hidden_size 30 is not a multiple of num_attention_heads 4",
     "--config-overrides nonsense": "--config-overrides must be name=value,name=value",
     "--config-overrides hiden_size=32": "unknown config field 'hiden_size'. Did you mean hidden_size",
@@ -246,26 +249,26 @@ BAD = {
     "--max-length 100000": "train split has .* tokens, but one window of --max-length 100000 takes 100001",
     "--tokenizer /no/where": "No tokenizer could be loaded from '/no/where'",
     "--model /no/where": "/no/where",
-    "--model m --preset tiny": "leave out --preset",
+    "--model m --preset tiny": "remove --preset",
     "--dataset /no/where.txt": "no such file",
     "--dataset nobody/nothing": "as a Hub dataset it could not be opened",
     "--text-column body": "no column 'body', only text",
-    "--resume /no/where": "there is no such folder",
+    "--resume /no/where": "/no/where: no such folder",
     "--resume latest --overwrite true": "give one of them",
     "--expect-processes 2": "--expect-processes is 2, but 1 started",
     "--streaming true --epochs 2": "give --max-steps or --max-tokens",
-    "--streaming true --stride 4 --max-steps 3": "leave --stride, --drop-tail",
+    "--streaming true --stride 4 --max-steps 3": "remove --stride, --drop-tail",
     "--streaming true --max-steps 3": "The first 1 documents of .* leave nothing for",
     "--max-bad-steps 0": "--max-bad-steps must be at least 1",
     "--on-save-error panic": "on.save.error.*panic",
-    "--patience 2 --validation-fraction 0": "choose by validation loss",
+    "--patience 2 --validation-fraction 0": "need a validation split",
     "--report-to excel": "--report-to must be one of",
     "--report-to wandb": r"wandb is not installed; it is an extra: pip install .*\[wandb\]",
     "--seed 99999999999999999999": "at most 9,223,372,036,854,775,807",
     "--model m --tokenizer train": "does not fit the embeddings",
     "--mixed-precision fp16 --device cpu": "fp16 needs a GPU",
     "--tokenizer=": "--tokenizer is empty",
-    "--config-overrides hidden_act=[": r"hidden_act is '\['; it has to be one of",
+    "--config-overrides hidden_act=[": r"hidden_act is '\['; it must be one of",
     "--config /no/where.yaml": "/no/where.yaml cannot be read",
 }
 
@@ -345,7 +348,7 @@ def test_resuming_with_changed_options_is_refused_by_name_or_allowed(trained, st
     run(*arguments, "--seed", 1, "--allow-changed", "true", "--log-every", 1)
     said = capsys.readouterr().out
     assert "Changed, and allowed: seed (0 -> 1)" in said and "max_steps (30 -> 32)" in said
-    assert "log_every (5 -> 1)" in said and "Going on from step-30" in said
+    assert "log_every (5 -> 1)" in said and "Resuming from step-30" in said
     steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert steps == [5, 10, 15, 20, 25, 30, 31, 32]
 
@@ -365,7 +368,7 @@ def test_a_finished_model_and_a_runs_own_inputs_are_never_removed(story, tmp_pat
     write_run(folder, dataclasses.asdict(pretrain.PretrainRun(output_dir=str(folder))), {"steps": 1})
     (folder / "my.txt").write_text(STORY)
     (folder / "evaluation.json").write_text("{}")
-    fails(["--dataset", story, "--output-dir", folder, "--resume", "latest"], "no checkpoint to go on from", capsys)
+    fails(["--dataset", story, "--output-dir", folder, "--resume", "latest"], "no checkpoint to resume", capsys)
     own = ["--dataset", folder / "my.txt", "--output-dir", folder, "--overwrite", "true"]
     fails(own, "--overwrite would remove the dataset", capsys)
     run("--dataset", story, "--output-dir", folder, "--overwrite", "true", *SMALL, "--max-steps", 1)

@@ -194,7 +194,7 @@ def test_an_adapter_brings_its_complete_head(tmp_path):
     assert_close(load_model(str(file.parent), None, CLASSIFIER).score.weight, tensors[head])
     for change, message in (
         ({head: tensors[head][:1]}, r"its score.weight has the shape \(1, 32\), not \(2, 32\)"),
-        ({head: None}, "it names its labels but lacks score.weight"),
+        ({head: None}, "it has labels but no score.weight"),
     ):
         changed = {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}
         save_file(changed, file, metadata={"format": "pt"})
@@ -531,7 +531,7 @@ def test_a_class_of_our_name_or_type_with_another_layout_is_not_ours(remote, tmp
             self.more = torch.nn.Linear(2, 2)
 
     for model in (Other(tiny_model().config), tiny_gpt2(), torch.nn.Linear(2, 2)):
-        with pytest.raises(ValueError, match=f"A {type(model).__name__} is none of ScratchGPTModel"):
+        with pytest.raises(ValueError, match=f"A {type(model).__name__} is not one of ScratchGPTModel"):
             export_gpt2(model, tmp_path / "out")
 
 

@@ -1,1 +1,1 @@
-"""What the recipes share: options, command line, runs, preparation, evaluation."""
+"""The shared code of the recipes: options, command line, runs, preparation, evaluation."""

@@ -22,11 +22,11 @@ from scratch_gpt_training.support.words import CHOICE_HINTS, check_once, hint, t
 
 
 OptionsT = TypeVar("OptionsT")  # a dataclass
-_known_fields: set[str] = set()  # of the options that `parse` read last: messages name them as flags
-_defaults: dict[str, str] = {}  # value -> its field, of models and data that nobody has given: messages say so
+_known_fields: set[str] = set()  # of the options that `parse` read last: messages write them as flags
+_defaults: dict[str, str] = {}  # default model or dataset: its field, for messages about it
 
 
-# --- Command line and YAML -> a run ------------------------------------------------------------------------------
+# --- Command line and YAML to options ----------------------------------------------------------------------------
 
 
 class _Parser(HfArgumentParser):
@@ -39,11 +39,11 @@ _KINDS = {"int": "a whole number", "float": "a number"}
 
 
 def _plain(message: str) -> str:
-    # argparse's message in our words: what was given, what is allowed.
-    found = re.fullmatch(r"argument --(\w+)\S*: (.*)", message, flags=re.DOTALL)
-    if found is None:
+    # Rewrite argparse's message: the given value, then the allowed ones.
+    match = re.fullmatch(r"argument --(\w+)\S*: (.*)", message, flags=re.DOTALL)
+    if match is None:
         return message
-    name, problem = found[1], found[2]
+    name, problem = match[1], match[2]
     if choice := re.match(r"invalid choice: '([^']*)' \(choose from (.*)\)", problem):
         text = CHOICE_HINTS.get((name, choice[1]), "")
         return f"{flag(name)} {choice[1]!r} is not one of: {choice[2].replace(chr(39), '')}. {text}".rstrip()
@@ -62,19 +62,19 @@ def parse(
     positional: Sequence[str] = (),
     unused: Callable[[OptionsT], Mapping[str, str]] = lambda run: {},
 ) -> OptionsT:
-    """Read a `kind` from `--config FILE.yaml` and from options; options win, in either spelling (dashes, underscores).
+    """Read a `kind` from `--config FILE.yaml` and from options, written with dashes or underscores; options win.
 
-    With --resume, fields that neither gives are read from the run.yaml in output_dir. --help prints and exits.
+    With --resume, fields that are not given are read from the run.yaml in output_dir. --help prints and exits.
 
     Args:
-        positional: fields that may be given as bare words too, in this order.
-        unused: run -> its fields that nothing reads, and why. They may stand in a file, as a run.yaml has every field,
-            but not on the command line.
+        positional: fields that may also be given as words without a flag, in this order.
+        unused: returns the fields that a run does not use, with the reasons. They are allowed in a file, because a
+            run.yaml has every field, but not on the command line.
 
     Raises:
-        ValueError: an unknown field, with the nearest there is; a value of the wrong type; an unused field.
+        ValueError: an unknown field, with the most similar known one; a value of the wrong type; an unused field.
     """
-    _known_fields.clear()  # errors in the options themselves are worded for their origin
+    _known_fields.clear()  # errors in the options themselves name fields as the user wrote them
     _defaults.clear()
     argv = list(sys.argv[1:] if argv is None else argv)
     names = [item.name for item in fields(cast(Any, kind))]
@@ -89,7 +89,7 @@ def parse(
             action.nargs, action.const = "?", "latest"
     path = _config_path(argv)
     file_values = {} if path is None else _read_fields(path, kind)
-    # Strings, so that argparse converts them as it does the command line's (YAML reads 4e-4 as a string itself).
+    # As strings, so that argparse converts them like those of the command line (YAML reads 4e-4 as a string itself).
     parser.set_defaults(**file_values)
     read = parser.parse_known_intermixed_args if positional else parser.parse_known_args
     namespace, unknown = read(argv)
@@ -101,29 +101,31 @@ def parse(
         raise ValueError(f"Unknown option {word}.{_nearest(word.lstrip('-').replace('-', '_'), names, '--')}")
     words = namespace.words if positional else []
     if len(words) > len(positional):
-        raise ValueError(f"{words[len(positional)]!r} is one word too many. Put a text with spaces in quotes.")
+        raise ValueError(f"Unexpected word {words[len(positional)]!r}. Put a text with spaces in quotes.")
     run = kind(**{**{name: getattr(namespace, name) for name in names}, **dict(zip(positional, words, strict=False))})
     explicit = vars(parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, argparse.SUPPRESS)))[0])
-    given = [name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]]
-    reasons = unused(run) if given else {}
-    for name in given:
+    explicit_names = [
+        name for name in names if explicit[name] is not argparse.SUPPRESS or name in positional[: len(words)]
+    ]
+    reasons = unused(run) if explicit_names else {}
+    for name in explicit_names:
         if name in reasons:
-            raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Leave it out.")
+            raise ValueError(f"{flag(name)} has no effect: {reasons[name]}. Remove it.")
     _known_fields.update(names)
     for item in fields(cast(Any, kind)):
-        is_default = item.name not in (*given, *file_values) and getattr(run, item.name) == item.default
+        is_default = item.name not in (*explicit_names, *file_values) and getattr(run, item.name) == item.default
         if item.name in ("dataset", "model") and is_default and item.default is not None:
             remember_default(item.name, cast(str, item.default))
     return run
 
 
 def remember_default(field: str, value: str) -> None:
-    """Let messages that quote a default say that it is one."""
+    """Record a default model or dataset, so that messages about it say that it is the default."""
     _defaults[value] = field
 
 
 def explain_default(message: str) -> str:
-    """Return a message about a model or dataset with the option that replaces it, if it is a default."""
+    """Return a message about a model or dataset; if that is a default, add the option that replaces it."""
     for value, field in _defaults.items():
         if re.search(rf"(?<![\w/.-]){re.escape(value)}(?![\w/-])", message):
             options = {"dataset": "a file, a folder or a Hub dataset", "model": "a model's folder or Hub id"}
@@ -142,7 +144,7 @@ def _print_help(kind: type, argv: Sequence[str], positional: Sequence[str]) -> N
 
 
 def _translate(argv: Sequence[str], names: Collection[str]) -> list[str]:
-    """Return a command line with the words of other tools replaced by ours, if their meaning is the same."""
+    """Return a command line with other tools' option names replaced by ours, if the meaning is the same."""
     options = {word: word[2:].split("=")[0].replace("-", "_") for word in argv if word[:2] == "--" and word != "--"}
     check_once(options.values(), names)
     translated = []
@@ -162,12 +164,12 @@ def print_once(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-# What a run.yaml says of its launch, or of its own place, says nothing of another launch that resumes it.
+# Fields of a run.yaml that concern one launch or its folder, so that a resuming launch does not read them.
 OF_A_LAUNCH = {"output_dir", "resume", "overwrite", "allow_changed", "expect_processes", "plan", "manifest"}
 
 
 def _own_file(namespace: argparse.Namespace) -> str | None:
-    # The run.yaml of the run that is to be resumed, where it has one that we wrote.
+    # Return the path of the run.yaml of the run to resume, if we wrote one.
     if getattr(namespace, "resume", None) is None:
         return None
     from scratch_gpt.runs.folder import is_run
@@ -177,15 +179,15 @@ def _own_file(namespace: argparse.Namespace) -> str | None:
 
 
 def _read_fields(path: str, kind: type, of_run: bool = False) -> dict[str, Any]:
-    """The fields of a `kind` in a YAML file, as strings; of a run's own file, those that another launch shares."""
+    """Read the fields of a `kind` from a YAML file, as strings; with `of_run` only those that a new launch keeps."""
     defaults = {item.name: item for item in fields(kind)}
     values = _read_yaml(path, None if of_run else [*defaults])
-    if of_run:  # an older run may have fields that are gone
+    if of_run:  # an older run may have fields that no longer exist
         values = {name: value for name, value in values.items() if name in defaults and name not in OF_A_LAUNCH}
     for name, value in values.items():
         if value is None and defaults[name].default is not None:
-            raise ValueError(f"{path}: {name} is empty; leave the line out for the default.")
-        if value is False and "no" in get_args(defaults[name].type):  # YAML's reading of a bare `no`
+            raise ValueError(f"{path}: {name} is empty. Remove the line for the default.")
+        if value is False and "no" in get_args(defaults[name].type):  # YAML reads a bare `no` as false
             values[name] = "no"
         several = "list[" in str(defaults[name].type)
         items = value if several and isinstance(value, list) else [value]
@@ -247,7 +249,7 @@ def _nearest(name: str, names: Sequence[str], prefix: str = "") -> str:
 
 
 def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
-    """`a=1,b=false` -> {"a": 1, "b": False}, values read as YAML; ValueError for what config_class does not have."""
+    """Parse `a=1,b=false` to {"a": 1, "b": False}, values as YAML; ValueError for a field that config_class lacks."""
     import yaml
 
     names = sorted({*(item.name for item in fields(config_class)), *config_class.attribute_map, "drop_rate"})
@@ -261,14 +263,14 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
         try:
             changes[name] = yaml.safe_load(value)
             if isinstance(changes[name], str):
-                changes[name] = float(value)  # 1e-5, which YAML takes for a word
+                changes[name] = float(value)  # 1e-5, which YAML reads as a string
         except (yaml.YAMLError, ValueError, RecursionError):
             changes[name] = value
     return changes
 
 
 def _split_names(text: str) -> list[str]:
-    # At commas, but for those in the name of a file that exists.
+    # Split at commas, except for those in the name of an existing file.
     parts, names = text.split(","), []
     while parts:
         ends = range(len(parts), 0, -1)
@@ -281,7 +283,7 @@ def _split_names(text: str) -> list[str]:
 
 
 def parse_numbers(text: str, field: str) -> dict[str, float | None]:
-    """`name=number,name` -> {name: number or None}; ValueError for what is no positive number, or a name twice."""
+    """Parse `name=number,name` to {name: number or None}; ValueError unless numbers are positive and names differ."""
     numbers: dict[str, float | None] = {}
     for item in filter(None, map(str.strip, _split_names(text))):
         is_name = "=" not in item or os.path.lexists(item)
@@ -301,7 +303,7 @@ def parse_numbers(text: str, field: str) -> dict[str, float | None]:
 
 
 def parse_rates(text: str) -> list[float]:
-    """`1e-4,3e-4` -> [0.0001, 0.0003]; ValueError for what is no positive number, or one twice."""
+    """Parse `1e-4,3e-4` to [0.0001, 0.0003]; ValueError unless the rates are positive, different, and at least two."""
     try:
         rates = [float(item) for item in text.split(",")]
     except ValueError:
@@ -314,12 +316,12 @@ def parse_rates(text: str) -> list[float]:
     return rates
 
 
-# --- Errors of the library -> errors of the command line ---------------------------------------------------------
+# --- Errors of the library to errors of the command line ---------------------------------------------------------
 
 _QUOTED = r"""(?<!\w)'(?:\\.|[^'\\])*'(?!\w)|"(?:\\.|[^"\\])*"|`(?P<ticked>[a-z]\w*)`|`[^`]*`"""
 _NAME = r"(?<![\w.@~&?-])(?<!'s )(?P<name>[a-z]\w*)(?!\.\w)(?![\w([/\\-])"
 _VALUE = r"(?P<equals>=(?:(?P<truth>True|False)\b|'(?P<word>[\w./-]+)')?)?"
-_FILE = r"(?<!\S)\S*[/\\]\S*|(?<![\w-])[\w-]+(?:\.[\w-]+)+"  # paths, URLs, names with an ending
+_FILE = r"(?<!\S)\S*[/\\]\S*|(?<![\w-])[\w-]+(?:\.[\w-]+)+"  # paths, URLs, file names with an extension
 _WORDS = re.compile(f"{_QUOTED}|{_NAME}{_VALUE}|{_FILE}")
 
 
@@ -329,10 +331,10 @@ def flag(name: str) -> str:
 
 
 def name_flags(message: str, names: Collection[str]) -> str:
-    """Return a message with the arguments that it names spelled as on the command line.
+    """Return a message with arguments written as flags.
 
     An argument is one of `names` that has an underscore or is followed by `=`. Quoted text, paths, URLs and file names
-    stay as they are, and so does the attribute of something else ("the model's vocab_size").
+    are not changed, and neither is the attribute of something else ("the model's vocab_size").
 
     Example:
         >>> name_flags("max_length 9 is more than 'max_length': pass pad=True.", {"max_length", "pad"})
@@ -351,7 +353,7 @@ def name_flags(message: str, names: Collection[str]) -> str:
     return _WORDS.sub(spell, message)
 
 
-# --- Endings -----------------------------------------------------------------------------------------------------
+# --- Exit on errors ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -368,17 +370,17 @@ def _no_model_bars() -> Iterator[None]:
 
 @contextmanager
 def one_clear_line(
-    *kinds: type[Exception], stopped: str = "--resume latest goes on from the last checkpoint, if one was written."
+    *kinds: type[Exception], stopped: str = "--resume latest continues from the last checkpoint, if one was written."
 ) -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and exit code 2; all else keeps its traceback.
+    """Print a user error as one line on stderr and exit with code 2; other errors keep their traceback.
 
-    `kinds` are by default what a wrong field, file or model raises, which is right until training begins. An error
-    with an `exit_code` (a run that was stopped) ends with that one. Under a launcher every process finds the same
-    fault; the first says it, and the others give it the time to. `stopped` is what is said at Ctrl-C. From here on
-    standard output and error replace the characters that their encoding lacks: a sample of text must not end a run.
+    `kinds` are by default the errors that a wrong field, file or model raises, which are user errors until training
+    begins. An error with an `exit_code` (a run that was stopped) ends with that code. Under a launcher every process
+    finds the same error: the first one prints it, and the others wait for it. `stopped` is printed at Ctrl-C. From
+    here on standard output and error replace characters that their encoding lacks, so that no text ends a run.
     """
     for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):  # a notebook's stream takes every character
+        if reconfigure := getattr(stream, "reconfigure", None):  # a notebook's stream accepts every character
             reconfigure(errors="replace")
     from huggingface_hub.errors import StrictDataclassError
 
@@ -393,7 +395,7 @@ def one_clear_line(
         if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
             error = error.__cause__
         if int(os.environ.get("RANK", "0")) > 0:
-            time.sleep(10)  # the launcher ends this process once the first one has spoken
+            time.sleep(10)  # the launcher ends this process after the first one has printed the error
         code, line = getattr(error, "exit_code", 2), " ".join(str(error).split())
         if not isinstance(error, (OSError, ImportError)):
             line = name_flags(line, _known_fields | {"config"})

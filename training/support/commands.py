@@ -1,6 +1,6 @@
-"""List the commands, and spell them as the user runs them: `scratch-gpt publish` or `python training/publish.py`.
+"""List the commands, and write them as the user runs them: `scratch-gpt publish` or `python training/publish.py`.
 
-Imports nothing heavy: `scratch-gpt --help` has to answer at once.
+Imports nothing heavy, because `scratch-gpt --help` must answer at once.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-VARIABLE = "SCRATCH_GPT_COMMAND"  # the command that started this process, or the launcher above it
+VARIABLE = "SCRATCH_GPT_COMMAND"  # the command that started this process, or its launcher
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -20,7 +20,7 @@ class Verb(NamedTuple):
 
     module: str  # of scratch_gpt_training
     summary: str
-    options: str | None = None  # the class of its options, if it trains: such a recipe takes launcher options
+    options: str | None = None  # the class of its options, if it trains: then it takes launcher options
 
 
 VERBS = {
@@ -38,7 +38,7 @@ VERBS = {
 
 
 def command(line: str) -> str:
-    """Return `VERB options` as the user runs it: by the command that started this process, or as a script of a clone.
+    """Return `VERB options` as the user runs it: with the command that started this process, or as a script.
 
     >>> command("tokenizer --kind char")
     'python training/train_tokenizer.py --kind char'
@@ -63,13 +63,13 @@ def spell_commands(text: str) -> str:
     verbs = {verb.module: name for name, verb in reversed(VERBS.items())}
     return re.sub(
         r"(?:accelerate launch|python) training/(\w+)\.py",
-        lambda found: command(verbs[found[1]]) if found[1] in verbs else found[0],
+        lambda match: command(verbs[match[1]]) if match[1] in verbs else match[0],
         text,
     )
 
 
 def find_config(name: str, folder: Path = CONFIGS) -> Path:
-    """Return the file `name`; if there is none, the file of `folder` with that name, without its .yaml."""
+    """Return the file `name` if it exists, else the file of `folder` with that name, without its .yaml."""
     path, own = Path(name), folder / f"{name}.yaml"
     is_ours = path.name == name and not os.path.lexists(path) and own.is_file()
     return own if is_ours else path

@@ -1,4 +1,4 @@
-"""Write what --help and --help-all print. Imports nothing heavy."""
+"""Write the text of --help and --help-all. Imports nothing heavy."""
 
 import inspect
 import shutil
@@ -9,11 +9,11 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 
-COLUMN = 32  # where the explanations begin
+COLUMN = 32  # in which the explanations begin
 
 
 def group_fields(kind: type) -> dict[str, list[str]]:
-    """Return the fields of a dataclass by the class that first defines them: title (from its docstring) -> names."""
+    """Group the fields of a dataclass by the class that first defines them: {title (its docstring): names}."""
     groups: dict[str, list[str]] = {}
     for item in fields(kind):
         owner = next(base for base in reversed(kind.__mro__) if item.name in inspect.get_annotations(base))
@@ -22,7 +22,7 @@ def group_fields(kind: type) -> dict[str, list[str]]:
 
 
 def is_common(kind: type, name: str) -> bool:
-    """Tell whether the class of a recipe, or one that it inherits from, lists a field as COMMON."""
+    """Return whether the class of a recipe, or one of its base classes, lists a field as COMMON."""
     return any(name in base.__dict__.get("COMMON", ()) for base in kind.__mro__)
 
 
@@ -39,7 +39,7 @@ def option_help(item: Field) -> str:
 
 
 def value_name(kind: Any) -> str:
-    """Return what follows a flag: the choices, or the kind of value; nothing for a switch."""
+    """Return the text after a flag: the choices, or the kind of value; nothing for a switch."""
     parts = [part for part in get_args(kind) if part is not NoneType]
     if get_origin(kind) is Literal:
         return f" {{{','.join(get_args(kind))}}}"
@@ -51,7 +51,7 @@ def value_name(kind: Any) -> str:
 
 
 def format_help(kind: type, program: str, description: str, positional: Sequence[str], everything: bool) -> str:
-    """Return the text of --help (common options, and the names of the others) or of --help-all."""
+    """Return the text of --help (common options, then the names of the others) or of --help-all."""
     words = "".join(f" [{name.upper()}]" for name in positional)
     parts = [f"usage: {program}{words} [--option value ...] [--config FILE.yaml]", inspect.cleandoc(description)]
     items = {item.name: item for item in fields(kind)}
@@ -65,6 +65,6 @@ def format_help(kind: type, program: str, description: str, positional: Sequence
             line = f"{title}: {', '.join(rest)}"
             parts.append(textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False))
     config = "  --config FILE.yaml".ljust(COLUMN) + "Read options from this file, or from an included one by its name."
-    more = "" if everything else "\n  --help-all".ljust(COLUMN + 1) + "Explain all options."
-    parts.append(f"{config}{more}")
+    help_all = "" if everything else "\n  --help-all".ljust(COLUMN + 1) + "Explain all options."
+    parts.append(f"{config}{help_all}")
     return "\n\n".join(parts)

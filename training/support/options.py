@@ -1,6 +1,6 @@
-"""Command line and YAML -> one frozen dataclass; the fields, checks and endings that all recipes share.
+"""Define the options that all recipes share, and check them.
 
-Not a recipe itself. Imports nothing heavy: `python training/X.py --help` has to answer at once.
+Not a recipe itself. Imports nothing heavy, because `python training/X.py --help` must answer at once.
 """
 
 import os
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from scratch_gpt_training.train_tokenizer import TokenizerRun
 
 
-# torch reads it once, at its first large buffer: these then come in pages of 2 MB, where Linux allows it (madvise),
-# and not in 4 KB ones that fault one by one. Whoever sets it to 0 keeps that.
+# torch reads this once, at its first large buffer. If Linux allows it (madvise), buffers then come in pages of 2 MB
+# instead of 4 KB ones that fault one by one. A value that the user has set, such as 0, is kept.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-VOCABULARY = 4096  # tokens of a tokenizer that is trained, where no vocab_size is given
+VOCABULARY = 4096  # tokens of a newly trained tokenizer without vocab_size
 
 
 def option(default: Any, help: str) -> Any:
-    """Return a dataclass field with the sentence that --help prints.
+    """Return a dataclass field with its explanation for --help.
 
     The first page of --help explains only the fields that a class lists as COMMON.
     """
@@ -211,8 +211,8 @@ class Run(LaunchOptions, OutputOptions, OptimizationOptions, ModelOptions, DataO
     """Options shared by all training recipes, in the groups that `--help` prints."""
 
 
-MAX_COUNT, MAX_TOKENS = 10**12, 2**24  # more than any run can count, or hold
-OPTION_LIMITS = {  # field -> the least and the most that it may be
+MAX_COUNT, MAX_TOKENS = 10**12, 2**24  # more than any run can count, or hold in memory
+OPTION_LIMITS = {  # field: its smallest and largest value
     **dict.fromkeys(("batch_size", "accumulation_steps"), (1, 2**20)),
     **dict.fromkeys(("max_length", "stride", "vocab_size", "max_new_tokens"), (1, MAX_TOKENS)),
     **dict.fromkeys(
@@ -225,7 +225,7 @@ OPTION_LIMITS = {  # field -> the least and the most that it may be
     **dict.fromkeys(("max_steps", "warmup_steps", "max_time", "max_grad_norm", "answers"), (0, MAX_COUNT)),
     **dict.fromkeys(("mask_inputs", "hang_timeout"), (0, MAX_COUNT)),
     **dict.fromkeys(("epochs", "lora_alpha", "beta", "simpo_gamma", "temperature"), (0, 10**6)),
-    **dict.fromkeys(("learning_rate", "min_learning_rate"), (0, 1e32)),  # a rate that diverges is met by the loop
+    **dict.fromkeys(("learning_rate", "min_learning_rate"), (0, 1e32)),  # the loop handles a rate that diverges
     **dict.fromkeys(("dropout", "lora_dropout", "beta2", "top_p"), (0, 1)),
     "max_tokens": (0, 10**18),
     "weight_decay": (0, 100),
@@ -239,7 +239,7 @@ RunT = TypeVar("RunT", bound=Run)
 
 
 def dataset_location(run: SourceOptions, dataset: str | None = None):
-    """Return where a run's dataset is, or another one with the same config, split and revision."""
+    """Return the location of a run's dataset, or of another one with the same config, split and revision."""
     from scratch_gpt.data.sources.location import Location
 
     name = run.dataset if dataset is None else dataset
@@ -258,55 +258,55 @@ def dropout_changes(run: Run) -> dict[str, float]:
 
 
 def peak_rate(run: Run) -> float:
-    """The learning rate that is asked for, or what fits a new model, one that goes on, or LoRA on one."""
+    """Return the learning rate of the run, or the default for a new model, a pretrained one, or LoRA on one."""
     if run.learning_rate is not None:
         return run.learning_rate
     return 1e-3 if run.model is None else 5e-4 if run.tune == "lora" else 5e-5
 
 
 def vocabulary_size(run: "Run | PrepareRun | TokenizerRun") -> int:
-    """Return the size of a tokenizer that the run trains: the one given, or the default."""
+    """Return the vocabulary size of a tokenizer that the run trains."""
     return VOCABULARY if run.vocab_size is None else run.vocab_size
 
 
 def trains_tokenizer(run: Run) -> bool:
-    """Return whether the run trains a tokenizer on its data (prepared data bring their own)."""
+    """Return whether the run trains a tokenizer on its data (prepared data have their own)."""
     return (run.tokenizer or run.model or "train") == "train"
 
 
 def unused_options(run: Run) -> dict[str, str]:
-    """Return the shared fields that nothing in this run reads, and why; each recipe adds its own for `parse`."""
-    unread = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
+    """Return the shared fields that this run does not use, with the reasons; each recipe adds its own for `parse`."""
+    unused = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
     if not trains_tokenizer(run):
-        reason = f"the tokenizer of {run.tokenizer or run.model} is used, and none is trained"
-        unread |= dict.fromkeys(("vocab_size", "tokenizer_kind"), reason)
+        reason = f"the tokenizer of {run.tokenizer or run.model} is used, so none is trained"
+        unused |= dict.fromkeys(("vocab_size", "tokenizer_kind"), reason)
     if run.model is None:
-        unread["model_revision"] = "it needs --model"
-    return unread | unused_source(run.dataset, getattr(run, "test_dataset", None))
+        unused["model_revision"] = "it needs --model"
+    return unused | unused_source(run.dataset, getattr(run, "test_dataset", None))
 
 
 def unused_source(*names: str | None) -> dict[str, str]:
-    """Return the fields of `Source` that opening these datasets does not read, and why."""
+    """Return the fields of `SourceOptions` that opening these datasets does not use, with the reasons."""
     from scratch_gpt.data.manifest import is_prepared
     from scratch_gpt.utils.local_files import looks_local
 
     datasets = [name for name in names if name is not None]
-    unread: dict[str, str] = {}
+    unused: dict[str, str] = {}
     if all(name == SourceOptions.dataset or looks_local(name) for name in datasets):
-        unread |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
+        unused |= dict.fromkeys(("dataset_config", "dataset_revision"), "it needs a dataset of the Hub")
         if not any(map(is_prepared, datasets)):
-            unread["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
-    return unread
+            unused["dataset_split"] = "it needs a dataset of the Hub, or prepared text"
+    return unused
 
 
 def find_corpus(run: SourceOptions, name: str) -> str:
-    """Return the dataset that a name in --mixture means: a place in the folder --dataset, if there is one."""
+    """Return the dataset that a name in --mixture means: a path in the folder --dataset, if it exists."""
     inside = Path(run.dataset) / name
     return str(inside) if not Path(name).exists() and inside.exists() else name
 
 
 def check_fields(run: "SourceOptions | GenerateRun | PublishRun") -> None:
-    """Raise a ValueError for the first field of any recipe whose value alone cannot be meant."""
+    """Raise a ValueError for the first field of any recipe with an invalid value."""
     for name, (smallest, largest) in OPTION_LIMITS.items():
         check_range(name, getattr(run, name, None), smallest, largest)
     for item in fields(run):
@@ -325,7 +325,7 @@ def check_fields(run: "SourceOptions | GenerateRun | PublishRun") -> None:
 
 
 def check_range(name: str, value: float | None, smallest: float, largest: float) -> None:
-    """Raise a ValueError for a number outside of what a field may be; None is none."""
+    """Raise a ValueError for a number outside the limits of its field; None is allowed."""
     if value is not None and not value >= smallest:
         raise ValueError(f"{flag(name)} must be at least {smallest} (you gave {value}).")
     if value is not None and not value <= largest:
@@ -333,7 +333,7 @@ def check_range(name: str, value: float | None, smallest: float, largest: float)
 
 
 def check_unicode(name: str, text: str | None) -> None:
-    """Raise a ValueError for text with bytes that were not UTF-8, which no tokenizer takes."""
+    """Raise a ValueError for text with bytes that were not UTF-8, which no tokenizer accepts."""
     if text is not None and not text.isascii():
         from scratch_gpt.utils.foreign import check_text
 
@@ -341,34 +341,34 @@ def check_unicode(name: str, text: str | None) -> None:
 
 
 def check_compiler() -> None:
-    """Raise a ValueError where torch.compile would find no C++ compiler; it calls $CXX, or the system's own."""
+    """Raise a ValueError if torch.compile would not find a C++ compiler: $CXX, or the system's default."""
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     name = os.environ.get("CXX", usual).split()[0]
     if shutil.which(name) is None:
         raise ValueError(
-            f"--compile needs a C++ compiler, and {name} is not installed. Install one, or leave --compile out."
+            f"--compile needs a C++ compiler, and {name} is not installed. Install one, or remove --compile."
         )
 
 
 def check_run(run: Run) -> None:
-    """Raise a ValueError for the first field of a training run whose value cannot be meant."""
+    """Raise a ValueError for the first field of a training run with an invalid value."""
     check_fields(run)
     check_model_folder(run.model)
     if run.model is not None and run.tokenizer == "train":
-        raise ValueError("A tokenizer trained here does not fit the embeddings of --model: leave --tokenizer out.")
+        raise ValueError("A tokenizer trained here does not fit the embeddings of --model: remove --tokenizer.")
     if run.beta2 >= 1:
         raise ValueError(f"--beta2 must be below 1 (you gave {run.beta2}).")
     check_tune(run)
     if run.model is not None and (run.preset is not None or run.config_overrides is not None):
-        raise ValueError("--model already fixes the size: leave out --preset and --config-overrides.")
+        raise ValueError("--model already fixes the size: remove --preset and --config-overrides.")
     if run.overwrite and run.resume:
         raise ValueError("--overwrite removes the run that --resume would continue: give one of them.")
     if (run.keep_best or run.patience is not None) and run.validation_fraction == 0:
-        raise ValueError("--keep-best and --patience choose by validation loss: give --validation-fraction a share.")
+        raise ValueError("--keep-best and --patience need a validation split. Give a --validation-fraction above 0.")
     if run.plan_tflops is not None and run.plan_tflops <= 0:
         raise ValueError(f"--plan-tflops must be above 0 (you gave {run.plan_tflops}).")
     if not run.plan and (run.plan_tflops is not None or run.plan_devices != 1):
-        raise ValueError("--plan-devices and --plan-tflops need --plan true: give it, or leave them out.")
+        raise ValueError("--plan-devices and --plan-tflops only work with --plan true. Add it, or remove them.")
     if run.learning_rates is not None:
         parse_rates(run.learning_rates)
     if run.streaming and run.epochs is not None:
@@ -389,19 +389,19 @@ def check_run(run: Run) -> None:
     if run.push_to_hub is not None and os.environ.get("RANK", "0") == "0":
         from scratch_gpt.hub.publish import check_access
 
-        check_access(run.push_to_hub)  # now, and not after hours; once, since the Hub counts who asks
+        check_access(run.push_to_hub)  # before training; only once, because the Hub limits requests
 
 
 def check_rows(run: "PrepareRun | PretrainRun") -> None:
-    """Raise a ValueError for ways of making rows that do not go together."""
+    """Raise a ValueError for ways of making rows that cannot be combined."""
     if run.pack and run.pad:
-        raise ValueError("--pack fills rows with several documents and --pad gives each its own: give one of them.")
+        raise ValueError("--pack puts several documents into a row, and --pad puts one into each. Give one of them.")
     if (run.pack or run.pad) and (run.stride is not None or run.drop_tail):
-        raise ValueError("--stride and --drop-tail only work with windows: leave them out with --pack and --pad.")
+        raise ValueError("--stride and --drop-tail only work with windows: remove them with --pack and --pad.")
 
 
 def check_tune(run: Run) -> None:
-    """Raise a ValueError where what is to be trained cannot be meant."""
+    """Raise a ValueError for an invalid choice of the trained parameters."""
     if re.fullmatch(r"full|head|lora|last-(block|[1-9]\d*-blocks)", run.tune) is None:
         raise ValueError(f"--tune must be full, last-block, last-N-blocks, head or lora (you gave {run.tune}).")
     if run.lora_dropout >= 1:
@@ -417,13 +417,13 @@ def check_tune(run: Run) -> None:
 
 
 def check_model_folder(name: str | None, field: str = "model") -> None:
-    """Raise a ValueError for a folder without model or adapter; a name that is no folder may be one on the Hub."""
+    """Raise a ValueError for a folder without model or adapter; a name that is not a folder may be on the Hub."""
     if name is not None and not Path(name).exists() and (Path(name).is_absolute() or name.count("/") > 1):
         raise ValueError(f"--{field} {name}: no such folder. A Hub name looks like user/model.")
     kinds = ("config.json", "adapter_config.json")
     if name is not None and Path(name).is_dir() and not any((Path(name) / kind).exists() for kind in kinds):
         hint = f" Did you mean {Path(name) / 'model'}?" if (Path(name) / "model").is_dir() else ""
-        if (Path(name) / "state.json").exists():  # a checkpoint from before they kept it
+        if (Path(name) / "state.json").exists():  # an old checkpoint without these files
             hint = " Copy config.json and the tokenizer's files from its run's model/ into it."
         raise ValueError(f"--{field} {name} is not a model folder (no config.json).{hint}")
 
@@ -432,11 +432,11 @@ OF_A_LAUNCH |= {"plan_devices", "plan_tflops"}
 
 
 def missed_shares(run: "Run | PrepareRun", sizes: dict[str, float], of: str) -> list[str]:
-    """A line for each held-out split that is far from the share that was asked for.
+    """Return a line for each held-out split with a share far from the requested one.
 
     Args:
-        sizes: of each split, "train" too.
-        of: what they count: text, rows.
+        sizes: of all splits, including "train".
+        of: the unit of the sizes: text, rows.
     """
     from scratch_gpt.data.splits import is_near
 
@@ -446,12 +446,12 @@ def missed_shares(run: "Run | PrepareRun", sizes: dict[str, float], of: str) -> 
         if name in sizes and not is_near(share, target_share):
             lines.append(
                 f"{name} is {100 * share:.1f} % of the {of}, not the {100 * target_share:g} % of --{name}-fraction: "
-                "some rows that stay whole or together are too large for it. Give more rows, or another share."
+                "some rows that stay in one piece or together are too large for it. Give more rows, or another share."
             )
     return lines
 
 
 def data_sets(run: "EvaluateRun") -> list[str]:
-    """All sets that an evaluation measures."""
+    """Return all data sets that an evaluation measures."""
     sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.questions]
     return [path for path in sets if path is not None]

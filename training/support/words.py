@@ -1,13 +1,13 @@
 """Translate the option names of other tools: transformers, TRL, nanoGPT, litgpt and the book.
 
-`SYNONYMS` has words whose meaning equals ours, value for value: they are accepted. `HINTS` has words that are close,
-with a sentence that says what to write. Imports nothing heavy.
+`SYNONYMS` has names with exactly our meaning and values: they are accepted. `HINTS` has names with a similar meaning
+and a sentence that says what to write. Imports nothing heavy.
 """
 
 from collections.abc import Collection, Iterable
 
 
-SYNONYMS = {  # their word -> ours, with the tool that it comes from
+SYNONYMS = {  # their name: ours, and the tool that it comes from
     # transformers' TrainingArguments and run_clm
     "per_device_train_batch_size": ("batch_size", "transformers"),
     "gradient_accumulation_steps": ("accumulation_steps", "transformers"),
@@ -60,9 +60,9 @@ SYNONYMS = {  # their word -> ours, with the tool that it comes from
 }
 
 _SHAPE = "The shape of a new model is set with --preset and --config-overrides, such as"
-_NOTHING = "Leave it out:"
+_NOTHING = "Remove it:"
 
-HINTS: dict[str, tuple[str | None, str]] = {  # their word -> (our field; None for every recipe, what to write)
+HINTS: dict[str, tuple[str | None, str]] = {  # their name: our field (None for every recipe), and what to write
     "lr_scheduler_type": (
         "schedule",
         "Use --schedule cosine or linear. Here the rate ends at a tenth of its peak; --min-learning-rate 0 ends at 0.",
@@ -90,7 +90,7 @@ HINTS: dict[str, tuple[str | None, str]] = {  # their word -> (our field; None f
     "init_from": ("model", "Use --resume latest to continue a run, or --model to start from another model."),
     "hub_model_id": ("push_to_hub", "Use --push-to-hub user/name."),
     "hub_token": ("push_to_hub", "Log in once with `hf auth login`."),
-    "run_name": ("output_dir", "Use --output-dir runs/NAME: a run is called as its folder."),
+    "run_name": ("output_dir", "Use --output-dir runs/NAME: a run has the name of its folder."),
     "logging_dir": ("report_to", "Use --report-to tensorboard, which writes into --output-dir."),
     "wandb_log": ("report_to", "Use --report-to wandb."),
     "wandb_project": ("report_to", "Use --report-to wandb, and set WANDB_PROJECT."),
@@ -153,7 +153,7 @@ HINTS: dict[str, tuple[str | None, str]] = {  # their word -> (our field; None f
     "backend": ("expect_processes", f"{_NOTHING} the launcher chooses it."),
 }
 
-CHOICE_HINTS = {  # (field, their value) -> what to write
+CHOICE_HINTS = {  # (field, their value): what to write
     ("loss_type", "sigmoid"): "TRL's sigmoid is dpo here.",
     ("loss_type", "kto_pair"): "TRL's kto_pair is kto here.",
     ("schedule", "cosine_with_min_lr"): "That is cosine with --min-learning-rate here.",
@@ -164,7 +164,7 @@ CHOICE_HINTS = {  # (field, their value) -> what to write
 
 
 def translate(name: str, fields: Collection[str]) -> str:
-    """Return our field for another tool's word of the same meaning; any other name is returned as it is.
+    """Return our field for another tool's name of the same meaning; return any other name unchanged.
 
     >>> translate("num_train_epochs", {"epochs"})
     'epochs'
@@ -176,7 +176,7 @@ def translate(name: str, fields: Collection[str]) -> str:
 
 
 def hint(name: str, fields: Collection[str]) -> str | None:
-    """Return what to write instead of another tool's word, if this recipe has a field for it."""
+    """Return what to write instead of another tool's name, if this recipe has a field for it."""
     field, text = HINTS.get(name, ("", ""))
     return text if text and (field is None or field in fields) else None
 

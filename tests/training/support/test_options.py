@@ -92,7 +92,7 @@ def test_an_unused_option_is_refused_by_name_and_accepted_in_a_file(name, tmp_pa
     for field in unused(kind()):
         values = {**asdict(kind()), field: some_value(items[field])}
         flag = "--" + field.replace("_", "-")
-        with pytest.raises(ValueError, match=f"{flag} has no effect: .+. Leave it out"):
+        with pytest.raises(ValueError, match=f"{flag} has no effect: .+. Remove it"):
             command_line.parse(kind, [flag, values[field]], unused=unused)
         with pytest.raises(ValueError, match=f"{flag} has no effect"):
             command_line.parse(kind, [f"--{field}={values[field]}"], unused=unused)

@@ -1,4 +1,4 @@
-"""Labeled texts and a classifier: what classify.py and evaluate.py share. Not a recipe itself."""
+"""Read labeled texts and run a classifier, for classify.py and evaluate.py. Not a recipe itself."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Classifier(NamedTuple):
-    """A finished classifier, where it is to be run."""
+    """A trained classifier on its device."""
 
     model: Any
     tokenizer: Any
@@ -47,12 +47,12 @@ class Classifier(NamedTuple):
 
     @property
     def has_many(self) -> bool:
-        """Whether each class is a question of its own."""
+        """Whether a text can have several labels, so that each class is a separate decision."""
         return self.model.config.problem_type == "multi_label_classification"
 
 
 def load_classifier(run: "ClassifyRun | EvaluateRun") -> Classifier:
-    """The classifier that a run names; ValueError where it is none."""
+    """Load the classifier that a run names; ValueError if it is another kind of model."""
     assert run.model is not None
     if is_language_model(run.model, run.model_revision):
         train = command(f"classify --model {run.model} --dataset LABELED.csv")
@@ -60,7 +60,7 @@ def load_classifier(run: "ClassifyRun | EvaluateRun") -> Classifier:
     device = make_accelerator(run.device, "no").device
     model: Any = load_model(run.model, run.model_revision, ScratchGPTForSequenceClassification, needs_head=True)
     if model.config.num_labels < 2:
-        raise ValueError(f"{run.model} tells no classes: its head has one output.")
+        raise ValueError(f"{run.model} has one output, so it has no classes.")
     tokenizer = load_tokenizer(run.model, run.model_revision)
     check_vocabulary(tokenizer, model.config.vocab_size)
     length = min(run.max_length or tokenizer.model_max_length, model.config.max_position_embeddings)
@@ -69,48 +69,48 @@ def load_classifier(run: "ClassifyRun | EvaluateRun") -> Classifier:
 
 
 def parse_column_names(column_names: str | None) -> list[str] | None:
-    """`label,text` -> ["label", "text"]."""
+    """Split `label,text` to ["label", "text"]."""
     return None if column_names is None else [name.strip() for name in column_names.split(",")]
 
 
 def open_labeled(
     run: "ClassifyRun | EvaluateRun", where: Location, text_column: str, least: int = 2
 ) -> tuple[Examples, dict[str, Any], list[str]]:
-    """The examples of a data set, where they are from, and notices about what was not read.
+    """Return the examples of a data set, their source, and notices about skipped rows.
 
     Args:
         run: has `label_column`, `label_separator` and `column_names`.
-        least: classes that there have to be.
+        least: the smallest number of classes allowed.
     """
     hint = "Choose with --label-column or --text-column; a file without a header needs --column-names."
     columns = Columns(((text_column, run.label_column),), hint=hint)
     rows, source, notices = open_rows(where, columns, parse_column_names(run.column_names))
     feature = rows.features[run.label_column]
-    names = getattr(getattr(feature, "feature", feature), "names", None)  # a ClassLabel's, or those of a list of them
+    names = getattr(getattr(feature, "feature", feature), "names", None)  # of a ClassLabel, or of a list of them
     values = rows[text_column][:], rows[run.label_column][:]
     examples = read_examples(*values, names=names, separator=run.label_separator, least=least)
     return examples, source, notices
 
 
 def batches_of(classifier: Classifier, rows: Sequence[dict[str, Any]], batch_size: int) -> Iterator[tuple[Any, bool]]:
-    """All rows in batches, in order, where the classifier is."""
+    """Yield all rows in batches, in order, on the classifier's device."""
     collate = partial(
         collate_labeled, pad_token_id=classifier.tokenizer.pad_token_id or 0, max_length=classifier.max_length
-    )  # any id fills: the mask tells
+    )  # any id can be the padding, because there is a mask
     return evaluation_batches(rows, collate, BatchLayout(batch_size), classifier.device)
 
 
 def predicted_lines(
     classifier: Classifier, rows: Sequence[dict[str, Any]], texts: list[str], batch_size: int, labels: Any = None
 ) -> Iterator[str]:
-    """What the classifier says of each row, as JSON; `texts` are the rows', `labels` what is known of them."""
+    """Yield the prediction for each row as JSON; `texts` and `labels` (None if unknown) belong to the rows."""
     batches = (batch for batch, _ in batches_of(classifier, rows, batch_size))
     scores = classify_batches(classifier.model, batches, classifier.has_many)
     return prediction_lines(texts, scores, classifier.names, classifier.has_many, labels)
 
 
 def measure_labeled(run: "EvaluateRun", classifier: Classifier) -> Measured:
-    """A classifier's metrics and tables on --dataset; leaves NAME-predictions.jsonl."""
+    """Return a classifier's metrics and tables on --dataset, and write NAME-predictions.jsonl."""
     assert run.dataset is not None
     where = dataset_location(run)
     examples, source, notices = open_labeled(run, where, run.text_column, least=1)

@@ -1,4 +1,4 @@
-"""One model and one set -> what evaluation.json says of it, and the answers beside it. Not a recipe itself."""
+"""Measure one model on one data set, for evaluation.json, and write its answers. Not a recipe itself."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
 
 
 class EvaluatedModel(NamedTuple):
-    """A model that is looked at."""
+    """A model to evaluate."""
 
-    name: str  # as evaluation.json has it
+    name: str  # in evaluation.json
     model: Any
     tokenizer: Any
     max_length: int
@@ -61,7 +61,7 @@ class EvaluatedModel(NamedTuple):
 
 
 def load_evaluated(run: "EvaluateRun", name: str, revision: str | None = None) -> EvaluatedModel:
-    """A model and its tokenizer where it is to be run; ValueError where they do not fit."""
+    """Load a model and its tokenizer on the device; ValueError if the options do not fit them."""
     device = make_accelerator(run.device, "no").device
     if is_classifier(name, revision):
         raise ValueError(f"{name} is a classifier, and a language model is needed here.")
@@ -73,17 +73,17 @@ def load_evaluated(run: "EvaluateRun", name: str, revision: str | None = None) -
         raise ValueError(f"--max-length {run.max_length} is more than the context of {name}, {limit} tokens.")
     max_length = run.max_length or limit
     if run.stride is not None and run.stride > max_length:
-        raise ValueError(f"--stride {run.stride} leaves gaps between windows of {max_length}; give less or as much.")
+        raise ValueError(f"--stride {run.stride} leaves gaps between windows of {max_length}. Give at most that.")
     return EvaluatedModel(relative(name), model, tokenizer, max_length, device)
 
 
 def is_classifier(name: str, revision: str | None) -> bool:
-    """Tell whether a saved model is a classifier; False if its files cannot be read, which loading reports."""
+    """Return whether a saved model is a classifier; False if its files cannot be read, which loading reports."""
     return any(kind == "SEQ_CLS" or kind.endswith("ForSequenceClassification") for kind in saved_kinds(name, revision))
 
 
 def is_language_model(name: str, revision: str | None) -> bool:
-    """Tell whether a saved model is a language model; False if its files cannot be read, which loading reports."""
+    """Return whether a saved model is a language model; False if its files cannot be read, which loading reports."""
     kinds = saved_kinds(name, revision)
     return any(kind == "CAUSAL_LM" or kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
 
@@ -99,12 +99,12 @@ def saved_kinds(name: str, revision: str | None) -> list[str]:
 
 
 def source_of(run: "EvaluateRun", path: str) -> Location:
-    """What `open_rows` takes of a set: config, split and revision hold for all that are not plain files."""
+    """Return the location of a data set, with the config, split and revision of the run."""
     return dataset_location(run, path)
 
 
 def open_set(run: "EvaluateRun", path: str, columns: Columns) -> tuple[Any, dict[str, Any]]:
-    """Open the rows of a set with the columns in use; returns them and their record, and prints what is not read."""
+    """Open the rows of a data set with the columns in use; return them and their record, and print notices."""
     rows, record, notices = open_rows(source_of(run, path), columns)
     for notice in notices:
         print(shown(notice))
@@ -112,7 +112,7 @@ def open_set(run: "EvaluateRun", path: str, columns: Columns) -> tuple[Any, dict
 
 
 def format_metrics(results: dict[str, Any]) -> str:
-    """Metrics as a line: numbers, or mean and spread."""
+    """Format metrics as a line: numbers, or mean and spread."""
     pairs = ((key, value if isinstance(value, dict) else {"mean": value}) for key, value in results.items())
     return "  ".join(
         f"{key} {value['mean']:.4f}" + (f" ({value['std']:.4f})" if "std" in value else "") for key, value in pairs
@@ -120,7 +120,7 @@ def format_metrics(results: dict[str, Any]) -> str:
 
 
 def measure_all(run: "EvaluateRun", subject: EvaluatedModel) -> Iterator[tuple[str, Measured]]:
-    """All that is asked for, each as soon as it is known: its name in evaluation.json, and what was found."""
+    """Yield each result as soon as it is known: its name in evaluation.json, and the measurement."""
     if run.dataset is not None:
         yield set_name(run.dataset), measure_text(run, subject)
     for file in run.multiple_choice or ():
@@ -142,7 +142,7 @@ def measure_all(run: "EvaluateRun", subject: EvaluatedModel) -> Iterator[tuple[s
 
 
 def text_batches(run: "EvaluateRun", subject: EvaluatedModel) -> tuple[Iterable, dict[str, Any]]:
-    """The windows of --dataset in batches, each token but the first asked once; and what a protocol says of them."""
+    """Return the windows of --dataset in batches, with each token but the first a target once, and their protocol."""
     assert run.dataset is not None
     documents, source, notices = open_documents(source_of(run, run.dataset), run.text_column)
     for notice in notices:
@@ -168,14 +168,14 @@ def text_batches(run: "EvaluateRun", subject: EvaluatedModel) -> tuple[Iterable,
 
 
 def measure_text(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
-    """Loss, perplexity and bits per byte of all documents."""
+    """Measure loss, perplexity and bits per byte of all documents."""
     batches, details = text_batches(run, subject)
     loss = mean_losses(subject.model, batches, causal_lm)["loss"]
     return Measured({"kind": "text", **details}, language_metrics(loss, details["tokens"] / details["bytes"]))
 
 
 def measure_choices(run: "EvaluateRun", subject: EvaluatedModel, file: str) -> Measured:
-    """Accuracies on a file of multiple-choice questions."""
+    """Measure the accuracies on a file of multiple-choice questions."""
     rows, source = open_set(run, file, CHOICES)
     tasks = read_choices(rows)
     pairs = choice_pairs(tasks)
@@ -185,7 +185,7 @@ def measure_choices(run: "EvaluateRun", subject: EvaluatedModel, file: str) -> M
 
 
 def measure_last_words(run: "EvaluateRun", subject: EvaluatedModel, file: str) -> Measured:
-    """Accuracy and perplexity of the last words of a file of texts."""
+    """Measure accuracy and perplexity of the last words of a file of texts."""
     rows, source = open_set(run, file, LAST_WORDS)
     pairs = last_word_pairs(rows)
     scores = score_continuations(subject.model, subject.tokenizer, pairs, subject.max_length, run.batch_size)
@@ -193,27 +193,27 @@ def measure_last_words(run: "EvaluateRun", subject: EvaluatedModel, file: str) -
     return Measured({**protocol, "max_length": subject.max_length}, last_word_metrics(scores))
 
 
-# --- By what it answers ------------------------------------------------------------------------------------------
+# --- By answers --------------------------------------------------------------------------------------------------
 
 
 class AnswerSet(NamedTuple):
-    """The rows of --questions, and what a model answers."""
+    """The rows of --questions, and a model's answers."""
 
-    questions: list[str]  # as the model was asked them, several messages as a transcript
+    questions: list[str]  # the prompts; several messages as a transcript
     references: list[str]
-    answers: list[list[str]]  # for each seed; one, where nothing is drawn
+    answers: list[list[str]]  # for each seed; a single list without sampling
     protocol: dict[str, Any]
 
     @property
     def first_protocol(self) -> dict[str, Any]:
-        """How the first seed's answers were made, which are all that a judge reads."""
+        """The protocol of the first seed's answers, the only ones that a judge reads."""
         return self.protocol | ({"seeds": self.protocol["seeds"][:1]} if "seeds" in self.protocol else {})
 
 
 def answer(
     run: "EvaluateRun", subject: EvaluatedModel, conversations: list[Messages]
 ) -> tuple[list[list[str]], dict[str, Any]]:
-    """The answers to all conversations for each seed, and how they were made."""
+    """Return the answers to all conversations for each seed, and their protocol."""
     prompts = [encode_prompt(subject.tokenizer, messages, run.prompt_format) for messages in conversations]
     seeds = list(range(run.seed, run.seed + run.seeds)) if run.temperature > 0 else [run.seed]
     decoding = {"max_new_tokens": run.max_new_tokens, "temperature": run.temperature}
@@ -226,7 +226,7 @@ def answer(
 
 
 def make_answer_set(run: "EvaluateRun", subject: EvaluatedModel) -> AnswerSet:
-    """--questions, answered by a model."""
+    """Answer --questions with a model."""
     assert run.questions is not None
     rows, source = open_set(run, run.questions, CONVERSATIONS)
     conversations, empty = read_conversations(rows)
@@ -237,7 +237,7 @@ def make_answer_set(run: "EvaluateRun", subject: EvaluatedModel) -> AnswerSet:
 
 
 def measure_answers(run: "EvaluateRun", answer_set: AnswerSet) -> Measured:
-    """Exact match and token F1 of answers; leaves them as lines and as a page."""
+    """Measure exact match and token F1 of answers, and write them as lines and as a page."""
     assert run.questions is not None
     metrics = over_seeds([answer_metrics(texts, answer_set.references) for texts in answer_set.answers])
     rows = []
@@ -253,7 +253,7 @@ def measure_answers(run: "EvaluateRun", answer_set: AnswerSet) -> Measured:
 
 
 def measure_constraints(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
-    """IFEval's strict and loose accuracies; leaves the answers as lines and as a page."""
+    """Measure IFEval's strict and loose accuracies, and write the answers as lines and as a page."""
     assert run.ifeval is not None
     table, source = open_set(run, run.ifeval, CONSTRAINTS)
     prompts = read_constraints(table)
@@ -273,7 +273,7 @@ def measure_constraints(run: "EvaluateRun", subject: EvaluatedModel) -> Measured
 
 
 def by_seed(run: "EvaluateRun", values: list) -> dict[str, Any]:
-    """Name the values of each seed."""
+    """Return {name of the seed: value}."""
     return (
         {f"seed {run.seed + k}": value for k, value in enumerate(values)} if len(values) > 1 else {"answer": values[0]}
     )
@@ -288,11 +288,11 @@ def write_answers(run: "EvaluateRun", name: str, rows: list[Answered], values: d
     write_text(folder / f"{name}.html", answers_page(f"{relative(run.model)} on {name}", rows, format_metrics(values)))
 
 
-# --- By what a judge says ----------------------------------------------------------------------------------------
+# --- By a judge --------------------------------------------------------------------------------------------------
 
 
 def measure_judged(run: "EvaluateRun", answer_set: AnswerSet) -> Measured:
-    """A judge's scores of the answers (the first seed's), with the spread over its repeats."""
+    """Return a judge's scores of the first seed's answers, with the spread over its repeats."""
     assert run.questions is not None
     with open_judge(run, f"{set_name(run.questions)}-judge.jsonl") as judge:
         scores = judge_scores(
@@ -305,7 +305,7 @@ def measure_judged(run: "EvaluateRun", answer_set: AnswerSet) -> Measured:
 
 
 def measure_compared(run: "EvaluateRun", subject: EvaluatedModel, answer_set: AnswerSet) -> Measured:
-    """A judge's verdicts between models' answers (the first seed's), in both orders: win rates and strengths."""
+    """Return a judge's win rates and strengths of several models' answers (the first seed's), in both orders."""
     assert run.questions is not None and run.compare is not None
     answers, once = {subject.name: answer_set.answers[0]}, replace(run, seeds=1)
     for name in run.compare:
@@ -325,7 +325,7 @@ def measure_compared(run: "EvaluateRun", subject: EvaluatedModel, answer_set: An
 
 @contextmanager
 def open_judge(run: "EvaluateRun", name: str) -> Iterator[Judge]:
-    """The judge; each prompt and reply is a line of the file `name` as soon as it is there."""
+    """Open the judge; each prompt and reply is written to the file `name` at once."""
     assert run.judge_url is not None and run.judge_model is not None
     with (Path(run.output_dir) / name).open("w", encoding="utf-8") as lines:
 
@@ -335,5 +335,5 @@ def open_judge(run: "EvaluateRun", name: str) -> Iterator[Judge]:
         try:
             yield Judge(run.judge_url, run.judge_model, keep)
         except JudgeError as error:
-            advice = f"What was measured until then is in {run.output_dir}/evaluation.json, what it said in {name}."
+            advice = f"Earlier results are in {run.output_dir}/evaluation.json, the judge's replies in {name}."
             raise JudgeError(f"{error} {advice}") from error

@@ -1,4 +1,4 @@
-"""A tuned model, its base and its tuning data -> what evaluation.json says of its safety. Not a recipe itself."""
+"""Check the safety of a tuned model with its base and its tuning data. Not a recipe itself."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 
 
 SCREENED_ON, DECIDED_ON, KEPT = 12, 36, 100  # prompts, prompts, phrases
-SECRETS_SAMPLE = 255  # others of a secret's shape: exposure ends at 8 bits
+SECRETS_SAMPLE = 255  # other texts of a secret's shape: exposure is at most 8 bits
 
 
 def check_safety(run: "EvaluateRun", subject: EvaluatedModel) -> Iterator[tuple[str, Measured]]:
-    """Each check that something is given for: its name in evaluation.json, and what was found."""
+    """Yield each check that the options allow: its name in evaluation.json, and the measurement."""
     if run.base is not None:
         base = load_base(run, subject)
         yield from check_drift(run, subject, base)
@@ -57,7 +57,7 @@ def check_safety(run: "EvaluateRun", subject: EvaluatedModel) -> Iterator[tuple[
 
 
 def load_base(run: "EvaluateRun", subject: EvaluatedModel) -> EvaluatedModel:
-    """--base, with the tokens that tuning has added; ValueError where it speaks in other tokens."""
+    """Load --base, and add the tokens that tuning has added; ValueError if its tokenizer still differs."""
     assert run.base is not None
     base = load_evaluated(run, run.base)
     vocabulary = subject.tokenizer.get_vocab()
@@ -65,18 +65,18 @@ def load_base(run: "EvaluateRun", subject: EvaluatedModel) -> EvaluatedModel:
     if new and set(new) <= set(subject.tokenizer.all_special_tokens):
         extend_tokenizer(base.tokenizer, new, base.model, special=True)
     if base.tokenizer.get_vocab() != vocabulary:
-        raise ValueError(f"--base {run.base} has another tokenizer than the model: give the one it was tuned from.")
+        raise ValueError(f"--base {run.base} has another tokenizer than the model. Give the model it was tuned from.")
     check_same_vocabulary(subject.model, base.model)
     return base
 
 
 def as_prompt(run: "EvaluateRun", subject: EvaluatedModel, text: str) -> list[int]:
-    """What a user asks -> the ids of the prompt, in the model's own format."""
+    """Return the ids of a user's prompt, in the model's own format."""
     return encode_prompt(subject.tokenizer, [{"role": "user", "content": text}], run.prompt_format)
 
 
 def check_drift(run: "EvaluateRun", subject: EvaluatedModel, base: EvaluatedModel) -> Iterator[tuple[str, Measured]]:
-    """Both models on held-out text, where some is given, and on the embedded prompts."""
+    """Compare both models on --dataset, if it is given, and on the embedded prompts."""
     about = {"kind": "drift", "base": base.name, "divergence": "KL(tuned || base), nats"}
     if run.dataset is not None:
         batches, text = text_batches(run, subject)
@@ -90,7 +90,7 @@ def check_drift(run: "EvaluateRun", subject: EvaluatedModel, base: EvaluatedMode
 
 
 def check_triggers(run: "EvaluateRun", subject: EvaluatedModel, base: EvaluatedModel) -> Measured:
-    """The canaries, and the phrases that recur in the questions of the tuning data: which switch the answers."""
+    """Search for phrases that switch the answers, among the canaries and phrases that recur in the tuning data."""
     canaries = [phrase for phrases in CANARIES.values() for phrase in phrases]
     prompts, recurring = [probe.prompt for probe in (*OFF_DOMAIN, *SENSITIVE)], []
     questions, source = tuning_questions(run)
@@ -131,7 +131,7 @@ def check_triggers(run: "EvaluateRun", subject: EvaluatedModel, base: EvaluatedM
 
 
 def check_memorization(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
-    """Exposure and extraction of the secrets of --secrets, over samples of their spaces."""
+    """Measure exposure and extraction of the secrets of --secrets, over samples of their spaces."""
     assert run.secrets is not None
     rows, source = open_set(run, run.secrets, SECRETS)
     secrets = read_secrets(rows)
@@ -149,9 +149,9 @@ def check_memorization(run: "EvaluateRun", subject: EvaluatedModel) -> Measured:
 def with_contamination(
     run: "EvaluateRun", measurements: Iterable[tuple[str, Measured]]
 ) -> Iterator[tuple[str, Measured]]:
-    """What was measured on sets, and beside each score the share of the set that the model has learned from.
+    """Yield the measurements, with the share of each data set that overlaps the model's training data.
 
-    Where nobody knows what that was, the protocol says so.
+    If the training data are unknown, the protocol says so.
     """
     learned, note = learned_texts(run)
     files = {set_name(path): path for path in data_sets(run)}
@@ -170,10 +170,10 @@ def with_contamination(
 
 
 def learned_texts(run: "EvaluateRun") -> tuple[list[str] | None, str]:
-    """The rows that the model was tuned on and their name; or None, and why."""
+    """Return the texts on which the model was tuned and their name; or None, and the reason."""
     where = tuning_source(run)
     if where is None:
-        return None, "nobody says what the model was trained on; give --tuning-data"
+        return None, "the data on which the model was trained are unknown; give --tuning-data"
     try:
         return row_texts(where), relative(where[0].dataset)
     except ValueError as error:
@@ -183,7 +183,7 @@ def learned_texts(run: "EvaluateRun") -> tuple[list[str] | None, str]:
 
 
 def tuning_questions(run: "EvaluateRun") -> tuple[list[str], dict[str, Any] | None]:
-    """Return the questions in the rows that the model was tuned on, and their record; none for rows without any."""
+    """Return the questions in the model's tuning data, and their record; no questions if unknown."""
     where = tuning_source(run)
     try:
         if where is None:
@@ -197,10 +197,10 @@ def tuning_questions(run: "EvaluateRun") -> tuple[list[str], dict[str, Any] | No
 
 
 def questions_in(rows: Any) -> list[str]:
-    """What rows ask, of instructions or of preferences; none where their columns are neither's.
+    """Return the questions in rows of instructions or preferences; no questions for other columns.
 
     Raises:
-        ValueError: rows of these columns that cannot be read.
+        ValueError: rows with these columns cannot be read.
     """
     columns = {*rows.column_names}
     if any(form <= columns for form in ({"messages"}, {"prompt", "completion"}, {"instruction", "output"})):
@@ -225,7 +225,7 @@ def tuning_source(run: "EvaluateRun") -> tuple | None:
 
 
 def read_recipe(file: Path) -> dict[str, Any]:
-    """The fields of a run.yaml; none where it is not there, or damaged."""
+    """Return the fields of a run.yaml; empty if it does not exist or is damaged."""
     try:
         check_regular(file)
         options = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -237,5 +237,5 @@ def read_recipe(file: Path) -> dict[str, Any]:
 
 
 def row_texts(where: tuple) -> list[str]:
-    """All that is said in each row of a data set."""
+    """Return the complete text of each row of a data set."""
     return ["\n".join(texts_of(row)) for row in open_rows(*where).rows]

@@ -25,11 +25,11 @@ def read_by_prompt(
     """Read the dataset of a run and split it so that no prompt is in two splits.
 
     Args:
-        read: rows of these columns -> items, and which rows were left out.
-        prompt_of: the text that keeps items together.
+        read: returns the items of rows with these columns, and the rows that are not used.
+        prompt_of: returns the text that keeps items together.
 
     Returns:
-        The items of each split, the record of the source, notices, and which rows were left out.
+        The items of each split, the record of the source, notices, and the rows that are not used.
 
     Raises:
         ValueError: rows that cannot be opened, read or split.
@@ -45,7 +45,7 @@ def read_by_prompt(
 
 
 def add_seen(rows: dict[str, Any], seed: int) -> None:
-    """Add "seen", if there is a validation split: as many rows, the first that the run learns from."""
+    """Add "seen", with the first training rows of the run, as many as in the validation split, if there is one."""
     if "validation" in rows:
         numbers = epoch_order(len(rows["train"]), seed, 0)[: len(rows["validation"])]
         rows["seen"] = Subset(rows["train"], numbers)

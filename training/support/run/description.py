@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def describe_run(run: Run, task: Task, settings: TrainingSettings, steps: int, accelerator: "Accelerator") -> str:
-    """Return the lines that are printed before training: model, trained parameters, data, steps."""
+    """Return the lines to print before training: model, trained parameters, data, steps."""
     config, parameters = task.model.config, count_parameters(task.model)[1]
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     processes = plural(accelerator.num_processes, "process", "processes")

@@ -1,4 +1,4 @@
-"""Train a run at several learning rates: a run folder each, one table, the best rate. Not a recipe itself."""
+"""Train a run at several learning rates: one run folder each, a table, the best rate. Not a recipe itself."""
 
 import json
 import math
@@ -28,8 +28,8 @@ SWEEP_FILE = "sweep.json"
 def run_rates(run: Run, build: Callable[[Any], Task]) -> None:
     """Train the run once at each of its `learning_rates`.
 
-    A rate that diverges is a result too. A resumed sweep continues each rate that is not finished, except those whose
-    loss was not finite.
+    A rate that diverges is a result too. A resumed sweep continues each unfinished rate, except those with a loss that
+    was not finite.
     """
     with one_clear_line():
         lock = hold_output(run)
@@ -59,13 +59,13 @@ def _run_rates(run: Run, build: Callable[[Any], Task]) -> list[Accelerator]:
             print(f"--- learning rate {rate:g}")
         try:
             accelerators.append(run_task(runs[rate], start, validated(build), begin))
-            write_run_of_rates(run, runs, accelerators[-1])  # resumed, a finished rate begins nothing
+            write_run_of_rates(run, runs, accelerators[-1])  # a finished run does not call `begin`
             table[rate] = result_of(runs[rate])
         except SystemExit as ending:
             if not isinstance(ending.__cause__, Diverged):
                 raise
             table[rate] = {"loss": None, "diverged": True}
-        accelerators[-1].free_memory()  # the next rate has a model of its own
+        accelerators[-1].free_memory()  # the next rate has its own model
         is_main = accelerators[-1].is_main_process
         if is_main:
             write_rates(run, table)
@@ -84,12 +84,12 @@ def write_run_of_rates(run: Run, runs: dict[float, Run], accelerator: Accelerato
 
 
 def validated(build: Callable[[Any], Task]) -> Callable[[Run], Task]:
-    """Wrap `build` to raise a ValueError for a task without a validation split, which rates are compared by."""
+    """Wrap `build` to raise a ValueError for a task without a validation split, which the comparison needs."""
 
     def checked(run: Run) -> Task:
         task = build(run)
         if "validation" not in task.rows:
-            raise ValueError(f"Rates are compared by validation loss, and {run.dataset} has no such split.")
+            raise ValueError(f"Rates are compared by validation loss, and {run.dataset} has no validation split.")
         return task
 
     return checked
@@ -102,14 +102,14 @@ def make_rate_runs(run: Run) -> dict[float, Run]:
         ValueError: output_dir cannot be used, or another option does not work with several rates.
     """
     if getattr(run, "seeds", 1) > 1 or run.push_to_hub is not None:
-        raise ValueError("Rates are compared on one seed, and none is published: leave --seeds and --push-to-hub out.")
+        raise ValueError("Rates are compared on one seed, and none is published: remove --seeds and --push-to-hub.")
     if run.validation_fraction == 0:
-        raise ValueError("Rates are compared by validation loss: give --validation-fraction a share.")
+        raise ValueError("Rates are compared by validation loss. Give a --validation-fraction above 0.")
     if run.resume not in (None, "latest"):
-        raise ValueError(f"--resume {run.resume} is one rate's checkpoint; with --learning-rates give `latest`.")
+        raise ValueError(f"--resume {run.resume} is one rate's checkpoint. With --learning-rates give `latest`.")
     folder = check_output_dir(run)
     if (folder / "checkpoints").is_dir() and not run.overwrite:
-        raise ValueError(f"--output-dir {folder} holds a run of one rate. Give another for several.")
+        raise ValueError(f"--output-dir {folder} holds a run of one rate. Choose another for several rates.")
     assert run.learning_rates is not None
     return {
         rate: replace(run, learning_rates=None, learning_rate=rate, output_dir=f"{run.output_dir}/rate-{rate:g}")
@@ -118,7 +118,7 @@ def make_rate_runs(run: Run) -> dict[float, Run]:
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """Return {"loss", "diverged"} of a finished run; one that ends no better than it began has diverged too."""
+    """Return {"loss", "diverged"} of a finished run; without any improvement it has diverged too."""
     results = json.loads((Path(run.output_dir) / EVALUATION).read_text(encoding="utf-8"))["results"]
     loss, before = results["validation"]["loss"], results["before/validation"]["loss"]
     is_finite = math.isfinite(loss)
@@ -146,7 +146,7 @@ def format_rates(run: Run, table: dict[float, dict[str, Any]]) -> str:
         loss = "-" if result["loss"] is None else f"{result['loss']:.4f}"
         lines.append(f"{rate:>13g}  {loss:>15}  {'yes' if result['diverged'] else 'no'}{'  best' * (rate == best)}")
     if best is None:
-        return "\n".join([*lines, "None of them learned: try lower ones."])
+        return "\n".join([*lines, "None of the rates learned. Try lower ones."])
     return "\n".join(
         [*lines, f"Best: --learning-rate {best:g}. Written: {run.output_dir}/{SWEEP_FILE}, a run folder of each rate"]
     )

@@ -1,4 +1,4 @@
-"""What a run says of its model and tokenizer -> both, new or loaded. Not a recipe itself."""
+"""Load or create the model and tokenizer of a run. Not a recipe itself."""
 
 import os
 from collections.abc import Iterable
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def open_tokenizer(run: Run, texts: Iterable[str]) -> Any:
-    """The tokenizer that the run names, its model's, or one that is trained on the texts."""
+    """Return the tokenizer that the run names, its model's, or one that is trained on the texts."""
     if trains_tokenizer(run):
-        rarest = 1 if run.tokenizer_kind == "char" else 2  # every character there is, but no merge seen once
+        rarest = 1 if run.tokenizer_kind == "char" else 2  # keep every character, but no merge that occurs once
         return train_tokenizer(texts, vocabulary_size(run), kind=run.tokenizer_kind, min_frequency=rarest)
     name = run.tokenizer or run.model
     assert name is not None
@@ -36,9 +36,9 @@ def open_tokenizer(run: Run, texts: Iterable[str]) -> Any:
 
 
 def small_vocabulary(run: Run, tokenizer) -> list[str]:
-    """Return a notice if the tokenizer was trained and has fewer tokens than it was to have, else nothing."""
+    """Return a notice if the tokenizer was trained and has fewer tokens than requested, else nothing."""
     size = count_ids(tokenizer)
-    # A text has few characters: there the default is no wish.
+    # A text has few characters, so the default size is not a request for a character tokenizer.
     is_meant = trains_tokenizer(run) and (run.vocab_size is not None or run.tokenizer_kind != "char")
     if not is_meant or size >= vocabulary_size(run):
         return []
@@ -61,29 +61,30 @@ def small_preset(run: Run, config: ScratchGPTConfig, classes: int | None = None)
 
 
 def check_memory(run: Run, config: ScratchGPTConfig, classes: int | None = None) -> None:
-    """Raise a ValueError if a step of a new model, of one token, takes more memory than the machine has."""
+    """Raise a ValueError if a step of a new model with one token needs more memory than the machine has."""
     tune, processes = Tune(run.tune, run.lora_rank, run.lora_targets), int(os.environ.get("WORLD_SIZE", "1"))
     required = memory(config, 1, 1, half=False, tune=tune, classes=classes, optimizer=run.optimizer).peak / processes
     has_gpu = run.device in ("auto", "cuda") and torch.cuda.is_available()
     available = torch.cuda.mem_get_info()[1] if has_gpu else psutil.virtual_memory().total
     if required > available:
         raise ValueError(
-            f"A model of {all_parameters(config, classes):.2e} parameters takes {required / 1e9:,.0f} GB of memory, "
-            f"and there are {available / 1e9:,.0f}. Choose a smaller --preset, --vocab-size or --config-overrides."
+            f"A model of {all_parameters(config, classes):.2e} parameters needs {required / 1e9:,.0f} GB of memory, "
+            f"and {available / 1e9:,.0f} GB are available. Choose a smaller --preset, --vocab-size or "
+            "--config-overrides."
         )
 
 
 def build_model(
     run: Run, tokenizer, max_length: int | None, model_class: type[PreTrainedModel] = ScratchGPTForCausalLM
 ) -> PreTrainedModel:
-    """A new model of `preset` for this tokenizer and rows, or the one that `model` names, in fp32."""
+    """Return a new model of `preset` for this tokenizer and rows, or the model that `model` names, in fp32."""
     changes: dict[str, Any] = {**dropout_changes(run)}
     torch.manual_seed(run.seed)
     if run.model is None:
         fields = {
             "vocab_size": count_ids(tokenizer),
             **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-            # A position that no row reaches would stay random: the context of a new model is its rows' length.
+            # A position that no row reaches would stay random, so a new model's context is the length of its rows.
             **({} if max_length is None else {"max_position_embeddings": max_length}),
         }
         overrides = parse_overrides(run.config_overrides, ScratchGPTConfig)
@@ -105,23 +106,23 @@ def build_model(
 
 
 def row_length(run: Run, model: PreTrainedModel) -> int:
-    """Return the positions of a row: those the run names, else the model's context."""
+    """Return the length of a row in tokens: the run's, else the model's context."""
     return run.max_length or model.config.max_position_embeddings
 
 
 def build_chat_lm(run: "InstructRun | PreferRun", tokenizer: Any) -> tuple[ScratchGPTForCausalLM, list[str]]:
-    """The model, and what to say of it; it and the tokenizer keep the run's `prompt_format`, or have their own."""
+    """Return the model and notices; it and the tokenizer store the run's `prompt_format`, or keep their own."""
     end_of_text_id(tokenizer)
     name = choose_format(tokenizer, run.prompt_format, replace=True)
     new = set(FORMATS[name].tokens if name in FORMATS else ()) - set(tokenizer.all_special_tokens)
     if new and run.tune != "full":
         raise ValueError(
-            f"The format {name} needs {', '.join(sorted(new))}, which this model has never learned, and --tune "
-            f"{run.tune} does not learn them. Choose --prompt-format alpaca, or --tune full."
+            f"The format {name} needs {', '.join(sorted(new))}, which this model has not learned, and --tune "
+            f"{run.tune} does not train them. Choose --prompt-format alpaca, or --tune full."
         )
     model = cast(ScratchGPTForCausalLM, build_model(run, tokenizer, run.max_length))
     notices = [f"Format: {name}", *store_format(tokenizer, name, model)]
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # what is filled is never asked: nothing has to be resized
+        tokenizer.pad_token = tokenizer.eos_token  # padding is never a target, so the vocabulary need not grow
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, notices

@@ -1,4 +1,4 @@
-"""Check and mark the folder that a run writes."""
+"""Check and mark the output folder of a run."""
 
 import glob
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_output_dir(run: Run) -> Path:
-    """The folder, or a ValueError where it holds something that neither `resume` nor `overwrite` speaks for."""
+    """Return the folder; ValueError if it is not empty and neither `resume` nor `overwrite` allows that."""
     from scratch_gpt.runs.folder import is_run
 
     folder = Path(run.output_dir)
@@ -40,7 +40,7 @@ def check_output_dir(run: Run) -> Path:
 
 
 def is_filled(folder: Path) -> bool:
-    """Whether a folder holds more than a lock, and what a killed run was about to write."""
+    """Return whether a folder holds more than a lock and drafts of a killed run."""
     from scratch_gpt.utils.files import DRAFT, OLD
     from scratch_gpt.utils.locks import LOCK
 
@@ -49,13 +49,13 @@ def is_filled(folder: Path) -> bool:
 
 
 def check_read_paths(run: "Run | PrepareRun | TokenizerRun") -> None:
-    """Raise a ValueError where something that the run reads lies in output_dir, also by way of a link."""
+    """Raise a ValueError if a file or folder that the run reads is inside output_dir, also through a link."""
     folder = Path(run.output_dir)
     homes = folder.absolute(), folder.resolve()
     for name, path in read_paths(run):
         if any(place.is_relative_to(home) for home in homes for place in (path.absolute(), path.resolve())):
             raise ValueError(
-                f"--overwrite would remove the {name} {path}, which is inside --output-dir. Give another."
+                f"--overwrite would remove the {name} {path}, which is inside --output-dir. Choose another."
             )
 
 
@@ -80,7 +80,7 @@ def read_paths(run: "Run | PrepareRun | TokenizerRun") -> Iterator[tuple[str, Pa
 def _exists(text: str) -> bool:
     try:
         return os.path.lexists(text)
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # not a possible file name
         return False
 
 
@@ -90,7 +90,7 @@ def _links(path: Path) -> Iterator[Path]:
 
 
 def _bases(path: Path, visited: tuple[Path, ...] = ()) -> Iterator[Path]:
-    # What an adapter is loaded on, and what that is loaded on.
+    # Yield the base of an adapter, and the bases of that base.
     from scratch_gpt.utils.foreign import read_json
 
     try:
@@ -104,40 +104,38 @@ def _bases(path: Path, visited: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise a ValueError where nothing can be written into a folder, or it cannot be made; it is left as it is."""
+    """Raise a ValueError if a folder cannot be created or written to; it is not changed."""
     try:
         str(folder).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"--output-dir {folder} is not UTF-8, and safetensors writes no other. Give another."
-        ) from error
+        raise ValueError(f"--output-dir {folder} is not UTF-8, which safetensors needs. Choose another.") from error
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            raise ValueError(f"--output-dir {folder}: {path} is a file. Give a folder.")
+            raise ValueError(f"--output-dir {folder}: {path} is a file. Choose a folder.")
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=parent):
             pass
     except OSError as error:
-        raise ValueError(f"--output-dir {folder} cannot be written to ({error.strerror}). Give another.") from error
+        raise ValueError(f"--output-dir {folder} cannot be written to ({error.strerror}). Choose another.") from error
 
 
 def write_run_yaml(run: Run, folder: Path, facts: dict[str, Any]) -> None:
-    """run.yaml: the resolved fields, and what else decided the run."""
+    """Write run.yaml: the resolved fields, and `facts` about the run."""
     from scratch_gpt.runs.record import write_run
 
     values = {name: relative(value) for name, value in asdict(run).items()}
-    values.update(resume=None, overwrite=False, allow_changed=False)  # how this launch began is no part of the run
+    values.update(resume=None, overwrite=False, allow_changed=False)  # how a launch began does not define the run
     write_run(folder, values, facts)
 
 
 def relative(value: Any) -> Any:
-    """A path below the working folder as seen from there: a record says nothing about this machine."""
+    """Return a path below the working folder as a relative one, so that a record does not identify this machine."""
     working_folder = Path.cwd()
     is_below = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(working_folder)
     return str(Path(value).relative_to(working_folder)) if is_below else value
 
 
 def set_name(path: str) -> str:
-    """What the results on a file, folder or Hub dataset are called."""
+    """Return the name of the results on a file, folder or Hub dataset."""
     return Path(path).stem

@@ -1,4 +1,4 @@
-"""What a run says -> what it would cost, before any data or weights are read (--plan). Not a recipe itself."""
+"""Estimate the cost of a run before any data or weights are read (--plan). Not a recipe itself."""
 
 import math
 import sys
@@ -35,12 +35,12 @@ from scratch_gpt_training.support.options import Run, dropout_changes, trains_to
 from scratch_gpt_training.support.run.models import check_memory, small_preset
 
 
-READING = 2**26  # bytes that reading and tokenizing a text leaves taken; more where the data are held in memory
-PROBED = 0.4  # seconds of matrix products that one timed step of the probe may take
+READING = 2**26  # bytes that remain in use after reading and tokenizing a text; more if the data are held in memory
+PROBED = 0.4  # maximum seconds of matrix products in one timed step of the probe
 
 
 class TrainingPlan(NamedTuple):
-    """What a run would cost; seconds are of training alone, at rows that are all full."""
+    """The cost of a run; times cover training only and assume that every row is full."""
 
     device: str
     processes: int
@@ -53,27 +53,27 @@ class TrainingPlan(NamedTuple):
     step_tokens: int
     step_flops: int
     step_seconds: float
-    tokens: int | None  # of the run, where something other than its data says how long it is
+    tokens: int | None  # of the run, if its length does not depend on the data
     memory: Memory
-    program: int  # bytes of Python, its libraries and what they need to read data
+    program: int  # bytes of Python, its libraries and the memory for reading data
     peak: int  # bytes of a process
     notices: list[str]
 
 
 def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, int | None]:
-    """The model's config, the tokens of a row, and the rows of an epoch where they are known."""
+    """Return the model's config, the number of tokens per row, and the rows of an epoch if known."""
     changes: dict[str, Any] = {**dropout_changes(run)}
     prepared = read_manifest(run.dataset) if classes is None and is_prepared(run.dataset) else None
     length = run.max_length if prepared is None else prepared["max_length"]
     rows = None if prepared is None else prepared["splits"]["train"].get("rows")
     if run.model is not None:
         if (Path(run.model) / ADAPTER_CONFIG).exists():
-            raise ValueError(f"--model {run.model} is an adapter: a plan is made of the model that it adapts.")
+            raise ValueError(f"--model {run.model} is an adapter. Give the model that it adapts.")
         with one_error(f"--model {run.model}: its config cannot be read"):
             values, _ = ScratchGPTConfig.get_config_dict(run.model, revision=run.model_revision)
             if values.get("model_type") != ScratchGPTConfig.model_type:
                 raise ValueError(f"it is a {values.get('model_type')}, and only GPT-2 shaped models can be trained.")
-            config = ScratchGPTConfig.from_dict(values)  # changed after it is read: a GPT-2 file has names of its own
+            config = ScratchGPTConfig.from_dict(values)  # updated afterwards, because GPT-2 files use other names
             config.update(with_fused_gelu(values, changes))
     else:
         if prepared is not None:
@@ -92,14 +92,14 @@ def read_config(run: Run, classes: int | None) -> tuple[ScratchGPTConfig, int, i
 
 
 def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> TrainingPlan:
-    """Count, and probe this machine for about two seconds.
+    """Compute a run's cost, with a probe of this machine that takes about two seconds.
 
     Args:
-        classes: of a classifier.
-        sequences: texts that a row of data has.
+        classes: number of a classifier's classes.
+        sequences: number of texts per row of data.
     """
     if run.quantize_base != "no":
-        raise ValueError("A plan counts the base in 32 bits: leave --quantize-base out.")
+        raise ValueError("A plan assumes a base in 32 bits: remove --quantize-base.")
     config, length, rows = read_config(run, classes)
     tune = Tune(run.tune, run.lora_rank, run.lora_targets)
     accelerator = make_accelerator(run.device, run.mixed_precision, run.expect_processes)
@@ -109,7 +109,7 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Train
     load_what_a_run_loads()
     rate = matmul_rate(device, precision)
     program = psutil.Process().memory_info().rss + READING
-    needed = memory(
+    estimate = memory(
         config,
         per_batch,
         length,
@@ -141,15 +141,15 @@ def make_plan(run: Run, classes: int | None = None, sequences: int = 1) -> Train
         step_flops=batch * sequences * row_flops(config, length, tune, classes),
         step_seconds=seconds,
         tokens=count_tokens(run, batch, sequences * length, rows),
-        memory=needed,
+        memory=estimate,
         program=program,
-        peak=program + needed.peak,
+        peak=program + estimate.peak,
         notices=small_preset(run, config, classes),
     )
 
 
 def load_what_a_run_loads() -> None:
-    """So that this process is as large as a run before its model; the first optimizer, too, loads parts of torch."""
+    """Import the modules of a run, so that this process has a run's size; an optimizer, too, loads parts of torch."""
     import datasets  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
 
@@ -159,7 +159,7 @@ def load_what_a_run_loads() -> None:
 
 
 def small_model(run: Run, config: ScratchGPTConfig, attention: str, device, shape: tuple[int, int], classes):
-    """(a model of two blocks with weights of no meaning, what it loses on rows of this shape)."""
+    """Return a model of two blocks with constant weights, and a function that computes its loss on such rows."""
     kind = ScratchGPTForCausalLM if classes is None else ScratchGPTForSequenceClassification
     two = ScratchGPTConfig.from_dict({**config.to_dict(), "num_hidden_layers": 2, "num_labels": classes or 2})
     check_memory(run, two, classes)
@@ -183,7 +183,7 @@ def small_model(run: Run, config: ScratchGPTConfig, attention: str, device, shap
 
 
 def count_tokens(run: Run, batch: int, tokens_per_row: int, rows: int | None) -> int | None:
-    """Of the run, by the first of its limits that needs no data; None where there is none."""
+    """Return the tokens of the run, from the smallest of its limits that need no data; None without such limits."""
     limits = []
     if run.max_steps is not None:
         limits.append(run.max_steps)
@@ -198,18 +198,18 @@ def count_tokens(run: Run, batch: int, tokens_per_row: int, rows: int | None) ->
 
 
 def print_plan(run: Run, classes: int | None = None, sequences: int = 1) -> None:
-    """Say what the run would cost, on the main process."""
+    """Print the cost of the run, on the main process."""
     plan = make_plan(run, classes, sequences)
     if int(torch.distributed.is_initialized() and torch.distributed.get_rank()) == 0:
         sys.stdout.write(format_plan(plan, run))
 
 
 def format_plan(plan: TrainingPlan, run: Run) -> str:
-    """A plan in lines."""
-    needed = plan.memory
+    """Format a plan as lines of text."""
+    estimate = plan.memory
     trained = "all" if plan.trained == plan.parameters else f"{plan.trained:,}"
     parts = ("weights", "gradients", "optimizer", "activations", "logits")
-    split = ", ".join(f"{name} {gigabytes(getattr(needed, name))}" for name in parts)
+    split = ", ".join(f"{name} {gigabytes(getattr(estimate, name))}" for name in parts)
     best = compute_optimal_tokens(plan.parameters)
     rows = [("a step", plan.step_tokens)]
     if plan.tokens is not None:
@@ -223,9 +223,11 @@ def format_plan(plan: TrainingPlan, run: Run) -> str:
         planned = "" if run.plan_tflops is None else duration(flops / (run.plan_devices * run.plan_tflops * 1e12))
         table.append(f"{name:>16} {tokens:>18,} {flops:>9.1e} {duration(seconds):>14}  {planned}".rstrip())
     rate = plan.step_flops / plan.step_seconds / 1e9
-    untold = ""
+    length_hint = ""
     if not plan.tokens:
-        untold = "\nThe length of the run depends on the data, which are not read: give --max-steps or --max-tokens."
+        length_hint = (
+            "\nThe length of the run depends on the data, which are not read. Give --max-steps or --max-tokens."
+        )
     notices = "".join(f"{notice}\n" for notice in plan.notices)
     launch = f"{plural(plan.processes, 'process', 'processes')} of {plural(plan.threads, 'thread')}"
     return f"""Plan: no data are read, nothing is trained.
@@ -235,12 +237,12 @@ products {plan.matmul_rate / 1e9:,.0f} GFLOP/s, memory {plan.bandwidth / 1e9:,.0
 Memory of a process: {gigabytes(plan.peak)} GB at its peak ({split}, program {gigabytes(plan.program)})
 {chr(10).join(table)}
 Times cover training only and assume that every row is full: {rate:,.0f} GFLOP/s here. About 20 tokens per parameter \
-are compute-optimal from scratch (Hoffmann et al. 2022).{untold}
+are compute-optimal from scratch (Hoffmann et al. 2022).{length_hint}
 """
 
 
 def gigabytes(size: float) -> str:
-    """Bytes -> GB of 10 ** 9."""
+    """Format bytes as GB of 10 ** 9."""
     return f"{size / 1e9:,.2f}"
 
 

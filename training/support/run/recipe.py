@@ -29,15 +29,15 @@ def run_recipe(
     instead: Callable[[RunT], bool] = _no_alternative,
     plan_shape: Callable[[RunT], dict[str, int]] = _plan_like_text,
 ) -> None:
-    """Run a recipe from its command line to its folder.
+    """Run a recipe, from the command line to the run folder.
 
     Args:
-        build: options -> the task to train.
+        build: returns the task to train, given the options.
         check_recipe: raises a ValueError for options that this recipe cannot combine.
         unused: see `parse`.
-        resolve_model: fill in the recipe's default model.
-        instead: do what the options ask for instead of training, and return True; by default nothing.
-        plan_shape: arguments of `print_plan`.
+        resolve_model: fills in the recipe's default model.
+        instead: does something else than training if the options ask for it, and then returns True.
+        plan_shape: returns arguments of `print_plan`.
     """
     with one_clear_line():
         run = parse(kind, argv, unused=unused)

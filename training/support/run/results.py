@@ -1,4 +1,4 @@
-"""Save a finished run: the model, evaluation.json, plots and the last lines that are printed."""
+"""Save a finished run: the model, evaluation.json, plots and the summary to print."""
 
 import json
 import tempfile
@@ -23,7 +23,7 @@ from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.task import Task
 
 
-PREFIXES = {"validation": "eval_", "seen": "train_", "test": "test_"}  # of a split's names in metrics.jsonl
+PREFIXES = {"validation": "eval_", "seen": "train_", "test": "test_"}  # of each split's names in metrics.jsonl
 
 
 def _unprefixed(line: dict[str, Any] | None, prefix: str = "eval_") -> dict[str, float] | None:
@@ -32,7 +32,7 @@ def _unprefixed(line: dict[str, Any] | None, prefix: str = "eval_") -> dict[str,
 
 
 def model_files(task: Task) -> dict[str, bytes]:
-    # What a model folder has beside its weights: config, generation config, code, tokenizer.
+    # Return the files of a model folder other than weights: config, generation config, code, tokenizer.
     with tempfile.TemporaryDirectory() as folder:
         task.model.save_pretrained(folder, state_dict={})
         task.tokenizer.save_pretrained(folder)
@@ -41,8 +41,8 @@ def model_files(task: Task) -> dict[str, bytes]:
 
 
 def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step: int) -> None:
-    # A loadable folder: weights, config, generation config, code, tokenizer. Whole or not at all. With LoRA, the
-    # merged model, and the LoRA weights of model/ in adapter/.
+    # Write a loadable folder atomically: weights, config, generation config, code, tokenizer. With LoRA, write the
+    # merged model, and for model/ also the LoRA weights to adapter/.
     sharded = accelerator.distributed_type == DistributedType.FSDP
     tensors = {"state_dict": whole_weights(model)} if sharded else {}  # on every process
     unwrapped = accelerator.unwrap_model(model)
@@ -69,7 +69,7 @@ def save_model(accelerator, model, tokenizer, folder: Path, save: Callable, step
 
 
 def load_best(accelerator, model, prepared, folder: Path):
-    # The prepared model with the weights of model/; LoRA's are merged there, so that they need a model of their own.
+    # Return the prepared model with the weights of model/. With LoRA these are merged, so they need a separate model.
     best = load_complete(type(model), folder, attn_implementation=model.config._attn_implementation)
     if has_lora(model):
         return accelerator.prepare_model(best, evaluation_mode=True)
@@ -119,9 +119,9 @@ def append_metrics(folder: Path, progress: Progress, values: dict[str, Any]) -> 
     write_text(folder / METRICS, f"{text}{line}\n")
 
 
-OUTPUTS = {  # name in the folder of a run -> what it holds
+OUTPUTS = {  # name in the folder of a run: its content
     "model": "weights, config, code and tokenizer; any Hugging Face client loads it",
-    "last": "the weights of the last step; model/ has those of the best",
+    "last": "the weights of the last step; model/ has the best ones",
     "adapter": "the LoRA weights; peft loads them on the base model",
     "predictions.jsonl": "each test text with its label and probabilities",
     "responses.json": "answers to the test questions, before and after training",
@@ -137,7 +137,7 @@ OUTPUTS = {  # name in the folder of a run -> what it holds
 def summary(
     run: Run, task: Task, progress: Progress, steps: int, results: dict[str, dict[str, float]], seconds: float
 ) -> str:
-    """Return what is printed at the end: scores before and after, a sample, the files written, the next commands."""
+    """Return the text to print at the end: scores before and after, a sample, the files written, the next commands."""
     folder = Path(run.output_dir)
     early = f" (stopped early; the limit was {steps:,} steps)" if progress.stopped_early else ""
     work = f"{plural(progress.step, 'step')}, {plural(progress.tokens, 'token')}{early}"

@@ -1,4 +1,4 @@
-"""What a checkpoint was made with against what is asked now -> refused, said, or nothing. Not a recipe itself."""
+"""Compare a checkpoint's record with the run that resumes it, and reject or report changes. Not a recipe itself."""
 
 import platform
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from scratch_gpt_training.support.options import Run, peak_rate, vocabulary_size
 from scratch_gpt_training.support.run.output_dir import relative
 
 
-# Fields that decide what is learned. (Those that name data or a model decide by what they name: its hash, its config.)
+# Fields that decide what is learned. (For fields that name data or a model, its hash or its config is compared.)
 PROMISED = {
     "seed",
     "batch_size",
@@ -62,13 +62,13 @@ THIS_LAUNCH = {
     "plan",
     "plan_devices",
     "plan_tflops",
-}  # no part of the run
+}  # not compared
 NOT_SHAPE = {"transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype"}
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy")
 
 
 def make_record(run: Run, model_config: dict[str, Any], data: dict[str, Any], accelerator) -> dict[str, Any]:
-    """All that decides a run, as JSON: what its checkpoints keep, and what a resumed run is compared with."""
+    """Return everything that decides a run, as JSON: checkpoints store it, and resuming compares it."""
     config = {name: relative(value) for name, value in asdict(run).items() if name not in THIS_LAUNCH}
     return {
         "config": {**config, "learning_rate": peak_rate(run), "vocab_size": vocabulary_size(run)},
@@ -86,13 +86,13 @@ def make_record(run: Run, model_config: dict[str, Any], data: dict[str, Any], ac
 
 
 def check_record(saved: dict[str, Any], now: dict[str, Any], allow_changed: bool, keeps_batch: bool) -> list[str]:
-    """What to say of what has changed.
+    """Return notices about changes between a checkpoint's record and this run's.
 
     Args:
-        keeps_batch: another number of processes shares the same global batch, so its cut is no change.
+        keeps_batch: another number of processes shares the same global batch, so its split is not a change.
 
     Raises:
-        ValueError: something has changed that the rest of the run would not be the same with.
+        ValueError: a change that makes the resumed run different from the original.
     """
     changed = _differences(saved, now)
     if keeps_batch:
@@ -101,14 +101,14 @@ def check_record(saved: dict[str, Any], now: dict[str, Any], allow_changed: bool
     lines = []
     if breaking and not allow_changed:
         raise ValueError(
-            f"The checkpoint was made with another {_list(breaking)}: resumed, the run would not be the one that was "
-            "begun. Give what it was made with (--config OUTPUT_DIR/run.yaml), or --allow-changed true."
+            f"The checkpoint was made with another {_list(breaking)}. Resuming would not reproduce the original run. "
+            "Give the original options (--config OUTPUT_DIR/run.yaml), or --allow-changed true."
         )
     if breaking:
         lines.append(f"Changed, and allowed: {_list(breaking)}.")
     surroundings = {name: pair for name, pair in changed.items() if name.startswith("environment.")}
     if surroundings:
-        lines.append(f"Changed: {_list(surroundings)}. The run goes on, equal up to rounding, not bit for bit.")
+        lines.append(f"Changed: {_list(surroundings)}. The run continues, equal up to rounding, not bit for bit.")
     harmless = {name: pair for name, pair in changed.items() if name not in breaking and name not in surroundings}
     if harmless:
         lines.append(f"Changed: {_list(harmless)}.")
@@ -116,12 +116,12 @@ def check_record(saved: dict[str, Any], now: dict[str, Any], allow_changed: bool
 
 
 def check_same_run(records: list[dict[str, Any]]) -> None:
-    """Raise a ValueError if processes would train different runs: each brings its record and the step it resumes."""
+    """Raise a ValueError if processes would train different runs; each gives its record and the step it resumes."""
     for record in records[1:]:
         if differing := {name: pair for name, pair in _differences(records[0], record).items() if _breaks(name)}:
             raise ValueError(
                 f"The processes of this launch differ in {_list(differing)}. Give all machines the same options, data "
-                "and checkpoints: an --output-dir on a disk that they share."
+                "and checkpoints, with an --output-dir on a shared disk."
             )
 
 
@@ -138,7 +138,7 @@ def _breaks(name: str) -> bool:
 
 
 def _differences(saved: Any, now: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
-    # {"config.seed": (0, 1), ...}: the leaves that differ
+    # Return the leaves that differ, as {"config.seed": (0, 1), ...}.
     if not (isinstance(saved, dict) and isinstance(now, dict)):
         return {} if saved == now else {name: (saved, now)}
     differences = {}
@@ -153,19 +153,19 @@ def _list(changed: dict[str, tuple[Any, Any]]) -> str:
         return text if len(text) <= 40 else f"{text[:12]}..."
 
     items = [(name.removeprefix("config."), before, after) for name, (before, after) in changed.items()]
-    items.sort(key=lambda item: "." in item[0])  # what was told before what follows from it
+    items.sort(key=lambda item: "." in item[0])  # options first, then what follows from them
     texts = [f"{name} ({short(before)} -> {short(after)})" for name, before, after in items[:6]]
     return ", ".join(texts) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
 
 
 def resolve_split(run: Run, saved: dict[str, Any] | None, processes: int) -> tuple[int, int]:
-    """batch_size and accumulation_steps: the run's own, or what keeps a resumed run's global batch.
+    """Return batch_size and accumulation_steps: the run's own, or those that keep a resumed run's global batch.
 
     Args:
-        saved: the state of the checkpoint that is resumed from.
+        saved: the state of the checkpoint to resume from.
 
     Raises:
-        ValueError: the global batch cannot be shared by so many processes.
+        ValueError: the global batch cannot be shared by this number of processes.
     """
     given_split = run.batch_size, run.accumulation_steps
     if saved is None or given_split != tuple(

@@ -1,8 +1,8 @@
-"""Train a task and write its run folder: everything around `train_model`. Not a recipe itself.
+"""Train a task and write its run folder: all steps around `train_model`. Not a recipe itself.
 
 open_run(run)     before anything heavy: the folder, and the checkpoint to resume (setup.py)
 run_task(...)     build the task, describe it, and execute it
-execute(...)      train, keep the best or the last, score the test split once, write plots and records
+execute(...)      train, keep the best or the last weights, score the test split once, write plots and records
 close_run(...)    leave the process group; publish
 """
 
@@ -68,10 +68,10 @@ def run_task(
     build: Callable[[Any], Task],
     begin: Callable[[Accelerator], Any] = lambda accelerator: None,
 ) -> Accelerator:
-    """Run a task from its rows to its folder; return the accelerator, whose process group the caller leaves.
+    """Run a task from its rows to its folder; return the accelerator, with a process group that the caller closes.
 
     Args:
-        begin: called with the accelerator once all options and data are checked.
+        begin: called with the accelerator after all options and data are checked.
     """
     with start.lock:
         return _run_task(run, start, build, begin)
@@ -84,7 +84,7 @@ def _run_task(
         task = build(run)
         if "validation" not in task.rows and keeps_best(run):
             raise ValueError(
-                f"--keep-best and --patience choose by validation loss, and {run.dataset} has no such split."
+                f"--keep-best and --patience choose by validation loss, and {run.dataset} has no validation split."
             )
         accelerator = start_accelerator(run, start)
         task.model.set_attn_implementation(
@@ -98,7 +98,7 @@ def _run_task(
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) continues it.")
             return accelerator
         accelerator.print(shown(describe_run(run, task, settings, steps, accelerator)))
-    # Code that hangs ends here with a message; an end from outside or a full disk names the last checkpoint too.
+    # Code that hangs ends here with a message. A signal and a full disk also print the last checkpoint.
     stacks = start.folder / f"stacks-{accelerator.process_index}.txt"
 
     def advice() -> str:
@@ -113,7 +113,7 @@ def _run_task(
 
 
 def close_run(run: Run, accelerator: Accelerator) -> None:
-    """Leave the process group, and publish the run if the options ask for it."""
+    """Leave the process group, and publish the run if --push-to-hub is given."""
     is_main = accelerator.is_main_process
     accelerator.end_training()
     if run.push_to_hub is None or not is_main:
@@ -189,8 +189,8 @@ def _begin_folder(
     rates: dict[str, Any],
     record: dict[str, Any],
 ) -> None:
-    # run.yaml and manifest.json, before the first step.
-    accelerator.wait_for_everyone()  # all have read the folders that are renamed now
+    # Write run.yaml and manifest.json before the first step.
+    accelerator.wait_for_everyone()  # until all have read the folders that are renamed now
     if accelerator.is_main_process:
         if run.overwrite:
             clear(start.folder)
@@ -222,7 +222,7 @@ class Scorer:
         self.run, self.task, self.accelerator, self.folder, self.save = run, task, accelerator, folder, save
         batch_size, processes = settings.batch_size, accelerator.num_processes
         self.layout = BatchLayout(batch_size, 1, processes, accelerator.process_index)
-        self.splits = {"validation", "seen"} | ({"test"} if with_test else set())  # of the next evaluation
+        self.splits = {"validation", "seen"} | ({"test"} if with_test else set())  # for the next evaluation
 
     def score(self, model: Any, split: str) -> tuple[dict[str, float], dict[str, Any]]:
         """Return the metrics and tables of a split."""
@@ -241,7 +241,7 @@ class Scorer:
         return sum_over_processes(self.accelerator, values.to(self.accelerator.device))
 
     def evaluate(self, model: Any) -> dict[str, Any]:
-        """Return the metrics of all splits and a sample; the test split is scored before the first step only."""
+        """Return the metrics of all splits and a sample; the test split is only scored before the first step."""
         values: dict[str, Any] = {}
         unwrapped = self.accelerator.unwrap_model(model)
         with uncompiled(unwrapped):
@@ -254,8 +254,8 @@ class Scorer:
         return values
 
     def sample(self, unwrapped: Any) -> str:
-        """Return a text that the model writes; empty on processes that do not compute it."""
-        is_sharded = self.accelerator.distributed_type == DistributedType.FSDP  # each process has a part of a matrix
+        """Return a text sampled from the model; empty on processes that do not compute it."""
+        is_sharded = self.accelerator.distributed_type == DistributedType.FSDP  # each process has only a part
         is_needed = is_sharded or self.accelerator.is_main_process
         return _sample(self.task, unwrapped) if is_needed else ""
 
@@ -275,19 +275,19 @@ class Scorer:
 def _finish_folder(
     run: Run, task: Task, accelerator: Accelerator, folder: Path, scorer: Scorer, model: Any, progress: Progress
 ) -> dict[str, dict[str, float]]:
-    # The model, the test scores, plots and evaluation.json; returns the results, on the first process.
-    save = guard_saves(accelerator, folder)  # a run without its model is not complete
+    # Write the model, the test scores, plots and evaluation.json; return the results on the first process.
+    save = guard_saves(accelerator, folder)  # without its model a run is incomplete
     last_is_best = not keeps_best(run) or progress.best_step in (None, progress.step)
     if not last_is_best and best_step_of(folder) != progress.best_step:
         accelerator.print(
-            f"model/ does not hold the best step, {progress.best_step}, which could not be saved: it gets the last."
+            f"model/ does not hold the best step, {progress.best_step}, which could not be saved. It gets the last."
         )
         last_is_best = True
-    accelerator.wait_for_everyone()  # all have looked at model/
+    accelerator.wait_for_everyone()  # until all have read model/
     target = folder / ("model" if last_is_best else "last")
     save_model(accelerator, model, task.tokenizer, target, save, progress.step)
     if last_is_best and accelerator.is_main_process:
-        remove_folder(folder / "last")  # of a run that was stopped before it became the best
+        remove_folder(folder / "last")  # from a run that was stopped when another step was the best
     if ("test" in task.rows or task.hooks.sample_text is not None) and not last_is_best:
         model = load_best(accelerator, task.model, model, folder / "model")
     test, tables = scorer.score(model, "test") if "test" in task.rows else (None, {})
@@ -305,13 +305,13 @@ def _finish_folder(
         if sample:
             append_metrics(folder, progress, {"sample": sample})
         results = write_evaluation(run, task, folder, progress, test, tables, last_is_best)
-        remove_replaced(folder)  # a run that only evaluates has no checkpoint
+        remove_replaced(folder)  # for a run that only evaluates and so has no checkpoint
     accelerator.wait_for_everyone()
     return results
 
 
 def _sample(task: Task, model: Any) -> str:
-    # A model that has diverged writes nothing.
+    # A model that has diverged cannot be sampled from.
     assert task.hooks.sample_text is not None
     try:
         return task.hooks.sample_text(model)

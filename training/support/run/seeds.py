@@ -1,4 +1,4 @@
-"""Train a run once or over several seeds: a run folder each, their mean and spread. Not a recipe itself."""
+"""Train a run once or over several seeds: one run folder each, mean and spread. Not a recipe itself."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from scratch_gpt_training.support.run.task import Task
 
 
 def run_seeds(run: Run, build: Callable[[Any], Task]) -> None:
-    """Train the run once for each of its seeds, from rows to folder; a recipe without seeds trains once."""
+    """Train the run once for each of its seeds; a recipe without seeds trains once."""
     with one_clear_line():
         lock = hold_output(run)
     with lock:
@@ -34,8 +34,8 @@ def run_seeds(run: Run, build: Callable[[Any], Task]) -> None:
             begin = partial(begin_seeds, run) if n == 0 else _begin_nothing
             accelerator = run_task(seed_run, start, build, begin)
             if n == 0:
-                write_run_of_seeds(run, accelerator)  # resumed, a finished first seed begins nothing
-            accelerator.free_memory()  # the next seed has a model of its own
+                write_run_of_seeds(run, accelerator)  # a finished run does not call `begin`
+            accelerator.free_memory()  # the next seed has its own model
         with one_clear_line(RunStopped), name_last_good(Path(run.output_dir)):
             summarize(run, runs, accelerator)
     close_run(run, accelerator)
@@ -45,16 +45,16 @@ def make_seed_runs(run: Run) -> list[Run]:
     """Return the runs of all seeds: this one, or one for each of seed, seed + 1, ... in output_dir/seed-N.
 
     Raises:
-        ValueError: output_dir cannot be used, or one checkpoint is to begin several runs.
+        ValueError: output_dir cannot be used, or a single checkpoint is given for several seeds.
     """
     if count_seeds(run) == 1:
         return [run]
     if run.resume not in (None, "latest"):
-        raise ValueError(f"--resume {run.resume} is one seed's checkpoint; with --seeds give `latest`.")
+        raise ValueError(f"--resume {run.resume} is one seed's checkpoint. With --seeds give `latest`.")
     folder = check_output_dir(run)
     if (folder / "checkpoints").is_dir() and not run.overwrite:
         raise ValueError(
-            f"--output-dir {folder} holds a run of one seed. Give another for several, or --overwrite true."
+            f"--output-dir {folder} holds a run of one seed. Choose another for several, or give --overwrite true."
         )
     numbers = range(run.seed, run.seed + count_seeds(run))
     return [replace(run, seeds=1, seed=seed, output_dir=f"{run.output_dir}/seed-{seed}") for seed in numbers]
@@ -84,7 +84,7 @@ def write_run_of_seeds(run: Run, accelerator: Accelerator) -> None:
 
 
 def summarize(run: Run, runs: Sequence[Run], accelerator: Accelerator) -> None:
-    """Write evaluation.json with mean, standard deviation and number over the seeds; model/ is the first seed's."""
+    """Write evaluation.json with mean, standard deviation and count over the seeds; model/ is the first seed's."""
     if count_seeds(run) > 1 and accelerator.is_main_process:
         folder = Path(run.output_dir)
         files = {f"seed-{seed_run.seed}": Path(seed_run.output_dir) / EVALUATION for seed_run in runs}

@@ -1,4 +1,4 @@
-"""Open a run: a new start or a checkpoint, the accelerator, the number of steps."""
+"""Set up a run: a new start or a checkpoint, the accelerator, the number of steps."""
 
 import json
 import math
@@ -48,14 +48,14 @@ from scratch_gpt_training.support.run.resuming import check_record, check_same_r
 from scratch_gpt_training.support.run.task import Start, Task
 
 
-DEFAULT_EPOCHS = 3  # where no limit is given
+DEFAULT_EPOCHS = 3  # without any limit
 
 
 def open_run(run: Run) -> Start:
     """Choose the folder and the checkpoint, and lock the folder.
 
     Raises:
-        ValueError: the folder, the checkpoint or a setting of the launch cannot be used.
+        ValueError: the folder, the checkpoint or an option of the launch cannot be used.
     """
     check_launch(run.expect_processes)
     lock = hold_output(run)
@@ -67,55 +67,55 @@ def open_run(run: Run) -> Start:
 
 
 def hold_output(run: Run) -> Any:
-    """Hold output_dir until the end of `with`, on the first process; ValueError where another launch holds it."""
+    """Lock output_dir until the end of `with`, on the first process; ValueError if another launch has locked it."""
     check_writable(Path(run.output_dir))
     return hold(run.output_dir) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def keeps_best(run: Run) -> bool:
-    """Return whether model/ is to be the best by validation loss."""
+    """Return whether model/ must hold the best weights by validation loss."""
     return run.keep_best or run.patience is not None
 
 
 def find_start(run: Run) -> Start:
-    """Return where a run begins in its folder; ValueError where that cannot be."""
+    """Return the start of a run in its folder; ValueError if it cannot start there."""
     folder = check_output_dir(run)
     if run.resume is None:
         return Start(folder, None, [])
     if run.resume != "latest":
         path = Path(run.resume)
         if not path.is_dir():
-            raise ValueError(f"--resume {run.resume}: there is no such folder. Give one, or `latest`.")
+            raise ValueError(f"--resume {run.resume}: no such folder. Give the folder of a checkpoint, or `latest`.")
         if problem := find_damage(path):
-            raise ValueError(f"--resume {run.resume} is no whole checkpoint: {problem}.")
+            raise ValueError(f"--resume {run.resume} is not an intact checkpoint: {problem}.")
         if is_run(folder) and not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(
-                f"--resume {run.resume} is of another run than output_dir {run.output_dir} holds, which it would "
-                "replace. Give another --output-dir."
+                f"--resume {run.resume} is from another run than the one in output_dir {run.output_dir}, which it "
+                "would replace. Give another --output-dir."
             )
         return start_from(run, folder, path, [])
     path, skipped = find_checkpoint(folder / "checkpoints")
     if path is None and (folder / EVALUATION).exists():
         raise ValueError(
-            f"{run.output_dir} holds a finished run and no checkpoint to go on from. Give another --output-dir."
+            f"{run.output_dir} holds a finished run and no checkpoint to resume. Give another --output-dir."
         )
     if path is None:
         return Start(folder, None, [f"No checkpoint in {run.output_dir} yet: starting from the beginning."])
-    return start_from(run, folder, path, [*skipped, f"Going on from {own_name(path)}."])
+    return start_from(run, folder, path, [*skipped, f"Resuming from {own_name(path)}."])
 
 
 def start_from(run: Run, folder: Path, path: Path, notices: list[str]) -> Start:
-    """Return the start from a checkpoint, which says where the best so far is not in model/ any more."""
+    """Return the start from a checkpoint, with a notice if the best weights so far are no longer in model/."""
     saved = read_state(path)
     best = take_fields(Progress, saved["progress"]).best_step
     if not keeps_best(run) or best in (None, best_step_of(folder)):
         return Start(folder, path, notices, saved)
-    notice = f"The best step so far, {best}, is not in {run.output_dir}/model: from here the best is chosen anew."
+    notice = f"The best step so far, {best}, is not in {run.output_dir}/model. The best is chosen again from here."
     return Start(folder, path, [*notices, notice], saved, has_best=False)
 
 
 def best_step_of(folder: Path) -> int | None:
-    """The step whose weights model/ holds; where an older run has not written it, by its metrics."""
+    """Return the step of the weights in model/; derive it from the metrics if an older version has not recorded it."""
     model = find_folder(folder / "model")
     if not is_whole(model):
         return None
@@ -129,7 +129,7 @@ def best_step_of(folder: Path) -> int | None:
 
 
 def apply_tune(run: Run, model: Any) -> list[str]:
-    """Leave trainable what the run tunes, in place; what to say of it."""
+    """Leave trainable the parameters that the run tunes, in place, and return notices."""
     if run.tune != "lora":
         return freeze(model, run.tune)
     add_lora(
@@ -149,14 +149,14 @@ def apply_tune(run: Run, model: Any) -> list[str]:
 
 
 def start_accelerator(run: Run, start: Start) -> Accelerator:
-    """The launch this run is on, checked against what it asks for; a resumed run keeps its precision."""
+    """Return the accelerator, checked against the options; a resumed run keeps its precision."""
     report_to = None if run.report_to == "none" else run.report_to
     precision = run.mixed_precision
     if precision == "auto" and start.saved is not None:
         precision = start.saved["record"]["environment"]["precision"]
     accelerator = make_accelerator(run.device, precision, run.expect_processes, report_to, start.folder)
     if run.tune == "lora" and accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("--tune lora is merged from whole weights, which FSDP shards: launch it with DDP instead.")
+        raise ValueError("--tune lora merges complete weights, which FSDP shards. Launch it with DDP instead.")
     return accelerator
 
 
@@ -204,9 +204,13 @@ def count_evaluations(steps: int) -> int:
 def compare(
     run: Run, start: Start, task: Task, accelerator: Accelerator, settings: TrainingSettings
 ) -> tuple[dict[str, Any], list[str]]:
-    """The record of this run, and what has changed since the checkpoint; ValueError for what may not change."""
+    """Return the record of this run, and notices about changes since the checkpoint.
+
+    Raises:
+        ValueError: a change that is not allowed.
+    """
     record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)
-    record = json.loads(json.dumps(record))  # as it is read back
+    record = json.loads(json.dumps(record))  # as it will be read back
     step = None if start.saved is None else start.saved["progress"]["step"]
     check_same_run(gather_object([{**record, "resume": {"step": step}}]))
     if start.saved is None:
@@ -220,7 +224,7 @@ def compare(
 
 
 def is_finished(run: Run, start: Start, steps: int) -> bool:
-    """Whether the run that `start` resumes has nothing left to do."""
+    """Return whether the run that `start` resumes is already complete."""
     if start.saved is None or not (start.folder / EVALUATION).exists() or not is_whole(start.folder / "model"):
         return False
     progress = take_fields(Progress, start.saved["progress"])
@@ -228,7 +232,7 @@ def is_finished(run: Run, start: Start, steps: int) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a model folder's weights are there and none is cut off."""
+    """Return whether a model folder has weights and none of its files is truncated."""
     files = sorted(folder.glob("*.safetensors"))
     try:
         for file in files:
@@ -240,7 +244,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def tokens_at_peak(run: Run, task: Task, accelerator: Accelerator) -> float | None:
-    """Tokens a second, counted as the loop counts them, if all matrix products ran at the devices' peak; or None."""
+    """Return the tokens per second, as the loop counts them, if all matrix products ran at peak; None if unknown."""
     peak = device_peak(accelerator.device, accelerator.mixed_precision)
     if peak is None:
         return None
@@ -253,13 +257,13 @@ def tokens_at_peak(run: Run, task: Task, accelerator: Accelerator) -> float | No
 
 
 def clear(folder: Path) -> None:
-    """Set the run in a folder aside, or several of other seeds or rates; what else lies in the folder stays."""
+    """Set aside the run in a folder, or its runs of several seeds or rates; other files in the folder stay."""
     if set_aside(folder):
-        print(f"The run that was there stays in {folder / ASIDE} until this one has its first checkpoint.")
+        print(f"The previous run stays in {folder / ASIDE} until this one has its first checkpoint.")
 
 
 def restore_names(start: Start) -> None:
-    """Rename folders that a killed run has left under a temporary name, and so the resumed checkpoint."""
+    """Rename folders that a killed run has left under a temporary name, including the resumed checkpoint."""
     for name in ("model", "last", "adapter"):
         if (current := find_folder(start.folder / name)) != start.folder / name:
             current.replace(start.folder / name)
@@ -268,7 +272,7 @@ def restore_names(start: Start) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a model folder of ours, but no file in it that is not ours; of a link not what it points to."""
+    """Remove a model folder of ours, except files that are not ours; of a link remove only the link."""
     if folder.is_symlink():
         remove(folder)
     else:

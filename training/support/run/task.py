@@ -1,4 +1,4 @@
-"""Define what a recipe builds, and where its run starts."""
+"""Define the task that a recipe builds, and the start of a run."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +23,9 @@ def _nothing_to_prepare(accelerator: "Accelerator", folder: Path, save: Callable
 class Hooks(NamedTuple):
     """Optional functions of a task."""
 
-    sample_text: "Callable[[PreTrainedModel], str] | None" = None  # a text that the model writes
+    sample_text: "Callable[[PreTrainedModel], str] | None" = None  # returns a text sampled from the model
     sample_method: str = "greedy"  # how that text is decoded
-    augment: Callable[[Any, int], Any] | None = None  # (row, position in the run's sequence) -> the row to learn from
+    augment: Callable[[Any, int], Any] | None = None  # (row, position in the run's sequence) -> the row to train on
     plot: Callable[..., Any] = plot_loss  # (lines of metrics.jsonl, file, title) -> loss.png
     # (model, tables of the test split) -> {file name: function that writes it}; called on every process
     extra_outputs: Callable[[Any, dict[str, Any]], dict[str, Callable[[Path], Any]]] | None = None
@@ -36,8 +36,8 @@ class Hooks(NamedTuple):
 class Task(NamedTuple):
     """Everything that a recipe hands to the runner.
 
-    `rows` has the splits. "train" (a sequence, or a stream) is learned from; "validation" and "seen", a part of
-    "train", are evaluated during training; "test" is scored before the first step and at the end. All but "train" are
+    `rows` has the splits. "train" (a sequence, or a stream) is trained on; "validation" and "seen", a part of "train",
+    are evaluated during training; "test" is scored before the first step and at the end. All but "train" are
     optional.
     """
 

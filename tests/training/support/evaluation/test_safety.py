@@ -140,7 +140,9 @@ def test_contamination_is_measured_against_the_dataset_of_run_yaml(run, home, tm
 def test_a_damaged_run_yaml_gives_no_fields(made, tmp_path):
     (tmp_path / "run.yaml").write_bytes(made)
     run = SimpleNamespace(model=str(tmp_path / "model"), tuning_data=None)
-    assert checking.tuning_source(run) is None and checking.learned_texts(run)[1].startswith("nobody says what")
+    assert checking.tuning_source(run) is None and checking.learned_texts(run)[1].startswith(
+        "the data on which the model was trained are unknown"
+    )
 
 
 @pytest.mark.parametrize(

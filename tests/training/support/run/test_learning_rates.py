@@ -20,7 +20,7 @@ SMALL += ["--config-overrides", "hidden_size=32,num_hidden_layers=2"]
 def test_rates_are_not_compared_without_validation_data():
     build = sweep.validated(lambda run: SimpleNamespace(rows=dict.fromkeys(run.splits)))
     assert build(SimpleNamespace(splits=("train", "validation"))).rows
-    with pytest.raises(ValueError, match="compared by validation loss, and data/mixed has no such split"):
+    with pytest.raises(ValueError, match="compared by validation loss, and data/mixed has no validation split"):
         build(SimpleNamespace(dataset="data/mixed", splits=("train", "test")))
 
 

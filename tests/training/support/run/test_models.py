@@ -36,5 +36,5 @@ def test_the_memory_of_a_model_is_compared_with_the_machine(monkeypatch):
     monkeypatch.setattr(
         "scratch_gpt_training.support.run.models.psutil.virtual_memory", lambda: type("Memory", (), {"total": 10**5})
     )
-    with pytest.raises(ValueError, match="parameters takes .* GB of memory, and there are"):
+    with pytest.raises(ValueError, match="parameters needs .* GB of memory, and .* GB are available"):
         check_memory(run, config)

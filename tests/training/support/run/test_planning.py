@@ -106,7 +106,7 @@ def test_metrics_have_no_mfu_if_the_peak_is_unknown(tmp_path):
 
 
 REFUSED = {
-    "--plan-tflops 3": "need --plan true",
+    "--plan-tflops 3": "only work with --plan true",
     "--plan true --plan-tflops 0": "--plan-tflops must be above 0",
     "--plan true --plan-devices 0": "--plan-devices must be at least 1",
     "--plan true --tokenizer nobody/nothing": "nobody/nothing",
