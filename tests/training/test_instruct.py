@@ -142,7 +142,7 @@ def test_gpt2_follows_with_lora_and_a_format_with_new_tokens_is_refused_there(ro
     assert len(again) == len(tokenizer) and again.pad_token == again.eos_token == "<|endoftext|>"
     other = ["--model", tmp_path / "run" / "model", "--prompt-format", "plain", *arguments[:2], "--preview", 1]
     run(*other)
-    assert "Warning: the chat template that the model came with is replaced by plain" in capsys.readouterr().out
+    assert "Warning: the model's chat template is replaced by plain" in capsys.readouterr().out
 
 
 def test_a_contaminated_test_row_is_reported_with_the_score(tmp_path, capsys):
@@ -211,11 +211,11 @@ def test_a_preview_marks_the_targets_of_training(tmp_path, capsys):
 
 
 BAD = {
-    "--prompt-format llama": "no --prompt-format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
+    "--prompt-format llama": "--prompt-format must be alpaca, chatml, phi3, plain or tokenizer, not 'llama'",
     "--prompt-format tokenizer": "The tokenizer has no chat template",
     "--train-on answers": "train_on.*answers",
     "--streaming true": "leave --streaming out",
-    "--max-length 9": "None of .* rows asks anything within 9 tokens: each prompt fills them",
+    "--max-length 9": "None of .* rows has a target within 9 tokens: the prompts are too long",
     "--answers -1": "--answers must be at least 0",
     "--preview 0": "--preview must be at least 1",
     "--max-new-tokens 0": "--max-new-tokens must be at least 1",

@@ -167,9 +167,9 @@ def test_passages_are_cut_from_the_column_of_text_alone_and_a_row_that_goes_is_s
     assert left == {"text": [passage, "New."], "title": [passage, None]}
     assert manifest["bytes"] == 2 * len(passage) + len("\nNew.")
     removed = json.loads((folder / "removed.jsonl").read_text())
-    assert removed == {"filter": "passages", "why": "all of it was there before", "row": copy}
+    assert removed == {"filter": "passages", "why": "its complete text occurs earlier", "row": copy}
     page = (folder / "report.html").read_text()
-    assert f"all of it was there before</b>{passage[:30]}" in page
+    assert f"its complete text occurs earlier</b>{passage[:30]}" in page
 
 
 @pytest.mark.parametrize("form", ["prompt", "instruction", "messages"])
@@ -243,7 +243,7 @@ def test_a_removed_copy_names_the_row_that_is_kept(texts, tmp_path):
     removed = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
     assert [(line["filter"], line["why"]) for line in removed] == [
         ("empty", "no text"),
-        ("near_duplicates", "nearly the text of row 3 of a.jsonl"),
+        ("near_duplicates", "nearly the same text as row 3 of a.jsonl"),
         ("exact_duplicates", "the same text as row 4 of a.jsonl"),
         ("exact_duplicates", "the same text as row 3 of a.jsonl"),  # of what stays at the end
     ]
@@ -391,9 +391,9 @@ def test_incompatible_columns_of_a_mixture_are_one_line_errors(two, tmp_path, ca
     for name, value in (("a", 1), ("b", "one")):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": f"Text {n}.", "n": value} for n in range(9)])
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "p", "--mixture", "a.jsonl,b.jsonl"]
-    fails(words, "The column 'n' holds int64 and string, which do not go together", capsys)
+    fails(words, "The column 'n' has the types int64 and string, which cannot be combined", capsys)
     write_rows(tmp_path / "b.jsonl", [{"body": "Text."}])
-    fails(words, "no column in common; the first one has text, n", capsys)
+    fails(words, "no column in common. The first corpus has text, n", capsys)
     assert not (tmp_path / "p").exists()
 
 
@@ -516,7 +516,7 @@ def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
     text = (tmp_path / "p" / "manifest.json").read_text()
     (tmp_path / "p" / "manifest.json").write_text(text.replace('"share": 0.', '"share": 1.', 1))
     for arguments, main in ((words, prepare.main), (run, pretrain.main)):
-        fails(arguments, r"manifest\.json is not what was written: its hash differs", capsys, main)
+        fails(arguments, r"manifest\.json was changed after it was written: its hash differs", capsys, main)
     prepared(*words, "--overwrite", "true")
 
 
@@ -541,7 +541,7 @@ def test_a_run_keeps_the_manifest_of_its_data_and_refuses_others(corpus, texts, 
     pretrain.main([str(word) for word in [*words, "--manifest", manifest, "--output-dir", tmp_path / "same"]])
     other = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts[1:]])
     changed = [other if word == corpus else word for word in words]
-    message = r"not those of .*manifest\.json: texts\.jsonl has changed"
+    message = r"data differ from .*manifest\.json: texts\.jsonl has changed"
     fails([*changed, "--manifest", manifest, "--output-dir", tmp_path / "b"], message, capsys, pretrain.main)
     assert not (tmp_path / "b").exists()
 
@@ -567,7 +567,7 @@ def test_a_run_on_prepared_rows_records_what_was_verified(corpus, tokenizer, tmp
     recorded = read_manifest(tmp_path / "run")
     assert "sha256" in recorded.pop("verified") and recorded == manifest
     (folder / "train" / "part-00009.arrow").write_bytes((folder / "train" / "part-00000.arrow").read_bytes())
-    message = r"train/part-00009\.arrow is no part of the data that were prepared"
+    message = r"train/part-00009\.arrow is not in its manifest\.json"
     fails([*run, "--output-dir", tmp_path / "other"], message, capsys, pretrain.main)
     fails(
         [*run, "--dataset", tmp_path / "run", "--output-dir", tmp_path / "other"], "is missing", capsys, pretrain.main
@@ -585,7 +585,7 @@ def test_an_id_beyond_the_vocabulary_is_a_one_line_error(corpus, tokenizer, tmp_
         record |= file_record(folder / record["name"], record["name"])
     (folder / "manifest.json").write_text(json.dumps(manifest))
     run = ["--dataset", folder, "--preset", "tiny", "--output-dir", tmp_path / "run"]
-    message = rf"part-00000\.arrow cannot be read: it holds the token id {ids[-1]}"
+    message = rf"part-00000\.arrow cannot be read: it contains the token id {ids[-1]}"
     fails(run, message, capsys, pretrain.main)
     manifest["splits"]["train"].pop("asked")
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -98,7 +98,7 @@ def test_the_same_run_twice_is_the_same_to_the_byte(folder, story):
         (["--text-column", "body"], "no column 'body'"),
         (["--dataset", "absent.txt"], "no such file"),
         (["--output-dir", ""], "--output-dir is empty"),
-        (["--config", "{story}/bad.yaml"], "There is no kind 'syllables'"),
+        (["--config", "{story}/bad.yaml"], "kind must be one of .*, not 'syllables'"),
         (["--output-dir", "{story}"], "not written by this recipe"),
         (["--output-dir", "{story}/story.txt/tokenizer"], "is a file"),
         (["--output-dir", "{folder}"], "holds a tokenizer already"),
