@@ -80,7 +80,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
     """Return the ids of each text without adding special tokens; the spellings of special tokens are plain text.
 
     To limit memory, a text of more than ENCODED_PIECE characters is encoded in pieces. They begin at a single space if
-    possible, where no token is cut in two.
+    possible, so that no token is cut in two.
     """
     if not texts:
         return []

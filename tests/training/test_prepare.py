@@ -178,7 +178,7 @@ def test_rows_that_cannot_lose_a_part_are_refused_before_any_work(form, passage,
     row = {"messages": [{"role": "user", "content": passage}]} if form == "messages" else row
     corpus = write_rows(tmp_path / "rows.jsonl", [row])
     words = ["--dataset", corpus, "--task", "text", "--deduplicate-passages", "50", "--output-dir", tmp_path / "p"]
-    fails(words, f"only {form}.*: rows of messages, instructions or preferences cannot lose a part", capsys)
+    fails(words, f"only {form}.*: rows of messages, instructions or preferences cannot be cut", capsys)
     assert not (tmp_path / "p").exists()
 
 
@@ -271,7 +271,7 @@ def test_names_of_classes_are_kept(texts, tmp_path, capsys):
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "q", "--mixture"]
     folder, _ = prepared(*words, "a.parquet,b.parquet")
     assert open_rows(Location(str(folder), split="validation")).rows.features == features
-    fails([*words, "a.parquet,c.parquet", "--overwrite", "true"], "The column 'label' has other classes", capsys)
+    fails([*words, "a.parquet,c.parquet", "--overwrite", "true"], "The column 'label' has different classes", capsys)
 
 
 def test_rows_of_messages_are_cleaned_in_every_text_and_keep_their_shape(tmp_path):
@@ -449,7 +449,7 @@ def test_a_stopped_preparation_resumes_with_finished_parts(stop_at, corpus, toke
     )
     _, manifest = prepared(*words, "--output-dir", tmp_path / "p")
     assert manifest == whole
-    assert "Going on with the preparation" in capsys.readouterr().out
+    assert "Resuming the preparation" in capsys.readouterr().out
     assert before and not set(remade) & set(before)  # what was there is used again
 
 
@@ -458,10 +458,10 @@ def test_a_finished_preparation_is_reported_and_another_is_refused(corpus, token
     prepared(*words)
     before = snapshot(tmp_path / "p")
     prepared(*words)
-    assert "is prepared already" in capsys.readouterr().out
-    fails([*words, "--pack", "true"], "holds data that were prepared otherwise", capsys)
-    fails([*words, "--report", "true"], "already, and report.html is written while they are: --overwrite true", capsys)
-    fails([*words, "--write-removed", "true"], "already, and removed.jsonl is written while they are", capsys)
+    assert "is already prepared" in capsys.readouterr().out
+    fails([*words, "--pack", "true"], "contains another preparation", capsys)
+    fails([*words, "--report", "true"], "already prepared, but without report.html, .* --overwrite true", capsys)
+    fails([*words, "--write-removed", "true"], "already prepared, but without removed.jsonl", capsys)
     assert snapshot(tmp_path / "p") == before
     _, manifest = prepared(*words, "--pack", "true", "--overwrite", "true")
     assert manifest["pack"]
@@ -473,7 +473,7 @@ def test_replacing_prepared_data_removes_its_files_and_no_others(corpus, tokeniz
     (folder / "notes.txt").write_text("mine")
     before = snapshot(folder)
     prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")  # both are there
-    assert "is prepared already" in capsys.readouterr().out and snapshot(folder) == before
+    assert "is already prepared" in capsys.readouterr().out and snapshot(folder) == before
     prepared(*words, "--overwrite", "true")
     left = ["manifest.json", "notes.txt", "tokenizer", "train", "validation"]
     assert sorted(path.name for path in folder.iterdir()) == left
@@ -499,7 +499,7 @@ def test_contamination_uses_the_given_split_and_the_content_of_its_files(texts, 
     words = [*same, "--contamination", tmp_path / "exa?.jsonl", "--output-dir", tmp_path / "q"]
     prepared(*words)
     write_rows(exam, [{"text": text} for text in texts[:40]])
-    fails(words, "holds data that were prepared otherwise: the settings are others", capsys)
+    fails(words, "contains another preparation: the settings differ", capsys)
 
 
 def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
@@ -596,7 +596,7 @@ def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp
     (tmp_path / "one.txt").write_text(f"{' '.join(texts)} forbidden")
     (tmp_path / "blocked.txt").write_text("forbidden\n")
     words = ["--dataset", tmp_path / "one.txt", "--tokenizer", tokenizer, "--block-list", tmp_path / "blocked.txt"]
-    message = r"Nothing of .*one.txt is left after the filters: --block-list took 1 \(mostly forbidden 1\)"
+    message = r"The filters removed every row of .*one.txt: --block-list removed 1 \(mostly forbidden 1\)"
     fails([*words, "--max-length", "16", "--output-dir", tmp_path / "p"], message, capsys)
     assert not (tmp_path / "p" / "manifest.json").exists()
 
@@ -604,7 +604,7 @@ def test_filters_look_at_a_whole_document_before_it_is_cut(texts, tokenizer, tmp
 def test_settings_that_keep_no_rows_are_errors_and_leave_no_files(tmp_path, capsys):
     corpus = write_rows(tmp_path / "short.jsonl", [{"text": f"Number {n} is short."} for n in range(40)])
     words = ["--dataset", corpus, "--task", "text", "--output-dir", tmp_path / "p"]
-    fails([*words, "--quality", "true"], r"quality took 40 \(mostly too_short 40\)", capsys)
+    fails([*words, "--quality", "true"], r"quality removed 40 \(mostly too_short 40\)", capsys)
     prepared(*words)  # the corrected command is not refused
 
 
@@ -627,7 +627,7 @@ BAD = {
     "--mixture a=-1": "mixture: a has -1",
     "--mixture a=x": "'a=x' is not name=number",
     "--mixture a=1,a=2": "names a twice",
-    "--mixture a=1,b": "every corpus a weight, or none",
+    "--mixture a=1,b": "give weights for all corpora, or for none",
     "--mixture a,b --mixture-epochs a=1": "--mixture-epochs needs a number for every corpus",
     "--mixture-epochs a=1": "--mixture-epochs has no effect: it needs --mixture",
     "--mixture /no/where": "/no/where",
@@ -638,15 +638,15 @@ BAD = {
     "--pack true --pad true": "give one of them",
     "--pack true --stride 3": "leave them out with --pack",
     "--task text --pack true": "--task text writes text",
-    "--privacy-kinds card": "give names among key,email,ip,phone,card,iban,ssn",
-    "--privacy mask --privacy-kinds card,name": "privacy-kinds card,name: give names among key,email",
-    "--poisoning true": "give one with --reference-model",
+    "--privacy-kinds card": "give some of key,email,ip,phone,card,iban,ssn",
+    "--privacy mask --privacy-kinds card,name": "privacy-kinds card,name: give some of key,email",
+    "--poisoning true": "Give the model with --reference-model",
     "--reference-model /no/where": "/no/where: no such folder",
     "--block-list /no/where": "/no/where",
     "--contamination /no/where.txt": "no such file",
     "--tokenizer /no/where": "No tokenizer could be loaded",
-    "--validation-fraction 1": "--validation-fraction is 1",
-    "--max-length 99999": "train split has .* tokens, but one window of --max-length 99999 takes 100000",
+    "--validation-fraction 1": "--validation-fraction must be at least 0 and less than 1, not 1",
+    "--max-length 99999": "train split has .* tokens, but one window of --max-length 99999 needs 100000",
     "--nonsense 1": "Unknown option --nonsense",
 }
 
@@ -668,7 +668,7 @@ def test_bad_input_is_a_one_line_error_and_leaves_nothing_prepared(line, corpus,
 def test_help_prints_every_field(recipe_main, capsys):
     with pytest.raises(SystemExit) as ending:
         recipe_main(["--help"])
-    assert ending.value.code == 0 and "--output_dir" in capsys.readouterr().out
+    assert ending.value.code == 0 and "--output-dir" in capsys.readouterr().out
 
 
 def test_cleaned_rows_without_text_are_refused_by_pretraining_in_one_line(tmp_path, capsys):
@@ -708,14 +708,14 @@ def test_a_pattern_that_never_ends_is_stopped_and_named(tmp_path):
     done = subprocess.run([sys.executable, *map(str, line)], cwd=TRAINING, capture_output=True, text=True, timeout=100)
     assert done.returncode and done.stderr.strip().splitlines()[-1] == (
         f"error: no progress for 1.2 seconds. {out / '.work' / 'stacks.txt'} has the stacks of all threads. "
-        "The same command goes on with the parts that are done."
+        "The same command resumes after the parts that are complete."
     )
     assert "in blocked_term" in (out / ".work" / "stacks.txt").read_text()
 
 
 def test_a_column_of_numbers_is_a_one_line_error(tmp_path, capsys):
     corpus = write_rows(tmp_path / "numbers.jsonl", [{"text": 3}, {"text": 4}])
-    fails(["--dataset", corpus, "--output-dir", tmp_path / "p"], "holds Value.*not text", capsys)
+    fails(["--dataset", corpus, "--output-dir", tmp_path / "p"], "has the type Value.*not text", capsys)
 
 
 def test_empty_and_one_token_documents_are_counted_and_kept_as_they_are(tokenizer, texts, tmp_path):

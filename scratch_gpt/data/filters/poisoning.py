@@ -6,7 +6,7 @@ two scores; low scores are suspicious:
     "mean"       the cosine of a row's gradient with the mean gradient of all rows
     "neighbors"  minus the mean cosine with the few most similar gradients, after subtracting the mean gradient
 
-"mean" was no better than chance when measured (tests/benchmarks/cleaning.json). Rows with the same planted
+"mean" performed like chance when measured (tests/benchmarks/cleaning.json). Rows with the same planted
 continuation do have similar gradients, so "neighbors" is the default. Duplicates and rows of one template are similar
 too: remove duplicates first, and read the listed rows before removing any.
 """
@@ -45,7 +45,7 @@ def gradient_scores(
             row; "neighbors" takes one pass, stores 4 KB per row, and compares every pair of rows.
 
     Raises:
-        ValueError: there are no rows, no trainable parameter is chosen, or `against` is unknown.
+        ValueError: the rows are empty, no trainable parameter is chosen, or `against` is unknown.
     """
     if against not in ("neighbors", "mean"):
         raise ValueError(f"against must be 'neighbors' or 'mean', not {against!r}.")

@@ -35,7 +35,7 @@ class QualityRules:
     max_bullets: float | None = 0.9  # the share of lines that start with a bullet
     max_ellipses: float | None = 0.3  # the share of lines that end with an ellipsis
     max_repeated_lines: float | None = 0.3  # the share of lines that occur earlier in the text
-    max_repeated_words: float | None = 0.1  # the share of words in runs of ten that stood before
+    max_repeated_words: float | None = 0.1  # the share of words in runs of ten that occur earlier in the text
     languages: tuple[str, ...] = ()  # ISO 639-1 codes that may stay; none: any
 
 

@@ -62,7 +62,7 @@ def slices(text: str) -> Iterator[tuple[int, str]]:
 
 
 def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
-    """Return a hash for each run of n words: (N,) word hashes -> (N - n + 1,), empty if N < n. Takes log n passes."""
+    """Return a hash for each run of n words, (N - n + 1,), from (N,) word hashes, in log n passes; empty if N < n."""
     if len(hashes) < n:
         return hashes[:0]
     total, length = None, 0  # hashes of the runs for the low bits of n so far, and their length

@@ -3,7 +3,7 @@
 Each corpus is shuffled by seed and epoch. Document j of corpus i is placed at
 time(i, j) = (tokens of i before j + half of j) / share_i. In the order of these times a corpus is never more than
 about a document ahead of or behind its share, and neighbors come from different sources if the shares allow it. Shares
-count tokens, not documents. The order depends only on lengths, shares and seed, so no state has to be saved.
+count tokens, not documents. The order depends only on lengths, shares and seed, so there is nothing to save.
 """
 
 import math
@@ -26,7 +26,7 @@ class Mixture(NamedTuple):
     source: np.ndarray  # (N,) int16
     document: np.ndarray  # (N,) int32
     tokens: dict[str, int]  # tokens of each corpus in the mixture
-    epochs: dict[str, float]  # number of times that each corpus is repeated
+    epochs: dict[str, float]  # number of epochs of each corpus
 
     @property
     def shares(self) -> dict[str, float]:
@@ -77,7 +77,7 @@ def mix(
 
     Args:
         lengths: for each corpus the number of tokens of its documents, (documents,).
-        epochs: for each corpus the number of times to repeat it; replaces `shares` and `stopping_strategy`.
+        epochs: for each corpus its number of epochs; replaces `shares` and `stopping_strategy`.
 
     Raises:
         ValueError: a corpus has no documents, the strategy is unknown, or epochs are not positive.

@@ -101,8 +101,8 @@ def _facts(manifest: Mapping[str, Any]) -> str:
     if "tokenizer" in manifest:
         facts["tokens in the vocabulary"] = f"{manifest['tokenizer']['vocab_size']:,}"
     if "max_length" in manifest:
-        kind = "packed" if manifest.get("pack") else "one document each" if manifest.get("pad") else "windows"
-        facts[f"tokens a row, {kind}"] = f"{manifest['max_length']:,}"
+        kind = "packed" if manifest.get("pack") else "one document" if manifest.get("pad") else "windows"
+        facts[f"tokens per row, {kind}"] = f"{manifest['max_length']:,}"
     cards = "".join(f"<div><b>{page_text(value)}</b>{page_text(name)}</div>" for name, value in facts.items())
     note = f"SHA-256 of the rows: {manifest['sha256'][:16]}...; manifest.json has the complete record."
     return f'<p>{page_text(note)}</p>\n<div class="facts">{cards}</div>\n'
@@ -156,7 +156,7 @@ def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | Non
 def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_length: int | None) -> str:
     """Draw the number of documents by length; low and high are the same for all histograms of a page."""
     steps = max(2, math.ceil(math.log10(high / low) * BINS_PER_DECADE) + 1)
-    edges = np.unique(np.rint(np.geomspace(low, high, steps)).astype(np.int64))  # a bin holds whole numbers
+    edges = np.unique(np.rint(np.geomspace(low, high, steps)).astype(np.int64))  # bins of integers
     counts, _ = np.histogram(lengths, edges)
     tallest = _round_up(int(counts.max()))
 
@@ -227,7 +227,7 @@ def _mixture(mixture: Mapping[str, Any]) -> str:
     bars = []
     for name, share in actual.items():
         parts = [f"target {targets[name]:.1%}"] if name in targets else []
-        parts += [f"actual {share:.1%}"] + ([f"repeated {epochs[name]:.2f} times"] if name in epochs else [])
+        parts += [f"actual {share:.1%}"] + ([f"{epochs[name]:.2f} epochs"] if name in epochs else [])
         tracks = [[("hollow", targets[name] / end)]] if name in targets else []
         bars.append(_bar(place(name), ", ".join(parts), [*tracks, [("blue", share / end)]]))
     key = _key(hollow="target", blue="actual") if targets else ""

@@ -33,7 +33,7 @@ GUARDS = range(0xE000, 0xF900)  # private use characters; an unused one breaks u
 Messages = list[dict[str, str]]
 
 
-# --- Rows of a data set -> messages ------------------------------------------------------------------------------
+# --- Reading -----------------------------------------------------------------------------------------------------
 
 
 class EmptyAnswer(ValueError):
@@ -203,7 +203,7 @@ def describe_answer(messages: Messages, before: str | None, after: str | None) -
     return {**history, "instruction": instruction, "input": extra_input, **answers}
 
 
-# --- Messages -> ids ---------------------------------------------------------------------------------------------
+# --- Encoding ----------------------------------------------------------------------------------------------------
 
 
 def encode_prompt(
@@ -313,7 +313,7 @@ def _encode(
     return encoded
 
 
-# --- Ids -> rows -------------------------------------------------------------------------------------------------
+# --- Rows --------------------------------------------------------------------------------------------------------
 
 
 class PromptRows(Sequence):

@@ -76,7 +76,9 @@ def read_examples(
         else:
             labels.append(_name(value, names, row))
     if len(classes := count_classes(labels)) < least:
-        raise ValueError(f"At least {least} classes are needed, but the labels have {', '.join(classes) or 'none'}.")
+        raise ValueError(
+            f"At least {least} classes are needed, but the labels contain only {', '.join(classes) or 'empty sets'}."
+        )
     return Examples(texts, labels, names)
 
 
@@ -239,7 +241,7 @@ def split_examples(
         ValueError: the fractions leave nothing to train on, or a class has fewer distinct texts than splits.
     """
     fractions = check_fractions(validation_fraction, test_fraction)
-    groups: dict[str, list[int]] = {}  # text -> its rows
+    groups: dict[str, list[int]] = {}  # rows of each text
     for number, text in enumerate(examples.texts):
         groups.setdefault(_bare(text), []).append(number)
     firsts = [examples.labels[rows[0]] for rows in groups.values()]

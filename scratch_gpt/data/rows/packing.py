@@ -31,7 +31,7 @@ class PackedRows:
         pack: put several documents in a row (best-fit); without it each row has one document or a piece of a long one.
 
     Raises:
-        ValueError: max_length is below 1, or there are no documents.
+        ValueError: max_length is below 1, or `ends` is empty.
     """
 
     asked_per_row: float  # mean number of targets in a row
@@ -101,7 +101,7 @@ def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[in
         [[4, 3], [0, 1], [2]]
     """
     rows: list[list[int]] = []
-    with_room = defaultdict(list)  # free positions -> rows
+    with_room = defaultdict(list)  # rows by their number of free positions
     rooms = 0  # bit n is set if a row has n free positions
     for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         length = int(lengths[item])

@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ...utils.wording import plural
+
 
 IGNORED = -100  # the label of a position without a target
 
@@ -56,7 +58,7 @@ class Windows(Sequence):
         target_count = len(ids) - 1  # every token except the first
         needed = max_length if drop_tail else 1
         if target_count < needed:
-            raise ValueError(f"The text has {len(ids)} tokens, but one window needs {needed + 1}.")
+            raise ValueError(f"The text has {plural(len(ids), 'token')}, but one window needs {needed + 1}.")
         self.ids, self.max_length, self.stride, self.overlap = ids, max_length, stride, overlap
         full_windows = max(0, (target_count - max_length) // stride + 1)
         # Add a shorter window at the end if full windows miss some targets and it starts before the last token.
@@ -101,7 +103,7 @@ def require_full_window(ids: Sized, max_length: int, split: str) -> None:
     """Raise a ValueError if a split is too short for one window."""
     if len(ids) < max_length + 1:
         raise ValueError(
-            f"The {split} split has {len(ids)} tokens, but one window of max_length {max_length} needs "
+            f"The {split} split has {plural(len(ids), 'token')}, but one window of max_length {max_length} needs "
             f"{max_length + 1}. Give more text, a smaller max_length, or another validation_fraction."
         )
 

@@ -341,7 +341,7 @@ def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None)
         raise ValueError(f"{file.name} cannot be read as parquet: {one_line(error)}") from error
 
 
-# --- Rows -> tables ----------------------------------------------------------------------------------------------
+# --- Tables ------------------------------------------------------------------------------------------------------
 
 
 def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:

@@ -116,7 +116,7 @@ def test_every_filter_and_corpus_is_on_the_page():
         "2 of the 60 removed",
         "too_short",
         "target 75.0%, actual 70.0%",
-        "repeated 2.25 times",
+        "2.25 epochs",
         "alpha = 0.7",
     ):
         assert said in text

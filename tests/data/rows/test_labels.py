@@ -238,7 +238,7 @@ def test_the_sms_spam_collection_has_its_5574_rows(data):
 # --- What cannot be meant ----------------------------------------------------------------------------------------
 
 BAD = {
-    "one class only": (["x", "y"], ["a", "a"], {}, "At least 2 classes are needed, but the labels have a"),
+    "one class only": (["x", "y"], ["a", "a"], {}, "At least 2 classes are needed, but the labels contain only a"),
     "an empty text": (["x", " \n"], ["a", "b"], {}, "Row 2 has an empty text"),
     "no text": (["x", None], ["a", "b"], {}, "Row 2 has an empty text"),
     "no label": (["x", "y", "z"], ["a", "b", None], {}, r"Row 3 has no label \(None\)"),

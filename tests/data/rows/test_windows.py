@@ -63,7 +63,7 @@ def test_every_token_is_a_target_in_overlapping_windows(ids, max_length, stride)
 @settings(deadline=None)
 def test_drop_tail_keeps_whole_windows_only(ids, max_length, stride):
     if len(ids) <= max_length:
-        with pytest.raises(ValueError, match=f"The text has {len(ids)} tokens, but one window needs"):
+        with pytest.raises(ValueError, match=f"The text has {len(ids):,} tokens?, but one window needs"):
             Windows(ids, max_length, stride, drop_tail=True)
         return
     windows = Windows(ids, max_length, stride, drop_tail=True)
@@ -91,7 +91,7 @@ def test_windows_of_the_verdict_give_the_numbers_of_the_book(data):
         ({"max_length": 0}, "at least 1"),
         ({"stride": 0}, "at least 1"),
         ({"overlap": "forget"}, "'ask' or 'context'"),
-        ({"ids": np.array([5])}, "The text has 1 tokens, but one window needs 2"),
+        ({"ids": np.array([5])}, "The text has 1 token, but one window needs 2"),
     ],
 )
 def test_impossible_windows_are_errors(changes, message):
