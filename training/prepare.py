@@ -166,7 +166,7 @@ def check(run: PrepareRun) -> None:
                 f"--mixture {run.mixture}: give weights for all corpora, or for none (then --alpha sets the shares)."
             )
         if run.mixture_epochs is not None and None not in weights.values():
-            raise ValueError("--mixture gives weights, and --mixture-epochs gives repetitions. Give only one of them.")
+            raise ValueError("--mixture with weights and --mixture-epochs exclude each other. Remove one of them.")
     if run.mixture_epochs is not None:
         epochs = parse_numbers(run.mixture_epochs, "mixture_epochs")
         if run.mixture is None or set(epochs) != set(parse_numbers(run.mixture, "mixture")) or None in epochs.values():

@@ -35,15 +35,10 @@ TOKENIZER_KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 BYTE_TOKENS = 256  # a byte-level vocabulary starts with one token for each byte
 UNKNOWN = "[UNK]"
 MOST_TOKENS = 2**24  # the library allocates memory for vocab_size tokens
-ROLES = {
-    "unk_token": UNKNOWN,
-    "bos_token": "[BOS]",
-    "eos_token": "[EOS]",
-    "pad_token": "[PAD]",
-}  # all kinds except bpe
+ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # not for bpe
 NEVER = -1e6  # log probability of a piece that is never used
 WORD_PATTERN = r"[\p{L}\p{M}\p{N}_]+"
-BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: no ordinary token has both letters and brackets
+BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: no ordinary token combines letters and punctuation
 
 
 # --- Sample ------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def _is_version(match: re.Match) -> bool:
     return len(match[0]) == len("1.2.3.4") or bool(SAYS_VERSION.search(_before(match)))
 
 
-def _is_no_address(match: re.Match) -> bool:
+def _is_not_address(match: re.Match) -> bool:
     # A time of day, :: of C++ or Haskell, or a MAC address; the IPv6 address of a machine has a digit and two groups.
     groups = [group for group in match[0].split(":") if group]
     if match[0].count(":") < 2 or len(groups) < 2 or not any(map(str.isdigit, match[0])):
@@ -166,11 +166,11 @@ def _is_row_of_pairs(match: re.Match) -> bool:
     return match["pairs"] is not None and bool(ENDS_PAIR.search(before) or SAYS_VERSION.search(before))
 
 
-def _is_no_phone(match: re.Match) -> bool:
+def _is_not_phone(match: re.Match) -> bool:
     return bool(DATE.match(match[0])) or not SAYS_PHONE.search(_before(match))
 
 
-def _is_no_mail(match: re.Match) -> bool:
+def _is_not_mail(match: re.Match) -> bool:
     # Not an address: image@2x.png, lodash@latest.tgz, notes@v2.md, W@x.mean(0).
     host, top = match["host"], match["top"].lower()
     if top in ENDINGS or VERSION.match(host) or (top in BOTH and TAG.fullmatch(host)):
@@ -178,20 +178,20 @@ def _is_no_mail(match: re.Match) -> bool:
     return match.string[match.end() : match.end() + 1] == "(" and len(top) > 2 and top not in COMMON_DOMAINS
 
 
-def _is_no_card(match: re.Match) -> bool:
+def _is_not_card(match: re.Match) -> bool:
     # No issuer has such numbers, or the check digit is wrong (Luhn: ISO/IEC 7812-1).
     digits = [int(digit) for digit in match[0] if digit.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return not ISSUERS.fullmatch("".join(map(str, digits))) or (sum(digits[-1::-2]) + sum(doubled)) % 10 != 0
 
 
-def _is_no_iban(match: re.Match) -> bool:
+def _is_not_iban(match: re.Match) -> bool:
     # ISO 13616: with country and check digits at the end and letters as numbers (A = 10), an IBAN is 1 modulo 97.
     plain = re.sub("[ -]", "", match[0])
     return int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4])) % 97 != 1
 
 
-def _is_no_ssn(match: re.Match) -> bool:
+def _is_not_ssn(match: re.Match) -> bool:
     return match[1] != "-" and not SAYS_SSN.search(_before(match))
 
 
@@ -206,12 +206,12 @@ MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]
         (ASSIGNED, "", is_code),
         (AWS_SECRET, "", is_not_random),
     ],
-    "email": [(EMAIL, "@", _is_no_mail)],
-    "iban": [(IBAN, "", _is_no_iban)],
-    "card": [(PAYMENT_CARD, "", _is_no_card)],
-    "ssn": [(SSN, "", _is_no_ssn)],
-    "ip": [(IPV4, ".", _is_version), (IPV6, ":", _is_no_address)],
-    "phone": [(PHONE, "", _is_row_of_pairs), (DIGITS, "", _is_no_phone)],
+    "email": [(EMAIL, "@", _is_not_mail)],
+    "iban": [(IBAN, "", _is_not_iban)],
+    "card": [(PAYMENT_CARD, "", _is_not_card)],
+    "ssn": [(SSN, "", _is_not_ssn)],
+    "ip": [(IPV4, ".", _is_version), (IPV6, ":", _is_not_address)],
+    "phone": [(PHONE, "", _is_row_of_pairs), (DIGITS, "", _is_not_phone)],
 }
 DEFAULT_KINDS = ("key", "email", "ip", "phone")
 ALL_KINDS = (*DEFAULT_KINDS, "card", "iban", "ssn")
@@ -262,10 +262,10 @@ def mask_private(
         text, counts["name"] = "".join([*pieces, text[end:]]), len(pieces) // 2
 
     for kind in (kind for kind in MASKS if kind in kinds):
-        for pattern, needle, stays in MASKS[kind]:
+        for pattern, needle, is_exception in MASKS[kind]:
             parts, end = [], 0
             for match in pattern.finditer(_with_usual_breaks(text)) if needle in text else ():
-                if stays is None or not stays(match):
+                if is_exception is None or not is_exception(match):
                     start, stop = match.span("secret" if "secret" in pattern.groupindex else 0)
                     parts += [text[end:start], f"[{kind.upper()}]"]
                     end = stop

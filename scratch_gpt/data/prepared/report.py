@@ -189,10 +189,10 @@ def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_leng
     marks += [] if max_length is None else [("limit", "max_length", float(max_length))]
     for line, (kind, name, value) in enumerate(sorted(marks, key=lambda mark: mark[2])):
         at, height, label = x(value), 14 + 16 * line, f"{name} {value:,.0f}"
-        anchor, aside = ("end", -5) if at + 9 * len(label) > WIDTH else ("start", 5)
+        anchor, offset = ("end", -5) if at + 9 * len(label) > WIDTH else ("start", 5)
         elements.append(f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{height - 10}" y2="{y(0):.1f}"/>')
         elements.append(
-            f'<text class="{kind}" x="{at + aside:.1f}" y="{height}" text-anchor="{anchor}">{label}</text>'
+            f'<text class="{kind}" x="{at + offset:.1f}" y="{height}" text-anchor="{anchor}">{label}</text>'
         )
     middle = (LEFT + WIDTH) / 2
     elements.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{unit} in a document</text>')

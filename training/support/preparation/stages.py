@@ -73,14 +73,7 @@ if TYPE_CHECKING:
 
 
 PARTS_FORMAT = 3  # version of the stored parts; an interrupted run with another version starts again
-OURS = {
-    "train",
-    "validation",
-    "test",
-    "tokenizer",
-    "flagged.jsonl",
-    "removed.jsonl",
-}  # names of a preparation's output
+OURS = {"train", "validation", "test", "tokenizer", "flagged.jsonl", "removed.jsonl"}  # names of our output files
 
 
 class OpenCorpus(NamedTuple):
@@ -341,9 +334,9 @@ def split(
             numbers = {"train": np.arange(len(alive))}
         if pieces:
             of_corpus = [*of_corpus, _as_table(of_corpus, [(alive[n], text) for n, text in pieces], _column_name(run))]
-        every = np.concatenate([alive, size + np.arange(len(pieces))])
+        row_numbers = np.concatenate([alive, size + np.arange(len(pieces))])
         pieced.append(of_corpus)
-        numbers_of.append({name: every[part] for name, part in numbers.items()})
+        numbers_of.append({name: row_numbers[part] for name, part in numbers.items()})
     return pieced, numbers_of
 
 
