@@ -240,7 +240,7 @@ def test_bad_rows_and_templates_are_one_line_errors_and_harm_nothing(rows, train
     file = write(tmp_path / "b.json", [{"messages": roles}])
     fails(["--dataset", file, *arguments], "Row 1: the role 'assistant' comes first", capsys, instruct.main)
     file = write(tmp_path / "c.json", [{"instruction": "Say nothing", "output": " "}])
-    fails(["--dataset", file, *arguments], "No row has an answer: 1 rows", capsys, instruct.main)
+    fails(["--dataset", file, *arguments], "No row has an answer: 1 row", capsys, instruct.main)
     shutil.copytree(trained / "model", tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     other = ["--dataset", rows, "--model", tmp_path / "model", "--output-dir", trained, "--overwrite", "true"]

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from ...tokenization.chat_templates import INPUT, choose_format, render, template_of
 from ...tokenization.tokenizer import decode, encode_batch
 from ...utils.foreign import shown
+from ...utils.wording import plural
 from ..columns import MESSAGE_KEYS, ROW_KEYS, SWITCHES
 from .packing import best_fit
 from .windows import IGNORED
@@ -161,7 +162,7 @@ def read_conversations(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Messages
         except ValueError as error:
             raise ValueError(f"Row {number}: {error}") from error
     if not conversations:
-        raise ValueError(f"No row has an answer: all {len(empty)} answers are empty.")
+        raise ValueError(f"No row has an answer: {plural(len(empty), 'row')} with an empty answer.")
     return conversations, empty
 
 

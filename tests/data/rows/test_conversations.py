@@ -343,7 +343,7 @@ def test_empty_answers_are_counted_and_rows_without_any_answer_refused():
     row = {"instruction": "Well?", "output": " \n"}
     with pytest.raises(EmptyAnswer, match="the assistant's message is empty"):
         read_messages(row)
-    with pytest.raises(ValueError, match="No row has an answer: all 2 answers"):
+    with pytest.raises(ValueError, match="No row has an answer: 2 rows"):
         read_conversations([row, row])
 
 
