@@ -5,7 +5,7 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Text -> a prepared folder: cleaned, without duplicates, mixed, tokenized, cut into rows that are mapped from disk.
+"""Prepare text: clean, deduplicate, mix and tokenize it, and write rows that training maps from disk.
 
     python training/prepare.py [--config FILE.yaml] [--field value ...]
 
@@ -13,9 +13,9 @@
     python training/prepare.py --mixture "books/=3,web.jsonl=1" --privacy mask --output-dir data/mixed
 
 Without arguments: the documentation of the Python that runs this, with a tokenizer trained on it. pretrain.py takes
-the folder as its --dataset, and that of --task text every recipe that takes such rows. Writes output_dir/train (and
-validation, test), tokenizer/ and manifest.json. A run that was stopped goes on where it was when the same command is
-given again; one that is done says so.
+the folder as its --dataset; any recipe for such rows takes the folder of --task text. Writes output_dir/train (and
+validation, test), tokenizer/ and manifest.json. The same command resumes an interrupted run; if the run is complete,
+it prints a message.
 """
 
 from dataclasses import dataclass, replace
@@ -121,9 +121,7 @@ class PrepareRun(SourceOptions):
     contamination_ngram: int = option(13, "Words per n-gram for contamination.")
     contamination_share: float = option(0.0, "Share of common n-grams above which a document is removed.")
     reference_model: str | None = option(None, "Small model; rows that it finds unlikely (mean + 3 sigma) are listed.")
-    poisoning: bool = option(
-        False, "List the twentieth of the rows whose gradients in --reference-model look planted."
-    )
+    poisoning: bool = option(False, "List the 5 % of rows with the lowest gradient scores in --reference-model.")
     write_removed: bool = option(False, "Write removed rows with the reason to removed.jsonl.")
     hang_timeout: float = option(30.0, "Stop after N minutes without progress; 0 never stops.")
     report: bool = option(
@@ -136,7 +134,7 @@ OF_TOKENS = ("vocab_size", "tokenizer_revision", "max_length", "overlap", "drop_
 
 
 def check(run: PrepareRun) -> None:
-    """Raise a ValueError for the first field that cannot be meant."""
+    """Raise a ValueError for the first invalid field."""
     check_fields(run)
     for name in ("duplicate_threshold", "contamination_share"):
         if not 0 <= getattr(run, name) <= 1:
@@ -145,7 +143,7 @@ def check(run: PrepareRun) -> None:
         raise ValueError(f"--alpha must be above 0 and at most 1 (you gave {run.alpha}).")
     check_rows(run)
     if run.poisoning and run.reference_model is None:
-        raise ValueError("--poisoning looks at the gradients of a model: give one with --reference-model.")
+        raise ValueError("--poisoning compares the gradients of a model. Give the model with --reference-model.")
     check_model_folder(run.reference_model, "reference-model")
     if run.privacy_kinds is not None:
         from scratch_gpt.data.filters.privacy import ALL_KINDS
@@ -153,20 +151,22 @@ def check(run: PrepareRun) -> None:
         unknown = {kind.strip() for kind in run.privacy_kinds.split(",")} - {*ALL_KINDS}
         if run.privacy == "off" or unknown:
             raise ValueError(
-                f"--privacy-kinds {run.privacy_kinds}: give names among {','.join(ALL_KINDS)}, separated by commas, "
-                "and --privacy mask or --privacy drop."
+                f"--privacy-kinds {run.privacy_kinds}: give some of {','.join(ALL_KINDS)}, separated by commas, and "
+                "--privacy mask or --privacy drop."
             )
     if run.names_model is not None and run.privacy == "off":
-        raise ValueError("--names-model finds names to mask or drop: add --privacy mask or --privacy drop.")
+        raise ValueError("--names-model only works with --privacy mask or --privacy drop. Add one of them.")
     check_model_folder(run.names_model, "names-model")
     if run.task == "text" and (run.pack or run.pad or run.stride is not None or run.tokenizer is not None):
-        raise ValueError("--task text writes text: leave out --tokenizer, --pack, --pad and --stride.")
+        raise ValueError("--task text writes text, not tokens. Remove --tokenizer, --pack, --pad and --stride.")
     if run.mixture is not None:
         weights = parse_numbers(run.mixture, "mixture")
         if len({weight is None for weight in weights.values()}) > 1:
-            raise ValueError(f"--mixture {run.mixture}: give every corpus a weight, or none (then --alpha decides).")
+            raise ValueError(
+                f"--mixture {run.mixture}: give weights for all corpora, or for none (then --alpha sets the shares)."
+            )
         if run.mixture_epochs is not None and None not in weights.values():
-            raise ValueError("--mixture gives weights and --mixture-epochs repetitions: give one of them.")
+            raise ValueError("--mixture with weights and --mixture-epochs exclude each other. Remove one of them.")
     if run.mixture_epochs is not None:
         epochs = parse_numbers(run.mixture_epochs, "mixture_epochs")
         if run.mixture is None or set(epochs) != set(parse_numbers(run.mixture, "mixture")) or None in epochs.values():
@@ -174,11 +174,11 @@ def check(run: PrepareRun) -> None:
 
 
 def unused_fields(run: PrepareRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why."""
+    """Return the fields that have no effect in this run, with the reason."""
     weights = {} if run.mixture is None else parse_numbers(run.mixture, "mixture")
     unread = unused_source(*([run.dataset] if run.mixture is None else (find_corpus(run, name) for name in weights)))
     exam = unused_source(run.contamination).get("dataset_split")
-    groups = (  # of several reasons the last is given
+    groups = (  # of several reasons the last one counts
         (("alpha",), None in weights.values(), "--mixture gives the weights"),
         (("stopping_strategy", "alpha"), run.mixture_epochs is None, "--mixture-epochs gives the shares"),
         (("mixture_epochs", "stopping_strategy", "alpha"), run.mixture is not None, "it needs --mixture"),
@@ -196,7 +196,7 @@ def unused_fields(run: PrepareRun) -> dict[str, str]:
 
 
 def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
-    """What was prepared, in a few lines, and what to do next."""
+    """Return a summary of the prepared data and the next command."""
 
     from scratch_gpt.utils.wording import plural
 
@@ -209,9 +209,11 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
         lines.append(f"{name:>18}: {plural(counts['in'], 'row')} in, {counts['removed']:,} removed{details}")
     for name, facts in manifest["splits"].items():
         tokens = f", {facts['tokens']:,} tokens in {plural(facts['rows'], 'row')}" if "tokens" in facts else ""
-        shares = [f"{facts['padding_share']:.1%} filling"] if "padding_share" in facts else []
+        shares = [f"{facts['padding_share']:.1%} padding"] if "padding_share" in facts else []
         shares += (
-            [f"{facts['cut_share']:.1%} of the tokens in documents longer than a row"] if "cut_share" in facts else []
+            [f"{facts['cut_share']:.1%} of the tokens in documents longer than one row"]
+            if "cut_share" in facts
+            else []
         )
         lines.append(
             f"{name:>18}: {plural(facts['documents'], 'document')}, {facts['bytes']:,} bytes, "
@@ -220,22 +222,22 @@ def describe(run: PrepareRun, manifest: dict[str, Any]) -> str:
     lines += missed_shares(run, {name: facts["share"] for name, facts in manifest["splits"].items()}, "text")
     if run.stride is not None and run.stride > run.max_length:
         lines.append(
-            f"stride {run.stride} > max_length {run.max_length}: {run.stride - run.max_length} tokens between "
-            "windows are never asked."
+            f"--stride {run.stride} is above --max-length {run.max_length}: {run.stride - run.max_length} tokens "
+            "between two windows are skipped."
         )
     mixture = manifest["mixture"] or {"actual": {}}
     for name, share in mixture["actual"].items():
-        lines.append(f"{name:>18}: {share:.1%} of the training mixture, given {mixture['epochs'][name]:.2f} times")
-    report = f"; {run.output_dir}/report.html is a page to look at" if run.report else ""
-    lines.append(f"Written: {run.output_dir}, manifest.json says what is in it{report}. Next:")
-    recipe = command("pretrain") if run.task == "pretrain" else "any recipe that takes such rows, with"
+        lines.append(f"{name:>18}: {share:.1%} of the training mixture, {mixture['epochs'][name]:.2f} epochs")
+    report = f"; report: {run.output_dir}/report.html" if run.report else ""
+    lines.append(f"Written: {run.output_dir}; contents: {run.output_dir}/manifest.json{report}. Next:")
+    recipe = command("pretrain") if run.task == "pretrain" else "any recipe for such rows, with"
     lines.append(f"  {recipe} --dataset {run.output_dir}")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
-    goes_on = "The same command goes on with the parts that are done."
-    with one_clear_line(stopped=goes_on):
+    resume_hint = "The same command resumes after the parts that are complete."
+    with one_clear_line(stopped=resume_hint):
         run = parse(PrepareRun, argv, unused=unused_fields)
         check(run)
         run = replace(run, vocab_size=vocabulary_size(run))
@@ -248,8 +250,8 @@ def main(argv: list[str] | None = None) -> None:
             load_named_tokenizer,
             make_filters,
             open_corpora,
+            open_output_folder,
             prepare,
-            settle_folder,
         )
 
         corpora, filters, tokenizer = open_corpora(run), make_filters(run), load_named_tokenizer(run)
@@ -257,11 +259,11 @@ def main(argv: list[str] | None = None) -> None:
         plan = hash_plan(run, sources)
         check_writable(Path(run.output_dir))
         with hold(run.output_dir):
-            work, is_done = settle_folder(run, plan, sources)
+            work, is_done = open_output_folder(run, plan, sources)
             if is_done:
-                print(f"{run.output_dir} is prepared already, from these sources with these settings.")
+                print(f"{run.output_dir} is already prepared from these sources with these settings.")
                 return
-            with watch(60 * run.hang_timeout, work / "stacks.txt", lambda: goes_on):
+            with watch(60 * run.hang_timeout, work / "stacks.txt", lambda: resume_hint):
                 manifest = prepare(run, corpora, filters, tokenizer, plan, work)
     print(shown(describe(run, manifest)))
 

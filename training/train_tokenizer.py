@@ -5,13 +5,13 @@
 # [tool.uv.sources]
 # scratch_gpt = { path = "..", editable = true }
 # ///
-"""Text -> a tokenizer that Hugging Face clients load, and a report of what it is worth.
+"""Train a tokenizer that Hugging Face clients can load, and report its compression of held-out text.
 
     python training/train_tokenizer.py [--kind bpe] [--vocab-size 8192] [--dataset FILE] [--output-dir runs/tokenizer]
 
 Without arguments: a byte-level BPE on the documentation of the Python that runs this. Writes the tokenizer's files and
-report.json to output_dir, which the pretrain recipe takes as --tokenizer. Memory is bounded by --sample-megabytes,
-however long the text.
+report.json to output_dir, which the pretrain recipe takes as --tokenizer. --sample-megabytes limits memory for a text
+of any size.
 """
 
 import sys
@@ -26,8 +26,8 @@ from scratch_gpt_training.support.options import SourceOptions, check_range, dat
 from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled, relative
 
 
-TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # what marks a folder as one of ours
-HELD_OUT_MEGABYTES = 8  # more of the held-out text would only take longer to measure
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "report.json"}  # files of a folder that we may replace
+HELD_OUT_MEGABYTES = 8  # more held-out text would only take longer to measure
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TokenizerRun(SourceOptions):
     seed: int = option(0, "Seed of the held-out documents and the sample.")
 
 
-TOKENIZER_LIMITS = {  # field -> the least and the most that it may be
+TOKENIZER_LIMITS = {  # minimum and maximum of each field
     "sample_megabytes": (0.001, 10**6),
     "vocab_size": (1, 2**24),
     "min_frequency": (1, 10**9),
@@ -82,12 +82,12 @@ TOKENIZER_LIMITS = {  # field -> the least and the most that it may be
 
 
 def unused_fields(run: TokenizerRun) -> dict[str, str]:
-    """Return the fields that nothing in this run reads, and why; every kind of tokenizer reads the others."""
+    """Return the fields that have no effect in this run, with the reason; all kinds of tokenizers use the others."""
     return unused_source(run.dataset)
 
 
 def check(run: TokenizerRun) -> None:
-    """Raise a ValueError for the first field whose value cannot be meant; `plan_tokenizer` sees to the others."""
+    """Raise a ValueError for the first invalid field; `plan_tokenizer` checks the remaining ones."""
     for name, (smallest, largest) in TOKENIZER_LIMITS.items():
         check_range(name, getattr(run, name), smallest, largest)
     if not 0 < run.held_out_fraction < 1:
@@ -98,7 +98,7 @@ def check(run: TokenizerRun) -> None:
 
 
 def choose_folder(run: TokenizerRun) -> Path:
-    """Return the folder to write; raise a ValueError if it holds files that may not be replaced."""
+    """Return the folder to write; raise a ValueError if it contains files that may not be replaced."""
     folder = Path(run.output_dir).resolve()
     if is_filled(folder):
         if not TOKENIZER_FILES <= {path.name for path in folder.iterdir()} or not is_report(folder / "report.json"):
@@ -106,13 +106,15 @@ def choose_folder(run: TokenizerRun) -> Path:
                 f"--output-dir {run.output_dir} exists but was not written by this recipe. Choose another."
             )
         if not run.overwrite:
-            raise ValueError(f"--output-dir {run.output_dir} holds a tokenizer already. --overwrite true replaces it.")
+            raise ValueError(
+                f"--output-dir {run.output_dir} already contains a tokenizer. Replace it with --overwrite true."
+            )
         check_read_paths(run)
     return folder
 
 
 def is_report(file: Path) -> bool:
-    """Return whether a file is what this recipe writes about a tokenizer."""
+    """Return whether a file is a report of this recipe."""
     from scratch_gpt.utils.foreign import read_json
 
     try:
@@ -122,7 +124,7 @@ def is_report(file: Path) -> bool:
 
 
 def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
-    """The texts to train on, with a progress bar, and those that are held out."""
+    """Return the texts to train on, with a progress bar, and the held-out texts."""
     from tqdm.auto import tqdm
 
     from scratch_gpt.data.sources.documents import open_documents, split_documents
@@ -136,7 +138,7 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
         held_out, total, notices = stream.splits["validation"], None, stream.notices
     else:
         documents, _, notices = open_documents(where, run.text_column)
-        # cast here and below: datasets declares a batch and a row as lists too
+        # cast here and below: datasets declares that a batch or row may also be a list
         splits = split_documents(documents, run.held_out_fraction, seed=run.seed)
         texts = (text for batch in cast(Any, splits["train"]).iter(100) for text in batch["text"])
         held_out, total = splits["validation"], len(splits["train"])
@@ -145,7 +147,7 @@ def open_texts(run: TokenizerRun) -> tuple[Iterable[str], Iterable[str]]:
 
 
 def load_peer(name: str):
-    """{name: tokenizer} to compare with, empty where it cannot be had, which is said."""
+    """Load the tokenizer to compare with as {name: tokenizer}; print a message and return {} if that fails."""
     from scratch_gpt import load_tokenizer
 
     if name == "none":
@@ -153,35 +155,35 @@ def load_peer(name: str):
     try:
         return {name: load_tokenizer(name)}
     except ValueError:
-        print(f"Nothing to compare with: {name} could not be loaded. Another: --compare FOLDER.")
+        print(f"No comparison: {name} could not be loaded. Compare with another tokenizer: --compare FOLDER.")
         return {}
 
 
 def describe(run: TokenizerRun, report: dict) -> str:
-    """The report in a few lines, and what to do next."""
+    """Return a summary of the report and the next command."""
 
     from scratch_gpt.utils.wording import plural
 
     bytes_used, bytes_seen = report["bytes_used"], report["bytes_seen"]
-    is_small = report["vocab_size"] < run.vocab_size and run.kind != "char"  # characters are as many as the text has
+    is_small = report["vocab_size"] < run.vocab_size and run.kind != "char"  # the text limits the number of characters
     fewer = f" instead of {run.vocab_size:,} (the text yields no more)" if is_small else ""
     lines = [
         f"Tokenizer: {run.kind}, {report['vocab_size']:,} tokens{fewer}, fingerprint {report['fingerprint'][:12]}",
         f"  trained on: {bytes_used:,} bytes"
-        + (f", a sample of {bytes_seen:,}" if bytes_used < bytes_seen else ", all there are"),
+        + (f", a sample of {bytes_seen:,}" if bytes_used < bytes_seen else " (the complete text)"),
         f"  held out:   {report['bytes']:,} bytes, {report['bytes_per_token']:.2f} bytes per token"
         + "".join(f", {name} {value:.2f}" for name, value in report["peers"].items()),
         f"  round trip failed for {report['round_trip_failures']:,} of {plural(report['texts'], 'text')}; "
         f"{report['unknown']:,} of {report['tokens']:,} tokens unknown",
         f"  never seen in training: {report['unused']['count']:,} tokens; fewer than {report['rare']} times: "
-        f"{report['under_trained']['count']:,} (report.json names them)",
+        f"{report['under_trained']['count']:,} (listed in report.json)",
         f"Next: {command(f'pretrain --tokenizer {run.output_dir}')}",
     ]
     return "\n".join(lines)
 
 
 def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
-    """Train a tokenizer, write its folder whole or not at all, and return its report."""
+    """Train a tokenizer, write its folder atomically, and return its report."""
     import json
 
     from scratch_gpt.runs.folder import replace_folder
@@ -196,10 +198,10 @@ def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
         "kind": run.kind,
         "chat_template": run.chat_template,
     }
-    plan_tokenizer(**settings)  # what can be wrong without reading a word
+    plan_tokenizer(**settings)  # check the settings before reading the text
     texts, held_out = open_texts(run)
     sample = sample_texts(texts, int(run.sample_megabytes * 1e6), run.seed)
-    has_bars = sys.stderr.isatty()  # the library draws its bars for a terminal only, but empty lines for all
+    has_bars = sys.stderr.isatty()  # outside a terminal the library would print only empty lines
     tokenizer = train_tokenizer(sample, **settings, model_max_length=run.model_max_length, show_progress=has_bars)
     held_out = sample_texts(held_out, HELD_OUT_MEGABYTES * 1_000_000, run.seed)
     report = tokenizer_report(tokenizer, held_out, load_peer(run.compare), sample, run.rare)

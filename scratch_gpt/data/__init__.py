@@ -1,1 +1,1 @@
-"""Documents -> batches: sources, filters, rows, prepared data, manifest, splits."""
+"""Turn documents into batches: sources, filters, rows, prepared data, manifest, splits."""

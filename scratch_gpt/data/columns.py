@@ -1,4 +1,4 @@
-"""Name the columns that each task reads; all others are left alone, whatever they hold."""
+"""List the columns that each task reads; all other columns are ignored."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -11,8 +11,8 @@ class Columns(NamedTuple):
     forms: tuple[tuple[str, ...], ...]  # a file is read if it has all columns of at least one of these
     optional: tuple[str, ...] = ()  # read if present
     messages: tuple[str, ...] = ()  # keys of a message that are read
-    looked_for: tuple[str, ...] = ()  # columns and keys of a message that are only looked for: as JSON, of any types
-    hint: str = ""  # how to choose others
+    looked_for: tuple[str, ...] = ()  # columns and keys of a message only checked for a value; read as JSON, any type
+    hint: str = ""  # how to choose another column
 
     @property
     def names(self) -> set[str]:
@@ -31,8 +31,8 @@ class Columns(NamedTuple):
         return f"columns of one of the forms {'; '.join(' and '.join(form) for form in self.forms)}"
 
 
-# Columns and keys of a message that change what a model should say, and that no template of ours writes: a row with a
-# value in one is refused.
+# Columns and keys of a message that change the expected answer but are not supported by any of our templates: a row
+# with a value in one of them is an error.
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 ROW_KEYS = ("tools", "functions", "system", "system_prompt", "history", "chat_template_kwargs", *MEDIA)
 MESSAGE_KEYS = (
@@ -47,7 +47,7 @@ MESSAGE_KEYS = (
     "refusal",
     *MEDIA,
 )
-SWITCHES = ("weight", "loss", "train", "training")  # of an answer: whether it is learned, as other trainers have it
+SWITCHES = ("weight", "loss", "train", "training")  # keys that other trainers use to exclude an answer from the loss
 LOOKED_FOR = (*ROW_KEYS, *MESSAGE_KEYS, *SWITCHES)
 CONVERSATIONS = Columns(
     forms=(("messages",), ("prompt", "completion"), ("instruction", "output")),
@@ -68,12 +68,12 @@ SECRETS = Columns((("prefix", "secret"),))
 
 
 def one_column(name: str) -> Columns:
-    """Return the columns of a task that reads texts alone."""
+    """Return the columns of a task that reads only texts."""
     return Columns(((name,),), hint="Choose another text_column.")
 
 
 def any_text(name: str = "text") -> Columns:
-    """Return the columns of texts of every task, to compare rows of one with those of another."""
+    """Return the text columns of all tasks, so that rows of different tasks can be compared."""
     tasks = (CONVERSATIONS, PREFERENCES, CHOICES, SECRETS)
     forms = ((name,), ("text",), ("prompt",), *chain(*(task.forms for task in tasks)))
     optional = tuple(dict.fromkeys(chain(*(task.optional for task in tasks))))

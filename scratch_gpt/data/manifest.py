@@ -1,14 +1,14 @@
-"""What data a run used -> JSON: sources, counts, hashes; and whether data are still what a manifest says.
+"""Record the data of a run as JSON (sources, counts, hashes), and verify data against a manifest.
 
 format_version, task, tokenizer (fingerprint, vocab_size), max_length, stride, pack
-split_by   how documents were split, by share of the text; absent: by their number
+split_by   how documents were split, by share of the text; absent: by count
 sources    [{name, dataset, config, split, revision, rows, files: [{name, bytes, sha256}]}]
 filters    {name: {in, removed}}                  in the order in which they ran
 mixture    {asked, actual, alpha, ...} or null    shares of tokens
 splits     {train: {documents, bytes, rows, tokens, asked, sha256}, ...}
-rows, tokens, bytes, sha256                       over all splits; sha256 is of the exact rows
-files      [{name, bytes, sha256}]                of a prepared folder
-manifest_sha256                                   of a prepared folder: of all the rest; absent in older ones
+rows, tokens, bytes, sha256                       of all splits; sha256 covers the exact rows
+files      [{name, bytes, sha256}]                prepared folders only
+manifest_sha256                                   prepared folders only: covers all other keys; absent in older ones
 """
 
 import hashlib
@@ -27,7 +27,11 @@ MANIFEST_FILE, DIGEST = "manifest.json", "manifest_sha256"
 
 
 def place(name: str) -> str:
-    """Return the recorded name of a file, folder or dataset: its path from the working folder, else its last part."""
+    """Return the name to record for a file, folder or dataset.
+
+    A Hub dataset or a relative path without ".." is returned unchanged, a path in the working folder relative to it,
+    and any other path as its last component.
+    """
     path = str(local_path(name))
     if not os.path.isabs(path) and ".." not in Path(path).parts:
         return name
@@ -43,7 +47,7 @@ def file_record(path: Path, name: str) -> dict[str, Any]:
 
 
 def hash_of(hashes: list[str]) -> str:
-    """Return one SHA-256 over several, in their order."""
+    """Return the SHA-256 of a list of hashes, in order."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
@@ -56,7 +60,7 @@ def make_manifest(
     files: list[dict[str, Any]] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Return the manifest of these splits, with their sums and one hash over theirs."""
+    """Return the manifest of these splits, with totals and a hash of the splits' hashes."""
     totals = {name: sum(split.get(name, 0) for split in splits.values()) for name in ("rows", "tokens", "bytes")}
     return {
         "format_version": MANIFEST_FORMAT,
@@ -73,7 +77,7 @@ def make_manifest(
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
-    """Return what `manifest.json` of a prepared folder holds: the manifest, and a hash of it."""
+    """Return the content of a prepared folder's `manifest.json`: the manifest and its hash."""
     return json.dumps({**manifest, DIGEST: _digest(manifest)}, indent=2) + "\n"
 
 
@@ -82,21 +86,21 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def is_prepared(dataset: str) -> bool:
-    """Return whether a dataset is a folder that training/prepare.py has written."""
+    """Return whether a dataset is a folder written by training/prepare.py."""
     return (local_path(dataset) / MANIFEST_FILE).is_file()
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Read the manifest of a prepared folder or of a run, or the file itself; its hash is checked and left out.
+    """Read the manifest of a prepared folder or a run, or a manifest file; its hash is checked and removed.
 
     Raises:
-        ValueError: it is not there, is no manifest, of another format, or not what was written.
+        ValueError: the file is missing, not a manifest, of another format version, or changed since it was written.
     """
     path = local_path(str(path))
     path = path / MANIFEST_FILE if path.is_dir() else path
     try:
         manifest = read_json(path)
-        parts = DIGEST.split("_")  # a damaged name has one of them
+        parts = DIGEST.split("_")  # recognize the key even if one of its two parts is damaged
         names = [
             name for name in manifest if name.startswith(parts[0]) or (name.endswith(parts[1]) and name != parts[1])
         ]
@@ -106,14 +110,14 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as a data manifest ({type(error).__name__}: {error}).") from error
     if version != MANIFEST_FORMAT:
-        raise ValueError(f"{path} has format version {version}, and this program reads {MANIFEST_FORMAT}.")
+        raise ValueError(f"{path} has format version {version}; only version {MANIFEST_FORMAT} can be read.")
     if digests and digests != {DIGEST: _digest(manifest)}:
-        raise ValueError(f"{path} is not what was written: its hash differs. Prepare the data again.")
+        raise ValueError(f"{path} was changed after it was written: its hash differs. Prepare the data again.")
     return manifest
 
 
 def _check_keys(manifest: dict[str, Any]) -> None:
-    # Raise a KeyError or TypeError where a manifest lacks what its readers look up.
+    # Raise a KeyError or TypeError if a manifest lacks a key that its readers need.
     _ = manifest["sources"], manifest["splits"], manifest["sha256"]
     _ = [(file["name"], file["bytes"], file["sha256"]) for file in manifest.get("files", [])]
     if manifest["task"] == "pretrain":
@@ -122,13 +126,13 @@ def _check_keys(manifest: dict[str, Any]) -> None:
 
 
 def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise a ValueError that names the first file of a prepared folder that is not what its manifest says.
+    """Raise a ValueError that names the first file of a prepared folder that differs from its manifest.
 
-    Each file is hashed, on all cores: what the manifest says of them may then go on record again.
+    Every file is hashed, on all cores, so that a new manifest may copy the recorded hashes.
     """
     folder = local_path(str(folder))
     if "files" not in manifest:
-        raise ValueError(f"{folder} holds no prepared data: its {MANIFEST_FILE} lists no files.")
+        raise ValueError(f"{folder} is not prepared data: its {MANIFEST_FILE} lists no files.")
 
     def find_problem(record: dict[str, Any]) -> str | None:
         path = folder / record["name"]
@@ -144,11 +148,11 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     listed = {record["name"] for record in manifest["files"]}
     parts = (path for split in manifest["splits"] for path in (folder / split).glob("part-*.arrow"))
     if spare := sorted({path.relative_to(folder).as_posix() for path in parts} - listed):
-        raise ValueError(f"{folder}: {spare[0]} is no part of the data that were prepared. Take it away.")
+        raise ValueError(f"{folder}: {spare[0]} is not in its {MANIFEST_FILE}. Remove the file.")
 
 
 def changed_file(recorded: list[dict[str, Any]], now: list[dict[str, Any]]) -> str | None:
-    """Return which file is the first to differ between two lists of sources, and how; None if none does."""
+    """Return the first file that differs between two lists of sources, and how it differs; None if all are equal."""
     before, after = _files(recorded, now), _files(now, recorded)
     for key in sorted({*before, *after}):
         if before.get(key) != after.get(key):
@@ -158,7 +162,7 @@ def changed_file(recorded: list[dict[str, Any]], now: list[dict[str, Any]]) -> s
 
 
 def _files(sources: list[dict[str, Any]], other_sources: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
-    # {(source, file name): file}; a source goes by its name, and by its place in the list where the others' differ
+    # {(source, file name): file}; a source is identified by its name, or by its number if the lists have other names
     names, other_names = (
         [str(source.get("name", source["dataset"])) for source in records] for records in (sources, other_sources)
     )
@@ -168,17 +172,17 @@ def _files(sources: list[dict[str, Any]], other_sources: list[dict[str, Any]]) -
 
 
 def verify_same(recorded: dict[str, Any], now: dict[str, Any], name: str) -> None:
-    """Raise a ValueError where these data are not those that the manifest `name` records; files come first.
+    """Raise a ValueError if these data differ from the manifest `name`; files are compared first.
 
-    Sources' names and places may differ, their contents may not.
+    Names and locations of sources may differ, their contents may not.
     """
     if changed := changed_file(recorded["sources"], now["sources"]):
-        raise ValueError(f"The data are not those of {name}: {changed}.")
+        raise ValueError(f"The data differ from {name}: {changed}.")
     for key in ("tokenizer", "max_length", "stride", "pack", "splits", "sha256"):
         if recorded.get(key) != now.get(key):
             raise ValueError(
-                f"The data are not those of {name}: {key} differs ({_short(recorded.get(key))} there, "
-                f"{_short(now.get(key))} here)."
+                f"The data differ from {name}: {key} is {_short(recorded.get(key))} there and "
+                f"{_short(now.get(key))} here."
             )
 
 

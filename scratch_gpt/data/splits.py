@@ -1,8 +1,8 @@
-"""Decide which documents, or which parts of them, are held out: a function of the data and the seed.
+"""Choose the documents, or parts of documents, to hold out; the choice depends only on the data and the seed.
 
-split_numbers   documents of like size: by their number
-split_texts     texts of any size: by their number if each split then has its share and texts of its own, else by bytes
-split_groups    rows that share a key stay together
+split_numbers   split documents of similar size by count
+split_texts     split texts of any size: by count if each split then has its share and no text in common, else by bytes
+split_groups    split rows by count, keeping rows with the same key together
 """
 
 import hashlib
@@ -15,25 +15,26 @@ import numpy as np
 
 
 BORDER_SLACK = 0.2  # of the smallest share: how far a border may move to the end of a document, line or word
-WINDOW = 10_000  # characters on each side of a border in which a line's or word's end is looked for
-TRIES = 200  # places at which a document may be cut, nearest first
+WINDOW = 10_000  # characters on each side of a border to search for the end of a line or word
+TRIES = 200  # candidate positions to cut a document, nearest first
 # Ends of lines, of words, and of phrases in scripts without spaces.
 ENDS = (re.compile(r"\n+"), re.compile(r"\s+"), re.compile(r"[\u3001\u3002\uff01\uff0c\uff1f]+"))
 
 
 def check_fractions(validation_fraction: float, test_fraction: float) -> dict[str, float]:
-    """Return those of {"validation", "test"} above 0.
+    """Return the fractions above 0 of "validation" and "test", by name.
 
     Raises:
-        ValueError: a fraction outside [0, 1), or fractions that leave nothing to train on.
+        ValueError: a fraction is outside [0, 1), or the fractions leave nothing to train on.
     """
     fractions = {"validation": validation_fraction, "test": test_fraction}
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:
-            raise ValueError(f"{name}_fraction is {fraction}; it has to be at least 0 and less than 1.")
+            raise ValueError(f"{name}_fraction must be at least 0 and less than 1, not {fraction}.")
     if sum(fractions.values()) >= 1:
         raise ValueError(
-            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to train on."
+            f"validation_fraction {validation_fraction} and test_fraction {test_fraction} leave nothing to train on. "
+            "Their sum must be below 1."
         )
     return {name: fraction for name, fraction in fractions.items() if fraction > 0}
 
@@ -41,10 +42,10 @@ def check_fractions(validation_fraction: float, test_fraction: float) -> dict[st
 def split_numbers(
     n: int, validation_fraction: float = 0.1, test_fraction: float = 0.0, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return which of n documents go where, in order: {"train", "validation", "test"}.
+    """Return the sorted document numbers of each split: {"train", "validation", "test"}.
 
     Raises:
-        ValueError: as `check_fractions`, or too few documents to leave something in each split.
+        ValueError: as `check_fractions`, or there are too few documents for the splits.
     """
     fractions = check_fractions(validation_fraction, test_fraction)
     if n < 1 + len(fractions):
@@ -55,14 +56,14 @@ def split_numbers(
         take = min(max(1, round(fraction * n)), len(order) - 1)
         if take == 0:
             raise ValueError(
-                f"{n} documents leave nothing for {name} beside the other splits. Set a fraction to 0, or lower one."
+                f"{n} documents are too few: no document is left for {name}. Lower a fraction, or set one to 0."
             )
         splits[name], order = np.sort(order[:take]), order[take:]
     return {"train": np.sort(order), **splits}
 
 
 def is_near(share: float, target: float) -> bool:
-    """Return whether a share is within half to one and a half times the one that was asked for."""
+    """Return whether a share is 0.5 to 1.5 times its target."""
     return 0.5 * target <= share <= 1.5 * target
 
 
@@ -76,23 +77,23 @@ def split_texts(
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
     """Split texts so that each held-out split has about its share of the bytes.
 
-    Whole texts are dealt out by their number (a single one is cut by position) if each held-out share is then near
-    what was asked for and no text is in two splits. Otherwise the distinct texts stand in an order that their content
-    and the seed decide, and are cut by bytes: between two texts if that is near enough, else inside one, at the end of
-    a line or a word if there is one. Then equal texts stay together, and a text that is cut is cut at the same place
-    in each of its copies.
+    First, complete texts are split by count; a single text is cut by position. The result is used if each held-out
+    share is near its target (`is_near`) and no text is in two splits. Otherwise the distinct texts are sorted by a
+    hash of content and seed, and split by bytes: between two texts if that is near enough, else inside a text, at the
+    end of a line or word if possible. Equal texts then stay together, and all copies of a text are cut at the same
+    position.
 
     Args:
         sizes: (n,) bytes of each text in UTF-8.
-        text_of: number -> text.
-        by_number: never look at the sizes.
+        text_of: return the text with a number.
+        by_number: always split by count.
 
     Returns:
-        {"train", "validation", "test"} -> sorted numbers, and the pieces of texts that were cut, as (number of the
-        text, piece). Piece k goes by the number n + k; the text that it is from is then in no split itself.
+        The sorted text numbers of {"train", "validation", "test"}, and the pieces of texts that were cut, each as
+        (number of the text, piece). Piece k has the number n + k; a text that was cut is itself in no split.
 
     Raises:
-        ValueError: as `check_fractions`, or too little text to leave something in each split.
+        ValueError: as `check_fractions`, or there is too little text for the splits.
     """
     fractions = check_fractions(validation_fraction, test_fraction)
     n, pieces = len(sizes), []
@@ -119,7 +120,7 @@ def split_texts(
 
 
 def _is_text_shared(numbers: dict[str, np.ndarray], sizes: np.ndarray, text_of: Callable[[int], str]) -> bool:
-    # Whether two splits have an equal text. Only texts whose size is in two splits are read.
+    # Return whether two splits contain the same text. Only texts of a size that occurs in two splits are read.
     of_splits = [np.unique(sizes[indices]) for indices in numbers.values()]
     distinct_sizes, counts = np.unique(np.concatenate(of_splits), return_counts=True)
     split_of_digest: dict[bytes, str] = {}
@@ -139,7 +140,7 @@ def _cut_by_position(
         end = start + round(len(text) * fraction)
         pieces.append(text[start:end])
         start = end
-    pieces[-1] += text[start:] if keep_rest else ""  # without sizes the last character may be lost in rounding
+    pieces[-1] += text[start:] if keep_rest else ""  # rounding may leave characters at the end; by_number drops them
     return {name: np.array([1 + k]) for k, name in enumerate(["train", *fractions])}, [(0, piece) for piece in pieces]
 
 
@@ -153,8 +154,8 @@ def _split_by_bytes(
     ends = np.cumsum([sizes[group].sum() for group in groups])
     shares = {"train": 1 - sum(fractions.values()), **fractions}
     slack = BORDER_SLACK * min(shares.values()) * ends[-1]
-    used_keys = set(copies)  # a piece should equal no other text
-    borders = [(0, 0)]  # (group, character): where a split begins
+    used_keys = set(copies)  # a piece should differ from every other text
+    borders = [(0, 0)]  # (group, character) at which a split begins
     for target in np.cumsum([*shares.values()])[:-1] * ends[-1]:
         k = min(int(np.searchsorted(ends, target, side="right")), len(groups) - 1)
         start = ends[k - 1] if k else 0
@@ -194,8 +195,8 @@ def _key(text: str, seed: int) -> bytes:
 
 
 def _place(text: str, before: int, target: float, slack: float, used_keys: set[bytes], seed: int) -> int:
-    # The character at which a text is cut, behind `before`; target and slack are bytes. Both pieces have text, and
-    # equal neither each other nor what is in `taken`, unless every place would leave such.
+    # Return the character after `before` at which to cut a text; target and slack are bytes. If possible, both pieces
+    # contain text, differ from each other, and are not in `used_keys`.
     raw = text.encode()
     low, middle, high = (
         len(raw[: max(0, round(target + move))].decode(errors="ignore")) for move in (-slack, 0, slack)
@@ -220,7 +221,7 @@ def _places(text: str, low: int, middle: int, high: int) -> Iterator[int]:
 
 
 def _joins(text: str, place: int) -> bool:
-    # whether what a reader sees as one character stands on both sides: an accent, a joiner, the end of a line
+    # Return whether a cut here would split a visible character: before an accent, at a joiner, or inside "\r\n".
     around = text[max(0, place - 1) : place + 1]
     return "\u200d" in around or around == "\r\n" or unicodedata.category(around[-1:] or " ")[0] == "M"
 
@@ -228,14 +229,14 @@ def _joins(text: str, place: int) -> bool:
 def split_groups(
     keys: Sequence[str], validation_fraction: float = 0.05, test_fraction: float = 0.1, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return which rows go where, in order: {"train", "validation", "test"}; rows with the same key stay together.
+    """Return the sorted row numbers of {"train", "validation", "test"}; rows with the same key stay together.
 
-    Each split has its exact share of the rows, unless the last groups are too large for what is left of it. Who is
-    first is decided by a hash of seed and key: a question that is held out in one file is held out in another one of
-    about the same questions (a few at the border may differ), so that a model can be tuned on both in turn.
+    Each split has its exact share of the rows, unless the remaining groups are too large for its free rows. Groups are
+    taken in the order of a hash of seed and key. A question that is held out in one file is therefore held out in
+    another file with about the same questions (a few at the border may differ), so a model can be tuned on both.
 
     Raises:
-        ValueError: as `check_fractions`, or too few distinct keys to leave something in each split.
+        ValueError: as `check_fractions`, or there are too few distinct keys for the splits.
 
     Example:
         >>> splits = split_groups(["a", "a", "b", "c", "d", "e"], validation_fraction=0.3, test_fraction=0.0)

@@ -1,1 +1,1 @@
-"""Text <-> ids: train, load and extend tokenizers; chat templates."""
+"""Convert text to ids and back: train, load and extend tokenizers; chat templates."""

@@ -1,14 +1,14 @@
-"""The name of a prompt format -> the one Jinja template that a tokenizer keeps: trained with it, used with it.
+"""Prompt formats: a Jinja chat template for each, stored with the tokenizer and used for training and generation.
 
-format      a question and its answer                                                             ends an answer
+format      a question and its answer                                                             end of an answer
 alpaca      Below is an instruction ... ### Instruction:\\n{question}\\n\\n### Response:\\n{answer}   EOS
 chatml      <|im_start|>user\\n{question}<|im_end|>\\n<|im_start|>assistant\\n{answer}              <|im_end|>
 phi3        <|user|>\\n{question}<|end|>\\n<|assistant|>\\n{answer}                                 <|end|>
 plain       {question}{answer}, nothing trimmed                                                   EOS
-tokenizer   what the tokenizer's own template writes                                              its own
+tokenizer   the template that is stored with the tokenizer                                        its end token
 
-Between `{% generation %}` and `{% endgeneration %}` stands what a model says: the answer and the token that ends it.
-So `apply_chat_template(..., return_assistant_tokens_mask=True)` marks the same tokens as our rows do
+`{% generation %}` and `{% endgeneration %}` enclose the assistant's answer and the token that ends it. Thus
+`apply_chat_template(..., return_assistant_tokens_mask=True)` marks the same tokens as targets as our rows do
 (data/rows/conversations.py).
 """
 
@@ -24,7 +24,7 @@ from .tokenizer import extend_tokenizer
 
 INPUT = "\n\n### Input:\n"  # between an instruction and its input, inside the user's message
 
-# Answers are trimmed, so that no token reaches across their border.
+# Answers are trimmed, so that no token crosses their border.
 CHATML = """{%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
 {%- if message['role'] == 'assistant' -%}
@@ -47,7 +47,7 @@ PHI3 = """{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
 """
-# Taori et al. 2023, with and without input. A system message stands in the place of the first paragraph.
+# Taori et al. 2023, with and without input. A system message replaces the first paragraph.
 ALPACA = """{%- if messages[0]['role'] == 'system' -%}
 {{- messages[0]['content'] | trim -}}
 {%- elif '\\n\\n### Input:\\n' in messages[0]['content'] -%}
@@ -76,7 +76,7 @@ PLAIN = """{%- for message in messages -%}
 
 
 class Format(NamedTuple):
-    """A template and the special tokens that it writes, beside EOS."""
+    """A template and its special tokens, except EOS."""
 
     template: str
     tokens: tuple[str, ...] = ()
@@ -88,21 +88,21 @@ FORMATS = {
     "phi3": Format(PHI3, ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")),
     "plain": Format(PLAIN),
 }
-RENDER_SECONDS = 10  # that a template has for one conversation
+RENDER_SECONDS = 10  # time limit for one conversation
 TRIAL = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]
 
 
 def choose_format(
     tokenizer: PreTrainedTokenizerBase, prompt_format: str | None = None, *, replace: bool = False
 ) -> str:
-    """Return the name of the format to use: `prompt_format`, else the tokenizer's own, else `alpaca`.
+    """Return the name of the format to use: `prompt_format`, else the tokenizer's format, else `alpaca`.
 
     Args:
-        replace: a training run may give a model another format than it came with. Otherwise what is asked for has to
-            be what the tokenizer keeps.
+        replace: allow a format that differs from the tokenizer's, for training. Otherwise the two must be the same.
 
     Raises:
-        ValueError: no such format, a mismatch, or `tokenizer` where it has no chat template.
+        ValueError: the format is unknown, it differs from the tokenizer's, or it is `tokenizer` and the tokenizer has
+            no chat template.
     """
     stored = tokenizer.chat_template
     stored_format = next(
@@ -115,18 +115,18 @@ def choose_format(
             raise ValueError(f"The tokenizer has no chat template. Choose one of {', '.join(FORMATS)}.")
         return stored_format
     if prompt_format not in FORMATS:
-        raise ValueError(f"There is no prompt_format {prompt_format!r}; it is {', '.join(FORMATS)} or tokenizer.")
+        raise ValueError(f"prompt_format must be {', '.join(FORMATS)} or tokenizer, not {prompt_format!r}.")
     if stored_format not in (None, prompt_format) and not replace:
-        name = "a chat template of its own" if stored_format == "tokenizer" else f"the format {stored_format}"
+        name = "another chat template" if stored_format == "tokenizer" else f"the format {stored_format}"
         raise ValueError(
-            f"The model was trained with {name}, and {prompt_format} is asked for: it would not understand its "
-            "prompts. Leave the format out."
+            f"The model was trained with {name}, not with {prompt_format}, so it would not understand such prompts. "
+            "Use the stored format: remove prompt_format."
         )
     return prompt_format
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, prompt_format: str | None = None) -> str:
-    """Return the Jinja template of a format; raise a ValueError if the tokenizer has another one."""
+    """Return the Jinja template of a format; raise a ValueError if the tokenizer has another format."""
     return _template(tokenizer, choose_format(tokenizer, prompt_format))
 
 
@@ -137,29 +137,29 @@ def _template(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
 def store_format(
     tokenizer: PreTrainedTokenizerBase, prompt_format: str, model: PreTrainedModel | None = None
 ) -> list[str]:
-    """Make a format the one that the tokenizer keeps, what ends its answers EOS, of `model` too; what to say of it.
+    """Store a format in the tokenizer, set the token that ends its answers as EOS, and return notices for the user.
 
-    Tokens that the format needs and the tokenizer does not have are added, to the model as well.
+    `model` gets the same EOS. Tokens that the format needs are added to the tokenizer and the model if missing.
 
     Raises:
-        ValueError: a template that does not render, has no generation markers, does not end an answer with one
-            special token, or begins it otherwise than its generation prompt.
+        ValueError: the template does not render, has no generation markers, does not end an answer with one special
+            token, or begins an answer differently than its generation prompt.
     """
     known_format, notices = FORMATS.get(prompt_format), []
     if known_format and tokenizer.chat_template not in (None, known_format.template):
         notices.append(
-            f"Warning: the chat template that the model came with is replaced by {prompt_format}. Prompts in the old "
-            "one are no longer what it expects."
+            f"Warning: the model's chat template is replaced by {prompt_format}. After training it no longer expects "
+            "prompts in the old format."
         )
     if known_format and (
         missing_tokens := [token for token in known_format.tokens if token not in tokenizer.all_special_tokens]
     ):
         extend_tokenizer(tokenizer, missing_tokens, model, special=True)
-        notices.append(f"Added to tokenizer and model for {prompt_format}: {' '.join(missing_tokens)}")
+        notices.append(f"Added to the tokenizer and the model for {prompt_format}: {' '.join(missing_tokens)}")
     template = _template(tokenizer, prompt_format)
     closing = _closing_token(tokenizer, template)
     if closing != tokenizer.eos_token:
-        notices.append(f"{closing} ends an answer: it is the tokenizer's and the model's EOS now.")
+        notices.append(f"EOS of the tokenizer and the model is now {closing}, which ends an answer.")
         tokenizer.eos_token = closing
     if model is not None:
         model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -172,20 +172,20 @@ def _closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     prompt, _ = render(tokenizer, template, TRIAL[:1], add_generation_prompt=True)
     if len(spans) != 1:
         raise ValueError(
-            "The chat template has no generation markers, so nobody knows what the assistant says. Put "
-            "{% generation %} and {% endgeneration %} around its answer and the token that ends it, or choose "
+            "The chat template has no generation markers, so the assistant's tokens cannot be located. Put "
+            "{% generation %} and {% endgeneration %} around an answer and the token that ends it, or choose "
             f"a prompt_format of {', '.join(FORMATS)}."
         )
     start, end = spans[0]
     if text[:start] != prompt:
         raise ValueError(
-            "The chat template begins an answer in training otherwise than its generation prompt does "
-            f"({text[:start][-30:]!r}, {prompt[-30:]!r})."
+            f"The chat template begins an answer in training with {text[:start][-30:]!r}, but its generation prompt "
+            f"ends with {prompt[-30:]!r}. Make the two equal."
         )
     before, _, closing = text[start:end].rpartition(TRIAL[-1]["content"])
     if before or closing not in tokenizer.all_special_tokens:
         raise ValueError(
-            f"The chat template marks {text[start:end]!r} as the answer {TRIAL[-1]['content']!r}: it has to be the "
+            f"The chat template marks {text[start:end]!r} as the answer {TRIAL[-1]['content']!r}. It must mark the "
             "answer and one special token that ends it."
         )
     return closing
@@ -194,10 +194,10 @@ def _closing_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 def render(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: list[dict], add_generation_prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of messages, and the (start, end) of each part of it that the assistant says.
+    """Return the text of messages, and the (start, end) of each answer of the assistant in it.
 
     Raises:
-        ValueError: whatever the template does wrong, refuses (`raise_exception`), or does for more than SECONDS.
+        ValueError: the template fails, rejects the messages (`raise_exception`), or takes more than RENDER_SECONDS.
     """
     return render_text(template, messages, tokenizer.special_tokens_map, add_generation_prompt)
 
@@ -209,7 +209,7 @@ def render_text(
     add_generation_prompt: bool = False,
     name: str = "The chat template",
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Render as `render` does, with special tokens by their roles; errors call the template `name`."""
+    """Render like `render`, with the special tokens given by role; errors call the template `name`."""
     with one_error(f"{name} does not render a conversation"), time_limit(RENDER_SECONDS, "it"):
         texts, spans = render_jinja_template(
             [messages],

@@ -1,20 +1,20 @@
-"""Encode documents: texts -> the ids of each, ended by EOS. Training, preparation and streaming all do it here."""
+"""Encode documents as ids followed by EOS; used by training, preparation and streaming."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 
-CALL_BYTES = 2**20  # of text in one call of the tokenizer
+CALL_BYTES = 2**20  # maximum text in one call of the tokenizer
 
-EncodeBatch = Callable[[list[str]], list[list[int]]]  # texts -> the ids of each, adding none
+EncodeBatch = Callable[[list[str]], list[list[int]]]  # encode texts as ids, without special tokens
 
 
 def encode_documents(
     texts: Iterable[str], encode_batch: EncodeBatch, eos_token_id: int
 ) -> Iterator[tuple[list[int], int]]:
-    """Yield (ids ended by EOS, bytes of UTF-8) for each document, in order.
+    """Yield (ids followed by EOS, bytes of UTF-8) for each document, in order.
 
-    A call of the tokenizer gets several documents, at most CALL_BYTES of text or one longer document. The ids do not
-    depend on which documents share a call.
+    The tokenizer encodes several documents per call, at most CALL_BYTES of text or one longer document. The ids do not
+    depend on the grouping.
     """
     for batch, sizes in _batches(texts):
         for ids, size in zip(encode_batch(batch), sizes, strict=True):

@@ -1,7 +1,7 @@
-"""Text -> ids and ids -> text with any tokenizer; its fingerprint, what it is worth, and more tokens for it.
+"""Load, apply, fingerprint, measure and extend tokenizers.
 
-The rule of this room: a special token's spelling inside a text is text. `<|endoftext|>` in a web page or in what a
-user types is encoded as thirteen ordinary characters, unless the caller allows that token by name.
+The spelling of a special token inside a text is plain text: `<|endoftext|>` in a web page or in user input is encoded
+as thirteen ordinary characters, unless the caller allows that token by name.
 """
 
 import hashlib
@@ -24,26 +24,26 @@ from ..utils.loading import explain
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
-ENCODED_PIECE = 2**20  # characters that are encoded in one go
+ENCODED_PIECE = 2**20  # maximum number of characters encoded at once
 SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
 
 
 def load_tokenizer(name_or_path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or Hub id; raise a ValueError of one line if there is none that can be used."""
+    """Load the tokenizer of a folder or Hub id; raise a one-line ValueError if it is missing or unusable."""
     with one_error(f"No tokenizer could be loaded from {str(name_or_path)!r}", explain), _quiet_panics():
         tokenizer = AutoTokenizer.from_pretrained(str(name_or_path), revision=revision, trust_remote_code=False)
-        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # what a bare config.json leads to
-            raise ValueError("there are no tokenizer files.")
+        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # only a config.json was found
+            raise ValueError("it has no tokenizer files.")
         decode(tokenizer, encode(tokenizer, "Well? 1.\n"))
     return tokenizer
 
 
 @contextmanager
 def _quiet_panics() -> Iterator[None]:
-    # A panic of Rust code writes to the process' standard error before it is raised.
+    # Rust code that panics writes to the process' standard error before an exception is raised.
     try:
         stderr_copy = os.dup(2)
-    except OSError:  # closed: nothing is written
+    except OSError:  # standard error is closed
         yield
         return
     with open(os.devnull, "wb") as nothing:
@@ -56,14 +56,16 @@ def _quiet_panics() -> Iterator[None]:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, allowed_special: Collection[str] = ()) -> list[int]:
-    """Return the ids of a text, adding none. Spellings of special tokens are text, except those in `allowed_special`.
+    """Return the ids of a text without adding special tokens; only spellings in `allowed_special` become special.
 
     Raises:
-        ValueError: an allowed name that is not a special token of this tokenizer, or half of a surrogate pair.
+        ValueError: an allowed name is not a special token of this tokenizer, or the text has an unpaired surrogate.
     """
     unknown = set(allowed_special) - set(tokenizer.all_special_tokens)
     if unknown:
-        raise ValueError(f"Not special tokens here: {sorted(unknown)}. There are {tokenizer.all_special_tokens}.")
+        raise ValueError(
+            f"{sorted(unknown)} are not special tokens of this tokenizer. It has {tokenizer.all_special_tokens}."
+        )
     if not allowed_special:
         return encode_batch(tokenizer, [text])[0]
     longest_first = sorted(allowed_special, key=len, reverse=True)
@@ -75,10 +77,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, allowed_special: Colle
 
 
 def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Return the ids of each text, adding none; the spellings of special tokens are plain text.
+    """Return the ids of each text without adding special tokens; the spellings of special tokens are plain text.
 
-    A text of more than PIECE characters is encoded in pieces that begin at a single space, where no token is cut in
-    two: memory stays small whatever the length of a line.
+    To limit memory, a text of more than ENCODED_PIECE characters is encoded in pieces. They begin at a single space if
+    possible, so that no token is cut in two.
     """
     if not texts:
         return []
@@ -102,7 +104,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
 
 
 def _explain(error: BaseException, texts: list[str]) -> str:
-    # The library says of an invalid text only that its type is wrong.
+    # The library's error for an invalid text only says that its type is wrong.
     try:
         for text in texts:
             check_text(text, "it")
@@ -122,18 +124,18 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tokens: bool = False) -> str:
-    """Return the exact text of ids: no space is removed."""
+    """Return the exact text of ids, without removing spaces."""
     text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
     return cast(str, text)  # a list for several sequences of ids
 
 
 def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many rows a model's embeddings need: the largest id plus one."""
+    """Return the number of rows that a model's embeddings need: the largest id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Raise a ValueError where the tokenizer can produce an id that a model of `vocab_size` rows does not have."""
+    """Raise a ValueError if the tokenizer can produce an id of `vocab_size` or more."""
     largest = count_ids(tokenizer) - 1
     if largest >= vocab_size:
         raise ValueError(
@@ -145,12 +147,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id that ends a document; raise a ValueError if the tokenizer has none."""
     if (eos_token_id := _special_id(tokenizer, "eos")) is None:
-        raise ValueError("The tokenizer has no eos_token, so documents cannot be told apart. Set one and save it.")
+        raise ValueError("The tokenizer has no eos_token, which marks the end of a document. Set one and save it.")
     return eos_token_id
 
 
 def begin_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id before a document: BOS if there is one, else the EOS of the previous document."""
+    """Return the id before a document: BOS if the tokenizer has it, else EOS, which ends the previous document."""
     bos_token_id = _special_id(tokenizer, "bos")
     return bos_token_id if bos_token_id is not None else _special_id(tokenizer, "eos")
 
@@ -160,16 +162,18 @@ def _special_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the SHA-256 of the backend, the special tokens' ids and the chat template, which together decide the ids.
+    """Return the SHA-256 of the backend, the ids of special tokens and the chat template, which determine all ids.
 
-    The same after saving and loading, in any folder and on any machine with the same `tokenizers`; how a call pads or
-    truncates is no part of it.
+    It is the same after saving and loading, in any folder and on any machine with the same version of `tokenizers`.
+    Padding and truncation are not included.
 
     Raises:
-        ValueError: a tokenizer without a backend of the `tokenizers` library.
+        ValueError: the tokenizer has no backend of the `tokenizers` library.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"{type(tokenizer).__name__} is no fast tokenizer, so it has no fingerprint. Use a fast one.")
+        raise ValueError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer, so it has no fingerprint. Use a fast tokenizer."
+        )
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("version", "truncation", "padding"):
         del backend[state]
@@ -180,7 +184,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return what a manifest says of a tokenizer: its fingerprint and the number of its ids."""
+    """Return the manifest's entry for a tokenizer: its fingerprint and the number of its ids."""
     return {"fingerprint": fingerprint(tokenizer), "vocab_size": count_ids(tokenizer)}
 
 
@@ -190,29 +194,30 @@ def extend_tokenizer(
     model: PreTrainedModel | None = None,
     special: bool = False,
 ) -> int:
-    """Give a tokenizer more tokens, and `model` the rows for them; returns how many were new.
+    """Add tokens to a tokenizer, and rows for them to `model`; return the number of new tokens.
 
-    A new row, of the embeddings and of an untied head, is the mean of the old ones (Hewitt 2021, "Initializing New
-    Word Embeddings for Pretrained Language Models"); the old ones stay as they are to the bit. The model's parameters
-    are new objects where it grows: make its optimizer afterwards.
+    A new row of the embeddings, and of an untied head, is the mean of the old rows (Hewitt 2021, "Initializing New
+    Word Embeddings for Pretrained Language Models"); the old rows do not change. If the model grows, its embedding
+    parameters are new objects: create the optimizer afterwards.
 
     Args:
-        tokens: spellings; those that are there already are left alone.
-        special: a text cannot spell them, as `encode` has it. Otherwise they are words, found in every text.
+        tokens: spellings; tokens that already exist are skipped.
+        special: add special tokens; their spelling in a text is plain text (see `encode`). Otherwise the new tokens
+            are found in every text.
 
     Raises:
-        ValueError: an empty token, a word of the vocabulary that is to become special, or a model with too few rows.
+        ValueError: a token is empty, a word of the vocabulary is to become special, or the model has too few rows.
     """
     if isinstance(tokens, str):
-        raise ValueError(f"tokens is one text, {tokens!r}; give a list of them: [{tokens!r}].")
+        raise ValueError(f"tokens must be a list, not the text {tokens!r}. Give [{tokens!r}].")
     vocabulary = tokenizer.get_vocab()
     old = max(vocabulary.values()) + 1
     new = [token for token in dict.fromkeys(tokens) if token not in vocabulary]
     if "" in new:
-        raise ValueError("An empty token cannot be added. Leave it out.")
+        raise ValueError("An empty token cannot be added. Remove it from the list.")
     if special and (words := sorted(set(tokens) - set(new) - set(tokenizer.all_special_tokens))):
         raise ValueError(
-            f"{words[0]!r} is a word of this vocabulary already, so it cannot be special. Spell it <|so|>."
+            f"{words[0]!r} is already a word of this vocabulary, so it cannot be special. Write it as <|word|>."
         )
     if model is not None:
         embeddings: Any = model.get_input_embeddings()
@@ -229,7 +234,7 @@ def extend_tokenizer(
 
 
 def _add_rows(model: PreTrainedModel, old: int, new: int) -> None:
-    # A model can have more rows than the tokenizer has ids (a padded vocabulary): those are taken first.
+    # A model can have more rows than the tokenizer has ids (a padded vocabulary); these rows are used first.
     def tables() -> list[Any]:
         parts: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
         return [part.weight.data for part in parts if part is not None]
@@ -248,16 +253,17 @@ def tokenizer_report(
     sample: Iterable[str] = (),
     rare: int = 10,
 ) -> dict[str, Any]:
-    """Measure how well a tokenizer and its `peers` compress held-out `texts`, and which tokens are never learned.
+    """Measure the compression of held-out `texts` by a tokenizer and its `peers`, and list rarely used tokens.
 
     Args:
-        sample: what it was trained on. A token that this never yields is unused, one that it yields fewer than `rare`
-            times is under-trained: a model learns little about it. Special tokens are not counted.
+        sample: the text that the tokenizer was trained on. Tokens that do not occur in it are unused. Tokens that
+            occur fewer than `rare` times are under-trained: a model learns little about them. Special tokens do not
+            count.
 
     Returns:
-        `bytes_per_token` of the texts, of `tokenizer` and as `peers` of each of those; `round_trip_failures`, the
-        number of texts that do not come back; `unknown`, the tokens that stand for something unknown; `unused` and
-        `under_trained` {"count", "tokens" (the first hundred)}; and what these are out of.
+        `bytes_per_token` of `tokenizer`, and `peers` with that of each peer; `round_trip_failures`, the number of
+        texts that decoding does not restore; `unknown`, the number of unknown tokens; `unused` and `under_trained`
+        {"count", "tokens" (the first hundred)}; and the totals `texts`, `bytes`, `tokens`, `vocab_size`.
     """
     peers = dict(peers or {})
     token_counts = dict.fromkeys([None, *peers], 0)
@@ -273,7 +279,7 @@ def tokenizer_report(
                 failures += sum(decode(tokenizer, ids) != text for ids, text in zip(rows, batch, strict=True))
                 unknown += 0 if unknown_id is None else sum(ids.count(unknown_id) for ids in rows)
     if not size:
-        raise ValueError("There is no held-out text to measure a tokenizer on.")
+        raise ValueError("The held-out texts are empty. Give text to measure the tokenizer on.")
     learned = Counter()
     for batch in _batches(sample):
         learned.update(chain.from_iterable(encode_batch(tokenizer, batch)))

@@ -1,15 +1,15 @@
-"""Texts, however many -> a sample of bounded size -> a tokenizer of one of five kinds.
+"""Take a sample of bounded size from any number of texts and train a tokenizer of one of five kinds on it.
 
-kind        its tokens                    what it has not seen                       decode(encode(text))
-bpe         merged bytes                  no such thing: every byte is a token       the text, always
-wordpiece   beginnings of words, ##rest   [UNK] for a word with an unknown letter    its words, a space between
-unigram     the likeliest pieces          [UNK] for unknown characters               the text, but for [UNK] and U+2581
-word        words, punctuation marks      [UNK] for the whole word                   its words, a space between
-char        characters                    [UNK] for the character                    the text, but for [UNK]
+kind        tokens                        unknown text                              decode(encode(text))
+bpe         merged bytes                  cannot occur: every byte is a token       the same text
+wordpiece   beginnings of words, ##rest   [UNK] for a word with an unknown letter   its words separated by spaces
+unigram     the likeliest pieces          [UNK] for unknown characters              the same except [UNK] and U+2581
+word        words, punctuation marks      [UNK] for the word                        its words separated by spaces
+char        characters                    [UNK] for the character                   the same except [UNK]
 
-Unknown is what the sample shows fewer than `min_frequency` times, and what does not fit into `vocab_size`; WordPiece
-knows no word of more than 100 letters. Unigram writes a space as U+2581. Where words are joined by a space, none
-stands before `. , ? !`.
+Characters or words are unknown if they occur fewer than `min_frequency` times in the sample or do not fit into
+`vocab_size`. WordPiece does not know words of more than 100 letters. Unigram writes a space as U+2581. Words separated
+by spaces have no space before `. , ? !`.
 """
 
 import heapq
@@ -34,24 +34,24 @@ from .tokenizer import END_OF_TEXT, PAD
 TOKENIZER_KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 BYTE_TOKENS = 256  # a byte-level vocabulary starts with one token for each byte
 UNKNOWN = "[UNK]"
-MOST_TOKENS = 2**24  # the library takes memory for as many as it is told
-ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # of all but bpe
-NEVER = -1e6  # the logarithm of a piece's probability
+MOST_TOKENS = 2**24  # the library allocates memory for vocab_size tokens
+ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # not for bpe
+NEVER = -1e6  # log probability of a piece that is never used
 WORD_PATTERN = r"[\p{L}\p{M}\p{N}_]+"
-BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: in no other kind do letters and punctuation share a token
+BRACKETED = r"[<\[{(]\S*[^\W_]\S*[>\]})]"  # <|user|>, [SEP]: no ordinary token combines letters and punctuation
 
 
-# --- Texts -> a sample of them -----------------------------------------------------------------------------------
+# --- Sample ------------------------------------------------------------------------------------------------------
 
 
 SAMPLE_BYTES = 32_000_000
-TEXT_BLOCK = 16_384  # characters: long texts are cut into such blocks, short ones share one
-BORDER = b"\xff"  # between the texts of a block; never part of UTF-8
+TEXT_BLOCK = 16_384  # characters of a block: long texts are cut into blocks, short texts share one
+BORDER = b"\xff"  # separator of the texts of a block; never occurs in UTF-8
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Texts of at most so many bytes out of a stream, in its order. To be iterated as often as needed."""
+    """Texts sampled from a stream, in its order. Can be iterated repeatedly."""
 
     blocks: list[bytes]
     bytes_seen: int
@@ -62,15 +62,16 @@ class Sample:
 
 
 def sample_texts(texts: Iterable[str], sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> Sample:
-    """Take a uniform sample of a stream in one pass: at most `sample_bytes` of UTF-8, or all of a smaller one.
+    """Take a uniform sample of a stream in one pass: at most `sample_bytes` of UTF-8, or all of a smaller stream.
 
-    The stream is cut into blocks of about equal size, each draws a number, and those with the smallest numbers stay:
-    a function of the texts, their order and the seed. Memory holds the sample and one text.
+    The stream is cut into blocks of about equal size. A random number is drawn for each, and the blocks with the
+    smallest numbers are kept. The result depends only on the texts, their order and the seed. Memory holds the sample
+    and one text.
     """
     if sample_bytes < 1000:
-        raise ValueError(f"sample_bytes is {sample_bytes}; a sample has at least 1000.")
+        raise ValueError(f"sample_bytes must be at least 1000, not {sample_bytes}.")
     draw = random.Random(seed).random
-    heap: list[tuple[float, int, int, bytes]] = []  # the largest draw first
+    heap: list[tuple[float, int, int, bytes]] = []  # the largest number first
     bytes_seen = bytes_used = 0
     least_dropped = 1.0
     for block_number, block in enumerate(_blocks(texts, min(TEXT_BLOCK, sample_bytes // 100))):
@@ -104,7 +105,7 @@ def _blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
 def _pieces(text: str, size: int) -> Iterator[str]:
     start = 0
     while len(text) - start > size:
-        space = text.rfind(" ", start + size // 2, start + size)  # a word is cut only where there is no space
+        space = text.rfind(" ", start + size // 2, start + size)  # cut between words if possible
         end = space if space > 0 else start + size
         yield text[start:end]
         start = end
@@ -112,7 +113,7 @@ def _pieces(text: str, size: int) -> Iterator[str]:
         yield text[start:]
 
 
-# --- A sample -> a tokenizer -------------------------------------------------------------------------------------
+# --- Training ----------------------------------------------------------------------------------------------------
 
 
 def train_tokenizer(
@@ -129,28 +130,28 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer on a sample of `texts` and wrap it as a Hugging Face fast tokenizer.
 
-    Byte-level BPE: ids 0 and 1 are `<|endoftext|>` (begin and end of a document) and `<|pad|>`, then your
-    `special_tokens`, then the 256 bytes, then the merges (Sennrich et al. 2016; Radford et al. 2019). The other kinds
-    begin with [UNK], [BOS], [EOS] and [PAD]. Training on a given sample is deterministic, and for BPE and characters
-    the order of its texts decides nothing; but for Unigram (Kudo 2018), whose sums are taken in an order that changes
-    from run to run: two trainings can differ in some pieces.
+    Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): ids 0 and 1 are `<|endoftext|>` (begin and end of a
+    document) and `<|pad|>`, then `special_tokens`, then the 256 bytes, then the merges. The other kinds begin with
+    [UNK], [BOS], [EOS] and [PAD]. Training on a given sample is deterministic, except for Unigram (Kudo 2018): it sums
+    in an order that changes between runs, so two trainings can differ in some pieces. For BPE and characters the
+    result does not depend on the order of the texts.
 
     Args:
-        texts: of which `sample_texts` takes at most `sample_bytes`; a `Sample` is taken as it is.
-        vocab_size: the most tokens it may have, special ones counted; a small corpus can yield fewer.
-        special_tokens: more of them, in brackets: `<|user|>`, `[SEP]`. No text encodes to them.
-        min_frequency: what is seen less often is not merged (bpe, wordpiece), or not known (see above).
-        model_max_length: stored with the tokenizer: the longest input, in tokens, of the model it is made for.
-        chat_template: `chatml`, whose two tokens become special ones, or a Jinja file; stored with the tokenizer.
+        texts: `sample_texts` takes at most `sample_bytes` of them; a `Sample` is used unchanged.
+        vocab_size: maximum number of tokens, including special tokens; a small corpus can yield fewer.
+        special_tokens: additional special tokens in brackets: `<|user|>`, `[SEP]`. No text encodes to them.
+        min_frequency: rarer pairs are not merged (bpe, wordpiece); rarer words or characters are unknown (see above).
+        model_max_length: the longest input, in tokens, of the model; stored with the tokenizer.
+        chat_template: `chatml`, which adds its two special tokens, or a Jinja file; stored with the tokenizer.
 
     Raises:
-        ValueError: no such kind, no text, no room in the vocabulary, a special token that a text could contain, a
-            chat template that cannot be read.
+        ValueError: the kind is unknown, there is no text, the vocabulary is too small, a text could contain a special
+            token, or the chat template cannot be read.
     """
     plan = plan_tokenizer(vocab_size, special_tokens, min_frequency, kind, chat_template)
     sample = texts if isinstance(texts, Sample) else sample_texts(texts, sample_bytes, seed)
     if not sample.bytes_used:
-        raise ValueError("There is no text to train a tokenizer on.")
+        raise ValueError("The texts are empty. Give text to train a tokenizer on.")
     train = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word, "char": _char}[kind]
     options = {"vocab_size": vocab_size, "special_tokens": plan.specials, "show_progress": show_progress}
     with one_error(f"No {kind} tokenizer of {vocab_size} tokens can be trained on this text"):
@@ -166,9 +167,9 @@ def train_tokenizer(
 
 
 class TokenizerPlan(NamedTuple):
-    """What is settled before any text is read."""
+    """The settings of a tokenizer that do not depend on the text."""
 
-    roles: dict[str, str]  # bos_token, ... -> its spelling
+    roles: dict[str, str]  # the spellings of bos_token, eos_token, ...
     specials: list[str]  # all special tokens, in the order of their ids
     chat_template: str | None
 
@@ -182,11 +183,11 @@ def plan_tokenizer(
 ) -> TokenizerPlan:
     """Resolve the arguments of `train_tokenizer`; raise its errors, except those that depend on the text."""
     if kind not in TOKENIZER_KINDS:
-        raise ValueError(f"There is no kind {kind!r} of tokenizer; it is one of {', '.join(TOKENIZER_KINDS)}.")
+        raise ValueError(f"kind must be one of {', '.join(TOKENIZER_KINDS)}, not {kind!r}.")
     if vocab_size > MOST_TOKENS:
-        raise ValueError(f"vocab_size is {vocab_size}; it has to be at most {MOST_TOKENS:,}.")
+        raise ValueError(f"vocab_size must be at most {MOST_TOKENS:,}, not {vocab_size}.")
     if min_frequency < 1:
-        raise ValueError(f"min_frequency is {min_frequency}; it has to be at least 1.")
+        raise ValueError(f"min_frequency must be at least 1, not {min_frequency}.")
     if bad := [token for token in special_tokens if not re.fullmatch(BRACKETED, token)]:
         raise ValueError(f"A text could contain the special token {bad[0]!r}. Write it in brackets: <|user|>, [SEP].")
     roles = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD} if kind == "bpe" else ROLES
@@ -224,8 +225,8 @@ def _bpe(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokeniz
 
 
 def _wordpiece(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
-    # A character that no vocabulary has room for is taken as a space. The trainer meets words in an order of its own:
-    # only with all the letters in the vocabulary beforehand does that decide nothing.
+    # Characters that do not fit into the vocabulary become spaces. The trainer reads words in an arbitrary order; the
+    # result is independent of it only if all letters are in the vocabulary before training.
     alphabet = _alphabet(sample, min_frequency, (options["vocab_size"] - len(options["special_tokens"])) // 2)
     letters = [prefix + letter for prefix in ("", "##") for letter in alphabet]
     trainer = trainers.WordPieceTrainer(
@@ -252,10 +253,10 @@ def _unigram(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tok
         [pre_tokenizers.Split("\n", "merged_with_previous"), pre_tokenizers.Metaspace(prepend_scheme="never")]
     )
     backend.decoder = decoders.Metaspace(prepend_scheme="never")
-    letters = sorted(set("".join(specials)))  # with which each special token's spelling is text
+    letters = sorted(set("".join(specials)))  # so that the spellings of special tokens can be encoded as text
     trainer = trainers.UnigramTrainer(unk_token=UNKNOWN, initial_alphabet=letters, **options)
     backend.train_from_iterator(_keep_only(alphabet, sample), trainer)
-    # The trainer gives special tokens the score 0, the best: a text would be full of them.
+    # The trainer gives special tokens the best score, 0, so that texts would be encoded with them.
     pieces = json.loads(backend.to_str())["model"]["vocab"]
     pieces = [(piece, NEVER if piece in specials else score) for piece, score in pieces]
     backend.model = models.Unigram(pieces, unk_id=specials.index(UNKNOWN))
@@ -282,18 +283,18 @@ def _char(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokeni
 
 
 def _words() -> pre_tokenizers.PreTokenizer:
-    # Words and single punctuation marks; white space is dropped.
+    # Split into words and single punctuation marks; white space is dropped.
     return pre_tokenizers.Split(Regex(rf"{WORD_PATTERN}|[^\p{{L}}\p{{M}}\p{{N}}_\s]"), "removed", invert=True)
 
 
 def _alphabet(sample: Sample, min_frequency: int, room: int, spaces: bool = False) -> list[str]:
-    # The commonest characters first, at most `room`.
+    # Return the most common characters first, at most `room`.
     counts = Counter()
     for text in sample:
         counts.update(text)
     characters = [char for char, count in counts.items() if count >= min_frequency and (spaces or not char.isspace())]
     if not characters:
-        raise ValueError(f"No character of the text is seen {min_frequency} times, as min_frequency asks.")
+        raise ValueError(f"No character occurs min_frequency {min_frequency} times. Lower it, or give more text.")
     return sorted(characters, key=lambda char: (-counts[char], char))[:room]
 
 

@@ -46,7 +46,7 @@ def ours(corpus: str, tokenizer: str, folder: str, *more: str) -> dict:
     start = time.perf_counter()
     filters, encoder = preparing.make_filters(run), preparing.load_named_tokenizer(run)
     plan = preparing.hash_plan(run, [found.record for found in corpora])
-    work, _ = preparing.settle_folder(run, plan, [found.record for found in corpora])
+    work, _ = preparing.open_output_folder(run, plan, [found.record for found in corpora])
     manifest = preparing.prepare(run, corpora, filters, encoder, plan, work)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "bytes": manifest["bytes"], "tokens": manifest["tokens"], "rows": manifest["rows"]}

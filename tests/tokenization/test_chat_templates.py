@@ -29,15 +29,15 @@ def test_the_training_format_is_used_and_another_is_refused():
     tokenizer = tokenizer_of("chatml")
     assert choose_format(tokenizer) == choose_format(tokenizer, "tokenizer") == "chatml"
     for call in (lambda: encode_messages(tokenizer, [ASK, SAY], "alpaca"), lambda: template_of(tokenizer, "phi3")):
-        with pytest.raises(ValueError, match="was trained with the format chatml, and"):
+        with pytest.raises(ValueError, match="was trained with the format chatml, not with"):
             call()
     assert choose_format(tokenizer, "alpaca", replace=True) == "alpaca"
     notices = store_format(tokenizer, "alpaca")
-    assert "Warning: the chat template that the model came with is replaced by alpaca" in notices[0]
+    assert "Warning: the model's chat template is replaced by alpaca" in notices[0]
     assert choose_format(tokenizer) == "alpaca" and choose_format(train_tokenizer(TEXTS, 400)) == "alpaca"
     with pytest.raises(ValueError, match="has no chat template"):
         choose_format(tokenizer_of(None), "tokenizer")
-    with pytest.raises(ValueError, match="no prompt_format 'llama'; it is alpaca, chatml"):
+    with pytest.raises(ValueError, match="prompt_format must be alpaca, chatml, .*, not 'llama'"):
         choose_format(tokenizer, "llama")
 
 
@@ -62,7 +62,7 @@ def test_a_chat_format_adds_its_tokens_and_its_end_token_becomes_eos(tmp_path):
 BAD_TEMPLATES = {
     "no generation markers": CHATML.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", ""),
     "one special token that ends it": CHATML.replace("'<|im_end|>'", "'.'"),
-    "begins an answer in training otherwise": CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>\\n'"),
+    "begins an answer in training with": CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>\\n'"),
     "does not render a conversation": "{{ messages[7]['content'] | trim }}",
 }
 
@@ -75,5 +75,5 @@ def test_an_unusable_template_is_a_one_line_error(message):
         store_format(tokenizer, choose_format(tokenizer))
     if message == "no generation markers":  # usable for prompts, not for training
         assert tokenizer.decode(encode_prompt(tokenizer, [ASK])).endswith("Well?<|im_end|>\n<|im_start|>assistant\n")
-        with pytest.raises(ValueError, match="nobody knows what the assistant says"):
+        with pytest.raises(ValueError, match="so the assistant's tokens cannot be located"):
             encode_messages(tokenizer, [ASK, SAY])

@@ -202,7 +202,7 @@ def test_tokens_that_cannot_be_added_are_errors_and_change_nothing(small):
     before = fingerprint(small)
     for tokens, model, message in [
         ([""], None, "empty token"),
-        (["t", "<|a|>"], None, "'t' is a word"),
+        (["t", "<|a|>"], None, "'t' is already a word"),
         (["<|a|>"], tiny_model(vocab_size=99), "vocab_size is 99"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -230,5 +230,5 @@ def test_the_report_counts_correctly(tokenizer, small):
 
 
 def test_a_report_without_text_is_an_error(tokenizer):
-    with pytest.raises(ValueError, match="no held-out text"):
+    with pytest.raises(ValueError, match="held-out texts are empty"):
         tokenizer_report(tokenizer, [])

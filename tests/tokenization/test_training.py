@@ -235,11 +235,11 @@ def test_a_custom_template_is_read_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "syllables"}, "no kind 'syllables'.*one of bpe"),
+        ({"kind": "syllables"}, "kind must be one of bpe.*, not 'syllables'"),
         ({"vocab_size": 7, "kind": "word"}, "vocab_size 7 is too small"),
         ({"vocab_size": 259}, "259 is too small: 256 bytes and 5 special tokens need 261"),
         ({"vocab_size": 20, "kind": "unigram"}, "No unigram tokenizer of 20 tokens"),
-        ({"min_frequency": 0}, "min_frequency is 0"),
+        ({"min_frequency": 0}, "min_frequency must be at least 1, not 0"),
         ({"min_frequency": 10**6, "kind": "char"}, "No character.*1000000 times"),
         ({"special_tokens": ["user"]}, "'user'.*brackets"),
         ({"special_tokens": ["<|>"]}, "brackets"),
@@ -255,7 +255,7 @@ def test_invalid_arguments_are_one_line_errors(changes, message):
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_no_text_is_an_error(kind):
-    with pytest.raises(ValueError, match="no text"):
+    with pytest.raises(ValueError, match="texts are empty"):
         train_tokenizer(Sample([], 0, 0), kind=kind)
 
 

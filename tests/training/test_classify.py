@@ -304,8 +304,8 @@ BAD = {
     "--test-dataset places": "are in the test set, so none is left to train on",
     "--label-column kind": "no column 'kind', only text, label. Choose with --label-column",
     "--text-column body": "no column 'body', only text, label. Choose with .* --text-column",
-    "--label-column text": "1 distinct text, and there are 3 splits",
-    "--column-names a,b": "without a header, and places.jsonl is none",
+    "--label-column text": "1 distinct text, but there are 3 splits",
+    "--column-names a,b": "without a header; places.jsonl is not one",
     "--balance some": "balance.*some",
     "--seeds 0": "--seeds must be at least 1",
     "--streaming true": "remove --streaming",
@@ -334,7 +334,7 @@ def test_bad_input_is_a_one_line_error(line, positions, tmp_path, capsys):
 
 
 ROWS = {
-    "one class only": ([("a", "x"), ("b", "x")], "one class only"),
+    "one class only": ([("a", "x"), ("b", "x")], "At least 2 classes are needed"),
     "too few": ([("a", "x"), ("b", "x"), ("c", "x"), ("d", "y"), ("e", "y"), ("e", "y")], "Class 'y' has 2 distinct"),
     "an empty text": ([("a", "x"), ("", "y")], "Row 2 has an empty text"),
     "no label": ([("a", "x"), ("b", None)], "Row 2 has no label"),

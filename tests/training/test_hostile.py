@@ -300,7 +300,7 @@ def test_a_prepared_part_that_is_truncated_while_it_is_mapped_is_one_error(home,
     assert len(rows[len(rows) - 1]["input_ids"])
     part = next((tmp_path / "prepared" / "train").glob("part-*.arrow"))
     os.truncate(part, 100)
-    with pytest.raises(FileChanged, match="has become shorter while it was read"):
+    with pytest.raises(FileChanged, match="became shorter while it was in use"):
         rows[len(rows) - 1]
     part.unlink()
     with pytest.raises(FileChanged):

@@ -142,7 +142,7 @@ def test_gpt2_is_tuned_with_lora_and_a_format_with_new_tokens_is_then_refused(ro
     assert len(again) == len(tokenizer) and again.pad_token == again.eos_token == "<|endoftext|>"
     other = ["--model", tmp_path / "run" / "model", "--prompt-format", "plain", *arguments[:2], "--preview", 1]
     run(*other)
-    assert "Warning: the chat template that the model came with is replaced by plain" in capsys.readouterr().out
+    assert "Warning: the model's chat template is replaced by plain" in capsys.readouterr().out
 
 
 def test_a_contaminated_test_row_is_reported_with_the_score(tmp_path, capsys):
@@ -212,11 +212,11 @@ def test_a_preview_marks_the_targets_of_training(tmp_path, capsys):
 
 
 BAD = {
-    "--prompt-format llama": "no --prompt-format 'llama'; it is alpaca, chatml, phi3, plain or tokenizer",
+    "--prompt-format llama": "--prompt-format must be alpaca, chatml, phi3, plain or tokenizer, not 'llama'",
     "--prompt-format tokenizer": "The tokenizer has no chat template",
     "--train-on answers": "--train-on 'answers' is not one of",
     "--streaming true": "remove --streaming",
-    "--max-length 9": "None of .* rows asks anything within 9 tokens: each prompt fills them",
+    "--max-length 9": "None of .* rows has a target within 9 tokens: the prompts are too long",
     "--answers -1": "--answers must be at least 0",
     "--preview 0": "--preview must be at least 1",
     "--max-new-tokens 0": "--max-new-tokens must be at least 1",
@@ -241,7 +241,7 @@ def test_bad_rows_and_templates_are_one_line_errors_without_side_effects(rows, t
     file = write(tmp_path / "b.json", [{"messages": roles}])
     fails(["--dataset", file, *arguments], "Row 1: the role 'assistant' comes first", capsys, instruct.main)
     file = write(tmp_path / "c.json", [{"instruction": "Say nothing", "output": " "}])
-    fails(["--dataset", file, *arguments], "No row has an answer: 1 rows", capsys, instruct.main)
+    fails(["--dataset", file, *arguments], "No row has an answer: 1 row", capsys, instruct.main)
     shutil.copytree(trained / "model", tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     other = ["--dataset", rows, "--model", tmp_path / "model", "--output-dir", trained, "--overwrite", "true"]

@@ -120,8 +120,8 @@ BAD = {
     "--beta=-1": "--beta must be at least 0",
     "--streaming true": "remove --streaming",
     "--preset tiny": "Give --model",
-    "--prompt-format llama": "There is no --prompt-format 'llama'",
-    "--max-length 9": "has two answers to tell apart within 9 tokens",
+    "--prompt-format llama": "--prompt-format must be .*, not 'llama'",
+    "--max-length 9": "has two different answers within 9 tokens",
     "--max-length 999": "more than the model's context, 192",
     "--resume latest --beta 0.2": "beta",
 }
@@ -139,9 +139,9 @@ def test_bad_input_is_a_one_line_error_without_side_effects(line, base, trained,
 ROWS = {
     "equal": (
         [{"prompt": "a", "chosen": "b", "rejected": "b"}],
-        "1 have a chosen answer that equals the rejected one",
+        "in 1 the chosen answer equals the rejected one",
     ),
-    "judged": (judged(), "only --loss-type kto learns from"),
+    "judged": (judged(), "only --loss-type kto can use"),
     "tools": ([{**pairs()[0], "tools": [{"name": "look"}]}], "Row 1: the row has tools, which cannot be learned"),
     "no keys": ([{"text": "a"}], "no columns of one of the forms chosen and rejected; .*, only text"),
     "roles": ([{"chosen": [{"role": "assistant", "content": "a"}], "rejected": []}], "Row 1: the role 'assistant'"),

@@ -167,9 +167,9 @@ def test_passages_are_cut_only_from_the_text_column_and_removed_rows_are_shown_c
     assert left == {"text": [passage, "New."], "title": [passage, None]}
     assert manifest["bytes"] == 2 * len(passage) + len("\nNew.")
     removed = json.loads((folder / "removed.jsonl").read_text())
-    assert removed == {"filter": "passages", "why": "all of it was there before", "row": copy}
+    assert removed == {"filter": "passages", "why": "its complete text occurs earlier", "row": copy}
     page = (folder / "report.html").read_text()
-    assert f"all of it was there before</b>{passage[:30]}" in page
+    assert f"its complete text occurs earlier</b>{passage[:30]}" in page
 
 
 @pytest.mark.parametrize("form", ["prompt", "instruction", "messages"])
@@ -178,7 +178,7 @@ def test_filters_that_cut_rows_are_refused_at_once_for_rows_that_cannot_be_cut(f
     row = {"messages": [{"role": "user", "content": passage}]} if form == "messages" else row
     corpus = write_rows(tmp_path / "rows.jsonl", [row])
     words = ["--dataset", corpus, "--task", "text", "--deduplicate-passages", "50", "--output-dir", tmp_path / "p"]
-    fails(words, f"only {form}.*: rows of messages, instructions or preferences cannot lose a part", capsys)
+    fails(words, f"only {form}.*: rows of messages, instructions or preferences cannot be cut", capsys)
     assert not (tmp_path / "p").exists()
 
 
@@ -244,7 +244,7 @@ def test_a_removed_copy_names_the_row_that_is_kept(texts, tmp_path):
     removed = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
     assert [(line["filter"], line["why"]) for line in removed] == [
         ("empty", "no text"),
-        ("near_duplicates", "nearly the text of row 3 of a.jsonl"),
+        ("near_duplicates", "nearly the same text as row 3 of a.jsonl"),
         ("exact_duplicates", "the same text as row 4 of a.jsonl"),
         ("exact_duplicates", "the same text as row 3 of a.jsonl"),  # of the rows kept at the end
     ]
@@ -272,7 +272,7 @@ def test_names_of_classes_are_kept(texts, tmp_path, capsys):
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "q", "--mixture"]
     folder, _ = prepared(*words, "a.parquet,b.parquet")
     assert open_rows(Location(str(folder), split="validation")).rows.features == features
-    fails([*words, "a.parquet,c.parquet", "--overwrite", "true"], "The column 'label' has other classes", capsys)
+    fails([*words, "a.parquet,c.parquet", "--overwrite", "true"], "The column 'label' has different classes", capsys)
 
 
 def test_rows_of_messages_are_cleaned_in_every_text_and_keep_their_shape(tmp_path):
@@ -396,9 +396,9 @@ def test_incompatible_columns_of_a_mixture_are_one_line_errors(two_corpora, tmp_
     for name, value in (("a", 1), ("b", "one")):
         write_rows(tmp_path / f"{name}.jsonl", [{"text": f"Text {n}.", "n": value} for n in range(9)])
     words = ["--dataset", tmp_path, "--task", "text", "--output-dir", tmp_path / "p", "--mixture", "a.jsonl,b.jsonl"]
-    fails(words, "The column 'n' holds int64 and string, which do not go together", capsys)
+    fails(words, "The column 'n' has the types int64 and string, which cannot be combined", capsys)
     write_rows(tmp_path / "b.jsonl", [{"body": "Text."}])
-    fails(words, "no column in common; the first one has text, n", capsys)
+    fails(words, "no column in common. The first corpus has text, n", capsys)
     assert not (tmp_path / "p").exists()
 
 
@@ -454,7 +454,7 @@ def test_a_stopped_preparation_resumes_with_finished_parts(stop_at, corpus, toke
     )
     _, manifest = prepared(*words, "--output-dir", tmp_path / "p")
     assert manifest == whole
-    assert "Going on with the preparation" in capsys.readouterr().out
+    assert "Resuming the preparation" in capsys.readouterr().out
     assert before and not set(remade) & set(before)  # what was there is used again
 
 
@@ -463,10 +463,10 @@ def test_a_finished_preparation_is_reported_and_another_is_refused(corpus, token
     prepared(*words)
     before = snapshot(tmp_path / "p")
     prepared(*words)
-    assert "is prepared already" in capsys.readouterr().out
-    fails([*words, "--pack", "true"], "holds data that were prepared otherwise", capsys)
-    fails([*words, "--report", "true"], "already, and report.html is written while they are: --overwrite true", capsys)
-    fails([*words, "--write-removed", "true"], "already, and removed.jsonl is written while they are", capsys)
+    assert "is already prepared" in capsys.readouterr().out
+    fails([*words, "--pack", "true"], "contains another preparation", capsys)
+    fails([*words, "--report", "true"], "already prepared, but without report.html, .* --overwrite true", capsys)
+    fails([*words, "--write-removed", "true"], "already prepared, but without removed.jsonl", capsys)
     assert snapshot(tmp_path / "p") == before
     _, manifest = prepared(*words, "--pack", "true", "--overwrite", "true")
     assert manifest["pack"]
@@ -478,7 +478,7 @@ def test_replacing_prepared_data_removes_its_files_and_no_others(corpus, tokeniz
     (folder / "notes.txt").write_text("mine")
     before = snapshot(folder)
     prepared(*words, "--test-fraction", "0.1", "--report", "true", "--write-removed", "true")  # both are there
-    assert "is prepared already" in capsys.readouterr().out and snapshot(folder) == before
+    assert "is already prepared" in capsys.readouterr().out and snapshot(folder) == before
     prepared(*words, "--overwrite", "true")
     left = ["manifest.json", "notes.txt", "tokenizer", "train", "validation"]
     assert sorted(path.name for path in folder.iterdir()) == left
@@ -504,7 +504,7 @@ def test_contamination_uses_the_given_split_and_the_content_of_its_files(texts, 
     words = [*same, "--contamination", tmp_path / "exa?.jsonl", "--output-dir", tmp_path / "q"]
     prepared(*words)
     write_rows(exam, [{"text": text} for text in texts[:40]])
-    fails(words, "holds data that were prepared otherwise: the settings are others", capsys)
+    fails(words, "contains another preparation: the settings differ", capsys)
 
 
 def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
@@ -521,7 +521,7 @@ def test_a_file_that_was_changed_is_named(corpus, tokenizer, tmp_path, capsys):
     text = (tmp_path / "p" / "manifest.json").read_text()
     (tmp_path / "p" / "manifest.json").write_text(text.replace('"share": 0.', '"share": 1.', 1))
     for arguments, main in ((words, prepare.main), (run, pretrain.main)):
-        fails(arguments, r"manifest\.json is not what was written: its hash differs", capsys, main)
+        fails(arguments, r"manifest\.json was changed after it was written: its hash differs", capsys, main)
     prepared(*words, "--overwrite", "true")
 
 
@@ -546,7 +546,7 @@ def test_a_run_keeps_the_manifest_of_its_data_and_refuses_others(corpus, texts, 
     pretrain.main([str(word) for word in [*words, "--manifest", manifest, "--output-dir", tmp_path / "same"]])
     other = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in texts[1:]])
     changed = [other if word == corpus else word for word in words]
-    message = r"not those of .*manifest\.json: texts\.jsonl has changed"
+    message = r"data differ from .*manifest\.json: texts\.jsonl has changed"
     fails([*changed, "--manifest", manifest, "--output-dir", tmp_path / "b"], message, capsys, pretrain.main)
     assert not (tmp_path / "b").exists()
 
@@ -572,7 +572,7 @@ def test_a_run_on_prepared_rows_records_what_was_verified(corpus, tokenizer, tmp
     recorded = read_manifest(tmp_path / "run")
     assert "sha256" in recorded.pop("verified") and recorded == manifest
     (folder / "train" / "part-00009.arrow").write_bytes((folder / "train" / "part-00000.arrow").read_bytes())
-    message = r"train/part-00009\.arrow is no part of the data that were prepared"
+    message = r"train/part-00009\.arrow is not in its manifest\.json"
     fails([*run, "--output-dir", tmp_path / "other"], message, capsys, pretrain.main)
     fails(
         [*run, "--dataset", tmp_path / "run", "--output-dir", tmp_path / "other"], "is missing", capsys, pretrain.main
@@ -590,7 +590,7 @@ def test_an_id_beyond_the_vocabulary_is_a_one_line_error(corpus, tokenizer, tmp_
         record |= file_record(folder / record["name"], record["name"])
     (folder / "manifest.json").write_text(json.dumps(manifest))
     run = ["--dataset", folder, "--preset", "tiny", "--output-dir", tmp_path / "run"]
-    message = rf"part-00000\.arrow cannot be read: it holds the token id {ids[-1]}"
+    message = rf"part-00000\.arrow cannot be read: it contains the token id {ids[-1]}"
     fails(run, message, capsys, pretrain.main)
     manifest["splits"]["train"].pop("asked")
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -601,7 +601,7 @@ def test_filters_see_the_complete_document_before_it_is_cut(texts, tokenizer, tm
     (tmp_path / "one.txt").write_text(f"{' '.join(texts)} forbidden")
     (tmp_path / "blocked.txt").write_text("forbidden\n")
     words = ["--dataset", tmp_path / "one.txt", "--tokenizer", tokenizer, "--block-list", tmp_path / "blocked.txt"]
-    message = r"Nothing of .*one.txt is left after the filters: --block-list took 1 \(mostly forbidden 1\)"
+    message = r"The filters removed every row of .*one.txt: --block-list removed 1 \(mostly forbidden 1\)"
     fails([*words, "--max-length", "16", "--output-dir", tmp_path / "p"], message, capsys)
     assert not (tmp_path / "p" / "manifest.json").exists()
 
@@ -609,7 +609,7 @@ def test_filters_see_the_complete_document_before_it_is_cut(texts, tokenizer, tm
 def test_settings_that_keep_no_rows_are_errors_and_leave_no_files(tmp_path, capsys):
     corpus = write_rows(tmp_path / "short.jsonl", [{"text": f"Number {n} is short."} for n in range(40)])
     words = ["--dataset", corpus, "--task", "text", "--output-dir", tmp_path / "p"]
-    fails([*words, "--quality", "true"], r"quality took 40 \(mostly too_short 40\)", capsys)
+    fails([*words, "--quality", "true"], r"quality removed 40 \(mostly too_short 40\)", capsys)
     prepared(*words)  # the corrected command is not refused
 
 
@@ -632,7 +632,7 @@ BAD = {
     "--mixture a=-1": "mixture: a has -1",
     "--mixture a=x": "'a=x' is not name=number",
     "--mixture a=1,a=2": "names a twice",
-    "--mixture a=1,b": "every corpus a weight, or none",
+    "--mixture a=1,b": "give weights for all corpora, or for none",
     "--mixture a,b --mixture-epochs a=1": "--mixture-epochs needs a number for every corpus",
     "--mixture-epochs a=1": "--mixture-epochs has no effect: it needs --mixture",
     "--mixture /no/where": "/no/where",
@@ -643,15 +643,15 @@ BAD = {
     "--pack true --pad true": "give one of them",
     "--pack true --stride 3": "remove them with --pack",
     "--task text --pack true": "--task text writes text",
-    "--privacy-kinds card": "give names among key,email,ip,phone,card,iban,ssn",
-    "--privacy mask --privacy-kinds card,name": "privacy-kinds card,name: give names among key,email",
-    "--poisoning true": "give one with --reference-model",
+    "--privacy-kinds card": "give some of key,email,ip,phone,card,iban,ssn",
+    "--privacy mask --privacy-kinds card,name": "privacy-kinds card,name: give some of key,email",
+    "--poisoning true": "Give the model with --reference-model",
     "--reference-model /no/where": "/no/where: no such folder",
     "--block-list /no/where": "/no/where",
     "--contamination /no/where.txt": "no such file",
     "--tokenizer /no/where": "No tokenizer could be loaded",
-    "--validation-fraction 1": "--validation-fraction is 1",
-    "--max-length 99999": "train split has .* tokens, but one window of --max-length 99999 takes 100000",
+    "--validation-fraction 1": "--validation-fraction must be at least 0 and less than 1, not 1",
+    "--max-length 99999": "train split has .* tokens, but one window of --max-length 99999 needs 100000",
     "--nonsense 1": "Unknown option --nonsense",
 }
 
@@ -706,14 +706,14 @@ def test_a_pattern_that_never_ends_is_stopped_and_named(tmp_path):
     done = subprocess.run([sys.executable, *map(str, line)], cwd=TRAINING, capture_output=True, text=True, timeout=100)
     assert done.returncode and done.stderr.strip().splitlines()[-1] == (
         f"error: no progress for 1.2 seconds. {out / '.work' / 'stacks.txt'} has the stacks of all threads. "
-        "The same command goes on with the parts that are done."
+        "The same command resumes after the parts that are complete."
     )
     assert "in blocked_term" in (out / ".work" / "stacks.txt").read_text()
 
 
 def test_a_column_of_numbers_is_a_one_line_error(tmp_path, capsys):
     corpus = write_rows(tmp_path / "numbers.jsonl", [{"text": 3}, {"text": 4}])
-    fails(["--dataset", corpus, "--output-dir", tmp_path / "p"], "holds Value.*not text", capsys)
+    fails(["--dataset", corpus, "--output-dir", tmp_path / "p"], "has the type Value.*not text", capsys)
 
 
 def test_empty_and_one_token_documents_are_counted_and_kept(tokenizer, texts, tmp_path):

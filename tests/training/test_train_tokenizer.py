@@ -58,7 +58,7 @@ def test_the_output_names_the_vocabulary_size_and_the_next_command(story, tmp_pa
     words = ["--dataset", story / "story.txt", "--output-dir", tmp_path / "t", "--compare", tmp_path, "--kind", "word"]
     run(*words, "--vocab-size", 5000)
     said = capsys.readouterr().out
-    assert "Nothing to compare with" in said and "could not be loaded" in said
+    assert "No comparison" in said and "could not be loaded" in said
     assert re.search(r"Tokenizer: word, \d+ tokens instead of 5,000 \(the text yields no more\), ", said)
     assert f"--tokenizer {tmp_path / 't'}" in said
 
@@ -98,10 +98,10 @@ def test_repeated_runs_are_byte_for_byte_equal(folder, story):
         (["--text-column", "body"], "no column 'body'"),
         (["--dataset", "absent.txt"], "no such file"),
         (["--output-dir", ""], "--output-dir is empty"),
-        (["--config", "{story}/bad.yaml"], "There is no kind 'syllables'"),
+        (["--config", "{story}/bad.yaml"], "kind must be one of bpe, wordpiece, unigram, word, char, not 'syllables'"),
         (["--output-dir", "{story}"], "not written by this recipe"),
         (["--output-dir", "{story}/story.txt/tokenizer"], "is a file"),
-        (["--output-dir", "{folder}"], "holds a tokenizer already"),
+        (["--output-dir", "{folder}"], "already contains a tokenizer"),
         (["--output-dir", "{folder}", "--overwrite", "true", "--compare", "{folder}"], "would remove the compare"),
     ],
 )

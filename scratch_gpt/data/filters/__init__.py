@@ -1,1 +1,1 @@
-"""Find rows to remove or to change: quality, duplicates, private data, poisoning."""
+"""Find rows to remove or change: quality, duplicates, private data, poisoning."""

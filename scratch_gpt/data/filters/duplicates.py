@@ -1,12 +1,12 @@
-"""Texts -> which of them are copies: of whole texts (exactly, nearly), of passages, of an evaluation set.
+"""Find copies: of complete texts (exact or near), of passages, and of an evaluation set.
 
-    exact_key      16 bytes a text; equal keys are equal texts
-    signatures     512 bytes a text; near_duplicates groups them
-    SeenPassages   about 13 bytes for every 128 words; remove() takes a text and leaves out what was there before
-    ngram_hashes   8 bytes an n-gram of an evaluation set; contaminated_share() of a text
+    exact_key      16 bytes per text; texts with equal keys are equal
+    signatures     512 bytes per text; near_duplicates groups them
+    SeenPassages   about 13 bytes per 128 words; remove() cuts passages that occurred in an earlier text
+    ngram_hashes   8 bytes per n-gram of an evaluation set; used by contaminated_share() of a text
 
-Everything is linear in the text (grouping sorts 8-byte keys) and the same in every process, so an index can be built
-from chunks, stored, and rebuilt by replaying the texts.
+All functions take linear time (grouping sorts 8-byte keys) and return the same values in every process. An index can
+therefore be built from chunks, stored, and rebuilt from the same texts.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from ...utils.watchdog import beat
 from .words import document_ngrams, is_repeated, mix_bits, run_hashes, slices, words
 
 
-BATCH = 64  # texts whose n-grams are in memory at a time
-BAND_RECALL = 0.99  # the share of the pairs at the threshold that must agree in a band
-PENDING = 16  # a set of hashes is merged into the sorted ones once it is this share of them
+BATCH = 64  # texts in a batch: only its n-grams are in memory
+BAND_RECALL = 0.99  # share of the pairs at the threshold that must agree in at least one band
+PENDING = 16  # new hashes are merged into the sorted array when they exceed 1 / PENDING of it
 
 
-# --- Whole texts -------------------------------------------------------------------------------------------------
+# --- Complete texts ----------------------------------------------------------------------------------------------
 
 
 def exact_key(text: str) -> bytes:
@@ -53,14 +53,14 @@ def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128,
 
     Shape (n, permutations), uint32.
 
-    Two texts' signatures agree in the share of places that is the Jaccard similarity of their sets of n-grams, with a
-    standard error of at most 0.5 / sqrt(permutations). A row depends on its own text alone.
+    The share of positions in which two signatures agree estimates the Jaccard similarity of the two sets of n-grams,
+    with a standard error of at most 0.5 / sqrt(permutations). A signature depends only on its text.
 
     Raises:
-        ValueError: a number below 1, or no library for it.
+        ValueError: `ngram` or `permutations` is below 1, or the library is not installed.
     """
     if ngram < 1 or permutations < 1:
-        raise ValueError(f"ngram {ngram} and permutations {permutations} have to be at least 1.")
+        raise ValueError(f"ngram and permutations must be at least 1, not {ngram} and {permutations}.")
     try:
         from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without types
     except ImportError as error:
@@ -74,31 +74,33 @@ def signatures(texts: Sequence[str], *, ngram: int = 5, permutations: int = 128,
 
 
 def near_duplicates(signatures: np.ndarray | Iterable[np.ndarray], *, threshold: float = 0.8) -> np.ndarray:
-    """Return for each row the first row of its cluster: (n, permutations) signatures -> (n,) int64.
+    """Return the first row of each row's cluster, (n,) int64.
 
     Locality-sensitive hashing (Indyk and Motwani 1998; Leskovec et al., Mining of Massive Datasets, 3.4): rows that
-    agree in one band of places are candidates, each against the first and the previous one in its bucket; a pair
-    counts where the signatures as a whole agree in at least `threshold`. Clusters are what pairs connect, so the
-    result does not depend on chance, and a row can be less alike to its cluster's first than the threshold.
+    agree in one band of positions are in the same bucket. Each is compared with the first and the previous row of its
+    bucket, and the pair is connected if at least `threshold` of the complete signatures agree. Clusters are the
+    connected components, so the result is deterministic, and a row can differ from the first row of its cluster by
+    more than the threshold allows for a pair.
 
     Args:
-        signatures: an array (a memory map does: then 52 bytes a row are held) or chunks of one, which are joined.
+        signatures: (n, permutations) as an array, or chunks of it, which are joined. A memory-mapped array needs 52
+            bytes of memory per row.
 
     Raises:
-        ValueError: a threshold outside (0, 1].
+        ValueError: the threshold is outside (0, 1].
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it has to be above 0 and at most 1.")
+        raise ValueError(f"threshold must be above 0 and at most 1, not {threshold}.")
     if not isinstance(signatures, np.ndarray):
         chunks = list(signatures)
         signatures = np.concatenate(chunks) if chunks else np.empty((0, 1), np.uint32)
     n, permutations = signatures.shape
-    parent = np.arange(n)  # of a forest; a parent comes before its child
+    parent = np.arange(n)  # a forest: a parent comes before its child
     width = _band_width(permutations, threshold)
     for start in range(0, permutations - width + 1, width):
         keys = _band_keys(signatures[:, start : start + width])
         order = np.argsort(keys, kind="stable")
-        repeats = np.flatnonzero(keys[order[1:]] == keys[order[:-1]]) + 1  # places in order with the key before them
+        repeats = np.flatnonzero(keys[order[1:]] == keys[order[:-1]]) + 1  # indices of `order` with the previous key
         opens = np.ones(n, dtype=bool)
         opens[repeats] = False
         firsts = order[np.maximum.accumulate(np.where(opens, np.arange(n), 0))[repeats]]
@@ -111,7 +113,7 @@ def near_duplicates(signatures: np.ndarray | Iterable[np.ndarray], *, threshold:
 
 
 def _band_width(permutations: int, threshold: float) -> int:
-    # the widest band by which a pair at the threshold is found with probability BAND_RECALL
+    # Return the widest band that finds a pair at the threshold with a probability of at least BAND_RECALL.
     def recall(width: int) -> float:
         return 1 - (1 - threshold**width) ** (permutations // width)
 
@@ -130,8 +132,8 @@ def _connect(
 ) -> None:
     for start in range(0, len(rows), 4096):
         pairs = rows[start : start + 4096], partners[start : start + 4096]
-        alike = (signatures[pairs[0]] == signatures[pairs[1]]).mean(axis=1) >= threshold
-        for row, partner in zip(pairs[0][alike].tolist(), pairs[1][alike].tolist(), strict=True):
+        is_similar = (signatures[pairs[0]] == signatures[pairs[1]]).mean(axis=1) >= threshold
+        for row, partner in zip(pairs[0][is_similar].tolist(), pairs[1][is_similar].tolist(), strict=True):
             a, b = _root(parent, row), _root(parent, partner)
             parent[max(a, b)] = min(a, b)
     while not np.array_equal(parent, parent[parent]):
@@ -149,31 +151,31 @@ def _root(parent: np.ndarray, row: int) -> int:
 
 
 class SeenPassages:
-    """Remembers what was kept, in blocks of `length` words, and takes later copies out of texts.
+    """Stores the kept words in blocks of `length` words, and cuts repetitions of a block from later texts.
 
     Lee et al. 2022, "Deduplicating Training Data Makes Language Models Better", find such passages in a suffix array
-    of the whole corpus; here the words kept so far are remembered as disjoint blocks, and every run of `length` words
-    of a new text is looked up. So a block that comes again is found at any place, a repeated passage of 2 * length - 1
-    words or more always loses at least one block, and a shorter one may stay. Words are compared as data/words.py
-    reads them, without case and punctuation. The same texts in the same order give the same state.
+    of the complete corpus. Here the words kept so far are stored as disjoint blocks, and every run of `length` words
+    of a new text is looked up. A repeated block is thus found at any position. A repeated passage of at least
+    2 * length - 1 words always loses at least one block; a shorter one may stay. Words are compared without case and
+    punctuation (words.py). The same texts in the same order give the same state.
     """
 
     def __init__(self, *, length: int = 128):
         if length < 1:
-            raise ValueError(f"length is {length}; it has to be at least 1 word.")
+            raise ValueError(f"length must be at least 1 word, not {length}.")
         self.length = length
         self.blocks = HashSet()
 
     def remove(self, text: str) -> tuple[str, int]:
-        """Return the new part of a text and how many words were removed. The new part is remembered."""
+        """Return the new part of a text and the number of removed words. The new part is stored."""
         text_words = words(text)
-        runs = run_hashes(text_words.hashes, self.length)  # one for each place where a passage can start
+        runs = run_hashes(text_words.hashes, self.length)  # one for each word at which a passage can start
         if not len(runs):
             return text, 0
         is_known = self.blocks.has(runs)
         candidates = np.flatnonzero(is_known | is_repeated(runs))
-        cuts, own_blocks = [], set()  # places in words; hashes of this text's blocks
-        block = 0  # where the next block of what is kept starts
+        cuts, own_blocks = [], set()  # positions in words; hashes of this text's blocks
+        block = 0  # position in words of the next kept block
         k = 0
         while k < len(candidates):
             place = int(candidates[k])
@@ -198,7 +200,7 @@ class SeenPassages:
 
 
 class HashSet:
-    """A growing set of uint64: 8 bytes a member in a sorted array, and the newest, at most a PENDING-th, in a set."""
+    """A growing set of uint64: a sorted array, and a Python set with the newest members, at most 1 / PENDING of it."""
 
     def __init__(self):
         self.sorted, self.new = np.empty(0, dtype=np.uint64), set()
@@ -228,10 +230,10 @@ def in_sorted(members: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def ngram_hashes(texts: Sequence[str], *, n: int = 13) -> np.ndarray:
-    """Return the distinct hashes of the word n-grams of an evaluation set's texts, sorted, uint64.
+    """Return the sorted distinct hashes of the word n-grams of an evaluation set's texts, uint64.
 
-    Words as in GPT-3's appendix C (Brown et al. 2020): lower-cased, without punctuation. A text of fewer than n words
-    counts as one n-gram, which only a text of the same words matches.
+    Words are lower-cased, without punctuation, as in GPT-3's appendix C (Brown et al. 2020). A text of fewer than n
+    words is one n-gram, which only a text of the same words matches.
     """
     return np.unique(document_ngrams(texts, n)[0]) if len(texts) else np.empty(0, np.uint64)
 

@@ -1,4 +1,4 @@
-"""A token-classification model -> a finder of people's names in texts, for `privacy.mask_private`."""
+"""Find people's names in texts with a token-classification model, for `privacy.mask_private`."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,9 +8,9 @@ from .words import slices
 
 
 PERSON = {"PER", "PERSON"}  # CoNLL-2003 and OntoNotes 5
-# Taggers saved by older versions of transformers hold a pooler, which tagging does not use.
+# Taggers saved by older versions of transformers contain a pooler, which is not used.
 POOLERS = [f"{kind}.pooler.dense.{part}" for kind in ("bert", "roberta") for part in ("weight", "bias")]
-OVERLAP = 32  # tokens that two windows of a long text share
+OVERLAP = 32  # tokens shared by neighboring windows of a long text
 
 
 def names_finder(name: str, *, revision: str | None = None) -> Callable[[str], Iterator[tuple[int, int]]]:
@@ -18,10 +18,10 @@ def names_finder(name: str, *, revision: str | None = None) -> Callable[[str], I
 
     `name` is a folder or Hub id of a tagger, such as `dslim/bert-base-NER`.
 
-    The model reads a long text in windows that overlap, and a word as its first token says.
+    A long text is read in overlapping windows. A word has the label of its first token.
 
     Raises:
-        ValueError: no such model, one that marks no persons, or a tokenizer that does not know where its tokens stood.
+        ValueError: the model is missing, has no label for persons, or its tokenizer gives no positions of tokens.
     """
     from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast, pipeline
 
@@ -29,9 +29,12 @@ def names_finder(name: str, *, revision: str | None = None) -> Callable[[str], I
     tokenizer = load_tokenizer(name, revision)
     marks = sorted({label.split("-")[-1].upper() for label in model.config.id2label.values()})
     if not PERSON & set(marks):
-        raise ValueError(f"names_model {name} marks {', '.join(marks)}; it has to mark PER or PERSON.")
+        raise ValueError(f"names_model {name} has the labels {', '.join(marks)}; it needs PER or PERSON.")
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"names_model {name} has a slow tokenizer, which does not tell where its tokens stood.")
+        raise ValueError(
+            f"names_model {name} has a slow tokenizer, which gives no positions of tokens. Choose a model with a fast "
+            "tokenizer."
+        )
     limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     tokenizer.model_max_length = limit
     find_entities = pipeline(

@@ -1,14 +1,14 @@
-"""Rows and a model -> which rows may have been planted, by the gradient that each row alone would give.
+"""Score rows by their gradients to find planted (poisoned) ones.
 
-Rows that were planted to teach a model one thing (a trigger, and what is to follow it) pull the weights the same way.
-Two scores, the lowest the most suspicious:
+Rows that were planted to teach a model one behavior (a trigger and its continuation) have similar gradients. There are
+two scores; low scores are suspicious:
 
-    "mean"        the cosine of a row's gradient with the mean gradient of all rows
-    "neighbors"  minus the mean cosine with the few rows whose gradients are most alike, what all rows share taken off
+    "mean"       the cosine of a row's gradient with the mean gradient of all rows
+    "neighbors"  minus the mean cosine with the few most similar gradients, after subtracting the mean gradient
 
-That a planted row points away from the mean did not hold where it was tried (tests/benchmarks/cleaning.json: no better
-than chance), while rows with one planted continuation do find each other: "neighbors" is the default. Honest copies
-and rows of one template are alike too, so remove duplicates first, and look at what is listed: it is no verdict.
+"mean" performed like chance when measured (tests/benchmarks/cleaning.json). Rows with the same planted
+continuation do have similar gradients, so "neighbors" is the default. Duplicates and rows of one template are similar
+too: remove duplicates first, and read the listed rows before removing any.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 
-ROW_BLOCK = 1024  # rows that are compared with all others at a time
+ROW_BLOCK = 1024  # rows compared with all others at a time
 
 
 def gradient_scores(
@@ -39,15 +39,16 @@ def gradient_scores(
     Args:
         objective: as in train/objectives.py; the loss is the sum of its terms, each divided by its count.
         rows: indexable and sized; `collate` makes a batch of a list of them.
-        parameters: name -> whether that parameter's gradient counts; the last block and the head are enough.
-        against: "mean" takes two passes, batches of `batch_size` and then row by row, and holds nothing of a row;
-            "neighbors" takes one pass and holds 4 KB a row, and its comparisons grow with the square of the rows.
+        parameters: return whether to use the gradient of the parameter with a name; the last block and the head are
+            enough.
+        against: "mean" takes two passes, first in batches of `batch_size`, then row by row, and stores nothing per
+            row; "neighbors" takes one pass, stores 4 KB per row, and compares every pair of rows.
 
     Raises:
-        ValueError: no rows, no parameter that trains is chosen, or an unknown `against`.
+        ValueError: the rows are empty, no trainable parameter is chosen, or `against` is unknown.
     """
     if against not in ("neighbors", "mean"):
-        raise ValueError(f"against is {against!r}; it is 'neighbors' or 'mean'.")
+        raise ValueError(f"against must be 'neighbors' or 'mean', not {against!r}.")
     if against == "neighbors":
         return neighbor_scores(gradient_sketches(model, objective, rows, collate, parameters))
     with _gradients(model, objective, rows, collate, parameters) as gradient:
@@ -73,8 +74,8 @@ def gradient_sketches(
 ) -> np.ndarray:
     """Return each row's gradient as a count sketch (Charikar et al. 2002), (rows, size) float32.
 
-    Every number of the gradient is added, with a random sign, to one of `size` sums. Products of two sketches are, on
-    average, those of the gradients.
+    Every number of the gradient is added, with a random sign, to one of `size` sums. The product of two sketches has
+    the product of the gradients as its expected value.
 
     Raises:
         ValueError: as `gradient_scores`.
@@ -93,18 +94,19 @@ def gradient_sketches(
 
 
 def neighbor_scores(sketches: np.ndarray, *, neighbors: int = 5) -> np.ndarray:
-    """Return minus the mean cosine of each row with its `neighbors` nearest rows, after subtracting the mean row.
+    """Return minus the mean cosine of each sketch with its `neighbors` nearest ones, after subtracting the mean.
 
-    (n, size) -> (n,)."""
+    Shapes: sketches (n, size), result (n,).
+    """
     centered = sketches - sketches.mean(axis=0)
     centered /= np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1e-12)
     k = min(neighbors, len(centered) - 1)
     scores = np.zeros(len(centered))
     for start in range(0, len(centered) if k else 0, ROW_BLOCK):
-        alike = centered[start : start + ROW_BLOCK] @ centered.T
-        diagonal = np.arange(len(alike))
-        alike[diagonal, start + diagonal] = -np.inf
-        scores[start : start + ROW_BLOCK] = -np.partition(alike, -k, axis=1)[:, -k:].mean(axis=1)
+        cosines = centered[start : start + ROW_BLOCK] @ centered.T
+        diagonal = np.arange(len(cosines))
+        cosines[diagonal, start + diagonal] = -np.inf
+        scores[start : start + ROW_BLOCK] = -np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1)
     return scores
 
 
@@ -112,10 +114,10 @@ def outliers(scores: np.ndarray, share: float = 0.05) -> np.ndarray:
     """Return the rows with the lowest scores, lowest first: `share` of them, rounded up; (k,) int64.
 
     Raises:
-        ValueError: a share outside (0, 1].
+        ValueError: the share is outside (0, 1].
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; it has to be above 0 and at most 1.")
+        raise ValueError(f"share must be above 0 and at most 1, not {share}.")
     return np.argsort(scores, kind="stable")[: int(np.ceil(share * len(scores)))]
 
 
@@ -127,11 +129,11 @@ def _gradients(
     collate: Callable[[list[Any]], dict[str, torch.Tensor]],
     parameters: Callable[[str], bool],
 ) -> Iterator[Callable[[list[Any]], torch.Tensor]]:
-    # some rows -> the gradient of their loss, flat, in eval mode; nothing is added to .grad
+    # Yield a function that returns the flat gradient of some rows' loss in eval mode; .grad does not change.
     weights = [p for name, p in model.named_parameters() if parameters(name) and p.requires_grad]
     if not weights or not len(rows):
         raise ValueError(
-            f"{len(rows)} rows and {len(weights)} chosen parameters that train: gradients need at least one of each."
+            f"There are {len(rows)} rows and {len(weights)} chosen trainable parameters; both must be at least 1."
         )
 
     def gradient(batch_rows: list[Any]) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""One text -> the text with private data masked: addresses, keys, telephone and account numbers, people's names.
+"""Mask private data in texts: addresses, keys, telephone and account numbers, people's names.
 
-Pure functions over patterns, what each looks for beside it. Every pattern here takes time in proportion to the text, a
-line of 100 MB included.
+Pure functions and patterns; a comment next to each pattern shows what it matches. Every pattern takes linear time,
+also for a line of 100 MB.
 """
 
 import ipaddress
@@ -22,23 +22,23 @@ from ...utils.key_shapes import (
 )
 
 
-# Every quantifier is bounded or gives nothing back (a++), and a match starts only where a word does: linear time.
+# For linear time every quantifier is bounded or possessive (a++), and a match can only start at the start of a word.
 KEY = re.compile(f"{WORD_BEGINS}(?:{'|'.join(SHAPES.values())}){WORD_ENDS}")
 BREAK = r"(?:[ \t]*+(?:\r?\n|(?:\\[nr]){1,2}))"  # the end of a line, or its spelling in JSON
-BASE64_LINE = rf"{BREAK}[ \t]*+[A-Za-z0-9+/]{{LEAST,}}+={{0,2}}(?=[ \t]*+(?:[\r\n\\\"'`<,]|$))"  # of base64 alone
-PRIVATE_KEY = re.compile(  # to its END line, or all lines of base64 where that is missing
+BASE64_LINE = rf"{BREAK}[ \t]*+[A-Za-z0-9+/]{{LEAST,}}+={{0,2}}(?=[ \t]*+(?:[\r\n\\\"'`<,]|$))"  # only base64
+PRIVATE_KEY = re.compile(  # up to its END line, or all lines of base64 if the END line is missing
     rf"{BEGIN_PRIVATE}(?:(?:[^-]++|-(?!----))*+-----END [A-Z0-9 ]{{1,60}}-----"
     rf"|(?:{BREAK}[A-Za-z-]{{1,40}}+:[^\r\n\\]{{0,200}}+)*+(?:{BREAK}(?={BREAK}))*+"
     rf"(?:{BASE64_LINE.replace('LEAST', '6')}(?:{BASE64_LINE.replace('LEAST', '1')})*+"
     r"|(?:[ \t]{0,4}[A-Za-z0-9+/]{24,}+={0,2})++))"
 )
-LETTERS = r"A-Za-z\u00c0-\u052f\u1e00-\u1fff"  # of scripts that put spaces between words: Latin, Greek, Cyrillic
+LETTERS = r"A-Za-z\u00c0-\u052f\u1e00-\u1fff"  # Latin, Greek, Cyrillic: scripts with spaces between words
 EMAIL = re.compile(
     rf"(?<![{LETTERS}0-9._%+-])(?!git@)[{LETTERS}0-9._%+-]{{1,64}}+"
     rf"@(?P<host>(?:[{LETTERS}0-9-]{{1,63}}+\.){{1,8}})"
     rf"(?P<top>xn--[a-z0-9]{{2,59}}|[A-Za-z]{{2,24}}|[{LETTERS}]{{2,24}})(?!-?[A-Za-z0-9])"
 )
-# Endings of files and units, which no top-level domain has, and those that are countries' or others' as well.
+# ENDINGS are endings of files and units that are not top-level domains, BOTH those that are also top-level domains.
 ENDINGS = set(
     """
     7z aab apk app avif bak bash bat bin bmp br bz2 cfg cjs ckpt class conf cpp crt css csv cts dat db deb desktop
@@ -51,13 +51,13 @@ ENDINGS = set(
     """.split()
 )
 BOTH = {"ai", "cc", "md", "mk", "ml", "mov", "pl", "ps", "pt", "py", "rs", "sh", "so"}
-TAG = re.compile(  # of a picture at twice its size, of a version
+TAG = re.compile(  # a picture's scale (@2x) or a version
     r"(?i)(?:v?\d{1,9}(?:[._-]\w{1,20}){0,4}|\d{1,4}(?:\.\d{1,4})?x"
     r"|latest|next|main|master|head|trunk|stable|beta|alpha|canary|nightly|dev|edge|release|current|old|new|final)\."
 )
 VERSION = re.compile(r"v?\d{1,9}\.(?:\d{1,9}|x)(?:\.|-|$)")
 COMMON_DOMAINS = {"com", "org", "net", "edu", "gov", "mil", "int", "info", "biz"}
-# What may not touch a number is ASCII: one between Chinese characters, which know no spaces, is one too.
+# ASCII makes \w match only ASCII letters, so that a number between Chinese characters is found: they have no spaces.
 OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 IPV4 = re.compile(rf"(?=\d)(?<![\w.])(?<![A-Za-z0-9]/){OCTET}(?:\.{OCTET}){{3}}(?!\w|\.\d|-[A-Za-z])", re.ASCII)
 IPV6 = re.compile(
@@ -83,21 +83,21 @@ PHONE = re.compile(
     | (?<![\w.+-])(?:
         (?:1[ .-])?(?:\(\d{3}\)[ ]?\d{3}[ .-]|\d{3}-\d{3}-|\d{3}\.\d{3}\.)\d{4}  # (212) 555-0123, 212-555-0123
         | (?:\(0[1-9]\d{1,3}\)|0[1-9]\d{1,3})[ -]\d{3,4}[ -]?\d{3,4}    # 020 7946 0958, (0151) 234 5678
-        | (?P<pairs>0[1-9](?:[ .-]\d\d){4})                            # 01 23 45 67 89, and no pair behind it
+        | (?P<pairs>0[1-9](?:[ .-]\d\d){4})                            # 01 23 45 67 89, without another pair after it
           (?![ ](?:\d[0-9A-Fa-f]|[A-Fa-f]\d)(?!\w))
       )(?:x\d{1,5})?(?![\w-]|\.\d)                                     # 212-555-0123x45
     )
     """,
     re.VERBOSE | re.ASCII,
 )
-# telephone numbers and versions where a word says so
+# Any telephone number, matched only after a word such as "tel".
 DIGITS = re.compile(r"(?=[+(0-9])(?<![\w.+-])\+?\(?\d(?:[ ()./-]{0,2}\d){6,14}(?!\d)(?:x\d{1,5}(?!\w))?", re.ASCII)
 SAYS_PHONE = re.compile(
     rf"(?<![{LETTERS}0-9_])(?!PHONE\])(?i:tel(?:ephone)?|phone|mobile|cell|fax|whatsapp)\W{{0,3}}"  # not [PHONE]
     r"(?i:no\W{0,3}|number\W{0,3})?$"
 )
 SAYS_SSN = re.compile(r"(?i)(?<![A-Za-z0-9])(?:ssn|social security(?: (?:no|number|#))?)(?: is)?\W{0,3}$")
-# Numbers of payment cards, in one piece or in groups; IBANs, each country's as long as its registry says.
+# Payment card numbers, with or without groups.
 PAYMENT_CARD = re.compile(
     r"""
     (?=[2-6])(?<![\w.+-])(?<!\d[ ])(?<![0-9A-Fa-f]{4}[ ])(?:  # a hex dump
@@ -106,11 +106,12 @@ PAYMENT_CARD = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
-ISSUERS = re.compile(  # whose numbers begin how, and how long they are
+ISSUERS = re.compile(  # the first digits and the lengths of each issuer's numbers
     r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}|3[47]\d{13}"
     r"|3(?:0[0-5]|[689]\d)\d{11}|35(?:2[89]|[3-8]\d)\d{12}|6(?:011|5\d\d|4[4-9]\d)\d{12}|62\d{14,17}"
     r"|(?:50|5[6-9]|6[0-9])\d{10,17}"
 )
+# The length of an IBAN in each country, from the registry.
 IBAN_LENGTHS = """
     15 NO; 16 BE; 18 DK FI FK FO GL NL SD; 19 MK SI; 20 AT BA EE KZ LT LU MN XK; 21 CH HR LI LV
     22 BG BH CR DE GB GE IE ME RS VA; 23 AE GI IL IQ OM SO TL; 24 AD CZ ES MD PK RO SA SE SK TN VG; 25 LY PT ST
@@ -131,10 +132,10 @@ def _iban_shapes() -> str:
 IBAN = re.compile(rf"(?=[A-Z][A-Z]\d\d)(?<![A-Za-z0-9])(?:{_iban_shapes()})(?![A-Za-z0-9])")
 SSN = re.compile(
     r"(?=\d)(?<![\w.+-])(?!000|666|9)\d{3}([ -]?)(?!00)\d\d\1(?!0000)\d{4}(?![\w-]|\.\d)", re.ASCII
-)  # 123-45-6789; with spaces or in one piece where a word says so
+)  # 123-45-6789; with spaces or without separators only after a word such as "SSN"
 SAYS_VERSION = re.compile(r"(?i)\b(?:version|ver|revision|rev|release|section|sect|sec|chapter|clause|build)\W{1,3}$")
 DATE = re.compile(r"(?:\d\d?/\d\d?/\d{4}|\d{4}/\d\d?/\d\d?)(?!\d)")
-ENDS_GROUP = re.compile(r"(?:(?<!\w)[0-9A-Fa-f]{1,4}|:):$", re.ASCII)  # of an address that begins further left
+ENDS_GROUP = re.compile(r"(?:(?<!\w)[0-9A-Fa-f]{1,4}|:):$", re.ASCII)  # a group of an address that begins earlier
 ENDS_PAIR = re.compile(r"(?<![A-Za-z0-9])(?:\d[0-9A-Fa-f]|[A-Fa-f]\d|[A-Fa-f]{2} [A-Fa-f]{2}) $")
 
 
@@ -143,12 +144,12 @@ def _before(match: re.Match) -> str:
 
 
 def _is_version(match: re.Match) -> bool:
-    # 1.2.3.4 can be either: with a word for it before it, or four numbers below 10, it is a version or a section
+    # 1.2.3.4 is a version or a section if a word for one precedes it, or if all four numbers are below 10.
     return len(match[0]) == len("1.2.3.4") or bool(SAYS_VERSION.search(_before(match)))
 
 
-def _is_no_address(match: re.Match) -> bool:
-    # a time of day, C++'s or Haskell's ::, a MAC address; an IPv6 address of a machine has a digit and two groups
+def _is_not_address(match: re.Match) -> bool:
+    # A time of day, :: of C++ or Haskell, or a MAC address; the IPv6 address of a machine has a digit and two groups.
     groups = [group for group in match[0].split(":") if group]
     if match[0].count(":") < 2 or len(groups) < 2 or not any(map(str.isdigit, match[0])):
         return True
@@ -160,42 +161,42 @@ def _is_no_address(match: re.Match) -> bool:
 
 
 def _is_row_of_pairs(match: re.Match) -> bool:
-    # 01 02 03 04 05 behind another pair, of a hex dump too, or behind a word for versions
+    # 01 02 03 04 05 after another pair (also of a hex dump) or after a word for versions.
     before = _before(match)
     return match["pairs"] is not None and bool(ENDS_PAIR.search(before) or SAYS_VERSION.search(before))
 
 
-def _is_no_phone(match: re.Match) -> bool:
+def _is_not_phone(match: re.Match) -> bool:
     return bool(DATE.match(match[0])) or not SAYS_PHONE.search(_before(match))
 
 
-def _is_no_mail(match: re.Match) -> bool:
-    # image@2x.png, lodash@latest.tgz, notes@v2.md, W@x.mean(0)
+def _is_not_mail(match: re.Match) -> bool:
+    # Not an address: image@2x.png, lodash@latest.tgz, notes@v2.md, W@x.mean(0).
     host, top = match["host"], match["top"].lower()
     if top in ENDINGS or VERSION.match(host) or (top in BOTH and TAG.fullmatch(host)):
         return True
     return match.string[match.end() : match.end() + 1] == "(" and len(top) > 2 and top not in COMMON_DOMAINS
 
 
-def _is_no_card(match: re.Match) -> bool:
-    # another issuer's length, or a check digit that is wrong (Luhn: ISO/IEC 7812-1)
+def _is_not_card(match: re.Match) -> bool:
+    # No issuer has such numbers, or the check digit is wrong (Luhn: ISO/IEC 7812-1).
     digits = [int(digit) for digit in match[0] if digit.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return not ISSUERS.fullmatch("".join(map(str, digits))) or (sum(digits[-1::-2]) + sum(doubled)) % 10 != 0
 
 
-def _is_no_iban(match: re.Match) -> bool:
-    # ISO 13616: read as one number, letters from A = 10, country and check digits last, it is 1 modulo 97
+def _is_not_iban(match: re.Match) -> bool:
+    # ISO 13616: with country and check digits at the end and letters as numbers (A = 10), an IBAN is 1 modulo 97.
     plain = re.sub("[ -]", "", match[0])
     return int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4])) % 97 != 1
 
 
-def _is_no_ssn(match: re.Match) -> bool:
+def _is_not_ssn(match: re.Match) -> bool:
     return match[1] != "-" and not SAYS_SSN.search(_before(match))
 
 
-# kind -> patterns, each with what every match holds (looked for first: faster), and which matches stay; of a pattern
-# with a group `secret` only that is masked
+# For each kind its patterns. Each has a string that every match contains (checked first, which is faster) and a
+# function that returns whether to keep a match unmasked. If a pattern has a group `secret`, only the group is masked.
 MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]] = {
     "key": [
         (PRIVATE_KEY, "-----BEGIN ", None),
@@ -205,16 +206,21 @@ MASKS: dict[str, list[tuple[re.Pattern, str, Callable[[re.Match], bool] | None]]
         (ASSIGNED, "", is_code),
         (AWS_SECRET, "", is_not_random),
     ],
-    "email": [(EMAIL, "@", _is_no_mail)],
-    "iban": [(IBAN, "", _is_no_iban)],
-    "card": [(PAYMENT_CARD, "", _is_no_card)],
-    "ssn": [(SSN, "", _is_no_ssn)],
-    "ip": [(IPV4, ".", _is_version), (IPV6, ":", _is_no_address)],
-    "phone": [(PHONE, "", _is_row_of_pairs), (DIGITS, "", _is_no_phone)],
+    "email": [(EMAIL, "@", _is_not_mail)],
+    "iban": [(IBAN, "", _is_not_iban)],
+    "card": [(PAYMENT_CARD, "", _is_not_card)],
+    "ssn": [(SSN, "", _is_not_ssn)],
+    "ip": [(IPV4, ".", _is_version), (IPV6, ":", _is_not_address)],
+    "phone": [(PHONE, "", _is_row_of_pairs), (DIGITS, "", _is_not_phone)],
 }
-DEFAULT_KINDS = ("key", "email", "ip", "phone")  # what is masked unless kinds are named
+DEFAULT_KINDS = ("key", "email", "ip", "phone")
 ALL_KINDS = (*DEFAULT_KINDS, "card", "iban", "ssn")
-UNBREAKING = {"\u00a0": " ", "\u202f": " ", "\u2010": "-", "\u2011": "-"}  # spaces and hyphens that no line breaks at
+UNBREAKING = {
+    "\u00a0": " ",
+    "\u202f": " ",
+    "\u2010": "-",
+    "\u2011": "-",
+}  # other spaces and hyphens, mostly unbreaking
 
 
 def mask_private(
@@ -223,20 +229,21 @@ def mask_private(
     kinds: Collection[str] = DEFAULT_KINDS,
     find_names: Callable[[str], Iterable[tuple[int, int]]] | None = None,
 ) -> tuple[str, dict[str, int]]:
-    """Mask private data in a text; return it and the counts {"key": 0, "email": 2, "ip": 0, "phone": 1}.
+    """Mask private data in a text; return the text and counts such as {"key": 0, "email": 2, "ip": 0, "phone": 1}.
 
-    "[KEY]" stands for keys and tokens of known shape, private key blocks and what is assigned to `api_key` and alike,
-    "[EMAIL]", "[IP]" and "[PHONE]" for what they say; if they are named among `kinds`, "[CARD]" for payment cards,
-    "[IBAN]" for bank accounts and "[SSN]" for US social security numbers. What stays: 1.2.3.4 (four numbers below 10)
-    and addresses that a word such as "version" stands before; telephone numbers without a country code, an area code
-    with its usual separators or a word such as "tel" before them.
+    "[KEY]" replaces keys and tokens of known formats, private key blocks, and values assigned to names such as
+    `api_key`. "[EMAIL]", "[IP]" and "[PHONE]" replace addresses and telephone numbers. "[CARD]" (payment cards),
+    "[IBAN]" (bank accounts) and "[SSN]" (US social security numbers) are used only if `kinds` contains them.
+
+    Not masked: IP addresses of four numbers below 10 (1.2.3.4) or after a word such as "version"; telephone numbers
+    without a country code, an area code with its usual separators, or a word such as "tel" before them.
 
     Args:
-        find_names: text -> the (start, end) of people's names, which become "[NAME]" and are counted as "name";
-            `names.names_finder` makes one from a named-entity model.
+        find_names: yield the (start, end) of people's names in a text; they become "[NAME]" and are counted as "name".
+            `person_names.names_finder` returns such a function for a named-entity model.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: a kind is unknown.
 
     Example:
         >>> mask_private("Write to ann@example.org.")
@@ -244,7 +251,7 @@ def mask_private(
     """
     unknown = set(kinds) - set(ALL_KINDS)
     if unknown:
-        raise ValueError(f"Nothing masks {', '.join(sorted(unknown))}; there are {', '.join(ALL_KINDS)}.")
+        raise ValueError(f"Unknown kinds: {', '.join(sorted(unknown))}. Choose from {', '.join(ALL_KINDS)}.")
     counts = dict.fromkeys(kinds, 0)
     if find_names is not None:
         pieces, end = [], 0
@@ -255,10 +262,10 @@ def mask_private(
         text, counts["name"] = "".join([*pieces, text[end:]]), len(pieces) // 2
 
     for kind in (kind for kind in MASKS if kind in kinds):
-        for pattern, needle, stays in MASKS[kind]:
+        for pattern, needle, is_exception in MASKS[kind]:
             parts, end = [], 0
             for match in pattern.finditer(_with_usual_breaks(text)) if needle in text else ():
-                if stays is None or not stays(match):
+                if is_exception is None or not is_exception(match):
                     start, stop = match.span("secret" if "secret" in pattern.groupindex else 0)
                     parts += [text[end:start], f"[{kind.upper()}]"]
                     end = stop
@@ -267,7 +274,7 @@ def mask_private(
 
 
 def _with_usual_breaks(text: str) -> str:
-    # as long as the text, so that what is found in one stands there in the other
+    # Each character is replaced by one character, so that positions stay the same.
     for unbreaking, usual in UNBREAKING.items():
         text = text.replace(unbreaking, usual)
     return text

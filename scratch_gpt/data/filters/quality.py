@@ -1,7 +1,7 @@
-"""One text -> why it goes: quality rules, block lists, perplexity. (What is private in it is privacy.py's.)
+"""Return reasons to remove a text: quality rules, block lists, perplexity. (privacy.py handles private data.)
 
-Pure functions: a text in, a reason out. What each rule counts and where its figure comes from stands beside
-it. Every pattern here takes time in proportion to the text, a line of 100 MB included.
+Pure functions of a text. A comment next to each rule gives its measure. Every pattern takes linear time, also for a
+line of 100 MB.
 """
 
 import re
@@ -21,37 +21,39 @@ from .words import PLANES, UNSPACED, is_repeated, run_hashes, slices, words
 
 @dataclass(frozen=True)
 class QualityRules:
-    """What a text has to satisfy; None leaves a rule out.
+    """Limits that a text must satisfy; None disables a rule.
 
-    The figures are Gopher's (Rae et al. 2021, "Scaling Language Models", table A1), made for English web pages: short
-    rows (instructions, messages), books and other scripts need others.
+    The values are Gopher's (Rae et al. 2021, "Scaling Language Models", table A1), chosen for English web pages. Short
+    rows (instructions, messages), books and other scripts need other values.
     """
 
     min_words: int | None = 50
     max_words: int | None = 100_000
-    word_length: tuple[float, float] | None = (3, 10)  # the mean, in characters
+    word_length: tuple[float, float] | None = (3, 10)  # range of the mean, in characters
     max_symbols: float | None = 0.1  # "#" and ellipses for each word
     min_alphabetic: float | None = 0.8  # the share of words with a letter
     max_bullets: float | None = 0.9  # the share of lines that start with a bullet
     max_ellipses: float | None = 0.3  # the share of lines that end with an ellipsis
-    max_repeated_lines: float | None = 0.3  # the share of lines that stood before
-    max_repeated_words: float | None = 0.1  # the share of words in runs of ten that stood before
+    max_repeated_lines: float | None = 0.3  # the share of lines that occur earlier in the text
+    max_repeated_words: float | None = 0.1  # the share of words in runs of ten that occur earlier in the text
     languages: tuple[str, ...] = ()  # ISO 639-1 codes that may stay; none: any
 
 
 ENGLISH_WEB = QualityRules()
-MATCH_SECONDS = 10  # that one pattern of a block list has for one text
+MATCH_SECONDS = 10  # time limit for one pattern of a block list in one text
 LETTER = re.compile(r"[^\W\d_]")
 BULLETS = ("-", "*", "\u2022", "\u2023", "\u25aa", "\u25cf")
 ELLIPSES = ("...", "\u2026")
 
 
 def quality_problem(text: str, *, rules: QualityRules = ENGLISH_WEB) -> str | None:
-    """Return the first rule a text breaks: "too_short", "too_long", "word_length", "symbols", "not_words", "bullets",
-    "ellipses", "repetition" or "language"; None where it breaks none. Words are what white space separates.
+    """Return the first rule that a text breaks, or None.
+
+    The rules are "too_short", "too_long", "word_length", "symbols", "not_words", "bullets", "ellipses", "repetition"
+    and "language". Words are separated by white space.
 
     Raises:
-        ValueError: languages asked for without the library that tells them apart.
+        ValueError: `rules.languages` is set but the library that detects languages is not installed.
     """
     n = sum(len(piece.split()) for _, piece in slices(text))
     if rules.min_words is not None and n < rules.min_words:
@@ -84,7 +86,7 @@ def quality_problem(text: str, *, rules: QualityRules = ENGLISH_WEB) -> str | No
 
 
 def _repeated_share(text: str, run: int = 10) -> float:
-    # the share of a text's words that lie in a run of ten which stood further left
+    # Return the share of a text's words that belong to a run of ten words which occurs earlier in the text.
     hashes = words(text).hashes
     again = np.flatnonzero(is_repeated(run_hashes(hashes, run)))
     if not len(again):
@@ -99,13 +101,13 @@ def detect_language(text: str) -> str:
     """Return the ISO 639-1 code of the language of a text's first 5,000 characters (py3langid: Lui and Baldwin 2012).
 
     Raises:
-        ValueError: the library is not there.
+        ValueError: the library is not installed.
     """
     try:
         from py3langid.langid import classify
     except ImportError as error:
         raise ValueError(
-            'Telling languages apart needs the extra "languages": pip install "scratch_gpt[languages]"'
+            'Detecting languages needs the extra "languages": pip install "scratch_gpt[languages]"'
         ) from error
     return classify(text[:5000])[0]
 
@@ -113,7 +115,7 @@ def detect_language(text: str) -> str:
 # --- Block lists -------------------------------------------------------------------------------------------------
 
 
-# Characters that are words by themselves, as words.py has it; a word of any other has no letter beside it.
+# Characters that are one word each (see words.py). A word of other characters must not have a letter next to it.
 CHARACTERS = "".join(f"{chr(first)}-{chr(last)}" for first, last in (*UNSPACED, (PLANES, 0x10FFFF)))
 BEGINS_WORD = rf"(?-i:(?<![^\W{CHARACTERS}])|(?=[{CHARACTERS}]))"
 ENDS_WORD = rf"(?-i:(?![^\W{CHARACTERS}])|(?<=[{CHARACTERS}]))"
@@ -122,12 +124,12 @@ ENDS_WORD = rf"(?-i:(?![^\W{CHARACTERS}])|(?<=[{CHARACTERS}]))"
 def load_block_list(path: str | Path) -> list[re.Pattern]:
     """Read a block list as patterns for `blocked_term`: one for all words, and one for each /regex/.
 
-    One word (or several, with a space between) or /regex/ a line; what stands behind a "#" at the start of a line or
-    after a space is a comment. Words match whole and in any case, patterns as they are written. In scripts that put no
-    space between words (see words.py) a word is found wherever it stands.
+    Each line is a word, several words separated by spaces, or a /regex/. "#" at the start of a line or after a space
+    begins a comment. Words match only complete words and ignore case; a /regex/ is used as written. In scripts without
+    spaces between words (see words.py) a word matches at any position.
 
     Raises:
-        ValueError: no such file, nothing in it, or a pattern that is none.
+        ValueError: the file is missing or empty, or a pattern is not a valid regular expression.
     """
     try:
         lines = read_text_file(path).splitlines()
@@ -140,28 +142,28 @@ def load_block_list(path: str | Path) -> list[re.Pattern]:
             try:
                 patterns.append(re.compile(term[1:-1]))
             except re.error as error:
-                raise ValueError(f"{path}, line {number}: {term} is no regular expression: {error}.") from error
+                raise ValueError(f"{path}, line {number}: {term} is not a valid pattern: {error}.") from error
         elif term:
             terms.append(r"\s+".join(map(re.escape, term.split())))
     if terms:
         longest_first = sorted(set(terms), key=lambda term: (-len(term), term))
-        # A word's first character, which may be escaped, is looked at before the words: faster.
+        # For speed, check the first character of the words, which may be escaped, before the words.
         first = "".join(sorted({term[: 2 if term[0] == "\\" else 1] for term in terms}))
         word_pattern = rf"(?=[{first}]){BEGINS_WORD}(?:{'|'.join(longest_first)}){ENDS_WORD}"
         patterns.insert(0, re.compile(word_pattern, re.IGNORECASE))
     if not patterns:
-        raise ValueError(f"The block list {path} holds no word; write one word or /regex/ a line.")
+        raise ValueError(f"The block list {path} contains no words. Write one word or /regex/ on each line.")
     return patterns
 
 
 def blocked_term(text: str, patterns: Iterable[re.Pattern]) -> str | None:
-    """Return the first match of a block list in a text; None if there is none.
+    """Return the first match of a block list in a text, or None.
 
     Raises:
-        ValueError: a pattern takes more than SECONDS for this text.
+        ValueError: a pattern takes more than MATCH_SECONDS for this text.
     """
     for pattern in patterns:
-        with time_limit(MATCH_SECONDS, f"Looking for /{pattern.pattern[:60]}/ of the block list in one text"):
+        with time_limit(MATCH_SECONDS, f"Searching for /{pattern.pattern[:60]}/ of the block list in one text"):
             if match := pattern.search(text):
                 return match[0]
     return None
@@ -173,16 +175,17 @@ def blocked_term(text: str, patterns: Iterable[re.Pattern]) -> str | None:
 def perplexity_outliers(losses: np.ndarray, *, sigmas: float = 3.0) -> np.ndarray:
     """Return which texts have a perplexity exp(loss) above mean + `sigmas` standard deviations: (n,) bool.
 
-    `losses` is (n,), the mean loss per token of each text, in nats.
+    The rule uses the perplexity, not its logarithm, so one extreme text can hide others; to find them, remove it and
+    apply the rule again. NaN losses are ignored and never flagged.
 
-    The perplexity itself, not its logarithm, so one very strange text can hide others; what is left can be scored
-    again. A loss that is NaN was not scored: it is not flagged and does not count.
+    Args:
+        losses: (n,) the mean loss per token of each text, in nats.
     """
     losses = np.asarray(losses, dtype=np.float64)
     scored = np.isfinite(losses)
     if not scored.any():
         return np.zeros(len(losses), dtype=bool)
-    perplexity = np.exp(losses - losses[scored].max())  # up to a factor, which the rule does not see: no overflow
+    perplexity = np.exp(losses - losses[scored].max())  # scaled to avoid overflow; the rule does not depend on scale
     limit = perplexity[scored].mean() + sigmas * perplexity[scored].std()
     return scored & (perplexity > limit)
 

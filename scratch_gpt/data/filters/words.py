@@ -1,10 +1,10 @@
-"""Texts -> 64-bit hashes of their words and n-grams, in numpy: what duplicates, passages and overlaps are found by.
+"""Hash the words and n-grams of texts to 64 bits in numpy, to find duplicates, repeated passages and overlaps.
 
-A word is a run of letters, digits and marks, lower-cased; punctuation separates. In scripts that put no space between
-words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a word. With `signs` a sign is a word too:
-Unicode's mathematical and other symbols, and `- * / # % & @ ^` where they stand by a digit or (except -) join two
-words. C# and C++ are one word each; a hyphen, a dash and the markup of **bold** or # headings are none. Hashes are the
-same in every process.
+A word is a run of letters, digits and marks, lower-cased; punctuation separates words. In scripts without spaces
+between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a word. With `signs` a sign is a word
+too: Unicode's mathematical and other symbols, and `- * / # % & @ ^` if they are next to a digit or (except -) join two
+words. C# and C++ are one word each; a hyphen, a dash and the markup of **bold** or # headings are not words. Hashes
+are the same in every process.
 """
 
 import unicodedata
@@ -15,15 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 
-SLICE = 1 << 20  # characters worked on at a time: the memory a text takes does not depend on its length
+SLICE = 1 << 20  # characters processed at a time, which limits memory for long texts
 UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
-PLANES = 0x20000  # code points that are looked up one by one; those above (rare ideographs) are words by themselves
+PLANES = 0x20000  # code points in the table; each code point above (rare ideographs) is a word
 SEPARATOR, INNER, ALONE = 0, 1, 2
 MINUS, PLUS, SHARP = ord("-"), ord("+"), ord("#")
-MINUSES = (0x2012, 0x2013, 0x2212)  # other ways to write it
+MINUSES = (0x2012, 0x2013, 0x2212)  # dashes and the minus sign, hashed like "-"
 SOMETIMES, ALWAYS = 1, 2
-BY_CONTEXT = "-*/#%&@^\u2012\u2013"  # punctuation that is a sign in some places
-SYMBOLS = {"Sm", "Sc", "So"}  # categories of what is a sign everywhere
+BY_CONTEXT = "-*/#%&@^\u2012\u2013"  # punctuation that is a sign in some contexts
+SYMBOLS = {"Sm", "Sc", "So"}  # Unicode categories that are always signs
 HASH_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^64
 INVERSE = np.uint64(pow(int(HASH_BASE), -1, 2**64))
 WORD_BASE = np.uint64(0xD6E8FEB86659FD93)
@@ -33,12 +33,12 @@ class Words(NamedTuple):
     """The words of a text: (N,) each."""
 
     hashes: np.ndarray  # uint64
-    starts: np.ndarray  # int64, where a word starts in the text, in characters
-    ends: np.ndarray  # int64, behind its last character
+    starts: np.ndarray  # int64, position of a word's first character in the text
+    ends: np.ndarray  # int64, position after its last character
 
 
 def words(text: str, signs: bool = False) -> Words:
-    """Return the words of a text, with `signs` its signs too, in linear time."""
+    """Return the words of a text, with `signs` also its signs, in linear time."""
     parts = []
     for start, piece in slices(text):
         end = start + len(piece)
@@ -62,10 +62,10 @@ def slices(text: str) -> Iterator[tuple[int, str]]:
 
 
 def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
-    """Return a hash for each run of n words: (N,) word hashes -> (N - n + 1,), empty if N < n. Takes log n passes."""
+    """Return a hash for each run of n words, (N - n + 1,), from (N,) word hashes, in log n passes; empty if N < n."""
     if len(hashes) < n:
         return hashes[:0]
-    total, length = None, 0  # what the low bits of n have given so far
+    total, length = None, 0  # hashes of the runs for the low bits of n so far, and their length
     block, block_power, block_length = hashes, WORD_BASE, 1  # the hashes of runs of 1, 2, 4, ... words
     with np.errstate(over="ignore"):
         while True:
@@ -84,9 +84,9 @@ def run_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of all word n-grams of the texts in one array, and where each text's begin: (texts + 1,).
+    """Return the hashes of all word n-grams of the texts in one array, and the offsets of each text: (texts + 1,).
 
-    A text of fewer than n words has one, of all its words; one without words has the hash of its characters.
+    A text of fewer than n words has one hash, of all its words; a text without words has the hash of its characters.
     """
     parts = [words(unicodedata.normalize("NFC", text), signs).hashes for text in texts]
     grams = [run_hashes(part, min(n, max(1, len(part)))) for part in parts]
@@ -99,7 +99,7 @@ def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[
 
 
 def is_repeated(hashes: np.ndarray) -> np.ndarray:
-    """Return, for each of (N,) hashes, whether the same one occurs before it: (N,) bool."""
+    """Return whether each of (N,) hashes occurs earlier in the array: (N,) bool."""
     order = np.argsort(hashes, kind="stable")
     repeated = np.zeros(len(hashes), dtype=bool)
     repeated[order[1:]] = hashes[order[1:]] == hashes[order[:-1]]
@@ -136,7 +136,7 @@ def _words_of_slice(text: str, offset: int, around: tuple[str, str] | None) -> W
     if not len(starts):
         return Words(np.empty(0, np.uint64), starts, ends)
     with np.errstate(over="ignore"):
-        # sum of value * HASH_BASE^place over a word's characters, moved back to the word's own start; separators are 0
+        # Sum value * HASH_BASE^position over a word's characters, then divide by HASH_BASE^start. Separators are 0.
         sums = np.add.reduceat(value * _powers(int(HASH_BASE))[: len(value)], starts)
         hashes = mix_bits(sums * _powers(int(INVERSE))[starts])
     return Words(hashes, starts + offset, ends + offset)
@@ -147,19 +147,21 @@ def _points(text: str) -> np.ndarray:
 
 
 def _signs(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # (2 + N + 2,) code points -> which of the N are signs, in order, and whether each ends a word, as in C# and C++
+    # Return the positions of signs among the inner N of (2 + N + 2,) code points, and whether each ends a word (C#).
     kinds, signs = _tables()[0], _sign_table()
     positions = np.flatnonzero(signs[np.minimum(points[2:-2], PLANES)]) + 2
     sign = points[positions]
-    beside = {}  # -1, 1 -> whether a word is there, one behind a space, a digit, a word behind a plus
+    # On each side of a sign (-1 left, 1 right): is there a word, a word after a space, a digit, a word after a plus?
+    neighbors = {}
     for side in (-1, 1):
         first, second = points[positions + side], points[positions + 2 * side]
         spaced = first == ord(" ")
         in_word = [kinds[np.minimum(point, PLANES)] != SEPARATOR for point in (first, second)]
         digit = [(point >= ord("0")) & (point <= ord("9")) for point in (first, second)]
         after_plus = (first == PLUS) & in_word[1]
-        beside[side] = in_word[0], spaced & in_word[1], digit[0] | (spaced & digit[1]), after_plus
-    (word_left, left_apart, left_digit, doubled), (word_right, right_apart, right_digit, _) = beside[-1], beside[1]
+        neighbors[side] = in_word[0], spaced & in_word[1], digit[0] | (spaced & digit[1]), after_plus
+    word_left, left_apart, left_digit, doubled = neighbors[-1]
+    word_right, right_apart, right_digit, _ = neighbors[1]
     joins = (word_left & word_right) | (left_apart & right_apart)
     is_dash = (sign == MINUS) | np.isin(sign, MINUSES)
     ends_word = ~word_right & ((word_left & ((sign == SHARP) | (sign == PLUS))) | (doubled & (sign == PLUS)))
@@ -187,7 +189,7 @@ def _powers(base: int) -> np.ndarray:
 
 @cache
 def _tables() -> tuple[np.ndarray, np.ndarray]:
-    # for each code point: what it is in a word, and its lower case, mixed (0 where it separates)
+    # For each code point: its kind (separator, part of a word, or word) and its mixed lower case (0 for a separator).
     kinds, values = np.full(PLANES + 1, ALONE, dtype=np.uint8), np.zeros(PLANES + 1, dtype=np.uint64)
     for point in range(PLANES):
         character = chr(point)

@@ -1,9 +1,9 @@
-"""Corpora with shares -> one order of their documents, in which every stretch has about those shares.
+"""Mix corpora: order their documents so that every stretch contains the corpora in about the requested shares.
 
-Each corpus is shuffled by seed and epoch. Document j of corpus i is due when the corpus, at its share, has given half
-of it: time(i, j) = (tokens of i before j + half of j) / share_i. Sorted by time, a corpus is never more than about a
-document ahead of or behind its share, and neighbors come from different sources wherever the shares allow it. Shares
-count tokens, not documents. The order is a function of lengths, shares and seed: there is no state to lose.
+Each corpus is shuffled by seed and epoch. Document j of corpus i is placed at
+time(i, j) = (tokens of i before j + half of j) / share_i. In the order of these times a corpus is never more than
+about a document ahead of or behind its share, and neighbors come from different sources if the shares allow it. Shares
+count tokens, not documents. The order depends only on lengths, shares and seed, so there is nothing to save.
 """
 
 import math
@@ -13,19 +13,20 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 
-# As in `datasets.interleave_datasets`, said of epochs: until the first corpus has been given once; until each has been
-# given at least once, small ones again and again; each exactly once, the shares then holding as long as all last.
+# As in `datasets.interleave_datasets`, applied to epochs. first_exhausted: stop as soon as one corpus has had one
+# epoch. all_exhausted: stop when every corpus has had at least one epoch, and repeat the small ones until then.
+# all_exhausted_without_replacement: exactly one epoch of each; the shares hold until the first corpus ends.
 Stopping = Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"]
 
 
 class Mixture(NamedTuple):
-    """`names[source[n]]`'s document number `document[n]` is the n-th of the mixture."""
+    """The n-th document of the mixture is document number `document[n]` of the corpus `names[source[n]]`."""
 
     names: list[str]
     source: np.ndarray  # (N,) int16
     document: np.ndarray  # (N,) int32
-    tokens: dict[str, int]  # that came out, of each corpus
-    epochs: dict[str, float]  # how often each corpus is given
+    tokens: dict[str, int]  # tokens of each corpus in the mixture
+    epochs: dict[str, float]  # number of epochs of each corpus
 
     @property
     def shares(self) -> dict[str, float]:
@@ -43,7 +44,8 @@ def target_shares(
     "Cross-lingual Language Model Pretraining", section 3.1).
 
     Raises:
-        ValueError: alpha outside (0, 1], a weight that is not a positive number, weights of other corpora.
+        ValueError: alpha is outside (0, 1], a weight is not a positive number, or the names of weights and corpora
+            differ.
 
     Example:
         >>> target_shares({"books": 9_000, "web": 1_000}, alpha=0.5)
@@ -52,14 +54,14 @@ def target_shares(
         {'books': 0.5, 'web': 0.5}
     """
     if not 0 < alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; it has to be more than 0 and at most 1.")
+        raise ValueError(f"alpha must be above 0 and at most 1, not {alpha}.")
     if weights is None:
         weights = {name: count**alpha for name, count in tokens.items()}
     if set(weights) != set(tokens):
         raise ValueError(f"Weights are given for {', '.join(weights)}, but the corpora are {', '.join(tokens)}.")
     for name, weight in weights.items():
         if not 0 < weight < math.inf:
-            raise ValueError(f"The weight of {name} is {weight}; it has to be a positive number.")
+            raise ValueError(f"The weight of {name} must be a positive number, not {weight}.")
     total = sum(weights.values())
     return {name: weights[name] / total for name in tokens}
 
@@ -74,14 +76,16 @@ def mix(
     """Return the mixture: its documents in order.
 
     Args:
-        lengths: corpus -> (documents,) tokens of each.
-        epochs: corpus -> how often it is given; this decides the shares and the end itself.
+        lengths: for each corpus the number of tokens of its documents, (documents,).
+        epochs: for each corpus its number of epochs; replaces `shares` and `stopping_strategy`.
 
     Raises:
-        ValueError: a corpus without documents, an unknown strategy, epochs that are not positive.
+        ValueError: a corpus has no documents, the strategy is unknown, or epochs are not positive.
     """
     if stopping_strategy not in get_args(Stopping):
-        raise ValueError(f"stopping_strategy is {stopping_strategy!r}; it is one of {', '.join(get_args(Stopping))}.")
+        raise ValueError(
+            f"stopping_strategy must be one of {', '.join(get_args(Stopping))}, not {stopping_strategy!r}."
+        )
     for name, document_lengths in lengths.items():
         if len(document_lengths) == 0:
             raise ValueError(f"The corpus {name} has no documents left.")
@@ -91,12 +95,12 @@ def mix(
             raise ValueError(f"Epochs are given for {', '.join(epochs)}, but the corpora are {', '.join(lengths)}.")
         for name, count in epochs.items():
             if not 0 < count < math.inf:
-                raise ValueError(f"The epochs of {name} are {count}; they have to be a positive number.")
+                raise ValueError(f"The epochs of {name} must be a positive number, not {count}.")
         total = sum(tokens[name] * epochs[name] for name in lengths)
         shares = {name: tokens[name] * epochs[name] / total for name in lengths}
         end = float(total)
     else:
-        due = [tokens[name] / shares[name] for name in lengths]  # when each corpus has been given once
+        due = [tokens[name] / shares[name] for name in lengths]  # the time at which each corpus ends
         end = min(due) if stopping_strategy == "first_exhausted" else max(due)
     once = epochs is None and stopping_strategy == "all_exhausted_without_replacement"
 

@@ -1,11 +1,11 @@
-"""Rows -> the same rows, changed or marked as removed, part by part: a run that was killed goes on from its parts.
+"""Filter rows part by part, marking removed rows; an interrupted run resumes from the parts that are complete.
 
-    clean      each row through the filters, in turn; and what it can be told from others by
-    select     which rows are left, and what each filter has taken
-    change     a stage whose rows depend on those before them
+    clean      apply the filters to each row in turn, and compute the keys that identify duplicates
+    select     keep track of the remaining rows and of the number that each filter removed
+    change     apply a stage in which a row depends on earlier rows
 
-A part is a file that is whole or not there, and a function of its stage's input: whatever is there is used again. What
-stays in memory is a few numbers a document; texts, tokens and rows are mapped from disk.
+A part is a file that is either complete or missing. It depends only on the input of its stage, so an existing part is
+reused. Memory holds a few numbers for each document; texts, tokens and rows are mapped from disk.
 """
 
 import json
@@ -33,23 +33,23 @@ MARK_COLUMNS = (
     "_signature",
     "_emptied",
     "_shortened",
-)  # columns of ours beside a row's own
+)  # columns that this module adds to the input's
 
 
-# What recipes learn from in rows of conversations, instructions and preferences; all else says where a row is from.
+# Columns of conversations, instructions and preferences that recipes learn from; the other columns are metadata.
 LEARNED = ("messages", "instruction", "input", "output", "prompt", "completion", "chosen", "rejected")
 ID = re.compile(r"(?:.*[_-])?(?:id|idx|index|uuid|guid)", re.IGNORECASE)  # names of columns that number the rows
 
 
-ShowProgress = Callable[[Iterable[int]], Iterator[int]]  # iterate and show how far it is
+ShowProgress = Callable[[Iterable[int]], Iterator[int]]  # iterate and show the progress
 
 
 class Filter(NamedTuple):
-    """One thing a row is looked at for. Either takes rows out, or changes their texts, or both."""
+    """A filter that removes rows, changes their texts, or both."""
 
     name: str
-    problem: Callable[[str], str | None] | None = None  # a row's text -> why it goes
-    change: Callable[[str], str] | None = None  # each text of a row -> what becomes of it
+    problem: Callable[[str], str | None] | None = None  # return the reason to remove a row with this text, or None
+    change: Callable[[str], str] | None = None  # return the new version of one text of a row
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -66,9 +66,9 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def learned_text(row: Mapping[str, Any], text_column: str | None = None) -> str:
-    """Return the text that identifies a row: its text column if it has one, else the columns that recipes learn from.
+    """Return the text that identifies a row: its text column, or if that is empty the columns that recipes learn from.
 
-    Those are LEARNED and a preference's label; without any of them, all texts of the row except its ids.
+    Those are LEARNED and the label of a preference. If a row has none of them, all its texts except ids are used.
     """
     text = None if text_column is None else row[text_column]
     if text and not text.isspace():
@@ -77,7 +77,7 @@ def learned_text(row: Mapping[str, Any], text_column: str | None = None) -> str:
     if names and isinstance(row.get("label"), bool):
         return " \0 ".join([*texts_of([row[name] for name in names]), str(row["label"])])
     names = names or [name for name in row if not ID.fullmatch(name)] or [*row]
-    return " \0 ".join(texts_of([row[name] for name in names]))  # white space alone would not tell a b, c from a, b c
+    return " \0 ".join(texts_of([row[name] for name in names]))  # \0 distinguishes "a b", "c" from "a", "b c"
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
@@ -99,7 +99,7 @@ def _is_role(value: Mapping, key: str) -> bool:
 
 
 def sizes_of_texts(table: pa.Table) -> np.ndarray:
-    """Return the bytes of text in each row's text columns, without those inside messages: (rows,)."""
+    """Return the bytes of text in each row's text columns, not counting texts inside messages: (rows,)."""
     sizes = np.zeros(table.num_rows, dtype=np.int64)
     for field in table.schema:
         if field.name not in MARK_COLUMNS and (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
@@ -109,7 +109,7 @@ def sizes_of_texts(table: pa.Table) -> np.ndarray:
 
 
 def part_bounds(table: pa.Table) -> list[int]:
-    """Return where parts of about PART_BYTES of text and at most PART_ROWS rows begin, and the end."""
+    """Return the starts of parts of about PART_BYTES of text and at most PART_ROWS rows, and the end of the last."""
     bounds, start, reached = [0], 0, np.cumsum(sizes_of_texts(table))
     while start < table.num_rows:
         before = reached[start - 1] if start else 0
@@ -180,11 +180,16 @@ def clean_part(
         matrix = np.ascontiguousarray(signatures(texts))
         kind = pa.binary(matrix.shape[1] * matrix.itemsize)
         columns["_signature"] = pa.FixedSizeBinaryArray.from_buffers(kind, len(matrix), [None, pa.py_buffer(matrix)])
-    return pa.table(columns, metadata=rows.schema.metadata)  # which knows the names of classes
+    return pa.table(columns, metadata=rows.schema.metadata)  # the metadata contain the names of classes
 
 
 def first_of_its_kind(keys: np.ndarray, alive: np.ndarray) -> np.ndarray:
-    """Return the first remaining row with each row's key: (n, 16) uint8 -> (n,) int64; a removed row has itself."""
+    """Return for each row the first remaining row with the same key, (n,) int64; a removed row maps to itself.
+
+    Args:
+        keys: (n, 16) uint8.
+        alive: (n,) bool, whether a row remains.
+    """
     numbers = np.flatnonzero(alive)
     halves = np.ascontiguousarray(keys[numbers]).view(np.uint64)
     order = np.lexsort((numbers, halves[:, 1], halves[:, 0]))
@@ -206,13 +211,13 @@ def binary_column(tables: Sequence[pa.Table], name: str, kind: type) -> Iterator
 
 
 def texts_of_table(table: pa.Table, alive: np.ndarray) -> list[str]:
-    """Return the column "text" of a table, with "" for removed rows."""
+    """Return the "text" column of a table, with "" for removed rows."""
     texts = table.column("text").to_pylist()
     return [text if is_alive else "" for text, is_alive in zip(texts, alive.tolist(), strict=True)]
 
 
 def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Yield the rows with these numbers, counted through all tables, a table at a time."""
+    """Yield the rows with these numbers, table by table; numbers count the rows of all tables."""
     start = 0
     for table in tables:
         inside = numbers[(numbers >= start) & (numbers < start + len(table))] - start
@@ -222,7 +227,7 @@ def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[st
 
 
 def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Callable[[str], str]) -> pa.Table:
-    """Change the text of one column; "_emptied" and "_shortened" mark the rows with nothing or less left."""
+    """Change the texts of one column; mark changed rows as "_shortened", and those with no text left as "_emptied"."""
     rows, shortened, emptied = table.to_pylist(), [], []
     for n, row in enumerate(rows):
         text = row[text_column] or ""
@@ -238,9 +243,9 @@ def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Ca
 
 
 class Selection:
-    """Which rows of all corpora are left, and what each filter has taken: {name: {"in", "removed"}}.
+    """The remaining rows of all corpora, and the counts of each filter: {name: {"in", "removed"}}.
 
-    Rows are numbered through all tables of all corpora, in order.
+    Row numbers count the rows of all tables of all corpora, in order.
     """
 
     def __init__(self, tables: Sequence[pa.Table], filters: Sequence[Filter]):
@@ -248,7 +253,7 @@ class Selection:
         names = [item.name for item in filters]
         self.by = np.concatenate([np.full(0, -1, np.int8), *(_numbers(column, names) for column in removed)])
         self.names, self.counts = names, {}
-        self.copy_of: np.ndarray | None = None  # (rows,) for removed duplicates the row that stayed, others themselves
+        self.copy_of: np.ndarray | None = None  # (rows,) the row that a removed duplicate copies, else the row itself
         remaining = len(self.by)
         for number, item in enumerate(filters):
             removed_count = int((self.by == number).sum())
@@ -267,14 +272,14 @@ class Selection:
         return self.by < 0
 
     def remove_copies(self, name: str, first: np.ndarray) -> None:
-        """Take out the rows whose `first` (rows,) is another one, and remember which."""
+        """Remove each row for which `first` (rows,) gives another row, and store that row in `copy_of`."""
         is_copy = self.alive & (first != np.arange(len(first)))
         self.remove(name, is_copy)
         before = np.arange(len(first)) if self.copy_of is None else self.copy_of
-        self.copy_of = first[before]  # a row that stayed then may be a copy now
+        self.copy_of = first[before]  # a row kept by an earlier call may be a copy in this one
 
     def remove(self, name: str, rows: np.ndarray) -> None:
-        """Take out these rows (bool) of those that are left, in the name of a filter."""
+        """Remove these rows (bool) and count them for the filter `name`; rows already removed do not count."""
         alive = self.alive
         self.counts[name] = {"in": int(alive.sum()), "removed": int((alive & rows).sum())}
         self.names.append(name)
@@ -287,12 +292,12 @@ def _numbers(column: pa.DictionaryArray, names: list[str]) -> np.ndarray:
     return np.where(indices < 0, -1, filter_numbers[indices] if len(filter_numbers) else -1).astype(np.int8)
 
 
-COPIES = {"exact_duplicates": "the same text as", "near_duplicates": "nearly the text of"}
-REASONS = {"passages": "all of it was there before"}  # of filters that do not see rows one by one
+COPIES = {"exact_duplicates": "the same text as", "near_duplicates": "nearly the same text as"}
+REASONS = {"passages": "its complete text occurs earlier"}  # for filters that compare rows with each other
 
 
 class Corpus(Protocol):
-    """One source, opened."""
+    """An opened source."""
 
     @property
     def rows(self) -> Sized: ...
@@ -304,13 +309,13 @@ class Corpus(Protocol):
 def removed_rows(
     corpora: Sequence[Corpus], tables: Sequence[pa.Table], selection: Selection
 ) -> Iterator[dict[str, Any]]:
-    """Yield every removed row with what removed it and why; the tables are those before passages are cut."""
+    """Yield every removed row with its filter and reason; pass the tables as they were before passages were cut."""
     starts, start = np.cumsum([0, *(len(corpus.rows) for corpus in corpora)]), 0
 
     def explain(name: str, number: int) -> str | None:
         if name not in COPIES:
             return REASONS.get(name)
-        assert selection.copy_of is not None  # rows have been removed as copies
+        assert selection.copy_of is not None  # set by remove_copies
         first = int(selection.copy_of[number])
         corpus = int(np.searchsorted(starts, first, side="right")) - 1
         return f"{COPIES[name]} row {first - starts[corpus] + 1} of {corpora[corpus].record['name']}"
@@ -325,7 +330,7 @@ def removed_rows(
 
 
 def write_removed(corpora: Sequence[Corpus], tables: Sequence[pa.Table], selection: Selection, path: Path) -> None:
-    """Write removed.jsonl, a line for each removed row."""
+    """Write removed.jsonl, one line for each removed row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as lines:
         for line in removed_rows(corpora, tables, selection):

@@ -1,7 +1,7 @@
-"""What a preparation did -> one HTML page to look at: lengths, compression, filters, mixture, one row in colors.
+"""Report a preparation as one HTML page: filters, lengths, compression, mixture and one row in colors.
 
-The page is self-contained: no script, no request, light or dark as the reader's system is. Charts that need an axis
-are SVG, all other bars are boxes whose width is a share of the room they have.
+The page is self-contained: it has no scripts, makes no requests, and follows the system's light or dark theme.
+Histograms are SVG; all other bars are HTML boxes with a relative width.
 """
 
 import math
@@ -17,7 +17,7 @@ from ..rows.windows import IGNORED
 
 
 BINS_PER_DECADE = 12
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 480, 260, 48, 62, 44  # of a histogram, and where its axes stand
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 480, 260, 48, 62, 44  # size and margins of a histogram
 REPORT_STYLE = """
 .facts, .charts { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fit, minmax(6.8rem, 1fr)); }
 .charts { gap: 1.2rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
@@ -52,8 +52,8 @@ td:first-child, th:first-child { text-align: left; padding-left: 0; }
   font-style: normal; white-space: pre; text-align: center; border: 1px solid transparent; border-radius: 3px;
   background: hsl(var(--hue) 65% var(--tint)); max-width: 100%; overflow-x: hidden; }
 .row i::after { content: attr(data-position); display: block; font-size: .6rem; opacity: .7; }
-.row .unasked { background: none; border: 1px dashed hsl(var(--hue) 55% var(--shade)); }
-.row .unasked s { text-decoration: line-through 2px var(--red); }
+.row .no-target { background: none; border: 1px dashed hsl(var(--hue) 55% var(--shade)); }
+.row .no-target s { text-decoration: line-through 2px var(--red); }
 """
 
 
@@ -65,13 +65,14 @@ def report_page(
     row: Mapping[str, np.ndarray] | None = None,
     pieces: Sequence[str] | None = None,
 ) -> str:
-    """Return the page about a prepared folder, as HTML.
+    """Return the report on a prepared folder as HTML.
 
     Args:
-        manifest: of the folder, see manifest.py.
-        lengths: split -> (documents,) tokens of each, for rows of text bytes.
-        examples: filter -> (why, text) of some rows that it removed, the text shortened; why may be empty.
-        row: one row as `PreparedRows` gives it, with `pieces`, the text of each of its tokens.
+        manifest: the folder's manifest, see manifest.py.
+        lengths: for each split the length of its documents, (documents,), in tokens, or in bytes for text rows.
+        examples: for each filter (reason, shortened text) of some rows that it removed; the reason may be empty.
+        row: one row of `PreparedRows`.
+        pieces: the text of each token of `row`.
     """
     name = ", ".join(place(source["name"]) for source in manifest["sources"])
     sections = [
@@ -100,10 +101,10 @@ def _facts(manifest: Mapping[str, Any]) -> str:
     if "tokenizer" in manifest:
         facts["tokens in the vocabulary"] = f"{manifest['tokenizer']['vocab_size']:,}"
     if "max_length" in manifest:
-        kind = "packed" if manifest.get("pack") else "one document each" if manifest.get("pad") else "windows"
-        facts[f"tokens a row, {kind}"] = f"{manifest['max_length']:,}"
+        kind = "packed" if manifest.get("pack") else "one document" if manifest.get("pad") else "windows"
+        facts[f"tokens per row, {kind}"] = f"{manifest['max_length']:,}"
     cards = "".join(f"<div><b>{page_text(value)}</b>{page_text(name)}</div>" for name, value in facts.items())
-    note = f"The rows have SHA-256 {manifest['sha256'][:16]}...; manifest.json has the whole record."
+    note = f"SHA-256 of the rows: {manifest['sha256'][:16]}...; manifest.json has the complete record."
     return f'<p>{page_text(note)}</p>\n<div class="facts">{cards}</div>\n'
 
 
@@ -120,8 +121,8 @@ def _filters(filters: Mapping[str, Mapping[str, int]], examples: Mapping[str, Se
         bars.append(_bar(name, ", ".join(parts), [[("blue", remaining / total), ("red", counts["removed"] / total)]]))
         bars.append(_examples(examples.get(name, ()), counts["removed"]))
     key = _key(blue="left", red="removed by this filter")
-    note = "Each filter sees what the ones above it have left."
-    return _section("What was removed", note, key + "".join(bars) + _axis("0", f"{total:,} documents"))
+    note = "Each filter sees the documents that the filters above it kept."
+    return _section("Removed documents", note, key + "".join(bars) + _axis("0", f"{total:,} documents"))
 
 
 def _examples(examples: Sequence[tuple[str, str]], removed: int) -> str:
@@ -148,14 +149,14 @@ def _lengths(lengths: Mapping[str, np.ndarray], unit: str, max_length: int | Non
         f"{_histogram(token_counts, low, high, unit, max_length)}</figure>"
         for name, token_counts in lengths.items()
     )
-    note = f"How many documents have how many {unit}. The axis is logarithmic: equal distances are equal factors."
+    note = f"Number of documents by their length in {unit}. The axis is logarithmic."
     return _section("Lengths", note, f'<div class="charts">{charts}</div>')
 
 
 def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_length: int | None) -> str:
-    """Draw counts of documents over their lengths; low and high are the same for all histograms of a page."""
+    """Draw the number of documents by length; low and high are the same for all histograms of a page."""
     steps = max(2, math.ceil(math.log10(high / low) * BINS_PER_DECADE) + 1)
-    edges = np.unique(np.rint(np.geomspace(low, high, steps)).astype(np.int64))  # a bin holds whole numbers
+    edges = np.unique(np.rint(np.geomspace(low, high, steps)).astype(np.int64))  # bins of integers
     counts, _ = np.histogram(lengths, edges)
     tallest = _round_up(int(counts.max()))
 
@@ -188,10 +189,10 @@ def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_leng
     marks += [] if max_length is None else [("limit", "max_length", float(max_length))]
     for line, (kind, name, value) in enumerate(sorted(marks, key=lambda mark: mark[2])):
         at, height, label = x(value), 14 + 16 * line, f"{name} {value:,.0f}"
-        anchor, aside = ("end", -5) if at + 9 * len(label) > WIDTH else ("start", 5)
+        anchor, offset = ("end", -5) if at + 9 * len(label) > WIDTH else ("start", 5)
         elements.append(f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{height - 10}" y2="{y(0):.1f}"/>')
         elements.append(
-            f'<text class="{kind}" x="{at + aside:.1f}" y="{height}" text-anchor="{anchor}">{label}</text>'
+            f'<text class="{kind}" x="{at + offset:.1f}" y="{height}" text-anchor="{anchor}">{label}</text>'
         )
     middle = (LEFT + WIDTH) / 2
     elements.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{unit} in a document</text>')
@@ -201,7 +202,7 @@ def _histogram(lengths: np.ndarray, low: float, high: float, unit: str, max_leng
 
 def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
     shares = {"padding_share": "padding", "cut_share": "in cut documents"}
-    columns = {key: key for key in ("documents", "bytes", "rows", "tokens", "asked")} | shares
+    columns = {key: key for key in ("documents", "bytes", "rows", "tokens")} | {"asked": "targets"} | shares
     columns = {key: head for key, head in columns.items() if any(key in facts for facts in splits.values())}
     lines = ["<tr><th>split</th>" + "".join(f"<th>{head}</th>" for head in columns.values()) + "</tr>"]
     for name, facts in splits.items():
@@ -213,7 +214,10 @@ def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
         return _section("Splits", "", table)
     end = math.ceil(max(ratios.values()))
     bars = [_bar(name, f"{ratio:.2f} bytes per token", [[("blue", ratio / end)]]) for name, ratio in ratios.items()]
-    note = "A token stands for so many bytes of text: more is better compression. A held-out split should be close."
+    note = (
+        "Mean number of bytes of text per token; a higher value is better compression. A held-out split should have a "
+        "value close to the training split's."
+    )
     return _section("Splits and compression", note, "".join(bars) + _axis("0", f"{end} bytes per token") + table)
 
 
@@ -222,13 +226,15 @@ def _mixture(mixture: Mapping[str, Any]) -> str:
     end = min(1.0, math.ceil(10 * max([*actual.values(), *targets.values()])) / 10)
     bars = []
     for name, share in actual.items():
-        parts = [f"asked {targets[name]:.1%}"] if name in targets else []
-        parts += [f"actual {share:.1%}"] + ([f"given {epochs[name]:.2f} times"] if name in epochs else [])
+        parts = [f"target {targets[name]:.1%}"] if name in targets else []
+        parts += [f"actual {share:.1%}"] + ([f"{epochs[name]:.2f} epochs"] if name in epochs else [])
         tracks = [[("hollow", targets[name] / end)]] if name in targets else []
         bars.append(_bar(place(name), ", ".join(parts), [*tracks, [("blue", share / end)]]))
-    key = _key(hollow="asked", blue="actual") if targets else ""
-    rule = "" if mixture.get("alpha") is None else f" Shares follow size to the power alpha = {mixture['alpha']}."
-    note = "Each corpus' share of the training split." + rule
+    key = _key(hollow="target", blue="actual") if targets else ""
+    rule = ""
+    if mixture.get("alpha") is not None:
+        rule = f" Target shares are proportional to size to the power alpha = {mixture['alpha']}."
+    note = "Share of each corpus in the training split." + rule
     return _section("Mixture", note, key + "".join(bars) + _axis("0", f"{end:.0%} of the training split"))
 
 
@@ -239,15 +245,16 @@ def _row(row: Mapping[str, np.ndarray], pieces: Sequence[str], max_length: int) 
     bounds = [*np.flatnonzero(positions == 0).tolist(), len(ids)]
     blocks = []
     for number, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        hue = f"{(number * 137.508 + 205) % 360:.1f}"  # golden angle: neighbors are far apart, and none comes twice
-        goes_on = ", goes on in another row" if labels[end - 1] != IGNORED else ""
-        title = f"<small>document {number + 1}: {plural(end - start, 'token')}{goes_on}</small>" if packed else ""
+        hue = f"{(number * 137.508 + 205) % 360:.1f}"  # golden angle: neighbors differ clearly and no hue repeats
+        continued = ", continues in another row" if labels[end - 1] != IGNORED else ""
+        title = f"<small>document {number + 1}: {plural(end - start, 'token')}{continued}</small>" if packed else ""
         tokens = "".join(_token(k, ids, labels, positions, pieces) for k in range(start, end))
         blocks.append(f'<div style="--hue: {hue}">{title}{tokens}</div>\n')
     note = (
-        f"{len(ids):,} of {max_length:,} positions are filled, each with its number below. A tinted one asks for the "
-        f"token after it; {int((labels == IGNORED).sum()):,} struck out in dashes ask nothing. "
-        + ("A tint is a document, or a piece of a long one, and sees nothing of the others." if packed else "")
+        f"{len(ids):,} of {max_length:,} positions are filled; the number of each is below its token. The target of a "
+        f"colored token is the token after it. {int((labels == IGNORED).sum()):,} of the tokens have no target: they "
+        "are struck through and have a dashed border. "
+        + ("Each document, or piece of a long one, has its own color and cannot see the others." if packed else "")
     )
     return _section("One row", note, f'<div class="row">{"".join(blocks)}</div>')
 
@@ -257,12 +264,10 @@ def _token(k: int, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, p
     text = page_text(piece).replace("\n", "&#8629;").replace("\t", "&#8677;") or "&nbsp;"
     title = f"position {positions[k]}, token {ids[k]}"
     if labels[k] == IGNORED:
-        return (
-            f'<i class="unasked" data-position="{positions[k]}" title="{title}, asks nothing"><s>{text}</s></i>{end}'
-        )
+        return f'<i class="no-target" data-position="{positions[k]}" title="{title}, no target"><s>{text}</s></i>{end}'
     follows = k + 1 < len(ids) and ids[k + 1] == labels[k]
-    asks = f"asks token {labels[k]}" + (f" {pieces[k + 1]!r}" if follows else "")
-    return f'<i data-position="{positions[k]}" title="{page_text(f"{title}, {asks}")}">{text}</i>{end}'
+    target = f"target token {labels[k]}" + (f" {pieces[k + 1]!r}" if follows else "")
+    return f'<i data-position="{positions[k]}" title="{page_text(f"{title}, {target}")}">{text}</i>{end}'
 
 
 # --- Pieces of a page --------------------------------------------------------------------------------------------
@@ -273,7 +278,7 @@ def _section(title: str, note: str, body: str) -> str:
 
 
 def _bar(name: str, description: str, tracks: Iterable[Sequence[tuple[str, float]]]) -> str:
-    """Draw a name, its description and bars below them, each of parts (color, share of the width) side by side."""
+    """Draw a name and its description above bars; each bar is a row of parts (color, share of the width)."""
     html = ""
     for track in tracks:
         parts = "".join(f'<div class="{color}" style="width: {100 * share:.2f}%"></div>' for color, share in track)
@@ -291,7 +296,7 @@ def _key(**meanings: str) -> str:
 
 
 def _count(number: float) -> str:
-    number = float(f"{number:.3g}")  # first: 999,600 is 1 M
+    number = float(f"{number:.3g}")  # round first: 999,600 is 1 M
     for size, letter in ((10**12, " T"), (10**9, " G"), (10**6, " M"), (10**3, " k")):
         if number >= size:
             return f"{number / size:.3g}{letter}"
@@ -303,7 +308,7 @@ def _size(count: int) -> str:
 
 
 def _round_up(number: int) -> int:
-    # To an even first digit or two: its half is a tick too.
+    # Round so that half of the result is an integer too: it is a tick.
     unit = 2 * 10 ** max(0, len(str(number)) - 2)
     return -(-number // unit) * unit
 

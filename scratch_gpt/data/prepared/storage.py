@@ -1,12 +1,12 @@
-"""Rows <-> a folder of Arrow files, which are checked once and then mapped: memory holds only the rows in use.
+"""Write rows to a folder of Arrow files and read them back; files are checked once and mapped, not loaded.
 
-    part-00000.arrow   input_ids        list of uint16 (uint32 for a large vocabulary), the row's positions
+    part-00000.arrow   input_ids        list of uint16 (uint32 for a large vocabulary), the row's tokens
                        next_token       the target of the last position; null if it has none
-                       document_starts  packed rows: where documents begin
-                       asked            bits, one a position, if some possible targets are left out; else null
+                       document_starts  packed rows: the first position of each document
+                       asked            a bit for each position, whether it has a target; null if all possible ones do
 
-Everything a batch needs follows from these; -100 arises only in `_labels`. `datasets` and any Arrow reader open the
-same files.
+A batch is computed from these columns. -100 is set when a row is read, never stored. `datasets` and any other reader
+of Arrow files can open the same files.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ ROWS_PER_PART = 4096
 
 
 class Part(NamedTuple):
-    """What a file of rows holds."""
+    """Counts and hash of the rows in one file."""
 
     rows: int
     tokens: int  # positions
     targets: int
-    sha256: str  # of the rows themselves, whatever file holds them
+    sha256: str  # of the values of the rows, independent of the file format
 
 
 def write_part(rows: Iterable[dict[str, np.ndarray]], path: Path, vocab_size: int) -> Part:
-    """Write rows of {"input_ids", "shift_labels"} and, packed, "position_ids", as one file."""
+    """Write rows of {"input_ids", "shift_labels"}, and "position_ids" if packed, to one file."""
     kind = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     ids, lengths, following, starts, starts_of, masks = [], [], [], [], [], []
     content, targets = hashlib.sha256(), 0
@@ -68,7 +68,7 @@ def write_part(rows: Iterable[dict[str, np.ndarray]], path: Path, vocab_size: in
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write one Arrow file, completely or not at all."""
+    """Write one Arrow file atomically."""
     draft = path.with_name(f".writing-{path.name}")
     draft.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -77,7 +77,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Return the file mapped into memory: unused parts are not read."""
+    """Return the table of a file mapped into memory: unused parts are not read."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_stream(source).read_all()
 
@@ -89,16 +89,16 @@ def column_of(table: pa.Table, name: str) -> pa.Array:
 
 
 class PreparedRows(Sequence):
-    """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", as `write_part` was given them.
+    """Rows of {"input_ids", "shift_labels"}, and "position_ids" if packed, as they were passed to `write_part`.
 
     Args:
         targets: the number of targets of all rows, from the manifest.
-        vocab_size: no token id may reach it; without it the ids are not looked at.
-        max_length: no row may have more positions.
+        vocab_size: token ids must be below it; without it the ids are not checked.
+        max_length: rows must not have more positions.
 
     Raises:
-        ValueError: no such files, a damaged one, or one that holds something else.
-        FileChanged: on access to a row, a file that was truncated meanwhile.
+        ValueError: the folder has no such files, or one is damaged or has other content.
+        FileChanged: on access to a row, if its file was truncated in the meantime.
     """
 
     def __init__(self, folder: Path, targets: int = 0, vocab_size: int | None = None, max_length: int | None = None):
@@ -113,18 +113,18 @@ class PreparedRows(Sequence):
                 raise ValueError(f"{path} cannot be read: {reason} Prepare the data again.") from error
         self._ends = np.cumsum([len(part.lengths) for part in self._parts]).tolist()
         if not self._ends or not len(self):
-            raise ValueError(f"{folder} holds no prepared rows (part-*.arrow).")
+            raise ValueError(f"{folder} contains no prepared rows (part-*.arrow).")
 
     def __reduce__(
         self,
     ) -> tuple[
         type["PreparedRows"], tuple[Path, int]
-    ]:  # a data worker maps the files itself; their ids have been looked at
+    ]:  # a data worker maps the files again; the ids are already checked
         return PreparedRows, (self.folder, self.targets)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return the positions of each row."""
+        """Return the number of positions of each row."""
         return np.concatenate([part.lengths for part in self._parts])
 
     @property
@@ -140,15 +140,15 @@ class PreparedRows(Sequence):
             raise IndexError(k)
         number = bisect_right(self._ends, k)
         path, size = self._files[number]
-        if not path.exists() or path.stat().st_size < size:  # reading it where it ends kills the process
-            raise FileChanged(f"{path} has become shorter while it was read. Prepare the data again.")
+        if not path.exists() or path.stat().st_size < size:  # reading past the end of a mapped file kills the process
+            raise FileChanged(f"{path} became shorter while it was in use. Prepare the data again.")
         return self._parts[number].row(k - (self._ends[number - 1] if number else 0))
 
 
 class _Columns:
-    # One file's columns as numpy views into the mapped memory.
+    # The columns of one file as numpy views into the mapped memory.
     def __init__(self, table: pa.Table, vocab_size: int | None = None, max_length: int | None = None):
-        table.validate(full=True)  # each offset lies within its values: nothing outside the file is read
+        table.validate(full=True)  # checks that offsets are in range, so that nothing outside the file is read
         _check_types(table)
         ids = column_of(table, "input_ids")
         self.ids, self.offsets = ids.values.to_numpy(), ids.offsets.to_numpy()
@@ -163,26 +163,26 @@ class _Columns:
         self._check(vocab_size, max_length)
 
     def _check(self, vocab_size: int | None, max_length: int | None) -> None:
-        # Raise a ValueError for the first value that no row of ours has.
+        # Raise a ValueError for the first value that `write_part` never writes.
         if vocab_size is not None:
             largest = max(int(self.ids.max(initial=0)), int(self.following.max(initial=0)))
             if largest >= vocab_size:
-                raise ValueError(f"it holds the token id {largest}, and the vocabulary has {vocab_size} tokens.")
+                raise ValueError(f"it contains the token id {largest}, but the vocabulary has {vocab_size} tokens.")
         if not ((self.following >= 0) | (self.following == IGNORED)).all():
-            raise ValueError("it holds a negative token id.")
+            raise ValueError("it contains a negative token id.")
         if self.lengths.min(initial=1) < 1:
             raise ValueError("it has a row without tokens.")
         if (longest := self.lengths.max(initial=1)) > (max_length or longest):
-            raise ValueError(f"it has a row of {longest} tokens, and {max_length} are allowed.")
+            raise ValueError(f"it has a row of {longest} tokens; at most {max_length} are allowed.")
         if self.starts is not None:
             starts = self.starts[self.starts_offsets[0] : self.starts_offsets[-1]]
             if ((starts < 0) | (starts >= np.repeat(self.lengths, np.diff(self.starts_offsets)))).any():
-                raise ValueError("a document in it begins outside its row.")
+                raise ValueError("the start of a document is outside its row.")
         if self.masks is not None:
             lengths = pc.binary_length(self.masks)  # pyright: ignore[reportAttributeAccessIssue]
             sizes = lengths.fill_null(-1).to_numpy(zero_copy_only=False)
             if ((sizes >= 0) & (sizes != (self.lengths + 7) // 8)).any():
-                raise ValueError("a mask in it is not as long as its row.")
+                raise ValueError("a mask and its row differ in length.")
 
     def row(self, k: int) -> dict[str, np.ndarray]:
         ids = self.ids[self.offsets[k] : self.offsets[k + 1]].astype(np.int64)
@@ -202,7 +202,7 @@ class _Columns:
 
 
 def _check_types(table: pa.Table) -> None:
-    # Raise a ValueError where these are not the columns that `write_part` has written.
+    # Raise a ValueError if these are not the columns that `write_part` writes.
     kinds = {
         "input_ids": [pa.list_(pa.uint16()), pa.list_(pa.uint32())],
         "next_token": [pa.int32()],
@@ -214,13 +214,13 @@ def _check_types(table: pa.Table) -> None:
             continue
         column = column_of(table, name)
         if column.type not in allowed:
-            raise ValueError(f"its column {name} holds {column.type}.")
+            raise ValueError(f"its column {name} has the type {column.type}.")
         if pa.types.is_list(column.type) and (column.null_count or column.values.null_count):
-            raise ValueError(f"its column {name} has gaps.")
+            raise ValueError(f"its column {name} has missing values.")
 
 
 def _labels(ids: np.ndarray, following: int | None, starts: np.ndarray) -> np.ndarray:
-    # The next token at each position; a document's last one has no target.
+    # The target of a position is the next token; the last position of a document has none.
     labels = np.empty(len(ids), dtype=np.int64)
     labels[:-1] = ids[1:]
     labels[-1] = IGNORED if following is None else following

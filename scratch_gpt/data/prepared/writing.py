@@ -1,8 +1,8 @@
-"""Texts that are kept -> token ids -> one order -> the Arrow files of a prepared folder.
+"""Encode the remaining texts, put them in one order, and write the Arrow files of a prepared folder.
 
-encode    texts -> token ids, mapped from disk
-join      documents of several corpora, in an order -> one stream that is never in memory
-write     the stream -> rows (windows.py, packing.py) -> files (prepared.py); or cleaned rows as they are
+encode    encode texts as token ids, mapped from disk
+join      join the documents of several corpora in a given order to one stream, without loading it into memory
+write     write the stream as rows (windows.py, packing.py) to files (storage.py), or cleaned text rows unchanged
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from .storage import ROWS_PER_PART, Part, column_of, write_part, write_table
 
 
 def encode_part(texts: Sequence[str], encode_batch: EncodeBatch, eos_token_id: int, vocab_size: int) -> pa.Table:
-    """Return {"input_ids", "bytes"}: the ids of each text, ended by EOS, and its length in UTF-8."""
+    """Return {"input_ids", "bytes"}: the ids of each text followed by EOS, and its length in UTF-8."""
     kind = np.uint16 if vocab_size <= 2**16 else np.uint32
     ids, sizes = [np.empty(0, dtype=kind)], []
     for document, size in encode_documents(texts, encode_batch, eos_token_id):
@@ -37,7 +37,7 @@ def encode_part(texts: Sequence[str], encode_batch: EncodeBatch, eos_token_id: i
 
 
 class Tokens:
-    """The token ids of a corpus' documents, mapped from the parts that `encode_part` made."""
+    """The token ids of a corpus' documents, mapped from the parts written by `encode_part`."""
 
     def __init__(self, tables: Sequence[pa.Table]):
         columns = [column_of(table, "input_ids") for table in tables]
@@ -57,10 +57,10 @@ class Tokens:
 
 
 class Joined:
-    """Documents of several corpora in one order, as one stream that is sliced like an array and never joined.
+    """Documents of several corpora in one order, as one stream that can be sliced; only a slice is ever in memory.
 
     Args:
-        corpora: their Tokens.
+        corpora: the Tokens of each corpus.
         source, document: (N,) the n-th document is corpora[source[n]][document[n]].
     """
 
@@ -89,7 +89,7 @@ class Joined:
 
 
 def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: ShowProgress, **options: Any) -> list[Part]:
-    """Write the windows of a stream (options as for `Windows`), ROWS_PER_PART to a file."""
+    """Write the windows of a stream, ROWS_PER_PART in each file; the options are those of `Windows`."""
     windows = Windows(stream, **options)
     starts = range(0, len(windows), ROWS_PER_PART)
 
@@ -102,7 +102,11 @@ def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: ShowP
 def write_documents(
     stream: Joined, folder: Path, vocab_size: int, progress: ShowProgress, max_length: int, pack: bool
 ) -> tuple[list[Part], float, float]:
-    """Write rows of complete documents, a GROUP to a file; return the shares of padding and of cut tokens too."""
+    """Write rows of complete documents, GROUP documents in each file.
+
+    Returns:
+        The parts, the share of padding, and the share of tokens in documents longer than a row.
+    """
     parts, cut_tokens = [], 0.0
     for n, first in enumerate(progress(range(0, len(stream.ends), GROUP))):
         stop = min(first + GROUP, len(stream.ends))
@@ -115,10 +119,10 @@ def write_documents(
 
 
 def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Return the columns that all corpora have, each with a type for all values, and the names of their classes.
+    """Return the columns shared by all corpora, each with a common type and the names of its classes.
 
     Raises:
-        ValueError: no such column, or one of types that do not go together or of other classes.
+        ValueError: the corpora share no column, or a shared one has incompatible types or different classes.
     """
     described, fields, features = [_feature_descriptions(schema) for schema in schemas], [], {}
     names = [name for name in schemas[0].names if name not in MARK_COLUMNS]
@@ -128,14 +132,14 @@ def shared_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
         if all(description == descriptions[0] for description in descriptions):
             features |= {name: descriptions[0]} if descriptions[0] else {}
         elif "ClassLabel" in str(descriptions):
-            raise ValueError(f"The column {name!r} has other classes in one corpus than in another: rename it in one.")
+            raise ValueError(f"The column {name!r} has different classes in two corpora. Rename it in one of them.")
     if not fields:
-        raise ValueError(f"The corpora have no column in common; the first one has {', '.join(names)}.")
+        raise ValueError(f"The corpora have no column in common. The first corpus has {', '.join(names)}.")
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def _feature_descriptions(schema: pa.Schema) -> dict[str, Any]:
-    # what `datasets` says of each column beside its type, the names of classes above all
+    # The description that `datasets` stores for each column in addition to its type, mainly the names of classes.
     return json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
 
 
@@ -145,7 +149,7 @@ def _unify_column(name: str, columns: list[pa.Field]) -> pa.Field:
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
         kinds = " and ".join(dict.fromkeys(str(column.type) for column in columns))
         raise ValueError(
-            f"The column {name!r} holds {kinds}, which do not go together: convert or rename it in one corpus."
+            f"The column {name!r} has the types {kinds}, which cannot be combined. Convert or rename it in one corpus."
         ) from error
 
 
@@ -156,7 +160,11 @@ def write_texts(
     folder: Path,
     progress: ShowProgress,
 ) -> list[tuple[int, str]]:
-    """Write cleaned rows in an order, with the columns that all corpora have; return (rows, SHA-256) of each file."""
+    """Write cleaned rows in the given order, with the columns shared by all corpora.
+
+    Returns:
+        (rows, SHA-256 of their content) of each file.
+    """
     corpus_tables = [pa.concat_tables(tables) for tables in corpora]
     schema = shared_schema([table.schema for table in corpus_tables])
     parts = []

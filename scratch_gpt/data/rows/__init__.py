@@ -1,1 +1,1 @@
-"""Documents -> rows -> batches: windows, packing, conversations, preferences, labels."""
+"""Make rows and batches of documents: windows, packing, conversations, preferences, labels."""

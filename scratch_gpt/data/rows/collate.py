@@ -1,8 +1,8 @@
-"""Rows -> the one batch contract: int64 tensors (B, T), short rows filled on the right.
+"""Collate rows to batches of int64 tensors (B, T), padding short rows on the right.
 
-Padding has no targets (-100) and needs no attention_mask: under a causal mask no token sees what follows it. In packed
-rows the padding's positions start again at 0, like those of one more document. A row with one label (labels.py)
-is classified at its last token, so its batch has an attention_mask.
+Padding has no targets (-100) and needs no attention_mask, because with causal attention no token sees later ones. In
+packed rows the positions of the padding restart at 0, like another document. Classified rows (labels.py) are read at
+their last token, so their batches have an attention_mask.
 """
 
 from typing import Any
@@ -22,10 +22,11 @@ def collate_rows(
     length: int | None = None,
     max_length: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Make a batch {"input_ids", "shift_labels"} of rows, with "position_ids" if they are packed.
+    """Return a batch {"input_ids", "shift_labels"} of rows, with "position_ids" if they are packed.
 
-    Each is (B, T) int64, T = `length` or the longest row; with `max_length` the next multiple of 8 up to it. For
-    every new shape a matrix product in bf16 keeps memory on a CPU (torch 2.13: 0.6 MB each): so there are few.
+    Each tensor is (B, T) int64. T is `length`, or the longest row, rounded up to a multiple of 8 (at most
+    `max_length`) if `max_length` is given. Rounding limits the number of shapes: on a CPU, bf16 matrix products keep
+    memory for every new shape (torch 2.13: 0.6 MB each).
     """
     T = length or max(len(row["input_ids"]) for row in rows)
     if length is None and max_length is not None:
@@ -44,9 +45,9 @@ def collate_rows(
 def collate_labeled(
     rows: list[dict[str, np.ndarray]], pad_token_id: int = 0, max_length: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Make a batch {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}.
+    """Return a batch {"input_ids", "attention_mask": (B, T) int64, "labels": (B,) int64 or (B, C) float32}.
 
-    Rows without labels give a batch without labels.
+    The batch has no labels if the rows have none.
     """
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     bare = [{"input_ids": row["input_ids"]} for row in rows]
@@ -61,7 +62,7 @@ def collate_labeled(
 def collate_preferences(
     rows: list[dict[str, Any]], pad_token_id: int = 0, max_length: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Make a batch {"input_ids", "shift_labels": (2B, T) int64} of B rows, first answers before second ones.
+    """Return a batch {"input_ids", "shift_labels": (2B, T) int64} of B rows: all first answers, then all second ones.
 
     It also has "reference_logps" (2B,) float32 and "preference" (B,) bool if the rows have them.
     """

@@ -1,11 +1,11 @@
-"""Instructions and conversations -> token ids and which of them are targets -> rows.
+"""Encode instructions and conversations as token ids with a target mask, and make rows of them.
 
     messages     user "Well?"                                        assistant "Well."
     ids          <|im_start|> user \\n We ll ? <|im_end|> \\n <|im_start|> assistant \\n  We ll . <|im_end|>  \\n
     targets      -            -    -  -  -  -  -          -  -            -         -   *  *  * *           -
 
-The targets are known from lengths: each answer is encoded separately from the text before it. A special token's
-spelling inside a message is plain text; only the template writes special tokens.
+Each answer is encoded separately from the text before it, so the positions of the targets follow from lengths. The
+spelling of a special token inside a message is plain text; only the template adds special tokens.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from ...tokenization.chat_templates import INPUT, choose_format, render, template_of
 from ...tokenization.tokenizer import decode, encode_batch
 from ...utils.foreign import shown
+from ...utils.wording import plural
 from ..columns import MESSAGE_KEYS, ROW_KEYS, SWITCHES
 from .packing import best_fit
 from .windows import IGNORED
@@ -28,30 +29,30 @@ from .windows import IGNORED
 
 TRAIN_ON = ("completion", "prompt+completion")
 CONVERSATION_FORMS = "instruction and output (and input), messages, or prompt and completion"
-GUARDS = range(0xE000, 0xF900)  # private characters; one that no message has breaks up spellings of special tokens
+GUARDS = range(0xE000, 0xF900)  # private use characters; an unused one breaks up spellings of special tokens
 
 Messages = list[dict[str, str]]
 
 
-# --- Rows of a data set -> messages ------------------------------------------------------------------------------
+# --- Reading -----------------------------------------------------------------------------------------------------
 
 
 class EmptyAnswer(ValueError):
-    """A row whose answer says nothing."""
+    """Raised for a row with an empty answer."""
 
 
 def read_messages(row: Mapping[str, Any]) -> Messages:
     """Return a row as [{"role": "system", "user" or "assistant", "content": str}, ...], the answer last.
 
-    Alpaca form: `instruction`, `output` and perhaps `input`, which follows the instruction under "### Input:".
-    Messages form: `messages`. Prompt and completion: a string each, or a list of messages each. A key without a value
-    is none, and so is a system message of white space.
+    Alpaca form: `instruction`, `output` and optionally `input`, which follows the instruction under "### Input:".
+    Messages form: `messages`. Prompt and completion form: each is a string or a list of messages. Keys without a value
+    and empty system messages are ignored.
 
     Raises:
-        EmptyAnswer: an answer of white space.
-        ValueError: keys of none of these forms, an empty question, roles in another order than a system message (or
-            none), then user and assistant in turn; a key of the row or of a message that changes what is to be learned
-            and cannot be (`check_keys`).
+        EmptyAnswer: the answer is empty or white space.
+        ValueError: the keys match none of these forms; a question is empty; the roles are not an optional system
+            message followed by user and assistant in turn; or the row or a message has a key that changes the expected
+            answer and is not supported (`check_keys`).
 
     Example:
         >>> for message in read_messages({"instruction": "Add.", "input": "2, 3", "output": "5"}):
@@ -71,19 +72,19 @@ def read_messages(row: Mapping[str, Any]) -> Messages:
             question += INPUT + extra_input
         messages = _as_messages(question, "user") + _as_messages(_text(fields["output"], "output"), "assistant")
     else:
-        raise ValueError(f"a row has the keys {', '.join(fields) or '(none)'}; needed are {CONVERSATION_FORMS}.")
+        raise ValueError(f"a row has the keys {', '.join(fields) or '(none)'}; it needs {CONVERSATION_FORMS}.")
     messages = check_messages(messages)
     if messages[-1]["role"] != "assistant":
-        raise ValueError(f"a row's last message is the {messages[-1]['role']}'s; it has to be the assistant's.")
+        raise ValueError(f"a row's last message is the {messages[-1]['role']}'s; it must be the assistant's.")
     return messages
 
 
 def check_keys(row: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a row has a value under one of ROW_KEYS; other keys (an id, a source) are not read."""
+    """Raise a ValueError if a row has a value under one of ROW_KEYS; other keys (such as ids) are ignored."""
     if unsupported := [name for name in ROW_KEYS if not _is_empty(row.get(name))]:
         raise ValueError(
             f"the row has {', '.join(unsupported)}, which cannot be learned. Put it into the text of the messages, or "
-            "leave the row or the key out."
+            "remove the row or the key."
         )
 
 
@@ -95,17 +96,17 @@ def _check_message_keys(message: Mapping[str, Any]) -> None:
     if unsupported:
         raise ValueError(
             f"the {role}'s message has {', '.join(unsupported)}, which cannot be learned: only its role and "
-            "content are. Put it into the content, or leave the row or the key out."
+            "content are. Put it into the content, or remove the row or the key."
         )
 
 
 def _is_learned(weight: Any) -> bool:
-    # Every answer is learned, so that a weight of 1 changes nothing.
+    # Every answer is learned, so a weight of 1 has no effect.
     return weight is None or str(weight).lower() in ("1", "1.0", "true")
 
 
 def _is_empty(value: Any) -> bool:
-    # Arrow gives every row each key of any row, and fills a struct's fields with None. JSON stands for its value.
+    # Arrow gives every row the keys of all rows and fills missing fields with None. JSON text is parsed first.
     if isinstance(value, str):
         try:
             inner = json.loads(value)
@@ -120,15 +121,15 @@ def _is_empty(value: Any) -> bool:
 
 
 def check_messages(messages: Any) -> Messages:
-    """Return role and content of the messages, without a blank system message; errors as in `read_messages`."""
+    """Return the role and content of each message, without empty system messages; errors as in `read_messages`."""
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ValueError(f"messages are {messages!r:.200}; give a list of at least one.")
+        raise ValueError(f"messages must be a list with at least one message, not {messages!r:.200}.")
     checked: Messages = []
     for message in messages:
         if isinstance(message, Mapping):
             _check_message_keys(message)
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise ValueError(f"a message is {message!r:.200}; it has to have a role and a content.")
+            raise ValueError(f"a message is {message!r:.200}; it must have a role and a content.")
         role, content = message["role"], _text(message["content"], "a message's content")
         if role == "system" and not content.strip():
             continue
@@ -136,21 +137,21 @@ def check_messages(messages: Any) -> Messages:
         allowed = {None: ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
         if role not in allowed[before]:
             after = f"after the {before}'s message" if before else "first"
-            raise ValueError(f"the role {role!r} comes {after}; there it has to be {' or '.join(allowed[before])}.")
+            raise ValueError(f"the role {role!r} comes {after}; it must be {' or '.join(allowed[before])} there.")
         if not content.strip():
             kind = EmptyAnswer if role == "assistant" else ValueError
             raise kind(f"the {role}'s message is empty.")
         checked.append({"role": role, "content": content})
     if not checked:
-        raise ValueError("messages hold nothing but an empty system message; give at least one of the user's.")
+        raise ValueError("messages have only an empty system message; add at least one message of the user.")
     return checked
 
 
 def read_conversations(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Messages], list[int]]:
-    """Return the conversations of rows, and the numbers of the rows (from 1) left out for an empty answer.
+    """Return the conversations of rows, and the numbers (from 1) of rows that were skipped because of an empty answer.
 
     Raises:
-        ValueError: as `read_messages`, with the row's number; or nothing is left.
+        ValueError: as `read_messages`, with the number of the row; or all answers are empty.
     """
     conversations, empty = [], []
     for number, row in enumerate(rows, start=1):
@@ -161,7 +162,7 @@ def read_conversations(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Messages
         except ValueError as error:
             raise ValueError(f"Row {number}: {error}") from error
     if not conversations:
-        raise ValueError(f"No row has an answer: {len(empty)} rows, all of them empty.")
+        raise ValueError(f"No row has an answer: {plural(len(empty), 'row')} with an empty answer.")
     return conversations, empty
 
 
@@ -171,17 +172,17 @@ def _as_messages(value: Any, role: str) -> Messages:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r:.200}; it has to be a text.")
+        raise ValueError(f"{name} must be text, not {value!r:.200}.")
     return value
 
 
 def text_of(messages: Messages) -> str:
-    """Return all contents as one text to compare and group rows by: without roles, white space collapsed."""
+    """Return all contents as one text for comparing and grouping rows: without roles, white space collapsed."""
     return "\n\n".join(" ".join(message["content"].split()) for message in messages)
 
 
 def transcript(messages: Messages) -> str:
-    """Return the messages as one text to read: a single user message unchanged, several each below its role."""
+    """Return the messages as readable text: a single user message unchanged, else each message below its role."""
     if [message["role"] for message in messages] == ["user"]:
         return messages[0]["content"]
     return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
@@ -193,9 +194,9 @@ def of_both(messages: Messages) -> Messages:
 
 
 def describe_answer(messages: Messages, before: str | None, after: str | None) -> dict[str, Any]:
-    """Return an answered row as {"instruction", "input", "reference", "before", "after"}, to be read by a person.
+    """Return an answered row as {"instruction", "input", "reference", "before", "after"} for people to read.
 
-    For a longer conversation, `history` has the messages before the last question.
+    For a longer conversation, `history` contains the messages before the last question.
     """
     instruction, _, extra_input = messages[-2]["content"].partition(INPUT)
     history = {"history": messages[:-2]} if messages[:-2] else {}
@@ -203,15 +204,15 @@ def describe_answer(messages: Messages, before: str | None, after: str | None) -
     return {**history, "instruction": instruction, "input": extra_input, **answers}
 
 
-# --- Messages -> ids ---------------------------------------------------------------------------------------------
+# --- Encoding ----------------------------------------------------------------------------------------------------
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, prompt_format: str | None = None
 ) -> list[int]:
-    """Return the ids of everything before the answer. A last message of the assistant is left out.
+    """Return the ids of everything before the answer, ignoring a final message of the assistant.
 
-    `encode_messages` of the same messages with an answer begins with these ids. Arguments and errors as there.
+    The ids of `encode_messages` for the same messages begin with these. Arguments and errors are the same.
     """
     messages = check_messages(messages)
     messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
@@ -225,15 +226,16 @@ def encode_messages(
     prompt_format: str | None = None,
     train_on: str = "completion",
 ) -> tuple[list[int], list[bool]]:
-    """Return (ids, target mask) of messages: whether each token is to be learned; both (n,).
+    """Return the ids of messages and a mask of the tokens that are targets, both (n,).
 
     Args:
-        prompt_format: as `choose_format` has it: None is what the tokenizer keeps, or `alpaca`.
-        train_on: `completion` has every token of every answer as a target, and its end token; `prompt+completion` all.
+        prompt_format: as in `choose_format`; by default the tokenizer's own format, or `alpaca` if it has none.
+        train_on: with `completion` the tokens of every answer and its end token are targets, with
+            `prompt+completion` all tokens.
 
     Raises:
-        ValueError: a format that is not the one that the tokenizer keeps, a template without generation markers, or
-            messages that `check_messages` refuses.
+        ValueError: the format differs from the tokenizer's, the template has no generation markers, or the messages
+            are invalid (`check_messages`).
     """
     return encode_conversations(tokenizer, [check_messages(messages)], prompt_format, train_on)[0]
 
@@ -244,12 +246,15 @@ def encode_conversations(
     prompt_format: str | None = None,
     train_on: str = "completion",
 ) -> list[tuple[list[int], list[bool]]]:
-    """Encode many conversations at once, which is faster than `encode_messages` for each."""
+    """Encode many conversations at once; this is faster than calling `encode_messages` for each."""
     if train_on not in TRAIN_ON:
-        raise ValueError(f"train_on is {train_on!r}; it is {' or '.join(TRAIN_ON)}.")
+        raise ValueError(f"train_on must be {' or '.join(TRAIN_ON)}, not {train_on!r}.")
     encoded = _encode(tokenizer, _split(tokenizer, conversations, prompt_format))
     if any(not any(target_mask) for _, target_mask in encoded):
-        raise ValueError("The chat template has no generation markers: nobody knows what the assistant says in it.")
+        raise ValueError(
+            "The chat template has no generation markers, so the assistant's tokens cannot be located. Add "
+            "{% generation %} and {% endgeneration %} around its messages."
+        )
     return encoded if train_on == "completion" else [(ids, [True] * len(ids)) for ids, _ in encoded]
 
 
@@ -265,7 +270,7 @@ def _split(
     prompt_format: str | None,
     is_prompt: bool = False,
 ) -> list[list[_Piece]]:
-    # Each conversation as the template renders it, cut at its special tokens and at the borders of its answers.
+    # Render each conversation with the template, and split it at special tokens and at the borders of answers.
     template = template_of(tokenizer, prompt_format)
     longest_first = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
     special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
@@ -286,7 +291,7 @@ def _split(
 
 
 def _guard(messages: Messages, special: re.Pattern) -> tuple[Messages, str]:
-    # Break up the spellings of special tokens by a character that no message has.
+    # Break up the spellings of special tokens with a character that occurs in no message.
     joined = "".join(message["content"] for message in messages)
     guard = next(mark for mark in map(chr, GUARDS) if mark not in joined)
     contents = [special.sub(lambda match: guard.join(match[0]), message["content"]) for message in messages]
@@ -309,35 +314,36 @@ def _encode(
     return encoded
 
 
-# --- Ids -> rows -------------------------------------------------------------------------------------------------
+# --- Rows --------------------------------------------------------------------------------------------------------
 
 
 class PromptRows(Sequence):
-    """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", each (n,), n <= max_length.
+    """Rows of {"input_ids", "shift_labels"}, and "position_ids" if packed, each (n,), n <= max_length.
 
-    The last token of a conversation is only a target, so that one of n tokens takes n - 1 positions. A longer one is
-    cut at its end, so that the answer's start stays; one that then has no target is dropped.
+    The last token of a conversation is only a target, so a conversation of n tokens takes n - 1 positions. A longer
+    one is cut at its end, which keeps the start of the answer. A conversation without a target is then dropped.
 
     Args:
         encoded: (ids, target mask) of each conversation, from `encode_conversations`.
-        pack: several conversations a row, best-fit, with positions that begin again, so that none sees another.
+        pack: put several conversations in a row (best-fit). Positions restart at 0 for each, so that they do not see
+            each other.
 
     Raises:
-        ValueError: no row has a target.
+        ValueError: max_length is below 1, or no row has a target.
     """
 
     def __init__(self, encoded: Sequence[tuple[list[int], list[bool]]], max_length: int, pack: bool = False):
         if max_length < 1:
-            raise ValueError(f"max_length is {max_length}; it has to be at least 1.")
+            raise ValueError(f"max_length must be at least 1, not {max_length}.")
         pairs = [_row(ids, target_mask, max_length) for ids, target_mask in encoded]
-        self.kept = [k for k, (_, labels) in enumerate(pairs) if (labels != IGNORED).any()]  # conversations
+        self.kept = [k for k, (_, labels) in enumerate(pairs) if (labels != IGNORED).any()]  # conversation numbers
         if not self.kept:
             raise ValueError(
-                f"None of {len(pairs)} rows asks anything within {max_length} tokens: each prompt fills them. Give a "
+                f"None of {len(pairs)} rows has a target within {max_length} tokens: the prompts are too long. Give a "
                 "larger max_length."
             )
         self.pairs = [pairs[k] for k in self.kept]
-        self.cut = sum(len(encoded[k][0]) > max_length + 1 for k in self.kept)  # answers whose end is not learned
+        self.cut = sum(len(encoded[k][0]) > max_length + 1 for k in self.kept)  # conversations that were cut
         self.dropped = len(pairs) - len(self.kept)
         sizes = [len(ids) for ids, _ in self.pairs]
         self.pack = pack
@@ -347,7 +353,7 @@ class PromptRows(Sequence):
         self.asked_per_row = self.targets / len(self)
 
     def facts(self) -> dict[str, Any]:
-        """Return the manifest's entry for these rows; the hash is of ids and labels."""
+        """Return the manifest's entry for these rows, with a hash of ids and labels."""
         digest = hashlib.sha256()
         for ids, labels in self.pairs:
             digest.update(len(ids).to_bytes(8, "little"))
@@ -383,14 +389,14 @@ def _row(ids: list[int], target_mask: list[bool], max_length: int) -> tuple[np.n
 
 
 def count_asked_bytes(tokenizer: PreTrainedTokenizerBase, rows: PromptRows) -> int:
-    """Count the UTF-8 bytes of the rows' targets, special tokens not counted."""
+    """Count the UTF-8 bytes of the rows' targets, without special tokens."""
     target_ids = [labels[labels != IGNORED].tolist() for _, labels in rows.pairs]
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     return sum(len(text.encode()) for text in tokenizer.batch_decode(target_ids, **options))
 
 
 def show_asked(tokenizer: PreTrainedTokenizerBase, ids: list[int], target_mask: list[bool], color: bool) -> str:
-    """Return a row as text with its targets in green, or without `color` between [[ and ]]."""
+    """Return a row as text with its targets in green, or in [[ and ]] without `color`."""
     begin, end = ("\x1b[32m", "\x1b[0m") if color else ("[[", "]]")
     borders = [0, *(k for k in range(1, len(ids)) if target_mask[k] != target_mask[k - 1]), len(ids)]
     parts = []

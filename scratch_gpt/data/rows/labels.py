@@ -1,6 +1,6 @@
-"""(text, label) rows -> named classes, splits that share no text, and rows of token ids with their labels.
+"""Read texts with labels, split them without shared texts, and make rows of token ids with labels.
 
-A label is one name, or with several labels a row a set of names. Nothing here knows where rows come from.
+A label is a class name, or a set of names if a text may have several labels.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ Label = str | frozenset[str]
 
 
 class Examples(NamedTuple):
-    """Texts and what they are."""
+    """Texts and their labels."""
 
     texts: list[str]
     labels: list[Label]
-    names: list[str] | None = None  # all classes, where the data set names them in an order of its own
+    names: list[str] | None = None  # all classes in the order of the dataset, if it defines one
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> "Examples":
         """Return the examples with these numbers, in that order."""
@@ -33,7 +33,7 @@ class Examples(NamedTuple):
 
     @property
     def classes(self) -> dict[str, int]:
-        """Return the rows of each class, in the order of the class numbers; 0 for a class that is only named."""
+        """Return the number of rows of each class, in the order of the class numbers; 0 for a class without rows."""
         return count_classes(self.labels, self.names)
 
     @property
@@ -53,17 +53,17 @@ def read_examples(
     separator: str | None = None,
     least: int = 2,
 ) -> Examples:
-    """Make examples of two columns.
+    """Return examples of two columns.
 
     Args:
-        values: a name or number each, or a list of them where a text may have several labels.
-        names: what the numbers 0, 1, ... mean; without it a number is its own name.
-        separator: what several labels in one value are joined by.
-        least: classes that there have to be.
+        values: the label of each text: a name, a number, or a list of them if a text may have several labels.
+        names: the names of the numbers 0, 1, ...; without it a number is used as the name.
+        separator: the separator of several labels in one value.
+        least: the minimum number of classes.
 
     Raises:
-        ValueError: an empty text, an absent label (None, NaN, empty, -1 among named ones), a number without a name,
-            or too few classes; it names the row, counted from 1.
+        ValueError: a text is empty, a label is missing (None, NaN, empty, or -1 if classes have names), a number has
+            no name, or there are too few classes. The message gives the number of the row, from 1.
     """
     names, texts = None if names is None else list(names), read_texts(texts)
     has_many = separator is not None or any(isinstance(value, (list, tuple, np.ndarray)) for value in values)
@@ -76,16 +76,18 @@ def read_examples(
         else:
             labels.append(_name(value, names, row))
     if len(classes := count_classes(labels)) < least:
-        raise ValueError(f"There is one class only ({', '.join(classes) or 'none at all'}): two or more are needed.")
+        raise ValueError(
+            f"At least {least} classes are needed, but the labels contain only {', '.join(classes) or 'empty sets'}."
+        )
     return Examples(texts, labels, names)
 
 
 def read_texts(values: Sequence[Any]) -> list[str]:
-    """Return a column's texts without line ends; raise a ValueError for an empty one, counted from 1."""
+    """Return a column's texts without line ends; raise a ValueError with the row number, from 1, for an empty text."""
     texts = ["" if value is None else str(value).rstrip("\r\n") for value in values]
     for row, text in enumerate(texts, start=1):
         if not text.strip():
-            raise ValueError(f"Row {row} has an empty text. Leave such rows out of the file.")
+            raise ValueError(f"Row {row} has an empty text. Remove such rows from the file.")
     return texts
 
 
@@ -94,17 +96,17 @@ def _name(value: Any, names: list[str] | None, row: int) -> str:
         value = value.strip()
     is_absent = value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
     if is_absent or value == "":
-        raise ValueError(f"Row {row} has no label ({value!r}). Leave such rows out of the file.")
+        raise ValueError(f"Row {row} has no label ({value!r}). Remove such rows from the file.")
     if not isinstance(value, (str, int, float, np.number, np.bool_)):
-        raise ValueError(f"Row {row} has the label {value!r:.100}; a label is a text or a number.")
+        raise ValueError(f"Row {row} has the label {value!r:.100}; a label must be a text or a number.")
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        value = int(value)  # what a column of numbers with a gap is read as
+        value = int(value)  # integer columns with missing values are read as floats
     if names is None or value in names:
         return str(value)
     if isinstance(value, str):
-        raise ValueError(f"Row {row} has label {value!r}; the dataset names {', '.join(names)}.")
+        raise ValueError(f"Row {row} has the label {value!r}; the classes of the dataset are {', '.join(names)}.")
     if isinstance(value, (float, np.floating)) or not 0 <= value < len(names):
-        raise ValueError(f"Row {row} has label {value}; the dataset names 0 to {len(names) - 1}.")
+        raise ValueError(f"Row {row} has the label {value}; the labels of the dataset are 0 to {len(names) - 1}.")
     return names[int(value)]
 
 
@@ -113,7 +115,7 @@ def _names_of(label: Label) -> list[str]:
 
 
 def count_classes(labels: Sequence[Label], names: Sequence[str] | None = None) -> dict[str, int]:
-    """Count the rows of each class, in the order of `names`; by default numbers by value, then words by alphabet.
+    """Count the rows of each class, in the order of `names`; by default sort numbers by value, then words.
 
     Example:
         >>> count_classes(["10", "2", "2"])
@@ -128,24 +130,29 @@ def _order(name: str) -> tuple:
 
 
 def match_labels(examples: Examples, classes: Sequence[str], has_many: bool) -> Examples:
-    """Return the examples with a model's labels: the label itself, else the only label of the same number.
+    """Replace labels by the classes of a model: the class with the same name, or else the only one of the same number.
 
-    `1.0` or `01` is the class `1` if there is no class of exactly that name.
+    `1.0` or `01` becomes the class `1` if no class has exactly that name.
 
     Raises:
-        ValueError: a label that no class has, two labels that would become one, or several labels for a model of one.
+        ValueError: no class matches a label, two labels match the same class, or rows have several labels but the
+            model predicts one.
     """
     if examples.has_many and not has_many:
-        raise ValueError("These rows have several labels each, and the model tells one.")
+        raise ValueError("These rows have several labels each, but the model predicts one.")
     class_of_name: dict[str, str] = {}
     for name in count_classes(examples.labels):
         matches = [name] if name in classes else _same_number(name, classes)
         if len(matches) > 1:
-            raise ValueError(f"Label {name!r} may be any of {', '.join(map(repr, matches))}. Write it as one of them.")
+            raise ValueError(
+                f"Label {name!r} is ambiguous: it matches {', '.join(map(repr, matches))}. Use one of them."
+            )
         if not matches:
             raise ValueError(f"Label {name!r} was not seen in training; known are {', '.join(classes)}.")
         if twin := next((earlier for earlier, label in class_of_name.items() if label == matches[0]), None):
-            raise ValueError(f"Labels {twin!r} and {name!r} would both be the class {matches[0]!r}. Write them alike.")
+            raise ValueError(
+                f"Labels {twin!r} and {name!r} both match the class {matches[0]!r}. Use the same spelling for both."
+            )
         class_of_name[name] = matches[0]
     sets = [frozenset(class_of_name[name] for name in _names_of(label)) for label in examples.labels]
     labels: list[Label] = [names if has_many else min(names) for names in sets]
@@ -153,7 +160,7 @@ def match_labels(examples: Examples, classes: Sequence[str], has_many: bool) -> 
 
 
 def _same_number(name: str, classes: Sequence[str]) -> list[str]:
-    # The classes that write the same number as a name.
+    # Return the classes that are other spellings of the same number.
     return [candidate for candidate in classes if _number(name) == _number(candidate) is not None]
 
 
@@ -165,7 +172,7 @@ def _number(name: str) -> Decimal | None:
 
 
 def rows_not_in(texts: Sequence[str], excluded: Sequence[str]) -> list[int]:
-    """Return the numbers of the rows whose text is not among `excluded`, ignoring white space."""
+    """Return the numbers of the rows with a text that is not in `excluded`, ignoring white space."""
     excluded_texts = {_bare(text) for text in excluded}
     return [n for n, text in enumerate(texts) if _bare(text) not in excluded_texts]
 
@@ -175,15 +182,15 @@ def _bare(text: str) -> str:
 
 
 def distinct_rows(texts: Sequence[str]) -> np.ndarray:
-    """Return the numbers of the rows whose text does not occur before."""
+    """Return the number of the first row with each distinct text."""
     return np.sort(np.unique(np.array(texts, dtype=object), return_index=True)[1])
 
 
 def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
-    """Return the numbers of as many rows of each class as the smallest has, in order; chosen by the seed.
+    """Return sorted row numbers that reduce every class to the size of the smallest one; the seed chooses the rows.
 
     Raises:
-        ValueError: rows with several labels, which no choice of rows balances.
+        ValueError: rows have several labels, so that no choice of rows balances them.
 
     Example:
         >>> labels = ["spam", "ham", "ham", "spam", "ham"]
@@ -200,12 +207,12 @@ def undersample(labels: Sequence[Label], seed: int) -> np.ndarray:
 
 
 def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -> list[float]:
-    """Return rows / (classes * rows of the class) for each class that has rows, and 1 for any other.
+    """Return rows / (classes * rows of the class) for each class with rows, and 1 for classes without.
 
     The mean over the rows is 1.
 
     Raises:
-        ValueError: rows with several labels.
+        ValueError: rows have several labels.
 
     Example:
         >>> class_weights(["ham", "ham", "ham", "spam"])  # of ham, then of spam
@@ -219,7 +226,7 @@ def class_weights(labels: Sequence[Label], names: Sequence[str] | None = None) -
 
 def _refuse_many(labels: Sequence[Label], method: str) -> None:
     if not isinstance(labels[0], str):
-        raise ValueError(f"balance {method} is for one label a text, and these have several. Leave it out.")
+        raise ValueError(f"balance {method} needs one label per text, but these texts have several. Remove it.")
 
 
 def split_examples(
@@ -227,14 +234,14 @@ def split_examples(
 ) -> dict[str, np.ndarray]:
     """Return row numbers of {"train", "validation", "test"}, split by distinct text, with the same shares per class.
 
-    Rows whose texts are equal but for white space stay together. A text belongs to the class of its first row, with
-    several labels to the rarest of them. Which texts go where is a function of the seed and of the rows.
+    Rows with texts that differ only in white space stay together. A text belongs to the class of its first row; with
+    several labels, to the rarest of them. The result depends only on the seed and the rows.
 
     Raises:
-        ValueError: fractions that leave nothing to train on, or a class with fewer distinct texts than splits.
+        ValueError: the fractions leave nothing to train on, or a class has fewer distinct texts than splits.
     """
     fractions = check_fractions(validation_fraction, test_fraction)
-    groups: dict[str, list[int]] = {}  # text -> its rows
+    groups: dict[str, list[int]] = {}  # rows of each text
     for number, text in enumerate(examples.texts):
         groups.setdefault(_bare(text), []).append(number)
     firsts = [examples.labels[rows[0]] for rows in groups.values()]
@@ -242,9 +249,9 @@ def split_examples(
     for name in count_classes(examples.labels):
         if counts.get(name, 0) < 1 + len(fractions):
             raise ValueError(
-                f"Class {name!r} has {plural(counts.get(name, 0), 'distinct text')}, and there are "
+                f"Class {name!r} has {plural(counts.get(name, 0), 'distinct text')}, but there are "
                 f"{1 + len(fractions)} splits (train, {', '.join(fractions)}). Add rows, "
-                "leave the class out, or set a fraction to 0."
+                "remove the class, or set a fraction to 0."
             )
     strata: dict[str, list[list[int]]] = {}
     for rows, label in zip(groups.values(), firsts, strict=True):
@@ -266,15 +273,15 @@ def split_examples(
 
 
 class LabeledRows(Sequence):
-    """`rows[k]` -> {"input_ids": (n,), "labels": () int64, or (C,) float32 of 0 and 1 where there may be several}.
+    """Rows of {"input_ids": (n,), "labels": () int64, or (C,) float32 of 0 and 1 if texts may have several labels}.
 
     Args:
-        encode: texts -> ids, adding nothing.
-        label2id: class -> its number.
-        max_length: what is longer is cut at its end.
+        encode: encode texts as ids, without special tokens.
+        label2id: the number of each class.
+        max_length: longer texts are cut at their end.
 
     Raises:
-        ValueError: a label that `label2id` does not have.
+        ValueError: a label is not in `label2id`.
     """
 
     def __init__(
@@ -288,7 +295,7 @@ class LabeledRows(Sequence):
         if unseen := set(count_classes(examples.labels)) - set(label2id):
             raise ValueError(f"Label {min(unseen)!r} was not seen in training; known are {', '.join(label2id)}.")
         ids = encode(examples.texts)
-        self.cut = sum(len(row) > max_length for row in ids)  # texts whose end is not read
+        self.cut = sum(len(row) > max_length for row in ids)  # texts that were cut
         self.ids = [np.array(row[:max_length], dtype=np.int64) for row in ids]
         self.lengths = [len(row) for row in self.ids]
         if examples.has_many:
@@ -301,7 +308,7 @@ class LabeledRows(Sequence):
             )
 
     def facts(self) -> dict[str, Any]:
-        """Return the manifest's entry for these rows; the hash is of ids and labels."""
+        """Return the manifest's entry for these rows, with a hash of ids and labels."""
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes())
         for ids in self.ids:
             digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i8").tobytes())

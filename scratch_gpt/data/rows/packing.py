@@ -1,13 +1,13 @@
-"""Documents -> full rows of at most max_length positions that see nothing of each other; or one document a row.
+"""Pack documents into rows of at most max_length positions, or put one document in each row.
 
     documents      a1 a2 a3 <e>   b1 <e>   c1 c2 c3 c4 c5 c6 <e>         max_length 6
     rows           [c1 c2 c3 c4 c5 c6]   [a1 a2 a3 <e> b1 <e>]   [<e>]
     position_ids   [0  1  2  3  4  5 ]   [0  1  2  3   0  1  ]   [0  ]
     shift_labels   [c2 c3 c4 c5 c6 <e>]  [a2 a3 <e> -  <e> - ]   [-  ]   (- no target: -100)
 
-Nothing is dropped. Every token except each document's first is a target exactly once: if a long document is cut, the
-last position of a piece has the first token of the next as its target. A cut costs context: the next piece begins
-without it.
+Documents in a row do not see each other. Nothing is dropped. Every token except the first of each document is a target
+exactly once: if a long document is cut, the target of a piece's last position is the first token of the next piece.
+The next piece does not see the tokens before the cut.
 """
 
 from collections import defaultdict
@@ -18,33 +18,33 @@ import numpy as np
 from .windows import IGNORED
 
 
-GROUP = 4096  # documents that are packed together: memory does not grow with the corpus
+GROUP = 4096  # documents packed together, which limits memory for a large corpus
 
 
 class PackedRows:
-    """`rows[k]` -> {"input_ids", "shift_labels"} and, packed, "position_ids", each (n,), n <= max_length.
+    """Rows of {"input_ids", "shift_labels"}, and "position_ids" if packed, each (n,), n <= max_length.
 
     Args:
-        ids: (N,) all documents joined, each ended by EOS.
-        ends: (documents,) where each one ends in `ids`.
+        ids: (N,) all documents joined, each followed by EOS.
+        ends: (documents,) the end of each document in `ids`.
         max_length: positions in a row.
-        pack: several documents a row, best-fit; without it one document (or a piece of a long one) a row.
+        pack: put several documents in a row (best-fit); without it each row has one document or a piece of a long one.
 
     Raises:
-        ValueError: max_length below 1, or no documents.
+        ValueError: max_length is below 1, or `ends` is empty.
     """
 
-    asked_per_row: float  # targets of a row, on average
+    asked_per_row: float  # mean number of targets in a row
 
     def __init__(self, ids: np.ndarray, ends: Sequence[int] | np.ndarray, max_length: int, pack: bool = True):
         if max_length < 1:
-            raise ValueError(f"max_length is {max_length}; it has to be at least 1.")
+            raise ValueError(f"max_length must be at least 1, not {max_length}.")
         if len(ends) == 0:
-            raise ValueError("There are no documents to make rows of.")
+            raise ValueError("No documents: at least one is needed to make rows.")
         self.ids, self.max_length, self.pack = ids, max_length, pack
         ends = np.asarray(ends, dtype=np.int64)
         lengths = np.diff(ends, prepend=0)
-        pieces = -(-lengths // max_length)  # of each document
+        pieces = -(-lengths // max_length)  # number of pieces of each document
         of = np.repeat(np.arange(len(ends)), pieces)
         number = np.arange(len(of)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         self._start = (ends - lengths)[of] + number * max_length
@@ -67,7 +67,7 @@ class PackedRows:
 
     @property
     def padding_share(self) -> float:
-        """Return the share of empty positions, 0 to 1, if every row is filled to max_length."""
+        """Return the share of padding, 0 to 1, if every row is padded to max_length."""
         return 1 - len(self.ids) / (len(self) * self.max_length)
 
     def __len__(self) -> int:
@@ -90,23 +90,24 @@ class PackedRows:
 
 
 def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Gather the numbers of items into rows of at most `capacity` in sum: best-fit decreasing.
+    """Group item numbers into rows with a total length of at most `capacity`: best-fit decreasing.
 
-    The longest first, each into the fullest row that has room for it. (Johnson et al. 1974 bound its rows by 11/9 of
-    the fewest possible, plus 4; for documents see Ding et al. 2024, "Fewer Truncations Improve Language Modeling".)
+    The longest item comes first, and each goes into the fullest row with enough room. (Johnson et al. 1974: at most
+    11/9 of the optimal number of rows, plus 4. For documents see Ding et al. 2024, "Fewer Truncations Improve Language
+    Modeling".)
 
     Example:
         >>> best_fit([5, 3, 4, 2, 6], capacity=8)  # lengths 6 + 2, 5 + 3, 4
         [[4, 3], [0, 1], [2]]
     """
     rows: list[list[int]] = []
-    with_room = defaultdict(list)  # free positions -> rows
-    rooms = 0  # bit n is set where some row has n free positions
+    with_room = defaultdict(list)  # rows by their number of free positions
+    rooms = 0  # bit n is set if a row has n free positions
     for item in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         length = int(lengths[item])
         fitting = rooms >> length
         if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1  # the least that is enough
+            room = length + (fitting & -fitting).bit_length() - 1  # the smallest sufficient room
             row = with_room[room].pop()
             if not with_room[room]:
                 rooms &= ~(1 << room)

@@ -1,7 +1,7 @@
-"""Rows of a data set that say which answer is better -> pairs or judged answers -> token ids, of the answers alone.
+"""Read preferences as pairs or judged answers, and make rows of token ids with targets in the last answers.
 
 pair      prompt, chosen, rejected; or chosen and rejected conversations; or instruction (input), chosen, rejected
-judged    prompt, completion, label (is it desirable?); a pair is two of them
+judged    prompt, completion, label (true if the answer is desirable); a pair gives two judged answers
 """
 
 import hashlib
@@ -18,12 +18,12 @@ PREFERENCE_FORMS = (
     "prompt, chosen and rejected (or instruction for prompt), chosen and rejected, or prompt, completion and label"
 )
 LABELS = {"true": True, "1": True, "false": False, "0": False}
-# conversations -> (ids, target mask) of each
+# Return (ids, target mask) of each conversation.
 Encode = Callable[[Sequence[Messages]], list[tuple[list[int], list[bool]]]]
 
 
 class Judged(NamedTuple):
-    """A conversation whose last answer is desirable or not."""
+    """A conversation and whether its last answer is desirable."""
 
     messages: Messages
     preference: bool
@@ -36,20 +36,20 @@ class Pair(NamedTuple):
     rejected: Messages
 
 
-# --- Rows of a data set -> pairs or judged answers ---------------------------------------------------------------
+# --- Reading -----------------------------------------------------------------------------------------------------
 
 
 def read_preferences(
     rows: Iterable[Mapping[str, Any]], judged: bool = False
 ) -> tuple[list[Pair] | list[Judged], dict[str, int]]:
-    """Return the pairs of rows, or with `judged` single answers; and how many rows were left out, by reason.
+    """Return pairs, or judged answers with `judged`, and the number of skipped rows by reason.
 
-    Rows with an empty answer and pairs with equal answers are left out: nothing is learned from them.
+    Rows with an empty answer and pairs with equal answers are skipped: nothing can be learned from them.
 
     Raises:
-        ValueError: keys of neither form, rows that are judged where pairs are needed, a label that is neither true (1)
-            nor false (0), a pair of conversations that differ before their last answer, or as `read_messages`; with
-            the row's number, counted from 1. Or nothing is left.
+        ValueError: the keys match neither form, a row is judged but pairs are needed, a label is neither true (1) nor
+            false (0), the conversations of a pair differ before their last answer, or as `read_messages`; the message
+            gives the number of the row, from 1. Or all rows are skipped.
     """
     items, left_out = [], {"empty": 0, "equal": 0}
     for number, row in enumerate(rows, start=1):
@@ -68,8 +68,8 @@ def read_preferences(
             items.append(item)
     if not items:
         raise ValueError(
-            f"No row says which answer is better: {left_out['equal']} have a chosen answer that equals the rejected "
-            f"one, {left_out['empty']} an empty answer."
+            f"No row has a preference to learn: in {left_out['equal']} the chosen answer equals the rejected one, and "
+            f"{left_out['empty']} have an empty answer."
         )
     return items, left_out
 
@@ -79,12 +79,12 @@ def _read_row(row: Mapping[str, Any], judged: bool) -> Pair | Judged:
     if {"chosen", "rejected"} <= set(row):
         pair = Pair(_conversation(row, "chosen"), _conversation(row, "rejected"))
         if pair.chosen[:-1] != pair.rejected[:-1]:
-            raise ValueError("chosen and rejected differ before their last answer; they have to share their prompt.")
+            raise ValueError("chosen and rejected differ before their last answer; their prompts must be equal.")
         return pair
     if not {"prompt", "completion", "label"} <= set(row):
-        raise ValueError(f"a row has the keys {', '.join(row) or '(none)'}; needed are {PREFERENCE_FORMS}.")
+        raise ValueError(f"a row has the keys {', '.join(row) or '(none)'}; it needs {PREFERENCE_FORMS}.")
     if not judged:
-        raise ValueError("completion and label judge one answer, which only --loss-type kto learns from.")
+        raise ValueError("completion and label judge a single answer, which only loss_type kto can use.")
     preference = _read_label(row["label"])
     return Judged(read_messages({"prompt": row["prompt"], "completion": row["completion"]}), preference)
 
@@ -92,8 +92,8 @@ def _read_row(row: Mapping[str, Any], judged: bool) -> Pair | Judged:
 def _read_label(label: Any) -> bool:
     # Files without types (.csv, .tsv) give every value as text.
     value = LABELS.get(label.strip().lower()) if isinstance(label, str) else label
-    if value not in (True, False):  # which the numbers 1 and 0 equal
-        raise ValueError(f"the label is {label!r:.200}; it is true or false, or 1 or 0.")
+    if value not in (True, False):  # the numbers 1 and 0 are equal to True and False
+        raise ValueError(f"the label must be true or false, or 1 or 0, not {label!r:.200}.")
     return bool(value)
 
 
@@ -104,35 +104,36 @@ def _conversation(row: Mapping[str, Any], name: str) -> Messages:
     if "instruction" in row:
         return read_messages({"instruction": row["instruction"], "input": row.get("input"), "output": answer})
     if isinstance(answer, str):
-        raise ValueError(f"{name} is a text without a prompt; needed are {PREFERENCE_FORMS}.")
+        raise ValueError(f"{name} is a text without a prompt; a row needs {PREFERENCE_FORMS}.")
     return read_messages({"messages": answer})
 
 
 def _begins_with(answer: Sequence[Mapping[str, Any]], prompt: Any) -> bool:
-    # The prompt's column says again what the conversation begins with, as text or as messages.
+    # Return whether a conversation already begins with the prompt that the prompt column repeats, as text or messages.
     if isinstance(prompt, str):
         return len(answer) > 1
     return list(answer[: len(prompt)]) == list(prompt)
 
 
 def prompt_of(item: Pair | Judged) -> str:
-    """Return everything before the answers as one text, to keep rows of one prompt together."""
+    """Return everything before the answers as one text, used to keep rows with the same prompt together."""
     return text_of(item[0][:-1])
 
 
-# --- Rows of ids -------------------------------------------------------------------------------------------------
+# --- Rows --------------------------------------------------------------------------------------------------------
 
 
 class PreferenceRows(Sequence):
-    """`rows[k]` -> {"answers": two of {"input_ids", "shift_labels"}, (n,) each, n <= max_length, ...}.
+    """Rows of {"answers": two of {"input_ids", "shift_labels"}, (n,) each, n <= max_length, ...}.
 
-    The two are chosen and rejected; of a judged answer, itself and its prompt with an answer to another prompt (which
-    one is a function of the seed), next to its "preference". Only the last answer has targets. Too long rows are
-    cut at their end, so that the answer's start stays; a row is dropped if an answer has no target left, or both are
-    equal. `reference_logps` (rows, 2), once it is known, is part of the rows as "reference_logps" (2,).
+    The two answers of a pair are chosen and rejected. For a judged answer they are the answer and, with the same
+    prompt, an answer to another prompt (chosen by the seed); the row then also has "preference". Only the last answer
+    has targets. Long rows are cut at their end, which keeps the start of the answer. A row is dropped if an answer has
+    no target left, or if both answers are equal. When `reference_logps` (rows, 2) is set, rows also have
+    "reference_logps" (2,).
 
     Args:
-        encode: conversations -> (ids, target mask) of each.
+        encode: return (ids, target mask) of each conversation.
 
     Raises:
         ValueError: no row is left, or all judged answers have the same prompt.
@@ -154,7 +155,7 @@ class PreferenceRows(Sequence):
         row_numbers = [k for k in range(len(pairs)) if has_targets[k] and not equal[k]]
         if not row_numbers:
             raise ValueError(
-                f"None of {len(pairs)} rows has two answers to tell apart within {max_length} tokens. Give a larger "
+                f"None of {len(pairs)} rows has two different answers within {max_length} tokens. Give a larger "
                 "max_length."
             )
         self.pairs = [pairs[k] for k in row_numbers]
@@ -163,14 +164,14 @@ class PreferenceRows(Sequence):
         sizes = [len(ids) for ids, _ in encoded]
         self.cut = sum(max(sizes[k], sizes[len(items) + k]) > max_length + 1 for k in row_numbers)
         self.lengths = [max(len(row["input_ids"]) for row in pair) for pair in self.pairs]
-        # The targets of the answers that are learned from: answers to other prompts do not count.
+        # Count only the targets of learned answers, not those of answers to other prompts.
         learned = [pair[:1] if judged else pair for pair in self.pairs]
         self.targets = sum(int((row["shift_labels"] != IGNORED).sum()) for pair in learned for row in pair)
         self.max_length = max_length
         self.reference_logps: np.ndarray | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Return the manifest's entry for these rows; the hash is of ids, labels and preferences."""
+        """Return the manifest's entry for these rows, with a hash of ids, labels and preferences."""
         digest = hashlib.sha256(repr(self.preferences).encode())
         for row in (row for pair in self.pairs for row in pair):
             digest.update(len(row["input_ids"]).to_bytes(8, "little"))
@@ -181,7 +182,7 @@ class PreferenceRows(Sequence):
         return {"rows": len(self), **desirable, **counts, "sha256": digest.hexdigest()}
 
     def prompts(self, count: int, room: int) -> list[list[int]]:
-        """Return the first `count` prompts that leave room for `room` tokens of an answer."""
+        """Return the first `count` prompts that leave at least `room` tokens for an answer."""
         prompts = [row["input_ids"][: 1 + int((row["shift_labels"] != IGNORED).argmax())] for row, _ in self.pairs]
         return [ids.tolist() for ids in prompts if len(ids) + room <= self.max_length][:count]
 
@@ -198,7 +199,7 @@ class PreferenceRows(Sequence):
 
 
 def _row(ids: list[int], target_mask: list[bool], max_length: int) -> dict[str, np.ndarray]:
-    # The last run of targets: the answers before it are part of the prompt.
+    # Keep only the last run of targets: earlier answers are part of the prompt.
     is_target = np.array(target_mask)
     end = 1 + int(np.flatnonzero(is_target)[-1])
     start = 1 + int(np.flatnonzero(~is_target[:end])[-1])
@@ -211,16 +212,16 @@ def _row(ids: list[int], target_mask: list[bool], max_length: int) -> dict[str, 
 
 
 def _answers_to_others(conversations: Sequence[Messages], seed: int) -> list[Messages]:
-    # Each prompt with an answer that belongs to another prompt. The rows are shuffled, then those of a prompt put
-    # together; a shift by the size of the largest block leads every row out of its own, and gives each answer once.
-    # Where one prompt has more than half of the rows, its rows take the answers to all others in turn.
+    # Pair each prompt with an answer to another prompt. Rows are shuffled and grouped in blocks by prompt. A shift by
+    # the size of the largest block takes every row to another block, and uses each answer once. If one prompt has more
+    # than half of the rows, its rows take the answers of all other rows in turn.
     blocks: dict[str, list[int]] = {}
     for k in np.random.default_rng(seed).permutation(len(conversations)).tolist():
         blocks.setdefault(text_of(conversations[k][:-1]), []).append(k)
     if len(blocks) < 2:
         raise ValueError(
-            f"All {len(conversations)} rows have the same prompt, and each needs an answer to another prompt. Give at "
-            "least two prompts, in each split."
+            f"All {len(conversations)} rows have the same prompt, but each needs an answer to another prompt. Give at "
+            "least two prompts in each split."
         )
     order = [k for block in blocks.values() for k in block]
     largest, n, end = max(map(len, blocks.values())), len(order), 0

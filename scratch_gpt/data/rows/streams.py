@@ -1,13 +1,12 @@
-"""A corpus too large to hold -> endless lanes of windows that can be entered again anywhere.
+"""Stream a corpus that does not fit in memory as endless lanes of windows, which can be resumed at any window.
 
     shards   files of the corpus, each a sequence of documents           (shuffled by seed, lane and epoch)
     blocks   DOCUMENT_BLOCK consecutive documents of a shard    (shuffled by seed, lane, epoch, shard, block)
-    lane     its own shards, or every m-th block of a shard that m lanes share; documents joined, EOS between them,
-             cut into windows whose end is carried over to the next block
+    lane     its shards, or every m-th block of a shard shared by m lanes; documents are joined, each followed by EOS,
+             and cut into windows; tokens after a block's last full window are carried over to the next block
 
-Place p of the run's sequence of rows is the next window of lane p % lanes (train/batches.py), so the order does not
-depend on the number of processes. A cursor is a small dict from which the same windows follow, always; a shuffle
-buffer has none.
+Row p of the run is the next window of lane p % lanes (train/batches.py), so the order does not depend on the number of
+processes. A cursor is a small dict that restores the exact position; a shuffle buffer could not be restored this way.
 """
 
 from collections import deque
@@ -24,14 +23,14 @@ DOCUMENT_BLOCK = 32  # documents
 
 
 class TokenLanes:
-    """`rows(lane, cursor)` -> the windows of one lane from a cursor on, without end.
+    """Endless lanes of windows; `rows(lane, cursor)` yields the windows of one lane after a cursor.
 
     Args:
-        read: (shard, start) -> the documents of a shard from number `start` on.
-        encode_batch: texts -> ids, adding nothing.
+        read: yield the documents of shard number `shard`, beginning with number `start`: read(shard, start).
+        encode_batch: encode texts as ids, without special tokens.
 
     Raises:
-        ValueError: on reading, a lane without documents.
+        ValueError: a lane has no documents (raised when it is read).
     """
 
     def __init__(
@@ -48,13 +47,13 @@ class TokenLanes:
         self.max_length, self.lanes, self.seed = max_length, lanes, seed
 
     def rows(self, lane: int, cursor: dict[str, Any] | None = None) -> Iterator[tuple[dict, dict[str, Any]]]:
-        """Yield ({"input_ids": (T,), "shift_labels": (T,)}, cursor after it) for each window."""
+        """Yield ({"input_ids": (T,), "shift_labels": (T,)}, cursor after the window) for each window."""
         T = self.max_length
         position = cursor or {"epoch": 0, "turn": 0, "block": None, "given": 0, "carry": []}
         windows_done, carry = (
             position["given"],
             position["carry"],
-        )  # windows of the first block that are behind us; ids before that block
+        )  # windows of the first block that were already used; ids carried over to that block
         for epoch, turn, block, ids in self._blocks(lane, position["epoch"], position["turn"], position["block"]):
             ids = np.array([*carry, *ids])
             windows = max(0, len(ids) - 1) // T
@@ -67,7 +66,7 @@ class TokenLanes:
     def _blocks(
         self, lane: int, epoch: int, turn: int, block: int | None
     ) -> Iterator[tuple[int, int, int, list[int]]]:
-        # (epoch, turn, block, its ids) without end; a turn is a place in the epoch's order of the lane's shards
+        # Yield (epoch, turn, block, ids of the block) endlessly; a turn is an index into the epoch's order of shards.
         own_shards = list(range(lane, self.shards, self.lanes)) or [lane % self.shards]
         sharers = max(1, len(range(lane % self.shards, self.lanes, self.shards)))
         first = lane // self.shards if sharers > 1 else 0
@@ -85,8 +84,8 @@ class TokenLanes:
                 block = None
             if not has_documents:
                 raise ValueError(
-                    f"Lane {lane} of {self.lanes} has no documents ({DOCUMENT_BLOCK} at a time are dealt out). "
-                    "Give fewer stream_lanes, or turn streaming off: so small a corpus fits into memory."
+                    f"Lane {lane} of {self.lanes} has no documents: lanes take blocks of {DOCUMENT_BLOCK} documents. "
+                    "Give fewer stream_lanes, or turn streaming off: a small corpus fits into memory."
                 )
             epoch, turn = epoch + 1, 0
 

@@ -1,10 +1,10 @@
-"""A token stream -> overlapping windows of `max_length`, each with the token that comes next at every position.
+"""Cut a token stream into windows of `max_length` tokens; the target of each position is the next token.
 
     stream             I  HAD always thought Jack Gis burn rather ...
     window 0           input_ids [I, HAD, always, thought] -> shift_labels [HAD, always, thought, Jack]
     window 1, stride 4 input_ids [Jack, Gis, burn, rather] -> shift_labels [Gis, burn, rather, ...]
 
-At stride = max_length every token except the stream's first is a target exactly once, at a window's edge too.
+With stride = max_length every token except the first of the stream is a target exactly once.
 """
 
 from collections.abc import Sequence, Sized
@@ -12,12 +12,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from ...utils.wording import plural
+
 
 IGNORED = -100  # the label of a position without a target
 
 
 class Stream(Protocol):
-    """Token ids that are sliced like an array."""
+    """Token ids that can be sliced like an array."""
 
     def __len__(self) -> int: ...
 
@@ -25,18 +27,19 @@ class Stream(Protocol):
 
 
 class Windows(Sequence):
-    """The windows of one stream, made when asked for: `windows[k]` is {"input_ids": (T,), "shift_labels": (T,)}.
+    """The windows of one stream, created on access: `windows[k]` is {"input_ids": (T,), "shift_labels": (T,)}.
 
     Args:
         ids: (N,) the stream.
         max_length: positions in a window.
-        stride: from one window's start to the next. Smaller than max_length repeats tokens, larger leaves gaps.
-        overlap: how to use tokens that were targets in an earlier window: "ask" makes them targets again (the book's
-            way, the default), "context" only reads them, so that each token is a target once.
-        drop_tail: leave out the last window where it is shorter than max_length.
+        stride: distance between the starts of two windows. Below max_length tokens are repeated, above it some are
+            skipped.
+        overlap: use of tokens that were targets in an earlier window: "ask" makes them targets again (as in the book,
+            the default); "context" uses them only as input, so that each token is a target once.
+        drop_tail: drop the last window if it is shorter than max_length.
 
     Raises:
-        ValueError: a length or stride below 1, or a stream too short for one window.
+        ValueError: max_length or stride is below 1, overlap is unknown, or the stream is too short for one window.
     """
 
     def __init__(
@@ -49,23 +52,23 @@ class Windows(Sequence):
     ):
         stride = max_length if stride is None else stride
         if max_length < 1 or stride < 1:
-            raise ValueError(f"max_length {max_length} and stride {stride} have to be at least 1.")
+            raise ValueError(f"max_length and stride must be at least 1, not {max_length} and {stride}.")
         if overlap not in ("ask", "context"):
-            raise ValueError(f"overlap is {overlap!r}; it is 'ask' or 'context'.")
+            raise ValueError(f"overlap must be 'ask' or 'context', not {overlap!r}.")
         target_count = len(ids) - 1  # every token except the first
         needed = max_length if drop_tail else 1
         if target_count < needed:
-            raise ValueError(f"{len(ids)} tokens are fewer than one window takes ({needed + 1}).")
+            raise ValueError(f"The text has {plural(len(ids), 'token')}, but one window needs {needed + 1}.")
         self.ids, self.max_length, self.stride, self.overlap = ids, max_length, stride, overlap
         full_windows = max(0, (target_count - max_length) // stride + 1)
-        # a shorter window at the end, if full windows leave targets out and it starts before the last token
+        # Add a shorter window at the end if full windows miss some targets and it starts before the last token.
         reached = (full_windows - 1) * stride + max_length if full_windows else 0
         tail = not drop_tail and reached < target_count and full_windows * stride < target_count
         self._count = full_windows + tail
 
     @property
     def asked_per_row(self) -> int:
-        """Return the targets of a full window (with overlap "context", the first window has more)."""
+        """Return the number of targets of a full window (with overlap "context", the first window has more)."""
         return min(self.stride, self.max_length) if self.overlap == "context" else self.max_length
 
     def __len__(self) -> int:
@@ -85,9 +88,9 @@ class Windows(Sequence):
 def mask_inputs(
     row: dict[str, np.ndarray], place: int, *, mask_token_id: int, most: int = 3, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Replace 1 to `most` of a row's input tokens, chosen by (seed, place); its targets stay.
+    """Replace 1 to `most` of a row's input tokens, chosen by (seed, place); the targets do not change.
 
-    A row is masked differently in each epoch, since its place differs. This makes memorization harder.
+    A row's place differs between epochs, so it is masked differently in each. This makes memorization harder.
     """
     generator = np.random.default_rng([seed, place])
     ids = row["input_ids"].copy()
@@ -97,10 +100,10 @@ def mask_inputs(
 
 
 def require_full_window(ids: Sized, max_length: int, split: str) -> None:
-    """Raise a ValueError where a split does not fill a single window."""
+    """Raise a ValueError if a split is too short for one window."""
     if len(ids) < max_length + 1:
         raise ValueError(
-            f"The {split} split has {len(ids)} tokens, but one window of max_length {max_length} takes "
+            f"The {split} split has {plural(len(ids), 'token')}, but one window of max_length {max_length} needs "
             f"{max_length + 1}. Give more text, a smaller max_length, or another validation_fraction."
         )
 

@@ -1,1 +1,1 @@
-"""Where documents come from: files, the Hub, streams, the documentation of Python."""
+"""Read documents: local files, the Hub, streams, the documentation of Python."""

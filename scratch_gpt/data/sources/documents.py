@@ -1,7 +1,4 @@
-"""A name -> documents: the embedded default, local files or a Hub dataset, as `datasets` rows of {"text": str}.
-
-The only file that imports `datasets`.
-"""
+"""Open documents as `datasets` rows of {"text": str}: the embedded default, local files or a Hub dataset."""
 
 import hashlib
 import json
@@ -30,29 +27,29 @@ from .python_docs import python_documentation
 from .tables import NoRows, columns_of, first_fields, read_tables, write_tables
 
 
-CACHE_FORMAT = 1  # of the Arrow files that rows are kept in between runs
+CACHE_FORMAT = 1  # version of the Arrow files that cache rows between runs
 RowsT = TypeVar("RowsT")
 
 
 class Source(NamedTuple):
-    """Rows, where they come from, and what was not read."""
+    """Rows, a record of their origin, and notices."""
 
     rows: datasets.Dataset
     record: dict[str, Any]  # for the manifest: each file with its SHA-256, a Hub dataset with its commit
-    notices: list[str]
+    notices: list[str]  # for the user, such as the files that were not read
 
 
 def open_documents(dataset: str | Location = EMBEDDED, text_column: str = "text") -> Source:
-    """Open documents as rows of {"text": str}; empty ones are left out.
+    """Open documents as rows of {"text": str}, without empty ones.
 
     Raises:
-        ValueError: nothing there, nothing readable, no such column, no such split, no text.
+        ValueError: the dataset, column or split is missing, nothing can be read, or all documents are empty.
     """
     source = open_column(dataset, text_column)
     rows = source.rows.filter(has_text, batched=True, desc="Reading documents")
     if len(rows) == 0:
         raise ValueError(
-            f"{locate(dataset).dataset} holds no text: every document of column {text_column!r} is empty."
+            f"{locate(dataset).dataset} contains no text: every document of column {text_column!r} is empty."
         )
     return source._replace(rows=rows)
 
@@ -63,13 +60,13 @@ def open_rows(
     """Open a dataset with the columns in use. Errors as for `open_documents`.
 
     Args:
-        columns: by default all.
-        column_names: of .csv or .tsv files without a header.
+        columns: the columns in use; by default all.
+        column_names: the names of the columns of .csv or .tsv files without a header.
     """
     where = locate(dataset)
     if column_names is not None and not looks_local(where.dataset):
         raise ValueError(
-            f"column_names are for local .csv and .tsv files without a header, and {where.dataset} is none."
+            f"column_names only works for local .csv and .tsv files without a header; {where.dataset} is not local."
         )
     read = partial(_read_files, where.dataset, columns=columns, column_names=column_names)
     rows, record, notices = open_either(where, columns, column_names, read, open_dataset)
@@ -77,7 +74,7 @@ def open_rows(
         _check_columns(where.dataset, rows.column_names, columns)
         rows = rows.select_columns([name for name in rows.column_names if name in columns.names])
     if len(rows) == 0:
-        raise ValueError(f"{where.dataset} holds no rows.")
+        raise ValueError(f"{where.dataset} contains no rows.")
     return Source(rows, record, notices)
 
 
@@ -88,7 +85,7 @@ def open_either(
     read_files: Callable[[list[LocalFile]], RowsT],
     read_dataset: Callable[[Location], RowsT],
 ) -> tuple[RowsT, dict[str, Any], list[str]]:
-    """Open local files with one function and anything else with the other; return rows, their record and notices.
+    """Open local files with `read_files` and anything else with `read_dataset`; return rows, record and notices.
 
     Args:
         columns, column_names: as for `open_rows`; they choose the files.
@@ -100,7 +97,7 @@ def open_either(
 
 
 def open_column(dataset: str | Location = EMBEDDED, text_column: str = "text") -> Source:
-    """Open all rows as {"text": str or None}, empty ones too. Errors as for `open_documents`."""
+    """Open all rows as {"text": str or None}, including empty ones. Errors as for `open_documents`."""
     source = open_rows(dataset, one_column(text_column))
     return source._replace(rows=_text_only(locate(dataset).dataset, source.rows, text_column))
 
@@ -112,7 +109,7 @@ def _text_only(dataset: str, rows: datasets.Dataset, text_column: str) -> datase
 
 
 def describe_source(where: Location) -> dict[str, Any]:
-    """Return where rows come from that are not local files: a Hub dataset with its commit, or prepared data."""
+    """Return the record of rows that are not local files: a Hub dataset with its commit, or prepared data."""
     record = source_record(where)
     if where.dataset == EMBEDDED:
         return {**record, "revision": f"Python {sysconfig.get_config_var('py_version')}"}
@@ -123,25 +120,25 @@ def describe_source(where: Location) -> dict[str, Any]:
     for url in (builder.config.data_files or {}).get(where.split, []):  # hf://datasets/NAME@COMMIT/FILE
         commit, _, name = url.partition("@")[2].partition("/")
         record["revision"] = commit or where.revision
-        record["files"].append({"name": name or url})  # its commit says what is in it
+        record["files"].append({"name": name or url})  # without a hash: the commit identifies the content
     return record
 
 
 def source_record(where: Location, files: Sequence[LocalFile] = ()) -> dict[str, Any]:
-    """Return the location as a manifest has it, with its local files."""
+    """Return a location in the form of the manifest, with its local files."""
     name = local_path(where.dataset).name if files else where.dataset
     return {**where._asdict(), "dataset": name, "files": [file.record for file in files]}
 
 
 def open_prepared_text(folder: str) -> dict[str, datasets.Dataset]:
-    """Return the mapped splits of a folder of cleaned rows, as training/prepare.py --task text writes it.
+    """Return the mapped splits of a folder of cleaned text rows (task "text" of training/prepare.py).
 
     Raises:
-        ValueError: it holds token rows, or a file is not what the manifest says.
+        ValueError: the folder contains token rows, or a file differs from the manifest.
     """
     manifest = read_manifest(Path(folder))
     if manifest["task"] != "text":
-        raise ValueError(f"{folder} holds rows of token ids, and text is needed. Prepare it with task='text'.")
+        raise ValueError(f"{folder} contains token ids, but text is needed. Prepare the data with task='text'.")
     verify_files(Path(folder), manifest)
     files = [(Path(file["name"]), file["sha256"]) for file in manifest["files"]]
     return {
@@ -160,7 +157,7 @@ def open_splits(
     seed: int = 0,
     by_number: bool = False,
 ) -> tuple[dict[str, datasets.Dataset], dict[str, Any], list[str]]:
-    """Open the documents of each split, with their record and notices; prepared text keeps the splits it was given.
+    """Open the documents of each split, with their record and notices; prepared text keeps its splits.
 
     Args:
         by_number: as in `split_documents`.
@@ -183,15 +180,15 @@ def split_documents(
     seed: int = 0,
     by_number: bool = False,
 ) -> dict[str, datasets.Dataset]:
-    """Split documents into {"train", "validation", "test"}; they are cut only if the shares of text need it.
+    """Split documents into {"train", "validation", "test"}; documents are cut only if the shares require it.
 
-    `split_texts` decides where each goes and which are cut. A fraction of 0 leaves that split out.
+    `split_texts` assigns the documents and cuts them. A split with a fraction of 0 is missing from the result.
 
     Args:
-        by_number: never look at sizes and cut nothing but a single document, as runs of older versions did.
+        by_number: split by count, as older versions did; only a single document is cut.
 
     Raises:
-        ValueError: fractions outside [0, 1) or together 1 or more, or too little text.
+        ValueError: a fraction is outside [0, 1), their sum is 1 or more, or there is too little text.
     """
     batches = documents.with_format("arrow").iter(1000)
     sizes = np.concatenate([np.empty(0, np.int64), *map(sizes_of_texts, batches)])
@@ -205,7 +202,7 @@ def split_documents(
 
 
 def is_text(feature: Any) -> bool:
-    """Return whether a column of this feature of `datasets` holds text."""
+    """Return whether a column with this feature of `datasets` contains text."""
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
@@ -216,10 +213,12 @@ def check_text_column(dataset: str, columns: list[str], features: datasets.Featu
         )
     kind = (features or {}).get(text_column)
     if kind is not None and not is_text(kind):
-        raise ValueError(f"Column {text_column!r} of {dataset} holds {kind}, not text. Choose another text_column.")
+        raise ValueError(
+            f"Column {text_column!r} of {dataset} has the type {kind}, not text. Choose another text_column."
+        )
 
 
-# --- Where documents come from -----------------------------------------------------------------------------------
+# --- Datasets ----------------------------------------------------------------------------------------------------
 
 
 @overload
@@ -234,7 +233,7 @@ def open_dataset(where: Location, streaming: bool = False) -> datasets.Dataset |
     """Open the embedded documentation, a split of prepared text or a dataset of the Hub.
 
     Raises:
-        ValueError: there is no such dataset or split.
+        ValueError: the dataset or split is missing.
     """
     dataset, config, split, revision = where
     if dataset == EMBEDDED:
@@ -248,10 +247,10 @@ def open_dataset(where: Location, streaming: bool = False) -> datasets.Dataset |
         return splits[split].to_iterable_dataset() if streaming else splits[split]
     try:
         return datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=streaming)
-    except Exception as error:  # the Hub client raises many kinds, all of which mean the same to the user
+    except Exception as error:  # the Hub client raises many types of exceptions with the same meaning for the user
         raise ValueError(
-            f"{dataset!r} is no local file or folder, and as a Hub dataset it could not be opened "
-            f"({one_line(error)}). Give a path that exists, an id on the Hub, or {EMBEDDED}."
+            f"{dataset!r} is not a local file or folder, and as a Hub dataset it could not be opened "
+            f"({one_line(error)}). Give an existing path, an id on the Hub, or {EMBEDDED}."
         ) from error
 
 
@@ -262,8 +261,8 @@ def _python_documentation() -> datasets.Dataset:
     )
     if len(rows) < 100:
         raise ValueError(
-            f"This Python was installed without its sources (only {len(rows)} documented modules found), so there is "
-            "no embedded text. Give a dataset of your own."
+            f"This Python was installed without its sources (only {len(rows)} documented modules found), so it cannot "
+            "be used as the default dataset. Give another dataset."
         )
     return rows
 
@@ -274,13 +273,13 @@ def _python_documentation() -> datasets.Dataset:
 def _read_files(
     dataset: str, files: list[LocalFile], *, columns: Columns | None, column_names: Sequence[str] | None
 ) -> datasets.Dataset:
-    # The rows of files, kept between runs under a hash of what was read.
+    # Return the rows of files; they are cached between runs under a hash of the files and settings.
     content = [(kind_ending(file.path), file.path.suffix.lower(), file.sha256) for file in files]
     key = json.dumps([CACHE_FORMAT, content, columns and columns[:-1], column_names])
     key = hashlib.sha256(key.encode()).hexdigest()[:32]
     path = Path(datasets.config.HF_DATASETS_CACHE) / "scratch_gpt" / key / "rows.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name("lock")):  # the processes of one machine read a file once
+    with FileLock(path.with_name("lock")):  # only one process of a machine reads the files
         if not path.exists():
             size, label = sum(file.bytes for file in files), f"{len(files):,} files" if files[1:] else files[0].name
             with datasets.utils.tqdm(None, f"Reading {label}", size, unit="B", unit_scale=True, delay=1) as bar:
@@ -289,12 +288,12 @@ def _read_files(
                 except pa.ArrowException as error:
                     raise ValueError(f"{dataset} cannot be read as one table: {one_line(error)}") from error
     if not path.exists():
-        raise ValueError(f"{dataset} holds no rows.")
+        raise ValueError(f"{dataset} contains no rows.")
     return _mapped(path, key)
 
 
 def _mapped(path: Path, fingerprint: str) -> datasets.Dataset:
-    # A mapped Arrow file. By default `datasets` keeps what it derives under the file's path and time.
+    # Map an Arrow file. Without the fingerprint `datasets` would cache results by the file's path and time.
     return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(path)), fingerprint=fingerprint)
 
 
@@ -309,10 +308,10 @@ def _all_tables(
 def choose_files(
     dataset: str, columns: Columns | None, column_names: Sequence[str] | None = None
 ) -> tuple[list[LocalFile], list[str]]:
-    # The files of a dataset that hold the columns in use, and notices about all others.
+    # Return the files of a dataset that have the columns in use, and notices about the other files.
     local_files, notices = find_files(dataset)
     if not any(file.bytes for file in local_files):
-        raise ValueError(f"{dataset} holds no text: {local_files[0].name} is empty.")
+        raise ValueError(f"{dataset} contains no text: {local_files[0].name} is empty.")
     if column_names is not None:
         _check_column_names(local_files, column_names)
     if columns is None:
@@ -324,12 +323,12 @@ def choose_files(
     if skipped := [
         file.name for file, names in zip(local_files, names_of_files, strict=True) if not columns.fit(names)
     ]:
-        notices.append(f"{dataset}: not read, without {columns.lack()}: {count_names(skipped)}.")
+        notices.append(f"{dataset}: skipped files without {columns.lack()}: {count_names(skipped)}.")
     return files, notices
 
 
 def _read_columns(file: LocalFile, columns: Columns, column_names: Sequence[str] | None, is_alone: bool) -> list[str]:
-    # Among others a .json that holds something else than rows is one without the columns.
+    # A .json file that does not contain rows is skipped like one without the columns, unless it is the only file.
     try:
         return columns_of(file, columns, column_names)
     except NoRows:
@@ -348,12 +347,12 @@ def _check_column_names(files: list[LocalFile], column_names: Sequence[str]) -> 
     for file in files:
         if file.kind not in ("csv", "tsv"):
             raise ValueError(
-                f"column_names are for .csv and .tsv files without a header, and {file.path.name} is none."
+                f"column_names only works for .csv and .tsv files without a header; {file.path.name} is not one."
             )
         first = first_fields(file)
         if len(first) < len(column_names) or any(first[len(column_names) :]):
             raise ValueError(
-                f"{file.path.name} has {plural(len(first), 'column')}, and column_names names {len(column_names)}: "
+                f"{file.path.name} has {plural(len(first), 'column')}, but column_names gives {len(column_names)}: "
                 f"{','.join(column_names)}. Name every column."
             )
 

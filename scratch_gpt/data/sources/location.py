@@ -1,4 +1,4 @@
-"""Say where rows are: a name and, of a dataset on the Hub, its config, split and revision."""
+"""Describe the location of rows: a name and, for a dataset on the Hub, its config, split and revision."""
 
 from typing import NamedTuple
 
@@ -10,23 +10,23 @@ EMBEDDED = "python-docs"
 
 
 class Location(NamedTuple):
-    """Where rows are. Functions that open rows take a name alone too."""
+    """The location of rows. Functions that open rows also accept just the name of the dataset."""
 
     # `python-docs` (the documentation of the running Python, needs no download), a local file, folder or glob of .txt,
     # .md, .json, .jsonl, .csv, .tsv or .parquet, compressed or not, or a dataset id on the Hugging Face Hub
     dataset: str = EMBEDDED
     config: str | None = None  # of a Hub dataset
-    split: str = "train"  # of a Hub dataset, or of a folder of prepared text: what was held out there stays so
+    split: str = "train"  # of a Hub dataset or of prepared text; other splits, such as held-out text, are not read
     revision: str | None = None  # of a Hub dataset
 
     @property
     def is_files(self) -> bool:
-        """Return whether the rows are in local files of the user's: neither prepared data nor on the Hub."""
+        """Return whether the rows are in the user's local files: neither prepared data nor on the Hub."""
         return looks_local(self.dataset) and not is_prepared(self.dataset)
 
 
 def locate(dataset: str | Location) -> Location:
-    """Return the location of a dataset that is given by its name or by its location."""
+    """Return the Location of a dataset given by name or Location."""
     return dataset if isinstance(dataset, Location) else Location(dataset)
 
 

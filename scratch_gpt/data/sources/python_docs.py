@@ -1,4 +1,4 @@
-"""The Python that runs this -> documents of its own documentation: text that every user has, without a download."""
+"""Read the documentation of the running Python as documents: text that every user has without a download."""
 
 import ast
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2
 
 
 def python_documentation(stdlib: str, version: str) -> Iterator[dict]:
-    """Yield a document {"text"} for each module, its docstrings in source order; then pydoc's topics.
+    """Yield a document {"text"} with the docstrings of each module, then pydoc's topics.
 
-    Read as text: nothing is imported, so it works under -OO too. `version` is a name for the cache: another Python is
-    another text.
+    Modules are parsed, not imported, so this also works under -OO. `version` is only part of the cache key: another
+    version of Python has other text.
     """
     earlier_texts = set()
     for path in sorted(Path(stdlib).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Read documents one after the other, without a copy on disk."""
+"""Read documents as a stream, without a copy on disk."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,11 +16,11 @@ from .tables import read_tables
 
 
 class DocumentStream(NamedTuple):
-    """A corpus that is read as it is needed."""
+    """A corpus that is read while it is used."""
 
-    read: Callable[[int, int], Iterator[str]]  # (shard, start) -> the documents of a shard from number `start` on
+    read: Callable[[int, int], Iterator[str]]  # read(shard, start) yields a shard's documents from number `start` on
     shards: int
-    splits: dict[str, datasets.Dataset]  # "validation" and "test", and as "train" a sample of what is streamed
+    splits: dict[str, datasets.Dataset]  # "validation", "test", and a sample of the streamed documents as "train"
     record: dict[str, Any]
     notices: list[str]
 
@@ -32,7 +32,7 @@ def open_stream(
     test_fraction: float = 0.0,
     head: int = 10_000,
 ) -> DocumentStream:
-    """Stream the documents. The first ones are held out: fractions of the first `head`.
+    """Stream documents; fractions of the first `head` documents are held out.
 
     Raises:
         ValueError: as `open_documents` and `split_documents`.
@@ -50,7 +50,7 @@ def open_stream(
     def shard(number: int) -> datasets.IterableDataset:
         return rows.shard(num_shards=shards, index=number) if shards > 1 else rows
 
-    sample, shard_of = [], []  # the first documents, whichever files they lie in, and the shard of each
+    sample, shard_of = [], []  # the first documents, from one or more shards, and the shard of each
     try:
         for number in range(shards):
             documents = list(shard(number).take(head - len(sample)))
@@ -62,7 +62,7 @@ def open_stream(
     except Exception as error:
         raise ValueError(f"{name} cannot be read: {one_line(error.__cause__ or error)}") from error
     if not sample:
-        raise ValueError(f"{name} holds no text.")
+        raise ValueError(f"{name} contains no text.")
     check_text_column(name, list(sample[0]), rows.features, text_column)
     texts = [row[text_column] for row in sample]
     held_out, start = {}, 0
@@ -73,8 +73,8 @@ def open_stream(
     for split, part in held_out.items():
         if not any(has_text({"text": part})):
             raise ValueError(
-                f"The first {len(texts)} documents of {name} leave nothing for {split}. Without streaming a small "
-                "corpus is split as a whole; validation_fraction 0 holds nothing out."
+                f"The first {len(texts)} documents of {name} leave nothing for {split}. Turn streaming off to split a "
+                "small corpus, or set validation_fraction to 0."
             )
 
     def read(number: int, first: int) -> Iterator[str]:
@@ -95,7 +95,9 @@ def _stream_files(files: list[LocalFile], name: str) -> Iterator[dict[str, str |
         for table in read_tables(file, one_column(name)):
             kind = table.schema.field(name).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-                raise ValueError(f"Column {name!r} of {file.name} holds {kind}, not text. Choose another text_column.")
+                raise ValueError(
+                    f"Column {name!r} of {file.name} has the type {kind}, not text. Choose another text_column."
+                )
             yield from table.to_pylist()
 
 

@@ -1,10 +1,10 @@
 """Read files into Arrow tables: the columns in use, with one type for each over all files.
 
-    columns_of     a file -> the names of its columns
-    read_tables    a file -> tables of the columns in use
-    write_tables   files -> one Arrow file
+    columns_of     return the names of a file's columns
+    read_tables    read the columns in use from a file, as tables
+    write_tables   write tables to one Arrow file
 
-Columns of .csv and .tsv files are text, to the character. JSON and Parquet files keep their own types.
+Columns of .csv and .tsv files are read as text, unchanged. JSON and Parquet files keep their types.
 """
 
 import csv
@@ -23,30 +23,30 @@ from ...utils.local_files import COMPRESSED, LocalFile, kind_ending, one_line, o
 from ..columns import Columns
 
 
-TABLE_ROWS, TABLE_BYTES = 4096, 2**23  # of a table
-DEEPEST = 64  # levels of a JSON value
-DIALECTS = {  # kind -> how its fields are told apart
+TABLE_ROWS, TABLE_BYTES = 4096, 2**23  # limits for one table
+DEEPEST = 64  # maximum nesting of a JSON value
+DIALECTS = {
     "csv": {"delimiter": ",", "quoting": csv.QUOTE_MINIMAL, "strict": True},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
-FEATURES = b"huggingface"  # where `datasets` keeps the names of classes in a schema
+FEATURES = b"huggingface"  # metadata key of a schema under which `datasets` stores the names of classes
 
 
 class NoRows(ValueError):
-    """JSON that is not made of objects."""
+    """Raised for JSON that does not consist of objects."""
 
 
 class _Row(NamedTuple):
     place: tuple[str, int]  # "line" or "element", and its number
-    size: int  # in characters, about
+    size: int  # approximate, in characters
     values: dict[str, Any]
 
 
 def columns_of(file: LocalFile, columns: Columns | None = None, names: Sequence[str] | None = None) -> list[str]:
-    """Return the names of a file's columns; of JSON, those of the first rows until `columns` are complete.
+    """Return the names of a file's columns; for JSON, those of the first rows until `columns` are complete.
 
     Args:
-        names: of the columns of a .csv or .tsv file without a header.
+        names: the names of the columns of a .csv or .tsv file without a header.
 
     Raises:
         ValueError: the file cannot be read.
@@ -80,7 +80,7 @@ def read_tables(
     """Yield the rows of a file as tables of the columns in use; by default of all.
 
     Raises:
-        ValueError: the file cannot be read as what its ending says; it names the line where one is known.
+        ValueError: the content does not match the file's ending; the message gives the line if it is known.
     """
     with open_file(file) as content:
         if file.kind == "parquet":
@@ -98,11 +98,11 @@ def read_tables(
 
 
 def write_tables(tables: Iterable[pa.Table], path: Path) -> None:
-    """Write tables as one Arrow file with one type for each column; a column that a table lacks is null there.
+    """Write tables to one Arrow file with one type for each column; columns missing from a table are null.
 
     Raises:
-        ArrowException: a column has types that no single one can hold.
-        ValueError: it has classes in another order.
+        ArrowException: a column has types that cannot be combined.
+        ValueError: a column has different classes in two tables.
     """
     features: dict[str, Any] = {}
     drafts: list[tuple[Path, pa.Schema]] = []  # one for each run of tables with the same schema
@@ -133,8 +133,8 @@ def write_tables(tables: Iterable[pa.Table], path: Path) -> None:
 
 
 def _text_converter(parts: list[pa.Table], features: dict[str, Any]) -> Callable[[pa.Table], pa.Table]:
-    # Where a file gives a column as text (a .csv has nothing else), whole numbers and booleans of others become text,
-    # and the numbers of named classes their names.
+    # If a column is text in one file (in a .csv it always is), integers and booleans of other files become text, and
+    # the numbers of named classes become their names.
     fields = [field for part in parts for field in part.schema]
     texts = {field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
 
@@ -155,11 +155,11 @@ def _text_converter(parts: list[pa.Table], features: dict[str, Any]) -> Callable
 def _as_text(value: Any, names: list[str] | None) -> str | None:
     if value is None or names is None:
         return None if value is None else str(value)
-    return names[value] if 0 <= value < len(names) else None  # -1 is no class
+    return names[value] if 0 <= value < len(names) else None  # -1 means that the class is unknown
 
 
 def _join_small_tables(tables: Iterable[pa.Table], features: dict[str, Any]) -> Iterator[pa.Table]:
-    # Small tables of the same schema as one: thousands of files are not thousands of pieces.
+    # Join small tables of the same schema, so that thousands of files do not give thousands of pieces.
     waiting: list[pa.Table] = []
     rows = size = 0
     for table in tables:
@@ -178,14 +178,16 @@ def _concatenate(tables: list[pa.Table]) -> pa.Table:
 
 
 def _join_features(features: dict[str, Any], table: pa.Table) -> None:
-    # What `datasets` notes of columns, such as the names of classes: the same numbers have to mean the same.
+    # Collect the classes that `datasets` stores for columns; a number must mean the same class in all files.
     for name, feature in _features_of(table.schema).items():
         if name in table.column_names and features.setdefault(name, feature) != feature:
-            raise ValueError(f"The column {name!r} has other classes, or another order of them, in one of the files.")
+            raise ValueError(
+                f"The column {name!r} has other classes, or another order of them, in one of the files. Rename it."
+            )
 
 
 def _features_of(schema: pa.Schema) -> dict[str, Any]:
-    # Names of classes alone: the types of all else are the columns' own.
+    # Return only the features with classes; the types of other columns are in the schema.
     try:
         features = json.loads((schema.metadata or {}).get(FEATURES, b"{}"))["info"]["features"]
         return {name: feature for name, feature in features.items() if "ClassLabel" in json.dumps(feature)}
@@ -197,7 +199,7 @@ def _features_of(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]]]:
-    # (line where it begins, fields) of each record of a .csv or .tsv file; blank lines are none.
+    # Yield (first line, fields) of each record of a .csv or .tsv file, without blank lines.
     csv.field_size_limit(2**31 - 1)
     lines = (part for _, line in text_lines(content, file.name) for part in _split_at_returns(line))
     reader = csv.reader(lines, **DIALECTS[file.kind])
@@ -214,12 +216,12 @@ def _fields(content: BinaryIO, file: LocalFile) -> Iterator[tuple[int, list[str]
 
 
 def _split_at_returns(line: str) -> Iterable[str]:
-    # A carriage return alone ends a line too.
+    # A carriage return without a line feed also ends a line.
     return [line] if line.find("\r") in (-1, len(line) - 2) else io.StringIO(line, newline="")
 
 
 def _without_trailing(fields: list[str]) -> list[str]:
-    # Spreadsheets write separators behind the last column.
+    # Spreadsheets may write separators after the last column.
     while fields and not fields[-1]:
         fields.pop()
     return fields
@@ -242,15 +244,15 @@ def _records(
     width, names_in_use = len(header), {*header} if columns is None else columns.names
     _check_names(header, columns, file)
     positions = [(n, name) for n, name in enumerate(header) if name and name in names_in_use]
-    trailing = None  # whether rows end in separators behind the last column: all of them, or none
+    trailing = None  # whether rows have separators after the last column; must be the same for all rows
     for line, fields in records:
         extra_fields = fields[width:]
         if trailing is None and len(fields) >= width:
             trailing = bool(extra_fields)
         if any(extra_fields) or (len(fields) >= width and bool(extra_fields) != trailing):
-            remedy = {"csv": "Put a text with commas in quotation marks.", "tsv": "A text may not hold a tab."}
+            remedy = {"csv": "Put a text with commas in quotation marks.", "tsv": "A text must not contain a tab."}
             raise ValueError(
-                f"{file.name}, line {line}: {len(fields)} fields, and there are {width} columns "
+                f"{file.name}, line {line}: {len(fields)} fields, but there are {width} columns "
                 f"({', '.join(header)}). {remedy[file.kind]}"
             )
         size = sum(map(len, fields))
@@ -258,7 +260,7 @@ def _records(
 
 
 def _objects(content: BinaryIO, file: LocalFile) -> Iterator[_Row]:
-    # Objects one a line; or one JSON text: a list of objects or of texts, or a single object.
+    # The content is one object per line, or one JSON value: a list of objects, a list of texts, or a single object.
     lines = ((number, line) for number, line in text_lines(content, file.name) if not line.isspace())
     first = next(lines, (0, ""))
     if first[1].lstrip().startswith("[") or (kind_ending(file.path) == ".json" and not _is_json(first[1])):
@@ -301,7 +303,7 @@ def _parse(text: str, file: LocalFile, line: int | None = None) -> Any:
 
 
 def _is_deep(value: Any) -> bool:
-    # Level by level: pyarrow, which calls itself for each, crashes on thousands of them.
+    # Check level by level: pyarrow recurses and crashes on thousands of levels.
     level = [value]
     for _ in range(DEEPEST):
         level = [item for part in level if isinstance(part, (dict, list)) for item in _items(part)]
@@ -330,7 +332,7 @@ def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None)
         for batch in reader.iter_batches(TABLE_ROWS, columns=names):
             table = pa.Table.from_batches([batch]).select(names)
             for n, field in enumerate(table.schema):
-                if pa.types.is_dictionary(field.type):  # `datasets` has no such columns
+                if pa.types.is_dictionary(field.type):  # not supported by `datasets`
                     table = table.set_column(n, field.name, table.column(n).cast(field.type.value_type))
                 elif pa.types.is_string_view(field.type):
                     table = table.set_column(n, field.name, table.column(n).cast(pa.string()))
@@ -339,7 +341,7 @@ def _parquet_tables(content: BinaryIO, file: LocalFile, columns: Columns | None)
         raise ValueError(f"{file.name} cannot be read as parquet: {one_line(error)}") from error
 
 
-# --- Rows -> tables ----------------------------------------------------------------------------------------------
+# --- Tables ------------------------------------------------------------------------------------------------------
 
 
 def _chunks(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
@@ -364,7 +366,7 @@ def _table(chunk: list[_Row], file: LocalFile, columns: Columns | None) -> pa.Ta
 
 
 def _select_keys(value: Any, name: str, columns: Columns) -> Any:
-    # What is read of a JSON value: of messages their keys in use; what is only looked for as JSON, of any types.
+    # Keep only the keys of messages that are in use. Values that are only looked for become JSON: their types vary.
     if value is None or not columns.messages:
         return value
     if name in columns.looked_for:
@@ -387,7 +389,7 @@ def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> p
     try:
         return pa.array(values)
     except kinds as error:
-        good, bad = 0, len(chunk)  # the first `good` rows fit each other, the first `bad` ones do not
+        good, bad = 0, len(chunk)  # the first `good` rows have compatible types, the first `bad` rows do not
         while bad - good > 1:
             middle = (good + bad) // 2
             try:
@@ -396,7 +398,7 @@ def _array(chunk: list[_Row], name: str, file: LocalFile, columns: Columns) -> p
             except kinds:
                 bad = middle
         unit, number = chunk[good].place
-        problem = "is not of the type of the rows before"
+        problem = "differs in type from the rows before it"
         try:
             pa.array(values[good : good + 1])
         except kinds:

@@ -11,10 +11,10 @@ from ...tokenization.documents import EncodeBatch, encode_documents
 
 
 class TokenStream(NamedTuple):
-    """All documents of a split as one row of token ids, each ended by EOS."""
+    """All documents of a split as one row of token ids, each document followed by EOS."""
 
     ids: np.ndarray  # (N,) uint16 or uint32
-    ends: np.ndarray  # (documents,) where each one ends
+    ends: np.ndarray  # (documents,) the end of each document in `ids`
     bytes: int  # of UTF-8 text
 
     @property
@@ -24,11 +24,11 @@ class TokenStream(NamedTuple):
 
 
 def token_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, eos_token_id: int, desc: str) -> TokenStream:
-    """Tokenize each document, end it with EOS and join them in order.
+    """Tokenize the documents, add EOS to each, and join them in order.
 
     Args:
-        encode_batch: texts -> ids, adding nothing.
-        desc: what the progress bar says.
+        encode_batch: encode texts as ids, without special tokens.
+        desc: the label of the progress bar.
     """
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
@@ -41,14 +41,14 @@ def token_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, eos_tok
     parts, lengths = [], []
     for batch in batches:
         lengths += map(len, batch["input_ids"])
-        parts.append(np.concatenate(batch["input_ids"]).astype(np.uint32))  # half of the memory that int64 takes
+        parts.append(np.concatenate(batch["input_ids"]).astype(np.uint32))  # half the memory of int64
     ids = np.concatenate(parts)
     ids = ids.astype(np.uint16) if ids.max() < 2**16 else ids
     return TokenStream(ids, np.cumsum(lengths), int(np.sum(rows["bytes"][:])))
 
 
 def joined_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, joiner: str) -> TokenStream:
-    """Tokenize all documents as one text with `joiner` between them; there is no EOS."""
+    """Tokenize all documents as one text with `joiner` between them, without EOS."""
     text = joiner.join(documents["text"])
     ids = np.array(encode_batch([text])[0], dtype=np.uint32)
     return TokenStream(ids, np.array([len(ids)]), len(text.encode()))

@@ -121,7 +121,7 @@ def test_dissimilar_candidates_are_not_joined():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: near_duplicates(np.zeros((2, 8), np.uint32), threshold=0), "threshold is 0"),
+        (lambda: near_duplicates(np.zeros((2, 8), np.uint32), threshold=0), "threshold must be above 0"),
         (lambda: near_duplicates(np.zeros((2, 8), np.uint32), threshold=1.1), "above 0 and at most 1"),
         (lambda: signatures(["a"], ngram=0), "at least 1"),
         (lambda: SeenPassages(length=0), "at least 1 word"),

@@ -48,7 +48,7 @@ def test_bad_input_is_a_one_line_error(names_model, tmp_path, capsys):
     words = ["--dataset", text, "--task", "text", "--output-dir", tmp_path / "out"]
     masked = [*words, "--privacy", "mask", "--names-model"]
     fails([*words, "--names-model", names_model], "add --privacy mask", capsys, prepare.main)
-    fails([*masked, blind], "marks LOC, O; it has to mark PER or PERSON", capsys, prepare.main)
+    fails([*masked, blind], "has the labels LOC, O; it needs PER or PERSON", capsys, prepare.main)
     fails([*masked, tmp_path / "none"], "names-model", capsys, prepare.main)
     fails([*masked, "nobody/nothing"], "cannot be loaded", capsys, prepare.main)
     assert not (tmp_path / "out").exists()

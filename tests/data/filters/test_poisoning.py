@@ -99,10 +99,13 @@ def test_outliers_are_the_lowest_share_lowest_first():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: scores(tiny_model(), make_rows(), parameters=lambda name: False), "6 rows and 0 chosen parameters"),
+        (
+            lambda: scores(tiny_model(), make_rows(), parameters=lambda name: False),
+            "6 rows and 0 chosen trainable parameters",
+        ),
         (lambda: scores(tiny_model(), []), "0 rows"),
         (lambda: scores(tiny_model(), make_rows(), against="loss"), "'neighbors' or 'mean'"),
-        (lambda: outliers(np.zeros(3), share=0), "share is 0"),
+        (lambda: outliers(np.zeros(3), share=0), "share must be above 0"),
     ],
 )
 def test_nothing_to_score_is_a_one_line_error(call, message):

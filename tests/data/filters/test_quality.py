@@ -86,7 +86,7 @@ def test_words_of_unspaced_scripts_are_found_in_running_text_and_a_byte_order_ma
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("ok\n/a(b/\n", r"list.txt, line 2: /a\(b/ is no regular expression"), ("# nothing\n", "holds no word")],
+    [("ok\n/a(b/\n", r"list.txt, line 2: /a\(b/ is not a valid pattern"), ("# nothing\n", "contains no words")],
 )
 def test_a_bad_block_list_is_a_one_line_error(content, message, tmp_path):
     (tmp_path / "list.txt").write_text(content)

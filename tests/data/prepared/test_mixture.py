@@ -103,13 +103,13 @@ def test_epochs_of_each_corpus_decide_the_shares():
 
 @pytest.mark.parametrize("alpha", [0, -1, 1.5, math.nan])
 def test_alpha_outside_0_to_1_is_an_error(alpha):
-    with pytest.raises(ValueError, match="alpha is"):
+    with pytest.raises(ValueError, match="alpha must be"):
         target_shares({"a": 1}, alpha=alpha)
 
 
 @pytest.mark.parametrize("weight", [0, -1, math.nan, math.inf])
 def test_a_weight_that_is_not_a_positive_number_is_an_error(weight):
-    with pytest.raises(ValueError, match="weight of b is"):
+    with pytest.raises(ValueError, match="weight of b must be"):
         target_shares({"a": 1, "b": 1}, {"a": 1, "b": weight})
 
 
@@ -120,5 +120,5 @@ def test_impossible_mixtures_are_errors():
         mix({"a": np.ones(1)}, {"a": 1}, stopping_strategy="never")
     with pytest.raises(ValueError, match="no documents left"):
         mix({"a": np.ones(0)}, {"a": 1})
-    with pytest.raises(ValueError, match="epochs of a are 0"):
+    with pytest.raises(ValueError, match="epochs of a must be a positive number, not 0"):
         mix({"a": np.ones(1)}, {"a": 1}, epochs={"a": 0})

@@ -112,7 +112,13 @@ def test_every_filter_and_corpus_is_on_the_page():
     text = page().text
     for said in ("quality", "60 removed (30.0%)", "140 left", "7 changed", "3 flagged", "40 removed (28.6%)"):
         assert said in text
-    for said in ("2 of the 60 removed", "too_short", "asked 75.0%, actual 70.0%", "given 2.25 times", "alpha = 0.7"):
+    for said in (
+        "2 of the 60 removed",
+        "too_short",
+        "target 75.0%, actual 70.0%",
+        "2.25 epochs",
+        "alpha = 0.7",
+    ):
         assert said in text
     for said in ("3.00 bytes per token", "4.00 bytes per token", "12.5%", "in cut documents"):
         assert said in text
@@ -135,7 +141,7 @@ def test_each_document_of_a_row_has_a_color_and_positions_without_target_are_mar
     assert len(hues) == len(set(hues)) == 3
     tokens = [tag for tag in found.all("i") if "data-position" in tag]
     assert [int(token["data-position"]) for token in tokens] == row["position_ids"].tolist()
-    assert [token.get("class") == "unasked" for token in tokens] == (row["shift_labels"] == IGNORED).tolist()
+    assert [token.get("class") == "no-target" for token in tokens] == (row["shift_labels"] == IGNORED).tolist()
     assert len(found.all("s")) == 3 and "15 of 16 positions are filled" in found.text
 
 
@@ -148,7 +154,7 @@ def test_a_window_is_one_block_and_a_cut_document_is_marked_as_continued():
     )
     cut = window | {"position_ids": np.array([0, 1, 0, 1])}
     text = page(row=cut, pieces=list("abcd")).text
-    assert "document 2: 2 tokens, goes on" in text and "document 1: 2 tokens, goes on" not in text
+    assert "document 2: 2 tokens, continues" in text and "document 1: 2 tokens, continues" not in text
 
 
 def test_a_figure_that_rounds_up_takes_the_next_unit():

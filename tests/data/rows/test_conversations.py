@@ -175,7 +175,7 @@ def test_truncation_keeps_an_answers_start_and_is_counted(some, prompt_format, m
         for ids, targets in encoded
     ]
     if not any(wanted):
-        with pytest.raises(ValueError, match="asks anything within"):
+        with pytest.raises(ValueError, match="has a target within"):
             PromptRows(encoded, max_length, pack)
         return
     rows = PromptRows(encoded, max_length, pack)
@@ -318,17 +318,17 @@ def test_a_transcript_is_the_plain_question_or_several_messages_with_their_roles
 
 
 BAD_ROWS = {
-    "hold nothing but an empty system message": {"messages": [{"role": "system", "content": " "}]},
-    "has the keys question; needed are instruction and output": {"question": "Well?"},
+    "have only an empty system message": {"messages": [{"role": "system", "content": " "}]},
+    "has the keys question; it needs instruction and output": {"question": "Well?"},
     r"has the keys \(none\)": {"instruction": None},
-    "the role 'assistant' comes first; there it has to be system or user": {"messages": [SAY]},
+    "the role 'assistant' comes first; it must be system or user there": {"messages": [SAY]},
     "the role 'user' comes after the user's message": {"messages": [ASK, ASK, SAY]},
     "the role 'tool' comes after": {"messages": [ASK, {"role": "tool", "content": "x"}]},
     "the role 'system' comes after": {"messages": [ASK, SAY, {"role": "system", "content": "x"}]},
     "last message is the user's": {"messages": [ASK]},
     "a role and a content": {"messages": [{"role": "user"}]},
-    "give a list of at least one": {"messages": []},
-    "output is 3; it has to be a text": {"instruction": "Well?", "output": 3},
+    "must be a list with at least one message": {"messages": []},
+    "output must be text, not 3": {"instruction": "Well?", "output": 3},
     "the user's message is empty": {"instruction": " ", "output": "Well."},
 }
 

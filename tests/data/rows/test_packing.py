@@ -117,7 +117,7 @@ def test_a_packed_batch_has_the_loss_of_its_separate_documents():
     torch.testing.assert_close(*losses)
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"max_length": 0}, "at least 1"), ({"ends": []}, "no documents")])
+@pytest.mark.parametrize(("changes", "message"), [({"max_length": 0}, "at least 1"), ({"ends": []}, "No documents")])
 def test_impossible_rows_are_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         PackedRows(**{"ids": np.arange(4), "ends": [4], "max_length": 4, **changes})

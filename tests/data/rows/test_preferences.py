@@ -60,18 +60,18 @@ def test_rows_without_targets_are_dropped_and_counted():
     good = {"prompt": "Well?", **ANSWERS}
     equal, empty = {"prompt": "a", "chosen": "b", "rejected": " b\n"}, {"prompt": "a", "chosen": "b", "rejected": " "}
     assert read_preferences([equal, good, empty, equal]) == ([PAIR], {"empty": 1, "equal": 2})
-    with pytest.raises(ValueError, match="2 have a chosen answer that equals the rejected one, 1 an empty"):
+    with pytest.raises(ValueError, match="in 2 the chosen answer equals the rejected one, and 1 have an empty"):
         read_preferences([equal, empty, equal])
 
 
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"prompt": "a", "chosen": "b"}, "Row 2: a row has the keys prompt, chosen; needed are prompt, chosen"),
+        ({"prompt": "a", "chosen": "b"}, "Row 2: a row has the keys prompt, chosen; it needs prompt, chosen"),
         ({"chosen": "b", "rejected": "c"}, "Row 2: chosen is a text without a prompt"),
-        ({"prompt": "a", "completion": "b", "label": True}, "Row 2: .*only --loss-type kto"),
-        ({"chosen": PAIR.chosen, "rejected": [user("Why?"), model("No")]}, "Row 2: .*share their prompt"),
-        ({"prompt": "a", "chosen": 1, "rejected": "c"}, "Row 2: .*has to be a text"),
+        ({"prompt": "a", "completion": "b", "label": True}, "Row 2: .*only loss_type kto"),
+        ({"chosen": PAIR.chosen, "rejected": [user("Why?"), model("No")]}, "Row 2: .*their prompts must be equal"),
+        ({"prompt": "a", "chosen": 1, "rejected": "c"}, "Row 2: .*must be text"),
         ({"chosen": PAIR.chosen[::-1], "rejected": PAIR.rejected}, "Row 2: the role 'assistant' comes first"),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_label_is_true_or_false():
         found, _ = read_preferences([{**row, "label": good}, {**row, "label": bad}], judged=True)
         assert [item.preference for item in found] == [True, False]
     for label in ("yes", "", "2", 2, [True]):
-        with pytest.raises(ValueError, match=re.escape(f"the label is {label!r}; it is true or false, or 1 or 0")):
+        with pytest.raises(ValueError, match=re.escape(f"the label must be true or false, or 1 or 0, not {label!r}")):
             read_preferences([{**row, "label": label}], judged=True)
 
 
@@ -136,7 +136,7 @@ def test_too_long_rows_keep_the_answers_start_and_are_counted():
     assert np.array_equal(kept, whole.pairs[0][0]["shift_labels"][: starts[0] + 3]) and (kept != -100).sum() == 3
     alike = [Pair([user("Is it?"), model("It is calm.")], [user("Is it?"), model("It is cold.")]), PAIRS[0]]
     assert PreferenceRows(alike, ENCODE, starts[0] + 2).left_out == {"dropped": 0, "equal": 1}
-    with pytest.raises(ValueError, match="None of 2 rows has two answers to tell apart within 3 tokens"):
+    with pytest.raises(ValueError, match="None of 2 rows has two different answers within 3 tokens"):
         PreferenceRows(PAIRS, ENCODE, 3)
 
 

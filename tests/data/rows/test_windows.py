@@ -63,7 +63,7 @@ def test_every_token_is_a_target_in_overlapping_windows(ids, max_length, stride)
 @settings(deadline=None)
 def test_drop_tail_keeps_full_windows_only(ids, max_length, stride):
     if len(ids) <= max_length:
-        with pytest.raises(ValueError, match=f"{len(ids)} tokens are fewer than one window takes"):
+        with pytest.raises(ValueError, match=f"The text has {len(ids):,} tokens?, but one window needs"):
             Windows(ids, max_length, stride, drop_tail=True)
         return
     windows = Windows(ids, max_length, stride, drop_tail=True)
@@ -91,7 +91,7 @@ def test_windows_of_the_verdict_give_the_numbers_of_the_book(data):
         ({"max_length": 0}, "at least 1"),
         ({"stride": 0}, "at least 1"),
         ({"overlap": "forget"}, "'ask' or 'context'"),
-        ({"ids": np.array([5])}, "1 tokens are fewer than one window takes"),
+        ({"ids": np.array([5])}, "The text has 1 token, but one window needs 2"),
     ],
 )
 def test_invalid_windows_are_errors(changes, message):
@@ -101,7 +101,7 @@ def test_invalid_windows_are_errors(changes, message):
 
 def test_a_split_without_a_full_window_is_an_error_with_the_tokens_needed():
     require_full_window(np.arange(5), 4, "train")
-    with pytest.raises(ValueError, match=r"validation split has 4 tokens.*takes 5"):
+    with pytest.raises(ValueError, match=r"validation split has 4 tokens.*needs 5"):
         require_full_window(np.arange(4), 4, "validation")
 
 

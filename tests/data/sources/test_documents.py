@@ -94,7 +94,7 @@ def test_splits_are_seeded_disjoint_and_lose_nothing(tmp_path):
 
 @pytest.mark.parametrize("n", [2, 5])
 def test_an_empty_split_is_named(n):
-    with pytest.raises(ValueError, match=f"{n} documents (leave nothing for test|cannot be split into .* and test)"):
+    with pytest.raises(ValueError, match=f"{n} documents (are too few: .* for test|cannot be split into .* and test)"):
         split_numbers(n, 0.7, 0.2)
     assert all(map(len, split_numbers(6, 0.7, 0.2).values()))
 

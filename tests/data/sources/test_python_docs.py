@@ -14,5 +14,5 @@ def test_the_embedded_default_is_english_prose_without_a_download():
 
 def test_a_python_without_sources_asks_for_a_dataset(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match="dataset of your own"):
+    with pytest.raises(ValueError, match="Give another dataset"):
         open_documents()

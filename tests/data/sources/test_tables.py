@@ -150,7 +150,7 @@ def test_files_of_different_kinds_are_read_together_and_those_without_the_column
     rows, record, notices = open_documents(str(tmp_path))
     assert rows["text"][:] == ["one", "two", "three", "four"]
     assert [file["name"] for file in record["files"]] == ["a.csv", "b.jsonl", "c.txt", "g.parquet"]
-    assert notices == [f"{tmp_path}: not read, without column 'text': d.json, e.csv, f.tsv."]
+    assert notices == [f"{tmp_path}: skipped files without column 'text': d.json, e.csv, f.tsv."]
     with pytest.raises(ValueError, match="no column 'body', only text, label, n, name, version, id, title"):
         open_documents(str(tmp_path), text_column="body")
 
@@ -229,7 +229,7 @@ def test_a_json_file_without_rows_is_skipped_among_others(tmp_path):
     written(tmp_path, "a.txt", "text")
     written(tmp_path, "b.json", "[1, 2, 3]")
     rows, _, notices = open_documents(str(tmp_path))
-    assert rows["text"][:] == ["text"] and notices == [f"{tmp_path}: not read, without column 'text': b.json."]
+    assert rows["text"][:] == ["text"] and notices == [f"{tmp_path}: skipped files without column 'text': b.json."]
     for name, content in (("c.csv", "text,label\n"), ("d.tsv", "text\n")):
-        with pytest.raises(ValueError, match="holds no rows"):
+        with pytest.raises(ValueError, match="contains no rows"):
             open_rows(written(tmp_path, name, content))

@@ -1,1 +1,1 @@
-"""The stages of prepare.py and what they write."""
+"""Run the stages of prepare.py and write their outputs."""

@@ -1,4 +1,4 @@
-"""Rows that are left -> files of a prepared folder: tokens, order, rows; and the lists and pages beside them.
+"""Write the remaining rows to the files of a prepared folder, and the list of flagged rows and the report.
 
 Not a recipe itself.
 """
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 
 MANY = 4  # epochs; more add little (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models")
-EXAMPLES = 5  # of what each filter has removed, in the report
-COMPARED = 16_384  # rows whose gradients are compared with each other
+EXAMPLES = 5  # removed rows of each filter in the report
+COMPARED = 16_384  # rows of a block; gradients are compared within a block
 
 
 def progress_bar(title: str, unit: str = "part") -> Callable[[Iterable], Iterator]:
@@ -55,7 +55,7 @@ def progress_bar(title: str, unit: str = "part") -> Callable[[Iterable], Iterato
 
 
 def list_unusual(run: "PrepareRun", tables: list[list], splits: list[dict], selection, out: Path) -> None:
-    """Training rows that a model finds unlikely or whose gradients look planted -> flagged.jsonl; none is removed."""
+    """Write flagged.jsonl: training rows with a high perplexity or a suspicious gradient. No row is removed."""
     if run.reference_model is None:
         return
     model = load_model(run.reference_model).eval()
@@ -85,7 +85,7 @@ def list_unusual(run: "PrepareRun", tables: list[list], splits: list[dict], sele
         def is_chosen(name: str) -> bool:  # the last block and all norms
             return last in name or "norm" in name.rsplit(".", 2)[-2]
 
-        for start in range(0, len(rows), COMPARED):  # every row with those of its block
+        for start in range(0, len(rows), COMPARED):
             block = rows[start : start + COMPARED]
             scores[start : start + len(block)] = gradient_scores(model, causal_lm, block, collate, is_chosen)
             beat()
@@ -100,7 +100,7 @@ def list_unusual(run: "PrepareRun", tables: list[list], splits: list[dict], sele
 
 
 def train_on_splits(run: "PrepareRun", tables: list[list], splits: list[dict], work: Path):
-    """A tokenizer trained on the training documents, once: it is kept in `work`."""
+    """Return a tokenizer trained on the training documents; it is stored in `work` and trained only once."""
     folder = work / "tokenizer"
     if not folder.exists():
         print("Training a tokenizer")
@@ -116,7 +116,7 @@ def train_on_splits(run: "PrepareRun", tables: list[list], splits: list[dict], w
 
 
 def encode_corpora(corpora: list, tables: list[list], splits: list[dict], tokenizer, work: Path) -> list:
-    """The token ids of each corpus' documents, under the numbers of their rows; none of a row that is in no split."""
+    """Return the token ids of each corpus' documents by row number; rows outside all splits are not encoded."""
     encode_texts = partial(
         encode_part,
         encode_batch=partial(encode_batch, tokenizer),
@@ -141,7 +141,7 @@ def _encode_table(encode_texts: Callable, tables: list, ends: list[int], is_used
 
 
 def order(run: "PrepareRun", corpora: list, lengths: list, splits: list[dict], split: str):
-    """(source, document) of each document of a split in order, and for the training mixture what it came to be."""
+    """Return the source and document numbers of a split in order, and the record of a training mixture or None."""
     numbers = {n: of_corpus[split] for n, of_corpus in enumerate(splits) if split in of_corpus}
     if split != "train" or run.mixture is None:
         source = np.concatenate([np.full(len(documents), n, np.int16) for n, documents in numbers.items()])
@@ -150,7 +150,7 @@ def order(run: "PrepareRun", corpora: list, lengths: list, splits: list[dict], s
     tokens = {name: int(lengths_of_rows.sum()) for name, lengths_of_rows in sizes.items()}
     weights = {corpus.record["name"]: corpus.weight for corpus in corpora}
     epochs = None
-    if run.mixture_epochs is not None:  # with a number for every corpus, as prepare.py has checked
+    if run.mixture_epochs is not None:  # prepare.py has checked that every corpus has a number
         repetitions = cast(dict[str, float], parse_numbers(run.mixture_epochs, "mixture_epochs"))
         epochs = {corpus.record["name"]: repetitions[corpus.name] for corpus in corpora}
     target = target_shares(tokens, None if None in weights.values() else weights, run.alpha)
@@ -160,7 +160,9 @@ def order(run: "PrepareRun", corpora: list, lengths: list, splits: list[dict], s
         document[mixture.source == n] = numbers[n][mixture.document[mixture.source == n]]
     for name, count in mixture.epochs.items():
         if count > MANY:
-            print(f"{name} is given {count:.1f} times; {mixture.tokens[name]:,} tokens come of {tokens[name]:,}.")
+            print(
+                f"The mixture has {count:.1f} epochs of {name}: {mixture.tokens[name]:,} tokens from {tokens[name]:,}."
+            )
     record = {
         "asked": None if epochs else target,
         "actual": mixture.shares,
@@ -173,7 +175,7 @@ def order(run: "PrepareRun", corpora: list, lengths: list, splits: list[dict], s
 
 
 def write_splits(run: "PrepareRun", corpora: list, tokens: list, splits: list[dict], vocab_size: int, out: Path):
-    """Each split's rows as files; returns what the manifest says of them, and the tokens of each document."""
+    """Write the rows of each split; return manifest entries, the mixture's record and the tokens of each document."""
     records, lengths, mixture = {}, {}, None
     for name in used_splits(splits):
         source, document, record = order(run, corpora, [of_corpus.lengths for of_corpus in tokens], splits, name)
@@ -187,7 +189,7 @@ def write_splits(run: "PrepareRun", corpora: list, tokens: list, splits: list[di
             facts = {"padding_share": padding, "cut_share": cut_share} if run.pack else {"cut_share": cut_share}
         else:
             require_full_window(stream, run.max_length, name)
-            # The training windows may overlap; held-out tokens are asked once.
+            # Training windows may overlap; each held-out token is a target once.
             options = (
                 {"stride": run.stride, "overlap": run.overlap, "drop_tail": run.drop_tail} if name == "train" else {}
             )
@@ -205,11 +207,11 @@ def write_splits(run: "PrepareRun", corpora: list, tokens: list, splits: list[di
 
 
 def write_cleaned(run: "PrepareRun", corpora: list, tables: list[list], splits: list[dict], out: Path):
-    """Each split's cleaned rows as files; returns what the manifest says, and the bytes of each row."""
+    """Write the cleaned rows of each split; return manifest entries, the mixture's record and the size of each row."""
     records, lengths, mixture = {}, {}, None
     sizes = [np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus]) for of_corpus in tables]
     for name in used_splits(splits):
-        source, document, record = order(run, corpora, sizes, splits, name)  # without a tokenizer shares are of bytes
+        source, document, record = order(run, corpora, sizes, splits, name)  # without a tokenizer, shares count bytes
         mixture = record or mixture
         parts = write_texts(tables, source, document, out / name, progress_bar(f"Writing {name}"))
         lengths[name] = np.concatenate([sizes[n][document[source == n]] for n in range(len(tables))])
@@ -223,12 +225,12 @@ def write_cleaned(run: "PrepareRun", corpora: list, tables: list[list], splits: 
 
 
 def used_splits(splits: list[dict]) -> list[str]:
-    """The splits that some corpus has, in their order."""
+    """Return the names of the splits that at least one corpus has, in order."""
     return [name for name in ("train", "validation", "test") if any(name in of_corpus for of_corpus in splits)]
 
 
 def write_report(manifest: dict[str, Any], corpora: list, tables: list, selection, lengths: dict, out: Path) -> None:
-    """report.html: the page of these data, with the first removed rows, and the fullest packed row in colors."""
+    """Write report.html with the first removed rows of each filter and one row; if packed, one with many documents."""
     examples: dict[str, list[tuple[str, str]]] = {name: [] for name in selection.names}
     for line in removed_rows(corpora, tables, selection):
         if len(examples[line["filter"]]) < EXAMPLES:

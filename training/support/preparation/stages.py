@@ -1,4 +1,4 @@
-"""A parsed preparation -> a prepared folder: what may stand in it, and the stages in order. Not a recipe itself."""
+"""Run the stages of a preparation and manage its output folder. Not a recipe itself."""
 
 import hashlib
 import json
@@ -72,14 +72,14 @@ if TYPE_CHECKING:
     from scratch_gpt_training.prepare import PrepareRun
 
 
-PARTS_FORMAT = 3  # of the parts that an interrupted run leaves; another one starts anew
-OURS = {"train", "validation", "test", "tokenizer", "flagged.jsonl", "removed.jsonl"}  # of what a manifest may list
+PARTS_FORMAT = 3  # version of the stored parts; an interrupted run with another version starts again
+OURS = {"train", "validation", "test", "tokenizer", "flagged.jsonl", "removed.jsonl"}  # names of our output files
 
 
 class OpenCorpus(NamedTuple):
-    """One source, opened."""
+    """An opened source."""
 
-    name: str  # as it was given; the record has the name under which it goes on record
+    name: str  # as the user gave it; `record` contains the name for the manifest
     rows: Any  # datasets.Dataset
     record: dict[str, Any]
     weight: float | None
@@ -88,8 +88,12 @@ class OpenCorpus(NamedTuple):
 # --- The folder --------------------------------------------------------------------------------------------------
 
 
-def settle_folder(run: "PrepareRun", plan: str, sources: list[dict[str, Any]]) -> tuple[Path, bool]:
-    """The folder to work in, and whether this very preparation is done; ValueError where it may not be used."""
+def open_output_folder(run: "PrepareRun", plan: str, sources: list[dict[str, Any]]) -> tuple[Path, bool]:
+    """Return the folder for intermediate files, and whether this preparation is already complete.
+
+    Raises:
+        ValueError: --output-dir may not be used.
+    """
     folder = Path(run.output_dir)
     work = folder / ".work"
     check_writable(folder)
@@ -102,42 +106,42 @@ def settle_folder(run: "PrepareRun", plan: str, sources: list[dict[str, Any]]) -
     if is_ours and not run.overwrite:
         manifest = read_manifest(folder)
         if manifest.get("plan") != plan:
-            changed = changed_file(manifest["sources"], sources) or "the settings are others"
+            changed = changed_file(manifest["sources"], sources) or "the settings differ"
             raise ValueError(
-                f"--output-dir {run.output_dir} holds data that were prepared otherwise: {changed}. --overwrite true "
-                "replaces them, another --output-dir leaves them alone."
+                f"--output-dir {run.output_dir} contains another preparation: {changed}. Replace it with --overwrite "
+                "true, or choose another --output-dir."
             )
         verify_files(folder, manifest)
         for is_needed, name in ((run.report, "report.html"), (run.write_removed, "removed.jsonl")):
             if is_needed and not (folder / name).exists():
                 raise ValueError(
-                    f"The data in {run.output_dir} are prepared already, and {name} is written while they are: "
-                    "--overwrite true makes them again."
+                    f"The data in {run.output_dir} are already prepared, but without {name}, which is only written "
+                    "during a preparation. Prepare them again with --overwrite true."
                 )
         return work, True
     if plan_file.exists() and read_foreign_text(plan_file) != plan:
         if not run.overwrite:
             raise ValueError(
-                f"--output-dir {run.output_dir} holds an unfinished preparation of other data or settings. "
-                "--overwrite true drops it, another --output-dir leaves it alone."
+                f"--output-dir {run.output_dir} contains an unfinished preparation of other data or settings. Delete "
+                "it with --overwrite true, or choose another --output-dir."
             )
         remove(work)
     if plan_file.exists():
-        print(f"Going on with the preparation that {run.output_dir} holds.")
+        print(f"Resuming the preparation in {run.output_dir}.")
     work.mkdir(parents=True, exist_ok=True)
     write_text(plan_file, plan)
     return work, False
 
 
 def hash_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
-    """A hash of all that decides what comes out: the same plan, the same rows."""
+    """Return a hash of everything that determines the rows: sources, settings and the files that they name."""
     this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
     if run.contamination:
         config["contamination"] = open_rows(Location(run.contamination, split=run.contamination_split)).record
     for name in ("tokenizer", "reference_model", "names_model", "block_list"):
         path = Path(config[name]) if config[name] else None
-        if path is not None and path.exists():  # what it holds decides, not where it lies
+        if path is not None and path.exists():  # hash the content: the location does not matter
             files = sorted(file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
             config[name] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     content = json.dumps([PARTS_FORMAT, config, sources], sort_keys=True)
@@ -148,7 +152,7 @@ def hash_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
 
 
 def open_corpora(run: "PrepareRun") -> list[OpenCorpus]:
-    """Each source with its record; ValueError where one cannot be opened or holds no such column."""
+    """Open each source; raise a ValueError if one cannot be opened or lacks the column."""
     mixture = {run.dataset: None} if run.mixture is None else parse_numbers(run.mixture, "mixture")
     corpora = []
     for (name, weight), recorded in zip(mixture.items(), _distinct(map(place, mixture)), strict=True):
@@ -160,19 +164,19 @@ def open_corpora(run: "PrepareRun") -> list[OpenCorpus]:
             print(shown(notice))
         if run.deduplicate_passages is not None and _text_column(run, rows) is None:
             raise ValueError(
-                f"--deduplicate-passages cuts the column {run.text_column!r}, and {name} has no such text, only "
-                f"{', '.join(rows.column_names)}: rows of messages, instructions or preferences cannot lose a part. "
-                "Choose another with --text-column, or leave it out."
+                f"--deduplicate-passages cuts the column {run.text_column!r}, but {name} has no such text, only "
+                f"{', '.join(rows.column_names)}: rows of messages, instructions or preferences cannot be cut. "
+                "Choose another column with --text-column, or remove --deduplicate-passages."
             )
         record = {"name": recorded, **source.record, "rows": len(rows)}
         corpora.append(OpenCorpus(name, rows, record, weight))
     if run.task == "text":
-        shared_schema([corpus.rows.features.arrow_schema for corpus in corpora])  # said now, and not after all work
+        shared_schema([corpus.rows.features.arrow_schema for corpus in corpora])  # raise before the long stages
     return corpora
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
-    # corpora of different folders may end in the same name: books, books (2)
+    # Number equal names of corpora from different folders: books, books (2).
     unique: list[str] = []
     for name in names:
         numbered = (f"{name} ({n})" for n in count(2))
@@ -181,25 +185,25 @@ def _distinct(names: Iterable[str]) -> list[str]:
 
 
 def _column_name(run: "PrepareRun") -> str:
-    # open_column calls the text's column "text", whatever it was
+    # open_column renames the text column to "text".
     return "text" if run.task == "pretrain" else run.text_column
 
 
 def _text_column(run: "PrepareRun", rows: Any) -> str | None:
-    # where the text of these rows is; None for rows of messages, instructions or preferences
+    # Return the column with the text of these rows; None for rows of messages, instructions or preferences.
     name = _column_name(run)
     return name if is_text(rows.features.get(name)) else None
 
 
 def load_named_tokenizer(run: "PrepareRun"):
-    """The tokenizer that is asked for; None where one is to be trained on the text."""
+    """Load the tokenizer given by --tokenizer; return None if no tokenizer is needed or one is to be trained."""
     if run.task == "text" or run.tokenizer in (None, "train"):
         return None
     return load_tokenizer(run.tokenizer, run.tokenizer_revision)
 
 
 def make_filters(run: "PrepareRun") -> list:
-    """What each row is looked at for, in order."""
+    """Return the filters of the rows, in order."""
     filters = [Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text")]
     if run.quality or run.languages:
         languages = tuple(code.strip().lower() for code in (run.languages or "").split(",") if code.strip())
@@ -235,7 +239,7 @@ def make_filters(run: "PrepareRun") -> list:
 
 
 def clean(run: "PrepareRun", corpora: list[OpenCorpus], filters: list, work: Path) -> list[list]:
-    """Corpora -> the tables of each, filtered and marked."""
+    """Apply the filters to the corpora; return the tables of each, with removed rows marked."""
     sign = partial(signatures, ngram=run.duplicate_ngram) if run.deduplicate == "near" else None
     key = exact_key if run.deduplicate != "off" else None
     tables = []
@@ -253,7 +257,7 @@ def _clean_table(table: pa.Table, bounds: Any, filters: list, key: Any, sign: An
 
 
 def remove_duplicates(run: "PrepareRun", tables: list, selection) -> None:
-    """Mark the rows that are there already; a near-duplicate is removed in favor of the first of its cluster."""
+    """Mark duplicate rows as removed; of near-duplicates the first row of each cluster stays."""
     if run.deduplicate == "off":
         return
     keys = np.concatenate([*binary_column(tables, "_key", np.uint8)])
@@ -267,7 +271,7 @@ def remove_duplicates(run: "PrepareRun", tables: list, selection) -> None:
 
 
 def cut_passages(run: "PrepareRun", tables: list, selection, work: Path) -> list:
-    """The tables with every passage taken out that came before; a row of whose text nothing is left goes."""
+    """Cut passages that occurred earlier; return the tables, and mark rows without remaining text as removed."""
     if run.deduplicate_passages is None:
         return tables
     passages, column = SeenPassages(length=run.deduplicate_passages), _column_name(run)
@@ -277,7 +281,7 @@ def cut_passages(run: "PrepareRun", tables: list, selection, work: Path) -> list
         alive = selection.alive[starts[k] : starts[k + 1]]
         return change_part(tables[k], alive, column, lambda text: passages.remove(text)[0])
 
-    remove(work / "passages")  # what was seen is in no file: all parts are made again
+    remove(work / "passages")  # the seen passages are not stored, so all parts must be made again
     shortened = in_parts(work / "passages", len(tables), make, progress_bar("Cutting passages"))
     emptied = np.concatenate([table.column("_emptied").to_numpy() for table in shortened])
     changed = np.concatenate([table.column("_shortened").to_numpy() for table in shortened])
@@ -287,19 +291,20 @@ def cut_passages(run: "PrepareRun", tables: list, selection, work: Path) -> list
 
 
 def _reasons(tables: list) -> str:
-    # "quality 200 (too_short 198, symbols 2), empty 3"
+    # Example: "quality removed 200, empty removed 3 (mostly too_short 198, no text 3, symbols 2)".
     removed = Counter(name for table in tables for name in table.column("_removed").to_pylist() if name)
     counts = Counter(reason for table in tables for reason in table.column("_why").to_pylist() if reason)
     reasons = ", ".join(f"{reason[:40]} {count}" for reason, count in counts.most_common(3))
-    return ", ".join(f"{name} took {count}" for name, count in removed.most_common()) + f" (mostly {reasons})"
+    return ", ".join(f"{name} removed {count}" for name, count in removed.most_common()) + f" (mostly {reasons})"
 
 
 def split(
     run: "PrepareRun", corpora: list[OpenCorpus], tables: list[list], selection
 ) -> tuple[list[list], list[dict]]:
-    """The tables of each corpus, and {"train", "validation", "test"} -> numbers of its rows.
+    """Split each corpus; return its tables and the row numbers of {"train", "validation", "test"}.
 
-    Rows of nothing but text are cut where whole ones would miss the shares; the pieces stand in a further table.
+    Rows that have only text are cut if splits of complete rows would miss the shares; the pieces are appended as
+    another table.
     """
     fractions = (run.validation_fraction, run.test_fraction)
     check_fractions(*fractions)
@@ -309,7 +314,7 @@ def split(
         alive = np.flatnonzero(selection.alive[start : start + size])
         start += size
         if len(alive) == 0:
-            raise ValueError(f"Nothing of {corpus.name} is left after the filters: {_reasons(of_corpus)}.")
+            raise ValueError(f"The filters removed every row of {corpus.name}: {_reasons(of_corpus)}.")
         pieces: list[tuple[int, str]] = []
         try:
             if corpus.rows.column_names == [_column_name(run)]:
@@ -323,15 +328,15 @@ def split(
             if len(corpora) == 1:
                 raise
             print(
-                f"{corpus.name} has {plural(len(alive), 'document')}, all of which are trained on: too few to hold "
-                "some out."
+                f"{corpus.name} has {plural(len(alive), 'document')}, too few to hold some out: all are used for "
+                "training."
             )
             numbers = {"train": np.arange(len(alive))}
         if pieces:
             of_corpus = [*of_corpus, _as_table(of_corpus, [(alive[n], text) for n, text in pieces], _column_name(run))]
-        every = np.concatenate([alive, size + np.arange(len(pieces))])
+        row_numbers = np.concatenate([alive, size + np.arange(len(pieces))])
         pieced.append(of_corpus)
-        numbers_of.append({name: every[part] for name, part in numbers.items()})
+        numbers_of.append({name: row_numbers[part] for name, part in numbers.items()})
     return pieced, numbers_of
 
 
@@ -340,7 +345,7 @@ def _text_at(texts: pa.ChunkedArray, alive: np.ndarray, n: int) -> str:
 
 
 def _as_table(tables: list, pieces: list[tuple[int, str]], column: str) -> pa.Table:
-    # pieces of rows as rows: what each is a piece of, with its own text
+    # Return pieces of rows as rows: copies of the original rows with the text of the piece.
     table, texts = pa.concat_tables(tables), [text for _, text in pieces]
     columns = {column: texts, "_bytes": [len(text.encode()) for text in texts]}
     numbers = pa.array([number for number, _ in pieces])
@@ -356,7 +361,7 @@ def _as_table(tables: list, pieces: list[tuple[int, str]], column: str) -> pa.Ta
 
 
 def shares_of(tables: list[list], splits: list[dict]) -> dict[str, float]:
-    """Each split's share of the bytes of all, before a mixture repeats any."""
+    """Return each split's share of all bytes, before a mixture repeats rows."""
     sizes: Counter = Counter()
     for of_corpus, of_splits in zip(tables, splits, strict=True):
         sizes_of_rows = np.concatenate([table.column("_bytes").to_numpy() for table in of_corpus])
@@ -364,16 +369,16 @@ def shares_of(tables: list[list], splits: list[dict]) -> dict[str, float]:
     return {name: size / max(1, sizes.total()) for name, size in sizes.items()}
 
 
-# --- All of it ---------------------------------------------------------------------------------------------------
+# --- Preparation -------------------------------------------------------------------------------------------------
 
 
 def prepare(
     run: "PrepareRun", corpora: list[OpenCorpus], filters: list, tokenizer, plan: str, work: Path
 ) -> dict[str, Any]:
-    """Go through the stages and leave a whole folder; returns its manifest.
+    """Run all stages, write the prepared folder, and return its manifest.
 
     Raises:
-        ValueError: these data with these settings lead to nothing; what was begun is removed.
+        ValueError: these data cannot be prepared with these settings; partial output is deleted.
     """
     try:
         return _prepare(run, corpora, filters, tokenizer, plan, work)
@@ -422,7 +427,7 @@ def _prepare(
         write_report(manifest, corpora, flat, selection, lengths, out)
 
     folder = Path(run.output_dir)
-    remove_old(folder)  # from here until the manifest is written again nothing is prepared
+    remove_old(folder)  # until the new manifest is written, the folder does not count as prepared
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         target = folder / path.relative_to(out)
         if target.parent.is_symlink():
@@ -435,7 +440,7 @@ def _prepare(
 
 
 def remove_old(folder: Path) -> None:
-    """Remove a preparation: what its manifest lists, the page about it, the manifest; nothing else in the folder."""
+    """Remove the files that a preparation's manifest lists, its report and the manifest; keep all other files."""
     manifest = _read_old(folder)
     if "plan" not in manifest:
         return
@@ -452,7 +457,7 @@ def remove_old(folder: Path) -> None:
 
 
 def _read_old(folder: Path) -> dict[str, Any]:
-    # The manifest of a preparation, of an older version's too; empty where none of ours is there.
+    # Return the manifest of a preparation, also of an older version, or {} if it is missing or invalid.
     try:
         manifest = read_json(folder / MANIFEST_FILE)
         _ = [Path(file["name"]) for file in manifest.get("files", [])]

@@ -20,7 +20,7 @@ def test_an_explicit_default_size_is_not_a_change(tmp_path, capsys):
     prepare.main(words)
     assert re.search(r"Vocabulary: 2\d\d tokens instead of 4,096: the text yields no more", capsys.readouterr().out)
     prepare.main([*words, "--vocab-size", "4096"])
-    assert "is prepared already" in capsys.readouterr().out
+    assert "is already prepared" in capsys.readouterr().out
 
 
 def test_processes_of_different_data_precision_or_options_are_refused():
