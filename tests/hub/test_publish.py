@@ -424,9 +424,10 @@ def digests(file: Path) -> dict[str, str]:
 
 
 def test_the_code_on_the_cards_loads_every_layout_bit_for_bit(home, hub, tmp_path, monkeypatch):
-    monkeypatch.chdir(home)
+    runs = shutil.copytree(home, tmp_path / "runs")  # publishing writes into a run
+    monkeypatch.chdir(runs)
     publish("base", "ada/stock")
-    stock = digests(home / "base" / "published" / "model.safetensors")
+    stock = digests(runs / "base" / "published" / "model.safetensors")
     publish("mails", "ada/mails", layout="scratch_gpt")
     publish("chat", "ada/chat")
     publish("base", "ada/base", layout="scratch_gpt", private=True)  # adapters find their base at its last repository
@@ -449,7 +450,7 @@ def test_the_code_on_the_cards_loads_every_layout_bit_for_bit(home, hub, tmp_pat
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
 
-    base, mails = (digests(home / name / "model" / "model.safetensors") for name in ("base", "mails"))
+    base, mails = (digests(runs / name / "model" / "model.safetensors") for name in ("base", "mails"))
     trunk = {name.removeprefix("transformer."): digest for name, digest in base.items() if "lm_head" not in name}
     weights = seen["weights"]
     head = {"lm_head.weight": base["transformer.embed_tokens.weight"]}
@@ -458,7 +459,7 @@ def test_the_code_on_the_cards_loads_every_layout_bit_for_bit(home, hub, tmp_pat
     assert weights["AutoModelForSequenceClassification ada/mails"] == mails
     assert weights["AutoModelForCausalLM ada/stock"] == {**stock, **head}
     for repo, run in (("ada/lora", "lora"), ("ada/mails-lora", "mails")):
-        saved = digests(home / run / "adapter" / "adapter_model.safetensors")
+        saved = digests(runs / run / "adapter" / "adapter_model.safetensors")
         assert weights[repo] == {name: digest for name, digest in saved.items() if "lora_" in name}
     assert (
         seen["tokens"] and seen["code"]["ada/base"].startswith("The") and seen["code"]["ada/stock"].startswith("The")

@@ -179,13 +179,13 @@ def test_results_of_another_model_and_of_training_are_not_touched(run, home, tmp
     run("ours", "--dataset", "story.txt")
     before = snapshot(tmp_path / "out")
     words = ["--dataset", "story.txt", "--output-dir", tmp_path / "out"]
-    fails(["stock", *words], "is about ours, not stock", capsys, evaluate.main)
+    fails(["stock", *words], "belongs to ours, not stock", capsys, evaluate.main)
     assert snapshot(tmp_path / "out") == before
     file = tmp_path / "run" / "evaluation.json"
     file.parent.mkdir()
     file.write_text(json.dumps({"protocol": {"model": "model/"}, "results": {"test": {"loss": 1.0}}, "tables": {}}))
     model = str(tmp_path / "run" / "model")
-    with pytest.raises(ValueError, match="results of a split test already"):
+    with pytest.raises(ValueError, match="already has results of a split test"):
         record_measured(file, model, "test", Measured({"kind": "text"}, {"loss": 2.0}))
     record_measured(file, model, "other", Measured({"kind": "text"}, {"loss": float("nan")}))
     assert json.loads(file.read_text())["results"] == {"test": {"loss": 1.0}, "other": {"loss": None}}
@@ -201,7 +201,7 @@ def test_figures_of_two_revisions_of_a_model_are_not_mixed(run, home, tmp_path, 
     words = ["ours", "--last-word", "words.jsonl"]
     assert run(*words, "--model-revision", "v1")["protocol"]["model_revision"] == "v1"
     out = ["--output-dir", tmp_path / "out"]
-    fails([*words, *out], "is about ours at revision v1, not ours. Give another", capsys, evaluate.main)
+    fails([*words, *out], "belongs to ours at revision v1, not ours. Give another", capsys, evaluate.main)
     fails([*words, *out, "--model-revision", "v2"], "not ours at revision v2", capsys, evaluate.main)
     run(*words, "--model-revision", "v1")
     assert "model_revision" not in read_evaluation(tmp_path / "none.json", "ours")["protocol"]

@@ -640,7 +640,7 @@ BAD = {
     "--dataset /no/where.txt": "no such file",
     "--deduplicate some": "deduplicate.*some",
     "--deduplicate near --duplicate-threshold 2": "--duplicate-threshold must be between 0 and 1",
-    "--pack true --pad true": "give one of them",
+    "--pack true --pad true": "Give one of them",
     "--pack true --stride 3": "remove them with --pack",
     "--task text --pack true": "--task text writes text",
     "--privacy-kinds card": "give some of key,email,ip,phone,card,iban,ssn",

@@ -47,7 +47,12 @@ def test_bad_input_is_a_one_line_error(names_model, tmp_path, capsys):
     text.write_text("to Ada")
     words = ["--dataset", text, "--task", "text", "--output-dir", tmp_path / "out"]
     masked = [*words, "--privacy", "mask", "--names-model"]
-    fails([*words, "--names-model", names_model], "add --privacy mask", capsys, prepare.main)
+    fails(
+        [*words, "--names-model", names_model],
+        "only works with --privacy mask or --privacy drop",
+        capsys,
+        prepare.main,
+    )
     fails([*masked, blind], "has the labels LOC, O; it needs PER or PERSON", capsys, prepare.main)
     fails([*masked, tmp_path / "none"], "names-model", capsys, prepare.main)
     fails([*masked, "nobody/nothing"], "cannot be loaded", capsys, prepare.main)

@@ -29,7 +29,7 @@ def test_no_prompt_is_in_two_splits_and_empty_rows_are_counted(tmp_path):
 def test_an_error_in_a_row_names_the_dataset(tmp_path):
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"instruction": "Say it.", "output": 3}]))
-    with pytest.raises(ValueError, match=r"rows\.json: Row 1: output is 3"):
+    with pytest.raises(ValueError, match=r"rows\.json: Row 1: output must be text, not 3"):
         read(instruct.InstructRun(dataset=str(file)))
 
 
