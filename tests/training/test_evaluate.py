@@ -190,10 +190,10 @@ def test_results_of_another_model_and_of_training_are_not_touched(run, home, tmp
     record_measured(file, model, "other", Measured({"kind": "text"}, {"loss": float("nan")}))
     assert json.loads(file.read_text())["results"] == {"test": {"loss": 1.0}, "other": {"loss": None}}
     file.write_text("no JSON")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is not a valid evaluation file"):
         record_measured(file, model, "other", Measured({"kind": "text"}, {}))
     file.write_text(json.dumps({"protocol": {"model": {"kind": "text"}}, "results": {}, "tables": {}}))
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is not a valid evaluation file"):
         read_evaluation(file, model)
 
 
