@@ -35,7 +35,7 @@ CONSTRUCTIONS = {
     "so many": r"\bso (?:many|few|large|little|small|short|long)\b(?! (?:as|that))",
     "but for": r"\bbut (?:for|in|of|by)\b",
     "asked": r"\basked\b|\basks (?:nothing|for nothing)\b|\basks of\b",
-    "nobody": r"\b(?:Nobody|nobody|Anybody|anybody|Whoever|whoever|Whose|whose|Somebody|somebody|Everybody|everybody)\b",
+    "nobody": r"(?i)\b(?:nobody|anybody|whoever|whose|somebody|everybody)\b",
     "anew": r"\b(?:anew|beside|likewise|by heart|aloud|to the byte|to the bit|alike)\b",
     "of its own": r"\b(?:of (?:its|his|our|their|one's|your|my) own|by (?:itself|themselves)|alone)\b",
     "stand": r"\b(?:stands|stood|stand)\b",
