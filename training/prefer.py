@@ -207,11 +207,13 @@ def describe_data(run: PreferRun, manifest: dict, beta: float) -> list[str]:
 
     lines = [f"Loss: {run.loss_type} with beta {beta:g}. No prompt is in two splits."]
     for name, facts in manifest["splits"].items():
-        kind = f"answers, {facts['desirable']:,} of them desirable" if "desirable" in facts else "pairs"
-        lines.append(
-            f"{name:>10}: {facts['rows']:,} {kind}, {facts['asked']:,} target tokens, {facts['cut']:,} cut to "
-            f"{manifest['max_length']} tokens"
-        )
+        parts = [plural(facts["rows"], "answer" if "desirable" in facts else "pair")]
+        if "desirable" in facts:
+            parts.append(f"{facts['desirable']:,} of them desirable")
+        parts.append(f"{facts['asked']:,} target tokens")
+        if facts["cut"]:
+            parts.append(f"{facts['cut']:,} cut to {manifest['max_length']} tokens")
+        lines.append(f"{name:>10}: {', '.join(parts)}")
     reasons = {
         "empty": "with an empty answer",
         "equal": "with equal chosen and rejected answers",

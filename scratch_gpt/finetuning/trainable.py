@@ -50,9 +50,9 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def trainable_line(model: nn.Module) -> str:
-    """Return a line such as `Trained: 2,666,528 of 127,107,872 parameters (2.10 %)`."""
+    """Return a line such as `Training 2,666,528 of 127,107,872 parameters (2.10 %)`."""
     trained, total = count_parameters(model)
-    return f"Trained: {trained:,} of {total:,} parameters ({trained / total:.2%})".replace("%", " %")
+    return f"Training {trained:,} of {total:,} parameters ({trained / total:.2%})".replace("%", " %")
 
 
 # --- Parts -------------------------------------------------------------------------------------------------------

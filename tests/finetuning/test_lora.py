@@ -206,7 +206,7 @@ def test_adapter_and_test_score_are_those_of_the_best_model(home, monkeypatch):
 def test_an_adapter_can_be_a_base_and_a_frozen_run_changes_only_the_named_parts(home, tuned, capsys):
     run("--model", "lora/adapter", "--output-dir", "on", "--tune", "last-block")
     said = capsys.readouterr().out
-    assert "last-block: the head shares its weights with the token embedding" in said and "Trained: 12,768 of " in said
+    assert "last-block: the head shares its weights with the token embedding" in said and "Training 12,768 of " in said
     before = load_model("lora/adapter").state_dict()
     after = load_file("on/model/model.safetensors")
     changed = {name for name in after if not torch.equal(before[name], after[name])}

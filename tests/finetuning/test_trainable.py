@@ -59,4 +59,4 @@ def test_the_counted_parameters_of_gpt2():
     whole = count_parameters(model)[0]
     add_lora(model, rank=16, targets="all-linear")
     assert count_parameters(model) == (2_666_528, whole + 2_666_528)
-    assert trainable_line(model) == "Trained: 2,666,528 of 127,107,872 parameters (2.10 %)"
+    assert trainable_line(model) == "Training 2,666,528 of 127,107,872 parameters (2.10 %)"
