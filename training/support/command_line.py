@@ -242,7 +242,8 @@ def _nearest(name: str, names: Sequence[str], prefix: str = "") -> str:
     name = name.split(".")[-1]  # litgpt's `train.max_norm`
     if (text := hint(name, names)) is not None:
         return f" {text}"
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+    same = translate(name, names)
+    near = [same] if same in names else difflib.get_close_matches(name, names, n=1, cutoff=0.8)
     if not near:
         return " --help-all lists all."
     return f" Did you mean {prefix}{near[0].replace('_', '-') if prefix else near[0]}?"

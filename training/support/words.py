@@ -48,6 +48,7 @@ SYNONYMS = {  # their name: ours, and the tool that it comes from
     "micro_batch_size": ("batch_size", "litgpt"),
     "lr_warmup_steps": ("warmup_steps", "litgpt"),
     "save_interval": ("checkpoint_every", "litgpt"),
+    "max_norm": ("max_grad_norm", "litgpt"),
     # "Build a Large Language Model (From Scratch)"
     "num_epochs": ("epochs", "the book"),
     "lr": ("learning_rate", "the book"),

@@ -72,6 +72,7 @@ def test_a_close_word_names_our_option(word, tmp_path):
         ("--push-to-hub", "--push-to-hub needs a value: --push-to-hub user/name."),
         ("--zebra 3", "Unknown option --zebra. --help-all lists all."),
         ("--train.max_steps 3", "Unknown option --train.max_steps. Did you mean --max-steps?"),
+        ("--train.max_norm 1", "Unknown option --train.max_norm. Did you mean --max-grad-norm?"),
     ],
 )
 def test_a_wrong_option_or_value_says_what_is_allowed(words, message):
