@@ -311,7 +311,7 @@ def chat_template(bench: Bench) -> Iterator[str]:
 
 def number_out_of_bounds(bench: Bench) -> Iterator[str]:
     """A numeric option below its minimum, above its maximum, or NaN"""
-    for name, (least, most) in recipe.LIMITS.items():
+    for name, (least, most) in recipe.OPTION_LIMITS.items():
         for value in (least - 1, most * 2 + 1, float("nan")):
             try:
                 recipe.check_range(name, value, least, most)

@@ -168,7 +168,7 @@ def links_in_runs(run: Path, home: Path) -> Iterator[str]:
 
 def changed_code_and_pictures(run: Path, home: Path) -> Iterator[str]:
     """Changed code (recovered: the package's own is published) and invalid pictures"""
-    for name, path in leaks.CODE.items():
+    for name, path in leaks.MODEL_CODE.items():
         with _copy(run, home) as top:
             (top / "model" / name).write_text("import os\n")
             out = _stage(top, layout="scratch_gpt")
