@@ -204,6 +204,7 @@ def evaluate(run: EvaluateRun) -> None:
     from itertools import chain
 
     from scratch_gpt.runs.evaluation_file import read_evaluation, record_measured
+    from scratch_gpt.runs.folder import EVALUATION
     from scratch_gpt.utils.foreign import shown
     from scratch_gpt_training.support.evaluation.labeled import load_classifier, measure_labeled
     from scratch_gpt_training.support.evaluation.measurements import (
@@ -215,7 +216,7 @@ def evaluate(run: EvaluateRun) -> None:
     from scratch_gpt_training.support.evaluation.safety import check_safety, with_contamination
 
     assert run.model is not None  # checked by `check`
-    file, model = Path(run.output_dir) / "evaluation.json", relative(run.model)
+    file, model = Path(run.output_dir) / EVALUATION, relative(run.model)
     revision = run.model_revision
     read_evaluation(file, model, revision)  # raises for a file about another model, before anything is computed
     check_kind(run, is_labeling := is_classifier(run.model, revision))

@@ -89,20 +89,16 @@ def presets() -> str:
     from scratch_gpt.train.costs import all_parameters
 
     vocabularies = {"tiny": 4096, "small": 4096, "shakespeare-char": 69}
+    configs = {
+        name: ScratchGPTConfig.from_preset(name, vocab_size=vocabularies.get(name, 50257))
+        for name in ScratchGPTConfig.presets
+    }
     rows = []
-    for name in sorted(ScratchGPTConfig.presets, key=lambda name: parameters(name, vocabularies, all_parameters)):
-        config = ScratchGPTConfig.from_preset(name, vocab_size=vocabularies.get(name, 50257))
+    for name, config in sorted(configs.items(), key=lambda item: all_parameters(item[1])):
         shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
         cells = [*map(str, shape), f"{config.max_position_embeddings}", f"{config.vocab_size:,}"]
         rows.append(f"| `{name}` | {' | '.join(cells)} | {all_parameters(config):,} |")
     return table("| preset | layers | width | heads | context | vocabulary | parameters |", rows)
-
-
-def parameters(name: str, vocabularies: dict[str, int], count: Any) -> int:
-    """Return the number of parameters of a preset."""
-    from scratch_gpt import ScratchGPTConfig
-
-    return count(ScratchGPTConfig.from_preset(name, vocab_size=vocabularies.get(name, 50257)))
 
 
 def rooms() -> str:

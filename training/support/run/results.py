@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from scratch_gpt.finetuning.lora import has_lora, merged_state, save_adapter
-from scratch_gpt.runs.folder import EVALUATION, METRICS, STEP_FILE, read_metrics, replace_folder
+from scratch_gpt.runs.folder import EVALUATION, METRICS, RUN_YAML, STEP_FILE, read_metrics, replace_folder
 from scratch_gpt.train.checkpoints import check_written, load_weights, tensor_shapes, whole_weights
 from scratch_gpt.train.loop import Progress
 from scratch_gpt.utils.files import DRAFT, remove, write_text
@@ -127,9 +127,9 @@ OUTPUTS = {  # name in the folder of a run: its content
     "responses.json": "answers to the test questions, before and after training",
     "confusion.png": "confusion matrix of the test split",
     "loss.png": "loss curve",
-    "metrics.jsonl": "all measurements",
-    "evaluation.json": "final scores",
-    "run.yaml": "settings to repeat the run",
+    METRICS: "all measurements",
+    EVALUATION: "final scores",
+    RUN_YAML: "settings to repeat the run",
     "checkpoints": "states to resume from",
 }
 
@@ -141,8 +141,8 @@ def summary(
     folder = Path(run.output_dir)
     early = f" (stopped early; the limit was {steps:,} steps)" if progress.stopped_early else ""
     work = f"{plural(progress.step, 'step')}, {plural(progress.tokens, 'token')}{early}"
-    lines = ["", f"Finished: {work} in {duration(seconds)}.", *scores(folder, results)]
     metrics = read_metrics(folder / METRICS)
+    lines = ["", f"Finished: {work} in {duration(seconds)}.", *scores(metrics, results)]
     if metrics and (sample := metrics[-1].get("sample")):
         lines.append(f"Sample ({task.hooks.sample_method}): {' '.join(sample.split())}")
     paths = {name: f"{folder / name}" for name in OUTPUTS if (folder / name).exists()}
@@ -152,10 +152,10 @@ def summary(
     return "\n".join(lines)
 
 
-def scores(folder: Path, results: dict[str, dict[str, float]]) -> list[str]:
-    """Return a table of the scores of each split before and after training."""
+def scores(metrics: list[dict[str, Any]], results: dict[str, dict[str, float]]) -> list[str]:
+    """Return a table of the training loss and the scores of each split, before and after training."""
     rows = []
-    losses = [line["loss"] for line in read_metrics(folder / METRICS) if line.get("loss") is not None]
+    losses = [line["loss"] for line in metrics if line.get("loss") is not None]
     if "train" not in results and losses:
         rows.append(("training loss", losses[0], losses[-1]))
     for split in ("train", "validation", "test"):
