@@ -100,7 +100,7 @@ def build(run: InstructRun):
         group_by_length=not run.pack,
         notices=notices,
         hooks=Hooks(
-            sample_text=partial(sample_answer, tokenizer, splits),
+            sample_text=partial(sample_answer, tokenizer, splits) if "validation" in splits else None,
             extra_outputs=(lambda model, tables: {RESPONSES: exam.write}) if exam.prompts else None,
         ),
     )

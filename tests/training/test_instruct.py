@@ -157,6 +157,14 @@ def test_a_contaminated_test_row_is_reported_with_the_score(tmp_path, capsys):
     assert content["tables"]["test"]["contamination"] == {"words": 13, "rows": [0, 1, 2, 3]}
 
 
+def test_a_run_without_a_validation_split_ends_without_a_sample(rows, tmp_path, capsys):
+    words = ["--validation-fraction", 0, "--keep-best", "false", "--max-steps", 1, "--answers", 1]
+    run("--dataset", rows, "--output-dir", tmp_path / "run", *SMALL, *words)
+    output = capsys.readouterr().out
+    assert "Finished: 1 step" in output and "Sample" not in output
+    assert "test" in json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
+
+
 def test_a_preview_shows_rows_and_writes_nothing(rows, tmp_path, capsys):
     run("--dataset", rows, "--output-dir", tmp_path / "run", *SMALL, "--preview", 3)
     shown = capsys.readouterr().out
