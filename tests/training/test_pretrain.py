@@ -30,6 +30,7 @@ from scratch_gpt_training import generate as generate_recipe
 from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support import options as recipe
 from scratch_gpt_training.support.run import models
+from scratch_gpt_training.support.run.results import scores
 
 
 SMALL = ["--preset", "tiny", "--vocab-size", "300", "--max-length", "32", "--device", "cpu", "--config-overrides"]
@@ -192,6 +193,23 @@ def test_gpt2_is_trained_further_with_its_own_tokenizer_or_only_evaluated(story,
     run(*arguments, "--max-steps", "5", "--learning-rate", "1e-2", "--output-dir", str(tmp_path / "on"))
     evaluated = [line["eval_loss"] for line in read_metrics(tmp_path / "on" / "metrics.jsonl") if "eval_loss" in line]
     assert evaluated[-1] < evaluated[0]
+
+
+def test_the_table_of_scores_has_each_split_before_and_after_training():
+    metrics = [
+        {"step": 1, "loss": 7.5},
+        {"step": 1, "eval_loss": 6.0},
+        {"step": 2, "loss": None},
+        {"step": 3, "loss": 5},
+    ]
+    results = {"before/validation": {"loss": 8.0}, "validation": {"loss": 5.5}, "test": {"loss": 5.25}}
+    assert [line.split() for line in scores(metrics, results)] == [
+        ["before", "after"],
+        ["training", "loss", "7.5000", "5.0000"],
+        ["validation", "loss", "8.0000", "5.5000"],
+        ["test", "loss", "5.2500"],
+    ]
+    assert scores([], {}) == []
 
 
 @pytest.mark.parametrize("option", ["--gradient-checkpointing", "--workers", "--mixed-precision", "--max-time"])
