@@ -80,7 +80,7 @@ class EvaluateRun(SourceOptions):
         None, "Rows of IFEval; the model answers them and the constraints are checked (an extra)."
     )
     prompt_format: str | None = option(
-        None, "Format of prompts: alpaca, chatml, phi3 or plain; by default the tokenizer's chat template."
+        None, "Format of prompts: alpaca, book, chatml, phi3 or plain; by default the tokenizer's chat template."
     )
     max_new_tokens: int = option(256, "Maximum number of tokens in an answer.")
     temperature: float = option(0.0, "0 decodes greedily; above 0 answers are sampled once per seed.")

@@ -47,7 +47,7 @@ class InstructRun(Run):
         DEFAULT_DATASET, "Instructions or conversations: a file, folder or glob, or a Hub dataset id."
     )
     prompt_format: str | None = option(
-        None, "Format of prompts: alpaca, chatml, phi3, plain or tokenizer; by default the model's, else alpaca."
+        None, "Format of prompts: alpaca, book, chatml, phi3, plain or tokenizer; by default the model's, else alpaca."
     )
     train_on: Literal["completion", "prompt+completion"] = option(
         "completion", "Tokens that count for the loss: the answers, or everything."

@@ -48,7 +48,7 @@ class PreferRun(Run):
     beta: float | None = option(None, "Strength of the tie to the reference model; by default 0.1, for SimPO 2.")
     simpo_gamma: float = option(0.5, "SimPO's target margin between the chosen and the rejected answer.")
     prompt_format: str | None = option(
-        None, "Format of prompts: alpaca, chatml, phi3, plain or tokenizer; by default the model's, else alpaca."
+        None, "Format of prompts: alpaca, book, chatml, phi3, plain or tokenizer; by default the model's, else alpaca."
     )
     seeds: int = option(1, "Train N times with seeds seed, seed + 1, ...; model/ is the first one's.")
 

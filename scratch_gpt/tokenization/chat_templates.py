@@ -2,6 +2,7 @@
 
 format      a question and its answer                                                             end of an answer
 alpaca      Below is an instruction ... ### Instruction:\\n{question}\\n\\n### Response:\\n{answer}   EOS
+book        the same, with one introduction for questions with and without input              EOS
 chatml      <|im_start|>user\\n{question}<|im_end|>\\n<|im_start|>assistant\\n{answer}              <|im_end|>
 phi3        <|user|>\\n{question}<|end|>\\n<|assistant|>\\n{answer}                                 <|end|>
 plain       {question}{answer}, nothing trimmed                                                   EOS
@@ -47,8 +48,18 @@ PHI3 = """{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
 """
-# Taori et al. 2023, with and without input. A system message replaces the first paragraph.
-ALPACA = """{%- if messages[0]['role'] == 'system' -%}
+# The questions and answers of Alpaca (Taori et al. 2023), without the introduction.
+ALPACA_MESSAGES = """{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{{- '\\n\\n### Instruction:\\n' + message['content'] | trim + '\\n\\n### Response:\\n' -}}
+{%- elif message['role'] == 'assistant' -%}
+{%- generation -%}{{- message['content'] | trim + eos_token -}}{%- endgeneration -%}
+{%- endif -%}
+{%- endfor -%}
+"""
+# Its two introductions, for a question with and without input. A system message replaces them.
+ALPACA = (
+    """{%- if messages[0]['role'] == 'system' -%}
 {{- messages[0]['content'] | trim -}}
 {%- elif '\\n\\n### Input:\\n' in messages[0]['content'] -%}
 {{- 'Below is an instruction that describes a task, paired with an input that provides further context. ' -}}
@@ -57,14 +68,20 @@ ALPACA = """{%- if messages[0]['role'] == 'system' -%}
 {{- 'Below is an instruction that describes a task. ' -}}
 {{- 'Write a response that appropriately completes the request.' -}}
 {%- endif -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}
-{{- '\\n\\n### Instruction:\\n' + message['content'] | trim + '\\n\\n### Response:\\n' -}}
-{%- elif message['role'] == 'assistant' -%}
-{%- generation -%}{{- message['content'] | trim + eos_token -}}{%- endgeneration -%}
-{%- endif -%}
-{%- endfor -%}
 """
+    + ALPACA_MESSAGES
+)
+# "Build a Large Language Model (From Scratch)", chapter 7: Alpaca with one introduction for all questions.
+BOOK = (
+    """{%- if messages[0]['role'] == 'system' -%}
+{{- messages[0]['content'] | trim -}}
+{%- else -%}
+{{- 'Below is an instruction that describes a task. ' -}}
+{{- 'Write a response that appropriately completes the request.' -}}
+{%- endif -%}
+"""
+    + ALPACA_MESSAGES
+)
 PLAIN = """{%- for message in messages -%}
 {%- if message['role'] == 'assistant' -%}
 {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
@@ -84,6 +101,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "alpaca": Format(ALPACA),
+    "book": Format(BOOK),
     "chatml": Format(CHATML, ("<|im_start|>", "<|im_end|>")),
     "phi3": Format(PHI3, ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")),
     "plain": Format(PLAIN),

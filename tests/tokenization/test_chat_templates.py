@@ -37,7 +37,7 @@ def test_the_training_format_is_used_and_another_is_refused():
     assert choose_format(tokenizer) == "alpaca" and choose_format(train_tokenizer(TEXTS, 400)) == "alpaca"
     with pytest.raises(ValueError, match="has no chat template"):
         choose_format(tokenizer_of(None), "tokenizer")
-    with pytest.raises(ValueError, match="prompt_format must be alpaca, chatml, .*, not 'llama'"):
+    with pytest.raises(ValueError, match="prompt_format must be alpaca, book, chatml, .*, not 'llama'"):
         choose_format(tokenizer, "llama")
 
 

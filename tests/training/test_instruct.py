@@ -220,7 +220,7 @@ def test_a_preview_marks_the_targets_of_training(tmp_path, capsys):
 
 
 BAD = {
-    "--prompt-format llama": "--prompt-format must be alpaca, chatml, phi3, plain or tokenizer, not 'llama'",
+    "--prompt-format llama": "--prompt-format must be alpaca, book, chatml, phi3, plain or tokenizer, not 'llama'",
     "--prompt-format tokenizer": "The tokenizer has no chat template",
     "--train-on answers": "--train-on 'answers' is not one of",
     "--streaming true": "remove --streaming",

@@ -30,7 +30,7 @@ from scratch_gpt.data.rows.preferences import read_preferences
 from scratch_gpt.data.splits import split_groups
 from scratch_gpt.generation.generate import generate_answers
 from scratch_gpt.tokenization.chat_templates import FORMATS, INPUT, store_format
-from scratch_gpt.tokenization.tokenizer import encode
+from scratch_gpt.tokenization.tokenizer import encode, load_tokenizer
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
 
@@ -112,7 +112,7 @@ def test_transformers_marks_the_same_targets_in_the_instructions_of_a_book(promp
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "word", "char"])
-@pytest.mark.parametrize("prompt_format", ["alpaca", "chatml", "phi3"])
+@pytest.mark.parametrize("prompt_format", ["alpaca", "book", "chatml", "phi3"])
 def test_every_kind_of_tokenizer_has_the_targets_of_transformers(prompt_format, kind):
     tokenizer = tokenizer_of(prompt_format, kind)
     messages = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "the sea is wide."}] * 2
@@ -140,6 +140,39 @@ def test_the_alpaca_format_is_that_of_its_authors():
         "before": "a",
         "after": None,
     }
+
+
+def book_input(entry):
+    """Return the prompt of "Build a Large Language Model (From Scratch)", chapter 7, as its `format_input` does."""
+    text = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        f"\n\n### Instruction:\n{entry['instruction']}"
+    )
+    return text + (f"\n\n### Input:\n{entry['input']}" if entry["input"] else "")
+
+
+def test_the_book_format_has_one_introduction_with_and_without_input():
+    tokenizer = TOKENIZERS("book")
+    row = {"instruction": "Spell it.", "input": "see", "output": "sea"}
+    for entry in (row, {**row, "input": ""}):
+        messages, prompt = read_messages(entry), book_input(entry) + "\n\n### Response:\n"
+        assert tokenizer.decode(encode_prompt(tokenizer, messages)) == prompt
+        assert tokenizer.decode(encode_messages(tokenizer, messages)[0]) == f"{prompt}sea{tokenizer.eos_token}"
+    messages = [{"role": "system", "content": "Be brief."}, *messages]
+    assert tokenizer.decode(encode_prompt(tokenizer, messages)).startswith("Be brief.\n\n### Instruction:\nSpell it.")
+
+
+def test_the_book_format_has_the_tokens_of_the_book(data):
+    tokenizer = load_tokenizer(data / "gpt2-tokenizer")
+    store_format(tokenizer, "book")
+    entries = json.loads((data / "instruction-data.json").read_text())
+    conversations, _ = read_conversations(entries)
+    assert sum(bool(entry["input"]) for entry in entries) == 325
+    texts = [f"{book_input(entry)}\n\n### Response:\n{entry['output']}" for entry in entries]
+    expected = [[*encode(tokenizer, text), tokenizer.eos_token_id] for text in texts]
+    assert [ids for ids, _ in encode_conversations(tokenizer, conversations)] == expected
+    prompts = [encode(tokenizer, book_input(entry) + "\n\n### Response:\n") for entry in entries]
+    assert [encode_prompt(tokenizer, messages) for messages in conversations] == prompts
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -113,7 +113,7 @@ def target_text(tokenizer, row) -> str:
     return tokenizer.decode(row["shift_labels"][row["shift_labels"] != -100])
 
 
-@pytest.mark.parametrize("prompt_format", ["alpaca", "chatml", "phi3", "plain"])
+@pytest.mark.parametrize("prompt_format", ["alpaca", "book", "chatml", "phi3", "plain"])
 def test_only_the_last_answer_and_its_end_token_are_targets(prompt_format):
     tokenizer = with_format(prompt_format)
     rows = PreferenceRows(PAIRS, partial(encode_conversations, tokenizer), 512)
