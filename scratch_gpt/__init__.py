@@ -19,7 +19,7 @@ from .modeling.modeling_scratch_gpt import (
 
 
 if TYPE_CHECKING:
-    from .conversion.foreign_checkpoints import import_checkpoint
+    from .conversion.foreign_checkpoints import import_checkpoint, import_classifier
     from .conversion.gpt2_export import export_gpt2
     from .conversion.load import load_model
     from .data.filters.duplicates import exact_key
@@ -90,6 +90,7 @@ _LAZY = {
     "generate_answers": "generation.generate",
     "generate_text": "generation.generate",
     "import_checkpoint": "conversion.foreign_checkpoints",
+    "import_classifier": "conversion.foreign_checkpoints",
     "language_metrics": "evaluation.losses",
     "learning_rate_at": "train.optimizers",
     "load_model": "conversion.load",
@@ -146,6 +147,7 @@ __all__ = [
     "generate_answers",
     "generate_text",
     "import_checkpoint",
+    "import_classifier",
     "language_metrics",
     "learning_rate_at",
     "load_model",

@@ -8,9 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from outputs import logits_of
+from safetensors.torch import save_file
 from tiny import VOCAB, some_ids
 
-from scratch_gpt import ScratchGPTForCausalLM, import_checkpoint
+from scratch_gpt import (
+    ScratchGPTForCausalLM,
+    ScratchGPTForSequenceClassification,
+    export_gpt2,
+    import_checkpoint,
+    import_classifier,
+)
 
 
 def plain_gpt(ids, tokens, positions, blocks, norm, head, heads, gelu):
@@ -120,6 +127,121 @@ def test_checkpoints_of_the_book_are_imported(qkv_bias, wrapped, tmp_path):
         import_checkpoint(tmp_path / "m.pth", head_count=4)
     short = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4)
     assert torch.equal(logits_of(short, ids), logits_of(model, ids))
+
+
+WRAPPED = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "DDP": lambda name: f"module.{name}",
+    "compiled, then DDP": lambda name: f"module._orig_mod.{name}",
+    "each block compiled": lambda name: re.sub(r"(trf_blocks\.\d+)", r"\1._orig_mod", name),
+    "FSDP": lambda name: re.sub(r"(trf_blocks\.\d+)", r"\1._fsdp_wrapped_module", f"_fsdp_wrapped_module.{name}"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_names_of_wrapped_models_are_read(wrapper, tmp_path):
+    weights, ids = book_weights(False), some_ids()
+    torch.save({WRAPPED[wrapper](name): tensor for name, tensor in weights.items()}, tmp_path / "m.pth")
+    model = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4)
+    assert (logits_of(model, ids) - book_logits(weights, ids)).abs().max() < 1e-4
+
+
+def test_safetensors_of_the_book_are_imported(tmp_path):
+    weights, ids = book_weights(True), some_ids()
+    save_file(weights, tmp_path / "m.safetensors")
+    model = import_checkpoint(tmp_path / "m.safetensors", num_attention_heads=4)
+    assert (logits_of(model, ids) - book_logits(weights, ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_the_faster_model_of_the_book_is_imported(qkv_bias, tmp_path):
+    """GPTModelFast has one matrix for query, key and value, and torch's LayerNorm."""
+    weights, ids = book_weights(qkv_bias), some_ids()
+    fast = {name: tensor for name, tensor in weights.items() if ".W_" not in name and not name.endswith(".mask")}
+    for n in range(2):
+        for kind in ("weight", "bias")[: 1 + qkv_bias]:
+            parts = [weights[f"trf_blocks.{n}.att.{part}.{kind}"] for part in ("W_query", "W_key", "W_value")]
+            fast[f"trf_blocks.{n}.att.qkv.{kind}"] = torch.cat(parts)
+    names = {"out_proj": "proj", "scale": "weight", "shift": "bias"}
+    renamed = {re.sub("out_proj|scale|shift", lambda match: names[match[0]], name): fast[name] for name in fast}
+    torch.save(renamed, tmp_path / "m.pth")
+    model = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4)
+    assert (logits_of(model, ids) - book_logits(weights, ids)).abs().max() < 1e-4
+
+
+def with_lora(weights, alpha, rank=4):
+    """Return weights with LoRA on each linear layer, as in the book, and plain weights that compute the same."""
+    stored, plain = {}, dict(weights)
+    for name, tensor in weights.items():
+        layer, _, kind = name.rpartition(".")
+        if "_emb" in name or "norm" in name or kind == "mask":
+            stored[name] = tensor
+            continue
+        stored[f"{layer}.linear.{kind}"] = tensor
+        if kind == "weight":
+            rows, columns = tensor.shape
+            a, b = 0.2 * torch.randn(columns, rank), 0.2 * torch.randn(rank, rows)
+            stored |= {f"{layer}.lora.A": a, f"{layer}.lora.B": b}
+            x = torch.eye(columns)
+            plain[name] = (F.linear(x, tensor) + alpha * (x @ a @ b)).T  # the output of LinearWithLoRA for each unit
+    return stored, plain
+
+
+def test_lora_layers_of_the_book_are_merged(tmp_path):
+    weights, ids = book_weights(True), some_ids()
+    stored, plain = with_lora(weights, alpha=0.5)
+    torch.save(stored, tmp_path / "m.pth")
+    model = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4, lora_alpha=0.5)
+    assert (logits_of(model, ids) - book_logits(plain, ids)).abs().max() < 1e-3
+    with pytest.raises(
+        ValueError, match="m.pth has 13 LoRA layers, and no tensor holds their alpha. Give lora_alpha=N"
+    ):
+        import_checkpoint(tmp_path / "m.pth", num_attention_heads=4)
+    torch.save(weights, tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match="plain.pth has no LoRA layers. Remove lora_alpha"):
+        import_checkpoint(tmp_path / "plain.pth", num_attention_heads=4, lora_alpha=16)
+    del stored["trf_blocks.1.att.W_key.lora.B"]
+    torch.save(stored, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match="not a complete GPT: it has no trf_blocks.1.att.W_key.lora.B"):
+        import_checkpoint(tmp_path / "m.pth", num_attention_heads=4, lora_alpha=16)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("has_lora", [True, False])
+def test_classifiers_of_the_book_are_imported(has_bias, has_lora, tmp_path):
+    weights, ids = book_weights(True), some_ids()
+    weights["out_head.weight"] = 0.2 * torch.randn(3, 32)
+    if has_bias:
+        weights["out_head.bias"] = torch.tensor([0.3, -0.2, 0.1])
+    stored, plain = with_lora(weights, alpha=0.5) if has_lora else (weights, weights)
+    torch.save(stored, tmp_path / "m.pth")
+    arguments = {"num_attention_heads": 4, "lora_alpha": 0.5 if has_lora else None}
+    labels = {0: "ham", 1: "spam", 2: "other"}
+    model = import_classifier(tmp_path / "m.pth", id2label=labels, **arguments)
+    expected = book_logits(plain, ids)[:, -1] + weights.get("out_head.bias", torch.zeros(3))
+    with torch.no_grad():
+        logits = model(ids).logits
+    assert (logits - expected).abs().max() < 1e-3
+    assert model.config.num_labels == 3 and model.config.label2id["spam"] == 1
+    model.save_pretrained(tmp_path / "ours")
+    again = ScratchGPTForSequenceClassification.from_pretrained(tmp_path / "ours")
+    assert torch.equal(logits_of(again, ids), logits)
+    export_gpt2(model, tmp_path / "stock")
+    assert import_classifier(tmp_path / "m.pth", **arguments).config.id2label[2] == "LABEL_2"
+    with pytest.raises(ValueError, match=r"is a classifier: its out_head has 3 rows.* Read it with import_classifier"):
+        import_checkpoint(tmp_path / "m.pth", **arguments)
+
+
+def test_other_heads_are_refused_by_name(tmp_path):
+    weights = book_weights(True)
+    torch.save(weights, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match="m.pth is a language model.* Read it with import_checkpoint"):
+        import_classifier(tmp_path / "m.pth", num_attention_heads=4)
+    equal_rows = {**weights, "out_head.weight": torch.ones(2, 32), "out_head.bias": torch.tensor([0.0, 1.0])}
+    torch.save(equal_rows, tmp_path / "m.pth")
+    with pytest.raises(ValueError, match="a bias that its weights cannot express") as caught:
+        import_classifier(tmp_path / "m.pth", num_attention_heads=4)
+    assert "\n" not in str(caught.value)
 
 
 class Harmful:
