@@ -57,7 +57,7 @@ def import_checkpoint(
     file: str | Path,
     config: PreTrainedConfig | Mapping[str, Any] | None = None,
     *,
-    lora_alpha: float | None = None,
+    lora_scaling: float | None = None,
     **changes: Any,
 ) -> ScratchGPTForCausalLM:
     """Read nanoGPT's `ckpt.pt`, or a state dict of the book's GPTModel, as our model (in eval mode).
@@ -69,15 +69,15 @@ def import_checkpoint(
     Args:
         config: the config dict of the book's model, because no tensor shows the number of heads; nanoGPT's file has
             its own. All other sizes come from the tensors.
-        lora_alpha: the book's `alpha`, if the model has LoRA layers (appendix E has 16). The book multiplies A @ B by
-            it and does not divide by the rank.
+        lora_scaling: the factor of A @ B, if the model has LoRA layers: `alpha` in the printed book (16 in appendix E),
+            `alpha / rank` in its later code (1 there). No tensor holds it.
         changes: single fields, for instance `num_attention_heads=12`. The tensors' shapes override both.
 
     Raises:
         ValueError: another kind of file, tensors with other names or shapes, a classifier, an unknown number of heads,
-            or an alpha that is missing or not needed.
+            or a scaling that is missing or not needed.
     """
-    tensors, arguments = _read_tensors(Path(file), lora_alpha, config, changes)
+    tensors, arguments = _read_tensors(Path(file), lora_scaling, config, changes)
     if _classes(tensors) is not None:
         raise ValueError(
             f"{Path(file).name} is a classifier: its out_head has {_classes(tensors)} rows, and the vocabulary has "
@@ -92,7 +92,7 @@ def import_classifier(
     file: str | Path,
     config: PreTrainedConfig | Mapping[str, Any] | None = None,
     *,
-    lora_alpha: float | None = None,
+    lora_scaling: float | None = None,
     **changes: Any,
 ) -> ScratchGPTForSequenceClassification:
     """Read a state dict of the book's classifier (chapter 6 and appendix E) as ours, in eval mode.
@@ -106,7 +106,7 @@ def import_classifier(
 
     Args and errors are those of `import_checkpoint`; `id2label={0: "ham", 1: "spam"}` names the classes.
     """
-    tensors, arguments = _read_tensors(Path(file), lora_alpha, config, changes)
+    tensors, arguments = _read_tensors(Path(file), lora_scaling, config, changes)
     classes = _classes(tensors)
     if classes is None:
         raise ValueError(
@@ -136,7 +136,10 @@ def _classes(tensors: dict[str, torch.Tensor]) -> int | None:
 
 
 def _read_tensors(
-    file: Path, lora_alpha: float | None, config: PreTrainedConfig | Mapping[str, Any] | None, changes: dict[str, Any]
+    file: Path,
+    lora_scaling: float | None,
+    config: PreTrainedConfig | Mapping[str, Any] | None,
+    changes: dict[str, Any],
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     # Return the tensors by our names, and the fields of the config.
     weights, arguments = _open_checkpoint(file)
@@ -145,7 +148,7 @@ def _read_tensors(
     overrides = config.to_diff_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     if unknown := sorted(set(changes) - CONFIG_WORDS):
         raise ValueError(f"Unknown config field {', '.join(unknown)}.")
-    tensors = _rename(file, _merge_lora(file, weights, lora_alpha), BOOK_NAMES if is_book else NANOGPT_NAMES)
+    tensors = _rename(file, _merge_lora(file, weights, lora_scaling), BOOK_NAMES if is_book else NANOGPT_NAMES)
     arguments = {**defaults, **overrides, **changes}
     fields = {ScratchGPTConfig.attribute_map.get(name, name): value for name, value in arguments.items()}
     fields |= _read_shapes(tensors)
@@ -196,25 +199,25 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _merge_lora(file: Path, weights: dict[str, torch.Tensor], alpha: float | None) -> dict[str, torch.Tensor]:
-    # Return the weights with each LinearWithLoRA of the book as one linear layer: W + alpha * (A @ B)^T.
+def _merge_lora(file: Path, weights: dict[str, torch.Tensor], scaling: float | None) -> dict[str, torch.Tensor]:
+    # Return the weights with each LinearWithLoRA of the book as one linear layer: W + scaling * (A @ B)^T.
     layers = {name.rsplit(".lora.", 1)[0] for name in weights if ".lora." in name}
-    if alpha is None:
+    if scaling is None:
         if layers:
             raise ValueError(
-                f"{file.name} has {len(layers)} LoRA layers, and no tensor holds their alpha. Give lora_alpha=N "
-                "(16 in the book's appendix E)."
+                f"{file.name} has {len(layers)} LoRA layers, and no tensor holds their scaling. Give lora_scaling=N: "
+                "alpha in the printed book (16 in appendix E), alpha / rank in its later code (1)."
             )
         return weights
     if not layers:
-        raise ValueError(f"{file.name} has no LoRA layers. Remove lora_alpha.")
+        raise ValueError(f"{file.name} has no LoRA layers. Remove lora_scaling.")
     merged = dict(weights)
     for layer in layers:
         names = [f"{layer}.{part}" for part in ("linear.weight", "lora.A", "lora.B")]
         if missing := [name for name in names if name not in merged]:
             raise ValueError(f"{file.name} is not a complete GPT: it has no {missing[0]}.")
         weight, a, b = (merged.pop(name) for name in names)
-        merged[f"{layer}.weight"] = weight + alpha * (a @ b).T
+        merged[f"{layer}.weight"] = weight + scaling * (a @ b).T
         if f"{layer}.linear.bias" in merged:
             merged[f"{layer}.bias"] = merged.pop(f"{layer}.linear.bias")
     return merged

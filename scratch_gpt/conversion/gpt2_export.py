@@ -97,8 +97,9 @@ def check_exportable_to_gpt2(model: PreTrainedModel) -> None:
     config = model.config
     if config.hidden_act not in ("gelu_pytorch_tanh", "gelu_new"):  # two names of one function
         raise ValueError(f"hidden_act {config.hidden_act!r} is not GPT-2's GELU (tanh form): it cannot be exported.")
-    # Config fields that GPT-2's config does not have.
+    # Config fields that GPT-2's config does not have, or that are not needed after training.
     fields = {*CONFIG_NAMES, "hidden_act", "attention_bias", "architectures", "auto_map", "transformers_version"}
+    fields.add("embedding_initializer_range")
     extra = set(config.to_diff_dict()) - fields - set(GPT2Config().to_dict()) - {"model_type"}
     if extra:
         raise ValueError(

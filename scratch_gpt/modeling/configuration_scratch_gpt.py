@@ -119,6 +119,9 @@ class ScratchGPTConfig(PreTrainedConfig):
             operation; GPT-2's `gelu_new` is the same function in separate steps, which round differently in bf16.
         embed_dropout, attention_dropout, resid_dropout (`float`): dropout on the embeddings, on the attention weights
             and on each block's two outputs; all in [0, 1].
+        initializer_range (`float`): standard deviation of new matrices; GPT-2's is 0.02.
+        embedding_initializer_range (`float`, *optional*): standard deviation of new token and position embeddings (and
+            of a tied head); `initializer_range` by default. torch's `nn.Embedding`, and so the book's model, has 1.
         attention_bias (`bool`): whether query, key and value projections have a bias.
         tie_word_embeddings (`bool`): whether the output head shares its weights with the token embedding.
 
@@ -176,6 +179,7 @@ class ScratchGPTConfig(PreTrainedConfig):
     attention_bias: bool = True
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    embedding_initializer_range: float | int | None = None
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -220,8 +224,10 @@ class ScratchGPTConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value!r}; it must be between 0 and 1.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act is {self.hidden_act!r}; it must be one of {', '.join(ACT2FN)}.")
-        for name in ("layer_norm_eps", "initializer_range"):
+        for name in ("layer_norm_eps", "initializer_range", "embedding_initializer_range"):
             value = getattr(self, name)
+            if value is None and name == "embedding_initializer_range":
+                continue
             if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value!r}; it must be a number of at least 0.")
 

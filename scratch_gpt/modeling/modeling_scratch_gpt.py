@@ -183,10 +183,13 @@ class ScratchGPTPreTrainedModel(PreTrainedModel):
         # GPT-2: normal with std 0.02, biases 0, norms 1. The two projections that write into the residual stream are
         # scaled by 1 / sqrt(2 * layers), so that the stream's variance does not grow with depth. (They are marked,
         # because for custom code transformers calls this only with modules that hold parameters themselves.)
+        # Embeddings have another std if the config says so.
         super()._init_weights(module)
         if getattr(module, "writes_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(cast(torch.Tensor, module.weight), std=std)
+        if isinstance(module, nn.Embedding) and self.config.embedding_initializer_range is not None:
+            init.normal_(module.weight, std=self.config.embedding_initializer_range)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

@@ -169,7 +169,7 @@ def test_the_faster_model_of_the_book_is_imported(qkv_bias, tmp_path):
     assert (logits_of(model, ids) - book_logits(weights, ids)).abs().max() < 1e-4
 
 
-def with_lora(weights, alpha, rank=4):
+def with_lora(weights, scaling, rank=4):
     """Return weights with LoRA on each linear layer, as in the book, and plain weights that compute the same."""
     stored, plain = {}, dict(weights)
     for name, tensor in weights.items():
@@ -183,27 +183,27 @@ def with_lora(weights, alpha, rank=4):
             a, b = 0.2 * torch.randn(columns, rank), 0.2 * torch.randn(rank, rows)
             stored |= {f"{layer}.lora.A": a, f"{layer}.lora.B": b}
             x = torch.eye(columns)
-            plain[name] = (F.linear(x, tensor) + alpha * (x @ a @ b)).T  # the output of LinearWithLoRA for each unit
+            plain[name] = (F.linear(x, tensor) + scaling * (x @ a @ b)).T  # the output of LinearWithLoRA for each unit
     return stored, plain
 
 
 def test_lora_layers_of_the_book_are_merged(tmp_path):
     weights, ids = book_weights(True), some_ids()
-    stored, plain = with_lora(weights, alpha=0.5)
+    stored, plain = with_lora(weights, scaling=0.5)
     torch.save(stored, tmp_path / "m.pth")
-    model = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4, lora_alpha=0.5)
+    model = import_checkpoint(tmp_path / "m.pth", num_attention_heads=4, lora_scaling=0.5)
     assert (logits_of(model, ids) - book_logits(plain, ids)).abs().max() < 1e-3
     with pytest.raises(
-        ValueError, match="m.pth has 13 LoRA layers, and no tensor holds their alpha. Give lora_alpha=N"
+        ValueError, match="m.pth has 13 LoRA layers, and no tensor holds their scaling. Give lora_scaling=N"
     ):
         import_checkpoint(tmp_path / "m.pth", num_attention_heads=4)
     torch.save(weights, tmp_path / "plain.pth")
-    with pytest.raises(ValueError, match="plain.pth has no LoRA layers. Remove lora_alpha"):
-        import_checkpoint(tmp_path / "plain.pth", num_attention_heads=4, lora_alpha=16)
+    with pytest.raises(ValueError, match="plain.pth has no LoRA layers. Remove lora_scaling"):
+        import_checkpoint(tmp_path / "plain.pth", num_attention_heads=4, lora_scaling=16)
     del stored["trf_blocks.1.att.W_key.lora.B"]
     torch.save(stored, tmp_path / "m.pth")
     with pytest.raises(ValueError, match="not a complete GPT: it has no trf_blocks.1.att.W_key.lora.B"):
-        import_checkpoint(tmp_path / "m.pth", num_attention_heads=4, lora_alpha=16)
+        import_checkpoint(tmp_path / "m.pth", num_attention_heads=4, lora_scaling=16)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -213,9 +213,9 @@ def test_classifiers_of_the_book_are_imported(has_bias, has_lora, tmp_path):
     weights["out_head.weight"] = 0.2 * torch.randn(3, 32)
     if has_bias:
         weights["out_head.bias"] = torch.tensor([0.3, -0.2, 0.1])
-    stored, plain = with_lora(weights, alpha=0.5) if has_lora else (weights, weights)
+    stored, plain = with_lora(weights, scaling=0.5) if has_lora else (weights, weights)
     torch.save(stored, tmp_path / "m.pth")
-    arguments = {"num_attention_heads": 4, "lora_alpha": 0.5 if has_lora else None}
+    arguments = {"num_attention_heads": 4, "lora_scaling": 0.5 if has_lora else None}
     labels = {0: "ham", 1: "spam", 2: "other"}
     model = import_classifier(tmp_path / "m.pth", id2label=labels, **arguments)
     expected = book_logits(plain, ids)[:, -1] + weights.get("out_head.bias", torch.zeros(3))

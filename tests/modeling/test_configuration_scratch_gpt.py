@@ -165,6 +165,7 @@ WRONG = [
     ({"resid_dropout": float("nan")}, "resid_dropout is nan"),
     ({"layer_norm_eps": -1e-5}, "layer_norm_eps is -1e-05"),
     ({"initializer_range": float("inf")}, "initializer_range is inf"),
+    ({"embedding_initializer_range": -1}, "embedding_initializer_range is -1"),
     ({"n_head": 2.5}, "num_attention_heads"),  # @strict refuses a wrong type with its own message
     ({"vocab_size": "99"}, "vocab_size"),
     ({"hidden_act": "gelu_newest"}, "hidden_act.*gelu_newest"),

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny import VOCAB, padded, some_ids, tiny_config, tiny_model
 from torch.testing import assert_close
-from transformers import DynamicCache, StaticCache, Trainer, TrainingArguments
+from transformers import DynamicCache, GPT2LMHeadModel, StaticCache, Trainer, TrainingArguments
 
-from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel
+from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassification, ScratchGPTModel, export_gpt2
 from scratch_gpt.modeling.modeling_scratch_gpt import CACHE, eager_attention_forward
 from scratch_gpt.train.accelerator import compile_options
 from scratch_gpt_training.support.options import check_compiler
@@ -347,6 +347,24 @@ def test_gpt2s_initialization_scales_the_projections_into_the_residual_stream():
             std = 0.02 / math.sqrt(2 * 8) if scaled else 0.02
             assert parameter.std().item() == pytest.approx(std, rel=0.05), name
             assert abs(parameter.mean().item()) < 0.05 * std, name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_can_have_their_own_initialization(tied, tmp_path):
+    sizes = {"hidden_size": 128, "vocab_size": 1000, "max_position_embeddings": 256, "tie_word_embeddings": tied}
+    plain, wide = (
+        ScratchGPTForCausalLM(tiny_config(**sizes, initializer_range=0.02, embedding_initializer_range=std))
+        for std in (None, 1)
+    )
+    for name, parameter in wide.named_parameters():
+        std = plain.get_parameter(name).std().item()
+        std = 1 if "embed_" in name or (tied and name == "lm_head.weight") else std
+        assert parameter.std().item() == pytest.approx(std, rel=0.05), name
+    export_gpt2(wide, tmp_path / "stock")  # the initialization does not change the function
+    ids = torch.arange(20)[None]
+    stock = GPT2LMHeadModel.from_pretrained(tmp_path / "stock").eval()
+    with torch.no_grad():
+        assert_close(stock(ids).logits, wide.eval()(ids).logits, atol=1e-3, rtol=1e-4)
 
 
 @BOTH
