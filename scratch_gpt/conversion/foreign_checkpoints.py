@@ -69,7 +69,7 @@ def import_checkpoint(
     Args:
         config: the config dict of the book's model, because no tensor shows the number of heads; nanoGPT's file has
             its own. All other sizes come from the tensors.
-        lora_scaling: the factor of A @ B, if the model has LoRA layers; no tensor holds it. It is `alpha` in the printed
+        lora_scaling: the factor of A @ B, if the model has LoRA layers; no tensor holds it. `alpha` in the printed
             book (16 in appendix E) and `alpha / rank` in its later code (1 there).
         changes: single fields, for instance `num_attention_heads=12`. The tensors' shapes override both.
 

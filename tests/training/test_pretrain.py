@@ -243,7 +243,7 @@ def test_the_books_config_equals_the_run_of_the_book(data):
         tokenizer = AutoTokenizer.from_pretrained(data / "gpt2-tokenizer")
         model = models.build_model(parsed, tokenizer, parsed.max_length)
     assert sum(p.numel() for p in model.parameters()) == 162_419_712  # 163,009,536 minus 768 positions of width 768
-    assert model.config.attention_dropout == 0.1
+    assert model.config.attention_dropout == 0.1 and model.config.embedding_initializer_range == 1
 
 
 # --- Invalid input -----------------------------------------------------------------------------------------------
