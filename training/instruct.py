@@ -36,6 +36,7 @@ class InstructRun(Run):
     """Instruction tuning."""
 
     COMMON = ("prompt_format", "preview")
+    NOT_SWEPT = ("max_length", "vocab_size")  # rows without room for an answer are dropped
 
     output_dir: str = option(
         "runs/instruct", "Folder of the run; one that holds files is refused without --overwrite."

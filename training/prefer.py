@@ -34,6 +34,7 @@ class PreferRun(Run):
     """Preference tuning."""
 
     COMMON = ("loss_type", "beta")
+    NOT_SWEPT = ("max_length",)  # rows without room for an answer are dropped
 
     output_dir: str = option("runs/prefer", "Folder of the run; one that holds files is refused without --overwrite.")
     model: str = option(DEFAULT_MODEL, "Folder or Hub id of the model to tune, preferably one tuned on instructions.")

@@ -91,6 +91,9 @@ class PrepareRun(SourceOptions):
     pack: bool = option(False, "Pack several whole documents into each row; they do not attend to each other.")
     pad: bool = option(False, "Use one document per row, padded in the batch.")
 
+    strip: Literal["off", "gutenberg"] = option(
+        "off", "gutenberg: strip the header, license and credits that Project Gutenberg puts around a book."
+    )
     deduplicate: Literal["off", "exact", "near"] = option(
         "off",
         "Remove exact or near duplicates, by the text column, else by the columns that recipes learn "

@@ -26,7 +26,7 @@ NOT_LEARNING = {
     *("learning_rate", "min_learning_rate", "warmup_steps", "max_steps", "epochs", "max_tokens", "max_time"),
     *("eval_every", "eval_batches", "checkpoint_every", "keep", "log_every", "report_to", "sample_prompt"),
     *("device", "mixed_precision", "compile", "gradient_checkpointing", "workers", "expect_processes", "energy"),
-    *("hang_timeout", "plan", "plan_devices", "plan_tflops", "preview", "learning_rates"),
+    *("hang_timeout", "plan", "plan_devices", "plan_tflops", "preview", "learning_rates", "sweep"),
 }
 LAYOUT_TEXT = {
     "scratch_gpt": "This folder contains its own code, a few files that you can read completely. Loading it needs "

@@ -41,7 +41,7 @@ RUN_FILES = (RUN_YAML, "sweep.json", "manifest.json", METRICS, "loss.png", "conf
 RUN_FILES += ("predictions.jsonl", "responses.json", EVALUATION, "references.safetensors", "emissions.csv")
 RUN_FILES += ("stacks-*.txt",)
 RUN_FOLDERS = ("adapter", "model", "last", "checkpoints", "tracking", "published", "exports")
-RUN_PARTS = ("seed-*", "rate-*")  # runs of several seeds or rates
+RUN_PARTS = ("seed-*", "rate-*", "sweep-*")  # runs of several seeds, or of a sweep
 
 
 def is_whole_file(name: str) -> bool:
@@ -134,7 +134,7 @@ def run_files(folder: Path) -> list[Path]:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Return whether a run, or one of its seeds or rates, has a checkpoint."""
+    """Return whether a run, or one of its seeds or of a sweep, has a checkpoint."""
     return any(any(folder.glob(f"{part}checkpoints/step-*/*")) for part in ("", *(f"{part}/" for part in RUN_PARTS)))
 
 
@@ -180,7 +180,7 @@ def _remove_empty_parts(folder: Path) -> None:
 
 
 def remove_replaced(folder: Path) -> None:
-    """Remove the run that was set aside in a folder, or in its parent if the folder is of one seed or rate."""
+    """Remove the run that was set aside in a folder, or in its parent if the folder is one of several."""
     is_part = any(fnmatch(folder.name, pattern) for pattern in RUN_PARTS)
     for home in (folder, folder.parent) if is_part else (folder,):
         if (home / ASIDE).is_dir():

@@ -85,6 +85,8 @@ def read_record(folder: str | Path) -> Record:
     if not (top / RUN_YAML).is_file():
         inside = " It is the model of a run: give its parent folder." if (top / "config.json").exists() else ""
         raise ValueError(f"{folder} is not a run folder: it has no run.yaml.{inside}")
+    if (top / "sweep.json").is_file():
+        raise ValueError(f"{folder} holds the runs of a sweep. Give the folder of one of them.")
     if not (top / "model" / "config.json").is_file():
         raise ValueError(f"{folder} has no model yet. Finish the run first (resume='latest' continues it).")
     run, facts = _read_run(top / RUN_YAML)

@@ -47,7 +47,7 @@ TEXT = "The sun shines on the sea, and every effort moves you on. " * 60
 def home(tmp_path_factory):
     """Make a folder with the files that the README's commands name: texts, GPT-2, and a run of `make train`."""
     folder = tmp_path_factory.mktemp("home")
-    for name in ("my.txt", "the-verdict.txt", "notes/a.md", "notes/b.md"):
+    for name in ("my.txt", "the-verdict.txt", "notes/a.md", "notes/b.md", "books/a.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(TEXT + name)
     kinds = ("good", "bad", "so so")

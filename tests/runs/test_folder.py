@@ -28,6 +28,7 @@ from scratch_gpt.utils.locks import LOCK, Lock
 from scratch_gpt_training import prepare, pretrain
 from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support.run import results, runner
+from scratch_gpt_training.support.run.output_dir import is_filled
 
 
 STORY = "".join(f"On day {n} the old sailor walked to the shiny sea, {n * 7 % 90} boats.\n" for n in range(300))
@@ -400,3 +401,16 @@ def test_metrics_survive_a_broken_last_line(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
     assert read_metrics(file) == [{"step": 1}]
+
+
+def test_locked_folders_of_parts_are_not_content(tmp_path):
+    """Under two processes, the first one locks all parts while the other one still checks the output folder."""
+    for part in ("seed-0", "rate-0.001", "sweep-beta-1-epochs-2"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / LOCK).touch()
+    assert not is_filled(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert is_filled(tmp_path)
+    (tmp_path / "mine").rmdir()
+    (tmp_path / "seed-0" / "notes.txt").touch()
+    assert is_filled(tmp_path)

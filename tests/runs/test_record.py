@@ -50,3 +50,6 @@ def test_a_folder_that_is_not_a_run_has_no_card(tmp_path):
     (run / "model" / "config.json").unlink()
     with pytest.raises(ValueError, match="no model yet"):
         read_record(run)
+    (run / "sweep.json").write_text("{}")
+    with pytest.raises(ValueError, match="the runs of a sweep. Give the folder of one of them"):
+        read_record(run)

@@ -106,6 +106,22 @@ def test_a_single_document_is_cut_by_position_as_training_cuts_it(tokenizer, tex
 # --- Filters -----------------------------------------------------------------------------------------------------
 
 
+def test_the_license_of_project_gutenberg_is_stripped_and_counted(texts, tmp_path, capsys):
+    start, end = (f"*** {word} OF THE PROJECT GUTENBERG EBOOK X ***" for word in ("START", "END"))
+    books = [f"{start}\n{texts[0]}\n{end}\n", texts[1], f"{start}\n\n{end}\nLicense of Project Gutenberg", texts[2]]
+    corpus = write_rows(tmp_path / "books.jsonl", [{"text": text} for text in books])
+    words = ["--dataset", corpus, "--task", "text", "--validation-fraction", "0", "--output-dir", tmp_path / "p"]
+    folder, manifest = prepared(*words, "--strip", "gutenberg", "--report", "true")
+    assert manifest["filters"] == {
+        "gutenberg": {"in": 4, "removed": 0, "changed": 2},
+        "empty": {"in": 4, "removed": 1},
+    }
+    assert "gutenberg: 4 rows in, 0 removed, 2 changed" in capsys.readouterr().out
+    assert "2 changed" in (folder / "report.html").read_text()
+    left = {row["text"].strip() for part in open_prepared_text(str(folder)).values() for row in part}
+    assert left == {*texts[:3]}
+
+
 def test_each_filter_counts_what_it_removed_and_can_write_it_out(texts, tmp_path):
     blocked = tmp_path / "blocked.txt"
     blocked.write_text("forbidden\n")

@@ -98,7 +98,7 @@ def parse(
         namespace, unknown = read(argv)
     if unknown:
         word = unknown[0].split("=")[0]
-        raise ValueError(f"Unknown option {word}.{_nearest(word.lstrip('-').replace('-', '_'), names, '--')}")
+        raise ValueError(f"Unknown option {word}.{nearest(word.lstrip('-').replace('-', '_'), names, '--')}")
     words = namespace.words if positional else []
     if len(words) > len(positional):
         raise ValueError(f"Unexpected word {words[len(positional)]!r}. Put a text with spaces in quotes.")
@@ -228,8 +228,11 @@ def _read_yaml(path: str, names: list[str] | None) -> dict[str, Any]:
         content = {translate(name, names): value for name, value in content.items()}
     for name, value in content.items():
         if names is not None and name not in names:
-            raise ValueError(f"{path}: unknown field {name!r}.{_nearest(name, names)}")
-        if isinstance(value, dict):
+            raise ValueError(f"{path}: unknown field {name!r}.{nearest(name, names)}")
+        if name == "sweep" and isinstance(value, dict):  # {field: [value, value]}
+            lists = {field: items if isinstance(items, list) else [items] for field, items in value.items()}
+            content[name] = " ".join(f"{field}={','.join(map(str, items))}" for field, items in lists.items())
+        elif isinstance(value, dict):
             raise ValueError(f"{path}: {name} is {reprlib.repr(value)}; it must be a single value.")
     return content
 
@@ -238,7 +241,8 @@ def _is_nested(value: Any) -> bool:
     return isinstance(value, (list, dict))
 
 
-def _nearest(name: str, names: Sequence[str], prefix: str = "") -> str:
+def nearest(name: str, names: Sequence[str], prefix: str = "") -> str:
+    """Return a sentence with what to write instead of an unknown field, after a space."""
     name = name.split(".")[-1]  # litgpt's `train.max_norm`
     if (text := hint(name, names)) is not None:
         return f" {text}"
@@ -260,7 +264,7 @@ def parse_overrides(text: str | None, config_class: type) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--config-overrides must be name=value,name=value (you gave {pair!r}).")
         if name not in names:
-            raise ValueError(f"--config-overrides: unknown config field {name!r}.{_nearest(name, names)}")
+            raise ValueError(f"--config-overrides: unknown config field {name!r}.{nearest(name, names)}")
         try:
             changes[name] = yaml.safe_load(value)
             if isinstance(changes[name], str):

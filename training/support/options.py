@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from scratch_gpt_training.support.command_line import OF_A_LAUNCH, flag, parse_rates
+from scratch_gpt_training.support.command_line import OF_A_LAUNCH, flag
 
 
 if TYPE_CHECKING:
@@ -132,9 +132,12 @@ class OptimizationOptions:
     learning_rate: float | None = option(
         None, "Peak of the schedule; by default 1e-3, with --model 5e-5, with LoRA 5e-4."
     )
-    learning_rates: str | None = option(
-        None, "Try several rates, such as `1e-4,3e-4,1e-3`, each in its own folder, and name the best."
+    sweep: str | None = option(
+        None,
+        "Try all combinations of several values, such as `learning_rate=1e-3,3e-3 dropout=0,0.1`, each in its own "
+        "folder, and name the best.",
     )
+    learning_rates: str | None = option(None, "Short form of --sweep for rates: `1e-4,3e-4,1e-3`.")
     min_learning_rate: float | None = option(None, "End of the schedule; by default a tenth of the peak.")
     schedule: Literal["cosine", "linear"] = option("cosine", "Shape of the decay from the peak to the end.")
     warmup_steps: int | None = option(None, "Steps of linear warm-up; by default a twentieth of the run, at most 100.")
@@ -369,8 +372,6 @@ def check_run(run: Run) -> None:
         raise ValueError(f"--plan-tflops must be above 0 (you gave {run.plan_tflops}).")
     if not run.plan and (run.plan_tflops is not None or run.plan_devices != 1):
         raise ValueError("--plan-devices and --plan-tflops only work with --plan true. Add it, or remove them.")
-    if run.learning_rates is not None:
-        parse_rates(run.learning_rates)
     if run.streaming and run.epochs is not None:
         raise ValueError("--streaming has no epochs: give --max-steps or --max-tokens instead of --epochs.")
     trackers = ("tensorboard", "trackio", "wandb")

@@ -143,7 +143,7 @@ HINTS: dict[str, tuple[str | None, str]] = {  # their name: our field (None for 
     "problem_type": ("label_separator", f"{_NOTHING} it follows from the labels."),
     "tasks": ("multiple_choice", "Use --multiple-choice, --last-word or --ifeval, or run lm_eval on the folder."),
     "do_sample": ("temperature", "Use --temperature: 0 is greedy, above 0 samples."),
-    "num_beams": ("temperature", "Beam search is not supported; transformers' own generate has it."),
+    "num_beams": ("temperature", "Beam search is in transformers: model.generate(num_beams=4)."),
     "do_train": (None, f"{_NOTHING} a training recipe always trains; --max-steps 0 only evaluates."),
     "do_eval": (None, f"{_NOTHING} validation runs during training; --max-steps 0 only evaluates."),
     "do_predict": (None, "Use `classify --predict FILE`, or `evaluate`."),

@@ -21,6 +21,7 @@ from scratch_gpt.data.filters.duplicates import (
     ngram_hashes,
     signatures,
 )
+from scratch_gpt.data.filters.gutenberg import strip_gutenberg
 from scratch_gpt.data.filters.person_names import names_finder
 from scratch_gpt.data.filters.privacy import mask_private
 from scratch_gpt.data.filters.quality import QualityRules, blocked_term, load_block_list, quality_problem
@@ -204,7 +205,8 @@ def load_named_tokenizer(run: "PrepareRun"):
 
 def make_filters(run: "PrepareRun") -> list:
     """Return the filters of the rows, in order."""
-    filters = [Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text")]
+    filters = [] if run.strip == "off" else [Filter(run.strip, change=strip_gutenberg)]
+    filters.append(Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text"))
     if run.quality or run.languages:
         languages = tuple(code.strip().lower() for code in (run.languages or "").split(",") if code.strip())
         no_rules = dict.fromkeys((item.name for item in fields(QualityRules)), None)

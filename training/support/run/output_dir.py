@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +41,20 @@ def check_output_dir(run: Run) -> Path:
 
 
 def is_filled(folder: Path) -> bool:
-    """Return whether a folder holds more than a lock and drafts of a killed run."""
+    """Return whether a folder holds more than a lock and drafts of a killed run, also in the folders of its parts.
+
+    The first process locks the folders of all seeds or combinations before another process may have looked.
+    """
+    from scratch_gpt.runs.folder import RUN_PARTS
     from scratch_gpt.utils.files import DRAFT, OLD
     from scratch_gpt.utils.locks import LOCK
 
     prefixes = (DRAFT, OLD, LOCK)
-    return folder.is_dir() and any(not path.name.startswith(prefixes) for path in folder.iterdir())
+    return folder.is_dir() and any(
+        not path.name.startswith(prefixes)
+        and (is_filled(path) or not path.is_dir() or not any(fnmatch(path.name, pattern) for pattern in RUN_PARTS))
+        for path in folder.iterdir()
+    )
 
 
 def check_read_paths(run: "Run | PrepareRun | TokenizerRun") -> None:

@@ -1,8 +1,9 @@
-"""Run a training recipe: read its options, check them, and plan, train once, or train over seeds or rates."""
+"""Run a training recipe: read its options, check them, and plan, train once, or train over seeds or a sweep."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from scratch_gpt_training.support.combinations import check_swept, combine, read_sweep
 from scratch_gpt_training.support.command_line import one_clear_line, parse, remember_default
 from scratch_gpt_training.support.options import Run, RunT, check_run
 
@@ -40,12 +41,17 @@ def run_recipe(
         plan_shape: returns arguments of `print_plan`.
     """
     with one_clear_line():
-        run = parse(kind, argv, unused=unused)
+        run = parse(kind, argv, unused=lambda run: {**unused(run), **dict.fromkeys(read_sweep(run), "it is swept")})
         check_recipe(run)
         resolved = resolve_model(run)
         if run.model is None and resolved.model is not None:
             remember_default("model", resolved.model)
         run = resolved
+        combinations = combine(run)
+        for values, combination in combinations.values():
+            check_swept(values, unused(combination))
+            check_recipe(combination)
+            check_run(combination)
         check_run(run)
         if run.plan:
             from scratch_gpt_training.support.run.planning import print_plan
@@ -53,10 +59,10 @@ def run_recipe(
             return print_plan(run, **plan_shape(run))
         if instead(run):
             return None
-    if run.learning_rates is not None:
-        from scratch_gpt_training.support.run.learning_rates import run_rates
+    if combinations:
+        from scratch_gpt_training.support.run.sweep import run_sweep
 
-        return run_rates(run, build)
+        return run_sweep(run, combinations, build)
     with one_clear_line():
         from scratch_gpt_training.support.run.seeds import run_seeds
 

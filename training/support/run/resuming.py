@@ -59,6 +59,7 @@ THIS_LAUNCH = {
     "hang_timeout",
     "push_to_hub",
     "learning_rates",
+    "sweep",
     "plan",
     "plan_devices",
     "plan_tflops",

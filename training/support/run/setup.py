@@ -257,7 +257,7 @@ def tokens_at_peak(run: Run, task: Task, accelerator: Accelerator) -> float | No
 
 
 def clear(folder: Path) -> None:
-    """Set aside the run in a folder, or its runs of several seeds or rates; other files in the folder stay."""
+    """Set aside the run in a folder, or its runs of several seeds or of a sweep; other files in the folder stay."""
     if set_aside(folder):
         print(f"The previous run stays in {folder / ASIDE} until this one has its first checkpoint.")
 

@@ -116,7 +116,7 @@ REFUSED = {
     "--learning-rates 1e-3,-1": "two or more different positive numbers",
     "--learning-rates 1e-3,word": "two or more different positive numbers",
     "--learning-rates 1e-3,1e-2 --validation-fraction 0": "compared by validation loss",
-    "--learning-rates 1e-3,1e-2 --resume training": "one rate's checkpoint",
+    "--learning-rates 1e-3,1e-2 --resume training": "a checkpoint of one combination",
 }
 
 
