@@ -44,7 +44,9 @@ class PreferRun(Run):
     )
     validation_fraction: float = option(0.05, "Fraction of the rows that is held out for validation.")
     test_fraction: float = option(0.1, "Fraction of the rows that is scored before training and at the end.")
-    learning_rate: float | None = option(5e-6, "Peak of the schedule; LoRA wants ten times as much.")
+    learning_rate: float | None = option(
+        None, "Peak of the schedule; by default 5e-6 x 768 / hidden_size, with LoRA ten times as much."
+    )
     loss_type: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = option("dpo", "Loss of a preference.")
     beta: float | None = option(None, "Strength of the tie to the reference model; by default 0.1, for SimPO 2.")
     simpo_gamma: float = option(0.5, "SimPO's target margin between the chosen and the rejected answer.")

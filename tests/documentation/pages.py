@@ -74,6 +74,7 @@ PARTS = {
         speed.target_table,
         tuning.lora,
         tuning.loss,
+        tuning.default_rates,
         tuning.spam,
         tuning.follow,
         tuning.triggers,

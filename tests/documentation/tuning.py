@@ -5,6 +5,8 @@ from typing import Any
 from markup import lines, table
 from targets import figures
 
+from scratch_gpt_training.support.run.default_rates import default_rate, spell_rate
+
 
 def lora() -> str:
     """Compare LoRA with full fine-tuning: time, memory and loss."""
@@ -24,6 +26,17 @@ def lora() -> str:
 def times(ratio: float) -> str:
     """Return a ratio in words."""
     return f"{ratio:.2f} times"
+
+
+def default_rates() -> str:
+    """List the default learning rates of models of several widths."""
+    names = {128: "128", 384: "384", 768: "768 (gpt2)", 1024: "1,024 (gpt2-medium)"}
+    rows = []
+    for recipes, task in (("pretrain, classify, instruct", "instruct"), ("prefer", "prefer")):
+        for kind, tune in (("all parameters, or the last ones", "full"), ("LoRA", "lora")):
+            rates = [default_rate(task, tune, width, from_scratch=False).value for width in names]
+            rows.append(f"| {recipes}: {kind} | {' | '.join(map(spell_rate, rates))} |")
+    return table(f"| default rate at width | {' | '.join(names.values())} |", rows)
 
 
 def loss() -> str:

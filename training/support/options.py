@@ -130,7 +130,8 @@ class OptimizationOptions:
     )
     beta2: float = option(0.95, "AdamW's decay rate of squared gradients; small batches want more, such as 0.99.")
     learning_rate: float | None = option(
-        None, "Peak of the schedule; by default 1e-3, with --model 5e-5, with LoRA 5e-4."
+        None,
+        "Peak of the schedule; by default 1e-3, with --model 5e-5 x 768 / hidden_size, with LoRA ten times as much.",
     )
     sweep: str | None = option(
         None,
@@ -258,13 +259,6 @@ def dropout_changes(run: Run) -> dict[str, float]:
     """Return the config fields that --dropout sets."""
     names = ("embed_dropout", "attention_dropout", "resid_dropout")
     return {} if run.dropout is None else dict.fromkeys(names, run.dropout)
-
-
-def peak_rate(run: Run) -> float:
-    """Return the learning rate of the run, or the default for a new model, a pretrained one, or LoRA on one."""
-    if run.learning_rate is not None:
-        return run.learning_rate
-    return 1e-3 if run.model is None else 5e-4 if run.tune == "lora" else 5e-5
 
 
 def vocabulary_size(run: "Run | PrepareRun | TokenizerRun") -> int:

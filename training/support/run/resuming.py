@@ -9,7 +9,7 @@ import torch
 
 from scratch_gpt.train.batches import BatchLayout
 from scratch_gpt.train.checkpoints import take_fields
-from scratch_gpt_training.support.options import Run, peak_rate, vocabulary_size
+from scratch_gpt_training.support.options import Run, vocabulary_size
 from scratch_gpt_training.support.run.output_dir import relative
 
 
@@ -72,7 +72,7 @@ def make_record(run: Run, model_config: dict[str, Any], data: dict[str, Any], ac
     """Return everything that decides a run, as JSON: checkpoints store it, and resuming compares it."""
     config = {name: relative(value) for name, value in asdict(run).items() if name not in THIS_LAUNCH}
     return {
-        "config": {**config, "learning_rate": peak_rate(run), "vocab_size": vocabulary_size(run)},
+        "config": {**config, "vocab_size": vocabulary_size(run)},
         "model": {name: value for name, value in model_config.items() if name not in NOT_SHAPE},
         "data": data,
         "environment": {

@@ -34,6 +34,7 @@ from scratch_gpt.utils.watchdog import watch
 from scratch_gpt_training.support.command_line import one_clear_line
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Run
+from scratch_gpt_training.support.run.default_rates import describe_rate, resolve_rate
 from scratch_gpt_training.support.run.description import describe_run
 from scratch_gpt_training.support.run.output_dir import write_run_yaml
 from scratch_gpt_training.support.run.results import (
@@ -90,6 +91,9 @@ def _run_task(
         task.model.set_attn_implementation(
             best_attention(accelerator.device.type, accelerator.mixed_precision, task.manifest["max_length"])
         )
+        saved = None if start.saved is None else start.saved["record"]
+        rate = resolve_rate(run, task.manifest["task"], task.model.config.hidden_size, saved)
+        run = replace(run, learning_rate=rate.value)
         settings, steps = resolve_settings(run, start, task, accelerator.num_processes)
         record, changes = compare(run, start, task, accelerator, settings)
         for notice in (*start.notices, *task.notices, *changes):
@@ -98,6 +102,7 @@ def _run_task(
             accelerator.print(f"{run.output_dir} is already finished. A larger limit (or --patience) continues it.")
             return accelerator
         accelerator.print(shown(describe_run(run, task, settings, steps, accelerator)))
+        accelerator.print(describe_rate(rate))
     # Code that hangs ends here with a message. A signal and a full disk also print the last checkpoint.
     stacks = start.folder / f"stacks-{accelerator.process_index}.txt"
 

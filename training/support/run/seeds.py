@@ -19,7 +19,7 @@ from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
 from scratch_gpt_training.support.run.runner import close_run, run_task
 from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
-from scratch_gpt_training.support.run.task import Task
+from scratch_gpt_training.support.run.task import Start, Task
 
 
 def run_seeds(run: Run, build: Callable[[Any], Task]) -> None:
@@ -30,6 +30,7 @@ def run_seeds(run: Run, build: Callable[[Any], Task]) -> None:
         with one_clear_line():
             runs = make_seed_runs(run)
             starts = [open_run(seed_run) for seed_run in runs]
+            runs = keep_rate(runs, starts)
         for n, (seed_run, start) in enumerate(zip(runs, starts, strict=True)):
             begin = partial(begin_seeds, run) if n == 0 else _begin_nothing
             accelerator = run_task(seed_run, start, build, begin)
@@ -58,6 +59,14 @@ def make_seed_runs(run: Run) -> list[Run]:
         )
     numbers = range(run.seed, run.seed + count_seeds(run))
     return [replace(run, seeds=1, seed=seed, output_dir=f"{run.output_dir}/seed-{seed}") for seed in numbers]
+
+
+def keep_rate(runs: list[Run], starts: Sequence[Start]) -> list[Run]:
+    """Return the runs of all seeds, with the learning rate that the first checkpoint has, if they give none."""
+    rates = [start.saved["record"]["config"]["learning_rate"] for start in starts if start is not None and start.saved]
+    if not rates or runs[0].learning_rate is not None:
+        return runs
+    return [replace(run, learning_rate=rates[0]) for run in runs]
 
 
 def begin_seeds(run: Run, accelerator: Accelerator) -> None:

@@ -42,7 +42,7 @@ from scratch_gpt.train.machine_probe import device_peak
 from scratch_gpt.utils.files import remove, remove_files
 from scratch_gpt.utils.foreign import read_json
 from scratch_gpt.utils.locks import hold
-from scratch_gpt_training.support.options import Run, peak_rate
+from scratch_gpt_training.support.options import Run
 from scratch_gpt_training.support.run.output_dir import check_output_dir, check_writable
 from scratch_gpt_training.support.run.resuming import check_record, check_same_run, make_record, resolve_split
 from scratch_gpt_training.support.run.task import Start, Task
@@ -280,7 +280,9 @@ def remove_folder(folder: Path) -> None:
 
 
 def rate_settings(run: Run, steps: int) -> dict[str, Any]:
-    peak = peak_rate(run)
+    """Return the arguments of `learning_rate_at`, for a run with a learning rate."""
+    peak = run.learning_rate
+    assert peak is not None
     return {
         "peak": peak,
         "floor": peak / 10 if run.min_learning_rate is None else run.min_learning_rate,

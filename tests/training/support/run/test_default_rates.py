@@ -1,0 +1,111 @@
+"""Test default learning rates: GPT-2's own at its width, scaled by 1 / width; an explicit or recorded rate is kept."""
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from tiny import tiny_gpt2
+from tiny_run import run_recipe
+
+from scratch_gpt.runs.folder import read_metrics
+from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt_training import pretrain
+from scratch_gpt_training.support.run import seeds, setup
+from scratch_gpt_training.support.run.default_rates import (
+    Rate,
+    default_rate,
+    describe_rate,
+    resolve_rate,
+)
+
+
+KINDS = ("full", "last-block", "last-2-blocks", "head", "lora")
+AT_GPT2 = {"pretrain": 5e-5, "classify": 5e-5, "instruct": 5e-5, "prefer": 5e-6}
+
+
+@pytest.mark.parametrize("task", AT_GPT2)
+@pytest.mark.parametrize("tune", KINDS)
+def test_gpt2_has_its_own_rate_and_half_the_width_twice_the_rate(task, tune):
+    rate = AT_GPT2[task] * (10 if tune == "lora" else 1)
+    assert default_rate(task, tune, 768, from_scratch=False).value == pytest.approx(rate)
+    for width, factor in ((1536, 0.5), (384, 2), (192, 4), (128, 6), (96, 8)):
+        assert default_rate(task, tune, width, from_scratch=False).value == pytest.approx(factor * rate)
+
+
+def test_a_new_model_has_the_same_rate_at_every_width():
+    assert {default_rate("pretrain", "full", width, from_scratch=True).value for width in (32, 128, 768)} == {1e-3}
+
+
+def test_the_rate_of_narrow_models_is_limited():
+    rates = [default_rate("classify", "full", width, from_scratch=False) for width in (64, 32, 8)]
+    assert {rate.value for rate in rates} == {6e-4}
+    assert "scaled to 8, limited to the rate of width 64" in rates[-1].reason
+
+
+def test_the_line_that_a_run_prints():
+    line = describe_rate(default_rate("instruct", "full", 128, from_scratch=False))
+    assert line == "Learning rate 3e-4: 5e-5 at GPT-2's width of 768, scaled to 128."
+    line = describe_rate(default_rate("instruct", "lora", 768, from_scratch=False))
+    assert line == "Learning rate 5e-4: the default at GPT-2's width of 768."
+    assert describe_rate(Rate(1e-3, "as given")) == "Learning rate 1e-3: as given."
+
+
+def test_an_explicit_rate_has_priority_and_a_resumed_run_keeps_its_own():
+    plain, explicit = pretrain.PretrainRun(model="base"), pretrain.PretrainRun(model="base", learning_rate=0.01)
+    older = {"config": {"learning_rate": 5e-5}}
+    assert resolve_rate(plain, "pretrain", 128, None).value == 3e-4
+    assert resolve_rate(explicit, "pretrain", 128, None) == Rate(0.01, "as given")
+    assert resolve_rate(plain, "pretrain", 128, older) == Rate(5e-5, "that of the checkpoint")
+    assert resolve_rate(explicit, "pretrain", 128, older).value == 0.01  # refused later, as a change
+    zero = pretrain.PretrainRun(learning_rate=0.0)
+    assert resolve_rate(zero, "pretrain", 128, older).value == 0.0
+
+
+def test_seeds_that_are_not_begun_get_the_rate_of_the_others():
+    runs = [pretrain.PretrainRun(seed=seed) for seed in (0, 1)]
+    begun = SimpleNamespace(saved={"record": {"config": {"learning_rate": 5e-5}}})
+    new = SimpleNamespace(saved=None)
+    assert [run.learning_rate for run in seeds.keep_rate(runs, [begun, new])] == [5e-5, 5e-5]
+    assert seeds.keep_rate(runs, [new, new]) == runs
+
+
+def test_a_run_records_its_rate_and_an_older_one_resumes_at_its_own(tmp_path, capsys, monkeypatch):
+    (tmp_path / "story.txt").write_text("The old sailor walked to the shiny sea.\n" * 60)
+    tokenizer = train_tokenizer(["The old sailor walked to the shiny sea."] * 9, vocab_size=280)
+    tiny_gpt2(vocab_size=280).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    words = ["--model", tmp_path / "base", "--dataset", tmp_path / "story.txt", "--output-dir", tmp_path / "run"]
+    words += [
+        "--device",
+        "cpu",
+        "--log-every",
+        "1",
+        "--max-length",
+        "8",
+        "--validation-fraction",
+        "0",
+        "--checkpoint-every",
+        "1",
+    ]
+    run_recipe(pretrain, *words, "--max-steps", "2")
+    assert "Learning rate 6e-4: 5e-5 at GPT-2's width of 768, scaled to 32, limited" in capsys.readouterr().out
+    record = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert record["learning_rate"] == 6e-4
+
+    # An older version resumes: run.yaml has no rate, and the checkpoint has 5e-5.
+    file = tmp_path / "run" / "run.yaml"
+    file.write_text(file.read_text().replace("learning_rate: 0.0006", "learning_rate: null", 1))
+    read = setup.read_state
+
+    def read_older(path):
+        state = read(path)
+        assert state["record"]["config"]["learning_rate"] == 6e-4
+        state["record"]["config"]["learning_rate"] = 5e-5
+        return state
+
+    monkeypatch.setattr(setup, "read_state", read_older)
+    run_recipe(pretrain, *words, "--max-steps", "3", "--resume", "latest")
+    assert "Learning rate 5e-5: that of the checkpoint." in capsys.readouterr().out
+    assert yaml.safe_load(file.read_text())["learning_rate"] == 5e-5
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert rates[-1] <= 5e-5 < rates[0]

@@ -1,0 +1,85 @@
+"""Choose the peak learning rate of a run that gives none, and say why. Not a recipe itself.
+
+The rates of pretrained models are those for GPT-2, whose hidden size is 768. With Adam, the best rate of a hidden
+matrix is proportional to 1 / width (Yang et al. 2022, "Tensor Programs V", https://arxiv.org/abs/2203.03466), so other
+widths get a scaled rate.
+"""
+
+from typing import NamedTuple
+
+from scratch_gpt_training.support.options import Run
+
+
+GPT2_WIDTH = 768
+SMALLEST_WIDTH = 64  # narrower models get the rate of this width
+FROM_SCRATCH = 1e-3  # of random weights, at every width
+FULL, LORA = 5e-5, 5e-4  # of a pretrained model at GPT-2's width; FULL is also for its last blocks or its head alone
+RATES = {  # task: rates at GPT-2's width
+    "pretrain": {"full": FULL, "lora": LORA},
+    "classify": {"full": FULL, "lora": LORA},
+    "instruct": {"full": FULL, "lora": LORA},
+    "prefer": {"full": FULL / 10, "lora": LORA / 10},
+}
+
+
+class Rate(NamedTuple):
+    """A peak learning rate, and its reason in words."""
+
+    value: float
+    reason: str
+
+
+def default_rate(task: str, tune: str, hidden_size: int, from_scratch: bool) -> Rate:
+    """Return the default peak rate.
+
+    Args:
+        task: pretrain, classify, instruct or prefer.
+        tune: what is trained, as in `--tune`.
+        from_scratch: the model has random weights.
+
+    Example:
+        >>> default_rate("classify", "full", hidden_size=128, from_scratch=False)
+        Rate(value=0.0003, reason="5e-5 at GPT-2's width of 768, scaled to 128")
+    """
+    if from_scratch:
+        return Rate(FROM_SCRATCH, "the default of a new model")
+    rate = RATES[task]["lora" if tune == "lora" else "full"]
+    if hidden_size == GPT2_WIDTH:
+        return Rate(rate, f"the default at GPT-2's width of {GPT2_WIDTH}")
+    width = max(hidden_size, SMALLEST_WIDTH)
+    reason = f"{spell_rate(rate)} at GPT-2's width of {GPT2_WIDTH}, scaled to {hidden_size}"
+    if width != hidden_size:
+        reason = f"{reason}, limited to the rate of width {width}"
+    return Rate(float(f"{rate * GPT2_WIDTH / width:.3g}"), reason)
+
+
+def resolve_rate(run: Run, task: str, hidden_size: int, record: dict | None) -> Rate:
+    """Return the peak rate of a run: its own, that of the checkpoint that it resumes, or the default.
+
+    Args:
+        record: what the checkpoint has recorded about its run; None without a checkpoint. Before rates followed the
+            width, the checkpoint had a resolved rate, and run.yaml had none.
+    """
+    saved: float | None = None if record is None else record["config"]["learning_rate"]
+    if saved is not None and run.learning_rate in (None, saved):
+        return Rate(saved, "that of the checkpoint")
+    if run.learning_rate is not None:
+        return Rate(run.learning_rate, "as given")
+    return default_rate(task, run.tune, hidden_size, run.model is None)
+
+
+def spell_rate(rate: float) -> str:
+    """Return a rate as people write it.
+
+    >>> [spell_rate(rate) for rate in (5e-5, 2.5e-05, 0.001, 0.05, 0.0)]
+    ['5e-5', '2.5e-5', '1e-3', '0.05', '0']
+    """
+    if not 0 < rate < 0.01:
+        return f"{rate:g}"
+    digits, exponent = f"{rate:.5e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def describe_rate(rate: Rate) -> str:
+    """Return the line that a run prints."""
+    return f"Learning rate {spell_rate(rate.value)}: {rate.reason}."
