@@ -25,6 +25,8 @@ from typing import Any, Literal
 from scratch_gpt_training.support.command_line import flag, one_clear_line, parse, parse_numbers
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import (
+    PRE_TOKENIZER,
+    PRE_TOKENIZER_HELP,
     VOCABULARY,
     SourceOptions,
     check_fields,
@@ -80,6 +82,7 @@ class PrepareRun(SourceOptions):
     tokenizer: str | None = option(None, "Folder or Hub id; by default a tokenizer is trained on the text.")
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of a Hub tokenizer.")
     vocab_size: int | None = option(None, f"Vocabulary size of a newly trained tokenizer; by default {VOCABULARY}.")
+    pre_tokenizer: Literal["gpt2", "qwen35"] = option(PRE_TOKENIZER, PRE_TOKENIZER_HELP)
     max_length: int = option(256, "Tokens per row.")
     stride: int | None = option(
         None, "Tokens between the starts of two windows; by default --max-length (no overlap)."
@@ -133,7 +136,7 @@ class PrepareRun(SourceOptions):
 
 
 OF_CONTAMINATION = ("contamination_split", "contamination_ngram", "contamination_share")
-OF_TOKENS = ("vocab_size", "tokenizer_revision", "max_length", "overlap", "drop_tail")
+OF_TOKENS = ("vocab_size", "pre_tokenizer", "tokenizer_revision", "max_length", "overlap", "drop_tail")
 
 
 def check(run: PrepareRun) -> None:
@@ -190,7 +193,7 @@ def unused_fields(run: PrepareRun) -> dict[str, str]:
         (OF_CONTAMINATION, run.contamination is not None, "it needs --contamination"),
         (("overlap",), (run.stride or run.max_length) < run.max_length, "it needs a --stride below --max-length"),
         (("tokenizer_revision",), run.tokenizer not in (None, "train"), "it needs --tokenizer"),
-        (("vocab_size",), run.tokenizer in (None, "train"), f"the tokenizer of {run.tokenizer} is used"),
+        (("vocab_size", "pre_tokenizer"), run.tokenizer in (None, "train"), f"{run.tokenizer}'s tokenizer is used"),
         (OF_TOKENS, run.task == "pretrain", "--task text writes text"),
     )
     for names, is_read, reason in groups:

@@ -36,6 +36,7 @@ SAMPLE_PROMPT = "The"  # for the text sampled at the end of a run
 # Fields that decide how text becomes rows; for prepared data prepare.py has applied them.
 PREPARED = ("dataset_config", "dataset_split", "dataset_revision", "text_column", "streaming", "stream_lanes")
 PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vocab_size", "tokenizer_kind")
+PREPARED += ("pre_tokenizer",)
 
 
 @dataclass(frozen=True)

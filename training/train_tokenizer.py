@@ -20,9 +20,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from scratch_gpt_training.support.command_line import flag, one_clear_line, parse
+from scratch_gpt_training.support.command_line import flag, name_flags, one_clear_line, parse
 from scratch_gpt_training.support.commands import command
-from scratch_gpt_training.support.options import SourceOptions, check_range, dataset_location, option, unused_source
+from scratch_gpt_training.support.options import (
+    PRE_TOKENIZER,
+    PRE_TOKENIZER_HELP,
+    SourceOptions,
+    check_range,
+    dataset_location,
+    option,
+    unused_source,
+)
 from scratch_gpt_training.support.run.output_dir import check_read_paths, check_writable, is_filled, relative
 
 
@@ -59,6 +67,7 @@ class TokenizerRun(SourceOptions):
     kind: Literal["bpe", "wordpiece", "unigram", "word", "char"] = option(
         "bpe", "Kind of tokenizer: byte-level BPE, WordPiece, Unigram, words or characters."
     )
+    pre_tokenizer: Literal["gpt2", "qwen35"] = option(PRE_TOKENIZER, PRE_TOKENIZER_HELP)
     vocab_size: int = option(8192, "Maximum number of tokens, special tokens included.")
     min_frequency: int = option(2, "Minimum number of occurrences for a merge or a token.")
     special_tokens: str | None = option(None, "Additional special tokens in brackets: `<|user|>,[SEP]`.")
@@ -82,8 +91,9 @@ TOKENIZER_LIMITS = {  # minimum and maximum of each field
 
 
 def unused_fields(run: TokenizerRun) -> dict[str, str]:
-    """Return the fields that have no effect in this run, with the reason; all kinds of tokenizers use the others."""
-    return unused_source(run.dataset)
+    """Return the fields that have no effect in this run, with the reason."""
+    unused = {} if run.kind == "bpe" else {"pre_tokenizer": "it needs --kind bpe"}
+    return unused | unused_source(run.dataset)
 
 
 def check(run: TokenizerRun) -> None:
@@ -161,22 +171,25 @@ def load_peer(name: str):
 
 def describe(run: TokenizerRun, report: dict) -> str:
     """Return a summary of the report and the next command."""
-
+    from scratch_gpt.tokenization.pre_tokenizers import advise_pre_tokenizer
     from scratch_gpt.utils.wording import plural
 
     bytes_used, bytes_seen = report["bytes_used"], report["bytes_seen"]
+    advice = advise_pre_tokenizer(run.pre_tokenizer if run.kind == "bpe" else None, report["mark_share"])
     is_small = report["vocab_size"] < run.vocab_size and run.kind != "char"  # the text limits the number of characters
     fewer = f" instead of {run.vocab_size:,} (the text yields no more)" if is_small else ""
     lines = [
         f"Tokenizer: {run.kind}, {report['vocab_size']:,} tokens{fewer}, fingerprint {report['fingerprint'][:12]}",
         f"  trained on: {bytes_used:,} bytes"
         + (f", a sample of {bytes_seen:,}" if bytes_used < bytes_seen else " (the complete text)"),
-        f"  held out:   {report['bytes']:,} bytes, {report['bytes_per_token']:.2f} bytes per token"
-        + "".join(f", {name} {value:.2f}" for name, value in report["peers"].items()),
+        f"  held out:   {report['bytes']:,} bytes, {report['characters_per_token']:.2f} characters or "
+        f"{report['bytes_per_token']:.2f} bytes per token"
+        + "".join(f", {name} {value:.2f} bytes" for name, value in report["peers"].items()),
         f"  round trip failed for {report['round_trip_failures']:,} of {plural(report['texts'], 'text')}; "
         f"{report['unknown']:,} of {report['tokens']:,} tokens unknown",
         f"  never seen in training: {report['unused']['count']:,} tokens; fewer than {report['rare']} times: "
         f"{report['under_trained']['count']:,} (listed in report.json)",
+        *([] if advice is None else [f"  {name_flags(advice, {'pre_tokenizer'})}"]),
         f"Next: {command(f'pretrain --tokenizer {run.output_dir}')}",
     ]
     return "\n".join(lines)
@@ -187,6 +200,7 @@ def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
     import json
 
     from scratch_gpt.runs.folder import replace_folder
+    from scratch_gpt.tokenization.pre_tokenizers import mark_share
     from scratch_gpt.tokenization.tokenizer import tokenizer_report
     from scratch_gpt.tokenization.training import plan_tokenizer, sample_texts, train_tokenizer
     from scratch_gpt.utils.files import DRAFT, remove
@@ -197,6 +211,7 @@ def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
         "min_frequency": run.min_frequency,
         "kind": run.kind,
         "chat_template": run.chat_template,
+        "pre_tokenizer": run.pre_tokenizer if run.kind == "bpe" else None,
     }
     plan_tokenizer(**settings)  # check the settings before reading the text
     texts, held_out = open_texts(run)
@@ -209,6 +224,7 @@ def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
         {
             "bytes_seen": sample.bytes_seen,
             "bytes_used": sample.bytes_used,
+            "mark_share": mark_share(sample),
             "run": {name: relative(value) for name, value in asdict(run).items()},
         }
     )

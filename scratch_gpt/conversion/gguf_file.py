@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.modeling_scratch_gpt import ScratchGPTBlock, ScratchGPTForCausalLM, ScratchGPTPreTrainedModel
+from ..tokenization.pre_tokenizers import PRE_TOKENIZERS, find_pre_tokenizer
 from ..tokenization.tokenizer import check_vocabulary
 from .gpt2_export import check_exportable_to_gpt2
 from .load import own_class
@@ -42,7 +43,7 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
 
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(vocabulary["pre_tokenizer"])
     writer.add_token_list(vocabulary["tokens"])
     writer.add_token_types(vocabulary["types"])
     writer.add_token_merges(vocabulary["merges"])
@@ -84,12 +85,12 @@ def _to_gguf(model: ScratchGPTForCausalLM) -> dict[str, torch.Tensor]:
 
 
 def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str, Any]:
-    """Return the tokens by id, their types, the merges, and whether BOS and EOS are added to a text."""
+    """Return the pre-tokenizer, the tokens by id, their types, the merges, and whether a text gets BOS and EOS."""
     from gguf import TokenType
 
     check_vocabulary(tokenizer, rows)
     content = json.loads(cast(Any, tokenizer).backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    _check_byte_level_bpe(content)
+    pre_tokenizer = _check_byte_level_bpe(content)
     added = {item["id"]: item for item in content["added_tokens"]}
     by_id = {id: token for token, id in tokenizer.get_vocab().items()}
     tokens = [by_id.get(id, f"<|unused {id}|>") for id in range(rows)]  # a model may have more rows than tokens
@@ -104,27 +105,33 @@ def _read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str,
     begins, ends = ids[:1] != plain, ids[-1:] != plain
     if ids != [tokenizer.bos_token_id] * begins + plain + [tokenizer.eos_token_id] * ends:
         raise ValueError("The tokenizer adds more to a text than BOS and EOS, which GGUF cannot represent.")
-    return {"tokens": tokens, "types": types, "merges": merges, "begins": begins, "ends": ends}
+    facts = {"tokens": tokens, "types": types, "merges": merges, "begins": begins, "ends": ends}
+    return {"pre_tokenizer": pre_tokenizer, **facts}
 
 
-def _check_byte_level_bpe(content: dict[str, Any]) -> None:
-    # llama.cpp splits texts by the name of a pre-tokenizer; "gpt-2" is plain byte-level BPE.
+def _check_byte_level_bpe(content: dict[str, Any]) -> str:
+    # Return llama.cpp's name of the pre-tokenizer: it has the pattern of each name, and a file has only the name.
     def refuse(difference: str) -> NoReturn:
-        raise ValueError(f"The tokenizer {difference}. Only GPT-2's byte-level BPE can be exported as GGUF.")
+        names = " or ".join(name for name, known in PRE_TOKENIZERS.items() if known.gguf_name is not None)
+        raise ValueError(
+            f"The tokenizer {difference}. GGUF needs a byte-level BPE with the pre-tokenizer {names}: train one."
+        )
 
     model, split = content.get("model", {}), content.get("pre_tokenizer") or {}
-    if model.get("type") != "BPE" or split.get("type") != "ByteLevel":
+    if model.get("type") != "BPE":
         refuse(f"is a {model.get('type', 'slow tokenizer')} on {split.get('type', 'unsplit text')}")
     if content.get("normalizer"):
         refuse(f"has a normalizer ({content['normalizer'].get('type')})")
-    if split.get("add_prefix_space") or not split.get("use_regex", True):
-        refuse("splits texts in another way")
+    known = PRE_TOKENIZERS.get(find_pre_tokenizer(split) or "")
+    if known is None or known.gguf_name is None:
+        refuse(f"splits text by a pattern that llama.cpp does not have ({split.get('type', 'no pre-tokenizer')})")
     options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
     if present := [name for name in options if model.get(name)]:
         refuse(f"has {present[0]}")
     for item in content["added_tokens"]:
         if item["lstrip"] or item["rstrip"] or item["single_word"]:
             refuse(f"strips the space next to {item['content']!r}")
+    return known.gguf_name
 
 
 __all__ = ["write_gguf"]

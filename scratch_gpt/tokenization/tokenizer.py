@@ -261,16 +261,18 @@ def tokenizer_report(
             count.
 
     Returns:
-        `bytes_per_token` of `tokenizer`, and `peers` with that of each peer; `round_trip_failures`, the number of
-        texts that decoding does not restore; `unknown`, the number of unknown tokens; `unused` and `under_trained`
-        {"count", "tokens" (the first hundred)}; and the totals `texts`, `bytes`, `tokens`, `vocab_size`.
+        `bytes_per_token` and `characters_per_token` of `tokenizer`, and `peers` with the bytes per token of each peer;
+        `round_trip_failures`, the number of texts that decoding does not restore; `unknown`, the number of unknown
+        tokens; `unused` and `under_trained` {"count", "tokens" (the first hundred)}; and the totals `texts`, `bytes`,
+        `characters`, `tokens`, `vocab_size`.
     """
     peers = dict(peers or {})
     token_counts = dict.fromkeys([None, *peers], 0)
     unknown_id = _special_id(tokenizer, "unk")
-    documents = size = failures = unknown = 0
+    documents = characters = size = failures = unknown = 0
     for batch in _batches(texts):
         documents += len(batch)
+        characters += sum(map(len, batch))
         size += sum(len(text.encode()) for text in batch)
         for name, candidate in {None: tokenizer, **peers}.items():
             rows = encode_batch(candidate, batch)
@@ -289,8 +291,10 @@ def tokenizer_report(
         "fingerprint": fingerprint(tokenizer),
         "texts": documents,
         "bytes": size,
+        "characters": characters,
         "tokens": token_counts[None],
         "bytes_per_token": size / max(token_counts[None], 1),
+        "characters_per_token": characters / max(token_counts[None], 1),
         "peers": {name: size / max(token_counts[name], 1) for name in peers},
         "round_trip_failures": failures,
         "unknown": unknown,

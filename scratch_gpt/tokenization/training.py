@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 from ..utils.foreign import one_error
 from ..utils.local_files import read_text_file
 from .chat_templates import CHATML, FORMATS, TRIAL, render_text
+from .pre_tokenizers import DEFAULT_PRE_TOKENIZER, PRE_TOKENIZERS, make_pre_tokenizer
 from .tokenizer import END_OF_TEXT, PAD
 
 
@@ -127,6 +129,7 @@ def train_tokenizer(
     sample_bytes: int = SAMPLE_BYTES,
     seed: int = 0,
     show_progress: bool = False,
+    pre_tokenizer: str | None = None,
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer on a sample of `texts` and wrap it as a Hugging Face fast tokenizer.
 
@@ -143,16 +146,18 @@ def train_tokenizer(
         min_frequency: rarer pairs are not merged (bpe, wordpiece); rarer words or characters are unknown (see above).
         model_max_length: the longest input, in tokens, of the model; stored with the tokenizer.
         chat_template: `chatml`, which adds its two special tokens, or a Jinja file; stored with the tokenizer.
+        pre_tokenizer: how byte-level BPE splits text before it merges bytes: `gpt2` (by default) or `qwen35`.
 
     Raises:
-        ValueError: the kind is unknown, there is no text, the vocabulary is too small, a text could contain a special
-            token, or the chat template cannot be read.
+        ValueError: the kind or pre_tokenizer is unknown, there is no text, the vocabulary is too small, a text could
+            contain a special token, or the chat template cannot be read.
     """
-    plan = plan_tokenizer(vocab_size, special_tokens, min_frequency, kind, chat_template)
+    plan = plan_tokenizer(vocab_size, special_tokens, min_frequency, kind, chat_template, pre_tokenizer)
     sample = texts if isinstance(texts, Sample) else sample_texts(texts, sample_bytes, seed)
     if not sample.bytes_used:
         raise ValueError("The texts are empty. Give text to train a tokenizer on.")
-    train = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word, "char": _char}[kind]
+    bpe = partial(_bpe, pre_tokenizer or DEFAULT_PRE_TOKENIZER)
+    train = {"bpe": bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word, "char": _char}[kind]
     options = {"vocab_size": vocab_size, "special_tokens": plan.specials, "show_progress": show_progress}
     with one_error(f"No {kind} tokenizer of {vocab_size} tokens can be trained on this text"):
         trained = train(sample, min_frequency, options)
@@ -180,10 +185,15 @@ def plan_tokenizer(
     min_frequency: int = 2,
     kind: str = "bpe",
     chat_template: str | None = None,
+    pre_tokenizer: str | None = None,
 ) -> TokenizerPlan:
     """Resolve the arguments of `train_tokenizer`; raise its errors, except those that depend on the text."""
     if kind not in TOKENIZER_KINDS:
         raise ValueError(f"kind must be one of {', '.join(TOKENIZER_KINDS)}, not {kind!r}.")
+    if pre_tokenizer is not None and pre_tokenizer not in PRE_TOKENIZERS:
+        raise ValueError(f"pre_tokenizer must be one of {', '.join(PRE_TOKENIZERS)}, not {pre_tokenizer!r}.")
+    if pre_tokenizer is not None and kind != "bpe":
+        raise ValueError(f"pre_tokenizer only works with kind='bpe', not with {kind!r}. Remove it.")
     if vocab_size > MOST_TOKENS:
         raise ValueError(f"vocab_size must be at most {MOST_TOKENS:,}, not {vocab_size}.")
     if min_frequency < 1:
@@ -214,9 +224,9 @@ def _read_chat_template(name: str) -> str:
     return template
 
 
-def _bpe(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
+def _bpe(pre_tokenizer: str, sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = make_pre_tokenizer(pre_tokenizer)
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(min_frequency=min_frequency, initial_alphabet=alphabet, **options)

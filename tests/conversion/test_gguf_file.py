@@ -1,7 +1,9 @@
 """Test GGUF: llama.cpp generates the same tokens, and features that the format lacks are refused."""
 
+import json
 from functools import partial
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from bad_input import fails
@@ -12,9 +14,20 @@ from scratch_gpt import ScratchGPTForCausalLM, ScratchGPTForSequenceClassificati
 from scratch_gpt.conversion.export import export
 from scratch_gpt.data.rows.conversations import encode_prompt
 from scratch_gpt.tokenization.chat_templates import store_format
+from scratch_gpt.tokenization.pre_tokenizers import PRE_TOKENIZERS
 from scratch_gpt.tokenization.tokenizer import decode, encode
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt_training import publish as publish_recipe
+
+
+SCRIPTS = (  # Hindi, Burmese, Tamil, Arabic with vowel signs, Chinese, Latin with a combining mark
+    "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e, \u0967\u0968",
+    "\u1019\u103c\u1014\u103a\u1019\u102c\u1018\u102c\u101e\u102c",
+    "\u0ba4\u0bae\u0bbf\u0bb4\u0bcd (\u0bae\u0bca\u0bb4\u0bbf)",
+    "\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f",
+    "\u4e16\u754c\uff0c\u4eba\u6743\u3002",
+    "nai\u0308ve o\u0308l, DAY'S",
+)
 
 
 def llama(file: Path):
@@ -88,12 +101,34 @@ def test_a_chat_has_the_same_tokens_in_llama_cpp(trained, tmp_path):
     assert said["choices"][0]["message"]["content"] == decode(tokenizer, ours)
 
 
+def tokenize(server, text: str) -> list[int]:
+    """Return llama.cpp's ids of a text, without special tokens."""
+    content = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
+    request = Request(f"{server.listening_address}/tokenize", content, {"Content-Type": "application/json"})
+    with urlopen(request) as answer:
+        return json.load(answer)["tokens"]
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_every_pre_tokenizer_has_the_same_ids_in_llama_cpp(name, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    texts = [f"{text} It's 2026.\n\n  def f(x):\n\treturn x[13]\n" for text in SCRIPTS]
+    tokenizer = train_tokenizer(texts * 9, vocab_size=400, pre_tokenizer=name)
+    file = export(save(tiny_model(vocab_size=len(tokenizer)), tokenizer, tmp_path), kind="gguf").file
+    stored = gguf.GGUFReader(file).fields["tokenizer.ggml.pre"].contents()
+    assert stored == PRE_TOKENIZERS[name].gguf_name
+    server = llama(file)
+    blocks = ["".join(map(chr, range(n, n + 512))) for n in range(0, 0x10000, 512) if not 0xD800 <= n < 0xE000]
+    for text in (*texts, "".join(texts), *blocks):
+        assert tokenize(server, text) == encode(tokenizer, text), ascii(text[:40])
+
+
 def test_features_that_gguf_lacks_are_refused_by_name(trained, tmp_path, capsys):
     pytest.importorskip("gguf")
     _, _, bpe = trained
     chars = train_tokenizer(["a boat at sea"], kind="char", vocab_size=60)
     lower = train_tokenizer(["a boat at sea"], vocab_size=300)
-    from tokenizers import normalizers, processors
+    from tokenizers import Regex, normalizers, pre_tokenizers, processors
 
     lower.backend_tokenizer.normalizer = normalizers.Lowercase()
     twice = train_tokenizer(["a boat at sea"], vocab_size=300)
@@ -101,6 +136,11 @@ def test_features_that_gguf_lacks_are_refused_by_name(trained, tmp_path, capsys)
     twice.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "$A <|endoftext|> <|endoftext|>", None, ends
     )
+    ours = {name: train_tokenizer(["a boat at sea"], vocab_size=300, pre_tokenizer=name) for name in PRE_TOKENIZERS}
+    split = pre_tokenizers.Split(Regex(r"\p{L}+| "), "isolated")
+    levels = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ours["qwen35"].backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, levels])
+    ours["gpt2"].backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     whole = partial(tiny_model, vocab_size=512)
     cases = {
         "and this is a ScratchGPTForSequenceClassification": (whole(ScratchGPTForSequenceClassification), bpe),
@@ -109,6 +149,8 @@ def test_features_that_gguf_lacks_are_refused_by_name(trained, tmp_path, capsys)
         "is a WordLevel on Split": (whole(), chars),
         r"has a normalizer \(Lowercase\)": (whole(), lower),
         "adds more to a text than BOS and EOS": (whole(), twice),
+        r"pattern that llama.cpp does not have \(Sequence\).*gpt2 or qwen35": (whole(), ours["qwen35"]),
+        r"pattern that llama.cpp does not have \(ByteLevel\)": (whole(), ours["gpt2"]),
         "ids up to 511, but the model's vocab_size is 300": (tiny_model(vocab_size=300), bpe),
     }
     for n, (message, (model, tokenizer)) in enumerate(cases.items()):

@@ -73,6 +73,22 @@ def test_a_stream_is_sampled_and_compared_with_another_tokenizer(folder, story, 
     assert "im_end" in AutoTokenizer.from_pretrained(tmp_path / "streamed").chat_template
 
 
+def test_marks_and_characters_are_reported(tmp_path, capsys):
+    words = "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e"
+    (tmp_path / "hindi.txt").write_text(f"{words} 2026\n" * 300, encoding="utf-8")
+    reports = {}
+    for name in ("gpt2", "qwen35"):
+        capsys.readouterr()
+        run("--dataset", tmp_path / "hindi.txt", "--output-dir", tmp_path / name, "--pre-tokenizer", name)
+        report = reports[name] = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["characters_per_token"] * report["tokens"] == pytest.approx(report["characters"])
+        assert report["mark_share"] == pytest.approx(5 / 17)
+        said = capsys.readouterr().out
+        assert f"{report['characters_per_token']:.2f} characters or {report['bytes_per_token']:.2f} bytes per" in said
+        assert ("29.4 % of the text's characters are combining marks" in said) == (name == "gpt2")
+    assert reports["qwen35"]["characters_per_token"] > reports["gpt2"]["characters_per_token"]
+
+
 def test_repeated_runs_are_byte_for_byte_equal(folder, story):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     run(*options(story, folder), "--overwrite", "true")

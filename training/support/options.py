@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # instead of 4 KB ones that fault one by one. A value that the user has set, such as 0, is kept.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 VOCABULARY = 4096  # tokens of a newly trained tokenizer without vocab_size
+PRE_TOKENIZER = "gpt2"
+PRE_TOKENIZER_HELP = (
+    "Pattern that splits text before a new byte-level BPE merges bytes: gpt2, or qwen35 (all scripts)."
+)
 
 
 def option(default: Any, help: str) -> Any:
@@ -71,6 +75,7 @@ class DataOptions(SourceOptions):
         None, "Folder, Hub id or `train`; by default the model's tokenizer, or a newly trained one."
     )
     tokenizer_kind: Literal["bpe", "char"] = option("bpe", "Kind of tokenizer to train: bpe (byte-level) or char.")
+    pre_tokenizer: Literal["gpt2", "qwen35"] = option(PRE_TOKENIZER, PRE_TOKENIZER_HELP)
     vocab_size: int | None = option(
         None, f"Vocabulary size of a newly trained tokenizer, and so of a new model; by default {VOCABULARY}."
     )
@@ -276,7 +281,9 @@ def unused_options(run: Run) -> dict[str, str]:
     unused = {} if run.streaming else {"stream_lanes": "it needs --streaming true"}
     if not trains_tokenizer(run):
         reason = f"the tokenizer of {run.tokenizer or run.model} is used, so none is trained"
-        unused |= dict.fromkeys(("vocab_size", "tokenizer_kind"), reason)
+        unused |= dict.fromkeys(("vocab_size", "tokenizer_kind", "pre_tokenizer"), reason)
+    elif run.tokenizer_kind != "bpe":
+        unused["pre_tokenizer"] = "it needs --tokenizer-kind bpe"
     if run.model is None:
         unused["model_revision"] = "it needs --model"
     return unused | unused_source(run.dataset, getattr(run, "test_dataset", None))

@@ -22,7 +22,15 @@ UNREAD = {
     "classify": {"sample_prompt", "stream_lanes"},
     "instruct": {"sample_prompt", "stream_lanes", "text_column"},
     # preference tuning uses the model's tokenizer; another is refused on the command line and in files
-    "prefer": {"sample_prompt", "stream_lanes", "text_column", "vocab_size", "tokenizer_kind", "tokenizer"},
+    "prefer": {
+        "sample_prompt",
+        "stream_lanes",
+        "text_column",
+        "vocab_size",
+        "tokenizer_kind",
+        "tokenizer",
+        "pre_tokenizer",
+    },
 }
 
 
@@ -104,6 +112,10 @@ REFUSED = {
     "pretrain --tokenizer openai-community/gpt2 --vocab-size 300": "vocab-size",
     "pretrain --model m --vocab_size 300": "vocab-size",
     "pretrain --model m --tokenizer-kind char": "tokenizer-kind",
+    "pretrain --tokenizer-kind char --pre-tokenizer qwen35": "pre-tokenizer",
+    "pretrain --tokenizer openai-community/gpt2 --pre-tokenizer qwen35": "pre-tokenizer",
+    "prepare --tokenizer openai-community/gpt2 --pre-tokenizer qwen35": "pre-tokenizer",
+    "train_tokenizer --kind word --pre-tokenizer qwen35": "pre-tokenizer",
     "pretrain --stream-lanes 2": "stream-lanes",
     "pretrain --overlap context": "overlap",
     "pretrain --dataset PREPARED --vocab-size 300": "vocab-size",

@@ -25,13 +25,15 @@ from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import IGNORED, require_full_window
 from scratch_gpt.evaluation.losses import row_losses
 from scratch_gpt.tokenization.documents import encode_documents
+from scratch_gpt.tokenization.pre_tokenizers import mark_share
 from scratch_gpt.tokenization.tokenizer import count_ids, decode, encode_batch, end_of_text_id, load_tokenizer
-from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.tokenization.training import sample_texts, train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.utils.files import write_text
 from scratch_gpt.utils.watchdog import beat
 from scratch_gpt_training.support.command_line import parse_numbers
 from scratch_gpt_training.support.options import vocabulary_size
+from scratch_gpt_training.support.run.models import print_advice
 
 
 if TYPE_CHECKING:
@@ -109,7 +111,9 @@ def train_on_splits(run: "PrepareRun", tables: list[list], splits: list[dict], w
             for of_corpus, split in zip(tables, splits, strict=True)
             for row in rows_at(of_corpus, split["train"])
         )
-        tokenizer = train_tokenizer(texts, vocabulary_size(run), seed=run.seed)
+        sample = sample_texts(texts, seed=run.seed)
+        print_advice(run.pre_tokenizer, mark_share(sample))
+        tokenizer = train_tokenizer(sample, vocabulary_size(run), pre_tokenizer=run.pre_tokenizer)
         tokenizer.save_pretrained(folder.with_name(".writing-tokenizer"))
         folder.with_name(".writing-tokenizer").replace(folder)
     return load_tokenizer(folder)

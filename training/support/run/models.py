@@ -12,11 +12,12 @@ from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.conversion.load import load_model
 from scratch_gpt.finetuning.adapter_files import identify_base
 from scratch_gpt.tokenization.chat_templates import FORMATS, choose_format, store_format
+from scratch_gpt.tokenization.pre_tokenizers import advise_pre_tokenizer, mark_share
 from scratch_gpt.tokenization.tokenizer import check_vocabulary, count_ids, end_of_text_id, load_tokenizer
-from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.tokenization.training import sample_texts, train_tokenizer
 from scratch_gpt.train.accelerator import compile_options
 from scratch_gpt.train.costs import Tune, all_parameters, memory
-from scratch_gpt_training.support.command_line import parse_overrides
+from scratch_gpt_training.support.command_line import name_flags, parse_overrides, print_once
 from scratch_gpt_training.support.options import Run, dropout_changes, trains_tokenizer, vocabulary_size
 
 
@@ -29,10 +30,21 @@ def open_tokenizer(run: Run, texts: Iterable[str]) -> Any:
     """Return the tokenizer that the run names, its model's, or one that is trained on the texts."""
     if trains_tokenizer(run):
         rarest = 1 if run.tokenizer_kind == "char" else 2  # keep every character, but no merge that occurs once
-        return train_tokenizer(texts, vocabulary_size(run), kind=run.tokenizer_kind, min_frequency=rarest)
+        sample = sample_texts(texts)
+        name = run.pre_tokenizer if run.tokenizer_kind == "bpe" else None
+        print_advice(name, mark_share(sample))
+        return train_tokenizer(
+            sample, vocabulary_size(run), kind=run.tokenizer_kind, min_frequency=rarest, pre_tokenizer=name
+        )
     name = run.tokenizer or run.model
     assert name is not None
     return load_tokenizer(name, run.model_revision if name == run.model else None)
+
+
+def print_advice(pre_tokenizer: str | None, marks: float) -> None:
+    """Print a line if a text with this share of combining marks needs another pre-tokenizer."""
+    if (advice := advise_pre_tokenizer(pre_tokenizer, marks)) is not None:
+        print_once(name_flags(advice, {"pre_tokenizer"}))
 
 
 def small_vocabulary(run: Run, tokenizer) -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 from tiny import tiny_model
 
+from scratch_gpt.tokenization.tokenizer import encode, fingerprint
 from scratch_gpt.tokenization.training import train_tokenizer as train
 from scratch_gpt_training import pretrain
 from scratch_gpt_training.support import command_line
@@ -17,6 +18,23 @@ def test_a_vocabulary_smaller_than_requested_is_reported():
     assert said() == [f"Vocabulary: {size} tokens instead of 4,096: the text yields no more."]
     assert f"{size} tokens instead of 500" in said("--vocab-size", "500", "--tokenizer-kind", "char")[0]
     assert said("--vocab-size", str(size)) == said("--tokenizer-kind", "char") == said("--model", "m") == []
+
+
+HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940 \u092d\u093e\u0937\u093e. "
+
+
+def test_a_new_tokenizer_has_the_pre_tokenizer_of_the_run(capsys):
+    def trained(text: str, *words: str):
+        tokenizer = models.open_tokenizer(command_line.parse(pretrain.PretrainRun, words), [text] * 50)
+        return tokenizer, capsys.readouterr().err
+
+    by_default, said = trained(HINDI)
+    assert said.count("\n") == 1 and "--pre-tokenizer qwen35" in said
+    assert "38.5 % of the text's characters are combining marks" in said
+    marks, said = trained(HINDI, "--pre-tokenizer", "qwen35")
+    assert said == "" and len(encode(marks, HINDI)) < len(encode(by_default, HINDI))
+    assert fingerprint(trained(HINDI, "--pre-tokenizer", "gpt2")[0]) == fingerprint(by_default)
+    assert trained("the sun " * 30 + HINDI[:2])[1] == trained(HINDI, "--tokenizer-kind", "char")[1] == ""
 
 
 def test_a_smaller_gpt2_without_its_vocabulary_is_explained():
