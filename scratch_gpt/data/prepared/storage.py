@@ -64,7 +64,7 @@ def write_part(blocks: Iterable[RowBlock], path: Path, vocab_size: int) -> Part:
             for default, start, length in zip(is_default, row_starts, block.lengths, strict=True)
         ]
         targets += int(asked.sum())
-        content.update(_content(block, in_row, starts_of[-1]))
+        content.update(_content(block, in_row, starts_of[-1]).tobytes())
     lengths, starts_of = np.concatenate(lengths), np.concatenate(starts_of)
     following = np.concatenate(following)
     columns = {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...tokenization.documents import EncodeBatch, encode_documents
+from ...tokenization.documents import EncodeBatch, encode_documents, join_encoded
 from ..rows.block import RowBlock
 from ..rows.packing import GROUP, PackedRows
 from ..rows.windows import Windows
@@ -30,14 +30,10 @@ BLOCK_TOKENS = 2**18  # positions of the rows that are computed at once
 
 def encode_part(texts: Sequence[str], encode_batch: EncodeBatch, eos_token_id: int, vocab_size: int) -> pa.Table:
     """Return {"input_ids", "bytes"}: the ids of each text followed by EOS, and its length in UTF-8."""
-    kind = np.uint16 if vocab_size <= 2**16 else np.uint32
-    ids, sizes = [np.empty(0, dtype=kind)], []
-    for document, size in encode_documents(texts, encode_batch, eos_token_id):
-        ids.append(np.array(document, dtype=kind))
-        sizes.append(size)
-    offsets = np.cumsum([0, *map(len, ids[1:])], dtype=np.int64)
-    tokens = pa.LargeListArray.from_arrays(offsets, np.concatenate(ids))
-    return pa.table({"input_ids": tokens, "bytes": pa.array(sizes, pa.int64())})
+    encoded = join_encoded(encode_documents(texts, encode_batch, eos_token_id))
+    offsets = np.append(0, np.cumsum(encoded.lengths))
+    ids = encoded.ids.astype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+    return pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, ids), "bytes": pa.array(encoded.bytes)})
 
 
 class Tokens:

@@ -6,6 +6,7 @@ Not a recipe itself.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,7 @@ from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import IGNORED, require_full_window
 from scratch_gpt.evaluation.losses import row_losses
 from scratch_gpt.tokenization.documents import encode_documents
+from scratch_gpt.tokenization.encoders import Encoder, spread
 from scratch_gpt.tokenization.tokenizer import count_ids, decode, encode_batch, end_of_text_id, load_tokenizer
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
@@ -67,8 +69,9 @@ def list_unusual(run: "PrepareRun", tables: list[list], splits: list[dict], sele
         for row in rows_at(of_corpus, of_splits["train"])
     ]
     rows = []
-    for document, _ in encode_documents(texts, partial(encode_batch, tokenizer), eos):
-        ids = np.array(document[: context + 1])
+    encoded = encode_documents(texts, partial(encode_batch, tokenizer), eos)
+    for document in chain.from_iterable(np.split(part.ids, np.cumsum(part.lengths)[:-1]) for part in encoded):
+        ids = document[: context + 1].astype(np.int64)
         rows.append(
             {"input_ids": ids[:-1], "shift_labels": ids[1:]}
             if len(ids) > 1
@@ -109,17 +112,31 @@ def train_on_splits(run: "PrepareRun", tables: list[list], splits: list[dict], w
             for of_corpus, split in zip(tables, splits, strict=True)
             for row in rows_at(of_corpus, split["train"])
         )
-        tokenizer = train_tokenizer(texts, vocabulary_size(run), seed=run.seed)
+        tokenizer = train_tokenizer(texts, vocabulary_size(run), seed=run.seed, encoder=run.encoder)
         tokenizer.save_pretrained(folder.with_name(".writing-tokenizer"))
         folder.with_name(".writing-tokenizer").replace(folder)
     return load_tokenizer(folder)
 
 
-def encode_corpora(corpora: list, tables: list[list], splits: list[dict], tokenizer, work: Path) -> list:
+def make_encoder(run: "PrepareRun", tables: list[list], tokenizer) -> Encoder:
+    """Return the encoder of all corpora, with texts of all their tables as its sample."""
+    columns = [table.column("text") for of_corpus in tables for table in of_corpus if len(table)]
+    ends = np.cumsum([len(column) for column in columns])
+
+    def text(n: int) -> str:
+        k = int(np.searchsorted(ends, n, side="right"))
+        return columns[k][n - int(ends[k])].as_py() or ""
+
+    return Encoder(tokenizer, run.encoder, lambda: spread(int(ends[-1]), text))
+
+
+def encode_corpora(
+    corpora: list, tables: list[list], splits: list[dict], tokenizer, encoder: Encoder, work: Path
+) -> list:
     """Return the token ids of each corpus' documents by row number; rows outside all splits are not encoded."""
     encode_texts = partial(
         encode_part,
-        encode_batch=partial(encode_batch, tokenizer),
+        encode_batch=encoder,
         eos_token_id=end_of_text_id(tokenizer),
         vocab_size=count_ids(tokenizer),
     )

@@ -59,6 +59,7 @@ from scratch_gpt_training.support.options import dataset_location, find_corpus
 from scratch_gpt_training.support.preparation.outputs import (
     encode_corpora,
     list_unusual,
+    make_encoder,
     progress_bar,
     train_on_splits,
     write_cleaned,
@@ -135,7 +136,7 @@ def open_output_folder(run: "PrepareRun", plan: str, sources: list[dict[str, Any
 
 def hash_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
     """Return a hash of everything that determines the rows: sources, settings and the files that they name."""
-    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
+    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout", "encoder")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
     if run.contamination:
         config["contamination"] = open_rows(Location(run.contamination, split=run.contamination_split)).record
@@ -406,10 +407,11 @@ def _prepare(
         records, mixture, lengths = write_cleaned(run, corpora, tables, splits, out)
     else:
         tokenizer = tokenizer or train_on_splits(run, tables, splits, work)
-        tokens = encode_corpora(corpora, tables, splits, tokenizer, work)
+        encoder = make_encoder(run, tables, tokenizer)
+        tokens = encode_corpora(corpora, tables, splits, tokenizer, encoder, work)
         records, mixture, lengths = write_splits(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
-        details["tokenizer"] = tokenizer_facts(tokenizer)
+        details |= {"tokenizer": tokenizer_facts(tokenizer), "encoder": encoder.record}
         details |= {
             "max_length": run.max_length,
             "stride": run.stride or run.max_length,

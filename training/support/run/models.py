@@ -29,7 +29,8 @@ def open_tokenizer(run: Run, texts: Iterable[str]) -> Any:
     """Return the tokenizer that the run names, its model's, or one that is trained on the texts."""
     if trains_tokenizer(run):
         rarest = 1 if run.tokenizer_kind == "char" else 2  # keep every character, but no merge that occurs once
-        return train_tokenizer(texts, vocabulary_size(run), kind=run.tokenizer_kind, min_frequency=rarest)
+        settings = {"kind": run.tokenizer_kind, "min_frequency": rarest, "encoder": getattr(run, "encoder", "auto")}
+        return train_tokenizer(texts, vocabulary_size(run), **settings)
     name = run.tokenizer or run.model
     assert name is not None
     return load_tokenizer(name, run.model_revision if name == run.model else None)
