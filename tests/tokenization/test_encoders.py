@@ -45,7 +45,9 @@ def test_gigatoken_gives_the_ids_of_tokenizers(tokenizer, monkeypatch):
     assert lists(encoder(TEXTS)) == encode_batch(tokenizer, TEXTS)
     assert encoder.record is not None and encoder.record.keys() == {"name", "version"}
     assert encoder.record["name"] == "gigatoken"
-    monkeypatch.setattr("scratch_gpt.tokenization.tokenizer.ENCODED_PIECE", 50)  # long texts are cut at the same places
+    monkeypatch.setattr(
+        "scratch_gpt.tokenization.tokenizer.ENCODED_PIECE", 50
+    )  # long texts are cut at the same places
     assert lists(encoder(TEXTS)) == encode_batch(tokenizer, TEXTS)
 
 
@@ -82,7 +84,9 @@ def test_tokenizers_goes_on_if_the_process_of_gigatoken_is_killed(tokenizer, cap
     assert encoder._worker is not None
     os.kill(encoder._worker.process.pid, signal.SIGKILL)
     assert lists(encoder(TEXTS)) == encode_batch(tokenizer, TEXTS) == lists(encoder(TEXTS))
-    assert capsys.readouterr().out == "gigatoken stopped (its process has ended): the texts are encoded by tokenizers.\n"
+    assert (
+        capsys.readouterr().out == "gigatoken stopped (its process has ended): the texts are encoded by tokenizers.\n"
+    )
     assert encoder.record is not None and encoder.record["reason"] == "gigatoken stopped (its process has ended)"
 
 
@@ -161,7 +165,9 @@ CORPORA = {
     "hindi": ["\u0938\u092d\u0940 \u092e\u0928\u0941\u0937\u094d\u092f\u094b\u0902 \u0915\u094b " * 400],
     "chinese": ["\u4eba\u4eba\u751f\u800c\u81ea\u7531\uff0c\u5728\u5c0a\u4e25\u548c\u6743\u5229\u4e0a " * 400],
     "arabic": ["\u064a\u0648\u0644\u062f \u062c\u0645\u064a\u0639 \u0627\u0644\u0646\u0627\u0633 " * 400],
-    "russian": ["\u0412\u0441\u0435 \u043b\u044e\u0434\u0438 \u0440\u043e\u0436\u0434\u0430\u044e\u0442\u0441\u044f " * 400],
+    "russian": [
+        "\u0412\u0441\u0435 \u043b\u044e\u0434\u0438 \u0440\u043e\u0436\u0434\u0430\u044e\u0442\u0441\u044f " * 400
+    ],
     "korean": ["\ubaa8\ub4e0 \uc778\uac04\uc740 \ud0dc\uc5b4\ub0a0 \ub54c\ubd80\ud130 " * 400],
     "tiny": ["ab ab abc"],
     "repeated": ["aaaa aaa aa a " * 500, "a" * 5000],
