@@ -31,6 +31,7 @@ from scratch_gpt.tokenization.tokenizer import count_ids, decode, encode_batch, 
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.utils.files import write_text
+from scratch_gpt.utils.foreign import read_json
 from scratch_gpt.utils.watchdog import beat
 from scratch_gpt_training.support.command_line import parse_numbers
 from scratch_gpt_training.support.options import vocabulary_size
@@ -132,14 +133,18 @@ def make_encoder(run: "PrepareRun", tables: list[list], tokenizer) -> Encoder:
 
 def encode_corpora(
     corpora: list, tables: list[list], splits: list[dict], tokenizer, encoder: Encoder, work: Path
-) -> list:
-    """Return the token ids of each corpus' documents by row number; rows outside all splits are not encoded."""
-    encode_texts = partial(
-        encode_part,
-        encode_batch=encoder,
-        eos_token_id=end_of_text_id(tokenizer),
-        vocab_size=count_ids(tokenizer),
-    )
+) -> tuple[list, dict[str, Any] | None]:
+    """Return the token ids of each corpus' documents by row number, and the record of the encoder.
+
+    Rows outside all splits are not encoded.
+    """
+    eos, vocab_size, record_file = end_of_text_id(tokenizer), count_ids(tokenizer), work / "encoder.json"
+
+    def encode_table(of_corpus: list, ends: list[int], is_used: np.ndarray, k: int) -> Any:
+        part = encode_part(texts_of_table(of_corpus[k], is_used[ends[k] : ends[k + 1]]), encoder, eos, vocab_size)
+        write_text(record_file, json.dumps(encoder.record))  # a later call may find all parts complete
+        return part
+
     tokens = []
     for n, (corpus, of_corpus, of_splits) in enumerate(zip(corpora, tables, splits, strict=True)):
         ends = [0]
@@ -147,14 +152,10 @@ def encode_corpora(
             ends.append(ends[-1] + len(table))
         is_used = np.zeros(ends[-1], dtype=bool)
         is_used[np.concatenate([*of_splits.values()])] = True
-        make = partial(_encode_table, encode_texts, of_corpus, ends, is_used)
+        make = partial(encode_table, of_corpus, ends, is_used)
         parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, progress_bar(f"Tokenizing {corpus.name}"))
         tokens.append(Tokens(parts))
-    return tokens
-
-
-def _encode_table(encode_texts: Callable, tables: list, ends: list[int], is_used: np.ndarray, k: int) -> Any:
-    return encode_texts(texts_of_table(tables[k], is_used[ends[k] : ends[k + 1]]))
+    return tokens, read_json(record_file) if record_file.exists() else None
 
 
 def order(run: "PrepareRun", corpora: list, lengths: list, splits: list[dict], split: str):

@@ -408,10 +408,10 @@ def _prepare(
     else:
         tokenizer = tokenizer or train_on_splits(run, tables, splits, work)
         encoder = make_encoder(run, tables, tokenizer)
-        tokens = encode_corpora(corpora, tables, splits, tokenizer, encoder, work)
+        tokens, encoder_record = encode_corpora(corpora, tables, splits, tokenizer, encoder, work)
         records, mixture, lengths = write_splits(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
-        details |= {"tokenizer": tokenizer_facts(tokenizer), "encoder": encoder.record}
+        details |= {"tokenizer": tokenizer_facts(tokenizer), "encoder": encoder_record}
         details |= {
             "max_length": run.max_length,
             "stride": run.stride or run.max_length,
