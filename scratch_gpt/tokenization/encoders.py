@@ -99,6 +99,7 @@ class Encoder:
         self._sample = sample
         self._library: str | None = None  # not chosen yet
         self._reason: str | None = None
+        self._content: bytes | None = None  # the tokenizer for gigatoken
         self._worker: Worker | None = None
         self._owner: int | None = None  # the process that has started the worker
 
@@ -127,7 +128,10 @@ class Encoder:
         return {"name": self._library, "version": version(self._library), **reason}
 
     def _choose(self) -> str:
-        if self.name == "tokenizers" or find_spec("gigatoken") is None or reduced_tokenizer(self.tokenizer) is None:
+        if self.name == "tokenizers" or find_spec("gigatoken") is None:
+            return "tokenizers"
+        self._content = reduced_tokenizer(self.tokenizer)
+        if self._content is None:
             return "tokenizers"
         sample = unusual_first([] if self._sample is None else self._sample(), self.tokenizer.all_special_tokens)
         try:
@@ -158,11 +162,8 @@ class Encoder:
 
     def _ask(self, request: dict[str, Any], *contents: bytes) -> list[bytes]:
         if self._worker is None or self._owner != os.getpid():  # a forked process must not share the pipes
-            content = reduced_tokenizer(self.tokenizer)
-            if content is None:
-                raise WorkerStopped("it cannot do this tokenizer")
             self._worker, self._owner = Worker(), os.getpid()
-            self._worker.ask({"do": "load"}, content)
+            self._worker.ask({"do": "load"}, cast(bytes, self._content))
         return self._worker.ask(request, *contents)
 
 
