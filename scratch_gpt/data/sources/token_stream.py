@@ -7,8 +7,11 @@ from typing import NamedTuple, cast
 import datasets
 import numpy as np
 import pyarrow as pa
+from datasets.fingerprint import Hasher
 
 from ...tokenization.documents import EncodeBatch, encode_documents, join_encoded
+from ...tokenization.encoders import Encoder
+from ...tokenization.tokenizer import fingerprint
 
 
 class TokenStream(NamedTuple):
@@ -38,7 +41,12 @@ def token_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, eos_tok
         ids = pa.LargeListArray.from_arrays(offsets, encoded.ids)
         return pa.table({"input_ids": ids, "bytes": pa.array(encoded.bytes)})
 
-    rows = documents.with_format("arrow").map(tokenize, batched=True, batch_size=100, remove_columns="text", desc=desc)
+    # The key of the cache: the library that encodes does not change the ids.
+    encoder = fingerprint(encode_batch.tokenizer) if isinstance(encode_batch, Encoder) else encode_batch
+    key = Hasher.hash([documents._fingerprint, encoder, eos_token_id, "documents"])
+    rows = documents.with_format("arrow").map(
+        tokenize, batched=True, batch_size=100, remove_columns="text", desc=desc, new_fingerprint=key
+    )
     batches = cast(Iterator[pa.Table], rows.with_format("arrow").iter(1000))
     parts, lengths, size = [], [], 0
     for batch in batches:
