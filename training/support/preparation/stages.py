@@ -280,7 +280,7 @@ def cut_passages(run: "PrepareRun", tables: list, selection, work: Path) -> list
 
     def make(k: int):
         alive = selection.alive[starts[k] : starts[k + 1]]
-        return change_part(tables[k], alive, column, lambda text: passages.remove(text)[0])
+        return change_part(tables[k], alive, column, lambda texts: (text for text, _ in passages.remove_all(texts)))
 
     remove(work / "passages")  # the seen passages are not stored, so all parts must be made again
     shortened = in_parts(work / "passages", len(tables), make, progress_bar("Cutting passages"))
