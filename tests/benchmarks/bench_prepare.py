@@ -5,9 +5,9 @@
 
 Throughput is MB of text per second from an open dataset to rows on disk, each run in a new process, in turns: ours
 (training/prepare.py with GPT-2's tokenizer) with each encoder, and the steps of transformers' run_clm.py (`map` with
-the tokenizer, then `map` with group_texts), with the same text, tokenizer and row length. The number of ids that differ
-between the encoders is counted. The text is the books of
-the data folder (SCRATCH_GPT_DATA); without it the embedded documentation, with a tokenizer trained on it.
+the tokenizer, then `map` with group_texts), with the same text, tokenizer and row length. The ids that differ between
+the encoders are counted. The text is the books of the data folder (SCRATCH_GPT_DATA); without it the embedded
+documentation, with a tokenizer trained on it.
 Memory is the peak of anonymous memory of a process that prepares generated text with a growing vocabulary.
 Packed and padded (batches of similar length) are two trainings on the same ragged corpus, 16 rows per step, measured
 in target tokens per second, the median over steps.
