@@ -25,10 +25,12 @@ from typing import Any, Literal
 from scratch_gpt_training.support.command_line import flag, one_clear_line, parse, parse_numbers
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import (
+    ENCODER_HELP,
     PRE_TOKENIZER,
     PRE_TOKENIZER_HELP,
     VOCABULARY,
     SourceOptions,
+    check_encoder,
     check_fields,
     check_model_folder,
     check_rows,
@@ -83,6 +85,7 @@ class PrepareRun(SourceOptions):
     tokenizer_revision: str | None = option(None, "Branch, tag or commit of a Hub tokenizer.")
     vocab_size: int | None = option(None, f"Vocabulary size of a newly trained tokenizer; by default {VOCABULARY}.")
     pre_tokenizer: Literal["gpt2", "qwen35"] = option(PRE_TOKENIZER, PRE_TOKENIZER_HELP)
+    encoder: Literal["auto", "tokenizers", "gigatoken"] = option("auto", ENCODER_HELP)
     max_length: int = option(256, "Tokens per row.")
     stride: int | None = option(
         None, "Tokens between the starts of two windows; by default --max-length (no overlap)."
@@ -136,7 +139,7 @@ class PrepareRun(SourceOptions):
 
 
 OF_CONTAMINATION = ("contamination_split", "contamination_ngram", "contamination_share")
-OF_TOKENS = ("vocab_size", "pre_tokenizer", "tokenizer_revision", "max_length", "overlap", "drop_tail")
+OF_TOKENS = ("vocab_size", "pre_tokenizer", "tokenizer_revision", "encoder", "max_length", "overlap", "drop_tail")
 
 
 def check(run: PrepareRun) -> None:
@@ -148,6 +151,7 @@ def check(run: PrepareRun) -> None:
     if not 0 < run.alpha <= 1:
         raise ValueError(f"--alpha must be above 0 and at most 1 (you gave {run.alpha}).")
     check_rows(run)
+    check_encoder(run.encoder)
     if run.poisoning and run.reference_model is None:
         raise ValueError("--poisoning compares the gradients of a model. Give the model with --reference-model.")
     check_model_folder(run.reference_model, "reference-model")

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scratch_gpt_training.support.options import (
+    ENCODER_HELP,
     Run,
+    check_encoder,
     check_rows,
     dataset_location,
     missed_shares,
@@ -36,7 +38,7 @@ SAMPLE_PROMPT = "The"  # for the text sampled at the end of a run
 # Fields that decide how text becomes rows; for prepared data prepare.py has applied them.
 PREPARED = ("dataset_config", "dataset_split", "dataset_revision", "text_column", "streaming", "stream_lanes")
 PREPARED += ("validation_fraction", "test_fraction", "overlap", "drop_tail", "vocab_size", "tokenizer_kind")
-PREPARED += ("pre_tokenizer",)
+PREPARED += ("pre_tokenizer", "encoder")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class PretrainRun(Run):
     drop_tail: bool = option(False, "Drop a split's last window if it is not full.")
     pack: bool = option(False, "Pack several whole documents into each row; they do not attend to each other.")
     pad: bool = option(False, "Use one document per row, in batches of similar length.")
+    encoder: Literal["auto", "tokenizers", "gigatoken"] = option("auto", ENCODER_HELP)
     mask_inputs: int = option(0, "Replace 1 to N input tokens of each row (N at most 3) to reduce memorization.")
     manifest: str | None = option(
         None, "manifest.json of a run or of prepared data; training on other data is refused."
@@ -115,13 +118,13 @@ def build(run: PretrainRun):
 
 def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any], list[str]]:
     """Split and tokenize the documents and make rows; return (tokenizer, model, rows, manifest, notices)."""
-    from functools import partial
 
     from scratch_gpt.data.manifest import make_manifest
     from scratch_gpt.data.sources.documents import open_splits
     from scratch_gpt.data.sources.streaming import open_stream
     from scratch_gpt.data.sources.token_stream import token_stream
-    from scratch_gpt.tokenization.tokenizer import encode_batch, end_of_text_id, tokenizer_facts
+    from scratch_gpt.tokenization.encoders import Encoder, spread
+    from scratch_gpt.tokenization.tokenizer import end_of_text_id, tokenizer_facts
     from scratch_gpt_training.support.run.models import build_model, open_tokenizer, row_length
 
     stream, by_number = None, not run.streaming and matches_older(run)
@@ -132,7 +135,9 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
     else:
         splits, source, notices = open_splits(*opening, run.seed, by_number)
     tokenizer = open_tokenizer(run, training_texts(splits["train"]))
-    encode, eos = partial(encode_batch, tokenizer), end_of_text_id(tokenizer)
+    texts = splits["train"]
+    encode = Encoder(tokenizer, run.encoder, lambda: spread(len(texts), lambda n: texts[n]["text"]))
+    eos = end_of_text_id(tokenizer)
     model = build_model(run, tokenizer, run.max_length)
     max_length = row_length(run, model)
 
@@ -143,7 +148,13 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
             rows[name], records[name] = stream_rows(run, stream, tokens, encode, eos, max_length)
         else:
             rows[name], records[name] = cut_rows(run, name, tokens, max_length)
-    settings = {"max_length": max_length, "stride": run.stride or max_length, "pack": run.pack, "pad": run.pad}
+    settings: dict[str, Any] = {
+        "encoder": encode.record,
+        "max_length": max_length,
+        "stride": run.stride or max_length,
+        "pack": run.pack,
+        "pad": run.pad,
+    }
     if not (run.streaming or by_number):
         settings["split_by"] = "share of the text"
     manifest = make_manifest("pretrain", [source], records, tokenizer=tokenizer_facts(tokenizer), **settings)
@@ -307,6 +318,7 @@ def check_data(run: PretrainRun) -> None:
     if run.streaming and (run.stride is not None or run.drop_tail or run.pack or run.pad):
         raise ValueError("A stream is cut into adjacent windows: remove --stride, --drop-tail, --pack and --pad.")
     check_rows(run)
+    check_encoder(run.encoder)
     if run.mask_inputs > 3:
         raise ValueError(f"--mask-inputs must be at most 3, or 0 for none (you gave {run.mask_inputs}).")
 

@@ -23,9 +23,11 @@ from typing import Any, Literal, cast
 from scratch_gpt_training.support.command_line import flag, name_flags, one_clear_line, parse
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import (
+    ENCODER_HELP,
     PRE_TOKENIZER,
     PRE_TOKENIZER_HELP,
     SourceOptions,
+    check_encoder,
     check_range,
     dataset_location,
     option,
@@ -76,6 +78,7 @@ class TokenizerRun(SourceOptions):
     compare: str = option(
         "openai-community/gpt2", "Folder or Hub id of a tokenizer to compare with; `none` for no comparison."
     )
+    encoder: Literal["auto", "tokenizers", "gigatoken"] = option("auto", ENCODER_HELP)
     rare: int = option(10, "Report tokens with fewer than N occurrences in the sample as under-trained.")
     seed: int = option(0, "Seed of the held-out documents and the sample.")
 
@@ -102,6 +105,7 @@ def check(run: TokenizerRun) -> None:
         check_range(name, getattr(run, name), smallest, largest)
     if not 0 < run.held_out_fraction < 1:
         raise ValueError(f"--held-out-fraction must be between 0 and 1 (you gave {run.held_out_fraction}).")
+    check_encoder(run.encoder)
     for name in ("output_dir", "dataset"):
         if not getattr(run, name):
             raise ValueError(f"{flag(name)} is empty.")
@@ -217,7 +221,8 @@ def make_tokenizer(run: TokenizerRun, folder: Path) -> dict:
     texts, held_out = open_texts(run)
     sample = sample_texts(texts, int(run.sample_megabytes * 1e6), run.seed)
     has_bars = sys.stderr.isatty()  # outside a terminal the library would print only empty lines
-    tokenizer = train_tokenizer(sample, **settings, model_max_length=run.model_max_length, show_progress=has_bars)
+    settings |= {"model_max_length": run.model_max_length, "show_progress": has_bars, "encoder": run.encoder}
+    tokenizer = train_tokenizer(sample, **settings)
     held_out = sample_texts(held_out, HELD_OUT_MEGABYTES * 1_000_000, run.seed)
     report = tokenizer_report(tokenizer, held_out, load_peer(run.compare), sample, run.rare)
     report.update(

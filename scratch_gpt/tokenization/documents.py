@@ -1,24 +1,50 @@
 """Encode documents as ids followed by EOS; used by training, preparation and streaming."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
 
 
 CALL_BYTES = 2**20  # maximum text in one call of the tokenizer
 
-EncodeBatch = Callable[[list[str]], list[list[int]]]  # encode texts as ids, without special tokens
+# encode texts as ids, without special tokens
+EncodeBatch = Callable[[list[str]], Sequence[Sequence[int] | np.ndarray]]
 
 
-def encode_documents(
-    texts: Iterable[str], encode_batch: EncodeBatch, eos_token_id: int
-) -> Iterator[tuple[list[int], int]]:
-    """Yield (ids followed by EOS, bytes of UTF-8) for each document, in order.
+class Encoded(NamedTuple):
+    """Consecutive documents, joined, each followed by EOS."""
+
+    ids: np.ndarray  # (tokens,) uint32
+    lengths: np.ndarray  # (documents,) tokens of each document, EOS included
+    bytes: np.ndarray  # (documents,) UTF-8 bytes of each document
+
+
+def encode_documents(texts: Iterable[str], encode_batch: EncodeBatch, eos_token_id: int) -> Iterator[Encoded]:
+    """Yield the ids of the documents, in order.
 
     The tokenizer encodes several documents per call, at most CALL_BYTES of text or one longer document. The ids do not
     depend on the grouping.
     """
     for batch, sizes in _batches(texts):
-        for ids, size in zip(encode_batch(batch), sizes, strict=True):
-            yield [*ids, eos_token_id], size
+        rows = encode_batch(batch)
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) + 1
+        ids = np.empty(int(lengths.sum()), dtype=np.uint32)
+        is_end = np.zeros(len(ids), dtype=bool)
+        is_end[np.cumsum(lengths) - 1] = True
+        ids[is_end] = eos_token_id
+        if isinstance(rows[0], np.ndarray):
+            ids[~is_end] = np.concatenate(rows)
+        else:
+            ids[~is_end] = np.fromiter(chain.from_iterable(rows), dtype=np.uint32, count=len(ids) - len(rows))
+        yield Encoded(ids, lengths, np.array(sizes, dtype=np.int64))
+
+
+def join_encoded(parts: Iterable[Encoded]) -> Encoded:
+    """Return all documents of some parts in one."""
+    empty = Encoded(np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0, np.int64))
+    return Encoded(*(np.concatenate(values) for values in zip(empty, *parts, strict=True)))
 
 
 def _batches(texts: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
@@ -35,4 +61,4 @@ def _batches(texts: Iterable[str]) -> Iterator[tuple[list[str], list[int]]]:
         yield batch, sizes
 
 
-__all__ = ["EncodeBatch", "encode_documents"]
+__all__ = ["EncodeBatch", "Encoded", "encode_documents", "join_encoded"]

@@ -85,7 +85,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[l
     if not texts:
         return []
     if max(map(len, texts)) > ENCODED_PIECE:
-        return [[id for piece in _pieces(text) for id in encode_batch(tokenizer, [piece])[0]] for text in texts]
+        return [[id for piece in split_text(text) for id in encode_batch(tokenizer, [piece])[0]] for text in texts]
     with one_error("The tokenizer cannot encode a text", partial(_explain, texts=texts)):
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             encoding = tokenizer(
@@ -113,7 +113,8 @@ def _explain(error: BaseException, texts: list[str]) -> str:
     return reason(error)
 
 
-def _pieces(text: str) -> Iterator[str]:
+def split_text(text: str) -> Iterator[str]:
+    """Yield the pieces in which a long text is encoded; a short text is one piece."""
     start = 0
     while len(text) - start > ENCODED_PIECE:
         space = SINGLE_SPACE.search(text, start + ENCODED_PIECE // 2, start + ENCODED_PIECE)
@@ -326,6 +327,7 @@ __all__ = [
     "extend_tokenizer",
     "fingerprint",
     "load_tokenizer",
+    "split_text",
     "tokenizer_facts",
     "tokenizer_report",
 ]

@@ -20,21 +20,26 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ..utils.foreign import one_error
 from ..utils.local_files import read_text_file
+from . import fast_worker
 from .chat_templates import CHATML, FORMATS, TRIAL, render_text
+from .encoders import Worker, WorkerStopped, check_encoder
 from .pre_tokenizers import DEFAULT_PRE_TOKENIZER, PRE_TOKENIZERS, make_pre_tokenizer
 from .tokenizer import END_OF_TEXT, PAD
 
 
 TOKENIZER_KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 BYTE_TOKENS = 256  # a byte-level vocabulary starts with one token for each byte
+BYTES_PER_TOKEN = 250  # with less text for each token, the trainer of tokenizers is as fast as gigatoken's
 UNKNOWN = "[UNK]"
 MOST_TOKENS = 2**24  # the library allocates memory for vocab_size tokens
 ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # not for bpe
@@ -130,6 +135,7 @@ def train_tokenizer(
     seed: int = 0,
     show_progress: bool = False,
     pre_tokenizer: str | None = None,
+    encoder: str = "auto",
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer on a sample of `texts` and wrap it as a Hugging Face fast tokenizer.
 
@@ -147,16 +153,19 @@ def train_tokenizer(
         model_max_length: the longest input, in tokens, of the model; stored with the tokenizer.
         chat_template: `chatml`, which adds its two special tokens, or a Jinja file; stored with the tokenizer.
         pre_tokenizer: how byte-level BPE splits text before it merges bytes: `gpt2` (by default) or `qwen35`.
+        encoder: library for bpe, `tokenizers` or `gigatoken` (the extra "fast"), which make the same tokenizer; `auto`
+            is gigatoken where it is installed and faster.
 
     Raises:
         ValueError: the kind or pre_tokenizer is unknown, there is no text, the vocabulary is too small, a text could
             contain a special token, or the chat template cannot be read.
     """
+    check_encoder(encoder)
     plan = plan_tokenizer(vocab_size, special_tokens, min_frequency, kind, chat_template, pre_tokenizer)
     sample = texts if isinstance(texts, Sample) else sample_texts(texts, sample_bytes, seed)
     if not sample.bytes_used:
         raise ValueError("The texts are empty. Give text to train a tokenizer on.")
-    bpe = partial(_bpe, pre_tokenizer or DEFAULT_PRE_TOKENIZER)
+    bpe = partial(_bpe, pre_tokenizer or DEFAULT_PRE_TOKENIZER, encoder != "tokenizers")
     train = {"bpe": bpe, "wordpiece": _wordpiece, "unigram": _unigram, "word": _word, "char": _char}[kind]
     options = {"vocab_size": vocab_size, "special_tokens": plan.specials, "show_progress": show_progress}
     with one_error(f"No {kind} tokenizer of {vocab_size} tokens can be trained on this text"):
@@ -224,14 +233,71 @@ def _read_chat_template(name: str) -> str:
     return template
 
 
-def _bpe(pre_tokenizer: str, sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
-    backend = Tokenizer(models.BPE())
+def _bpe(
+    pre_tokenizer: str, is_fast: bool, sample: Sample, min_frequency: int, options: dict[str, Any]
+) -> Tokenizer:
+    specials, size = options["special_tokens"], options["vocab_size"]
+    is_fast = is_fast and pre_tokenizer == "gpt2"  # gigatoken trains with this one only
+    merges = _fast_merges(sample, min_frequency, size - len(specials)) if is_fast else None
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if merges is None:
+        backend = _byte_level(models.BPE(), pre_tokenizer)
+        trainer = trainers.BpeTrainer(min_frequency=min_frequency, initial_alphabet=alphabet, **options)
+        backend.train_from_iterator(sample, trainer)
+        return backend
+    tokens = [*specials, *alphabet, *(first + second for first, second in merges)]
+    backend = _byte_level(models.BPE({token: id for id, token in enumerate(tokens)}, merges), pre_tokenizer)
+    backend.add_special_tokens(specials)
+    return backend
+
+
+def _byte_level(model: models.BPE, pre_tokenizer: str) -> Tokenizer:
+    backend = Tokenizer(model)
     backend.pre_tokenizer = make_pre_tokenizer(pre_tokenizer)
     backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(min_frequency=min_frequency, initial_alphabet=alphabet, **options)
-    backend.train_from_iterator(sample, trainer)
     return backend
+
+
+def _fast_merges(sample: Sample, min_frequency: int, size: int) -> list[tuple[str, str]] | None:
+    """Return the merges of a vocabulary of `size` tokens, made by gigatoken; None if tokenizers has to train it.
+
+    Both libraries make the same merges, but gigatoken has no minimum frequency, and is slow if little text has to give
+    many tokens.
+    """
+    if find_spec("gigatoken") is None or sample.bytes_used < BYTES_PER_TOKEN * size:
+        return None
+    worker, letters = Worker(), _letters_of_bytes()
+    try:
+        pairs = fast_worker.split(*worker.ask({"do": "train", "vocab_size": size}, BORDER.join(sample.blocks)))
+        tokens = ["".join(letters[byte] for byte in token) for token in pairs]
+        merges = [*zip(tokens[::2], tokens[1::2], strict=True)]
+        # Pairs become rarer from merge to merge, so the last token tells whether all were frequent enough.
+        if len(merges) != size - BYTE_TOKENS or _count_last(worker, sample, merges) < min_frequency:
+            return None
+        return merges
+    except WorkerStopped:
+        return None
+    finally:
+        worker.close()
+
+
+def _count_last(worker: Worker, sample: Sample, merges: list[tuple[str, str]]) -> int:
+    tokens = [*sorted(_letters_of_bytes()), *(first + second for first, second in merges)]
+    backend = _byte_level(models.BPE({token: id for id, token in enumerate(tokens)}, merges), "gpt2")
+    worker.ask({"do": "load"}, backend.to_str().encode())
+    return sum(
+        int((np.frombuffer(ids, dtype=np.uint32) == len(tokens) - 1).sum())
+        for _, ids in (worker.ask({"do": "encode"}, *fast_worker.join(block.split(BORDER))) for block in sample.blocks)
+    )
+
+
+def _letters_of_bytes() -> list[str]:
+    # Return the character that stands for each byte: printable ones for themselves, the others in order.
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    kept = [letter for letter in letters if ord(letter) < BYTE_TOKENS]
+    others = [byte for byte in range(BYTE_TOKENS) if chr(byte) not in kept]
+    letter_of = dict(zip([*map(ord, kept), *others], letters, strict=True))
+    return [letter_of[byte] for byte in range(BYTE_TOKENS)]
 
 
 def _wordpiece(sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:

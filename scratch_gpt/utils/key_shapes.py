@@ -29,6 +29,9 @@ SHAPES = {
     "a bearer token": r"[Bb]earer[ \t]{1,3}(?=[A-Za-z_.~+/-]{0,200}[0-9])[A-Za-z0-9_.~+/=-]{16,}+",
     "a JSON web token": r"(?<!-)eyJ[A-Za-z0-9_-]{8,}+\.eyJ[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}+",
 }
+# Every key contains one of these.
+SHAPE_PARTS = ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "ASIA", "AIza")
+SHAPE_PARTS += ("xox", "k_live_", "k_test_", "npm_", "pypi-", "SG.", "ya29.", "gsk_", "dckr_", "earer", "eyJ")
 # ASCII, because text in a script without spaces may touch a key. First of all it tests the first letters, for speed.
 WORD_BEGINS = r"(?=[ABSbdeghnprsxy][AEGIKSacefhikloprsy])(?<![A-Za-z0-9_])"
 WORD_ENDS = r"(?![A-Za-z0-9_])"

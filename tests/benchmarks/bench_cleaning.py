@@ -218,7 +218,7 @@ def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
         marks = timed("signatures", lambda: signatures(documents))  # noqa: B023
         first = timed("near_duplicates", lambda: near_duplicates(marks))  # noqa: B023
         seen = SeenPassages()
-        removed = timed("passages", lambda: sum(seen.remove(text)[1] for text in documents))  # noqa: B023
+        removed = timed("passages", lambda: sum(count for _, count in seen.remove_all(documents)))  # noqa: B023
         index = {"exact": 16, "near": marks.nbytes / n, "passages": held(seen.blocks) / n}
         counts = {"exact": n - len(keys), "near": int((first != np.arange(n)).sum()), "passage_words": removed}
         result.append({"documents": n, "seconds": seconds, "bytes_per_document": index, "removed": counts})

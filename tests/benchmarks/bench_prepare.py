@@ -4,9 +4,10 @@
     python tests/benchmarks/bench_prepare.py --only large     # 5 GB: not part of `make bench`
 
 Throughput is MB of text per second from an open dataset to rows on disk, each run in a new process, in turns: ours
-(training/prepare.py with GPT-2's tokenizer) and the steps of transformers' run_clm.py (`map` with the tokenizer, then
-`map` with group_texts), with the same text, tokenizer and row length, in one process each. The text is the books of
-the data folder (SCRATCH_GPT_DATA); without it the embedded documentation, with a tokenizer trained on it.
+(training/prepare.py with GPT-2's tokenizer) with each encoder, and the steps of transformers' run_clm.py (`map` with
+the tokenizer, then `map` with group_texts), with the same text, tokenizer and row length. The ids that differ between
+the encoders are counted. The text is the books of the data folder (SCRATCH_GPT_DATA); without it the embedded
+documentation, with a tokenizer trained on it.
 Memory is the peak of anonymous memory of a process that prepares generated text with a growing vocabulary.
 Packed and padded (batches of similar length) are two trainings on the same ragged corpus, 16 rows per step, measured
 in target tokens per second, the median over steps.
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -124,15 +126,31 @@ def write_corpus(home: Path) -> tuple[Path, str, str]:
 
 def throughput(home: Path, rounds: int) -> dict:
     corpus, tokenizer, what = write_corpus(home)
-    found = {"ours": [], "run_clm": []}
+    calls = {"run_clm": ("run_clm",)}
+    calls |= {encoder: ("ours", "--encoder", encoder) for encoder in ("tokenizers", "gigatoken") if has(encoder)}
+    found: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(rounds):
-        for name in found:
-            figures, _ = call(name, str(corpus), tokenizer, str(home / f"{name}-{n}"))
+        for name, (function, *words) in calls.items():
+            figures, _ = call(function, str(corpus), tokenizer, str(home / f"{name}-{n}"), *words)
             found[name].append(figures["bytes"] / 1e6 / figures["seconds"])
             print(f"round {n + 1} {name}: {found[name][-1]:.2f} MB/s", flush=True)
     medians = {name: statistics.median(values) for name, values in found.items()}
-    ratio = medians["ours"] / medians["run_clm"]
-    return {"corpus": what, "bytes": figures["bytes"], "mb_per_second": found, "medians": medians, "ratio": ratio}
+    ratios = {name: median / medians["run_clm"] for name, median in medians.items()}
+    facts = {"corpus": what, "bytes": figures["bytes"], "tokens": figures["tokens"]}
+    different = count_different(home / "tokenizers-0", home / "gigatoken-0") if has("gigatoken") else None
+    return {**facts, "different_ids": different, "mb_per_second": found, "medians": medians, "ratios": ratios}
+
+
+def has(library: str) -> bool:
+    return find_spec(library) is not None
+
+
+def count_different(one: Path, other: Path) -> int:
+    """Count the positions at which two prepared folders have different ids."""
+    from scratch_gpt.data.prepared.storage import PreparedRows
+
+    pairs = zip(PreparedRows(one / "train"), PreparedRows(other / "train"), strict=True)
+    return sum(int((first["input_ids"] != second["input_ids"]).sum()) for first, second in pairs)
 
 
 def memory(home: Path, sizes: tuple[int, ...] = MEGABYTES) -> dict:

@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -61,39 +63,71 @@ def documents(megabytes: float) -> Iterator[str]:
             return
 
 
-def train(megabytes: float) -> None:
+def train(megabytes: float, encoder: str, vocab_size: int) -> None:
     """Train a tokenizer; run by the measured process."""
     from scratch_gpt.tokenization.training import sample_texts, train_tokenizer
 
     print("loaded", flush=True)
-    sample = sample_texts(documents(megabytes))
+    books = [file.read_text(encoding="utf-8") for file in sorted((DATA / "books").glob("*.txt"))]
+    sample = sample_texts(documents(megabytes) if megabytes else books)
+    del books
+    print("read", flush=True)
     read = time.perf_counter()
-    tokenizer = train_tokenizer(sample)
+    tokenizer = train_tokenizer(sample, vocab_size, encoder=encoder)
     seconds = time.perf_counter() - read
     figures = {"bytes_seen": sample.bytes_seen, "bytes_used": sample.bytes_used, "training_seconds": seconds}
     print(json.dumps({**figures, "vocab_size": len(tokenizer)}), flush=True)
 
 
-def measure(megabytes: float) -> dict:
-    """Return the peak anonymous memory of a process that trains, and its memory before it read a word."""
-    command = [sys.executable, __file__, "--train", str(megabytes)]
+def measure(megabytes: float, encoder: str = "auto", vocab_size: int = 8192) -> dict:
+    """Return the peak anonymous memory of a process that trains, and its memory before and after it read the text.
+
+    Without megabytes the text is that of the books.
+    """
+    command = [sys.executable, __file__, "--train", str(megabytes), encoder, str(vocab_size)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(REPO)})
     assert process.stdout.readline() == "loaded\n"
-    before = peak = anonymous_bytes(process.pid)
+    before = anonymous_bytes(process.pid)
+    assert process.stdout.readline() == "read\n"
+    peak = with_text = anonymous_bytes(process.pid)
     while process.poll() is None:
         peak = max(peak, anonymous_bytes(process.pid))
         time.sleep(0.01)
     figures = json.loads(process.stdout.read())
-    return {"megabytes": megabytes, "peak_anonymous_bytes": peak, "before": before, **figures}
+    return {"megabytes": megabytes, "peak_anonymous_bytes": peak, "before": before, "with_text": with_text, **figures}
+
+
+def trainers(rounds: int = 3) -> dict | None:
+    """Return the time and the additional memory of both trainers on the books, in turns: medians by vocabulary."""
+    if not DATA.is_dir() or find_spec("gigatoken") is None:
+        return None
+    figures = {}
+    for size in (8192, 32768):
+        runs = {name: [] for name in ("tokenizers", "gigatoken")}
+        for _ in range(rounds):
+            for name, found in runs.items():
+                found.append(measure(0, name, size))
+        medians = {
+            name: {
+                "seconds": median(run["training_seconds"] for run in found),
+                "bytes": median(run["peak_anonymous_bytes"] - run["with_text"] for run in found),
+            }
+            for name, found in runs.items()
+        }
+        one, other = medians["gigatoken"], medians["tokenizers"]
+        figures[str(size)] = {**medians, "ratios": {name: one[name] / other[name] for name in one}}
+    return figures
 
 
 def anonymous_bytes(process: int) -> int:
-    """Return RssAnon of a process, or 0 if it has ended."""
+    """Return RssAnon of a process and those that it has started, or 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+        started = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    own = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return own + sum(anonymous_bytes(int(child)) for child in started)
 
 
 def count_distinct(megabytes: tuple[float, ...]) -> list[int]:
@@ -159,12 +193,18 @@ def round_trips() -> dict | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=REPO / "tests" / "benchmarks" / "tokenizers.json")
-    parser.add_argument("--train", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["trainers"], help="run only this part and keep the rest of --out")
+    parser.add_argument("--train", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train is not None:
-        train(options.train)
+        megabytes, encoder, vocab_size = options.train
+        train(float(megabytes), encoder, int(vocab_size))
         return
-    figures = {"compression": compression(), "round_trips": round_trips()}
+    if options.only:
+        figures = json.loads(options.out.read_text()) | {"trainers": trainers()}
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
+        return
+    figures = {"compression": compression(), "round_trips": round_trips(), "trainers": trainers()}
     memory = [measure(size) for size in MEGABYTES]
     for row, distinct in zip(memory, count_distinct(MEGABYTES), strict=True):
         row["distinct_words"] = distinct

@@ -18,7 +18,7 @@ ROOMS = {
     "modeling": Room(set(), {"torch", "transformers", "huggingface_hub"}),
     "utils": Room(set(), {"psutil", "torch", "transformers"}, {"matplotlib", "numpy", "pyarrow"}),
     "runs": Room({"utils"}, {"yaml"}, {"codecarbon"}),
-    "tokenization": Room({"utils"}, {"tokenizers", "transformers"}),
+    "tokenization": Room({"utils"}, {"numpy", "tokenizers", "transformers"}, {"gigatoken"}),
     "finetuning": Room({"utils"}, {"safetensors", "torch"}, {"bitsandbytes", "peft", "transformers"}),
     "data": Room(
         {"tokenization", "utils"},

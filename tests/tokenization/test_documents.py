@@ -15,28 +15,35 @@ def encode_bytes(texts):
     return [list(text.encode()) for text in texts]
 
 
-def test_each_document_ends_in_eos_and_its_bytes_are_counted():
-    encoded = [*encode_documents(iter(TEXTS), encode_bytes, 0)]
-    assert [bytes(ids) for ids, _ in encoded] == [text.encode() + b"\0" for text in TEXTS]
-    assert [size for _, size in encoded] == [2, 0, 6, 9, 1]
+def documents_of(parts):
+    return [ids.tolist() for part in parts for ids in np.split(part.ids, np.cumsum(part.lengths)[:-1])]
+
+
+@pytest.mark.parametrize("kind", [list, lambda ids: np.array(ids, dtype=np.uint32)])
+def test_each_document_ends_in_eos_and_its_bytes_are_counted(kind):
+    parts = [*encode_documents(iter(TEXTS), lambda texts: [kind(ids) for ids in encode_bytes(texts)], 0)]
+    assert [bytes(ids) for ids in documents_of(parts)] == [text.encode() + b"\0" for text in TEXTS]
+    assert [size for part in parts for size in part.bytes.tolist()] == [2, 0, 6, 9, 1]
     assert [*encode_documents([], encode_bytes, 0)] == []
 
 
 @pytest.mark.parametrize(("limit", "calls"), [(8, [3, 1, 1]), (1, [1, 1, 1, 1, 1]), (100, [5])])
 def test_a_call_of_the_tokenizer_has_a_limit_that_changes_no_ids(limit, calls, monkeypatch):
-    expected, sizes = [*encode_documents(TEXTS, encode_bytes, 0)], []
+    expected, sizes = documents_of(encode_documents(TEXTS, encode_bytes, 0)), []
     monkeypatch.setattr(documents, "CALL_BYTES", limit)
 
     def encode_batch(texts):
         sizes.append(len(texts))
         return encode_bytes(texts)
 
-    assert [*encode_documents(TEXTS, encode_batch, 0)] == expected and sizes == calls
+    assert documents_of(encode_documents(TEXTS, encode_batch, 0)) == expected and sizes == calls
 
 
-def test_a_part_of_a_preparation_has_the_same_ids():
+@pytest.mark.parametrize("limit", [1, 100])
+def test_a_part_of_a_preparation_has_the_same_ids(limit, monkeypatch):
+    monkeypatch.setattr(documents, "CALL_BYTES", limit)
     table = encode_part(TEXTS, encode_bytes, 0, 256)
-    expected = [*encode_documents(TEXTS, encode_bytes, 0)]
-    assert table.column("input_ids").to_pylist() == [ids for ids, _ in expected]
-    assert table.column("bytes").to_pylist() == [size for _, size in expected]
+    assert table.column("input_ids").to_pylist() == documents_of(encode_documents(TEXTS, encode_bytes, 0))
+    assert table.column("bytes").to_pylist() == [2, 0, 6, 9, 1]
     assert table.column("input_ids").chunk(0).values.to_numpy().dtype == np.uint16
+    assert len(encode_part([], encode_bytes, 0, 256)) == 0

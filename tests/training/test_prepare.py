@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -16,9 +18,11 @@ from bad_input import snapshot
 from scratch_gpt.data.manifest import file_record, read_manifest
 from scratch_gpt.data.prepared.pipeline import texts_of, with_texts
 from scratch_gpt.data.prepared.storage import PreparedRows, write_part
+from scratch_gpt.data.rows.block import RowBlock
 from scratch_gpt.data.sources.documents import open_documents, open_prepared_text, open_rows
 from scratch_gpt.data.sources.location import Location
 from scratch_gpt.data.sources.streaming import open_stream
+from scratch_gpt.tokenization.encoders import Worker
 from scratch_gpt.tokenization.tokenizer import load_tokenizer
 from scratch_gpt.tokenization.training import train_tokenizer
 from scratch_gpt_training import prepare, pretrain
@@ -26,6 +30,7 @@ from scratch_gpt_training.support import command_line
 from scratch_gpt_training.support.preparation import stages as preparing
 
 
+fast = pytest.mark.skipif(find_spec("gigatoken") is None, reason='needs gigatoken: pip install "scratch_gpt[fast]"')
 TRAINING = Path(prepare.__file__).resolve().parent
 WORDS = "the old grey cat sat on a warm mat and saw nine small birds fly over every roof near our quiet town".split()
 
@@ -474,6 +479,45 @@ def test_a_stopped_preparation_resumes_with_finished_parts(stop_at, corpus, toke
     assert before and not set(remade) & set(before)  # what was there is used again
 
 
+@pytest.mark.parametrize("encoder", ["tokenizers", pytest.param("gigatoken", marks=fast)])
+def test_the_encoder_is_recorded_and_changes_no_row(encoder, corpus, tokenizer, tmp_path):
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir"]
+    _, manifest = prepared(*words, tmp_path / "p", "--encoder", encoder)
+    _, other = prepared(*words, tmp_path / "other")
+    assert manifest["encoder"] == {"name": encoder, "version": version(encoder)}
+    assert {**manifest, "encoder": None} == {**other, "encoder": None}
+
+
+@fast
+@pytest.mark.skipif(sys.platform == "win32", reason="uses SIGKILL")
+def test_a_preparation_goes_on_if_the_process_of_gigatoken_is_killed(corpus, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("scratch_gpt.data.prepared.pipeline.PART_ROWS", 25)
+    words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir"]
+    _, whole = prepared(*words, tmp_path / "whole")
+    ask, asked = Worker.ask, []
+
+    def ask_and_kill(self, request, *contents):
+        asked.append(request["do"])
+        if asked.count("encode") == 3:
+            self.process.kill()
+        return ask(self, request, *contents)
+
+    monkeypatch.setattr(Worker, "ask", ask_and_kill)
+    capsys.readouterr()
+    _, manifest = prepared(*words, tmp_path / "p")
+    assert capsys.readouterr().out.count("gigatoken stopped") == 1
+    assert manifest["encoder"]["name"] == "tokenizers" and "stopped" in manifest["encoder"]["reason"]
+    assert {**manifest, "encoder": None} == {**whole, "encoder": None}
+
+
+def test_a_missing_encoder_is_named_before_anything_is_written(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("scratch_gpt_training.support.options.find_spec", lambda name: None)
+    words = ["--dataset", corpus, "--output-dir", tmp_path / "p", "--encoder", "gigatoken"]
+    for main in (prepare.main, pretrain.main):
+        fails(words, r"gigatoken is not installed; it is an extra: pip install \"scratch_gpt\[fast\]\"", capsys, main)
+    assert not (tmp_path / "p").exists()
+
+
 def test_a_finished_preparation_is_reported_and_another_is_refused(corpus, tokenizer, tmp_path, capsys):
     words = ["--dataset", corpus, "--tokenizer", tokenizer, "--max-length", "16", "--output-dir", tmp_path / "p"]
     prepared(*words)
@@ -601,7 +645,7 @@ def test_an_id_beyond_the_vocabulary_is_a_one_line_error(corpus, tokenizer, tmp_
     folder, manifest = prepared(*words)
     part = folder / "validation" / "part-00000.arrow"
     ids = np.arange(17) + manifest["tokenizer"]["vocab_size"] - 16
-    write_part([{"input_ids": ids[:-1], "shift_labels": ids[1:]}], part, 1000)
+    write_part([RowBlock(ids[:-1], ids[1:], np.array([16]))], part, 1000)
     for record in manifest["files"]:
         record |= file_record(folder / record["name"], record["name"])
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # torch reads this once, at its first large buffer. If Linux allows it (madvise), buffers then come in pages of 2 MB
 # instead of 4 KB ones that fault one by one. A value that the user has set, such as 0, is kept.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+ENCODER_HELP = (
+    "Library that encodes text and trains a tokenizer, with the same result: gigatoken (the extra `fast`) or "
+    "tokenizers; auto takes gigatoken where it is installed."
+)
 VOCABULARY = 4096  # tokens of a newly trained tokenizer without vocab_size
 PRE_TOKENIZER = "gpt2"
 PRE_TOKENIZER_HELP = (
@@ -416,6 +420,12 @@ def check_tune(run: Run) -> None:
         raise ValueError(f"{flag(changed)} only works with --tune lora.")
     if run.tune == "lora" and find_spec("peft") is None:
         raise ValueError('peft is not installed; it is an extra: pip install "scratch_gpt[lora]"')
+
+
+def check_encoder(name: str) -> None:
+    """Raise a ValueError if the library of --encoder is not installed."""
+    if name == "gigatoken" and find_spec(name) is None:
+        raise ValueError('gigatoken is not installed; it is an extra: pip install "scratch_gpt[fast]"')
 
 
 def check_model_folder(name: str | None, field: str = "model") -> None:

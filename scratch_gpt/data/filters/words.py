@@ -16,6 +16,8 @@ import numpy as np
 
 
 SLICE = 1 << 20  # characters processed at a time, which limits memory for long texts
+BATCH = 1 << 17  # characters of several texts that are processed together; a longer text is processed alone
+BETWEEN = "\0\0"  # characters between them: no part of a word, and to the signs next to them the end of a text
 UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
 PLANES = 0x20000  # code points in the table; each code point above (rare ideographs) is a word
 SEPARATOR, INNER, ALONE = 0, 1, 2
@@ -45,6 +47,30 @@ def words(text: str, signs: bool = False) -> Words:
         around = (text[max(0, start - 2) : start], text[end : end + 2]) if signs else None
         parts.append(_words_of_slice(piece, start, around))
     return Words(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def words_of_texts(texts: Sequence[str], signs: bool = False) -> Iterator[Words]:
+    """Yield the words of each text. Short texts are joined and processed together, which takes less time."""
+    batch, size = [], 0
+    for text in texts:
+        if batch and size + len(text) > BATCH:
+            yield from _words_of_batch(batch, signs)
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text) + len(BETWEEN)
+    yield from _words_of_batch(batch, signs)
+
+
+def _words_of_batch(texts: Sequence[str], signs: bool) -> Iterator[Words]:
+    if len(texts) < 2:
+        yield from (words(text, signs) for text in texts)
+        return
+    joined = words(BETWEEN.join(texts), signs)
+    offsets = np.cumsum([0, *(len(text) + len(BETWEEN) for text in texts)])
+    bounds = np.searchsorted(joined.starts, offsets)
+    for offset, first, stop in zip(offsets.tolist(), bounds.tolist(), bounds[1:].tolist(), strict=False):
+        hashes, starts, ends = (column[first:stop] for column in joined)
+        yield Words(hashes, starts - offset, ends - offset)
 
 
 def slices(text: str) -> Iterator[tuple[int, str]]:
@@ -88,7 +114,7 @@ def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[
 
     A text of fewer than n words has one hash, of all its words; a text without words has the hash of its characters.
     """
-    parts = [words(unicodedata.normalize("NFC", text), signs).hashes for text in texts]
+    parts = [item.hashes for item in words_of_texts([unicodedata.normalize("NFC", text) for text in texts], signs)]
     grams = [run_hashes(part, min(n, max(1, len(part)))) for part in parts]
     for number, gram in enumerate(grams):
         if not len(gram):
@@ -119,14 +145,16 @@ def _words_of_slice(text: str, offset: int, around: tuple[str, str] | None) -> W
     points = _points(text)
     kinds, values = _tables()
     near = np.minimum(points, PLANES)
-    kind, value = kinds[near], np.where(points < PLANES, values[near], mix_bits(points.astype(np.uint64)))
+    kind, value = kinds[near], values[near]
+    beyond = np.flatnonzero(points >= PLANES)
+    value[beyond] = mix_bits(points[beyond].astype(np.uint64))
     if around is not None:
         sign_positions, ends_word = _signs(
             np.concatenate([_points(around[0].rjust(2)), points, _points(around[1].ljust(2))])
         )
-        is_minus = np.isin(points[sign_positions], MINUSES)
+        sign = points[sign_positions]
         kind[sign_positions] = np.where(ends_word, INNER, ALONE)
-        value[sign_positions] = mix_bits(np.where(is_minus, MINUS, points[sign_positions]).astype(np.uint64))
+        value[sign_positions] = mix_bits(np.where(_is_minus(sign), MINUS, sign).astype(np.uint64))
     inner = kind == INNER
     after_inner, before_inner = np.zeros_like(inner), np.zeros_like(inner)
     after_inner[1:], before_inner[:-1] = inner[:-1], inner[1:]
@@ -163,10 +191,14 @@ def _signs(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     word_left, left_apart, left_digit, doubled = neighbors[-1]
     word_right, right_apart, right_digit, _ = neighbors[1]
     joins = (word_left & word_right) | (left_apart & right_apart)
-    is_dash = (sign == MINUS) | np.isin(sign, MINUSES)
+    is_dash = (sign == MINUS) | _is_minus(sign)
     ends_word = ~word_right & ((word_left & ((sign == SHARP) | (sign == PLUS))) | (doubled & (sign == PLUS)))
     counts = left_digit | right_digit | (joins & ~is_dash) | ends_word | (signs[np.minimum(sign, PLANES)] == ALWAYS)
     return positions[counts] - 2, ends_word[counts]
+
+
+def _is_minus(points: np.ndarray) -> np.ndarray:
+    return np.logical_or.reduce([points == minus for minus in MINUSES])
 
 
 @cache
@@ -214,4 +246,5 @@ __all__ = [
     "run_hashes",
     "slices",
     "words",
+    "words_of_texts",
 ]

@@ -226,12 +226,15 @@ def rows_at(tables: Sequence[pa.Table], numbers: np.ndarray) -> Iterator[dict[st
         beat()
 
 
-def change_part(table: pa.Table, alive: np.ndarray, text_column: str, change: Callable[[str], str]) -> pa.Table:
+def change_part(
+    table: pa.Table, alive: np.ndarray, text_column: str, change: Callable[[list[str]], Iterable[str]]
+) -> pa.Table:
     """Change the texts of one column; mark changed rows as "_shortened", and those with no text left as "_emptied"."""
     rows, shortened, emptied = table.to_pylist(), [], []
-    for n, row in enumerate(rows):
-        text = row[text_column] or ""
-        changed_text = change(text) if alive[n] else text
+    texts = [row[text_column] or "" for row in rows]
+    changed_texts = iter(change([text for text, is_alive in zip(texts, alive.tolist(), strict=True) if is_alive]))
+    for row, text, is_alive in zip(rows, texts, alive.tolist(), strict=True):
+        changed_text = next(changed_texts) if is_alive else text
         shortened.append(changed_text != text)
         emptied.append(changed_text != text and not changed_text.strip())
         if changed_text != text:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc  # its functions are generated on import, so their types are unknown
 
 from ...utils.foreign import FileChanged
+from ..rows.block import RowBlock, ranges
 from ..rows.windows import IGNORED
 
 
@@ -35,36 +36,64 @@ class Part(NamedTuple):
     sha256: str  # of the values of the rows, independent of the file format
 
 
-def write_part(rows: Iterable[dict[str, np.ndarray]], path: Path, vocab_size: int) -> Part:
-    """Write rows of {"input_ids", "shift_labels"}, and "position_ids" if packed, to one file."""
+def write_part(blocks: Iterable[RowBlock], path: Path, vocab_size: int) -> Part:
+    """Write the rows of some blocks to one file."""
     kind = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     ids, lengths, following, starts, starts_of, masks = [], [], [], [], [], []
     content, targets = hashlib.sha256(), 0
-    for row in rows:
-        inputs, labels = row["input_ids"], row["shift_labels"]
-        ids.append(inputs.astype(kind))
-        lengths.append(len(inputs))
-        following.append(None if labels[-1] == IGNORED else int(labels[-1]))
-        begins = np.flatnonzero(row["position_ids"] == 0) if "position_ids" in row else np.empty(0, dtype=np.int64)
-        starts.append(begins.astype(np.int32))
-        starts_of.append(len(begins))
-        default_labels = _labels(inputs, following[-1], begins)
-        is_default = bool((default_labels == labels).all())
-        masks.append(None if is_default else np.packbits(labels != IGNORED, bitorder="little").tobytes())
-        targets += int((labels != IGNORED).sum())
-        for values in (np.array([len(inputs)]), inputs, labels, begins):
-            content.update(values.astype("<i4").tobytes())
-    packed = any(starts_of)
+    for block in blocks:
+        labels, row_starts = block.shift_labels, np.cumsum(block.lengths) - block.lengths
+        row_of = np.repeat(np.arange(len(block.lengths)), block.lengths)
+        begins = np.empty(0, dtype=np.int64)  # the first positions of documents
+        if block.position_ids is not None:
+            begins = np.flatnonzero(block.position_ids == 0)
+        begin_rows = row_of[begins]
+        in_row = begins - row_starts[begin_rows]
+        ids.append(block.input_ids.astype(kind))
+        lengths.append(block.lengths)
+        following.append(labels[row_starts + block.lengths - 1])
+        starts.append(in_row.astype(np.int32))
+        starts_of.append(np.bincount(begin_rows, minlength=len(block.lengths)))
+        default_labels = np.append(block.input_ids[1:], 0).astype(labels.dtype)
+        default_labels[row_starts + block.lengths - 1] = following[-1]
+        default_labels[begins[in_row > 0] - 1] = IGNORED
+        is_default = np.logical_and.reduceat(default_labels == labels, row_starts)
+        asked = labels != IGNORED
+        masks += [
+            None if default else np.packbits(asked[start : start + length], bitorder="little").tobytes()
+            for default, start, length in zip(is_default, row_starts, block.lengths, strict=True)
+        ]
+        targets += int(asked.sum())
+        content.update(_content(block, in_row, starts_of[-1]).tobytes())
+    lengths, starts_of = np.concatenate(lengths), np.concatenate(starts_of)
+    following = np.concatenate(following)
     columns = {
-        "input_ids": pa.ListArray.from_arrays(np.cumsum([0, *lengths], dtype=np.int32), np.concatenate(ids)),
-        "next_token": pa.array(following, pa.int32()),
+        "input_ids": pa.ListArray.from_arrays(_offsets(lengths), np.concatenate(ids)),
+        "next_token": pa.array(np.maximum(following, 0), pa.int32(), mask=following == IGNORED),
     }
-    if packed:
-        offsets = np.cumsum([0, *starts_of], dtype=np.int32)
-        columns["document_starts"] = pa.ListArray.from_arrays(offsets, np.concatenate(starts))
+    if starts_of.any():
+        columns["document_starts"] = pa.ListArray.from_arrays(_offsets(starts_of), np.concatenate(starts))
     columns["asked"] = pa.array(masks, pa.binary())
     write_table(pa.table(columns), path)
-    return Part(len(lengths), int(sum(lengths)), targets, content.hexdigest())
+    return Part(len(lengths), int(lengths.sum()), targets, content.hexdigest())
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.append(0, np.cumsum(lengths)).astype(np.int32)
+
+
+def _content(block: RowBlock, begins: np.ndarray, begins_of: np.ndarray) -> np.ndarray:
+    # Return the values that are hashed: for each row its length, input_ids, shift_labels and document starts.
+    lengths = block.lengths
+    sizes = 1 + 2 * lengths + begins_of
+    start = np.cumsum(sizes) - sizes
+    values = np.empty(int(sizes.sum()), dtype="<i4")
+    values[start] = lengths
+    places = ranges(start + 1, lengths)
+    values[places] = block.input_ids
+    values[places + np.repeat(lengths, lengths)] = block.shift_labels
+    values[ranges(start + 1 + 2 * lengths, begins_of)] = begins
+    return values
 
 
 def write_table(table: pa.Table, path: Path) -> None:

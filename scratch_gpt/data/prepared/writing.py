@@ -7,18 +7,22 @@ write     write the stream as rows (windows.py, packing.py) to files (storage.py
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ...tokenization.documents import EncodeBatch, encode_documents
+from ...tokenization.documents import EncodeBatch, encode_documents, join_encoded
+from ..rows.block import RowBlock
 from ..rows.packing import GROUP, PackedRows
 from ..rows.windows import Windows
 from .pipeline import MARK_COLUMNS, PART_ROWS, ShowProgress
 from .storage import ROWS_PER_PART, Part, column_of, write_part, write_table
+
+
+BLOCK_TOKENS = 2**18  # positions of the rows that are computed at once
 
 
 # --- Encode ------------------------------------------------------------------------------------------------------
@@ -26,14 +30,10 @@ from .storage import ROWS_PER_PART, Part, column_of, write_part, write_table
 
 def encode_part(texts: Sequence[str], encode_batch: EncodeBatch, eos_token_id: int, vocab_size: int) -> pa.Table:
     """Return {"input_ids", "bytes"}: the ids of each text followed by EOS, and its length in UTF-8."""
-    kind = np.uint16 if vocab_size <= 2**16 else np.uint32
-    ids, sizes = [np.empty(0, dtype=kind)], []
-    for document, size in encode_documents(texts, encode_batch, eos_token_id):
-        ids.append(np.array(document, dtype=kind))
-        sizes.append(size)
-    offsets = np.cumsum([0, *map(len, ids[1:])], dtype=np.int64)
-    tokens = pa.LargeListArray.from_arrays(offsets, np.concatenate(ids))
-    return pa.table({"input_ids": tokens, "bytes": pa.array(sizes, pa.int64())})
+    encoded = join_encoded(encode_documents(texts, encode_batch, eos_token_id))
+    offsets = np.append(0, np.cumsum(encoded.lengths))
+    ids = encoded.ids.astype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+    return pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, ids), "bytes": pa.array(encoded.bytes)})
 
 
 class Tokens:
@@ -79,24 +79,35 @@ class Joined:
         first = int(np.searchsorted(self.ends, start, side="right"))
         last = int(np.searchsorted(self.ends, stop, side="left"))
         before = int(self.ends[first - 1]) if first else 0
-        return self.documents(first, last + 1)[start - before : stop - before]
+        parts = self._parts(first, last + 1)
+        if parts:  # cut the last document first, because it can also be the first
+            parts[-1] = parts[-1][: len(parts[-1]) - max(0, int(self.ends[min(last, len(self.ends) - 1)]) - stop)]
+            parts[0] = parts[0][start - before :]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
 
     def documents(self, first: int, stop: int) -> np.ndarray:
         """Return documents number first ... stop - 1, joined."""
-        pairs = zip(self.source[first:stop], self.document[first:stop], strict=True)
-        parts = [self.corpora[i][int(d)] for i, d in pairs]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
+        return np.concatenate(self._parts(first, stop))
+
+    def _parts(self, first: int, stop: int) -> list[np.ndarray]:
+        pairs = zip(self.source[first:stop].tolist(), self.document[first:stop].tolist(), strict=True)
+        return [self.corpora[i][d] for i, d in pairs]
 
 
 def write_windows(stream: Joined, folder: Path, vocab_size: int, progress: ShowProgress, **options: Any) -> list[Part]:
     """Write the windows of a stream, ROWS_PER_PART in each file; the options are those of `Windows`."""
     windows = Windows(stream, **options)
     starts = range(0, len(windows), ROWS_PER_PART)
+    parts = []
+    for n, start in enumerate(progress(starts)):
+        blocks = _blocks(windows, start, min(start + ROWS_PER_PART, len(windows)))
+        parts.append(write_part(blocks, folder / f"part-{n:05d}.arrow", vocab_size))
+    return parts
 
-    def rows(start: int) -> Iterator[dict[str, np.ndarray]]:
-        return (windows[k] for k in range(start, min(start + ROWS_PER_PART, len(windows))))
 
-    return [_write(rows(start), folder, n, vocab_size) for n, start in enumerate(progress(starts))]
+def _blocks(rows: Windows | PackedRows, start: int, stop: int) -> Iterator[RowBlock]:
+    step = max(1, BLOCK_TOKENS // rows.max_length)
+    return (rows.block(first, min(first + step, stop)) for first in range(start, stop, step))
 
 
 def write_documents(
@@ -112,7 +123,7 @@ def write_documents(
         stop = min(first + GROUP, len(stream.ends))
         before = stream.ends[first - 1] if first else 0
         rows = PackedRows(stream.documents(first, stop), stream.ends[first:stop] - before, max_length, pack=pack)
-        parts.append(_write((rows[k] for k in range(len(rows))), folder, n, vocab_size))
+        parts.append(write_part(_blocks(rows, 0, len(rows)), folder / f"part-{n:05d}.arrow", vocab_size))
         cut_tokens += rows.cut_share * len(rows.ids)
     filled = sum(part.tokens for part in parts)
     return parts, 1 - filled / (sum(part.rows for part in parts) * max_length), cut_tokens / filled
@@ -183,11 +194,6 @@ def write_texts(
         content = json.dumps(table.to_pylist(), sort_keys=True, ensure_ascii=False, default=str)
         parts.append((len(table), hashlib.sha256(content.encode()).hexdigest()))
     return parts
-
-
-def _write(rows: Iterable[dict[str, np.ndarray]], folder: Path, n: int, vocab_size: int) -> Part:
-    path = folder / f"part-{n:05d}.arrow"
-    return write_part(rows, path, vocab_size)
 
 
 __all__ = ["Joined", "Tokens", "encode_part", "shared_schema", "write_documents", "write_texts", "write_windows"]

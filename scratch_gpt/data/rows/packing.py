@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .block import RowBlock, ranges
 from .windows import IGNORED
 
 
@@ -76,17 +77,20 @@ class PackedRows:
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         if not 0 <= k < len(self):
             raise IndexError(k)
-        inputs, targets, positions = [], [], []
-        for piece in self._pieces[self._first[k] : self._first[k + 1]]:
-            start, length = self._start[piece], self._length[piece]
-            inputs.append(self.ids[start : start + length])
-            if self._ends_document[piece]:
-                targets += [self.ids[start + 1 : start + length], [IGNORED]]
-            else:
-                targets.append(self.ids[start + 1 : start + length + 1])
-            positions.append(np.arange(int(length)))
-        row = {"input_ids": inputs, "shift_labels": targets, **({"position_ids": positions} if self.pack else {})}
-        return {name: np.concatenate(parts).astype(np.int64) for name, parts in row.items()}
+        rows = self.block(k, k + 1)
+        row = {"input_ids": rows.input_ids, "shift_labels": rows.shift_labels}
+        row |= {} if rows.position_ids is None else {"position_ids": rows.position_ids}
+        return {name: values.astype(np.int64) for name, values in row.items()}
+
+    def block(self, first: int, stop: int) -> RowBlock:
+        """Return rows number first ... stop - 1, joined."""
+        pieces = self._pieces[self._first[first] : self._first[stop]]
+        lengths = self._length[pieces]
+        places = ranges(self._start[pieces], lengths)
+        labels = self.ids[np.minimum(places + 1, len(self.ids) - 1)].astype(np.int32)
+        labels[(np.cumsum(lengths) - 1)[self._ends_document[pieces]]] = IGNORED
+        positions = ranges(np.zeros_like(lengths), lengths) if self.pack else None
+        return RowBlock(self.ids[places], labels, self.lengths[first:stop], positions)
 
 
 def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:

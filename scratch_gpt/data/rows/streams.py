@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...tokenization.documents import EncodeBatch, encode_documents
+from ...tokenization.documents import EncodeBatch, encode_documents, join_encoded
 
 
 DOCUMENT_BLOCK = 32  # documents
@@ -55,7 +55,7 @@ class TokenLanes:
             position["carry"],
         )  # windows of the first block that were already used; ids carried over to that block
         for epoch, turn, block, ids in self._blocks(lane, position["epoch"], position["turn"], position["block"]):
-            ids = np.array([*carry, *ids])
+            ids = np.concatenate([np.array(carry, dtype=np.int64), ids])
             windows = max(0, len(ids) - 1) // T
             for k in range(windows_done, windows):
                 window = ids[k * T : (k + 1) * T + 1]
@@ -65,7 +65,7 @@ class TokenLanes:
 
     def _blocks(
         self, lane: int, epoch: int, turn: int, block: int | None
-    ) -> Iterator[tuple[int, int, int, list[int]]]:
+    ) -> Iterator[tuple[int, int, int, np.ndarray]]:
         # Yield (epoch, turn, block, ids of the block) endlessly; a turn is an index into the epoch's order of shards.
         own_shards = list(range(lane, self.shards, self.lanes)) or [lane % self.shards]
         sharers = max(1, len(range(lane % self.shards, self.lanes, self.shards)))
@@ -89,10 +89,10 @@ class TokenLanes:
                 )
             epoch, turn = epoch + 1, 0
 
-    def _encode(self, texts: list[str], lane: int, *where: int) -> list[int]:
+    def _encode(self, texts: list[str], lane: int, *where: int) -> np.ndarray:
         order = np.random.default_rng([self.seed, lane, *where]).permutation(len(texts))
         texts = [texts[i] for i in order if texts[i] and not texts[i].isspace()]
-        return [id for ids, _ in encode_documents(texts, self.encode_batch, self.eos_token_id) for id in ids]
+        return join_encoded(encode_documents(texts, self.encode_batch, self.eos_token_id)).ids
 
 
 __all__ = ["DOCUMENT_BLOCK", "TokenLanes"]

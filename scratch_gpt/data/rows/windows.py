@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from ...utils.wording import plural
+from .block import RowBlock, ranges
 
 
 IGNORED = -100  # the label of a position without a target
@@ -83,6 +84,20 @@ class Windows(Sequence):
         if self.overlap == "context" and k > 0:
             targets[: max(0, self.max_length - self.stride)] = IGNORED
         return {"input_ids": inputs, "shift_labels": targets}
+
+    def block(self, first: int, stop: int) -> RowBlock:
+        """Return windows number first ... stop - 1, joined."""
+        starts = np.arange(first, stop) * self.stride
+        lengths = np.minimum(self.max_length, len(self.ids) - 1 - starts)
+        origin = first * self.stride
+        ids = self.ids[origin : int(starts[-1] + lengths[-1]) + 1]
+        places = ranges(starts - origin, lengths)
+        labels = ids[places + 1].astype(np.int32)
+        if self.overlap == "context":
+            repeated = np.minimum(lengths, max(0, self.max_length - self.stride))
+            repeated[starts == 0] = 0
+            labels[ranges(np.cumsum(lengths) - lengths, repeated)] = IGNORED
+        return RowBlock(ids[places], labels, lengths)
 
 
 def mask_inputs(

@@ -2,12 +2,16 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import datasets
 import numpy as np
+import pyarrow as pa
+from datasets.fingerprint import Hasher
 
-from ...tokenization.documents import EncodeBatch, encode_documents
+from ...tokenization.documents import EncodeBatch, encode_documents, join_encoded
+from ...tokenization.encoders import Encoder
+from ...tokenization.tokenizer import fingerprint
 
 
 class TokenStream(NamedTuple):
@@ -31,26 +35,35 @@ def token_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, eos_tok
         desc: the label of the progress bar.
     """
 
-    def tokenize(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        ids, sizes = zip(*encode_documents(batch["text"], encode_batch, eos_token_id), strict=True)
-        return {"input_ids": list(ids), "bytes": list(sizes)}
+    def tokenize(batch: pa.Table) -> pa.Table:
+        encoded = join_encoded(encode_documents(batch.column("text").to_pylist(), encode_batch, eos_token_id))
+        offsets = np.append(0, np.cumsum(encoded.lengths))
+        ids = pa.LargeListArray.from_arrays(offsets, encoded.ids)
+        return pa.table({"input_ids": ids, "bytes": pa.array(encoded.bytes)})
 
-    rows = documents.map(tokenize, batched=True, batch_size=100, remove_columns="text", desc=desc)
-    rows = rows.with_format("numpy")
-    batches = cast(Iterator[dict[str, Any]], rows.iter(1000))
-    parts, lengths = [], []
+    # The key of the cache: the library that encodes does not change the ids.
+    encoder = fingerprint(encode_batch.tokenizer) if isinstance(encode_batch, Encoder) else encode_batch
+    key = Hasher.hash([documents._fingerprint, encoder, eos_token_id, "documents"])
+    rows = documents.with_format("arrow").map(
+        tokenize, batched=True, batch_size=100, remove_columns="text", desc=desc, new_fingerprint=key
+    )
+    batches = cast(Iterator[pa.Table], rows.with_format("arrow").iter(1000))
+    parts, lengths, size = [], [], 0
     for batch in batches:
-        lengths += map(len, batch["input_ids"])
-        parts.append(np.concatenate(batch["input_ids"]).astype(np.uint32))  # half the memory of int64
+        columns = batch.combine_chunks()
+        tokens = columns.column("input_ids").chunk(0)
+        lengths.append(np.diff(tokens.offsets.to_numpy()))
+        parts.append(tokens.flatten().to_numpy())
+        size += int(columns.column("bytes").to_numpy().sum())
     ids = np.concatenate(parts)
     ids = ids.astype(np.uint16) if ids.max() < 2**16 else ids
-    return TokenStream(ids, np.cumsum(lengths), int(np.sum(rows["bytes"][:])))
+    return TokenStream(ids, np.cumsum(np.concatenate(lengths)), size)
 
 
 def joined_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, joiner: str) -> TokenStream:
     """Tokenize all documents as one text with `joiner` between them, without EOS."""
     text = joiner.join(documents["text"])
-    ids = np.array(encode_batch([text])[0], dtype=np.uint32)
+    ids = np.asarray(encode_batch([text])[0], dtype=np.uint32)
     return TokenStream(ids, np.array([len(ids)]), len(text.encode()))
 
 

@@ -1,12 +1,14 @@
 """Test masking: private data are masked in any context, nothing else is, in linear time."""
 
+import random
+import re
 import time
 
 import pytest
 
-from scratch_gpt.data.filters.privacy import ALL_KINDS, DEFAULT_KINDS, mask_private
+from scratch_gpt.data.filters.privacy import ALL_KINDS, DEFAULT_KINDS, MASKS, mask_private
 from scratch_gpt.data.filters.quality import quality_problem
-from scratch_gpt.utils.key_shapes import KEYS, find_keys
+from scratch_gpt.utils.key_shapes import KEYS, SHAPE_PARTS, SHAPES, find_keys
 
 
 PRIVATE = {
@@ -182,6 +184,54 @@ def test_novels_contain_no_private_data(data):
     for file in sorted((data / "books").glob("*.txt"))[:8]:
         text = file.read_text(encoding="utf-8")
         assert mask_private(text, kinds=ALL_KINDS) == (text, dict.fromkeys(ALL_KINDS, 0)), file.name
+
+
+def test_hints_skip_no_match(monkeypatch):
+    values = [value for of_kind in PRIVATE.values() for value in of_kind]
+    values += [
+        "+1.12.34",
+        "a1:b::2",
+        "1:2::",
+        "::1:2",
+        "0.0.10.1",
+        "MT84MALT011000012345MTLCAST001S",
+        "x=>'" + "a1" * 8,
+    ]
+    draws = random.Random(0)
+    alphabet = [*"0123456789aAfF:.=/+-()@ \n\u00a0\u2011\"'", *values, "key", "token", "tel ", "SSN ", "hf_", "xoxb-"]
+    texts = ["".join(draws.choices(alphabet, k=draws.randrange(1, 12))) for _ in range(3000)]
+    masked = [mask_private(text, kinds=ALL_KINDS) for text in texts]
+    always = {kind: [mask._replace(hint=lambda text: True) for mask in masks] for kind, masks in MASKS.items()}
+    monkeypatch.setattr("scratch_gpt.data.filters.privacy.MASKS", always)
+    assert [mask_private(text, kinds=ALL_KINDS) for text in texts] == masked
+    assert sum(sum(counts.values()) for _, counts in masked) > 1000
+
+
+def test_each_key_contains_one_of_the_parts_that_hint_at_it():
+    a, b = "a1B2" * 12, "-a_B1" * 8
+    keys = [
+        f"hf_{a}",
+        f"sk-{a}",
+        *(f"gh{kind}_{a}" for kind in "pousr"),
+        f"github_pat_{a}",
+        f"glpat-{a}",
+        "ASIA" + "A1B2" * 4,
+    ]
+    keys += [
+        "AKIA" + "A1B2" * 4,
+        f"AIza{a}"[:39],
+        f"xoxp-{a}",
+        f"rk_live_{a}",
+        f"sk_test_{a}",
+        f"npm_{a}",
+        f"pypi-{a}",
+    ]
+    keys += [f"SG.{a}", f"ya29.{a}", f"gsk_{a}", f"dckr_pat_{a}", f"Bearer {a}", f"bearer {b}", f"eyJ{a}.eyJ{a}.{a}"]
+    found = set()
+    for key in keys:
+        found |= {kind for kind, shape in SHAPES.items() if re.match(shape, key)}
+        assert mask_private(key)[0] == "[KEY]" and any(part in key for part in SHAPE_PARTS)
+    assert found == SHAPES.keys()
 
 
 def test_names_are_masked_if_a_finder_is_given():

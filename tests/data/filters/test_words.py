@@ -1,16 +1,31 @@
 """Test words: they are runs of letters, with the same hashes in every process and at every position."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_gpt.data.filters import words as rooms_words
-from scratch_gpt.data.filters.words import run_hashes, words
+from scratch_gpt.data.filters.words import run_hashes, words, words_of_texts
 
 
 def prose(n: int, seed: int = 0) -> list[str]:
     """Return n words that are different for each seed."""
     return [f"w{seed}x{k}" for k in np.random.default_rng(seed).permutation(n)]
+
+
+SHORT = st.text(st.sampled_from([*"abC1 2-+*/#%&@^.,\n\0", "\u2212", "\u4e00", "\u0301", "\u00e9"]), max_size=12)
+
+
+@given(texts=st.lists(SHORT, max_size=8), signs=st.booleans(), batch=st.sampled_from([4, 20, 1000]))
+@settings(deadline=None, max_examples=300)
+def test_texts_processed_together_have_the_same_words(texts, signs, batch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rooms_words, "BATCH", batch)
+        together = [*words_of_texts(texts, signs)]
+    assert len(together) == len(texts)
+    for text, found in zip(texts, together, strict=True):
+        assert [column.tolist() for column in found] == [column.tolist() for column in words(text, signs)]
 
 
 @given(text=st.text())

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_gpt.data.prepared.storage import PreparedRows, read_table, write_part, write_table
+from scratch_gpt.data.rows.block import RowBlock
 from scratch_gpt.data.rows.packing import PackedRows
 from scratch_gpt.data.rows.windows import IGNORED, Windows
 
@@ -18,12 +19,18 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(one[key].tolist() == other[key].tolist() for key in one)
 
 
+def block_of(rows: list[dict]) -> RowBlock:
+    joined = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    return RowBlock(joined["input_ids"], joined["shift_labels"], lengths, joined.get("position_ids"))
+
+
 def written(rows: list[dict], folder, vocab_size: int = 50_000, parts: int = 1) -> PreparedRows:
     for file in folder.glob("part-*.arrow"):
         file.unlink()
     share = -(-len(rows) // parts)
     made = [
-        write_part(rows[n * share : (n + 1) * share], folder / f"part-{n:05d}.arrow", vocab_size)
+        write_part([block_of(rows[n * share : (n + 1) * share])], folder / f"part-{n:05d}.arrow", vocab_size)
         for n in range(-(-len(rows) // share))
     ]
     assert sum(part.rows for part in made) == len(rows)
@@ -90,15 +97,51 @@ def test_ids_take_the_smallest_type_and_any_arrow_reader_opens_them(tmp_path, vo
     assert opened.features["input_ids"].feature.dtype == kind
 
 
+CORPORA = {"large": (0, 50_257, 40), "tiny": (1, 300, 7), "wide": (2, 70_000, 200)}  # seed, vocabulary, documents
+HASHES = {  # of rows written by version 0.1
+    ("large", "windows"): "4f22cbce27041b1d",
+    ("large", "context"): "68ac58cd613d7a66",
+    ("large", "pack"): "6c6e461fac1031a7",
+    ("large", "pad"): "43b2f99fb0829c24",
+    ("tiny", "windows"): "1f5e417a87505d59",
+    ("tiny", "context"): "e771a6965b338a36",
+    ("tiny", "pack"): "51aac36f08ef5244",
+    ("tiny", "pad"): "049b6111fec4f039",
+    ("wide", "windows"): "2d7cc969165eee45",
+    ("wide", "context"): "31e135ad6132df0a",
+    ("wide", "pack"): "b54b76d56f839b2e",
+    ("wide", "pad"): "d157c0308d329c85",
+}
+
+
+@pytest.mark.parametrize(("corpus", "kind"), HASHES)
+def test_rows_keep_their_hash_across_versions_and_block_sizes(corpus, kind, tmp_path):
+    seed, vocab_size, documents = CORPORA[corpus]
+    draws = np.random.default_rng(seed)
+    lengths = draws.integers(1, 90, documents)
+    ids = draws.integers(0, vocab_size, lengths.sum())
+    ids, ends = ids.astype(np.uint16 if vocab_size <= 2**16 else np.uint32), np.cumsum(lengths)
+    rows = {
+        "windows": lambda: Windows(ids, 16),
+        "context": lambda: Windows(ids, 16, 5, "context"),
+        "pack": lambda: PackedRows(ids, ends, 32),
+        "pad": lambda: PackedRows(ids, ends, 32, pack=False),
+    }[kind]()
+    for size in (1, 3, len(rows)):
+        blocks = [rows.block(k, min(k + size, len(rows))) for k in range(0, len(rows), size)]
+        part = write_part(blocks, tmp_path / "part-00000.arrow", vocab_size)
+        assert part.sha256.startswith(HASHES[corpus, kind])
+
+
 def test_the_hash_changes_with_any_row(tmp_path):
     windows = Windows(np.arange(20), 8)
     rows = [windows[k] for k in range(len(windows))]
     file = tmp_path / "part-00000.arrow"
-    first = write_part(rows, file, 100).sha256
-    assert write_part(rows, file, 10**6).sha256 == first  # stored in another type
-    assert write_part(rows[::-1], file, 100).sha256 != first
+    first = write_part([block_of(rows)], file, 100).sha256
+    assert write_part([block_of(rows)], file, 10**6).sha256 == first  # stored in another type
+    assert write_part([block_of(rows[::-1])], file, 100).sha256 != first
     rows[0]["shift_labels"][2] = IGNORED
-    assert write_part(rows, file, 100).sha256 != first
+    assert write_part([block_of(rows)], file, 100).sha256 != first
 
 
 def test_rows_are_pickled_as_their_folder(tmp_path):
@@ -120,7 +163,7 @@ def packed(folder) -> None:
     rows = PackedRows(np.arange(60, dtype=np.uint16), np.array([5, 20, 29, 48, 60]), 16, pack=True)
     made = [rows[k] for k in range(len(rows))]
     made[1]["shift_labels"][3] = IGNORED
-    write_part(made, folder / "part-00000.arrow", 1000)
+    write_part([block_of(made)], folder / "part-00000.arrow", 1000)
 
 
 def lists(values: list[list[int]], kind: pa.DataType) -> pa.Array:

@@ -6,6 +6,7 @@ Not a recipe itself.
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,11 +26,13 @@ from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import IGNORED, require_full_window
 from scratch_gpt.evaluation.losses import row_losses
 from scratch_gpt.tokenization.documents import encode_documents
+from scratch_gpt.tokenization.encoders import Encoder, spread
 from scratch_gpt.tokenization.pre_tokenizers import mark_share
 from scratch_gpt.tokenization.tokenizer import count_ids, decode, encode_batch, end_of_text_id, load_tokenizer
 from scratch_gpt.tokenization.training import sample_texts, train_tokenizer
 from scratch_gpt.train.objectives import causal_lm
 from scratch_gpt.utils.files import write_text
+from scratch_gpt.utils.foreign import read_json
 from scratch_gpt.utils.watchdog import beat
 from scratch_gpt_training.support.command_line import parse_numbers
 from scratch_gpt_training.support.options import vocabulary_size
@@ -69,8 +72,9 @@ def list_unusual(run: "PrepareRun", tables: list[list], splits: list[dict], sele
         for row in rows_at(of_corpus, of_splits["train"])
     ]
     rows = []
-    for document, _ in encode_documents(texts, partial(encode_batch, tokenizer), eos):
-        ids = np.array(document[: context + 1])
+    encoded = encode_documents(texts, partial(encode_batch, tokenizer), eos)
+    for document in chain.from_iterable(np.split(part.ids, np.cumsum(part.lengths)[:-1]) for part in encoded):
+        ids = document[: context + 1].astype(np.int64)
         rows.append(
             {"input_ids": ids[:-1], "shift_labels": ids[1:]}
             if len(ids) > 1
@@ -113,20 +117,39 @@ def train_on_splits(run: "PrepareRun", tables: list[list], splits: list[dict], w
         )
         sample = sample_texts(texts, seed=run.seed)
         print_advice(run.pre_tokenizer, mark_share(sample))
-        tokenizer = train_tokenizer(sample, vocabulary_size(run), pre_tokenizer=run.pre_tokenizer)
+        settings = {"pre_tokenizer": run.pre_tokenizer, "encoder": run.encoder}
+        tokenizer = train_tokenizer(sample, vocabulary_size(run), **settings)
         tokenizer.save_pretrained(folder.with_name(".writing-tokenizer"))
         folder.with_name(".writing-tokenizer").replace(folder)
     return load_tokenizer(folder)
 
 
-def encode_corpora(corpora: list, tables: list[list], splits: list[dict], tokenizer, work: Path) -> list:
-    """Return the token ids of each corpus' documents by row number; rows outside all splits are not encoded."""
-    encode_texts = partial(
-        encode_part,
-        encode_batch=partial(encode_batch, tokenizer),
-        eos_token_id=end_of_text_id(tokenizer),
-        vocab_size=count_ids(tokenizer),
-    )
+def make_encoder(run: "PrepareRun", tables: list[list], tokenizer) -> Encoder:
+    """Return the encoder of all corpora, with texts of all their tables as its sample."""
+    columns = [table.column("text") for of_corpus in tables for table in of_corpus if len(table)]
+    ends = np.cumsum([len(column) for column in columns])
+
+    def text(n: int) -> str:
+        k = int(np.searchsorted(ends, n, side="right"))
+        return columns[k][n - int(ends[k])].as_py() or ""
+
+    return Encoder(tokenizer, run.encoder, lambda: spread(int(ends[-1]), text))
+
+
+def encode_corpora(
+    corpora: list, tables: list[list], splits: list[dict], tokenizer, encoder: Encoder, work: Path
+) -> tuple[list, dict[str, Any] | None]:
+    """Return the token ids of each corpus' documents by row number, and the record of the encoder.
+
+    Rows outside all splits are not encoded.
+    """
+    eos, vocab_size, record_file = end_of_text_id(tokenizer), count_ids(tokenizer), work / "encoder.json"
+
+    def encode_table(of_corpus: list, ends: list[int], is_used: np.ndarray, k: int) -> Any:
+        part = encode_part(texts_of_table(of_corpus[k], is_used[ends[k] : ends[k + 1]]), encoder, eos, vocab_size)
+        write_text(record_file, json.dumps(encoder.record))  # a later call may find all parts complete
+        return part
+
     tokens = []
     for n, (corpus, of_corpus, of_splits) in enumerate(zip(corpora, tables, splits, strict=True)):
         ends = [0]
@@ -134,14 +157,10 @@ def encode_corpora(corpora: list, tables: list[list], splits: list[dict], tokeni
             ends.append(ends[-1] + len(table))
         is_used = np.zeros(ends[-1], dtype=bool)
         is_used[np.concatenate([*of_splits.values()])] = True
-        make = partial(_encode_table, encode_texts, of_corpus, ends, is_used)
+        make = partial(encode_table, of_corpus, ends, is_used)
         parts = in_parts(work / f"tokens-{n}", len(of_corpus), make, progress_bar(f"Tokenizing {corpus.name}"))
         tokens.append(Tokens(parts))
-    return tokens
-
-
-def _encode_table(encode_texts: Callable, tables: list, ends: list[int], is_used: np.ndarray, k: int) -> Any:
-    return encode_texts(texts_of_table(tables[k], is_used[ends[k] : ends[k + 1]]))
+    return tokens, read_json(record_file) if record_file.exists() else None
 
 
 def order(run: "PrepareRun", corpora: list, lengths: list, splits: list[dict], split: str):

@@ -60,6 +60,7 @@ from scratch_gpt_training.support.options import dataset_location, find_corpus
 from scratch_gpt_training.support.preparation.outputs import (
     encode_corpora,
     list_unusual,
+    make_encoder,
     progress_bar,
     train_on_splits,
     write_cleaned,
@@ -136,7 +137,7 @@ def open_output_folder(run: "PrepareRun", plan: str, sources: list[dict[str, Any
 
 def hash_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
     """Return a hash of everything that determines the rows: sources, settings and the files that they name."""
-    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
+    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout", "encoder")
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
     if run.contamination:
         config["contamination"] = open_rows(Location(run.contamination, split=run.contamination_split)).record
@@ -283,7 +284,7 @@ def cut_passages(run: "PrepareRun", tables: list, selection, work: Path) -> list
 
     def make(k: int):
         alive = selection.alive[starts[k] : starts[k + 1]]
-        return change_part(tables[k], alive, column, lambda text: passages.remove(text)[0])
+        return change_part(tables[k], alive, column, lambda texts: (text for text, _ in passages.remove_all(texts)))
 
     remove(work / "passages")  # the seen passages are not stored, so all parts must be made again
     shortened = in_parts(work / "passages", len(tables), make, progress_bar("Cutting passages"))
@@ -410,10 +411,11 @@ def _prepare(
         records, mixture, lengths = write_cleaned(run, corpora, tables, splits, out)
     else:
         tokenizer = tokenizer or train_on_splits(run, tables, splits, work)
-        tokens = encode_corpora(corpora, tables, splits, tokenizer, work)
+        encoder = make_encoder(run, tables, tokenizer)
+        tokens, encoder_record = encode_corpora(corpora, tables, splits, tokenizer, encoder, work)
         records, mixture, lengths = write_splits(run, corpora, tokens, splits, count_ids(tokenizer), out)
         tokenizer.save_pretrained(out / "tokenizer")
-        details["tokenizer"] = tokenizer_facts(tokenizer)
+        details |= {"tokenizer": tokenizer_facts(tokenizer), "encoder": encoder_record}
         details |= {
             "max_length": run.max_length,
             "stride": run.stride or run.max_length,

@@ -33,9 +33,8 @@ def open_tokenizer(run: Run, texts: Iterable[str]) -> Any:
         sample = sample_texts(texts)
         name = run.pre_tokenizer if run.tokenizer_kind == "bpe" else None
         print_advice(name, mark_share(sample))
-        return train_tokenizer(
-            sample, vocabulary_size(run), kind=run.tokenizer_kind, min_frequency=rarest, pre_tokenizer=name
-        )
+        settings = {"kind": run.tokenizer_kind, "min_frequency": rarest, "pre_tokenizer": name}
+        return train_tokenizer(sample, vocabulary_size(run), **settings, encoder=getattr(run, "encoder", "auto"))
     name = run.tokenizer or run.model
     assert name is not None
     return load_tokenizer(name, run.model_revision if name == run.model else None)
