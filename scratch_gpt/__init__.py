@@ -15,6 +15,7 @@ from .modeling.modeling_scratch_gpt import (
     ScratchGPTForSequenceClassification,
     ScratchGPTModel,
     ScratchGPTPreTrainedModel,
+    eager_attention_forward,
 )
 
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from .data.filters.duplicates import exact_key
     from .data.filters.quality import quality_problem
     from .data.manifest import make_manifest
+    from .data.prepared.mixture import target_shares
     from .data.rows.collate import collate_rows
+    from .data.rows.conversations import encode_messages
     from .data.rows.packing import PackedRows
     from .data.rows.windows import Windows
     from .data.sources.documents import open_documents, split_documents
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from .train.metrics_log import read_metrics
     from .train.objectives import Objective, causal_lm
     from .train.optimizers import adamw, learning_rate_at
+    from .train.preference_losses import dpo_loss
     from .train.settings import TrainingCallbacks, TrainingSettings
     from .utils.plots import plot_loss
 
@@ -78,8 +82,10 @@ _LAZY = {
     "collate_rows": "data.rows.collate",
     "decode": "tokenization.tokenizer",
     "describe_device": "train.accelerator",
+    "dpo_loss": "train.preference_losses",
     "encode": "tokenization.tokenizer",
     "encode_batch": "tokenization.tokenizer",
+    "encode_messages": "data.rows.conversations",
     "evaluation_batches": "train.batches",
     "exact_key": "data.filters.duplicates",
     "export_gpt2": "conversion.gpt2_export",
@@ -110,6 +116,7 @@ _LAZY = {
     "split_documents": "data.sources.documents",
     "stage": "hub.staging",
     "stream": "generation.generate",
+    "target_shares": "data.prepared.mixture",
     "token_stream": "data.sources.token_stream",
     "train_model": "train.loop",
     "train_tokenizer": "tokenization.training",
@@ -135,8 +142,11 @@ __all__ = [
     "collate_rows",
     "decode",
     "describe_device",
+    "dpo_loss",
+    "eager_attention_forward",
     "encode",
     "encode_batch",
+    "encode_messages",
     "evaluation_batches",
     "exact_key",
     "export_gpt2",
@@ -167,6 +177,7 @@ __all__ = [
     "split_documents",
     "stage",
     "stream",
+    "target_shares",
     "token_stream",
     "train_model",
     "train_tokenizer",

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from notebooks import code_of
 from places import REPO
 
 import scratch_gpt
@@ -66,8 +67,7 @@ def test_no_public_name_equals_a_package_name():
 def test_documentation_imports_from_the_top_of_the_package():
     readme = (REPO / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
-    notebook = json.loads((REPO / "training" / "notebooks" / "text_to_hub.ipynb").read_text(encoding="utf-8"))
-    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells = [code for file in (REPO / "training" / "notebooks").glob("*.ipynb") for code in code_of(file)]
     assert blocks and cells
     for code in [*blocks, *(re.sub(r"^( *)%.*", r"\1pass", cell, flags=re.MULTILINE) for cell in cells)]:
         for node in ast.walk(ast.parse(code)):

@@ -28,6 +28,7 @@ from scratch_gpt.analysis.inspection_page import (
     bars_html,
     heads_html,
     lens_html,
+    lesson,
     map_html,
     say,
     title,
@@ -196,8 +197,9 @@ def _shown(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def heading(name: str, note: str = "", level: int = 3) -> str:
-    """Return the heading of a part of the page, with a note below it."""
-    return title(name, level) + (say(note) if note else "")
+    """Return the heading of a part of the page, with a note and the name of its lesson below it."""
+    lines = [line for line in (note, lesson(name)) if line]
+    return title(name, level) + (say(*lines) if lines else "")
 
 
 def sampling() -> list:

@@ -53,6 +53,16 @@ INSPECTION_STYLE = (
 """
 )
 SIDE = 24  # units of a cell of the map
+LESSONS = {  # part of the page -> (notebook, the heading of its cell)
+    "Tokens": ("1_by_hand.ipynb", "1. Tokens"),
+    "Next token": ("1_by_hand.ipynb", "8. Temperature and top-k"),
+    "Attention": ("1_by_hand.ipynb", "4. Attention with dot products"),
+    "Logit lens": ("1_by_hand.ipynb", "6. Heads and one block"),
+    "Neighbors": ("1_by_hand.ipynb", "3. Embeddings and positions"),
+    "Classes": ("3_classify_and_instruct.ipynb", "3. Classify: four ways to tune"),
+    "Chat": ("3_classify_and_instruct.ipynb", "6. A chat turn"),
+    "Generate": ("2_pretrain_and_publish.ipynb", "5. Load and generate"),
+}
 
 
 def visible(text: str, max_length: int = 24) -> str:
@@ -70,6 +80,20 @@ def title(text: str, level: int = 3) -> str:
 def say(*lines: str, kind: str = "") -> str:
     """Return sentences, one paragraph each; those of `kind` "note" are highlighted."""
     return _piece("".join(f'<p class="{kind}">{page_text(line)}</p>' for line in lines if line))
+
+
+def lesson(part: str) -> str:
+    """Return a sentence that names the lesson on a part of the page; empty for a part without one.
+
+    Example:
+        >>> lesson("Tokens")
+        'Computed by hand in training/notebooks/1_by_hand.ipynb, "1. Tokens".'
+    """
+    if part not in LESSONS:
+        return ""
+    notebook, cell = LESSONS[part]
+    how = "Computed by hand in" if notebook.startswith("1") else "Shown in"
+    return f'{how} training/notebooks/{notebook}, "{cell}".'
 
 
 def tokens_html(tokens: Sequence[tuple[str, int]], used: range) -> str:
@@ -167,10 +191,12 @@ def _picture(weights: torch.Tensor) -> str:
 
 __all__ = [
     "INSPECTION_STYLE",
+    "LESSONS",
     "Bar",
     "bars_html",
     "heads_html",
     "lens_html",
+    "lesson",
     "map_html",
     "say",
     "title",

@@ -4,6 +4,7 @@ adapter_config.json names the base and its revision, in peft's format; base.json
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,8 @@ def without_root(base: str | None) -> str | None:
 
 def import_peft() -> ModuleType:
     """Import peft, or raise an ImportError that names the extra."""
+    # At its import bitsandbytes warns that an optional kernel is not installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:

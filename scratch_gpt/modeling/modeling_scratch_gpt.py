@@ -59,6 +59,8 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute scaled dot-product attention in plain steps (Vaswani et al. 2017, equation 1).
 
+    It can be called without a model: of `module` it reads only `training`, for dropout. A mask of zeros hides nothing.
+
     Returns:
         The context vectors (B, T, H, K) and the attention weights (B, H, T, S), which sum to 1 over S before dropout.
     """

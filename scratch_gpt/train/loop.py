@@ -7,6 +7,7 @@ process). So a run that was killed and resumed ends with the same weights.
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -137,7 +138,13 @@ def _restore(
 def _open_bar(progress: Progress, steps: int) -> Any:
     interval = 0.5 if sys.stderr.isatty() else 20  # seconds between updates: a log file keeps every one
     return tqdm(
-        initial=progress.step, total=steps, desc="Training", unit="step", dynamic_ncols=True, mininterval=interval
+        initial=progress.step,
+        total=steps,
+        desc="Training",
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=interval,
+        disable=os.environ.get("TQDM_DISABLE", "") not in ("", "0"),  # Accelerate's tqdm does not read it
     )
 
 
