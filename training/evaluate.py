@@ -9,6 +9,7 @@
 
     python training/evaluate.py MODEL --dataset my.txt
     python training/evaluate.py MODEL --multiple-choice hellaswag.jsonl --last-word lambada.jsonl
+    python training/evaluate.py MODEL --tasks lambada_openai arc_easy blimp [--seed-models MODEL-OF-ANOTHER-SEED ...]
     python training/evaluate.py MODEL --questions test.json [--judge-url URL --judge-model NAME [--compare A B ...]]
     python training/evaluate.py MODEL --ifeval google/IFEval
     python training/evaluate.py MODEL --base BASE [--tuning-data train.json] [--secrets secrets.jsonl]
@@ -40,6 +41,7 @@ class EvaluateRun(SourceOptions):
         "output_dir",
         "dataset",
         "stride",
+        "tasks",
         "multiple_choice",
         "last_word",
         "questions",
@@ -71,6 +73,16 @@ class EvaluateRun(SourceOptions):
         None, "New tokens per window; by default --max-length. A smaller value gives each token more context."
     )
 
+    texts: list[str] | None = option(None, "More texts to measure the loss on, as --dataset.")
+    tasks: list[str] | None = option(
+        None, "Public tasks by their names in lm_eval: lambada_openai, arc_easy, blimp, or one set of BLiMP."
+    )
+    task_files: str | None = option(
+        None, "Folder with the rows of --tasks as NAME.jsonl or .parquet; by default they are read from the Hub."
+    )
+    seed_models: list[str] | None = option(
+        None, "The same model trained with other seeds: results are mean and spread over MODEL and these."
+    )
     multiple_choice: list[str] | None = option(None, "Files of rows {query, choices, gold}, answered by likelihood.")
     last_word: list[str] | None = option(None, "Files of rows {text}; the model predicts the last word.")
     questions: str | None = option(
@@ -128,13 +140,13 @@ def check(run: EvaluateRun) -> None:
     check_fields(run)
     if run.model is None:
         raise ValueError(f"No model given. Give its folder or Hub id: {command('evaluate MODEL')} ...")
-    for name in (run.model, run.base, *(run.compare or ())):
+    for name in (run.model, run.base, *(run.compare or ()), *(run.seed_models or ())):
         check_model_folder(name)
     check_writable(Path(run.output_dir))
-    if not data_sets(run) and run.base is run.secrets is None:
+    if not data_sets(run) and not run.tasks and run.base is run.secrets is None:
         raise ValueError(
-            "Nothing to measure. Give --dataset, --multiple-choice, --last-word, --questions, --ifeval, "
-            "--base or --secrets."
+            "Nothing to measure. Give --dataset, --texts, --tasks, --multiple-choice, --last-word, --questions, "
+            "--ifeval, --base or --secrets."
         )
     check_names(run)
     if (run.judge_url is None) != (run.judge_model is None):
@@ -148,18 +160,24 @@ def check(run: EvaluateRun) -> None:
         judge_key()
         if run.questions is None:
             raise ValueError("A judge scores answers. Give --questions.")
+    if run.tasks or run.seed_models:
+        from scratch_gpt_training.support.evaluation.benchmark import check_tasks
+
+        check_tasks(run)
 
 
 def unused_fields(run: EvaluateRun) -> dict[str, str]:
     """Return the fields that this run does not use, with the reasons."""
     answers = run.questions is not None or run.ifeval is not None
     is_sampled = (answers and run.temperature > 0) or run.secrets is not None
-    likelihoods = run.dataset is not None or run.multiple_choice or run.last_word or run.secrets is not None
+    is_text = run.dataset is not None or bool(run.texts)
+    likelihoods = is_text or run.tasks or run.multiple_choice or run.last_word or run.secrets is not None
     sets = bool(data_sets(run)) or run.secrets is not None
     groups = (
         (("dataset_config", "dataset_split", "dataset_revision"), sets, "a data set to measure, such as --questions"),
-        (("text_column", "joiner", "stride"), run.dataset is not None, "--dataset"),
-        (("max_length",), likelihoods, "--dataset, --multiple-choice, --last-word or --secrets"),
+        (("text_column", "joiner", "stride"), is_text, "--dataset or --texts"),
+        (("max_length",), likelihoods, "--dataset, --texts, --tasks, --multiple-choice, --last-word or --secrets"),
+        (("task_files",), bool(run.tasks), "--tasks"),
         (("max_new_tokens", "temperature"), answers, "--questions or --ifeval"),
         (("prompt_format",), answers or run.base is not None, "--questions, --ifeval or --base"),
         (("seeds",), is_sampled, "--temperature above 0 or --secrets"),
@@ -173,7 +191,7 @@ def check_names(run: EvaluateRun) -> None:
     """Raise a ValueError if two results would have the same name in evaluation.json."""
     from scratch_gpt.runs.evaluation_file import RESERVED
 
-    names = [*map(set_name, data_sets(run))]
+    names = [*map(set_name, data_sets(run)), *(run.tasks or ())]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(
             f"Two sets have the name {twice!r} in evaluation.json. Rename a file, or measure one separately."
@@ -206,12 +224,12 @@ def evaluate(run: EvaluateRun) -> None:
     from scratch_gpt.runs.evaluation_file import read_evaluation, record_measured
     from scratch_gpt.runs.folder import EVALUATION
     from scratch_gpt.utils.foreign import shown
+    from scratch_gpt_training.support.evaluation.benchmark import measure_benchmark
     from scratch_gpt_training.support.evaluation.labeled import load_classifier, measure_labeled
     from scratch_gpt_training.support.evaluation.measurements import (
         format_metrics,
         is_classifier,
         load_evaluated,
-        measure_all,
     )
     from scratch_gpt_training.support.evaluation.safety import check_safety, with_contamination
 
@@ -226,7 +244,7 @@ def evaluate(run: EvaluateRun) -> None:
         results = with_contamination(run, [measured])
     else:
         subject = load_evaluated(run, run.model, revision)
-        results = chain(with_contamination(run, measure_all(run, subject)), check_safety(run, subject))
+        results = chain(with_contamination(run, measure_benchmark(run, subject)), check_safety(run, subject))
     for name, measured in results:
         record_measured(file, model, name, measured, revision)
         print(shown(f"{name}: {format_metrics(measured.results)}"), flush=True)

@@ -11,11 +11,17 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..runs.record import Record, base_model, hub_datasets, is_hub_id, is_on_hub, results, training_speed
 from ..utils.wording import plural
 from .card import Markup, code, dump, escape
+from .eval_results import task_of
 from .loading_snippet import load_as_ours, load_code, load_needs
 
 
 LAYOUTS = ("scratch_gpt", "gpt2", "adapter")
-ON_HUB = {"accuracy": "accuracy", "macro_f1": "f1", "perplexity": "perplexity"}  # our metrics: the Hub's names
+ON_HUB = {
+    "accuracy": "accuracy",
+    "acc": "accuracy",
+    "macro_f1": "f1",
+    "perplexity": "perplexity",
+}  # our metrics: the Hub's names
 MAX_TABLE_ROWS = 20  # of a table; further rows are counted
 
 # Fields of run.yaml that are not hyperparameters, or have another place on the card.
@@ -324,15 +330,13 @@ def _metadata(
     task = "text-classification" if record.kind == "classifier" else "text-generation"
     scores, sources = results(record), record.manifest.get("sources", [])
     data = {
-        "type": sources[0]["dataset"] if sources else "unknown",
-        "name": ", ".join(dict.fromkeys(source["dataset"] for source in sources)) or "unknown",
+        "dataset_type": sources[0]["dataset"] if sources else "unknown",
+        "dataset_name": ", ".join(dict.fromkeys(source["dataset"] for source in sources)) or "unknown",
     }
     evaluations = [
         EvalResult(
             task_type=task,
-            dataset_type=data["type"],
-            dataset_name=data["name"],
-            dataset_split=result.split,
+            **_dataset_of(record, result.split, data),
             metric_type=ON_HUB.get(result.metric, result.metric),
             metric_name=result.metric.replace("_", " "),
             metric_value=result.value if result.std is None else str(result),
@@ -359,6 +363,19 @@ def _metadata(
     content = card.to_dict()
     content.pop("model_name", None)  # it is in model-index
     return dump(content)
+
+
+def _dataset_of(record: Record, split: str, training_data: dict[str, str]) -> dict[str, Any]:
+    # Return the dataset of a result: a split of the training data, or the set that `evaluate` has measured.
+    if (task := task_of(record, split)) is not None:
+        dataset = task["dataset"]
+        names = {"dataset_type": dataset["id"], "dataset_name": split, "dataset_split": dataset.get("split")}
+        return {**names, "dataset_config": dataset.get("config")}
+    protocol = record.evaluation.get("protocol", {}).get(split)
+    source = protocol.get("source") if isinstance(protocol, dict) else None
+    if isinstance(source, dict) and isinstance(source.get("dataset"), str):
+        return {"dataset_type": source["dataset"], "dataset_name": split}
+    return {**training_data, "dataset_split": split}
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ..conversion.gpt2_export import export_gpt2
 from ..conversion.load import load_any_head
 from ..finetuning.adapter_files import ADAPTER_BASE, ADAPTER_WEIGHTS, weights_fingerprint
 from ..modeling.modeling_scratch_gpt import ScratchGPTPreTrainedModel
-from ..runs.folder import EVALUATION, METRICS, MODEL, MODEL_CODE, STEP_FILE, TOKENIZER, replace_folder
+from ..runs.folder import EVAL_RESULTS, EVALUATION, METRICS, MODEL, MODEL_CODE, STEP_FILE, TOKENIZER, replace_folder
 from ..runs.record import PUBLISHED_FOLDER, Record, at_step, is_hub_id, may_be_folder, published_as, read_record
 from ..tokenization.tokenizer import load_tokenizer
 from ..train.checkpoints import check_shapes, list_checkpoints
@@ -28,6 +28,7 @@ from ..utils.locks import LOCK, hold
 from ..utils.plots import plot_attention, plot_parameters, plot_token_lengths
 from .card import fill, template
 from .card_values import PICTURES, card_values
+from .eval_results import eval_results
 from .layouts import AUTO, choose_layout
 from .leak_check import PICKLES, WEIGHTS_LIMIT, find_leaks
 from .licenses import check_license
@@ -37,7 +38,7 @@ from .readback import Outputs, check_outputs, outputs_of, read_adapter, read_mod
 ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_BASE)
 EVENTS = "tensorboard"
 # Files that may be published. A push deletes those of them that the run no longer has.
-ALLOWED = (*MODEL, *MODEL_CODE, *TOKENIZER, *ADAPTER, "README.md", METRICS, EVALUATION)
+ALLOWED = (*MODEL, *MODEL_CODE, *TOKENIZER, *ADAPTER, "README.md", METRICS, EVALUATION, EVAL_RESULTS)
 ALLOWED += (*(f"assets/{name}.png" for name in PICTURES), f"{EVENTS}/events.out.tfevents.*")
 LAYERS = 4  # the number of layers with an attention picture
 MERGED = "publish the merged model: layout='gpt2', or layout='scratch_gpt' if GPT-2 cannot express it."
@@ -131,6 +132,9 @@ def _stage(
         _put(top, draft, (EVALUATION,))
         if step is not None:
             (draft / EVALUATION).unlink(missing_ok=True)
+        if (content := eval_results(record)) is not None:
+            (draft / EVAL_RESULTS).parent.mkdir()
+            (draft / EVAL_RESULTS).write_text(content, encoding="utf-8")
         _put_events(record.folder, draft)
         _draw(record, model, tokenizer, draft / "assets")
         kind = type(model)

@@ -27,6 +27,7 @@ MODEL_CODE = {
     file.name: file for file in sorted((Path(__file__).parents[1] / "modeling").glob("[!_]*.py"))
 }  # name -> file
 WEIGHT_PATTERNS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+EVAL_RESULTS = ".eval_results/scratch_gpt.yaml"  # in published/: results of public tasks, in the Hub's format
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 TOKENIZER += ("vocab.txt", "merges.txt", "chat_template.jinja")
 MODEL = ("config.json", "generation_config.json", *WEIGHT_PATTERNS)
@@ -34,7 +35,7 @@ MODEL = ("config.json", "generation_config.json", *WEIGHT_PATTERNS)
 WHOLE = (*MODEL, *MODEL_CODE, *TOKENIZER, STEP_FILE, "additional_chat_templates/*.jinja", "report.json", "README.md")
 WHOLE += (ADAPTER_CONFIG, "adapter_model.safetensors", "base.json")
 WHOLE += ("optimizer.safetensors", "state.json", METRICS, "manifest.json", EVALUATION)
-WHOLE += ("assets/*.png", "tensorboard/events.out.tfevents.*")
+WHOLE += (EVAL_RESULTS, "assets/*.png", "tensorboard/events.out.tfevents.*")
 WHOLE += ("model.onnx", "model.onnx.data", "model-f16.gguf", "model-f32.gguf")
 TRACKED = ("events.out.tfevents.*", "hparams.yml")
 RUN_FILES = (RUN_YAML, "sweep.json", "manifest.json", METRICS, "loss.png", "confusion.png", "hub.json")

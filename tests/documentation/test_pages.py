@@ -17,6 +17,7 @@ from tiny import tiny_gpt2
 from transformers import AutoModelForCausalLM
 
 import scratch_gpt
+from scratch_gpt.evaluation.benchmark_tasks import BLIMP
 from scratch_gpt.tokenization.training import train_tokenizer as make_tokenizer
 from scratch_gpt_training import pretrain
 from scratch_gpt_training.support.commands import VERBS
@@ -69,6 +70,15 @@ def home(tmp_path_factory):
     (folder / "secrets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in secrets))
     (folder / "hellaswag.jsonl").write_text(json.dumps({"query": "The sun", "choices": ["shines", "sea"], "gold": 0}))
     (folder / "lambada.jsonl").write_text(json.dumps({"text": "The sun shines on the sea"}))
+    choices = {"text": ["the sun", "the sea"], "label": ["A", "B"]}
+    (folder / "tasks" / "blimp").mkdir(parents=True)
+    (folder / "tasks" / "arc_easy.jsonl").write_text(
+        json.dumps({"question": "What shines?", "choices": choices, "answerKey": "A"})
+    )
+    (folder / "tasks" / "lambada_openai.jsonl").write_text(json.dumps({"text": "The sun shines on the sea"}))
+    pair = {"sentence_good": "The sun shines.", "sentence_bad": "The sun shine."}
+    for name in BLIMP:
+        (folder / "tasks" / "blimp" / f"{name}.jsonl").write_text(json.dumps(pair))
     (folder / "new.txt").write_text("Is it good?\nIs it bad?\n")
     (folder / "tinyshakespeare.txt").write_text(TEXT)
     labeled = "".join(f"{text},{('ham', 'spam')[n % 2]}\n" for n, text in enumerate(texts))

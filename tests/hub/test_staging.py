@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import yaml
 from published_runs import change_config, refused
 from safetensors.torch import load_file, save_file
 from tiny import png
@@ -14,6 +15,7 @@ from scratch_gpt import ScratchGPTForCausalLM
 from scratch_gpt.hub import staging as published
 from scratch_gpt.hub.staging import stage
 from scratch_gpt.runs.folder import MODEL_CODE
+from scratch_gpt_training import evaluate
 
 
 def test_weights_over_the_limit_are_cut_into_shards_that_load(run, quick, monkeypatch):
@@ -118,3 +120,18 @@ def test_changed_code_in_a_run_is_not_published_and_pictures_are_checked(run, qu
     (run / "loss.png").unlink()
     change_config(run, auto_map={"AutoModelForCausalLM": "eve/x--modeling_scratch_gpt.ScratchGPTForCausalLM"})
     refused(r"config\.json: auto_map names code", *words, "--layout", "scratch_gpt", capsys=capsys)
+
+
+def test_results_of_public_tasks_are_staged_in_the_hubs_format(run, quick, tmp_path):
+    choices = {"text": ["sun", "sea"], "label": ["A", "B"]}
+    (tmp_path / "tasks").mkdir()
+    line = json.dumps({"question": "Is it the", "choices": choices, "answerKey": "B"})
+    (tmp_path / "tasks" / "arc_easy.jsonl").write_text(line)
+    words = [run / "model", "--tasks", "arc_easy", "--task-files", tmp_path / "tasks", "--output-dir", run]
+    evaluate.main([*map(str, words), "--device", "cpu"])
+    out = stage(run, repo="ada/base", layout="gpt2")
+    (entry,) = yaml.safe_load((out / ".eval_results" / "scratch_gpt.yaml").read_text())
+    assert entry["dataset"] == {"id": "allenai/ai2_arc", "task_id": "ARC-Easy"} and entry["value"] in (0, 1)
+    assert "| arc_easy | acc | " in (out / "README.md").read_text()
+    (run / "evaluation.json").unlink()
+    assert not (stage(run, repo="ada/base", layout="gpt2") / ".eval_results" / "scratch_gpt.yaml").exists()

@@ -465,5 +465,12 @@ def missed_shares(run: "Run | PrepareRun", sizes: dict[str, float], of: str) -> 
 
 def data_sets(run: "EvaluateRun") -> list[str]:
     """Return all data sets that an evaluation measures."""
-    sets = [run.dataset, *(run.multiple_choice or ()), *(run.last_word or ()), run.ifeval, run.questions]
+    sets = [
+        run.dataset,
+        *(run.texts or ()),
+        *(run.multiple_choice or ()),
+        *(run.last_word or ()),
+        run.ifeval,
+        run.questions,
+    ]
     return [path for path in sets if path is not None]

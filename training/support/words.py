@@ -141,7 +141,6 @@ HINTS: dict[str, tuple[str | None, str]] = {  # their name: our field (None for 
     "chat_template_path": ("prompt_format", "Use --prompt-format."),
     "num_labels": ("label_column", f"{_NOTHING} classes are counted from the labels."),
     "problem_type": ("label_separator", f"{_NOTHING} it follows from the labels."),
-    "tasks": ("multiple_choice", "Use --multiple-choice, --last-word or --ifeval, or run lm_eval on the folder."),
     "do_sample": ("temperature", "Use --temperature: 0 is greedy, above 0 samples."),
     "num_beams": ("temperature", "Beam search is in transformers: model.generate(num_beams=4)."),
     "do_train": (None, f"{_NOTHING} a training recipe always trains; --max-steps 0 only evaluates."),

@@ -123,6 +123,8 @@ def measure_all(run: "EvaluateRun", subject: EvaluatedModel) -> Iterator[tuple[s
     """Yield each result as soon as it is known: its name in evaluation.json, and the measurement."""
     if run.dataset is not None:
         yield set_name(run.dataset), measure_text(run, subject)
+    for file in run.texts or ():
+        yield set_name(file), measure_text(replace(run, dataset=file), subject)
     for file in run.multiple_choice or ():
         yield set_name(file), measure_choices(run, subject, file)
     for file in run.last_word or ():

@@ -159,8 +159,11 @@ def with_contamination(
         if learned is None:
             yield name, measured._replace(protocol={**measured.protocol, "contamination": f"not checked: {note}"})
             continue
+        if name in (run.tasks or ()):
+            yield name, measured._replace(protocol={**measured.protocol, "contamination": "not checked for tasks"})
+            continue
         path = files[name.split("/")[0]]
-        column = (run.text_column or "text") if path == run.dataset else "text"
+        column = (run.text_column or "text") if path in (run.dataset, *(run.texts or ())) else "text"
         texts = row_texts((source_of(run, path), any_text(column), parse_column_names(run.column_names)))
         shared = contaminated_texts(texts, learned)
         results = {**measured.results, "contaminated": len(shared) / len(texts)}
