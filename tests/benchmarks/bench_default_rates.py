@@ -4,8 +4,8 @@
 
 FOLDER has books/, classification/sms_spam.tsv, instruction-data.json and instruction-data-with-preference.json. The
 bases learn the first four fifths of each book. The task `books` is to name the book of a passage from its last fifth.
-All other options of the tuning runs that concern learning are the defaults. If stopped, run it again: it keeps the runs
-that are finished. `--only PATTERN` runs the part with such names.
+All other options of the tuning runs that concern learning are the defaults. If stopped, run it again: it keeps
+finished runs. `--only PATTERN` runs the part with such names.
 """
 
 import argparse
