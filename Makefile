@@ -91,7 +91,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/targets.py
 	@$(BIN)/python tests/documentation/pages.py
 
-# Results of fine-tuning, more than an hour. DATA has books/, sms_spam.tsv and the book's two files of instructions.
+# Results of fine-tuning, several hours. DATA has books/, sms_spam.tsv and the book's two files of instructions.
 DATA ?= $(SCRATCH_GPT_DATA)
 bench-tuning: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/spam.py --books $(DATA)/books --spam $(DATA)/classification/sms_spam.tsv \
@@ -100,6 +100,7 @@ bench-tuning: $(VENV)/.dev
 		--out tests/benchmarks/classify.json
 	@$(BIN)/python tests/benchmarks/bench_instruct.py --data $(DATA) --out tests/benchmarks/instruct.json
 	@$(BIN)/python tests/benchmarks/follow.py --model runs/spam/base/model --data $(DATA) --out tests/benchmarks/follow.json
+	@$(BIN)/python tests/benchmarks/bench_default_rates.py --data $(DATA) --out tests/benchmarks/default_rates.json
 	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --minutes 5
 	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --keep --minutes 15 \
 		--long "--learning-rate 8e-3 --batch-size 32 --stride 16 --dropout 0.05 \

@@ -75,6 +75,7 @@ PARTS = {
         tuning.lora,
         tuning.loss,
         tuning.default_rates,
+        tuning.rate_sweeps,
         tuning.spam,
         tuning.follow,
         tuning.triggers,

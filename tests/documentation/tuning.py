@@ -1,5 +1,6 @@
 """Write the results of fine-tuning as Markdown: LoRA, spam, instructions, preferences, triggers and secrets."""
 
+import statistics
 from typing import Any
 
 from markup import lines, table
@@ -37,6 +38,25 @@ def default_rates() -> str:
             rates = [default_rate(task, tune, width, from_scratch=False).value for width in names]
             rows.append(f"| {recipes}: {kind} | {' | '.join(map(spell_rate, rates))} |")
     return table(f"| default rate at width | {' | '.join(names.values())} |", rows)
+
+
+def rate_sweeps() -> str:
+    """List the figure at each rate of the sweeps, with the default rate in bold."""
+    content, names = figures("default_rates"), {"lora": "LoRA", "last-block": "last block", "random": "random weights"}
+    measures = {"instruct": "instruct: loss", "prefer": "prefer: % of pairs"}
+    rows = []
+    for name, found in content["sweeps"].items():
+        width, task, kind = name.split(" ")
+        cells = []
+        for rate, values in found["rates"].items():
+            runs, mark = values["figures"], "**" if rate == found["default"] else ""
+            figure = f"{statistics.mean(runs):.{2 if task == 'instruct' else 1}f}"
+            seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+            cells.append(f"{mark}{spell_rate(float(rate))}: {figure}{mark}{seeds}")
+        rows.append(f"| {width} | {measures.get(task, f'{task}: %')} | {names.get(kind, kind)} | {', '.join(cells)} |")
+    for task, found in content["changes"].items():
+        rows += [f"| 128 | {task}: % | full, {name} | {figure:.1f} |" for name, figure in found.items()]
+    return table("| width | task | trained | rate: figure |", rows)
 
 
 def loss() -> str:
