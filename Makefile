@@ -99,6 +99,7 @@ bench-tuning: $(VENV)/.dev
 	@$(BIN)/python tests/benchmarks/bench_classify.py --spam $(DATA)/classification/sms_spam.tsv \
 		--out tests/benchmarks/classify.json
 	@$(BIN)/python tests/benchmarks/bench_instruct.py --data $(DATA) --out tests/benchmarks/instruct.json
+	@SCRATCH_GPT_DATA=$(DATA) $(BIN)/python tests/benchmarks/bench_languages.py
 	@$(BIN)/python tests/benchmarks/follow.py --model runs/spam/base/model --data $(DATA) --out tests/benchmarks/follow.json
 	@$(BIN)/python tests/benchmarks/bench_default_rates.py --data $(DATA) --out tests/benchmarks/default_rates.json
 	@$(BIN)/python tests/benchmarks/bench_quality.py --data $(DATA)/tinyshakespeare.txt --minutes 5

@@ -28,7 +28,16 @@ MAX_TABLE_ROWS = 20  # of a table; further rows are counted
 NOT_LEARNING = {
     *("output_dir", "overwrite", "resume", "allow_changed", "on_save_error", "async_save", "model", "model_revision"),
     *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "label_column", "tokenizer"),
-    *("column_names", "label_separator", "streaming", "stream_lanes", "manifest", "predict", "push_to_hub"),
+    *(
+        "language",
+        "column_names",
+        "label_separator",
+        "streaming",
+        "stream_lanes",
+        "manifest",
+        "predict",
+        "push_to_hub",
+    ),
     *("learning_rate", "min_learning_rate", "warmup_steps", "max_steps", "epochs", "max_tokens", "max_time"),
     *("eval_every", "eval_batches", "checkpoint_every", "keep", "log_every", "report_to", "sample_prompt"),
     *("device", "mixed_precision", "compile", "gradient_checkpointing", "workers", "expect_processes", "energy"),
@@ -344,7 +353,8 @@ def _metadata(
         for result in scores
     ]
     base = base if base and is_hub_id(base[0]) else None
-    extra: dict[str, Any] = dict(terms)
+    languages = record.facts.get("languages") or []
+    extra: dict[str, Any] = {**terms, "language": languages[0] if len(languages) == 1 else languages or None}
     if base:
         extra["base_model_relation"] = "adapter" if layout == "adapter" else "finetune"
     if record.emissions:

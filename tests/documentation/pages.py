@@ -16,6 +16,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "tests" / folder) for folder in ("documentation", "helpers", "benchmarks")]
 
 import facts  # noqa: E402
+import languages  # noqa: E402
 import speed  # noqa: E402
 import tuning  # noqa: E402
 
@@ -72,6 +73,8 @@ PARTS = {
         speed.scaling,
         speed.loading,
         speed.target_table,
+        languages.languages,
+        languages.pre_tokenizers,
         tuning.lora,
         tuning.loss,
         tuning.default_rates,

@@ -41,6 +41,21 @@ def test_figures_of_preparing_data_equal_those_of_the_files():
             assert recall["neighbours"] == 1 and recall["cosine_low"] <= 0.15 and recall["loss_high"] == 0
 
 
+def test_figures_of_pre_tokenizers_support_the_default():
+    found = figures("languages")
+    bits = {name: {kind: row[kind]["mean"] for kind in row} for name, row in found["loss"].items()}
+    assert bits["Python code"]["qwen35"] > bits["Python code"]["gpt2"]
+    assert bits["English"]["qwen35"] < bits["English"]["gpt2"]
+    assert len(found["compression"]["own"]) == 27
+    for language in ("hi", "bn", "ta", "kn", "my"):
+        for kind, size in (("own", "2000"), ("together", "8000")):
+            row = {
+                name: value["characters_per_token"]
+                for name, value in found["compression"][kind][language][size].items()
+            }
+            assert row["qwen35"] > 1.3 * row["gpt2"]
+
+
 def test_figures_of_speed_equal_those_of_the_files():
     assert all(found["claim"] for found in figures("training")["workloads"].values())
     for name in ("import scratch_gpt", "pretrain.py --help"):

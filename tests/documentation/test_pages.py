@@ -80,7 +80,8 @@ def home(tmp_path_factory):
     for name in BLIMP:
         (folder / "tasks" / "blimp" / f"{name}.jsonl").write_text(json.dumps(pair))
     (folder / "new.txt").write_text("Is it good?\nIs it bad?\n")
-    (folder / "tinyshakespeare.txt").write_text(TEXT)
+    for name in ("tinyshakespeare.txt", "hindi.txt"):
+        (folder / name).write_text(TEXT)
     labeled = "".join(f"{text},{('ham', 'spam')[n % 2]}\n" for n, text in enumerate(texts))
     for name in ("train", "more"):
         (folder / f"{name}.csv").write_text("text,label\n" + labeled)

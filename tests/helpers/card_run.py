@@ -27,7 +27,7 @@ MANIFESTS = {
 }
 
 
-def write_run(folder: Path, task: str = "pretrain", **changes) -> Path:
+def write_run(folder: Path, task: str = "pretrain", facts: dict | None = None, **changes) -> Path:
     """Write the files of a run as the recipes do, without weights."""
     head = "SequenceClassification" if task == "classify" else "CausalLM"
     config = {"architectures": [f"ScratchGPTFor{head}"], "vocab_size": 99, **SHAPE}
@@ -60,7 +60,7 @@ def write_run(folder: Path, task: str = "pretrain", **changes) -> Path:
         (folder / name).write_text(json.dumps(content))
     if task == "instruct":
         (folder / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    notes = "".join(f"# {line}\n" for line in yaml.safe_dump(FACTS, sort_keys=False).splitlines())
+    notes = "".join(f"# {line}\n" for line in yaml.safe_dump({**FACTS, **(facts or {})}, sort_keys=False).splitlines())
     (folder / "run.yaml").write_text(yaml.safe_dump(run) + "\n" + notes)
     lines = [{"step": 10 * n, "tokens": 640 * n, "loss": 3.0, "epoch": 0.1, "tokens_per_second": 1e3} for n in (1, 2)]
     lines += [{"step": 20, "tokens": 1280, "eval_loss": 2.1, "sample": "The <b>sea</b> [x](y) | {{title}}"}]

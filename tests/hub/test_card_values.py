@@ -5,9 +5,10 @@ import re
 
 import yaml
 from card_run import card_of, write_run
+from huggingface_hub import ModelCard
 from places import REPO
 
-from scratch_gpt.hub.card import HOLE, template
+from scratch_gpt.hub.card import HOLE, merge_cards, template
 from scratch_gpt.hub.card_values import PICTURES, card_values
 from scratch_gpt.runs.record import read_record
 
@@ -47,6 +48,16 @@ def test_base_and_datasets_are_links_in_both(runs):
         assert link in card
     alone = card_of(runs["pretrain"])
     assert "base_model" not in alone and "datasets/" not in alone  # a folder of files is not a dataset on the Hub
+
+
+def test_the_card_names_the_languages_of_the_run(tmp_path):
+    for n, (codes, stated) in enumerate(((["hi"], "hi"), (["no", "en"], ["no", "en"]))):
+        folder = write_run(tmp_path / str(n), facts={"languages": codes})
+        card = card_of(folder)
+        assert ModelCard(card).data.language == stated
+        assert ModelCard(merge_cards(card_of(write_run(tmp_path / f"{n}-none")), card)).data.language == stated
+        assert ModelCard(merge_cards(card, card_of(tmp_path / f"{n}-none"))).data.language == stated  # kept
+    assert "language:" not in card_of(tmp_path / "0-none")
 
 
 def test_the_card_gives_energy_if_it_was_measured(tmp_path):

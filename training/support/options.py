@@ -84,6 +84,7 @@ class DataOptions(SourceOptions):
         None, f"Vocabulary size of a newly trained tokenizer, and so of a new model; by default {VOCABULARY}."
     )
     max_length: int | None = option(None, "Tokens per row; by default the model's context length.")
+    language: str | None = option(None, "Language of the text for the model card, by its code: `hi`, or `hi,en`.")
 
 
 @dataclass(frozen=True)
@@ -348,6 +349,16 @@ def check_unicode(name: str, text: str | None) -> None:
         check_text(text, name)
 
 
+def check_language(codes: str | None) -> None:
+    """Raise a ValueError unless every code has the form of one that the Hub takes for `language`."""
+    for code in [] if codes is None else codes.split(","):
+        if re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]{4})?|multilingual|code", code.strip()) is None:
+            raise ValueError(
+                f"--language must be codes of ISO 639, such as hi or hi,en; in a file, no is written 'no' (you gave "
+                f"{code.strip() or codes!r})."
+            )
+
+
 def check_compiler() -> None:
     """Raise a ValueError if torch.compile would not find a C++ compiler: $CXX, or the system's default."""
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
@@ -361,6 +372,7 @@ def check_compiler() -> None:
 def check_run(run: Run) -> None:
     """Raise a ValueError for the first field of a training run with an invalid value."""
     check_fields(run)
+    check_language(run.language)
     check_model_folder(run.model)
     if run.model is not None and run.tokenizer == "train":
         raise ValueError("A tokenizer trained here does not fit the embeddings of --model: remove --tokenizer.")

@@ -1,7 +1,7 @@
 """Compare a checkpoint's record with the run that resumes it, and reject or report changes. Not a recipe itself."""
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -96,6 +96,9 @@ def check_record(saved: dict[str, Any], now: dict[str, Any], allow_changed: bool
         ValueError: a change that makes the resumed run different from the original.
     """
     changed = _differences(saved, now)
+    for item in fields(Run):  # an option that is newer than the checkpoint, at its default
+        if item.name not in saved["config"] and now["config"].get(item.name) == item.default:
+            changed.pop(f"config.{item.name}", None)
     if keeps_batch:
         changed = {name: pair for name, pair in changed.items() if name.removeprefix("config.") not in _CUT}
     breaking = {name: pair for name, pair in changed.items() if _breaks(name)}

@@ -206,6 +206,8 @@ def _begin_folder(
         facts |= record["environment"]
         if run.model is not None:
             facts["base"] = task.model.base_identity
+        if run.language is not None:
+            facts["languages"] = [code.strip() for code in run.language.split(",")]
         write_run_yaml(run, start.folder, {**facts, "data": task.facts})
         write_text(start.folder / MANIFEST_FILE, json.dumps(task.manifest, indent=2) + "\n")
     accelerator.wait_for_everyone()

@@ -1,11 +1,15 @@
 """Test resuming: an explicit default is not a change."""
 
+import hashlib
+import json
 import re
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 
 from scratch_gpt_training import prepare, pretrain
+from scratch_gpt_training.support.preparation import stages
 from scratch_gpt_training.support.run import resuming
 
 
@@ -21,6 +25,27 @@ def test_an_explicit_default_size_is_not_a_change(tmp_path, capsys):
     assert re.search(r"Vocabulary: 2\d\d tokens instead of 4,096: the text yields no more", capsys.readouterr().out)
     prepare.main([*words, "--vocab-size", "4096"])
     assert "is already prepared" in capsys.readouterr().out
+
+
+def test_a_newer_option_at_its_default_is_not_a_change():
+    accelerator = SimpleNamespace(device=SimpleNamespace(type="cpu"), mixed_precision="no", num_processes=1)
+    now = resuming.make_record(pretrain.PretrainRun(), {}, {}, accelerator)
+    older = {name: value for name, value in now["config"].items() if name not in ("pre_tokenizer", "language")}
+    saved = {**now, "config": older}
+    assert resuming.check_record(saved, now, allow_changed=False, keeps_batch=True) == []
+    changed = {**now, "config": {**now["config"], "pre_tokenizer": "qwen35"}}
+    (line,) = resuming.check_record(saved, changed, allow_changed=False, keeps_batch=True)
+    assert line == "Changed: pre_tokenizer (None -> qwen35)."  # the fingerprint of the tokenizer decides
+
+
+def test_an_older_plan_of_gpt2s_pre_tokenizer_is_still_valid():
+    run = prepare.PrepareRun()
+    other = replace(run, pre_tokenizer="qwen35")
+    assert stages.hash_plan(run, []) != stages.hash_plan(other, [])
+    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout", "pre_tokenizer")
+    older = {name: value for name, value in asdict(run).items() if name not in this_call}
+    content = json.dumps([stages.PARTS_FORMAT, older, []], sort_keys=True)
+    assert stages.hash_plan(run, []) == hashlib.sha256(content.encode()).hexdigest()
 
 
 def test_processes_of_different_data_precision_or_options_are_refused():
