@@ -14,8 +14,12 @@ sys.path += [str(Path(__file__).resolve().parent / name) for name in ("benchmark
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 
+# How long examples take depends on what else the machine does.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 pytest_plugins = ["judge_server"]
 
 
