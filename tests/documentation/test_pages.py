@@ -131,6 +131,15 @@ def test_every_option_is_on_a_page():
             assert f"| `--{item.name.replace('_', '-')}` |" in everything, item.name
 
 
+def test_every_option_that_the_chapters_name_exists():
+    known = {"--config"}
+    for verb in VERBS.values():
+        module = importlib.import_module(f"scratch_gpt_training.{verb.module}")
+        kinds = [item for item in vars(module).values() if dataclasses.is_dataclass(item)]
+        known |= {f"--{item.name.replace('_', '-')}" for kind in kinds for item in dataclasses.fields(kind)}
+    assert {*re.findall(r"--[a-z][\w-]+", TEXTS["training/CHAPTERS.md"])} <= known
+
+
 def test_every_make_target_that_a_page_names_exists():
     targets = re.findall(r"^([\w-]+):", (REPO / "Makefile").read_text(), flags=re.MULTILINE)
     for text in TEXTS.values():
