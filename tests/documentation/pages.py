@@ -42,6 +42,7 @@ PAGES = (  # in reading order: later commands use files written by earlier ones
             "distributed",
         )
     ),
+    "training/CHAPTERS.md",
     "scratch_gpt/README.md",
     "scratch_gpt/modeling/README.md",
     "hub_card/README.md",
