@@ -233,9 +233,7 @@ def _read_chat_template(name: str) -> str:
     return template
 
 
-def _bpe(
-    pre_tokenizer: str, is_fast: bool, sample: Sample, min_frequency: int, options: dict[str, Any]
-) -> Tokenizer:
+def _bpe(pre_tokenizer: str, is_fast: bool, sample: Sample, min_frequency: int, options: dict[str, Any]) -> Tokenizer:
     specials, size = options["special_tokens"], options["vocab_size"]
     is_fast = is_fast and pre_tokenizer == "gpt2"  # gigatoken trains with this one only
     merges = _fast_merges(sample, min_frequency, size - len(specials)) if is_fast else None

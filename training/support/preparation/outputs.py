@@ -117,8 +117,7 @@ def train_on_splits(run: "PrepareRun", tables: list[list], splits: list[dict], w
         )
         sample = sample_texts(texts, seed=run.seed)
         print_advice(run.pre_tokenizer, mark_share(sample))
-        settings = {"pre_tokenizer": run.pre_tokenizer, "encoder": run.encoder}
-        tokenizer = train_tokenizer(sample, vocabulary_size(run), **settings)
+        tokenizer = train_tokenizer(sample, vocabulary_size(run), pre_tokenizer=run.pre_tokenizer, encoder=run.encoder)
         tokenizer.save_pretrained(folder.with_name(".writing-tokenizer"))
         folder.with_name(".writing-tokenizer").replace(folder)
     return load_tokenizer(folder)
