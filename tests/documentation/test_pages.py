@@ -44,8 +44,6 @@ README_LINES = 200
 SMALLER = ["--max-steps", "1", "--epochs", "1", "--batch-size", "2", "--eval-batches", "1", "--max-length", "32"]
 SMALLER += ["--device", "cpu", "--log-every", "1"]
 NEW_MODEL = ["--preset", "tiny", "--tokenizer", "train", "--vocab-size", "300"]
-# Configs that are written at the same time as their lines; delete this with its use once they exist.
-COMING = {f"training/configs/book_{name}.yaml" for name in ("classify", "instruct", "lora")}
 # Files of test data for names in a session.
 REAL_DATA = {"openai-community/gpt2": "gpt2-tokenizer", "the-verdict.txt": "the-verdict.txt"}
 TEXT = "The sun shines on the sea, and every effort moves you on. " * 60
@@ -204,8 +202,6 @@ def test_shell_lines_run(number, home, already_run, monkeypatch, capsys):
 
 def run_line(line: str, home, monkeypatch, capsys) -> None:
     words = shlex.split(line.replace("openai-community/gpt2", str(home / "gpt2")))
-    if {*words} & COMING and not all((REPO / word).exists() for word in {*words} & COMING):
-        return
     if words[0] == "scratch-gpt":  # tests/test_wheel.py starts the command itself
         words = ["python", f"training/{VERBS[words[1]].module}.py", *words[2:]]
     script = next((n for n, word in enumerate(words) if word.startswith("training/") and word.endswith(".py")), None)
