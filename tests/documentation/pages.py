@@ -33,6 +33,7 @@ PAGES = (  # in reading order: later commands use files written by earlier ones
             "classify",
             "instruct",
             "prefer",
+            "book",
             "evaluate",
             "safety",
             "generate",
@@ -78,6 +79,8 @@ PARTS = {
         tuning.follow,
         tuning.triggers,
         tuning.memorization,
+        tuning.book_runs,
+        tuning.book_changes,
     )
 }
 PARTS |= {f"options-{verb}": partial(facts.options_of, verb) for verb in facts.VERBS if verb != "chat"}
