@@ -34,6 +34,7 @@ PAGES = (  # in reading order: later commands use files written by earlier ones
             "classify",
             "instruct",
             "prefer",
+            "book",
             "evaluate",
             "safety",
             "generate",
@@ -84,6 +85,8 @@ PARTS = {
         tuning.follow,
         tuning.triggers,
         tuning.memorization,
+        tuning.book_runs,
+        tuning.book_changes,
     )
 }
 PARTS |= {f"options-{verb}": partial(facts.options_of, verb) for verb in facts.VERBS if verb != "chat"}

@@ -143,3 +143,44 @@ def memorization() -> str:
         ]
         rows.append(f"| {group[0]['same']} | {group[0]['stride']} | {group[0]['steps']:,} | {' | '.join(cells)} |")
     return table(f"| same | stride | steps | {' | '.join(f'{n} x' for n in repeats)} |", rows)
+
+
+BOOK = {  # part of book.json: what it measures, the book's figure
+    "classify": ("chapter 6: test accuracy", "95.67 %"),
+    "lora": ("appendix E: test accuracy", "96.67 %"),
+    "instruct": ("chapter 7: loss before -> after", "2.626 -> 0.657 (validation)"),
+    "prefer": ("DPO: loss (0.693 before)", "0.610 (validation)"),
+}
+
+
+def book_runs() -> str:
+    """List the figures of the book's tuning runs, and ours from a small base."""
+    found = figures("book")
+    ours = {part: f"{over(found[part]['accuracy'], 100, 1)} %" for part in ("classify", "lora")}
+    ours["instruct"] = f"{over(found['instruct']['before'])} -> {over(found['instruct']['after'])} (test)"
+    ours["prefer"] = f"{over(found['prefer']['loss'])} (test)"
+    seeds = {part: ", ".join(map(str, found[part]["seeds"])) for part in BOOK}
+    rows = [f"| {measure} | {book} | {ours[part]} | {seeds[part]} |" for part, (measure, book) in BOOK.items()]
+    return table("| run | the book, from GPT-2 | ours, from a small base | seeds |", rows)
+
+
+def over(cell: dict[str, float] | float, factor: float = 1, digits: int = 3) -> str:
+    """Return a mean with its standard deviation, or the number of a single seed."""
+    if not isinstance(cell, dict):
+        return f"{factor * cell:.{digits}f}"
+    return f"{factor * cell['mean']:.{digits}f} ({factor * cell['std']:.{digits}f})"
+
+
+def book_changes() -> str:
+    """List the losses of the book's pretraining after single changes, for two small models."""
+    found = figures("book")["changes"]
+    narrow, wide = found["runs"]["384"], found["runs"]["768"]
+    rows = []
+    for name, losses in narrow.items():
+        cells = [f"{losses['train']:.2f}", f"{losses['validation']:.2f}"]
+        cells += [f"{wide[name][split]:.2f}" if name in wide else "" for split in ("train", "validation")]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    head = (
+        "| change | 384 wide, 4 layers: training loss | validation | 768 wide, 2 layers: training loss | validation |"
+    )
+    return table(head, rows)
