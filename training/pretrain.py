@@ -141,15 +141,16 @@ def make_rows(run: PretrainRun) -> tuple[Any, Any, dict[str, Any], dict[str, Any
     model = build_model(run, tokenizer, run.max_length)
     max_length = row_length(run, model)
 
-    rows, records = {}, {}
+    rows, records, encoder = {}, {}, None
     for name, part in splits.items():
         tokens = token_stream(part, encode, eos, f"Tokenizing {name}")
+        encoder = tokens.encoder if name == "train" else encoder
         if name == "train" and stream is not None:
             rows[name], records[name] = stream_rows(run, stream, tokens, encode, eos, max_length)
         else:
             rows[name], records[name] = cut_rows(run, name, tokens, max_length)
     settings: dict[str, Any] = {
-        "encoder": encode.record,
+        "encoder": encoder,
         "max_length": max_length,
         "stride": run.stride or max_length,
         "pack": run.pack,

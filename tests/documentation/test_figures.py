@@ -24,7 +24,14 @@ def test_figures_equal_those_of_the_files_they_name():
 def test_figures_of_preparing_data_equal_those_of_the_files():
     made, tokenizers, cleaning = figures("prepare"), figures("tokenizers"), figures("cleaning")
     speed, packing = made["throughput"], made["packing"]
-    assert f"{speed['medians']['ours']:.2f} MB/s, {speed['ratio']:.2f} times run_clm's" in WORDS
+    for encoder in ("gigatoken", "tokenizers"):
+        figures_of = f"{speed['medians'][encoder]:.2f} MB/s, {speed['ratios'][encoder]:.2f} times run_clm's"
+        assert f"{encoder}: {figures_of}" in WORDS
+    assert speed["different_ids"] == 0 and f"{speed['tokens']:,} ids, none different" in WORDS
+    for size, trainer in tokenizers["trainers"].items():
+        ratios = trainer["ratios"]
+        text = f"{int(size):,} tokens: {ratios['seconds']:.2f} times the time, {ratios['bytes']:.2f} times the memory"
+        assert text in WORDS
     runs = dict(zip(("50 MB", "500 MB", "5 GB"), [*made["memory"]["runs"], made["large"]], strict=True))
     for name, unit, scale, digits in (("peak_anonymous_bytes", "GB", 1e9, 2), ("first_batch_seconds", "s", 1, 2)):
         assert ", ".join(f"{run[name] / scale:.{digits}f} {unit} for {of}" for of, run in runs.items()) in WORDS

@@ -1,6 +1,7 @@
 """Tokenize the documents of each split into one stream of ids."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
@@ -20,6 +21,7 @@ class TokenStream(NamedTuple):
     ids: np.ndarray  # (N,) uint16 or uint32
     ends: np.ndarray  # (documents,) the end of each document in `ids`
     bytes: int  # of UTF-8 text
+    encoder: dict[str, str] | None = None  # what has encoded the text, if it was an `Encoder`
 
     @property
     def sha256(self) -> str:
@@ -39,25 +41,28 @@ def token_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, eos_tok
         encoded = join_encoded(encode_documents(batch.column("text").to_pylist(), encode_batch, eos_token_id))
         offsets = np.append(0, np.cumsum(encoded.lengths))
         ids = pa.LargeListArray.from_arrays(offsets, encoded.ids)
-        return pa.table({"input_ids": ids, "bytes": pa.array(encoded.bytes)})
+        record = json.dumps(encode_batch.record if isinstance(encode_batch, Encoder) else None)
+        columns = {"input_ids": ids, "bytes": pa.array(encoded.bytes)}
+        return pa.table({**columns, "encoder": pa.array([record] * len(encoded.lengths))})
 
     # The key of the cache: the library that encodes does not change the ids.
     encoder = fingerprint(encode_batch.tokenizer) if isinstance(encode_batch, Encoder) else encode_batch
-    key = Hasher.hash([documents._fingerprint, encoder, eos_token_id, "documents"])
+    key = Hasher.hash([documents._fingerprint, encoder, eos_token_id, "documents, encoder"])
     rows = documents.with_format("arrow").map(
         tokenize, batched=True, batch_size=100, remove_columns="text", desc=desc, new_fingerprint=key
     )
     batches = cast(Iterator[pa.Table], rows.with_format("arrow").iter(1000))
-    parts, lengths, size = [], [], 0
+    parts, lengths, size, record = [], [], 0, "null"
     for batch in batches:
         columns = batch.combine_chunks()
         tokens = columns.column("input_ids").chunk(0)
         lengths.append(np.diff(tokens.offsets.to_numpy()))
         parts.append(tokens.flatten().to_numpy())
         size += int(columns.column("bytes").to_numpy().sum())
+        record = columns.column("encoder")[-1].as_py()
     ids = np.concatenate(parts)
     ids = ids.astype(np.uint16) if ids.max() < 2**16 else ids
-    return TokenStream(ids, np.cumsum(np.concatenate(lengths)), size)
+    return TokenStream(ids, np.cumsum(np.concatenate(lengths)), size, json.loads(record))
 
 
 def joined_stream(documents: datasets.Dataset, encode_batch: EncodeBatch, joiner: str) -> TokenStream:

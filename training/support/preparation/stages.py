@@ -141,8 +141,9 @@ def hash_plan(run: "PrepareRun", sources: list[dict[str, Any]]) -> str:
     config = {name: value for name, value in asdict(run).items() if name not in this_call}
     if run.contamination:
         config["contamination"] = open_rows(Location(run.contamination, split=run.contamination_split)).record
-    if config["pre_tokenizer"] == "gpt2":  # the only one of older versions, whose plans do not name it
-        del config["pre_tokenizer"]
+    for name, older in (("pre_tokenizer", "gpt2"), ("strip", "off")):  # plans of older versions do not name them
+        if config[name] == older:
+            del config[name]
     for name in ("tokenizer", "reference_model", "names_model", "block_list"):
         path = Path(config[name]) if config[name] else None
         if path is not None and path.exists():  # hash the content: the location does not matter

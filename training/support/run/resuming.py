@@ -60,6 +60,7 @@ THIS_LAUNCH = {
     "push_to_hub",
     "learning_rates",
     "sweep",
+    "encoder",
     "plan",
     "plan_devices",
     "plan_tflops",

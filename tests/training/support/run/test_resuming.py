@@ -38,11 +38,13 @@ def test_a_newer_option_at_its_default_is_not_a_change():
     assert line == "Changed: pre_tokenizer (None -> qwen35)."  # the fingerprint of the tokenizer decides
 
 
-def test_an_older_plan_of_gpt2s_pre_tokenizer_is_still_valid():
+def test_an_older_plan_without_newer_options_is_still_valid():
     run = prepare.PrepareRun()
-    other = replace(run, pre_tokenizer="qwen35")
-    assert stages.hash_plan(run, []) != stages.hash_plan(other, [])
-    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout", "pre_tokenizer")
+    for change in ({"pre_tokenizer": "qwen35"}, {"strip": "gutenberg"}):
+        assert stages.hash_plan(run, []) != stages.hash_plan(replace(run, **change), [])
+    assert stages.hash_plan(run, []) == stages.hash_plan(replace(run, encoder="tokenizers"), [])
+    this_call = ("output_dir", "overwrite", "write_removed", "report", "hang_timeout")
+    this_call += ("pre_tokenizer", "strip", "encoder")
     older = {name: value for name, value in asdict(run).items() if name not in this_call}
     content = json.dumps([stages.PARTS_FORMAT, older, []], sort_keys=True)
     assert stages.hash_plan(run, []) == hashlib.sha256(content.encode()).hexdigest()
