@@ -39,7 +39,7 @@ from .tokenizer import END_OF_TEXT, PAD
 
 TOKENIZER_KINDS = ("bpe", "wordpiece", "unigram", "word", "char")
 BYTE_TOKENS = 256  # a byte-level vocabulary starts with one token for each byte
-BYTES_PER_TOKEN = 250  # with less text for each token, the trainer of tokenizers is as fast as gigatoken's
+BYTES_PER_TOKEN = 1000  # with less text for each token, the trainer of tokenizers is as fast as gigatoken's
 UNKNOWN = "[UNK]"
 MOST_TOKENS = 2**24  # the library allocates memory for vocab_size tokens
 ROLES = {"unk_token": UNKNOWN, "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}  # not for bpe
