@@ -8,7 +8,7 @@ GPT-2's weights are not part of FOLDER. Parts:
 
 changes    single changes to the pretraining of chapter 5 with two small models, whose vocabulary is the tokens of the
            text: 384 wide with 4 layers, and 768 wide (as in the book) with 2; the rate is the book's times 768 / width
-pretrain   training/configs/the_verdict.yaml at its full size in bf16 (long)
+pretrain   training/configs/the_verdict.yaml at its full size
 classify   the config of chapter 6, from BASE
 lora       the config of appendix E, from BASE
 instruct   the config of chapter 7, from BASE
@@ -151,12 +151,12 @@ def changes(options) -> dict:
 def pretrain(options) -> dict:
     """Run the config of chapter 5 at its full size; the training loss is that of its last epoch, with dropout."""
     data = ["--dataset", str(options.data / "the-verdict.txt"), "--tokenizer", str(options.data / "gpt2-tokenizer")]
-    fields = ["--config", str(CONFIGS / "the_verdict.yaml"), "--mixed-precision", "bf16", "--checkpoint-every", "1000"]
+    fields = ["--config", str(CONFIGS / "the_verdict.yaml"), "--checkpoint-every", "1000"]
     folder = options.work / "verdict-124m"
-    found = recipe("pretrain", folder, *data, *fields, "--eval-every", "45", "--log-every", "3")
+    found = recipe("pretrain", folder, *data, *fields, "--eval-every", "90")
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
     return {
-        "precision": "bf16",
+        "precision": "fp32",
         "seed": 123,
         "training": {line["step"]: line["loss"] for line in lines},
         "validation": found["results"]["validation"]["loss"],
