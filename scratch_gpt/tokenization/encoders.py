@@ -16,6 +16,7 @@ from contextlib import suppress
 from heapq import nlargest
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -39,7 +40,7 @@ class WorkerStopped(Exception):
 
 
 class Worker:
-    """A process that runs fast_worker.py; it starts at the first request."""
+    """A process that runs fast_worker.py."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", str(Path(fast_worker.__file__))]
@@ -207,8 +208,8 @@ def unusual_first(texts: Iterable[str], special_tokens: Iterable[str]) -> list[s
     sample = [
         *nlargest(UNUSUAL, lines, key=len),
         *nlargest(UNUSUAL, foreign, key=lambda line: len(line.encode(errors="replace")) - len(line)),
-        *[line for token in special for line in lines if token in line][:UNUSUAL],
-        *[line for line in foreign + lines if CONTROL.search(line)][:UNUSUAL],
+        *islice((line for token in special for line in lines if token in line), UNUSUAL),
+        *islice(filter(CONTROL.search, chain(foreign, lines)), UNUSUAL),
         *special_tokens,
         "",
     ]

@@ -237,16 +237,22 @@ def _bpe(pre_tokenizer: str, is_fast: bool, sample: Sample, min_frequency: int, 
     specials, size = options["special_tokens"], options["vocab_size"]
     is_fast = is_fast and pre_tokenizer == "gpt2"  # gigatoken trains with this one only
     merges = _fast_merges(sample, min_frequency, size - len(specials)) if is_fast else None
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if merges is None:
         backend = _byte_level(models.BPE(), pre_tokenizer)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(min_frequency=min_frequency, initial_alphabet=alphabet, **options)
         backend.train_from_iterator(sample, trainer)
         return backend
-    tokens = [*specials, *alphabet, *(first + second for first, second in merges)]
-    backend = _byte_level(models.BPE({token: id for id, token in enumerate(tokens)}, merges), pre_tokenizer)
+    backend = _byte_level(_merged_bytes(merges, specials), pre_tokenizer)
     backend.add_special_tokens(specials)
     return backend
+
+
+def _merged_bytes(merges: list[tuple[str, str]], specials: Collection[str] = ()) -> models.BPE:
+    # The ids: special tokens, bytes, merged tokens.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*specials, *alphabet, *(first + second for first, second in merges)]
+    return models.BPE({token: id for id, token in enumerate(tokens)}, merges)
 
 
 def _byte_level(model: models.BPE, pre_tokenizer: str) -> Tokenizer:
@@ -280,11 +286,11 @@ def _fast_merges(sample: Sample, min_frequency: int, size: int) -> list[tuple[st
 
 
 def _count_last(worker: Worker, sample: Sample, merges: list[tuple[str, str]]) -> int:
-    tokens = [*sorted(_letters_of_bytes()), *(first + second for first, second in merges)]
-    backend = _byte_level(models.BPE({token: id for id, token in enumerate(tokens)}, merges), "gpt2")
+    backend = _byte_level(_merged_bytes(merges), "gpt2")
+    last = BYTE_TOKENS + len(merges) - 1
     worker.ask({"do": "load"}, backend.to_str().encode())
     return sum(
-        int((np.frombuffer(ids, dtype=np.uint32) == len(tokens) - 1).sum())
+        int((np.frombuffer(ids, dtype=np.uint32) == last).sum())
         for _, ids in (worker.ask({"do": "encode"}, *fast_worker.join(block.split(BORDER))) for block in sample.blocks)
     )
 
