@@ -11,33 +11,21 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..runs.record import Record, base_model, hub_datasets, is_hub_id, is_on_hub, results, training_speed
 from ..utils.wording import plural
 from .card import Markup, code, dump, escape
-from .eval_results import task_of
+from .eval_results import protocol_of, task_of
 from .loading_snippet import load_as_ours, load_code, load_needs
 
 
 LAYOUTS = ("scratch_gpt", "gpt2", "adapter")
-ON_HUB = {
-    "accuracy": "accuracy",
-    "acc": "accuracy",
-    "macro_f1": "f1",
-    "perplexity": "perplexity",
-}  # our metrics: the Hub's names
+# Our metrics: the Hub's names.
+ON_HUB = {"accuracy": "accuracy", "acc": "accuracy", "macro_f1": "f1", "perplexity": "perplexity"}
 MAX_TABLE_ROWS = 20  # of a table; further rows are counted
 
 # Fields of run.yaml that are not hyperparameters, or have another place on the card.
 NOT_LEARNING = {
     *("output_dir", "overwrite", "resume", "allow_changed", "on_save_error", "async_save", "model", "model_revision"),
     *("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "label_column", "tokenizer"),
-    *(
-        "language",
-        "column_names",
-        "label_separator",
-        "streaming",
-        "stream_lanes",
-        "manifest",
-        "predict",
-        "push_to_hub",
-    ),
+    *("column_names", "label_separator", "streaming", "stream_lanes", "manifest", "predict", "push_to_hub"),
+    *("language", "encoder"),
     *("learning_rate", "min_learning_rate", "warmup_steps", "max_steps", "epochs", "max_tokens", "max_time"),
     *("eval_every", "eval_batches", "checkpoint_every", "keep", "log_every", "report_to", "sample_prompt"),
     *("device", "mixed_precision", "compile", "gradient_checkpointing", "workers", "expect_processes", "energy"),
@@ -381,8 +369,7 @@ def _dataset_of(record: Record, split: str, training_data: dict[str, str]) -> di
         dataset = task["dataset"]
         names = {"dataset_type": dataset["id"], "dataset_name": split, "dataset_split": dataset.get("split")}
         return {**names, "dataset_config": dataset.get("config")}
-    protocol = record.evaluation.get("protocol", {}).get(split)
-    source = protocol.get("source") if isinstance(protocol, dict) else None
+    source = protocol_of(record, split).get("source")
     if isinstance(source, dict) and isinstance(source.get("dataset"), str):
         return {"dataset_type": source["dataset"], "dataset_name": split}
     return {**training_data, "dataset_split": split}

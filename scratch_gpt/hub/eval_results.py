@@ -28,10 +28,16 @@ def eval_results(record: Record) -> str | None:
 
 def task_of(record: Record, split: str) -> dict[str, Any] | None:
     """Return the protocol of a result if it is of a public task with a dataset on the Hub."""
-    protocol = record.evaluation.get("protocol", {}).get(split)
-    dataset = protocol.get("dataset") if isinstance(protocol, dict) else None
+    protocol = protocol_of(record, split)
+    dataset = protocol.get("dataset")
     identity = dataset.get("id") if isinstance(dataset, dict) else None
     return protocol if isinstance(identity, str) and is_hub_id(identity) else None
+
+
+def protocol_of(record: Record, split: str) -> dict[str, Any]:
+    """Return how a set was measured; empty if evaluation.json does not say."""
+    protocol = record.evaluation.get("protocol", {}).get(split)
+    return protocol if isinstance(protocol, dict) else {}
 
 
 def _notes(task: dict[str, Any], result: Result) -> str:
@@ -39,4 +45,4 @@ def _notes(task: dict[str, Any], result: Result) -> str:
     return f"accuracy of lm_eval's {result.split}, {task.get('few_shot')}-shot, {task.get('rows')} rows{seeds}"
 
 
-__all__ = ["eval_results", "task_of"]
+__all__ = ["eval_results", "protocol_of", "task_of"]

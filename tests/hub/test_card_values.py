@@ -50,6 +50,11 @@ def test_base_and_datasets_are_links_in_both(runs):
     assert "base_model" not in alone and "datasets/" not in alone  # a folder of files is not a dataset on the Hub
 
 
+def test_the_library_that_encoded_the_text_is_not_a_hyperparameter(tmp_path):
+    card = card_of(write_run(tmp_path, encoder="auto", beta2=0.97))
+    assert "beta2" in card and "encoder" not in card
+
+
 def test_the_card_names_the_languages_of_the_run(tmp_path):
     for n, (codes, stated) in enumerate(((["hi"], "hi"), (["no", "en"], ["no", "en"]))):
         folder = write_run(tmp_path / str(n), facts={"languages": codes})
