@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from ...utils.watchdog import beat
-from .words import Words, document_ngrams, is_repeated, mix_bits, run_hashes, slices, words_of_texts
+from .words import Words, document_ngrams, is_repeated, mix_bits, runs_of_texts, slices
 
 
 BATCH = 64  # texts in a batch: only its n-grams are in memory
 BAND_RECALL = 0.99  # share of the pairs at the threshold that must agree in at least one band
+SPARSE = 4  # bytes of a table for each member of a set of hashes, at least
 PENDING = 16  # new hashes are merged into the sorted array when they exceed 1 / PENDING of it
 
 
@@ -172,11 +173,11 @@ class SeenPassages:
 
     def remove_all(self, texts: Sequence[str]) -> Iterator[tuple[str, int]]:
         """Yield for each text in turn what `remove` returns, in less time."""
-        for text, text_words in zip(texts, words_of_texts(texts), strict=True):
-            yield self._remove(text, text_words)
+        for text, found in zip(texts, runs_of_texts(texts, self.length), strict=True):
+            yield self._remove(text, *found)
 
-    def _remove(self, text: str, text_words: Words) -> tuple[str, int]:
-        runs = run_hashes(text_words.hashes, self.length)  # one for each word at which a passage can start
+    def _remove(self, text: str, text_words: Words, runs: np.ndarray) -> tuple[str, int]:
+        # There is a run for each word at which a passage can start.
         if not len(runs):
             return text, 0
         is_known = self.blocks.has(runs)
@@ -207,23 +208,38 @@ class SeenPassages:
 
 
 class HashSet:
-    """A growing set of uint64: a sorted array, and a Python set with the newest members, at most 1 / PENDING of it."""
+    """A growing set of uint64: a sorted array, and a Python set with the newest members, at most 1 / PENDING of it.
+
+    A table with at least SPARSE entries for each member excludes most other hashes.
+    """
 
     def __init__(self):
         self.sorted, self.new = np.empty(0, dtype=np.uint64), set()
+        self._table = np.zeros(2**16, dtype=bool)
 
     def __len__(self) -> int:
         return len(self.sorted) + len(self.new)
 
     def has(self, hashes: np.ndarray) -> np.ndarray:
         """Return which of (N,) uint64 hashes are members: (N,) bool."""
-        return in_sorted(self.sorted, hashes) | np.fromiter(map(self.new.__contains__, hashes.tolist()), dtype=bool)
+        found = self._table[self._places(hashes)]
+        likely = np.flatnonzero(found)
+        new = np.fromiter(map(self.new.__contains__, hashes[likely].tolist()), dtype=bool, count=len(likely))
+        found[likely] = new | in_sorted(self.sorted, hashes[likely])
+        return found
 
     def add(self, hashes: np.ndarray) -> None:
         self.new.update(hashes[~in_sorted(self.sorted, hashes)].tolist())
+        self._table[self._places(hashes)] = True
         if len(self.new) > max(1024, len(self.sorted) / PENDING):
             self.sorted = np.sort(np.concatenate([self.sorted, np.array([*self.new], dtype=np.uint64)]), kind="stable")
             self.new = set()
+            if len(self.sorted) * SPARSE > len(self._table):
+                self._table = np.zeros(2 * len(self._table), dtype=bool)
+                self._table[self._places(self.sorted)] = True
+
+    def _places(self, hashes: np.ndarray) -> np.ndarray:
+        return hashes & np.uint64(len(self._table) - 1)
 
 
 def in_sorted(members: np.ndarray, hashes: np.ndarray) -> np.ndarray:

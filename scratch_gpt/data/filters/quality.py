@@ -5,7 +5,7 @@ line of 100 MB.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import filterfalse
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from ...utils.foreign import time_limit
 from ...utils.local_files import read_text_file
-from .words import PLANES, UNSPACED, is_repeated, run_hashes, slices, words
+from .words import PLANES, SLICE, UNSPACED, is_repeated, runs_of_texts, slices
 
 
 # --- Quality -----------------------------------------------------------------------------------------------------
@@ -56,33 +56,52 @@ def quality_problem(text: str, *, rules: QualityRules = ENGLISH_WEB) -> str | No
     Raises:
         ValueError: `rules.languages` is set but the library that detects languages is not installed.
     """
-    n = sum(len(piece.split()) for _, piece in slices(text))
+    return quality_problems([text], rules=rules)[0]
+
+
+def quality_problems(texts: Sequence[str], *, rules: QualityRules = ENGLISH_WEB) -> list[str | None]:
+    """Return for each text what `quality_problem` returns, in less time."""
+    problems = [_simple_problem(text, rules) for text in texts]
+    if rules.max_repeated_words is not None:
+        left = [k for k, problem in enumerate(problems) if problem is None]
+        for k, share in zip(left, _repeated_shares([texts[k] for k in left]), strict=True):
+            problems[k] = "repetition" if share > rules.max_repeated_words else None
+    if rules.languages:
+        for k, problem in enumerate(problems):
+            if problem is None and detect_language(texts[k]) not in rules.languages:
+                problems[k] = "language"
+    return problems
+
+
+def _simple_problem(text: str, rules: QualityRules) -> str | None:
+    # The rules that need no hashes of words and no other library.
+    tokens = text.split() if len(text) <= SLICE else None  # of a long text only after its words are counted
+    n = sum(len(piece.split()) for _, piece in slices(text)) if tokens is None else len(tokens)
     if rules.min_words is not None and n < rules.min_words:
         return "too_short"
     if rules.max_words is not None and n > rules.max_words:
         return "too_long"
-    tokens = text.split()
+    tokens = text.split() if tokens is None else tokens
     n = max(n, 1)
     if rules.word_length is not None:
         shortest, longest = rules.word_length
-        if not shortest <= sum(map(len, tokens)) / n <= longest:
+        if not shortest <= len("".join(tokens)) / n <= longest:
             return "word_length"
-    symbols = sum(map(text.count, ("#", *ELLIPSES)))
-    if rules.max_symbols is not None and symbols > rules.max_symbols * n:
+    ellipses = sum(map(text.count, ELLIPSES))
+    if rules.max_symbols is not None and text.count("#") + ellipses > rules.max_symbols * n:
         return "symbols"
     if rules.min_alphabetic is not None and _count_alphabetic(tokens) < rules.min_alphabetic * n:
         return "not_words"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if rules.max_bullets is not None and sum(x.startswith(BULLETS) for x in lines) > rules.max_bullets * len(lines):
-        return "bullets"
-    if rules.max_ellipses is not None and sum(x.endswith(ELLIPSES) for x in lines) > rules.max_ellipses * len(lines):
-        return "ellipses"
+    lines = [*filter(None, map(str.strip, text.splitlines()))]
+    if rules.max_bullets is not None:
+        first = [line[0] for line in lines]
+        if sum(map(first.count, BULLETS)) > rules.max_bullets * len(lines):
+            return "bullets"
+    if rules.max_ellipses is not None and ellipses:
+        if sum(line.endswith(ELLIPSES) for line in lines) > rules.max_ellipses * len(lines):
+            return "ellipses"
     if rules.max_repeated_lines is not None and len(lines) - len({*lines}) > rules.max_repeated_lines * len(lines):
         return "repetition"
-    if rules.max_repeated_words is not None and _repeated_share(text) > rules.max_repeated_words:
-        return "repetition"
-    if rules.languages and detect_language(text) not in rules.languages:
-        return "language"
     return None
 
 
@@ -92,16 +111,17 @@ def _count_alphabetic(tokens: list[str]) -> int:
     return len(tokens) - len(others) + sum(map(bool, map(LETTER.search, others)))
 
 
-def _repeated_share(text: str, run: int = 10) -> float:
-    # Return the share of a text's words that belong to a run of ten words which occurs earlier in the text.
-    hashes = words(text).hashes
-    again = np.flatnonzero(is_repeated(run_hashes(hashes, run)))
-    if not len(again):
-        return 0.0
-    edges = np.zeros(len(hashes) + 1, dtype=np.int64)
-    edges[again] += 1
-    edges[again + run] -= 1
-    return float((np.cumsum(edges)[:-1] > 0).mean())
+def _repeated_shares(texts: Sequence[str], run: int = 10) -> Iterator[float]:
+    # Yield for each text the share of its words that belong to a run of ten words which occurs earlier in the text.
+    for text_words, runs in runs_of_texts(texts, run):
+        again = np.flatnonzero(is_repeated(runs))
+        if not len(again):
+            yield 0.0
+            continue
+        edges = np.zeros(len(text_words.hashes) + 1, dtype=np.int64)
+        edges[again] += 1
+        edges[again + run] -= 1
+        yield float((np.cumsum(edges)[:-1] > 0).mean())
 
 
 def detect_language(text: str) -> str:
@@ -205,4 +225,5 @@ __all__ = [
     "load_block_list",
     "perplexity_outliers",
     "quality_problem",
+    "quality_problems",
 ]

@@ -49,28 +49,29 @@ def words(text: str, signs: bool = False) -> Words:
     return Words(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def words_of_texts(texts: Sequence[str], signs: bool = False) -> Iterator[Words]:
-    """Yield the words of each text. Short texts are joined and processed together, which takes less time."""
+def runs_of_texts(texts: Sequence[str], n: int, signs: bool = False) -> Iterator[tuple[Words, np.ndarray]]:
+    """Yield the words of each text, and the hashes of its runs of n words (see `run_hashes`).
+
+    Short texts are joined and processed together, which takes less time.
+    """
     batch, size = [], 0
     for text in texts:
         if batch and size + len(text) > BATCH:
-            yield from _words_of_batch(batch, signs)
+            yield from _runs_of_batch(batch, n, signs)
             batch, size = [], 0
         batch.append(text)
         size += len(text) + len(BETWEEN)
-    yield from _words_of_batch(batch, signs)
+    yield from _runs_of_batch(batch, n, signs)
 
 
-def _words_of_batch(texts: Sequence[str], signs: bool) -> Iterator[Words]:
-    if len(texts) < 2:
-        yield from (words(text, signs) for text in texts)
-        return
+def _runs_of_batch(texts: Sequence[str], n: int, signs: bool) -> Iterator[tuple[Words, np.ndarray]]:
     joined = words(BETWEEN.join(texts), signs)
+    runs = run_hashes(joined.hashes, n)
     offsets = np.cumsum([0, *(len(text) + len(BETWEEN) for text in texts)])
-    bounds = np.searchsorted(joined.starts, offsets)
-    for offset, first, stop in zip(offsets.tolist(), bounds.tolist(), bounds[1:].tolist(), strict=False):
+    bounds = np.searchsorted(joined.starts, offsets).tolist()
+    for offset, first, stop in zip(offsets.tolist(), bounds, bounds[1:], strict=False):
         hashes, starts, ends = (column[first:stop] for column in joined)
-        yield Words(hashes, starts - offset, ends - offset)
+        yield Words(hashes, starts - offset, ends - offset), runs[first : max(first, stop - n + 1)]
 
 
 def slices(text: str) -> Iterator[tuple[int, str]]:
@@ -114,8 +115,10 @@ def document_ngrams(texts: Sequence[str], n: int, signs: bool = False) -> tuple[
 
     A text of fewer than n words has one hash, of all its words; a text without words has the hash of its characters.
     """
-    parts = [item.hashes for item in words_of_texts([unicodedata.normalize("NFC", text) for text in texts], signs)]
-    grams = [run_hashes(part, min(n, max(1, len(part)))) for part in parts]
+    grams = []
+    for text_words, runs in runs_of_texts([unicodedata.normalize("NFC", text) for text in texts], n, signs):
+        count = len(text_words.hashes)
+        grams.append(runs if len(runs) or not count else run_hashes(text_words.hashes, count))
     for number, gram in enumerate(grams):
         if not len(gram):
             points = np.frombuffer("".join(texts[number].split()).encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -244,7 +247,7 @@ __all__ = [
     "is_repeated",
     "mix_bits",
     "run_hashes",
+    "runs_of_texts",
     "slices",
     "words",
-    "words_of_texts",
-]
+    ]

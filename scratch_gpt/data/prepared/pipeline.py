@@ -48,7 +48,8 @@ class Filter(NamedTuple):
     """A filter that removes rows, changes their texts, or both."""
 
     name: str
-    problem: Callable[[str], str | None] | None = None  # return the reason to remove a row with this text, or None
+    # For each text, yield the reason to remove its row, or None.
+    problems: Callable[[Sequence[str]], Iterable[str | None]] | None = None
     change: Callable[[str], str] | None = None  # return the new version of one text of a row
 
 
@@ -148,28 +149,31 @@ def clean_part(
         key, signatures: functions of the row's `learned_text`, used to find duplicates.
         text_column: the column that holds the text.
     """
-    cleaned, removed, reasons, changed, sizes, texts = [], [], [], [], [], []
-    for original in rows.to_pylist():
-        row, text, name, reason, changes = original, "\n".join(texts_of(original)), None, None, []
-        for item in filters:
-            reason = item.problem(text) if item.problem is not None else None
-            if reason is not None:
-                name = item.name
-                break
-            if item.change is not None:
-                row = with_texts(row, item.change)
-                before, text = text, "\n".join(texts_of(row))
-                changes += [item.name] if text != before else []
-        cleaned.append(original if name else row)
-        removed.append(name)
-        reasons.append(reason)
-        changed.append(changes)
-        sizes.append(0 if name else len(text.encode()))
-        texts.append("" if name or (key is None and signatures is None) else learned_text(row, text_column))
-    columns = {
-        column: pa.array([row[column] for row in cleaned], rows.schema.field(column).type)
-        for column in rows.column_names
-    }
+    originals = rows.to_pylist()
+    cleaned, texts = [*originals], ["\n".join(texts_of(row)) for row in originals]
+    removed: list[str | None] = [None] * len(rows)
+    reasons, changed = [*removed], [[] for _ in originals]
+    for item in filters:
+        left = [k for k, name in enumerate(removed) if name is None]
+        if item.problems is not None:
+            for k, reason in zip(left, item.problems([texts[k] for k in left]), strict=True):
+                if reason is not None:
+                    removed[k], reasons[k], cleaned[k], texts[k] = item.name, reason, originals[k], ""
+        if item.change is not None:
+            for k in left:
+                cleaned[k] = with_texts(cleaned[k], item.change)
+                before, texts[k] = texts[k], "\n".join(texts_of(cleaned[k]))
+                changed[k] += [item.name] if texts[k] != before else []
+    sizes = [len(text.encode()) for text in texts]
+    if key is not None or signatures is not None:
+        texts = [
+            "" if name else learned_text(row, text_column) for name, row in zip(removed, cleaned, strict=True)
+        ]
+    columns = {column: rows.column(column) for column in rows.column_names}
+    if any(changed):
+        columns = {
+            column: pa.array([row[column] for row in cleaned], values.type) for column, values in columns.items()
+        }
     columns["_removed"] = pa.array(removed, pa.string())
     columns["_why"] = pa.array(reasons, pa.string())
     columns["_bytes"] = pa.array(sizes, pa.int64())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratch_gpt.data.filters import words as rooms_words
-from scratch_gpt.data.filters.words import run_hashes, words, words_of_texts
+from scratch_gpt.data.filters.words import run_hashes, runs_of_texts, words
 
 
 def prose(n: int, seed: int = 0) -> list[str]:
@@ -17,15 +17,22 @@ def prose(n: int, seed: int = 0) -> list[str]:
 SHORT = st.text(st.sampled_from([*"abC1 2-+*/#%&@^.,\n\0", "\u2212", "\u4e00", "\u0301", "\u00e9"]), max_size=12)
 
 
-@given(texts=st.lists(SHORT, max_size=8), signs=st.booleans(), batch=st.sampled_from([4, 20, 1000]))
+@given(
+    texts=st.lists(SHORT, max_size=8),
+    n=st.integers(1, 4),
+    signs=st.booleans(),
+    batch=st.sampled_from([4, 20, 1000]),
+)
 @settings(deadline=None, max_examples=300)
-def test_texts_processed_together_have_the_same_words(texts, signs, batch):
+def test_texts_processed_together_have_the_same_words_and_runs(texts, n, signs, batch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rooms_words, "BATCH", batch)
-        together = [*words_of_texts(texts, signs)]
+        together = [*runs_of_texts(texts, n, signs)]
     assert len(together) == len(texts)
-    for text, found in zip(texts, together, strict=True):
-        assert [column.tolist() for column in found] == [column.tolist() for column in words(text, signs)]
+    for text, (found, runs) in zip(texts, together, strict=True):
+        alone = words(text, signs)
+        assert [column.tolist() for column in found] == [column.tolist() for column in alone]
+        assert runs.tolist() == run_hashes(alone.hashes, n).tolist()
 
 
 @given(text=st.text())

@@ -24,7 +24,7 @@ from scratch_gpt.data.filters.duplicates import (
 from scratch_gpt.data.filters.gutenberg import strip_gutenberg
 from scratch_gpt.data.filters.person_names import names_finder
 from scratch_gpt.data.filters.privacy import mask_private
-from scratch_gpt.data.filters.quality import QualityRules, blocked_term, load_block_list, quality_problem
+from scratch_gpt.data.filters.quality import QualityRules, blocked_term, load_block_list, quality_problems
 from scratch_gpt.data.manifest import (
     MANIFEST_FILE,
     changed_file,
@@ -210,16 +210,16 @@ def load_named_tokenizer(run: "PrepareRun"):
 def make_filters(run: "PrepareRun") -> list:
     """Return the filters of the rows, in order."""
     filters = [] if run.strip == "off" else [Filter(run.strip, change=strip_gutenberg)]
-    filters.append(Filter("empty", problem=lambda text: None if text and not text.isspace() else "no text"))
+    filters.append(Filter("empty", problems=partial(map, _no_text)))
     if run.quality or run.languages:
         languages = tuple(code.strip().lower() for code in (run.languages or "").split(",") if code.strip())
         no_rules = dict.fromkeys((item.name for item in fields(QualityRules)), None)
         rules = QualityRules(**{**({} if run.quality else no_rules), "languages": languages})
         name = "quality" if run.quality else "languages"
-        filters.append(Filter(name, problem=lambda text: quality_problem(text, rules=rules)))
+        filters.append(Filter(name, problems=partial(quality_problems, rules=rules)))
     if run.block_list:
         patterns = load_block_list(run.block_list)
-        filters.append(Filter("block_list", problem=lambda text: blocked_term(text, patterns)))
+        filters.append(Filter("block_list", problems=partial(map, partial(blocked_term, patterns=patterns))))
     if run.contamination:
         rows = open_rows(Location(run.contamination, split=run.contamination_split)).rows
         texts = ["\n".join(texts_of(row)) for row in rows]
@@ -229,19 +229,23 @@ def make_filters(run: "PrepareRun") -> list:
             share = contaminated_share(text, hashes, n=run.contamination_ngram)
             return f"{share:.0%} of its n-grams" if share > run.contamination_share else None
 
-        filters.append(Filter("contamination", problem=contaminated))
+        filters.append(Filter("contamination", problems=partial(map, contaminated)))
     mask = partial(mask_private, find_names=None if run.names_model is None else names_finder(run.names_model))
     if run.privacy_kinds is not None:
         mask = partial(mask, kinds=[kind.strip() for kind in run.privacy_kinds.split(",")])
     if run.privacy == "drop":
 
-        def found_kinds(text: str) -> str:
-            return ", ".join(kind for kind, count in mask(text)[1].items() if count)
+        def found_kinds(text: str) -> str | None:
+            return ", ".join(kind for kind, count in mask(text)[1].items() if count) or None
 
-        filters.append(Filter("privacy", problem=lambda text: found_kinds(text) or None))
+        filters.append(Filter("privacy", problems=partial(map, found_kinds)))
     if run.privacy == "mask":
         filters.append(Filter("privacy", change=lambda text: mask(text)[0]))
     return filters
+
+
+def _no_text(text: str) -> str | None:
+    return None if text and not text.isspace() else "no text"
 
 
 def clean(run: "PrepareRun", corpora: list[OpenCorpus], filters: list, work: Path) -> list[list]:
