@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from heapq import nlargest
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..utils.extras import require_extra
@@ -134,12 +136,16 @@ class Encoder:
         self._content = reduced_tokenizer(self.tokenizer)
         if self._content is None:
             return "tokenizers"
+        self._worker, self._owner = Worker(), os.getpid()  # it starts while the sample is read
         sample = unusual_first([] if self._sample is None else self._sample(), self.tokenizer.all_special_tokens)
-        try:
-            given = self._encode(sample)
-        except (WorkerStopped, UnicodeEncodeError):  # gigatoken cannot do this tokenizer, or no library can do a text
-            return "tokenizers"
-        expected = encode_batch(self.tokenizer, sample)
+        with ThreadPoolExecutor(1, "tokenizers") as pool:
+            call = pool.submit(encode_batch, self.tokenizer, sample)
+            try:
+                self._worker.ask({"do": "load"}, self._content)
+                given = self._encode(sample)
+            except (WorkerStopped, UnicodeEncodeError):  # gigatoken cannot do this tokenizer, or no library a text
+                return "tokenizers"
+            expected = call.result()
         different = sum(ids.tolist() != other for ids, other in zip(given, expected, strict=True))
         if different:
             self._fall_back(f"gigatoken gives other ids for {different} of {len(sample)} sampled texts")
@@ -184,14 +190,16 @@ def reduced_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = content["model"]
-    if model.get("type") != "BPE" or content.get("normalizer") or model.get("byte_fallback") or model.get("dropout"):
+    model: Any = tokenizer.backend_tokenizer.model
+    if not isinstance(model, BPE) or model.byte_fallback or model.dropout:
         return None
-    if any(not token["special"] for token in content["added_tokens"]):
+    # The vocabulary and the merges come last; they are large, and need no change.
+    head, key, merges = tokenizer.backend_tokenizer.to_str().partition(',"model":{')
+    content = json.loads(head + "}")
+    if content["normalizer"] or any(not token["special"] for token in content["added_tokens"]):
         return None
     content |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    return json.dumps(content).encode()
+    return f"{json.dumps(content)[:-1]}{key}{merges}".encode()
 
 
 def unusual_first(texts: Iterable[str], special_tokens: Iterable[str]) -> list[str]:
