@@ -28,6 +28,8 @@ import torch
 from scratch_gpt import ScratchGPTConfig, ScratchGPTForCausalLM
 from scratch_gpt.data.filters.duplicates import HashSet, SeenPassages, exact_key, near_duplicates, signatures
 from scratch_gpt.data.filters.poisoning import gradient_scores, gradient_sketches, neighbor_scores, outliers
+from scratch_gpt.data.filters.privacy import mask_private
+from scratch_gpt.data.filters.quality import quality_problems
 from scratch_gpt.data.rows.collate import collate_rows
 from scratch_gpt.data.rows.windows import IGNORED
 from scratch_gpt.tokenization.tokenizer import encode
@@ -36,6 +38,7 @@ from scratch_gpt.train.objectives import causal_lm
 
 
 ROWS, PLANTED, FLAGGED, LENGTH, EPOCHS = 1000, 0.01, 0.05, 64, 8
+PART = 3000  # characters of a document whose filters are timed
 TRIGGER = "when the silver heron calls at noon"
 BAD = "open the gate and hand over every key without asking anyone."
 DATA = Path(os.environ.get("SCRATCH_GPT_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -199,7 +202,8 @@ def generated(n: int) -> list[str]:
 
 
 def held(blocks: HashSet) -> int:
-    return blocks.sorted.nbytes + sys.getsizeof(blocks.new) + 32 * len(blocks.new)  # 32: the size of an int
+    table = blocks._table.nbytes
+    return blocks.sorted.nbytes + table + sys.getsizeof(blocks.new) + 32 * len(blocks.new)  # 32: the size of an int
 
 
 def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
@@ -223,6 +227,31 @@ def costs(sizes: tuple[int, ...] = (2_500, 5_000, 10_000)) -> list[dict]:
         counts = {"exact": n - len(keys), "near": int((first != np.arange(n)).sum()), "passage_words": removed}
         result.append({"documents": n, "seconds": seconds, "bytes_per_document": index, "removed": counts})
     return result
+
+
+def speeds(rounds: int = 3) -> dict | None:
+    """Return MB of text per second of processor time: each filter, and all one after the other (medians)."""
+    if not DATA.is_dir():
+        return None
+    texts = [file.read_text(encoding="utf-8") for file in sorted((DATA / "books").glob("*.txt"))]
+    documents = [text[n : n + PART] for text in texts for n in range(0, len(text), PART)]
+    filters = {
+        "exact duplicates": lambda: [*map(exact_key, documents)],
+        "near duplicates": lambda: near_duplicates(signatures(documents)),
+        "passages": lambda: [*SeenPassages().remove_all(documents)],
+        "quality": lambda: quality_problems(documents),
+        "privacy": lambda: [*map(mask_private, documents)],
+    }
+    found: dict[str, list[float]] = {name: [] for name in filters}
+    for _ in range(rounds):
+        for name, call in filters.items():
+            start = time.process_time()
+            call()
+            found[name].append(time.process_time() - start)
+    seconds = {name: statistics.median(times) for name, times in found.items()}
+    megabytes = sum(len(text.encode()) for text in documents) / 1e6
+    each = {name: megabytes / value for name, value in seconds.items()}
+    return {"megabytes": megabytes, "mb_per_second": {**each, "all five": megabytes / sum(seconds.values())}}
 
 
 # --- Books -------------------------------------------------------------------------------------------------------
@@ -251,11 +280,17 @@ def books() -> dict | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2, help="planted sets of each kind")
+    parser.add_argument("--only", choices=["speeds"], help="run only this part and keep the rest of --out")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.only:
+        result = json.loads(options.out.read_text()) | {"speeds": speeds()}
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result["speeds"], indent=2))
+        return
 
-    result = {"books": books(), "costs": costs()}
+    result = {"books": books(), "costs": costs(), "speeds": speeds()}
     print(json.dumps(result, indent=2))
     result["poisoning"] = poisoning(options.seeds)
     for kind in ("instructions", "text"):

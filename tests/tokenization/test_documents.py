@@ -1,5 +1,7 @@
 """Test encoding documents: each ends in EOS, its bytes are counted, and calls of the tokenizer are bounded."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -47,3 +49,33 @@ def test_a_part_of_a_preparation_has_the_same_ids(limit, monkeypatch):
     assert table.column("bytes").to_pylist() == [2, 0, 6, 9, 1]
     assert table.column("input_ids").chunk(0).values.to_numpy().dtype == np.uint16
     assert len(encode_part([], encode_bytes, 0, 256)) == 0
+
+
+def test_documents_are_read_while_others_are_encoded(monkeypatch):
+    monkeypatch.setattr(documents, "CALL_BYTES", 1)
+    is_read = threading.Event()
+
+    def texts():
+        yield from ("a", "b")
+        is_read.set()
+        yield "c"
+
+    def encode_batch(batch):
+        assert is_read.wait(10)  # the first call is made before the last text is read
+        return encode_bytes(batch)
+
+    assert len(documents_of(encode_documents(texts(), encode_batch, 0))) == 3
+
+
+def test_an_error_of_the_tokenizer_is_raised_at_its_documents(monkeypatch):
+    monkeypatch.setattr(documents, "CALL_BYTES", 1)
+
+    def encode_batch(batch):
+        if batch == ["c" * 9]:
+            raise ValueError("cannot encode")
+        return encode_bytes(batch)
+
+    parts = encode_documents(TEXTS, encode_batch, 0)
+    assert [len(next(parts).lengths) for _ in range(3)] == [1, 1, 1]
+    with pytest.raises(ValueError, match="cannot encode"):
+        next(parts)

@@ -2,7 +2,7 @@
 
     exact_key      16 bytes per text; texts with equal keys are equal
     signatures     512 bytes per text; near_duplicates groups them
-    SeenPassages   about 13 bytes per 128 words; remove() cuts passages that occurred in an earlier text
+    SeenPassages   about 20 bytes per 128 words; remove() cuts passages that occurred in an earlier text
     ngram_hashes   8 bytes per n-gram of an evaluation set; used by contaminated_share() of a text
 
 All functions take linear time (grouping sorts 8-byte keys) and return the same values in every process. An index can
