@@ -32,13 +32,18 @@ def encode_documents(texts: Iterable[str], encode_batch: EncodeBatch, eos_token_
     """
     calls: deque[tuple[Future[Sequence[Sequence[int] | np.ndarray]], list[int]]] = deque()
     with ThreadPoolExecutor(1, "encode") as pool:
-        for batch, sizes in _batches(texts):
-            calls.append((pool.submit(encode_batch, batch), sizes))
-            if len(calls) > CALLS_AHEAD:
+        try:
+            for batch, sizes in _batches(texts):
+                calls.append((pool.submit(encode_batch, batch), sizes))
+                if len(calls) > CALLS_AHEAD:
+                    call, sizes = calls.popleft()
+                    yield _join(call.result(), sizes, eos_token_id)
+            while calls:
                 call, sizes = calls.popleft()
                 yield _join(call.result(), sizes, eos_token_id)
-        for call, sizes in calls:
-            yield _join(call.result(), sizes, eos_token_id)
+        finally:
+            for call, _ in calls:
+                call.cancel()  # after an error the others are not encoded
 
 
 def _join(rows: Sequence[Sequence[int] | np.ndarray], sizes: list[int], eos_token_id: int) -> Encoded:

@@ -124,20 +124,33 @@ def write_corpus(home: Path) -> tuple[Path, str, str]:
     return path, str(tokenizer), what
 
 
-def throughput(home: Path, rounds: int) -> dict:
+def write_generated(home: Path, megabytes: int) -> Path:
+    path = home / f"generated-{megabytes}.jsonl"
+    with path.open("w") as lines:
+        for text in documents(megabytes):
+            lines.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+def throughput(home: Path, rounds: int, megabytes: int | None = None) -> dict:
+    """Compare the ways on the books, or on generated text."""
     corpus, tokenizer, what = write_corpus(home)
+    if megabytes is not None:
+        corpus, what = write_generated(home, megabytes), f"{megabytes} MB of generated text, {what.split(', ')[1]}"
     calls = {"run_clm": ("run_clm",)}
     calls |= {encoder: ("ours", "--encoder", encoder) for encoder in ("tokenizers", "gigatoken") if has(encoder)}
     found: dict[str, list[float]] = {name: [] for name in calls}
     for n in range(rounds):
         for name, (function, *words) in calls.items():
-            figures, _ = call(function, str(corpus), tokenizer, str(home / f"{name}-{n}"), *words)
+            figures, _ = call(function, str(corpus), tokenizer, str(home / f"{corpus.stem}-{name}-{n}"), *words)
             found[name].append(figures["bytes"] / 1e6 / figures["seconds"])
             print(f"round {n + 1} {name}: {found[name][-1]:.2f} MB/s", flush=True)
     medians = {name: statistics.median(values) for name, values in found.items()}
     ratios = {name: median / medians["run_clm"] for name, median in medians.items()}
     facts = {"corpus": what, "bytes": figures["bytes"], "tokens": figures["tokens"]}
-    different = count_different(home / "tokenizers-0", home / "gigatoken-0") if has("gigatoken") else None
+    different = (
+        count_different(*(home / f"{corpus.stem}-{name}-0" for name in [*calls][1:])) if has("gigatoken") else None
+    )
     return {**facts, "different_ids": different, "mb_per_second": found, "medians": medians, "ratios": ratios}
 
 
@@ -156,10 +169,7 @@ def count_different(one: Path, other: Path) -> int:
 def memory(home: Path, sizes: tuple[int, ...] = MEGABYTES) -> dict:
     runs = []
     for megabytes in sizes:
-        corpus = home / f"generated-{megabytes}.jsonl"
-        with corpus.open("w") as lines:
-            for text in documents(megabytes):
-                lines.write(json.dumps({"text": text}) + "\n")
+        corpus = write_generated(home, megabytes)
         folder = home / f"prepared-{megabytes}"
         figures, peak = call("ours", str(corpus), "train", str(folder), "--pack", "true", "--deduplicate", "exact")
         first, _ = call("first_batch", str(folder))
@@ -213,7 +223,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=["throughput", "memory", "packing", "large"],
+        choices=["throughput", "generated", "memory", "packing", "large"],
         help="run only these parts and keep the rest of --out",
     )
     parser.add_argument("--call", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -228,6 +238,7 @@ def main() -> None:
         home = Path(folder)
         parts = {
             "throughput": lambda: throughput(home, options.rounds),
+            "generated": lambda: throughput(home, 1, MEGABYTES[-1]),
             "memory": lambda: memory(home),
             "packing": lambda: packed_and_padded(home),
             "large": lambda: memory(home, (LARGE,))["runs"][0],

@@ -75,7 +75,7 @@ def test_an_error_of_the_tokenizer_is_raised_at_its_documents(monkeypatch):
             raise ValueError("cannot encode")
         return encode_bytes(batch)
 
-    parts = encode_documents(TEXTS, encode_batch, 0)
+    parts = encode_documents([*TEXTS, *TEXTS], encode_batch, 0)
     assert [len(next(parts).lengths) for _ in range(3)] == [1, 1, 1]
     with pytest.raises(ValueError, match="cannot encode"):
         next(parts)

@@ -250,4 +250,4 @@ __all__ = [
     "runs_of_texts",
     "slices",
     "words",
-    ]
+]

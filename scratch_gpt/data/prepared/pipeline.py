@@ -166,9 +166,7 @@ def clean_part(
                 changed[k] += [item.name] if texts[k] != before else []
     sizes = [len(text.encode()) for text in texts]
     if key is not None or signatures is not None:
-        texts = [
-            "" if name else learned_text(row, text_column) for name, row in zip(removed, cleaned, strict=True)
-        ]
+        texts = ["" if name else learned_text(row, text_column) for name, row in zip(removed, cleaned, strict=True)]
     columns = {column: rows.column(column) for column in rows.column_names}
     if any(changed):
         columns = {
