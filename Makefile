@@ -79,7 +79,7 @@ newest:
 	@$(NEWEST_VENV)/bin/python -m pytest $(PARALLEL)
 
 # An hour and a half on an idle machine. With a trained CHECKPOINT and an unseen TEXT, also the perplexity in int8.
-# With DEDUP_PYTHON, the interpreter of an environment with datatrove and text-dedup, also their MinHash.
+# With DEDUP_PYTHON, the interpreter of an environment with datatrove and text-dedup, also near-duplicates.
 BENCHES = training loss loop scaling plan loading main_job checkpoints tokenizers cleaning prepare lora publish
 bench: $(VENV)/.dev
 	@$(INSTALL) -e ".[bench]"
@@ -87,7 +87,7 @@ bench: $(VENV)/.dev
 		echo "== $$name"; \
 		$(BIN)/python tests/benchmarks/bench_$$name.py --out tests/benchmarks/$$name.json || exit; \
 	done
-	@$(BIN)/python tests/benchmarks/bench_near_duplicates.py $(if $(DEDUP_PYTHON),--python $(DEDUP_PYTHON))
+	@$(if $(DEDUP_PYTHON),$(BIN)/python tests/benchmarks/bench_near_duplicates.py --python $(DEDUP_PYTHON))
 	@$(BIN)/python tests/benchmarks/bench_decoding.py --out tests/benchmarks/decoding.json \
 		$(if $(CHECKPOINT),--checkpoint $(CHECKPOINT) --text $(TEXT))
 	@$(BIN)/python tests/benchmarks/targets.py

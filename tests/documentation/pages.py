@@ -17,6 +17,7 @@ sys.path[:0] = [str(REPO / "tests" / folder) for folder in ("documentation", "he
 
 import facts  # noqa: E402
 import languages  # noqa: E402
+import preparation  # noqa: E402
 import speed  # noqa: E402
 import tuning  # noqa: E402
 
@@ -77,6 +78,8 @@ PARTS = {
         speed.target_table,
         languages.languages,
         languages.pre_tokenizers,
+        preparation.filters,
+        preparation.near_duplicates,
         tuning.lora,
         tuning.loss,
         tuning.default_rates,
