@@ -36,8 +36,8 @@ def near_duplicates() -> str:
     corpus, ours = found["corpus"], found["ways"]["ours"]["parameters"]
     facts = f"""{size} MB: {corpus["documents"]:,} passages of {corpus["words_per_document"]} words from 24 books, with
     {corpus["planted_pairs"]:,} planted pairs. One process on one core; the threshold is {ours["threshold"]} and an
-    n-gram has {ours["ngram"]} words. Speed is text per second of processor time. The columns by similarity give the share of planted pairs of which a text is
-    removed. Pairs below the threshold should stay."""
+    n-gram has {ours["ngram"]} words. Speed is text per second of processor time. The columns by similarity give the
+    share of planted pairs of which a text is removed. Pairs below the threshold should stay."""
     head = f"| | MB per second | peak memory | {' | '.join(ranges)} | other rows removed |"
     return f"{lines(facts)}\n\n{table(head, rows)}"
 
