@@ -43,6 +43,7 @@ class ClassifyRun(Run):
     """Classification."""
 
     COMMON = ("text_column", "label_column", "predict")
+    MIN_STEPS = 1000
 
     output_dir: str = option(
         "runs/classify", "Folder of the run; one that holds files is refused without --overwrite."

@@ -36,6 +36,7 @@ class InstructRun(Run):
     """Instruction tuning."""
 
     COMMON = ("prompt_format", "preview")
+    MIN_STEPS = 1000
     NOT_SWEPT = ("max_length", "vocab_size")  # rows without room for an answer are dropped
 
     output_dir: str = option(

@@ -45,7 +45,7 @@ class PreferRun(Run):
     validation_fraction: float = option(0.05, "Fraction of the rows that is held out for validation.")
     test_fraction: float = option(0.1, "Fraction of the rows that is scored before training and at the end.")
     learning_rate: float | None = option(
-        None, "Peak of the schedule; by default 5e-6 x 768 / hidden_size, with LoRA ten times as much."
+        None, "Peak of the schedule; by default 5e-6 at GPT-2's width (LoRA: 5e-5), more for narrower models."
     )
     loss_type: Literal["dpo", "ipo", "kto", "orpo", "simpo"] = option("dpo", "Loss of a preference.")
     beta: float | None = option(None, "Strength of the tie to the reference model; by default 0.1, for SimPO 2.")

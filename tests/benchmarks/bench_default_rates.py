@@ -20,7 +20,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, PartialState
 
 from scratch_gpt_training import classify, instruct, prefer, pretrain
-from scratch_gpt_training.support.run.default_rates import default_rate
+from scratch_gpt_training.support.run.defaults import default_rate
 
 
 MODULES = {"classify": classify, "instruct": instruct, "prefer": prefer, "pretrain": pretrain}
@@ -29,31 +29,25 @@ WIDTHS = {
     384: ["--max-steps", "240", "--config-overrides", "hidden_size=384,num_hidden_layers=2,num_attention_heads=6"],
 }
 TASKS = {"spam": "classify", "books": "classify", "instruct": "instruct", "prefer": "prefer"}
-GRIDS = {  # five rates of a sweep; one of each is the default at a width of 128, and another at 384
-    "full": (5e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-    "last-block": (5e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-    "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-    "prefer": (5e-6, 1e-5, 3e-5, 1e-4, 3e-4),
-}
-SEEDS = {(128, "spam", "full"): 3, (128, "books", "full"): 3}  # of the others 1
+FACTORS = (0.2, 0.5, 1, 2, 5)  # of the default rate
+SEEDS = {128: {"full": 3, "random": 3}, 384: {}}  # of the others 1
 # Changes of one default each, at the default rate.
 CHANGES = {
-    "epochs 6": ["--epochs", "6"],
-    "epochs 10": ["--epochs", "10"],
+    "epochs 3": ["--epochs", "3"],
     "batch 4": ["--batch-size", "4"],
     "batch 16": ["--batch-size", "16"],
     "no warm-up": ["--warmup-steps", "0"],
-    "warm-up a fifth": ["--warmup-steps", "70"],
+    "warm-up a fifth": ["--warmup-steps", "200"],
 }
-PASSAGES, WORDS = 40, 60  # of each book at most, and words in each
-SAVING = ["--eval-every", "1000000", "--checkpoint-every", "1000000", "--keep", "1", "--mixed-precision", "no"]
+PASSAGES, WORDS = 150, 60  # of each book at most, and words in each
+SAVING = ["--checkpoint-every", "1000000", "--keep", "1", "--mixed-precision", "no"]
 
 
 # --- Data --------------------------------------------------------------------------------------------------------
 
 
 def make_data(options) -> None:
-    """Write the books' first parts, passages of their last parts, and half of the pairs."""
+    """Write the books' first parts and passages of their last parts."""
     folder, rows = options.work / "books", []
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted((options.data / "books").glob("*.txt")):
@@ -65,8 +59,6 @@ def make_data(options) -> None:
         random.Random(0).shuffle(passages)
         rows += [{"text": passage, "label": file.stem} for passage in passages[:PASSAGES]]
     (options.work / "books.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = json.loads((options.data / "instruction-data-with-preference.json").read_text(encoding="utf-8"))
-    (options.work / "pairs.json").write_text(json.dumps(pairs[::2]))
 
 
 def task_options(options, task: str) -> list[str]:
@@ -85,7 +77,7 @@ def task_options(options, task: str) -> list[str]:
             "--answers",
             "0",
         ]
-    return ["--dataset", str(options.work / "pairs.json")]
+    return ["--dataset", str(options.data / "instruction-data-with-preference.json")]
 
 
 # --- Runs --------------------------------------------------------------------------------------------------------
@@ -129,18 +121,19 @@ def score(task: str, found: dict) -> float:
     return found["test"]["loss"] if task == "instruct" else 100 * found["test"]["accuracy"]
 
 
-def seeds_of(options, width: int, task: str, tune_kind: str) -> int:
-    seeds = SEEDS.get((width, task, "full" if tune_kind == "random" else tune_kind), 1)
-    return min(seeds, options.seeds)
+def seeds_of(options, width: int, tune_kind: str) -> int:
+    return min(SEEDS[width].get(tune_kind, 1), options.seeds)
 
 
 def sweep(options, width: int, task: str, kind: str) -> dict | None:
     """Return the figures of a sweep, and of the default rate, which is one of its rates."""
     default = default_rate(TASKS[task], kind, width, from_scratch=kind == "random").value
-    grid = (default,) if kind == "random" else GRIDS["prefer" if task == "prefer" else kind]
+    grid = (default,) if kind == "random" else [float(f"{default * factor:.3g}") for factor in FACTORS]
+    names = [re.fullmatch(rf"{width}-{task}-{kind}-([\d.e-]+\d)--\d", path.name) for path in options.work.iterdir()]
+    grid = sorted({*grid, *(float(name[1]) for name in names if name)})  # also other rates that have been tried
     figures = {}
     for rate in grid:
-        numbers = range(seeds_of(options, width, task, kind))
+        numbers = range(seeds_of(options, width, kind))
         found = [tune(options, width, task, kind, None if rate == default else rate, seed) for seed in numbers]
         found = [one for one in found if one]
         if found:

@@ -6,7 +6,7 @@ from typing import Any
 from markup import lines, table
 from targets import figures
 
-from scratch_gpt_training.support.run.default_rates import default_rate, spell_rate
+from scratch_gpt_training.support.run.defaults import default_rate, spell_rate
 
 
 def lora() -> str:

@@ -131,7 +131,9 @@ class OptimizationOptions:
     accumulation_steps: int = option(1, "Forward and backward passes per optimizer step.")
     max_steps: int | None = option(None, "Stop after N optimizer steps; 0 only evaluates.")
     epochs: float | None = option(
-        None, "Stop after N passes over the data; 3 if neither this, --max-steps nor --max-tokens is given."
+        None,
+        "Stop after N passes over the data; 3 if neither this, --max-steps nor --max-tokens is given (classify, "
+        "instruct: up to 10 until 1,000 steps).",
     )
     max_tokens: int | None = option(None, "Stop after N training tokens.")
     max_time: float | None = option(None, "Stop after N minutes of training at the latest.")
@@ -141,7 +143,8 @@ class OptimizationOptions:
     beta2: float = option(0.95, "AdamW's decay rate of squared gradients; small batches want more, such as 0.99.")
     learning_rate: float | None = option(
         None,
-        "Peak of the schedule; by default 1e-3, with --model 5e-5 x 768 / hidden_size, with LoRA ten times as much.",
+        "Peak of the schedule; by default 1e-3; with --model 5e-5 at GPT-2's width (LoRA: 5e-4), more for narrower "
+        "models.",
     )
     sweep: str | None = option(
         None,
@@ -223,6 +226,8 @@ class LaunchOptions:
 @dataclass(frozen=True)
 class Run(LaunchOptions, OutputOptions, OptimizationOptions, ModelOptions, DataOptions):
     """Options shared by all training recipes, in the groups that `--help` prints."""
+
+    MIN_STEPS = 0  # a small data set gets more epochs than 3 by default, until it has this number of steps
 
 
 MAX_COUNT, MAX_TOKENS = 10**12, 2**24  # more than any run can count, or hold in memory

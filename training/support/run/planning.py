@@ -32,6 +32,7 @@ from scratch_gpt.utils.loading import ADAPTER_CONFIG
 from scratch_gpt.utils.wording import duration, plural
 from scratch_gpt_training.support.command_line import parse_overrides
 from scratch_gpt_training.support.options import Run, dropout_changes, trains_tokenizer, vocabulary_size
+from scratch_gpt_training.support.run.defaults import EPOCHS
 from scratch_gpt_training.support.run.models import check_memory, small_preset
 
 
@@ -190,7 +191,7 @@ def count_tokens(run: Run, batch: int, tokens_per_row: int, rows: int | None) ->
     if run.max_tokens is not None:
         limits.append(math.ceil(run.max_tokens / (batch * tokens_per_row)))
     if rows is not None and (run.epochs is not None or not limits):
-        limits.append(math.ceil((run.epochs or 3) * rows / batch))
+        limits.append(math.ceil((run.epochs or EPOCHS) * rows / batch))
     return min(limits) * batch * tokens_per_row if limits else None
 
 

@@ -34,7 +34,7 @@ from scratch_gpt.utils.watchdog import watch
 from scratch_gpt_training.support.command_line import one_clear_line
 from scratch_gpt_training.support.commands import command
 from scratch_gpt_training.support.options import Run
-from scratch_gpt_training.support.run.default_rates import describe_rate, resolve_rate
+from scratch_gpt_training.support.run.defaults import describe_rate, resolve_rate
 from scratch_gpt_training.support.run.description import describe_run
 from scratch_gpt_training.support.run.output_dir import write_run_yaml
 from scratch_gpt_training.support.run.results import (

@@ -16,6 +16,7 @@ from scratch_gpt.train.checkpoint_writer import RunStopped, name_last_good
 from scratch_gpt.utils.files import DRAFT, remove, write_text
 from scratch_gpt_training.support.command_line import one_clear_line
 from scratch_gpt_training.support.options import Run
+from scratch_gpt_training.support.run.defaults import EPOCHS
 from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
 from scratch_gpt_training.support.run.runner import close_run, run_task
 from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
@@ -30,7 +31,7 @@ def run_seeds(run: Run, build: Callable[[Any], Task]) -> None:
         with one_clear_line():
             runs = make_seed_runs(run)
             starts = [open_run(seed_run) for seed_run in runs]
-            runs = keep_rate(runs, starts)
+            runs = keep_defaults(runs, starts)
         for n, (seed_run, start) in enumerate(zip(runs, starts, strict=True)):
             begin = partial(begin_seeds, run) if n == 0 else _begin_nothing
             accelerator = run_task(seed_run, start, build, begin)
@@ -61,12 +62,17 @@ def make_seed_runs(run: Run) -> list[Run]:
     return [replace(run, seeds=1, seed=seed, output_dir=f"{run.output_dir}/seed-{seed}") for seed in numbers]
 
 
-def keep_rate(runs: list[Run], starts: Sequence[Start]) -> list[Run]:
-    """Return the runs of all seeds, with the learning rate that the first checkpoint has, if they give none."""
-    rates = [start.saved["record"]["config"]["learning_rate"] for start in starts if start is not None and start.saved]
-    if not rates or runs[0].learning_rate is not None:
+def keep_defaults(runs: list[Run], starts: Sequence[Start]) -> list[Run]:
+    """Return the runs of all seeds; if they give no learning rate or epochs, with those of the first checkpoint."""
+    begun = [start.saved["record"]["config"] for start in starts if start is not None and start.saved]
+    if not begun:
         return runs
-    return [replace(run, learning_rate=rates[0]) for run in runs]
+    kept: dict[str, Any] = {}
+    if runs[0].learning_rate is None:
+        kept["learning_rate"] = begun[0]["learning_rate"]
+    if runs[0].epochs is runs[0].max_steps is runs[0].max_tokens is None:
+        kept["epochs"] = begun[0]["epochs"] or EPOCHS
+    return [replace(run, **kept) for run in runs]
 
 
 def begin_seeds(run: Run, accelerator: Accelerator) -> None:

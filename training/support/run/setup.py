@@ -43,12 +43,10 @@ from scratch_gpt.utils.files import remove, remove_files
 from scratch_gpt.utils.foreign import read_json
 from scratch_gpt.utils.locks import hold
 from scratch_gpt_training.support.options import Run
+from scratch_gpt_training.support.run.defaults import EPOCHS, default_epochs
 from scratch_gpt_training.support.run.output_dir import check_output_dir, check_writable
 from scratch_gpt_training.support.run.resuming import check_record, check_same_run, make_record, resolve_split
 from scratch_gpt_training.support.run.task import Start, Task
-
-
-DEFAULT_EPOCHS = 3  # without any limit
 
 
 def open_run(run: Run) -> Start:
@@ -163,12 +161,12 @@ def start_accelerator(run: Run, start: Start) -> Accelerator:
 def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tuple[TrainingSettings, int]:
     """Return the loop's settings and the number of steps."""
     batch_size, accumulation_steps = resolve_split(run, start.saved, processes)
-    no_limit = run.epochs is run.max_steps is run.max_tokens is None
+    rows = None if run.streaming else len(task.rows["train"])
     settings = TrainingSettings(
         batch_size=batch_size,
         accumulation_steps=accumulation_steps,
         max_steps=run.max_steps,
-        epochs=DEFAULT_EPOCHS if no_limit and not run.streaming else run.epochs,
+        epochs=resolve_epochs(run, start.saved, rows, batch_size * accumulation_steps * processes),
         max_tokens=run.max_tokens,
         max_seconds=None if run.max_time is None else 60 * run.max_time,
         max_grad_norm=run.max_grad_norm or None,
@@ -183,13 +181,27 @@ def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tupl
         workers=run.workers,
         seed=run.seed,
     )
-    rows = None if run.streaming else len(task.rows["train"])
     steps = planned_steps(settings, rows, processes, task.tokens_per_row)
     if settings.eval_every is None:
         settings = replace(settings, eval_every=max(1, math.ceil(steps / count_evaluations(steps))))
     if settings.checkpoint_every is None:
         settings = replace(settings, checkpoint_every=max(1, math.ceil(steps / 10)))
     return settings, steps
+
+
+def resolve_epochs(run: Run, saved: dict[str, Any] | None, rows: int | None, batch: int) -> float | None:
+    """Return the epochs of a run: its own, those of the checkpoint that it resumes, or the default without any limit.
+
+    Args:
+        saved: the state of the checkpoint. A run that is older than the rule for small data sets has none recorded.
+        rows: rows of an epoch; None for a stream.
+        batch: rows of an optimizer step.
+    """
+    if rows is None or not (run.epochs is run.max_steps is run.max_tokens is None):
+        return run.epochs
+    if saved is not None:
+        return saved["record"]["config"]["epochs"] or EPOCHS
+    return default_epochs(rows, batch, run.MIN_STEPS)
 
 
 def count_evaluations(steps: int) -> int:
@@ -209,7 +221,7 @@ def compare(
     Raises:
         ValueError: a change that is not allowed.
     """
-    record = make_record(run, task.model.config.to_dict(), task.facts, accelerator)
+    record = make_record(replace(run, epochs=settings.epochs), task.model.config.to_dict(), task.facts, accelerator)
     record = json.loads(json.dumps(record))  # as it will be read back
     step = None if start.saved is None else start.saved["progress"]["step"]
     check_same_run(gather_object([{**record, "resume": {"step": step}}]))

@@ -1,17 +1,24 @@
-"""Choose the peak learning rate of a run that gives none, and say why. Not a recipe itself.
+"""Choose the peak learning rate and the epochs of a run that gives none. Not a recipe itself.
 
-The rates of pretrained models are those for GPT-2, whose hidden size is 768. With Adam, the best rate of a hidden
-matrix is proportional to 1 / width (Yang et al. 2022, "Tensor Programs V", https://arxiv.org/abs/2203.03466), so other
-widths get a scaled rate.
+The rates of pretrained models are those for GPT-2, whose hidden size is 768. Wider models get lower rates: with Adam,
+the best rate of a hidden matrix is proportional to 1 / width (Yang et al. 2022, "Tensor Programs V",
+https://arxiv.org/abs/2203.03466). Narrower models were trained on less text than GPT-2, and need higher rates than
+this rule gives. Theirs come from a sweep (training/docs/finetune.md).
 """
 
+import math
 from typing import NamedTuple
+
+import numpy as np
 
 from scratch_gpt_training.support.options import Run
 
 
 GPT2_WIDTH = 768
-SMALLEST_WIDTH = 64  # narrower models get the rate of this width
+FACTORS = {  # width: its rate / GPT-2's; narrower models get the first
+    "full": {128: 14.7, 384: 6, GPT2_WIDTH: 1},
+    "lora": {128: 7.35, GPT2_WIDTH: 1},
+}
 FROM_SCRATCH = 1e-3  # of random weights, at every width
 FULL, LORA = 5e-5, 5e-4  # of a pretrained model at GPT-2's width; FULL is also for its last blocks or its head alone
 RATES = {  # task: rates at GPT-2's width
@@ -20,6 +27,7 @@ RATES = {  # task: rates at GPT-2's width
     "instruct": {"full": FULL, "lora": LORA},
     "prefer": {"full": FULL / 10, "lora": LORA / 10},
 }
+EPOCHS, MOST_EPOCHS = 3, 10  # without any limit; small data sets get more than 3 in some recipes
 
 
 class Rate(NamedTuple):
@@ -39,18 +47,21 @@ def default_rate(task: str, tune: str, hidden_size: int, from_scratch: bool) -> 
 
     Example:
         >>> default_rate("classify", "full", hidden_size=128, from_scratch=False)
-        Rate(value=0.0003, reason="5e-5 at GPT-2's width of 768, scaled to 128")
+        Rate(value=0.000735, reason="5e-5 at GPT-2's width of 768, adapted to 128")
     """
     if from_scratch:
         return Rate(FROM_SCRATCH, "the default of a new model")
-    rate = RATES[task]["lora" if tune == "lora" else "full"]
+    kind = "lora" if tune == "lora" else "full"
+    rate = RATES[task][kind]
     if hidden_size == GPT2_WIDTH:
         return Rate(rate, f"the default at GPT-2's width of {GPT2_WIDTH}")
-    width = max(hidden_size, SMALLEST_WIDTH)
-    reason = f"{spell_rate(rate)} at GPT-2's width of {GPT2_WIDTH}, scaled to {hidden_size}"
-    if width != hidden_size:
-        reason = f"{reason}, limited to the rate of width {width}"
-    return Rate(float(f"{rate * GPT2_WIDTH / width:.3g}"), reason)
+    if hidden_size > GPT2_WIDTH:
+        factor = GPT2_WIDTH / hidden_size
+    else:  # a straight line between the logarithms
+        widths, factors = np.log([*FACTORS[kind]]), np.log([*FACTORS[kind].values()])
+        factor = math.exp(np.interp(math.log(hidden_size), widths, factors))
+    reason = f"{spell_rate(rate)} at GPT-2's width of {GPT2_WIDTH}, adapted to {hidden_size}"
+    return Rate(float(f"{rate * factor:.3g}"), reason)
 
 
 def resolve_rate(run: Run, task: str, hidden_size: int, record: dict | None) -> Rate:
@@ -83,3 +94,15 @@ def spell_rate(rate: float) -> str:
 def describe_rate(rate: Rate) -> str:
     """Return the line that a run prints."""
     return f"Learning rate {spell_rate(rate.value)}: {rate.reason}."
+
+
+def default_epochs(rows: int, batch: int, min_steps: int) -> int:
+    """Return the default number of epochs: 3, or as many as take `min_steps` steps, at most 10.
+
+    Args:
+        batch: rows of an optimizer step.
+
+    >>> [default_epochs(rows, batch=8, min_steps=1000) for rows in (500, 2000, 10_000)]
+    [10, 4, 3]
+    """
+    return min(MOST_EPOCHS, max(EPOCHS, math.ceil(min_steps * batch / rows)))
