@@ -105,4 +105,4 @@ def default_epochs(rows: int, batch: int, min_steps: int) -> int:
     >>> [default_epochs(rows, batch=8, min_steps=1000) for rows in (500, 2000, 10_000)]
     [10, 4, 3]
     """
-    return min(MOST_EPOCHS, max(EPOCHS, math.ceil(min_steps * batch / rows)))
+    return min(MOST_EPOCHS, max(EPOCHS, math.ceil(min_steps * batch / max(1, rows))))
