@@ -1,6 +1,6 @@
 """Filter rows part by part, marking removed rows; an interrupted run resumes from the parts that are complete.
 
-    clean      apply the filters to each row in turn, and compute the keys that identify duplicates
+    clean      apply the filters in turn, and compute the keys that identify duplicates
     select     keep track of the remaining rows and of the number that each filter removed
     change     apply a stage in which a row depends on earlier rows
 
