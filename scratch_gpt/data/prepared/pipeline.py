@@ -160,7 +160,7 @@ def clean_part(
                 if reason is not None:
                     removed[k], reasons[k], cleaned[k], texts[k] = item.name, reason, originals[k], ""
         if item.change is not None:
-            for k in left:
+            for k in (k for k in left if removed[k] is None):
                 cleaned[k] = with_texts(cleaned[k], item.change)
                 before, texts[k] = texts[k], "\n".join(texts_of(cleaned[k]))
                 changed[k] += [item.name] if texts[k] != before else []
