@@ -18,6 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 
+LOADED_BYTES = 2**26  # of text; then the tokenizer is loaded again, because it keeps the ids of every word it has seen
+
+
 def send(stream: BinaryIO, header: dict[str, Any], *contents: bytes | memoryview) -> None:
     """Write a header and byte strings."""
     stream.write(json.dumps({**header, "sizes": [len(content) for content in contents]}).encode() + b"\n")
@@ -54,9 +57,12 @@ def answer(request: dict[str, Any], contents: list[bytes], state: dict[str, Any]
     from gigatoken import gigatoken_rs  # pyright: ignore[reportMissingImports] (an extra)
 
     if request["do"] == "load":
-        state["tokenizer"] = gigatoken_rs.load_hf_json(contents[0])
+        state |= {"content": contents[0], "tokenizer": gigatoken_rs.load_hf_json(contents[0]), "encoded": 0}
         return []
     if request["do"] == "encode":
+        if state["encoded"] > LOADED_BYTES:
+            state |= {"tokenizer": gigatoken_rs.load_hf_json(state["content"]), "encoded": 0}
+        state["encoded"] += len(contents[1])
         return [*join([state["tokenizer"].encode(text) for text in split(*contents)])]
     _, merges = gigatoken_rs.train_bpe(contents[0], request["vocab_size"], [], separator=b"\xff")
     return [*join([part for pair in merges for part in pair])]

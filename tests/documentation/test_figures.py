@@ -23,11 +23,12 @@ def test_figures_equal_those_of_the_files_they_name():
 
 def test_figures_of_preparing_data_equal_those_of_the_files():
     made, tokenizers, cleaning = figures("prepare"), figures("tokenizers"), figures("cleaning")
-    speed, packing = made["throughput"], made["packing"]
-    for encoder in ("gigatoken", "tokenizers"):
-        figures_of = f"{speed['medians'][encoder]:.2f} MB/s, {speed['ratios'][encoder]:.2f} times run_clm's"
-        assert f"{encoder}: {figures_of}" in WORDS
-    assert speed["different_ids"] == 0 and f"{speed['tokens']:,} ids, none different" in WORDS
+    packing = made["packing"]
+    for speed in (made["throughput"], made["generated"]):
+        for encoder in ("gigatoken", "tokenizers"):
+            figures_of = f"{speed['medians'][encoder]:.2f} MB/s, {speed['ratios'][encoder]:.2f} times run_clm's"
+            assert f"{encoder}: {figures_of}" in WORDS
+        assert speed["different_ids"] == 0 and f"{speed['tokens']:,} ids, none different" in WORDS
     for size, trainer in tokenizers["trainers"].items():
         ratios = trainer["ratios"]
         text = f"{int(size):,} tokens: {ratios['seconds']:.2f} times the time, {ratios['bytes']:.2f} times the memory"

@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 
-from scratch_gpt.tokenization import encoders, training
+from scratch_gpt.tokenization import encoders, fast_worker, training
 from scratch_gpt.tokenization.encoders import Encoder, Worker, WorkerStopped, unusual_first
 from scratch_gpt.tokenization.tokenizer import END_OF_TEXT, encode_batch
 from scratch_gpt.tokenization.training import Sample, sample_texts, train_tokenizer
@@ -199,3 +199,15 @@ def test_gigatoken_trains_where_it_is_faster(monkeypatch):
     assert training._fast_merges(sample, 2, 5000) is None  # so many pairs do not occur twice
     assert training._fast_merges(Sample([b"ab"], 2, 2), 1, 258) is None  # nor can two bytes give two merges
     assert np.array_equal(training._letters_of_bytes()[33:126], [chr(byte) for byte in range(33, 126)])
+
+
+@fast
+def test_the_worker_loads_the_tokenizer_again_because_it_keeps_every_word(tokenizer, monkeypatch):
+    monkeypatch.setattr(fast_worker, "LOADED_BYTES", 1000)
+    state, loaded = {}, []
+    fast_worker.answer({"do": "load"}, [encoders.reduced_tokenizer(tokenizer)], state)
+    for text in TEXTS:
+        _, ids = fast_worker.answer({"do": "encode"}, [*fast_worker.join([text.encode()])], state)
+        assert np.frombuffer(ids, dtype=np.uint32).tolist() == encode_batch(tokenizer, [text])[0]
+        loaded.append(state["tokenizer"])
+    assert len({*map(id, loaded)}) == 2  # again after the first text, which is long
