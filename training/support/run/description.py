@@ -6,6 +6,7 @@ from scratch_gpt.finetuning.trainable import count_parameters, trainable_line
 from scratch_gpt.train.loop import TrainingSettings
 from scratch_gpt.utils.wording import plural
 from scratch_gpt_training.support.options import Run
+from scratch_gpt_training.support.run.defaults import EPOCHS
 from scratch_gpt_training.support.run.task import Task
 
 
@@ -31,6 +32,8 @@ def describe_run(run: Run, task: Task, settings: TrainingSettings, steps: int, a
         f"Training: {plural(steps, 'step')}, {plural(rows, 'row')} each; at most {tokens:,.0f} tokens; "
         f"seed {run.seed}."
     )
+    if run.epochs is None and settings.epochs is not None and settings.epochs > EPOCHS:
+        lines.append(f"Epochs: {settings.epochs:g}, because {EPOCHS} have fewer than {run.MIN_STEPS:,} steps.")
     return "\n".join(lines)
 
 

@@ -4,12 +4,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from tiny import tiny_gpt2
 from tiny_run import run_recipe
 
 from scratch_gpt.runs.folder import read_metrics
 from scratch_gpt.tokenization.training import train_tokenizer
+from scratch_gpt.train.settings import TrainingSettings
 from scratch_gpt_training import classify, pretrain
 from scratch_gpt_training.support.run import seeds, setup
 from scratch_gpt_training.support.run.defaults import (
@@ -18,6 +20,7 @@ from scratch_gpt_training.support.run.defaults import (
     describe_rate,
     resolve_rate,
 )
+from scratch_gpt_training.support.run.description import describe_run
 
 
 KINDS = ("full", "last-block", "last-2-blocks", "head", "lora")
@@ -81,6 +84,16 @@ def test_small_data_sets_get_more_epochs_in_some_recipes():
     for limit in ({"epochs": 1.5}, {"max_steps": 4}, {"max_tokens": 9}):
         assert setup.resolve_epochs(replace(run, **limit), None, 800, 8) == limit.get("epochs")
     assert setup.resolve_epochs(pretrain.PretrainRun(streaming=True, max_steps=5), None, None, 8) is None
+
+
+def test_the_run_says_why_it_has_more_epochs():
+    task = SimpleNamespace(model=tiny_gpt2(vocab_size=280), tokens_per_row=8.0, description=[])
+    accelerator = SimpleNamespace(num_processes=1, mixed_precision="no", device=torch.device("cpu"))
+    settings = TrainingSettings(batch_size=8, epochs=10)
+    text = describe_run(classify.ClassifyRun(), task, settings, 100, accelerator)
+    assert text.endswith("\nEpochs: 10, because 3 have fewer than 1,000 steps.")
+    assert "Epochs" not in describe_run(classify.ClassifyRun(epochs=10), task, settings, 100, accelerator)
+    assert "Epochs" not in describe_run(pretrain.PretrainRun(), task, replace(settings, epochs=3), 100, accelerator)
 
 
 def test_a_resumed_run_keeps_its_epochs():
