@@ -136,12 +136,12 @@ class Encoder:
         self._content = reduced_tokenizer(self.tokenizer)
         if self._content is None:
             return "tokenizers"
-        self._worker, self._owner = Worker(), os.getpid()  # it starts while the sample is read
-        sample = unusual_first([] if self._sample is None else self._sample(), self.tokenizer.all_special_tokens)
-        with ThreadPoolExecutor(1, "tokenizers") as pool:
+        with ThreadPoolExecutor(1, "start") as pool:
+            starting = pool.submit(self._start)
+            sample = unusual_first([] if self._sample is None else self._sample(), self.tokenizer.all_special_tokens)
             call = pool.submit(encode_batch, self.tokenizer, sample)
             try:
-                self._worker.ask({"do": "load"}, self._content)
+                starting.result()
                 given = self._encode(sample)
             except (WorkerStopped, UnicodeEncodeError):  # gigatoken cannot do this tokenizer, or no library a text
                 return "tokenizers"
@@ -169,9 +169,12 @@ class Encoder:
 
     def _ask(self, request: dict[str, Any], *contents: bytes) -> list[bytes]:
         if self._worker is None or self._owner != os.getpid():  # a forked process must not share the pipes
-            self._worker, self._owner = Worker(), os.getpid()
-            self._worker.ask({"do": "load"}, cast(bytes, self._content))
-        return self._worker.ask(request, *contents)
+            self._start()
+        return cast(Worker, self._worker).ask(request, *contents)
+
+    def _start(self) -> None:
+        self._worker, self._owner = Worker(), os.getpid()
+        self._worker.ask({"do": "load"}, cast(bytes, self._content))
 
 
 def check_encoder(name: str) -> None:

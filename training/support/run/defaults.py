@@ -106,3 +106,26 @@ def default_epochs(rows: int, batch: int, min_steps: int) -> int:
     [10, 4, 3]
     """
     return min(MOST_EPOCHS, max(EPOCHS, math.ceil(min_steps * batch / max(1, rows))))
+
+
+def resolve_epochs(run: Run, rows: int | None, batch: int, record: dict | None) -> float | None:
+    """Return the epochs of a run: its own, those of the checkpoint that it resumes, or the default without any limit.
+
+    Args:
+        rows: rows of an epoch; None for a stream.
+        batch: rows of an optimizer step.
+        record: what the checkpoint has recorded about its run; None without a checkpoint.
+    """
+    if rows is None or has_limit(run):
+        return run.epochs
+    return default_epochs(rows, batch, run.MIN_STEPS) if record is None else recorded_epochs(record)
+
+
+def has_limit(run: Run) -> bool:
+    """Return whether a run says how long it trains."""
+    return (run.epochs, run.max_steps, run.max_tokens) != (None, None, None)
+
+
+def recorded_epochs(record: dict) -> float:
+    """Return the epochs of a checkpoint without any limit; before small data sets got more, they were not recorded."""
+    return record["config"]["epochs"] or EPOCHS

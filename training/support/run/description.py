@@ -32,7 +32,7 @@ def describe_run(run: Run, task: Task, settings: TrainingSettings, steps: int, a
         f"Training: {plural(steps, 'step')}, {plural(rows, 'row')} each; at most {tokens:,.0f} tokens; "
         f"seed {run.seed}."
     )
-    if run.epochs is None and settings.epochs is not None and settings.epochs > EPOCHS:
+    if run.epochs is None and (settings.epochs or 0) > EPOCHS:
         lines.append(f"Epochs: {settings.epochs:g}, because {EPOCHS} have fewer than {run.MIN_STEPS:,} steps.")
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from scratch_gpt.train.checkpoint_writer import RunStopped, name_last_good
 from scratch_gpt.utils.files import DRAFT, remove, write_text
 from scratch_gpt_training.support.command_line import one_clear_line
 from scratch_gpt_training.support.options import Run
-from scratch_gpt_training.support.run.defaults import EPOCHS
+from scratch_gpt_training.support.run.defaults import has_limit, recorded_epochs
 from scratch_gpt_training.support.run.output_dir import check_output_dir, write_run_yaml
 from scratch_gpt_training.support.run.runner import close_run, run_task
 from scratch_gpt_training.support.run.setup import clear, hold_output, open_run
@@ -64,14 +64,14 @@ def make_seed_runs(run: Run) -> list[Run]:
 
 def keep_defaults(runs: list[Run], starts: Sequence[Start]) -> list[Run]:
     """Return the runs of all seeds; if they give no learning rate or epochs, with those of the first checkpoint."""
-    begun = [start.saved["record"]["config"] for start in starts if start is not None and start.saved]
+    begun = [start.saved["record"] for start in starts if start is not None and start.saved]
     if not begun:
         return runs
     kept: dict[str, Any] = {}
     if runs[0].learning_rate is None:
-        kept["learning_rate"] = begun[0]["learning_rate"]
-    if runs[0].epochs is runs[0].max_steps is runs[0].max_tokens is None:
-        kept["epochs"] = begun[0]["epochs"] or EPOCHS
+        kept["learning_rate"] = begun[0]["config"]["learning_rate"]
+    if not has_limit(runs[0]):
+        kept["epochs"] = recorded_epochs(begun[0])
     return [replace(run, **kept) for run in runs]
 
 

@@ -43,7 +43,7 @@ from scratch_gpt.utils.files import remove, remove_files
 from scratch_gpt.utils.foreign import read_json
 from scratch_gpt.utils.locks import hold
 from scratch_gpt_training.support.options import Run
-from scratch_gpt_training.support.run.defaults import EPOCHS, default_epochs
+from scratch_gpt_training.support.run.defaults import resolve_epochs
 from scratch_gpt_training.support.run.output_dir import check_output_dir, check_writable
 from scratch_gpt_training.support.run.resuming import check_record, check_same_run, make_record, resolve_split
 from scratch_gpt_training.support.run.task import Start, Task
@@ -162,11 +162,12 @@ def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tupl
     """Return the loop's settings and the number of steps."""
     batch_size, accumulation_steps = resolve_split(run, start.saved, processes)
     rows = None if run.streaming else len(task.rows["train"])
+    record = None if start.saved is None else start.saved["record"]
     settings = TrainingSettings(
         batch_size=batch_size,
         accumulation_steps=accumulation_steps,
         max_steps=run.max_steps,
-        epochs=resolve_epochs(run, start.saved, rows, batch_size * accumulation_steps * processes),
+        epochs=resolve_epochs(run, rows, batch_size * accumulation_steps * processes, record),
         max_tokens=run.max_tokens,
         max_seconds=None if run.max_time is None else 60 * run.max_time,
         max_grad_norm=run.max_grad_norm or None,
@@ -187,21 +188,6 @@ def resolve_settings(run: Run, start: Start, task: Task, processes: int) -> tupl
     if settings.checkpoint_every is None:
         settings = replace(settings, checkpoint_every=max(1, math.ceil(steps / 10)))
     return settings, steps
-
-
-def resolve_epochs(run: Run, saved: dict[str, Any] | None, rows: int | None, batch: int) -> float | None:
-    """Return the epochs of a run: its own, those of the checkpoint that it resumes, or the default without any limit.
-
-    Args:
-        saved: the state of the checkpoint. A run that is older than the rule for small data sets has none recorded.
-        rows: rows of an epoch; None for a stream.
-        batch: rows of an optimizer step.
-    """
-    if rows is None or not (run.epochs is run.max_steps is run.max_tokens is None):
-        return run.epochs
-    if saved is not None:
-        return saved["record"]["config"]["epochs"] or EPOCHS
-    return default_epochs(rows, batch, run.MIN_STEPS)
 
 
 def count_evaluations(steps: int) -> int:

@@ -18,6 +18,7 @@ from scratch_gpt_training.support.run.defaults import (
     Rate,
     default_rate,
     describe_rate,
+    resolve_epochs,
     resolve_rate,
 )
 from scratch_gpt_training.support.run.description import describe_run
@@ -79,11 +80,11 @@ def test_seeds_that_are_not_begun_get_the_rate_of_the_others():
 
 def test_small_data_sets_get_more_epochs_in_some_recipes():
     run = classify.ClassifyRun()
-    assert [setup.resolve_epochs(run, None, rows, 8) for rows in (800, 2000, 8000)] == [10, 4, 3]
-    assert setup.resolve_epochs(pretrain.PretrainRun(), None, 800, 8) == 3
+    assert [resolve_epochs(run, rows, 8, None) for rows in (800, 2000, 8000)] == [10, 4, 3]
+    assert resolve_epochs(pretrain.PretrainRun(), 800, 8, None) == 3
     for limit in ({"epochs": 1.5}, {"max_steps": 4}, {"max_tokens": 9}):
-        assert setup.resolve_epochs(replace(run, **limit), None, 800, 8) == limit.get("epochs")
-    assert setup.resolve_epochs(pretrain.PretrainRun(streaming=True, max_steps=5), None, None, 8) is None
+        assert resolve_epochs(replace(run, **limit), 800, 8, None) == limit.get("epochs")
+    assert resolve_epochs(pretrain.PretrainRun(streaming=True, max_steps=5), None, 8, None) is None
 
 
 def test_the_run_says_why_it_has_more_epochs():
@@ -98,11 +99,11 @@ def test_the_run_says_why_it_has_more_epochs():
 
 def test_a_resumed_run_keeps_its_epochs():
     run = classify.ClassifyRun()
-    saved = {"record": {"config": {"epochs": 7}}}
-    assert setup.resolve_epochs(run, saved, 800, 8) == 7
-    assert setup.resolve_epochs(replace(run, epochs=2), saved, 800, 8) == 2
-    saved["record"]["config"]["epochs"] = None  # before small data sets got more
-    assert setup.resolve_epochs(run, saved, 800, 8) == 3
+    record = {"config": {"epochs": 7}}
+    assert resolve_epochs(run, 800, 8, record) == 7
+    assert resolve_epochs(replace(run, epochs=2), 800, 8, record) == 2
+    record["config"]["epochs"] = None  # before small data sets got more
+    assert resolve_epochs(run, 800, 8, record) == 3
 
 
 def test_a_run_records_its_rate_and_an_older_one_resumes_at_its_own(tmp_path, capsys, monkeypatch):
